@@ -1,0 +1,164 @@
+"""The contract between an algorithm and the engine: a Batch of ragged scored tokens in, unreduced Terms out.
+
+Shape letters: T scored tokens, B sequences, E examples of one micro-batch. Prompt tokens and padding never appear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from align.core.data.examples import Example
+from align.schemas.base import Config
+from align.schemas.records import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a loss sees of one micro-batch.
+
+    logp_T       log-probability of each scored token under the policy; carries gradient
+    sequence_T   which sequence each scored token belongs to, in [0, B)
+    position_T   its place among its sequence's scored tokens, from 0
+    example_B    which example each sequence belongs to, in [0, E)
+    role_B       index into ``roles`` (``chosen``, ``rejected``, ...)
+    columns      per-example numbers [E] (``margin``, ``label``, ...)
+    ref_logp_T   the same tokens under the reference, or None; no gradient
+    score_B      the reward head's score of each sequence, or None; carries gradient
+    entropy_T, correct_T, logit_T   entropy, whether the token was the likeliest, mean logit over the vocabulary;
+                 no gradient, for metrics
+    step         what ``Algorithm.statistics`` found over the whole optimizer step (means), empty without it
+    """
+
+    logp_T: Tensor
+    sequence_T: Tensor
+    position_T: Tensor
+    example_B: Tensor
+    role_B: Tensor
+    roles: tuple[str, ...]
+    examples: int
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    ref_logp_T: Tensor | None = None
+    score_B: Tensor | None = None
+    entropy_T: Tensor | None = None
+    correct_T: Tensor | None = None
+    logit_T: Tensor | None = None
+    step: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> int:
+        """B."""
+        return self.example_B.numel()
+
+    def sum_per_sequence(self, x_T: Tensor) -> Tensor:
+        """Sum over each sequence's scored tokens: [T] -> [B]."""
+        return x_T.new_zeros(self.sequences).index_add(0, self.sequence_T, x_T)
+
+    @property
+    def length_B(self) -> Tensor:
+        """Scored tokens of each sequence, at least 1 so that it can divide: [B]."""
+        return self.sum_per_sequence(torch.ones_like(self.logp_T)).clamp(min=1)
+
+    def mean_per_sequence(self, x_T: Tensor) -> Tensor:
+        """Mean over each sequence's scored tokens: [T] -> [B]."""
+        return self.sum_per_sequence(x_T) / self.length_B
+
+    def spread(self, x_B: Tensor) -> Tensor:
+        """Give every scored token its sequence's value: [B] -> [T]."""
+        return x_B[self.sequence_T]
+
+    def of(self, role: str, x_B: Tensor) -> Tensor:
+        """The values of one role in the order of the examples: [B] -> [E].
+
+        Raises ValueError unless every example has exactly one sequence of that role.
+        """
+        mine_B = self.role_B == self.roles.index(role) if role in self.roles else torch.zeros_like(self.role_B).bool()
+        if int(mine_B.sum()) != self.examples:
+            raise ValueError(f"not every example has one {role!r} sequence")
+        return x_B.new_zeros(self.examples).index_copy(0, self.example_B[mine_B], x_B[mine_B])
+
+    def tokens_of(self, role: str, x_T: Tensor) -> Tensor:
+        """The tokens of one role's sequences: [T] -> [T']."""
+        return x_T[self.role_B[self.sequence_T] == self.roles.index(role)]
+
+
+class Term(NamedTuple):
+    """One summand of a loss, unreduced: the engine makes it ``weight * sum(values) / count over the whole step``.
+
+    per names what one value stands for: ``token``, ``sequence``, ``example``, or ``token:ROLE`` for the scored
+    tokens of one role. The count is over all micro-batches and all ranks, so gradients do not depend on the cut.
+    """
+
+    values: Tensor
+    per: str
+    weight: float = 1.0
+
+
+class Metric(NamedTuple):
+    """Something to log, reduced over the step by the same books: mean over all values, or sum, min, max."""
+
+    values: Tensor
+    reduce: Literal["mean", "sum", "min", "max"] = "mean"
+
+
+class Outcome(NamedTuple):
+    """What ``loss`` returns."""
+
+    terms: Sequence[Term]
+    metrics: Mapping[str, Metric | Tensor]
+
+
+class Algorithm:
+    """How to learn: subclass, set the class attributes, write ``loss``.
+
+    A plugin file starts with the equation as a pure function and ends with the class that feeds it.
+    """
+
+    name: ClassVar[str]
+    """What a run file calls it."""
+    paper: ClassVar[str]
+    """Where the equation comes from."""
+    learns_from: ClassVar[tuple[Kind, ...]]
+    """Kinds of records it takes."""
+    head: ClassVar[Literal["language", "reward"]] = "language"
+    """The model it trains: token log-probabilities, or one score per sequence."""
+    learning_rate: ClassVar[float]
+    """The vetted peak rate for full fine-tuning; the run file may set another."""
+    dropout: ClassVar[bool] = True
+    """Whether the model's dropout is on while training."""
+
+    class Config(Config):
+        """Settings in the run file; every field has a docstring that names its source."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether ``ref_logp_T`` is needed."""
+        return False
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether every token of a text carries loss (pretrain), or the assistant's only."""
+        return False
+
+    def loss(self, batch: Batch) -> Outcome:
+        """The loss of one micro-batch, unreduced."""
+        raise NotImplementedError
+
+    def auxiliary(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Further examples that ``statistics`` is computed on, made from all examples of one optimizer step.
+
+        Must depend on ``examples`` only (KTO's mismatched pairs). Default: none.
+        """
+        return ()
+
+    def statistics(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Values [N] over the auxiliary examples; the engine hands their means over the step to ``loss`` in
+        ``batch.step``. Runs without gradient, before the step's first micro-batch."""
+        return {}

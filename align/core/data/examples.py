@@ -1,0 +1,68 @@
+"""Tokenised data: what the step plan cuts and the collator packs. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """One token sequence. ``scored[i]`` says whether token i carries loss; token 0 never can.
+
+    role: ``text``, ``completion``, ``chosen``, ``rejected``; the algorithm's Batch tells them apart by it.
+    ref_logp: the reference's log-probability of each scored token, once computed; else None.
+    """
+
+    role: str
+    tokens: NDArray[np.int32]
+    scored: NDArray[np.bool_]
+    ref_logp: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """The unit of sampling: one or more sequences that must share a micro-batch, and numbers for the loss."""
+
+    source: str
+    """Where it came from (``train.jsonl:17``), for messages."""
+    sequences: tuple[Sequence, ...]
+    columns: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence."""
+        return tuple(len(s) for s in self.sequences)
+
+
+class Examples(Protocol):
+    """A store of tokenised examples, in memory or memory-mapped."""
+
+    fingerprint: str
+    """sha256 over content, tokenizer, template and settings: the same data, the same string."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[N] tokens of each example, all its sequences together."""
+        ...
+
+    @property
+    def sources(self) -> NDArray[np.int32]:
+        """[N] which of the mixture's sources each example came from."""
+        ...
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Mixture weight of each source."""
+        ...

@@ -1,0 +1,22 @@
+"""The pydantic base every configuration in align is built on."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Strict by default: unknown keys are errors, NaN and infinity are not numbers, values never change.
+
+    ``hide_input_in_errors`` keeps a token or a password given in the wrong place out of the message.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )

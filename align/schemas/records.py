@@ -1,0 +1,52 @@
+"""What a row means once its format has been understood. Plain data, no torch.
+
+A *row* is what a file holds (a dict with anybody's keys). A *record* is what it says: a format plugin
+turns the one into the other. Content is either a string (standard) or a list of messages (conversational).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Message = dict[str, Any]
+"""``{"role": ..., "content": ...}`` and, where used, ``tool_calls``, ``name``, ``thinking``."""
+
+Content = str | list[Message]
+
+Kind = Literal["text", "prompt", "completion", "preference", "unpaired"]
+"""What a record can teach.
+
+text        one string or one conversation, all of it (pretrain) or its assistant turns (sft)
+prompt      a prompt only (online learning)
+completion  a prompt and its answer (sft)
+preference  a prompt, a better and a worse answer, optionally by what margin (reward_model, dpo)
+unpaired    a prompt, an answer and whether it is good (kto)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One understood row. Fields that its kind does not use are None."""
+
+    kind: Kind
+    source: str
+    """Where it came from, ``train.jsonl:17``; error messages and samples quote it."""
+    text: Content | None = None
+    prompt: Content | None = None
+    completion: Content | None = None
+    chosen: Content | None = None
+    rejected: Content | None = None
+    label: bool | None = None
+    margin: float | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else in the row (``solution``, ``id``, ...), handed to rewards by name."""
+
+    @property
+    def conversational(self) -> bool:
+        """Whether the content is messages, to be rendered by a chat template."""
+        first = self.text if self.kind == "text" else self.chosen if self.prompt is None else self.prompt
+        return isinstance(first, list)

@@ -1,0 +1,248 @@
+"""The run file: what a user asks for. Pure data; plugins are named, never imported.
+
+A run is one or more stages. Top-level keys are the defaults of every stage; a stage's own keys are laid over
+them. A run without ``stages`` is one stage, named after its algorithm.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+
+from align.schemas.base import Config
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Choice(Config):
+    """A plugin by name with its settings: ``dpo``, or ``{type: dpo, beta: 0.1}``."""
+
+    type: str
+    """The plugin's name."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Everything beside ``type``; the plugin's own Config checks it."""
+
+
+def _choice(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"type": value}
+    if isinstance(value, dict) and "type" in value and "settings" not in value:
+        return {"type": value["type"], "settings": {k: v for k, v in value.items() if k != "type"}}
+    return value
+
+
+Plugin = Annotated[Choice, BeforeValidator(_choice)]
+
+
+class Adapter(Config):
+    """A low-rank adapter trained in place of the full weights (LoRA 2106.09685, DoRA 2402.09353)."""
+
+    type: Literal["lora", "dora"] = "lora"
+    """``lora``, or ``dora`` for weight-decomposed LoRA."""
+    rank: PositiveInt = 16
+    """r of the paper (TRL 1.16's default)."""
+    alpha: PositiveFloat = 32
+    """Scale: the update is multiplied by alpha / rank (TRL 1.16's default)."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Module names to adapt; ``all-linear`` is every linear layer but the head (QLoRA 2305.14314 section 4)."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Load the frozen base in 4 or 8 bits (QLoRA); needs ``pip install 'align-llm[quant]'`` and a GPU."""
+
+
+class Model(Config):
+    """Which weights to start from, and how to hold them."""
+
+    path: str
+    """A local directory, a hub id, or ``stage:NAME`` for what an earlier stage exported."""
+    revision: str | None = None
+    """A hub revision (branch, tag or commit)."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type the weights are held in. Master weights in float32 with ``train.precision: bf16-mixed`` is the safe choice."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
+    """Attention implementation; ``auto`` leaves it to transformers."""
+    adapter: Adapter | None = None
+    """Train a low-rank adapter instead of the full weights."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run model code shipped with the weights. Off unless you have read that code."""
+    chat_template: str | None = None
+    """A file holding a Jinja chat template that replaces the tokenizer's own."""
+
+
+class Source(Config):
+    """One file, directory or hub dataset, with its weight in a mixture."""
+
+    path: str
+    """A file (.jsonl .json .csv .parquet, .gz or .zst), a directory of such files, or a hub dataset id."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    subset: str | None = None
+    """Configuration name of a hub dataset."""
+    format: str = "auto"
+    """A format plugin's name; ``auto`` recognises it by the keys."""
+    weight: PositiveFloat = 1.0
+    """Share in the mixture: each epoch draws from the sources in proportion to their weights. All equal: every row once."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Rename the file's columns: ``{prompt: question}`` reads ``question`` as ``prompt``."""
+
+
+def _sources(value: Any) -> Any:
+    values = value if isinstance(value, list) else [value]
+    return [{"path": v} if isinstance(v, str) else v for v in values]
+
+
+Sources = Annotated[list[Source], BeforeValidator(_sources)]
+
+
+class Data(Config):
+    """What to learn from."""
+
+    train: Sources
+    """Training rows: a path, or a list of sources with weights."""
+    validation: Sources | None = None
+    """Held-out rows. Without it, ``validation_fraction`` of the training rows is held out."""
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of rows held out, chosen by a hash of each row's content: stable when rows are added."""
+    max_length: PositiveInt = 1024
+    """Longest sequence in tokens (TRL 1.16's default)."""
+    truncation: Literal["error", "drop", "keep_start", "keep_end", "split"] = "error"
+    """What to do with a longer one: name the rows and stop, leave them out, cut, or (text only) split into blocks."""
+    on_bad_rows: Literal["error", "skip"] = "error"
+    """Rows that cannot be read: stop before training, or skip them and keep the report in the run directory."""
+    allow: list[str] = Field(default_factory=list)
+    """Findings of the template doctor to accept, by id (``boundary-merge``); each is recorded in the manifest."""
+    stream: bool = False
+    """Read and tokenise in windows instead of all at once (pretrain); needs ``train.max_steps``."""
+    stream_window: PositiveInt = 10_000
+    """Rows in a window; each window is one epoch of the step plan."""
+    workers: PositiveInt | None = None
+    """Processes that read and tokenise; default: one per core."""
+
+
+class Optimizer(Config):
+    """AdamW (1711.05101)."""
+
+    learning_rate: PositiveFloat | None = None
+    """Peak rate. Default: the algorithm's vetted rate, ten times that with an adapter."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled decay, on matrices only (not on norms, biases)."""
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    epsilon: PositiveFloat = 1e-8
+
+
+class Schedule(Config):
+    """Learning rate over steps: linear warm-up, then a decay."""
+
+    type: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape after the warm-up (``linear`` is TRL's and transformers' default)."""
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    """Below 1: share of all steps; from 1: number of steps."""
+    floor: Fraction = 0.0
+    """The decay ends at this share of the peak rate."""
+
+
+class Train(Config):
+    """How long and in what portions."""
+
+    epochs: PositiveFloat = 1.0
+    """Passes over the data; may be a fraction."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps, whatever ``epochs`` says."""
+    batch_size: PositiveInt = 16
+    """Examples per optimizer step, over all devices: what is learned depends on it and on no other size here."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Most tokens (padding included) in one forward pass; default: fitted to the device. Changes speed and memory only."""
+    micro_batch_size: PositiveInt | None = None
+    """Most examples in one forward pass; default: as many as the tokens allow. Changes speed and memory only."""
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    """How sequences lie in a forward pass. Changes speed and memory only."""
+    clip_norm: PositiveFloat | None = 1.0
+    """Gradients are scaled down to this global norm (null: never)."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    """Lightning's precision setting."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is NaN or infinite: stop with the rows named, or leave it out and count it."""
+    max_skipped: PositiveInt = 3
+    """With ``skip``: stop after this many such steps in a row."""
+    dropout: bool | None = None
+    """Whether the model's own dropout is on. Default: off for preference and reward learning, else on."""
+
+
+class Validation(Config):
+    """Held-out evaluation while training."""
+
+    every: PositiveInt | None = None
+    """Steps between evaluations; default: at the end of each epoch. One is always made before the first step."""
+    metric: str = "loss"
+    """The held-out metric that picks the best checkpoint."""
+    mode: Literal["min", "max"] = "min"
+    """Whether lower or higher is better."""
+    patience: PositiveInt | None = None
+    """Stop early after this many evaluations without improvement (null: never)."""
+
+
+class Checkpoint(Config):
+    """What is kept for resuming."""
+
+    every: PositiveInt = 100
+    """Steps between checkpoints; one is always made at the end."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Newest ones kept (the best one beside them)."""
+
+
+class Reference(Config):
+    """The policy that a loss measures its distance to."""
+
+    type: Literal["auto", "copy", "adapter-off", "adapter-snapshot", "precomputed", "moving-average"] = "auto"
+    """``auto``: the adapter switched off where a new one is trained, a snapshot of an adapter that is trained on,
+    else log-probabilities computed once before training and kept."""
+    mixing: Fraction = 0.6
+    """moving-average only: share of the policy mixed in, alpha of TR-DPO (2404.09656)."""
+    every: PositiveInt = 512
+    """moving-average only: steps between updates, tau of TR-DPO (2404.09656)."""
+
+
+class Devices(Config):
+    """Where to run."""
+
+    strategy: Plugin = Choice(type="auto")
+    """A strategy plugin: ``auto``, ``single``, ``ddp``, ``fsdp``."""
+    count: PositiveInt | Literal["auto"] = "auto"
+    """Devices (processes) per node."""
+    nodes: PositiveInt = 1
+    """Number of nodes."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Stage(Config):
+    """One fit: a model, data, an algorithm, and how."""
+
+    name: str
+    """Names its directory, and what later stages call it."""
+    model: Model
+    data: Data
+    algorithm: Plugin
+    reference: Reference = Reference()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    validation: Validation = Validation()
+    checkpoint: Checkpoint = Checkpoint()
+    devices: Devices = Devices()
+    loggers: list[Plugin] = Field(default_factory=lambda: [Choice(type="csv")])
+    """Logger plugins: ``csv``, ``tensorboard``, ``wandb``."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Everything random follows from it."""
+
+
+class Run(Config):
+    """A whole run: its stages in order, and where they write."""
+
+    output: str
+    """The run directory. One directory, one run: a second start resumes or is refused."""
+    stages: Annotated[list[Stage], Field(min_length=1)]
