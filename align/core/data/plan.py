@@ -1,0 +1,187 @@
+"""The step plan: which examples make which optimizer step, and how a step is cut into micro-batches. Pure; no torch.
+
+What is learned follows from ``compose`` alone: seed, epoch and batch size. ``cut`` decides only where and in what
+portions it is computed, and ``denominators`` counts over the whole step, so gradients do not depend on the cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from align.core.data.examples import Example
+
+Layout = Literal["packed", "padded"]
+Indices = NDArray[np.int64]
+
+FORWARD = 64
+"""What one more forward pass costs, in tokens: splitting further must save more padding than that."""
+
+
+def compose(sources: ArrayLike, weights: Sequence[float], seed: int, epoch: int, batch_size: int) -> list[Indices]:
+    """The steps of one epoch, as arrays of example indices; the last step may be short.
+
+    sources  [N] which source each example came from; weights: one per source.
+
+    With equal weights an epoch is every example once. Otherwise it has N draws as well, shared out among the sources
+    by weight (largest remainder). Each source is an endless sequence of shuffled passes over its examples, and an
+    epoch takes the next ones: an example comes again only after all others of its source, across epochs too.
+    """
+    sources = np.asarray(sources)
+    sizes = np.bincount(sources, minlength=len(weights)) if len(sources) else np.zeros(len(weights), int)
+    drawn = [
+        np.flatnonzero(sources == source)[_stretch(int(sizes[source]), epoch * quota, quota, (seed, source))]
+        for source, quota in enumerate(_quotas(sizes, weights))
+    ]
+    order = np.concatenate([np.empty(0, np.int64), *drawn])
+    order = order[np.random.default_rng([seed, epoch, len(weights)]).permutation(len(order))]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _quotas(sizes: Indices, weights: Sequence[float]) -> list[int]:
+    """How many draws of an epoch each source gets; they add up to the number of examples."""
+    if len(set(weights)) <= 1:
+        return [int(size) for size in sizes]
+    shares = np.where(sizes > 0, np.asarray(weights, float), 0.0)
+    exact = sizes.sum() * shares / max(shares.sum(), np.finfo(float).tiny)
+    quotas = np.floor(exact).astype(int)
+    quotas[np.argsort(quotas - exact, kind="stable")[: int(sizes.sum() - quotas.sum())]] += 1
+    return [int(quota) for quota in quotas]
+
+
+def _stretch(size: int, start: int, length: int, key: tuple[int, int]) -> Indices:
+    """Items ``start ... start + length`` of an endless sequence of shuffled passes over ``range(size)``."""
+    if not length:
+        return np.empty(0, np.int64)
+    first, last = start // size, (start + length - 1) // size
+    passes = [np.random.default_rng([*key, number]).permutation(size) for number in range(first, last + 1)]
+    return np.concatenate(passes)[start - first * size :][:length]
+
+
+def cut(
+    lengths: Sequence[tuple[int, ...]],
+    world_size: int,
+    micro_tokens: int | None,
+    micro_size: int | None,
+    layout: Layout,
+) -> list[list[list[int]]]:
+    """Cut one step into ``[rank][micro-batch][position of the example in the step]``.
+
+    lengths       tokens of each sequence of each example; an example's sequences stay together
+    micro_tokens  most tokens in a micro-batch, padding included; an example longer than that gets its own
+    micro_size    most examples in a micro-batch
+
+    Every rank gets the same number of micro-batches, at least one; those at the same place cost about the same, the
+    dearest first. Where there is nothing left to share out a micro-batch is empty.
+    """
+    step = (_Packed if layout == "packed" else _Padded)(lengths, micro_size or max(1, len(lengths)))
+    tokens = sum(map(sum, lengths))
+    limit = micro_tokens or step.cost(range(len(lengths)))
+    per_rank = max(1, -(-len(step.fill(limit)) // world_size))
+    best, dearest = [[[] for _ in range(per_rank)] for _ in range(world_size)], math.inf
+    # More micro-batches mean less padding and more forward passes; no number of them does better than no padding.
+    while per_rank <= max(1, len(lengths)) and tokens / world_size + FORWARD * per_rank < dearest:
+        ranks = _deal(_level(step, per_rank * world_size, limit, tokens), step, world_size, per_rank)
+        price = max(sum(map(step.cost, rank)) for rank in ranks) + FORWARD * per_rank
+        if price < dearest:
+            best, dearest = ranks, price
+        per_rank += max(1, per_rank // 4)
+    return [[sorted(micro) for micro in rank] for rank in best]
+
+
+class _Padded:
+    """Rows as wide as their longest: neighbours in length go together."""
+
+    def __init__(self, lengths: Sequence[tuple[int, ...]], size: int) -> None:
+        self.size, self.rows = size, [len(each) for each in lengths]
+        self.width = [max(each, default=0) for each in lengths]
+        self.order = sorted(range(len(lengths)), key=lambda i: -self.width[i])
+
+    def cost(self, group: Sequence[int]) -> int:
+        """Positions computed, padding included."""
+        return sum(self.rows[i] for i in group) * max((self.width[i] for i in group), default=0)
+
+    def fill(self, limit: int) -> list[list[int]]:
+        """Every example in one group; no group dearer than the limit but those of one example."""
+        groups: list[list[int]] = []
+        rows = 0
+        for i in self.order:
+            rows += self.rows[i]
+            if groups and len(groups[-1]) < self.size and rows * self.width[groups[-1][0]] <= limit:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+                rows = self.rows[i]
+        return groups
+
+
+class _Packed:
+    """One row without padding: first fit, longest first."""
+
+    def __init__(self, lengths: Sequence[tuple[int, ...]], size: int) -> None:
+        self.size, self.tokens = size, [sum(each) for each in lengths]
+        self.order = sorted(range(len(lengths)), key=lambda i: -self.tokens[i])
+
+    def cost(self, group: Sequence[int]) -> int:
+        """Positions computed."""
+        return sum(self.tokens[i] for i in group)
+
+    def fill(self, limit: int) -> list[list[int]]:
+        """Every example in one group; no group dearer than the limit but those of one example."""
+        groups: list[list[int]] = []
+        room: list[int] = []
+        for i in self.order:
+            for group, free in enumerate(room):
+                if self.tokens[i] <= free and len(groups[group]) < self.size:
+                    groups[group].append(i)
+                    room[group] -= self.tokens[i]
+                    break
+            else:
+                groups.append([i])
+                room.append(limit - self.tokens[i])
+        return groups
+
+
+def _level(step: _Padded | _Packed, count: int, limit: int, tokens: int) -> list[list[int]]:
+    """At most ``count`` groups, the dearest of them as cheap as that allows."""
+    groups = step.fill(limit)
+    low, high = -(-tokens // count), limit
+    while low < high:
+        middle = (low + high) // 2
+        found = step.fill(middle)
+        if len(found) <= count:
+            groups, high = found, middle
+        else:
+            low = middle + 1
+    return groups
+
+
+def _deal(groups: list[list[int]], step: _Padded | _Packed, world_size: int, per_rank: int) -> list[list[list[int]]]:
+    """Groups to ranks, dearest first; of each round the dearest goes to the rank with the least so far."""
+    groups = sorted(groups, key=lambda group: -step.cost(group))
+    groups += [[] for _ in range(world_size * per_rank - len(groups))]
+    ranks: list[list[list[int]]] = [[] for _ in range(world_size)]
+    for start in range(0, len(groups), world_size):
+        least = sorted(range(world_size), key=lambda rank: sum(map(step.cost, ranks[rank])))
+        for rank, group in zip(least, groups[start : start + world_size], strict=True):
+            ranks[rank].append(group)
+    return ranks
+
+
+def denominators(examples: Sequence[Example]) -> dict[str, float]:
+    """What a step's sums are divided by: how many of each unit the whole step holds.
+
+    ``token`` scored tokens, ``sequence``, ``example``, and ``token:ROLE`` for each role that occurs.
+    """
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    counts = Counter({"token": 0, "sequence": len(sequences), "example": len(examples)})
+    for sequence in sequences:
+        scored = int(sequence.scored.sum())
+        counts["token"] += scored
+        counts[f"token:{sequence.role}"] += scored
+    return {unit: float(count) for unit, count in counts.items()}
