@@ -1,0 +1,64 @@
+"""The public face of align: all that a plugin or a notebook needs. Importing it loads no torch.
+
+Names are fetched from their homes on first use (PEP 562), so ``import align`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.core.algorithm import Algorithm as Algorithm
+    from align.core.algorithm import Batch as Batch
+    from align.core.algorithm import Metric as Metric
+    from align.core.algorithm import Outcome as Outcome
+    from align.core.algorithm import Term as Term
+    from align.core.data.examples import Example as Example
+    from align.core.data.formats import Format as Format
+    from align.core.runfile import load as load
+    from align.core.train.launch import StageResult as StageResult
+    from align.core.train.launch import train as train
+    from align.core.train.logger import Logger as Logger
+    from align.core.train.strategy import Footprint as Footprint
+    from align.core.train.strategy import Hardware as Hardware
+    from align.core.train.strategy import Strategy as Strategy
+    from align.hookspecs import Register as Register
+    from align.hookspecs import hookimpl as hookimpl
+    from align.schemas.base import Config as Config
+    from align.schemas.errors import AlignError as AlignError
+    from align.schemas.errors import Problem as Problem
+    from align.schemas.records import Record as Record
+    from align.schemas.run import Run as Run
+
+_HOMES = {
+    "hookspecs": ("Register", "hookimpl"),
+    "schemas.base": ("Config",),
+    "schemas.errors": ("AlignError", "Problem"),
+    "schemas.records": ("Record",),
+    "schemas.run": ("Run",),
+    "core.algorithm": ("Algorithm", "Batch", "Metric", "Outcome", "Term"),
+    "core.data.examples": ("Example",),
+    "core.data.formats": ("Format",),
+    "core.runfile": ("load",),
+    "core.train.launch": ("StageResult", "train"),
+    "core.train.logger": ("Logger",),
+    "core.train.strategy": ("Footprint", "Hardware", "Strategy"),
+}
+_HOME = {name: f"align.{home}" for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("align-llm")
+    if name not in _HOME:
+        raise AttributeError(f"module 'align' has no attribute {name!r}")
+    thing = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = thing  # asked once
+    return thing
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, "__version__"})

@@ -1,0 +1,34 @@
+"""The kinds of things plugins offer. A new kind is one line here and one hook in hookspecs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of plugin.
+
+    name: what messages call it. hook: where it registers. base: ``module:Class`` its classes derive from (imported
+    only when one is used), None while any class will do. functions: whether a bare function serves as well.
+    """
+
+    name: str
+    hook: str
+    base: str | None = None
+    functions: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("algorithm", "register_algorithms", base="align.core.algorithm:Algorithm"),
+        Kind("reward", "register_rewards", functions=True),
+        Kind("generator", "register_generators"),
+        Kind("format", "register_formats", base="align.core.data.formats:Format"),
+        Kind("eval", "register_evals"),
+        Kind("strategy", "register_strategies", base="align.core.train.strategy:Strategy"),
+        Kind("logger", "register_loggers", base="align.core.train.logger:Logger"),
+        Kind("rule", "register_rules"),
+    )
+}

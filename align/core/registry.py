@@ -1,0 +1,153 @@
+"""Who offers what: names to classes, one kind at a time and only when asked.
+
+The module's functions speak of the plugins installed in this process; tests make a Registry of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from align.core.hooks import SUBSET, Hooks, Plugin
+from align.core.kinds import KINDS
+from align.core.settings import configure, function_config
+from align.schemas.base import Config
+from align.schemas.errors import AlignError, did_you_mean
+from align.schemas.run import Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One registered name. target: a class, a function, or ``module:Class``, imported on first use."""
+
+    kind: str
+    name: str
+    plugin: Plugin
+    target: Any
+
+    def resolve(self) -> Any:
+        """The class or function itself.
+
+        Raises AlignError when it cannot be imported or is not what its kind asks for.
+        """
+        with self.plugin.attribute(f"cannot load its {self.kind} {self.name!r} from {self.target}"):
+            thing = _imported(self.target) if isinstance(self.target, str) else self.target
+            fault = self._fault(thing)
+        if fault:
+            raise AlignError(f"plugin {self.plugin}: its {self.kind} {self.name!r} {fault}", "mend or uninstall it")
+        return thing
+
+    def _fault(self, thing: Any) -> str:
+        kind = KINDS[self.kind]
+        if not inspect.isclass(thing):
+            return "" if kind.functions and callable(thing) else "is not a class" + " or a function" * kind.functions
+        if kind.base is not None and not issubclass(thing, _imported(kind.base)):
+            return f"does not derive from {kind.base.replace(':', '.')}"
+        if not (inspect.isclass(getattr(thing, "Config", None)) and issubclass(thing.Config, Config)):
+            return "has no nested Config that derives from align.Config"
+        return ""
+
+
+class Registry:
+    """Offers by kind and name. ``hooks`` finds the plugins and carries every call that is not a registration."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self.hooks = hooks
+        self._offers: dict[str, dict[str, list[Offer]]] = {}
+
+    def offers(self, kind: str) -> dict[str, list[Offer]]:
+        """Everything of a kind by name, without importing it; two offers of one name are a clash."""
+        if kind not in self._offers:
+            taken: dict[str, list[Offer]] = {}
+            for plugin, call in self.hooks.each(KINDS[kind].hook):
+                mine: list[Offer] = []
+                with plugin.guard(kind):
+                    call(register=functools.partial(_register, mine, kind, plugin))
+                    for offer in mine:  # all of a plugin's offers of this kind, or none
+                        taken.setdefault(offer.name, []).append(offer)
+            self._offers[kind] = dict(sorted(taken.items()))
+        return self._offers[kind]
+
+    def names(self, kind: str) -> list[str]:
+        """The names of a kind, sorted."""
+        return list(self.offers(kind))
+
+    def find(self, kind: str, name: str) -> Offer:
+        """Who offers a name, without importing it.
+
+        Raises AlignError when two plugins do, or none: then near names are given, and the plugins that are broken or
+        left out, with their reasons.
+        """
+        offers = self.offers(kind).get(name, [])
+        if len(offers) == 1:
+            return offers[0]
+        if offers:
+            raise AlignError(clash(offers), f"uninstall one, or leave it out: {SUBSET}=NAME,NAME lists those to keep")
+        hints = [did_you_mean(name, self.names(kind))]
+        for plugin in self.hooks.plugins():
+            if plugin.left_out:
+                hints.append(f"plugin {plugin} may offer it and is left out by {SUBSET}")
+            hints += [
+                f"plugin {plugin} may offer it and failed: {why}"
+                for what, why in plugin.broken.items()
+                if what in ("load", kind)
+            ]
+        raise AlignError(f"no {kind} is called {name!r}", "\n    ".join(filter(None, hints)))
+
+    def get(self, kind: str, name: str) -> Any:
+        """The class or function of that name. Raises AlignError as ``find`` does, or when it cannot be imported."""
+        return self.find(kind, name).resolve()
+
+    def build(self, kind: str, choice: Choice) -> Any:
+        """Make what a run file chose: settings checked by its Config, then given to its constructor.
+
+        A function comes back with its settings bound. Raises AlignError as ``get`` does, or for every bad setting.
+        """
+        thing = self.get(kind, choice.type)
+        config = configure(config_of(thing), choice.settings, kind)
+        if inspect.isclass(thing):
+            return thing(config)
+        return functools.partial(thing, **{name: getattr(config, name) for name in type(config).model_fields})
+
+
+def config_of(thing: Any) -> type[Config]:
+    """The settings of a plugin: a class's nested Config, or one made of a function's keyword-only arguments."""
+    config: type[Config] = thing.Config if inspect.isclass(thing) else function_config(thing)
+    return config
+
+
+def clash(offers: list[Offer]) -> str:
+    """The sentence about a name that is offered more than once."""
+    by = " and ".join(f"plugin {offer.plugin}" for offer in offers)
+    return f"{offers[0].kind} {offers[0].name!r} is offered {len(offers)} times: by {by}"
+
+
+def _imported(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+
+
+def _register(offers: list[Offer], kind: str, plugin: Plugin, thing: Any, target: str | None = None, /) -> None:
+    if isinstance(thing, str):
+        if target is None or ":" not in target:
+            raise AlignError(f"register({thing!r}) lacks its target: write register({thing!r}, 'module:Class')")
+        offers.append(Offer(kind, thing, plugin, target))
+        return
+    name = getattr(thing, "name" if inspect.isclass(thing) else "__name__", None)
+    if not isinstance(name, str):
+        raise AlignError(f"register({thing!r}) lacks a name: give the class a class attribute `name`")
+    offers.append(Offer(kind, name, plugin, thing))
+
+
+_installed = Registry(Hooks())
+hooks = _installed.hooks
+offers, names, find, get, build = (
+    _installed.offers,
+    _installed.names,
+    _installed.find,
+    _installed.get,
+    _installed.build,
+)

@@ -1,0 +1,172 @@
+"""Checking settings against a Config, strictly, and saying what is wrong in the user's terms.
+
+Values are checked as JSON in pydantic's strict mode: ``true`` is no number, ``"5"`` is no number, 2.0 is no count.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic_core import ErrorDetails, to_json
+
+from align.schemas.base import Config
+from align.schemas.errors import AlignError, Problem, did_you_mean
+
+Path = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+_WORDS = {
+    "a valid array": "a list",
+    "a valid dictionary": "a mapping",
+    "an object": "a mapping",
+    "a valid string": "text",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+}
+_SECRET = re.compile(r"secret|passw|token$|api_?key|credential", re.IGNORECASE)
+
+
+def dotted(path: Path) -> str:
+    """``('loggers', 0, 'type')`` as ``loggers[0].type``."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+
+
+def check(model: type[Model], values: Any, where: Callable[[Path], str]) -> Model:
+    """Make a model of plain values.
+
+    where: the place of a path into ``values``, in the user's terms. Raises AlignError with every problem there is.
+    """
+    try:
+        return model.model_validate_json(to_json(values), strict=True)
+    except ValidationError as error:
+        raise AlignError.gather(_problems(error.errors(include_url=False), model, values, where)) from None
+
+
+def configure(model: type[Model], settings: Mapping[str, Any], name: str) -> Model:
+    """``check`` for settings that come from Python: their place is ``name.key``."""
+    return check(model, settings, lambda path: dotted((name, *path)))
+
+
+@functools.cache
+def function_config(function: Callable[..., Any]) -> type[Config]:
+    """A Config made of a function's keyword-only arguments."""
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    annotations = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
+    # Only these are resolved: the other arguments' types may stand behind TYPE_CHECKING.
+    holder = SimpleNamespace(__annotations__=annotations)
+    types = typing.get_type_hints(holder, function.__globals__, include_extras=True)
+    fields: dict[str, Any] = {
+        p.name: (types.get(p.name, Any), ... if p.default is p.empty else p.default) for p in parameters
+    }
+    return create_model(function.__name__, __base__=Config, __module__=function.__module__, **fields)
+
+
+def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
+    """The model that a path into another leads to, or None where it leads to none or to one of several."""
+    for key in path:
+        if isinstance(key, int):
+            continue  # lists are looked through
+        if key not in model.model_fields:
+            return None
+        inner = set(_models(model.model_fields[key].annotation))
+        if len(inner) != 1:
+            return None
+        model = inner.pop()
+    return model
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models(argument)
+
+
+def _problems(
+    errors: list[ErrorDetails], model: type[BaseModel], values: Any, where: Callable[[Path], str]
+) -> Iterator[Problem]:
+    """One problem per place: the alternatives of a union fail one by one and are one mistake."""
+    by_place: dict[Path, list[ErrorDetails]] = {}
+    for error in errors:
+        by_place.setdefault(_real(error, values), []).append(error)
+    for path, found in by_place.items():
+        first, value = found[0], _value(values, path)
+        if first["type"] == "extra_forbidden":
+            owner = model_at(model, path[:-1])
+            known = owner.model_fields if owner else ()
+            yield Problem(where(path), "is not a key here", did_you_mean(str(path[-1]), known) or "remove it")
+        elif first["type"] == "missing":
+            owner = model_at(model, path[:-1])
+            about = (owner.model_fields[str(path[-1])].description or "") if owner else ""
+            yield Problem(where(path), "is missing", about)
+        elif first["type"] == "value_error":
+            yield from _said(str(first["ctx"]["error"]), model, path, where)
+        elif not any(len(other) > len(path) and other[: len(path)] == path for other in by_place):
+            wanted = " or ".join(dict.fromkeys(_wanted(error) for error in found))
+            expected = [word for error in found for word in _expected(error)]
+            near = did_you_mean(value, expected) if isinstance(value, str) else ""
+            yield Problem(where(path), f"is {_shown(path, value)}; {wanted}", near if near.startswith("did") else "")
+
+
+def _real(error: ErrorDetails, values: Any) -> Path:
+    """Where the error is in the values: pydantic's path also names the alternatives of a union."""
+    path: list[str | int] = []
+    for key in error["loc"]:
+        if (isinstance(values, dict) and key in values) or (isinstance(values, list) and isinstance(key, int)):
+            values = values[key]  # type: ignore[index]
+            path.append(key)
+    if error["type"] == "missing":
+        path.append(error["loc"][-1])
+    return tuple(path)
+
+
+def _value(values: Any, path: Path) -> Any:
+    for key in path:
+        if not isinstance(values, dict | list) or (isinstance(values, dict) and key not in values):
+            return None
+        values = values[key]  # type: ignore[index]
+    return values
+
+
+def _shown(path: Path, value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if _SECRET.search(str(path[-1]) if path else ""):
+        return "hidden here"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _wanted(error: ErrorDetails) -> str:
+    message = error["msg"].removeprefix("Input should be ")
+    for pydantic, ours in _WORDS.items():
+        message = message.replace(pydantic, ours)
+    return f"must be {message}" if error["msg"].startswith("Input should be ") else message
+
+
+def _expected(error: ErrorDetails) -> list[str]:
+    return re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
+
+
+def _said(message: str, model: type[BaseModel], path: Path, where: Callable[[Path], str]) -> Iterator[Problem]:
+    """A validator's own words: each line is a problem, at the field it begins with."""
+    owner = model_at(model, path)
+    for line in message.splitlines():
+        word, _, rest = line.partition(" ")
+        name = word.strip("`':,")
+        if owner is not None and name in owner.model_fields:
+            yield Problem(where((*path, name)), rest)
+        else:
+            yield Problem(where(path), line)

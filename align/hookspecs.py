@@ -1,0 +1,116 @@
+"""Every door a plugin may enter by, in the order they open. docs/plugins.md has an example for each.
+
+A plugin is a module (or object) named by an entry point of the group ``align``; it takes part by defining functions
+of these names under ``@align.hookimpl``. A hook may be given fewer arguments than its specification lists.
+None of these is called once per step: what happens per step is a method call on the object a plugin registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pluggy import HookimplMarker, HookspecMarker
+
+if TYPE_CHECKING:
+    import click
+    from lightning.pytorch import Callback
+
+    from align.core.train.launch import StageResult
+    from align.core.train.strategy import Footprint, Hardware
+    from align.schemas.errors import Problem
+    from align.schemas.run import Run
+
+hookspec = HookspecMarker("align")
+hookimpl = HookimplMarker("align")
+
+
+class Register(Protocol):
+    """The callback that registration hooks receive.
+
+    ``register(SimPO)`` takes a class with a ``name``, or (rewards) a function;
+    ``register("simpo", "align_simpo.loss:SimPO")`` imports the module only when the name is used.
+    """
+
+    def __call__(self, thing: Callable[..., Any] | str, target: str | None = None, /) -> None:
+        """Register one thing of the hook's kind."""
+
+
+# Registration: each is called the first time a name of its kind is asked for.
+
+
+@hookspec
+def register_commands(cli: click.Group) -> None:
+    """Add commands to ``align``; called when a command is asked for that align itself does not have."""
+
+
+@hookspec
+def register_formats(register: Register) -> None:
+    """Register row formats: subclasses of ``align.Format`` that turn a file's row into a Record."""
+
+
+@hookspec
+def register_algorithms(register: Register) -> None:
+    """Register algorithms: subclasses of ``align.Algorithm``."""
+
+
+@hookspec
+def register_rewards(register: Register) -> None:
+    """Register rewards: functions whose keyword-only arguments are their settings, or classes with a Config."""
+
+
+@hookspec
+def register_generators(register: Register) -> None:
+    """Register generators, which turn prompts into samples with their log-probabilities."""
+
+
+@hookspec
+def register_evals(register: Register) -> None:
+    """Register evaluations of a model."""
+
+
+@hookspec
+def register_strategies(register: Register) -> None:
+    """Register strategies: subclasses of ``align.Strategy`` that say how a fit lies on the devices."""
+
+
+@hookspec
+def register_loggers(register: Register) -> None:
+    """Register loggers: subclasses of ``align.Logger`` that say where metrics go."""
+
+
+@hookspec
+def register_rules(register: Register) -> None:
+    """Register rules of the advisor."""
+
+
+# Before launch
+
+
+@hookspec
+def check_run(run: Run, hardware: Hardware) -> Sequence[Problem] | None:
+    """Look the run over before anything is loaded; a Problem of level ``error`` stops the launch."""
+
+
+@hookspec(firstresult=True)
+def choose_strategy(hardware: Hardware, footprint: Footprint) -> str | None:
+    """Name the strategy for ``strategy: auto``, or None to leave it to the next plugin; align's own comes last."""
+
+
+@hookspec
+def make_callbacks(run: Run) -> Sequence[Callback] | None:
+    """Return Lightning callbacks for the fit: all of Lightning's events, made once per stage and process."""
+
+
+# Notices: a failure is logged under the plugin's name and never stops the run.
+
+
+@hookspec
+def rollouts_scored(run: Run, phase: int, rollouts: Sequence[Any]) -> None:
+    """Hear of one phase's rollouts after scoring and before they are learned from; they are not yours to change."""
+
+
+@hookspec
+def run_finished(run: Run, directory: Path, results: Sequence[StageResult]) -> None:
+    """Hear that every stage is done: the run directory, and each stage's name, directory, export and metrics."""

@@ -1,0 +1,35 @@
+"""The built-ins, entering by the door that strangers use. Names only: nothing here imports what it registers."""
+
+from __future__ import annotations
+
+from align.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_algorithms(register: Register) -> None:
+    """Algorithms that learn from data."""
+    register("sft", "align.plugins.algorithms.sft:SFT")
+    register("pretrain", "align.plugins.algorithms.pretrain:Pretrain")
+    register("reward_model", "align.plugins.algorithms.reward_model:RewardModel")
+    register("dpo", "align.plugins.algorithms.dpo:DPO")
+    register("simpo", "align.plugins.algorithms.simpo:SimPO")
+    register("orpo", "align.plugins.algorithms.orpo:ORPO")
+    register("cpo", "align.plugins.algorithms.cpo:CPO")
+    register("kto", "align.plugins.algorithms.kto:KTO")
+
+
+@hookimpl
+def register_strategies(register: Register) -> None:
+    """How a fit lies on the devices."""
+    register("auto", "align.plugins.strategies.auto:Auto")
+    register("single", "align.plugins.strategies.single:Single")
+    register("ddp", "align.plugins.strategies.ddp:DDP")
+    register("fsdp", "align.plugins.strategies.fsdp:FSDP")
+
+
+@hookimpl
+def register_loggers(register: Register) -> None:
+    """Where metrics go."""
+    register("csv", "align.plugins.loggers.csv:CSV")
+    register("tensorboard", "align.plugins.loggers.tensorboard:TensorBoard")
+    register("wandb", "align.plugins.loggers.wandb:WandB")
