@@ -1,0 +1,150 @@
+"""Direct preference optimisation and its family: prefer the better answer, without a reward model.
+
+The equations are in ``equations``; this class computes what they ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, model_validator
+from torch import Tensor
+
+from align.core.algorithm import Algorithm, Batch, Outcome, Term
+from align.core.losses import preference_metrics
+from align.plugins.algorithms.dpo.equations import DIVERGENCES, LOSSES, reads
+from align.schemas.run import Fraction
+
+Loss = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "robust",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+]
+
+
+def tail_weight_T(batch: Batch, alpha: float) -> Tensor:
+    """1 for the tokens up to the shorter answer's length, α for those beyond it. LD-DPO, 2409.06411."""
+    length_B = batch.length_B
+    shared_E = torch.minimum(batch.of("chosen", length_B), batch.of("rejected", length_B))
+    beyond_T = batch.position_T >= batch.spread(shared_E[batch.example_B])
+    return torch.ones_like(batch.logp_T).masked_fill(beyond_T, alpha)
+
+
+class DPO(Algorithm):
+    """Learns from pairs, tied to a reference.
+
+    The trust-region variant (TR-DPO, 2404.09656) is the stage's ``reference: {type: moving-average}``.
+    """
+
+    name = "dpo"
+    paper = "https://arxiv.org/abs/2305.18290"
+    learns_from = ("preference",)
+    learning_rate = 1e-6
+    """TRL 1.16's DPOConfig, and the paper's appendix B."""
+    dropout = False
+
+    class Config(Algorithm.Config):
+        """Settings of direct preference optimisation. One that the chosen loss does not read is refused."""
+
+        loss: Loss | Annotated[dict[Loss, PositiveFloat], Field(min_length=1)] = "sigmoid"
+        """One loss, or several with their weights: ``{sigmoid: 0.8, sft: 1.0}`` (MPO, 2411.10442)."""
+        beta: PositiveFloat = 0.1
+        """Strength of the tie to the reference (DPO, 2305.18290); IPO's τ. Length-normalised losses want more:
+        Tülu 3 (2411.15124) uses 5 with ``sigmoid_norm``."""
+        label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+        """Probability that a label is wrong: cDPO with ``sigmoid``, rDPO with ``robust`` (2403.00409 uses 0.1), and
+        ε of ``exo_pair`` (2402.00856 uses 0.001)."""
+        f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+        """Which divergence from the reference is held down (f-DPO, 2309.16240)."""
+        f_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
+        """α of ``alpha_divergence`` as in 2309.16240; TRL's coefficient is 1 − α (0.5 is its default)."""
+        ld_alpha: Fraction | None = None
+        """Weight of the log-probabilities beyond the shorter answer's length (LD-DPO, 2409.06411); null is 1."""
+        discopop_tau: PositiveFloat = 0.05
+        """τ of ``discopop`` (2406.08414)."""
+
+        @property
+        def weights(self) -> dict[str, float]:
+            """Losses and their weights."""
+            return {self.loss: 1.0} if isinstance(self.loss, str) else {name: w for name, w in self.loss.items()}
+
+        @model_validator(mode="after")
+        def _all_settings_read(self) -> DPO.Config:
+            for setting in sorted(self.model_fields_set - {"loss"}):
+                if not any(setting in _settings_of(name, self.f_divergence) for name in self.weights):
+                    readers = [name for name in LOSSES if setting in _settings_of(name, "alpha_divergence")]
+                    where = f"{', '.join(readers)}" + (" with f_divergence alpha_divergence" * (setting == "f_alpha"))
+                    raise ValueError(f"{setting} is not read by loss {_quoted(self.weights)}; it is read by {where}")
+            return self
+
+        @model_validator(mode="after")
+        def _possible(self) -> DPO.Config:
+            if "exo_pair" in self.weights and self.label_smoothing == 0:
+                raise ValueError("label_smoothing must be above 0 with loss 'exo_pair'; its paper uses 0.001")
+            deaf = [name for name in self.weights if name != "sft" and "f_divergence" not in _settings_of(name)]
+            if self.f_divergence != "reverse_kl" and deaf:
+                raise ValueError(
+                    f"f_divergence {self.f_divergence!r} does not go with loss {_quoted(deaf)}: "
+                    "it is defined for differences of rewards only, and these use the rewards themselves"
+                )
+            return self
+
+    config: Config
+
+    @property
+    def uses_reference(self) -> bool:
+        """Every loss of the family, or its metrics, measures the distance to it."""
+        return True
+
+    def loss(self, batch: Batch) -> Outcome:
+        """One value per pair for each loss named, per token for sft."""
+        config = self.config
+        assert batch.ref_logp_T is not None, "the engine gives reference log-probabilities to uses_reference"
+        ratio_T = batch.logp_T - batch.ref_logp_T
+        if config.ld_alpha is not None:
+            ratio_T = ratio_T * tail_weight_T(batch, config.ld_alpha)
+        ratio_B = batch.sum_per_sequence(ratio_T)
+        h_B = _call(DIVERGENCES[config.f_divergence], {"ratio": ratio_B, "f_alpha": config.f_alpha})
+        h_mean_B = h_B / batch.length_B
+        asked: dict[str, Any] = {
+            "chosen_E": batch.of("chosen", ratio_B),
+            "rejected_E": batch.of("rejected", ratio_B),
+            "delta_E": batch.of("chosen", h_B) - batch.of("rejected", h_B),
+            "delta_mean_E": batch.of("chosen", h_mean_B) - batch.of("rejected", h_mean_B),
+            "chosen_logp_T": batch.tokens_of("chosen", batch.logp_T),
+        } | config.model_dump()
+        terms = [
+            Term(_call(LOSSES[name].values, asked), LOSSES[name].per, weight) for name, weight in config.weights.items()
+        ]
+        rewards = config.beta * asked["chosen_E"], config.beta * asked["rejected_E"]
+        return Outcome(terms, preference_metrics(batch, *rewards))
+
+
+def _call(function: Any, values: Mapping[str, Any]) -> Tensor:
+    """Give a function of the tables what it asks for."""
+    result: Tensor = function(**{name: values[name] for name in reads(function)})
+    return result
+
+
+def _settings_of(loss: str, divergence: str = "alpha_divergence") -> frozenset[str]:
+    """Which settings a loss reads, itself or through what it asks for."""
+    asks = reads(LOSSES[loss].values)
+    if asks & {"delta_E", "delta_mean_E"}:
+        asks |= {"f_divergence"} | reads(DIVERGENCES[divergence])
+    return asks if loss == "sft" else asks | {"ld_alpha"}
+
+
+def _quoted(names: Any) -> str:
+    return " + ".join(repr(name) for name in names)
