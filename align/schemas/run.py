@@ -78,6 +78,8 @@ class Source(Config):
 
     path: str
     """A file (.jsonl .json .csv .parquet, .gz or .zst), a directory of such files, or a hub dataset id."""
+    name: str | None = None
+    """Held-out sources only: measured apart as ``val/NAME/...`` (continual pre-training: ``domain``, ``general``)."""
     split: str = "train"
     """Split of a hub dataset."""
     subset: str | None = None
@@ -193,6 +195,8 @@ class Checkpoint(Config):
     """Steps between checkpoints; one is always made at the end."""
     keep: Annotated[int, Field(ge=2)] = 2
     """Newest ones kept (the best one beside them)."""
+    export: Literal["last", "best"] = "last"
+    """Which weights the stage hands on: the last, or the best by ``validation.metric``."""
 
 
 class Reference(Config):

@@ -1,0 +1,236 @@
+"""What happens around a step: signals, held-out evaluation, checkpoints, metrics, the progress bar."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from align.core.train import checkpoint
+from align.core.train.module import AlignModule
+from align.core.train.random import set_random_state
+from align.core.train.steps import Phases, StepBatch
+
+
+class Interrupted(BaseException):
+    """Stopped by a signal, after saving. Not an Exception, so that nothing takes it for a failure."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        self.signal_number, self.step = signal_number, step
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}, which is saved")
+
+
+class Signals(Callback):
+    """SIGTERM, SIGINT and SIGUSR1 only raise a flag; all ranks agree on it in the step's one collective.
+
+    Installed in ``on_train_start``: earlier, Lightning adds its own handlers, which wait for other ranks inside
+    the handler and so never return. A second SIGINT interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Take over the signals (only a main thread may)."""
+        assert isinstance(module, AlignModule)
+        module.stop_requested = lambda: self.received != 0
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._flag)
+
+    def _flag(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+class Keeper(Checkpoint):
+    """Checkpoints at step boundaries, the best one protected; early stopping; exact resume.
+
+    A checkpoint that is due at a step with an evaluation is made after it, so that its outcome is inside.
+    (A Checkpoint by class, because Lightning calls those after all others: their state is then the step's.)
+    """
+
+    def __init__(self, root: Path, phases: Phases, signals: Signals, validates: bool) -> None:
+        self.root, self.phases, self.signals, self.validates = root, phases, signals, validates
+        self.best_value: float | None = None
+        self.best_step: int | None = None
+        self.evaluations_without_gain = 0
+        self.saved_step = 0
+
+    def evaluation_due(self, module: AlignModule, step: int) -> bool:
+        """Whether Lightning evaluates after this step."""
+        if not self.validates:
+            return False
+        every = module.stage.validation.every
+        due = step % every == 0 if every else self.phases.locate(step)[1] == 0
+        return due or step >= module.total_steps
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Back to the random states of the checkpoint; nothing random happens between here and the first step."""
+        assert isinstance(module, AlignModule)
+        self.saved_step = trainer.global_step
+        if module.restored_random is not None:
+            if len(module.restored_random) == trainer.world_size:
+                set_random_state(module.restored_random[trainer.global_rank])
+            module.restored_random = None
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Save where due and no evaluation follows; stop here if a signal came."""
+        assert isinstance(module, AlignModule)
+        if trainer.global_step >= module.total_steps:
+            trainer.should_stop = True  # Lightning then evaluates once more, also off the interval
+        if not self.evaluation_due(module, trainer.global_step):
+            self._save_if_due(trainer, module, now=module.stopping)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Judge the evaluation, then save."""
+        assert isinstance(module, AlignModule)
+        wanted = module.stage.validation
+        value = module.held_out_metrics.get("val/" + wanted.metric)
+        if trainer.sanity_checking or value is None:
+            return
+        better = self.best_value is None or (value < self.best_value if wanted.mode == "min" else value > self.best_value)
+        if better:
+            self.best_value, self.best_step, self.evaluations_without_gain = value, trainer.global_step, 0
+        else:
+            self.evaluations_without_gain += 1
+        if wanted.patience is not None and self.evaluations_without_gain >= wanted.patience:
+            trainer.should_stop = True
+        self._save_if_due(trainer, module, now=better or trainer.should_stop or module.stopping)
+
+    def _save_if_due(self, trainer: Trainer, module: AlignModule, now: bool) -> None:
+        step = trainer.global_step
+        if now or step % module.stage.checkpoint.every == 0 or step >= module.total_steps:
+            self.save(trainer, module)
+        if module.stopping and step < module.total_steps:
+            raise Interrupted(self.signals.received or signal.SIGTERM, step)
+
+    def save(self, trainer: Trainer, module: AlignModule) -> None:
+        """Write the checkpoint of this step. Collective."""
+        step = trainer.global_step
+        if step == self.saved_step:
+            return
+        if not all(bool(torch.isfinite(p).all()) for p in module.parameters() if p.requires_grad):
+            raise RuntimeError(f"weights are not finite after step {step}, although its loss and gradient were")
+        self.saved_step = step
+        path = checkpoint.at(self.root, step)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            checkpoint.rotate(self.root, module.stage.checkpoint.keep, self.best_step)
+        trainer.strategy.barrier("checkpoint")
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Tell Lightning that it stands at the start of a (shorter) epoch, which holds the phase's remaining steps.
+
+        Its own bookkeeping of restarts inside an epoch depends on which hook saved; this does not.
+        """
+        steps = checkpoint["align"]["steps"]
+        fit = checkpoint["loops"]["fit_loop"]
+        phase, _ = self.phases.locate(steps)
+        for progress, count in ((fit["epoch_progress"], phase), (fit["epoch_loop.batch_progress"], steps)):
+            progress["total"] = dict.fromkeys(progress["total"], count)
+            progress["current"] = dict.fromkeys(progress["current"], 0)
+        fit["epoch_progress"]["current"] = dict.fromkeys(fit["epoch_progress"]["current"], phase)
+        fit["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What early stopping and best-keeping depend on."""
+        return {
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "evaluations_without_gain": self.evaluations_without_gain,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.best_value, self.best_step = state["best_value"], state["best_step"]
+        self.evaluations_without_gain = state["evaluations_without_gain"]
+
+
+class Metrics(Callback):
+    """Metrics to the loggers, one row a step, and to Lightning's ``callback_metrics`` for other callbacks."""
+
+    def __init__(self, phases: Phases) -> None:
+        self.phases = phases
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """The step's row."""
+        assert isinstance(module, AlignModule)
+        self._write(trainer, module, module.metrics)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """The evaluation's row; the one before the first step is made by Lightning's sanity check."""
+        assert isinstance(module, AlignModule)
+        self._write(trainer, module, module.held_out_metrics)
+
+    def _write(self, trainer: Trainer, module: AlignModule, metrics: Mapping[str, float]) -> None:
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        step = trainer.global_step
+        for logger in trainer.loggers:
+            logger.log_metrics({**metrics, "epoch": self.phases.epochs(step)}, step)
+            logger.save()
+
+
+class Bar(Callback):
+    """A rich progress bar: loss, tokens a second, scored tokens a second, time left, memory."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.progress: Progress | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Show it, on one process only."""
+        assert isinstance(module, AlignModule)
+        if not trainer.is_global_zero:
+            return
+        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn())
+        self.progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"))
+        self.task = self.progress.add_task(
+            self.title, total=module.total_steps, completed=trainer.global_step, facts="", start=True
+        )
+        self.progress.start()
+        self._since, self._tokens, self._scored = time.monotonic(), 0, 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+        """One step further."""
+        assert isinstance(module, AlignModule) and isinstance(batch, StepBatch)
+        if self.progress is None:
+            return
+        self._tokens += batch.tokens
+        self._scored += batch.denominators.get("token", 0.0)
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        facts = (
+            f"loss {module.metrics['loss']:.4f}  {self._tokens / seconds:,.0f} tok/s  "
+            f"{self._scored / seconds:,.0f} scored/s  {_memory_gib():.1f} GiB"
+        )
+        self.progress.update(self.task, completed=trainer.global_step, facts=facts)
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Leave the last state on the screen."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def _memory_gib() -> float:
+    """Peak memory of the device, or of this process on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

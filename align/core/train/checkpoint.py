@@ -1,0 +1,169 @@
+"""Checkpoints that are complete or absent, checksummed, and loaded without executing code.
+
+A checkpoint is a directory ``step-00000012`` holding ``state.pt`` and ``MANIFEST.json``. It is written beside its
+place as ``.tmp-...``, every file is fsynced, the manifest (sha256 and size of each file) comes last, then one rename
+puts it in place and the parent is fsynced. The newest is found by looking, never by a pointer. Neither torch nor
+safetensors notices a flipped bit; the manifest does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from align.schemas.errors import AlignError
+
+FORMAT = 1
+STATE = "state.pt"
+MANIFEST = "MANIFEST.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def fsync_directory(path: Path) -> None:
+    """Make a rename in ``path`` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary beside it, fsync, rename, fsync of the directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync_directory(path.parent)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write ``state`` as a checkpoint at ``directory``; ``facts`` go into the manifest as they are.
+
+    Raises AlignError when the disk refuses; what was there before stays as it was.
+    """
+    temporary = directory.with_name(f".tmp-{os.getpid()}-{directory.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        with open(temporary / STATE, "wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        size = (temporary / STATE).stat().st_size
+        files = {STATE: {"sha256": _sha256(temporary / STATE), "size": size}}
+        manifest = {"format": FORMAT, **facts, "files": files}
+        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        if directory.exists():
+            shutil.rmtree(directory)
+        os.rename(temporary, directory)
+        fsync_directory(directory.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise AlignError(
+            f"the checkpoint could not be written: {error.strerror or error}",
+            "free some room or choose another output; the earlier checkpoints are intact",
+            where=str(directory),
+        ) from error
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when every byte is as it was written."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+        files = manifest["files"]
+        if manifest["format"] > FORMAT:
+            return f"written by a newer align (format {manifest['format']}, this one reads up to {FORMAT})"
+        for name, expected in files.items():
+            path = directory / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["size"]:
+                return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
+            if _sha256(path) != expected["sha256"]:
+                return f"{name} differs from its sha256"
+        return None if STATE in files else f"{STATE} is missing from the manifest"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+
+
+def steps(root: Path) -> list[int]:
+    """Steps of the checkpoints under ``root``, newest first, sound or not."""
+    found = (_NAME.fullmatch(p.name) for p in root.iterdir()) if root.is_dir() else ()
+    return sorted((int(m.group(1)) for m in found if m), reverse=True)
+
+
+def at(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return root / f"step-{step:08d}"
+
+
+def newest(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest sound checkpoint, and a sentence for each newer one that is damaged."""
+    damaged = []
+    for step in steps(root):
+        path = at(root, step)
+        fault = damage(path)
+        if fault is None:
+            return path, damaged
+        damaged.append(f"checkpoint {path.name} is damaged: {fault}")
+    return None, damaged
+
+
+def tidy(root: Path) -> None:
+    """Remove what killed processes left half-written."""
+    for stray in root.glob(".tmp-*") if root.is_dir() else ():
+        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+
+
+def rotate(root: Path, keep: int, protect: int | None) -> None:
+    """Keep the newest ``keep`` checkpoints and the protected step; the newest must be sound first."""
+    found = steps(root)
+    if found and damage(at(root, found[0])) is None:
+        for step in found[keep:]:
+            if step != protect:
+                shutil.rmtree(at(root, step))
+
+
+def load(directory: Path) -> dict[str, Any]:
+    """The state of a sound checkpoint, by an unpickler that builds tensors and plain values only."""
+    state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+class DirectoryIO(CheckpointIO):
+    """Lightning's door to the functions above."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Lightning calls it on rank 0 only."""
+        save(Path(path), checkpoint, self.facts)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Every rank reads the same directory."""
+        return load(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Lightning's own callbacks may ask."""
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,30 @@
+"""Where metrics go: the base class of logger plugins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from lightning.pytorch.loggers import Logger as LightningLogger
+
+from align.schemas.base import Config
+
+
+class Logger:
+    """A destination for metrics: subclass, name it, and return a Lightning logger from ``open``."""
+
+    name: ClassVar[str]
+
+    class Config(Config):
+        """Settings in the run file."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def open(self, directory: Path, run_name: str, resume_step: int) -> LightningLogger:
+        """Called once, on rank 0, before the first step.
+
+        directory:   the stage's directory.
+        resume_step: steps done; what was logged after them is about to be logged again and must go (0: a new run).
+        """
+        raise NotImplementedError

@@ -1,0 +1,308 @@
+"""The LightningModule: one training step for every algorithm.
+
+Automatic optimisation, with one Lightning batch per optimizer step: all micro-batches but the last are run backward
+here, the last by Lightning. So nothing is divided by ``accumulate_grad_batches``, whatever the number of
+micro-batches, and every step boundary is a batch boundary: checkpoints and resuming need no half-steps.
+
+    loss = sum over terms of  weight * (sum of values over the step) / (count over the step)
+
+Each micro-batch adds its share; the counts come from the step plan, so no rank asks another. Ranks' gradients are
+averaged (DDP, FSDP2), hence the factor ``world_size``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from align.core.algorithm import Algorithm, Batch, Metric, Outcome
+from align.core.data.collate import MicroBatch
+from align.core.model.policy import Policy
+from align.core.model.reference import Reference
+from align.core.train.books import Books
+from align.core.train.random import everyone, random_state
+from align.core.train.schedule import factor
+from align.core.train.steps import StepBatch
+from align.schemas.errors import AlignError
+from align.schemas.run import Stage
+
+
+class AlignModule(LightningModule):
+    """A policy, the algorithm that teaches it, and the reference it is measured against."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        policy: Policy,
+        algorithm: Algorithm,
+        reference: Reference | None,
+        total_steps: int,
+        held_out_names: Sequence[str | None] = (),
+    ) -> None:
+        super().__init__()
+        self.stage, self.policy, self.algorithm, self.total_steps = stage, policy, algorithm, total_steps
+        self.held_out_names = held_out_names
+        self.shard: Callable[[Policy, Any], None] | None = None  # set where a strategy splits the policy
+        # In a tuple, so that it is neither saved, wrapped nor trained with the module.
+        self._reference = (reference,)
+        self.strict_loading = False  # a checkpoint holds what is trained, not the frozen base
+        self.metrics: dict[str, float] = {}
+        self.held_out_metrics: dict[str, float] = {}
+        self.skipped = self.skipped_in_a_row = self.tokens_seen = self.examples_seen = 0
+        self.stopping = False
+        self.stop_requested: Callable[[], bool] = lambda: False  # the signal callback answers
+        self.restored_random: list[dict[str, Any]] | None = None
+        self._books = Books()
+        self._bad: list[str] = []
+
+    @property
+    def reference(self) -> Reference | None:
+        """The reference policy, if the algorithm uses one."""
+        return self._reference[0]
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak rate: the run file's, else the algorithm's vetted one, ten times it for an adapter.
+
+        (LoRA learns best at about ten times the rate of full fine-tuning: Thinking Machines, LoRA Without Regret.)
+        """
+        given = self.stage.optimizer.learning_rate
+        return given or self.algorithm.learning_rate * (10 if self.stage.model.adapter else 1)
+
+    # --- one micro-batch -------------------------------------------------------------------------------------------
+
+    def _batch(self, micro: MicroBatch, statistics: Mapping[str, Tensor]) -> tuple[Batch, Tensor]:
+        """What the loss sees, and a zero that ties every parameter to the graph."""
+        scores = self.policy(micro)
+        reference = micro.ref_logp_T
+        if reference is None and self.reference is not None:
+            reference = self.reference.logp(micro)
+        return self.policy.batch(micro, scores, step=statistics, ref_logp_T=reference), scores.anchor
+
+    def _statistics(self, step: StepBatch) -> dict[str, Tensor]:
+        """Means over the step's auxiliary examples, equal on all ranks."""
+        if not step.auxiliary:
+            return {}
+        books = Books()
+        with torch.no_grad():
+            for micro in step.auxiliary:
+                for name, values in self.algorithm.statistics(self._batch(micro, {})[0]).items():
+                    books.add(name, values)
+        return {name: torch.tensor(value, device=self.device) for name, value in books.close().items()}
+
+    def _share(self, micro: MicroBatch, statistics: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:
+        """One micro-batch's share of the step's loss, with its graph; entered in the step's books."""
+        batch, anchor = self._batch(micro, statistics)
+        outcome = self.algorithm.loss(batch)
+        share = anchor
+        for term in outcome.terms:
+            share = share + term.weight * term.values.sum() / max(counts.get(term.per, 0.0), 1.0)
+        self._books.add("loss", Metric(share, "sum"))
+        for name, metric in outcome.metrics.items():
+            self._books.add(name, metric)
+        if not torch.isfinite(share):
+            self._bad.extend(micro.sources)
+        return share
+
+    def configure_model(self) -> None:
+        """Split the policy over the mesh, where the strategy asks for it."""
+        if self.shard is not None:
+            self.shard(self.policy, self.device_mesh)
+            self.shard = None
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def training_step(self, step: StepBatch, batch_idx: int) -> Tensor:
+        """Run the step's micro-batches; Lightning runs the last one backward."""
+        self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)
+        self._books, self._bad = Books(), []
+        statistics = self._statistics(step)
+        *earlier, last = step.micros
+        for micro in earlier:
+            share = self._share(micro, statistics, step.denominators)
+            # Under DDP we are inside its forward: this backward adds to .grad unreduced, the last reduces the sum.
+            self.trainer.strategy.backward(share * self.trainer.world_size, None)
+        self.tokens_seen += step.tokens
+        self.examples_seen += step.examples
+        return self._share(last, statistics, step.denominators) * self.trainer.world_size
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing: Lightning would do it after ``training_step``, which holds gradients already."""
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Close the step's books and agree on flags: the one collective of the step beside the gradients'."""
+        for name, flag in (("_bad", bool(self._bad)), ("_stop", self.stop_requested())):
+            self._books.add(name, Metric(torch.tensor(float(flag), device=self.device), "max"))
+        metrics = self._books.close()
+        self.stopping = metrics.pop("_stop") > 0
+        bad = metrics.pop("_bad") > 0
+        metrics["grad_norm"] = gradient_norm(self.parameters())
+        metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
+        metrics["num_tokens"] = float(self.tokens_seen)
+        self.metrics = metrics
+        # With 16-mixed an infinite gradient under a finite loss is the scaler's business: it skips and rescales.
+        scaled = self.stage.train.precision == "16-mixed"
+        if bad or not (math.isfinite(metrics["grad_norm"]) or scaled):
+            self._refuse_step()
+        else:
+            self.skipped_in_a_row = 0
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip by the global norm, also where Lightning's sharded plugins refuse to."""
+        limit, norm = self.stage.train.clip_norm, self.metrics["grad_norm"]
+        if limit is not None and norm > limit:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(limit / (norm + 1e-6))
+
+    def _refuse_step(self) -> None:
+        """A non-finite step never reaches the optimizer: stop with the rows named, or leave it out and count it."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self.metrics["skipped"] = float(self.skipped)
+        if self.stage.train.on_nonfinite == "stop" or self.skipped_in_a_row > self.stage.train.max_skipped:
+            rows = sorted({row for rows in everyone(self._bad) for row in rows})
+            raise NonFinite(self.trainer.global_step + 1, self.metrics, rows, self.skipped_in_a_row)
+        for parameter in self.parameters():
+            parameter.grad = None  # AdamW passes over parameters without gradient: weights and moments stay
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let a moving reference follow."""
+        super().optimizer_step(*args, **kwargs)
+        if self.reference is not None:
+            self.reference.after_step(self.policy, self.trainer.global_step + 1)
+
+    # --- held-out rows ---------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Open the books, one for each held-out set."""
+        self._held_out: dict[int, HeldOut] = {}
+        self.policy.eval()
+
+    def validation_step(self, step: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Enter one step of held-out rows."""
+        held_out = self._held_out.setdefault(dataloader_idx, HeldOut())
+        held_out.counts.update(step.denominators)
+        statistics = self._statistics(step)
+        for micro in step.micros:
+            held_out.enter(self.algorithm.loss(self._batch(micro, statistics)[0]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Close the books: ``val/loss`` for the only or first set, ``val/NAME/loss`` for named ones."""
+        self.held_out_metrics = {}
+        for index, held_out in sorted(self._held_out.items()):
+            prefix = f"val/{self.held_out_names[index]}/" if self.held_out_names[index] else "val/"
+            closed = held_out.close()
+            self.held_out_metrics |= {prefix + name: value for name, value in closed.items()}
+            if index == 0:
+                self.held_out_metrics |= {"val/" + name: value for name, value in closed.items()}
+        self.policy.train()
+
+    def on_train_start(self) -> None:
+        """Lightning leaves the mode as it finds it. (Dropout that is not wanted was set to zero at loading.)"""
+        self.policy.train()
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, and everything else that the next step depends on. Collective."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        buffers = {name for name, _ in self.named_buffers()}
+        kept = {k: v for k, v in checkpoint["state_dict"].items() if k in trained or k in buffers}
+        checkpoint["state_dict"] = kept
+        checkpoint["align"] = {
+            "steps": self.trainer.global_step,
+            "tokens_seen": self.tokens_seen,
+            "examples_seen": self.examples_seen,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "held_out_metrics": self.held_out_metrics,
+            "reference": self.reference.state_dict() if self.reference is not None else {},
+            "random": everyone(random_state()),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take all of it back; the random states wait for the first step."""
+        state = checkpoint["align"]
+        self.tokens_seen, self.examples_seen = state["tokens_seen"], state["examples_seen"]
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.held_out_metrics = state["held_out_metrics"]
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
+        self.restored_random = state["random"]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, decay on matrices only, and the schedule over the plan's own number of steps.
+
+        (Reading ``trainer.estimated_stepping_batches`` here would make Lightning drop the loader's state.)
+        """
+        settings = self.stage.optimizer
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]],
+            lr=self.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            fused=self.stage.train.precision != "16-mixed",  # fused AdamW unscales by itself, before we can clip
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(self.stage.schedule, self.total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class HeldOut:
+    """Sums over one held-out set; its loss is made as a step's, with the whole set as the step."""
+
+    def __init__(self) -> None:
+        self.books = Books()
+        self.counts: Counter[str] = Counter()
+        self.terms: list[tuple[str, float]] = []
+
+    def enter(self, outcome: Outcome) -> None:
+        """One micro-batch."""
+        self.terms = [(term.per, term.weight) for term in outcome.terms]
+        for index, term in enumerate(outcome.terms):
+            self.books.add(f"_term{index}", Metric(term.values, "sum"))
+        for name, metric in outcome.metrics.items():
+            self.books.add(name, metric)
+
+    def close(self) -> dict[str, float]:
+        """The set's metrics, ``loss`` first. Collective."""
+        metrics = self.books.close()
+        sums = [metrics.pop(f"_term{index}") for index in range(len(self.terms))]
+        loss = sum(w * x / max(self.counts[per], 1) for (per, w), x in zip(self.terms, sums, strict=True))
+        return {"loss": loss, **metrics}
+
+
+class NonFinite(AlignError):
+    """NaN or infinity in a loss or gradient; nothing was updated."""
+
+    def __init__(self, step: int, metrics: Mapping[str, float], rows: list[str], in_a_row: int) -> None:
+        self.step, self.rows = step, rows
+        named = "; its rows: " + ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if rows[8:] else "") if rows else ""
+        again = f", the {in_a_row}th such step in a row" if in_a_row > 1 else ""
+        super().__init__(
+            f"the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}{again}{named}",
+            "look at these rows; a lower learning rate, a warm-up or a wider dtype may help; "
+            "train.on_nonfinite: skip leaves such steps out and counts them",
+            where=f"step {step}",
+        )
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Global 2-norm over all gradients, sharded ones included; the same number on every rank."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return 0.0
+    norm = nn.utils.get_total_norm(grads)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -1,0 +1,180 @@
+"""The run directory: what a run is, what has been done, and what may go on.
+
+    run.yaml  manifest.json  .lock
+    STAGE/  stage.json  metrics.csv  data_report.json  checkpoints/  export/  done.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from align.core import runfile
+from align.core.train import checkpoint
+from align.schemas.errors import AlignError
+from align.schemas.run import Run, Stage
+
+_SPEED_ONLY = ("devices", "loggers", "checkpoint")
+_SPEED_ONLY_TRAIN = ("micro_batch_tokens", "micro_batch_size", "layout")
+_SPEED_ONLY_DATA = ("workers",)
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """A finished stage."""
+
+    name: str
+    directory: Path
+    export: Path
+    metrics: Mapping[str, float]
+
+
+def what_is_learned(stage: Stage) -> dict[str, Any]:
+    """The settings that decide the weights: all but those that change speed, memory or bookkeeping only."""
+    facts = stage.model_dump(mode="json", exclude=set(_SPEED_ONLY))
+    for key in _SPEED_ONLY_TRAIN:
+        facts["train"].pop(key)
+    for key in _SPEED_ONLY_DATA:
+        facts["data"].pop(key)
+    return facts
+
+
+def digest(value: Any) -> str:
+    """sha256 of a plain value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class StageDirectory:
+    """One stage's place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+
+    def result(self) -> StageResult | None:
+        """The finished stage, or None."""
+        try:
+            metrics = json.loads((self.path / "done.json").read_bytes())["metrics"]
+        except FileNotFoundError:
+            return None
+        return StageResult(self.path.name, self.path, self.export, metrics)
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """Mark the stage as finished; the last thing written."""
+        checkpoint.write_atomically(self.path / "done.json", json.dumps({"metrics": metrics}, indent=1).encode())
+
+    def begin(self, stage: Stage, resume: bool) -> None:
+        """Check that this directory may hold this stage, and note what it is.
+
+        Raises AlignError when it holds another one, or an interrupted one and ``resume`` was not asked for.
+        """
+        facts, before = what_is_learned(stage), self._noted()
+        changed = [] if before is None else list(_differences(before, facts))
+        started = self.result() is not None or bool(checkpoint.steps(self.checkpoints))
+        if started and changed:
+            raise AlignError(
+                "holds a stage that was started with other settings: " + "; ".join(changed),
+                "choose another output, or put the settings back",
+                where=str(self.path),
+            )
+        if started and not resume and self.result() is None:
+            raise AlignError(
+                f"holds an interrupted run, saved after step {checkpoint.steps(self.checkpoints)[0]}",
+                "add --resume to go on, or choose another output",
+                where=str(self.path),
+            )
+        checkpoint.tidy(self.checkpoints)
+        checkpoint.write_atomically(self.path / "stage.json", json.dumps(facts, indent=1).encode())
+
+    def _noted(self) -> dict[str, Any] | None:
+        try:
+            noted: dict[str, Any] = json.loads((self.path / "stage.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        return noted
+
+
+class RunDirectory:
+    """The whole run's place; open it with ``with`` to keep others out."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.path = Path(run.output)
+        self._lock = FileLock(self.path / ".lock")
+
+    def stage(self, name: str) -> StageDirectory:
+        """One stage's place."""
+        return StageDirectory(self.path / name)
+
+    def __enter__(self) -> RunDirectory:
+        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "run.yaml").exists():
+            if any(p.name != ".lock" for p in self.path.iterdir()):
+                raise AlignError("holds something else than a run", "choose another output", where=str(self.path))
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise AlignError(
+                "another process is running in it", "wait for it, or choose another output", where=str(self.path)
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def begin(self, resume: bool) -> None:
+        """Check every stage, then write ``run.yaml`` and open the manifest."""
+        checkpoint.tidy(self.path)
+        for stage in self.run.stages:
+            self.stage(stage.name).begin(stage, resume)
+        checkpoint.write_atomically(self.path / "run.yaml", runfile.dump(self.run).encode())
+        self.note(
+            versions={name: _version(name) for name in ("align-llm", "torch", "lightning", "transformers", "peft")},
+            python=platform.python_version(),
+            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def note(self, stage: str | None = None, **facts: Any) -> None:
+        """Add facts to ``manifest.json``, of the run or of one stage."""
+        path = self.path / "manifest.json"
+        manifest: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"stages": {}}
+        (manifest if stage is None else manifest["stages"].setdefault(stage, {})).update(facts)
+        checkpoint.write_atomically(path, json.dumps(manifest, indent=1).encode())
+
+
+def cache_directory() -> Path:
+    """Where tokenised data and reference log-probabilities are kept: ``ALIGN_CACHE``, else the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align"
+    return Path(os.environ.get("ALIGN_CACHE", default))
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``train.batch_size was 8, is 16`` for every leaf that differs."""
+    found: list[str] = []
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {old!r}, is {new!r}")
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,58 @@
+"""Where a stage runs: the base class of strategy plugins, and what this machine offers them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+
+from align.schemas.base import Config
+from align.schemas.hardware import Footprint, Hardware
+from align.schemas.run import Devices
+
+
+class Strategy:
+    """How processes share the work: subclass, name it, and return what Lightning's Trainer takes."""
+
+    name: ClassVar[str]
+
+    class Config(Config):
+        """Settings in the run file."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def settle(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+        """The strategy to use here: itself, or (``auto``) the one that plugins ``choose``.
+
+        Raises AlignError when it cannot run on this hardware.
+        """
+        return self
+
+    def trainer_strategy(self, hardware: Hardware) -> Any:
+        """A Lightning strategy, or its name."""
+        raise NotImplementedError
+
+    shard: ClassVar[Callable[[torch.nn.Module, Any, str], None] | None] = None
+    """``shard(policy, mesh, precision)`` splits the policy in place, before the optimizer is made; None: it stays whole."""
+
+
+def detect(devices: Devices) -> Hardware:
+    """What a run file's ``devices`` means on this node: all its GPUs, or one process on a CPU, unless it says how many."""
+    cuda = devices.accelerator == "cuda" or (devices.accelerator == "auto" and torch.cuda.is_available())
+    if cuda:
+        found = torch.cuda.device_count()
+        memory = torch.cuda.get_device_properties(0).total_memory if found else 0
+    else:
+        found, memory = 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    count = max(1, found) if devices.count == "auto" else devices.count
+    return Hardware("cuda" if cuda else "cpu", count, devices.nodes, memory)
+
+
+def footprint(policy: torch.nn.Module) -> Footprint:
+    """Bytes of one unsharded replica: weights as held, and for what is trained a gradient and AdamW's two moments."""
+    held = sum(p.numel() * p.element_size() for p in policy.parameters())
+    trained = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+    return Footprint(held + 3 * trained, 0)

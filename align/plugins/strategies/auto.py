@@ -1,0 +1,18 @@
+"""Ask the plugins (``choose_strategy``); align's own answer comes last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from align.core.train.strategy import Strategy
+from align.schemas.hardware import Footprint, Hardware
+
+
+class Auto(Strategy):
+    """One device: single. Several: ddp where a replica fits, else fsdp. A plugin may decide otherwise."""
+
+    name = "auto"
+
+    def settle(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+        """What was chosen, settled in its turn."""
+        return choose().settle(hardware, footprint, choose)
