@@ -83,7 +83,8 @@ def cut(
     tokens = sum(map(sum, lengths))
     limit = micro_tokens or step.cost(range(len(lengths)))
     per_rank = max(1, -(-len(step.fill(limit)) // world_size))
-    best, dearest = [[[] for _ in range(per_rank)] for _ in range(world_size)], math.inf
+    best: list[list[list[int]]] = [[[] for _ in range(per_rank)] for _ in range(world_size)]
+    dearest = math.inf
     # More micro-batches mean less padding and more forward passes; no number of them does better than no padding.
     while per_rank <= max(1, len(lengths)) and tokens / world_size + FORWARD * per_rank < dearest:
         ranks = _deal(_level(step, per_rank * world_size, limit, tokens), step, world_size, per_rank)

@@ -1,0 +1,219 @@
+"""The model that learns: a Hugging Face causal or sequence-classification model, seen as scores of ragged tokens.
+
+The head runs inside the model's own forward, at the scored positions only and in chunks (``token_logprobs``). So
+whatever a model does before its head is done, sharded parameters are gathered when the head reads them, and full
+logits never exist. What the model does to logits after the head (a scale, a soft cap) is measured once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from align.core.algorithm import Batch
+from align.core.data.collate import MicroBatch
+from align.core.model.logprobs import TokenScores, token_logprobs
+from align.schemas.errors import AlignError
+
+LOGITS = 2**24
+"""Logits made at a time: 64 MiB in float32."""
+
+
+class Scores(NamedTuple):
+    """What ``Policy.forward`` returns. Everything but ``logp_T``, ``score_B`` and ``anchor`` is without gradient.
+
+    anchor: 0.0, tied to the graph: added to a loss that no token entered, it gives every parameter a zero gradient.
+    Under a reward head ``logp_T`` is NaN, so that nothing can be learned from it unnoticed.
+    """
+
+    logp_T: Tensor
+    entropy_T: Tensor | None
+    correct_T: Tensor | None
+    logit_T: Tensor | None
+    score_B: Tensor | None
+    anchor: Tensor
+
+
+class Tail(NamedTuple):
+    """What a model does to its head's output: ``softcap * tanh(scale * x / softcap)``, or ``scale * x``."""
+
+    scale: float
+    softcap: float | None
+
+
+class Policy(nn.Module):
+    """A model and how to score tokens with it.
+
+    model        a ``*ForCausalLM`` (head ``language``) or ``*ForSequenceClassification`` with one label (``reward``),
+                 wrapped by peft or not
+    metrics      whether entropy, correctness and mean logit are computed beside the log-probabilities
+    temperature  divides the logits
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Literal["language", "reward"] = "language",
+        *,
+        metrics: bool = True,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.model, self.head, self.metrics, self.temperature = model, head, metrics, temperature
+        self._takes = frozenset(inspect.signature(self.unwrapped.forward).parameters)
+        self._head_layers()  # a model without a head that can be used is refused here, not at the first step
+
+    @property
+    def unwrapped(self) -> PreTrainedModel:
+        """The transformers model itself, without peft around it. Its adapters, if any, are inside its layers."""
+        model: Any = self.model
+        return cast(PreTrainedModel, model.get_base_model() if hasattr(model, "get_base_model") else model)
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model can be told each token's position; packing needs it."""
+        return "position_ids" in self._takes
+
+    def forward(self, micro: MicroBatch) -> Scores:
+        """Score a micro-batch. The network runs even where nothing is scored, so that all ranks do the same."""
+        if self.head == "reward":
+            return self._rewards(micro)
+        tail = self.tail
+        found: list[TokenScores] = []
+
+        def head(layer: nn.Linear, hidden_RLD: Tensor) -> Tensor:
+            scores = token_logprobs(
+                hidden_RLD.flatten(0, -2)[micro.predict_T],
+                _whole(layer.weight),
+                None if layer.bias is None else _whole(layer.bias),
+                micro.target_T,
+                LOGITS // layer.out_features,
+                logit_scale=tail.scale,
+                softcap=tail.softcap,
+                temperature=self.temperature,
+                metrics=self.metrics,
+            )
+            # The layer returns what is used, so that hooks on its output (FSDP2 gathers there) see the gradient.
+            output = scores.logp_T.view(1, -1, 1)
+            found.append(scores._replace(logp_T=output.view(-1)))
+            return output
+
+        with self._head_as(head):
+            self._run(micro.input_ids_RL, micro.position_ids_RL, micro.attention_mask_RL)
+        (scores,) = found
+        return Scores(*scores, score_B=None, anchor=scores.logp_T[:0].sum())
+
+    def _rewards(self, micro: MicroBatch) -> Scores:
+        found: list[Tensor] = []
+        hook = self._head_module().register_forward_hook(lambda _module, _inputs, output: found.append(output))
+        try:
+            self._run(micro.input_ids_RL, micro.position_ids_RL, micro.attention_mask_RL)
+        finally:
+            hook.remove()
+        (score_RL1,) = found
+        score_B = score_RL1.flatten()[micro.last_B]
+        score_B = score_B.to(torch.promote_types(score_B.dtype, torch.float32))
+        nothing_T = score_B.new_full(micro.target_T.shape, math.nan)
+        return Scores(nothing_T, None, None, None, score_B, anchor=score_B[:0].sum())
+
+    def batch(
+        self,
+        micro: MicroBatch,
+        scores: Scores,
+        step: Mapping[str, Tensor] | None = None,
+        ref_logp_T: Tensor | None = None,
+    ) -> Batch:
+        """What an algorithm sees. ``ref_logp_T`` takes the place of the micro-batch's own."""
+        return Batch(
+            logp_T=scores.logp_T,
+            sequence_T=micro.sequence_T,
+            position_T=micro.position_T,
+            example_B=micro.example_B,
+            role_B=micro.role_B,
+            roles=micro.roles,
+            examples=micro.examples,
+            columns=micro.columns,
+            ref_logp_T=micro.ref_logp_T if ref_logp_T is None else ref_logp_T,
+            score_B=scores.score_B,
+            entropy_T=scores.entropy_T,
+            correct_T=scores.correct_T,
+            logit_T=scores.logit_T,
+            step=step or {},
+        )
+
+    @cached_property
+    def tail(self) -> Tail:
+        """What the model does to its head's output, measured by running it with numbers in that output's place.
+
+        Raises AlignError where it is neither a scale nor a soft cap.
+        """
+        device = next(self.model.parameters()).device
+        tiny, huge = 2.0**-30, 2.0**30
+        points = torch.tensor([tiny, huge, -8.0, -1.0, 0.0, 0.5, 8.0], dtype=torch.float64, device=device)
+        one = torch.zeros(1, 1, dtype=torch.long, device=device)
+        random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with torch.no_grad(), random, self._head_as(lambda _layer, _hidden: points.view(1, -1, 1)):
+            seen = self._run(one, one, None).logits.flatten().double()
+        scale, top = float(seen[0]) / tiny, float(seen[1])
+        scale = 1.0 if math.isclose(scale, 1.0, rel_tol=1e-6) else scale
+        tail = Tail(scale, None if math.isclose(top, scale * huge, rel_tol=1e-3) else top)
+        expected = points * scale if tail.softcap is None else top * torch.tanh(points * scale / top)
+        if not torch.allclose(seen, expected, rtol=1e-4, atol=1e-6):
+            raise AlignError(
+                f"{type(self.unwrapped).__name__} changes its logits in a way that align does not know",
+                "use a model whose logits are its head's output, scaled or soft-capped",
+            )
+        return tail
+
+    def _run(self, input_ids_RL: Tensor, position_ids_RL: Tensor, attention_mask_RL: Tensor | None) -> Any:
+        """The model's own forward, without a cache."""
+        given = {"position_ids": position_ids_RL, "attention_mask": attention_mask_RL, "use_cache": False}
+        return self.model(input_ids=input_ids_RL, **{k: v for k, v in given.items() if k in self._takes})
+
+    def _head_module(self) -> Any:
+        model: Any = self.unwrapped
+        if self.head == "reward":
+            return getattr(model, "score", getattr(model, "classifier", None))
+        return model.get_output_embeddings()
+
+    def _head_layers(self) -> list[nn.Linear]:
+        """The linear layers of which one is the head: one, or under peft's ``modules_to_save`` the old and the new."""
+        module, name = self._head_module(), type(self.unwrapped).__name__
+        saved = getattr(module, "modules_to_save", None)
+        layers = [module] if saved is None else [module.original_module, *saved.values()]
+        if not all(isinstance(layer, nn.Linear) for layer in layers):
+            raise AlignError(
+                f"the head of {name} is {type(module).__name__}, not a plain linear layer",
+                "take a causal language model, and leave its head out of the adapter's targets"
+                if self.head == "language"
+                else "take a sequence-classification model with num_labels=1",
+            )
+        if self.head == "reward" and any(layer.out_features != 1 for layer in layers):
+            raise AlignError(f"the head of {name} gives {layers[0].out_features} scores", "set num_labels=1")
+        return layers
+
+    @contextmanager
+    def _head_as(self, head: Callable[[nn.Linear, Tensor], Tensor]) -> Iterator[None]:
+        """Let ``head`` answer in the head's place. Hooks on the layer run as ever."""
+        layers = self._head_layers()
+        for layer in layers:
+            layer.forward = partial(head, layer)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """A sharded parameter gathered, with gradient; any other as it is."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
