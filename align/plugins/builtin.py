@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from align.hookspecs import Register, hookimpl
+from align.schemas.hardware import Footprint, Hardware
 
 
 @hookimpl
@@ -33,3 +34,11 @@ def register_loggers(register: Register) -> None:
     register("csv", "align.plugins.loggers.csv:CSV")
     register("tensorboard", "align.plugins.loggers.tensorboard:TensorBoard")
     register("wandb", "align.plugins.loggers.wandb:WandB")
+
+
+@hookimpl(trylast=True)
+def choose_strategy(hardware: Hardware, footprint: Footprint) -> str:
+    """One device: single. Several: ddp while a replica takes under 70% of a device's memory, else fsdp."""
+    if hardware.world_size == 1:
+        return "single"
+    return "ddp" if footprint.state + footprint.activations < 0.7 * hardware.memory else "fsdp"
