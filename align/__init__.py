@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from align.core.train.launch import StageResult as StageResult
     from align.core.train.launch import train as train
     from align.core.train.logger import Logger as Logger
-    from align.core.train.strategy import Footprint as Footprint
-    from align.core.train.strategy import Hardware as Hardware
     from align.core.train.strategy import Strategy as Strategy
     from align.hookspecs import Register as Register
     from align.hookspecs import hookimpl as hookimpl
     from align.schemas.base import Config as Config
     from align.schemas.errors import AlignError as AlignError
     from align.schemas.errors import Problem as Problem
+    from align.schemas.hardware import Footprint as Footprint
+    from align.schemas.hardware import Hardware as Hardware
     from align.schemas.records import Record as Record
     from align.schemas.run import Run as Run
 
@@ -35,6 +35,7 @@ _HOMES = {
     "hookspecs": ("Register", "hookimpl"),
     "schemas.base": ("Config",),
     "schemas.errors": ("AlignError", "Problem"),
+    "schemas.hardware": ("Footprint", "Hardware"),
     "schemas.records": ("Record",),
     "schemas.run": ("Run",),
     "core.algorithm": ("Algorithm", "Batch", "Metric", "Outcome", "Term"),
@@ -43,7 +44,7 @@ _HOMES = {
     "core.runfile": ("load",),
     "core.train.launch": ("StageResult", "train"),
     "core.train.logger": ("Logger",),
-    "core.train.strategy": ("Footprint", "Hardware", "Strategy"),
+    "core.train.strategy": ("Strategy",),
 }
 _HOME = {name: f"align.{home}" for home, names in _HOMES.items() for name in names}
 

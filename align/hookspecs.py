@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
     from align.core.train.launch import StageResult
-    from align.core.train.strategy import Footprint, Hardware
     from align.schemas.errors import Problem
+    from align.schemas.hardware import Footprint, Hardware
     from align.schemas.run import Run
 
 hookspec = HookspecMarker("align")

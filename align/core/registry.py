@@ -13,7 +13,7 @@ from typing import Any
 
 from align.core.hooks import SUBSET, Hooks, Plugin
 from align.core.kinds import KINDS
-from align.core.settings import configure, function_config
+from align.core.settings import Where, check, dotted, function_config
 from align.schemas.base import Config
 from align.schemas.errors import AlignError, did_you_mean
 from align.schemas.run import Choice
@@ -41,12 +41,12 @@ class Offer:
         return thing
 
     def _fault(self, thing: Any) -> str:
-        kind = KINDS[self.kind]
+        kind, config = KINDS[self.kind], getattr(thing, "Config", None)
         if not inspect.isclass(thing):
             return "" if kind.functions and callable(thing) else "is not a class" + " or a function" * kind.functions
         if kind.base is not None and not issubclass(thing, _imported(kind.base)):
             return f"does not derive from {kind.base.replace(':', '.')}"
-        if not (inspect.isclass(getattr(thing, "Config", None)) and issubclass(thing.Config, Config)):
+        if not (inspect.isclass(config) and issubclass(config, Config)):
             return "has no nested Config that derives from align.Config"
         return ""
 
@@ -56,6 +56,7 @@ class Registry:
 
     def __init__(self, hooks: Hooks) -> None:
         self.hooks = hooks
+        self.collect, self.first, self.notify = hooks.collect, hooks.first, hooks.notify
         self._offers: dict[str, dict[str, list[Offer]]] = {}
 
     def offers(self, kind: str) -> dict[str, list[Offer]]:
@@ -101,21 +102,24 @@ class Registry:
         """The class or function of that name. Raises AlignError as ``find`` does, or when it cannot be imported."""
         return self.find(kind, name).resolve()
 
-    def build(self, kind: str, choice: Choice) -> Any:
+    def build(self, kind: str, choice: Choice, where: Where | None = None) -> Any:
         """Make what a run file chose: settings checked by its Config, then given to its constructor.
 
-        A function comes back with its settings bound. Raises AlignError as ``get`` does, or for every bad setting.
+        A function comes back with its settings bound. where: the place of a setting in the user's terms, ``kind.key``
+        by default. Raises AlignError as ``get`` does, or for every bad setting.
         """
-        thing = self.get(kind, choice.type)
-        config = configure(config_of(thing), choice.settings, kind)
-        if inspect.isclass(thing):
+        offer = self.find(kind, choice.type)
+        thing: Any = offer.resolve()
+        config = check(config_of(thing), choice.settings, where or (lambda path: dotted((kind, *path))))
+        if not isinstance(thing, type):
+            return functools.partial(thing, **{name: getattr(config, name) for name in type(config).model_fields})
+        with offer.plugin.attribute(f"cannot make its {kind} {choice.type!r}"):
             return thing(config)
-        return functools.partial(thing, **{name: getattr(config, name) for name in type(config).model_fields})
 
 
 def config_of(thing: Any) -> type[Config]:
     """The settings of a plugin: a class's nested Config, or one made of a function's keyword-only arguments."""
-    config: type[Config] = thing.Config if inspect.isclass(thing) else function_config(thing)
+    config: type[Config] = getattr(thing, "Config", None) or function_config(thing)
     return config
 
 
@@ -142,12 +146,8 @@ def _register(offers: list[Offer], kind: str, plugin: Plugin, thing: Any, target
     offers.append(Offer(kind, name, plugin, thing))
 
 
-_installed = Registry(Hooks())
-hooks = _installed.hooks
-offers, names, find, get, build = (
-    _installed.offers,
-    _installed.names,
-    _installed.find,
-    _installed.get,
-    _installed.build,
-)
+registry = Registry(Hooks())
+"""The plugins installed in this process."""
+
+offers, names, find, get, build = registry.offers, registry.names, registry.find, registry.get, registry.build
+hooks, collect, first, notify = registry.hooks, registry.collect, registry.first, registry.notify

@@ -9,7 +9,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from align.schemas.base import Config
 from align.schemas.errors import AlignError, Problem, did_you_mean
 
 Path = tuple[str | int, ...]
+Where = Callable[[Path], str]
 Model = TypeVar("Model", bound=BaseModel)
 
 _WORDS = {
@@ -39,20 +40,22 @@ def dotted(path: Path) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
-def check(model: type[Model], values: Any, where: Callable[[Path], str]) -> Model:
+def check(model: type[Model], values: Any, where: Where, elsewhere: Mapping[str, str] | None = None) -> Model:
     """Make a model of plain values.
 
-    where: the place of a path into ``values``, in the user's terms. Raises AlignError with every problem there is.
+    where: the place of a path into ``values``, in the user's terms. elsewhere: where keys belong that are often
+    misplaced. Raises AlignError with every problem there is.
     """
     try:
         return model.model_validate_json(to_json(values), strict=True)
     except ValidationError as error:
-        raise AlignError.gather(_problems(error.errors(include_url=False), model, values, where)) from None
+        problems = _problems(error.errors(include_url=False), model, values, where, elsewhere or {})
+        raise AlignError.gather(problems) from None
 
 
-def configure(model: type[Model], settings: Mapping[str, Any], name: str) -> Model:
-    """``check`` for settings that come from Python: their place is ``name.key``."""
-    return check(model, settings, lambda path: dotted((name, *path)))
+def unknown(key: str, known: Iterable[str], elsewhere: Mapping[str, str]) -> str:
+    """The mend for a key that nobody knows here."""
+    return f"write it as {elsewhere[key]}" if key in elsewhere else did_you_mean(key, known) or "remove it"
 
 
 @functools.cache
@@ -91,7 +94,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _problems(
-    errors: list[ErrorDetails], model: type[BaseModel], values: Any, where: Callable[[Path], str]
+    errors: list[ErrorDetails], model: type[BaseModel], values: Any, where: Where, elsewhere: Mapping[str, str]
 ) -> Iterator[Problem]:
     """One problem per place: the alternatives of a union fail one by one and are one mistake."""
     by_place: dict[Path, list[ErrorDetails]] = {}
@@ -102,7 +105,7 @@ def _problems(
         if first["type"] == "extra_forbidden":
             owner = model_at(model, path[:-1])
             known = owner.model_fields if owner else ()
-            yield Problem(where(path), "is not a key here", did_you_mean(str(path[-1]), known) or "remove it")
+            yield Problem(where(path), "is not a key here", unknown(str(path[-1]), known, elsewhere))
         elif first["type"] == "missing":
             owner = model_at(model, path[:-1])
             about = (owner.model_fields[str(path[-1])].description or "") if owner else ""
@@ -160,7 +163,7 @@ def _expected(error: ErrorDetails) -> list[str]:
     return re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
 
 
-def _said(message: str, model: type[BaseModel], path: Path, where: Callable[[Path], str]) -> Iterator[Problem]:
+def _said(message: str, model: type[BaseModel], path: Path, where: Where) -> Iterator[Problem]:
     """A validator's own words: each line is a problem, at the field it begins with."""
     owner = model_at(model, path)
     for line in message.splitlines():

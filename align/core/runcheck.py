@@ -1,0 +1,181 @@
+"""What a run asks for, checked as a whole: keys, plugins and their settings, and keys that nothing would read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path as File
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from align.core import registry
+from align.core.settings import Path, check, model_at
+from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.run import Choice, Data, Model, Reference, Run, Schedule, Stage, Train, Validation
+
+Section = TypeVar("Section", bound=BaseModel)
+Where = Callable[[Path], str]
+
+
+def choices(stage: dict[str, Any]) -> Iterator[tuple[Path, str, Any, str | int]]:
+    """Where a stage names plugins: path, kind, and the dict or list and its key that hold the choice."""
+    if stage.get("algorithm") is not None:
+        yield ("algorithm",), "algorithm", stage, "algorithm"
+    devices, loggers = stage.get("devices"), stage.get("loggers")
+    if isinstance(devices, dict) and devices.get("strategy") is not None:
+        yield ("devices", "strategy"), "strategy", devices, "strategy"
+    for i in range(len(loggers) if isinstance(loggers, list) else 0):
+        yield ("loggers", i), "logger", loggers, i
+
+
+def sources(stage: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A stage's data sources in their long form, with their paths."""
+    data = stage.get("data")
+    for key in ("train", "validation"):
+        rows = data.get(key) if isinstance(data, dict) else None
+        for i, source in enumerate(rows if isinstance(rows, list) else ()):
+            if isinstance(source, dict):
+                yield ("data", key, i), source
+
+
+def every_problem(values: dict[str, Any], where: Where) -> tuple[Run | None, list[Problem]]:
+    """The run, or None, and all that is wrong with it. Choices are mappings with their settings beside ``type``.
+
+    where: the place of a path into ``values``, in the user's terms.
+    """
+    problems: list[Problem] = []
+    for i, stage in enumerate(values["stages"]):
+        problems += _stage_problems(stage, ("stages", i), where)
+    problems += _name_problems(values["stages"], where)
+    for stage in values["stages"]:
+        for _, _, holder, key in choices(stage):
+            if isinstance(holder[key], dict):
+                settings = {k: v for k, v in holder[key].items() if k != "type"}
+                holder[key] = {k: v for k, v in holder[key].items() if k == "type"} | {"settings": settings}
+    try:
+        return check(Run, values, where, elsewhere=HOMES), problems
+    except AlignError as error:
+        return None, [*error.problems, *problems]
+
+
+def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterator[Problem]:
+    for path, kind, holder, key in choices(stage):
+        choice = holder[key]
+        if isinstance(choice, dict) and isinstance(choice.get("type"), str):
+            yield from _choice_problems(kind, choice, (*above, *path), where)
+    for path, source in sources(stage):
+        name = source.get("format")
+        if isinstance(name, str) and name != "auto":  # then the rows' keys tell
+            try:
+                registry.find("format", name)
+            except AlignError as error:
+                yield from (Problem(where((*above, *path, "format")), p.what, p.mend) for p in error.problems)
+    data = _section(Data, stage.get("data"))
+    if data.stream and _section(Train, stage.get("train")).max_steps is None:
+        yield Problem(where((*above, "data", "stream")), "needs train.max_steps: a stream has no end", "set it")
+    for path, why in unread(stage).items():
+        yield Problem(where((*above, *path)), why, "remove it")
+
+
+def _choice_problems(kind: str, choice: dict[str, Any], path: Path, where: Where) -> Iterator[Problem]:
+    settings = {key: value for key, value in choice.items() if key != "type"}
+    try:
+        registry.build(kind, Choice(type=choice["type"], settings=settings), lambda below: where((*path, *below)))
+    except AlignError as error:
+        for problem in error.problems:
+            yield problem if problem.where else Problem(where((*path, "type")), problem.what, problem.mend)
+
+
+def unread(stage: dict[str, Any]) -> dict[Path, str]:
+    """The keys present in a stage that nothing in it would read, each with why."""
+    data, model = _section(Data, stage.get("data")), _section(Model, stage.get("model"))
+    silent: dict[Path, str] = {}
+    if _section(Reference, stage.get("reference")).type != "moving-average":
+        for key in ("mixing", "every"):
+            silent["reference", key] = "is read by reference type moving-average only"
+    if _uses_reference(stage) is False:
+        for key in Reference.model_fields:
+            silent["reference", key] = "is not read: this algorithm uses no reference"
+    if getattr(data, "validation", None) is None and data.validation_fraction == 0:
+        for key in Validation.model_fields:
+            silent["validation", key] = "is not read without data.validation or data.validation_fraction"
+    if getattr(data, "validation", None) is not None:
+        silent["data", "validation_fraction"] = "is not read beside data.validation"
+    if not data.stream:
+        silent["data", "stream_window"] = "is read with data.stream: true only"
+    if _section(Train, stage.get("train")).on_nonfinite != "skip":
+        silent["train", "max_skipped"] = "is read with train.on_nonfinite: skip only"
+    if _section(Schedule, stage.get("schedule")).type == "constant":
+        silent["schedule", "floor"] = "is not read: a constant rate does not decay"
+    path = getattr(model, "path", None)
+    if isinstance(path, str) and (path.startswith("stage:") or File(path).is_dir()):
+        silent["model", "revision"] = "is read for models of the hub only"
+    for place, source in sources(stage):
+        if isinstance(source.get("path"), str) and File(source["path"]).exists():
+            for key in ("split", "subset"):
+                silent[(*place, key)] = "is read for data of the hub only"
+    return {path: why for path, why in silent.items() if _present(stage, path)}
+
+
+def _uses_reference(stage: dict[str, Any]) -> bool | None:
+    """Whether the stage's algorithm, as set, uses a reference; None while there is no telling."""
+    algorithm = stage.get("algorithm")
+    if not isinstance(algorithm, dict) or not isinstance(algorithm.get("type"), str):
+        return None
+    settings = {key: value for key, value in algorithm.items() if key != "type"}
+    try:
+        uses: bool = registry.build("algorithm", Choice(type=algorithm["type"], settings=settings)).uses_reference
+    except AlignError:
+        return None
+    return uses
+
+
+def _section(model: type[Section], values: Any) -> Section:
+    """A section as far as it goes: its defaults under what is given, unchecked."""
+    given = (
+        {key: value for key, value in values.items() if key in model.model_fields} if isinstance(values, dict) else {}
+    )
+    return model.model_construct(**given)
+
+
+def _present(values: Any, path: Path) -> bool:
+    for key in path:
+        if not (key in values if isinstance(values, dict) else isinstance(values, list)):
+            return False
+        values = values[key]
+    return True
+
+
+def _name_problems(stages: list[dict[str, Any]], where: Where) -> Iterator[Problem]:
+    """Names that are directories and unique, and ``stage:NAME`` for earlier stages only."""
+    earlier: list[str] = []
+    for i, stage in enumerate(stages):
+        path = _section(Model, stage.get("model")).__dict__.get("path")
+        if isinstance(path, str) and path.startswith("stage:") and path.removeprefix("stage:") not in earlier:
+            named = path.removeprefix("stage:")
+            later = any(other.get("name") == named for other in stages[i:])
+            what = f"is {path!r}; " + ("that stage does not come earlier" if later else "no stage has that name")
+            yield Problem(where(("stages", i, "model", "path")), what, did_you_mean(named, earlier) if earlier else "")
+        name = stage.get("name")
+        if not isinstance(name, str):
+            continue
+        if name in earlier:
+            yield Problem(where(("stages", i, "name")), f"is {name!r}, as an earlier stage's", "give it another `name`")
+        elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+            what = f"is {name!r}; must be letters, digits, - and _, for it names a directory"
+            yield Problem(where(("stages", i, "name")), what, "rename it")
+        earlier.append(name)
+
+
+def _homes() -> dict[str, str]:
+    """Keys that stand in one section of a stage only, and where: ``epochs`` is ``train.epochs``."""
+    found: dict[str, list[str]] = {}
+    for name in Stage.model_fields:
+        section = model_at(Stage, (name,))
+        for key in section.model_fields if section is not None and section is not Choice else ():
+            found.setdefault(key, []).append(f"{name}.{key}")
+    return {key: places[0] for key, places in found.items() if len(places) == 1}
+
+
+HOMES = _homes()

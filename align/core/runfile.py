@@ -1,0 +1,240 @@
+"""Run files: YAML and overrides to a checked Run, with everything that is wrong said at once; and back.
+
+Top-level keys are the defaults of every stage, and a stage's own are laid over them. A file without ``stages`` is
+one stage, named after its algorithm.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path as File
+from typing import Any
+
+from align.core import strictyaml
+from align.core.runcheck import HOMES, choices, every_problem, unread
+from align.core.settings import Path, dotted, unknown
+from align.schemas.errors import AlignError, Problem
+from align.schemas.run import Run, Stage
+
+LARGEST = 256 * 1024
+RUN_KEYS = ("output", "stages")
+
+# Another ``type`` here is another thing, to which the default's settings do not belong.
+_WHOLE = (("algorithm",), ("devices", "strategy"), ("reference",))
+
+
+def load(path: str | File, overrides: Sequence[str] = ()) -> Run:
+    """Read and check a run file; ``overrides`` are ``train.epochs=2`` or ``stages.dpo.algorithm.beta=0.2``.
+
+    Raises AlignError with every problem of file and overrides: place, value and mend. Plugins named in the file are
+    imported, and nothing else.
+    """
+    file = _RunFile(str(path), _text(File(path)))
+    for override in overrides:
+        file.override(override)
+    return file.run()
+
+
+def dump(run: Run) -> str:
+    """The run with all its defaults as YAML, which ``load`` reads back to an equal Run."""
+    stages = []
+    for stage in run.stages:
+        values: dict[str, Any] = stage.model_dump()
+        for _, _, holder, key in choices(values):
+            holder[key] = {"type": holder[key]["type"], **holder[key]["settings"]}
+        for path in unread(values):
+            _remove(values, path)
+        stages.append({key: value for key, value in values.items() if value != {}})
+    return strictyaml.write({"output": run.output, "stages": stages})
+
+
+class _RunFile:
+    """Plain values, the place of each, and the problems found so far."""
+
+    def __init__(self, name: str, text: str) -> None:
+        document = strictyaml.read(text, name)
+        if not isinstance(document.values, dict):
+            raise AlignError("is not a mapping of keys to values", "start with `output: runs/first`", where=name)
+        self.values: dict[str, Any] = document.values
+        self.places = {path: f"{name} line {line}" for path, line in document.lines.items()}
+        self.problems = document.problems
+        self._spell_out()
+
+    def _spell_out(self) -> None:
+        """``algorithm: dpo`` and ``train: rows.jsonl`` in their long forms, so that all that follows sees one form."""
+        stages = self.values.get("stages")
+        for level in [self.values, *(stages if isinstance(stages, list) else [])]:
+            if isinstance(level, dict):
+                for _, _, holder, key in choices(level):
+                    if isinstance(holder[key], str):
+                        holder[key] = {"type": holder[key]}
+                data = level.get("data")
+                for key in ("train", "validation"):
+                    if isinstance(data, dict) and isinstance(data.get(key), str | dict):
+                        data[key] = [data[key]]
+                    if isinstance(data, dict) and isinstance(data.get(key), list):
+                        data[key] = [{"path": row} if isinstance(row, str) else row for row in data[key]]
+
+    def override(self, text: str) -> None:
+        """Lay ``key=value`` over the values; what is wrong with it is kept as a problem."""
+        key, equals, value = text.partition("=")
+        if not equals or not re.fullmatch(r"[\w-]+([.\[][\w-]+\]?)*", key):
+            self.problems.append(Problem(f"command line: {text}", "is not an override", "write KEY=VALUE"))
+            return
+        path: Path = ()
+        holder: Any = self.values
+        parts = re.findall(r"[\w-]+", key)
+        for part, below in zip(parts, [*parts[1:], None], strict=True):
+            step = _step(holder, part)
+            if step is None:
+                what = f"{dotted(path)} has no {part!r}" if path else f"there is no {part!r}"
+                self.problems.append(Problem(f"command line: {key}", what, "give it in the file"))
+                return
+            path = (*path, step)
+            if below is None:
+                break
+            if isinstance(holder, dict) and holder.get(part) is None and not below.isdecimal():
+                holder[part] = {}
+            holder = holder.get(part) if isinstance(holder, dict) else holder[step]
+        document = strictyaml.read(value, f"command line: {key}")
+        self.problems += document.problems
+        holder[path[-1]] = document.values
+        self.places = {old: place for old, place in self.places.items() if old[: len(path)] != path}
+        self.places[path] = "command line"
+        self._spell_out()
+
+    def run(self) -> Run:
+        """The checked run. Raises AlignError with every problem."""
+        stages, inherited = self._stages()
+        self._drop_unread_defaults(stages, inherited)
+
+        def where(path: Path) -> str:
+            """The place of a path into the run, whose stages are laid over the defaults."""
+            if path[:1] == ("stages",) and len(path) > 1:
+                own = path[2:]
+                if _within(own, inherited[path[1]]):  # type: ignore[index]
+                    path = own
+            place = next(self.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.places)
+            return f"{place}: {dotted(path)}" if path else place
+
+        values = {key: value for key, value in self.values.items() if key == "output"} | {"stages": stages}
+        run, problems = every_problem(values, where)
+        known = {problem.where for problem in self.problems}
+        self.problems += [problem for problem in problems if problem.where not in known]
+        if self.problems or run is None:
+            raise AlignError.gather(sorted(dict.fromkeys(self.problems), key=_line))
+        return run
+
+    def _stages(self) -> tuple[list[Any], list[set[Path]]]:
+        """Each stage laid over the defaults, and the paths in it that came from them."""
+        known = {*RUN_KEYS, *Stage.model_fields}
+        for key in self.values.keys() - known:
+            self._problem((key,), "is not a key here", unknown(key, known, HOMES))
+        defaults = {key: value for key, value in self.values.items() if key in known and key not in RUN_KEYS}
+        if "stages" not in self.values:
+            return [_named(copy.deepcopy(defaults))], [{()}]
+        own = self.values["stages"]
+        if not isinstance(own, list) or not all(isinstance(stage, dict) for stage in own):
+            self._problem(("stages",), "must be a list of stages", "start each with `- name: NAME`")
+            return [], []
+        if "name" in defaults:
+            self._problem(("name",), "belongs to one stage", "move it into the stage")
+            del defaults["name"]
+        inherited: list[set[Path]] = [set() for _ in own]
+        stages = [_named(_overlay(defaults, stage, (), origin)) for stage, origin in zip(own, inherited, strict=True)]
+        return stages, inherited
+
+    def _drop_unread_defaults(self, stages: list[Any], inherited: list[set[Path]]) -> None:
+        """A default that a stage does not read is not that stage's; one that no stage reads is a mistake."""
+        read: set[Path] = set()
+        reasons: dict[Path, str] = {}
+        for stage, origin in zip(stages, inherited, strict=True):
+            silent = {path: why for path, why in unread(stage).items() if _within(path, origin)}
+            reasons |= silent
+            for path in silent:
+                _remove(stage, path)
+            read |= {leaf for leaf in _leaves(stage) if _within(leaf, origin)}
+        for leaf in _leaves({key: self.values[key] for key in self.values if key in Stage.model_fields}):
+            if stages and leaf not in read and leaf != ("name",):
+                mend = "remove it" if leaf in reasons else f"set stages.NAME.{dotted(leaf)}, or remove it"
+                self._problem(leaf, reasons.get(leaf, "is not read: every stage has its own"), mend)
+
+    def _problem(self, path: Path, what: str, mend: str) -> None:
+        place = next(self.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.places)
+        self.problems.append(Problem(f"{place}: {dotted(path)}", what, mend))
+
+
+def _overlay(default: Any, own: Any, path: Path, inherited: set[Path]) -> Any:
+    """``own`` over ``default``, mapping by mapping; ``inherited`` gathers the paths taken from ``default``."""
+    if not isinstance(default, dict) or not isinstance(own, dict):
+        return copy.deepcopy(own)
+    if path in _WHOLE and own.get("type", default.get("type")) != default.get("type"):
+        return copy.deepcopy(own)
+    laid: dict[str, Any] = {}
+    for key in {**default, **own}:
+        if key not in own:
+            inherited.add((*path, key))
+            laid[key] = copy.deepcopy(default[key])
+        else:
+            laid[key] = _overlay(default.get(key), own[key], (*path, key), inherited)
+    return laid
+
+
+def _named(stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage without a name is called after its algorithm."""
+    algorithm = stage.get("algorithm")
+    if "name" not in stage and isinstance(algorithm, dict) and isinstance(algorithm.get("type"), str):
+        return {"name": algorithm["type"], **stage}
+    return stage
+
+
+def _step(holder: Any, part: str) -> str | int | None:
+    """The key or index that one part of an override names: a key, a number, or the name of a stage."""
+    if isinstance(holder, dict):
+        return part
+    if isinstance(holder, list):
+        names = [_named(item).get("name") if isinstance(item, dict) else None for item in holder]
+        index = int(part) if part.isdecimal() else names.index(part) if part in names else len(holder)
+        return index if index < len(holder) else None
+    return None
+
+
+def _within(path: Path, above: set[Path]) -> bool:
+    return any(path[:n] in above for n in range(len(path) + 1))
+
+
+def _leaves(values: dict[str, Any], path: Path = ()) -> Iterator[Path]:
+    """The paths at which mappings end."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def _remove(values: Any, path: Path) -> None:
+    for key in path[:-1]:
+        values = values[key]
+    del values[path[-1]]
+
+
+def _line(problem: Problem) -> int:
+    """Problems in file order, those of the command line last."""
+    line = re.search(r" line (\d+)", problem.where)
+    return int(line[1]) if line else LARGEST
+
+
+def _text(file: File) -> str:
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise AlignError(f"cannot be read: {error.strerror}", "give the path of a run file", where=str(file)) from None
+    if len(raw) > LARGEST:
+        raise AlignError(f"has {len(raw)} bytes; a run file has at most {LARGEST}", where=str(file))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise AlignError("is not UTF-8", "save it as UTF-8", where=f"{file} line {line}") from None
