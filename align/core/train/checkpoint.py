@@ -75,10 +75,10 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
             shutil.rmtree(directory)
         os.rename(temporary, directory)
         fsync_directory(directory.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError where the disk is full
         shutil.rmtree(temporary, ignore_errors=True)
         raise AlignError(
-            f"the checkpoint could not be written: {error.strerror or error}",
+            f"the checkpoint could not be written: {getattr(error, 'strerror', None) or error}",
             "free some room or choose another output; the earlier checkpoints are intact",
             where=str(directory),
         ) from error

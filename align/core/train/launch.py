@@ -8,27 +8,31 @@ import signal
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from filelock import FileLock
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from align.core import runfile
 from align.core.algorithm import Algorithm
-from align.core.model.export import export
+from align.core.data.collate import collate
+from align.core.data.examples import Examples
+from align.core.model.export import export_from_state
 from align.core.model.load import build_policy, load_tokenizer
 from align.core.model.packing import layout_for
 from align.core.model.policy import Policy
-from align.core.model.reference import Reference, make_reference
+from align.core.model.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
 from align.core.registry import registry
 from align.core.train import checkpoint, spawn
 from align.core.train.callbacks import Bar, Interrupted, Keeper, Metrics, Signals
 from align.core.train.module import AlignModule, NonFinite
-from align.core.train.prepare import Prepared, prepare
+from align.core.train.prepare import HeldOutSet, Prepared, prepare
 from align.core.train.rundir import RunDirectory, StageDirectory, StageResult, cache_directory, digest, what_is_learned
 from align.core.train.steps import Cutter, EpochPhases, Phases, StepLoader, fixed_steps
 from align.core.train.strategy import Strategy, detect, footprint
@@ -127,11 +131,12 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     seed_everything(stage.seed, verbose=False)
     dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
     policy, tokenizer = build_policy(stage.model, algorithm.head, seed=stage.seed, dropout=dropout)
-    layout = layout_for(policy, hardware.accelerator, stage.train.layout)
+    pad_id = int(tokenizer.pad_token_id or 0)
+    layout = layout_for(policy, hardware.accelerator, stage.train.layout, prepared.train, pad_id)
     reference = None
     if algorithm.uses_reference:
-        reference = make_reference(stage.reference, policy, stage)
-        prepared = prepared.with_reference(reference, policy, cache_directory())
+        known_ahead = type(algorithm).auxiliary is Algorithm.auxiliary
+        reference = make_reference(stage.reference, policy, stage, known_ahead=known_ahead)
     strategy: Strategy = registry.build("strategy", stage.devices.strategy)
     size = footprint(policy)
     strategy = strategy.settle(hardware, size, lambda: _chosen(hardware, size))
@@ -139,13 +144,43 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         algorithm,
         stage.train,
         layout,
-        int(tokenizer.pad_token_id or 0),
+        pad_id,
         stage.train.micro_batch_tokens or MICRO_TOKENS[hardware.accelerator],
         spawn.rank(),
         int(os.environ.get("WORLD_SIZE", "1")),
     )
+    if reference is not None:
+        prepared = _measured(prepared, reference, policy, cutter, hardware, progress)
     phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
     return Setup(stage, algorithm, tokenizer, policy, reference, prepared, cutter, phases, strategy, hardware)
+
+
+def _measured(
+    prepared: Prepared, reference: Reference, policy: Policy, cutter: Cutter, hardware: Hardware, progress: bool
+) -> Prepared:
+    """The data with reference log-probabilities where they are computed once; and the reference checked."""
+    if hardware.accelerator == "cuda":
+        policy.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+    if isinstance(reference, Precomputed):
+
+        def measure(examples: Examples) -> Examples:
+            return precompute(
+                policy,
+                examples,
+                layout=cutter.layout,
+                pad_id=cutter.pad_id,
+                micro_tokens=cutter.micro_tokens,
+                micro_size=cutter.train.micro_batch_size,
+                cache=cache_directory(),
+                progress=progress,
+            )
+
+        with FileLock(cache_directory() / ".lock"):  # one rank computes, the others find its cache
+            held_out = [HeldOutSet(held.name, measure(held.examples)) for held in prepared.held_out]
+            prepared = replace(prepared, train=measure(prepared.train), held_out=held_out)
+    first = collate([prepared.train[0]], cutter.layout, cutter.pad_id)
+    assert_zero_kl(reference, policy, first.to(next(policy.parameters()).device))
+    return prepared
 
 
 def _located(directory: RunDirectory, stage: Stage) -> Any:
@@ -286,12 +321,9 @@ def _hand_on(place: StageDirectory, setup: Setup, module: AlignModule, keeper: K
         chosen = checkpoint.at(place.checkpoints, keeper.best_step or 0) if best else None
         source = chosen or checkpoint.newest(place.checkpoints)[0]
         assert source is not None
-        policy, tokenizer = build_policy(
-            setup.stage.model, setup.algorithm.head, seed=setup.stage.seed, dropout=False
-        )
         weights = checkpoint.load(source)["state_dict"]
-        policy.load_state_dict({k.removeprefix("policy."): v for k, v in weights.items()}, strict=False)
-        export(policy, tokenizer, place.export)
+        weights = {name.removeprefix("policy."): value for name, value in weights.items()}
+        export_from_state(weights, setup.stage.model, setup.algorithm.head, place.export)
         place.finish({**module.metrics, **module.held_out_metrics})
     if dist.is_available() and dist.is_initialized():
         dist.barrier()

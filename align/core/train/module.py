@@ -80,11 +80,11 @@ class AlignModule(LightningModule):
 
     def _batch(self, micro: MicroBatch, statistics: Mapping[str, Tensor]) -> tuple[Batch, Tensor]:
         """What the loss sees, and a zero that ties every parameter to the graph."""
-        scores = self.policy(micro)
         reference = micro.ref_logp_T
         if reference is None and self.reference is not None:
             reference = self.reference.logp(micro)
-        return self.policy.batch(micro, scores, step=statistics, ref_logp_T=reference), scores.anchor
+        scores = self.policy(micro)
+        return self.policy.batch(micro, scores, statistics, ref_logp_T=reference), scores.anchor
 
     def _statistics(self, step: StepBatch) -> dict[str, Tensor]:
         """Means over the step's auxiliary examples, equal on all ranks."""

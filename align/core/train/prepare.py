@@ -47,21 +47,23 @@ def prepare(
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     findings: list[Finding] = []
+    held_out: list[HeldOutSet] = []
 
-    def tokenised(data: Data, records: Sequence[Record], sources: object, weights: object) -> Examples:
-        done = tokenise(records, tokenizer, algorithm, data, sources, weights, cache, progress)
+    def held(name: str | None, data: Data, records: Sequence[Record]) -> None:
+        done = tokenise(records, tokenizer, algorithm, data, cache=cache, progress=progress)
         findings.extend(done.findings)
-        return done.examples
+        held_out.append(HeldOutSet(name, done.examples))
 
     with FileLock(cache / ".lock"):
         records = load_records(stage.data, algorithm.learns_from, report, progress)
-        train = tokenised(stage.data, records.train, records.train_sources, records.weights)
-        held_out = []
+        train = tokenise(
+            records.train, tokenizer, algorithm, stage.data, records.train_sources, records.weights, cache, progress
+        )
+        findings.extend(train.findings)
         if stage.data.validation is None and records.validation:
-            held_out.append(HeldOutSet(None, tokenised(stage.data, records.validation, None, None)))
+            held(None, stage.data, records.validation)
         for name in dict.fromkeys(source.name for source in stage.data.validation or ()):
             sources = [s for s in stage.data.validation or () if s.name == name]
             only = stage.data.model_copy(update={"train": sources, "validation": None, "validation_fraction": 0.0})
-            apart = load_records(only, algorithm.learns_from, report, progress)
-            held_out.append(HeldOutSet(name, tokenised(only, apart.train, None, None)))
-    return Prepared(train, held_out, findings, dict(records.bad.counts))
+            held(name, only, load_records(only, algorithm.learns_from, report, progress).train)
+    return Prepared(train.examples, held_out, findings, dict(records.bad.counts))

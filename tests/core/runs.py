@@ -1,0 +1,56 @@
+"""Small whole runs for the engine's tests: rows that each algorithm learns from, and a one-stage run."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from align.schemas.run import Run
+
+WORDS = "the cat sat on mat dog sea is wide blue wind cold sum of two three five right wrong answer".split()
+
+
+def rows(algorithm: str, count: int = 48, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of varied length: the good answer repeats the prompt's first word, the bad one does not."""
+    dice = random.Random(seed)
+    made: list[dict[str, Any]] = []
+    for number in range(count):
+        words = dice.choices(WORDS, k=dice.randint(2, 9))
+        prompt = [{"role": "user", "content": " ".join(words)}]
+        good = [{"role": "assistant", "content": " ".join([words[0]] * dice.randint(1, 5))}]
+        bad = [{"role": "assistant", "content": " ".join(dice.choices(WORDS, k=dice.randint(1, 6)))}]
+        match algorithm:
+            case "pretrain":
+                made.append({"text": " ".join(dice.choices(WORDS, k=dice.randint(4, 30)))})
+            case "sft":
+                made.append({"messages": prompt + good})
+            case "kto":
+                made.append({"prompt": prompt, "completion": bad if number % 2 else good, "label": number % 2 == 0})
+            case _:
+                made.append({"prompt": prompt, "chosen": good, "rejected": bad})
+    return made
+
+
+def write_rows(algorithm: str, path: Path, count: int = 48, seed: int = 0) -> Path:
+    """The rows as JSONL."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(algorithm, count, seed)))
+    return path
+
+
+def run_for(algorithm: str, model: Path, data: Path, output: Path, **laid_over: dict[str, Any]) -> Run:
+    """One stage called ``only``; ``laid_over`` are sections (``train={...}``) laid over the defaults below."""
+    sections: dict[str, dict[str, Any]] = {
+        "model": {"path": str(model)},
+        "data": {"train": [{"path": str(data)}], "validation_fraction": 0.2, "workers": 1},
+        "algorithm": {"type": algorithm},
+        "optimizer": {"learning_rate": 1e-3},
+        "schedule": {"type": "cosine", "warmup": 0.1},
+        "train": {"epochs": 3, "batch_size": 8, "micro_batch_size": 3},
+        "validation": {"every": 5},
+        "checkpoint": {"every": 2},
+    }
+    for name, section in laid_over.items():
+        sections[name] = {**sections.get(name, {}), **section}
+    return Run.model_validate({"output": str(output), "stages": [{"name": "only", **sections}]})

@@ -1,0 +1,41 @@
+"""The engine's books: the same numbers however the values are entered."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.core.algorithm import Metric
+from align.core.train.books import Books
+
+VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=12)
+
+
+@given(VALUES, st.integers(0, 12))
+def test_a_split_changes_nothing(values: list[float], at: int) -> None:
+    whole, parts = Books(), Books()
+    for how in ("mean", "sum", "min", "max"):
+        whole.add(how, Metric(torch.tensor(values), how))
+        for part in (values[:at], values[at:]):
+            parts.add(how, Metric(torch.tensor(part), how))
+    expected = {"mean": sum(values) / len(values), "sum": sum(values), "min": min(values), "max": max(values)}
+    assert whole.close() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert parts.close() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_a_mean_over_nothing_is_left_out() -> None:
+    books = Books()
+    books.add("nothing", torch.empty(0))
+    books.add("least of nothing", Metric(torch.empty(0), "min"))
+    books.add("something", torch.tensor([1.0, 3.0]))
+    assert books.close() == {"something": 2.0}
+
+
+def test_nan_is_not_hidden() -> None:
+    books = Books()
+    books.add("loss", Metric(torch.tensor([1.0, math.nan]), "sum"))
+    assert math.isnan(books.close()["loss"])
