@@ -1,0 +1,151 @@
+"""A run file's ``model`` in, a policy and its tokenizer out: complete, as asked for, or an error that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from align.core.model.adapter import (
+    REWARD_HEAD,
+    Head,
+    Origin,
+    add_adapter,
+    base_of,
+    is_adapter,
+    quantisation,
+    read_adapter,
+)
+from align.core.model.policy import Policy
+from align.core.model.source import LOADING_FAULTS, not_loadable, refuse_pickles, resolve_model_path, trust
+from align.core.model.tokenizer import fit, load_tokenizer
+from align.core.model.weights import set_dropout
+from align.schemas.errors import AlignError
+from align.schemas.run import Model
+
+__all__ = ["build_policy", "load_network", "load_tokenizer", "resolve_model_path"]
+
+
+def build_policy(model: Model, head: Head, *, seed: int, dropout: bool) -> tuple[Policy, PreTrainedTokenizerBase]:
+    """The policy to train, in training mode on the CPU (quantised: on the current GPU), and its tokenizer.
+
+    What is newly made (a reward head, an adapter) follows from ``seed`` alone; torch's generator is left as it was.
+    ``dropout`` is about the model's own; an adapter's dropout is as its settings say.
+    Raises AlignError for everything about the weights that would silently train something else.
+    """
+    directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
+    tokenizer = load_tokenizer(model, head)
+    network = _load_adapted(directory, model, head, seed)
+    whole: Any = network.get_base_model() if isinstance(network, PeftModel) else network
+    fit(whole, tokenizer, directory)
+    set_dropout(network, dropout)
+    if model.gradient_checkpointing:
+        # Non-reentrant checkpoints work with inputs that need no gradient, hence with frozen embeddings.
+        try:
+            whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise AlignError(f"{type(whole).__name__} cannot", where="model.gradient_checkpointing") from error
+    return Policy(network, head).train(), tokenizer
+
+
+def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTrainedModel:
+    """A whole model from a directory, complete or not at all.
+
+    Only a reward head may be missing, where the directory holds a language model: it is then drawn from
+    N(0, initializer_range) with ``seed``. Raises AlignError for weights that are missing, left over, of another
+    shape, pickled, or in need of code that the run file does not trust.
+    """
+    refuse_pickles(directory)
+    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "use_safetensors": True, **trust(model)}
+    if model.attention != "auto":
+        options["attn_implementation"] = model.attention
+    if model.adapter is not None and model.adapter.quantize is not None:
+        options |= quantisation(model.adapter.quantize, options["dtype"])
+    if head == "reward":
+        options["num_labels"] = 1
+    auto: Any = AutoModelForCausalLM if head == "language" else AutoModelForSequenceClassification
+    try:
+        with _quiet():
+            network, info = auto.from_pretrained(str(directory), output_loading_info=True, **options)
+    except LOADING_FAULTS as error:
+        raise not_loadable(error, directory, "model") from error
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    if head == "reward" and f"{REWARD_HEAD}.weight" in missing:
+        _draw_head(getattr(network, REWARD_HEAD), network.config, seed)
+        missing = {name for name in missing if not name.startswith(f"{REWARD_HEAD}.")}
+        unexpected = {name for name in unexpected if name.startswith(f"{network.base_model_prefix}.")}
+    wrong = [f"it lacks {_some(missing)}"] * bool(missing) + [f"it also holds {_some(unexpected)}"] * bool(unexpected)
+    if wrong:
+        needed = "a causal language model" if head == "language" else "a language model or a one-label classifier"
+        raise AlignError(
+            f"does not hold the weights of {type(network).__name__}: {'; '.join(wrong)}",
+            f"give the directory of {needed}, as save_pretrained writes it",
+            where=str(directory),
+        )
+    return network  # type: ignore[no-any-return]
+
+
+def _load_adapted(directory: Path, model: Model, head: Head, seed: int) -> PreTrainedModel | PeftModel:
+    """The network with the adapter that the run file asks for or the directory holds, if any."""
+    origin: Origin | None = Origin(str(directory)) if Path(model.path).is_dir() else Origin(model.path, model.revision)
+    if not is_adapter(directory):
+        network = load_network(directory, model, head, seed)
+    else:
+        below = resolve_model_path(*base_of(directory), model.trust_remote_code)
+        if is_adapter(below):
+            raise AlignError("is an adapter upon an adapter", "merge the lower one first", where=str(directory))
+        if model.adapter is not None and model.adapter.quantize is not None:
+            raise AlignError(
+                "is an adapter, which cannot be merged into a quantised base",
+                "give the merged model as model.path, or leave model.adapter.quantize out",
+                where=f"model.path: {model.path}",
+            )
+        old = read_adapter(load_network(below, model, head, seed), directory, head)
+        if model.adapter is None:
+            return old
+        network, origin = old.merge_and_unload(safe_merge=True), None
+    if model.adapter is None:
+        return network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return add_adapter(network, model.adapter, head, origin)
+
+
+def _draw_head(score: nn.Linear, config: Any, seed: int) -> None:
+    # drawn in float32 by its own generator: the same seed is the same head, whatever the dtype and device
+    drawn = torch.randn(score.weight.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        score.weight.copy_(drawn * getattr(config.get_text_config(), "initializer_range", 0.02))
+        if score.bias is not None:
+            score.bias.zero_()
+
+
+def _some(names: set[str]) -> str:
+    first = sorted(names)[:3]
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither transformers' report of missing weights, which are judged and told here, nor its bar."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
