@@ -1,0 +1,70 @@
+"""The ``align`` command. Each subcommand's module is imported when it is used, and not before."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from typing import Any
+
+import rich_click as click
+
+from align.schemas.errors import AlignError, did_you_mean
+
+COMMANDS = {
+    "quickstart": ("align.cli.quickstart:quickstart", "Train a small model end to end, and see that it learned."),
+    "train": ("align.cli.train:train", "Train what a run file describes."),
+    "data": ("align.cli.data:data", "Look at data as the model will see it, and check it."),
+    "plugins": ("align.cli.plugins:plugins", "List, show and examine plugins."),
+    "schema": ("align.cli.schema:schema", "Print the JSON schema of run files, for editors."),
+    "worker": ("align.cli.train:worker", ""),
+}
+"""Where each command lives, and its line in ``align --help``; one without a line is not listed."""
+
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Align(click.RichGroup):
+    """A group that imports a command when it is asked for, and asks plugins for those it does not know."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Those of align itself: printing help loads no plugin."""
+        return [name for name, (_, summary) in COMMANDS.items() if summary]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A stand-in with the command's summary, for help."""
+        return click.RichCommand(name=cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is to run."""
+        name = args[0]
+        if name in COMMANDS:
+            module, _, attribute = COMMANDS[name][0].partition(":")
+            return name, getattr(importlib.import_module(module), attribute), args[1:]
+        if name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        from align.core import registry
+
+        own = did_you_mean(name, self.list_commands(ctx))
+        if name not in registry.names("command") and own.startswith("did"):
+            raise AlignError(f"no command is called {name!r}", own)
+        return name, registry.get("command", name), args[1:]
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """As click's; an AlignError is printed without traceback and ends with status 2."""
+        try:
+            return super().main(*args, **kwargs)
+        except AlignError as error:
+            click.echo(_CONTROL.sub("", str(error)), err=True)
+            sys.exit(2)
+
+
+@click.group(cls=Align, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="align-llm", prog_name="align")
+def main() -> None:
+    """Align a language model: fine-tune it, teach it what is preferred, see what changed.
+
+    Start with `align quickstart`. Plugins may add commands; `align plugins list` shows what they offer.
+    """

@@ -11,12 +11,14 @@ class Kind:
 
     name: what messages call it. hook: where it registers. base: ``module:Class`` its classes derive from (imported
     only when one is used), None while any class will do. functions: whether a bare function serves as well.
+    configured: whether run files choose it and give it settings.
     """
 
     name: str
     hook: str
     base: str | None = None
     functions: bool = False
+    configured: bool = True
 
 
 KINDS: dict[str, Kind] = {
@@ -30,5 +32,6 @@ KINDS: dict[str, Kind] = {
         Kind("strategy", "register_strategies", base="align.core.train.strategy:Strategy"),
         Kind("logger", "register_loggers", base="align.core.train.logger:Logger"),
         Kind("rule", "register_rules"),
+        Kind("command", "register_commands", configured=False),
     )
 }

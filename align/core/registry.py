@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,8 @@ class Offer:
 
     def _fault(self, thing: Any) -> str:
         kind, config = KINDS[self.kind], getattr(thing, "Config", None)
+        if not kind.configured:
+            return ""
         if not inspect.isclass(thing):
             return "" if kind.functions and callable(thing) else "is not a class" + " or a function" * kind.functions
         if kind.base is not None and not issubclass(thing, _imported(kind.base)):
@@ -64,10 +67,8 @@ class Registry:
         if kind not in self._offers:
             taken: dict[str, list[Offer]] = {}
             for plugin, call in self.hooks.each(KINDS[kind].hook):
-                mine: list[Offer] = []
                 with plugin.guard(kind):
-                    call(register=functools.partial(_register, mine, kind, plugin))
-                    for offer in mine:  # all of a plugin's offers of this kind, or none
+                    for offer in _commands(plugin, call) if kind == "command" else _registered(kind, plugin, call):
                         taken.setdefault(offer.name, []).append(offer)
             self._offers[kind] = dict(sorted(taken.items()))
         return self._offers[kind]
@@ -134,16 +135,31 @@ def _imported(target: str) -> Any:
     return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
 
 
-def _register(offers: list[Offer], kind: str, plugin: Plugin, thing: Any, target: str | None = None, /) -> None:
-    if isinstance(thing, str):
-        if target is None or ":" not in target:
+def _registered(kind: str, plugin: Plugin, call: Callable[..., Any]) -> list[Offer]:
+    """All that a plugin registers of a kind; raises when it fails on the way, and then none of it counts."""
+    offers: list[Offer] = []
+
+    def register(thing: Any, target: str | None = None, /) -> None:
+        name = (
+            thing if isinstance(thing, str) else getattr(thing, "name" if inspect.isclass(thing) else "__name__", None)
+        )
+        if not isinstance(name, str):
+            raise AlignError(f"register({thing!r}) lacks a name: give the class a class attribute `name`")
+        if isinstance(thing, str) and ":" not in (target or ""):
             raise AlignError(f"register({thing!r}) lacks its target: write register({thing!r}, 'module:Class')")
-        offers.append(Offer(kind, thing, plugin, target))
-        return
-    name = getattr(thing, "name" if inspect.isclass(thing) else "__name__", None)
-    if not isinstance(name, str):
-        raise AlignError(f"register({thing!r}) lacks a name: give the class a class attribute `name`")
-    offers.append(Offer(kind, name, plugin, thing))
+        offers.append(Offer(kind, name, plugin, target or thing))
+
+    call(register=register)
+    return offers
+
+
+def _commands(plugin: Plugin, call: Callable[..., Any]) -> list[Offer]:
+    """The commands that a plugin adds to a group of its own; none of ours is within its reach."""
+    import click
+
+    cli = click.Group()
+    call(cli=cli)
+    return [Offer("command", name, plugin, command) for name, command in cli.commands.items()]
 
 
 registry = Registry(Hooks())
