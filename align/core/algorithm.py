@@ -111,6 +111,11 @@ class Outcome(NamedTuple):
     terms: Sequence[Term]
     metrics: Mapping[str, Metric | Tensor]
 
+    def share(self, counts: Mapping[str, float]) -> Tensor:
+        """This micro-batch's summand of the step's loss; ``counts`` are of the whole step (``plan.denominators``)."""
+        shares = [term.weight * term.values.sum() / max(counts.get(term.per, 0.0), 1.0) for term in self.terms]
+        return torch.stack(shares).sum()
+
 
 class Algorithm:
     """How to learn: subclass, set the class attributes, write ``loss``.

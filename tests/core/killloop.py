@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -104,4 +105,4 @@ if __name__ == "__main__":
         here = Path(name)
         begun = time.monotonic()
         counts = kill_loop(options.algorithm, save_tiny(here / "model"), options.kills, options.seed, here)
-        print(options.algorithm, counts, f"{time.monotonic() - begun:.0f} s, no difference")
+        print(json.dumps({"algorithm": options.algorithm, **counts, "seconds": round(time.monotonic() - begun)}))

@@ -39,11 +39,11 @@ def write_rows(algorithm: str, path: Path, count: int = 48, seed: int = 0) -> Pa
     return path
 
 
-def run_for(algorithm: str, model: Path, data: Path, output: Path, **laid_over: dict[str, Any]) -> Run:
+def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid_over: dict[str, Any]) -> Run:
     """One stage called ``only``; ``laid_over`` are sections (``train={...}``) laid over the defaults below."""
     sections: dict[str, dict[str, Any]] = {
-        "model": {"path": str(model)},
-        "data": {"train": [{"path": str(data)}], "validation_fraction": 0.2, "workers": 1},
+        "model": {"path": str(weights)},
+        "data": {"train": [{"path": str(rows_file)}], "validation_fraction": 0.2, "workers": 1},
         "algorithm": {"type": algorithm},
         "optimizer": {"learning_rate": 1e-3},
         "schedule": {"type": "cosine", "warmup": 0.1},

@@ -101,9 +101,7 @@ class AlignModule(LightningModule):
         """One micro-batch's share of the step's loss, with its graph; entered in the step's books."""
         batch, anchor = self._batch(micro, statistics)
         outcome = self.algorithm.loss(batch)
-        share = anchor
-        for term in outcome.terms:
-            share = share + term.weight * term.values.sum() / max(counts.get(term.per, 0.0), 1.0)
+        share = outcome.share(counts) + anchor
         self._books.add("loss", Metric(share, "sum"))
         for name, metric in outcome.metrics.items():
             self._books.add(name, metric)

@@ -1,0 +1,166 @@
+"""Real gloo processes on this machine: the law over ranks, signals, killed ranks, sharding."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from align.core.train import checkpoint
+from tests.core.runs import run_for, write_rows
+
+
+def command(output: Path, algorithm: str, model: Path, **sections: dict[str, Any]) -> list[str]:
+    """``align train`` for a small run."""
+    rows = write_rows(algorithm, output.parent / f"{algorithm}.jsonl")
+    run = run_for(algorithm, model, rows, output, **sections)
+    file = output.parent / f"{output.name}.yaml"
+    file.write_text(yaml.safe_dump(run.model_dump(mode="json") | {"stages": [_flat(s) for s in run.model_dump(mode="json")["stages"]]}))
+    return [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"]
+
+
+def _flat(stage: dict[str, Any]) -> dict[str, Any]:
+    """Plugin choices as a run file writes them."""
+    choice = lambda c: {"type": c["type"], **c["settings"]}  # noqa: E731
+    devices = {**stage["devices"], "strategy": choice(stage["devices"]["strategy"])}
+    return {**stage, "algorithm": choice(stage["algorithm"]), "devices": devices, "loggers": [choice(c) for c in stage["loggers"]]}
+
+
+def environment(tmp: Path) -> Mapping[str, str]:
+    return os.environ | {"ALIGN_CACHE": str(tmp / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+def finish(arguments: list[str], tmp: Path) -> None:
+    done = subprocess.run(arguments, env=environment(tmp), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def gradients_of_first_step(output: Path) -> list[torch.Tensor]:
+    """AdamW's first moment after one step is (1 - beta1) times the gradient."""
+    (optimizer,) = checkpoint.load(output / "only" / "checkpoints" / "step-00000001")["optimizer_states"]
+    return [torch.as_tensor(state["exp_avg"]) / 0.1 for _, state in sorted(optimizer["state"].items())]
+
+
+def log(output: Path) -> list[dict[str, str]]:
+    with open(output / "only" / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+ONE_STEP: dict[str, dict[str, Any]] = {
+    "train": {"max_steps": 1, "clip_norm": None},
+    "checkpoint": {"every": 1},
+    "data": {"validation_fraction": 0.0},
+    "schedule": {"type": "constant", "warmup": 0.0},
+}
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "kto", "reward_model"])
+def test_the_law_over_ranks(algorithm: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """One step's gradient is the same on one rank and on two, whatever the micro-batches."""
+    found = []
+    for name, count, micro in (("one", 1, 8), ("two", 2, 3)):
+        sections = ONE_STEP | {"devices": {"count": count}, "train": ONE_STEP["train"] | {"micro_batch_size": micro}}
+        finish(command(tmp_path / name, algorithm, tiny_model_dir, **sections), tmp_path)
+        found.append(gradients_of_first_step(tmp_path / name))
+    whole = torch.cat([g.flatten() for g in found[0]])
+    gap = torch.cat([(a - b).flatten() for a, b in zip(*found, strict=True)])
+    assert whole.norm() > 1e-4
+    assert gap.norm() / whole.norm() < 1e-6
+
+
+def test_sharded_as_whole(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """FSDP2 over two ranks logs what one process logs, resumes, and exports the same model."""
+    finish(command(tmp_path / "one", "sft", tiny_model_dir), tmp_path)
+    sharded = command(tmp_path / "two", "sft", tiny_model_dir, devices={"count": 2, "strategy": {"type": "fsdp"}})
+    started = subprocess.Popen(sharded, env=environment(tmp_path))
+    wait_for_step(tmp_path / "two", 4)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(60) == 128 + signal.SIGTERM
+    finish([*sharded, "--resume"], tmp_path)
+    for name in ("loss", "grad_norm", "val/loss"):
+        one, two = ([float(row[name]) for row in log(tmp_path / run) if row[name]] for run in ("one", "two"))
+        assert two == pytest.approx(one, rel=1e-4)
+    weights = [load_file(tmp_path / run / "only" / "export" / "model.safetensors") for run in ("one", "two")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+def wait_for_step(output: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while not checkpoint.steps(output / "only" / "checkpoints")[:1] >= [step]:
+        assert time.monotonic() < deadline, "it never got there"
+        time.sleep(0.01)
+
+
+def workers_of(supervisor: int) -> list[int]:
+    """The ranks' process ids, rank 0 first."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    ranks = {}
+    for pid in children:
+        settings = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ranks.update({int(s[5:]): int(pid) for s in settings if s.startswith(b"RANK=")})
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("target", ["rank 0", "rank 1", "supervisor"])
+def test_sigterm_saves_ends_and_resumes_exactly(target: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Whoever gets it: all ranks stop at one step, it is saved, no process is left, and nothing is lost."""
+    quiet = command(tmp_path / "quiet", "sft", tiny_model_dir, devices={"count": 2}, train={"epochs": 6})
+    finish(quiet, tmp_path)
+    disturbed = command(tmp_path / "disturbed", "sft", tiny_model_dir, devices={"count": 2}, train={"epochs": 6})
+    started = subprocess.Popen(disturbed, env=environment(tmp_path))
+    wait_for_step(tmp_path / "disturbed", 4)
+    workers = workers_of(started.pid)
+    victim = {"rank 0": workers[0], "rank 1": workers[1], "supervisor": started.pid}[target]
+    os.kill(victim, signal.SIGTERM)
+    assert started.wait(60) == 128 + signal.SIGTERM
+    assert not [pid for pid in workers if alive(pid)]
+    finish([*disturbed, "--resume"], tmp_path)
+    same_end(tmp_path)
+
+
+def test_a_killed_rank_leaves_no_orphan_and_resumes_exactly(tiny_model_dir: Path, tmp_path: Path) -> None:
+    quiet = command(tmp_path / "quiet", "dpo", tiny_model_dir, devices={"count": 2})
+    finish(quiet, tmp_path)
+    disturbed = command(tmp_path / "disturbed", "dpo", tiny_model_dir, devices={"count": 2})
+    started = subprocess.Popen(disturbed, env=environment(tmp_path), stderr=subprocess.DEVNULL)
+    wait_for_step(tmp_path / "disturbed", 2)
+    workers = workers_of(started.pid)
+    os.kill(workers[1], signal.SIGKILL)
+    assert started.wait(60) not in (0, None)
+    assert not [pid for pid in workers if alive(pid)]
+    finish([*disturbed, "--resume"], tmp_path)
+    same_end(tmp_path)
+
+
+def same_end(tmp_path: Path) -> None:
+    """Logs and weights to the bit."""
+    for file in ("metrics.csv", "export/model.safetensors"):
+        quiet, disturbed = ((tmp_path / run / "only" / file).read_bytes() for run in ("quiet", "disturbed"))
+        assert quiet == disturbed, file
+
+
+def test_torchrun_works_as_it_is(tiny_model_dir: Path, tmp_path: Path) -> None:
+    arguments = command(tmp_path / "run", "sft", tiny_model_dir, train={"max_steps": 2}, devices={"count": 2})
+    start = arguments.index("align")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    finish([*torchrun, *arguments[start:]], tmp_path)
+    assert (tmp_path / "run" / "only" / "export" / "model.safetensors").exists()

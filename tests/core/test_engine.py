@@ -1,0 +1,219 @@
+"""The engine around a step: what never reaches the weights, what a run leaves behind, what a second start does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align.core.algorithm import Algorithm, Batch, Outcome, Term
+from align.core.registry import registry
+from align.core.train import checkpoint
+from align.core.train.launch import train
+from align.schemas.errors import AlignError
+from tests.core.runs import run_for, write_rows
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+
+
+def log(output: Path) -> list[dict[str, str]]:
+    with open(output / "only" / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def files(root: Path) -> set[str]:
+    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_run_leaves_exactly_this(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows("sft", tmp_path / "rows.jsonl")
+    (result,) = train(run_for("sft", tiny_model_dir, rows, tmp_path / "run"), progress=False)
+    saved = {f"only/checkpoints/step-000000{step}/{name}" for step in (14, 15) for name in ("state.pt", "MANIFEST.json")}
+    exported = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files(tmp_path / "run") == saved | {f"only/export/{name}" for name in exported | {"chat_template.jinja"}} | {
+        "run.yaml",
+        "manifest.json",
+        "only/stage.json",
+        "only/metrics.csv",
+        "only/data_report.json",
+        "only/done.json",
+    }
+    assert result.metrics["val/loss"] < float(log(tmp_path / "run")[0]["val/loss"])
+    model = AutoModelForCausalLM.from_pretrained(result.export)
+    assert AutoTokenizer.from_pretrained(result.export).chat_template
+    newest, _ = checkpoint.newest(tmp_path / "run" / "only" / "checkpoints")
+    assert newest is not None
+    trained = checkpoint.load(newest)["state_dict"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trained[f"policy.model.{name}"])
+
+
+def test_a_finished_stage_is_skipped(tiny_model_dir: Path, tmp_path: Path) -> None:
+    run = run_for("sft", tiny_model_dir, write_rows("sft", tmp_path / "rows.jsonl"), tmp_path / "run")
+    (first,) = train(run, progress=False)
+    before = {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in ("only/done.json", "only/metrics.csv")}
+    assert train(run, progress=False) == [first]
+    assert before == {name: (tmp_path / "run" / name).stat().st_mtime_ns for name in before}
+
+
+def test_other_settings_are_refused_with_the_difference(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows("sft", tmp_path / "rows.jsonl")
+    train(run_for("sft", tiny_model_dir, rows, tmp_path / "run"), progress=False)
+    with pytest.raises(AlignError, match=r"train\.batch_size was 8, is 4"):
+        train(run_for("sft", tiny_model_dir, rows, tmp_path / "run", train={"batch_size": 4}), progress=False)
+    faster = run_for("sft", tiny_model_dir, rows, tmp_path / "run", train={"micro_batch_size": 8})
+    assert train(faster, progress=False)  # changes speed only
+
+
+def test_changed_data_is_refused_on_resume(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows("sft", tmp_path / "rows.jsonl")
+    run = run_for("sft", tiny_model_dir, rows, tmp_path / "run")
+    train(run, progress=False)
+    (tmp_path / "run" / "only" / "done.json").unlink()
+    with pytest.raises(AlignError, match="holds an interrupted run, saved after step 15"):
+        train(run, progress=False)
+    write_rows("sft", rows, seed=1)
+    with pytest.raises(AlignError, match="its data are not what this run has"):
+        train(run, resume=True, progress=False)
+
+
+def test_a_strange_directory_is_left_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("all of it")
+    rows = write_rows("sft", tmp_path / "rows.jsonl")
+    with pytest.raises(AlignError, match="holds something else than a run"):
+        train(run_for("sft", tiny_model_dir, rows, tmp_path / "thesis"), progress=False)
+    assert files(tmp_path / "thesis") == {"chapter1.tex"}
+
+
+class Poisoned(Algorithm):
+    """Learns as sft does, but the loss of one row is not finite."""
+
+    name = "poisoned"
+    paper = "none: a test"
+    learns_from = ("text",)
+    learning_rate = 1e-3
+    poison = math.nan
+
+    def loss(self, batch: Batch) -> Outcome:
+        """A sequence of exactly five scored tokens is the poisoned one."""
+        five_T = batch.spread(batch.length_B == 5)
+        return Outcome([Term(torch.where(five_T, -batch.logp_T * self.poison, -batch.logp_T), "token")], {})
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> type[Poisoned]:
+    build = registry.build
+
+    def with_poison(kind: str, choice: Any, *rest: Any) -> Any:
+        return Poisoned(Poisoned.Config()) if choice.type == "poisoned" else build(kind, choice, *rest)
+
+    monkeypatch.setattr(registry, "build", with_poison)
+    return Poisoned
+
+
+def poisoned_rows(path: Path) -> Path:
+    """Twenty rows with one short answer each; row 13 has the one answer of five tokens (four words' pieces and the end)."""
+    rows = [{"messages": [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "a"}]}] * 20
+    rows[12] = {"messages": [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "abcd"}]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+SHORT: dict[str, dict[str, Any]] = {
+    "data": {"validation_fraction": 0.0},
+    "train": {"epochs": 3, "batch_size": 4, "micro_batch_size": 1},
+}
+
+
+def finite(model: Path) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in AutoModelForCausalLM.from_pretrained(model).parameters())
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_nonfinite_stops_with_step_rows_and_checkpoint(
+    poison: float, poisoned: type[Poisoned], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poisoned, "poison", poison)
+    rows = poisoned_rows(tmp_path / "rows.jsonl")
+    run = run_for("poisoned", tiny_model_dir, rows, tmp_path / "run", **SHORT, checkpoint={"every": 1})
+    with pytest.raises(AlignError) as caught:
+        train(run, progress=False)
+    text = str(caught.value)
+    done = len(log(tmp_path / "run"))
+    assert f"step {done + 1}" in text and "rows.jsonl:13" in text and "rows.jsonl:12" not in text
+    assert (f"the last good checkpoint is of step {done}" if done else "no checkpoint") in text
+    for step in checkpoint.steps(tmp_path / "run" / "only" / "checkpoints"):
+        state = checkpoint.load(checkpoint.at(tmp_path / "run" / "only" / "checkpoints", step))["state_dict"]
+        assert all(bool(torch.isfinite(value).all()) for value in state.values())
+
+
+def test_nonfinite_is_skipped_and_counted_when_asked(
+    poisoned: type[Poisoned], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Three epochs meet the row three times; the steps are logged as what they are and change nothing."""
+    rows = poisoned_rows(tmp_path / "rows.jsonl")
+    settings = SHORT | {"train": SHORT["train"] | {"on_nonfinite": "skip"}, "checkpoint": {"every": 1, "keep": 100}}
+    (result,) = train(run_for("poisoned", tiny_model_dir, rows, tmp_path / "run", **settings), progress=False)
+    written = log(tmp_path / "run")
+    bad = [int(row["step"]) for row in written if row["loss"] == "nan"]
+    assert len(bad) == 3 and written[bad[-1] - 1]["skipped"] == "3.0"
+    assert finite(result.export)
+    root = tmp_path / "run" / "only" / "checkpoints"
+
+    def weights(step: int) -> dict[str, Tensor]:
+        loaded: dict[str, Tensor] = checkpoint.load(checkpoint.at(root, step))["state_dict"]
+        return loaded
+
+    step = next(step for step in bad if step > 1)
+    assert all(torch.equal(value, weights(step - 1)[name]) for name, value in weights(step).items())
+
+
+def test_early_stopping_and_the_best_export(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """A rate that is far too high makes the held-out loss rise: the run stops early and hands on its best step."""
+    rows = write_rows("sft", tmp_path / "rows.jsonl")
+    run = run_for(
+        "sft",
+        tiny_model_dir,
+        rows,
+        tmp_path / "run",
+        optimizer={"learning_rate": 0.05},
+        schedule={"type": "constant", "warmup": 0.0},
+        train={"epochs": 20},
+        validation={"every": 1, "patience": 3},
+        checkpoint={"every": 100, "export": "best"},
+    )
+    (result,) = train(run, progress=False)
+    held_out = {int(row["step"]): float(row["val/loss"]) for row in log(tmp_path / "run") if row["val/loss"]}
+    best = min((step for step in held_out if step), key=lambda step: held_out[step])
+    assert max(held_out) == best + 3 < 100
+    kept = checkpoint.load(checkpoint.at(tmp_path / "run" / "only" / "checkpoints", best))["state_dict"]
+    exported = AutoModelForCausalLM.from_pretrained(result.export).state_dict()
+    assert all(torch.equal(value, kept[f"policy.model.{name}"]) for name, value in exported.items())
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_the_log_is_the_same_however_a_step_is_cut(layout: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows("dpo", tmp_path / "rows.jsonl")
+    logs = []
+    for micro in (8, 3, 1):
+        output = tmp_path / f"run-{micro}"
+        train(
+            run_for("dpo", tiny_model_dir, rows, output, train={"micro_batch_size": micro, "layout": layout}),
+            progress=False,
+        )
+        logs.append(log(output))
+    for name in logs[0][0]:
+        whole, *cut = ([float(row[name]) for row in rows_ if row[name]] for rows_ in logs)
+        for other in cut:
+            assert other == pytest.approx(whole, rel=1e-3, abs=1e-4), name
