@@ -20,7 +20,8 @@ Layout = Literal["packed", "padded"]
 Indices = NDArray[np.int64]
 
 FORWARD = 64
-"""What one more forward pass costs, in tokens: splitting further must save more padding than that."""
+"""What a forward and backward pass costs before its first token, in tokens' worth of time: splitting a step further must
+save more padding than that. One CPU core: 30 to 90, measured on models of 0.1M to 40M parameters (torch 2.13)."""
 
 
 def compose(sources: ArrayLike, weights: Sequence[float], seed: int, epoch: int, batch_size: int) -> list[Indices]:
@@ -69,12 +70,14 @@ def cut(
     micro_tokens: int | None,
     micro_size: int | None,
     layout: Layout,
+    forward: int = FORWARD,
 ) -> list[list[list[int]]]:
     """Cut one step into ``[rank][micro-batch][position of the example in the step]``.
 
     lengths       tokens of each sequence of each example; an example's sequences stay together
     micro_tokens  most tokens in a micro-batch, padding included; an example longer than that gets its own
     micro_size    most examples in a micro-batch
+    forward       what a pass costs beside its tokens, in tokens; more on a GPU, which takes thousands to fill
 
     Every rank gets the same number of micro-batches, at least one; those at the same place cost about the same, the
     dearest first. Where there is nothing left to share out a micro-batch is empty.
@@ -86,9 +89,9 @@ def cut(
     best: list[list[list[int]]] = [[[] for _ in range(per_rank)] for _ in range(world_size)]
     dearest = math.inf
     # More micro-batches mean less padding and more forward passes; no number of them does better than no padding.
-    while per_rank <= max(1, len(lengths)) and tokens / world_size + FORWARD * per_rank < dearest:
+    while per_rank <= max(1, len(lengths)) and tokens / world_size + forward * per_rank < dearest:
         ranks = _deal(_level(step, per_rank * world_size, limit, tokens), step, world_size, per_rank)
-        price = max(sum(map(step.cost, rank)) for rank in ranks) + FORWARD * per_rank
+        price = max(sum(map(step.cost, rank)) for rank in ranks) + forward * per_rank
         if price < dearest:
             best, dearest = ranks, price
         per_rank += max(1, per_rank // 4)
