@@ -1,0 +1,175 @@
+"""Text to token ids as the tokenizer itself does it, and character spans to token spans.
+
+Needs no torch: worker processes import this and start within a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from align.core.data.guard import Refusal, Span, respell, respelt
+from align.schemas.errors import AlignError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Spans(NamedTuple):
+    """A text's tokens [T], the token span of each character span, and what merges over an edge of one (or "")."""
+
+    ids: NDArray[np.int32]
+    spans: list[Span]
+    merged: str
+
+
+class Encoder:
+    """All of a Hugging Face tokenizer that making examples needs, in a form that worker processes can be handed.
+
+    Raises AlignError where the tokenizer has no fast (Rust) form: only that one says where a token came from.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.is_fast:
+            raise AlignError(
+                f"the tokenizer {type(tokenizer).__name__} has no fast form", "convert it to a tokenizer.json first"
+            )
+        spec = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        self.prefix: list[int] = _before(Tokenizer.from_str(json.dumps(spec)))
+        spec["post_processor"] = None  # what it adds is ``prefix``; the rest of it makes offsets inexact
+        self.json = json.dumps(spec)
+        self.special: dict[str, int] = {t["content"]: t["id"] for t in spec["added_tokens"] if t["special"]}
+        self.added = frozenset[int](t["id"] for t in spec["added_tokens"])
+        self.variables: dict[str, str] = dict(tokenizer.special_tokens_map)
+        self.templates: str | dict[str, str] | None = tokenizer.chat_template
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self.pad_id: int | None = tokenizer.pad_token_id
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in vars(self).items() if not hasattr(type(self), name)
+        }  # none of the caches
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of all that decides which tokens a text becomes."""
+        seen = [self.json, self.templates, self.variables, self.prefix, self.eos_id]
+        return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+
+    def template(self, tools: Any) -> str:
+        """The chat template, of several the one that transformers would choose. Raises Refusal where there is none."""
+        if isinstance(self.templates, dict):
+            tool_use = self.templates.get("tool_use") if tools is not None else None
+            template = tool_use or self.templates.get("default")
+        else:
+            template = self.templates
+        if template is None:
+            raise Refusal("no-chat-template")
+        return template
+
+    @cached_property
+    def _added(self) -> NDArray[np.int32]:
+        return np.array(sorted(self.added), dtype=np.int32)
+
+    @cached_property
+    def spelt(self) -> re.Pattern[str]:
+        """Matches the spelling of any special token, the longest first."""
+        return re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        return Tokenizer.from_str(self.json)
+
+    @cached_property
+    def _guarded(self) -> Tokenizer:
+        guarded = Tokenizer.from_str(json.dumps(respell(json.loads(self.json), self.special)))
+        if any(guarded.token_to_id(respelt(i)) != i for i in self.special.values()):
+            raise AlignError(
+                "this tokenizer's special tokens cannot be told from text that spells them",
+                "take such text out of the data (`align data show` names it: special-token-in-text)",
+            )
+        return guarded
+
+    @cached_property
+    def _anchor(self) -> tuple[str, int]:
+        """A special token after which text is a continuation, or nothing where there is no such token."""
+        added = json.loads(self.json)["added_tokens"]
+        fit = (t for t in added if t["special"] and not (t["rstrip"] or t["single_word"]))
+        return next(((t["content"], t["id"]) for t in fit), ("", -1))
+
+    def encode(self, text: str, guarded: bool = False, goes_on: bool = False) -> NDArray[np.int32]:
+        """Tokens of a text, nothing added.
+
+        guarded: the text comes from a Guard. goes_on: it continues another text, so a tokenizer that begins every text
+        with a space must not.
+        """
+        name, i = self._anchor if goes_on else ("", -1)
+        front = respelt(i) if name and guarded else name
+        ids = (self._guarded if guarded else self._plain).encode(front + text, add_special_tokens=False).ids
+        return np.array(ids[bool(front) :], dtype=np.int32)
+
+    def encode_spans(self, text: str, spans: Sequence[Span], guarded: bool = False) -> Spans:
+        """Tokens of a text, and which of them lie in each of the ordered, disjoint character spans.
+
+        ``merged`` says where a span does not begin and end between tokens, or where the tokens before it are not those
+        of the same text when it ends there.
+        """
+        encoding = (self._guarded if guarded else self._plain).encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        starts, ends = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        added = np.isin(ids, self._added)
+        found, merged = [], ""
+        for a, b in spans:
+            first, last = int(np.searchsorted(ends, a, "right")), int(np.searchsorted(starts, b, "left"))
+            if first < len(ids) and added[first] and starts[first] < a:
+                first += 1  # an added token that takes the whitespace after it
+            found.append((first, max(first, last)))
+            before = added[:first].nonzero()[0]
+            fixed = int(before[-1]) if len(before) else 0  # what stands before an added token cannot change after it
+            crosses = (first < len(ids) and starts[first] < a) or (last and ends[last - 1] > b and not added[last - 1])
+            head = text[starts[fixed] if len(before) else 0 : a]
+            if not merged and (crosses or not np.array_equal(self.encode(head, guarded), ids[fixed:first])):
+                edge = b if last and ends[last - 1] > b else a
+                merged = f"between {text[max(0, edge - 12) : edge]!r} and {text[edge : edge + 12]!r}"
+        return Spans(ids, found, merged)
+
+    def encode_apart(self, text: str, spans: Sequence[Span], guarded: bool = False) -> Spans:
+        """The same with the text cut at every edge of a span and each part tokenised by itself: nothing merges."""
+        edges = [0, *(edge for span in spans for edge in span), len(text)]
+        parts = [self.encode(text[a:b], guarded, goes_on=a > 0) for a, b in pairwise(edges)]
+        places = np.cumsum([0, *map(len, parts)]).tolist()
+        return Spans(np.concatenate(parts), [(places[2 * i + 1], places[2 * i + 2]) for i in range(len(spans))], "")
+
+    def blank(self, i: int) -> bool:
+        """Whether a token is only whitespace."""
+        return i not in self.added and not self._plain.decode([i], skip_special_tokens=False).strip()
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token; that of a character made of several tokens is with the last of them."""
+        name, anchor = self._anchor
+        front = [anchor] if name else []
+        pieces, waiting = list[str](), list[int]()
+        for place, i in enumerate(ids, 1):
+            waiting.append(i)
+            text = self._plain.decode([*front, *waiting], skip_special_tokens=False).removeprefix(name)
+            whole = "\ufffd" not in text or len(waiting) == 4 or place == len(ids)
+            pieces.append(text if whole else "")
+            waiting = [] if whole else waiting
+        return pieces
+
+
+def _before(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that a tokenizer puts before each text it is asked to encode."""
+    bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:at]

@@ -1,0 +1,79 @@
+"""One record to finished examples: rendered, examined, cut to length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from align.core.data.doctor import Draft, Note, Settings, Tally, examine
+from align.core.data.encode import Encoder
+from align.core.data.examples import Example
+from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.findings import CATALOGUE, LEFT_OUT
+from align.core.data.guard import Refusal
+from align.core.data.store import to_batch
+from align.core.data.template import drafts
+from align.schemas.records import Record
+
+
+def examples_of(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[Example], list[Note]]:
+    """The examples of one record (none where it cannot be learned from, several where it is split), and its notes."""
+    try:
+        made, notes = drafts(record, encoder, settings)
+    except Refusal as refusal:
+        return [], [Note(refusal.finding, refusal.detail)]
+    except RecursionError:
+        return [], [Note("template-failed", "nested too deep")]
+    notes += [note for draft in made for note in examine(draft, encoder, settings)]
+    if len(made) == 2 and np.array_equal(made[0].ids, made[1].ids):
+        notes.append(Note("identical-pair"))
+    if any(CATALOGUE[note.finding].accepted == LEFT_OUT for note in notes):
+        return [], notes
+    parts = [made]
+    if over := sum(max(0, len(draft.ids) - settings.max_length) for draft in made):
+        notes.append(Note("truncation", f"{max(len(d.ids) for d in made):,} tokens", over))
+        parts = _cut(made, settings)
+    columns: dict[str, float] = {}
+    if record.kind == "preference":
+        columns["margin"] = float(record.margin or 0.0)
+    elif record.kind == "unpaired":
+        columns["label"] = float(bool(record.label))
+    return [
+        Example(record.source, tuple(TokenSequence(d.role, d.ids, d.scored) for d in part), columns) for part in parts
+    ], notes
+
+
+def _cut(made: list[Draft], settings: Settings) -> list[list[Draft]]:
+    """What truncation leaves of an example that is too long: parts in which each sequence has something scored."""
+    most = settings.max_length
+    parts: list[list[Draft]] = []
+    if settings.truncation == "error":  # the run file accepts it, or the run is about to stop
+        parts = [made]
+    elif settings.truncation == "keep_start":
+        parts = [[_piece(d, 0, most) for d in made]]
+    elif settings.truncation == "keep_end":
+        parts = [[_piece(d, max(0, len(d.ids) - most), len(d.ids)) for d in made]]
+    elif settings.truncation == "split":  # a block begins with the last token of the one before, so none goes unscored
+        parts = [[_piece(d, i, i + most)] for d in made for i in range(0, len(d.ids) - 1, max(1, most - 1))]
+    return [part for part in parts if all(d.scored.any() for d in part)]
+
+
+def _piece(draft: Draft, start: int, stop: int) -> Draft:
+    scored = draft.scored[start:stop].copy()
+    scored[:1] = False
+    return draft._replace(ids=draft.ids[start:stop], scored=scored)
+
+
+def prepare(
+    state: tuple[Encoder, Settings], rows: tuple[Sequence[Record], Sequence[int]]
+) -> tuple[pa.RecordBatch, Tally]:
+    """The examples of some records with the mixture's source of each, and what was noticed; runs in any process."""
+    made, which, tally = list[Example](), list[int](), Tally()
+    for record, source in zip(*rows, strict=True):
+        found, notes = examples_of(record, *state)
+        tally.add(record.source, notes, left_out=not found)
+        made += found
+        which += [source] * len(found)
+    return to_batch(made, which), tally

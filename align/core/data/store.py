@@ -1,0 +1,176 @@
+"""Tokenised examples on disk: a memory-mapped Arrow file and a manifest that is written last and proves it whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from align.core.data.examples import Example
+from align.core.data.examples import Sequence as TokenSequence
+from align.schemas.errors import AlignError
+
+SCHEMA = pa.schema(
+    {
+        "source": pa.string(),
+        "which": pa.int32(),  # of the mixture's sources
+        "columns": pa.string(),  # JSON
+        "roles": pa.list_(pa.string()),
+        "lengths": pa.list_(pa.int32()),
+        "tokens": pa.list_(pa.int32()),  # of all the example's sequences, one after the other
+        "scored": pa.list_(pa.uint8()),
+    }
+)
+
+
+def to_batch(examples: Sequence[Example], which: Sequence[int]) -> pa.RecordBatch:
+    """Examples as one Arrow record batch."""
+
+    def ragged(rows: list[list[NDArray[Any]]], kind: Any) -> pa.Array:
+        flat = [part for row in rows for part in row]
+        values = np.concatenate(flat) if flat else np.zeros(0)
+        offsets = np.cumsum([0, *(sum(map(len, row)) for row in rows)])
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values.astype(kind)))
+
+    columns = [
+        pa.array([e.source for e in examples], pa.string()),
+        pa.array(which, pa.int32()),
+        pa.array([json.dumps(dict(e.columns)) for e in examples], pa.string()),
+        pa.array([[s.role for s in e.sequences] for e in examples], pa.list_(pa.string())),
+        pa.array([list(e.lengths) for e in examples], pa.list_(pa.int32())),
+        ragged([[s.tokens for s in e.sequences] for e in examples], np.int32),
+        ragged([[s.scored for s in e.sequences] for e in examples], np.uint8),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """A list column as numpy views: row i is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, column: Any) -> _Ragged:
+        return cls(column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True))
+
+    def __getitem__(self, i: int) -> NDArray[Any]:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+
+class Store:
+    """The ``Examples`` protocol over Arrow record batches, in memory or memory-mapped; no array is copied."""
+
+    def __init__(self, batches: Sequence[pa.RecordBatch], fingerprint: str, weights: Sequence[float] = (1.0,)) -> None:
+        self.fingerprint = fingerprint
+        self.weights = tuple(weights)
+        self._batches = [batch for batch in batches if len(batch)]
+        self._firsts = np.cumsum([0, *map(len, self._batches)])
+        self._tokens = [_Ragged.of(batch["tokens"]) for batch in self._batches]
+        self._scored = [_Ragged.of(batch["scored"]) for batch in self._batches]
+        self._parts = [_Ragged.of(batch["lengths"]) for batch in self._batches]
+        empty = np.zeros(0, np.int64)
+        self.lengths: NDArray[np.int64] = np.concatenate([empty, *(np.diff(t.offsets) for t in self._tokens)])
+        which = [batch["which"].to_numpy() for batch in self._batches]
+        self.sources: NDArray[np.int32] = np.concatenate([empty, *which]).astype(np.int32)
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[index]  # IndexError, and from the end where negative
+        part = int(np.searchsorted(self._firsts, index, "right")) - 1
+        i, batch = index - int(self._firsts[part]), self._batches[part]
+        edges = np.cumsum([0, *self._parts[part][i]])
+        tokens, scored = self._tokens[part][i], self._scored[part][i].view(np.bool_)
+        return Example(
+            source=batch["source"][i].as_py(),
+            sequences=tuple(
+                TokenSequence(
+                    role=role,
+                    tokens=tokens[edges[k] : edges[k + 1]],
+                    scored=scored[edges[k] : edges[k + 1]],
+                )
+                for k, role in enumerate(batch["roles"][i].as_py())
+            ),
+            columns=json.loads(batch["columns"][i].as_py()),
+        )
+
+    @classmethod
+    def write(
+        cls,
+        directory: Path,
+        fingerprint: str,
+        weights: Sequence[float],
+        batches: Iterable[pa.RecordBatch],
+        notes: Callable[[], Any] = lambda: None,
+    ) -> Store:
+        """Write the batches as they come and, once they are all there, a manifest with ``notes()``.
+
+        Each file is written beside its place, flushed and renamed; data without a manifest do not exist. An exception
+        from ``batches`` or ``notes`` leaves nothing behind.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{fingerprint}.arrow"
+        with _atomic(path) as file:
+            with pa.ipc.new_file(file, SCHEMA) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            manifest = {"weights": list(weights), "notes": notes()}
+        manifest |= {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        with _atomic(path.with_suffix(".json")) as file:
+            file.write(json.dumps(manifest).encode())
+        store, _ = cls.open(directory, fingerprint) or (None, None)
+        assert store is not None
+        return store
+
+    @classmethod
+    def open(cls, directory: Path, fingerprint: str) -> tuple[Store, Any] | None:
+        """A store and its notes, or None where there is none. Raises AlignError where the files are damaged."""
+        path = directory / f"{fingerprint}.arrow"
+        try:
+            manifest = json.loads(path.with_suffix(".json").read_bytes())
+            whole = path.stat().st_size == manifest["bytes"] and _sha256(path) == manifest["sha256"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError):
+            whole = False
+        if not whole:
+            raise AlignError("is damaged: its bytes are not those that were written", "delete it", where=str(path))
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [file.get_batch(i) for i in range(file.num_record_batches)]
+        return cls(batches, fingerprint, manifest["weights"]), manifest["notes"]
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes its place at ``path`` when it is complete and on disk, and not before."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,220 @@
+"""One record to token sequences: rendering, and which of the tokens are the assistant's.
+
+A conversation is rendered and tokenised as one text, as it will be when the model is used. The assistant's words are
+found as character spans: by the template's ``{% generation %}`` marks, else by rendering the conversation up to each
+turn and checking that this is a prefix of the whole. Spans become tokens by the tokenizer's offsets, and every edge is
+checked: the tokens before it must be those that the model sees when it is given that prompt alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from align.core.data.doctor import Draft, Note, Settings
+from align.core.data.encode import Encoder
+from align.core.data.guard import Guard, Refusal, Span
+from align.schemas.records import Message, Record
+
+_render: Any = render_jinja_template  # its own annotation says str, it returns texts and spans
+
+RENDER_SECONDS = 10.0
+"""Longest that a template may work on one conversation: it is a program, and may be made never to end."""
+
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_RESERVED = inspect.signature(render_jinja_template).parameters.keys() - {"documents"} | {"messages"}
+"""What a row's chat_template_kwargs may not set: a row that brought its own template would be a program."""
+
+
+def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[Draft], list[Note]]:
+    """The uncut sequences of one record, and what was noticed while making them.
+
+    text -> ``text``; completion, unpaired -> ``completion``; preference -> ``chosen``, ``rejected``. Raises Refusal.
+    """
+    if record.kind not in settings.learns_from:
+        raise Refusal("wrong-kind", f"a {record.kind} row")
+    row = _Row(record, encoder, settings)
+    if record.kind == "text":
+        made = [row.conversation(record.text) if record.conversational else row.string("text", "", record.text)]
+    elif record.kind == "preference":
+        made = [row.answered("chosen", record.chosen), row.answered("rejected", record.rejected)]
+    else:
+        made = [row.answered("completion", record.completion)]
+    if row.guard.found:
+        row.notes.append(Note("special-token-in-text", row.guard.found[0]))
+    return [_scored(draft, settings) for draft in made], row.notes
+
+
+def _scored(draft: Draft, settings: Settings) -> Draft:
+    """The scored mask as the algorithm wants it: the answers, everything, or the last token alone."""
+    scored = np.ones_like(draft.scored) if settings.scores_prompt else draft.scored
+    if settings.reward:
+        scored = np.arange(len(scored)) == len(scored) - 1
+    return draft._replace(scored=scored & (np.arange(len(scored)) > 0))
+
+
+class _Row:
+    """One record on its way through the template."""
+
+    def __init__(self, record: Record, encoder: Encoder, settings: Settings) -> None:
+        self.encoder, self.settings = encoder, settings
+        self.notes: list[Note] = []
+        if reserved := _RESERVED & record.chat_template_kwargs.keys():
+            raise Refusal("template-failed", f"chat_template_kwargs may not set {', '.join(sorted(reserved))}")
+        self.guard = Guard(encoder, "special-token-in-text" in settings.allow and not record.conversational)
+        self.tools = self.guard.enter(record.tools)
+        self.variables = encoder.variables | self.guard.enter(record.chat_template_kwargs)
+        self.prompt = self.guard.enter(record.prompt)
+
+    def note(self, finding: str, detail: str) -> None:
+        """An error of this row: a refusal unless the run file accepts it."""
+        if finding not in self.settings.allow:
+            raise Refusal(finding, detail)
+        self.notes.append(Note(finding, detail))
+
+    def string(self, role: str, prompt: str, answer: Any) -> Draft:
+        """A text, or a prompt and the answer that goes on from it.
+
+        First what the tokenizer puts before any text, last eos, once, whether or not the row spells it out.
+        """
+        if not isinstance(answer, str) or not isinstance(prompt, str):
+            raise Refusal("wrong-kind", "prompt and answer are not both strings, or not both messages")
+        eos = self.encoder.eos_id
+        if eos is None:
+            self.note("no-eos", "")
+        else:
+            answer = answer.removesuffix(self.encoder.variables["eos_token"])
+        answer = self.guard.enter(answer)
+        text, spans = self.guard.leave(prompt + answer, [(len(prompt), len(prompt + answer))])
+        ids, [(start, _)] = self.tokens(text, spans)
+        front, end = self.encoder.prefix, [] if eos is None else [eos]
+        ids = np.concatenate([front, ids, end]).astype(np.int32)
+        return Draft(role, ids, np.arange(len(ids)) >= (len(front) + start if prompt else 0))
+
+    def conversation(self, messages: Any) -> Draft:
+        """A whole conversation; the assistant's turns are scored."""
+        messages = self.guard.enter(messages)
+        text, marked = self.render(messages, marks=True)
+        spans = marked or []
+        if marked is None and not self.settings.scores_prompt:
+            spans = self.turns(messages, text)
+        given = any(message.get("role") != "assistant" for message in messages)
+        return self.draft("text", text, spans, given=given)
+
+    def answered(self, role: str, answer: Any) -> Draft:
+        """A prompt and an answer; what the answer adds is scored, except what others than the assistant say in it."""
+        if not (isinstance(answer, list) and answer) or isinstance(self.prompt, str):
+            return self.string(role, self.prompt or "", answer)
+        answer, prompt = self.guard.enter(answer), self.prompt or []
+        text, marked = self.render(prompt + answer, marks=True)
+        if self.settings.reward:
+            return self.draft(role, text, [])
+        head = self.render(prompt, prompt=answer[0].get("role") == "assistant")[0] if prompt else ""
+        start = _common(head, text)
+        if start < len(head):
+            self.note("prompt-not-prefix", f"{head[start:][:40]!r} alone, {text[start:][:40]!r} with an answer")
+        if all(message.get("role") == "assistant" for message in answer):
+            return self.draft(role, text, [(start, len(text))], check=start == len(head))
+        spans = self.turns(prompt + answer, text, len(prompt)) if marked is None else marked
+        return self.draft(role, text, [(max(a, start), b) for a, b in spans if b > start])
+
+    def turns(self, messages: list[Message], text: str, since: int = 0) -> list[Span]:
+        """Where the assistant speaks in ``text``, from message ``since`` on, with the token that ends the turn.
+
+        A turn starts where the prompt for it ends, and ends where the conversation up to it does; both must be prefixes
+        of the whole. Whitespace that a template puts after the end-of-turn token is no part of it.
+        """
+        spans = []
+        for i, message in enumerate(messages):
+            if i < since or message.get("role") != "assistant":
+                continue
+            try:
+                head, tail = self.render(messages[:i], prompt=True)[0], self.render(messages[: i + 1])[0]
+            except Refusal as refusal:
+                raise Refusal("turn-not-prefix", f"turn {i + 1}: {refusal.detail}") from None
+            if not (text.startswith(tail) and tail.startswith(head)):
+                raise Refusal("turn-not-prefix", f"turn {i + 1}")
+            ends = [match.end() for match in self.encoder.spelt.finditer(tail, len(head))]
+            spans.append((len(head), ends[-1] if ends and not tail[ends[-1] :].strip() else len(tail)))
+        return spans
+
+    def render(
+        self, messages: list[Message], prompt: bool = False, marks: bool = False
+    ) -> tuple[str, list[Span] | None]:
+        """The conversation as one text, and the spans that its template marks (None: it has no marks)."""
+        template = self.encoder.template(self.tools)
+        marks = marks and _MARKS.search(template) is not None
+        try:
+            with deadline(RENDER_SECONDS):
+                texts, spans = _render(
+                    conversations=[messages],
+                    tools=self.tools,
+                    chat_template=template,
+                    add_generation_prompt=prompt,
+                    return_assistant_tokens_mask=marks,
+                    **self.variables,
+                )
+        except Exception as error:  # a template is a program that works on the row: anything may come out
+            raise Refusal("template-failed", f"{type(error).__name__}: {error}"[:200]) from None
+        return texts[0], spans[0] if marks else None
+
+    def draft(self, role: str, text: str, spans: Sequence[Span], given: bool = False, check: bool = True) -> Draft:
+        """The tokens of a rendered conversation, those in ``spans`` scored."""
+        ids, answers = self.tokens(*self.guard.leave(text, _joined(spans)), check)
+        scored = np.zeros(len(ids), dtype=bool)
+        for start, end in answers:
+            scored[start:end] = True
+        return Draft(role, ids, scored, answers, given)
+
+    def tokens(self, text: str, spans: Sequence[Span], check: bool = True) -> tuple[Any, list[Span]]:
+        """Token ids [T] and the spans in tokens."""
+        encoded = self.encoder.encode_spans(text, spans, self.guard.active)
+        if encoded.merged and check and not self.settings.reward:
+            self.note("boundary-merge", encoded.merged)
+            encoded = self.encoder.encode_apart(text, spans, self.guard.active)
+        return encoded.ids, encoded.spans
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after so many seconds. Only a process's main thread can be interrupted so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"took longer than {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """In order, with those that touch made one and empty ones left out."""
+    joined = list[Span]()
+    for a, b in sorted(spans):
+        if joined and a <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(b, joined[-1][1]))
+        elif a < b:
+            joined.append((a, b))
+    return joined
+
+
+def _common(a: str, b: str) -> int:
+    """Characters that two texts share at their start."""
+    if b.startswith(a):
+        return len(a)
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
