@@ -1,0 +1,447 @@
+"""References: the policy that training starts from, to the bit, whatever happens to the policy meanwhile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align.core.data.collate import MicroBatch, collate
+from align.core.data.examples import Example, Sequence
+from align.core.model.load import build_policy
+from align.core.model.policy import Policy
+from align.core.model.precompute import precompute
+from align.core.model.reference import AdapterOff, assert_zero_kl, make_reference
+from align.core.model.weights import weights_hash
+from align.schemas import run
+from align.schemas.errors import AlignError
+from align.schemas.run import Adapter, Data, Model, Source, Stage
+from tests.tiny import tiny_model
+
+KINDS = ["copy", "adapter-off", "adapter-snapshot", "moving-average"]
+LORA, DORA = Adapter(rank=4), Adapter(type="dora", rank=4)
+
+
+def example(name: str, *lengths: int, seed: int = 0) -> Example:
+    """Sequences of these lengths; the first token and every fifth after it carry no loss."""
+    rng = np.random.default_rng([seed, *lengths])
+    sequences = [
+        Sequence(role, rng.integers(4, 320, n).astype(np.int32), np.arange(n) % 5 != 0)
+        for role, n in zip(("chosen", "rejected"), lengths, strict=False)
+    ]
+    return Example(name, tuple(sequences))
+
+
+def rows() -> MicroBatch:
+    return collate([example("rows:1", 7, 11), example("rows:2", 4, 9)], "padded", 0)
+
+
+class Held:
+    """Examples in memory."""
+
+    def __init__(self, examples: list[Example], fingerprint: str = "f") -> None:
+        self.examples, self.fingerprint, self.weights = examples, fingerprint, (1.0,)
+        self.lengths = np.array([sum(e.lengths) for e in examples], np.int64)
+        self.sources = np.zeros(len(examples), np.int32)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+def stage(directory: Path, adapter: Adapter | None = None) -> Stage:
+    return Stage(
+        name="dpo",
+        model=Model(path=str(directory), adapter=adapter),
+        data=Data(train=[Source(path="rows.jsonl")]),
+        algorithm={"type": "dpo"},  # type: ignore[arg-type]
+    )
+
+
+def start(directory: Path, adapter: Adapter | None = None, dropout: bool = True) -> Policy:
+    return build_policy(Model(path=str(directory), adapter=adapter), "language", seed=1, dropout=dropout)[0]
+
+
+def reference_to(policy: Policy, directory: Path, kind: str, adapter: Adapter | None = None, **settings: Any) -> Any:
+    spec = run.Reference(type=kind, **settings)  # type: ignore[arg-type]
+    return make_reference(spec, policy, stage(directory, adapter))
+
+
+def learn(policy: Policy, steps: int = 3, rate: float = 0.5) -> None:
+    """A few real steps of gradient ascent on the log-probabilities."""
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-policy(rows()).logp_T.mean()).backward()
+        optimizer.step()
+
+
+def evaluated(policy: Policy) -> Tensor:
+    training = policy.training
+    with torch.no_grad():
+        logp_T = policy.eval()(rows()).logp_T
+    policy.train(training)
+    return logp_T
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.fixture(scope="module")
+def dropping_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """The tiny model with dropout in its attention."""
+    directory = tmp_path_factory.mktemp("dropping") / "model"
+    tiny_model(attention_dropout=0.5).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def adapter_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """An adapter that has learned something."""
+    policy = start(tiny_model_dir, LORA)
+    learn(policy)
+    directory = tmp_path_factory.mktemp("adapter") / "adapter"
+    policy.model.save_pretrained(str(directory))  # type: ignore[operator]
+    return directory
+
+
+@pytest.mark.parametrize("adapter", [None, LORA, DORA], ids=["full", "lora", "dora"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_stays_where_training_started(dropping_dir: Path, kind: str, adapter: Adapter | None) -> None:
+    if adapter is None and kind.startswith("adapter"):
+        with pytest.raises(AlignError, match="no adapter is trained"):
+            reference_to(start(dropping_dir), dropping_dir, kind)
+        return
+    policy = start(dropping_dir, adapter)
+    at_start = evaluated(policy)
+    reference = reference_to(policy, dropping_dir, kind, adapter)
+    assert reference.kind == kind or (kind == "copy" and reference.kind == "adapter-snapshot")
+    assert_zero_kl(reference, policy, rows())
+    learn(policy)
+    with nothing_drawn():
+        logp_T = reference.logp(rows())
+    assert not logp_T.requires_grad
+    assert policy.training  # and yet its dropout did not reach the reference
+    assert (evaluated(policy) - at_start).abs().max() > 0.1
+    # with the adapter off the network has its base's weights; DoRA at its start is them up to rounding
+    exact = not (kind == "adapter-off" and adapter is DORA)
+    assert torch.equal(logp_T, at_start) if exact else torch.allclose(logp_T, at_start, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [None, LORA, DORA], ids=["full", "lora", "dora"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_pass_between_forward_and_backward_leaves_no_trace(
+    dropping_dir: Path, kind: str, adapter: Adapter | None
+) -> None:
+    if adapter is None and kind.startswith("adapter"):
+        return
+    gradients, hashes = [], []
+    for passes in (0, 2):
+        policy = start(dropping_dir, adapter)
+        reference = reference_to(policy, dropping_dir, kind, adapter)
+        torch.manual_seed(2)
+        learn(policy, rate=0.1)
+        policy.zero_grad()
+        wanted = {name: p.requires_grad for name, p in policy.named_parameters()}
+        before = weights_hash(policy)
+        torch.manual_seed(3)
+        for _ in range(passes // 2):
+            reference.logp(rows())
+        logp_T = policy(rows()).logp_T
+        for _ in range(passes // 2):
+            reference.logp(rows())
+        assert all(p.grad is None for p in policy.parameters())
+        logp_T.sum().backward()
+        assert weights_hash(policy) == before
+        assert wanted == {name: p.requires_grad for name, p in policy.named_parameters()}
+        gradients.append([p.grad for p in policy.parameters()])
+        hashes.append(before)
+    assert hashes[0] == hashes[1]
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+def test_adapter_off_is_the_base_model(tiny_model_dir: Path) -> None:
+    policy = start(tiny_model_dir, LORA)
+    learn(policy)
+    plain = Policy(AutoModelForCausalLM.from_pretrained(tiny_model_dir), "language")
+    assert torch.equal(AdapterOff(policy).logp(rows()), evaluated(plain))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "known_ahead", "kind"),
+    [(None, True, "precomputed"), (None, False, "copy"), (LORA, True, "adapter-off"), (LORA, False, "adapter-off")],
+)
+def test_auto(tiny_model_dir: Path, adapter: Adapter | None, known_ahead: bool, kind: str) -> None:
+    policy = start(tiny_model_dir, adapter)
+    made = make_reference(run.Reference(), policy, stage(tiny_model_dir, adapter), known_ahead=known_ahead)
+    assert made.kind == kind
+
+
+def test_an_adapter_that_is_trained_on_is_its_own_reference(adapter_dir: Path) -> None:
+    policy = start(adapter_dir)
+    at_start = evaluated(policy)
+    reference = reference_to(policy, adapter_dir, "auto")
+    assert reference.kind == "adapter-snapshot"
+    assert_zero_kl(reference, policy, rows())
+    learn(policy)
+    assert torch.equal(reference.logp(rows()), at_start)
+
+
+def test_its_base_would_be_the_wrong_reference_and_is_refused(adapter_dir: Path) -> None:
+    policy = start(adapter_dir)
+    with pytest.raises(AlignError, match="not the model that training starts from") as caught:
+        reference_to(policy, adapter_dir, "adapter-off")
+    assert caught.value.problems[0].mend == "use adapter-snapshot"
+
+
+def test_a_reference_that_differs_is_refused_with_both_numbers(adapter_dir: Path) -> None:
+    policy = start(adapter_dir)
+    wrong = AdapterOff(policy)
+    own, other = evaluated(policy), wrong.logp(rows())
+    worst = int((own - other).abs().argmax())
+    with pytest.raises(AlignError) as caught:
+        assert_zero_kl(wrong, policy, rows())
+    told = str(caught.value)
+    assert f"{float(own[worst]):.4f} under the policy" in told
+    assert f"{float(other[worst]):.4f} under the reference" in told
+    assert "tolerance 0.001" in told
+
+
+def test_nan_is_never_zero_kl(tiny_model_dir: Path) -> None:
+    policy = start(tiny_model_dir)
+    reference = reference_to(policy, tiny_model_dir, "copy")
+    with torch.no_grad():
+        policy.unwrapped.model.norm.weight[0] = float("nan")  # type: ignore[union-attr,index]
+    with pytest.raises(AlignError, match="nan under the policy"):
+        assert_zero_kl(reference, policy, rows())
+
+
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
+def test_a_moving_average_by_hand(tiny_model_dir: Path, adapter: Adapter | None) -> None:
+    """alpha = 0.25, tau = 2: after steps 2 and 4 ref <- 0.25 policy + 0.75 ref, after 1 and 3 nothing."""
+    policy = start(tiny_model_dir, adapter)
+    reference = reference_to(policy, tiny_model_dir, "moving-average", adapter, mixing=0.25, every=2)
+    expected = {n: p.detach().clone() for n, p in policy.named_parameters()}
+    for step in (1, 2, 3, 4):
+        learn(policy, steps=1)
+        reference.after_step(policy, step)
+        if step % 2 == 0:
+            for name, parameter in policy.named_parameters():
+                expected[name] = 0.25 * parameter.detach() + 0.75 * expected[name]
+    other = start(tiny_model_dir, adapter)
+    with torch.no_grad():
+        for name, parameter in other.named_parameters():
+            parameter.copy_(expected[name])
+    assert torch.allclose(reference.logp(rows()), evaluated(other), atol=1e-5)
+
+    resumed = reference_to(start(tiny_model_dir, adapter), tiny_model_dir, "moving-average", adapter)
+    resumed.policy = policy
+    resumed.load_state_dict(reference.state_dict())
+    assert torch.equal(resumed.logp(rows()), reference.logp(rows()))
+
+
+def test_a_copy_knows_when_the_start_has_changed(tiny_model_dir: Path, tmp_path: Path) -> None:
+    state = reference_to(start(tiny_model_dir), tiny_model_dir, "copy").state_dict()
+    reference_to(start(tiny_model_dir), tiny_model_dir, "copy").load_state_dict(state)
+    tiny_model(seed=1).save_pretrained(tmp_path / "m")
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "m")
+    with pytest.raises(AlignError, match="has changed"):
+        reference_to(start(tmp_path / "m"), tmp_path / "m", "copy").load_state_dict(state)
+
+
+# ---- precomputed --------------------------------------------------------------------------------------------------
+
+
+def forward_passes(policy: Policy) -> list[int]:
+    seen: list[int] = []
+    policy.register_forward_hook(lambda *_: seen.append(1))
+    return seen
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shapes=st.lists(st.lists(st.integers(1, 24), min_size=1, max_size=2), min_size=1, max_size=9),
+    layout=st.sampled_from(["padded", "packed"]),
+    micro_tokens=st.sampled_from([None, 16, 64]),
+)
+def test_precomputed_is_what_the_policy_says_of_each_sequence(
+    tiny_model_dir: Path, shapes: list[list[int]], layout: Any, micro_tokens: int | None
+) -> None:
+    policy = start(tiny_model_dir)
+    examples = Held([example(f"rows:{i}", *shape, seed=i) for i, shape in enumerate(shapes)])
+    known = precompute(policy, examples, layout=layout, pad_id=0, micro_tokens=micro_tokens)
+    assert len(known) == len(examples) and known.fingerprint != examples.fingerprint
+    for i, plain in enumerate(examples.examples):
+        assert known[i].source == plain.source
+        for mine, sequence in zip(known[i].sequences, plain.sequences, strict=True):
+            with torch.no_grad():
+                alone = policy(collate([Example("alone", (sequence,))], "padded", 0)).logp_T
+            assert mine.ref_logp is not None and mine.ref_logp.dtype == np.float32
+            assert np.allclose(mine.ref_logp, alone, atol=1e-4)
+
+
+def test_precomputed_is_zero_kl_and_travels_with_the_examples(dropping_dir: Path) -> None:
+    policy = start(dropping_dir)
+    examples = Held([example("rows:1", 7, 11), example("rows:2", 4, 9), example("rows:3", 5, 5)])
+    with nothing_drawn():
+        known = precompute(policy, examples, layout="padded", pad_id=0, micro_tokens=32)
+    reference = reference_to(policy, dropping_dir, "auto")
+    assert reference.kind == "precomputed"
+    micro = collate([known[0], known[2]], "padded", 0)
+    assert_zero_kl(reference, policy, micro)
+    learn(policy)
+    with pytest.raises(AlignError, match="is not the policy that training starts from"):
+        assert_zero_kl(reference, policy, micro)
+    with pytest.raises(ValueError, match="not precomputed"):
+        reference.logp(collate([examples[0]], "padded", 0))
+
+
+def test_precomputed_is_computed_once_and_kept_whole(tiny_model_dir: Path, tmp_path: Path) -> None:
+    policy = start(tiny_model_dir)
+    seen = forward_passes(policy)
+    examples = Held([example(f"rows:{i}", 5 + i, 9) for i in range(6)])
+
+    def compute(data: Held, **settings: Any) -> np.ndarray[Any, Any]:
+        given: dict[str, Any] = {"layout": "padded", "pad_id": 0, "micro_tokens": 64, "cache": tmp_path} | settings
+        known = precompute(policy, data, **given)
+        return np.concatenate([s.ref_logp for i in range(len(data)) for s in known[i].sequences])  # type: ignore[misc]
+
+    first = compute(examples)
+    assert seen
+    seen.clear()
+    assert np.array_equal(compute(examples), first) and not seen
+    (kept,) = tmp_path.iterdir()
+
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1  # one flipped bit, which neither numpy nor the file system notices
+    kept.write_bytes(bytes(content))
+    assert np.array_equal(compute(examples), first) and seen
+
+    for change in ("data", "weights", "layout"):
+        seen.clear()
+        if change == "weights":
+            learn(policy, steps=1)
+            seen.clear()
+        data = Held(examples.examples, "g") if change == "data" else examples
+        compute(data, **({"layout": "packed"} if change == "layout" else {}))
+        assert seen, change
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_reference_that_is_not_finite_names_the_row(tiny_model_dir: Path) -> None:
+    policy = start(tiny_model_dir)
+    unscored = Example("rows:0", (Sequence("chosen", np.array([5, 6], np.int32), np.zeros(2, bool)),))
+    bad = Example("rows:2", (Sequence("chosen", np.array([5, 319, 7], np.int32), np.array([False, True, True])),))
+    with torch.no_grad():
+        policy.unwrapped.model.embed_tokens.weight[319] = float("inf")  # type: ignore[union-attr,index]
+    good = Example("rows:1", (Sequence("chosen", np.array([5, 6], np.int32), np.array([False, True])),))
+    with pytest.raises(AlignError, match="not finite") as caught:
+        precompute(
+            policy, Held([unscored, good, unscored, bad]), layout="padded", pad_id=0, micro_tokens=8, micro_size=1
+        )
+    assert caught.value.problems[0].where == "rows:2"
+
+
+# ---- over ranks ---------------------------------------------------------------------------------------------------
+
+RANKS = """
+import sys
+from pathlib import Path
+import numpy as np, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from align.core.model.precompute import precompute
+from align.core.model.reference import assert_zero_kl
+from align.core.model.weights import weights_hash
+from tests.core.test_reference import LORA, Held, evaluated, example, learn, reference_to, rows, start
+
+directory, place = Path(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+# precomputed: the work is shared, the values are those of one process
+policy = start(directory)
+examples = Held([example(f"rows:{i}", 5 + i % 3, 9, seed=i) for i in range(7)])
+known = precompute(policy, examples, layout="padded", pad_id=0, micro_tokens=40)
+np.save(place / f"{rank}.npy", np.concatenate([s.ref_logp for i in range(7) for s in known[i].sequences]))
+
+# a copy of sharded parameters, in whatever order the passes come; its hash is that of the whole
+at_start, whole = evaluated(policy), weights_hash(policy)
+reference = reference_to(policy, directory, "moving-average", mixing=0.5, every=1)
+mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+for layer in policy.unwrapped.model.layers:
+    fully_shard(layer, mesh=mesh)
+fully_shard(policy, mesh=mesh)
+assert weights_hash(policy) == whole
+assert_zero_kl(reference, policy, rows())
+unsharded = start(directory)
+for learner in (unsharded, policy):
+    learn(learner, steps=1)
+moved = evaluated(unsharded)
+for _ in range(2):
+    assert torch.allclose(reference.logp(rows()), at_start, atol=1e-5), "the reference moved"
+    assert torch.allclose(evaluated(policy), moved, atol=1e-5), "the policy moved"
+reference.mixing = 1.0
+reference.after_step(policy, 1)
+assert torch.allclose(reference.logp(rows()), moved, atol=1e-5), "the reference did not follow"
+state = reference.state_dict()["values"]
+assert state["model.model.norm.weight"].shape == (32,)
+
+# adapter off under DistributedDataParallel: gradients flow as if there were no reference
+policy = start(directory, LORA)
+wrapped = DistributedDataParallel(policy)
+reference = reference_to(policy, directory, "adapter-off", LORA)
+wrapped(rows()).logp_T
+reference.logp(rows())
+logp = wrapped(rows()).logp_T
+reference.logp(rows())
+(logp.sum() * (rank + 1)).backward()
+other = start(directory, LORA)
+(other(rows()).logp_T.sum() * 1.5).backward()
+for (name, mine), theirs in zip(policy.named_parameters(), other.parameters()):
+    if mine.requires_grad:
+        assert torch.allclose(mine.grad, theirs.grad, atol=1e-5, rtol=1e-5), name
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "ranks.py").write_text(RANKS)
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "ranks.py"), str(tiny_model_dir), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    examples = Held([example(f"rows:{i}", 5 + i % 3, 9, seed=i) for i in range(7)])
+    known = precompute(start(tiny_model_dir), examples, layout="padded", pad_id=0, micro_tokens=40)
+    alone = np.concatenate([s.ref_logp for i in range(7) for s in known[i].sequences])  # type: ignore[misc]
+    assert np.array_equal(np.load(tmp_path / "0.npy"), alone)
+    assert np.array_equal(np.load(tmp_path / "1.npy"), alone)
