@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from filelock import FileLock
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from align.core import runfile
 from align.core.algorithm import Algorithm
@@ -219,14 +222,31 @@ def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
         directory.note(stage.name, **facts)
     if start is not None:
         _check_same(start, facts)
-    trainer, keeper = _trainer(directory, place, setup, start, progress, facts)
     try:
-        trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
+        with _quiet():
+            trainer, keeper = _trainer(directory, place, setup, start, progress, facts)
+            trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
+            _hand_on(place, setup, module, keeper)
     except NonFinite as error:
         saved = (checkpoint.steps(place.checkpoints) or [0])[0]
         mend = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint had been made yet"
         raise AlignError.gather([*error.problems, Problem(str(place.path), mend)]) from None
-    _hand_on(place, setup, module, keeper)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No advice from Lightning about settings that are align's own, and no bar for every file that is written."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+            transformers_logging.enable_progress_bar()
 
 
 def _facts(setup: Setup) -> dict[str, Any]:
@@ -269,30 +289,28 @@ def _trainer(
     keeper = Keeper(place.checkpoints, setup.phases, signals, validates)
     callbacks = [signals, Metrics(setup.phases), keeper, *registry.collect("make_callbacks", run=directory.run)]
     every = stage.validation.every
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = Trainer(
-            accelerator="gpu" if hardware.accelerator == "cuda" else "cpu",
-            devices=hardware.devices,
-            num_nodes=hardware.nodes,
-            strategy=setup.strategy.trainer_strategy(hardware),
-            plugins=[io, TorchElasticEnvironment() if spawn.under_launcher() else LightningEnvironment()],
-            precision=stage.train.precision,
-            max_steps=setup.phases.total_steps,
-            max_epochs=-1,
-            logger=loggers,
-            callbacks=[*callbacks, Bar(stage.name)] if progress else callbacks,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            reload_dataloaders_every_n_epochs=1,
-            use_distributed_sampler=False,
-            inference_mode=False,
-            num_sanity_val_steps=-1 if validates and start is None else 0,
-            val_check_interval=every or 1.0,
-            check_val_every_n_epoch=None if every else 1,
-            limit_val_batches=1.0 if validates else 0,
-            default_root_dir=place.path,
-        )
+    trainer = Trainer(
+        accelerator="gpu" if hardware.accelerator == "cuda" else "cpu",
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy=setup.strategy.trainer_strategy(hardware),
+        plugins=[io, TorchElasticEnvironment() if spawn.under_launcher() else LightningEnvironment()],
+        precision=stage.train.precision,
+        max_steps=setup.phases.total_steps,
+        max_epochs=-1,
+        logger=loggers,
+        callbacks=[*callbacks, Bar(stage.name)] if progress else callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        num_sanity_val_steps=-1 if validates and start is None else 0,
+        val_check_interval=every or 1.0,
+        check_val_every_n_epoch=None if every else 1,
+        limit_val_batches=1.0 if validates else 0,
+        default_root_dir=place.path,
+    )
     return trainer, keeper
 
 

@@ -61,6 +61,7 @@ class AlignModule(LightningModule):
         self.restored_random: list[dict[str, Any]] | None = None
         self._books = Books()
         self._bad: list[str] = []
+        self._rows: list[str] = []
 
     @property
     def reference(self) -> Reference | None:
@@ -105,6 +106,7 @@ class AlignModule(LightningModule):
         self._books.add("loss", Metric(share, "sum"))
         for name, metric in outcome.metrics.items():
             self._books.add(name, metric)
+        self._rows.extend(micro.sources)
         if not torch.isfinite(share):
             self._bad.extend(micro.sources)
         return share
@@ -120,7 +122,7 @@ class AlignModule(LightningModule):
     def training_step(self, step: StepBatch, batch_idx: int) -> Tensor:
         """Run the step's micro-batches; Lightning runs the last one backward."""
         self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)
-        self._books, self._bad = Books(), []
+        self._books, self._bad, self._rows = Books(), [], []
         statistics = self._statistics(step)
         *earlier, last = step.micros
         for micro in earlier:
@@ -166,7 +168,11 @@ class AlignModule(LightningModule):
         self.skipped_in_a_row += 1
         self.metrics["skipped"] = float(self.skipped)
         if self.stage.train.on_nonfinite == "stop" or self.skipped_in_a_row > self.stage.train.max_skipped:
-            rows = sorted({row for rows in everyone(self._bad) for row in rows})
+            # Where the loss is finite and the gradient is not, any row of the step may be the cause.
+            suspects = [row for rows in everyone(self._bad) for row in rows] or [
+                row for rows in everyone(self._rows) for row in rows
+            ]
+            rows = sorted(set(suspects))
             raise NonFinite(self.trainer.global_step + 1, self.metrics, rows, self.skipped_in_a_row)
         for parameter in self.parameters():
             parameter.grad = None  # AdamW passes over parameters without gradient: weights and moments stay
