@@ -38,7 +38,7 @@ def child(algorithm: str, model: Path, data: Path, output: Path) -> int:
     status = 1
     try:
         os.environ["ALIGN_CACHE"] = str(output.parent / "cache")
-        sys.stderr = open(output.parent / "child.log", "a")
+        sys.stderr = open(output.parent / "child.log", "a")  # noqa: SIM115 - until the process ends
         from align.core.train.launch import train
 
         train(run_for(algorithm, model, data, output), resume=True, progress=False)
@@ -53,7 +53,7 @@ def child(algorithm: str, model: Path, data: Path, output: Path) -> int:
 
 
 def kill_loop(algorithm: str, model: Path, kills: int, seed: int, root: Path) -> dict[str, int]:
-    """Run to the end once, then again under ``kills`` SIGKILLs; returns counts, raises AssertionError on any difference."""
+    """Run once to the end, then again under ``kills`` SIGKILLs; raises AssertionError at the first difference."""
     from tests.core.runs import write_rows
 
     data = write_rows(algorithm, root / "rows.jsonl")

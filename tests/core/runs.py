@@ -9,7 +9,28 @@ from typing import Any
 
 from align.schemas.run import Run
 
-WORDS = "the cat sat on mat dog sea is wide blue wind cold sum of two three five right wrong answer".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "mat",
+    "dog",
+    "sea",
+    "is",
+    "wide",
+    "blue",
+    "wind",
+    "cold",
+    "sum",
+    "of",
+    "two",
+    "three",
+    "five",
+    "right",
+    "wrong",
+    "answer",
+]
 
 
 def rows(algorithm: str, count: int = 48, seed: int = 0) -> list[dict[str, Any]]:

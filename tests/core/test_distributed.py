@@ -26,7 +26,11 @@ def command(output: Path, algorithm: str, model: Path, **sections: dict[str, Any
     rows = write_rows(algorithm, output.parent / f"{algorithm}.jsonl")
     run = run_for(algorithm, model, rows, output, **sections)
     file = output.parent / f"{output.name}.yaml"
-    file.write_text(yaml.safe_dump(run.model_dump(mode="json") | {"stages": [_flat(s) for s in run.model_dump(mode="json")["stages"]]}))
+    file.write_text(
+        yaml.safe_dump(
+            run.model_dump(mode="json") | {"stages": [_flat(s) for s in run.model_dump(mode="json")["stages"]]}
+        )
+    )
     return [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"]
 
 
@@ -34,7 +38,12 @@ def _flat(stage: dict[str, Any]) -> dict[str, Any]:
     """Plugin choices as a run file writes them."""
     choice = lambda c: {"type": c["type"], **c["settings"]}  # noqa: E731
     devices = {**stage["devices"], "strategy": choice(stage["devices"]["strategy"])}
-    return {**stage, "algorithm": choice(stage["algorithm"]), "devices": devices, "loggers": [choice(c) for c in stage["loggers"]]}
+    return {
+        **stage,
+        "algorithm": choice(stage["algorithm"]),
+        "devices": devices,
+        "loggers": [choice(c) for c in stage["loggers"]],
+    }
 
 
 def environment(tmp: Path) -> Mapping[str, str]:

@@ -125,7 +125,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> type[Poisoned]:
 
 
 def poisoned_rows(path: Path) -> Path:
-    """Twenty rows with one short answer each; row 13 has the one answer of five tokens (four words' pieces and the end)."""
+    """Twenty rows with one short answer each; row 13 has the one answer of five tokens."""
     rows = [{"messages": [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "a"}]}] * 20
     rows[12] = {"messages": [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "abcd"}]}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

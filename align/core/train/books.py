@@ -59,7 +59,7 @@ class Books:
             if how == "mean":
                 result[name] = float(values.sum()) / count
             else:
-                result[name] = float({"sum": values.sum, "min": values.min, "max": values.max}[how]())
+                result[name] = float(values.sum() if how == "sum" else values.min() if how == "min" else values.max())
         return result
 
 

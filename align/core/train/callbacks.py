@@ -106,7 +106,9 @@ class Keeper(Checkpoint):
         value = module.held_out_metrics.get("val/" + wanted.metric)
         if trainer.sanity_checking or value is None:
             return
-        better = self.best_value is None or (value < self.best_value if wanted.mode == "min" else value > self.best_value)
+        better = self.best_value is None or (
+            value < self.best_value if wanted.mode == "min" else value > self.best_value
+        )
         if better:
             self.best_value, self.best_step, self.evaluations_without_gain = value, trainer.global_step, 0
         else:

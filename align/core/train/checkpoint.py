@@ -119,7 +119,7 @@ def at(root: Path, step: int) -> Path:
 
 def newest(root: Path) -> tuple[Path | None, list[str]]:
     """The newest sound checkpoint, and a sentence for each newer one that is damaged."""
-    damaged = []
+    damaged: list[str] = []
     for step in steps(root):
         path = at(root, step)
         fault = damage(path)

@@ -121,7 +121,8 @@ class AlignModule(LightningModule):
 
     def training_step(self, step: StepBatch, batch_idx: int) -> Tensor:
         """Run the step's micro-batches; Lightning runs the last one backward."""
-        self.optimizers(use_pl_optimizer=False).zero_grad(set_to_none=True)
+        for parameter in self.parameters():
+            parameter.grad = None
         self._books, self._bad, self._rows = Books(), [], []
         statistics = self._statistics(step)
         *earlier, last = step.micros
@@ -293,7 +294,9 @@ class NonFinite(AlignError):
 
     def __init__(self, step: int, metrics: Mapping[str, float], rows: list[str], in_a_row: int) -> None:
         self.step, self.rows = step, rows
-        named = "; its rows: " + ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if rows[8:] else "") if rows else ""
+        named = (
+            "; its rows: " + ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if rows[8:] else "") if rows else ""
+        )
         again = f", the {in_a_row}th such step in a row" if in_a_row > 1 else ""
         super().__init__(
             f"the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}{again}{named}",

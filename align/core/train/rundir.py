@@ -1,7 +1,7 @@
 """The run directory: what a run is, what has been done, and what may go on.
 
-    run.yaml  manifest.json  .lock
-    STAGE/  stage.json  metrics.csv  data_report.json  checkpoints/  export/  done.json
+run.yaml  manifest.json  .lock
+STAGE/  stage.json  metrics.csv  data_report.json  checkpoints/  export/  done.json
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ class RunDirectory:
         return StageDirectory(self.path / name)
 
     def __enter__(self) -> RunDirectory:
-        if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / "run.yaml").exists():
-            if any(p.name != ".lock" for p in self.path.iterdir()):
-                raise AlignError("holds something else than a run", "choose another output", where=str(self.path))
+        held = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
+        if held - {".lock"} and "run.yaml" not in held:
+            raise AlignError("holds something else than a run", "choose another output", where=str(self.path))
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)

@@ -9,7 +9,7 @@ from align.schemas.run import Schedule
 
 
 def factor(schedule: Schedule, total_steps: int) -> Callable[[int], float]:
-    """step -> factor in [0, 1]: linear warm-up from 0, then ``schedule.type`` down to ``schedule.floor``.
+    """Step -> factor in [0, 1]: linear warm-up from 0, then ``schedule.type`` down to ``schedule.floor``.
 
     With w warm-up steps of n, step s (from 0) has s / w while s < w; then, with p = (s - w) / (n - w),
     linear: 1 - p, cosine: (1 + cos(pi p)) / 2, constant: 1; scaled to end at the floor. As transformers' schedulers.

@@ -27,7 +27,7 @@ def under_launcher() -> bool:
 
 
 def rank() -> int:
-    """This process's number in the group, 0 alone."""
+    """Number of this process in its group, 0 alone."""
     return int(os.environ.get("RANK", "0"))
 
 

@@ -60,7 +60,7 @@ class Cutter:
     world_size: int
 
     def micros(self, examples: Sequence[Example]) -> list[MicroBatch]:
-        """This rank's micro-batches of ``examples``; as many on every rank."""
+        """The micro-batches of ``examples`` for this rank; as many on every rank."""
         cuts = plan.cut(
             [e.lengths for e in examples],
             self.world_size,
@@ -68,7 +68,9 @@ class Cutter:
             self.train.micro_batch_size,
             self.layout,
         )
-        return [collate([examples[i] for i in micro], self.layout, self.pad_id, like=examples) for micro in cuts[self.rank]]
+        return [
+            collate([examples[i] for i in micro], self.layout, self.pad_id, like=examples) for micro in cuts[self.rank]
+        ]
 
     def step(self, index: int, examples: Sequence[Example]) -> StepBatch:
         """One whole optimizer step."""

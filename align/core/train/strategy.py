@@ -35,12 +35,16 @@ class Strategy:
         """A Lightning strategy, or its name."""
         raise NotImplementedError
 
-    shard: ClassVar[Callable[[torch.nn.Module, Any, str], None] | None] = None
-    """``shard(policy, mesh, precision)`` splits the policy in place, before the optimizer is made; None: it stays whole."""
+    shards: ClassVar[bool] = False
+    """Whether the policy is split over the devices, by ``shard``."""
+
+    def shard(self, policy: torch.nn.Module, mesh: Any, precision: str) -> None:
+        """Split the policy in place over Lightning's device mesh, before the optimizer is made."""
+        raise NotImplementedError
 
 
 def detect(devices: Devices) -> Hardware:
-    """What a run file's ``devices`` means on this node: all its GPUs, or one process on a CPU, unless it says how many."""
+    """What a run file's ``devices`` means here: all GPUs of this node, or one CPU process, unless it says how many."""
     cuda = devices.accelerator == "cuda" or (devices.accelerator == "auto" and torch.cuda.is_available())
     if cuda:
         found = torch.cuda.device_count()

@@ -35,7 +35,9 @@ class CSVFile(LightningLogger):
         if path.exists():
             # A kill may have left half a line: only whole lines count.
             whole = path.read_text().rpartition("\n")[0]
-            rows = [row for row in csv.DictReader(io.StringIO(whole)) if resume_step and int(row["step"]) <= resume_step]
+            rows = [
+                row for row in csv.DictReader(io.StringIO(whole)) if resume_step and int(row["step"]) <= resume_step
+            ]
         self.columns = [name for name in rows[0] if name is not None] if rows else ["step", "epoch"]
         self._rewrite(rows)
 

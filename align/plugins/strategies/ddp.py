@@ -16,5 +16,5 @@ class DDP(Strategy):
     name = "ddp"
 
     def trainer_strategy(self, hardware: Hardware) -> Any:
-        """gloo on CPUs, NCCL on GPUs."""
+        """Gloo on CPUs, NCCL on GPUs."""
         return DDPStrategy(process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo")

@@ -28,7 +28,7 @@ _DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed"
 
 
 def shard(policy: nn.Module, mesh: Any, precision: str) -> None:
-    """Split every decoder layer by itself and the rest as the root, over the mesh's data dimension.
+    """Split every decoder layer by itself and the rest as the root.
 
     Under mixed precision the shards stay in their own type; what is gathered and reduced is cast.
     """
@@ -36,8 +36,8 @@ def shard(policy: nn.Module, mesh: Any, precision: str) -> None:
     mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
     layers = [m for m in policy.modules() if isinstance(m, nn.ModuleList) and len(m) and _is_decoder(m)]
     for layer in (layer for stack in layers for layer in stack):
-        fully_shard(layer, mesh=mesh["data_parallel"], mp_policy=mixed)
-    fully_shard(policy, mesh=mesh["data_parallel"], mp_policy=mixed)
+        fully_shard(layer, mesh=mesh, mp_policy=mixed)
+    fully_shard(policy, mesh=mesh, mp_policy=mixed)
 
 
 def _is_decoder(stack: nn.ModuleList) -> bool:
@@ -49,10 +49,14 @@ class FSDP(Strategy):
     """Weights, gradients and optimizer state split over the devices; for models of which a replica does not fit."""
 
     name = "fsdp"
-    shard = staticmethod(shard)
+    shards = True
+
+    def shard(self, policy: nn.Module, mesh: Any, precision: str) -> None:
+        """Over the mesh's data dimension."""
+        shard(policy, mesh["data_parallel"], precision)
 
     def trainer_strategy(self, hardware: Hardware) -> Any:
-        """gloo on CPUs, NCCL on GPUs."""
+        """Gloo on CPUs, NCCL on GPUs."""
         return WholeCheckpoints(
             data_parallel_size=hardware.world_size,
             tensor_parallel_size=1,
@@ -69,7 +73,9 @@ class WholeCheckpoints(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """Gathered on rank 0, keyed by parameter name."""
         assert self.model is not None
-        return dict(get_optimizer_state_dict(self.model, getattr(optimizer, "_optimizer", optimizer), options=self._whole))
+        return dict(
+            get_optimizer_state_dict(self.model, getattr(optimizer, "_optimizer", optimizer), options=self._whole)
+        )
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Rank 0 writes."""

@@ -1,0 +1,176 @@
+"""One stage on Lightning's Trainer: fit, resume, export."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch import LightningDataModule, Trainer
+from transformers.utils import logging as transformers_logging
+
+from align.core.model.export import export_from_state
+from align.core.registry import registry
+from align.core.train import checkpoint, spawn
+from align.core.train.callbacks import Bar, Keeper, Metrics, Signals
+from align.core.train.module import AlignModule, NonFinite
+from align.core.train.rundir import RunDirectory, StageDirectory, digest, what_is_learned
+from align.core.train.setup import Setup, set_up
+from align.core.train.steps import StepLoader, fixed_steps
+from align.schemas.errors import AlignError, Problem
+from align.schemas.run import Stage
+
+
+def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
+    """Train one stage in this process (and its group), export it and mark it as done."""
+    place = directory.stage(stage.name)
+    setup = set_up(directory, stage, progress)
+    module = AlignModule(
+        setup.stage,
+        setup.policy,
+        setup.algorithm,
+        setup.reference,
+        setup.phases.total_steps,
+        [held_out.name for held_out in setup.prepared.held_out],
+    )
+    if setup.strategy.shards:
+        module.shard = lambda policy, mesh: setup.strategy.shard(policy, mesh, stage.train.precision)
+    start, damaged = checkpoint.newest(place.checkpoints)
+    facts = _facts(setup)
+    if spawn.rank() == 0:
+        for sentence in damaged:
+            print(sentence, file=sys.stderr)
+        directory.note(stage.name, **facts)
+    if start is not None:
+        _check_same(start, facts)
+    try:
+        with _quiet():
+            trainer, keeper = _trainer(directory, place, setup, start, progress, facts)
+            trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
+            _hand_on(place, setup, module, keeper)
+    except NonFinite as error:
+        saved = (checkpoint.steps(place.checkpoints) or [0])[0]
+        mend = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint had been made yet"
+        raise AlignError.gather([*error.problems, Problem(str(place.path), mend)]) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No advice from Lightning about settings that are align's own, and no bar for every file that is written."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _facts(setup: Setup) -> dict[str, Any]:
+    """What a checkpoint's manifest says about the stage; a resumed run must match all but the last three."""
+    return {
+        "settings": digest(what_is_learned(setup.stage)),
+        "data": setup.phases.fingerprint,
+        "steps": setup.phases.total_steps,
+        "seed": setup.stage.seed,
+        "world_size": setup.cutter.world_size,
+        "layout": setup.cutter.layout,
+        "micro_tokens": setup.cutter.micro_tokens,
+    }
+
+
+def _check_same(start: Path, facts: Mapping[str, Any]) -> None:
+    before = json.loads((start / checkpoint.MANIFEST).read_bytes())
+    changed = [name for name in ("settings", "data", "steps") if before[name] != facts[name]]
+    if changed:
+        raise AlignError(
+            f"its {' and '.join(changed)} are not what this run has",
+            "put the files and settings back as they were, or choose another output",
+            where=str(start),
+        )
+
+
+def _trainer(
+    directory: RunDirectory, place: StageDirectory, setup: Setup, start: Path | None, progress: bool, facts: Any
+) -> tuple[Trainer, Keeper]:
+    stage, hardware = setup.stage, setup.hardware
+    steps_done = int(start.name.partition("-")[2]) if start else 0
+    loggers = []
+    if spawn.rank() == 0:
+        made = [registry.build("logger", choice) for choice in stage.loggers]
+        loggers = [logger.open(place.path, f"{directory.path.name}/{stage.name}", steps_done) for logger in made]
+    io = checkpoint.DirectoryIO()
+    io.facts = facts
+    signals = Signals()
+    validates = bool(setup.prepared.held_out)
+    keeper = Keeper(place.checkpoints, setup.phases, signals, validates)
+    callbacks = [signals, Metrics(setup.phases), keeper, *registry.collect("make_callbacks", run=directory.run)]
+    every = stage.validation.every
+    trainer = Trainer(
+        accelerator="gpu" if hardware.accelerator == "cuda" else "cpu",
+        devices=hardware.devices,
+        num_nodes=hardware.nodes,
+        strategy=setup.strategy.trainer_strategy(hardware),
+        plugins=[io, TorchElasticEnvironment() if spawn.under_launcher() else LightningEnvironment()],
+        precision=stage.train.precision,
+        max_steps=setup.phases.total_steps,
+        max_epochs=-1,
+        logger=loggers,
+        callbacks=[*callbacks, Bar(stage.name)] if progress else callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        num_sanity_val_steps=-1 if validates and start is None else 0,
+        val_check_interval=every or 1.0,
+        check_val_every_n_epoch=None if every else 1,
+        limit_val_batches=1.0 if validates else 0,
+        default_root_dir=place.path,
+    )
+    return trainer, keeper
+
+
+class Steps(LightningDataModule):
+    """The phases as Lightning asks for them."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.setup_ = setup
+
+    def train_dataloader(self) -> StepLoader:
+        """What is left of the phase that the next step belongs to."""
+        assert self.trainer is not None
+        return self.setup_.phases.loader(*self.setup_.phases.locate(self.trainer.global_step))
+
+    def val_dataloader(self) -> list[StepLoader]:
+        """One loader for each held-out set."""
+        size = self.setup_.stage.train.batch_size
+        return [fixed_steps(held_out.examples, self.setup_.cutter, size) for held_out in self.setup_.prepared.held_out]
+
+
+def _hand_on(place: StageDirectory, setup: Setup, module: AlignModule, keeper: Keeper) -> None:
+    """Export what was trained (rank 0, from the checkpoint, so that sharded and whole policies take one path)."""
+    if spawn.rank() == 0:
+        best = setup.stage.checkpoint.export == "best" and keeper.best_step is not None
+        chosen = checkpoint.at(place.checkpoints, keeper.best_step or 0) if best else None
+        source = chosen or checkpoint.newest(place.checkpoints)[0]
+        assert source is not None
+        weights = checkpoint.load(source)["state_dict"]
+        weights = {name.removeprefix("policy."): value for name, value in weights.items()}
+        export_from_state(weights, setup.stage.model, setup.algorithm.head, place.export)
+        place.finish({**module.metrics, **module.held_out_metrics})
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,122 @@
+"""A stage made ready: data, model, reference, plan. What ``--check`` does too."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+from filelock import FileLock
+from lightning.pytorch import seed_everything
+from transformers import PreTrainedTokenizerBase
+
+from align.core.algorithm import Algorithm
+from align.core.data.collate import collate
+from align.core.data.examples import Examples
+from align.core.model.load import build_policy, load_tokenizer
+from align.core.model.packing import layout_for
+from align.core.model.policy import Policy
+from align.core.model.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
+from align.core.registry import registry
+from align.core.train import spawn
+from align.core.train.prepare import HeldOutSet, Prepared, prepare
+from align.core.train.rundir import RunDirectory, cache_directory
+from align.core.train.steps import Cutter, EpochPhases, Phases
+from align.core.train.strategy import Strategy, detect, footprint
+from align.schemas.hardware import Footprint, Hardware
+from align.schemas.run import Choice, Model, Stage
+
+MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Default tokens of a forward pass: past these sizes neither kind of device gets faster on models that fit it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A stage made ready: everything but the Trainer."""
+
+    stage: Stage
+    algorithm: Algorithm
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
+    reference: Reference | None
+    prepared: Prepared
+    cutter: Cutter
+    phases: Phases
+    strategy: Strategy
+    hardware: Hardware
+
+
+def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
+    """Data first (cheap to be wrong about), then the model, its reference, and the plan."""
+    stage = stage.model_copy(update={"model": _located(directory, stage)})
+    algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
+    hardware = detect(stage.devices)
+    tokenizer = load_tokenizer(stage.model)
+    prepared = prepare(stage, tokenizer, algorithm, directory.stage(stage.name).path, progress)
+
+    seed_everything(stage.seed, verbose=False)
+    dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
+    policy, tokenizer = build_policy(stage.model, algorithm.head, seed=stage.seed, dropout=dropout)
+    pad_id = int(tokenizer.pad_token_id or 0)
+    layout = layout_for(policy, hardware.accelerator, stage.train.layout, prepared.train, pad_id)
+    reference = None
+    if algorithm.uses_reference:
+        known_ahead = type(algorithm).auxiliary is Algorithm.auxiliary
+        reference = make_reference(stage.reference, policy, stage, known_ahead=known_ahead)
+    strategy: Strategy = registry.build("strategy", stage.devices.strategy)
+    size = footprint(policy)
+    strategy = strategy.settle(hardware, size, lambda: _chosen(hardware, size))
+    cutter = Cutter(
+        algorithm,
+        stage.train,
+        layout,
+        pad_id,
+        stage.train.micro_batch_tokens or MICRO_TOKENS[hardware.accelerator],
+        spawn.rank(),
+        int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    if reference is not None:
+        prepared = _measured(prepared, reference, policy, cutter, hardware, progress)
+    phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
+    return Setup(stage, algorithm, tokenizer, policy, reference, prepared, cutter, phases, strategy, hardware)
+
+
+def _measured(
+    prepared: Prepared, reference: Reference, policy: Policy, cutter: Cutter, hardware: Hardware, progress: bool
+) -> Prepared:
+    """The data with reference log-probabilities where they are computed once; and the reference checked."""
+    if hardware.accelerator == "cuda":
+        policy.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+    if isinstance(reference, Precomputed):
+
+        def measure(examples: Examples) -> Examples:
+            return precompute(
+                policy,
+                examples,
+                layout=cutter.layout,
+                pad_id=cutter.pad_id,
+                micro_tokens=cutter.micro_tokens,
+                micro_size=cutter.train.micro_batch_size,
+                cache=cache_directory(),
+                progress=progress,
+            )
+
+        with FileLock(cache_directory() / ".lock"):  # one rank computes, the others find its cache
+            held_out = [HeldOutSet(held.name, measure(held.examples)) for held in prepared.held_out]
+            prepared = replace(prepared, train=measure(prepared.train), held_out=held_out)
+    first = collate([prepared.train[0]], cutter.layout, cutter.pad_id)
+    assert_zero_kl(reference, policy, first.to(next(policy.parameters()).device))
+    return prepared
+
+
+def _located(directory: RunDirectory, stage: Stage) -> Model:
+    """The stage's model, with ``stage:NAME`` replaced by what that stage exported."""
+    kind, _, name = stage.model.path.partition(":")
+    path = str(directory.stage(name).export) if kind == "stage" else stage.model.path
+    return stage.model.model_copy(update={"path": path})
+
+
+def _chosen(hardware: Hardware, size: Footprint) -> Strategy:
+    name = registry.first("choose_strategy", hardware=hardware, footprint=size)
+    strategy: Strategy = registry.build("strategy", Choice(type=name))
+    return strategy
