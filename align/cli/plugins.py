@@ -79,7 +79,7 @@ def show(name: str, kind: str | None, as_json: bool) -> None:
             click.echo(f"paper: {one['paper']}")
         click.echo(f"\n{one['about']}\n" if one["about"] else "")
         for setting in one["settings"]:
-            default = "required" if setting["default"] is None else f"default {setting['default']}"
+            default = "required" if setting["required"] else f"default {json.dumps(setting['default'])}"
             click.echo(f"{setting['name']}: {setting['type']}, {default}")
             if setting["about"]:
                 click.echo(f"    {setting['about']}")
@@ -116,7 +116,8 @@ def _describe(offer: Offer) -> dict[str, Any]:
             {
                 "name": name,
                 "type": _type(setting),
-                "default": json.dumps(setting["default"]) if "default" in setting else None,
+                "required": name in schema.get("required", ()),
+                "default": setting.get("default"),
                 "about": " ".join(setting.get("description", "").split()),
             }
             for name, setting in schema.get("properties", {}).items()

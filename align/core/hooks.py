@@ -127,7 +127,7 @@ class Hooks:
                 trial.register(module, plugin.name)
                 trial.check_pending()
             except pluggy.PluginValidationError as error:
-                raise AlignError(f"{reason(error)}; it may need a newer align") from error
+                raise AlignError(f"{error}; it may need another version of align") from error
             self._manager.register(module, plugin.name)
 
     def each(self, hook: str) -> Iterator[tuple[Plugin, Callable[..., Any]]]:

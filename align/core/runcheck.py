@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path as File
+from os.path import exists, isdir
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -109,10 +109,10 @@ def unread(stage: dict[str, Any]) -> dict[Path, str]:
     if _section(Schedule, stage.get("schedule")).type == "constant":
         silent["schedule", "floor"] = "is not read: a constant rate does not decay"
     path = getattr(model, "path", None)
-    if isinstance(path, str) and (path.startswith("stage:") or File(path).is_dir()):
+    if isinstance(path, str) and (path.startswith("stage:") or isdir(path)):
         silent["model", "revision"] = "is read for models of the hub only"
     for place, source in sources(stage):
-        if isinstance(source.get("path"), str) and File(source["path"]).exists():
+        if isinstance(source.get("path"), str) and exists(source["path"]):
             for key in ("split", "subset"):
                 silent[(*place, key)] = "is read for data of the hub only"
     return {path: why for path, why in silent.items() if _present(stage, path)}

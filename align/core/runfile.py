@@ -95,7 +95,7 @@ class _RunFile:
             path = (*path, step)
             if below is None:
                 break
-            if isinstance(holder, dict) and holder.get(part) is None and not below.isdecimal():
+            if isinstance(holder, dict) and holder.get(part) is None and not below.isdecimal() and part != "stages":
                 holder[part] = {}
             holder = holder.get(part) if isinstance(holder, dict) else holder[step]
         document = strictyaml.read(value, f"command line: {key}")
@@ -148,18 +148,21 @@ class _RunFile:
 
     def _drop_unread_defaults(self, stages: list[Any], inherited: list[set[Path]]) -> None:
         """A default that a stage does not read is not that stage's; one that no stage reads is a mistake."""
-        read: set[Path] = set()
-        reasons: dict[Path, str] = {}
-        for stage, origin in zip(stages, inherited, strict=True):
-            silent = {path: why for path, why in unread(stage).items() if _within(path, origin)}
-            reasons |= silent
-            for path in silent:
+        silent = [
+            {path: why for path, why in unread(stage).items() if _within(path, origin)}
+            for stage, origin in zip(stages, inherited, strict=True)
+        ]
+        for stage, paths in zip(stages, silent, strict=True):
+            for path in paths:
                 _remove(stage, path)
-            read |= {leaf for leaf in _leaves(stage) if _within(leaf, origin)}
+        for path, why in {path: why for paths in silent for path, why in paths.items()}.items():
+            if all(path in paths or not _within(path, own) for paths, own in zip(silent, inherited, strict=True)):
+                self._problem(path, why, "remove it")
         for leaf in _leaves({key: self.values[key] for key in self.values if key in Stage.model_fields}):
-            if stages and leaf not in read and leaf != ("name",):
-                mend = "remove it" if leaf in reasons else f"set stages.NAME.{dotted(leaf)}, or remove it"
-                self._problem(leaf, reasons.get(leaf, "is not read: every stage has its own"), mend)
+            if stages and leaf != ("name",) and not any(_within(leaf, origin) for origin in inherited):
+                self._problem(
+                    leaf, "is not read: every stage has its own", f"set stages.NAME.{dotted(leaf)}, or remove it"
+                )
 
     def _problem(self, path: Path, what: str, mend: str) -> None:
         place = next(self.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.places)
@@ -185,9 +188,8 @@ def _overlay(default: Any, own: Any, path: Path, inherited: set[Path]) -> Any:
 def _named(stage: dict[str, Any]) -> dict[str, Any]:
     """A stage without a name is called after its algorithm."""
     algorithm = stage.get("algorithm")
-    if "name" not in stage and isinstance(algorithm, dict) and isinstance(algorithm.get("type"), str):
-        return {"name": algorithm["type"], **stage}
-    return stage
+    name = algorithm.get("type") if isinstance(algorithm, dict) else None
+    return {"name": name if isinstance(name, str) else "unnamed", **stage}
 
 
 def _step(holder: Any, part: str) -> str | int | None:

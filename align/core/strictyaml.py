@@ -95,10 +95,18 @@ class _Dumper(yaml.SafeDumper):
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)  # list items stand indented under their key
 
+    def represent_str(self, data: str) -> ScalarNode:
+        """Escape line ends of every sort: they are folded otherwise."""
+        style = '"' if re.search("[\n\r\x85\u2028\u2029]", data) else None
+        return self.represent_scalar(_TAG + "str", data, style)
+
     def resolve(self, kind: type[Node], value: Any, implicit: Any) -> str:
         """Quote what either dialect would take for something else than text."""
         tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         return _plain_tag(value) if kind is ScalarNode and implicit[0] and tag == _TAG + "str" else tag
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 class _Builder:
