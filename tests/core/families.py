@@ -63,7 +63,7 @@ def tokenizer(
     style: str = "bytes",
     text: str = TEXT,
 ) -> PreTrainedTokenizerFast:
-    """A trained tokenizer: byte-level BPE (``bytes``), SentencePiece's kinds (``unigram``, ``metaspace``), or ``words``."""
+    """A trained tokenizer: byte-level BPE, like SentencePiece's (``unigram``, ``metaspace``), or of whole words."""
     names = list(dict.fromkeys([PAD, BOS, EOS, "<unk>", *special, eos, bos]))
     if style == "bytes":
         backend = Tokenizer(models.BPE())

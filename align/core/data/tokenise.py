@@ -75,25 +75,26 @@ def tokenise(
     settings, encoder = Settings.of(algorithm, data), Encoder(tokenizer)
     which = np.zeros(len(records), np.int32) if sources is None else np.asarray(sources, np.int32)
     name = fingerprint(records, encoder, settings, which, weights)
-    if cache is not None and (kept := _kept(cache, name)) is not None:
-        return kept
-    tally, findings = Tally(), list[Finding]()
+    done = None if cache is None else _kept(cache, name)
+    if done is None:
+        workers = data.workers or len(os.sched_getaffinity(0))
+        tally, findings = Tally(), list[Finding]()
+        batches = _batches(records, which, encoder, settings, workers, progress, tally)
 
-    def judge() -> list[dict[str, Any]]:
-        findings.extend(tally.findings(settings, encoder))
-        stop_on_errors(findings)
-        return [finding.dump() for finding in findings]
+        def judge() -> list[dict[str, Any]]:
+            findings.extend(tally.findings(settings, encoder))
+            stop_on_errors(findings)
+            return [finding.dump() for finding in findings]
 
-    workers = data.workers or len(os.sched_getaffinity(0))
-    batches = _batches(records, which, encoder, settings, workers, progress, tally)
-    if cache is not None:
-        store = Store.write(cache, name, weights, batches, judge)
-    else:
-        store = Store(list(batches), name, weights)
-        judge()
-    if not len(store):
+        if cache is not None:
+            store = Store.write(cache, name, weights, batches, judge)
+        else:
+            store = Store(list(batches), name, weights)
+            judge()
+        done = Tokenised(store, findings)
+    if not len(done.examples):
         raise AlignError("no row is left to learn from", "give more rows, or accept less: data.truncation, data.allow")
-    return Tokenised(store, findings)
+    return done
 
 
 def fingerprint(
