@@ -190,7 +190,7 @@ def test_discopop_is_not_monotone_at_the_reference() -> None:
 sides = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=4)
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - {"sft"}))
 @given(ratios=st.lists(st.tuples(sides, sides), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_values_are_finite_and_follow_their_pairs(loss: str, ratios: list[Any], seed: int) -> None:
     """Far from the reference too; and shuffling or splitting the pairs shuffles or splits the values."""

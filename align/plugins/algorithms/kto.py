@@ -95,8 +95,8 @@ class KTO(Algorithm):
         ratio_B = batch.sum_per_sequence(batch.logp_T - batch.ref_logp_T)
         desirable_B = _desirable(batch)
         z = batch.step.get("z", ratio_B.new_zeros(())).detach().clamp(min=0)
-        weight_B = torch.where(desirable_B, config.desirable_weight, config.undesirable_weight)
-        values_B = weight_B * kto(ratio_B, desirable_B, z, config.beta)
+        values_B = kto(ratio_B, desirable_B, z, config.beta)
+        values_B = torch.where(desirable_B, config.desirable_weight * values_B, config.undesirable_weight * values_B)
         desirable_T = batch.spread(desirable_B)
         metrics = {
             "kl": Metric(z.expand(batch.sequences)),

@@ -5,7 +5,7 @@ The equations are in ``equations``; this class computes what they ask for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -78,28 +78,30 @@ class DPO(Algorithm):
         @property
         def weights(self) -> dict[str, float]:
             """Losses and their weights."""
-            return {self.loss: 1.0} if isinstance(self.loss, str) else {name: w for name, w in self.loss.items()}
+            return {self.loss: 1.0} if isinstance(self.loss, str) else dict(self.loss.items())
 
         @model_validator(mode="after")
-        def _all_settings_read(self) -> DPO.Config:
+        def _read_and_possible(self) -> DPO.Config:
+            problems = list(self._problems())
+            if problems:
+                raise ValueError("\n".join(problems))
+            return self
+
+        def _problems(self) -> Iterator[str]:
+            chosen = " + ".join(repr(name) for name in self.weights)
             for setting in sorted(self.model_fields_set - {"loss"}):
                 if not any(setting in _settings_of(name, self.f_divergence) for name in self.weights):
-                    readers = [name for name in LOSSES if setting in _settings_of(name, "alpha_divergence")]
-                    where = f"{', '.join(readers)}" + (" with f_divergence alpha_divergence" * (setting == "f_alpha"))
-                    raise ValueError(f"{setting} is not read by loss {_quoted(self.weights)}; it is read by {where}")
-            return self
-
-        @model_validator(mode="after")
-        def _possible(self) -> DPO.Config:
+                    readers = ", ".join(name for name in LOSSES if setting in _settings_of(name, "alpha_divergence"))
+                    under = " with f_divergence alpha_divergence" if setting == "f_alpha" else ""
+                    yield f"{setting} is not read by loss {chosen}; it is read by {readers}{under}"
             if "exo_pair" in self.weights and self.label_smoothing == 0:
-                raise ValueError("label_smoothing must be above 0 with loss 'exo_pair'; its paper uses 0.001")
-            deaf = [name for name in self.weights if name != "sft" and "f_divergence" not in _settings_of(name)]
-            if self.f_divergence != "reverse_kl" and deaf:
-                raise ValueError(
-                    f"f_divergence {self.f_divergence!r} does not go with loss {_quoted(deaf)}: "
-                    "it is defined for differences of rewards only, and these use the rewards themselves"
-                )
-            return self
+                yield "label_smoothing must be above 0 with loss 'exo_pair'; its paper uses 0.001"
+            for name in self.weights:
+                if self.f_divergence != "reverse_kl" and name != "sft" and "f_divergence" not in _settings_of(name):
+                    yield (
+                        f"f_divergence does not go with loss {name!r}: a divergence other than reverse_kl is right "
+                        "in differences of rewards only, and this loss uses the rewards themselves"
+                    )
 
     config: Config
 
@@ -144,7 +146,3 @@ def _settings_of(loss: str, divergence: str = "alpha_divergence") -> frozenset[s
     if asks & {"delta_E", "delta_mean_E"}:
         asks |= {"f_divergence"} | reads(DIVERGENCES[divergence])
     return asks if loss == "sft" else asks | {"ld_alpha"}
-
-
-def _quoted(names: Any) -> str:
-    return " + ".join(repr(name) for name in names)

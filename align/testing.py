@@ -1,0 +1,228 @@
+"""The conformance kit: what every algorithm must keep to, ours and strangers', as one call in a test.
+
+    from align.testing import check_algorithm
+
+    def test_my_algorithm() -> None:
+        check_algorithm(MyAlgorithm)
+        check_algorithm(MyAlgorithm, {"beta": 0.5})
+
+It trains a tiny random model on random rows of every kind the algorithm learns from, and fails with a sentence.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.core.algorithm import Algorithm, Batch, Outcome
+from align.core.data.collate import MicroBatch, collate
+from align.core.data.examples import Example
+from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.plan import Layout, denominators
+from align.core.model.policy import Policy
+from align.schemas.records import Kind
+
+Cut = Sequence[Sequence[int]]
+"""How a step is cut: the positions of its examples in each micro-batch."""
+
+VOCABULARY = 64
+LENGTHS = ((3, 2, 5), (1, 7, 1), (6, 1, 4), (2, 9, 9), (4, 3, 2), (9, 1, 1), (1, 1, 8), (5, 6, 3))
+"""Of eight examples: tokens of the prompt, of an answer, and of a second answer where the kind has two."""
+CUTS: Mapping[str, Cut] = {
+    "1x8": [range(8)],
+    "2x4": [range(4), range(4, 8)],
+    "4x2": [range(i, i + 2) for i in range(0, 8, 2)],
+    "8x1": [[i] for i in range(8)],
+    "uneven, out of order, one empty": [[7, 0], [], [2, 4, 6, 1, 3], [5]],
+}
+
+
+class Scorer(Protocol):
+    """Anything that gives log-probabilities of scored tokens; ``align.core.model.reference.Reference`` does."""
+
+    def logp(self, micro: MicroBatch) -> Tensor:
+        """[T]."""
+        ...
+
+
+def step_gradients(
+    algorithm: Algorithm,
+    policy: Policy,
+    reference: Scorer | None,
+    examples: Sequence[Example],
+    cut: Cut,
+    *,
+    layout: Layout = "padded",
+) -> tuple[float, dict[str, Tensor]]:
+    """The loss of one optimizer step and its gradient by parameter, computed as the engine does, but in one process.
+
+    loss = sum over terms of  weight * (sum of values over the step) / (count over the step)
+
+    Raises AssertionError where a term has not as many values as what it is counted per.
+    """
+    counts = denominators(examples)
+    policy.zero_grad(set_to_none=True)
+    statistics = step_statistics(algorithm, policy, reference, examples, layout=layout)
+    total, names = 0.0, set[tuple[str, ...]]()
+    for positions in cut:
+        chosen = [examples[i] for i in positions]
+        batch, anchor = _batch(policy, reference, collate(chosen, layout, 0, like=examples), statistics)
+        outcome = algorithm.loss(batch)
+        _check_counts(algorithm, outcome, denominators(chosen))
+        names.add((*(term.per for term in outcome.terms), *outcome.metrics))
+        loss = anchor
+        for term in outcome.terms:
+            loss = loss + term.weight * term.values.sum() / max(counts.get(term.per, 0.0), 1.0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    assert len(names) == 1, f"{algorithm.name}: terms or metrics differ between micro-batches of one step: {names}"
+    return total, {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+
+
+def step_statistics(
+    algorithm: Algorithm,
+    policy: Policy,
+    reference: Scorer | None,
+    examples: Sequence[Example],
+    *,
+    layout: Layout = "padded",
+) -> dict[str, Tensor]:
+    """What ``Algorithm.statistics`` finds over the step's auxiliary examples, meaned as the engine does."""
+    auxiliary = algorithm.auxiliary(examples)
+    if not auxiliary:
+        return {}
+    with torch.no_grad():
+        found = algorithm.statistics(_batch(policy, reference, collate(auxiliary, layout, 0), {})[0])
+    return {name: values.mean() for name, values in found.items()}
+
+
+def check_algorithm(
+    algorithm: type[Algorithm],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    lengths: Sequence[tuple[int, int, int]] = LENGTHS,
+    cuts: Mapping[str, Cut] = CUTS,
+    dtype: torch.dtype = torch.float64,
+    tolerance: float = 1e-9,
+) -> None:
+    """Everything an algorithm promises that can be checked without knowing what it is for.
+
+    - It says its name, paper, kinds of data and learning rate; its defaults are valid, every setting is described.
+    - The gradient of a step is the same however the step is cut into micro-batches, an empty one among them, and in
+      whatever order its examples come (relative to the gradient's norm; in float64, where rounding hides nothing).
+    - Loss and gradient are finite, and some parameter learns; the reference does not change.
+
+    settings: for its Config; default none. lengths: see ``LENGTHS``; the cuts must be of as many examples.
+    Raises AssertionError with what is wrong.
+    """
+    check_description(algorithm)
+    made = algorithm(algorithm.Config(**(settings or {})))
+    for kind in algorithm.learns_from:
+        examples = toy_examples(kind, lengths, scores_prompt=made.scores_prompt)
+        policy, reference = (toy_policy(algorithm.head, seed=seed).to(dtype) for seed in (0, 1))
+        before = copy.deepcopy(reference.state_dict())
+        scorer = _Frozen(reference) if made.uses_reference else None
+
+        def gradients(
+            of: Sequence[Example], cut: Cut, policy: Policy = policy, scorer: Scorer | None = scorer
+        ) -> tuple[float, Tensor]:
+            loss, found = step_gradients(made, policy, scorer, of, cut)
+            return loss, torch.cat([found.get(n, torch.zeros_like(p)).flatten() for n, p in policy.named_parameters()])
+
+        where = f"{algorithm.name} on {kind} rows"
+        loss, whole = gradients(examples, [range(len(examples))])
+        assert np.isfinite(loss) and bool(whole.isfinite().all()), f"{where}: loss or gradient is not finite"
+        assert float(whole.norm()) > 0, f"{where}: no parameter gets a gradient"
+        runs = {f"cut as {name}": gradients(examples, cut) for name, cut in cuts.items()}
+        for name, (value, found) in runs.items():
+            _same(f"{where}, {name}", (loss, whole), (value, found), tolerance)
+        if not made.auxiliary(examples):  # statistics may pair an example with its neighbour
+            backwards = gradients(examples[::-1], [range(len(examples))])
+            _same(f"{where}, in reverse order", (loss, whole), backwards, tolerance)
+        for name, tensor in reference.state_dict().items():
+            assert bool((tensor == before[name]).all()), f"{where}: the reference changed"
+        assert all(p.grad is None for p in reference.parameters()), f"{where}: the reference got a gradient"
+
+
+def check_description(algorithm: type[Algorithm]) -> None:
+    """Whether an algorithm says what it is. Raises AssertionError with what is missing."""
+    for attribute in ("name", "paper", "learns_from", "learning_rate"):
+        assert getattr(algorithm, attribute, None), f"{algorithm.__qualname__} does not say its {attribute!r}"
+    assert algorithm.learning_rate > 0, f"{algorithm.name}: the learning rate must be positive"
+    algorithm.Config()
+    for name, field in algorithm.Config.model_fields.items():
+        assert field.description, f"{algorithm.name}: setting {name!r} has no docstring"
+
+
+def toy_examples(
+    kind: Kind, lengths: Sequence[tuple[int, int, int]] = LENGTHS, *, scores_prompt: bool = False, seed: int = 0
+) -> list[Example]:
+    """Random rows of one kind: see ``LENGTHS``. ``scores_prompt`` as the algorithm says."""
+    draw = np.random.default_rng(seed)
+    examples = []
+    for index, (prompt, *answers) in enumerate(lengths):
+        head = draw.integers(1, VOCABULARY, prompt)
+        roles = {"preference": ("chosen", "rejected"), "text": ("text",)}.get(kind, ("completion",))
+        sequences = []
+        for role, answer in zip(roles, answers, strict=False):
+            scored = np.arange(prompt + answer) >= (1 if scores_prompt else prompt)
+            tokens = np.concatenate([head, draw.integers(1, VOCABULARY, answer)])
+            sequences.append(TokenSequence(role, tokens.astype(np.int32), scored))
+        columns = {"preference": {"margin": float(draw.random())}, "unpaired": {"label": float(index % 3 > 0)}}
+        examples.append(Example(f"toy:{index}", tuple(sequences), columns.get(kind, {})))
+    return examples
+
+
+def toy_policy(head: Literal["language", "reward"] = "language", *, seed: int = 0) -> Policy:
+    """A tiny random Llama in float32 with either head; the caller's random state is left alone."""
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    settings: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_labels": 1}
+    settings |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
+    config = LlamaConfig(**settings, initializer_range=0.2)
+    build = LlamaForSequenceClassification if head == "reward" else LlamaForCausalLM
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Policy(build(config), head).eval()
+
+
+class _Frozen:
+    """A policy as a reference."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def logp(self, micro: MicroBatch) -> Tensor:
+        with torch.no_grad():
+            logp: Tensor = self.policy(micro).logp_T
+        return logp
+
+
+def _batch(
+    policy: Policy, reference: Scorer | None, micro: MicroBatch, statistics: Mapping[str, Tensor]
+) -> tuple[Batch, Tensor]:
+    scores = policy(micro)
+    ref_logp = reference.logp(micro) if micro.ref_logp_T is None and reference is not None else micro.ref_logp_T
+    return policy.batch(micro, scores, step=statistics, ref_logp_T=ref_logp), scores.anchor
+
+
+def _check_counts(algorithm: Algorithm, outcome: Outcome, counts: Mapping[str, float]) -> None:
+    for term in outcome.terms:
+        got, want = term.values.numel(), counts.get(term.per, 0.0)
+        assert got == want, f"{algorithm.name}: {got} values per {term.per}, of which the micro-batch has {want:.0f}"
+
+
+def _same(where: str, want: tuple[float, Tensor], got: tuple[float, Tensor], tolerance: float) -> None:
+    apart = float((want[1] - got[1]).norm() / want[1].norm())
+    assert apart <= tolerance, (
+        f"{where}: the step's gradient differs by {apart:.1e} of its norm. The loss must return every value "
+        "unreduced and may not look at other examples of the micro-batch"
+    )
+    assert abs(want[0] - got[0]) <= tolerance * max(1.0, abs(want[0])), (
+        f"{where}: the step's loss is {got[0]}, in one micro-batch {want[0]}"
+    )

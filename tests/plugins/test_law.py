@@ -1,0 +1,115 @@
+"""The law of the house for each of our algorithms: a step's gradient does not depend on how the step is cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from align.core.algorithm import Algorithm, Batch, Outcome, Term
+from align.plugins.algorithms.cpo import CPO
+from align.plugins.algorithms.dpo import DPO
+from align.plugins.algorithms.dpo.equations import LOSSES
+from align.plugins.algorithms.kto import KTO
+from align.plugins.algorithms.orpo import ORPO
+from align.plugins.algorithms.pretrain import Pretrain
+from align.plugins.algorithms.reward_model import RewardModel
+from align.plugins.algorithms.sft import SFT
+from align.plugins.algorithms.simpo import SimPO
+from align.testing import CUTS, check_algorithm
+
+EVERY: list[tuple[type[Algorithm], dict[str, Any]]] = [
+    (SFT, {}),
+    (SFT, {"loss": "dft"}),
+    (Pretrain, {}),
+    (RewardModel, {}),
+    (RewardModel, {"center_rewards_coefficient": 0.01}),
+    (SimPO, {}),
+    (CPO, {"label_smoothing": 0.1}),
+    (ORPO, {}),
+    (KTO, {"desirable_weight": 1.3}),
+    (KTO, {"loss": "apo_zero_unpaired"}),
+    (DPO, {"loss": {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}}),
+    (DPO, {"ld_alpha": 0.5, "f_divergence": "js_divergence"}),
+    *((DPO, {"loss": loss} | ({"label_smoothing": 0.1} if loss in ("exo_pair", "robust") else {})) for loss in LOSSES),
+]
+
+
+ours = pytest.mark.parametrize(("algorithm", "chosen"), EVERY, ids=lambda x: getattr(x, "name", str(x)))
+tokens = st.integers(1, 30)
+
+
+@ours
+def test_law_in_float32(algorithm: type[Algorithm], chosen: dict[str, Any]) -> None:
+    check_algorithm(algorithm, chosen, dtype=torch.float32, tolerance=1e-6)
+
+
+@ours
+@settings(
+    max_examples=3, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)  # shrinking takes minutes
+@given(lengths=st.lists(st.tuples(tokens, tokens, tokens), min_size=8, max_size=8))
+def test_law_for_any_lengths(
+    algorithm: type[Algorithm], chosen: dict[str, Any], lengths: list[tuple[int, int, int]]
+) -> None:
+    check_algorithm(algorithm, chosen, lengths=lengths, cuts={name: CUTS[name] for name in list(CUTS)[-2:]})
+
+
+class Breaker(Algorithm):
+    """A slot for losses that break the law."""
+
+    name = "breaker"
+    paper = "none"
+    learns_from = ("preference",)
+    learning_rate = 1.0
+
+
+class MeanInside(Breaker):
+    def loss(self, batch: Batch) -> Outcome:
+        """A mean of means."""
+        return Outcome([Term(-batch.logp_T.mean()[None], "example")], {})
+
+
+class Sorted(Breaker):
+    def loss(self, batch: Batch) -> Outcome:
+        """aot's sort: a pair's value depends on its neighbours."""
+        logp_B = batch.sum_per_sequence(batch.logp_T)
+        gap_E = batch.of("chosen", logp_B).sort().values - batch.of("rejected", logp_B).sort().values
+        return Outcome([Term(gap_E.square(), "example")], {})
+
+
+class Fickle(Breaker):
+    def loss(self, batch: Batch) -> Outcome:
+        """A metric that only some micro-batches have."""
+        metrics = {"long": batch.logp_T} if batch.logp_T.numel() > 10 else {}
+        return Outcome([Term(-batch.logp_T, "token")], metrics)
+
+
+class Infinite(Breaker):
+    def loss(self, batch: Batch) -> Outcome:
+        """Not a number."""
+        return Outcome([Term(-batch.logp_T / 0, "token")], {})
+
+
+class Constant(Breaker):
+    def loss(self, batch: Batch) -> Outcome:
+        """Nothing to learn from."""
+        return Outcome([Term(-batch.logp_T.detach(), "token")], {})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (MeanInside, "1 values per example, of which the micro-batch has 8"),
+        (Sorted, "cut as 2x4: the step's gradient differs by .* of its norm"),
+        (Fickle, "terms or metrics differ between micro-batches"),
+        (Infinite, "not finite"),
+        (Constant, "no parameter gets a gradient"),
+    ],
+)
+def test_the_kit_tells_what_is_wrong(algorithm: type[Algorithm], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_algorithm(algorithm)
