@@ -20,6 +20,21 @@ def register_algorithms(register: Register) -> None:
 
 
 @hookimpl
+def register_formats(register: Register) -> None:
+    """How rows are laid out."""
+    register("text", "align.plugins.formats.text:Text")
+    register("messages", "align.plugins.formats.messages:Messages")
+    register("prompt", "align.plugins.formats.prompt:Prompt")
+    register("prompt-completion", "align.plugins.formats.prompt_completion:PromptCompletion")
+    register("preference", "align.plugins.formats.preference:Preference")
+    register("unpaired", "align.plugins.formats.unpaired:Unpaired")
+    register("sharegpt", "align.plugins.formats.sharegpt:ShareGPT")
+    register("alpaca", "align.plugins.formats.alpaca:Alpaca")
+    register("verl", "align.plugins.formats.verl:Verl")
+    register("openrlhf", "align.plugins.formats.openrlhf:OpenRLHF")
+
+
+@hookimpl
 def register_strategies(register: Register) -> None:
     """How a fit lies on the devices."""
     register("auto", "align.plugins.strategies.auto:Auto")

@@ -1,0 +1,120 @@
+"""What a row format is. A format plugin says which keys it knows and reads them into a Record's fields."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, get_args
+
+from align.core.data import fields
+from align.core.data.faults import RowError
+from align.schemas import base
+from align.schemas.records import Kind, Record
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The keys by which a row of one kind is known.
+
+    required must be there, optional may be; both are read, and all other columns are handed on in ``Record.columns``.
+    kept: required or optional keys that are handed on as well.
+    """
+
+    kind: Kind
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every key that is read; any row may carry ``tools`` and ``chat_template_kwargs``."""
+        return frozenset((*self.required, *self.optional, "tools", "chat_template_kwargs"))
+
+
+class Format:
+    """How rows are laid out: subclass, set ``name`` and ``shapes``, write ``read``.
+
+    class Qa(Format):
+        name = "qa"
+        shapes = (Shape("completion", required=("q", "a")),)
+
+        def read(self, row, kind):
+            return fields.join(fields.content(row, "q"), "q", {"completion": fields.content(row, "a")}, "a")
+    """
+
+    name: ClassVar[str]
+    """What ``format:`` in a run file calls it."""
+    shapes: ClassVar[tuple[Shape, ...]]
+    """The kinds of rows it reads, and the keys of each."""
+
+    class Config(base.Config):
+        """Formats have no settings."""
+
+    def __init__(self, config: base.Config | None = None) -> None:
+        self.config = config or self.Config()
+        self.kinds: tuple[Kind, ...] = KINDS
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """The Record's fields of that kind. The required keys are there; everything else is this method's to check.
+
+        Raises RowError, or any ValueError with a sentence for the user.
+        """
+        raise NotImplementedError
+
+    def only(self, kinds: Iterable[Kind]) -> Self:
+        """The same format, reading rows as one of these kinds."""
+        other = copy.copy(self)
+        other.kinds = tuple(kinds)
+        return other
+
+    def shape(self, row: Mapping[str, Any]) -> Shape | None:
+        """The shape that reads most of the row's keys, None where none fits."""
+        fitting = [s for s in self._shapes() if all(key in row for key in s.required)]
+        return max(fitting, key=lambda s: len(s.keys & row.keys()), default=None)
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row has the keys of this format."""
+        return self.shape(row) is not None
+
+    def keys(self, row: Mapping[str, Any]) -> frozenset[str]:
+        """Which of the row's keys would be read: a format that reads more of a row knows it better."""
+        shape = self.shape(row)
+        return shape.keys & row.keys() if shape else frozenset()
+
+    def convert(self, row: Mapping[str, Any], source: str) -> Record:
+        """Understand one row. source: its place, ``train.jsonl:17``.
+
+        Raises RowError, or any ValueError with a sentence for the user.
+        """
+        shape = self.shape(row)
+        if shape is None:
+            raise self._missing(row)
+        found = self.read(row, shape.kind)
+        if shape.kind == "preference" and found.get("chosen") == found.get("rejected"):
+            raise RowError("same-answers", "is the same as chosen", "rejected")
+        taken = shape.keys.difference(shape.kept)
+        return Record(
+            kind=shape.kind,
+            source=source,
+            tools=fields.tools(row),
+            chat_template_kwargs=fields.structure(row, "chat_template_kwargs", dict) or {},
+            columns={key: value for key, value in row.items() if key not in taken},
+            **found,
+        )
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Every key that any row may have read of it."""
+        return frozenset[str]().union(*(shape.keys for shape in self._shapes()))
+
+    def _shapes(self) -> list[Shape]:
+        return [shape for shape in self.shapes if shape.kind in self.kinds]
+
+    def _missing(self, row: Mapping[str, Any]) -> RowError:
+        lacking = min(([k for k in s.required if k not in row] for s in self._shapes()), key=len)
+        near = difflib.get_close_matches(lacking[0], row, n=1)
+        return RowError("missing-field", f"is missing; the row has {near[0]!a}" if near else "is missing", lacking[0])

@@ -1,0 +1,211 @@
+"""Reading a source: every row of it comes out, as a Record or as a BadRow that says where and what is wrong."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from align.core import registry
+from align.core.data.chunks import Table
+from align.core.data.faults import BadRow, RowError
+from align.core.data.formats import KINDS, Format
+from align.core.data.locate import Part, locate
+from align.core.data.parallel import ordered_map
+from align.core.data.rows import Form, Job, Reader, Row, bad_row, fitting, work
+from align.schemas.errors import AlignError
+from align.schemas.records import Kind
+from align.schemas.run import Source
+
+SAMPLE = 64
+"""Rows by the majority of which a source's form is recognised."""
+WORTH_PROCESSES = 32 * 2**20
+"""Bytes from which starting worker processes pays."""
+
+
+def read_rows(source: Source, kinds: Iterable[Kind] = KINDS) -> Iterator[Row | BadRow]:
+    """All rows of a source in the order of its files. Raises AlignError as ``Reading`` does."""
+    yield from Reading(source, kinds).rows()
+
+
+class Reading:
+    """One source, opened: its parts, and the form of its rows (None where no row can be parsed).
+
+    kinds: those wanted. stream: read a hub data set as it downloads. Raises AlignError where the source cannot be
+    found, or its form is none of those wanted, or could be several.
+    """
+
+    def __init__(self, source: Source, kinds: Iterable[Kind] = KINDS, *, stream: bool = False) -> None:
+        self.source, self.kinds = source, tuple(kinds)
+        self.formats = [registry.get("format", name)() for name in registry.names("format")]
+        self.asked = self.formats if source.format == "auto" else [registry.get("format", source.format)()]
+        self.parts = locate(source, stream)
+        self.form = self._recognised()
+
+    def rows(
+        self, *, workers: int | None = None, progress: bool = False, start: int = 0, unique: bool = True
+    ) -> Iterator[Row | BadRow]:
+        """All rows in order.
+
+        workers: processes, by default one per core where the source is large enough. start: leave out that many (a
+        file without rows is a BadRow, but counts as none). unique: whether no two rows may have the same ``id``.
+        A file that breaks off ends with a BadRow ``damaged-file``.
+        """
+        total = sum(part.size for part in self.parts)
+        workers = workers or len(os.sched_getaffinity(0))
+        if workers == 1 or total < WORTH_PROCESSES:
+            workers = 0
+        form, ids, rows = self.form, dict[str | int, str](), 0
+        reader, under_way = Reader(form, self.formats, self.source.columns), deque[_Piece]()
+        found_in_order = ordered_map(work, reader, self._jobs(start, under_way), workers)
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
+            task = bar.add_task(f"reading {self.source.path}", total=total or None)
+            for found in found_in_order:
+                piece = under_way.popleft()
+                bar.update(task, completed=piece.done)
+                rows += piece.skipped + len(found)
+                for item in found:
+                    if isinstance(item, Row):
+                        record = item.record
+                        if form and form.conversational is None:
+                            form = Form(form.format, record.kind, record.conversational)
+                        if form and form[1:] != (record.kind, record.conversational):
+                            item = _mixed(item, form)
+                        elif unique:
+                            item = _unique(item, ids)
+                    yield item
+                if piece.ends:
+                    if not rows:
+                        yield BadRow(piece.part.name, 0, "empty-file", "", "has no rows")
+                    rows = 0
+
+    def _jobs(self, start: int, under_way: deque[_Piece]) -> Iterator[Job]:
+        """Everything there is to do; what is known of each job beforehand goes into ``under_way``."""
+        before = 0
+        for part in self.parts:
+            for chunk, done in part.open():
+                skip = min(start, len(chunk)) if start else 0
+                start -= skip
+                if skip and skip == len(chunk):
+                    chunk = Table([])
+                under_way.append(_Piece(part, before + done, skip))
+                yield Job(part.name, chunk, skip)
+            before += part.size
+            under_way.append(_Piece(part, before, 0, ends=True))
+            yield Job(part.name, Table([]), 0)
+
+    def _recognised(self) -> Form | None:
+        """The form of most of the first SAMPLE rows that parse; those that convert count before those that do not."""
+        sure, unsure = Counter[_Vote](), Counter[_Vote]()
+        for row in islice(self._sample(), SAMPLE):
+            found = fitting(self.asked, row, self.kinds)
+            alone = found[0] if len(found) == 1 else None
+            names, shape = tuple(format.name for format in found), alone and alone.shape(row)
+            vote = _Vote(names, shape.kind if shape else None, None, () if found else tuple(row))
+            try:
+                if alone:
+                    record = alone.convert(row, "")
+                    vote = vote._replace(kind=record.kind, conversational=record.conversational)
+                (sure if found else unsure)[vote] += 1
+            except Exception:  # told with its row, when it is read
+                unsure[vote] += 1
+        if not (sure or unsure):
+            return None
+        vote = (sure or unsure).most_common(1)[0][0]
+        if len(vote.names) == 1:
+            format = next(format for format in self.asked if format.name == vote.names[0])
+            return Form(format.only((vote.kind,) if vote.kind else self.kinds), vote.kind, vote.conversational)
+        if vote.names:
+            both = " or ".join(map(repr, vote.names))
+            raise AlignError(
+                f"its rows could be of format {both}", f"say which, with format: {vote.names[0]}", where=self._name
+            )
+        raise AlignError(*unknown_keys(self.asked, vote.keys, self.kinds), where=self._name)
+
+    @property
+    def _name(self) -> str:
+        return self.parts[0].name
+
+    def _sample(self) -> Iterator[Mapping[str, Any]]:
+        reader = Reader(None, self.formats, self.source.columns)
+        for part in self.parts:
+            for chunk, _ in part.open():
+                for _, row in chunk.rows():
+                    try:
+                        if isinstance(row, RowError):
+                            raise row
+                        yield {key: value for key, value in reader.renamed(row).items() if value is not None}
+                    except RowError:
+                        continue
+
+
+class _Piece(NamedTuple):
+    """What is known of a job beforehand. done: bytes read by then. ends: whether its part does."""
+
+    part: Part
+    done: int
+    skipped: int
+    ends: bool = False
+
+
+class _Vote(NamedTuple):
+    """What one row of the sample says."""
+
+    names: tuple[str, ...]
+    kind: Kind | None
+    conversational: bool | None
+    keys: tuple[str, ...]
+
+
+def unknown_keys(formats: Sequence[Format], keys: Iterable[str], kinds: Sequence[Kind]) -> tuple[str, str]:
+    """What is wrong with rows of these keys, and the mend."""
+    row = dict.fromkeys(keys)
+    for other in fitting(formats, row):
+        held = shape.kind if (shape := other.shape(row)) else "other"
+        return f"holds {held} rows (format {other.name}); {' or '.join(kinds)} rows are wanted", ""
+    what = f"has the columns {', '.join(ascii(key)[:40] for key in row)}, which no format has"
+    shapes = [(format.name, shape) for format in formats for shape in format.shapes if shape.kind in kinds]
+    for _, shape in shapes:
+        missing = [key for key in shape.required if key not in row]
+        renamed = {key: alias for key in missing for alias in _ALIASES.get(key, ()) if alias in row}
+        if len(renamed) == len(missing):
+            columns = ", ".join(f"{key}: {alias}" for key, alias in renamed.items())
+            return what, f"rename them, perhaps with columns: {{{columns}}}"
+    known = "; ".join(f"{name} ({shape.kind}): {', '.join(shape.required)}" for name, shape in shapes)
+    return what, f"rename them with columns: {{OURS: THEIRS}}. Known: {known}"
+
+
+_ALIASES = {
+    "prompt": ("question", "query", "instruction", "input"),
+    "completion": ("response", "answer", "output", "target"),
+    "chosen": ("preferred", "winner"),
+    "rejected": ("dispreferred", "loser"),
+    "text": ("content", "document"),
+    "messages": ("conversation", "dialogue", "dialog"),
+}
+
+
+def _mixed(row: Row, form: Form) -> BadRow:
+    this = Form(form.format, row.record.kind, row.record.conversational)
+    return _bad(row, RowError("mixed", f"is of {this} among {form}"))
+
+
+def _unique(row: Row, ids: dict[str | int, str]) -> Row | BadRow:
+    name = row.record.columns.get("id")
+    if not isinstance(name, (str, int)):
+        return row
+    first = ids.setdefault(name, row.record.source)
+    if first is row.record.source:
+        return row
+    return _bad(row, RowError("duplicate-id", f"is {ascii(name)[:80]}, as in {first}", "id"))
+
+
+def _bad(row: Row, fault: RowError) -> BadRow:
+    file, _, line = row.record.source.rpartition(":")
+    return bad_row(file, int(line), fault)

@@ -1,0 +1,125 @@
+"""One line of JSON to one row, and nothing that a later step could choke on gets through.
+
+The common case is quick: the text is parsed once, and walked only where its bytes hold something suspicious.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from math import isfinite
+from typing import Any, NoReturn
+
+from align.core.data.faults import RowError
+
+MAX_ROW = 16 * 2**20
+"""Longest row (bytes of a line) and longest string in it: about four million tokens."""
+MAX_DEPTH = 64
+"""Deepest nesting of a row."""
+
+_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """The row on a line of JSON.
+
+    Raises RowError: malformed-json, invalid-utf8, lone-surrogate, nul, too-long, too-deep, number, duplicate-key, or
+    wrong-type where the line holds something else than an object.
+    """
+    if len(line) > MAX_ROW:
+        raise RowError("too-long", f"is longer than {MAX_ROW >> 20} MiB")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({line[error.start]:#04x})") from None
+    row = decode(text)
+    if not isinstance(row, dict):
+        raise RowError("wrong-type", f"is {a(row)}, not an object")
+    suspicious = b"\\u" in line and _SUSPICIOUS.search(line)
+    if suspicious or line.count(b"{") + line.count(b"[") > MAX_DEPTH:
+        inspect(row)
+    return row
+
+
+def decode(text: str) -> Any:
+    """A JSON value; strict where Python's json is not. Raises RowError as ``parse`` does."""
+    try:
+        return _strict.decode(text)
+    except RecursionError:
+        raise RowError("too-deep", f"is nested more than {MAX_DEPTH} deep") from None
+    except RowError:
+        raise
+    except json.JSONDecodeError as error:
+        if "\0" in text:
+            raise RowError("nul", "has a NUL byte") from None
+        raise RowError("malformed-json", f"is no JSON: {error.msg} at column {error.colno}") from None
+    except _Number as error:
+        inspect(json.loads(text))  # to name the field
+        raise RowError("number", f"has the number {error}") from None
+    except ValueError:  # Python's limit on the digits of an int
+        raise RowError("number", "has an integer of more than 4,300 digits") from None
+
+
+def inspect(value: Any, field: str = "", depth: int = 0) -> None:
+    """Raise RowError where a value from JSON, CSV, Parquet or the hub holds what no row may hold, naming the field."""
+    if isinstance(value, str):
+        if len(value) > MAX_ROW:
+            raise RowError("too-long", f"is longer than {MAX_ROW >> 20} Mi characters", field)
+        if "\0" in value:
+            raise RowError("nul", "has a NUL character", field)
+        if not value.isascii():
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:
+                what = f"has the lone surrogate {value[error.start]!a} at character {error.start + 1}"
+                raise RowError("lone-surrogate", what, field) from None
+    elif isinstance(value, float):
+        if not isfinite(value):
+            raise RowError("number", f"is {value}", field)
+    elif isinstance(value, (dict, list, tuple)):
+        if depth >= MAX_DEPTH:
+            raise RowError(
+                "too-deep", f"is nested more than {MAX_DEPTH} deep", field.partition(".")[0].partition("[")[0]
+            )
+        if isinstance(value, dict):
+            for key, item in value.items():
+                inspect(key, f"{field}.{key!a}" if field else f"{key!a}", depth + 1)
+                inspect(item, f"{field}.{key}" if field else str(key), depth + 1)
+        else:
+            for index, item in enumerate(value):
+                inspect(item, f"{field}[{index}]", depth + 1)
+
+
+def a(value: Any) -> str:
+    """A value's type in JSON's words, with its article."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", str: "a string", dict: "an object", list: "a list", int: "a number", float: "a number"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+class _Number(ValueError):
+    pass
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if not isfinite(value):
+        raise _Number(literal[:40])
+    return value
+
+
+def _constant(literal: str) -> NoReturn:
+    raise _Number(literal)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise RowError("duplicate-key", "is given twice", twice)
+    return found
+
+
+_strict = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)

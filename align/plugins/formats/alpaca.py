@@ -1,0 +1,54 @@
+"""``{"instruction": ..., "input": ..., "output": ...}``: Stanford Alpaca, with LLaMA-Factory's further columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from align.core.data import fields
+from align.core.data.faults import RowError
+from align.core.data.formats import Format, Shape
+from align.core.data.strict import a
+from align.schemas.records import Kind, Message
+
+_BESIDE = ("input", "system", "history")
+
+
+class Alpaca(Format):
+    """``{"instruction": str, "input": str, "output": str}``, read as a conversation.
+
+    The user says the instruction and, below it, the input where there is one. ``system`` and ``history`` (pairs of
+    what was said and answered before) come first. With ``chosen`` and ``rejected`` in place of ``output`` it is a
+    preference; with ``kto_tag`` (a boolean) beside it, an unpaired row.
+    """
+
+    name = "alpaca"
+    shapes = (
+        Shape("completion", ("instruction", "output"), optional=_BESIDE),
+        Shape("preference", ("instruction", "chosen", "rejected"), optional=_BESIDE),
+        Shape("unpaired", ("instruction", "output", "kto_tag"), optional=_BESIDE),
+    )
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """The conversation up to the answer, and the answer or answers."""
+        asked = [fields.string(row, "instruction"), fields.optional_string(row, "input")]
+        prompt: list[Message] = _history(row)
+        prompt.append({"role": "user", "content": "\n".join(filter(None, asked))})
+        if kind == "preference":
+            answers = {name: fields.string(row, name) for name in ("chosen", "rejected")}
+        else:
+            answers = {"completion": fields.string(row, "output")}
+        found: dict[str, Any] = fields.join(prompt, "instruction", answers)
+        return {**found, "label": fields.boolean(row, "kto_tag")} if kind == "unpaired" else found
+
+
+def _history(row: Mapping[str, Any]) -> list[Message]:
+    system = fields.optional_string(row, "system")
+    found: list[Message] = [{"role": "system", "content": system}] if system else []
+    for index, turn in enumerate(fields.structure(row, "history", list) or ()):
+        where = f"history[{index}]"
+        if not (isinstance(turn, list) and len(turn) == 2):
+            raise RowError("wrong-type", f"is {a(turn)}, not a pair of what was said and answered", where)
+        said = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), turn, strict=True)]
+        found += fields.messages(said, where)
+    return found

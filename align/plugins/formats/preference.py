@@ -1,0 +1,48 @@
+"""``{"prompt": ..., "chosen": ..., "rejected": ...}``: a better and a worse answer; the prompt may be implicit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from align.core.data import fields
+from align.core.data.faults import RowError
+from align.core.data.formats import Format, Shape
+from align.schemas.records import Content, Kind
+
+
+class Preference(Format):
+    """``{"chosen": str or messages, "rejected": ..., "prompt": ..., "margin": number}``; the last two may be absent.
+
+    Without a prompt it is the longest prefix that chosen and rejected share. A prompt given as a string beside whole
+    conversations (UltraFeedback) must be the last thing said in that prefix.
+    """
+
+    name = "preference"
+    shapes = (Shape("preference", ("chosen", "rejected"), optional=("prompt", "margin")),)
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """Prompt, chosen, rejected and margin."""
+        chosen, rejected = fields.content(row, "chosen"), fields.content(row, "rejected")
+        prompt = None if row.get("prompt") is None else fields.content(row, "prompt")
+        return {**_pair(prompt, chosen, rejected), "margin": fields.number(row, "margin")}
+
+
+def _pair(prompt: Content | None, chosen: Content, rejected: Content) -> dict[str, Content]:
+    if chosen == rejected:
+        raise RowError("same-answers", "is the same as chosen", "rejected")
+    whole = isinstance(chosen, list) and isinstance(rejected, list) and chosen[0]["role"] != "assistant"
+    if prompt is not None and not (isinstance(prompt, str) and whole):
+        return fields.join(prompt, "prompt", {"chosen": chosen, "rejected": rejected})
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise RowError("wrong-type", "is not of the same style (string or messages) as chosen", "rejected")
+    cut = fields.shared_prompt(chosen, rejected)
+    if not cut:
+        raise RowError("missing-field", "is missing, and chosen and rejected share no beginning", "prompt")
+    shared = chosen[:cut]
+    if isinstance(prompt, str) and isinstance(shared, list) and shared[-1].get("content") != prompt:
+        raise RowError("message-order", "is not the last thing said before chosen and rejected part", "prompt")
+    answers = {"chosen": chosen[cut:], "rejected": rejected[cut:]}
+    for name, answer in answers.items():
+        fields.begins(answer, name)
+    return fields.join(shared, "chosen", answers)
