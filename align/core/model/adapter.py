@@ -77,7 +77,7 @@ def add_adapter(network: PreTrainedModel, spec: Adapter, head: Head, base: Origi
         raise AlignError(
             f"model.adapter.targets: {error}", f"linear layers of this model: {', '.join(linear)}"
         ) from error
-    config.base_model_name_or_path, config.revision = base or (None, None)
+    _record(config, base)
     return adapted
 
 
@@ -97,23 +97,42 @@ def read_adapter(network: PreTrainedModel, directory: Path, head: Head) -> PeftM
             "merge it into its model first and give the merged directory as model.path",
             where=str(directory),
         )
-    base, revision = config.base_model_name_or_path, config.revision
+    base = base_of(directory)
     config.inference_mode, config.task_type = False, TASKS[head]
     try:
         adapted = get_peft_model(network, config)
         result: Any = set_peft_model_state_dict(adapted, load_file(weights))
     except (ValueError, RuntimeError, KeyError) as error:
-        raise AlignError(f"does not fit its base model {base}: {error}", where=str(directory)) from error
-    config.base_model_name_or_path, config.revision = base, revision
+        raise AlignError(f"does not fit its base model {base.path}: {error}", where=str(directory)) from error
+    _record(config, base)
     own = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     wrong = sorted(own & set(result.missing_keys)) + sorted(result.unexpected_keys)
     if wrong:
         raise AlignError(
-            f"does not fit its base model {base}: {len(wrong)} tensors are missing or left over, such as {wrong[0]}",
+            f"does not fit its base model {base.path}: {len(wrong)} tensors missing or left over, such as {wrong[0]}",
             "the adapter belongs to another model",
             where=str(directory),
         )
     return adapted
+
+
+def merge(adapted: PeftModel) -> PreTrainedModel:
+    """The base with the adapter added to its weights; ``adapted`` is used up. Raises AlignError on overflow."""
+    try:
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # peft looked at the sums before it kept them
+        raise AlignError(
+            f"merging the adapter gives weights that are not finite: {error}",
+            "hold the weights in float32 or bfloat16 (model.dtype)",
+        ) from error
+    return merged
+
+
+def _record(config: LoraConfig, base: Origin | None) -> None:
+    """Let the adapter's config say where its base is, and its targets always in one order."""
+    config.base_model_name_or_path, config.revision = base or (None, None)
+    if not isinstance(config.target_modules, str | None):
+        config.target_modules = sorted(config.target_modules)  # peft keeps a set, whose order is chance
 
 
 def quantisation(kind: Literal["nf4", "int8"], dtype: torch.dtype) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.core.model.adapter import Head
+from align.core.model.adapter import Head, merge
 from align.core.model.load import build_policy
 from align.core.model.policy import Policy
+from align.core.model.source import quiet
 from align.core.model.weights import nonfinite, set_dropout, without_gradient_or_dropout
 from align.schemas.errors import AlignError
 from align.schemas.run import Model
@@ -91,8 +92,7 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
         whole: Any = twin.unload()
         twin = get_peft_model(whole.dequantize(whole.dtype), twin.active_peft_config)
         set_peft_model_state_dict(twin, state)
-    merged: PreTrainedModel = twin.merge_and_unload(safe_merge=True)
-    return merged
+    return merge(twin)
 
 
 def _check_merge(adapted: PeftModel, plain: PreTrainedModel) -> None:
@@ -117,7 +117,8 @@ def _write(plain: PreTrainedModel, directory: Path) -> None:
     spoken = plain.generation_config if plain.can_generate() else None
     if spoken is not None:
         plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # many models ship one that transformers refuses to save
-    plain.save_pretrained(directory, max_shard_size="5GB")
+    with quiet():
+        plain.save_pretrained(directory, max_shard_size="5GB")
     if spoken is not None:
         spoken.to_json_file(directory / "generation_config.json")
 

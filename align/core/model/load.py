@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from align.core.model.adapter import (
     REWARD_HEAD,
@@ -25,11 +22,12 @@ from align.core.model.adapter import (
     add_adapter,
     base_of,
     is_adapter,
+    merge,
     quantisation,
     read_adapter,
 )
 from align.core.model.policy import Policy
-from align.core.model.source import LOADING_FAULTS, not_loadable, refuse_pickles, resolve_model_path, trust
+from align.core.model.source import LOADING_FAULTS, not_loadable, quiet, refuse_pickles, resolve_model_path, trust
 from align.core.model.tokenizer import fit, load_tokenizer
 from align.core.model.weights import set_dropout
 from align.schemas.errors import AlignError
@@ -77,7 +75,7 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
         options["num_labels"] = 1
     auto: Any = AutoModelForCausalLM if head == "language" else AutoModelForSequenceClassification
     try:
-        with _quiet():
+        with quiet():
             network, info = auto.from_pretrained(str(directory), output_loading_info=True, **options)
     except LOADING_FAULTS as error:
         raise not_loadable(error, directory, "model") from error
@@ -115,7 +113,7 @@ def _load_adapted(directory: Path, model: Model, head: Head, seed: int) -> PreTr
         old = read_adapter(load_network(below, model, head, seed), directory, head)
         if model.adapter is None:
             return old
-        network, origin = old.merge_and_unload(safe_merge=True), None
+        network, origin = merge(old), None
     if model.adapter is None:
         return network
     with torch.random.fork_rng(devices=[]):
@@ -135,17 +133,3 @@ def _draw_head(score: nn.Linear, config: Any, seed: int) -> None:
 def _some(names: set[str]) -> str:
     first = sorted(names)[:3]
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither transformers' report of missing weights, which are judged and told here, nor its bar."""
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.model.adapter import Head, base_of, is_adapter
-from align.core.model.source import LOADING_FAULTS, not_loadable, resolve_model_path, trust
+from align.core.model.source import LOADING_FAULTS, not_loadable, resolve_model_path
 from align.schemas.errors import AlignError
 from align.schemas.run import Model
 
@@ -22,7 +22,9 @@ def load_tokenizer(model: Model, head: Head = "language") -> PreTrainedTokenizer
     if is_adapter(directory) and not any(directory.glob("tokenizer*")):
         directory = resolve_model_path(*base_of(directory), model.trust_remote_code)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(directory), **trust(model))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(directory), trust_remote_code=model.trust_remote_code
+        )
     except LOADING_FAULTS as error:
         raise not_loadable(error, directory, "tokenizer") from error
     if model.chat_template is not None:
