@@ -74,4 +74,6 @@ def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid
     }
     for name, section in laid_over.items():
         sections[name] = {**sections.get(name, {}), **section}
+    if not (sections["data"]["validation_fraction"] or sections["data"].get("validation")):
+        del sections["validation"]
     return Run.model_validate({"output": str(output), "stages": [{"name": "only", **sections}]})

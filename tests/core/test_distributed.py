@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
+from align.core import runfile
 from align.core.train import checkpoint
+from align.core.train.launch import train
+from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows
 
 
@@ -26,24 +28,8 @@ def command(output: Path, algorithm: str, model: Path, **sections: dict[str, Any
     rows = write_rows(algorithm, output.parent / f"{algorithm}.jsonl")
     run = run_for(algorithm, model, rows, output, **sections)
     file = output.parent / f"{output.name}.yaml"
-    file.write_text(
-        yaml.safe_dump(
-            run.model_dump(mode="json") | {"stages": [_flat(s) for s in run.model_dump(mode="json")["stages"]]}
-        )
-    )
+    file.write_text(runfile.dump(run))
     return [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"]
-
-
-def _flat(stage: dict[str, Any]) -> dict[str, Any]:
-    """Plugin choices as a run file writes them."""
-    choice = lambda c: {"type": c["type"], **c["settings"]}  # noqa: E731
-    devices = {**stage["devices"], "strategy": choice(stage["devices"]["strategy"])}
-    return {
-        **stage,
-        "algorithm": choice(stage["algorithm"]),
-        "devices": devices,
-        "loggers": [choice(c) for c in stage["loggers"]],
-    }
 
 
 def environment(tmp: Path) -> Mapping[str, str]:
@@ -55,10 +41,10 @@ def finish(arguments: list[str], tmp: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def gradients_of_first_step(output: Path) -> list[torch.Tensor]:
+def gradients_of_first_step(stage: Path) -> torch.Tensor:
     """AdamW's first moment after one step is (1 - beta1) times the gradient."""
-    (optimizer,) = checkpoint.load(output / "only" / "checkpoints" / "step-00000001")["optimizer_states"]
-    return [torch.as_tensor(state["exp_avg"]) / 0.1 for _, state in sorted(optimizer["state"].items())]
+    (optimizer,) = checkpoint.load(stage / "checkpoints" / "step-00000001")["optimizer_states"]
+    return torch.cat([(state["exp_avg"] / 0.1).flatten() for _, state in sorted(optimizer["state"].items())])
 
 
 def log(output: Path) -> list[dict[str, str]]:
@@ -74,18 +60,37 @@ ONE_STEP: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("algorithm", ["sft", "dpo", "kto", "reward_model"])
-def test_the_law_over_ranks(algorithm: str, tiny_model_dir: Path, tmp_path: Path) -> None:
-    """One step's gradient is the same on one rank and on two, whatever the micro-batches."""
-    found = []
-    for name, count, micro in (("one", 1, 8), ("two", 2, 3)):
-        sections = ONE_STEP | {"devices": {"count": count}, "train": ONE_STEP["train"] | {"micro_batch_size": micro}}
-        finish(command(tmp_path / name, algorithm, tiny_model_dir, **sections), tmp_path)
-        found.append(gradients_of_first_step(tmp_path / name))
-    whole = torch.cat([g.flatten() for g in found[0]])
-    gap = torch.cat([(a - b).flatten() for a, b in zip(*found, strict=True)])
-    assert whole.norm() > 1e-4
-    assert gap.norm() / whole.norm() < 1e-6
+def test_the_law_over_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step's gradient is the same on one rank and on two, whatever the micro-batches; torchrun works as it is.
+
+    Four stages in one torchrun, so that it also shows a pipeline of stages in one group of processes.
+    """
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    algorithms = ("sft", "dpo", "kto", "reward_model")
+
+    def stages(micro: int, count: int) -> Run:
+        sections = ONE_STEP | {
+            "train": ONE_STEP["train"] | {"micro_batch_size": micro},
+            "devices": {"count": count},
+        }
+        rows = [write_rows(name, tmp_path / f"{name}.jsonl") for name in algorithms]
+        made = [
+            run_for(name, tiny_model_dir, file, tmp_path / f"{count}", **sections)
+            for name, file in zip(algorithms, rows, strict=True)
+        ]
+        named = [run.stages[0].model_copy(update={"name": name}) for name, run in zip(algorithms, made, strict=True)]
+        return made[0].model_copy(update={"stages": named})
+
+    train(stages(8, 1), progress=False)
+    file = tmp_path / "two.yaml"
+    file.write_text(runfile.dump(stages(3, 2)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    finish([*torchrun, "-m", "align", "train", str(file), "--quiet"], tmp_path)
+    for name in algorithms:
+        one, two = (gradients_of_first_step(tmp_path / ranks / name) for ranks in ("1", "2"))
+        whole, gap = one.norm(), (one - two).norm()
+        assert whole > 1e-4
+        assert gap / whole < 1e-6, name
 
 
 def test_sharded_as_whole(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -165,11 +170,3 @@ def same_end(tmp_path: Path) -> None:
     for file in ("metrics.csv", "export/model.safetensors"):
         quiet, disturbed = ((tmp_path / run / "only" / file).read_bytes() for run in ("quiet", "disturbed"))
         assert quiet == disturbed, file
-
-
-def test_torchrun_works_as_it_is(tiny_model_dir: Path, tmp_path: Path) -> None:
-    arguments = command(tmp_path / "run", "sft", tiny_model_dir, train={"max_steps": 2}, devices={"count": 2})
-    start = arguments.index("align")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    finish([*torchrun, *arguments[start:]], tmp_path)
-    assert (tmp_path / "run" / "only" / "export" / "model.safetensors").exists()

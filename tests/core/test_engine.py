@@ -39,7 +39,7 @@ def test_a_run_leaves_exactly_this(tiny_model_dir: Path, tmp_path: Path) -> None
     rows = write_rows("sft", tmp_path / "rows.jsonl")
     (result,) = train(run_for("sft", tiny_model_dir, rows, tmp_path / "run"), progress=False)
     saved = {
-        f"only/checkpoints/step-000000{step}/{name}" for step in (14, 15) for name in ("state.pt", "MANIFEST.json")
+        f"only/checkpoints/step-000000{step}/{name}" for step in (16, 18) for name in ("state.pt", "MANIFEST.json")
     }
     exported = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert files(tmp_path / "run") == saved | {f"only/export/{name}" for name in exported | {"chat_template.jinja"}} | {
@@ -82,7 +82,7 @@ def test_changed_data_is_refused_on_resume(tiny_model_dir: Path, tmp_path: Path)
     run = run_for("sft", tiny_model_dir, rows, tmp_path / "run")
     train(run, progress=False)
     (tmp_path / "run" / "only" / "done.json").unlink()
-    with pytest.raises(AlignError, match="holds an interrupted run, saved after step 15"):
+    with pytest.raises(AlignError, match="holds an interrupted run, saved after step 18"):
         train(run, progress=False)
     write_rows("sft", rows, seed=1)
     with pytest.raises(AlignError, match="its data are not what this run has"):

@@ -143,6 +143,7 @@ class Keeper(Checkpoint):
 
         Its own bookkeeping of restarts inside an epoch depends on which hook saved; this does not.
         """
+        self.phases.load_state_dict(checkpoint["callbacks"][self.state_key]["phases"])
         steps = checkpoint["align"]["steps"]
         fit = checkpoint["loops"]["fit_loop"]
         phase, _ = self.phases.locate(steps)
@@ -158,6 +159,7 @@ class Keeper(Checkpoint):
             "best_value": self.best_value,
             "best_step": self.best_step,
             "evaluations_without_gain": self.evaluations_without_gain,
+            "phases": self.phases.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from align.core.algorithm import Algorithm
-from align.core.data.doctor import Finding
 from align.core.data.examples import Examples
-from align.core.data.sources import load_records
-from align.core.data.tokenise import tokenise
+from align.core.data.doctor import Finding
+from align.core.data.sources import Window, load_records, stream_records
+from align.core.data.tokenise import Tokenised, tokenise
 from align.core.train.rundir import cache_directory
 from align.schemas.records import Record
-from align.schemas.run import Data, Stage
+from align.schemas.run import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class HeldOutSet:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A stage's data, ready for the step plan."""
+    """A stage's data, ready for the step plan; of a stream ``train`` is the first window."""
 
     train: Examples
     held_out: list[HeldOutSet]
@@ -37,33 +39,58 @@ class Prepared:
     bad_rows: dict[str, int]
 
 
-def prepare(
-    stage: Stage, tokenizer: PreTrainedTokenizerBase, algorithm: Algorithm, report: Path, progress: bool
-) -> Prepared:
-    """Read, split, check and tokenise; raises AlignError with every row named that must not be trained on.
+class Preparation:
+    """From a stage's settings to examples; raises AlignError with every row named that must not be trained on.
 
     Several ranks may come at once: one works, the others find its cache.
     """
-    cache = cache_directory()
-    cache.mkdir(parents=True, exist_ok=True)
-    findings: list[Finding] = []
-    held_out: list[HeldOutSet] = []
 
-    def held(name: str | None, data: Data, records: Sequence[Record]) -> None:
-        done = tokenise(records, tokenizer, algorithm, data, cache=cache, progress=progress)
-        findings.extend(done.findings)
-        held_out.append(HeldOutSet(name, done.examples))
+    def __init__(
+        self, stage: Stage, tokenizer: PreTrainedTokenizerBase, algorithm: Algorithm, report: Path, progress: bool
+    ) -> None:
+        self.stage, self.tokenizer, self.algorithm = stage, tokenizer, algorithm
+        self.report, self.progress = report, progress
+        self.cache = cache_directory()
+        self.cache.mkdir(parents=True, exist_ok=True)
 
-    with FileLock(cache / ".lock"):
-        records = load_records(stage.data, algorithm.learns_from, report, progress)
-        train = tokenise(
-            records.train, tokenizer, algorithm, stage.data, records.train_sources, records.weights, cache, progress
+    def prepare(self) -> Prepared:
+        """Read, split, check and tokenise."""
+        data = self.stage.data
+        with FileLock(self.cache / ".lock"):
+            records = load_records(data, self.algorithm.learns_from, self.report, self.progress)
+            if data.stream:
+                first = next(self.windows(None))
+                train = self._tokenise(first.records)
+            else:
+                train = self._tokenise(records.train, records.train_sources, records.weights)
+            names = [records.validation_names[source] for source in records.validation_sources]
+            held_out = {
+                name: self._tokenise([r for r, own in zip(records.validation, names, strict=True) if own == name])
+                for name in dict.fromkeys(names)
+            }
+        return Prepared(
+            train.examples,
+            [HeldOutSet(name, done.examples) for name, done in held_out.items()],
+            [finding for done in (train, *held_out.values()) for finding in done.findings],
+            dict(records.bad.counts),
         )
-        findings.extend(train.findings)
-        if stage.data.validation is None and records.validation:
-            held(None, stage.data, records.validation)
-        for name in dict.fromkeys(source.name for source in stage.data.validation or ()):
-            sources = [s for s in stage.data.validation or () if s.name == name]
-            only = stage.data.model_copy(update={"train": sources, "validation": None, "validation_fraction": 0.0})
-            held(name, only, load_records(only, algorithm.learns_from, report, progress).train)
-    return Prepared(train.examples, held_out, findings, dict(records.bad.counts))
+
+    def windows(self, places: Sequence[Sequence[int]] | None) -> Iterator[Window]:
+        """A stream's windows, from given places on."""
+        return stream_records(self.stage.data, self.algorithm.learns_from, places, self.report)
+
+    def window(self, window: Window) -> Examples:
+        """One of them tokenised; not cached, as a stream is read once."""
+        return self._tokenise(window.records, cached=False).examples
+
+    def _tokenise(
+        self,
+        records: Sequence[Record],
+        sources: NDArray[np.int32] | None = None,
+        weights: Sequence[float] = (1.0,),
+        cached: bool = True,
+    ) -> Tokenised:
+        cache = self.cache if cached else None
+        return tokenise(
+            records, self.tokenizer, self.algorithm, self.stage.data, sources, weights, cache, self.progress
+        )

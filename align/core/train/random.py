@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 
 def random_state() -> dict[str, Any]:
-    """This process's generators, as tensors and plain values (so that no code runs at loading)."""
+    """Generators of this process, as tensors and plain values (so that no code runs at loading)."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {

@@ -19,10 +19,12 @@ from align.core.model.policy import Policy
 from align.core.model.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
 from align.core.registry import registry
 from align.core.train import spawn
-from align.core.train.prepare import HeldOutSet, Prepared, prepare
-from align.core.train.rundir import RunDirectory, cache_directory
+from align.core.train.prepare import HeldOutSet, Preparation, Prepared
+from align.core.train.rundir import RunDirectory, cache_directory, digest
 from align.core.train.steps import Cutter, EpochPhases, Phases
 from align.core.train.strategy import Strategy, detect, footprint
+from align.core.train.stream import StreamPhases
+from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice, Model, Stage
 
@@ -51,8 +53,15 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     stage = stage.model_copy(update={"model": _located(directory, stage)})
     algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
     hardware = detect(stage.devices)
+    if stage.data.stream and (algorithm.uses_reference or stage.train.max_steps is None):
+        raise AlignError(
+            "needs train.max_steps, and an algorithm without reference such as pretrain or sft",
+            "give train.max_steps, or read the files whole: data.stream: false",
+            where=f"{stage.name}: data.stream",
+        )
     tokenizer = load_tokenizer(stage.model)
-    prepared = prepare(stage, tokenizer, algorithm, directory.stage(stage.name).path, progress)
+    preparation = Preparation(stage, tokenizer, algorithm, directory.stage(stage.name).path, progress)
+    prepared = preparation.prepare()
 
     seed_everything(stage.seed, verbose=False)
     dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
@@ -77,7 +86,10 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     )
     if reference is not None:
         prepared = _measured(prepared, reference, policy, cutter, hardware, progress)
-    phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
+    phases: Phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
+    if stage.data.stream:
+        fingerprint = digest(stage.data.model_dump(mode="json"))
+        phases = StreamPhases(preparation.windows, preparation.window, cutter, stage.train, stage.seed, fingerprint)
     return Setup(stage, algorithm, tokenizer, policy, reference, prepared, cutter, phases, strategy, hardware)
 
 

@@ -117,6 +117,14 @@ class Phases(Protocol):
         """Passes over the data, for the log."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What cannot be computed from the settings again."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back, before the first ``loader``."""
+        ...
+
 
 class EpochPhases:
     """A phase is a pass over a fixed set of examples, in an order drawn from (seed, epoch)."""
@@ -149,6 +157,13 @@ class EpochPhases:
     def epochs(self, steps_done: int) -> float:
         """Passes over the data."""
         return steps_done / self.steps_per_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: every epoch follows from its number."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
 
 
 def fixed_steps(examples: Examples, cutter: Cutter, batch_size: int) -> StepLoader:
