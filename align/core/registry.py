@@ -88,16 +88,32 @@ class Registry:
             return offers[0]
         if offers:
             raise AlignError(clash(offers), f"uninstall one, or leave it out: {SUBSET}=NAME,NAME lists those to keep")
-        hints = [did_you_mean(name, self.names(kind))]
-        for plugin in self.hooks.plugins():
-            if plugin.left_out:
-                hints.append(f"plugin {plugin} may offer it and is left out by {SUBSET}")
-            hints += [
-                f"plugin {plugin} may offer it and failed: {why}"
-                for what, why in plugin.broken.items()
-                if what in ("load", kind)
-            ]
+        hints = [did_you_mean(name, self.names(kind)), *self.absent(kind)]
         raise AlignError(f"no {kind} is called {name!r}", "\n    ".join(filter(None, hints)))
+
+    def absent(self, kind: str) -> list[str]:
+        """A sentence for every plugin that may offer something of a kind and cannot: broken, or left out."""
+        plugins = self.hooks.plugins()
+        left_out = [
+            f"plugin {plugin} may offer it and is left out by {SUBSET}" for plugin in plugins if plugin.left_out
+        ]
+        return left_out + [
+            f"plugin {plugin} may offer it and failed: {why}"
+            for plugin in plugins
+            for what, why in plugin.broken.items()
+            if what in ("load", kind)
+        ]
+
+    def working(self, kind: str) -> dict[str, Any]:
+        """Everything of a kind that can be used, by name: for what is chosen by trying (formats).
+
+        What cannot is kept as its plugin's fault, which ``absent`` tells.
+        """
+        things: dict[str, Any] = {}
+        for name, offers in self.offers(kind).items():
+            with offers[-1].plugin.guard(kind):
+                things[name] = self.get(kind, name)
+        return things
 
     def get(self, kind: str, name: str) -> Any:
         """The class or function of that name. Raises AlignError as ``find`` does, or when it cannot be imported."""
@@ -166,4 +182,5 @@ registry = Registry(Hooks())
 """The plugins installed in this process."""
 
 offers, names, find, get, build = registry.offers, registry.names, registry.find, registry.get, registry.build
+absent, working = registry.absent, registry.working
 hooks, collect, first, notify = registry.hooks, registry.collect, registry.first, registry.notify

@@ -165,6 +165,16 @@ def test_what_cannot_be_registered_is_said(make: Make) -> None:
         registry.get("reward", "mine")
 
 
+def test_what_is_chosen_by_trying_goes_on_without_the_broken_and_says_so(make: Make) -> None:
+    hook = "@hookimpl\ndef register_formats(register): register('{}', 'no_such_module:Format')"
+    registry = make({"bad": hook.format("odd"), "taken": hook.format("alpaca")})
+    working = registry.working("format")
+    assert "text" in working and not {"odd", "alpaca"} & set(working)
+    excuses = "\n".join(registry.absent("format"))
+    assert "plugin 'bad' (align-bad 1.0) may offer it and failed: " in excuses and "no_such_module" in excuses
+    assert "format 'alpaca' is offered 2 times" in excuses
+
+
 def test_ctrl_c_passes(make: Make) -> None:
     with pytest.raises(KeyboardInterrupt):
         make({"slow": "raise KeyboardInterrupt"}).names("reward")

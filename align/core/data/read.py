@@ -24,7 +24,7 @@ from align.schemas.run import Source
 
 SAMPLE = 64
 """Rows by the majority of which a source's form is recognised."""
-WORTH_PROCESSES = 32 * 2**20
+WORTH_PROCESSES = 64 * 2**20
 """Bytes from which starting worker processes pays."""
 
 
@@ -42,7 +42,7 @@ class Reading:
 
     def __init__(self, source: Source, kinds: Iterable[Kind] = KINDS, *, stream: bool = False) -> None:
         self.source, self.kinds = source, tuple(kinds)
-        self.formats = [registry.get("format", name)() for name in registry.names("format")]
+        self.formats = [known() for known in registry.working("format").values()]
         self.asked = self.formats if source.format == "auto" else [registry.get("format", source.format)()]
         self.parts = locate(source, stream)
         self.form = self._recognised()
@@ -126,7 +126,8 @@ class Reading:
             raise AlignError(
                 f"its rows could be of format {both}", f"say which, with format: {vote.names[0]}", where=self._name
             )
-        raise AlignError(*unknown_keys(self.asked, vote.keys, self.kinds), where=self._name)
+        what, mend = unknown_keys(self.asked, vote.keys, self.kinds)
+        raise AlignError(what, "\n    ".join(filter(None, [mend, *registry.absent("format")])), where=self._name)
 
     @property
     def _name(self) -> str:
