@@ -98,7 +98,7 @@ def doctor(as_json: bool) -> None:
     else:
         for problem in problems:
             click.echo(f"{problem.level}: {problem}")
-        click.echo(f"{len(registry.hooks.plugins())} plugins, {len(problems)} problems")
+        click.echo(f"plugins: {len(registry.hooks.plugins())}, problems: {len(problems)}")
     sys.exit(any(problem.level == "error" for problem in problems))
 
 
