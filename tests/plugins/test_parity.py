@@ -44,7 +44,7 @@ from align.plugins.algorithms.reward_model import RewardModel
 from align.plugins.algorithms.sft import SFT
 from align.schemas.records import Record
 from align.schemas.run import Data, Run
-from align.testing import step_gradients
+from align.testing import step_gradients, step_statistics
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PAIRS = [
@@ -287,12 +287,12 @@ UNPAIRED = [{"prompt": p, "completion": r if i % 3 else c, "label": i % 3 == 0} 
 
 
 @pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
-@pytest.mark.parametrize("reference_seed", [1, 2])
-def test_kto(loss: str, reference_seed: int, tmp_path: Path) -> None:
-    """z is above 0 under one reference and cut at 0 under the other."""
+@pytest.mark.parametrize(("policy_seed", "reference_seed"), [(0, 1), (1, 0)])
+def test_kto(loss: str, policy_seed: int, reference_seed: int, tmp_path: Path) -> None:
+    """The mean ratio of the mismatched pairs is 1.08 one way round; the other way it is below 0, and z is cut."""
     weights = {"desirable_weight": 1.3, "undesirable_weight": 0.7}
     trainer = KTOTrainer(
-        model=tiny_model(0),
+        model=tiny_model(policy_seed),
         ref_model=tiny_model(reference_seed),
         args=settings(KTOConfig, tmp_path, loss_type=loss, per_device_train_batch_size=8, **weights),
         train_dataset=Dataset.from_list(UNPAIRED),
@@ -303,9 +303,11 @@ def test_kto(loss: str, reference_seed: int, tmp_path: Path) -> None:
     if loss == "kto":
         mismatched = [e.sequences[0].tokens.tolist() for e in algorithm.auxiliary(examples)]
         assert mismatched == [row["prompt_ids"] + row["KL_completion_ids"] for row in trainer.train_dataset]
-    reference = Reference(tiny_model(reference_seed))
-    cut = [range(3), range(3, 8)]
-    assert_same(oracle(trainer), step_gradients(algorithm, Policy(tiny_model(0)), reference, examples, cut))
+    policy, reference = Policy(tiny_model(policy_seed)), Reference(tiny_model(reference_seed))
+    assert_same(oracle(trainer), step_gradients(algorithm, policy, reference, examples, [range(3), range(3, 8)]))
+    if loss == "kto":
+        z = float(step_statistics(algorithm, policy, reference, examples)["z"])
+        assert z == pytest.approx(1.081677, rel=1e-4) if policy_seed == 0 else z < 0
 
 
 # --- the reference-free ones: TRL's functions on raw log-probabilities ---------------------------------------------

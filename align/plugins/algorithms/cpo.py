@@ -38,7 +38,7 @@ class CPO(Algorithm):
         """Settings of CPO."""
 
         beta: PositiveFloat = 0.1
-        """Scale of the log-probabilities (2401.08417, section 4)."""
+        """Scale of the log-probabilities (TRL 1.16's CPOConfig)."""
         cpo_alpha: NonNegativeFloat = 1.0
         """Weight of the likelihood term (2401.08417 adds it with weight 1; TRL 1.16's name)."""
         label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0

@@ -51,7 +51,7 @@ class KTO(Algorithm):
         loss: Literal["kto", "apo_zero_unpaired"] = "kto"
         """``kto``, or ``apo_zero_unpaired`` (2408.06266) which takes z as 0 and so saves a forward pass."""
         beta: PositiveFloat = 0.1
-        """Strength of the tie to the reference (2402.01306, section 4.1; TRL 1.16)."""
+        """Strength of the tie to the reference (TRL 1.16's KTOConfig)."""
         desirable_weight: NonNegativeFloat = 1.0
         """λ_D. With n_D good and n_U bad answers keep λ_D n_D / (λ_U n_U) between 1 and 4/3 (2402.01306 Eq 8)."""
         undesirable_weight: NonNegativeFloat = 1.0

@@ -38,7 +38,7 @@ class RewardModel(Algorithm):
         """Settings of reward modelling."""
 
         center_rewards_coefficient: NonNegativeFloat = 0.0
-        """Weight of the centering term (2312.09244, which uses 0.01); 0 leaves it out, as TRL 1.16 does."""
+        """Weight of the centering term (2312.09244; TRL's documentation suggests 0.01); 0, TRL's default, is none."""
 
     config: Config
 

@@ -59,7 +59,8 @@ class DPO(Algorithm):
         """Settings of direct preference optimisation. One that the chosen loss does not read is refused."""
 
         loss: Loss | Annotated[dict[Loss, PositiveFloat], Field(min_length=1)] = "sigmoid"
-        """One loss, or several with their weights: ``{sigmoid: 0.8, sft: 1.0}`` (MPO, 2411.10442)."""
+        """One loss, or several with their weights: ``{sigmoid: 0.8, bco_pair: 0.2, sft: 1.0}`` (MPO,
+        2411.10442)."""
         beta: PositiveFloat = 0.1
         """Strength of the tie to the reference (DPO, 2305.18290); IPO's τ. Length-normalised losses want more:
         Tülu 3 (2411.15124) uses 5 with ``sigmoid_norm``."""

@@ -1,0 +1,59 @@
+"""docs/algorithms.md names what there is, and says of it what the code says."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from align.core.algorithm import Algorithm
+from align.core.registry import registry
+from align.plugins.algorithms.dpo import DPO
+from align.plugins.algorithms.dpo.equations import DIVERGENCES, LOSSES, reads
+
+DOCS = (Path(__file__).parents[2] / "docs/algorithms.md").read_text()
+OURS = ("sft", "pretrain", "reward_model", "dpo", "simpo", "cpo", "orpo", "kto")
+
+
+def row(name: str, after: str = "") -> list[str]:
+    """The cells of the first table row after some words that begins with a name."""
+    found = re.search(rf"^\| `{name}` \|(.*)\|$", DOCS[DOCS.index(after) :], re.MULTILINE)
+    assert found, f"docs/algorithms.md has no row for {name}"
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", found[1])]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_algorithm_with_its_paper_and_learning_rate(name: str) -> None:
+    algorithm = registry.get("algorithm", name)
+    assert issubclass(algorithm, Algorithm)
+    cells = row(name)
+    assert algorithm.paper in cells[2]
+    assert float(cells[3].split(",")[0]) == algorithm.learning_rate
+
+
+def test_every_dpo_loss_with_what_it_reads() -> None:
+    for name, equation in LOSSES.items():
+        asked = reads(equation.values)
+        told = {word for word in row(name, "## The DPO family")[2].split(", ") if word != "none"}
+        expected = {setting for setting in asked if setting in DPO.Config.model_fields}
+        expected |= {"f_divergence"} if asked & {"delta_E", "delta_mean_E"} else set()
+        expected |= {"ld_alpha"} if asked & {"delta_E", "delta_mean_E", "chosen_E"} else set()
+        assert told == expected, name
+    for name in DIVERGENCES:
+        assert row(name)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_setting_says_where_its_default_is_from(name: str) -> None:
+    """A paper's number, an author's or TRL's word; choices name the loss's paper."""
+    config = registry.get("algorithm", name).Config
+    for setting, field in config.model_fields.items():
+        assert re.search(r"\d{4}\.\d{5}|TRL|the authors|^λ_U", field.description or ""), setting
+
+
+def test_the_class_says_where_its_learning_rate_is_from() -> None:
+    for name in OURS:
+        source = inspect.getsource(registry.get("algorithm", name))
+        assert re.search(r'learning_rate = \S+\n    """.*(TRL|Llama|authors)', source), name
