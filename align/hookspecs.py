@@ -7,7 +7,7 @@ None of these is called once per step: what happens per step is a method call on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,7 +89,7 @@ def register_rules(register: Register) -> None:
 
 
 @hookspec
-def check_run(run: Run, hardware: Hardware) -> Sequence[Problem] | None:
+def check_run(run: Run, hardware: Hardware) -> Iterable[Problem] | None:
     """Look the run over before anything is loaded; a Problem of level ``error`` stops the launch."""
 
 
@@ -99,7 +99,7 @@ def choose_strategy(hardware: Hardware, footprint: Footprint) -> str | None:
 
 
 @hookspec
-def make_callbacks(run: Run) -> Sequence[Callback] | None:
+def make_callbacks(run: Run) -> Iterable[Callback] | None:
     """Return Lightning callbacks for the fit: all of Lightning's events, made once per stage and process."""
 
 

@@ -1,0 +1,141 @@
+"""Rules of the house that a machine can keep."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pluggy
+import pytest
+
+import align
+from align import hookspecs
+from align.cli import COMMANDS
+from align.core.kinds import KINDS
+
+ROOT = Path(__file__).parents[1]
+HOOKS = [name for name, thing in vars(hookspecs).items() if hasattr(thing, "align_spec")]
+HEAVY = ("torch", "lightning", "transformers", "datasets", "peft", "numpy")
+
+
+def tracked() -> list[Path]:
+    """What is, or would be, in the repository."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import align",
+        "from align.cli import main; main(['--help'], standalone_mode=False)",
+        "from align.cli import main; main(['plugins', 'list'], standalone_mode=False)",
+        "from align.cli import main; main(['plugins', 'list', '--json'], standalone_mode=False)",
+        "from align.cli import main; main(['train', '--help'], standalone_mode=False)",
+    ],
+)
+def test_what_answers_at_once_imports_nothing_heavy(code: str) -> None:
+    check = f"{code}\nimport sys; print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("HEAVY []\n"), done.stdout
+
+
+def test_help_lists_every_command_and_loads_none() -> None:
+    check = "from align.cli import main; import sys; main(['--help'], standalone_mode=False)\n"
+    check += "print([name for name in sys.modules if name.startswith('align.cli.')])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name, (_, summary) in COMMANDS.items() if summary)
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("name", sorted(align.__all__))
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    assert inspect.getdoc(getattr(align, name)) or name == "hookimpl"
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Algoritm'"):
+        align.Algoritm  # noqa: B018
+    assert align.__version__ and "Algorithm" in dir(align)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_documented_with_its_exact_signature_and_tested(hook: str) -> None:
+    signature = f"{hook}({', '.join(inspect.signature(getattr(hookspecs, hook)).parameters)})"
+    assert f"\n### {signature}\n" in (ROOT / "docs/plugins.md").read_text()
+    assert re.search(rf"def test_\w*{hook}|\"{hook}\"", (ROOT / "tests/core/test_registry.py").read_text())
+
+
+def test_the_documentation_names_no_hook_that_is_not_there() -> None:
+    headings = re.findall(r"^### (\w+)\(", (ROOT / "docs/plugins.md").read_text(), re.MULTILINE)
+    assert headings == HOOKS, "in the order of hookspecs"
+    assert {kind.hook for kind in KINDS.values()} == {hook for hook in HOOKS if hook.startswith("register_")}
+
+
+def test_the_examples_of_the_documentation_are_plugins() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/plugins.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    for number, source in enumerate(blocks):
+        manager = pluggy.PluginManager("align")
+        manager.add_hookspecs(hookspecs)
+        module = types.ModuleType(f"example_{number}")
+        exec(source, vars(module))
+        manager.register(module)
+        manager.check_pending()
+        assert manager.get_hookcallers(module)
+
+
+@pytest.mark.parametrize("command", [name for name, (_, summary) in COMMANDS.items() if summary])
+def test_every_command_is_documented(command: str) -> None:
+    pages = [path.read_text() for path in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]]
+    assert any(re.search(rf"\balign {command}\b", page) for page in pages)
+
+
+def test_a_file_is_a_page_or_two() -> None:
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in (ROOT / "align").rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > 300} == {}
+
+
+def test_nothing_in_the_tree_speaks_of_one_machine() -> None:
+    machine = re.compile(r"/(wor[k]|roo[t]|hom[e]|farm|mn[t])/\w|/tmp/brie[f]|/op[t]/(pypi|wheels)|file://[/]")
+    found = []
+    for path in tracked():
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        found += [
+            f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(text.splitlines(), 1) if machine.search(line)
+        ]
+    assert found == []
+
+
+def test_the_readme_and_ci_give_the_same_test_command() -> None:
+    command = 'python -m pip install -e ".[test]" && pytest'
+    assert command in (ROOT / "README.md").read_text()
+    assert f"test_command='{command}'" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_lock_is_within_what_pyproject_allows() -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    locked = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for line in [*project["dependencies"], *extras["test"], *extras["tensorboard"]]:
+        wanted = Requirement(line)
+        name = canonicalize_name(wanted.name)
+        if name != "align-llm":
+            assert name in locked and wanted.specifier.contains(locked[name]), line
+            assert any(bound.operator == "<" for bound in wanted.specifier) or name.startswith("types-"), line
