@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from align.core.data.collate import MicroBatch, collate
 from align.core.data.examples import Example, Sequence
@@ -119,6 +119,23 @@ def test_plain_transformers_gives_what_the_policy_gave(
     assert model.config.attention_dropout == 0.125
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("head", ["language", "reward"])
+@pytest.mark.parametrize("adapter", [None, LORA, DORA], ids=["full", "lora", "dora"])
+def test_other_architectures(tmp_path: Path, architecture: str, head: Any, adapter: Adapter | None) -> None:
+    """Convolutional linear layers, biases, norms that add one, soft caps, untied heads of another name."""
+    config = AutoConfig.for_model(
+        architecture, vocab_size=384, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=8, max_position_embeddings=64, bos_token_id=1, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "start")
+    tiny_tokenizer().save_pretrained(tmp_path / "start")
+    policy, tokenizer = trained(tmp_path / "start", head, adapter=adapter)
+    export(policy, tokenizer, tmp_path / "export")
+    assert torch.allclose(plainly(load(tmp_path / "export", head), head), outputs(policy), atol=1e-4)
+
+
 @pytest.mark.parametrize("adapter", [LORA, DORA], ids=["lora", "dora"])
 @pytest.mark.parametrize("head", ["language", "reward"])
 def test_the_adapter_itself_loads_on_its_base(tiny_model_dir: Path, tmp_path: Path, head: Any, adapter: Any) -> None:
@@ -132,6 +149,19 @@ def test_the_adapter_itself_loads_on_its_base(tiny_model_dir: Path, tmp_path: Pa
         base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
         peft_alone = PeftModel.from_pretrained(base, str(tmp_path / "export" / "adapter"))
         assert torch.allclose(plainly(peft_alone, head), outputs(policy), atol=1e-5)
+
+
+def test_an_adapter_made_elsewhere_that_trains_embeddings_and_head_whole(tiny_model_dir: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    whole = ["embed_tokens", "lm_head"]
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=whole, use_rslora=True, task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(str(tmp_path / "theirs"))
+    policy, tokenizer = trained(tmp_path / "theirs")
+    export(policy, tokenizer, tmp_path / "export")
+    assert torch.allclose(plainly(load(tmp_path / "export", "language"), "language"), outputs(policy), atol=1e-5)
+    assert not torch.equal(policy.unwrapped.get_output_embeddings().weight, base.lm_head.original_module.weight)
+    again, _ = build_policy(Model(path=str(tmp_path / "export" / "adapter")), "language", seed=0, dropout=True)
+    assert torch.equal(outputs(again), outputs(policy))
 
 
 def test_an_adapter_whose_base_is_nowhere_on_disk_is_only_merged(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from align.core.model.load import build_policy, load_tokenizer, resolve_model_pa
 from align.core.model.weights import set_dropout, weights_hash
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def rows() -> MicroBatch:
@@ -102,6 +102,23 @@ def test_a_hub_id_is_found_in_the_cache_when_offline(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     policy, _ = build_policy(Model(path="some-owner/some-model", adapter=Adapter()), "language", seed=0, dropout=True)
     assert policy.model.active_peft_config.base_model_name_or_path == "some-owner/some-model"
+
+
+def test_a_directory_has_no_revisions(tiny_model_dir: Path) -> None:
+    with pytest.raises(AlignError, match="has no revisions"):
+        build(tiny_model_dir, revision="main")
+
+
+def test_an_adapter_finds_its_base_beside_it(tiny_model_dir: Path, tmp_path: Path) -> None:
+    directory = adapter_directory(tiny_model_dir, tmp_path)
+    wanted = build(directory)[0](rows()).logp_T
+    shutil.copytree(tiny_model_dir, tmp_path / "base")
+    config = json.loads((directory / "adapter_config.json").read_text())
+    (directory / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "../base"}))
+    assert torch.equal(build(directory)[0](rows()).logp_T, wanted)
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(AlignError, match=r"hub cannot be reached|does not exist|possible hub id"):
+        build(directory)
 
 
 def test_a_file_is_not_a_model(tmp_path: Path) -> None:
@@ -332,6 +349,9 @@ def test_adapters_that_do_not_fit(tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(AlignError, match="does not fit its base model"):
         build(directory)
     config = json.loads((directory / "adapter_config.json").read_text())
+    (directory / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "UNHEARD_OF"}))
+    with pytest.raises(AlignError, match="the adapter's config cannot be loaded"):
+        build(directory)
     (directory / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     with pytest.raises(AlignError, match="does not say which model"):
         build(directory)
@@ -462,6 +482,17 @@ def test_padding_that_is_the_end_token(tiny_model_dir: Path, tmp_path: Path) -> 
     directory = with_specials(tiny_model_dir, tmp_path / "m", pad_token="<|im_end|>")
     assert load_tokenizer(Model(path=str(directory))).pad_token == "<|im_end|>"
     assert load_tokenizer(Model(path=str(directory)), "reward").pad_token == "<|pad|>"
+
+
+def test_padding_keeps_no_token_from_learning(tiny_model_dir: Path, tmp_path: Path) -> None:
+    tiny_model(pad_token_id=3).save_pretrained(tmp_path / "m")  # the end token, as many models are published
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "m").get_input_embeddings().padding_idx == 3
+    policy, _ = build(with_specials(tmp_path / "m", tmp_path / "n", pad_token="<|im_end|>"))
+    ids = np.array([5, 3, 9, 3], np.int32)
+    sequence = Sequence("text", ids, np.array([False, True, True, True]))
+    policy(collate([Example("rows:1", (sequence,))], "padded", 3)).logp_T.sum().backward()
+    assert policy.unwrapped.get_input_embeddings().weight.grad[3].abs().sum() > 0
 
 
 def test_ids_without_embedding_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from align.core.model.source import LOADING_FAULTS, not_loadable
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter
 
@@ -40,7 +41,7 @@ def is_adapter(directory: Path) -> bool:
 
 
 def base_of(directory: Path) -> Origin:
-    """The base model that an adapter's directory names; a relative path may be relative to it."""
+    """The base model that an adapter's directory names."""
     try:
         config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
@@ -52,7 +53,8 @@ def base_of(directory: Path) -> Origin:
             "set base_model_name_or_path in its adapter_config.json",
             where=str(directory),
         )
-    return Origin(str(directory / base) if (directory / base).is_dir() else base, revision)
+    near = directory / base  # a relative path is relative to the adapter; an absolute one is itself
+    return Origin(str(near)) if near.is_dir() else Origin(base, revision)
 
 
 def add_adapter(network: PreTrainedModel, spec: Adapter, head: Head, base: Origin | None) -> PeftModel:
@@ -90,19 +92,23 @@ def read_adapter(network: PreTrainedModel, directory: Path, head: Head) -> PeftM
             "convert it where you trust it: load it with peft and call save_pretrained",
             where=str(directory),
         )
-    config = PeftConfig.from_pretrained(str(directory))
+    base = base_of(directory)
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+    except (*LOADING_FAULTS, TypeError) as error:
+        raise not_loadable(error, directory, "adapter's config") from error
     if not isinstance(config, LoraConfig) or config.task_type not in (TASKS[head], None):
         raise AlignError(
             f"holds an adapter of type {config.peft_type} for {config.task_type}; needed: LORA for {TASKS[head].value}",
             "merge it into its model first and give the merged directory as model.path",
             where=str(directory),
         )
-    base = base_of(directory)
-    config.inference_mode, config.task_type = False, TASKS[head]
+    config.inference_mode, config.task_type, config.base_model_name_or_path = False, TASKS[head], None
+    config.megatron_config = None  # with it peft imports whatever module the config names
     try:
         adapted = get_peft_model(network, config)
         result: Any = set_peft_model_state_dict(adapted, load_file(weights))
-    except (ValueError, RuntimeError, KeyError) as error:
+    except LOADING_FAULTS as error:
         raise AlignError(f"does not fit its base model {base.path}: {error}", where=str(directory)) from error
     _record(config, base)
     own = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}

@@ -90,7 +90,9 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
     if quantised:
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
         whole: Any = twin.unload()
-        twin = get_peft_model(whole.dequantize(whole.dtype), twin.active_peft_config)
+        with quiet():
+            whole = whole.dequantize(whole.dtype)
+        twin = get_peft_model(whole, twin.active_peft_config)
         set_peft_model_state_dict(twin, state)
     return merge(twin)
 

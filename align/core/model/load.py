@@ -79,6 +79,8 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
             network, info = auto.from_pretrained(str(directory), output_loading_info=True, **options)
     except LOADING_FAULTS as error:
         raise not_loadable(error, directory, "model") from error
+    # torch gives the row of padding_idx no gradient: where padding is the end token, that would never be learned
+    network.get_input_embeddings().padding_idx = None
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     if head == "reward" and f"{REWARD_HEAD}.weight" in missing:
         _draw_head(getattr(network, REWARD_HEAD), network.config, seed)
@@ -97,7 +99,8 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
 
 def _load_adapted(directory: Path, model: Model, head: Head, seed: int) -> PreTrainedModel | PeftModel:
     """The network with the adapter that the run file asks for or the directory holds, if any."""
-    origin: Origin | None = Origin(str(directory)) if Path(model.path).is_dir() else Origin(model.path, model.revision)
+    local = Path(model.path).expanduser().is_dir()
+    origin: Origin | None = Origin(str(directory)) if local else Origin(model.path, model.revision)
     if not is_adapter(directory):
         network = load_network(directory, model, head, seed)
     else:

@@ -70,10 +70,12 @@ class AdapterOff(Reference):
 
     def logp(self, micro: MicroBatch) -> Tensor:
         """One pass with the adapter off."""
-        network = self.policy.model
-        assert isinstance(network, PeftModel)
-        with network.disable_adapter():
+        layers: Any = self.policy.model.base_model  # peft's; its own context manager first surveys the whole model
+        layers.disable_adapter_layers()
+        try:
             return detached_logp(self.policy, micro)
+        finally:
+            layers.enable_adapter_layers()
 
 
 class Snapshot(Reference):

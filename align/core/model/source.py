@@ -39,6 +39,8 @@ def resolve_model_path(path: str, revision: str | None = None, trust_remote_code
     """
     where, local = f"model.path: {path}", Path(path).expanduser()
     if local.is_dir():
+        if revision is not None:
+            raise AlignError("is a local directory, which has no revisions", "leave model.revision out", where=where)
         return local.absolute()
     if local.exists():
         raise AlignError("is a file", "give the directory with config.json and *.safetensors", where=where)
@@ -47,7 +49,7 @@ def resolve_model_path(path: str, revision: str | None = None, trust_remote_code
     wanted = [*FETCHED, "*.py"] if trust_remote_code else FETCHED
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
         raise AlignError(*_why(error, revision), where=where) from error
 
 

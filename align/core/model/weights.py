@@ -40,14 +40,15 @@ def nonfinite(module: nn.Module) -> list[str]:
 @contextmanager
 def without_gradient_or_dropout(module: nn.Module) -> Iterator[None]:
     """Evaluation mode and no graph; afterwards every module is in the mode that it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
     try:
         with torch.no_grad():
             yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for part in training:
+            part.training = True
 
 
 def set_dropout(module: nn.Module, on: bool) -> None:
