@@ -56,7 +56,8 @@ class Model(Config):
     """Which weights to start from, and how to hold them."""
 
     path: str
-    """A local directory, a hub id, or ``stage:NAME`` for what an earlier stage exported."""
+    """A local directory, a hub id, or ``stage:NAME`` for what an earlier stage exported. One that holds an adapter is
+    trained on; with ``adapter`` it is merged into its base first and a new one is trained."""
     revision: str | None = None
     """A hub revision (branch, tag or commit)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -204,7 +205,8 @@ class Reference(Config):
 
     type: Literal["auto", "copy", "adapter-off", "adapter-snapshot", "precomputed", "moving-average"] = "auto"
     """``auto``: the adapter switched off where a new one is trained, a snapshot of an adapter that is trained on,
-    else log-probabilities computed once before training and kept."""
+    else log-probabilities computed once before training and kept (a copy, where the algorithm makes new examples
+    while it trains: kto)."""
     mixing: Fraction = 0.6
     """moving-average only: share of the policy mixed in, alpha of TR-DPO (2404.09656)."""
     every: PositiveInt = 512
