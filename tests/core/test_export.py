@@ -43,7 +43,7 @@ def rows() -> MicroBatch:
 def trained(directory: Path, head: Any = "language", **settings: Any) -> tuple[Policy, Any]:
     """A policy after two real optimizer steps."""
     model = Model(path=str(directory), **settings)
-    policy, tokenizer = build_policy(model, head, seed=1, dropout=True)
+    policy, tokenizer = build_policy(model, head, seed=1, dropout=False)
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
@@ -116,7 +116,7 @@ def test_plain_transformers_gives_what_the_policy_gave(
         padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(i) for i in IDS], True, model.config.pad_token_id)
         with torch.no_grad():  # in one batch transformers must find each row's last token by itself
             assert torch.allclose(model(input_ids=padded).logits[:, 0], wanted, atol=1e-5)
-    assert model.config.attention_dropout == 0.125
+    assert model.config.attention_dropout == 0.125  # off in training, but the model keeps it
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gemma2", "gpt_neox"])
