@@ -8,6 +8,7 @@ from typing import get_args
 
 import rich_click as click
 
+from align.cli.data_show import show
 from align.core.data.survey import Survey, survey
 from align.schemas.records import Kind
 from align.schemas.run import Source
@@ -16,6 +17,9 @@ from align.schemas.run import Source
 @click.group()
 def data() -> None:
     """Look at data as the model will see it, and check it."""
+
+
+data.add_command(show)
 
 
 @data.command()

@@ -25,10 +25,12 @@ from tests.core.families import assistant, settings, tokenizer, user
 from tests.tiny import tiny_tokenizer
 
 CHAT = [user("Is the sea wide?"), assistant("Yes.")]
+THOUGHT = assistant("<think>Let me see.</think>Wide.")
 UNMARKED_END = """\
 {%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}
 {%- if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}
 {%- endif %}{{ '<|im_end|>\\n' }}{% endfor %}"""
+FOR_PARTS = families.CHATML.replace("m['content']", "(m['content'] | map(attribute='text') | join)")
 NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
 ALL_MARKED = "{% generation %}" + families.CHATML + "{% endgeneration %}"
 
@@ -63,7 +65,8 @@ SAME = Record("preference", "f:1", prompt=CHAT[:1], chosen=[assistant("No. ")], 
         ("no-eos", Record("text", "f:1", text="The sea."), HAS_NO_EOS, 1),
         ("template-failed", chat(CHAT[0], CHAT[0]), families.mistral(), 0),
         ("prompt-not-prefix", Record("completion", "f:1", prompt=CHAT[:1], completion=CHAT[1:]), None, 1),
-        ("turn-not-prefix", chat(*CHAT, *CHAT), tokenizer(families.COUNTING), 0),
+        ("turn-not-prefix", chat(CHAT[0], THOUGHT, *CHAT), tokenizer(families.THINKING), 2),
+        ("answer-lost", chat(*CHAT), tokenizer(FOR_PARTS), 1),
         ("boundary-merge", Record("completion", "f:1", prompt="What is t", completion="he sum"), tiny_tokenizer(), 1),
         ("double-bos", chat(*CHAT), BOS_TWICE, 1),
         ("end-of-turn-untrained", chat(*CHAT), tokenizer(UNMARKED_END), 1),
@@ -92,7 +95,7 @@ def test_errors_stop_a_run_and_accepting_one_does_what_it_says(
 
     made, found = seen(record, tok, allow=frozenset([finding]))
     assert (found[finding].level, found[finding].accepted, len(made)) == ("warning", True, left)
-    assert found[finding].left_out == (1 - left)
+    assert found[finding].left_out == int(left == 0)
     assert CATALOGUE[finding].accepted in found[finding].mend
     stop_on_errors(found.values())
 
@@ -112,6 +115,20 @@ def test_warnings_do_not_stop_a_run(finding: str, record: Record, tok: PreTraine
     assert found[finding].level == "warning"
     assert len(made) == 1
     stop_on_errors(found.values())
+
+
+def test_a_template_that_strips_thoughts_can_be_learned_from_answer_by_answer() -> None:
+    """Accepted, each answer is learned after its history as the template writes it then, its own thoughts kept."""
+    tok = tokenizer(families.THINKING)
+    messages = [CHAT[0], THOUGHT, *CHAT]
+    made, _ = seen(chat(*messages), tok, allow=frozenset(["turn-not-prefix"]))
+    for example, upto in zip(made, (2, 4), strict=True):
+        (sequence,) = example.sequences
+        assert sequence.tokens.tolist() == tok.apply_chat_template(messages[:upto])["input_ids"]
+        prompt = tok.apply_chat_template(messages[: upto - 1], add_generation_prompt=True)["input_ids"]
+        assert sequence.scored.nonzero()[0].tolist() == list(range(len(prompt), len(sequence)))
+    assert "<think>Let me see.</think>Wide." in tok.decode(made[0].sequences[0].tokens)
+    assert "<think>" not in tok.decode(made[1].sequences[0].tokens)
 
 
 def test_a_sound_row_has_no_findings() -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from align.core.data.findings import CATALOGUE, TRUNCATED
 from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.records import Kind
 from align.schemas.run import Data
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ ROWS_NAMED = 5
 class Settings:
     """What decides how a record becomes an example, besides the tokenizer."""
 
-    learns_from: tuple[str, ...]
+    learns_from: tuple[Kind, ...]
     scores_prompt: bool
     reward: bool
     max_length: int
@@ -119,7 +120,8 @@ class Finding:
             counts += [f"{self.tokens:,} tokens"] if self.tokens else []
             counts += [f"{self.left_out:,} left out"] if self.left_out else []
             what += f": {', '.join(counts)}"
-        return Problem(rows, what, self.mend, self.level)
+        accept = f"; or accept it: with data.allow: [{self.id}] {CATALOGUE[self.id].accepted}"
+        return Problem(rows, what, self.mend + accept * (self.level == "error"), self.level)
 
     def dump(self) -> dict[str, Any]:
         """As plain data, for reports."""
@@ -198,16 +200,18 @@ def examine(draft: Draft, encoder: Encoder, settings: Settings) -> Iterable[Note
     if draft.given and scored[1:].all():
         yield Note("full-mask")
     for number, (start, end) in enumerate(draft.answers, 1):
-        said = [i for i in ids[start:end][scored[start:end]].tolist() if not encoder.blank(i)]
-        if not said or said[-1] not in encoder.added:
-            yield Note("end-of-turn-untrained", f"answer {number} ends {encoder.pieces(said[-1:])}")
-        elif said[-1] != encoder.eos_id:
-            yield Note("end-of-turn-not-eos", encoder.pieces(said[-1:])[0])
+        learned = reversed(ids[start:end][scored[start:end]].tolist())
+        last = next((i for i in learned if not encoder.blank(i)), None)
+        if last is None or last not in encoder.added:
+            yield Note(
+                "end-of-turn-untrained", f"answer {number} ends {encoder.pieces([] if last is None else [last])}"
+            )
+        elif last != encoder.eos_id:
+            yield Note("end-of-turn-not-eos", encoder.pieces([last])[0])
 
 
 def stop_on_errors(findings: Iterable[Finding]) -> None:
     """Raises AlignError with every finding that stops a run."""
     errors = [f.problem for f in findings if f.level == "error"]
     if errors:
-        mend = "to accept a finding, list its id in data.allow; `align data show` shows what is scored in a file's rows"
-        raise AlignError.gather([*errors, Problem("", f"the data check found {len(errors)} kind(s) of errors", mend)])
+        raise AlignError.gather([*errors, Problem("", "`align data show FILE --model MODEL` shows what is scored")])

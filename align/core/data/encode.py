@@ -50,6 +50,7 @@ class Encoder:
         self.special: dict[str, int] = {t["content"]: t["id"] for t in spec["added_tokens"] if t["special"]}
         self.added = frozenset[int](t["id"] for t in spec["added_tokens"])
         self.variables: dict[str, str] = dict(tokenizer.special_tokens_map)
+        self.eos = self.variables.get("eos_token", "")
         self.templates: str | dict[str, str] | None = tokenizer.chat_template
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
@@ -78,8 +79,8 @@ class Encoder:
         return template
 
     @cached_property
-    def _added(self) -> NDArray[np.int32]:
-        return np.array(sorted(self.added), dtype=np.int32)
+    def _is_added(self) -> NDArray[np.bool_]:
+        return np.isin(np.arange(1 + max(self._plain.get_vocab().values())), list(self.added))
 
     @cached_property
     def spelt(self) -> re.Pattern[str]:
@@ -127,7 +128,7 @@ class Encoder:
         encoding = (self._guarded if guarded else self._plain).encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.int32)
         starts, ends = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
-        added = np.isin(ids, self._added)
+        added = self._is_added[ids]
         found, merged = [], ""
         for a, b in spans:
             first, last = int(np.searchsorted(ends, a, "right")), int(np.searchsorted(starts, b, "left"))

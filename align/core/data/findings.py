@@ -57,8 +57,14 @@ CATALOGUE: Mapping[str, Entry] = {
         "the chat template writes this turn otherwise once more turns follow, so what the assistant said there cannot "
         "be told from what it was given",
         "put {% generation %} and {% endgeneration %} around the assistant's text in the template "
-        "(model.chat_template), or make one prompt-and-completion row of each answer",
-        LEFT_OUT,
+        "(model.chat_template)",
+        "each answer becomes an example of its own, after the turns before it as the template then writes them",
+    ),
+    "answer-lost": Entry(
+        "error",
+        "the chat template leaves out how an answer ends",
+        "use a template (model.chat_template) that writes content given as a string, and the whole of it",
+        KEPT,
     ),
     "boundary-merge": Entry(
         "error",
@@ -97,7 +103,7 @@ CATALOGUE: Mapping[str, Entry] = {
     "special-token-in-text": Entry(
         "warning",
         "the row's text spells a special token; it is learned as ordinary text, not as that token",
-        "where text rows were rendered with a template beforehand and mean the token itself, accept this id",
+        "nothing need be done, unless string rows were rendered beforehand and mean the token: then accept it",
         "in rows that are strings the spelling becomes the token; in messages it stays text",
     ),
     "end-of-turn-not-eos": Entry(

@@ -26,28 +26,32 @@ def examples_of(record: Record, encoder: Encoder, settings: Settings) -> tuple[l
         return [], [Note(refusal.finding, refusal.detail)]
     except RecursionError:
         return [], [Note("template-failed", "nested too deep")]
-    notes += [note for draft in made for note in examine(draft, encoder, settings)]
-    if len(made) == 2 and np.array_equal(made[0].ids, made[1].ids):
-        notes.append(Note("identical-pair"))
+    notes += [note for example in made for draft in example for note in examine(draft, encoder, settings)]
+    for example in made:
+        if len(example) == 2 and np.array_equal(example[0].ids, example[1].ids):
+            notes.append(Note("identical-pair"))
     if any(CATALOGUE[note.finding].accepted == LEFT_OUT for note in notes):
         return [], notes
-    parts = [made]
-    if over := sum(max(0, len(draft.ids) - settings.max_length) for draft in made):
-        notes.append(Note("truncation", f"{max(len(d.ids) for d in made):,} tokens", over))
-        parts = _cut(made, settings)
+    over = sum(max(0, len(draft.ids) - settings.max_length) for example in made for draft in example)
+    if over:
+        longest = max(len(draft.ids) for example in made for draft in example)
+        notes.append(Note("truncation", f"{longest:,} tokens", over))
+        made = [part for example in made for part in _cut(example, settings)]
     columns: dict[str, float] = {}
     if record.kind == "preference":
         columns["margin"] = float(record.margin or 0.0)
     elif record.kind == "unpaired":
         columns["label"] = float(bool(record.label))
     return [
-        Example(record.source, tuple(TokenSequence(d.role, d.ids, d.scored) for d in part), columns) for part in parts
+        Example(record.source, tuple(TokenSequence(d.role, d.ids, d.scored) for d in part), columns) for part in made
     ], notes
 
 
 def _cut(made: list[Draft], settings: Settings) -> list[list[Draft]]:
-    """What truncation leaves of an example that is too long: parts in which each sequence has something scored."""
+    """What truncation leaves of an example: parts in which each sequence has something scored."""
     most = settings.max_length
+    if all(len(draft.ids) <= most for draft in made):
+        return [made]
     parts: list[list[Draft]] = []
     if settings.truncation == "error":  # the run file accepts it, or the run is about to stop
         parts = [made]

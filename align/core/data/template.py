@@ -34,23 +34,26 @@ _RESERVED = inspect.signature(render_jinja_template).parameters.keys() - {"docum
 """What a row's chat_template_kwargs may not set: a row that brought its own template would be a program."""
 
 
-def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[Draft], list[Note]]:
-    """The uncut sequences of one record, and what was noticed while making them.
+def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[list[Draft]], list[Note]]:
+    """The uncut examples of one record, each a list of sequences, and what was noticed while making them.
 
-    text -> ``text``; completion, unpaired -> ``completion``; preference -> ``chosen``, ``rejected``. Raises Refusal.
+    text -> ``text``; completion, unpaired -> ``completion``; preference -> ``chosen``, ``rejected``. One example, save
+    where the run file accepts turn-not-prefix. Raises Refusal.
     """
     if record.kind not in settings.learns_from:
         raise Refusal("wrong-kind", f"a {record.kind} row")
     row = _Row(record, encoder, settings)
     if record.kind == "text":
-        made = [row.conversation(record.text) if record.conversational else row.string("text", "", record.text)]
+        text = row.enter(record.text)
+        examples = row.conversation(text) if record.conversational else [[row.string("text", "", text)]]
     elif record.kind == "preference":
-        made = [row.answered("chosen", record.chosen), row.answered("rejected", record.rejected)]
+        pair = {"chosen": record.chosen, "rejected": record.rejected}
+        examples = [[row.answered(role, row.prompt, row.enter(answer)) for role, answer in pair.items()]]
     else:
-        made = [row.answered("completion", record.completion)]
+        examples = [[row.answered("completion", row.prompt, row.enter(record.completion))]]
     if row.guard.found:
         row.notes.append(Note("special-token-in-text", row.guard.found[0]))
-    return [_scored(draft, settings) for draft in made], row.notes
+    return [[_scored(draft, settings) for draft in example] for example in examples], row.notes
 
 
 def _scored(draft: Draft, settings: Settings) -> Draft:
@@ -80,6 +83,10 @@ class _Row:
             raise Refusal(finding, detail)
         self.notes.append(Note(finding, detail))
 
+    def enter(self, said: Any) -> Any:
+        """What the row says, its special tokens hidden; but eos at the very end of a string means just that."""
+        return self.guard.enter(said.removesuffix(self.encoder.eos) if isinstance(said, str) else said)
+
     def string(self, role: str, prompt: str, answer: Any) -> Draft:
         """A text, or a prompt and the answer that goes on from it.
 
@@ -90,31 +97,37 @@ class _Row:
         eos = self.encoder.eos_id
         if eos is None:
             self.note("no-eos", "")
+        if prompt:
+            text, spans = self.guard.leave(prompt + answer, [(len(prompt), len(prompt + answer))])
+            ids, [(start, _)] = self.tokens(text, spans)
         else:
-            answer = answer.removesuffix(self.encoder.variables["eos_token"])
-        answer = self.guard.enter(answer)
-        text, spans = self.guard.leave(prompt + answer, [(len(prompt), len(prompt + answer))])
-        ids, [(start, _)] = self.tokens(text, spans)
+            ids, start = self.encoder.encode(self.guard.leave(answer)[0], self.guard.active), 0
         front, end = self.encoder.prefix, [] if eos is None else [eos]
         ids = np.concatenate([front, ids, end]).astype(np.int32)
         return Draft(role, ids, np.arange(len(ids)) >= (len(front) + start if prompt else 0))
 
-    def conversation(self, messages: Any) -> Draft:
+    def conversation(self, messages: list[Message]) -> list[list[Draft]]:
         """A whole conversation; the assistant's turns are scored."""
-        messages = self.guard.enter(messages)
         text, marked = self.render(messages, marks=True)
+        self.keeps(messages, text)
         spans = marked or []
-        if marked is None and not self.settings.scores_prompt:
-            spans = self.turns(messages, text)
+        try:
+            if marked is None and not self.settings.scores_prompt:
+                spans = self.turns(messages, text)
+        except Refusal as refusal:
+            self.note(refusal.finding, refusal.detail)
+            said = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+            return [[self.answered("text", messages[:i], messages[i : i + 1])] for i in said]
         given = any(message.get("role") != "assistant" for message in messages)
-        return self.draft("text", text, spans, given=given)
+        return [[self.draft("text", text, spans, given=given)]]
 
-    def answered(self, role: str, answer: Any) -> Draft:
+    def answered(self, role: str, prompt: Any, answer: Any) -> Draft:
         """A prompt and an answer; what the answer adds is scored, except what others than the assistant say in it."""
-        if not (isinstance(answer, list) and answer) or isinstance(self.prompt, str):
-            return self.string(role, self.prompt or "", answer)
-        answer, prompt = self.guard.enter(answer), self.prompt or []
+        if not (isinstance(answer, list) and answer) or isinstance(prompt, str):
+            return self.string(role, prompt or "", answer)
+        prompt = prompt or []
         text, marked = self.render(prompt + answer, marks=True)
+        self.keeps(answer, text)
         if self.settings.reward:
             return self.draft(role, text, [])
         head = self.render(prompt, prompt=answer[0].get("role") == "assistant")[0] if prompt else ""
@@ -140,11 +153,21 @@ class _Row:
                 head, tail = self.render(messages[:i], prompt=True)[0], self.render(messages[: i + 1])[0]
             except Refusal as refusal:
                 raise Refusal("turn-not-prefix", f"turn {i + 1}: {refusal.detail}") from None
+            if not text.startswith(tail):  # some templates end whatever they write with eos
+                tail = tail.removesuffix(self.encoder.eos)
             if not (text.startswith(tail) and tail.startswith(head)):
                 raise Refusal("turn-not-prefix", f"turn {i + 1}")
             ends = [match.end() for match in self.encoder.spelt.finditer(tail, len(head))]
             spans.append((len(head), ends[-1] if ends and not tail[ends[-1] :].strip() else len(tail)))
         return spans
+
+    def keeps(self, messages: list[Message], text: str) -> None:
+        """Note where the template leaves out how an answer ends: a template made for images leaves out all strings."""
+        for i, message in enumerate(messages, 1):
+            if message.get("role") == "assistant" and isinstance(said := message.get("content"), str):
+                end = said.rpartition(">")[2].strip()[-32:]  # thoughts in tags may well be left out
+                if end not in text:
+                    self.note("answer-lost", f"answer {i} ends {end!r}")
 
     def render(
         self, messages: list[Message], prompt: bool = False, marks: bool = False

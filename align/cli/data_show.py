@@ -1,0 +1,66 @@
+"""``align data show``: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+
+import rich_click as click
+
+
+@click.command()
+@click.argument("file")
+@click.option("--model", required=True, help="A model directory or hub id, for its tokenizer and chat template.")
+@click.option("--rows", default=3, show_default=True, type=click.IntRange(min=0), help="How many rows to show.")
+@click.option("--algorithm", default="sft", show_default=True, help="What is to learn from them.")
+@click.option("--max-length", default=1024, show_default=True, type=click.IntRange(min=1), help="As data.max_length.")
+@click.option("--format", "format_", default="auto", show_default=True, help="A format by name.")
+@click.option("--chat-template", type=click.Path(exists=True), help="A Jinja file in place of the model's template.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def show(
+    file: str,
+    model: str,
+    rows: int,
+    algorithm: str,
+    max_length: int,
+    format_: str,
+    chat_template: str | None,
+    quiet: bool,
+) -> None:
+    """Show the first rows of FILE as the tokens a model learns from, and what is wrong with any row.
+
+    FILE is a data file, a directory of them or a hub id. Exits with 1 where training on it would not start.
+    """
+    from rich.console import Console
+
+    from align.core import registry
+    from align.core.data.doctor import Settings
+    from align.core.data.encode import Encoder
+    from align.core.data.look import legend, look, shown, visible
+    from align.core.model.tokenizer import load_tokenizer
+    from align.schemas.run import Choice, Data, Model, Source
+
+    source = Source(path=file, format=format_)
+    learner = registry.build("algorithm", Choice(type=algorithm))
+    settings = Settings.of(learner, Data(train=[source], max_length=max_length))
+    encoder = Encoder(load_tokenizer(Model(path=model, chat_template=chat_template), learner.head))
+    seen = look(source, encoder, settings, rows, progress=not quiet and sys.stderr.isatty())
+
+    console = Console(highlight=False)
+    colour = console.color_system is not None
+    console.print(legend(colour))
+    for record, examples in seen.first:
+        console.print()
+        for example in examples:
+            console.print(shown(example, encoder, colour), soft_wrap=True)
+        if not examples:
+            nothing = f"{visible(record.source)}: gives nothing to learn from"
+            console.print(nothing, style="bold", markup=False, soft_wrap=True)
+    console.print()
+    for finding in seen.findings:
+        style = "red" if finding.level == "error" else "yellow"
+        console.print(visible(f"{finding.level}: {finding}"), style=style, markup=False, soft_wrap=True)
+    for row in seen.bad.rows[:5]:
+        console.print(visible(f"error: {row}"), style="red", markup=False, soft_wrap=True)
+    console.print(f"readable rows: {seen.rows:,}; {seen.bad.summary}; findings: {len(seen.findings)}", markup=False)
+    if not seen.clean:
+        sys.exit(1)
