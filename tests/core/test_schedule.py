@@ -10,7 +10,9 @@ from align.core.train.schedule import factor
 from align.schemas.run import Schedule
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")]
+)
 @pytest.mark.parametrize("warmup", [0, 3, 7])
 def test_as_transformers(ours: str, theirs: str, warmup: int) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)

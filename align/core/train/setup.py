@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from filelock import FileLock
 from lightning.pytorch import seed_everything
 from transformers import PreTrainedTokenizerBase
@@ -113,7 +115,8 @@ def _measured(
                 progress=progress,
             )
 
-        with FileLock(cache_directory() / ".lock"):  # one rank computes, the others find its cache
+        # Ranks that are joined already share the work; else one computes, and the others find its cache.
+        with nullcontext() if dist.is_initialized() else FileLock(cache_directory() / ".lock"):
             held_out = [HeldOutSet(held.name, measure(held.examples)) for held in prepared.held_out]
             prepared = replace(prepared, train=measure(prepared.train), held_out=held_out)
     first = collate([prepared.train[0]], cutter.layout, cutter.pad_id)
