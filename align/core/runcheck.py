@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from os.path import exists, isdir
+from os.path import exists, isdir, isfile
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from align.core import registry
 from align.core.settings import Path, check, model_at
 from align.schemas.errors import AlignError, Problem, did_you_mean
-from align.schemas.run import Choice, Data, Model, Reference, Run, Schedule, Stage, Train, Validation
+from align.schemas.run import Checkpoint, Choice, Data, Model, Reference, Run, Schedule, Stage, Train, Validation
 
 Section = TypeVar("Section", bound=BaseModel)
 Where = Callable[[Path], str]
@@ -97,25 +97,38 @@ def unread(stage: dict[str, Any]) -> dict[Path, str]:
     if _uses_reference(stage) is False:
         for key in Reference.model_fields:
             silent["reference", key] = "is not read: this algorithm uses no reference"
-    if getattr(data, "validation", None) is None and data.validation_fraction == 0:
+    held_out = data.validation is not None or data.validation_fraction != 0
+    if not held_out:
         for key in Validation.model_fields:
             silent["validation", key] = "is not read without data.validation or data.validation_fraction"
-    if getattr(data, "validation", None) is not None:
+    if not held_out and _section(Checkpoint, stage.get("checkpoint")).export == "best":
+        silent["checkpoint", "export"] = "is best, and nothing is held out: set data.validation or validation_fraction"
+    if data.validation is not None:
         silent["data", "validation_fraction"] = "is not read beside data.validation"
+    elif data.stream:
+        silent["data", "validation_fraction"] = "is not read: a stream is never seen whole; give data.validation"
     if not data.stream:
         silent["data", "stream_window"] = "is read with data.stream: true only"
     if _section(Train, stage.get("train")).on_nonfinite != "skip":
         silent["train", "max_skipped"] = "is read with train.on_nonfinite: skip only"
     if _section(Schedule, stage.get("schedule")).type == "constant":
         silent["schedule", "floor"] = "is not read: a constant rate does not decay"
-    path = getattr(model, "path", None)
-    if isinstance(path, str) and (path.startswith("stage:") or isdir(path)):
-        silent["model", "revision"] = "is read for models of the hub only"
+    if isinstance(model.path, str) and (model.path.startswith("stage:") or isdir(model.path)):
+        silent["model", "revision"] = _HUB
     for place, source in sources(stage):
-        if isinstance(source.get("path"), str) and exists(source["path"]):
-            for key in ("split", "subset"):
-                silent[(*place, key)] = "is read for data of the hub only"
-    return {path: why for path, why in silent.items() if _present(stage, path)}
+        path = source.get("path")
+        if place[1] == "train":
+            silent[(*place, "name")] = "is read for held-out sources only"
+        if isinstance(path, str) and exists(path):
+            silent[(*place, "subset")] = _HUB
+        if isinstance(path, str) and isfile(path):
+            silent[(*place, "split")] = _HUB
+    return {path: why for path, why in silent.items() if _said(stage, path)}
+
+
+_HUB = "is read for the hub only, and this is a local path"
+_HARMLESS: dict[str | int, str | None] = {"revision": None, "subset": None, "split": "train", "name": None}
+"""Values that say nothing. They pass, so that a resolved run loads again wherever its paths lead by then."""
 
 
 def _uses_reference(stage: dict[str, Any]) -> bool | None:
@@ -132,26 +145,26 @@ def _uses_reference(stage: dict[str, Any]) -> bool | None:
 
 
 def _section(model: type[Section], values: Any) -> Section:
-    """A section as far as it goes: its defaults under what is given, unchecked."""
-    given = (
-        {key: value for key, value in values.items() if key in model.model_fields} if isinstance(values, dict) else {}
-    )
-    return model.model_construct(**given)
+    """A section as far as it goes: defaults (None where there is none) under what is given, unchecked."""
+    missing = {key: None for key, field in model.model_fields.items() if field.is_required()}
+    given = values if isinstance(values, dict) else {}
+    return model.model_construct(**missing | {key: given[key] for key in given if key in model.model_fields})
 
 
-def _present(values: Any, path: Path) -> bool:
+def _said(values: Any, path: Path) -> bool:
+    """Whether a key is there, and says something."""
     for key in path:
         if not (key in values if isinstance(values, dict) else isinstance(values, list)):
             return False
         values = values[key]
-    return True
+    return path[-1] not in _HARMLESS or values != _HARMLESS[path[-1]]
 
 
 def _name_problems(stages: list[dict[str, Any]], where: Where) -> Iterator[Problem]:
     """Names that are directories and unique, and ``stage:NAME`` for earlier stages only."""
     earlier: list[str] = []
     for i, stage in enumerate(stages):
-        path = _section(Model, stage.get("model")).__dict__.get("path")
+        path = _section(Model, stage.get("model")).path
         if isinstance(path, str) and path.startswith("stage:") and path.removeprefix("stage:") not in earlier:
             named = path.removeprefix("stage:")
             later = any(other.get("name") == named for other in stages[i:])

@@ -109,7 +109,8 @@ def _problems(
         elif first["type"] == "missing":
             owner = model_at(model, path[:-1])
             about = (owner.model_fields[str(path[-1])].description or "") if owner else ""
-            yield Problem(where(path), "is missing", about)
+            first_sentence = re.split(r"(?<=[.;])\s", " ".join(about.split()), maxsplit=1)[0]
+            yield Problem(where(path), "is missing", first_sentence)
         elif first["type"] == "value_error":
             yield from _said(str(first["ctx"]["error"]), model, path, where)
         elif not any(len(other) > len(path) and other[: len(path)] == path for other in by_place):

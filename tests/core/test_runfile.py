@@ -214,7 +214,7 @@ def test_what_is_missing_is_named_with_what_it_is_for(run: Check) -> None:
         == """\
 run.yaml line 1: output
     is missing
-    The run directory. One directory, one run: a second start resumes or is refused.
+    The run directory.
 run.yaml line 1: model.path
     is missing
     A local directory, a hub id, or ``stage:NAME`` for what an earlier stage exported.
