@@ -154,6 +154,12 @@ def test_a_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) 
     assert (finding, "longer than 0.3 s" in detail) == ("template-failed", True)
 
 
+def test_a_template_that_writes_without_measure_is_stopped() -> None:
+    flood = "{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}"
+    finding, detail = refused(Record("text", "f:1", text=CHAT), tokenizer(flood))
+    assert (finding, "more than 8,000,000 characters" in detail) == ("template-failed", True)
+
+
 def test_a_deadline_gives_back_the_timer_that_ran_before() -> None:
     with pytest.raises(TimeoutError), deadline(0.1):
         with deadline(5):

@@ -8,7 +8,6 @@ checked: the tokens before it must be those that the model sees when it is given
 
 from __future__ import annotations
 
-import inspect
 import re
 import signal
 import threading
@@ -17,21 +16,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template  # the public one never stops writing
 
 from align.core.data.doctor import Draft, Note, Settings
 from align.core.data.encode import Encoder
-from align.core.data.guard import Guard, Refusal, Span
+from align.core.data.guard import MAX_CHARACTERS, Guard, Refusal, Span
 from align.schemas.records import Message, Record
-
-_render: Any = render_jinja_template  # its own annotation says str, it returns texts and spans
 
 RENDER_SECONDS = 10.0
 """Longest that a template may work on one conversation: it is a program, and may be made never to end."""
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_RESERVED = inspect.signature(render_jinja_template).parameters.keys() - {"documents"} | {"messages"}
-"""What a row's chat_template_kwargs may not set: a row that brought its own template would be a program."""
+_RESERVED = {"messages", "tools", "chat_template", "add_generation_prompt"}
+"""What a row's chat_template_kwargs may not set, being set already."""
 
 
 def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[list[Draft]], list[Note]]:
@@ -173,21 +170,22 @@ class _Row:
         self, messages: list[Message], prompt: bool = False, marks: bool = False
     ) -> tuple[str, list[Span] | None]:
         """The conversation as one text, and the spans that its template marks (None: it has no marks)."""
-        template = self.encoder.template(self.tools)
-        marks = marks and _MARKS.search(template) is not None
+        source = self.encoder.template(self.tools)
+        variables = {"documents": None, **self.variables, "messages": messages, "tools": self.tools}
+        variables["add_generation_prompt"] = prompt
+        blocks, spans, left = list[str](), list[Span](), MAX_CHARACTERS
         try:
             with deadline(RENDER_SECONDS):
-                texts, spans = _render(
-                    conversations=[messages],
-                    tools=self.tools,
-                    chat_template=template,
-                    add_generation_prompt=prompt,
-                    return_assistant_tokens_mask=marks,
-                    **self.variables,
-                )
+                template = _compile_jinja_template(source)
+                with template.environment.activate_tracker(blocks, spans):
+                    for block in template.generate(variables):
+                        blocks.append(block)
+                        left -= len(block)
+                        if left < 0:
+                            raise ValueError(f"it writes more than {MAX_CHARACTERS:,} characters")
         except Exception as error:  # a template is a program that works on the row: anything may come out
             raise Refusal("template-failed", f"{type(error).__name__}: {error}"[:200]) from None
-        return texts[0], spans[0] if marks else None
+        return "".join(blocks), spans if marks and _MARKS.search(source) else None
 
     def draft(self, role: str, text: str, spans: Sequence[Span], given: bool = False, check: bool = True) -> Draft:
         """The tokens of a rendered conversation, those in ``spans`` scored."""
