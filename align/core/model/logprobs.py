@@ -90,7 +90,7 @@ class _Head:
             yield slice(start, min(start + self.chunk, tokens))
 
     def capped(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """z before the temperature: [c, D] -> [c, V], in float32 or better."""
+        """Logits before the temperature: [c, D] -> [c, V], in float32 or better."""
         z = torch.nn.functional.linear(hidden, weight, bias)
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         if self.scale != 1.0:
@@ -171,7 +171,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _add_product(total_VD: Tensor, d_z_cV: Tensor, x_cD: Tensor) -> None:
-    """total += d_z^T x, without a second [V, D] where the types allow it."""
+    """Add d_z^T x to the total, without a second [V, D] where the types allow it."""
     if total_VD.dtype == x_cD.dtype:
         total_VD.addmm_(d_z_cV.T, x_cD)
     else:
