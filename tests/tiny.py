@@ -29,7 +29,8 @@ CHAT_TEMPLATE = """\
 TEXT = """\
 The cat sat on the mat and the dog sat on the cat. What is the sum of two and three? The sum of two and three is five.
 Write one sentence about the sea. The sea is wide and the sea is blue, and the wind over the sea is cold.
-user assistant system. Is the answer right? Yes, the answer is right. No, that answer is wrong. Thank you for the answer.
+user assistant system. Is the answer right? Yes, the answer is right. No, that answer is wrong. \
+Thank you for the answer.
 """
 
 

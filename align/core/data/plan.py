@@ -20,8 +20,8 @@ Layout = Literal["packed", "padded"]
 Indices = NDArray[np.int64]
 
 FORWARD = 64
-"""What a forward and backward pass costs before its first token, in tokens' worth of time: splitting a step further must
-save more padding than that. One CPU core: 30 to 90, measured on models of 0.1M to 40M parameters (torch 2.13)."""
+"""What a forward and backward pass costs before its first token, in tokens' worth of time: splitting a step further
+must save more padding than that. One CPU core: 30 to 90, measured on models of 0.1M to 40M parameters (torch 2.13)."""
 
 
 def compose(sources: ArrayLike, weights: Sequence[float], seed: int, epoch: int, batch_size: int) -> list[Indices]:

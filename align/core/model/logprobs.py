@@ -3,8 +3,8 @@
     z_T,V = softcap(scale * (hidden_T,D @ W_V,D^T + bias_V)) / temperature
     logp_t = z[t, target_t] - logsumexp_v z[t, v]
 
-The head is applied to a chunk of tokens at a time. Forward keeps two numbers a token (the logsumexp, split); backward makes
-each chunk's logits again and turns them into gradients in place:
+The head is applied to a chunk of tokens at a time. Forward keeps two numbers a token (the logsumexp, split); backward
+makes each chunk's logits again and turns them into gradients in place:
 
     d logp_t / d z[t, v] = [v = target_t] - softmax(z_t)[v]
 
