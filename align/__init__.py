@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from align.core.algorithm import Term as Term
     from align.core.data.examples import Example as Example
     from align.core.data.formats import Format as Format
+    from align.core.data.formats import Shape as Shape
     from align.core.runfile import load as load
     from align.core.train.launch import StageResult as StageResult
     from align.core.train.launch import train as train
@@ -40,7 +41,7 @@ _HOMES = {
     "schemas.run": ("Run",),
     "core.algorithm": ("Algorithm", "Batch", "Metric", "Outcome", "Term"),
     "core.data.examples": ("Example",),
-    "core.data.formats": ("Format",),
+    "core.data.formats": ("Format", "Shape"),
     "core.runfile": ("load",),
     "core.train.launch": ("StageResult", "train"),
     "core.train.logger": ("Logger",),

@@ -43,7 +43,8 @@ def chunks(path: Path) -> Iterator[tuple[Chunk, int]]:
             else:
                 source = _lines(_decompressed(raw, compression))
             for chunk in source:
-                line = getattr(chunk, "first", line)
+                if isinstance(chunk, Lines):
+                    line = chunk.first + chunk.data.count(b"\n")
                 yield chunk, raw.tell()
     except (FileNotFoundError, PermissionError) as error:
         raise AlignError(f"cannot be read: {error.strerror}", where=str(path)) from None
@@ -69,14 +70,19 @@ def _decompressed(raw: IO[bytes], compression: str | None) -> IO[bytes]:
     return cast("IO[bytes]", pa.input_stream(raw, compression=compression))
 
 
+def _start(block: bytes) -> bytes:
+    """The first bytes of a text file without the mark that says it is UTF-8; ValueError if it says it is UTF-16."""
+    if block.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("it is UTF-16; save it as UTF-8")
+    return block.removeprefix(b"\xef\xbb\xbf")
+
+
 def _lines(stream: IO[bytes]) -> Iterator[Lines]:
     """Blocks cut at line ends. Of a line that is too long only as much is kept as shows it."""
     line, rest, skipping = 1, b"", False
     while block := stream.read(BLOCK):
         if line == 1 and not rest:
-            if block.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise ValueError("it is UTF-16; save it as UTF-8")
-            block = block.removeprefix(b"\xef\xbb\xbf")
+            block = _start(block)
         if skipping:
             _, newline, block = block.partition(b"\n")
             if not newline:
@@ -102,7 +108,7 @@ def _json(stream: IO[bytes]) -> Iterator[Chunk]:
     with tempfile.TemporaryFile() as file:
         shutil.copyfileobj(stream, file)
         file.seek(0)
-        head = file.read(BLOCK).removeprefix(b"\xef\xbb\xbf").lstrip()
+        head = _start(file.read(BLOCK)).lstrip()
         if head.startswith(b"["):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 yield from _elements(data)

@@ -17,7 +17,7 @@ from align.core.data.faults import BadRow, RowError
 from align.core.data.formats import KINDS, Format
 from align.core.data.locate import Part, locate
 from align.core.data.parallel import ordered_map
-from align.core.data.rows import Form, Job, Reader, Row, bad_row, fitting, work
+from align.core.data.rows import Form, Job, Reader, Row, bad_row, fitting, pruned, work
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind
 from align.schemas.run import Source
@@ -141,7 +141,7 @@ class Reading:
                     try:
                         if isinstance(row, RowError):
                             raise row
-                        yield {key: value for key, value in reader.renamed(row).items() if value is not None}
+                        yield {key: pruned(value) for key, value in reader.renamed(row).items() if value is not None}
                     except RowError:
                         continue
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -99,9 +99,15 @@ def work(reader: Reader, job: Job) -> list[Row | BadRow]:
 
 def fitting(formats: Iterable[Format], row: Mapping[str, Any], kinds: Iterable[Kind] = KINDS) -> list[Format]:
     """The formats that a row can be of, restricted to kinds; one that reads less of the row than another is out."""
-    found = [narrow for format in formats if (narrow := format.only(kinds)).matches(row)]
-    keys = [format.keys(row) for format in found]
-    return [format for format, mine in zip(found, keys, strict=True) if not any(mine < other for other in keys)]
+    found = {narrow: narrow.keys(row) for format in formats if _matches(narrow := format.only(kinds), row)}
+    return [format for format, mine in found.items() if not any(mine < other for other in found.values())]
+
+
+def _matches(format: Format, row: Mapping[str, Any]) -> bool:
+    try:
+        return format.matches(row)
+    except Exception:  # a broken plugin stops no one who does not ask for it
+        return False
 
 
 def bad_row(file: str, line: int, fault: RowError, columns: Mapping[str, str] | None = None) -> BadRow:
@@ -130,26 +136,26 @@ def digest(record: Record) -> bytes:
         record.label,
     ]
     said += [record.margin, record.tools, dict(record.chat_template_kwargs)]
-    text = "".join(_netstrings(said))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    pieces: list[str] = []
+    _netstrings(said, pieces)
+    return hashlib.blake2b("".join(pieces).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-def _netstrings(value: Any) -> Iterator[str]:
+def _netstrings(value: Any, pieces: list[str]) -> None:
     """Unambiguous pieces: every string and list is preceded by its length."""
     if isinstance(value, str):
-        yield f"s{len(value)}:"
-        yield value
+        pieces += (f"s{len(value)}:", value)
     elif isinstance(value, dict):
-        yield f"d{len(value)}:"
+        pieces.append(f"d{len(value)}:")
         for key in sorted(value, key=str):
-            yield from _netstrings(key)
-            yield from _netstrings(value[key])
+            _netstrings(key, pieces)
+            _netstrings(value[key], pieces)
     elif isinstance(value, (list, tuple)):
-        yield f"l{len(value)}:"
+        pieces.append(f"l{len(value)}:")
         for item in value:
-            yield from _netstrings(item)
+            _netstrings(item, pieces)
     else:
-        yield f"o{value!r};"
+        pieces.append(f"o{value!r};")
 
 
 def _printable(text: str) -> str:

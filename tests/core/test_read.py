@@ -1,0 +1,395 @@
+"""Files of every type: the same rows come out, at the right lines, and damage is told."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from align.core.data.faults import BadRow
+from align.core.data.read import Reading, read_rows
+from align.core.data.rows import Row
+from align.schemas.errors import AlignError
+from align.schemas.records import Record
+from align.schemas.run import Source
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40).filter(str.strip)
+PAIRS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8)
+
+
+def items(path: Path, **source: Any) -> list[Record | BadRow]:
+    return [i.record if isinstance(i, Row) else i for i in read_rows(Source(path=str(path), **source))]
+
+
+def faults(path: Path, **source: Any) -> list[tuple[int, str]]:
+    return [(i.line, i.kind) for i in items(path, **source) if isinstance(i, BadRow)]
+
+
+def zst(data: bytes) -> bytes:
+    compressed: bytes = pa.compress(data, codec="zstd", asbytes=True)
+    return compressed
+
+
+def write_all(directory: Path, rows: list[dict[str, Any]]) -> list[Path]:
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerows([list(rows[0]), *(list(row.values()) for row in rows)])
+    files = {
+        "a.jsonl": lines,
+        "a.jsonl.gz": gzip.compress(lines),
+        "a.jsonl.zst": zst(lines),
+        "b.json": json.dumps(rows).encode(),
+        "c.json": json.dumps(rows, indent=2, ensure_ascii=False).encode(),
+        "d.json": lines,  # lines under another name, as many data sets have them
+        "b.json.gz": gzip.compress(json.dumps(rows, indent=1).encode()),
+        "e.csv": table.getvalue().encode(),
+        "e.csv.zst": zst(table.getvalue().encode()),
+    }
+    for name, data in files.items():
+        (directory / name).write_bytes(data)
+    pq.write_table(pa.Table.from_pylist(rows), directory / "f.parquet", row_group_size=3)
+    return [*(directory / name for name in files), directory / "f.parquet"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(PAIRS)
+def test_every_file_type_gives_the_same_rows(tmp_path_factory: pytest.TempPathFactory, pairs: list[Any]) -> None:
+    pairs = [(a.replace("\r", "\n"), b.replace("\r", "\n")) for a, b in pairs]  # csv's writer and reader disagree on \r
+    rows = [{"prompt": a, "completion": b, "id": f"{i}"} for i, (a, b) in enumerate(pairs)]
+    directory = tmp_path_factory.mktemp("types")
+    for path in write_all(directory, rows):
+        found = items(path)
+        assert [(r.prompt, r.completion, r.columns) for r in found if isinstance(r, Record)] == [
+            (row["prompt"], row["completion"], {"id": row["id"]}) for row in rows
+        ], path.name
+        assert len(found) == len(rows)
+
+
+GOOD = [b'{"text": "one"}', b'{"text": "two"}', b'{"text": "three"}']
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=60) | st.from_regex(rb'\{"text": "[\x00-\xff]{0,8}"[\x00-\xff]?\}', fullmatch=True)))
+def test_whatever_the_bytes_each_line_is_a_row_or_a_bad_row(
+    tmp_path_factory: pytest.TempPathFactory, noise: list[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("noise") / "a.jsonl"
+    data = b"\n".join([*GOOD, *noise])
+    path.write_bytes(data)
+    found = items(path)
+    assert [item.text for item in found[:3] if isinstance(item, Record)] == ["one", "two", "three"]
+    numbers = [i.line if isinstance(i, BadRow) else int(i.source.rpartition(":")[2]) for i in found]
+    assert numbers == [n for n, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    for item in found:
+        if isinstance(item, Record):
+            assert item.text == json.loads(data.split(b"\n")[int(item.source.rpartition(":")[2]) - 1])["text"]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"text": TEXT, "more": VALUES}), min_size=1), st.sampled_from([None, 0, 1, 3]))
+def test_json_arrays_are_cut_as_json_cuts_them(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], indent: int | None
+) -> None:
+    path = tmp_path_factory.mktemp("array") / "a.json"
+    text = json.dumps(rows, indent=indent)
+    path.write_text(text)
+    found = items(path)
+    assert [(r.text, r.columns["more"]) for r in found if isinstance(r, Record)] == [
+        (row["text"], row["more"]) for row in rows
+    ]
+    if indent:  # an element begins on the line of its brace
+        starts = [n for n, line in enumerate(text.split("\n"), 1) if line == " " * indent + "{"]
+        assert [int(r.source.rpartition(":")[2]) for r in found if isinstance(r, Record)] == starts
+
+
+class TestJSON:
+    def test_one_bad_element_costs_no_other(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        path.write_text('[\n{"text": "a"},\n{"text": oops},\n\n {"text": "b"} {"text": "c"},\n,{"text": "d"},\n7\n]\n')
+        assert faults(path) == [(3, "malformed-json"), (5, "malformed-json"), (6, "malformed-json"), (7, "wrong-type")]
+        assert [r.text for r in items(path) if isinstance(r, Record)] == ["a", "d"]
+
+    @pytest.mark.parametrize(
+        ("text", "what"),
+        [
+            ('[{"text": "a"}, {"text": "b"}', "the array is not closed"),
+            ('[{"text": "a"}] []', "more follows the end of the array"),
+            ('{\n"data": [\n{"text": "a"}]}', "one JSON object over several lines"),
+        ],
+    )
+    def test_damaged(self, tmp_path: Path, text: str, what: str) -> None:
+        path = tmp_path / "a.json"
+        path.write_text(text)
+        bad = items(path)[-1]
+        assert isinstance(bad, BadRow) and bad.kind == "damaged-file" and what in bad.what
+
+    def test_long_element(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        path.write_text(f'[{{"text": "a"}},\n{{"text": "{"x" * 40_000_000}"}},\n{{"text": "b"}}]')
+        assert faults(path) == [(2, "too-long")]
+        assert len(items(path)) == 3
+
+
+class TestCSV:
+    def test_lines_quotes_and_faults(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_bytes(
+            b"\xef\xbb\xbfprompt,completion,label\r\n"  # 1, with a byte order mark
+            b'"two\nlines, ""quoted""",a,true\r\n'  # 2 and 3
+            b"q,\xff,true\r\n"  # 4
+            b"q,a\r\n"  # 5
+            b"\r\n"  # 6 is no row
+            b"q,a,true,more\r\n"  # 7
+            b'q,"a"b,true\r\n'  # 8
+            b"q,a\0,true\r\n"  # 9
+            b"q,,true\r\n"  # 10
+            b"q,a,perhaps\r\n"  # 11
+            b"q," + b"x" * 2**24 + b",true\r\n"  # 12
+            b"q,a,0\r\n"  # 13
+            b'q,"never closed,true\r\nq,a,1\r\n'  # 14, 15
+        )
+        assert faults(path) == [
+            (4, "invalid-utf8"),
+            (5, "malformed-csv"),
+            (7, "malformed-csv"),
+            (8, "malformed-csv"),
+            (9, "nul"),
+            (10, "empty"),
+            (11, "wrong-type"),
+            (12, "too-long"),
+            (14, "malformed-csv"),
+        ]
+        good = [r for r in items(path) if isinstance(r, Record)]
+        assert [(r.prompt, r.label, r.source) for r in good] == [
+            ('two\nlines, "quoted"', True, f"{path}:2"),
+            ("q", False, f"{path}:13"),
+        ]
+        [bad] = [i for i in items(path) if isinstance(i, BadRow) and i.line == 14]
+        assert "lines 14 to 15" in bad.what
+
+    def test_conversations_as_json(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        says = [{"role": "user", "content": "a, b"}, {"role": "assistant", "content": "c"}]
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([["messages", "tools"], [json.dumps(says), ""]])
+        [record] = items(path)
+        assert isinstance(record, Record) and record.text == says and record.tools is None
+
+    @pytest.mark.parametrize(("header", "what"), [(b"text,text", "names a column twice"), (b"te\xff", "no UTF-8")])
+    def test_header(self, tmp_path: Path, header: bytes, what: str) -> None:
+        path = tmp_path / "a.csv"
+        path.write_bytes(header + b"\na,b\n")
+        [bad] = items(path)
+        assert isinstance(bad, BadRow) and bad.kind == "damaged-file" and what in bad.what
+
+
+class TestParquet:
+    def test_nulls_of_arrow_are_no_keys(self, tmp_path: Path) -> None:
+        """Arrow gives every message every key that any message has; a template would see them."""
+        call = {"type": "function", "function": {"name": "f", "arguments": {"city": "Paris"}}}
+        other = {"type": "function", "function": {"name": "f", "arguments": {"unit": "K"}}}
+        rows = [
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [c]}]}
+            for c in (call, other)
+        ]
+        rows[0]["note"] = {"x": 1}  # type: ignore[assignment]
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        found = items(path)
+        assert [r.text for r in found if isinstance(r, Record)] == [row["messages"] for row in rows]
+        assert [r.columns for r in found if isinstance(r, Record)] == [{"note": {"x": 1}}, {"note": None}]
+
+    def test_faults(self, tmp_path: Path) -> None:
+        raw = pa.array([b"a", b"\xff", b"c", b"d\0", None, b"f"])
+        text = pa.StringArray.from_buffers(len(raw), *raw.buffers()[1:], raw.buffers()[0])
+        score = pa.array([1.0, 2.0, float("nan"), 4.0, 5.0, 6.0])
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"text": text, "score": score}), path)
+        assert faults(path) == [(2, "invalid-utf8"), (3, "number"), (4, "nul"), (5, "null")]
+
+    def test_damaged(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"text": ["a" * 1000] * 1000}), path)
+        path.write_bytes(path.read_bytes()[:-100])
+        assert faults(path) == [(0, "damaged-file")]
+
+
+class TestDamage:
+    @pytest.mark.parametrize("compress", [gzip.compress, zst])
+    def test_cut_off(self, tmp_path: Path, compress: Any) -> None:
+        path = tmp_path / ("a.jsonl.gz" if compress is gzip.compress else "a.jsonl.zst")
+        data = compress(b"".join(b'{"text": "%b"}\n' % os.urandom(100).hex().encode() for _ in range(20_000)))
+        path.write_bytes(data[: len(data) // 2])
+        found = items(path)
+        *good, bad = found
+        assert len(good) > 1000 and all(isinstance(item, Record) for item in good)
+        assert isinstance(bad, BadRow) and (bad.line, bad.kind) == (len(good) + 1, "damaged-file")
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+    def test_utf16(self, tmp_path: Path, name: str) -> None:
+        path = tmp_path / name
+        path.write_bytes('{"text": "a"}\n'.encode("utf-16"))
+        [bad] = items(path)
+        assert isinstance(bad, BadRow) and bad.kind == "damaged-file" and "UTF-16" in bad.what
+
+    @pytest.mark.parametrize(
+        ("name", "data"),
+        [
+            ("a.jsonl", b""),
+            ("a.jsonl", b"\n \n"),
+            ("a.jsonl.gz", gzip.compress(b"")),
+            ("a.json", b""),
+            ("a.json", b"[]"),
+            ("a.csv", b""),
+            ("a.csv", b"text\n"),
+        ],
+    )
+    def test_empty(self, tmp_path: Path, name: str, data: bytes) -> None:
+        (tmp_path / name).write_bytes(data)
+        assert faults(tmp_path / name) == [(0, "empty-file")]
+
+    def test_byte_order_mark_at_the_start_is_none_of_the_rows(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
+        (tmp_path / "b.json").write_bytes(b'\xef\xbb\xbf[{"text": "a"}]')
+        assert [r.text for n in ("a.jsonl", "b.json") for r in items(tmp_path / n) if isinstance(r, Record)] == [
+            "a"
+        ] * 2
+
+
+class TestDirectory:
+    def test_all_files_in_order(self, tmp_path: Path) -> None:
+        (tmp_path / "sub").mkdir()
+        for name in ("b.jsonl", "a.json", "sub/c.jsonl", ".hidden.jsonl", "README.md"):
+            (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+        (tmp_path / "z.jsonl").write_text("")
+        found = items(tmp_path)
+        assert [r.text for r in found if isinstance(r, Record)] == ["a.json", "b.jsonl", "sub/c.jsonl"]
+        assert faults(tmp_path) == [(0, "empty-file")]
+
+    def test_splits_by_name(self, tmp_path: Path) -> None:
+        for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+            pq.write_table(pa.table({"text": [name]}), tmp_path / f"{name}.parquet")
+        assert len(items(tmp_path)) == 2
+        assert [r.text for r in items(tmp_path, split="test") if isinstance(r, Record)] == ["test-00000-of-00001"]
+        with pytest.raises(AlignError, match=r"no files of the split 'validation'\n.*test, train"):
+            items(tmp_path, split="validation")
+
+    def test_ids_are_unique_in_all_of_it(self, tmp_path: Path) -> None:
+        for name in "ab":
+            (tmp_path / f"{name}.jsonl").write_text('{"text": "a", "id": 1}\n{"text": "b", "id": "1"}\n')
+        assert faults(tmp_path) == [(1, "duplicate-id"), (2, "duplicate-id")]
+        assert f"as in {tmp_path / 'a.jsonl'}:1" in str(items(tmp_path)[2])
+
+    def test_nothing_in_it(self, tmp_path: Path) -> None:
+        with pytest.raises(AlignError, match=r"has no data files in it\n.*\.jsonl"):
+            items(tmp_path)
+
+
+class TestNotFound:
+    def test_near_name(self, tmp_path: Path) -> None:
+        (tmp_path / "train.jsonl").write_text("")
+        with pytest.raises(AlignError, match=r"tarin.jsonl\n.*is no file or directory\n.*did you mean 'train.jsonl'"):
+            items(tmp_path / "tarin.jsonl")
+
+    def test_unknown_type(self, tmp_path: Path) -> None:
+        (tmp_path / "train.xlsx").write_text("")
+        with pytest.raises(AlignError, match=r"unknown type\n.*\.jsonl"):
+            items(tmp_path / "train.xlsx")
+
+
+class TestDatasets:
+    def test_saved_to_disk(self, tmp_path: Path) -> None:
+        import datasets
+
+        says = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        rows = datasets.Dataset.from_list([{"messages": says, "id": 1}, {"messages": says, "id": 1}])
+        rows.save_to_disk(tmp_path / "one")
+        datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(tmp_path / "all")
+        for name in ("one", "all"):
+            first, second = items(tmp_path / name)
+            assert isinstance(first, Record) and first.text == says and first.source == f"{tmp_path / name}[train]:1"
+            assert isinstance(second, BadRow) and (second.line, second.kind) == (2, "duplicate-id")
+        assert len(items(tmp_path / "all", split="test")) == 1
+        with pytest.raises(AlignError, match=r"has no split 'dev'\n.*train, test"):
+            items(tmp_path / "all", split="dev")
+
+    def test_hub_cannot_be_reached(self) -> None:
+        with pytest.raises(AlignError, match="cannot be loaded as a hub data set") as caught:
+            items(Path("nobody/nothing"))
+        assert "connection" in str(caught.value) and "\n" not in caught.value.problems[0].what
+
+
+def test_starting_later_gives_the_rest(tmp_path: Path) -> None:
+    for name, count in (("a", 700), ("b", 0), ("c", 300)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": f"{name}{i}"}) for i in range(count)))
+    pq.write_table(pa.table({"text": [f"d{i}" for i in range(600)]}), tmp_path / "d.parquet")
+    reading = Reading(Source(path=str(tmp_path)))
+    rows = [i for i in reading.rows() if isinstance(i, Row)]
+    assert len(rows) == 1600
+    for start in (0, 1, 699, 700, 701, 999, 1000, 1256, 1257, 1600, 2000):
+        assert [i for i in reading.rows(start=start) if isinstance(i, Row)] == rows[start:]
+
+
+def test_no_torch() -> None:
+    code = (
+        "import sys, align.core.data.sources, align.core.data.survey, align.cli.data;"
+        "from align.core import registry; [registry.get('format', n) for n in registry.names('format')];"
+        "assert not {'torch', 'transformers', 'datasets', 'pyarrow'} & sys.modules.keys(), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_killed_reader_leaves_no_worker(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"{i}"}) for i in range(100)))
+    code = """
+import multiprocessing, sys
+from align.core.data import read
+from align.schemas.run import Source
+read.WORTH_PROCESSES = 0
+if __name__ == "__main__":
+    for _ in read.Reading(Source(path=sys.argv[1])).rows(workers=2):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        sys.stdin.read()
+"""
+    reader = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert reader.stdout is not None
+    workers = [int(word) for word in reader.stdout.readline().split()]
+    assert len(workers) == 2
+    reader.send_signal(signal.SIGKILL)
+    reader.wait()
+    deadline = time.monotonic() + 20
+    while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_alive(pid) for pid in workers)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
