@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.data.examples import Example, Sequence
@@ -18,8 +18,8 @@ from tests.plugins.handmade import batch, metric, values
 LOG3 = log(3)
 
 
-def kto(**settings: Any) -> KTO:
-    return KTO(KTO.Config(**settings))
+def kto(**chosen: Any) -> KTO:
+    return KTO(KTO.Config(**chosen))
 
 
 def answers(ratios: list[float], labels: list[float], z: float | None = None) -> Any:
@@ -122,6 +122,7 @@ def test_statistics_are_ratios_of_the_mismatched_sequences() -> None:
 rows = st.tuples(st.floats(-1000, 1000, width=32), st.sampled_from([0.0, 1.0]))
 
 
+@settings(max_examples=50, deadline=None)
 @given(drawn=st.lists(rows, min_size=1, max_size=6), z=st.floats(-1000, 1000, width=32))
 def test_values_are_finite_and_follow_their_examples(drawn: list[tuple[float, float]], z: float) -> None:
     """Between 0 and 1, the same alone as together, in order."""

@@ -49,7 +49,7 @@ def test_law_in_float32(algorithm: type[Algorithm], chosen: dict[str, Any]) -> N
 
 @ours
 @settings(
-    max_examples=3, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+    max_examples=2, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )  # shrinking takes minutes
 @given(lengths=st.lists(st.tuples(tokens, tokens, tokens), min_size=8, max_size=8))
 def test_law_for_any_lengths(
@@ -65,6 +65,15 @@ class Breaker(Algorithm):
     paper = "none"
     learns_from = ("preference",)
     learning_rate = 1.0
+
+
+class Undescribed(Breaker):
+    class Config(Algorithm.Config):
+        strength: float = 1.0
+
+
+class Paperless(Breaker):
+    paper = ""
 
 
 class MeanInside(Breaker):
@@ -103,6 +112,8 @@ class Constant(Breaker):
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
+        (Undescribed, "setting 'strength' has no docstring"),
+        (Paperless, "does not say its 'paper'"),
         (MeanInside, "1 values per example, of which the micro-batch has 8"),
         (Sorted, "cut as 2x4: the step's gradient differs by .* of its norm"),
         (Fickle, "terms or metrics differ between micro-batches"),

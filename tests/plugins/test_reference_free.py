@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.algorithm import Algorithm
@@ -19,8 +19,8 @@ from tests.plugins.handmade import batch, metric, values
 ALGORITHMS: list[type[Algorithm]] = [SimPO, CPO, ORPO]
 
 
-def made_by(algorithm: type[Algorithm], **settings: Any) -> Algorithm:
-    return algorithm(algorithm.Config(**settings))
+def made_by(algorithm: type[Algorithm], **chosen: Any) -> Algorithm:
+    return algorithm(algorithm.Config(**chosen))
 
 
 def test_simpo_averages_and_takes_the_margin_off() -> None:
@@ -90,6 +90,7 @@ answer = st.lists(st.floats(-60, 0, width=32), min_size=1, max_size=4)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
+@settings(max_examples=30, deadline=None)
 @given(rows=st.lists(st.fixed_dictionaries({"chosen": answer, "rejected": answer}), min_size=1, max_size=4))
 def test_values_are_finite_and_follow_their_pairs(algorithm: type[Algorithm], rows: list[Any]) -> None:
     """Values of all pairs together are those of each alone, in order."""

@@ -14,6 +14,7 @@ the chosen loss ignores can be refused. It may ask for
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -143,6 +144,7 @@ DIVERGENCES: Mapping[str, Callable[..., Tensor]] = {
 """h of Δ, by TRL's names: f-DPO, 2309.16240 Table 1. The map is right only in differences, where log Z(x) cancels."""
 
 
+@functools.cache
 def reads(function: Callable[..., Tensor]) -> frozenset[str]:
     """The names of what a function of these tables asks for."""
     return frozenset(inspect.signature(function).parameters)
