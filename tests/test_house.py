@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pluggy
 import pytest
+from click.testing import CliRunner
 
 import align
 from align import hookspecs
-from align.cli import COMMANDS
+from align.cli import COMMANDS, main
 from align.core.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,33 @@ def test_help_lists_every_command_and_loads_none() -> None:
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name, (_, summary) in COMMANDS.items() if summary)
     assert done.stdout.endswith("[]\n")
+
+
+def test_answering_touches_neither_network_nor_disk_nor_other_programs() -> None:
+    watch = """
+import sys
+seen = []
+def hook(event, arguments):
+    if event in ("socket.connect", "subprocess.Popen", "os.system", "os.exec", "os.remove", "os.rename"):
+        seen.append(event)
+    if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+        seen.append(arguments)
+sys.addaudithook(hook)
+from align.cli import main
+main(["plugins", "list"], standalone_mode=False)
+print("SEEN", seen)
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", watch], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("SEEN []\n"), done.stdout
+
+
+def test_a_message_cannot_command_the_terminal() -> None:
+    done = CliRunner().invoke(main, ["train", "\x1b[31m\x1b]0;title\x07no.yaml"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert (
+        done.stderr
+        == "]0;titleno.yaml\n    cannot be read: No such file or directory\n    give the path of a run file\n"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(align.__all__))

@@ -114,7 +114,7 @@ def _problems(
         elif first["type"] == "value_error":
             yield from _said(str(first["ctx"]["error"]), model, path, where)
         elif not any(len(other) > len(path) and other[: len(path)] == path for other in by_place):
-            wanted = " or ".join(dict.fromkeys(_wanted(error) for error in found))
+            wanted = " or ".join(dict.fromkeys(_wanted(error) for error in found)).replace(" or must be ", " or ")
             expected = [word for error in found for word in _expected(error)]
             near = did_you_mean(value, expected) if isinstance(value, str) else ""
             yield Problem(where(path), f"is {_shown(path, value)}; {wanted}", near if near.startswith("did") else "")

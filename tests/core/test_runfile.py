@@ -174,7 +174,7 @@ run.yaml line 3: model.dtype
 run.yaml line 3: model.adapter.rank
     is 0; must be greater than 0
 run.yaml line 3: model.adapter.targets
-    is 3; must be 'all-linear' or must be a list
+    is 3; must be 'all-linear' or a list
 run.yaml line 5: data.train[0].format
     no format is called 'alpca'
     did you mean 'alpaca'?
@@ -199,7 +199,7 @@ run.yaml line 16: loggers[1].type
     no logger is called 'wanb'
     did you mean 'wandb'?
 run.yaml line 17: devices.count
-    is 'many'; must be a whole number or must be 'auto'
+    is 'many'; must be a whole number or 'auto'
 run.yaml line 17: devices.strategy.type
     no strategy is called 'dpp'
     did you mean 'ddp'?
