@@ -98,7 +98,11 @@ class _RunFile:
             if isinstance(holder, dict) and holder.get(part) is None and not below.isdecimal() and part != "stages":
                 holder[part] = {}
             holder = holder.get(part) if isinstance(holder, dict) else holder[step]
-        document = strictyaml.read(value, f"command line: {key}")
+        try:
+            document = strictyaml.read(value, f"command line: {key}")
+        except AlignError as error:
+            self.problems += error.problems
+            return
         self.problems += document.problems
         holder[path[-1]] = document.values
         self.places = {old: place for old, place in self.places.items() if old[: len(path)] != path}
@@ -130,7 +134,7 @@ class _RunFile:
     def _stages(self) -> tuple[list[Any], list[set[Path]]]:
         """Each stage laid over the defaults, and the paths in it that came from them."""
         known = {*RUN_KEYS, *Stage.model_fields}
-        for key in self.values.keys() - known:
+        for key in [key for key in self.values if key not in known]:
             self._problem((key,), "is not a key here", unknown(key, known, HOMES))
         defaults = {key: value for key, value in self.values.items() if key in known and key not in RUN_KEYS}
         if "stages" not in self.values:

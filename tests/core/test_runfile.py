@@ -122,6 +122,7 @@ def test_an_override_to_another_plugin_leaves_the_settings_of_the_first_behind(r
         ("data.train.7.path=x", "command line: data.train.7.path\n    data.train has no '7'\n    give it in the file"),
         ("output.name=x", "command line: output.name\n    output has no 'name'\n    give it in the file"),
         ("stages.x.seed=1", "command line: stages.x.seed\n    stages has no 'x'\n    give it in the file"),
+        ("loggers=[csv", "command line: loggers line 1\n    is not YAML"),
         ("train.epochs=.nan", "command line: train.epochs line 1\n    is .nan; must be a finite number\n"
          "    write one of ordinary size"),
     ],
