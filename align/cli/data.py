@@ -65,6 +65,8 @@ def _print(found: Survey) -> None:
         click.echo(found.error)
         return
     click.echo(f"{found.path}: {found.form}: {found.rows} good, {found.bad.summary}")
+    if found.left_out:
+        click.echo(f"  not read: {', '.join(found.left_out)}")
     for row in found.bad.rows:
         click.echo(f"  {row}")
     if len(found.bad) > len(found.bad.rows):

@@ -74,6 +74,17 @@ def test_one_file_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
     assert f"{path}:2" in result.output
 
 
+def test_directory_says_what_it_leaves_out(tmp_path: Path) -> None:
+    for name in ("train.jsonl", "test.jsonl", "README.md"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    result = check(tmp_path)
+    assert result.exit_code == 0
+    assert (
+        result.output
+        == f"{tmp_path}: standard text rows (format text): 1 good, 0 bad rows\n  not read: README.md, test.jsonl\n"
+    )
+
+
 def test_kind_and_format(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a", "completion": "b", "text": "c"}\n')

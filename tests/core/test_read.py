@@ -287,6 +287,7 @@ class TestDirectory:
         found = items(tmp_path)
         assert [r.text for r in found if isinstance(r, Record)] == ["a.json", "b.jsonl", "sub/c.jsonl"]
         assert faults(tmp_path) == [(0, "empty-file")]
+        assert Reading(Source(path=str(tmp_path))).left_out == ["README.md"]
 
     def test_splits_by_name(self, tmp_path: Path) -> None:
         for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
@@ -295,6 +296,9 @@ class TestDirectory:
         assert [r.text for r in items(tmp_path, split="test") if isinstance(r, Record)] == ["test-00000-of-00001"]
         with pytest.raises(AlignError, match=r"no files of the split 'validation'\n.*test, train"):
             items(tmp_path, split="validation")
+        (tmp_path / "more.jsonl").write_text('{"text": "a"}')
+        with pytest.raises(AlignError, match=r"files of the splits test, train, and more.jsonl that names none"):
+            items(tmp_path)
 
     def test_ids_are_unique_in_all_of_it(self, tmp_path: Path) -> None:
         for name in "ab":

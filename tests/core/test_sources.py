@@ -164,6 +164,7 @@ class TestBadRows:
                     "form": "standard text rows (format text)",
                     "rows": 2,
                     "bad": 2,
+                    "left_out": [],
                     "files": [{"path": path, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}],
                 }
             ],

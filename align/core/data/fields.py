@@ -20,7 +20,11 @@ Row = Mapping[str, Any]
 def content(row: Row, key: str) -> Content:
     """A string, or a list of messages; neither empty."""
     value = row[key]
-    return messages(value, key) if isinstance(value, list) else string(row, key)
+    if isinstance(value, list):
+        return messages(value, key)
+    if value is None or isinstance(value, str):
+        return string(row, key)
+    raise RowError("wrong-type", f"is {a(value)}, not a string or a list of messages", key)
 
 
 def string(row: Row, key: str) -> str:
@@ -77,7 +81,7 @@ def structure(row: Row, key: str, of: type[list[Any]] | type[dict[str, Any]]) ->
         try:
             value = decode(value)
         except RowError as error:
-            raise RowError(error.kind, f"as JSON {error.what}", key) from None
+            raise RowError(error.kind, error.what, key) from None
     if not isinstance(value, of):
         raise RowError("wrong-type", f"is {a(value)}, not {a(of())}", key)
     return value

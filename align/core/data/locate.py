@@ -18,6 +18,7 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_METADATA = ("dataset_info.json", "dataset_infos.json")
 _WORD = re.compile(r"[a-z]+")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _KNOWN = f"known: {' '.join(SUFFIXES)}, all but the last also with {' or '.join(COMPRESSIONS)}"
@@ -37,20 +38,22 @@ class Part:
     open: Callable[[], Iterator[tuple[Chunk, int]]]
 
 
-def locate(source: Source, stream: bool = False) -> list[Part]:
-    """The parts of a source, in order of their names. stream: read a hub data set as it downloads.
+def locate(source: Source, stream: bool = False) -> tuple[list[Part], list[str]]:
+    """The parts of a source in order of their names, and the files of its directory that are none of them.
+
+    stream: read a hub data set as it downloads.
 
     Raises AlignError where there are none.
     """
     path = Path(source.path).expanduser()
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            return [_dataset(source, lambda datasets: datasets.load_from_disk(str(path)))]
-        return [_file(file) for file in _files(path, source.split)]
+            return [_dataset(source, lambda datasets: datasets.load_from_disk(str(path)))], []
+        return _files(path, source.split)
     if path.is_file():
         if not file_kind(path)[0]:
             raise AlignError("is a file of an unknown type", _KNOWN, where=str(path))
-        return [_file(path)]
+        return [_file(path)], []
     looks_like_file = file_kind(path)[0] or source.path.startswith((".", "/", "~"))
     if path.exists() or looks_like_file or not _HUB_ID.fullmatch(source.path):
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")][:1000]) if path.parent.is_dir() else ""
@@ -59,30 +62,33 @@ def locate(source: Source, stream: bool = False) -> list[Part]:
     def load(datasets: Any) -> Any:
         return datasets.load_dataset(source.path, source.subset, split=source.split, streaming=stream)
 
-    return [_dataset(source, load)]
+    return [_dataset(source, load)], []
 
 
 def _file(path: Path) -> Part:
     return Part(str(path), path.stat().st_size, path, lambda: chunks(path))
 
 
-def _files(directory: Path, split: str) -> list[Path]:
-    """All data files below, hidden ones left out.
+def _files(directory: Path, split: str) -> tuple[list[Part], list[str]]:
+    """All data files below but hidden ones and ``datasets``' own.
 
-    Where names tell splits apart (``train-00000.parquet``, ``data/test.jsonl``), those of one split only, as
-    ``datasets`` does it.
+    Where names tell splits apart (``train-00000.parquet``, ``data/test.jsonl``), those of one split only.
     """
     inside = [path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file()]
-    found = [path for path in inside if file_kind(path)[0] and not any(part.startswith(".") for part in path.parts)]
+    visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
+    found = [path for path in visible if file_kind(path)[0] and path.name not in _METADATA]
     if not found:
         raise AlignError("has no data files in it", _KNOWN, where=str(directory))
-    split_of = {path: _split_of(path) for path in found}
-    if any(split_of.values()):
-        names = sorted(set(filter(None, split_of.values())))
-        found = [path for path in found if split_of[path] == split]
-        if not found:
+    splits = {path: _split_of(path) for path in found}
+    names = sorted(filter(None, set(splits.values())))
+    if names:
+        if nameless := [str(path) for path in found if not splits[path]]:
+            what = f"has files of the splits {', '.join(names)}, and {nameless[0]} that names none"
+            raise AlignError(what, "give the files one by one", where=str(directory))
+        if split not in names:
             raise AlignError(f"has no files of the split {split!r}", f"split: {', '.join(names)}", where=str(directory))
-    return [directory / path for path in found]
+        found = [path for path in found if splits[path] == split]
+    return [_file(directory / path) for path in found], [str(path) for path in visible if path not in found]
 
 
 def _split_of(path: Path) -> str:

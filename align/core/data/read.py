@@ -44,7 +44,7 @@ class Reading:
         self.source, self.kinds = source, tuple(kinds)
         self.formats = [known() for known in registry.working("format").values()]
         self.asked = self.formats if source.format == "auto" else [registry.get("format", source.format)()]
-        self.parts = locate(source, stream)
+        self.parts, self.left_out = locate(source, stream)
         self.form = self._recognised()
 
     def rows(
@@ -194,7 +194,7 @@ _ALIASES = {
 
 def _mixed(row: Row, form: Form) -> BadRow:
     this = Form(form.format, row.record.kind, row.record.conversational)
-    return _bad(row, RowError("mixed", f"is of {this} among {form}"))
+    return _bad(row, RowError("mixed", f"is a {this.words} row among {form}"))
 
 
 def _unique(row: Row, ids: dict[str | int, str]) -> Row | BadRow:

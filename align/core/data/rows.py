@@ -28,9 +28,14 @@ class Form(NamedTuple):
     kind: Kind | None
     conversational: bool | None
 
-    def __str__(self) -> str:
+    @property
+    def words(self) -> str:
+        """``conversational preference``."""
         style = {None: "", True: "conversational ", False: "standard "}[self.conversational]
-        return f"{style}{self.kind or ''} rows (format {self.format.name})"
+        return style + (self.kind or "")
+
+    def __str__(self) -> str:
+        return f"{self.words} rows (format {self.format.name})"
 
 
 class Job(NamedTuple):

@@ -141,6 +141,7 @@ def _rows(
             "form": str(reading.form),
             "rows": good,
             "bad": len(bad) - before,
+            "left_out": reading.left_out,
             "files": [{"path": name, "sha256": digest.result() if digest else None} for name, digest in files],
         }
     )

@@ -52,7 +52,9 @@ def decode(text: str) -> Any:
     except json.JSONDecodeError as error:
         if "\0" in text:
             raise RowError("nul", "has a NUL byte") from None
-        raise RowError("malformed-json", f"is no JSON: {error.msg} at column {error.colno}") from None
+        raise RowError(
+            "malformed-json", f"is no JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+        ) from None
     except _Number as error:
         inspect(json.loads(text))  # to name the field
         raise RowError("number", f"has the number {error}") from None

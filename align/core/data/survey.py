@@ -16,12 +16,17 @@ from align.schemas.run import Source
 
 @dataclass(slots=True)
 class Survey:
-    """What was found. form: of most rows, in words. rows: good ones. error: why it could not be read at all."""
+    """What was found.
+
+    form: of most rows, in words. rows: good ones. left_out: files of a directory that were not read. error: why it
+    could not be read at all.
+    """
 
     path: str
     form: str = ""
     rows: int = 0
     bad: BadRows = field(default_factory=BadRows)
+    left_out: list[str] = field(default_factory=list)
     error: str = ""
 
     @property
@@ -35,6 +40,7 @@ class Survey:
             "path": self.path,
             "form": self.form,
             "error": self.error,
+            "left_out": self.left_out,
             "rows": self.rows,
             "bad": len(self.bad),
             "bad_by_kind": dict(self.bad.counts.most_common()),
@@ -47,6 +53,7 @@ def survey(source: Source, kinds: Iterable[Kind] = KINDS, *, progress: bool = Fa
     found = Survey(source.path)
     try:
         reading = Reading(source, kinds)
+        found.left_out = reading.left_out
         found.form = str(reading.form or "no row that parses")
         for item in reading.rows(progress=progress):
             if isinstance(item, BadRow):
