@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from align.core.data import template
@@ -20,6 +21,7 @@ from align.core.data.doctor import Draft
 from align.core.data.encode import Encoder
 from align.core.data.guard import MAX_CHARACTERS, Guard, Refusal, respelt
 from align.core.data.template import deadline, drafts
+from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from tests.core import families
 from tests.core.families import assistant, settings, tokenizer, user
@@ -150,8 +152,8 @@ def test_without_a_template_a_conversation_is_refused() -> None:
 
 def test_a_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template, "RENDER_SECONDS", 0.3)
-    finding, detail = refused(Record("text", "f:1", text=CHAT), tokenizer(families.ENDLESS))
-    assert (finding, "longer than 0.3 s" in detail) == ("template-failed", True)
+    with pytest.raises(AlignError, match=r"f:1\n.* took longer than 0\.3 s"):
+        one(Record("text", "f:1", text=CHAT), tokenizer(families.ENDLESS))
 
 
 def test_a_template_that_writes_without_measure_is_stopped() -> None:
@@ -233,6 +235,37 @@ def test_a_boundary_between_tokens_is_refused_when_the_prompt_alone_has_others()
     prompt = tok.apply_chat_template(CHAT[:1], add_generation_prompt=True)["input_ids"]
     assert apart.ids[: len(prompt)].tolist() == prompt
     assert scored_text(apart, tok) == ["Yes, it is.<|eot_id|>"]
+
+
+TEXTS = st.lists(st.sampled_from([*"ab tenh\n.é好", " the", "he sum", "\u200d", "🙂", "  ", " \n"]), max_size=8).map(
+    "".join
+)
+
+
+@given(prompt=TEXTS, answer=TEXTS)
+def test_a_boundary_is_refused_exactly_where_the_prompts_tokens_are_no_prefix(prompt: str, answer: str) -> None:
+    """The rule that TRL warns by, and what a model sees when it is used. The oracle tokenises both from scratch."""
+    tok = STYLES["bytes"]
+    alone, whole = tok(prompt)["input_ids"], tok(prompt + answer)["input_ids"]
+    row = Record("completion", "f:1", prompt=prompt, completion=answer)
+    if whole[: len(alone)] != alone:
+        assert refused(row, tok)[0] == "boundary-merge"
+        return
+    draft = one(row, tok)
+    assert draft.ids.tolist() == [*whole, tok.eos_token_id]
+    assert draft.scored.tolist() == [i >= max(1, len(alone)) for i in range(len(whole) + 1)]
+
+
+def test_how_a_tokenizer_was_saved_does_not_matter() -> None:
+    """Truncation and padding may be left switched on in it, and offsets may be trimmed."""
+    row = Record("completion", "f:1", prompt="What is", completion=" the sum of two")
+    plain, odd = tiny_tokenizer(), tiny_tokenizer()
+    odd.backend_tokenizer.enable_truncation(3)
+    odd.backend_tokenizer.enable_padding(length=64)
+    odd.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    ours, theirs = one(row, plain), one(row, odd)
+    assert (ours.ids.tolist(), ours.scored.tolist()) == (theirs.ids.tolist(), theirs.scored.tolist())
+    assert scored_text(theirs, odd) == [" the sum of two<|im_end|>"]
 
 
 def test_apart_means_without_the_space_that_begins_a_text() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from align.core.data.guard import Refusal, Span, respell, respelt
 from align.schemas.errors import AlignError
@@ -43,12 +44,17 @@ class Encoder:
             raise AlignError(
                 f"the tokenizer {type(tokenizer).__name__} has no fast form", "convert it to a tokenizer.json first"
             )
-        spec = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-        self.prefix: list[int] = _before(Tokenizer.from_str(json.dumps(spec)))
-        spec["post_processor"] = None  # what it adds is ``prefix``; the rest of it makes offsets inexact
-        self.json = json.dumps(spec)
-        self.special: dict[str, int] = {t["content"]: t["id"] for t in spec["added_tokens"] if t["special"]}
-        self.added = frozenset[int](t["id"] for t in spec["added_tokens"])
+        bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        self.prefix: list[int] = whole[:at]
+        """What the tokenizer puts before any text."""
+        backend = tokenizer.backend_tokenizer
+        self.json = backend.to_str()  # without truncation and padding: the calls above switched them off
+        added = backend.get_added_tokens_decoder()
+        self.special: dict[str, int] = {token.content: i for i, token in added.items() if token.special}
+        self.added = frozenset[int](added)
+        fit = (i for i, token in sorted(added.items()) if token.special and not (token.rstrip or token.single_word))
+        self._anchor = next(((added[i].content, i) for i in fit), ("", -1))  # after it, text is a continuation
         self.variables: dict[str, str] = dict(tokenizer.special_tokens_map)
         self.eos = self.variables.get("eos_token", "")
         self.templates: str | dict[str, str] | None = tokenizer.chat_template
@@ -57,9 +63,8 @@ class Encoder:
         self.pad_id: int | None = tokenizer.pad_token_id
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in vars(self).items() if not hasattr(type(self), name)
-        }  # none of the caches
+        built = {name for name, value in vars(type(self)).items() if isinstance(value, cached_property)}
+        return {name: value for name, value in vars(self).items() if name not in built}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -89,7 +94,9 @@ class Encoder:
 
     @cached_property
     def _plain(self) -> Tokenizer:
-        return Tokenizer.from_str(self.json)
+        plain = Tokenizer.from_str(self.json)
+        plain.post_processor = TemplateProcessing(single="$A")  # nothing: byte-level ones make offsets inexact
+        return plain
 
     @cached_property
     def _guarded(self) -> Tokenizer:
@@ -100,13 +107,6 @@ class Encoder:
                 "take such text out of the data (`align data show` names it: special-token-in-text)",
             )
         return guarded
-
-    @cached_property
-    def _anchor(self) -> tuple[str, int]:
-        """A special token after which text is a continuation, or nothing where there is no such token."""
-        added = json.loads(self.json)["added_tokens"]
-        fit = (t for t in added if t["special"] and not (t["rstrip"] or t["single_word"]))
-        return next(((t["content"], t["id"]) for t in fit), ("", -1))
 
     def encode(self, text: str, guarded: bool = False, goes_on: bool = False) -> NDArray[np.int32]:
         """Tokens of a text, nothing added.
@@ -167,10 +167,3 @@ class Encoder:
             pieces.append(text if whole else "")
             waiting = [] if whole else waiting
         return pieces
-
-
-def _before(tokenizer: Tokenizer) -> list[int]:
-    """The tokens that a tokenizer puts before each text it is asked to encode."""
-    bare, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return whole[:at]

@@ -112,6 +112,7 @@ def respell(spec: dict[str, Any], special: Mapping[str, int]) -> dict[str, Any]:
     for token in spec["added_tokens"]:
         if token["special"]:
             token |= {"content": name[token["content"]], "normalized": False}
+    spec["post_processor"] = None
     model = spec["model"]
     model["vocab"] = (
         {name.get(text, text): i for text, i in model["vocab"].items()}

@@ -21,6 +21,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template  # th
 from align.core.data.doctor import Draft, Note, Settings
 from align.core.data.encode import Encoder
 from align.core.data.guard import MAX_CHARACTERS, Guard, Refusal, Span
+from align.schemas.errors import AlignError
 from align.schemas.records import Message, Record
 
 RENDER_SECONDS = 10.0
@@ -35,7 +36,7 @@ def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[l
     """The uncut examples of one record, each a list of sequences, and what was noticed while making them.
 
     text -> ``text``; completion, unpaired -> ``completion``; preference -> ``chosen``, ``rejected``. One example, save
-    where the run file accepts turn-not-prefix. Raises Refusal.
+    where the run file accepts turn-not-prefix. Raises Refusal, and AlignError where the template does not end.
     """
     if record.kind not in settings.learns_from:
         raise Refusal("wrong-kind", f"a {record.kind} row")
@@ -65,7 +66,7 @@ class _Row:
     """One record on its way through the template."""
 
     def __init__(self, record: Record, encoder: Encoder, settings: Settings) -> None:
-        self.encoder, self.settings = encoder, settings
+        self.encoder, self.settings, self.source = encoder, settings, record.source
         self.notes: list[Note] = []
         if reserved := _RESERVED & record.chat_template_kwargs.keys():
             raise Refusal("template-failed", f"chat_template_kwargs may not set {', '.join(sorted(reserved))}")
@@ -183,6 +184,9 @@ class _Row:
                         left -= len(block)
                         if left < 0:
                             raise ValueError(f"it writes more than {MAX_CHARACTERS:,} characters")
+        except TimeoutError as error:  # at once: it may be so for every row
+            mend = "give another template in model.chat_template, or leave the row out"
+            raise AlignError(f"the chat template {error}", mend, where=self.source) from None
         except Exception as error:  # a template is a program that works on the row: anything may come out
             raise Refusal("template-failed", f"{type(error).__name__}: {error}"[:200]) from None
         return "".join(blocks), spans if marks and _MARKS.search(source) else None
