@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,3 +232,9 @@ def test_settings_come_from_algorithm_and_data() -> None:
     made = Settings.of(Pretrain(Pretrain.Config()), Data(train=[{"path": "f.jsonl"}], truncation="split"))
     assert (made.scores_prompt, made.reward, made.truncation, made.learns_from) == (True, False, "split", ("text",))
     assert Settings.of(RewardModel(RewardModel.Config()), Data(train=[{"path": "f.jsonl"}])).reward
+
+
+def test_the_manual_lists_every_finding_as_it_is() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    rows = [f"| `{name}` | {e.level} | {e.what} | {e.accepted} |" for name, e in CATALOGUE.items()]
+    assert manual.endswith("\n".join(rows) + "\n")
