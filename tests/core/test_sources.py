@@ -262,7 +262,19 @@ class TestStream:
             next(windows)
         windows = stream(report_dir=tmp_path, train=path, stream_window=2, on_bad_rows="skip")
         assert [len(next(windows).bad) for _ in range(4)] == [0, 1, 0, 0]  # once, though the file is read again
-        assert json.loads((tmp_path / "data_report.json").read_text())["bad"] == 1
+        assert json.loads((tmp_path / "stream_report.json").read_text())["bad"] == 1
+
+    def test_report_goes_on_after_a_break(self, tmp_path: Path) -> None:
+        rows = [{"text": "0"}, "{", {"text": "1"}, {"text": ""}, {"text": "2"}]
+        data: dict[str, Any] = {"train": write(tmp_path / "a.jsonl", rows), "on_bad_rows": "skip", "stream_window": 1}
+        windows = stream(None, tmp_path, **data)
+        first, second = next(windows), next(windows)
+        assert [len(first.bad), len(second.bad)] == [0, 1]
+        again = stream(first.places, tmp_path, **data)  # the second window, once more, and the third
+        assert [len(next(again).bad) for _ in range(2)] == [1, 1]
+        report = json.loads((tmp_path / "stream_report.json").read_text())
+        assert report["bad_by_kind"] == {"malformed-json": 1, "empty": 1}
+        assert [row["line"] for row in report["bad_rows"]] == [2, 4]
 
     def test_nothing_good(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", ["{", '{"text": ""}'])

@@ -91,10 +91,12 @@ class BadRows:
         if len(self.rows) < LISTED:
             self.rows.append(row)
 
-    def extend(self, other: BadRows) -> None:
-        """Enter another book's."""
-        self.counts += other.counts
-        self.rows += other.rows[: LISTED - len(self.rows)]
+    def merge(self, other: BadRows) -> None:
+        """Enter another book's, but for the rows that are listed here already."""
+        known = set(self.rows)
+        twice = [row for row in other.rows if row in known]
+        self.counts += other.counts - Counter(row.kind for row in twice)
+        self.rows += [row for row in other.rows if row not in known][: LISTED - len(self.rows)]
 
     def __len__(self) -> int:
         return self.counts.total()
@@ -112,10 +114,9 @@ class BadRows:
         return AlignError.gather([*problems, Problem("", f"{self.summary}{more}", mend)])
 
 
-def write_report(directory: Path, sources: Iterable[Mapping[str, Any]], bad: BadRows) -> Path:
-    """Keep what was read and what was bad as ``data_report.json``; replaces an older one in one piece."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "data_report.json"
+def write_report(path: Path, sources: Iterable[Mapping[str, Any]], bad: BadRows) -> None:
+    """Keep what was read and what was bad; replaces an older report in one piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "sources": list(sources),
         "bad": len(bad),
@@ -126,4 +127,11 @@ def write_report(directory: Path, sources: Iterable[Mapping[str, Any]], bad: Bad
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
-    return path
+
+
+def read_report(path: Path) -> BadRows:
+    """The bad rows of a report, none if there is no report."""
+    if not path.is_file():
+        return BadRows()
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return BadRows(Counter(report["bad_by_kind"]), [BadRow(**row) for row in report["bad_rows"]])

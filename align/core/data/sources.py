@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from align.core.data.faults import BadRow, BadRows, write_report
+from align.core.data.faults import BadRow, BadRows, read_report, write_report
 from align.core.data.read import Reading
 from align.core.data.rows import Row
 from align.schemas.errors import AlignError
@@ -61,7 +61,7 @@ def load_records(
         for row in _rows(source, data, learns_from, bad, reports, progress):
             held_out.add(row, index)
     if report_dir is not None:
-        write_report(report_dir, reports, bad)
+        write_report(report_dir / "data_report.json", reports, bad)
     _stop(data, bad)
     for pile, wanted, mend in (
         (train, not data.stream, "give more rows, or hold out less: data.validation_fraction"),
@@ -183,6 +183,7 @@ def stream_records(
 
     Each next record comes from the source that is furthest behind its weight, in the order of its files and rows.
     start: the ``places`` of the window before; from there on the windows are the same as they were without a break.
+    report_dir: where ``stream_report.json`` is left once a row was bad; with ``skip`` it goes on where it was left.
     Ids are not compared, as that would need all of them. Raises AlignError as ``load_records`` does, for the bad rows
     of a window before the window is handed out.
     """
@@ -190,7 +191,8 @@ def stream_records(
     if len(places) != len(data.train):
         raise AlignError(f"the stream was left with {len(places)} sources, now there are {len(data.train)}")
     streams = [_Stream(source, learns_from, place) for source, place in zip(data.train, places, strict=True)]
-    everything = BadRows()
+    report = report_dir / "stream_report.json" if report_dir else None
+    everything = read_report(report) if report and data.on_bad_rows == "skip" else BadRows()
     while True:
         records, sources, bad = list[Record](), list[int](), BadRows()
         while len(records) < data.stream_window:
@@ -202,9 +204,9 @@ def stream_records(
             records.append(record)
             sources.append(index)
         if len(bad):
-            everything.extend(bad)
-            if report_dir is not None:
-                write_report(report_dir, [{"path": source.path} for source in data.train], everything)
+            everything.merge(bad)
+            if report is not None:
+                write_report(report, [{"path": source.path} for source in data.train], everything)
             _stop(data, bad)
         yield Window(records, np.array(sources, np.int32), tuple(stream.place for stream in streams), bad)
 
