@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from align.core.algorithm import Algorithm
-from align.core.data.examples import Examples
 from align.core.data.doctor import Finding
+from align.core.data.examples import Examples
 from align.core.data.sources import Window, load_records, stream_records
 from align.core.data.tokenise import Tokenised, tokenise
 from align.core.train.rundir import cache_directory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,7 +61,7 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
             "give train.max_steps, or read the files whole: data.stream: false",
             where=f"{stage.name}: data.stream",
         )
-    tokenizer = load_tokenizer(stage.model)
+    tokenizer = load_tokenizer(stage.model, algorithm.head)
     preparation = Preparation(stage, tokenizer, algorithm, directory.stage(stage.name).path, progress)
     prepared = preparation.prepare()
 
@@ -87,12 +87,19 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         int(os.environ.get("WORLD_SIZE", "1")),
     )
     if reference is not None:
-        prepared = _measured(prepared, reference, policy, cutter, hardware, progress)
+        with autocast(hardware, stage.train.precision):
+            prepared = _measured(prepared, reference, policy, cutter, hardware, progress)
     phases: Phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
     if stage.data.stream:
         fingerprint = digest(stage.data.model_dump(mode="json"))
         phases = StreamPhases(preparation.windows, preparation.window, cutter, stage.train, stage.seed, fingerprint)
     return Setup(stage, algorithm, tokenizer, policy, reference, prepared, cutter, phases, strategy, hardware)
+
+
+def autocast(hardware: Hardware, precision: str) -> AbstractContextManager[object]:
+    """The context that training's forward passes run in, so that the reference is measured as the policy will be."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(hardware.accelerator, dtype)
 
 
 def _measured(
