@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,14 +75,15 @@ class Store:
     def __init__(self, batches: Sequence[pa.RecordBatch], fingerprint: str, weights: Sequence[float] = (1.0,)) -> None:
         self.fingerprint = fingerprint
         self.weights = tuple(weights)
-        self._batches = [batch for batch in batches if len(batch)]
-        self._firsts = np.cumsum([0, *map(len, self._batches)])
-        self._tokens = [_Ragged.of(batch["tokens"]) for batch in self._batches]
-        self._scored = [_Ragged.of(batch["scored"]) for batch in self._batches]
-        self._parts = [_Ragged.of(batch["lengths"]) for batch in self._batches]
+        batches = [batch for batch in batches if len(batch)]
+        self._firsts = np.cumsum([0, *map(len, batches)])
+        self._said = [[batch[name] for name in ("source", "roles", "columns")] for batch in batches]
+        self._tokens = [_Ragged.of(batch["tokens"]) for batch in batches]
+        self._scored = [_Ragged.of(batch["scored"]) for batch in batches]
+        self._parts = [_Ragged.of(batch["lengths"]) for batch in batches]
         empty = np.zeros(0, np.int64)
         self.lengths: NDArray[np.int64] = np.concatenate([empty, *(np.diff(t.offsets) for t in self._tokens)])
-        which = [batch["which"].to_numpy() for batch in self._batches]
+        which = [batch["which"].to_numpy() for batch in batches]
         self.sources: NDArray[np.int32] = np.concatenate([empty, *which]).astype(np.int32)
 
     def __len__(self) -> int:
@@ -90,21 +92,14 @@ class Store:
     def __getitem__(self, index: int) -> Example:
         index = range(len(self))[index]  # IndexError, and from the end where negative
         part = int(np.searchsorted(self._firsts, index, "right")) - 1
-        i, batch = index - int(self._firsts[part]), self._batches[part]
-        edges = np.cumsum([0, *self._parts[part][i]])
+        i = index - int(self._firsts[part])
+        source, roles, columns = (column[i].as_py() for column in self._said[part])
+        edges = [0, *accumulate(self._parts[part][i].tolist())]
         tokens, scored = self._tokens[part][i], self._scored[part][i].view(np.bool_)
-        return Example(
-            source=batch["source"][i].as_py(),
-            sequences=tuple(
-                TokenSequence(
-                    role=role,
-                    tokens=tokens[edges[k] : edges[k + 1]],
-                    scored=scored[edges[k] : edges[k + 1]],
-                )
-                for k, role in enumerate(batch["roles"][i].as_py())
-            ),
-            columns=json.loads(batch["columns"][i].as_py()),
+        sequences = (
+            TokenSequence(r, tokens[a:b], scored[a:b]) for r, (a, b) in zip(roles, pairwise(edges), strict=True)
         )
+        return Example(source, tuple(sequences), json.loads(columns))
 
     @classmethod
     def write(
