@@ -75,9 +75,7 @@ def step_gradients(
         outcome = algorithm.loss(batch)
         _check_counts(algorithm, outcome, denominators(chosen))
         names.add((*(term.per for term in outcome.terms), *outcome.metrics))
-        loss = anchor
-        for term in outcome.terms:
-            loss = loss + term.weight * term.values.sum() / max(counts.get(term.per, 0.0), 1.0)
+        loss = outcome.share(counts) + anchor
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     assert len(names) == 1, f"{algorithm.name}: terms or metrics differ between micro-batches of one step: {names}"

@@ -112,7 +112,7 @@ class Outcome(NamedTuple):
     metrics: Mapping[str, Metric | Tensor]
 
     def share(self, counts: Mapping[str, float]) -> Tensor:
-        """This micro-batch's summand of the step's loss; ``counts`` are of the whole step (``plan.denominators``)."""
+        """What a micro-batch adds to the step's loss; ``counts`` are of the whole step (``plan.denominators``)."""
         shares = [term.weight * term.values.sum() / max(counts.get(term.per, 0.0), 1.0) for term in self.terms]
         return torch.stack(shares).sum()
 
@@ -156,6 +156,10 @@ class Algorithm:
         """The loss of one micro-batch, unreduced."""
         raise NotImplementedError
 
+    def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Further numbers to log, made of the reduced ones of a step or a held-out set (a perplexity)."""
+        return {}
+
     def auxiliary(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Further examples that ``statistics`` is computed on, made from all examples of one optimizer step.
 
@@ -164,6 +168,8 @@ class Algorithm:
         return ()
 
     def statistics(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Values [N] over the auxiliary examples; the engine hands their means over the step to ``loss`` in
-        ``batch.step``. Runs without gradient, before the step's first micro-batch."""
+        """Values [N] over the auxiliary examples, whose means over the step ``loss`` finds in ``batch.step``.
+
+        Runs without gradient, before the step's first micro-batch.
+        """
         return {}

@@ -61,7 +61,7 @@ class Model(Config):
     revision: str | None = None
     """A hub revision (branch, tag or commit)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type the weights are held in. Master weights in float32 with ``train.precision: bf16-mixed`` is the safe choice."""
+    """Type the weights are held in; float32 under ``train.precision: bf16-mixed`` is the safe choice."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     """Attention implementation; ``auto`` leaves it to transformers."""
     adapter: Adapter | None = None
@@ -88,7 +88,7 @@ class Source(Config):
     format: str = "auto"
     """A format plugin's name; ``auto`` recognises it by the keys."""
     weight: PositiveFloat = 1.0
-    """Share in the mixture: each epoch draws from the sources in proportion to their weights. All equal: every row once."""
+    """Share in the mixture: each epoch draws from the sources by weight. All equal: every row once."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Rename the file's columns: ``{prompt: question}`` reads ``question`` as ``prompt``."""
 
@@ -159,7 +159,7 @@ class Train(Config):
     batch_size: PositiveInt = 16
     """Examples per optimizer step, over all devices: what is learned depends on it and on no other size here."""
     micro_batch_tokens: PositiveInt | None = None
-    """Most tokens (padding included) in one forward pass; default: fitted to the device. Changes speed and memory only."""
+    """Most tokens (padding included) in a forward pass; default: by device. Changes speed and memory only."""
     micro_batch_size: PositiveInt | None = None
     """Most examples in one forward pass; default: as many as the tokens allow. Changes speed and memory only."""
     layout: Literal["auto", "packed", "padded"] = "auto"

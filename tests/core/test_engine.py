@@ -5,19 +5,25 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.core.algorithm import Algorithm, Batch, Outcome, Term
 from align.core.registry import registry
 from align.core.train import checkpoint
+from align.core.train.callbacks import Interrupted
+from align.core.train.check import check
 from align.core.train.launch import train
 from align.schemas.errors import AlignError
+from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows
 
 
@@ -85,7 +91,7 @@ def test_changed_data_is_refused_on_resume(tiny_model_dir: Path, tmp_path: Path)
     with pytest.raises(AlignError, match="holds an interrupted run, saved after step 18"):
         train(run, progress=False)
     write_rows("sft", rows, seed=1)
-    with pytest.raises(AlignError, match="its data .*not what this run has"):
+    with pytest.raises(AlignError, match=r"its data .*not what this run has"):
         train(run, resume=True, progress=False)
 
 
@@ -221,3 +227,66 @@ def test_the_log_is_the_same_however_a_step_is_cut(layout: str, tiny_model_dir: 
         whole, *cut = ([float(row[name]) for row in rows_ if row[name]] for rows_ in logs)
         for other in cut:
             assert other == pytest.approx(whole, rel=1e-3, abs=1e-4), name
+
+
+def test_a_forgetting_probe_is_logged_apart(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Continual pre-training on one text, held-out perplexity on that domain and on another, named apart."""
+    domain = write_rows("pretrain", tmp_path / "domain.jsonl")
+    general = tmp_path / "general.jsonl"
+    general.write_text("".join(json.dumps({"text": "Is the answer right? " * n}) + "\n" for n in (3, 5, 7)))
+    data = {
+        "validation": [{"path": str(domain), "name": "domain"}, {"path": str(general), "name": "general"}],
+        "validation_fraction": 0.0,
+    }
+    (result,) = train(run_for("pretrain", tiny_model_dir, domain, tmp_path / "run", data=data), progress=False)
+    before, after = log(tmp_path / "run")[0], result.metrics
+    assert float(before["val/domain/perplexity"]) == pytest.approx(math.exp(float(before["val/domain/loss"])))
+    assert after["val/domain/perplexity"] < 0.9 * float(before["val/domain/perplexity"])
+    assert after["val/general/perplexity"] != after["val/domain/perplexity"]
+    assert after["val/loss"] == after["val/domain/loss"], "the first set picks the best checkpoint"
+
+
+def streamed(model: Path, tmp_path: Path, output: str) -> Run:
+    rows = write_rows("pretrain", tmp_path / "stream.jsonl")
+    return run_for(
+        "pretrain",
+        model,
+        rows,
+        tmp_path / output,
+        data={"stream": True, "stream_window": 20, "validation_fraction": 0.0},
+        train={"max_steps": 13},
+    )
+
+
+def test_a_stream_goes_on_at_the_same_row(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Thirteen steps of 8 in windows of 20 (8, 8, 4): past the file's 48 rows, and stopped in the fourth window."""
+    (whole,) = train(streamed(tiny_model_dir, tmp_path, "whole"), progress=False)
+    stop = StopAt(10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "collect", lambda hook, **_: [stop] if hook == "make_callbacks" else [])
+        with pytest.raises(Interrupted):
+            train(streamed(tiny_model_dir, tmp_path, "broken"), progress=False)
+    (broken,) = train(streamed(tiny_model_dir, tmp_path, "broken"), resume=True, progress=False)
+    assert log(tmp_path / "broken") == log(tmp_path / "whole")
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (broken.export / name).read_bytes() == (whole.export / name).read_bytes()
+
+
+class StopAt(Callback):
+    """Sends SIGTERM to the process after a step; a plugin's callback like any other."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_check_does_everything_but_train(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = write_rows("dpo", tmp_path / "rows.jsonl")
+    (found,) = check(run_for("dpo", tiny_model_dir, rows, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    assert found.rows + found.held_out_rows == 48 and found.steps == 3 * -(-found.rows // 8)
+    assert found.micro_batches_of_first_step == 3  # eight examples, three at a time
+    assert [s.role for s in found.first.sequences] == ["chosen", "rejected"]

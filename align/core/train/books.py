@@ -5,6 +5,7 @@ One flat vector a step carries everything that ranks must agree on (loss, metric
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from align.core.algorithm import Metric
+from align.core.algorithm import Metric, Outcome
 
 Reduce = Literal["mean", "sum", "min", "max"]
 _START: Mapping[str, float] = {"mean": 0.0, "sum": 0.0, "min": float("inf"), "max": float("-inf")}
@@ -61,6 +62,30 @@ class Books:
             else:
                 result[name] = float(values.sum() if how == "sum" else values.min() if how == "min" else values.max())
         return result
+
+
+class HeldOut:
+    """Sums over one held-out set; its loss is made as a step's, with the whole set as the step."""
+
+    def __init__(self) -> None:
+        self.books = Books()
+        self.counts: Counter[str] = Counter()
+        self.terms: list[tuple[str, float]] = []
+
+    def enter(self, outcome: Outcome) -> None:
+        """One micro-batch."""
+        self.terms = [(term.per, term.weight) for term in outcome.terms]
+        for index, term in enumerate(outcome.terms):
+            self.books.add(f"_term{index}", Metric(term.values, "sum"))
+        for name, metric in outcome.metrics.items():
+            self.books.add(name, metric)
+
+    def close(self) -> dict[str, float]:
+        """The set's metrics, ``loss`` first. Collective."""
+        metrics = self.books.close()
+        sums = [metrics.pop(f"_term{index}") for index in range(len(self.terms))]
+        loss = sum(w * x / max(self.counts[per], 1) for (per, w), x in zip(self.terms, sums, strict=True))
+        return {"loss": loss, **metrics}
 
 
 def gather(table: Tensor) -> Tensor:

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from align.core.data.examples import Example, Examples
+from align.core.data.encode import Encoder
+from align.core.data.examples import Example
+from align.core.data.look import legend, shown
+from align.core.train.launch import look_over
 from align.core.train.rundir import RunDirectory
-from align.core.train.setup import Setup, set_up
+from align.core.train.setup import set_up
 from align.schemas.run import Run, Stage
 
 
@@ -45,6 +48,7 @@ def check(run: Run) -> list[StageCheck]:
     A stage that starts from what an earlier one will export is checked with the model that the chain starts from.
     Raises AlignError as launching would.
     """
+    look_over(run)
     with tempfile.TemporaryDirectory() as scratch:
         directory = RunDirectory(run.model_copy(update={"output": scratch}))
         return [_stage(directory, _rooted(run.stages, stage)) for stage in run.stages]
@@ -80,19 +84,8 @@ def _stage(directory: RunDirectory, stage: Stage) -> StageCheck:
         layout=setup.cutter.layout,
         findings=[str(finding) for finding in setup.prepared.findings],
         first=setup.prepared.train[0],
-        shown=_shown(setup, setup.prepared.train),
+        shown=shown(setup.prepared.train[0], Encoder(setup.tokenizer), colour=True),
     )
-
-
-def _shown(setup: Setup, examples: Examples) -> RenderableType:
-    """The first example's tokens, those that carry loss in green."""
-    lines = []
-    for sequence in examples[0].sequences:
-        line = Text(f"{sequence.role}: ", style="bold")
-        for token, scored in zip(sequence.tokens, sequence.scored, strict=True):
-            line.append(repr(setup.tokenizer.decode([int(token)]))[1:-1] + "·", "green" if scored else "dim")
-        lines.append(line)
-    return Group(*lines)
 
 
 def render(checks: Sequence[StageCheck]) -> None:
@@ -114,5 +107,5 @@ def render(checks: Sequence[StageCheck]) -> None:
         ):
             table.add_row(name, value)
         console.print(table, *(Text(finding, style="yellow") for finding in found.findings))
-        console.print("the first row, scored tokens in green:", found.shown)
+        console.print(legend(colour=True), found.shown)
     console.print("[green]ready to train[/green]")

@@ -21,7 +21,8 @@ from align.core.model.export import export_from_state
 from align.core.registry import registry
 from align.core.train import checkpoint, spawn
 from align.core.train.callbacks import Bar, Keeper, Metrics, Signals
-from align.core.train.module import AlignModule, NonFinite
+from align.core.train.module import AlignModule
+from align.core.train.nonfinite import NonFinite
 from align.core.train.rundir import RunDirectory, StageDirectory, digest, what_is_learned
 from align.core.train.setup import Setup, set_up
 from align.core.train.steps import StepLoader, fixed_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 
 import torch.distributed as dist
@@ -25,6 +26,7 @@ def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[Stag
 
     Raises AlignError for whatever the user can mend, and ``Interrupted`` after a signal, once the step is saved.
     """
+    look_over(run)
     directory = RunDirectory(run)
     if spawn.rank() != 0:
         return [_stage(directory, stage, progress=False) for stage in run.stages]
@@ -33,6 +35,19 @@ def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[Stag
         results = [_stage(directory, stage, progress) for stage in run.stages]
     registry.notify("run_finished", run=run, directory=directory.path, results=results)
     return results
+
+
+def look_over(run: Run) -> None:
+    """Ask the plugins (``check_run``); raises AlignError for errors, prints warnings."""
+    hardware = {stage.name: detect(stage.devices) for stage in run.stages}
+    largest = max(hardware.values(), key=lambda found: found.world_size)
+    problems = registry.collect("check_run", run=run, hardware=largest)
+    errors = [problem for problem in problems if problem.level == "error"]
+    if errors:
+        raise AlignError.gather(errors)
+    if spawn.rank() == 0:
+        for problem in problems:
+            print(problem, file=sys.stderr)
 
 
 def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageResult:

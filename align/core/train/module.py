@@ -13,7 +13,6 @@ averaged (DDP, FSDP2), hence the factor ``world_size``.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,15 +21,15 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from align.core.algorithm import Algorithm, Batch, Metric, Outcome
+from align.core.algorithm import Algorithm, Batch, Metric
 from align.core.data.collate import MicroBatch
 from align.core.model.policy import Policy
 from align.core.model.reference import Reference
-from align.core.train.books import Books
+from align.core.train.books import Books, HeldOut
+from align.core.train.nonfinite import NonFinite
 from align.core.train.random import everyone, random_state
 from align.core.train.schedule import factor
 from align.core.train.steps import StepBatch
-from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
 
@@ -144,6 +143,7 @@ class AlignModule(LightningModule):
         metrics = self._books.close()
         self.stopping = metrics.pop("_stop") > 0
         bad = metrics.pop("_bad") > 0
+        metrics |= self.algorithm.derived(metrics)
         metrics["grad_norm"] = gradient_norm(self.parameters())
         metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
         metrics["num_tokens"] = float(self.tokens_seen)
@@ -205,6 +205,7 @@ class AlignModule(LightningModule):
         for index, held_out in sorted(self._held_out.items()):
             prefix = f"val/{self.held_out_names[index]}/" if self.held_out_names[index] else "val/"
             closed = held_out.close()
+            closed |= self.algorithm.derived(closed)
             self.held_out_metrics |= {prefix + name: value for name, value in closed.items()}
             if index == 0:
                 self.held_out_metrics |= {"val/" + name: value for name, value in closed.items()}
@@ -263,47 +264,6 @@ class AlignModule(LightningModule):
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(self.stage.schedule, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class HeldOut:
-    """Sums over one held-out set; its loss is made as a step's, with the whole set as the step."""
-
-    def __init__(self) -> None:
-        self.books = Books()
-        self.counts: Counter[str] = Counter()
-        self.terms: list[tuple[str, float]] = []
-
-    def enter(self, outcome: Outcome) -> None:
-        """One micro-batch."""
-        self.terms = [(term.per, term.weight) for term in outcome.terms]
-        for index, term in enumerate(outcome.terms):
-            self.books.add(f"_term{index}", Metric(term.values, "sum"))
-        for name, metric in outcome.metrics.items():
-            self.books.add(name, metric)
-
-    def close(self) -> dict[str, float]:
-        """The set's metrics, ``loss`` first. Collective."""
-        metrics = self.books.close()
-        sums = [metrics.pop(f"_term{index}") for index in range(len(self.terms))]
-        loss = sum(w * x / max(self.counts[per], 1) for (per, w), x in zip(self.terms, sums, strict=True))
-        return {"loss": loss, **metrics}
-
-
-class NonFinite(AlignError):
-    """NaN or infinity in a loss or gradient; nothing was updated."""
-
-    def __init__(self, step: int, metrics: Mapping[str, float], rows: list[str], in_a_row: int) -> None:
-        self.step, self.rows = step, rows
-        named = (
-            "; its rows: " + ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if rows[8:] else "") if rows else ""
-        )
-        again = f", the {in_a_row}th such step in a row" if in_a_row > 1 else ""
-        super().__init__(
-            f"the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}{again}{named}",
-            "look at these rows; a lower learning rate, a warm-up or a wider dtype may help; "
-            "train.on_nonfinite: skip leaves such steps out and counts them",
-            where=f"step {step}",
-        )
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:

@@ -64,6 +64,12 @@ class KTO(Algorithm):
         """Both r and z are measured from it."""
         return True
 
+    def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """rewards/margins: the difference of the two means, as good and bad answers are not paired."""
+        if {"rewards/chosen", "rewards/rejected"} <= metrics.keys():
+            return {"rewards/margins": metrics["rewards/chosen"] - metrics["rewards/rejected"]}
+        return {}
+
     def auxiliary(self, examples: Sequence[data.Example]) -> Sequence[data.Example]:
         """Each prompt with the answer of the example before it in the step.
 

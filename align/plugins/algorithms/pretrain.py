@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from align.core.algorithm import Algorithm, Batch, Outcome, Term
@@ -33,6 +36,10 @@ class Pretrain(Algorithm):
     def scores_prompt(self) -> bool:
         """Every token carries loss."""
         return True
+
+    def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """The perplexity; of a held-out set of general text, watched beside the domain's, it shows forgetting."""
+        return {"perplexity": math.exp(min(metrics["loss"], 700.0))}
 
     def loss(self, batch: Batch) -> Outcome:
         """One value per token."""
