@@ -84,7 +84,8 @@ def kill_loop(algorithm: str, model: Path, kills: int, seed: int, root: Path) ->
                 continue
             assert status == 0, (output.parent / "child.log").read_text()
             break
-        assert outcome(output) == expected, f"after {killed} kills: {output}"
+        found = outcome(output)
+        assert found == expected, f"after {killed} kills, changed: {sorted(k for k in found if found[k] != expected[k])}"
         finished += 1
         shutil.rmtree(output.parent)
     return {"kills": killed, "runs": finished, "resumed_from_a_checkpoint": resumed}

@@ -229,6 +229,7 @@ class AlignModule(LightningModule):
             "examples_seen": self.examples_seen,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "metrics": self.metrics,
             "held_out_metrics": self.held_out_metrics,
             "reference": self.reference.state_dict() if self.reference is not None else {},
             "random": everyone(random_state()),
@@ -239,7 +240,7 @@ class AlignModule(LightningModule):
         state = checkpoint["align"]
         self.tokens_seen, self.examples_seen = state["tokens_seen"], state["examples_seen"]
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        self.held_out_metrics = state["held_out_metrics"]
+        self.metrics, self.held_out_metrics = state["metrics"], state["held_out_metrics"]
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
         self.restored_random = state["random"]
