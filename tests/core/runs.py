@@ -60,9 +60,9 @@ def write_rows(algorithm: str, path: Path, count: int = 48, seed: int = 0) -> Pa
     return path
 
 
-def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid_over: dict[str, Any]) -> Run:
+def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid_over: Any) -> Run:
     """One stage called ``only``; ``laid_over`` are sections (``train={...}``) laid over the defaults below."""
-    sections: dict[str, dict[str, Any]] = {
+    sections: dict[str, Any] = {
         "model": {"path": str(weights)},
         "data": {"train": [{"path": str(rows_file)}], "validation_fraction": 0.2, "workers": 1},
         "algorithm": {"type": algorithm},
@@ -73,7 +73,7 @@ def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid
         "checkpoint": {"every": 2},
     }
     for name, section in laid_over.items():
-        sections[name] = {**sections.get(name, {}), **section}
+        sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section
     if not (sections["data"]["validation_fraction"] or sections["data"].get("validation")):
         del sections["validation"]
     return Run.model_validate({"output": str(output), "stages": [{"name": "only", **sections}]})

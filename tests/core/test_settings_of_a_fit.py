@@ -1,0 +1,118 @@
+"""What single settings of a fit do: clipping, learning rates, precision, dropout, loggers, the bar."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from align.core.train import checkpoint
+from align.core.train.launch import train
+from align.plugins.loggers.csv import CSVFile
+from tests.core.runs import run_for, write_rows
+
+ONE_STEP: dict[str, dict[str, Any]] = {
+    "data": {"validation_fraction": 0.0},
+    "checkpoint": {"every": 1},
+    "schedule": {"type": "constant", "warmup": 0.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+
+
+def one_step(weights: Path, tmp_path: Path, name: str, algorithm: str = "sft", **sections: Any) -> dict[str, Any]:
+    """Train one step; its row of the log and its checkpoint's optimizer state."""
+    rows = write_rows(algorithm, tmp_path / f"{algorithm}.jsonl")
+    settings = ONE_STEP | sections
+    settings["train"] = {"max_steps": 1, **sections.get("train", {})}
+    train(run_for(algorithm, weights, rows, tmp_path / name, **settings), progress=False)
+    with open(tmp_path / name / "only" / "metrics.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    (optimizer,) = checkpoint.load(tmp_path / name / "only" / "checkpoints" / "step-00000001")["optimizer_states"]
+    return {"row": row, "optimizer": optimizer}
+
+
+def moment_norm(optimizer: dict[str, Any]) -> float:
+    """Norm of AdamW's first moment; after one step it is (1 - beta1) = 0.1 times that of the gradient it saw."""
+    return float(torch.cat([state["exp_avg"].flatten() for state in optimizer["state"].values()]).norm())
+
+
+def test_clipping_scales_the_gradient_to_the_norm(tiny_model_dir: Path, tmp_path: Path) -> None:
+    free = one_step(tiny_model_dir, tmp_path, "free", train={"clip_norm": None})
+    clipped = one_step(tiny_model_dir, tmp_path, "clipped", train={"clip_norm": 0.25})
+    assert free["row"]["grad_norm"] == clipped["row"]["grad_norm"], "the norm that is logged is the one before clipping"
+    assert moment_norm(free["optimizer"]) == pytest.approx(0.1 * float(free["row"]["grad_norm"]), rel=1e-4)
+    assert moment_norm(clipped["optimizer"]) == pytest.approx(0.1 * 0.25, rel=1e-4)
+
+
+def test_the_vetted_rate_and_ten_times_it_for_an_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
+    full = one_step(tiny_model_dir, tmp_path, "full", optimizer={"learning_rate": None})
+    lora = one_step(tiny_model_dir, tmp_path, "lora", optimizer={"learning_rate": None}, model={"adapter": {"rank": 2}})
+    assert float(full["row"]["learning_rate"]) == pytest.approx(2e-5)
+    assert float(lora["row"]["learning_rate"]) == pytest.approx(2e-4)
+    frozen_aside = len(lora["optimizer"]["state"])
+    assert 0 < frozen_aside != len(full["optimizer"]["state"])
+
+
+def test_decay_is_on_matrices_only(tiny_model_dir: Path, tmp_path: Path) -> None:
+    groups = one_step(tiny_model_dir, tmp_path, "run", optimizer={"weight_decay": 0.1})["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert len(groups[1]["params"]) == 5, "two norms a layer and the last"
+
+
+def test_mixed_precision_keeps_float32_weights(tiny_model_dir: Path, tmp_path: Path) -> None:
+    exact = one_step(tiny_model_dir, tmp_path, "exact", "dpo")
+    mixed = one_step(tiny_model_dir, tmp_path, "mixed", "dpo", train={"precision": "bf16-mixed"})
+    assert float(mixed["row"]["loss"]) == pytest.approx(float(exact["row"]["loss"]), abs=0.02)
+    assert mixed["row"]["grad_norm"] != exact["row"]["grad_norm"], "nothing was computed in bfloat16"
+    (state, *_) = mixed["optimizer"]["state"].values()
+    assert state["exp_avg"].dtype == torch.float32
+
+
+def test_gradient_checkpointing_changes_no_bit(tiny_model_dir: Path, tmp_path: Path) -> None:
+    plain = one_step(tiny_model_dir, tmp_path, "plain")
+    saved = one_step(tiny_model_dir, tmp_path, "saved", model={"gradient_checkpointing": True})
+    assert plain["row"] == saved["row"]
+
+
+def test_tensorboard_gets_what_the_file_gets(tiny_model_dir: Path, tmp_path: Path) -> None:
+    found = one_step(tiny_model_dir, tmp_path, "run", loggers=[{"type": "csv"}, {"type": "tensorboard"}])
+    events = EventAccumulator(str(tmp_path / "run" / "only" / "tensorboard"))
+    events.Reload()
+    (scalar,) = events.Scalars("loss")
+    assert (scalar.step, scalar.value) == (1, pytest.approx(float(found["row"]["loss"])))
+
+
+def test_the_bar_shows_loss_speed_and_memory(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows("sft", tmp_path / "rows.jsonl")
+    train(run_for("sft", tiny_model_dir, rows, tmp_path / "run", **ONE_STEP), progress=True)
+    shown = capsys.readouterr().out
+    for fact in ("only", "18/18", "loss ", "tok/s", "scored/s", "GiB"):
+        assert fact in shown
+
+
+def test_a_csv_log_goes_back_to_the_resumed_step(tmp_path: Path) -> None:
+    """Rows after the checkpoint are cut off, a half-written last line too; names seen later widen the header."""
+    path = tmp_path / "metrics.csv"
+    before = CSVFile(path, resume_step=0)
+    for step in (1, 2, 3):
+        before.log_metrics({"epoch": step / 4, "loss": 1.0 / step}, step)
+    with open(path, "a") as file:
+        file.write("4,1.0,0.")
+    after = CSVFile(path, resume_step=2)
+    after.log_metrics({"epoch": 0.75, "val/loss": 7.0}, 3)
+    assert path.read_text().splitlines() == [
+        "step,epoch,loss,val/loss",
+        "1,0.25,1.0,",
+        "2,0.5,0.5,",
+        "3,0.75,,7.0",
+    ]
