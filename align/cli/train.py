@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -29,17 +31,15 @@ def train(run: Path, overrides: tuple[str, ...], check: bool, resume: bool, quie
         render(check_run(asked))
         return
 
-    from align.core.train.callbacks import Interrupted
     from align.core.train.launch import train as launch
+    from align.core.train.spawn import rank
 
-    try:
+    again = f"align train {run} {' '.join([*overrides, '--resume'])}"
+    with _one_voice(again):
         results = launch(asked, resume=resume, progress=not quiet and sys.stderr.isatty())
-    except Interrupted as stop:
-        click.echo(f"{stop}; go on with: align train {run} {' '.join([*overrides, '--resume'])}", err=True)
-        sys.exit(128 + stop.signal_number)
-    for result in results:
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if name.endswith("loss"))
-        click.echo(f"{result.name}: {result.export}  {metrics}")
+    for result in results if rank() == 0 else ():
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if name.endswith("loss"))
+        click.echo(f"{result.name}: {result.export}  {losses}")
 
 
 @click.command(hidden=True)
@@ -47,15 +47,28 @@ def train(run: Path, overrides: tuple[str, ...], check: bool, resume: bool, quie
 @click.argument("stage")
 @click.option("--progress/--quiet", default=False)
 def worker(directory: Path, stage: str, progress: bool) -> None:
-    """One process of a stage's group; ``align train`` starts it."""
-    from align.core.train.callbacks import Interrupted
+    """One process of a stage's group; ``align train`` starts it and speaks for it where it is stopped."""
     from align.core.train.launch import work
+
+    with _one_voice():
+        work(directory, stage, progress)
+
+
+@contextmanager
+def _one_voice(again: str = "") -> Iterator[None]:
+    """Of a group of processes only the first says what went wrong; all end with the status that says it too.
+
+    again: the command that goes on after a signal; without it nothing is said of signals.
+    """
+    from align.core.train.callbacks import Interrupted
     from align.core.train.spawn import rank
     from align.schemas.errors import AlignError
 
     try:
-        work(directory, stage, progress)
+        yield
     except Interrupted as stop:
+        if again and rank() == 0:
+            click.echo(f"{stop}; go on with: {again}", err=True)
         sys.exit(128 + stop.signal_number)
     except AlignError:
         if rank() == 0:

@@ -1,0 +1,90 @@
+"""``align train`` as a user meets it: what it prints, how it ends, how one goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from align.cli import main
+from align.core import runfile
+from align.core.train import checkpoint
+from tests.core.runs import run_for, write_rows
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+
+
+def run_file(model: Path, tmp_path: Path, algorithm: str = "sft") -> Path:
+    rows = write_rows(algorithm, tmp_path / "rows.jsonl")
+    file = tmp_path / "run.yaml"
+    file.write_text(runfile.dump(run_for(algorithm, model, rows, tmp_path / "run")))
+    return file
+
+
+def test_train_says_where_the_model_is(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = run_file(tiny_model_dir, tmp_path)
+    done = CliRunner().invoke(main, ["train", str(file), "stages.only.train.max_steps=2"])
+    assert done.exit_code == 0, done.output
+    export = tmp_path / "run" / "only" / "export"
+    assert f"only: {export}" in done.output and (export / "model.safetensors").exists()
+    again = CliRunner().invoke(main, ["train", str(file), "stages.only.train.max_steps=2"])
+    assert again.exit_code == 0 and again.output == done.output
+
+
+def test_check_shows_data_plan_and_tokens_and_writes_nothing(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = run_file(tiny_model_dir, tmp_path, "dpo")
+    done = CliRunner().invoke(main, ["train", str(file), "--check"])
+    assert done.exit_code == 0, done.output
+    for fact in ("only (dpo)", "held out", "scored tokens in", "micro-batches", "rows.jsonl:1", "ready to train"):
+        assert fact in done.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_come_all_at_once_without_a_traceback(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = run_file(tiny_model_dir, tmp_path)
+    done = CliRunner().invoke(
+        main, ["train", str(file), "stages.only.train.batchsize=4", "stages.only.optimizer.learning_rate=-1"]
+    )
+    assert done.exit_code == 2
+    assert "did you mean 'batch_size'?" in done.output and "optimizer.learning_rate" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_bad_row_is_named_by_file_and_line(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = run_file(tiny_model_dir, tmp_path)
+    with open(tmp_path / "rows.jsonl", "a") as rows:
+        rows.write('{"messages": [}\n')
+    done = CliRunner().invoke(main, ["train", str(file)])
+    assert done.exit_code == 2 and "rows.jsonl:49" in done.output and "Traceback" not in done.output
+    skipping = CliRunner().invoke(
+        main, ["train", str(file), "stages.only.data.on_bad_rows=skip", "stages.only.train.max_steps=1"]
+    )
+    assert skipping.exit_code == 0, skipping.output
+    assert "rows.jsonl" in (tmp_path / "run" / "only" / "data_report.json").read_text()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = run_file(tiny_model_dir, tmp_path)
+    command = [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "stages.only.train.epochs=200"]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    root = tmp_path / "run" / "only" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not checkpoint.steps(root) and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started.send_signal(signal.SIGINT)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 128 + signal.SIGINT
+    step = checkpoint.steps(root)[0]
+    assert f"stopped by SIGINT after step {step}, which is saved" in said
+    assert f"go on with: align train {file} stages.only.train.epochs=200 --resume" in said
+    refused = CliRunner().invoke(main, ["train", str(file), "stages.only.train.epochs=200"])
+    assert refused.exit_code == 2 and "--resume" in refused.output
