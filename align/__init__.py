@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from align.core.data.formats import Format as Format
     from align.core.data.formats import Shape as Shape
     from align.core.runfile import load as load
-    from align.core.train.launch import StageResult as StageResult
     from align.core.train.launch import train as train
     from align.core.train.logger import Logger as Logger
     from align.core.train.strategy import Strategy as Strategy
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from align.schemas.hardware import Footprint as Footprint
     from align.schemas.hardware import Hardware as Hardware
     from align.schemas.records import Record as Record
+    from align.schemas.results import StageResult as StageResult
     from align.schemas.run import Run as Run
 
 _HOMES = {
@@ -43,7 +43,8 @@ _HOMES = {
     "core.data.examples": ("Example",),
     "core.data.formats": ("Format", "Shape"),
     "core.runfile": ("load",),
-    "core.train.launch": ("StageResult", "train"),
+    "core.train.launch": ("train",),
+    "schemas.results": ("StageResult",),
     "core.train.logger": ("Logger",),
     "core.train.strategy": ("Strategy",),
 }

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import click
     from lightning.pytorch import Callback
 
-    from align.core.train.launch import StageResult
     from align.schemas.errors import Problem
     from align.schemas.hardware import Footprint, Hardware
+    from align.schemas.results import StageResult
     from align.schemas.run import Run
 
 hookspec = HookspecMarker("align")

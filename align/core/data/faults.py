@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from align.core.disk import write_whole
 from align.schemas.errors import AlignError, Problem
 
 FAULTS: Mapping[str, str] = {
@@ -116,7 +116,6 @@ class BadRows:
 
 def write_report(path: Path, sources: Iterable[Mapping[str, Any]], bad: BadRows) -> None:
     """Keep what was read and what was bad; replaces an older report in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "sources": list(sources),
         "bad": len(bad),
@@ -124,9 +123,7 @@ def write_report(path: Path, sources: Iterable[Mapping[str, Any]], bad: BadRows)
         "bad_rows_listed": len(bad.rows),
         "bad_rows": [asdict(row) for row in bad.rows],
     }
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def read_report(path: Path) -> BadRows:

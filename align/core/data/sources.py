@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from align.core.data.faults import BadRow, BadRows, read_report, write_report
 from align.core.data.read import Reading
 from align.core.data.rows import Row
+from align.core.disk import sha256
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind, Record
 from align.schemas.run import Data, Source
@@ -126,7 +127,7 @@ def _rows(
     """The good rows of a source; the bad ones go into the book, and what was read into ``reports``."""
     reading, good, before = Reading(source, kinds), 0, len(bad)
     with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter free
-        files = [(part.name, beside.submit(_sha256, part.path) if part.path else None) for part in reading.parts]
+        files = [(part.name, beside.submit(sha256, part.path) if part.path else None) for part in reading.parts]
         for item in reading.rows(workers=data.workers, progress=progress):
             if isinstance(item, BadRow):
                 bad.add(item)
@@ -145,11 +146,6 @@ def _rows(
             "files": [{"path": name, "sha256": digest.result() if digest else None} for name, digest in files],
         }
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Place(NamedTuple):

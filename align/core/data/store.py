@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 
 from align.core.data.examples import Example
 from align.core.data.examples import Sequence as TokenSequence
+from align.core.disk import sha256, whole_file
 from align.schemas.errors import AlignError
 
 SCHEMA = pa.schema(
@@ -117,13 +115,13 @@ class Store:
         """
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{fingerprint}.arrow"
-        with _atomic(path) as file:
+        with whole_file(path) as file:
             with pa.ipc.new_file(file, SCHEMA) as writer:
                 for batch in batches:
                     writer.write_batch(batch)
             manifest = {"weights": list(weights), "notes": notes()}
-        manifest |= {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        with _atomic(path.with_suffix(".json")) as file:
+        manifest |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        with whole_file(path.with_suffix(".json")) as file:
             file.write(json.dumps(manifest).encode())
         store, _ = cls.open(directory, fingerprint) or (None, None)
         assert store is not None
@@ -135,7 +133,7 @@ class Store:
         path = directory / f"{fingerprint}.arrow"
         try:
             manifest = json.loads(path.with_suffix(".json").read_bytes())
-            whole = path.stat().st_size == manifest["bytes"] and _sha256(path) == manifest["sha256"]
+            whole = path.stat().st_size == manifest["bytes"] and sha256(path) == manifest["sha256"]
         except FileNotFoundError:
             return None
         except (ValueError, KeyError):
@@ -145,27 +143,3 @@ class Store:
         file = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [file.get_batch(i) for i in range(file.num_record_batches)]
         return cls(batches, fingerprint, manifest["weights"]), manifest["notes"]
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes its place at ``path`` when it is complete and on disk, and not before."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

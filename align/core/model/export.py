@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from align.core.disk import fsync_directory, fsync_tree
 from align.core.model.adapter import Head, merge
 from align.core.model.load import build_policy
 from align.core.model.policy import Policy
@@ -49,11 +49,11 @@ def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) 
     if isinstance(policy.model, PeftModel) and policy.model.active_peft_config.base_model_name_or_path:
         policy.model.save_pretrained(str(partial / "adapter"), save_embedding_layers=False)
         (partial / "adapter" / "README.md").unlink(missing_ok=True)  # peft's form for a model card, not filled in
-    _flush(partial)
+    fsync_tree(partial)
     if directory.exists():
         directory.rename(older)
     partial.rename(directory)
-    _flush_directory(directory.parent)
+    fsync_directory(directory.parent)
     shutil.rmtree(older, ignore_errors=True)
 
 
@@ -123,19 +123,3 @@ def _write(plain: PreTrainedModel, directory: Path) -> None:
         plain.save_pretrained(directory, max_shard_size="5GB")
     if spoken is not None:
         spoken.to_json_file(directory / "generation_config.json")
-
-
-def _flush(directory: Path) -> None:
-    for path, _, files in os.walk(directory):
-        for name in files:
-            with (Path(path) / name).open("rb") as file:
-                os.fsync(file.fileno())
-        _flush_directory(Path(path))
-
-
-def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from align.core.data.collate import MicroBatch, collate
 from align.core.data.examples import Example, Examples
 from align.core.data.plan import Layout, cut
+from align.core.disk import whole_file
 from align.core.model.policy import Policy, Scores
 from align.core.model.weights import weights_hash, without_gradient_or_dropout
 from align.schemas.errors import AlignError
@@ -155,14 +155,8 @@ def _read(cache: Path | None, key: str, size: int) -> NDArray[np.float32] | None
 
 
 def _write(cache: Path, key: str, values: NDArray[np.float32]) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
-    target = cache / f"ref_logp-{key}-{_digest(values)}.npy"
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with whole_file(cache / f"ref_logp-{key}-{_digest(values)}.npy") as file:
         np.save(file, values, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
 
 
 def _digest(values: NDArray[np.float32]) -> str:

@@ -8,7 +8,6 @@ safetensors notices a flipped bit; the manifest does.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from align.core import disk
 from align.schemas.errors import AlignError
 
 FORMAT = 1
@@ -28,38 +28,12 @@ MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
-def fsync_directory(path: Path) -> None:
-    """Make a rename in ``path`` durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary beside it, fsync, rename, fsync of the directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    fsync_directory(path.parent)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Write ``state`` as a checkpoint at ``directory``; ``facts`` go into the manifest as they are.
 
     Raises AlignError when the disk refuses; what was there before stays as it was.
     """
-    temporary = directory.with_name(f".tmp-{os.getpid()}-{directory.name}")
+    temporary = disk.partial(directory)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -68,13 +42,13 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
             file.flush()
             os.fsync(file.fileno())
         size = (temporary / STATE).stat().st_size
-        files = {STATE: {"sha256": _sha256(temporary / STATE), "size": size}}
+        files = {STATE: {"sha256": disk.sha256(temporary / STATE), "size": size}}
         manifest = {"format": FORMAT, **facts, "files": files}
-        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        disk.write_whole(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
         if directory.exists():
             shutil.rmtree(directory)
         os.rename(temporary, directory)
-        fsync_directory(directory.parent)
+        disk.fsync_directory(directory.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError where the disk is full
         shutil.rmtree(temporary, ignore_errors=True)
         raise AlignError(
@@ -97,7 +71,7 @@ def damage(directory: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != expected["size"]:
                 return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
-            if _sha256(path) != expected["sha256"]:
+            if disk.sha256(path) != expected["sha256"]:
                 return f"{name} differs from its sha256"
         return None if STATE in files else f"{STATE} is missing from the manifest"
     except FileNotFoundError:
@@ -131,7 +105,7 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
 
 def tidy(root: Path) -> None:
     """Remove what killed processes left half-written."""
-    for stray in root.glob(".tmp-*") if root.is_dir() else ():
+    for stray in root.glob(f"{disk.PARTIAL}*") if root.is_dir() else ():
         shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
 
 

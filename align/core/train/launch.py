@@ -13,12 +13,11 @@ from align.core.registry import registry
 from align.core.train import checkpoint, spawn
 from align.core.train.callbacks import Interrupted
 from align.core.train.fit import fit
-from align.core.train.rundir import RunDirectory, StageDirectory, StageResult
+from align.core.train.rundir import RunDirectory, StageDirectory
 from align.core.train.strategy import detect
 from align.schemas.errors import AlignError
+from align.schemas.results import StageResult
 from align.schemas.run import Run, Stage
-
-__all__ = ["StageResult", "train", "work"]
 
 
 def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[StageResult]:

@@ -12,7 +12,6 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,24 +19,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from align.core import runfile
+from align.core import disk, runfile
 from align.core.train import checkpoint
 from align.schemas.errors import AlignError
+from align.schemas.results import StageResult
 from align.schemas.run import Run, Stage
 
 _SPEED_ONLY = ("devices", "loggers", "checkpoint")
 _SPEED_ONLY_TRAIN = ("micro_batch_tokens", "micro_batch_size", "layout")
 _SPEED_ONLY_DATA = ("workers",)
-
-
-@dataclass(frozen=True, slots=True)
-class StageResult:
-    """A finished stage."""
-
-    name: str
-    directory: Path
-    export: Path
-    metrics: Mapping[str, float]
 
 
 def what_is_learned(stage: Stage) -> dict[str, Any]:
@@ -73,7 +63,7 @@ class StageDirectory:
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """Mark the stage as finished; the last thing written."""
-        checkpoint.write_atomically(self.path / "done.json", json.dumps({"metrics": metrics}, indent=1).encode())
+        disk.write_whole(self.path / "done.json", json.dumps({"metrics": metrics}, indent=1).encode())
 
     def begin(self, stage: Stage, resume: bool) -> None:
         """Check that this directory may hold this stage, and note what it is.
@@ -96,7 +86,7 @@ class StageDirectory:
                 where=str(self.path),
             )
         checkpoint.tidy(self.checkpoints)
-        checkpoint.write_atomically(self.path / "stage.json", json.dumps(facts, indent=1).encode())
+        disk.write_whole(self.path / "stage.json", json.dumps(facts, indent=1).encode())
 
     def _noted(self) -> dict[str, Any] | None:
         try:
@@ -139,7 +129,7 @@ class RunDirectory:
         checkpoint.tidy(self.path)
         for stage in self.run.stages:
             self.stage(stage.name).begin(stage, resume)
-        checkpoint.write_atomically(self.path / "run.yaml", runfile.dump(self.run).encode())
+        disk.write_whole(self.path / "run.yaml", runfile.dump(self.run).encode())
         self.note(
             versions={name: _version(name) for name in ("align-llm", "torch", "lightning", "transformers", "peft")},
             python=platform.python_version(),
@@ -152,7 +142,7 @@ class RunDirectory:
         path = self.path / "manifest.json"
         manifest: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"stages": {}}
         (manifest if stage is None else manifest["stages"].setdefault(stage, {})).update(facts)
-        checkpoint.write_atomically(path, json.dumps(manifest, indent=1).encode())
+        disk.write_whole(path, json.dumps(manifest, indent=1).encode())
 
 
 def cache_directory() -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
-from align.core.train.checkpoint import write_atomically
+from align.core.disk import write_whole
 from align.core.train.logger import Logger
 
 
@@ -71,4 +71,4 @@ class CSVFile(LightningLogger):
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(self.path, text.getvalue().encode())
+        write_whole(self.path, text.getvalue().encode())
