@@ -290,3 +290,12 @@ def test_check_does_everything_but_train(tiny_model_dir: Path, tmp_path: Path) -
     assert found.rows + found.held_out_rows == 48 and found.steps == 3 * -(-found.rows // 8)
     assert found.micro_batches_of_first_step == 3  # eight examples, three at a time
     assert [s.role for s in found.first.sequences] == ["chosen", "rejected"]
+
+
+def test_a_start_killed_before_its_first_file_can_be_made_again(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Found by the kill loop: whatever a killed start leaves, the next one is not refused."""
+    rows = write_rows("sft", tmp_path / "rows.jsonl")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".tmp-77-run.yaml").write_text("output: ru")
+    assert train(run_for("sft", tiny_model_dir, rows, tmp_path / "run", train={"max_steps": 1}), progress=False)
+    assert not list((tmp_path / "run").glob(".tmp-*"))

@@ -65,13 +65,10 @@ class StageDirectory:
         """Mark the stage as finished; the last thing written."""
         disk.write_whole(self.path / "done.json", json.dumps({"metrics": metrics}, indent=1).encode())
 
-    def begin(self, stage: Stage, resume: bool) -> None:
-        """Check that this directory may hold this stage, and note what it is.
-
-        Raises AlignError when it holds another one, or an interrupted one and ``resume`` was not asked for.
-        """
-        facts, before = what_is_learned(stage), self._noted()
-        changed = [] if before is None else list(_differences(before, facts))
+    def check(self, stage: Stage, resume: bool) -> None:
+        """Raise AlignError where this directory holds another stage, or an interrupted one and ``resume`` is not set."""
+        before = self._noted()
+        changed = [] if before is None else _differences(before, what_is_learned(stage))
         started = self.result() is not None or bool(checkpoint.steps(self.checkpoints))
         if started and changed:
             raise AlignError(
@@ -85,8 +82,11 @@ class StageDirectory:
                 "add --resume to go on, or choose another output",
                 where=str(self.path),
             )
+
+    def begin(self, stage: Stage) -> None:
+        """Note what the stage is, and clear away what a killed process left half-written."""
         checkpoint.tidy(self.checkpoints)
-        disk.write_whole(self.path / "stage.json", json.dumps(facts, indent=1).encode())
+        disk.write_whole(self.path / "stage.json", json.dumps(what_is_learned(stage), indent=1).encode())
 
     def _noted(self) -> dict[str, Any] | None:
         try:
@@ -110,7 +110,7 @@ class RunDirectory:
 
     def __enter__(self) -> RunDirectory:
         held = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
-        if held - {".lock"} and "run.yaml" not in held:
+        if "run.yaml" not in held and any(name != ".lock" and not name.startswith(disk.PARTIAL) for name in held):
             raise AlignError("holds something else than a run", "choose another output", where=str(self.path))
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -126,10 +126,12 @@ class RunDirectory:
 
     def begin(self, resume: bool) -> None:
         """Check every stage, then write ``run.yaml`` and open the manifest."""
-        checkpoint.tidy(self.path)
         for stage in self.run.stages:
-            self.stage(stage.name).begin(stage, resume)
-        disk.write_whole(self.path / "run.yaml", runfile.dump(self.run).encode())
+            self.stage(stage.name).check(stage, resume)
+        checkpoint.tidy(self.path)
+        disk.write_whole(self.path / "run.yaml", runfile.dump(self.run).encode())  # first: it marks the directory
+        for stage in self.run.stages:
+            self.stage(stage.name).begin(stage)
         self.note(
             versions={name: _version(name) for name in ("align-llm", "torch", "lightning", "transformers", "peft")},
             python=platform.python_version(),

@@ -71,7 +71,7 @@ def detect(devices: Devices) -> Hardware:
     elif nodes > 1:
         raise AlignError(
             f"asks for {nodes} nodes, and align starts processes on this one only",
-            f"start it on each: torchrun --nnodes={nodes} --nproc-per-node={count} --rdzv-endpoint=HOST:PORT -m align ...",
+            f"start it on each: torchrun --nnodes={nodes} --nproc-per-node={count} --rdzv-endpoint=HOST:PORT -m align",
             where="devices.nodes",
         )
     return Hardware("cuda" if cuda else "cpu", count, nodes, memory)
