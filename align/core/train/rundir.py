@@ -66,7 +66,7 @@ class StageDirectory:
         disk.write_whole(self.path / "done.json", json.dumps({"metrics": metrics}, indent=1).encode())
 
     def check(self, stage: Stage, resume: bool) -> None:
-        """Raise AlignError where this directory holds another stage, or an interrupted one and ``resume`` is not set."""
+        """Raise AlignError where another stage is here, or an interrupted one and ``resume`` is not set."""
         before = self._noted()
         changed = [] if before is None else _differences(before, what_is_learned(stage))
         started = self.result() is not None or bool(checkpoint.steps(self.checkpoints))
