@@ -178,6 +178,15 @@ def test_a_frozen_head_passes_gradient_to_the_hidden_states_only() -> None:
     torch.testing.assert_close(hidden.grad, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_head_learns_alone() -> None:
+    hidden, weight, bias, target = inputs(torch.float32)
+    scores = token_logprobs(hidden.detach(), weight, bias, target, 8, softcap=3.0)
+    scores.logp_T.sum().backward()
+    expected = torch.autograd.grad(naive(hidden, weight, bias, target, softcap=3.0).logp_T.sum(), (weight, bias))
+    torch.testing.assert_close(weight.grad, expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(bias.grad, expected[1], rtol=1e-5, atol=1e-5)
+
+
 def test_no_tokens_still_give_zero_gradients() -> None:
     hidden, weight, bias, target = inputs(torch.float32, 0)
     scores = token_logprobs(hidden, weight, bias, target, 8)

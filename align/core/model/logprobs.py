@@ -3,12 +3,14 @@
     z_T,V = softcap(scale * (hidden_T,D @ W_V,D^T + bias_V)) / temperature
     logp_t = z[t, target_t] - logsumexp_v z[t, v]
 
-The head is applied to a chunk of tokens at a time. Forward keeps two numbers a token (the logsumexp, split); backward
-makes each chunk's logits again and turns them into gradients in place:
+The head is applied to a chunk of tokens at a time; with p = softmax(z_t), and e the unit vector of target_t,
 
-    d logp_t / d z[t, v] = [v = target_t] - softmax(z_t)[v]
+    d logp_t / d hidden_t = W^T u_t        d logp_t / d W = u_t hidden_t^T        u_t = dz_t^T (e - p)
 
-So memory is O(chunk * V) instead of O(T * V), for one matrix product more.
+where dz_t is the slope of scale, cap and temperature. The first is a vector a token, whatever the loss will be, so
+forward computes it while it has the chunk; the second must be summed with the loss's own weights, so backward makes
+each chunk's logits again, and only where the head learns. So memory is O(chunk * V + T * D) instead of O(T * V), for
+one matrix product more (none where the head is frozen, as under LoRA).
 """
 
 from __future__ import annotations
@@ -64,40 +66,55 @@ def token_logprobs(
     """
     device = hidden_TD.device.type
     autocast = torch.is_autocast_enabled(device)
-    shape = _Head(
+    head = _Head(
         chunk=max(1, chunk),
         scale=logit_scale,
         softcap=softcap,
         temperature=temperature,
         dtype=torch.get_autocast_dtype(device) if autocast else head_weight_VD.dtype,
+        metrics=metrics,
+        learns=torch.is_grad_enabled() and hidden_TD.requires_grad,
     )
-    scores = _TokenLogProbs.apply(hidden_TD, head_weight_VD, head_bias, target_T, shape, metrics)  # type: ignore[no-untyped-call]
+    scores = _TokenLogProbs.apply(hidden_TD, head_weight_VD, head_bias, target_T, head)  # type: ignore[no-untyped-call]
     return TokenScores(*scores)
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """How hidden states become z, and in what portions."""
+    """How hidden states become z, in what portions, and what is wanted of them."""
 
     chunk: int
     scale: float
     softcap: float | None
     temperature: float
     dtype: torch.dtype
+    metrics: bool
+    learns: bool
 
     def chunks(self, tokens: int) -> Iterator[slice]:
         for start in range(0, tokens, self.chunk):
             yield slice(start, min(start + self.chunk, tokens))
 
-    def capped(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Logits before the temperature: [c, D] -> [c, V], in float32 or better."""
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, slope: bool) -> tuple[Tensor, Tensor | None]:
+        """[c, D] -> z [c, V] in float32 or better, and the soft cap's slope there, if there is one and it is wanted."""
         z = torch.nn.functional.linear(hidden, weight, bias)
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         if self.scale != 1.0:
             z = z.mul_(self.scale)
+        capped = None
         if self.softcap is not None:
-            z = z.div_(self.softcap).tanh_().mul_(self.softcap)
-        return z
+            z = z.div_(self.softcap).tanh_()
+            capped = 1 - z.square() if slope else None
+            z = z.mul_(self.softcap)
+        return z if self.temperature == 1.0 else z.div_(self.temperature), capped
+
+    def unit(self, p: Tensor, target: Tensor, slope: Tensor | None) -> Tensor:
+        """u, in the place of p."""
+        u = p.neg_().scatter_add_(-1, target[:, None], torch.ones_like(p[:, :1]))
+        if slope is not None:
+            u = u.mul_(slope)
+        factor = self.scale / self.temperature
+        return u if factor == 1.0 else u.mul_(factor)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -105,28 +122,32 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: _Head, metrics: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: _Head
     ) -> tuple[Tensor, ...]:
         exact = torch.promote_types(head.dtype, torch.float32)
         logp, peak, lse, entropy, correct, logit = (hidden.new_empty(len(target), dtype=exact) for _ in range(6))
+        d_hidden = torch.empty_like(hidden) if head.learns else None
         with torch.autocast(hidden.device.type, enabled=False):
             x, w, b = hidden.to(head.dtype), weight.to(head.dtype), None if bias is None else bias.to(head.dtype)
             for part in head.chunks(len(target)):
-                z = head.capped(x[part], w, b)
-                if head.temperature != 1.0:
-                    z = z.div_(head.temperature)
+                z, slope = head.logits(x[part], w, b, head.learns)
                 # Relative to the largest, as log_softmax does: at z = 1e4 a float32 has no digits left for log-sums.
                 peak[part], best = z.max(-1)
                 z = z.sub_(peak[part, None])
-                lse[part] = z.logsumexp(-1)
+                p = z.exp()
+                total = p.sum(-1)
+                lse[part] = total.log()
                 logp[part] = z.gather(-1, target[part, None])[:, 0] - lse[part]
-                if metrics:
+                if head.metrics:
                     correct[part] = (best == target[part]).to(exact)
                     logit[part] = z.mean(-1) + peak[part]
-                    entropy[part] = torch.special.entr(z.sub_(lse[part, None]).exp_()).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, target, peak, lse)
+                    z = z.clamp_(min=torch.finfo(exact).min)  # 0 * -inf is not a number
+                    entropy[part] = lse[part] - torch.linalg.vecdot(p, z) / total
+                if d_hidden is not None:
+                    d_hidden[part] = head.unit(p.div_(total[:, None]), target[part], slope).to(head.dtype) @ w
+        ctx.save_for_backward(hidden, weight, bias, target, peak, lse, d_hidden)
         ctx.head = head
-        if not metrics:
+        if not head.metrics:
             return (logp,)
         ctx.mark_non_differentiable(entropy, correct, logit)
         return logp, entropy, correct, logit
@@ -134,37 +155,27 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logp: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, peak, lse = ctx.saved_tensors
+        hidden, weight, bias, target, peak, lse, d_hidden = ctx.saved_tensors
         head: _Head = ctx.head
-        needs_hidden, needs_weight, needs_bias, *_rest = ctx.needs_input_grad
-        # The weight's gradient is summed over chunks, so in float32 even for a bfloat16 weight.
-        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        _, needs_weight, needs_bias, *_rest = ctx.needs_input_grad
+        # Sums over chunks, so in float32 even for a bfloat16 weight.
         d_weight = torch.zeros_like(weight, dtype=lse.dtype) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=lse.dtype) if needs_bias else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            x, w, b = hidden.to(head.dtype), weight.to(head.dtype), None if bias is None else bias.to(head.dtype)
-            for part in head.chunks(len(target)):
-                g = (grad_logp[part] / head.temperature)[:, None]
-                z = head.capped(x[part], w, b)
-                slope = None if head.softcap is None else 1 - (z / head.softcap).square_()
-                d_z = z.div_(head.temperature).sub_(peak[part, None]).sub_(lse[part, None]).exp_().mul_(-g)
-                d_z.scatter_add_(-1, target[part, None], g)
-                if slope is not None:
-                    d_z = d_z.mul_(slope)
-                if head.scale != 1.0:
-                    d_z = d_z.mul_(head.scale)
-                if d_bias is not None:
-                    d_bias += d_z.sum(0)
-                d_z = d_z.to(head.dtype)
-                if d_hidden is not None:
-                    d_hidden[part] = d_z @ w
-                if d_weight is not None:
-                    _add_product(d_weight, d_z, x[part])
+        if needs_weight or needs_bias:
+            with torch.autocast(hidden.device.type, enabled=False):
+                x, w, b = hidden.to(head.dtype), weight.to(head.dtype), None if bias is None else bias.to(head.dtype)
+                for part in head.chunks(len(target)):
+                    z, slope = head.logits(x[part], w, b, True)
+                    p = z.sub_(peak[part, None]).sub_(lse[part, None]).exp_()
+                    d_z = head.unit(p, target[part], slope).mul_(grad_logp[part, None])
+                    if d_bias is not None:
+                        d_bias += d_z.sum(0)
+                    if d_weight is not None:
+                        _add_product(d_weight, d_z.to(head.dtype), x[part])
         return (
-            d_hidden,
+            None if d_hidden is None else (d_hidden * grad_logp[:, None]).to(hidden.dtype),
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            None,
             None,
             None,
         )
