@@ -1,114 +1,153 @@
-"""Curves as SVG geometry: numbers in, path data and tick places out. No text of anybody's passes through here."""
+"""Curves as SVG geometry: numbers in, path data and places out. No text of anybody's passes through here."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from align.core.report.read import Points
+from align.core.report.text import number
 
-WIDTH, HEIGHT = 340, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 24
+Points = Sequence[tuple[float, float]]
+"""(step, value) in the order of the steps; a value may be NaN."""
+
+WIDTH, HEIGHT = 320, 180
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 20, 22
 MOST_POINTS = 240
+MOST_STOPS = 40
+LARGEST, SMALLEST = 1e200, 1e-200
+"""Beyond these a value is drawn as not finite, and as zero: differences of what remains are numbers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A held-out evaluation: where it is drawn, and what it says."""
+class Stop:
+    """A place where the pointer may rest: a column of the picture, and what it says there."""
 
-    x: float
-    y: float
-    label: str
+    left: float
+    width: float
+    dots: tuple[tuple[float, float], ...]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One picture: the training course (raw and smoothed), and the held-out one."""
+    """One picture: the course while training, raw and smoothed, and the held-out one."""
 
     raw: str
     smooth: str
     held_out: str
-    marks: list[Mark]
+    marks: list[tuple[float, float]]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+    stops: list[Stop]
     summary: str
-    """For those who cannot see it."""
 
 
-def chart(training: Points, held_out: Points) -> Chart:
-    """Draw a metric; at least one of the two must have points."""
-    training = thin(training)
-    smoothed = smooth(training)
-    xs = [x for x, _ in training + held_out]
-    ys = [y for _, y in held_out + (training if len(training) < 8 else smoothed)]
+def chart(training: Points, held_out: Points, smoothed: bool = True) -> Chart | None:
+    """Draw a metric; None where no value is finite. ``smoothed``: whether the training course is noisy."""
+    training, held_out = thin(_tamed(training)), thin(_tamed(held_out))
+    line = smooth(training) if smoothed else training
+    steps = [x for x, _ in [*training, *held_out]]
+    values = [y for _, y in [*held_out, *line] if math.isfinite(y)]
+    if not values:
+        return None
     # The raw course may leave the picture a little: one wild step must not flatten everything else.
-    if len(training) >= 8:
-        ranked = sorted(y for _, y in training)
-        ys += [ranked[len(ranked) // 50], ranked[-1 - len(ranked) // 50]]
-    x_ticks, y_ticks = ticks(min(xs), max(xs), 5), ticks(min(ys), max(ys), 4)
-    x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
-    y_low, y_high = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
+    ranked = sorted(y for _, y in training if math.isfinite(y))
+    if ranked:
+        values += [ranked[len(ranked) // 50], ranked[-1 - len(ranked) // 50]]
+    x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
+    y_ticks = ticks(min(values), max(values), 4)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low)
-        up = min(1.02, max(-0.02, (y - y_low) / (y_high - y_low)))
+        up = min(1.03, max(-0.03, (y - y_low) / (y_high - y_low)))
         return (
             round(LEFT + across * (WIDTH - LEFT - RIGHT), 1),
             round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1),
         )
 
     def path(points: Points) -> str:
-        return "M" + "L".join(f"{x},{y}" for x, y in (place(*point) for point in points)) if len(points) > 1 else ""
+        """A value that is not finite breaks the line."""
+        parts, pen = [], "M"
+        for x, y in points:
+            if math.isfinite(y):
+                parts.append("{}{},{}".format(pen, *place(x, y)))
+            pen = "L" if math.isfinite(y) else "M"
+        return "".join(parts)
 
-    shown = held_out if held_out else smoothed
+    def stops() -> Iterator[Stop]:
+        count = min(MOST_STOPS, len(line) or len(held_out))
+        width = (WIDTH - LEFT - RIGHT) / count
+        for i in range(count):
+            left = LEFT + i * width
+            last = i == count - 1
+            here = [
+                [(x, y) for x, y in points if left <= place(x, y_low)[0] < left + width or (last and x == x_high)][-1:]
+                for points in (line, held_out)
+            ]
+            if found := [point for points in here for point in points]:
+                said = [f"{kind}{number(p[0][1])}" for kind, p in zip(("", "held out "), here, strict=True) if p]
+                dots = tuple(place(x, y) for x, y in found if math.isfinite(y))
+                yield Stop(round(left, 1), round(width, 1), dots, f"step {found[-1][0]:g}: {', '.join(said)}")
+
     return Chart(
-        raw=path(training),
-        smooth=path(smoothed),
+        raw=path(training) if line is not training else "",
+        smooth=path(line),
         held_out=path(held_out),
-        marks=[Mark(*place(x, y), f"step {x:g}: {number(y)}") for x, y in thin(held_out, 60)],
-        x_ticks=[(place(x, y_low)[0], number(x)) for x in x_ticks if x_low <= x <= x_high],
+        marks=[place(x, y) for x, y in thin(held_out, 40) if math.isfinite(y)],
+        x_ticks=[(place(x, y_low)[0], number(x)) for x in ticks(x_low, x_high, 4) if x_low <= x <= x_high],
         y_ticks=[(place(x_low, y)[1], number(y)) for y in y_ticks],
-        summary=f"from {number(shown[0][1])} to {number(shown[-1][1])} over {number(x_high - x_low)} steps",
+        stops=list(stops()),
+        summary=_summary(held_out or line),
     )
+
+
+def _tamed(points: Points) -> Points:
+    return [(x, math.nan if not abs(y) < LARGEST else 0.0 if abs(y) < SMALLEST else y) for x, y in points]
+
+
+def _summary(points: Points) -> str:
+    known = [y for _, y in points if math.isfinite(y)]
+    ends = f"{number(known[0])} → {number(known[-1])}" if len(known) > 1 else "".join(map(number, known))
+    lost = len(points) - len(known)
+    return ends + (f", {lost} not finite" if lost else "")
 
 
 def thin(points: Points, most: int = MOST_POINTS) -> Points:
     """At most ``most`` points: means over runs of neighbours."""
     size = math.ceil(len(points) / most)
     if size <= 1:
-        return list(points)
+        return points
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def smooth(points: Points) -> Points:
-    """Exponential moving average over about a twentieth of the course, without the pull of its start."""
+    """Exponential moving average over about a twentieth of the course, without the pull of its start.
+
+        m_t = sum_k a^k y_{t-k} / sum_k a^k,   a = 1 - 1 / max(2, n / 20)
+
+    Courses of less than 8 points stay as they are; NaN stays NaN and is left out of the mean.
+    """
     if len(points) < 8:
-        return list(points)
+        return points
     keep = 1 - 1 / max(2.0, len(points) / 20)
-    mean, weight, course = 0.0, 0.0, []
+    total, weight, course = 0.0, 0.0, []
     for x, y in points:
-        mean, weight = keep * mean + (1 - keep) * y, keep * weight + (1 - keep)
-        course.append((x, mean / weight))
+        if math.isfinite(y):
+            total, weight = keep * total + y, keep * weight + 1
+        course.append((x, total / weight if math.isfinite(y) else math.nan))
     return course
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) that span low..high, about so many."""
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
-        reach = abs(low) / 2 or 0.5
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        reach = max(abs(low), abs(high)) / 2 or 0.5
         low, high = low - reach, high + reach
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    step = next((m * power for m in (1, 2, 5) if m * power >= raw * 0.999), 10 * power)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, last + 1)]
-
-
-def number(value: float) -> str:
-    """Short: 3 significant digits, 12.3k, 4e-05."""
-    if abs(value) >= 10_000:
-        return f"{value / 1e6:.3g}M" if abs(value) >= 1e6 else f"{value / 1e3:.3g}k"
-    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return "0" if text in ("-0", "0") else text
-

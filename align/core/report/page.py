@@ -1,115 +1,173 @@
-"""The page: facts in, one self-contained HTML file out.
+"""The page: a run directory, measures and samples in; one self-contained HTML file out.
 
-Everything that models and data say is hostile. So the template escapes every value (jinja2's autoescape; nothing is
-ever marked safe), there is no script, and the page's own policy forbids everything but its one style sheet.
+Everything that models, data and users say is hostile. So the template escapes every value (jinja2's autoescape; only
+our own style sheet is exempt), unseen characters are made visible, there is no script, and the page's own policy
+forbids everything but the one style sheet whose hash it names.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+import math
+import os
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from align.core.report import chart
+from align.core.report import chart as charts
+from align.core.report.facts import chosen, facts
 from align.core.report.read import RunFacts, StageFacts, read_run
+from align.core.report.table import Figure, Row, Table
+from align.core.report.text import number, visible
+
+__all__ = ["Answer", "Figure", "Row", "Sample", "Table", "write_report"]
 
 HERE = Path(__file__).parent
-FILE = "report.html"
 
-MAIN = ("loss", "rewards/accuracies", "rewards/margins", "accuracy", "margin", "kl", "mean_token_accuracy", "grad_norm")
-"""Metrics shown at once, in this order; the others can be unfolded."""
-MAIN_SHOWN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A metric of a stage, drawn."""
-
-    name: str
-    chart: chart.Chart
+MAIN = ("rewards/accuracies", "rewards/margins", "accuracy", "margin", "mean_token_accuracy")
+"""Between the losses and the course of the optimiser: the two first of these that a stage has."""
+OPTIMISER = ("grad_norm", "learning_rate")
+EXACT = ("learning_rate", "num_tokens")
+"""Known, not measured: not smoothed."""
+LOWER = ("loss", "perplexity")
+"""Held-out metrics that are told before and after, and those of MAIN."""
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A held-out loss before and after a stage."""
+class Answer:
+    """What the model of one stage said, and whether that is right, where this can be told."""
 
-    name: str
-    before: str
-    after: str
-
-
-def write(directory: Path) -> Path:
-    """Write ``report.html`` into a run directory; gives its path. Raises AlignError where it is no run's directory."""
-    path = directory / FILE
-    path.write_text(render(read_run(directory)), encoding="utf-8")
-    return path
+    stage: str
+    text: str
+    right: bool | None = None
 
 
-def render(run: RunFacts) -> str:
-    """The page of a run."""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt, every stage's answer to it, and the answer that was hoped for, if there is one."""
+
+    prompt: str
+    answers: tuple[Answer, ...]
+    expected: str | None = None
+
+
+def write_report(
+    run_directory: Path, path: Path, *, title: str, table: Table | None = None, samples: Sequence[Sample] = ()
+) -> None:
+    """Write the page of a run to ``path``, whole or not at all. Raises AlignError where the directory is no run's."""
+    page = render(read_run(run_directory), title, table, samples)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+
+
+def render(run: RunFacts, title: str, table: Table | None, samples: Sequence[Sample]) -> str:
+    """The page as text."""
     style = (HERE / "style.css").read_text(encoding="utf-8")
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     return environment.get_template("page.html").render(
+        title=title,
         run=run,
-        stages=[_view(stage) for stage in run.stages],
-        evaluation=run.evaluation,
-        size=chart,
-        number=chart.number,
+        stages=[_stage(stage) for stage in run.stages],
+        table=table if table and table.rows else None,
+        rows=[(row, list(zip(row.figures, _bars(row), strict=True))) for row in table.rows] if table else [],
+        samples=samples,
+        columns=list(dict.fromkeys(answer.stage for sample in samples for answer in sample.answers)),
+        commands=list(_commands(run)),
+        versions=[(name, version) for name, version in run.manifest.get("versions", {}).items() if version],
+        size=charts,
         style=style,
         # Whoever got text past the escaping could still not style, script, load or send anything.
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
     )
 
 
-def _view(stage: StageFacts) -> dict[str, Any]:
-    pictures = list(_pictures(stage))
-    first = [picture for name in MAIN for picture in pictures if picture.name == name][:MAIN_SHOWN]
+def _stage(stage: StageFacts) -> dict[str, Any]:
+    names = sorted({name.removeprefix("val/") for name in stage.curves})
+    drawn = {name: picture for name in names if (picture := _picture(stage, name))}
+    losses = [name for name in drawn if name.split("/")[-1] in LOWER]
+    main = [*losses[:3], *[name for name in MAIN if name in drawn][:2], *[name for name in OPTIMISER if name in drawn]]
     return {
         "name": stage.name,
-        "facts": list(_facts(stage)),
-        "finished": stage.finished,
-        "changes": list(_changes(stage)),
-        "main": first,
-        "rest": [picture for picture in pictures if picture not in first],
+        "state": "finished" if stage.finished else "unfinished" if stage.curves else "not begun",
+        "facts": list(facts(stage)),
+        "chosen": chosen(stage),
+        "held_out": list(_held_out(stage, [*losses, *MAIN])),
+        "main": [(name, drawn[name]) for name in main],
+        "rest": [(name, drawn[name]) for name in drawn if name not in main],
     }
 
 
-def _pictures(stage: StageFacts) -> Iterator[Picture]:
-    """One for each metric, held-out and training courses together; named held-out sets have their own."""
-    curves = stage.curves
-    for name in sorted({name.removeprefix("val/") for name in curves}):
-        training, held_out = curves.get(name, []), curves.get("val/" + name, [])
-        if len(training) > 1 or len(held_out) > 1:
-            yield Picture(name, chart.chart(training, held_out))
+def _picture(stage: StageFacts, name: str) -> charts.Chart | None:
+    """Training and held-out course together; named held-out sets have pictures of their own."""
+    return charts.chart(stage.curves.get(name, []), stage.curves.get("val/" + name, []), smoothed=name not in EXACT)
 
 
-def _changes(stage: StageFacts) -> Iterator[Change]:
-    for name, points in stage.curves.items():
-        if name.startswith("val/") and name.endswith("loss") and len(points) > 1:
-            (_, before), (_, after) = points[0], points[-1]
-            yield Change(name.removeprefix("val/"), f"{before:.3f}", f"{after:.3f}")
+def _held_out(stage: StageFacts, names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(metric, before, after)."""
+    for name in names:
+        points = stage.curves.get("val/" + name, [])
+        if len(points) > 1:
+            yield name, number(points[0][1]), number(points[-1][1])
 
 
-def _facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
-    settings = stage.settings
-    algorithm, model, train = settings["algorithm"], settings["model"], settings["train"]
-    chosen = ", ".join(f"{key} {value}" for key, value in algorithm.items() if key != "type")
-    yield "algorithm", algorithm["type"] + (f" ({chosen})" if chosen else "")
-    yield "starts from", model["path"]
-    if adapter := model["adapter"]:
-        yield "adapter", f"{adapter['type']}, rank {adapter['rank']}, alpha {adapter['alpha']}"
-    for source in stage.sources:
-        yield "learns from", f"{source['path']}: {source['rows']} {source['form']}"
-    yield "steps", f"{stage.noted.get('steps', '?')} of {train['batch_size']} examples"
-    if rates := stage.curves.get("learning_rate"):
-        yield "learning rate", f"{chart.number(max(rate for _, rate in rates))} at most"
-    if tokens := stage.curves.get("num_tokens"):
-        yield "tokens", chart.number(tokens[-1][1])
-    yield "seed", str(settings["seed"])
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """An interval between 0 and 1 of the measure's scale, and the value in it."""
+
+    low: float
+    high: float
+    at: float
+
+
+def _bars(row: Row) -> list[Bar | None]:
+    """Where the figures lie on a scale they share: 0 to 1 for a share, else round numbers around all of them."""
+    ends = [f.interval or (f.value, f.value) for f in row.figures if f is not None and math.isfinite(f.value)]
+    if not ends:
+        return [None] * len(row.figures)
+    low, high = 0.0, 1.0
+    if row.unit == "number":
+        scale = charts.ticks(min(low for low, _ in ends), max(high for _, high in ends), 4)
+        low, high = scale[0], scale[-1]
+
+    def place(value: float) -> float:
+        return round(min(1.0, max(0.0, (value - low) / (high - low))), 4)
+
+    def bar(figure: Figure | None) -> Bar | None:
+        if figure is None or not math.isfinite(figure.value):
+            return None
+        reach = figure.interval or (figure.value, figure.value)
+        return Bar(place(reach[0]), place(reach[1]), place(figure.value))
+
+    return [bar(figure) for figure in row.figures]
+
+
+def _commands(run: RunFacts) -> Iterator[tuple[str, str]]:
+    """(what for, command line)."""
+    file = shlex.quote(str(run.directory / "run.yaml"))
+    if not all(stage.finished for stage in run.stages):
+        yield "Go on where it stopped", f"align train {file} --resume"
+    finished = [stage for stage in run.stages if stage.finished]
+    if finished:
+        export = str(run.directory / finished[-1].name / "export")
+        reward = finished[-1].settings["algorithm"]["type"] == "reward_model"
+        kind = "SequenceClassification" if reward else "CausalLM"
+        yield "Load it in Python", f"transformers.AutoModelFor{kind}.from_pretrained({export!r})"
+        if not reward:
+            yield "Serve it", f"vllm serve {shlex.quote(export)}"
+        yield "Train on from it", f"align train RUN.yaml model.path={shlex.quote(export)}"
+    seeds = " ".join(shlex.quote(f"stages.{stage.name}.seed={stage.settings['seed'] + 1}") for stage in run.stages)
+    yield "Do it again with another seed", f"align train {file} output=runs/again {seeds}"

@@ -1,21 +1,16 @@
-"""A run directory as plain data: what was asked, what was measured while training and after."""
+"""A run directory as plain data: what was asked, and what was measured while training."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.core import strictyaml
-from align.core.evaluate.evaluation import Evaluation
 from align.schemas.errors import AlignError
-
-Points = list[tuple[float, float]]
-"""(step, value), in the order of the steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +22,10 @@ class StageFacts:
     """Its part of ``run.yaml``."""
     noted: Mapping[str, Any]
     """Its part of ``manifest.json``."""
-    sources: list[Mapping[str, Any]]
+    data: Mapping[str, Any]
     """What ``data_report.json`` says was read."""
-    curves: Mapping[str, Points]
-    """Metric -> its course; held-out ones start with ``val/``."""
+    curves: Mapping[str, list[tuple[float, float]]]
+    """Metric -> (step, value), which may be NaN; held-out ones start with ``val/``."""
     finished: bool
 
 
@@ -38,47 +33,53 @@ class StageFacts:
 class RunFacts:
     """A whole run."""
 
-    name: str
+    directory: Path
     stages: list[StageFacts]
     manifest: Mapping[str, Any]
-    evaluation: Evaluation
 
 
 def read_run(directory: Path) -> RunFacts:
-    """Everything the report shows. Stages that have not begun are left out.
+    """Everything the report shows; a stage that has not begun has no curves.
 
     Raises AlignError where ``directory`` is not a run's.
     """
     try:
-        run = strictyaml.read((directory / "run.yaml").read_text(encoding="utf-8"), str(directory / "run.yaml")).values
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise AlignError(f"has no {Path(error.filename).name}", "give a run's directory", where=str(directory)) from None
+        file = directory / "run.yaml"
+        run = strictyaml.read(file.read_text(encoding="utf-8"), str(file)).values
+    except FileNotFoundError:
+        raise AlignError("has no run.yaml", "give a run's directory", where=str(directory)) from None
+    manifest = _json(directory / "manifest.json")
     stages = [_stage(directory / stage["name"], stage, manifest) for stage in run["stages"]]
-    begun = [stage for stage in stages if stage.curves]
-    return RunFacts(directory.resolve().name, begun, manifest, Evaluation.load(directory))
+    return RunFacts(directory, stages, manifest)
 
 
 def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> StageFacts:
-    report = directory / "data_report.json"
     return StageFacts(
         name=settings["name"],
         settings=settings,
-        noted=manifest["stages"].get(settings["name"], {}),
-        sources=json.loads(report.read_text(encoding="utf-8"))["sources"] if report.is_file() else [],
+        noted=manifest.get("stages", {}).get(settings["name"], {}),
+        data=_json(directory / "data_report.json"),
         curves=_curves(directory / "metrics.csv"),
         finished=(directory / "done.json").is_file(),
     )
 
 
-def _curves(path: Path) -> dict[str, Points]:
-    """Every column that holds finite numbers."""
-    curves: dict[str, Points] = {}
+def _json(path: Path) -> Mapping[str, Any]:
+    """Empty where there is no such file yet."""
+    if not path.is_file():
+        return {}
+    read: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return read
+
+
+def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Every column of numbers. Half a line, left by a kill, is left out."""
+    curves: dict[str, list[tuple[float, float]]] = {}
     if not path.is_file():
         return curves
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, text in row.items():
-                if name not in (None, "step", "epoch") and text and math.isfinite(value := float(text)):
-                    curves.setdefault(name, []).append((float(row["step"]), value))
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    for row in csv.DictReader(whole.splitlines()):
+        for name, text in row.items():
+            if name not in (None, "step", "epoch") and text:
+                curves.setdefault(name, []).append((float(row["step"]), float(text)))
     return curves

@@ -1,0 +1,62 @@
+"""What a report says of a stage in words: what was trained, on what, and which settings were chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from align.core.report.read import StageFacts
+from align.core.report.text import number
+from align.core.runcheck import choices
+from align.schemas.run import Stage
+
+_TOLD = ("name", "model.path", "data.train", "seed")
+_ABSENT = object()
+
+
+def facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
+    """(what, which) in the order of the page."""
+    settings, noted = stage.settings, stage.noted
+    yield "algorithm", settings["algorithm"]["type"]
+    yield "starts from", settings["model"]["path"]
+    for source in stage.data.get("sources", []):
+        yield "learns from", f"{source['path']}: {source['rows']:,} {source['form']}"
+    if stage.data.get("bad"):
+        yield "rows that could not be read", f"{stage.data['bad']:,}"
+    if "steps" in noted:
+        yield "steps", f"{noted['steps']:,} of {settings['train']['batch_size']} examples"
+    if tokens := stage.curves.get("num_tokens"):
+        yield "tokens seen", number(tokens[-1][1])
+    yield "seed", str(settings["seed"])
+    if "world_size" in noted:
+        yield "processes", str(noted["world_size"])
+    if "data" in noted:
+        yield "data", noted["data"][:12]
+
+
+def chosen(stage: StageFacts) -> list[tuple[str, str]]:
+    """(dotted key, value) of every setting that is not at its default, but for those which ``facts`` tells."""
+    least = {"name": "", "model": {"path": ""}, "data": {"train": ""}, "algorithm": stage.settings["algorithm"]["type"]}
+    values: dict[str, Any] = Stage.model_validate(least).model_dump()
+    for _, _, holder, key in choices(values):
+        holder[key] = {"type": holder[key]["type"], **holder[key]["settings"]}
+    defaults = dict(_leaves(values))
+    differing = [(key, value) for key, value in _leaves(stage.settings) if defaults.get(key, _ABSENT) != value]
+    return [(key, _written(value)) for key, value in differing if key not in _TOLD]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is not itself a mapping with keys."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _written(value: Any) -> str:
+    """As in a run file; of data sources only what was said about them."""
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        return ", ".join(str(item.get("path", item.get("type", ""))) for item in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
