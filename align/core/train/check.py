@@ -84,7 +84,7 @@ def _stage(directory: RunDirectory, stage: Stage) -> StageCheck:
         layout=setup.cutter.layout,
         findings=[str(finding) for finding in setup.prepared.findings],
         first=setup.prepared.train[0],
-        shown=shown(setup.prepared.train[0], Encoder(setup.tokenizer), colour=True),
+        shown=shown(setup.prepared.train[0], Encoder(setup.tokenizer), _colour(Console())),
     )
 
 
@@ -107,5 +107,11 @@ def render(checks: Sequence[StageCheck]) -> None:
         ):
             table.add_row(name, value)
         console.print(table, *(Text(finding, style="yellow") for finding in found.findings))
-        console.print(legend(colour=True), found.shown)
+        console.print(legend(_colour(console)), soft_wrap=True)
+        console.print(found.shown, soft_wrap=True)
     console.print("[green]ready to train[/green]")
+
+
+def _colour(console: Console) -> bool:
+    """Whether the terminal has colours; without them what is learned stands in brackets."""
+    return console.color_system is not None

@@ -66,16 +66,18 @@ def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No advice from Lightning about settings that are align's own, and no bar for every file that is written."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    logs = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\.")
         try:
             yield
         finally:
-            log.setLevel(level)
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
