@@ -19,6 +19,7 @@ from align.core.train import checkpoint
 from align.core.train.module import AlignModule
 from align.core.train.random import set_random_state
 from align.core.train.steps import Phases, StepBatch
+from align.schemas.errors import AlignError, did_you_mean
 
 
 class Interrupted(BaseException):
@@ -100,11 +101,13 @@ class Keeper(Checkpoint):
             self._save_if_due(trainer, module, now=module.stopping)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Judge the evaluation, then save."""
+        """Judge the evaluation, then save. The one before the first step is not judged, but must have the metric."""
         assert isinstance(module, AlignModule)
         wanted = module.stage.validation
         value = module.held_out_metrics.get("val/" + wanted.metric)
-        if trainer.sanity_checking or value is None:
+        if value is None:
+            raise _no_such_metric(module, wanted.metric)
+        if trainer.sanity_checking:
             return
         better = self.best_value is None or (
             value < self.best_value if wanted.mode == "min" else value > self.best_value
@@ -166,6 +169,15 @@ class Keeper(Checkpoint):
         """Take it back."""
         self.best_value, self.best_step = state["best_value"], state["best_step"]
         self.evaluations_without_gain = state["evaluations_without_gain"]
+
+
+def _no_such_metric(module: AlignModule, metric: str) -> AlignError:
+    known = [name.removeprefix("val/") for name in module.held_out_metrics]
+    return AlignError(
+        f"is {metric!r}, which the held-out rows do not give",
+        did_you_mean(metric, known),
+        where=f"{module.stage.name}: validation.metric",
+    )
 
 
 class Metrics(Callback):
