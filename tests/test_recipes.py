@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,5 +142,5 @@ def test_a_recipe_runs_and_improves(recipe: Path, home: Path) -> None:
 
 def test_every_algorithm_has_a_recipe() -> None:
     used = {stage.algorithm.type for recipe in RECIPES for stage in runfile.load(recipe).stages}
-    assert used == {name for name in registry.names("algorithm")}
+    assert used == set(registry.names("algorithm"))
     assert {name.partition("/")[0] for name in IMPROVES} == {recipe.stem for recipe in RECIPES}
