@@ -12,7 +12,7 @@ Points = Sequence[tuple[float, float]]
 """(step, value) in the order of the steps; a value may be NaN."""
 
 WIDTH, HEIGHT = 320, 180
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 20, 22
+LEFT, RIGHT, TOP, BOTTOM = 48, 8, 20, 22
 MOST_POINTS = 240
 MOST_STOPS = 40
 LARGEST, SMALLEST = 1e200, 1e-200
@@ -40,7 +40,16 @@ class Chart:
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     stops: list[Stop]
-    summary: str
+    ends: tuple[str, str]
+    """The first and the last finite value, held out where there is such a course."""
+    lost: int
+    """How many values of that course are not finite."""
+
+    @property
+    def summary(self) -> str:
+        """``5.98 → 3.3``."""
+        first, last = self.ends
+        return (f"{first} → {last}" if first != last else first) + (f", {self.lost} not finite" if self.lost else "")
 
 
 def chart(training: Points, held_out: Points, smoothed: bool = True) -> Chart | None:
@@ -82,14 +91,16 @@ def chart(training: Points, held_out: Points, smoothed: bool = True) -> Chart | 
         for i in range(count):
             left = LEFT + i * width
             last = i == count - 1
-            here = [
+            trained, held = (
                 [(x, y) for x, y in points if left <= place(x, y_low)[0] < left + width or (last and x == x_high)][-1:]
                 for points in (line, held_out)
-            ]
-            if found := [point for points in here for point in points]:
-                said = [f"{kind}{number(p[0][1])}" for kind, p in zip(("", "held out "), here, strict=True) if p]
+            )
+            if found := [*trained, *held]:
+                step = found[0][0]
+                said = [number(y) for _, y in trained]
+                said += [f"held out {number(y)}" + (f" at {x:g}" if x != step else "") for x, y in held]
                 dots = tuple(place(x, y) for x, y in found if math.isfinite(y))
-                yield Stop(round(left, 1), round(width, 1), dots, f"step {found[-1][0]:g}: {', '.join(said)}")
+                yield Stop(round(left, 1), round(width, 1), dots, f"step {step:g}: {', '.join(said)}")
 
     return Chart(
         raw=path(training) if line is not training else "",
@@ -99,7 +110,8 @@ def chart(training: Points, held_out: Points, smoothed: bool = True) -> Chart | 
         x_ticks=[(place(x, y_low)[0], number(x)) for x in ticks(x_low, x_high, 4) if x_low <= x <= x_high],
         y_ticks=[(place(x_low, y)[1], number(y)) for y in y_ticks],
         stops=list(stops()),
-        summary=_summary(held_out or line),
+        ends=_ends(held_out or training),
+        lost=sum(not math.isfinite(y) for _, y in held_out or training),
     )
 
 
@@ -107,11 +119,12 @@ def _tamed(points: Points) -> Points:
     return [(x, math.nan if not abs(y) < LARGEST else 0.0 if abs(y) < SMALLEST else y) for x, y in points]
 
 
-def _summary(points: Points) -> str:
-    known = [y for _, y in points if math.isfinite(y)]
-    ends = f"{number(known[0])} → {number(known[-1])}" if len(known) > 1 else "".join(map(number, known))
-    lost = len(points) - len(known)
-    return ends + (f", {lost} not finite" if lost else "")
+def _ends(points: Points) -> tuple[str, str]:
+    """What is only rounding beside the course's size is told as zero."""
+    known = [y for _, y in points if math.isfinite(y)] or [math.nan]
+    size = max(map(abs, known))
+    first, last = (number(y if not abs(y) < 1e-6 * size else 0.0) for y in (known[0], known[-1]))
+    return first, last
 
 
 def thin(points: Points, most: int = MOST_POINTS) -> Points:

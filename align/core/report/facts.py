@@ -11,7 +11,7 @@ from align.core.report.text import number
 from align.core.runcheck import choices
 from align.schemas.run import Stage
 
-_TOLD = ("name", "model.path", "data.train", "seed")
+_TOLD = ("name", "model.path", "data.train", "algorithm.type", "seed")
 _ABSENT = object()
 
 
@@ -23,7 +23,7 @@ def facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
     for source in stage.data.get("sources", []):
         yield "learns from", f"{source['path']}: {source['rows']:,} {source['form']}"
     if stage.data.get("bad"):
-        yield "rows that could not be read", f"{stage.data['bad']:,}"
+        yield "bad rows", f"{stage.data['bad']:,}"
     if "steps" in noted:
         yield "steps", f"{noted['steps']:,} of {settings['train']['batch_size']} examples"
     if tokens := stage.curves.get("num_tokens"):
@@ -32,12 +32,12 @@ def facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
     if "world_size" in noted:
         yield "processes", str(noted["world_size"])
     if "data" in noted:
-        yield "data", noted["data"][:12]
+        yield "data hash", noted["data"][:12]
 
 
 def chosen(stage: StageFacts) -> list[tuple[str, str]]:
     """(dotted key, value) of every setting that is not at its default, but for those which ``facts`` tells."""
-    least = {"name": "", "model": {"path": ""}, "data": {"train": ""}, "algorithm": stage.settings["algorithm"]["type"]}
+    least = {"name": "", "model": {"path": ""}, "data": {"train": ""}, "algorithm": ""}
     values: dict[str, Any] = Stage.model_validate(least).model_dump()
     for _, _, holder, key in choices(values):
         holder[key] = {"type": holder[key]["type"], **holder[key]["settings"]}

@@ -24,7 +24,7 @@ from align.core.report import chart as charts
 from align.core.report.facts import chosen, facts
 from align.core.report.read import RunFacts, StageFacts, read_run
 from align.core.report.table import Figure, Row, Table
-from align.core.report.text import number, visible
+from align.core.report.text import visible
 
 __all__ = ["Answer", "Figure", "Row", "Sample", "Table", "write_report"]
 
@@ -85,7 +85,6 @@ def render(run: RunFacts, title: str, table: Table | None, samples: Sequence[Sam
         table=table if table and table.rows else None,
         rows=[(row, list(zip(row.figures, _bars(row), strict=True))) for row in table.rows] if table else [],
         samples=samples,
-        columns=list(dict.fromkeys(answer.stage for sample in samples for answer in sample.answers)),
         commands=list(_commands(run)),
         versions=[(name, version) for name, version in run.manifest.get("versions", {}).items() if version],
         size=charts,
@@ -96,7 +95,7 @@ def render(run: RunFacts, title: str, table: Table | None, samples: Sequence[Sam
 
 
 def _stage(stage: StageFacts) -> dict[str, Any]:
-    names = sorted({name.removeprefix("val/") for name in stage.curves})
+    names = sorted({name.removeprefix("val/") for name in stage.curves}, key=lambda name: (name != "loss", name))
     drawn = {name: picture for name in names if (picture := _picture(stage, name))}
     losses = [name for name in drawn if name.split("/")[-1] in LOWER]
     main = [*losses[:3], *[name for name in MAIN if name in drawn][:2], *[name for name in OPTIMISER if name in drawn]]
@@ -105,7 +104,11 @@ def _stage(stage: StageFacts) -> dict[str, Any]:
         "state": "finished" if stage.finished else "unfinished" if stage.curves else "not begun",
         "facts": list(facts(stage)),
         "chosen": chosen(stage),
-        "held_out": list(_held_out(stage, [*losses, *MAIN])),
+        "held_out": [
+            (name, *drawn[name].ends)
+            for name in [*losses, *MAIN]
+            if name in drawn and len(stage.curves.get("val/" + name, [])) > 1
+        ],
         "main": [(name, drawn[name]) for name in main],
         "rest": [(name, drawn[name]) for name in drawn if name not in main],
     }
@@ -114,14 +117,6 @@ def _stage(stage: StageFacts) -> dict[str, Any]:
 def _picture(stage: StageFacts, name: str) -> charts.Chart | None:
     """Training and held-out course together; named held-out sets have pictures of their own."""
     return charts.chart(stage.curves.get(name, []), stage.curves.get("val/" + name, []), smoothed=name not in EXACT)
-
-
-def _held_out(stage: StageFacts, names: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(metric, before, after)."""
-    for name in names:
-        points = stage.curves.get("val/" + name, [])
-        if len(points) > 1:
-            yield name, number(points[0][1]), number(points[-1][1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,9 +45,14 @@ def read_run(directory: Path) -> RunFacts:
     """
     try:
         file = directory / "run.yaml"
-        run = strictyaml.read(file.read_text(encoding="utf-8"), str(file)).values
+        document = strictyaml.read(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
         raise AlignError("has no run.yaml", "give a run's directory", where=str(directory)) from None
+    if document.problems:
+        raise AlignError.gather(document.problems)
+    run = document.values
+    if outside := [stage["name"] for stage in run["stages"] if Path(stage["name"]).name != stage["name"]]:
+        raise AlignError(f"has a stage named {outside[0]!r}, which is no name of a directory", where=str(file))
     manifest = _json(directory / "manifest.json")
     stages = [_stage(directory / stage["name"], stage, manifest) for stage in run["stages"]]
     return RunFacts(directory, stages, manifest)

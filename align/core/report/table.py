@@ -13,7 +13,7 @@ from rich.text import Text
 
 from align.core.report.text import number, percent, visible
 
-Verdict = Literal["better", "worse", "unclear"]
+Verdict = Literal["better", "worse", "unclear", "untested"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Row:
         """Whether the last is better than the first: clear only where their intervals do not meet."""
         first, last = [end.interval for end in self.ends] if self.ends else (None, None)
         if first is None or last is None:
-            return "unclear"
+            return "untested"
         (low, high), (last_low, last_high) = first, last
         if last_low > high:
             return "better" if self.better == "higher" else "worse"
@@ -94,7 +94,7 @@ class Table:
                 raise ValueError(f"{row.name}: {len(row.figures)} figures for {len(self.stages)} stages")
 
 
-_COLOURS = {"better": "green", "worse": "red", "unclear": ""}
+_COLOURS = {"better": "green", "worse": "red", "unclear": "", "untested": ""}
 
 
 def print_table(table: Table, console: Console | None = None) -> None:

@@ -15,29 +15,35 @@ _UNSEEN = re.compile(
 def visible(text: str) -> str:
     r"""Control characters, bidirectional overrides and other unseen ones as signs that can be seen.
 
-    ``\x1b`` becomes the symbol for escape, U+202E becomes ``⟨U+202E⟩``. The result can always be encoded as UTF-8.
+    ``\x1b`` becomes ``⟨U+001B⟩``. The result can always be encoded as UTF-8.
     Letters of right-to-left scripts and the joiners that emoji and Persian need stay.
     """
     return _UNSEEN.sub(_sign, text.replace("\r\n", "\n"))
 
 
 def _sign(found: re.Match[str]) -> str:
-    code = ord(found.group())
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 0x7F else f"⟨U+{code:04X}⟩"
+    return f"⟨U+{ord(found.group()):04X}⟩"
 
 
 def number(value: float) -> str:
-    """Short: three significant digits, 12.3k, 4e-05."""
+    """Short: three significant digits, 12.3k, 4e-5."""
     if not math.isfinite(value):
-        return str(value)
-    if abs(value) >= 9_999.5:
-        return f"{value / 1e6:.3g}M" if abs(value) >= 999_500 else f"{value / 1e3:.3g}k"
-    text = f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
-    return "0" if text in ("-0", "0") else text.replace("-", "−", 1) if text.startswith("-") else text
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size >= 999_500:
+        text = f"{size / 1e6:.3g}M" if size < 999.5e6 else _power(size)
+    elif size >= 9_999.5:
+        text = f"{size / 1e3:.3g}k"
+    else:
+        text = f"{size:.0f}" if size >= 999.5 else f"{size:.3g}" if size >= 1e-3 or size == 0 else _power(size)
+    return "−" + text if value < 0 else text
+
+
+def _power(size: float) -> str:
+    digits, _, exponent = f"{size:.2e}".partition("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def percent(share: float) -> str:
     """``93.1 %``."""
-    return f"{100 * share:.1f} %" if math.isfinite(share) else str(share)
+    return f"{100 * share:.1f} %" if math.isfinite(share) else number(share)
