@@ -1,0 +1,88 @@
+"""Run directories made by hand for the report's tests, and what is in a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+from align.core.report import Answer, Figure, Row, Sample, Table, write_report
+from align.core.strictyaml import write as to_yaml
+
+SECTIONS = ["trained", "change", "curves", "samples", "next"]
+
+METRICS = "step,epoch,loss,{0},val/loss,val/{0}/loss\n1,0,2,5,,\n2,0,1,6,,\n2,0,,,1.5,1.75\n3,1,,,1.25,1\n"
+
+
+def write_run(directory: Path, text: str = "plain", stages: Sequence[str] = ("sft",), metrics: str = METRICS) -> Path:
+    """A run directory with ``text`` in every place that holds text, as ``align train`` would have left it."""
+    said = text.replace("\ud83d", "")  # which no run file may hold
+    settings = [
+        {
+            "name": stage,
+            "model": {"path": said, "chat_template": said},
+            "data": {"train": [{"path": said}], "validation": [{"path": said, "name": said}], "allow": [said]},
+            "algorithm": {"type": said, "beta": said, "nested": {"deep": [said]}},
+            "train": {"batch_size": 8},
+            "seed": 0,
+        }
+        for stage in stages
+    ]
+    directory.mkdir(parents=True)
+    (directory / "run.yaml").write_text(to_yaml({"output": "out", "stages": settings}))
+    noted = {stage: {"steps": 3, "data": text, "world_size": 1} for stage in stages}
+    facts = {"stages": noted, "versions": {text: text}, "python": text, "started": text, "command": [text]}
+    (directory / "manifest.json").write_text(json.dumps(facts))
+    for stage in stages:
+        (directory / stage).mkdir()
+        report = {"sources": [{"path": text, "rows": 3, "form": text}], "bad": 1}
+        (directory / stage / "data_report.json").write_text(json.dumps(report))
+        column = "".join(c for c in text if c.isprintable() and c not in ',"\ud83d')
+        (directory / stage / "metrics.csv").write_text(metrics.format(column))
+        (directory / stage / "done.json").write_text("{}")
+    return directory
+
+
+def measures(text: str = "plain") -> dict[str, Any]:
+    figures = (Figure(0.2, 0.1, 0.3), Figure(0.9, 0.8, 0.95))
+    answers = (Answer(text, text, True), Answer(text, text, False), Answer(text, text))
+    return {"table": Table((text, text), (Row(text, figures, note=text),)), "samples": [Sample(text, answers, text)]}
+
+
+class Shape(HTMLParser):
+    """The tags with their attributes' names and inert values, and the text between them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+        self.ends: list[str] = []
+        self.values: dict[str, list[str]] = {}
+        self.text: list[str] = []
+        self.declarations: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, tuple(name for name, _ in attrs)))
+        for name, value in attrs:
+            self.values.setdefault(name, []).append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.ends.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        self.declarations.append(data)
+
+    def unknown_decl(self, data: str) -> None:
+        self.declarations.append(data)
+
+
+def page_of(directory: Path, title: str = "title", **shown: Any) -> str:
+    path = directory / "report.html"
+    write_report(directory, path, title=title, **shown)
+    return path.read_text(encoding="utf-8")
