@@ -209,7 +209,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_full_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_module, "LOGITS", 8 * 3000)
+    monkeypatch.setitem(policy_module.LOGITS, "cpu", 8 * 3000)
     policy = Policy(tiny_model(vocab_size=3000))
     micro = collate(examples(200, 150), "padded", 0)
     with Largest() as seen:

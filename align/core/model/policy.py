@@ -24,8 +24,9 @@ from align.core.data.collate import MicroBatch
 from align.core.model.logprobs import TokenScores, token_logprobs
 from align.schemas.errors import AlignError
 
-LOGITS = 2**24
-"""Logits made at a time: 64 MiB in float32."""
+LOGITS = {"cpu": 2**24, "cuda": 2**26}
+"""Logits made at a time: 64 MiB in float32, on a GPU 256 MiB. Each chunk reads and writes the head's whole gradient, so
+a device with more arithmetic per byte wants more tokens in one."""
 
 
 class Scores(NamedTuple):
@@ -96,7 +97,7 @@ class Policy(nn.Module):
                 _whole(layer.weight),
                 None if layer.bias is None else _whole(layer.bias),
                 micro.target_T,
-                LOGITS // layer.out_features,
+                LOGITS[hidden_RLD.device.type] // layer.out_features,
                 logit_scale=tail.scale,
                 softcap=tail.softcap,
                 temperature=self.temperature,
