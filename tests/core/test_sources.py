@@ -166,6 +166,7 @@ class TestBadRows:
                     "bad": 2,
                     "left_out": [],
                     "files": [{"path": path, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}],
+                    "held_out": False,
                 }
             ],
             "bad": 2,

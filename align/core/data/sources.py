@@ -62,7 +62,9 @@ def load_records(
         for row in _rows(source, data, learns_from, bad, reports, progress):
             held_out.add(row, index)
     if report_dir is not None:
-        write_report(report_dir / "data_report.json", reports, bad)
+        learned = 0 if data.stream else len(data.train)
+        told = [{**report, "held_out": place >= learned} for place, report in enumerate(reports)]
+        write_report(report_dir / "data_report.json", told, bad)
     _stop(data, bad)
     for pile, wanted, mend in (
         (train, not data.stream, "give more rows, or hold out less: data.validation_fraction"),

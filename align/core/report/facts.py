@@ -21,7 +21,8 @@ def facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
     yield "algorithm", settings["algorithm"]["type"]
     yield "starts from", settings["model"]["path"]
     for source in stage.data.get("sources", []):
-        yield "learns from", f"{source['path']}: {source['rows']:,} {source['form']}"
+        what = "held out" if source.get("held_out") else "learns from"
+        yield what, f"{source['path']}: {source['rows']:,} {source['form']}"
     if stage.data.get("bad"):
         yield "bad rows", f"{stage.data['bad']:,}"
     if "steps" in noted:

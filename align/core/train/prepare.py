@@ -46,7 +46,12 @@ class Preparation:
     """
 
     def __init__(
-        self, stage: Stage, tokenizer: PreTrainedTokenizerBase, algorithm: Algorithm, report: Path, progress: bool
+        self,
+        stage: Stage,
+        tokenizer: PreTrainedTokenizerBase,
+        algorithm: Algorithm,
+        report: Path | None,
+        progress: bool,
     ) -> None:
         self.stage, self.tokenizer, self.algorithm = stage, tokenizer, algorithm
         self.report, self.progress = report, progress

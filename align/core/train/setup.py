@@ -62,7 +62,9 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
             where=f"{stage.name}: data.stream",
         )
     tokenizer = load_tokenizer(stage.model, algorithm.head)
-    preparation = Preparation(stage, tokenizer, algorithm, directory.stage(stage.name).path, progress)
+    # Only rank 0 writes into the run directory: it may still have to refuse it.
+    report = directory.stage(stage.name).path if spawn.rank() == 0 else None
+    preparation = Preparation(stage, tokenizer, algorithm, report, progress)
     prepared = preparation.prepare()
 
     seed_everything(stage.seed, verbose=False)
