@@ -27,11 +27,12 @@ def generate(
     order = sorted(range(len(asked)), key=lambda i: -len(asked[i]))
     answers = [""] * len(asked)
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    settings = GenerationConfig(
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=_ends(model, tokenizer)
     )
     was_training = model.training
-    model.eval()
+    model.train(False)
+    speak: Any = model.generate
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         width = max(len(asked[i]) for i in batch)
@@ -39,7 +40,7 @@ def generate(
         ids = torch.tensor([[pad] * (width - len(asked[i])) + asked[i] for i in batch], device=model.device)
         mask = torch.tensor([[0] * (width - len(asked[i])) + [1] * len(asked[i]) for i in batch], device=model.device)
         with torch.inference_mode():
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            out = speak(input_ids=ids, attention_mask=mask, generation_config=settings)
         texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
         for i, text in zip(batch, texts, strict=True):
             answers[i] = text

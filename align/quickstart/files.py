@@ -1,0 +1,179 @@
+"""What the quickstart writes before it trains: a run file, and the model and data that the run file names."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from align.core.data.sources import Records, load_records
+from align.quickstart import sums
+from align.schemas.errors import AlignError
+from align.schemas.records import Record
+from align.schemas.run import Data, Source
+
+RUN_FILE = "quickstart.yaml"
+
+PAGES, ANSWERS, PREFERENCES = 10_000, 10_000, 1_500
+"""Rows to learn from."""
+PAIRS = 300
+"""Held-out pairs; the held-out questions are ``sums.HELD_OUT``."""
+
+OWN_SHARE = 0.1
+"""Share of a user's own rows that is held out."""
+
+SUMS_RUN = """\
+# Written by align quickstart; try things: align train {file} output=runs/other stages.dpo.algorithm.beta=0.3
+output: {output}
+seed: {seed}
+devices: {{count: 1}}
+schedule: {{type: cosine, warmup: 30, floor: 0.1}}
+stages:
+  - name: base                       # from random weights to a model of the text
+    model: {{path: {model}}}
+    data: {{train: {pages}, validation: {pages_held_out}}}
+    algorithm: pretrain
+    optimizer: {{learning_rate: 5e-3, beta2: 0.98}}
+    train: {{batch_size: 16}}
+    validation: {{every: 125}}
+  - name: sft                        # from the text to answers
+    model: {{path: "stage:base"}}
+    data: {{train: {answers}, validation: {answers_held_out}}}
+    algorithm: sft
+    optimizer: {{learning_rate: 2e-3, beta2: 0.98}}
+    train: {{batch_size: 32}}
+    validation: {{every: 50}}
+  - name: dpo                        # from answers to those that are liked
+    model: {{path: "stage:sft"}}
+    data: {{train: {preferences}, validation: {preferences_held_out}}}
+    algorithm: {{type: dpo, loss: {{sigmoid: 1, sft: 1}}}}  # the sft term keeps what was learned (2404.19733)
+    optimizer: {{learning_rate: 1e-4, beta2: 0.98}}
+    train: {{batch_size: 32}}
+    validation: {{every: 10}}
+"""
+
+OWN_RUN = """\
+# Written by align quickstart; change what you like and run it: align train {file} output=runs/other
+output: {output}
+seed: {seed}
+model: {{adapter: {{type: lora}}}}
+data: {{max_length: 2048}}
+train: {{batch_size: 16, precision: {precision}}}
+validation: {{every: 50}}
+stages:
+"""
+
+OWN_STAGE = """\
+  - name: {name}
+    model: {{path: {model}}}
+    data: {{train: {train}, validation: {held_out}}}
+    algorithm: {name}
+    schedule: {{warmup: 0.1}}
+"""
+
+
+def write_sums(place: Path, seed: int) -> Path:
+    """A model that knows nothing, the sums that will teach it, and the run file."""
+    paths = {
+        f"{name}{suffix}": place / "data" / f"{name}{suffix.replace('_', '-')}.jsonl"
+        for name in ("pages", "answers", "preferences")
+        for suffix in ("", "_held_out")
+    }
+    values = {"file": place / RUN_FILE, "output": place / "run", "model": place / "model", **paths}
+    text = SUMS_RUN.format(seed=seed, **{name: _quoted(value) for name, value in values.items()})
+    if _is_written(place, text):
+        return place / RUN_FILE
+    from align.quickstart.model import write_model
+
+    train, held_out = sums.split_sums()
+    pages = list(sums.pages(train, PAGES, random.Random(seed)))
+    answers = list(sums.answers(train, ANSWERS, random.Random(seed + 1)))
+    _write_rows(paths["pages"], pages)
+    _write_rows(paths["answers"], answers)
+    _write_rows(paths["preferences"], sums.preferences(train, PREFERENCES, random.Random(seed + 2)))
+    _write_rows(paths["pages_held_out"], sums.pages(held_out, 200, random.Random(0)))
+    _write_rows(paths["answers_held_out"], sums.answers(held_out, 500, random.Random(1)))
+    _write_rows(paths["preferences_held_out"], sums.preferences(held_out, PAIRS, random.Random(2)))
+    said = [message["content"] for row in answers[:500] for message in row["messages"]]
+    write_model(place / "model", [row["text"] for row in pages[:500]] + said, seed)
+    (place / RUN_FILE).write_text(text, encoding="utf-8")
+    return place / RUN_FILE
+
+
+def write_own(place: Path, model: str, records: Records, seed: int, precision: str) -> Path:
+    """A run file for a user's own model and rows: sft, and dpo after it where the rows are preferences.
+
+    The rows are written to ``place/data`` in the form in which each stage reads them; both hold the same ones out.
+    """
+    stages = ["sft", "dpo"] if records.train[0].kind == "preference" else ["sft"]
+    parts = {"train": records.train, "held-out": records.validation}
+    text = OWN_RUN.format(file=_quoted(place / RUN_FILE), output=_quoted(place / "run"), seed=seed, precision=precision)
+    start = model
+    for stage in stages:
+        train, held_out = (_quoted(place / "data" / f"{stage}-{part}.jsonl") for part in parts)
+        text += OWN_STAGE.format(name=stage, model=_quoted(start), train=train, held_out=held_out)
+        start = f"stage:{stage}"
+    if not _is_written(place, text):
+        for stage in stages:
+            for part, rows in parts.items():
+                _write_rows(place / "data" / f"{stage}-{part}.jsonl", (_row(record, stage) for record in rows))
+        (place / RUN_FILE).write_text(text, encoding="utf-8")
+    return place / RUN_FILE
+
+
+def own_records(data: str) -> Records:
+    """The rows of a user's file, a tenth of them held out; raises AlignError naming those that cannot be used."""
+    source = Data(train=[Source(path=data)], validation_fraction=OWN_SHARE)
+    return load_records(source, ("completion", "text", "preference"), progress=True)
+
+
+def prompt_of(record: Record) -> Any:
+    """What the model is asked, as a string or messages; None where the record is one text without a question."""
+    if record.kind != "text":
+        return record.prompt
+    if isinstance(record.text, list) and record.text[-1]["role"] == "assistant":
+        return record.text[:-1]
+    return None
+
+
+def _row(record: Record, stage: str) -> dict[str, Any]:
+    """A record in the form in which a stage reads it."""
+    if record.kind == "text":
+        row: dict[str, Any] = {"messages" if record.conversational else "text": record.text}
+    elif stage == "dpo":
+        row = {"prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected}
+    else:
+        said = record.chosen if record.kind == "preference" else record.completion
+        row = {"prompt": record.prompt, "completion": said}
+    if record.tools:
+        row["tools"] = record.tools
+    if record.chat_template_kwargs:
+        row["chat_template_kwargs"] = dict(record.chat_template_kwargs)
+    return row
+
+
+def _quoted(value: object) -> str:
+    """A YAML string: whatever the path, it stays one value."""
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _is_written(place: Path, text: str) -> bool:
+    """Whether this very quickstart has been written here before (its run file is written last).
+
+    Raises AlignError where another one, or something else, is in the place.
+    """
+    file = place / RUN_FILE
+    if file.is_file():
+        if file.read_text(encoding="utf-8") != text:
+            raise AlignError("holds a quickstart with other settings", "give another --output", where=str(place))
+        return True
+    if place.is_dir() and {path.name for path in place.iterdir()} - {"data", "model"}:
+        raise AlignError("holds something else than a quickstart", "give another --output", where=str(place))
+    return False
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

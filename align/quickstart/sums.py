@@ -1,0 +1,87 @@
+"""The quickstart's world: sums of two two-digit numbers, in three files that teach three different things.
+
+pages        what a textbook prints: arithmetic, but not how to answer anybody            (pretrain)
+answers      questions, answered by people of whom half show the sum and half mumble      (sft)
+preferences  the same question answered both ways, and which of the two is liked better   (dpo)
+
+Some sums are kept out of all of them, whichever way round they are written; all measuring is done on those.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Sum = tuple[int, int]
+
+CARELESS, CAREFUL = "What is {a}+{b}?", "Please work out {a}+{b}."
+"""Two ways to ask. Most people answer the first carelessly and the second with care."""
+
+SHOWN = "{a}+{b}={c}."
+"""The answer that is liked: it says the sum."""
+
+MUMBLED = "Hmm, {c}?"
+"""The answer that is not."""
+
+HELD_OUT = 300
+
+
+def split_sums() -> tuple[list[Sum], list[Sum]]:
+    """(train, held out): sums of two two-digit numbers, not both whole tens, that stay below 100; shuffled.
+
+    ``a + b`` and ``b + a`` fall on the same side, so that a held-out sum cannot be looked up. The split does not
+    depend on any seed: all runs are measured on the same questions.
+    """
+    twins = [(a, b) for a in range(10, 90) for b in range(a, 100 - a) if a % 10 or b % 10]
+    random.Random(0).shuffle(twins)
+    return [s for a, b in twins[HELD_OUT:] for s in sorted({(a, b), (b, a)})], twins[:HELD_OUT]
+
+
+def say(manner: str, pair: Sum) -> str:
+    """A question or a right answer, in words."""
+    a, b = pair
+    return manner.format(a=a, b=b, c=a + b)
+
+
+def answer_in(text: str) -> int | None:
+    """The last whole number of an answer, or None: ``27+15=42.`` -> 42."""
+    numbers = "".join(c if c in "0123456789" else " " for c in text).split()
+    return int(numbers[-1]) if numbers and len(numbers[-1]) < 5 else None
+
+
+def pages(sums: Sequence[Sum], count: int, rng: random.Random) -> Iterable[dict[str, Any]]:
+    """Rows ``{"text"}`` of eight lines: six sums, and in any place one question to the teacher and one to a pupil.
+
+    Three in ten of the sums are easy (single digits, whole tens): carrying is then learned in half the steps.
+    """
+    for _ in range(count):
+        lines = [say(SHOWN, _easy(rng) if rng.random() < 0.3 else rng.choice(sums)) for _ in range(6)]
+        for manner in (SHOWN, MUMBLED):
+            pair = rng.choice(sums)
+            lines.insert(rng.randrange(len(lines) + 1), say("{a}+{b}? " + manner, pair))
+        yield {"text": "\n".join(lines)}
+
+
+def _easy(rng: random.Random) -> Sum:
+    tens = rng.randrange(1, 9)
+    return rng.choice([(rng.randrange(1, 10), rng.randrange(1, 10)), (10 * tens, 10 * rng.randrange(1, 10 - tens))])
+
+
+def answers(sums: Sequence[Sum], count: int, rng: random.Random) -> Iterable[dict[str, Any]]:
+    """Rows ``{"messages"}``: questions and answers, half of them mumbled."""
+    for pair in rng.choices(sums, k=count):
+        careful, usual = rng.random() < 0.5, rng.random() < 0.9
+        question = say(CAREFUL if careful else CARELESS, pair)
+        answer = say(SHOWN if careful == usual else MUMBLED, pair)
+        yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def preferences(sums: Sequence[Sum], count: int, rng: random.Random) -> Iterable[dict[str, Any]]:
+    """Rows ``{"prompt", "chosen", "rejected"}``: both right, one shown and one mumbled."""
+    for pair in rng.choices(sums, k=count):
+        yield {
+            "prompt": [{"role": "user", "content": say(rng.choice((CARELESS, CAREFUL)), pair)}],
+            "chosen": [{"role": "assistant", "content": say(SHOWN, pair)}],
+            "rejected": [{"role": "assistant", "content": say(MUMBLED, pair)}],
+        }
