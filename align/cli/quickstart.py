@@ -16,7 +16,7 @@ import click
 @click.option("--data", help="Your own rows instead of sums: chats, prompts with answers, or preferences.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
 def quickstart(output: Path, seed: int, model: str | None, data: str | None, quiet: bool) -> None:
-    """Train a model end to end and see that it learned; about two minutes on two cores, without a download.
+    """Train a model end to end and see that it learned; a minute or two on two cores, without a download.
 
     A small model is made and taught to read sums (pretrain), to answer questions (sft), and to answer as people like
     (dpo). Every stage is measured on questions that are in no training file. What is written is an ordinary run: its

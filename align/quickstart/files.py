@@ -50,6 +50,7 @@ stages:
     data: {{train: {preferences}, validation: {preferences_held_out}}}
     algorithm: {{type: dpo, loss: {{sigmoid: 1, sft: 1}}}}  # the sft term keeps what was learned (2404.19733)
     optimizer: {{learning_rate: 1e-4, beta2: 0.98}}
+    schedule: {{warmup: 0.1}}
     train: {{batch_size: 32}}
     validation: {{every: 10}}
 """
