@@ -196,3 +196,19 @@ def test_the_terminal_table_says_the_same_and_obeys_no_one() -> None:
 def test_the_report_loads_no_torch() -> None:
     code = "import sys, align.core.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_four_stages_stay_whole_in_eighty_columns() -> None:
+    figures = (
+        Figure(0.0, 0.0, 0.013),
+        Figure(0.99, 0.971, 0.997),
+        Figure(0.543, 0.487, 0.599),
+        Figure(1.0, 0.987, 1.0),
+    )
+    text = io.StringIO()
+    print_table(
+        Table(("start", "base", "sft", "dpo"), (Row("liked answer likelier", figures),)),
+        Console(file=text, width=80, color_system=None),
+    )
+    for cell in ("0.0 to 1.3 %", "97.1 to 99.7 %", "48.7 to 59.9 %", "98.7 to 100.0 %"):
+        assert cell in text.getvalue()

@@ -102,7 +102,7 @@ def print_table(table: Table, console: Console | None = None) -> None:
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column("")
     for stage in table.stages:
-        drawn.add_column(Text(visible(stage)), justify="right")
+        drawn.add_column(Text(visible(stage)), justify="right", no_wrap=True)
     for row in table.rows:
         cells = [_cell(row, figure, last=figure is not None and row.figures[-1] is figure) for figure in row.figures]
         drawn.add_row(Text(visible(row.name), style="bold"), *cells)
