@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from align.core.disk import write_whole
 from align.core.report import chart as charts
 from align.core.report.facts import chosen, facts
 from align.core.report.read import RunFacts, StageFacts, read_run
@@ -62,9 +62,7 @@ def write_report(
 ) -> None:
     """Write the page of a run to ``path``, whole or not at all. Raises AlignError where the directory is no run's."""
     page = render(read_run(run_directory), title, table, samples)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, page.encode())
 
 
 def render(run: RunFacts, title: str, table: Table | None, samples: Sequence[Sample]) -> str:

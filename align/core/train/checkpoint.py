@@ -86,6 +86,11 @@ def steps(root: Path) -> list[int]:
     return sorted((int(m.group(1)) for m in found if m), reverse=True)
 
 
+def last_step(root: Path) -> int:
+    """Step of the newest checkpoint under ``root``, sound or not; 0 where there is none."""
+    return max(steps(root), default=0)
+
+
 def at(root: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return root / f"step-{step:08d}"

@@ -58,7 +58,7 @@ def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
             trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
             _hand_on(place, setup, module, keeper)
     except NonFinite as error:
-        saved = (checkpoint.steps(place.checkpoints) or [0])[0]
+        saved = checkpoint.last_step(place.checkpoints)
         mend = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint had been made yet"
         raise AlignError.gather([*error.problems, Problem(str(place.path), mend)]) from None
 
@@ -82,7 +82,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _facts(setup: Setup) -> dict[str, Any]:
-    """What a checkpoint's manifest says about the stage; a resumed run must match all but the last three."""
+    """What a checkpoint's manifest says about the stage; a resumed run must match the first three."""
     return {
         "settings": digest(what_is_learned(setup.stage)),
         "data": setup.phases.fingerprint,

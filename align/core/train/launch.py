@@ -79,7 +79,7 @@ def work(directory: Path, name: str, progress: bool) -> None:
 
 def _worker_failed(status: int, place: StageDirectory) -> BaseException:
     number = -status if status < 0 else status - 128
-    saved = (checkpoint.steps(place.checkpoints) or [0])[0]
+    saved = checkpoint.last_step(place.checkpoints)
     if number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         return Interrupted(number, saved)
     if status == WORKER_TOLD:

@@ -54,7 +54,7 @@ class AlignModule(LightningModule):
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen base
         self.metrics: dict[str, float] = {}
         self.held_out_metrics: dict[str, float] = {}
-        self.skipped = self.skipped_in_a_row = self.tokens_seen = self.examples_seen = 0
+        self.skipped = self.skipped_in_a_row = self.tokens_seen = 0
         self.stopping = False
         self.stop_requested: Callable[[], bool] = lambda: False  # the signal callback answers
         self.restored_random: list[dict[str, Any]] | None = None
@@ -130,7 +130,6 @@ class AlignModule(LightningModule):
             # Under DDP we are inside its forward: this backward adds to .grad unreduced, the last reduces the sum.
             self.trainer.strategy.backward(share * self.trainer.world_size, None)
         self.tokens_seen += step.tokens
-        self.examples_seen += step.examples
         return self._share(last, statistics, step.denominators) * self.trainer.world_size
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
@@ -226,7 +225,6 @@ class AlignModule(LightningModule):
         checkpoint["align"] = {
             "steps": self.trainer.global_step,
             "tokens_seen": self.tokens_seen,
-            "examples_seen": self.examples_seen,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "metrics": self.metrics,
@@ -238,7 +236,7 @@ class AlignModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take all of it back; the random states wait for the first step."""
         state = checkpoint["align"]
-        self.tokens_seen, self.examples_seen = state["tokens_seen"], state["examples_seen"]
+        self.tokens_seen = state["tokens_seen"]
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.metrics, self.held_out_metrics = state["metrics"], state["held_out_metrics"]
         if self.reference is not None:

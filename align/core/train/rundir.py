@@ -78,7 +78,7 @@ class StageDirectory:
             )
         if started and not resume and self.result() is None:
             raise AlignError(
-                f"holds an interrupted run, saved after step {checkpoint.steps(self.checkpoints)[0]}",
+                f"holds an interrupted run, saved after step {checkpoint.last_step(self.checkpoints)}",
                 "add --resume to go on, or choose another output",
                 where=str(self.path),
             )

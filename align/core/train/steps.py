@@ -32,7 +32,6 @@ class StepBatch:
     micros: list[MicroBatch]
     auxiliary: list[MicroBatch]
     denominators: Mapping[str, float]
-    examples: int
     tokens: int
 
     def to(self, device: Any) -> StepBatch:
@@ -42,7 +41,6 @@ class StepBatch:
             [m.to(device) for m in self.micros],
             [m.to(device) for m in self.auxiliary],
             self.denominators,
-            self.examples,
             self.tokens,
         )
 
@@ -80,7 +78,6 @@ class Cutter:
             self.micros(examples),
             self.micros(auxiliary) if auxiliary else [],
             plan.denominators(examples),
-            len(examples),
             sum(sum(e.lengths) for e in examples),
         )
 
