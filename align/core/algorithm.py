@@ -28,6 +28,8 @@ class Batch:
     role_B       index into ``roles`` (``chosen``, ``rejected``, ...)
     columns      per-example numbers [E] (``margin``, ``label``, ...)
     ref_logp_T   the same tokens under the reference, or None; no gradient
+    along        per-token numbers [T] that the examples carry (``advantage``, ``old_logp``, ...); no gradient
+    value_T      the critic's value of the state before each scored token, or None; carries gradient
     score_B      the reward head's score of each sequence, or None; carries gradient
     entropy_T, correct_T, logit_T   entropy, whether the token was the likeliest, mean logit over the vocabulary;
                  no gradient, for metrics
@@ -43,6 +45,8 @@ class Batch:
     examples: int
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     ref_logp_T: Tensor | None = None
+    along: Mapping[str, Tensor] = field(default_factory=dict)
+    value_T: Tensor | None = None
     score_B: Tensor | None = None
     entropy_T: Tensor | None = None
     correct_T: Tensor | None = None
@@ -135,6 +139,8 @@ class Algorithm:
     """The vetted peak rate for full fine-tuning; the run file may set another."""
     dropout: ClassVar[bool] = True
     """Whether the model's dropout is on while training."""
+    goal: ClassVar[tuple[str, Literal["min", "max"]]] = ("loss", "min")
+    """The held-out metric that says which checkpoint is best, and whether lower or higher is better."""
 
     class Config(Config):
         """Settings in the run file; every field has a docstring that names its source."""

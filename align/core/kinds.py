@@ -25,8 +25,8 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("algorithm", "register_algorithms", base="align.core.algorithm:Algorithm"),
-        Kind("reward", "register_rewards", functions=True),
-        Kind("generator", "register_generators"),
+        Kind("reward", "register_rewards", base="align.core.rollout.reward:Reward", functions=True),
+        Kind("generator", "register_generators", base="align.core.rollout.generator:Generator"),
         Kind("format", "register_formats", base="align.core.data.formats:Format"),
         Kind("eval", "register_evals"),
         Kind("strategy", "register_strategies", base="align.core.train.strategy:Strategy"),

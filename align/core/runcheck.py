@@ -11,7 +11,9 @@ from pydantic import BaseModel
 
 from align.core import registry
 from align.core.settings import Path, check, model_at
+from align.schemas.choice import spelt_out
 from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.rollout import BESIDE_REWARD
 from align.schemas.run import Checkpoint, Choice, Data, Model, Reference, Run, Schedule, Stage, Train, Validation
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -22,11 +24,24 @@ def choices(stage: dict[str, Any]) -> Iterator[tuple[Path, str, Any, str | int]]
     """Where a stage names plugins: path, kind, and the dict or list and its key that hold the choice."""
     if stage.get("algorithm") is not None:
         yield ("algorithm",), "algorithm", stage, "algorithm"
-    devices, loggers = stage.get("devices"), stage.get("loggers")
+    devices, loggers, rollout = stage.get("devices"), stage.get("loggers"), stage.get("rollout")
     if isinstance(devices, dict) and devices.get("strategy") is not None:
         yield ("devices", "strategy"), "strategy", devices, "strategy"
     for i in range(len(loggers) if isinstance(loggers, list) else 0):
         yield ("loggers", i), "logger", loggers, i
+    if isinstance(rollout, dict):
+        if rollout.get("generator") is not None:
+            yield ("rollout", "generator"), "generator", rollout, "generator"
+        if rollout.get("gold") is not None:
+            yield ("rollout", "gold"), "reward", rollout, "gold"
+        rewards = rollout.get("rewards")
+        for i in range(len(rewards) if isinstance(rewards, list) else 0):
+            yield ("rollout", "rewards", i), "reward", rewards, i
+
+
+def beside(kind: str) -> frozenset[str]:
+    """The keys of a choice that are not settings of the plugin chosen."""
+    return BESIDE_REWARD if kind == "reward" else frozenset({"type"})
 
 
 def sources(stage: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -49,10 +64,9 @@ def every_problem(values: dict[str, Any], where: Where) -> tuple[Run | None, lis
         problems += _stage_problems(stage, ("stages", i), where)
     problems += _name_problems(values["stages"], where)
     for stage in values["stages"]:
-        for _, _, holder, key in choices(stage):
+        for _, kind, holder, key in choices(stage):
             if isinstance(holder[key], dict):
-                settings = {k: v for k, v in holder[key].items() if k != "type"}
-                holder[key] = {k: v for k, v in holder[key].items() if k == "type"} | {"settings": settings}
+                holder[key] = spelt_out(holder[key], beside(kind))
     try:
         return check(Run, values, where, elsewhere=HOMES), problems
     except AlignError as error:
@@ -79,7 +93,7 @@ def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterato
 
 
 def _choice_problems(kind: str, choice: dict[str, Any], path: Path, where: Where) -> Iterator[Problem]:
-    settings = {key: value for key, value in choice.items() if key != "type"}
+    settings = {key: value for key, value in choice.items() if key not in beside(kind)}
     try:
         registry.build(kind, Choice(type=choice["type"], settings=settings), lambda below: where((*path, *below)))
     except AlignError as error:

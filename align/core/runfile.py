@@ -22,7 +22,7 @@ LARGEST = 256 * 1024
 RUN_KEYS = ("output", "stages")
 
 # Another ``type`` here is another thing, to which the default's settings do not belong.
-_WHOLE = (("algorithm",), ("devices", "strategy"), ("reference",))
+_WHOLE = (("algorithm",), ("devices", "strategy"), ("reference",), ("rollout", "generator"), ("rollout", "gold"))
 
 
 def load(path: str | File, overrides: Sequence[str] = ()) -> Run:
@@ -43,7 +43,8 @@ def dump(run: Run) -> str:
     for stage in run.stages:
         values: dict[str, Any] = stage.model_dump()
         for _, _, holder, key in choices(values):
-            holder[key] = {"type": holder[key]["type"], **holder[key]["settings"]}
+            own = {k: v for k, v in holder[key].items() if k != "settings"}
+            holder[key] = {**own, **holder[key]["settings"]}
         for path in unread(values):
             _remove(values, path)
         stages.append({key: value for key, value in values.items() if value != {}})

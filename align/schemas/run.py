@@ -11,28 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 
 from align.schemas.base import Config
+from align.schemas.choice import Choice as Choice
+from align.schemas.choice import Plugin as Plugin
+from align.schemas.rollout import Rollout
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Choice(Config):
-    """A plugin by name with its settings: ``dpo``, or ``{type: dpo, beta: 0.1}``."""
-
-    type: str
-    """The plugin's name."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Everything beside ``type``; the plugin's own Config checks it."""
-
-
-def _choice(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"type": value}
-    if isinstance(value, dict) and "type" in value and "settings" not in value:
-        return {"type": value["type"], "settings": {k: v for k, v in value.items() if k != "type"}}
-    return value
-
-
-Plugin = Annotated[Choice, BeforeValidator(_choice)]
 
 
 class Adapter(Config):
@@ -78,7 +61,8 @@ class Source(Config):
     """One file, directory or hub dataset, with its weight in a mixture."""
 
     path: str
-    """A file (.jsonl .json .csv .parquet, .gz or .zst), a directory of such files, or a hub dataset id."""
+    """A file (.jsonl .json .csv .parquet, .gz or .zst), a directory of such files, a hub dataset id, or ``stage:NAME``
+    for the rows that an earlier stage made (best_of_n)."""
     name: str | None = None
     """Held-out sources only: measured apart as ``val/NAME/...`` (continual pre-training: ``domain``, ``general``)."""
     split: str = "train"
@@ -157,7 +141,8 @@ class Train(Config):
     max_steps: PositiveInt | None = None
     """Stop after this many optimizer steps, whatever ``epochs`` says."""
     batch_size: PositiveInt = 16
-    """Examples per optimizer step, over all devices: what is learned depends on it and on no other size here."""
+    """Examples (online: sampled answers) per optimizer step, over all devices: what is learned depends on it and on no
+    other size here."""
     micro_batch_tokens: PositiveInt | None = None
     """Most tokens (padding included) in a forward pass; default: by device. Changes speed and memory only."""
     micro_batch_size: PositiveInt | None = None
@@ -181,10 +166,10 @@ class Validation(Config):
 
     every: PositiveInt | None = None
     """Steps between evaluations; default: at the end of each epoch. One is always made before the first step."""
-    metric: str = "loss"
-    """The held-out metric that picks the best checkpoint."""
-    mode: Literal["min", "max"] = "min"
-    """Whether lower or higher is better."""
+    metric: str | None = None
+    """The held-out metric that picks the best checkpoint; default ``loss``, of an online stage ``reward``."""
+    mode: Literal["min", "max"] | None = None
+    """Whether lower or higher is better; default ``min``, of an online stage ``max``."""
     patience: PositiveInt | None = None
     """Stop early after this many evaluations without improvement (null: never)."""
 
@@ -236,6 +221,8 @@ class Stage(Config):
     reference: Reference = Reference()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    rollout: Rollout | None = None
+    """How an online algorithm samples and scores (rloo, reinforce, grpo, ppo, online_dpo, best_of_n)."""
     train: Train = Train()
     validation: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()

@@ -30,7 +30,7 @@ class MicroBatch:
     predict_T    flat index in [0, R * L) of the position whose hidden state predicts each scored token
     target_T     the scored tokens
     last_B       flat index of each sequence's last token
-    sequence_T, position_T, example_B, role_B, roles, examples, columns, ref_logp_T   as in ``Batch``
+    sequence_T, position_T, example_B, role_B, roles, examples, columns, ref_logp_T, along   as in ``Batch``
     sources      where each example came from, for messages
     """
 
@@ -48,16 +48,18 @@ class MicroBatch:
     examples: int
     columns: Mapping[str, Tensor]
     ref_logp_T: Tensor | None
+    along: Mapping[str, Tensor]
     sources: tuple[str, ...]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MicroBatch:
         """The same on another device."""
 
         def move(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: move(x) for name, x in value.items()}
             return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
 
-        moved = {f.name: move(getattr(self, f.name)) for f in fields(self)}
-        return replace(self, **moved | {"columns": {name: move(x_E) for name, x_E in self.columns.items()}})
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
 
 def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: Sequence[Example] = ()) -> MicroBatch:
@@ -109,6 +111,7 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: S
         examples=len(examples),
         columns=_columns(examples, step),
         ref_logp_T=_reference(sequences, step),
+        along=_along(sequences, step),
         sources=tuple(e.source for e in examples),
     )
 
@@ -144,3 +147,11 @@ def _reference(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> T
         raise ValueError("some rows of the step have reference log-probabilities and others lack them")
     parts = [s.ref_logp for s in sequences if s.ref_logp is not None]
     return torch.from_numpy(_join(parts).astype(np.float32)) if True in known else None
+
+
+def _along(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> dict[str, Tensor]:
+    """What the scored tokens carry beside them, each [T] in float32."""
+    names = dict.fromkeys(name for e in step for s in e.sequences for name in s.along)
+    if any(names.keys() - s.along.keys() for e in step for s in e.sequences):
+        raise ValueError(f"some sequences of the step lack some of {', '.join(names)}")
+    return {name: torch.from_numpy(_join([s.along[name] for s in sequences]).astype(np.float32)) for name in names}

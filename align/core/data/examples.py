@@ -16,12 +16,14 @@ class Sequence:
 
     role: ``text``, ``completion``, ``chosen``, ``rejected``; the algorithm's Batch tells them apart by it.
     ref_logp: the reference's log-probability of each scored token, once computed; else None.
+    along: other numbers for each scored token (``advantage``, ``old_logp``, ...), for the loss.
     """
 
     role: str
     tokens: NDArray[np.int32]
     scored: NDArray[np.bool_]
     ref_logp: NDArray[np.float32] | None = None
+    along: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)

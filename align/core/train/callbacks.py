@@ -103,15 +103,14 @@ class Keeper(Checkpoint):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Judge the evaluation, then save. The one before the first step is not judged, but must have the metric."""
         assert isinstance(module, AlignModule)
-        wanted = module.stage.validation
-        value = module.held_out_metrics.get("val/" + wanted.metric)
+        wanted, (metric, mode) = module.stage.validation, module.algorithm.goal
+        metric, mode = wanted.metric or metric, wanted.mode or mode
+        value = module.held_out_metrics.get("val/" + metric)
         if value is None:
-            raise _no_such_metric(module, wanted.metric)
+            raise _no_such_metric(module, metric)
         if trainer.sanity_checking:
             return
-        better = self.best_value is None or (
-            value < self.best_value if wanted.mode == "min" else value > self.best_value
-        )
+        better = self.best_value is None or (value < self.best_value if mode == "min" else value > self.best_value)
         if better:
             self.best_value, self.best_step, self.evaluations_without_gain = value, trainer.global_step, 0
         else:
