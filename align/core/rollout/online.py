@@ -112,7 +112,7 @@ class Online(Algorithm):
 
     @property
     def measures_logp(self) -> bool:
-        """Whether ``credit`` needs the trainer's log-probabilities (measured anyway where a phase has several steps)."""
+        """Whether ``credit`` needs the trainer's log-probabilities. (A phase of several steps has them measured.)"""
         return False
 
     @property

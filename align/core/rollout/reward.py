@@ -84,6 +84,11 @@ class Reward:
     def open(self, place: Place) -> None:
         """Get ready; raises AlignError where it cannot work here."""
 
+    def unfit(self, columns: Mapping[str, Any]) -> str | None:
+        """Why answers to this row can never be scored, or None; asked of every row before training."""
+        lacking = [name for name in self.needs if columns.get(name) is None]
+        return f"has no {' and no '.join(map(repr, lacking))}" if lacking else None
+
     def score(self, answers: Sequence[Answer]) -> Sequence[Score | float | None]:
         """One score for each answer, in their order."""
         raise NotImplementedError

@@ -1,0 +1,188 @@
+"""Answers to rewards: every reward of a stage asked, their parts kept, and the weighted sum made.
+
+    reward = sum_k w_k s_k * (sum_k |w_k| / sum over those that spoke |w_k|)
+
+so a reward that abstains is left out of the mean, which is not the same as its saying 0. Where all of weight abstain
+there is no reward.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from align.core.registry import registry
+from align.core.rollout.functions import from_function
+from align.core.rollout.reward import Answer, Outcome, Place, Reward, Score
+from align.core.rollout.workers import Workers
+from align.schemas.errors import AlignError
+from align.schemas.rollout import RewardChoice
+
+Said = Mapping[str, Score]
+"""What each reward said of one answer, by the reward's name in the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One answer's reward (None: nobody scored it), and what each reward said before normalising."""
+
+    reward: float | None
+    said: Said
+
+    @property
+    def parts(self) -> dict[str, float | None]:
+        """Each reward's own score."""
+        return {name: score.value for name, score in self.said.items()}
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """Each reward's outcome."""
+        return {name: score.outcome for name, score in self.said.items()}
+
+
+class Opened:
+    """One reward at work: in this process, or in workers where it has a limit for each answer."""
+
+    def __init__(self, choice: RewardChoice, place: Place) -> None:
+        made = registry.build("reward", choice)
+        self.reward: Reward = made if isinstance(made, Reward) else from_function(made, choice.type)
+        self.choice, self.seconds = choice, 0.0
+        limit = choice.timeout or self.reward.seconds
+        self._workers = None if limit is None else Workers(choice, limit, place=place)
+        if self._workers is None:
+            self.reward.open(place)
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """A checked score for each answer; numbers that are not finite are no scores.
+
+        Raises AlignError where a reward without a time limit fails, or gives another number of scores.
+        """
+        started = time.monotonic()
+        try:
+            if self._workers is not None:
+                said: Sequence[Score | float | None] = self._workers.score(answers)
+            else:
+                said = self.reward.score(answers)
+        except AlignError:
+            raise
+        except Exception as error:
+            mend = "mend it, or set its timeout: then it runs in workers, and a failure costs one answer its score"
+            raise AlignError(f"failed: {type(error).__name__}: {error}", mend, where=self._where) from error
+        if len(said) != len(answers):
+            raise AlignError(f"gave {len(said)} scores for {len(answers)} answers", where=self._where)
+        self.seconds = time.monotonic() - started
+        return [_checked(score) for score in said]
+
+    @property
+    def _where(self) -> str:
+        return f"reward {self.choice.type}"
+
+    def close(self) -> None:
+        """Stop it."""
+        self.reward.close()
+        if self._workers is not None:
+            self._workers.close()
+
+
+class Scorer:
+    """All rewards of a stage. ``with Scorer(choices, place) as scorer: scorer.score(answers)``."""
+
+    def __init__(self, choices: Sequence[RewardChoice], place: Place) -> None:
+        self.choices, self.place = _named(choices), place
+        self.rewards: dict[str, Opened] = {}
+        self.seconds: dict[str, float] = {}
+        self._running = {name: _Running() for name, choice in self.choices.items() if choice.normalize}
+
+    def __enter__(self) -> Scorer:
+        try:
+            for name, choice in self.choices.items():
+                self.rewards[name] = Opened(choice, self.place)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop every reward."""
+        for reward in self.rewards.values():
+            reward.close()
+        self.rewards = {}
+
+    def score(self, answers: Sequence[Answer]) -> list[Scored]:
+        """The reward of every answer, in their order."""
+        return self.combine(self.ask(answers))
+
+    def ask(self, answers: Sequence[Answer]) -> list[Said]:
+        """What every reward says of every answer."""
+        columns = {name: reward.score(answers) for name, reward in self.rewards.items()}
+        self.seconds = {name: reward.seconds for name, reward in self.rewards.items()}
+        return [{name: scores[i] for name, scores in columns.items()} for i in range(len(answers))]
+
+    def combine(self, said: Sequence[Said]) -> list[Scored]:
+        """The weighted sums. Running means move on with these answers first: give all processes the same ones."""
+        for name, running in self._running.items():
+            running.enter([s[name].value for s in said])
+        return [Scored(self._sum(each), each) for each in said]
+
+    def _sum(self, said: Said) -> float | None:
+        total = spoken = 0.0
+        for name, choice in self.choices.items():
+            value = said[name].value
+            if value is not None:
+                total += choice.weight * (self._running[name].normal(value) if name in self._running else value)
+                spoken += abs(choice.weight)
+        whole = sum(abs(choice.weight) for choice in self.choices.values())
+        return total * whole / spoken if spoken else None
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The running means."""
+        return {name: [running.count, running.mean, running.squares] for name, running in self._running.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        for name, values in state.items():
+            self._running[name] = _Running(*values)
+
+
+@dataclass(slots=True)
+class _Running:
+    """Mean and variance of all numbers so far (Welford 1962)."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def enter(self, values: Sequence[float | None]) -> None:
+        for value in values:
+            if value is not None:
+                self.count += 1
+                before, self.mean = self.mean, self.mean + (value - self.mean) / self.count
+                self.squares += (value - before) * (value - self.mean)
+
+    def normal(self, value: float) -> float:
+        spread = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
+        return (value - self.mean) / (spread + 1e-6)
+
+
+def _checked(score: Score | float | None) -> Score:
+    if score is None:
+        return Score(None, "abstained")
+    made = score if isinstance(score, Score) else Score(float(score))
+    if made.value is not None and not math.isfinite(made.value):
+        return replace(made, value=None, outcome="error", why=f"its score was {made.value}")
+    return made
+
+
+def _named(choices: Sequence[RewardChoice]) -> dict[str, RewardChoice]:
+    """Rewards by name; the second of a type is ``format_2``."""
+    named: dict[str, RewardChoice] = {}
+    for choice in choices:
+        same = sum(other.type == choice.type for other in named.values())
+        named[choice.type if not same else f"{choice.type}_{same + 1}"] = choice
+    return named
