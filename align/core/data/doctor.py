@@ -49,8 +49,9 @@ class Settings:
         if data.truncation == "split" and algorithm.learns_from != ("text",):
             mend = "choose drop, keep_start or keep_end"
             problems.append(Problem("data.truncation", f"is split, but {algorithm.name} has whole answers", mend))
-        if data.truncation == "keep_start" and algorithm.head == "reward":
-            what = f"is keep_start, but {algorithm.name} scores the end of the sequence"
+        if data.truncation == "keep_start" and (algorithm.head == "reward" or algorithm.learns_from == ("prompt",)):
+            does = "scores the end of the sequence" if algorithm.head == "reward" else "answers the end of the prompt"
+            what = f"is keep_start, but {algorithm.name} {does}"
             problems.append(Problem("data.truncation", what, "choose drop or keep_end"))
         if problems:
             raise AlignError.gather(problems)
@@ -192,6 +193,8 @@ def examine(draft: Draft, encoder: Encoder, settings: Settings) -> Iterable[Note
     ids, scored = draft.ids, draft.scored
     if len(ids) > 1 and ids[0] == ids[1] == encoder.bos_id:
         yield Note("double-bos")
+    if draft.role == "prompt":
+        return
     if not scored[1:].any():
         yield Note("empty-mask")
         return

@@ -61,7 +61,7 @@ def _cut(made: list[Draft], settings: Settings) -> list[list[Draft]]:
         parts = [[_piece(d, max(0, len(d.ids) - most), len(d.ids)) for d in made]]
     elif settings.truncation == "split":  # a block begins with the last token of the one before, so none goes unscored
         parts = [[_piece(d, i, i + most)] for d in made for i in range(0, len(d.ids) - 1, max(1, most - 1))]
-    return [part for part in parts if all(d.scored.any() for d in part)]
+    return [part for part in parts if all(d.scored.any() or d.role == "prompt" for d in part)]
 
 
 def _piece(draft: Draft, start: int, stop: int) -> Draft:

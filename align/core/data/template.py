@@ -35,8 +35,8 @@ _RESERVED = {"messages", "tools", "chat_template", "add_generation_prompt"}
 def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[list[Draft]], list[Note]]:
     """The uncut examples of one record, each a list of sequences, and what was noticed while making them.
 
-    text -> ``text``; completion, unpaired -> ``completion``; preference -> ``chosen``, ``rejected``. One example, save
-    where the run file accepts turn-not-prefix. Raises Refusal, and AlignError where the template does not end.
+    text -> ``text``; prompt -> ``prompt``, nothing scored; completion, unpaired -> ``completion``; preference ->
+    ``chosen``, ``rejected``. One example, save where the run file accepts turn-not-prefix. Raises Refusal, and AlignError where the template does not end.
     """
     if record.kind not in settings.learns_from:
         raise Refusal("wrong-kind", f"a {record.kind} row")
@@ -44,6 +44,8 @@ def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[l
     if record.kind == "text":
         text = row.enter(record.text)
         examples = row.conversation(text) if record.conversational else [[row.string("text", "", text)]]
+    elif record.kind == "prompt":
+        examples = [[row.asked()]]
     elif record.kind == "preference":
         pair = {"chosen": record.chosen, "rejected": record.rejected}
         examples = [[row.answered(role, row.prompt, row.enter(answer)) for role, answer in pair.items()]]
@@ -103,6 +105,17 @@ class _Row:
         front, end = self.encoder.prefix, [] if eos is None else [eos]
         ids = np.concatenate([front, ids, end]).astype(np.int32)
         return Draft(role, ids, np.arange(len(ids)) >= (len(front) + start if prompt else 0))
+
+    def asked(self) -> Draft:
+        """A prompt alone, as the model is given it to answer."""
+        if isinstance(self.prompt, str):
+            ids = self.encoder.encode(self.guard.leave(self.prompt)[0], self.guard.active)
+            ids = np.concatenate([self.encoder.prefix, ids]).astype(np.int32)
+        else:
+            ids, _ = self.tokens(*self.guard.leave(self.render(self.prompt, prompt=True)[0], []))
+        if not len(ids):
+            raise Refusal("wrong-kind", "an empty prompt")
+        return Draft("prompt", ids, np.zeros(len(ids), dtype=bool))
 
     def conversation(self, messages: list[Message]) -> list[list[Draft]]:
         """A whole conversation; the assistant's turns are scored."""

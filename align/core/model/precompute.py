@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,16 +94,9 @@ def precompute(
     if _everywhere(values is not None, device) and values is not None:
         return WithReference(examples, values, starts, key)
 
-    flat = torch.zeros(int(counts.sum()), device=device)
     micros = _micros(examples, layout, micro_tokens, micro_size)
-    for micro in track(micros, "Reference log-probabilities", disable=not progress):
-        rows = [examples[i] for i in micro]
-        logp_T = detached_logp(policy, collate(rows, layout, pad_id).to(device)).float()
-        for i, mine in zip(micro, torch.split(logp_T, [int(counts[i]) for i in micro]), strict=True):
-            flat[starts[i] : starts[i] + counts[i]] = mine
-    if _joined():
-        dist.all_reduce(flat)  # each process filled in its own and left the others' at zero
-    values = flat.cpu().numpy()
+    shown = track(micros, "Reference log-probabilities", disable=not progress)
+    (values,) = _measure(examples, shown, starts, counts, [partial(detached_logp, policy)], layout, pad_id, device)
     if len(bad := np.flatnonzero(~np.isfinite(values))):
         row = examples[int(np.searchsorted(starts, bad[0], side="right")) - 1].source
         what = "has a log-probability under the reference that is not finite"
@@ -109,6 +104,50 @@ def precompute(
     if cache is not None and (not _joined() or dist.get_rank() == 0):
         _write(cache, key, values)
     return WithReference(examples, values, starts, key)
+
+
+def measure(
+    examples: Examples,
+    scores: Sequence[Callable[[MicroBatch], Tensor]],
+    *,
+    device: torch.device,
+    layout: Layout,
+    pad_id: int,
+    micro_tokens: int | None,
+    micro_size: int | None = None,
+) -> list[list[NDArray[np.float32]]]:
+    """What each of ``scores`` ([T] of a micro-batch's scored tokens) says of every example, its tokens together.
+
+    Joined processes share the work, and all must call it; values do not depend on how many they are.
+    """
+    counts = np.array([sum(int(s.scored.sum()) for s in examples[i].sequences) for i in range(len(examples))], np.int64)
+    starts = np.cumsum(counts) - counts
+    micros = _micros(examples, layout, micro_tokens, micro_size)
+    flats = _measure(examples, micros, starts, counts, scores, layout, pad_id, device)
+    return [[flat[a : a + n] for a, n in zip(starts, counts, strict=True)] for flat in flats]
+
+
+def _measure(
+    examples: Examples,
+    micros: Iterable[list[int]],
+    starts: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    scores: Sequence[Callable[[MicroBatch], Tensor]],
+    layout: Layout,
+    pad_id: int,
+    device: torch.device,
+) -> list[NDArray[np.float32]]:
+    """A flat array [all scored tokens] for each of ``scores``."""
+    flats = torch.zeros(len(scores), int(counts.sum()), device=device)
+    for micro in micros:
+        batch = collate([examples[i] for i in micro], layout, pad_id).to(device)
+        for flat, score in zip(flats, scores, strict=True):
+            values_T = score(batch).float()
+            for i, mine in zip(micro, torch.split(values_T, [int(counts[i]) for i in micro]), strict=True):
+                flat[starts[i] : starts[i] + counts[i]] = mine
+    if _joined():
+        dist.all_reduce(flats)  # each process filled in its own and left the others' at zero
+    return list(flats.cpu().numpy())
 
 
 def _micros(examples: Examples, layout: Layout, tokens: int | None, size: int | None) -> list[list[int]]:
