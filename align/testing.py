@@ -6,13 +6,15 @@
         check_algorithm(MyAlgorithm)
         check_algorithm(MyAlgorithm, {"beta": 0.5})
 
-It trains a tiny random model on random rows of every kind the algorithm learns from, and fails with a sentence.
+It trains a tiny random model on random rows of every kind the algorithm learns from, and fails with a sentence. An
+online algorithm gets random answers with random rewards, and makes its own rows of them.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -25,7 +27,10 @@ from align.core.data.examples import Example
 from align.core.data.examples import Sequence as TokenSequence
 from align.core.data.plan import Layout, denominators
 from align.core.model.policy import Policy
+from align.core.rollout.generator import Floats, Tokens
+from align.core.rollout.online import Experience, Group, Online, example_of
 from align.schemas.records import Kind
+from align.schemas.rollout import Rollout
 
 Cut = Sequence[Sequence[int]]
 """How a step is cut: the positions of its examples in each micro-batch."""
@@ -58,20 +63,28 @@ def step_gradients(
     cut: Cut,
     *,
     layout: Layout = "padded",
+    critic: Policy | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
     """The loss of one optimizer step and its gradient by parameter, computed as the engine does, but in one process.
 
     loss = sum over terms of  weight * (sum of values over the step) / (count over the step)
 
+    critic: a policy with a value head; the names of its parameters begin with ``critic.``.
     Raises AssertionError where a term has not as many values as what it is counted per.
     """
     counts = denominators(examples)
-    policy.zero_grad(set_to_none=True)
+    learning = dict(policy.named_parameters())
+    learning |= dict(critic.named_parameters(prefix="critic")) if critic is not None else {}
+    for parameter in learning.values():
+        parameter.grad = None
     statistics = step_statistics(algorithm, policy, reference, examples, layout=layout)
     total, names = 0.0, set[tuple[str, ...]]()
     for positions in cut:
         chosen = [examples[i] for i in positions]
-        batch, anchor = _batch(policy, reference, collate(chosen, layout, 0, like=examples), statistics)
+        micro = collate(chosen, layout, 0, like=examples)
+        batch, anchor = _batch(policy, reference, micro, statistics)
+        if critic is not None:
+            batch = replace(batch, value_T=critic(micro).value_T)
         outcome = algorithm.loss(batch)
         _check_counts(algorithm, outcome, denominators(chosen))
         names.add((*(term.per for term in outcome.terms), *outcome.metrics))
@@ -79,7 +92,7 @@ def step_gradients(
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     assert len(names) == 1, f"{algorithm.name}: terms or metrics differ between micro-batches of one step: {names}"
-    return total, {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    return total, {name: p.grad.clone() for name, p in learning.items() if p.grad is not None}
 
 
 def step_statistics(
@@ -121,16 +134,25 @@ def check_algorithm(
     check_description(algorithm)
     made = algorithm(algorithm.Config(**(settings or {})))
     for kind in algorithm.learns_from:
-        examples = toy_examples(kind, lengths, scores_prompt=made.scores_prompt)
         policy, reference = (toy_policy(algorithm.head, seed=seed).to(dtype) for seed in (0, 1))
+        if isinstance(made, Online):
+            examples = toy_experience(made, policy, lengths)
+        else:
+            examples = toy_examples(kind, lengths, scores_prompt=made.scores_prompt)
+        critic = toy_policy("value", seed=2).to(dtype) if isinstance(made, Online) and made.critic else None
         before = copy.deepcopy(reference.state_dict())
         scorer = _Frozen(reference) if made.uses_reference else None
 
         def gradients(
-            of: Sequence[Example], cut: Cut, policy: Policy = policy, scorer: Scorer | None = scorer
+            of: Sequence[Example],
+            cut: Cut,
+            policy: Policy = policy,
+            scorer: Scorer | None = scorer,
+            critic: Policy | None = critic,
         ) -> tuple[float, Tensor]:
-            loss, found = step_gradients(made, policy, scorer, of, cut)
-            return loss, torch.cat([found.get(n, torch.zeros_like(p)).flatten() for n, p in policy.named_parameters()])
+            loss, found = step_gradients(made, policy, scorer, of, cut, critic=critic)
+            parameters = [*policy.named_parameters(), *(critic.named_parameters(prefix="critic") if critic else ())]
+            return loss, torch.cat([found.get(n, torch.zeros_like(p)).flatten() for n, p in parameters])
 
         where = f"{algorithm.name} on {kind} rows"
         loss, whole = gradients(examples, [range(len(examples))])
@@ -176,17 +198,60 @@ def toy_examples(
     return examples
 
 
-def toy_policy(head: Literal["language", "reward"] = "language", *, seed: int = 0) -> Policy:
+def toy_experience(
+    algorithm: Online, policy: Policy, lengths: Sequence[tuple[int, int, int]] = LENGTHS, *, seed: int = 0
+) -> list[Example]:
+    """As many examples as ``lengths`` has rows, by ``credit`` and ``examples`` from random answers and rewards.
+
+    The answers' log-probabilities are the policy's but for a little noise, so that ratios are near 1 and not 1. One
+    more prompt has answers that nobody scored.
+    """
+    algorithm.settle(Rollout.model_validate({"rewards": ["toy"]}))
+    draw = np.random.default_rng(seed)
+    widths = [width for _, *answers in lengths for width in answers]
+    groups: list[Group] = []
+    for prompt, *_ in (*lengths, lengths[0]):
+        head = draw.integers(1, VOCABULARY, prompt).astype(np.int32)
+        answers = (draw.integers(1, VOCABULARY, widths[i % len(widths)]) for i in range(algorithm.group))
+        groups.append([_experience(algorithm, policy, head, each.astype(np.int32), draw) for each in answers])
+        widths = widths[1:] + widths[:1]
+    for experience in groups[-1]:
+        experience.reward = None
+    credit = algorithm.credit(groups)
+    logp = [(e.logp, e.sampled_logp) for group in groups for e in group if e.logp is not None]
+    measured = {"old_logp": [old for old, _ in logp], "weight": [np.exp(old - sampled) for old, sampled in logp]}
+    made = algorithm.examples(groups, replace(credit, along={**credit.along, **measured}))
+    examples = [example for group in made for example in group]
+    return examples[:: max(1, len(examples) // len(lengths))][: len(lengths)]
+
+
+def toy_policy(head: Literal["language", "reward", "value"] = "language", *, seed: int = 0) -> Policy:
     """A tiny random Llama in float32 with either head; the caller's random state is left alone."""
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     settings: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_labels": 1}
     settings |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
     config = LlamaConfig(**settings, initializer_range=0.2)
-    build = LlamaForSequenceClassification if head == "reward" else LlamaForCausalLM
+    build = LlamaForCausalLM if head == "language" else LlamaForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Policy(build(config), head).eval()
+
+
+def _experience(
+    algorithm: Online, policy: Policy, prompt: Tokens, tokens: Tokens, draw: np.random.Generator
+) -> Experience:
+    made = Experience("toy", prompt, tokens, "stop", np.zeros(0, np.float32), reward=float(draw.normal()))
+    with torch.no_grad():
+        logp: Floats = policy(collate([example_of(made, {})], "padded", 0)).logp_T.float().numpy()
+
+    def near(spread: float) -> Floats:
+        return logp + spread * draw.normal(size=len(tokens)).astype(np.float32)
+
+    made.sampled_logp, made.logp = near(0.05), near(0.05)
+    made.ref_logp = near(0.5) if algorithm.uses_reference else None
+    made.value = draw.normal(size=len(tokens)).astype(np.float32) if algorithm.critic else None
+    return made
 
 
 class _Frozen:

@@ -8,7 +8,7 @@ from align.schemas.hardware import Footprint, Hardware
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    """Algorithms that learn from data."""
+    """Algorithms that learn from data, then those that learn from rewards."""
     register("sft", "align.plugins.algorithms.sft:SFT")
     register("pretrain", "align.plugins.algorithms.pretrain:Pretrain")
     register("reward_model", "align.plugins.algorithms.reward_model:RewardModel")
@@ -17,6 +17,12 @@ def register_algorithms(register: Register) -> None:
     register("orpo", "align.plugins.algorithms.orpo:ORPO")
     register("cpo", "align.plugins.algorithms.cpo:CPO")
     register("kto", "align.plugins.algorithms.kto:KTO")
+    register("rloo", "align.plugins.algorithms.rloo:RLOO")
+    register("reinforce", "align.plugins.algorithms.reinforce:Reinforce")
+    register("grpo", "align.plugins.algorithms.grpo:GRPO")
+    register("ppo", "align.plugins.algorithms.ppo:PPO")
+    register("online_dpo", "align.plugins.algorithms.online_dpo:OnlineDPO")
+    register("best_of_n", "align.plugins.algorithms.best_of_n:BestOfN")
 
 
 @hookimpl

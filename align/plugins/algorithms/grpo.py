@@ -1,0 +1,153 @@
+"""GRPO and its relatives: tokens share their answer's advantage, which is its reward against its group's.
+
+They are settings, not algorithms of their own:
+
+    DAPO     2503.14476   eps_high: 0.28, mask_truncated: true, and the stage's rollout.dead_groups: refill
+    Dr. GRPO 2503.20783   scale: none, averaging: constant
+    GSPO     2507.18071   ratio: sequence, averaging: sequence, eps_low: 3.0e-4, eps_high: 4.0e-4
+    CISPO    2506.13585   objective: cispo
+    GRPO as published     averaging: sequence, beta: 0.04, kl_corrected: false
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from align.core.algorithm import Batch, Metric, Outcome
+from align.core.losses import token_metrics
+from align.core.rollout import ratio as r
+from align.core.rollout.credit import KL, join, less_mean, per_answer, rewards, scaled
+from align.core.rollout.online import Credit, Group, Online
+
+
+class GRPO(Online):
+    """−min(ρ_t A, clip(ρ_t) A) + β k_t for each token, A_i = (R_i − mean R) / std R over the prompt's answers.
+
+    2402.03300 Eqs 3 and 4.
+    """
+
+    name = "grpo"
+    paper = "https://arxiv.org/abs/2402.03300"
+    learning_rate = 1e-6
+    """TRL 1.16's GRPOConfig, and the paper's."""
+
+    class Config(Online.Config):
+        """Settings of GRPO."""
+
+        group: Annotated[int, Field(ge=2)] = 8
+        """Answers to each prompt (TRL 1.16's num_generations; the paper, 2402.03300, has 64)."""
+        passes: PositiveInt = 1
+        """How often each phase's answers are learned from (TRL 1.16's num_iterations)."""
+        scale: Literal["group", "batch", "none"] = "group"
+        """What divides the advantage: the standard deviation of the group's rewards, of the phase's (2508.08221), or
+        nothing (Dr. GRPO, 2503.20783: the first makes questions that are almost always or never solved count more)."""
+        averaging: r.Averaging = "token"
+        """Mean over all tokens (DAPO 2503.14476, TRL 1.16), over answers of their tokens' mean (2402.03300), or over
+        answers of their sum / max_tokens (Dr. GRPO, 2503.20783)."""
+        ratio: r.Level = "token"
+        """Each token's own, or the answer's geometric mean (GSPO, 2507.18071)."""
+        objective: Literal["clip", "cispo"] = "clip"
+        """``clip`` drops tokens whose ratio went too far; ``cispo`` (2506.13585) caps their weight."""
+        eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+        """clip only: below 1 − this (TRL 1.16's epsilon)."""
+        eps_high: PositiveFloat | None = None
+        """The ratio is clipped above 1 + this; null: as eps_low with ``clip``, 4 with ``cispo`` (TRL 1.16 recommends a
+        cap of 5). DAPO (2503.14476) has 0.28, which leaves unlikely tokens more room to grow."""
+        dual_clip: PositiveFloat | None = None
+        """clip only: most that a bad answer's ratio counts for, above 1 + eps_high (1912.09729 has 3). The same as
+        TRL 1.16's delta (INTELLECT-2, 2505.07291)."""
+        mask_truncated: bool = False
+        """Leave answers that were cut off at max_tokens out of the loss (DAPO, 2503.14476 Section 3.4)."""
+        beta: NonNegativeFloat = 0.0
+        """Weight of the KL to the reference (TRL 1.16; the paper, 2402.03300, has 0.04); 0: no reference."""
+        kl: KL = "k3"
+        """How it is estimated (http://joschu.net/blog/kl-approx.html, TRL 1.16 has k3)."""
+        kl_in: Literal["loss", "reward"] = "loss"
+        """Beside each token's loss (2402.03300), or summed up and taken off the answer's reward (2402.14740)."""
+        kl_corrected: bool = True
+        """kl_in loss only: multiply by the ratio, without which k1 and k3 have not the KL's gradient (2512.02556; TRL
+        1.16's use_bias_correction_kl). ``k2`` wants false."""
+
+        @property
+        def high(self) -> float:
+            """eps_high, spelt out."""
+            return self.eps_high or (self.eps_low if self.objective == "clip" else 4.0)
+
+        @model_validator(mode="after")
+        def _read_and_possible(self) -> GRPO.Config:
+            given = self.model_fields_set
+            if self.objective == "cispo" and (unread := sorted({"eps_low", "dual_clip"} & given)):
+                raise ValueError(f"{' and '.join(unread)} is not read by objective 'cispo', which caps at 1 + eps_high")
+            if self.dual_clip is not None and self.dual_clip <= 1 + self.high:
+                raise ValueError(f"dual_clip must be above 1 + eps_high, {1 + self.high:g}; 1912.09729 has 3")
+            if self.beta == 0 and (unread := sorted({"kl", "kl_in", "kl_corrected"} & given)):
+                raise ValueError(f"{' and '.join(unread)} is not read where beta is 0")
+            return self
+
+    config: Config
+
+    @property
+    def group(self) -> int:
+        """Answers sampled for each prompt."""
+        return self.config.group
+
+    @property
+    def passes(self) -> int:
+        """How often each phase's answers are learned from."""
+        return self.config.passes
+
+    @property
+    def uses_reference(self) -> bool:
+        """For the KL."""
+        return self.config.beta > 0
+
+    @property
+    def measures_logp(self) -> bool:
+        """For the KL in the reward."""
+        return self.config.beta > 0 and self.config.kl_in == "reward"
+
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """R_i less its group's mean, over a standard deviation."""
+        config = self.config
+        beta = config.beta if config.kl_in == "reward" else 0.0
+        found = [rewards(group, beta, config.kl) for group in groups]
+        everything = join(found)
+        advantages = [less_mean(reward) for reward in found]
+        if config.scale != "none":
+            by = found if config.scale == "group" else [everything] * len(found)
+            advantages = [scaled(a, own) for a, own in zip(advantages, by, strict=True)]
+        return per_answer(groups, advantages, config.mask_truncated)
+
+    def loss(self, batch: Batch) -> Outcome:
+        """One value per token, or per answer, for the policy and for the KL."""
+        config, max_tokens = self.config, self.rollout.sampling.max_tokens
+        ratio_T, advantage_T = r.RATIOS[config.ratio](batch), batch.along["advantage"]
+        loss_T, metrics = OBJECTIVES[config.objective](batch, ratio_T, advantage_T, config)
+        terms = [r.averaged(batch, r.weighted(batch, loss_T), config.averaging, max_tokens)]
+        metrics["policy_loss"] = Metric(terms[0].weight * terms[0].values)
+        if batch.ref_logp_T is not None:
+            in_loss = config.beta > 0 and config.kl_in == "loss"
+            kl_T = r.divergence(batch, config.kl, ratio_T if in_loss and config.kl_corrected else None)
+            metrics["kl"] = Metric(kl_T)
+            if in_loss:
+                terms.append(r.averaged(batch, kl_T, config.averaging, max_tokens, config.beta))
+        return Outcome(terms, metrics | token_metrics(batch))
+
+
+def _clip(batch: Batch, ratio_T: Tensor, advantage_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:
+    low, high = config.eps_low, config.high
+    metrics = r.clip_metrics(ratio_T, advantage_T, low, high, batch.mean_per_sequence)
+    return r.clipped(ratio_T, advantage_T, low, high, config.dual_clip), metrics
+
+
+def _cispo(batch: Batch, ratio_T: Tensor, advantage_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:
+    capped_T = (ratio_T > 1 + config.high) & (advantage_T > 0)
+    metrics = {"cispo_clip_ratio": Metric(capped_T.to(ratio_T.dtype))}
+    return r.cispo(batch.logp_T, ratio_T, advantage_T, config.high), metrics
+
+
+OBJECTIVES = {"clip": _clip, "cispo": _cispo}

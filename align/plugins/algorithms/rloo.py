@@ -1,0 +1,101 @@
+"""RLOO: REINFORCE on whole answers, each compared with the others to the same prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from align.core.algorithm import Batch, Metric, Outcome, Term
+from align.core.losses import token_metrics
+from align.core.rollout.credit import join, less_siblings, mean, per_answer, rewards, scaled
+from align.core.rollout.online import Credit, Group, Online
+from align.core.rollout.ratio import clip_metrics, clipped, product_ratio
+from align.schemas.errors import AlignError
+from align.schemas.rollout import Rollout
+
+
+class RLOO(Online):
+    """−min(ρA, clip(ρ) A) for each answer, A_i = R_i − the mean of its siblings, R with the KL as a penalty.
+
+    2402.14740 Eqs 3 and 8. ρ is the whole answer's ratio, 1 in a phase's first step, where this is REINFORCE.
+    """
+
+    name = "rloo"
+    paper = "https://arxiv.org/abs/2402.14740"
+    learning_rate = 1e-6
+    """TRL 1.16's RLOOConfig, and the paper's."""
+
+    class Config(Online.Config):
+        """Settings of RLOO."""
+
+        group: Annotated[int, Field(ge=2)] = 4
+        """Answers to each prompt. The paper (2402.14740) has 2 and 4: the baseline's own noise adds 1/(group − 1) to
+        the advantage's variance, so it doubles with TRL 1.16's 2 and grows by a third with 4."""
+        passes: PositiveInt = 1
+        """How often each phase's answers are learned from (TRL 1.16's num_iterations)."""
+        beta: NonNegativeFloat = 0.05
+        """Price of a nat of KL to the reference, per answer, in the reward (TRL 1.16's RLOOConfig); 0: no reference."""
+        eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+        """The ratio is clipped below 1 − this (TRL 1.16's epsilon)."""
+        eps_high: Annotated[float, Field(gt=0)] = 0.2
+        """and above 1 + this (TRL 1.16's epsilon)."""
+        normalize: bool = False
+        """Standardise the advantages of each phase (TRL 1.16's normalize_advantages)."""
+        mask_truncated: bool = False
+        """Leave answers that were cut off at max_tokens out of the loss (DAPO, 2503.14476 Section 3.4)."""
+
+    config: Config
+
+    @property
+    def group(self) -> int:
+        """Answers sampled for each prompt."""
+        return self.config.group
+
+    @property
+    def passes(self) -> int:
+        """How often each phase's answers are learned from."""
+        return self.config.passes
+
+    @property
+    def uses_reference(self) -> bool:
+        """For the KL."""
+        return self.config.beta > 0
+
+    @property
+    def measures_logp(self) -> bool:
+        """For the KL in the reward."""
+        return self.config.beta > 0
+
+    def settle(self, rollout: Rollout) -> None:
+        """Also refuses a correction of single tokens: here an answer is one action."""
+        super().settle(rollout)
+        if rollout.mismatch.type != "none" and rollout.mismatch.level == "token":
+            raise AlignError(
+                "rloo weighs whole answers, and this correction weighs single tokens",
+                "set level: sequence",
+                where="rollout.mismatch.level",
+            )
+
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """R_i less the mean of its siblings."""
+        advantages = [less_siblings(rewards(group, self.config.beta)) for group in groups]
+        if self.config.normalize:
+            everything = join(advantages)
+            advantages = [scaled(a - mean(everything), everything) for a in advantages]
+        return per_answer(groups, advantages, self.config.mask_truncated)
+
+    def loss(self, batch: Batch) -> Outcome:
+        """One value per answer."""
+        config = self.config
+        ratio_B = product_ratio(batch)
+        advantage_B = batch.mean_per_sequence(batch.along["advantage"])
+        loss_B = clipped(ratio_B, advantage_B, config.eps_low, config.eps_high)
+        if "weight" in batch.along:
+            loss_B = loss_B * batch.mean_per_sequence(batch.along["weight"])
+        metrics = {"policy_loss": Metric(loss_B)}
+        metrics |= clip_metrics(ratio_B, advantage_B, config.eps_low, config.eps_high, lambda x_B: x_B)
+        if batch.ref_logp_T is not None:
+            metrics["kl"] = Metric(batch.along.get("old_logp", batch.logp_T) - batch.ref_logp_T)
+        return Outcome([Term(loss_B, "sequence")], metrics | token_metrics(batch))
