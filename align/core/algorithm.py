@@ -133,6 +133,8 @@ class Algorithm:
     """Where the equation comes from."""
     learns_from: ClassVar[tuple[Kind, ...]]
     """Kinds of records it takes."""
+    samples: ClassVar[bool] = False
+    """Whether it learns from answers that it samples itself (``align.core.rollout.online.Online``)."""
     head: ClassVar[Literal["language", "reward"]] = "language"
     """The model it trains: token log-probabilities, or one score per sequence."""
     learning_rate: ClassVar[float]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from os.path import exists, isdir, isfile
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -13,8 +13,11 @@ from align.core import registry
 from align.core.settings import Path, check, model_at
 from align.schemas.choice import spelt_out
 from align.schemas.errors import AlignError, Problem, did_you_mean
-from align.schemas.rollout import BESIDE_REWARD
+from align.schemas.rollout import BESIDE_REWARD, Mismatch, Rollout, Watch
 from align.schemas.run import Checkpoint, Choice, Data, Model, Reference, Run, Schedule, Stage, Train, Validation
+
+if TYPE_CHECKING:
+    from align.core.algorithm import Algorithm
 
 Section = TypeVar("Section", bound=BaseModel)
 Where = Callable[[Path], str]
@@ -88,6 +91,10 @@ def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterato
     data = _section(Data, stage.get("data"))
     if data.stream and _section(Train, stage.get("train")).max_steps is None:
         yield Problem(where((*above, "data", "stream")), "needs train.max_steps: a stream has no end", "set it")
+    algorithm = _algorithm(stage)
+    if algorithm is not None and algorithm.samples and stage.get("rollout") is None:
+        mend = "give at least rollout.rewards (`align reward list` names them)"
+        yield Problem(where((*above, "rollout")), f"is missing: {algorithm.name} samples its own answers", mend)
     for path, why in unread(stage).items():
         yield Problem(where((*above, *path)), why, "remove it")
 
@@ -111,6 +118,10 @@ def unread(stage: dict[str, Any]) -> dict[Path, str]:
     if _uses_reference(stage) is False:
         for key in Reference.model_fields:
             silent["reference", key] = "is not read: this algorithm uses no reference"
+    algorithm = _algorithm(stage)
+    if algorithm is not None and not algorithm.samples:
+        silent[("rollout",)] = "is not read: this algorithm learns from rows, not from answers of its own"
+    silent |= _unread_rollout(stage.get("rollout"))
     held_out = data.validation is not None or data.validation_fraction != 0
     if not held_out:
         for key in Validation.model_fields:
@@ -145,17 +156,42 @@ _HARMLESS: dict[str | int, str | None] = {"revision": None, "subset": None, "spl
 """Values that say nothing. They pass, so that a resolved run loads again wherever its paths lead by then."""
 
 
+def _unread_rollout(rollout: Any) -> dict[Path, str]:
+    """The keys of an online stage's ``rollout`` that nothing in it would read."""
+    given = _section(Rollout, rollout)
+    silent: dict[Path, str] = {}
+    if given.dead_groups != "refill":
+        silent["rollout", "refill_tokens"] = "is read with dead_groups: refill only"
+    mismatch = _section(Mismatch, given.mismatch)
+    if mismatch.type == "none":
+        for key in Mismatch.model_fields:
+            silent["rollout", "mismatch", key] = "is read with a mismatch.type other than none only"
+        del silent["rollout", "mismatch", "type"]
+    elif mismatch.level == "token":
+        silent["rollout", "mismatch", "length_normalized"] = "is read with mismatch.level: sequence only"
+    watch = _section(Watch, given.watch)
+    if given.gold is None and watch.gold is not None:
+        silent["rollout", "watch", "gold"] = "is not read without rollout.gold"
+    return silent
+
+
 def _uses_reference(stage: dict[str, Any]) -> bool | None:
     """Whether the stage's algorithm, as set, uses a reference; None while there is no telling."""
+    algorithm = _algorithm(stage)
+    return None if algorithm is None else algorithm.uses_reference
+
+
+def _algorithm(stage: dict[str, Any]) -> Algorithm | None:
+    """The stage's algorithm, as set; None while there is no telling."""
     algorithm = stage.get("algorithm")
     if not isinstance(algorithm, dict) or not isinstance(algorithm.get("type"), str):
         return None
     settings = {key: value for key, value in algorithm.items() if key != "type"}
     try:
-        uses: bool = registry.build("algorithm", Choice(type=algorithm["type"], settings=settings)).uses_reference
+        made: Algorithm = registry.build("algorithm", Choice(type=algorithm["type"], settings=settings))
     except AlignError:
         return None
-    return uses
+    return made
 
 
 def _section(model: type[Section], values: Any) -> Section:
@@ -178,12 +214,13 @@ def _name_problems(stages: list[dict[str, Any]], where: Where) -> Iterator[Probl
     """Names that are directories and unique, and ``stage:NAME`` for earlier stages only."""
     earlier: list[str] = []
     for i, stage in enumerate(stages):
-        path = _section(Model, stage.get("model")).path
-        if isinstance(path, str) and path.startswith("stage:") and path.removeprefix("stage:") not in earlier:
-            named = path.removeprefix("stage:")
-            later = any(other.get("name") == named for other in stages[i:])
-            what = f"is {path!r}; " + ("that stage does not come earlier" if later else "no stage has that name")
-            yield Problem(where(("stages", i, "model", "path")), what, did_you_mean(named, earlier) if earlier else "")
+        for path, named in _stages_meant(stage):
+            if named not in earlier:
+                later = any(other.get("name") == named for other in stages[i:])
+                what = f"is 'stage:{named}'; " + (
+                    "that stage does not come earlier" if later else "no stage has that name"
+                )
+                yield Problem(where(("stages", i, *path)), what, did_you_mean(named, earlier) if earlier else "")
         name = stage.get("name")
         if not isinstance(name, str):
             continue
@@ -193,6 +230,15 @@ def _name_problems(stages: list[dict[str, Any]], where: Where) -> Iterator[Probl
             what = f"is {name!r}; must be letters, digits, - and _, for it names a directory"
             yield Problem(where(("stages", i, "name")), what, "rename it")
         earlier.append(name)
+
+
+def _stages_meant(values: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Where a stage's settings say ``stage:NAME``, and the names."""
+    if isinstance(values, str) and values.startswith("stage:"):
+        yield path, values.removeprefix("stage:")
+    items: Any = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        yield from _stages_meant(value, (*path, key))
 
 
 def _homes() -> dict[str, str]:

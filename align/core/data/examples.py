@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -68,3 +69,21 @@ class Examples(Protocol):
     def weights(self) -> tuple[float, ...]:
         """Mixture weight of each source."""
         ...
+
+
+class InMemory:
+    """Examples made on the fly, all of one source."""
+
+    fingerprint = ""
+    weights = (1.0,)
+
+    def __init__(self, examples: Listed[Example]) -> None:
+        self._examples = examples
+        self.lengths: NDArray[np.int64] = np.array([sum(e.lengths) for e in examples], np.int64)
+        self.sources: NDArray[np.int32] = np.zeros(len(examples), np.int32)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[index]

@@ -30,10 +30,11 @@ a device with more arithmetic per byte wants more tokens in one."""
 
 
 class Scores(NamedTuple):
-    """What ``Policy.forward`` returns. Everything but ``logp_T``, ``score_B`` and ``anchor`` is without gradient.
+    """What ``Policy.forward`` returns. Only ``logp_T``, ``score_B``, ``value_T`` and ``anchor`` carry gradient.
 
     anchor: 0.0, tied to the graph: added to a loss that no token entered, it gives every parameter a zero gradient.
-    Under a reward head ``logp_T`` is NaN, so that nothing can be learned from it unnoticed.
+    value_T: under a value head, what it says of the state before each scored token.
+    Under a reward or value head ``logp_T`` is NaN, so that nothing can be learned from it unnoticed.
     """
 
     logp_T: Tensor
@@ -42,6 +43,7 @@ class Scores(NamedTuple):
     logit_T: Tensor | None
     score_B: Tensor | None
     anchor: Tensor
+    value_T: Tensor | None = None
 
 
 class Tail(NamedTuple):
@@ -54,8 +56,9 @@ class Tail(NamedTuple):
 class Policy(nn.Module):
     """A model and how to score tokens with it.
 
-    model        a ``*ForCausalLM`` (head ``language``) or ``*ForSequenceClassification`` with one label (``reward``),
-                 wrapped by peft or not
+    model        a ``*ForCausalLM`` (head ``language``) or ``*ForSequenceClassification`` with one label (``reward``,
+                 read at each sequence's last token, or ``value``, read before every scored token), wrapped by peft or
+                 not
     metrics      whether entropy, correctness and mean logit are computed beside the log-probabilities
     temperature  divides the logits
     """
@@ -63,7 +66,7 @@ class Policy(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        head: Literal["language", "reward"] = "language",
+        head: Literal["language", "reward", "value"] = "language",
         *,
         metrics: bool = True,
         temperature: float = 1.0,
@@ -86,8 +89,8 @@ class Policy(nn.Module):
 
     def forward(self, micro: MicroBatch) -> Scores:
         """Score a micro-batch. The network runs even where nothing is scored, so that all ranks do the same."""
-        if self.head == "reward":
-            return self._rewards(micro)
+        if self.head != "language":
+            return self._scores(micro)
         tail = self.tail
         found: list[TokenScores] = []
 
@@ -113,7 +116,7 @@ class Policy(nn.Module):
         (scores,) = found
         return Scores(*scores, score_B=None, anchor=scores.logp_T[:0].sum())
 
-    def _rewards(self, micro: MicroBatch) -> Scores:
+    def _scores(self, micro: MicroBatch) -> Scores:
         found: list[Tensor] = []
         hook = self._head_module().register_forward_hook(lambda _module, _inputs, output: found.append(output))
         try:
@@ -121,10 +124,12 @@ class Policy(nn.Module):
         finally:
             hook.remove()
         (score_RL1,) = found
-        score_B = score_RL1.flatten()[micro.last_B]
-        score_B = score_B.to(torch.promote_types(score_B.dtype, torch.float32))
-        nothing_T = score_B.new_full(micro.target_T.shape, math.nan)
-        return Scores(nothing_T, None, None, None, score_B, anchor=score_B[:0].sum())
+        score = score_RL1.flatten()
+        score = score.to(torch.promote_types(score.dtype, torch.float32))
+        nothing_T, anchor = score.new_full(micro.target_T.shape, math.nan), score[:0].sum()
+        if self.head == "value":
+            return Scores(nothing_T, None, None, None, None, anchor, value_T=score[micro.predict_T])
+        return Scores(nothing_T, None, None, None, score[micro.last_B], anchor)
 
     def batch(
         self,
@@ -132,8 +137,9 @@ class Policy(nn.Module):
         scores: Scores,
         step: Mapping[str, Tensor] | None = None,
         ref_logp_T: Tensor | None = None,
+        value_T: Tensor | None = None,
     ) -> Batch:
-        """What an algorithm sees. ``ref_logp_T`` takes the place of the micro-batch's own."""
+        """What an algorithm sees. ``ref_logp_T`` takes the place of the micro-batch's own; ``value_T`` is a critic's."""
         return Batch(
             logp_T=scores.logp_T,
             sequence_T=micro.sequence_T,
@@ -145,6 +151,7 @@ class Policy(nn.Module):
             columns=micro.columns,
             ref_logp_T=micro.ref_logp_T if ref_logp_T is None else ref_logp_T,
             along=micro.along,
+            value_T=value_T,
             score_B=scores.score_B,
             entropy_T=scores.entropy_T,
             correct_T=scores.correct_T,
@@ -183,9 +190,9 @@ class Policy(nn.Module):
 
     def _head_module(self) -> Any:
         model: Any = self.unwrapped
-        if self.head == "reward":
-            return getattr(model, "score", getattr(model, "classifier", None))
-        return model.get_output_embeddings()
+        if self.head == "language":
+            return model.get_output_embeddings()
+        return getattr(model, "score", getattr(model, "classifier", None))
 
     def _head_layers(self) -> list[nn.Linear]:
         """The linear layers of which one is the head: one, or under peft's ``modules_to_save`` the old and the new."""
@@ -199,7 +206,7 @@ class Policy(nn.Module):
                 if self.head == "language"
                 else "take a sequence-classification model with num_labels=1",
             )
-        if self.head == "reward" and any(layer.out_features != 1 for layer in layers):
+        if self.head != "language" and any(layer.out_features != 1 for layer in layers):
             raise AlignError(f"the head of {name} gives {layers[0].out_features} scores", "set num_labels=1")
         return layers
 

@@ -76,3 +76,10 @@ def fit(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory:
     network.config.pad_token_id = network.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if network.can_generate():
         network.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def end_tokens(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Token ids that end an answer: the tokenizer's end token, and those of the model's generation settings."""
+    told = getattr(network.generation_config, "eos_token_id", None)
+    ends = told if isinstance(told, list) else [told]
+    return tuple(sorted({int(end) for end in [*ends, tokenizer.eos_token_id] if end is not None}))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from align.schemas.run import Model
 
 Tokens = NDArray[np.int32]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Sample:
     """
 
     tokens: Tokens
-    logp: NDArray[np.float32]
+    logp: Floats
     finish: Literal["stop", "length"]
 
 
@@ -108,7 +109,7 @@ class Generator:
         """
         raise NotImplementedError
 
-    def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[NDArray[np.float32]]:
+    def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
         """Log-probability of every token of the answers at temperature 1, given (prompt, answer) pairs."""
         raise NotImplementedError
 

@@ -17,13 +17,10 @@ from numpy.typing import NDArray
 from align.core.algorithm import Algorithm
 from align.core.data.examples import Example
 from align.core.data.examples import Sequence as TokenSequence
-from align.core.rollout.generator import Tokens
-from align.schemas.base import Config
+from align.core.rollout.generator import Floats, Tokens
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind
 from align.schemas.rollout import Rollout
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -89,12 +86,13 @@ class Online(Algorithm):
     """
 
     learns_from: ClassVar[tuple[Kind, ...]] = ("prompt",)
+    samples: ClassVar[bool] = True
     goal: ClassVar[tuple[str, Literal["min", "max"]]] = ("reward", "max")
     dropout: ClassVar[bool] = False
     uses_ratio: ClassVar[bool] = True
     """Whether the loss assumes that answers come from the policy itself: truncated sampling is then refused."""
 
-    class Config(Config):
+    class Config(Algorithm.Config):
         """Settings in the run file."""
 
     rollout: Rollout

@@ -43,12 +43,17 @@ class Scored:
         return {name: score.outcome for name, score in self.said.items()}
 
 
+def reward_of(choice: RewardChoice) -> Reward:
+    """The reward that a run file chose, a function as one too; not opened. Raises AlignError for bad settings."""
+    made = registry.build("reward", choice)
+    return made if isinstance(made, Reward) else from_function(made, choice.type)
+
+
 class Opened:
     """One reward at work: in this process, or in workers where it has a limit for each answer."""
 
     def __init__(self, choice: RewardChoice, place: Place) -> None:
-        made = registry.build("reward", choice)
-        self.reward: Reward = made if isinstance(made, Reward) else from_function(made, choice.type)
+        self.reward = reward_of(choice)
         self.choice, self.seconds = choice, 0.0
         limit = choice.timeout or self.reward.seconds
         self._workers = None if limit is None else Workers(choice, limit, place=place)
@@ -97,16 +102,20 @@ class Scorer:
         self._running = {name: _Running() for name, choice in self.choices.items() if choice.normalize}
 
     def __enter__(self) -> Scorer:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Start every reward. Raises AlignError where one cannot work here; then none is left running."""
         try:
             for name, choice in self.choices.items():
                 self.rewards[name] = Opened(choice, self.place)
         except BaseException:
             self.close()
             raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop every reward."""
@@ -124,9 +133,9 @@ class Scorer:
         self.seconds = {name: reward.seconds for name, reward in self.rewards.items()}
         return [{name: scores[i] for name, scores in columns.items()} for i in range(len(answers))]
 
-    def combine(self, said: Sequence[Said]) -> list[Scored]:
+    def combine(self, said: Sequence[Said], moves: bool = True) -> list[Scored]:
         """The weighted sums. Running means move on with these answers first: give all processes the same ones."""
-        for name, running in self._running.items():
+        for name, running in self._running.items() if moves else ():
             running.enter([s[name].value for s in said])
         return [Scored(self._sum(each), each) for each in said]
 

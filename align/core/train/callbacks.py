@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,7 +27,8 @@ class Interrupted(BaseException):
 
     def __init__(self, signal_number: int, step: int) -> None:
         self.signal_number, self.step = signal_number, step
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}, which is saved")
+        where = f"after step {step}, which is saved" if step else "before the first step"
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} {where}")
 
 
 class Signals(Callback):
@@ -125,6 +126,11 @@ class Keeper(Checkpoint):
             self.save(trainer, module)
         if module.stopping and step < module.total_steps:
             raise Interrupted(self.signals.received or signal.SIGTERM, step)
+
+    def interrupt(self, trainer: Trainer, module: AlignModule) -> NoReturn:
+        """Stop between two steps, while answers are sampled: save what the last step left. Collective."""
+        self.save(trainer, module)
+        raise Interrupted(self.signals.received or signal.SIGTERM, trainer.global_step)
 
     def save(self, trainer: Trainer, module: AlignModule) -> None:
         """Write the checkpoint of this step. Collective."""

@@ -15,8 +15,10 @@ from align.core.data.encode import Encoder
 from align.core.data.examples import Example
 from align.core.data.look import legend, shown
 from align.core.train.launch import look_over
-from align.core.train.rundir import RunDirectory
+from align.core.train.online import RolloutPhases
+from align.core.train.rundir import RunDirectory, located
 from align.core.train.setup import set_up
+from align.core.train.steps import Phases, StepBatch
 from align.schemas.run import Run, Stage
 
 
@@ -34,9 +36,7 @@ class StageCheck:
     tokens: int
     longest: int
     steps: int
-    scored_tokens_of_first_step: int
-    micro_batches_of_first_step: int
-    layout: str
+    first_step: str
     findings: list[str]
     first: Example
     shown: RenderableType
@@ -51,22 +51,35 @@ def check(run: Run) -> list[StageCheck]:
     look_over(run)
     with tempfile.TemporaryDirectory() as scratch:
         directory = RunDirectory(run.model_copy(update={"output": scratch}))
-        return [_stage(directory, _rooted(run.stages, stage)) for stage in run.stages]
+        return [_stage(directory, _rooted(run.stages, stage)) for stage in run.stages if not _awaits_rows(stage)]
 
 
 def _rooted(stages: Sequence[Stage], stage: Stage) -> Stage:
-    while stage.model.path.startswith("stage:"):
-        root = next(s for s in stages if s.name == stage.model.path.removeprefix("stage:"))
-        model = stage.model.model_copy(update={"path": root.model.path, "chat_template": root.model.chat_template})
-        stage = stage.model_copy(update={"model": model})
-    return stage
+    """The stage with the models that its chains start from, in place of what earlier stages will export."""
+    by_name = {other.name: other for other in stages}
+    model = stage.model
+    while model.path.startswith("stage:"):
+        root = by_name[model.path.removeprefix("stage:")].model
+        model = model.model_copy(update={"path": root.path, "chat_template": root.chat_template})
+
+    def root_of(name: str, rows: bool) -> str:
+        path = by_name[name].model.path
+        return root_of(path.removeprefix("stage:"), rows) if path.startswith("stage:") else path
+
+    return located(stage.model_copy(update={"model": model}), root_of)
+
+
+def _awaits_rows(stage: Stage) -> bool:
+    """Whether it learns from rows that an earlier stage will make: there is nothing to check yet."""
+    return any(source.path.startswith("stage:") for source in stage.data.train)
 
 
 def _stage(directory: RunDirectory, stage: Stage) -> StageCheck:
     place = directory.path / stage.name
     place.mkdir(parents=True)
     setup = set_up(directory, stage, progress=True)
-    step = next(iter(setup.phases.loader(0, 0)))
+    online = isinstance(setup.phases, RolloutPhases)
+    step = None if online else next(iter(setup.phases.loader(0, 0)))
     lengths = setup.prepared.train.lengths
     return StageCheck(
         name=stage.name,
@@ -79,12 +92,22 @@ def _stage(directory: RunDirectory, stage: Stage) -> StageCheck:
         tokens=int(np.sum(lengths)),
         longest=int(np.max(lengths)),
         steps=setup.phases.total_steps,
-        scored_tokens_of_first_step=int(step.denominators["token"]),
-        micro_batches_of_first_step=len(step.micros),
-        layout=setup.cutter.layout,
+        first_step=_online(setup.phases) if step is None else _offline(step, setup.cutter.layout),
         findings=[str(finding) for finding in setup.prepared.findings],
         first=setup.prepared.train[0],
         shown=shown(setup.prepared.train[0], Encoder(setup.tokenizer), _colour(Console())),
+    )
+
+
+def _offline(step: StepBatch, layout: str) -> str:
+    return f"{step.denominators['token']:,.0f} scored tokens in {len(step.micros)} micro-batches ({layout})"
+
+
+def _online(phases: Phases) -> str:
+    assert isinstance(phases, RolloutPhases)
+    return (
+        f"{phases.groups_per_phase} prompts a phase, each answered {phases.algorithm.group} times, "
+        f"learned from in {phases.steps_per_phase} steps"
     )
 
 
@@ -99,11 +122,7 @@ def render(checks: Sequence[StageCheck]) -> None:
             ("tokens", f"{found.tokens:,}, the longest example {found.longest:,}"),
             ("parameters", f"{found.trained_parameters:,} trained of {found.parameters:,}"),
             ("steps", f"{found.steps:,}"),
-            (
-                "first step",
-                f"{found.scored_tokens_of_first_step:,} scored tokens in {found.micro_batches_of_first_step} "
-                f"micro-batches ({found.layout})",
-            ),
+            ("first step", found.first_step),
         ):
             table.add_row(name, value)
         console.print(table, *(Text(finding, style="yellow") for finding in found.findings))

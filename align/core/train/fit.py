@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from transformers.utils import logging as transformers_logging
 
 from align.core.model.export import export_from_state
 from align.core.registry import registry
+from align.core.rollout.collect import Prompts
 from align.core.train import checkpoint, spawn
 from align.core.train.callbacks import Bar, Keeper, Metrics, Signals
 from align.core.train.module import AlignModule
 from align.core.train.nonfinite import NonFinite
-from align.core.train.rundir import RunDirectory, StageDirectory, digest, what_is_learned
+from align.core.train.online import RolloutPhases
+from align.core.train.rollout import opened
+from align.core.train.rundir import RunDirectory, StageDirectory, digest, located, what_is_learned
 from align.core.train.setup import Setup, set_up
 from align.core.train.steps import StepLoader, fixed_steps
 from align.schemas.errors import AlignError, Problem
@@ -33,7 +37,7 @@ from align.schemas.run import Stage
 def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
     """Train one stage in this process (and its group), export it and mark it as done."""
     place = directory.stage(stage.name)
-    setup = set_up(directory, stage, progress)
+    setup = set_up(directory, located(stage, directory.export_of), progress)
     module = AlignModule(
         setup.stage,
         setup.policy,
@@ -41,6 +45,7 @@ def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
         setup.reference,
         setup.phases.total_steps,
         [held_out.name for held_out in setup.prepared.held_out],
+        setup.critic,
     )
     if setup.strategy.shards:
         module.shard = lambda policy, mesh: setup.strategy.shard(policy, mesh, stage.train.precision)
@@ -53,8 +58,10 @@ def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
     if start is not None:
         _check_same(start, facts)
     try:
-        with _quiet():
+        with _quiet(), rolling_out(directory, place, setup, module):
             trainer, keeper = _trainer(directory, place, setup, start, progress, facts)
+            if isinstance(setup.phases, RolloutPhases):
+                setup.phases.interrupted = partial(keeper.interrupt, trainer, module)
             trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
             _hand_on(place, setup, module, keeper)
     except NonFinite as error:
@@ -146,6 +153,21 @@ def _trainer(
     return trainer, keeper
 
 
+@contextmanager
+def rolling_out(directory: RunDirectory, place: StageDirectory, setup: Setup, module: AlignModule) -> Iterator[None]:
+    """For an online stage: its collector at work, and module, phases and run directory told of each other."""
+    phases = setup.phases
+    if not isinstance(phases, RolloutPhases):
+        yield
+        return
+    module.phase_metrics = lambda: phases.metrics
+    held_out = [Prompts(held.examples, setup.prepared.rows) for held in setup.prepared.held_out]
+    module.rehearse = lambda index: phases.evaluate(held_out[index], module.trainer.global_step)
+    phases.collector.stop = lambda: module.stop_requested()
+    with opened(phases.collector):
+        yield
+
+
 class Steps(LightningDataModule):
     """The phases as Lightning asks for them."""
 
@@ -160,6 +182,10 @@ class Steps(LightningDataModule):
 
     def val_dataloader(self) -> list[StepLoader]:
         """One loader for each held-out set."""
+        if isinstance(self.setup_.phases, RolloutPhases):  # what each holds is asked by ``AlignModule.rehearse``
+            return [
+                StepLoader(lambda index: self.setup_.cutter.step(index, []), 1) for _ in self.setup_.prepared.held_out
+            ]
         size = self.setup_.stage.train.batch_size
         return [fixed_steps(held_out.examples, self.setup_.cutter, size) for held_out in self.setup_.prepared.held_out]
 
@@ -172,7 +198,8 @@ def _hand_on(place: StageDirectory, setup: Setup, module: AlignModule, keeper: K
         source = chosen or checkpoint.newest(place.checkpoints)[0]
         assert source is not None
         weights = checkpoint.load(source)["state_dict"]
-        weights = {name.removeprefix("policy."): value for name, value in weights.items()}
+        mine = (name for name in weights if name.startswith("policy."))
+        weights = {name.removeprefix("policy."): weights[name] for name in mine}
         export_from_state(weights, setup.stage.model, setup.algorithm.head, place.export)
         place.finish({**module.metrics, **module.held_out_metrics})
     if dist.is_available() and dist.is_initialized():

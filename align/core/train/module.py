@@ -13,20 +13,21 @@ averaged (DDP, FSDP2), hence the factor ``world_size``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from align.core.algorithm import Algorithm, Batch, Metric
 from align.core.data.collate import MicroBatch
 from align.core.model.policy import Policy
 from align.core.model.reference import Reference
+from align.core.rollout.online import Online
 from align.core.train.books import Books, HeldOut
 from align.core.train.nonfinite import NonFinite
+from align.core.train.optimizer import adamw, factor_of_each, gradient_norm, parameter_groups
 from align.core.train.random import everyone, random_state
 from align.core.train.schedule import factor
 from align.core.train.steps import StepBatch
@@ -44,9 +45,11 @@ class AlignModule(LightningModule):
         reference: Reference | None,
         total_steps: int,
         held_out_names: Sequence[str | None] = (),
+        critic: Policy | None = None,
     ) -> None:
         super().__init__()
         self.stage, self.policy, self.algorithm, self.total_steps = stage, policy, algorithm, total_steps
+        self.critic = critic
         self.held_out_names = held_out_names
         self.shard: Callable[[Policy, Any], None] | None = None  # set where a strategy splits the policy
         # In a tuple, so that it is neither saved, wrapped nor trained with the module.
@@ -58,9 +61,12 @@ class AlignModule(LightningModule):
         self.stopping = False
         self.stop_requested: Callable[[], bool] = lambda: False  # the signal callback answers
         self.restored_random: list[dict[str, Any]] | None = None
+        self.phase_metrics: Callable[[], Mapping[str, float]] = dict  # what an online phase says of its answers
+        self.rehearse: Callable[[int], dict[str, float]] | None = None  # an online stage measures held-out sets itself
         self._books = Books()
         self._bad: list[str] = []
         self._rows: list[str] = []
+        self._nothing_learned = False
 
     @property
     def reference(self) -> Reference | None:
@@ -83,8 +89,12 @@ class AlignModule(LightningModule):
         reference = micro.ref_logp_T
         if reference is None and self.reference is not None:
             reference = self.reference.logp(micro)
-        scores = self.policy(micro)
-        return self.policy.batch(micro, scores, statistics, ref_logp_T=reference), scores.anchor
+        scores, anchor, value_T = self.policy(micro), 0.0, None
+        if self.critic is not None:
+            values = self.critic(micro)
+            anchor, value_T = values.anchor, values.value_T
+        batch = self.policy.batch(micro, scores, statistics, ref_logp_T=reference, value_T=value_T)
+        return batch, scores.anchor + anchor
 
     def _statistics(self, step: StepBatch) -> dict[str, Tensor]:
         """Means over the step's auxiliary examples, equal on all ranks."""
@@ -100,6 +110,9 @@ class AlignModule(LightningModule):
     def _share(self, micro: MicroBatch, statistics: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:
         """One micro-batch's share of the step's loss, with its graph; entered in the step's books."""
         batch, anchor = self._batch(micro, statistics)
+        if not counts["example"]:  # an online phase in which no answer taught anything
+            self._books.add("loss", Metric(anchor, "sum"))
+            return anchor
         outcome = self.algorithm.loss(batch)
         share = outcome.share(counts) + anchor
         self._books.add("loss", Metric(share, "sum"))
@@ -113,16 +126,22 @@ class AlignModule(LightningModule):
     def configure_model(self) -> None:
         """Split the policy over the mesh, where the strategy asks for it."""
         if self.shard is not None:
-            self.shard(self.policy, self.device_mesh)
+            for network in self.networks.values():
+                self.shard(network, self.device_mesh)
             self.shard = None
+
+    @property
+    def networks(self) -> dict[str, Policy]:
+        """What is trained: ``policy``, and ``critic`` where there is one."""
+        return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
 
     # --- training --------------------------------------------------------------------------------------------------
 
     def training_step(self, step: StepBatch, batch_idx: int) -> Tensor:
         """Run the step's micro-batches; Lightning runs the last one backward."""
-        for parameter in self.parameters():
-            parameter.grad = None
+        self._drop_gradients()
         self._books, self._bad, self._rows = Books(), [], []
+        self._nothing_learned = not step.denominators["example"]
         statistics = self._statistics(step)
         *earlier, last = step.micros
         for micro in earlier:
@@ -143,22 +162,27 @@ class AlignModule(LightningModule):
         self.stopping = metrics.pop("_stop") > 0
         bad = metrics.pop("_bad") > 0
         metrics |= self.algorithm.derived(metrics)
-        metrics["grad_norm"] = gradient_norm(self.parameters())
-        metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
+        for name, network in self.networks.items():
+            metrics[_of("grad_norm", name)] = gradient_norm(network.parameters())
+        for group in optimizer.param_groups:
+            metrics[_of("learning_rate", group["network"])] = group["lr"]
         metrics["num_tokens"] = float(self.tokens_seen)
-        self.metrics = metrics
+        self.metrics = {**metrics, **self.phase_metrics()}
         # With 16-mixed an infinite gradient under a finite loss is the scaler's business: it skips and rescales.
         scaled = self.stage.train.precision == "16-mixed"
-        if bad or not (math.isfinite(metrics["grad_norm"]) or scaled):
+        if bad or not (all(math.isfinite(metrics[_of("grad_norm", name)]) for name in self.networks) or scaled):
             self._refuse_step()
         else:
             self.skipped_in_a_row = 0
+            if self._nothing_learned:
+                self._drop_gradients()
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip by the global norm, also where Lightning's sharded plugins refuse to."""
-        limit, norm = self.stage.train.clip_norm, self.metrics["grad_norm"]
-        if limit is not None and norm > limit:
-            for parameter in self.parameters():
+        """Clip each network by its global norm, also where Lightning's sharded plugins refuse to."""
+        limit = self.stage.train.clip_norm or math.inf
+        for name, network in self.networks.items():
+            norm = self.metrics[_of("grad_norm", name)]
+            for parameter in network.parameters() if norm > limit else ():
                 if parameter.grad is not None:
                     parameter.grad.mul_(limit / (norm + 1e-6))
 
@@ -174,6 +198,9 @@ class AlignModule(LightningModule):
             ]
             rows = sorted(set(suspects))
             raise NonFinite(self.trainer.global_step + 1, self.metrics, rows, self.skipped_in_a_row)
+        self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
         for parameter in self.parameters():
             parameter.grad = None  # AdamW passes over parameters without gradient: weights and moments stay
 
@@ -188,10 +215,14 @@ class AlignModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Open the books, one for each held-out set."""
         self._held_out: dict[int, HeldOut] = {}
+        self._rehearsed: dict[int, dict[str, float]] = {}
         self.policy.eval()
 
     def validation_step(self, step: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Enter one step of held-out rows."""
+        """Enter one step of held-out rows; or let the answers to a held-out set's prompts be scored."""
+        if self.rehearse is not None:
+            self._rehearsed[dataloader_idx] = self.rehearse(dataloader_idx)
+            return
         held_out = self._held_out.setdefault(dataloader_idx, HeldOut())
         held_out.counts.update(step.denominators)
         statistics = self._statistics(step)
@@ -201,9 +232,9 @@ class AlignModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Close the books: ``val/loss`` for the only or first set, ``val/NAME/loss`` for named ones."""
         self.held_out_metrics = {}
-        for index, held_out in sorted(self._held_out.items()):
+        closes = {index: held_out.close() for index, held_out in sorted(self._held_out.items())}
+        for index, closed in sorted((closes | self._rehearsed).items()):
             prefix = f"val/{self.held_out_names[index]}/" if self.held_out_names[index] else "val/"
-            closed = held_out.close()
             closed |= self.algorithm.derived(closed)
             self.held_out_metrics |= {prefix + name: value for name, value in closed.items()}
             if index == 0:
@@ -248,27 +279,16 @@ class AlignModule(LightningModule):
 
         (Reading ``trainer.estimated_stepping_batches`` here would make Lightning drop the loader's state.)
         """
-        settings = self.stage.optimizer
-        trained = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]],
-            lr=self.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
-            fused=self.stage.train.precision != "16-mixed",  # fused AdamW unscales by itself, before we can clip
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor(self.stage.schedule, self.total_steps))
+        spec = self.algorithm.critic if isinstance(self.algorithm, Online) else None
+        rates = {"policy": self.learning_rate} | ({} if spec is None else {"critic": spec.learning_rate})
+        waits = 0 if spec is None else spec.warmup
+        groups = parameter_groups(self.networks, rates, self.stage.optimizer.weight_decay)
+        optimizer = adamw(groups, self.stage)
+        factors = factor_of_each(groups, factor(self.stage.schedule, self.total_steps), waits)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """Global 2-norm over all gradients, sharded ones included; the same number on every rank."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
-        return 0.0
-    norm = nn.utils.get_total_norm(grads)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+def _of(metric: str, network: str) -> str:
+    """``grad_norm`` of the policy, ``grad_norm/critic`` of another network."""
+    return metric if network == "policy" else f"{metric}/{network}"

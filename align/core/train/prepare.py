@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,8 @@ class Prepared:
     held_out: list[HeldOutSet]
     findings: list[Finding]
     bad_rows: dict[str, int]
+    rows: Mapping[str, Record]
+    """The rows of prompts, held-out ones too, by source; of other kinds none."""
 
 
 class Preparation:
@@ -78,6 +80,7 @@ class Preparation:
             [HeldOutSet(name, done.examples) for name, done in held_out.items()],
             [finding for done in (train, *held_out.values()) for finding in done.findings],
             dict(records.bad.counts),
+            {r.source: r for r in (*records.train, *records.validation) if r.kind == "prompt"},
         )
 
     def windows(self, places: Sequence[Sequence[int]] | None) -> Iterator[Window]:

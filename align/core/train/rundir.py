@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,9 @@ from align.core.train import checkpoint
 from align.schemas.errors import AlignError
 from align.schemas.results import StageResult
 from align.schemas.run import Run, Stage
+
+ROWS = "rows.jsonl"
+"""What a stage that makes rows leaves in its export."""
 
 _SPEED_ONLY = ("devices", "loggers", "checkpoint")
 _SPEED_ONLY_TRAIN = ("micro_batch_tokens", "micro_batch_size", "layout")
@@ -38,6 +41,21 @@ def what_is_learned(stage: Stage) -> dict[str, Any]:
     for key in _SPEED_ONLY_DATA:
         facts["data"].pop(key)
     return facts
+
+
+def located(stage: Stage, export_of: Callable[[str, bool], str]) -> Stage:
+    """The stage with every ``stage:NAME`` replaced by ``export_of(NAME, whether rows are meant)``."""
+
+    def walk(value: Any, rows: bool) -> Any:
+        if isinstance(value, dict):
+            return {key: walk(inner, rows) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [walk(inner, rows) for inner in value]
+        kind, _, name = value.partition(":") if isinstance(value, str) else ("", "", "")
+        return export_of(name, rows) if kind == "stage" else value
+
+    plain = stage.model_dump()
+    return Stage.model_validate({key: walk(value, key == "data") for key, value in plain.items()})
 
 
 def digest(value: Any) -> str:
@@ -107,6 +125,11 @@ class RunDirectory:
     def stage(self, name: str) -> StageDirectory:
         """One stage's place."""
         return StageDirectory(self.path / name)
+
+    def export_of(self, name: str, rows: bool) -> str:
+        """What an earlier stage hands on: its model, or the rows that it made."""
+        export = self.stage(name).export
+        return str(export / ROWS if rows else export)
 
     def __enter__(self) -> RunDirectory:
         held = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()

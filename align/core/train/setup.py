@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from filelock import FileLock
@@ -14,21 +16,25 @@ from transformers import PreTrainedTokenizerBase
 
 from align.core.algorithm import Algorithm
 from align.core.data.collate import collate
-from align.core.data.examples import Examples
+from align.core.data.examples import Example, Examples
 from align.core.model.load import build_policy, load_tokenizer
 from align.core.model.packing import layout_for
 from align.core.model.policy import Policy
 from align.core.model.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
 from align.core.registry import registry
+from align.core.rollout.collect import Prompts
+from align.core.rollout.online import Online
 from align.core.train import spawn
+from align.core.train.online import RolloutPhases
 from align.core.train.prepare import HeldOutSet, Preparation, Prepared
+from align.core.train.rollout import build_critic, make_collector, refuse_unfit, settle
 from align.core.train.rundir import RunDirectory, cache_directory, digest
 from align.core.train.steps import Cutter, EpochPhases, Phases
 from align.core.train.strategy import Strategy, detect, footprint
 from align.core.train.stream import StreamPhases
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
-from align.schemas.run import Choice, Model, Stage
+from align.schemas.run import Choice, Stage
 
 MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Default tokens of a forward pass: past these sizes neither kind of device gets faster on models that fit it."""
@@ -42,6 +48,7 @@ class Setup:
     algorithm: Algorithm
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
+    critic: Policy | None
     reference: Reference | None
     prepared: Prepared
     cutter: Cutter
@@ -51,10 +58,14 @@ class Setup:
 
 
 def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
-    """Data first (cheap to be wrong about), then the model, its reference, and the plan."""
-    stage = stage.model_copy(update={"model": _located(directory, stage)})
+    """Data first (cheap to be wrong about), then the model, its reference, and the plan.
+
+    ``stage`` is located already: nothing in it is called ``stage:NAME`` any more.
+    """
     algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
     hardware = detect(stage.devices)
+    if isinstance(algorithm, Online):
+        settle(algorithm, stage)
     if stage.data.stream and (algorithm.uses_reference or stage.train.max_steps is None):
         raise AlignError(
             "needs train.max_steps, and an algorithm without reference such as pretrain or sft",
@@ -66,15 +77,20 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     report = directory.stage(stage.name).path if spawn.rank() == 0 else None
     preparation = Preparation(stage, tokenizer, algorithm, report, progress)
     prepared = preparation.prepare()
+    if stage.rollout is not None:
+        refuse_unfit(prepared.rows.values(), [*stage.rollout.rewards, *filter(None, [stage.rollout.gold])])
 
     seed_everything(stage.seed, verbose=False)
     dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
     policy, tokenizer = build_policy(stage.model, algorithm.head, seed=stage.seed, dropout=dropout)
+    critic = build_critic(algorithm, stage, tokenizer) if isinstance(algorithm, Online) else None
+    if stage.rollout is not None:
+        policy.temperature = stage.rollout.sampling.temperature or 1.0
     pad_id = int(tokenizer.pad_token_id or 0)
     layout = layout_for(policy, hardware.accelerator, stage.train.layout, prepared.train, pad_id)
     reference = None
     if algorithm.uses_reference:
-        known_ahead = type(algorithm).auxiliary is Algorithm.auxiliary
+        known_ahead = type(algorithm).auxiliary is Algorithm.auxiliary and not isinstance(algorithm, Online)
         reference = make_reference(stage.reference, policy, stage, known_ahead=known_ahead)
     strategy: Strategy = registry.build("strategy", stage.devices.strategy)
     size = footprint(policy)
@@ -91,11 +107,18 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     if reference is not None:
         with autocast(hardware, stage.train.precision):
             prepared = _measured(prepared, reference, policy, cutter, hardware, progress)
-    phases: Phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
-    if stage.data.stream:
+    phases: Phases
+    if isinstance(algorithm, Online):
+        prompts = Prompts(prepared.train, prepared.rows)
+        speaking = partial(autocast, hardware, stage.train.precision)
+        collector = make_collector(stage, tokenizer, policy, critic, reference, cutter, hardware, prepared, speaking)
+        phases = RolloutPhases(prompts, collector, algorithm, cutter, stage)
+    elif stage.data.stream:
         fingerprint = digest(stage.data.model_dump(mode="json"))
         phases = StreamPhases(preparation.windows, preparation.window, cutter, stage.train, stage.seed, fingerprint)
-    return Setup(stage, algorithm, tokenizer, policy, reference, prepared, cutter, phases, strategy, hardware)
+    else:
+        phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
+    return Setup(stage, algorithm, tokenizer, policy, critic, reference, prepared, cutter, phases, strategy, hardware)
 
 
 def autocast(hardware: Hardware, precision: str) -> AbstractContextManager[object]:
@@ -128,16 +151,16 @@ def _measured(
         with nullcontext() if dist.is_initialized() else FileLock(cache_directory() / ".lock"):
             held_out = [HeldOutSet(held.name, measure(held.examples)) for held in prepared.held_out]
             prepared = replace(prepared, train=measure(prepared.train), held_out=held_out)
-    first = collate([prepared.train[0]], cutter.layout, cutter.pad_id)
+    first = collate([_something_scored(prepared.train[0])], cutter.layout, cutter.pad_id)
     assert_zero_kl(reference, policy, first.to(next(policy.parameters()).device))
     return prepared
 
 
-def _located(directory: RunDirectory, stage: Stage) -> Model:
-    """The stage's model, with ``stage:NAME`` replaced by what that stage exported."""
-    kind, _, name = stage.model.path.partition(":")
-    path = str(directory.stage(name).export) if kind == "stage" else stage.model.path
-    return stage.model.model_copy(update={"path": path})
+def _something_scored(example: Example) -> Example:
+    """An example as it is, or a prompt with all its tokens scored."""
+    if any(s.scored.any() for s in example.sequences):
+        return example
+    return replace(example, sequences=tuple(replace(s, scored=np.arange(len(s)) > 0) for s in example.sequences))
 
 
 def _chosen(hardware: Hardware, size: Footprint) -> Strategy:

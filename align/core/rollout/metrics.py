@@ -1,0 +1,73 @@
+"""What is logged of a phase's answers, under TRL's names. docs/watching.md says what each means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from align.core.rollout.online import Group
+from align.core.rollout.reward import Score
+from align.core.rollout.score import Scored
+
+FAILURES = ("unparsed", "abstained", "timeout", "error")
+
+
+def answer_metrics(lengths: Sequence[int], cut: Sequence[bool]) -> dict[str, float]:
+    """Lengths in tokens, of all answers and of those that ended by themselves; the share that was cut off."""
+    found = _range("completions/{}_length", lengths)
+    ended = [length for length, over in zip(lengths, cut, strict=True) if not over]
+    return (
+        found | {"completions/clipped_ratio": float(np.mean(cut))} | _range("completions/{}_terminated_length", ended)
+    )
+
+
+def score_metrics(scored: Sequence[Scored], gold: Sequence[Score | None]) -> dict[str, float]:
+    """The reward, its parts, how often each part failed, and the gold reward if there is one."""
+    found = _estimate("reward", (each.reward for each in scored))
+    for name in scored[0].said if scored else ():
+        said = [each.said[name] for each in scored]
+        values = [score.value for score in said if score.value is not None]
+        if values:
+            found[f"rewards/{name}/mean"] = float(np.mean(values))
+            found[f"rewards/{name}/std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        for outcome in FAILURES:
+            share = sum(score.outcome == outcome for score in said) / len(said)
+            if share:
+                found[f"rewards/{name}/{outcome}"] = share
+    if any(score is not None for score in gold):
+        found |= _estimate("gold", (score.value for score in gold if score is not None))
+    return found
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """How rewards spread within groups: mean standard deviation, and the share of groups without any."""
+    spread = [_spread(group) for group in groups if len(group) > 1]
+    if not spread:
+        return {}
+    return {"reward_std": float(np.mean(spread)), "frac_reward_zero_std": float(np.mean([s == 0 for s in spread]))}
+
+
+def dead(group: Group) -> bool:
+    """Whether a group cannot tell better from worse: all its rewards are equal, or fewer than two are known."""
+    return len(group) > 1 and _spread(group) == 0
+
+
+def _spread(group: Group) -> float:
+    known = [experience.reward for experience in group if experience.reward is not None]
+    return float(np.std(known, ddof=1)) if len(known) > 1 and min(known) < max(known) else 0.0
+
+
+def _estimate(name: str, values: Iterable[float | None]) -> dict[str, float]:
+    known = [value for value in values if value is not None]
+    if not known:
+        return {}
+    error = float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else 0.0
+    return {name: float(np.mean(known)), f"{name}/std_error": error}
+
+
+def _range(name: str, values: Sequence[int]) -> dict[str, float]:
+    if not values:
+        return {}
+    return {name.format(how): float(f(values)) for how, f in (("mean", np.mean), ("min", np.min), ("max", np.max))}

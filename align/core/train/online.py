@@ -1,0 +1,253 @@
+"""Online phases: ask, score, credit, then the same optimizer steps as offline. A phase is one Lightning epoch.
+
+What cannot be computed again from the settings is the phase's answers (the weights that spoke them are gone), what
+algorithm and rewards carry from phase to phase, and how many prompts were asked: that is the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.core.data import plan
+from align.core.data.examples import Example
+from align.core.rollout import mismatch
+from align.core.rollout.collect import Asked, Collector, Prompts
+from align.core.rollout.generator import Interrupt
+from align.core.rollout.metrics import answer_metrics, dead, group_metrics, score_metrics
+from align.core.rollout.online import Experience, Group, Online
+from align.core.rollout.score import Scored
+from align.core.train.kept import from_plain, plain
+from align.core.train.rundir import digest
+from align.core.train.steps import Cutter, StepBatch, StepLoader
+from align.schemas.errors import AlignError
+from align.schemas.rollout import Sampling
+from align.schemas.run import Stage
+
+REFILL = 3
+"""Tokens that dead groups' replacements may take, as a multiple of the first round's."""
+
+
+class RolloutPhases:
+    """Phases of ``batches`` * ``passes`` optimizer steps over the same answers; at most ``total_steps`` in all.
+
+    heard: told every phase's groups and metrics, before the first step on them (samples, notices).
+    """
+
+    def __init__(self, prompts: Prompts, collector: Collector, algorithm: Online, cutter: Cutter, stage: Stage) -> None:
+        assert stage.rollout is not None
+        self.prompts, self.collector, self.algorithm, self.cutter = prompts, collector, algorithm, cutter
+        self.rollout, self.seed = stage.rollout, stage.seed
+        self.groups_per_phase = groups_per_phase(stage, algorithm)
+        self.steps_per_phase = self.rollout.batches * algorithm.passes
+        wanted = max(1, round(stage.train.epochs * len(prompts) / self.groups_per_phase))
+        self.total_steps = stage.train.max_steps or wanted * self.steps_per_phase
+        columns = [[source, dict(row.columns)] for source, row in sorted(prompts.rows.items())]
+        self.fingerprint = digest([prompts.examples.fingerprint, columns])
+        self.metrics: Mapping[str, float] = {}
+        self.heard: list[Callable[[int, Sequence[Asked], Sequence[Scored], Sequence[Group]], None]] = []
+        self.interrupted: Callable[[], NoReturn] = _not_running
+        self._place = 0  # prompts asked so far
+        self._phase = -1
+        self._examples: list[list[Example]] | None = None  # of each group, while the phase has steps left
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    def loader(self, phase: int, start: int) -> StepLoader:
+        """The steps of one phase, which is collected when the first of them is asked for."""
+        before = phase * self.steps_per_phase
+
+        def build(index: int) -> StepBatch:
+            if self._phase != phase or self._examples is None:
+                try:
+                    self._collect(phase)
+                except Interrupt:
+                    self.interrupted()
+            assert self._examples is not None
+            turn, batch = divmod(index, self.rollout.batches)
+            order = self._order(len(self._examples), phase * self.algorithm.passes + turn)
+            chosen = np.array_split(order, self.rollout.batches)[batch]
+            step = self.cutter.step(index, [example for group in chosen for example in self._examples[group]])
+            if index == self.steps_per_phase - 1:
+                self._examples = None  # a checkpoint after the phase need not hold it
+            return step
+
+        return StepLoader(build, min(self.steps_per_phase, self.total_steps - before), start)
+
+    def _order(self, groups: int, epoch: int) -> NDArray[Any]:
+        batches = plan.compose(np.zeros(groups, np.int32), (1.0,), self.seed, epoch, max(1, groups)) if groups else []
+        return batches[0] if batches else np.zeros(0, np.int64)
+
+    def locate(self, steps_done: int) -> tuple[int, int]:
+        """(phase, step within it)."""
+        return divmod(steps_done, self.steps_per_phase)
+
+    def epochs(self, steps_done: int) -> float:
+        """Passes over the prompts, replacements of dead groups not counted."""
+        return steps_done / self.steps_per_phase * self.groups_per_phase / len(self.prompts)
+
+    # --- one phase -------------------------------------------------------------------------------------------------
+
+    def _collect(self, phase: int) -> None:
+        """Ask, score, measure, credit."""
+        self.collector.sync(phase * self.steps_per_phase, self.prompts)
+        asked, scored, groups = self._ask()
+        alive = [not dead(group) for group in groups]
+        metrics = answer_metrics(
+            [len(e.tokens) for group in groups for e in group], [e.finish == "length" for g in groups for e in g]
+        )
+        metrics |= score_metrics(scored, [heard.gold for each in asked for heard in each.answers])
+        metrics |= group_metrics(groups)
+        metrics |= {"rollout/prompts": float(len(groups)), "rollout/dead_groups": float(len(groups) - sum(alive))}
+        learned = groups
+        if self.rollout.dead_groups != "keep":
+            learned = [group for group, lives in zip(groups, alive, strict=True) if lives]
+        ratio = self.rollout.mismatch.type != "none" or not self.collector.generator.shares_weights
+        several = self.steps_per_phase > 1
+        self.collector.measure(learned, several or ratio or self.algorithm.measures_logp)
+        weights = None
+        flat = [experience for group in learned for experience in group]
+        if ratio and flat:
+            weights, found = mismatch.weights(flat, self.rollout.mismatch)
+            metrics |= found
+        credit = self.algorithm.credit(learned)
+        along = dict(credit.along)
+        if several or weights is not None:
+            along["old_logp"] = [_measured(experience) for experience in flat]
+        if weights is not None:
+            along["weight"] = weights
+        credit = type(credit)(along, credit.keep, credit.metrics)
+        _finite(flat, credit.along)
+        metrics |= {"rollout/masked": float(np.mean(~credit.keep)) if len(credit.keep) else 0.0, **credit.metrics}
+        if self.collector.gap is not None:
+            metrics["sampling/sync_gap"] = self.collector.gap
+        self._examples = self.algorithm.examples(learned, credit)
+        self._phase, self.metrics = phase, metrics
+        for hear in self.heard:
+            hear(phase, asked, scored, groups)
+
+    def _ask(self) -> tuple[list[Asked], list[Scored], list[Group]]:
+        """Enough groups for a phase; dead ones replaced while the token budget lasts, where that is wanted."""
+        asked, scored, groups = list[Asked](), list[Scored](), list[Group]()
+        spent, budget, wanted = 0, 0, self.groups_per_phase
+        while wanted > 0:
+            places = range(self._place, self._place + wanted)
+            which = [self._prompt(place) for place in places]
+            new = self.collector.ask(self.prompts, which, places, self.algorithm.group, self.rollout.sampling)
+            self._place += wanted
+            sums = self.collector.scorer.combine([heard.said for each in new for heard in each.answers])
+            made = experiences(new, sums)
+            asked, scored, groups = asked + new, scored + sums, groups + made
+            if self.rollout.dead_groups != "refill":
+                break
+            spent += sum(len(heard.tokens) for each in new for heard in each.answers)
+            budget = budget or self.rollout.refill_tokens or REFILL * spent
+            wanted = self.groups_per_phase - sum(not dead(group) for group in groups)
+            if spent >= budget:
+                break
+        return asked, scored, groups
+
+    def _prompt(self, place: int) -> int:
+        """Which prompt stands at a place of the run: every epoch has its own order."""
+        epoch, at = divmod(place, len(self.prompts))
+        examples = self.prompts.examples
+        if (epoch, len(examples)) != getattr(self, "_ordered", None):
+            self._order_of_epoch = np.concatenate(
+                plan.compose(examples.sources, examples.weights, self.seed, epoch, len(examples))
+            )
+            self._ordered = (epoch, len(examples))
+        return int(self._order_of_epoch[at % len(self._order_of_epoch)])
+
+    # --- held-out prompts ------------------------------------------------------------------------------------------
+
+    def evaluate(self, held_out: Prompts, version: int) -> dict[str, float]:
+        """What the likeliest answers to held-out prompts score."""
+        self.collector.sync(version, held_out)
+        greedy = Sampling(**self.rollout.sampling.model_dump() | {"temperature": 0.0})
+        everything = range(len(held_out))
+        try:
+            asked = self.collector.ask(held_out, everything, everything, 1, greedy)
+        except Interrupt:
+            self.interrupted()
+        heard = [each.answers[0] for each in asked]
+        scored = self.collector.scorer.combine([h.said for h in heard], moves=False)
+        lengths = answer_metrics([len(h.tokens) for h in heard], [h.finish == "length" for h in heard])
+        return score_metrics(scored, [h.gold for h in heard]) | lengths
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The phase's answers while it has steps left, and what is carried from phase to phase."""
+        return {
+            "place": self._place,
+            "phase": self._phase,
+            "metrics": dict(self.metrics),
+            "examples": None if self._examples is None else [[plain(e) for e in group] for group in self._examples],
+            "algorithm": self.algorithm.state_dict(),
+            "scorer": self.collector.scorer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back, before the first ``loader``."""
+        self._place, self._phase, self.metrics = state["place"], state["phase"], state["metrics"]
+        groups = state["examples"]
+        self._examples = None if groups is None else [[from_plain(kept) for kept in group] for group in groups]
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.collector.scorer.load_state_dict(state["scorer"])
+
+
+def groups_per_phase(stage: Stage, algorithm: Online) -> int:
+    """Prompts asked in a phase. Raises AlignError where groups do not fill optimizer steps."""
+    assert stage.rollout is not None
+    if stage.train.batch_size % algorithm.group:
+        raise AlignError(
+            f"is {stage.train.batch_size} answers, which {algorithm.name}'s groups of {algorithm.group} do not fill",
+            f"take a multiple of {algorithm.group}",
+            where=f"{stage.name}: train.batch_size",
+        )
+    if stage.rollout.dead_groups != "keep" and algorithm.group == 1:
+        raise AlignError(
+            f"is {stage.rollout.dead_groups}, but {algorithm.name} asks each prompt once",
+            "use keep, or larger groups",
+            where=f"{stage.name}: rollout.dead_groups",
+        )
+    return stage.train.batch_size * stage.rollout.batches // algorithm.group
+
+
+def experiences(asked: Sequence[Asked], scored: Sequence[Scored]) -> list[Group]:
+    """What was heard, as algorithms see it; ``scored`` has all groups' answers one after the other."""
+    rewards = iter(scored)
+    groups: list[Group] = []
+    for each in asked:
+        group = []
+        for heard in each.answers:
+            score = next(rewards)
+            group.append(
+                Experience(each.source, each.prompt, heard.tokens, heard.finish, heard.logp, score.reward, score.parts)
+            )
+        groups.append(group)
+    return groups
+
+
+def _not_running() -> NoReturn:
+    raise Interrupt
+
+
+def _measured(experience: Experience) -> NDArray[np.float32]:
+    assert experience.logp is not None
+    return experience.logp
+
+
+def _finite(flat: Sequence[Experience], along: Mapping[str, Sequence[NDArray[np.float32]]]) -> None:
+    """Raise AlignError where something that would be learned from is not a number."""
+    for name, arrays in along.items():
+        for experience, values in zip(flat, arrays, strict=True):
+            if not np.isfinite(values).all():
+                raise AlignError(
+                    f"an answer to it has a {name} that is not finite",
+                    "see the phase's samples; a model that gives NaN needs a lower learning rate or clip_norm",
+                    where=experience.source,
+                )

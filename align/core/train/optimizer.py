@@ -1,0 +1,57 @@
+"""AdamW over the networks that learn, each at its own rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from align.schemas.run import Stage
+
+Groups = list[dict[str, Any]]
+
+
+def parameter_groups(networks: Mapping[str, nn.Module], rates: Mapping[str, float], weight_decay: float) -> Groups:
+    """What learns, by network; decay on matrices only (not on norms, biases)."""
+    groups = []
+    for name, network in networks.items():
+        trained = [p for p in network.parameters() if p.requires_grad]
+        for matrices, decay in ((True, weight_decay), (False, 0.0)):
+            chosen = [p for p in trained if (p.ndim >= 2) is matrices]
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "lr": rates[name], "network": name})
+    return groups
+
+
+def adamw(groups: Groups, stage: Stage) -> torch.optim.AdamW:
+    """AdamW (1711.05101) as the run file sets it."""
+    settings = stage.optimizer
+    return torch.optim.AdamW(
+        groups,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=stage.train.precision != "16-mixed",  # fused AdamW unscales by itself, before we can clip
+    )
+
+
+def factor_of_each(
+    groups: Sequence[Mapping[str, Any]], factor: Callable[[int], float], waits: int
+) -> list[Callable[[int], float]]:
+    """The schedule of each group; the policy's is 0 for the first ``waits`` steps, in which only a critic learns."""
+
+    def waiting(step: int) -> float:
+        return factor(step) if step >= waits else 0.0
+
+    return [waiting if group["network"] == "policy" else factor for group in groups]
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Global 2-norm over all gradients, sharded ones included; the same number on every rank."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return 0.0
+    norm = nn.utils.get_total_norm(grads)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

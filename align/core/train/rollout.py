@@ -1,0 +1,152 @@
+"""What an online stage needs beside a policy: settings that go together, rows that can be scored, critic, collector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+from transformers import PreTrainedTokenizerBase
+
+from align.core.model.load import build_policy, resolve_model_path
+from align.core.model.policy import Policy
+from align.core.model.reference import Reference
+from align.core.model.tokenizer import end_tokens
+from align.core.registry import registry
+from align.core.rollout.collect import Collector
+from align.core.rollout.generator import Generator, Subject
+from align.core.rollout.online import Online
+from align.core.rollout.reward import Place
+from align.core.rollout.score import Scorer, reward_of
+from align.core.train.prepare import Prepared
+from align.core.train.rundir import cache_directory
+from align.core.train.steps import Cutter
+from align.schemas.errors import AlignError, Problem
+from align.schemas.hardware import Hardware
+from align.schemas.records import Record
+from align.schemas.rollout import RewardChoice
+from align.schemas.run import Stage
+
+NAMED = 5
+"""Rows that a message names."""
+
+
+def settle(algorithm: Online, stage: Stage) -> None:
+    """Tell an algorithm how it will sample. Raises AlignError where the two do not go together."""
+    if stage.rollout is None:
+        raise AlignError(
+            f"is missing: {algorithm.name} samples its own answers",
+            "give at least rollout.rewards (`align reward list` names them)",
+            where=f"{stage.name}: rollout",
+        )
+    try:
+        algorithm.settle(stage.rollout)
+    except AlignError as error:
+        named = [Problem(f"{stage.name}: {p.where}" if p.where else stage.name, p.what, p.mend) for p in error.problems]
+        raise AlignError.gather(named) from None
+
+
+def refuse_unfit(rows: Iterable[Record], choices: Sequence[RewardChoice]) -> None:
+    """Raise AlignError for rows that a reward could never score."""
+    problems = []
+    rewards = [(choice.type, reward_of(choice)) for choice in choices]
+    for name, reward in rewards:
+        found = [(row.source, why) for row in rows if (why := reward.unfit(row.columns))]
+        if found:
+            more = f" (and {len(found) - NAMED} rows more)" if len(found) > NAMED else ""
+            mend = f"reward {name} cannot score it{more}: mend the rows, or leave them out"
+            problems += [Problem(source, why, mend) for source, why in found[:NAMED]]
+    if problems:
+        raise AlignError.gather(problems)
+
+
+def build_critic(algorithm: Online, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Policy | None:
+    """The value model that an algorithm wants, or None.
+
+    Raises AlignError where it does not read the policy's tokens.
+    """
+    spec = algorithm.critic
+    if spec is None:
+        return None
+    model = stage.model
+    if spec.path is not None:
+        model = model.model_copy(update={"path": spec.path, "revision": None})
+    critic, own = build_policy(model, "reward", seed=stage.seed, dropout=False)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise AlignError(
+            "has another vocabulary than the policy, and a critic reads the policy's tokens",
+            "take a reward model trained from the same base",
+            where=f"critic {model.path}",
+        )
+    critic.head = "value"
+    return critic
+
+
+def make_collector(
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
+    critic: Policy | None,
+    reference: Reference | None,
+    cutter: Cutter,
+    hardware: Hardware,
+    prepared: Prepared,
+    forward: Callable[[], AbstractContextManager[object]],
+) -> Collector:
+    """What asks and scores, its generator and rewards not yet opened (``opened``)."""
+    assert stage.rollout is not None
+    generator: Generator = registry.build("generator", stage.rollout.generator)
+    if not generator.trainable:
+        raise AlignError(
+            f"is {generator.name}, which cannot follow the weights as they change",
+            "use local or vllm",
+            where=f"{stage.name}: rollout.generator",
+        )
+    place = Place(
+        cache_directory() / "rewards", cutter.rank, cutter.world_size, stage.seed, accelerator=hardware.accelerator
+    )
+    gold = stage.rollout.gold
+    longest = max(int(held.lengths.max()) for held in (prepared.train, *(h.examples for h in prepared.held_out)))
+    context = longest + stage.rollout.sampling.max_tokens
+    limit = getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and context > limit:
+        raise AlignError(
+            f"is {stage.rollout.sampling.max_tokens}: with the longest prompt ({longest} tokens) that is {context}, "
+            f"and the model has {limit} positions",
+            f"take at most {max(1, limit - longest)}, or drop long prompts (data.max_length, data.truncation: drop)",
+            where=f"{stage.name}: rollout.sampling.max_tokens",
+        )
+    return Collector(
+        stage.rollout,
+        generator,
+        Subject(
+            resolve_model_path(stage.model.path, stage.model.revision, stage.model.trust_remote_code),
+            stage.model,
+            tokenizer,
+            end_tokens(policy.unwrapped, tokenizer),
+            context,
+            policy,
+        ),
+        Scorer(stage.rollout.rewards, place),
+        None if gold is None else Scorer([gold], place),
+        critic,
+        reference,
+        cutter,
+        stage.seed,
+        forward,
+    )
+
+
+@contextmanager
+def opened(collector: Collector) -> Iterator[None]:
+    """Generator and rewards at work, and given back whatever happens."""
+    try:
+        collector.scorer.open()
+        if collector.gold is not None:
+            collector.gold.open()
+        collector.generator.open(collector.subject)
+        yield
+    finally:
+        collector.generator.close()
+        collector.scorer.close()
+        if collector.gold is not None:
+            collector.gold.close()
