@@ -51,6 +51,14 @@ def token_rewards(reward: float, kl_T: Numbers, beta: float) -> Numbers:
     return reward_T
 
 
+def adapted(beta: float, kl: float, target: float, answers: int, horizon: float) -> float:
+    """β (1 + clip(KL/target − 1, −0.2, 0.2) n / horizon): the next phase's β. 1909.08593 Section 2.2, K_β = n/horizon.
+
+    kl, target: nats an answer. answers: n of this phase. horizon: answers in which β may grow by a fifth.
+    """
+    return beta * (1 + float(np.clip(kl / target - 1, -0.2, 0.2)) * answers / horizon)
+
+
 # --- answers -------------------------------------------------------------------------------------------------------
 
 

@@ -68,14 +68,19 @@ class GRPO(Online):
         """How it is estimated (http://joschu.net/blog/kl-approx.html, TRL 1.16 has k3)."""
         kl_in: Literal["loss", "reward"] = "loss"
         """Beside each token's loss (2402.03300), or summed up and taken off the answer's reward (2402.14740)."""
-        kl_corrected: bool = True
+        kl_corrected: bool | None = None
         """kl_in loss only: multiply by the ratio, without which k1 and k3 have not the KL's gradient (2512.02556; TRL
-        1.16's use_bias_correction_kl). ``k2`` wants false."""
+        1.16's use_bias_correction_kl). Null: all but k2, which has it as it is."""
 
         @property
         def high(self) -> float:
             """eps_high, spelt out."""
             return self.eps_high or (self.eps_low if self.objective == "clip" else 4.0)
+
+        @property
+        def corrected(self) -> bool:
+            """kl_corrected, spelt out."""
+            return self.kl != "k2" if self.kl_corrected is None else self.kl_corrected
 
         @model_validator(mode="after")
         def _read_and_possible(self) -> GRPO.Config:
@@ -131,7 +136,7 @@ class GRPO(Online):
         metrics["policy_loss"] = Metric(terms[0].weight * terms[0].values)
         if batch.ref_logp_T is not None:
             in_loss = config.beta > 0 and config.kl_in == "loss"
-            kl_T = r.divergence(batch, config.kl, ratio_T if in_loss and config.kl_corrected else None)
+            kl_T = r.divergence(batch, config.kl, ratio_T if in_loss and config.corrected else None)
             metrics["kl"] = Metric(kl_T)
             if in_loss:
                 terms.append(r.averaged(batch, kl_T, config.averaging, max_tokens, config.beta))

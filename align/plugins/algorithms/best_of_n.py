@@ -1,0 +1,86 @@
+"""Best of n: no learning, but choosing; what it is worth, and rows of the chosen for a later stage to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from align.core.rollout.bestof import best_of_k, kl_bound, pass_at_k, powers
+from align.core.rollout.credit import kept
+from align.core.rollout.online import Credit, Group, Online
+from align.schemas.records import Content
+
+
+class BestOfN(Online):
+    """Samples ``group`` answers to each prompt and writes rows of the best (``data.train: stage:NAME`` reads them).
+
+    With a later ``sft`` stage it is rejection sampling (RAFT, 2304.06767), with ``dpo`` best-against-worst pairs.
+    """
+
+    name = "best_of_n"
+    paper = "https://arxiv.org/abs/2401.01879"
+    learning_rate = 0.0
+    """It learns nothing."""
+    learns: ClassVar[bool] = False
+    uses_ratio = False
+
+    class Config(Online.Config):
+        """Settings of best of n."""
+
+        group: Annotated[int, Field(ge=2)] = 16
+        """n, answers to each prompt (2401.01879: the gain grows as the square root of log n, at best)."""
+        make: Literal["completions", "pairs"] = "completions"
+        """Rows of the best answer (RAFT, 2304.06767), or of the best and the worst."""
+        minimum: float | None = None
+        """A prompt whose best reward is below this makes no row: with a verifier 1, so that only right answers are
+        taught (RFT, 2308.01825); null: all make one."""
+        success: float = 1.0
+        """An answer with at least this reward is right, for pass@k (2107.03374)."""
+
+    config: Config
+
+    @property
+    def group(self) -> int:
+        """Answers sampled for each prompt."""
+        return self.config.group
+
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """Teaches nothing; the metrics are what there is."""
+        found = [[e.reward for e in group] for group in groups]
+        return Credit({}, np.zeros_like(kept(groups)), self.curves(found))
+
+    def curves(self, rewards: Sequence[Sequence[float | None]]) -> dict[str, float]:
+        """``pass@k`` and ``best@k`` for k = 1, 2, 4, ..., n, over prompts with k scored answers; ``kl_bound``."""
+        scored = [[reward for reward in each if reward is not None] for each in rewards]
+        curves = {"kl_bound": kl_bound(self.config.group)}
+        for k in powers(self.config.group):
+            if known := [each for each in scored if len(each) >= k]:
+                right = [sum(reward >= self.config.success for reward in each) for each in known]
+                passes = [pass_at_k(len(each), c, k) for each, c in zip(known, right, strict=True)]
+                curves[f"pass@{k}"] = float(np.mean(passes))
+                curves[f"best@{k}"] = float(np.mean([best_of_k(each, k) for each in known]))
+        return curves
+
+    def rows(self, prompt: Content, answers: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
+        """The training rows of one prompt: one, or none where nothing scored, was good enough or made a difference.
+
+        Answers come as (text, reward); among equals the first is taken. A prompt of messages gets messages.
+        """
+        scored = [(reward, text) for text, reward in answers if reward is not None]
+        if not scored:
+            return []
+        best, worst = max(scored, key=lambda each: each[0]), min(scored, key=lambda each: each[0])
+        if self.config.minimum is not None and best[0] < self.config.minimum:
+            return []
+
+        def said(text: str) -> Any:
+            return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+        if self.config.make == "completions":
+            return [{"prompt": prompt, "completion": said(best[1])}]
+        if best[0] == worst[0]:
+            return []
+        return [{"prompt": prompt, "chosen": said(best[1]), "rejected": said(worst[1])}]

@@ -1,0 +1,79 @@
+"""Online DPO: the policy's own best and worst answers to a prompt, as a pair for DPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, PositiveFloat
+
+from align.core.algorithm import Batch, Outcome, Term
+from align.core.data.examples import Example
+from align.core.losses import logistic, preference_metrics
+from align.core.rollout.credit import kept, rewards
+from align.core.rollout.online import Credit, Group, Online, sequence_of
+
+
+class OnlineDPO(Online):
+    """−log σ(β (r_w − r_l)), r = log π(y|x) − log π_ref(y|x), of fresh answers ranked by their rewards.
+
+    2402.04792 Section 3 with DPO's loss (2305.18290 Eq 7). A tie, or fewer than two scored answers, makes no pair.
+    """
+
+    name = "online_dpo"
+    paper = "https://arxiv.org/abs/2402.04792"
+    learning_rate = 5e-7
+    """The paper's, and TRL 1.16's OnlineDPOConfig."""
+    uses_ratio = False
+
+    class Config(Online.Config):
+        """Settings of online DPO."""
+
+        group: Annotated[int, Field(ge=2)] = 2
+        """Answers to each prompt, the best and the worst of which make the pair (2402.04792 has 2)."""
+        beta: PositiveFloat = 0.1
+        """Strength of the tie to the reference (2402.04792, TRL 1.16)."""
+
+    config: Config
+
+    @property
+    def group(self) -> int:
+        """Answers sampled for each prompt."""
+        return self.config.group
+
+    @property
+    def uses_reference(self) -> bool:
+        """Pairs are judged by the distance to it."""
+        return True
+
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """Nothing for tokens: who is compared with whom is all."""
+        return Credit({}, kept(groups))
+
+    def examples(self, groups: Sequence[Group], credit: Credit) -> list[list[Example]]:
+        """A pair for each group whose best and worst rewards differ."""
+        made: list[list[Example]] = []
+        place = 0
+        for group in groups:
+            along = [{name: values[place + i] for name, values in credit.along.items()} for i in range(len(group))]
+            place += len(group)
+            made.append([])
+            reward_G = rewards(group)
+            if np.isnan(reward_G).all() or np.nanmin(reward_G) == np.nanmax(reward_G):
+                continue
+            best, worst = int(np.nanargmax(reward_G)), int(np.nanargmin(reward_G))
+            pair = (
+                sequence_of(group[best], along[best], "chosen"),
+                sequence_of(group[worst], along[worst], "rejected"),
+            )
+            made[-1].append(Example(group[best].source, pair))
+        return made
+
+    def loss(self, batch: Batch) -> Outcome:
+        """One value per pair."""
+        assert batch.ref_logp_T is not None, "the engine gives reference log-probabilities to uses_reference"
+        reward_B = self.config.beta * batch.sum_per_sequence(batch.logp_T - batch.ref_logp_T)
+        chosen_E, rejected_E = batch.of("chosen", reward_B), batch.of("rejected", reward_B)
+        values = logistic(chosen_E - rejected_E)
+        return Outcome([Term(values, "example")], preference_metrics(batch, chosen_E, rejected_E))
