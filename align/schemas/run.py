@@ -165,7 +165,8 @@ class Validation(Config):
     """Held-out evaluation while training."""
 
     every: PositiveInt | None = None
-    """Steps between evaluations; default: at the end of each epoch. One is always made before the first step."""
+    """Steps between evaluations; default: once each epoch (online: each pass over the prompts). One is always made
+    before the first step."""
     metric: str | None = None
     """The held-out metric that picks the best checkpoint; default ``loss``, of an online stage ``reward``."""
     mode: Literal["min", "max"] | None = None

@@ -80,7 +80,7 @@ class Keeper(Checkpoint):
         """Whether Lightning evaluates after this step."""
         if not self.validates:
             return False
-        every = module.stage.validation.every
+        every = module.stage.validation.every or self.phases.evaluate_every
         due = step % every == 0 if every else self.phases.locate(step)[1] == 0
         return due or step >= module.total_steps
 

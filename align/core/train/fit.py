@@ -127,7 +127,7 @@ def _trainer(
     validates = bool(setup.prepared.held_out)
     keeper = Keeper(place.checkpoints, setup.phases, signals, validates)
     callbacks = [signals, Metrics(setup.phases), keeper, *registry.collect("make_callbacks", run=directory.run)]
-    every = stage.validation.every
+    every = stage.validation.every or setup.phases.evaluate_every
     trainer = Trainer(
         accelerator="gpu" if hardware.accelerator == "cuda" else "cpu",
         devices=hardware.devices,

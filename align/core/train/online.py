@@ -43,6 +43,7 @@ class RolloutPhases:
         self.rollout, self.seed = stage.rollout, stage.seed
         self.groups_per_phase = groups_per_phase(stage, algorithm)
         self.steps_per_phase = self.rollout.batches * algorithm.passes
+        self.evaluate_every: int | None = -(-len(prompts) // self.groups_per_phase) * self.steps_per_phase
         wanted = max(1, round(stage.train.epochs * len(prompts) / self.groups_per_phase))
         self.total_steps = stage.train.max_steps or wanted * self.steps_per_phase
         columns = [[source, dict(row.columns)] for source, row in sorted(prompts.rows.items())]

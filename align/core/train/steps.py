@@ -101,6 +101,8 @@ class Phases(Protocol):
 
     total_steps: int
     fingerprint: str
+    evaluate_every: int | None
+    """Steps between evaluations where the run file does not say; None: at the end of each phase."""
 
     def loader(self, phase: int, start: int) -> StepLoader:
         """The steps of one phase."""
@@ -125,6 +127,8 @@ class Phases(Protocol):
 
 class EpochPhases:
     """A phase is a pass over a fixed set of examples, in an order drawn from (seed, epoch)."""
+
+    evaluate_every = None
 
     def __init__(self, examples: Examples, cutter: Cutter, train: Train, seed: int) -> None:
         self.examples, self.cutter, self.seed = examples, cutter, seed

@@ -23,6 +23,8 @@ class StreamPhases:
     tokenise: a window's records as examples.
     """
 
+    evaluate_every = None
+
     def __init__(
         self,
         windows: Callable[[Places | None], Iterator[Window]],
