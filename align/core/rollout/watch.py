@@ -1,0 +1,229 @@
+"""Alarms on the metrics of an online stage's phases: is it still learning what it was meant to?
+
+Each detector says of a phase whether it is past its threshold. ``patience`` such phases in a row raise one alarm; as
+many normal ones end the episode, and the next may be raised. Nothing is said in the first ``warmup`` phases, whose mean
+is the base line. A metric that a phase lacks, or that is not finite, leaves its detector as it was.
+
+Reward hacking (reward r, gold reward g, both with standard errors; 0: the mean of the first W phases; *: the mean of
+those W phases in a row whose gold is the best so far, as gold often rises before it falls, 2210.10760 Fig. 1):
+
+    z(x, y) = (x - y) / sqrt(s_x^2 + s_y^2)        the standard error of a mean of W phases is sqrt(sum s^2) / W
+
+    z(r, r_0) > k   and   z(g*, g) > k   and not   z(r*, r) > k        k the threshold, Watch.gold
+
+That g* is the best of many is a bias towards alarms, which k must outweigh: docs/watching.md has the measured rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from align.core.report.text import number, percent
+from align.schemas.rollout import Watch
+
+DEAD, CUT_OFF, LOST, FAILED = 0.8, 0.5, 0.1, 0.05
+"""Shares above which a hint is given: groups without variance, answers cut off, importance mass lost, answers on which
+a reward failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something to look at. what: a sentence with the numbers. mend: the next step.
+
+    A hint says that a stage learns slowly or wastes samples: it is to be said and never to stop a run.
+    """
+
+    name: str
+    what: str
+    mend: str
+    hint: bool = False
+
+
+Judged = Iterator[tuple[Alarm, bool]]
+"""What a detector would say, and whether the phase is past its threshold."""
+
+
+class Watcher:
+    """Looks at every phase's metrics in turn."""
+
+    def __init__(self, settings: Watch) -> None:
+        self.settings = settings
+        self._first: dict[str, list[float]] = {"entropy": [], "completions/mean_length": []}
+        self._streak: dict[str, int] = {}  # phases in a row that differ from the detector's state
+        self._raised: set[str] = set()
+        self._recent: list[Pair] = []
+        self._start: Pair | None = None
+        self._best: Pair | None = None
+
+    def look(self, phase: int, metrics: Mapping[str, float]) -> list[Alarm]:
+        """The alarms that this phase raises. phase: counted from 1; metrics: under TRL's names."""
+        now = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        alarms: list[Alarm] = []
+        if phase > self.settings.warmup:
+            for judged in (self._entropy(now), self._kl(now), self._length(now), self._gold(now), self._hints(now)):
+                alarms += [alarm for alarm, past in judged if self._begins(alarm.name, past)]
+        self._remember(now)
+        return alarms
+
+    def _begins(self, name: str, past: bool) -> bool:
+        """Whether an episode begins with this phase."""
+        raised = name in self._raised
+        self._streak[name] = self._streak.get(name, 0) + 1 if past != raised else 0
+        if self._streak[name] < self.settings.patience:
+            return False
+        self._streak[name] = 0
+        self._raised ^= {name}
+        return not raised
+
+    def _remember(self, now: Mapping[str, float]) -> None:
+        for name, values in self._first.items():
+            if name in now and len(values) < self.settings.warmup:
+                values.append(now[name])
+        if pair := _pair(now):
+            self._recent = [*self._recent, pair][-self.settings.warmup :]
+            if len(self._recent) == self.settings.warmup:
+                mean = _mean(self._recent)
+                self._start = self._start or mean
+                self._best = mean if self._best is None or mean.gold > self._best.gold else self._best
+
+    def _base(self, name: str) -> float | None:
+        """The mean of the first phases, once they are over."""
+        values = self._first[name]
+        return sum(values) / len(values) if len(values) == self.settings.warmup else None
+
+    @property
+    def _phases(self) -> str:
+        return f"for {self.settings.patience} phases in a row"
+
+    def _entropy(self, now: Mapping[str, float]) -> Judged:
+        share, entropy, base = self.settings.entropy, now.get("entropy"), self._base("entropy")
+        if share is not None and entropy is not None and base:
+            what = (
+                f"entropy {self._phases} below {percent(share)} of its base line: it is {number(entropy)} nats a token "
+                f"and was {number(base)}"
+            )
+            mend = "where rewards no longer rise: widen the upper clip range, raise beta, or lower the learning rate"
+            yield Alarm("entropy", what, mend), entropy < share * base
+
+    def _kl(self, now: Mapping[str, float]) -> Judged:
+        limit, kl = self.settings.kl, now.get("kl")
+        if limit is not None and kl is not None:
+            what = f"KL to the reference {self._phases} above {number(limit)} nats a token: it is {number(kl)}"
+            yield (
+                Alarm("kl", what, "go back to before it rose, with a lower learning rate or a higher beta"),
+                kl > limit,
+            )
+
+    def _length(self, now: Mapping[str, float]) -> Judged:
+        name = "completions/mean_length"
+        factor, length, base = self.settings.length, now.get(name), self._base(name)
+        if factor is not None and length is not None and base:
+            longer = length > base
+            what = (
+                f"answers {self._phases} more than {number(factor)} times {'longer' if longer else 'shorter'} than at "
+                f"first: {number(length)} tokens, from {number(base)}"
+            )
+            mend = (
+                "read the samples: where length does not earn its reward, add the length reward or average the loss "
+                "over tokens"
+                if longer
+                else "read the samples: where answers have become empty, mend the reward that pays for it"
+            )
+            yield Alarm("length", what, mend), length > factor * base or length * factor < base
+
+    def _gold(self, now: Mapping[str, float]) -> Judged:
+        errors, pair, start, best = self.settings.gold, _pair(now), self._start, self._best
+        if errors is not None and pair and start and best:
+            risen = _errors(pair.reward, start.reward, pair.reward_var + start.reward_var)
+            fallen = _errors(best.gold, pair.gold, best.gold_var + pair.gold_var)
+            followed = _errors(best.reward, pair.reward, best.reward_var + pair.reward_var)
+            what = (
+                f"reward up and gold reward down {self._phases}: reward {number(pair.reward)}, {number(risen)} "
+                f"standard errors above its start ({number(start.reward)}); gold {number(pair.gold)}, {number(fallen)} "
+                f"standard errors below its best ({number(best.gold)})"
+            )
+            mend = "read the best-paid samples for what the reward overpays, mend it, go back to before gold fell"
+            yield Alarm("gold", what, mend), risen > errors and fallen > errors and not followed > errors
+
+    def _hints(self, now: Mapping[str, float]) -> Judged:
+        """Shares that waste samples, each with its own episode."""
+        for name, share in now.items():
+            if hint := _hint(name):
+                limit, what, mend = hint
+                yield Alarm(name, f"{what} {self._phases}: {percent(share)}", mend, hint=True), share > limit
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it remembers: plain values."""
+        return {
+            "first": {name: list(values) for name, values in self._first.items()},
+            "streak": dict(self._streak),
+            "raised": sorted(self._raised),
+            "recent": [list(pair) for pair in self._recent],
+            "start": list(self._start or ()),
+            "best": list(self._best or ()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        self._first = {name: list(values) for name, values in state["first"].items()}
+        self._streak, self._raised = dict(state["streak"]), set(state["raised"])
+        self._recent = [Pair(*pair) for pair in state["recent"]]
+        self._start = Pair(*state["start"]) if state["start"] else None
+        self._best = Pair(*state["best"]) if state["best"] else None
+
+
+class Pair(NamedTuple):
+    """Reward and gold reward, and their standard errors squared."""
+
+    reward: float
+    gold: float
+    reward_var: float
+    gold_var: float
+
+
+def _pair(now: Mapping[str, float]) -> Pair | None:
+    names = ("reward", "gold", "reward/std_error", "gold/std_error")
+    if not all(name in now for name in names):
+        return None
+    reward, gold, reward_error, gold_error = (now[name] for name in names)
+    return Pair(reward, gold, reward_error**2, gold_error**2)
+
+
+def _mean(pairs: Sequence[Pair]) -> Pair:
+    """Of independent phases: the means, and the variances of the means."""
+    n = len(pairs)
+    reward, gold, reward_var, gold_var = (sum(column) / n for column in zip(*pairs, strict=True))
+    return Pair(reward, gold, reward_var / n, gold_var / n)
+
+
+def _errors(high: float, low: float, variance: float) -> float:
+    """How many standard errors ``high`` is above ``low``; any difference between exact numbers counts."""
+    if variance > 0:
+        return (high - low) / math.sqrt(variance)
+    return math.inf if high > low else 0.0
+
+
+def _hint(name: str) -> tuple[float, str, str] | None:
+    """Limit, what is wrong above it, and the next step."""
+    match name:
+        case "frac_reward_zero_std":
+            mend = (
+                "these groups teach nothing: choose harder or easier prompts, more answers each, or dead_groups: refill"
+            )
+            return DEAD, "most groups got the same reward for all their answers", mend
+        case "completions/clipped_ratio":
+            return CUT_OFF, "many answers were cut off", "raise sampling.max_tokens, or reward shorter answers"
+        case "sampling/lost_mass":
+            mend = "let the generator compute in the trainer's precision, or set mismatch.length_normalized"
+            return LOST, "the mismatch correction cut much of the importance mass away", mend
+    if name.startswith("rewards/") and name.endswith(("/timeout", "/error")):
+        reward, kind = name.removeprefix("rewards/").rsplit("/", 1)
+        return (
+            FAILED,
+            f"reward {reward} failed on answers ({kind})",
+            "try `align reward audit` and `align reward score`",
+        )
+    return None
