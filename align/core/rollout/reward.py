@@ -52,13 +52,17 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a reward works: a directory for what it keeps between runs, and its process among those that score."""
+    """Where a reward works: a directory for what it keeps between runs, and its process among those that score.
+
+    home: a directory for what it keeps of this run alone (what it has spent), None where there is no run.
+    """
 
     cache: Path
     rank: int = 0
     world_size: int = 1
     seed: int = 0
     accelerator: Literal["cpu", "cuda"] = "cpu"
+    home: Path | None = None
 
 
 class Reward:
@@ -92,6 +96,10 @@ class Reward:
     def score(self, answers: Sequence[Answer]) -> Sequence[Score | float | None]:
         """One score for each answer, in their order."""
         raise NotImplementedError
+
+    def counts(self) -> Mapping[str, float]:
+        """How its work went and what it has cost so far, by name; for summaries."""
+        return {}
 
     def close(self) -> None:
         """Give everything back; safe to call twice."""

@@ -64,7 +64,7 @@ def _opened(spec: dict[str, Any]) -> Reward:
 
         made = from_function(made, choice.type)
     place = spec["place"]
-    made.open(Place(**place | {"cache": Path(place["cache"])}))
+    made.open(Place(**place | {name: place[name] and Path(place[name]) for name in ("cache", "home")}))
     return made
 
 

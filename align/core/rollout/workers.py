@@ -25,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from align.core.rollout.reward import Answer, Outcome, Place, Score
@@ -242,7 +243,7 @@ class Workers:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         spec = {
             "choice": self.choice.model_dump(mode="json"),
-            "place": asdict(self.place) | {"cache": str(self.place.cache)},
+            "place": {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.place).items()},
             "memory": self.memory,
             "starter": os.getpid(),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -90,6 +91,7 @@ def make_collector(
     cutter: Cutter,
     hardware: Hardware,
     prepared: Prepared,
+    home: Path,
     forward: Callable[[], AbstractContextManager[object]],
 ) -> Collector:
     """What asks and scores, its generator and rewards not yet opened (``opened``)."""
@@ -101,9 +103,7 @@ def make_collector(
             "use local or vllm",
             where=f"{stage.name}: rollout.generator",
         )
-    place = Place(
-        cache_directory() / "rewards", cutter.rank, cutter.world_size, stage.seed, accelerator=hardware.accelerator
-    )
+    place = Place(cache_directory() / "rewards", cutter.rank, cutter.world_size, stage.seed, hardware.accelerator, home)
     gold = stage.rollout.gold
     longest = max(int(held.lengths.max()) for held in (prepared.train, *(h.examples for h in prepared.held_out)))
     context = longest + stage.rollout.sampling.max_tokens

@@ -111,7 +111,10 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     if isinstance(algorithm, Online):
         prompts = Prompts(prepared.train, prepared.rows)
         speaking = partial(autocast, hardware, stage.train.precision)
-        collector = make_collector(stage, tokenizer, policy, critic, reference, cutter, hardware, prepared, speaking)
+        home = directory.stage(stage.name).path
+        collector = make_collector(
+            stage, tokenizer, policy, critic, reference, cutter, hardware, prepared, home, speaking
+        )
         phases = RolloutPhases(prompts, collector, algorithm, cutter, stage)
     elif stage.data.stream:
         fingerprint = digest(stage.data.model_dump(mode="json"))
