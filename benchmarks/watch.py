@@ -57,6 +57,7 @@ NULLS: dict[str, dict[str, float]] = {
     "gold rises": {"gain": 8},
     "gold flat": {"gain": 0},
     "gold flat, 8 groups": {"gain": 0, "groups": 8},
+    "gold flat, standard errors reported at half their size": {"gain": 0, "reported": 0.5},
     "gold flat, its true level wandering by 0.5 standard errors": {"gain": 0, "wander": 0.5},
     "gold flat, its true level wandering by 1 standard error": {"gain": 0, "wander": 1},
 }

@@ -104,6 +104,13 @@ def test_hints(name: str, share: float) -> None:
     assert watched(series("rewards/math/mean", *[0.9] * 9)) == []
 
 
+def test_a_failure_that_is_not_named_did_not_happen() -> None:
+    """Rewards' failures are logged where there are some."""
+    failed: list[dict[str, float]] = [{"rewards/math/error": 0.2}]
+    assert phases(watched([{}] * 3 + [*failed, {}] * 4)) == []
+    assert phases(watched([{}] * 3 + failed * 3 + [{}] * 2 + failed * 2)) == [5, 10]
+
+
 def pairs(*values: tuple[float, float]) -> list[dict[str, float]]:
     """Reward and gold with a standard error of 0.1 each."""
     return [{"reward": r, "reward/std_error": 0.1, "gold": g, "gold/std_error": 0.1} for r, g in values]

@@ -25,7 +25,8 @@ def trace(
     """Metrics of each phase. Levels, speeds and noise are drawn per seed; ``failure`` sets in after ``onset`` phases.
 
     Options: ``fall`` of gold in standard errors of one phase (10), ``groups`` in a phase (32), ``wander`` of gold's
-    true level in standard errors (0), ``gain`` of gold in a healthy run, in standard errors (drawn from 0 to 8).
+    true level in standard errors (0), ``gain`` of gold in a healthy run, in standard errors (drawn from 0 to 8),
+    ``reported`` standard errors as a share of the true ones (1).
     """
     random = np.random.default_rng(seed)
     time = np.arange(phases, dtype=float)
@@ -59,16 +60,9 @@ def trace(
         case "frac_reward_zero_std":
             dead = dead * (1 - ramp) + random.uniform(0.9, 1) * ramp
     gold = gold + error * options.get("wander", 0.0) * _slow(random, phases)
-    rows = zip(
-        entropy,
-        kl,
-        length,
-        dead,
-        cut,
-        *_measured(random, reward, groups),
-        *_measured(random, gold, groups),
-        strict=True,
-    )
+    share = options.get("reported", 1.0)
+    both = *_measured(random, reward, groups, share), *_measured(random, gold, groups, share)
+    rows = zip(entropy, kl, length, dead, cut, *both, strict=True)
     names = (
         "entropy", "kl", "completions/mean_length", "frac_reward_zero_std", "completions/clipped_ratio",
         "reward", "reward/std_error", "gold", "gold/std_error",
@@ -96,7 +90,7 @@ def _slow(random: np.random.Generator, phases: int) -> Array:
     return level
 
 
-def _measured(random: np.random.Generator, level: Array, groups: int) -> tuple[Array, Array]:
+def _measured(random: np.random.Generator, level: Array, groups: int, share: float) -> tuple[Array, Array]:
     """A mean over ``groups`` and its standard error, both as estimated from them."""
     seen = level + random.normal(0, SPREAD / np.sqrt(groups), len(level))
-    return seen, SPREAD / np.sqrt(groups) * np.sqrt(random.chisquare(groups - 1, len(level)) / (groups - 1))
+    return seen, share * SPREAD / np.sqrt(groups) * np.sqrt(random.chisquare(groups - 1, len(level)) / (groups - 1))

@@ -2,7 +2,8 @@
 
 Each detector says of a phase whether it is past its threshold. ``patience`` such phases in a row raise one alarm; as
 many normal ones end the episode, and the next may be raised. Nothing is said in the first ``warmup`` phases, whose mean
-is the base line. A metric that a phase lacks, or that is not finite, leaves its detector as it was.
+is the base line. A metric that a phase lacks, or that is not finite, leaves its detector as it was; only a failure of
+a reward that is not named did not happen.
 
 Reward hacking (reward r, gold reward g, both with standard errors; 0: the mean of the first W phases; *: the mean of
 those W phases in a row whose gold is the best so far, as gold often rises before it falls, 2210.10760 Fig. 1):
@@ -150,7 +151,8 @@ class Watcher:
 
     def _hints(self, now: Mapping[str, float]) -> Judged:
         """Shares that waste samples, each with its own episode."""
-        for name, share in now.items():
+        failures = {name: 0.0 for name in self._streak if name.startswith("rewards/")}
+        for name, share in {**failures, **now}.items():
             if hint := _hint(name):
                 limit, what, mend = hint
                 yield Alarm(name, f"{what} {self._phases}: {percent(share)}", mend, hint=True), share > limit
