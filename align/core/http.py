@@ -45,7 +45,13 @@ class Refused(Failed):
 
 
 class Unavailable(Failed):
-    """No try brought an answer: no connection, none in time, none that is a JSON object, or 408, 429, 500 and above."""
+    """No try brought an answer: no connection, none in time, none that is a JSON object, or 408, 429, 500 and above.
+
+    wait: seconds that the server asks for (Retry-After), None where it asks for none. late: there was none in time.
+    """
+
+    wait: float | None = None
+    late: bool = False
 
 
 class Client:
@@ -135,11 +141,13 @@ class Client:
                     return await self._try(method, url, content)
             except TimeoutError:
                 failed, wait = Unavailable(f"gave no answer within {timeout:g} s", where=url), None
+                failed.late = True
             except httpx2.HTTPError as error:
                 # some of these have no text of their own
                 failed, wait = Unavailable(f"cannot be reached: {str(error) or type(error).__name__}", where=url), None
             except _Again as again:
                 failed, wait = again.failed, again.wait
+                failed.wait = wait
             if wait is None:
                 wait = random.uniform(0.5, 1.0) * 2.0 ** min(number, 5)
             if number == self.retries or wait > LONGEST_WAIT:
