@@ -13,10 +13,15 @@ from align.core.algorithm import Algorithm, Batch, Outcome, Term
 from align.plugins.algorithms.cpo import CPO
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.dpo.equations import LOSSES
+from align.plugins.algorithms.grpo import GRPO
 from align.plugins.algorithms.kto import KTO
+from align.plugins.algorithms.online_dpo import OnlineDPO
 from align.plugins.algorithms.orpo import ORPO
+from align.plugins.algorithms.ppo import PPO
 from align.plugins.algorithms.pretrain import Pretrain
+from align.plugins.algorithms.reinforce import Reinforce
 from align.plugins.algorithms.reward_model import RewardModel
+from align.plugins.algorithms.rloo import RLOO
 from align.plugins.algorithms.sft import SFT
 from align.plugins.algorithms.simpo import SimPO
 from align.testing import CUTS, check_algorithm
@@ -35,6 +40,20 @@ EVERY: list[tuple[type[Algorithm], dict[str, Any]]] = [
     (DPO, {"loss": {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}}),
     (DPO, {"ld_alpha": 0.5, "f_divergence": "js_divergence"}),
     *((DPO, {"loss": loss} | ({"label_smoothing": 0.1} if loss in ("exo_pair", "robust") else {})) for loss in LOSSES),
+    (RLOO, {}),
+    (RLOO, {"normalize": True, "beta": 0}),
+    (Reinforce, {}),
+    (Reinforce, {"baseline": "group", "group": 4, "kl_in": "loss", "kl": "k2"}),
+    (Reinforce, {"baseline": "moving", "normalize": False, "averaging": "constant"}),
+    (GRPO, {}),
+    (GRPO, {"scale": "none", "averaging": "constant", "beta": 0.1}),
+    (GRPO, {"scale": "batch", "averaging": "sequence", "ratio": "sequence", "beta": 0.1, "kl_in": "reward"}),
+    (GRPO, {"objective": "cispo", "beta": 0.1, "kl": "k1"}),
+    (GRPO, {"dual_clip": 3.0}),
+    (PPO, {}),
+    (PPO, {"value_clip": None, "whiten": False, "beta": 0.0}),
+    (OnlineDPO, {}),
+    (OnlineDPO, {"group": 4}),
 ]
 
 

@@ -45,6 +45,7 @@ from align.plugins.algorithms.sft import SFT
 from align.schemas.records import Record
 from align.schemas.run import Data, Run
 from align.testing import step_gradients, step_statistics
+from tests.plugins.oracle import assert_same, settings
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PAIRS = [
@@ -58,12 +59,6 @@ PAIRS = [
     ("Is it cold?", " The wind over the sea is cold.", " The answer is two."),
 ]
 TOKENIZER = tiny_tokenizer()
-
-
-def settings(config: type, folder: Path, **more: Any) -> Any:
-    """A TRL config for float32 on the CPU with everything else at TRL's defaults."""
-    common = {"use_cpu": True, "bf16": False, "report_to": "none", "gradient_checkpointing": False}
-    return config(output_dir=str(folder), **common | {"disable_tqdm": True, "save_strategy": "no"} | more)
 
 
 def reward_model(seed: int = 0) -> LlamaForSequenceClassification:
@@ -99,16 +94,6 @@ def oracle(trainer: Any, rows: Sequence[int] = range(8)) -> tuple[float, dict[st
     loss = trainer.compute_loss(trainer.model, trainer.data_collator([trainer.train_dataset[i] for i in rows]))
     loss.backward()
     return loss.item(), {f"model.{n}": p.grad.clone() for n, p in trainer.model.named_parameters()}
-
-
-def assert_same(
-    wanted: tuple[float, dict[str, torch.Tensor]], got: tuple[float, dict[str, torch.Tensor]], rel: float = 1e-5
-) -> None:
-    """Loss and every parameter's gradient, relative to that gradient's norm."""
-    assert got[0] == pytest.approx(wanted[0], rel=rel)
-    assert got[1].keys() == wanted[1].keys()
-    for name, gradient in wanted[1].items():
-        assert float((gradient - got[1][name]).norm()) <= rel * float(gradient.norm()), name
 
 
 # --- sft -----------------------------------------------------------------------------------------------------------

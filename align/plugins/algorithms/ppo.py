@@ -85,7 +85,8 @@ class PPO(Online):
         critic_learning_rate: PositiveFloat = 1e-5
         """The critic's own peak rate (veRL and NeMo-RL, not of TRL, which had one for both)."""
         critic_warmup: NonNegativeInt = 0
-        """Optimizer steps in which only the critic learns (VAPO, 2504.05118, has 50)."""
+        """Optimizer steps in which only the critic learns (as veRL, none; VC-PPO, 2503.01491, shows what a critic that
+        begins untaught costs on long answers)."""
         beta: NonNegativeFloat = 0.05
         """Price of a nat of KL to the reference, in the reward (TRL's kl_coef); 0: no reference."""
         kl: KL = "k1"
