@@ -41,6 +41,12 @@ def register_formats(register: Register) -> None:
 
 
 @hookimpl
+def register_generators(register: Register) -> None:
+    """How answers are sampled."""
+    register("local", "align.plugins.generators.local:Local")
+
+
+@hookimpl
 def register_strategies(register: Register) -> None:
     """How a fit lies on the devices."""
     register("auto", "align.plugins.strategies.auto:Auto")

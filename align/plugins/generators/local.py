@@ -1,0 +1,98 @@
+"""The embedded generator: answers from the policy's own network, in this process, on whatever device it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from pydantic import PositiveInt
+
+from align.core.data.collate import collate
+from align.core.data.examples import Example
+from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.plan import cut
+from align.core.model.load import build_policy
+from align.core.model.policy import Policy
+from align.core.model.precompute import detached_logp
+from align.core.rollout.decode import Voice
+from align.core.rollout.generator import Floats, Generator, Request, Sample, Subject, Tokens
+from align.schemas.rollout import Sampling
+
+
+class Local(Generator):
+    """``Voice`` over the trainer's own tensors, or over a model that is loaded where there is no trainer."""
+
+    name = "local"
+    shares_weights: ClassVar[bool] = True
+
+    class Config(Generator.Config):
+        """Settings in the run file."""
+
+        batch_tokens: PositiveInt = 32768
+        """Most tokens in one batch, prompts and longest answers together. Its cache takes 2 x layers x key-value
+        heads x head width numbers for each."""
+
+    config: Config
+
+    def open(self, subject: Subject) -> None:
+        """Use the subject's policy; without one load its directory, onto the GPU where there is one."""
+        self.subject, policy = subject, subject.policy
+        if policy is None:
+            model = subject.model.model_copy(
+                update={"path": str(subject.directory), "revision": None, "adapter": None, "chat_template": None}
+            )
+            policy, _ = build_policy(model, "language", seed=0, dropout=False)
+            policy = policy.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.policy: Policy | None = policy
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        heard: Callable[[int, int, int], None] | None = None,
+    ) -> list[list[Sample]]:
+        """As the contract says; ``stop`` is polled at every token."""
+        voice = Voice(
+            self._policy.unwrapped,
+            self.subject.tokenizer,
+            self.subject.ends,
+            self.subject.context,
+            self.config.batch_tokens,
+        )
+        return voice.answer(requests, sampling, stop, heard)
+
+    def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
+        """From one pass over each sequence, without a cache."""
+        examples = [_example(prompt, answer) for prompt, answer in sequences]
+        device, pad = next(self._policy.parameters()).device, int(self.subject.tokenizer.pad_token_id or 0)
+        found: list[Floats] = [np.empty(0, np.float32)] * len(examples)
+        (micros,) = cut([example.lengths for example in examples], 1, self.config.batch_tokens, None, "padded")
+        for micro in micros:
+            batch = collate([examples[i] for i in micro], "padded", pad).to(device)
+            logp_T = detached_logp(self._policy, batch).float().cpu().numpy()
+            ends = np.cumsum([len(sequences[i][1]) for i in micro])
+            for i, part in zip(micro, np.split(logp_T, ends[:-1]), strict=True):
+                found[i] = part
+        return found
+
+    def sync(self, policy: Policy, version: int) -> None:
+        """Speak for this policy."""
+        self.policy = policy
+
+    def close(self) -> None:
+        """Let go of the network."""
+        self.policy = None
+
+    @property
+    def _policy(self) -> Policy:
+        assert self.policy is not None, "open it first"
+        return self.policy
+
+
+def _example(prompt: Tokens, answer: Tokens) -> Example:
+    tokens = np.concatenate([prompt, answer]).astype(np.int32)
+    return Example("", (TokenSequence("completion", tokens, np.arange(len(tokens)) >= len(prompt)),))
