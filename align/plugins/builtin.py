@@ -26,6 +26,12 @@ def register_algorithms(register: Register) -> None:
 
 
 @hookimpl
+def register_rewards(register: Register) -> None:
+    """What answers are worth."""
+    register("ai_feedback", "align.plugins.rewards.ai_feedback:AIFeedback")
+
+
+@hookimpl
 def register_formats(register: Register) -> None:
     """How rows are laid out."""
     register("text", "align.plugins.formats.text:Text")

@@ -1,0 +1,133 @@
+"""A judge behind an OpenAI-compatible endpoint: many requests at once, within rate and cap, patient with failures."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from align.core.http import LONGEST_WAIT, Client, Refused, Unavailable, secret
+from align.plugins.rewards.ai_feedback.judge import Reply
+from align.plugins.rewards.ai_feedback.memory import Ledger, Use
+from align.plugins.rewards.ai_feedback.prompts import Conversation
+from align.plugins.rewards.ai_feedback.settings import Settings
+
+LONGEST_REPLY = 2**22
+"""Bytes of a response."""
+_HOPELESS = (401, 403, 404)
+"""Statuses that every further request would get too: a wrong key, address or model."""
+_MOST_TOKENS = 2**40
+"""Above any honest count."""
+
+
+class Endpoint:
+    """See ``judge.Judge``. Limits are those of the run: each of its ``world_size`` processes takes its share."""
+
+    special: Sequence[str] = ()
+
+    def __init__(self, settings: Settings, ledger: Ledger, world_size: int) -> None:
+        """Raises AlignError for a key that cannot be had, and for plain http to another machine."""
+        assert settings.url is not None
+        self._settings, self._ledger = settings, ledger
+        key = secret(settings.key_env, settings.key_file)
+        self._client = Client(settings.url, key=key, timeout=settings.timeout, retries=0, limit=LONGEST_REPLY)
+        self._fields = {
+            "model": settings.model,
+            "temperature": settings.temperature,
+            "max_tokens": settings.max_tokens,
+            **settings.parameters,
+        }
+        self.identity = json.dumps([settings.url, self._fields], sort_keys=True)
+        self._threads = max(1, settings.concurrency // world_size)
+        per_minute = settings.requests_per_minute
+        self._gap = 60.0 * world_size / per_minute if per_minute else 0.0
+        self._next, self._turn, self._over = 0.0, threading.Lock(), threading.Event()
+
+    def ask(self, conversations: Sequence[Conversation]) -> Iterator[tuple[int, Reply]]:
+        """Replies as they come. Raises AlignError where key, address or model are wrong."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            waiting = {pool.submit(self._reply, each): place for place, each in enumerate(conversations)}
+            try:
+                for done in as_completed(waiting):
+                    yield waiting[done], done.result()
+            except BaseException:  # nobody will hear the others
+                for each in waiting:
+                    each.cancel()
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._over.set()
+        self._client.close()
+
+    def _reply(self, conversation: Conversation) -> Reply:
+        """One conversation's: after a failure once more, each time after twice the wait or as long as is asked for."""
+        fields = {"messages": conversation, **self._fields}
+        content = {name: value for name, value in fields.items() if value is not None}
+        most = Use(1, _most_tokens(conversation), self._settings.max_tokens)
+        reply = Reply(None, "error", "the run is ending")
+        for number in range(self._settings.retries + 1):
+            if self._over.is_set():
+                break
+            if not self._ledger.reserve(most):
+                return Reply(None, "abstained", f"{self._ledger.cap} is reached", capped=True)
+            self._take_turn()
+            wait: float | None = None
+            try:
+                found = self._client.post("/chat/completions", content)
+            except Refused as error:
+                self._ledger.settle(most, Use(1))
+                if error.status in _HOPELESS:
+                    raise
+                return Reply(None, "error", str(error))
+            except Unavailable as error:
+                if error.status is not None:
+                    self._ledger.settle(most, Use(1))  # who says no has not worked
+                wait = error.wait
+                reply = Reply(None, "timeout" if error.late else "error", str(error))
+            else:
+                self._ledger.settle(most, _use(found, most))
+                text = _text(found)
+                if text is not None:
+                    return Reply(text)
+                reply = Reply(None, "error", "the judge's response is no chat completion")
+            wait = min(self._settings.wait * 2**number, LONGEST_WAIT) if wait is None else wait
+            if wait > LONGEST_WAIT or (number < self._settings.retries and self._over.wait(wait)):
+                break
+        return reply
+
+    def _take_turn(self) -> None:
+        """Wait until the next request may begin: they begin evenly spaced."""
+        with self._turn:
+            start = max(time.monotonic(), self._next)
+            self._next = start + self._gap
+        self._over.wait(max(0.0, start - time.monotonic()))
+
+
+def _most_tokens(conversation: Conversation) -> int:
+    """An upper bound of a conversation's tokens: no tokenizer makes more than one of a byte."""
+    return sum(len(message["content"].encode()) + 64 for message in conversation)
+
+
+def _use(found: dict[str, Any], most: Use) -> Use:
+    """What the server says was used; where it does not say, the most that it can have been."""
+    usage = found.get("usage")
+    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+    known = [count for count in counts if type(count) is int and 0 <= count <= _MOST_TOKENS]
+    return Use(1, *known) if len(known) == 2 else most
+
+
+def _text(found: dict[str, Any]) -> str | None:
+    """The reply, "" where it was cut off or says nothing; None where the response is no completion."""
+    try:
+        choice = found["choices"][0]
+        text, finish = choice["message"].get("content"), choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return None
+    if text is not None and not isinstance(text, str):
+        return None
+    return "" if finish == "length" else text or ""

@@ -1,0 +1,155 @@
+"""What a judge has said, and what it has cost, on disk: SQLite files that all ranks share and no kill damages.
+
+They are written ahead of (WAL), which wants a directory on one machine's own disk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from align.schemas.errors import AlignError
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Requests, and tokens read and written by the judge."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Use) -> Use:
+        return Use(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __sub__(self, other: Use) -> Use:
+        return Use(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """What may be spent; None is without end. Prices are of a million tokens."""
+
+    requests: int | None = None
+    tokens: int | None = None
+    cost: float | None = None
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
+
+    def __str__(self) -> str:
+        limits = {"requests": self.requests, "tokens": self.tokens, "in money": self.cost}
+        return "the cap of " + ", ".join(f"{limit:g} {what}" for what, limit in limits.items() if limit is not None)
+
+    def price(self, use: Use) -> float:
+        """What it costs, in the money of the prices."""
+        return (use.prompt_tokens * self.prompt_price + use.completion_tokens * self.completion_price) / 1e6
+
+    def holds(self, use: Use) -> bool:
+        """Whether that much may be spent."""
+        tokens = use.prompt_tokens + use.completion_tokens
+        return (
+            (self.requests is None or use.requests <= self.requests)
+            and (self.tokens is None or tokens <= self.tokens)
+            and (self.cost is None or self.price(use) <= self.cost)
+        )
+
+
+class _File:
+    """An SQLite file with one table, for any number of threads and processes."""
+
+    def __init__(self, path: Path | None, table: str) -> None:
+        """path: None keeps it in memory. Raises AlignError where it is damaged or cannot be written."""
+        self._lock, self._path = threading.Lock(), path
+        with self._told():
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            name = ":memory:" if path is None else str(path)
+            self._database = sqlite3.connect(name, timeout=60, isolation_level=None, check_same_thread=False)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            self._database.execute(f"CREATE TABLE IF NOT EXISTS {table} WITHOUT ROWID")
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        with self._lock:
+            self._database.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """One thread at a time, and the database's complaints as the user's."""
+        try:
+            with self._lock:
+                yield
+        except (sqlite3.Error, OSError) as error:
+            mend = "see that its disk is well and has room, or remove the file: what it kept is then gone"
+            raise AlignError(f"cannot be used: {error}", mend, where=str(self._path)) from error
+
+
+class Memory(_File):
+    """Verdicts by key."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
+
+    def get(self, key: str) -> str | None:
+        """The verdict, or None."""
+        with self._told():
+            found = self._database.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
+        return found[0] if found else None
+
+    def put(self, key: str, verdict: str) -> str:
+        """Keep a verdict; gives back the one that holds: the first, where another process was there before."""
+        with self._told():
+            self._database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (key, verdict))
+        return self.get(key) or verdict
+
+
+class Ledger(_File):
+    """What one judge has cost a run, and the cap on it.
+
+    What a request may cost at most is written down before it is sent and corrected when its answer is there. So the cap
+    holds over all threads, ranks and resumed starts, and who is killed in between has spent it.
+    """
+
+    def __init__(self, path: Path | None, owner: str, cap: Cap) -> None:
+        columns = "requests INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER"
+        super().__init__(path, f"spent (owner TEXT PRIMARY KEY, {columns})")
+        self.cap, self._owner = cap, owner
+        with self._told():
+            self._database.execute("INSERT OR IGNORE INTO spent VALUES (?, 0, 0, 0)", (owner,))
+
+    @property
+    def spent(self) -> Use:
+        """So far."""
+        with self._told():
+            return self._spent()
+
+    def reserve(self, most: Use) -> bool:
+        """Write down what a request may cost at most, if the cap then still holds."""
+        with self._told():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                holds = self.cap.holds(self._spent() + most)
+                if holds:
+                    self._add(most)
+            finally:
+                self._database.execute("COMMIT")
+        return holds
+
+    def settle(self, most: Use, used: Use) -> None:
+        """Correct a reservation to what was used."""
+        with self._told():
+            self._add(used - most)
+
+    def _spent(self) -> Use:
+        columns = "requests, prompt_tokens, completion_tokens"
+        found = self._database.execute(f"SELECT {columns} FROM spent WHERE owner = ?", (self._owner,)).fetchone()
+        return Use(*found)
+
+    def _add(self, use: Use) -> None:
+        more = "requests = requests + ?, prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?"
+        self._database.execute(f"UPDATE spent SET {more} WHERE owner = ?", (*astuple(use), self._owner))
