@@ -108,7 +108,10 @@ def make_callbacks(run: Run) -> Iterable[Callback] | None:
 
 @hookspec
 def rollouts_scored(run: Run, phase: int, rollouts: Sequence[Any]) -> None:
-    """Hear of one phase's rollouts after scoring and before they are learned from; they are not yours to change."""
+    """Hear of one phase's answers (from 1) after scoring and before they are learned from, on one process.
+
+    rollouts: a mapping for each answer, the columns of the stage's samples (docs/watching.md); not yours to change.
+    """
 
 
 @hookspec

@@ -36,7 +36,8 @@ def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[l
     """The uncut examples of one record, each a list of sequences, and what was noticed while making them.
 
     text -> ``text``; prompt -> ``prompt``, nothing scored; completion, unpaired -> ``completion``; preference ->
-    ``chosen``, ``rejected``. One example, save where the run file accepts turn-not-prefix. Raises Refusal, and AlignError where the template does not end.
+    ``chosen``, ``rejected``. One example, save where the run file accepts turn-not-prefix. Raises Refusal, and
+    AlignError where the template does not end.
     """
     if record.kind not in settings.learns_from:
         raise Refusal("wrong-kind", f"a {record.kind} row")

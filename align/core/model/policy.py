@@ -139,7 +139,7 @@ class Policy(nn.Module):
         ref_logp_T: Tensor | None = None,
         value_T: Tensor | None = None,
     ) -> Batch:
-        """What an algorithm sees. ``ref_logp_T`` takes the place of the micro-batch's own; ``value_T`` is a critic's."""
+        """What an algorithm sees. ``ref_logp_T`` replaces the micro-batch's own; ``value_T`` is a critic's."""
         return Batch(
             logp_T=scores.logp_T,
             sequence_T=micro.sequence_T,

@@ -140,7 +140,7 @@ class Collector:
     def _hear(
         self, prompts: Prompts, which: Sequence[int], places: Sequence[int], group: int, sampling: Sampling
     ) -> list[list[Heard]]:
-        """This rank's share."""
+        """The share of this rank."""
         requests = [
             Request(prompts.tokens(i), tuple(seed_of(self.seed, place, n) for n in range(group)))
             for i, place in zip(which, places, strict=True)

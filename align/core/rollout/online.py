@@ -19,7 +19,7 @@ from align.core.data.examples import Example
 from align.core.data.examples import Sequence as TokenSequence
 from align.core.rollout.generator import Floats, Tokens
 from align.schemas.errors import AlignError
-from align.schemas.records import Kind
+from align.schemas.records import Content, Kind
 from align.schemas.rollout import Rollout
 
 
@@ -155,6 +155,20 @@ class Online(Algorithm):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it back."""
+
+
+class Harvest(Online):
+    """An algorithm that learns nothing: its answers become rows for a later stage (``data.train: stage:NAME``)."""
+
+    uses_ratio: ClassVar[bool] = False
+
+    def rows(self, prompt: Content, answers: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
+        """The rows that one prompt gives, from the (text, reward) of its answers that were not cut off."""
+        raise NotImplementedError
+
+    def curves(self, rewards: Sequence[Sequence[float | None]]) -> dict[str, float]:
+        """What all prompts' rewards say: metrics of the stage."""
+        raise NotImplementedError
 
 
 def example_of(experience: Experience, along: Mapping[str, Floats], role: str = "completion") -> Example:

@@ -104,8 +104,7 @@ class Keeper(Checkpoint):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Judge the evaluation, then save. The one before the first step is not judged, but must have the metric."""
         assert isinstance(module, AlignModule)
-        wanted, (metric, mode) = module.stage.validation, module.algorithm.goal
-        metric, mode = wanted.metric or metric, wanted.mode or mode
+        metric, mode = _goal(module)
         value = module.held_out_metrics.get("val/" + metric)
         if value is None:
             raise _no_such_metric(module, metric)
@@ -116,14 +115,17 @@ class Keeper(Checkpoint):
             self.best_value, self.best_step, self.evaluations_without_gain = value, trainer.global_step, 0
         else:
             self.evaluations_without_gain += 1
-        if wanted.patience is not None and self.evaluations_without_gain >= wanted.patience:
+        patience = module.stage.validation.patience
+        if patience is not None and self.evaluations_without_gain >= patience:
             trainer.should_stop = True
         self._save_if_due(trainer, module, now=better or trainer.should_stop or module.stopping)
 
     def _save_if_due(self, trainer: Trainer, module: AlignModule, now: bool) -> None:
         step = trainer.global_step
-        if now or step % module.stage.checkpoint.every == 0 or step >= module.total_steps:
+        if now or module.paused or step % module.stage.checkpoint.every == 0 or step >= module.total_steps:
             self.save(trainer, module)
+        if module.paused is not None and step < module.total_steps:
+            raise module.paused
         if module.stopping and step < module.total_steps:
             raise Interrupted(self.signals.received or signal.SIGTERM, step)
 
@@ -174,6 +176,14 @@ class Keeper(Checkpoint):
         """Take it back."""
         self.best_value, self.best_step = state["best_value"], state["best_step"]
         self.evaluations_without_gain = state["evaluations_without_gain"]
+
+
+def _goal(module: AlignModule) -> tuple[str, str]:
+    """The held-out metric that judges checkpoints, and ``min`` or ``max``. Where there is a gold reward, that."""
+    wanted, (metric, mode) = module.stage.validation, module.algorithm.goal
+    if module.stage.rollout is not None and module.stage.rollout.gold is not None:
+        metric = "gold"
+    return wanted.metric or metric, wanted.mode or mode
 
 
 def _no_such_metric(module: AlignModule, metric: str) -> AlignError:

@@ -21,11 +21,15 @@ from transformers.utils import logging as transformers_logging
 from align.core.model.export import export_from_state
 from align.core.registry import registry
 from align.core.rollout.collect import Prompts
+from align.core.rollout.online import Harvest
 from align.core.train import checkpoint, spawn
+from align.core.train.alarms import Alarms
 from align.core.train.callbacks import Bar, Keeper, Metrics, Signals
+from align.core.train.harvest import harvest
 from align.core.train.module import AlignModule
 from align.core.train.nonfinite import NonFinite
 from align.core.train.online import RolloutPhases
+from align.core.train.phaselog import PhaseLog
 from align.core.train.rollout import opened
 from align.core.train.rundir import RunDirectory, StageDirectory, digest, located, what_is_learned
 from align.core.train.setup import Setup, set_up
@@ -38,6 +42,11 @@ def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
     """Train one stage in this process (and its group), export it and mark it as done."""
     place = directory.stage(stage.name)
     setup = set_up(directory, located(stage, directory.export_of), progress)
+    if isinstance(setup.phases, RolloutPhases):
+        setup.phases.heard = [PhaseLog(directory.run, place, setup.phases.rollout)] if spawn.rank() == 0 else []
+    if isinstance(setup.algorithm, Harvest):
+        harvest(place, setup)
+        return
     module = AlignModule(
         setup.stage,
         setup.policy,
@@ -63,7 +72,7 @@ def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
             if isinstance(setup.phases, RolloutPhases):
                 setup.phases.interrupted = partial(keeper.interrupt, trainer, module)
             trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
-            _hand_on(place, setup, module, keeper)
+            _hand_on(directory, place, setup, module, keeper)
     except NonFinite as error:
         saved = checkpoint.last_step(place.checkpoints)
         mend = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint had been made yet"
@@ -126,7 +135,13 @@ def _trainer(
     signals = Signals()
     validates = bool(setup.prepared.held_out)
     keeper = Keeper(place.checkpoints, setup.phases, signals, validates)
-    callbacks = [signals, Metrics(setup.phases), keeper, *registry.collect("make_callbacks", run=directory.run)]
+    callbacks = [
+        signals,
+        Metrics(setup.phases),
+        *_alarms(directory, setup),
+        keeper,
+        *registry.collect("make_callbacks", run=directory.run),
+    ]
     every = stage.validation.every or setup.phases.evaluate_every
     trainer = Trainer(
         accelerator="gpu" if hardware.accelerator == "cuda" else "cpu",
@@ -190,10 +205,18 @@ class Steps(LightningDataModule):
         return [fixed_steps(held_out.examples, self.setup_.cutter, size) for held_out in self.setup_.prepared.held_out]
 
 
-def _hand_on(place: StageDirectory, setup: Setup, module: AlignModule, keeper: Keeper) -> None:
+def _alarms(directory: RunDirectory, setup: Setup) -> list[Alarms]:
+    if not isinstance(setup.phases, RolloutPhases):
+        return []
+    name = setup.stage.name
+    return [Alarms(setup.phases.rollout.watch, setup.phases, lambda said: directory.note(name, alarms=list(said)))]
+
+
+def _hand_on(directory: RunDirectory, place: StageDirectory, setup: Setup, module: AlignModule, keeper: Keeper) -> None:
     """Export what was trained (rank 0, from the checkpoint, so that sharded and whole policies take one path)."""
     if spawn.rank() == 0:
-        best = setup.stage.checkpoint.export == "best" and keeper.best_step is not None
+        wanted = setup.stage.checkpoint.export == "best" or module.rolled_back
+        best = wanted and keeper.best_step is not None
         chosen = checkpoint.at(place.checkpoints, keeper.best_step or 0) if best else None
         source = chosen or checkpoint.newest(place.checkpoints)[0]
         assert source is not None
@@ -201,6 +224,8 @@ def _hand_on(place: StageDirectory, setup: Setup, module: AlignModule, keeper: K
         mine = (name for name in weights if name.startswith("policy."))
         weights = {name.removeprefix("policy."): weights[name] for name in mine}
         export_from_state(weights, setup.stage.model, setup.algorithm.head, place.export)
+        if module.rolled_back:
+            directory.note(setup.stage.name, rolled_back_to=keeper.best_step)
         place.finish({**module.metrics, **module.held_out_metrics})
     if dist.is_available() and dist.is_initialized():
         dist.barrier()

@@ -31,6 +31,7 @@ from align.core.train.optimizer import adamw, factor_of_each, gradient_norm, par
 from align.core.train.random import everyone, random_state
 from align.core.train.schedule import factor
 from align.core.train.steps import StepBatch
+from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
 
@@ -59,6 +60,8 @@ class AlignModule(LightningModule):
         self.held_out_metrics: dict[str, float] = {}
         self.skipped = self.skipped_in_a_row = self.tokens_seen = 0
         self.stopping = False
+        self.paused: AlignError | None = None  # an alarm says so: save and stop
+        self.rolled_back = False  # an alarm says so: stop, and hand on the best checkpoint
         self.stop_requested: Callable[[], bool] = lambda: False  # the signal callback answers
         self.restored_random: list[dict[str, Any]] | None = None
         self.phase_metrics: Callable[[], Mapping[str, float]] = dict  # what an online phase says of its answers

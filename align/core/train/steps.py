@@ -128,7 +128,7 @@ class Phases(Protocol):
 class EpochPhases:
     """A phase is a pass over a fixed set of examples, in an order drawn from (seed, epoch)."""
 
-    evaluate_every = None
+    evaluate_every: int | None = None
 
     def __init__(self, examples: Examples, cutter: Cutter, train: Train, seed: int) -> None:
         self.examples, self.cutter, self.seed = examples, cutter, seed

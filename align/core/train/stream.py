@@ -23,7 +23,7 @@ class StreamPhases:
     tokenise: a window's records as examples.
     """
 
-    evaluate_every = None
+    evaluate_every: int | None = None
 
     def __init__(
         self,

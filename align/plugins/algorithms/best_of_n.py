@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from align.core.rollout.bestof import best_of_k, kl_bound, pass_at_k, powers
-from align.core.rollout.credit import kept
-from align.core.rollout.online import Credit, Group, Online
+from align.core.rollout.online import Harvest
 from align.schemas.records import Content
 
 
-class BestOfN(Online):
+class BestOfN(Harvest):
     """Samples ``group`` answers to each prompt and writes rows of the best (``data.train: stage:NAME`` reads them).
 
     With a later ``sft`` stage it is rejection sampling (RAFT, 2304.06767), with ``dpo`` best-against-worst pairs.
@@ -24,10 +23,8 @@ class BestOfN(Online):
     paper = "https://arxiv.org/abs/2401.01879"
     learning_rate = 0.0
     """It learns nothing."""
-    learns: ClassVar[bool] = False
-    uses_ratio = False
 
-    class Config(Online.Config):
+    class Config(Harvest.Config):
         """Settings of best of n."""
 
         group: Annotated[int, Field(ge=2)] = 16
@@ -46,11 +43,6 @@ class BestOfN(Online):
     def group(self) -> int:
         """Answers sampled for each prompt."""
         return self.config.group
-
-    def credit(self, groups: Sequence[Group]) -> Credit:
-        """Teaches nothing; the metrics are what there is."""
-        found = [[e.reward for e in group] for group in groups]
-        return Credit({}, np.zeros_like(kept(groups)), self.curves(found))
 
     def curves(self, rewards: Sequence[Sequence[float | None]]) -> dict[str, float]:
         """``pass@k`` and ``best@k`` for k = 1, 2, 4, ..., n, over prompts with k scored answers; ``kl_bound``."""

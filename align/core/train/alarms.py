@@ -1,0 +1,57 @@
+"""Alarms of an online stage, looked for at the end of each phase: said, and where the run file wants it, obeyed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from align.core.rollout.watch import Alarm, Watcher
+from align.core.train.module import AlignModule
+from align.core.train.online import RolloutPhases
+from align.schemas.errors import AlignError, Problem
+from align.schemas.rollout import Watch
+
+
+class Alarms(Callback):
+    """Every rank sees the same metrics, and so comes to the same alarms. note: keeps them (rank 0)."""
+
+    def __init__(self, settings: Watch, phases: RolloutPhases, note: Callable[[Sequence[str]], None]) -> None:
+        self.settings, self.phases, self.note = settings, phases, note
+        self.watcher = Watcher(settings)
+        self.said: list[str] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Look at the phase that ends with this step."""
+        assert isinstance(module, AlignModule)
+        phase, within = self.phases.locate(trainer.global_step)
+        if within:
+            return
+        alarms = self.watcher.look(phase, module.metrics)
+        if alarms and trainer.is_global_zero:
+            for alarm in alarms:
+                print(Problem(f"{module.stage.name}, phase {phase}", alarm.what, alarm.mend), file=sys.stderr)
+            self.said += [f"phase {phase}: {alarm.what}" for alarm in alarms]
+            self.note(self.said)
+        serious = [alarm for alarm in alarms if not alarm.hint]
+        if serious and self.settings.action == "pause":
+            module.paused = _pause(module.stage.name, phase, serious)
+        elif serious and self.settings.action == "rollback":
+            module.rolled_back = trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the watcher remembers, and what was said."""
+        return {"watcher": self.watcher.state_dict(), "said": list(self.said)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.watcher.load_state_dict(state["watcher"])
+        self.said = list(state["said"])
+
+
+def _pause(stage: str, phase: int, alarms: Sequence[Alarm]) -> AlignError:
+    found = [Problem(f"{stage}, phase {phase}", alarm.what, alarm.mend) for alarm in alarms]
+    last = Problem(stage, "is paused and saved, as rollout.watch.action says", "--resume goes on as if nothing were")
+    return AlignError.gather([*found, last])

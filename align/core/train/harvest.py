@@ -1,0 +1,123 @@
+"""A stage that learns nothing and makes rows: every prompt asked and scored once, what is best of it written down.
+
+Phases are kept as they are done, so a run that was stopped goes on where it stood. The rows are the stage's export.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+
+from align.core import disk
+from align.core.registry import registry
+from align.core.rollout.metrics import answer_metrics, score_metrics
+from align.core.rollout.online import Harvest
+from align.core.rollout.reward import Score
+from align.core.rollout.score import Scored
+from align.core.train import spawn
+from align.core.train.online import RolloutPhases, experiences
+from align.core.train.rollout import opened
+from align.core.train.rundir import ROWS, StageDirectory, digest, what_is_learned
+from align.core.train.setup import Setup
+from align.schemas.errors import AlignError
+
+
+def harvest(place: StageDirectory, setup: Setup) -> None:
+    """Ask every prompt, phase by phase; write ``export/rows.jsonl``; mark the stage as done. Every rank calls it.
+
+    Raises AlignError where no prompt gave a row.
+    """
+    phases, algorithm = setup.phases, setup.algorithm
+    assert isinstance(phases, RolloutPhases) and isinstance(algorithm, Harvest)
+    key = digest([what_is_learned(setup.stage), phases.fingerprint])
+    size, count = phases.groups_per_phase, math.ceil(len(phases.prompts) / phases.groups_per_phase)
+    done: list[Mapping[str, Any]] = []
+    with opened(phases.collector):
+        for phase in range(count):
+            path = place.path / "phases" / f"phase-{phase + 1:06d}.json"
+            kept = _read(path, key)
+            if kept is None:
+                which = range(phase * size, min(len(phases.prompts), (phase + 1) * size))
+                kept = {"key": key, **_ask(phases, algorithm, which, phase)}
+                if spawn.rank() == 0:
+                    disk.write_whole(path, json.dumps(kept).encode())
+            else:
+                phases.collector.scorer.load_state_dict(kept["scorer"])
+            done.append(kept)
+    metrics = {**algorithm.curves([rewards for kept in done for rewards in kept["rewards"]]), **_means(done)}
+    rows = [row for kept in done for row in kept["rows"]]
+    if not rows:
+        raise AlignError(
+            "made no row: no prompt had an answer that ended by itself and was good enough",
+            "see its samples; ask more often (group), allow longer answers, or lower the minimum",
+            where=str(place.path),
+        )
+    if spawn.rank() == 0:
+        disk.write_whole(place.export / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        for choice in setup.stage.loggers:
+            logger = registry.build("logger", choice).open(place.path, place.path.name, 0)
+            logger.log_metrics(metrics, count)
+            logger.save()
+        place.finish({"rows": float(len(rows)), **metrics})
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def _ask(phases: RolloutPhases, algorithm: Harvest, which: Sequence[int], phase: int) -> dict[str, Any]:
+    """One phase: the rows, every prompt's rewards, and the metrics."""
+    rollout, collector = phases.rollout, phases.collector
+    asked = collector.ask(phases.prompts, which, which, algorithm.group, rollout.sampling)
+    scored = collector.scorer.combine([heard.said for each in asked for heard in each.answers])
+    groups = experiences(asked, scored)
+    rows = []
+    for each, group in zip(asked, groups, strict=True):
+        # An answer that was cut off would be taught as one that ends there.
+        ended = [
+            (heard.text, experience.reward)
+            for heard, experience in zip(each.answers, group, strict=True)
+            if heard.finish == "stop"
+        ]
+        rows += algorithm.rows(each.content, ended)
+    for hear in phases.heard:
+        hear(phase, asked, scored, groups)
+    return {
+        "rows": rows,
+        "rewards": [[experience.reward for experience in group] for group in groups],
+        "metrics": _metrics([heard for each in asked for heard in each.answers], scored),
+        "scorer": collector.scorer.state_dict(),
+    }
+
+
+def _metrics(heard: Sequence[Any], scored: Sequence[Scored]) -> dict[str, float]:
+    golds: list[Score | None] = [each.gold for each in heard]
+    lengths = answer_metrics([len(each.tokens) for each in heard], [each.finish == "length" for each in heard])
+    return score_metrics(scored, golds) | lengths
+
+
+def _means(done: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Each metric over all phases: the mean by their number of prompts, of extremes the extreme."""
+    over = {}
+    for name in dict.fromkeys(name for kept in done for name in kept["metrics"]):
+        parts = [(kept["metrics"][name], len(kept["rewards"])) for kept in done if name in kept["metrics"]]
+        if "/min_" in name or "/max_" in name:
+            over[name] = (min if "/min_" in name else max)(value for value, _ in parts)
+        else:
+            over[name] = sum(value * weight for value, weight in parts) / sum(weight for _, weight in parts)
+    return over
+
+
+def _read(path: Any, key: str) -> dict[str, Any] | None:
+    """A phase that was done before. Raises AlignError where it was done with other settings."""
+    try:
+        kept: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    if kept["key"] != key:
+        raise AlignError(
+            "was made with other settings or prompts", "choose another output, or put them back", where=str(path)
+        )
+    return kept

@@ -1,0 +1,57 @@
+"""What is done with a phase's answers beside learning from them: kept, shown, and told to plugins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from align.core.registry import registry
+from align.core.rollout.collect import Asked
+from align.core.rollout.online import Group
+from align.core.rollout.samples import show_samples, write_samples
+from align.core.rollout.score import Scored
+from align.core.train.rundir import StageDirectory
+from align.schemas.rollout import Rollout
+from align.schemas.run import Run
+
+
+class PhaseLog:
+    """Called with every phase's answers, on one process."""
+
+    def __init__(self, run: Run, place: StageDirectory, rollout: Rollout) -> None:
+        self.run, self.place, self.rollout = run, place, rollout
+
+    def __call__(self, phase: int, asked: Sequence[Asked], scored: Sequence[Scored], groups: Sequence[Group]) -> None:
+        """``STAGE/samples/phase-000001.parquet``, a table on the terminal, and the notice ``rollouts_scored``."""
+        rows = _rows(asked, scored, groups)
+        if self.rollout.samples == "parquet":
+            write_samples(self.place.path / "samples" / f"phase-{phase + 1:06d}.parquet", rows)
+        if self.rollout.show:
+            show_samples(Console(stderr=True), rows, self.rollout.show)
+        registry.notify("rollouts_scored", run=self.run, phase=phase + 1, rollouts=rows)
+
+
+def _rows(asked: Sequence[Asked], scored: Sequence[Scored], groups: Sequence[Group]) -> list[dict[str, Any]]:
+    rewards = iter(scored)
+    rows = []
+    for each, group in zip(asked, groups, strict=True):
+        for heard, experience in zip(each.answers, group, strict=True):
+            score = next(rewards)
+            rows.append(
+                {
+                    "source": each.source,
+                    "group": each.place,
+                    "prompt": each.content,
+                    "completion": heard.text,
+                    "length": len(heard.tokens),
+                    "finish": heard.finish,
+                    "reward": experience.reward,
+                    "parts": score.parts,
+                    "outcomes": score.outcomes,
+                    "gold": None if heard.gold is None else heard.gold.value,
+                    "sampled_logp": heard.logp.tolist(),
+                }
+            )
+    return rows
