@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,3 +184,19 @@ def test_resumed_it_says_what_it_would_have_said(failure: Any, seed: int, cut: i
     after = [second.look(i + 1, now) for i, now in enumerate(run) if i >= cut]
     whole = Watcher(Watch(gold=2))
     assert before + after == [whole.look(i + 1, now) for i, now in enumerate(run)]
+
+
+def test_what_the_manual_says_was_measured_at_these_defaults() -> None:
+    """benchmarks/results/watch.json and docs/watching.md go with the settings' defaults and with each other."""
+    root = Path(__file__).parents[2]
+    result = json.loads((root / "benchmarks" / "results" / "watch.json").read_text())
+    assert result["defaults"] == Watch().model_dump(exclude={"action"})
+    assert result["false_per_10000_at_defaults"] == {}
+    assert {found["raised"] for found in result["recall_at_defaults"].values()} == {1.0}
+    tables = [line.strip("| ").split(" | ") for line in (root / "docs" / "watching.md").read_text().splitlines()]
+    for row in result["gold_curve"]:
+        rates = [
+            str(row["gold"]),
+            *(f"{rate:.3g}" if rate < 10 else f"{rate:.0f}" for rate in row["false_per_10000"].values()),
+        ]
+        assert rates in tables
