@@ -25,6 +25,7 @@ from align.core.rollout.gate import check_sync
 from align.core.rollout.generator import Floats, Generator, Interrupt, Request, Subject, Tokens
 from align.core.rollout.online import Group, example_of
 from align.core.rollout.reward import Answer, Score
+from align.core.rollout.sampling import seed_of
 from align.core.rollout.score import Said, Scorer
 from align.core.train.random import everyone
 from align.core.train.steps import Cutter
@@ -188,12 +189,6 @@ class Collector:
         for name, values in zip(scores, found, strict=True):
             for experience, mine in zip(answers, values, strict=True):
                 setattr(experience, name, mine)
-
-
-def seed_of(seed: int, place: int, number: int) -> int:
-    """The seed of one answer: of the run, the prompt's place in it, and the answer's number in its group."""
-    low, high = np.random.SeedSequence((seed, place, number)).generate_state(2, np.uint32)
-    return int(high) % 2**31 * 2**32 + int(low)
 
 
 def _values(critic: Policy, micro: MicroBatch) -> torch.Tensor:

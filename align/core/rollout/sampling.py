@@ -36,6 +36,12 @@ def uniforms(seed: int, count: int) -> NDArray[np.float64]:
     return np.random.Generator(np.random.Philox(key=seed)).random(count)
 
 
+def seed_of(seed: int, place: int, number: int) -> int:
+    """The seed of one answer: of the run, the prompt's place in it, and the answer's number in its group."""
+    low, high = np.random.SeedSequence((seed, place, number)).generate_state(2, np.uint32)
+    return int(high) % 2**31 * 2**32 + int(low)
+
+
 def draw(logits_BV: Tensor, sampling: Sampling, u_B: Tensor, seen_BV: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """A token for each row [B], and its log-probability [B] (float32) under what it was drawn from.
 
