@@ -28,6 +28,7 @@ def register_algorithms(register: Register) -> None:
 @hookimpl
 def register_rewards(register: Register) -> None:
     """What answers are worth."""
+    register("code", "align.plugins.rewards.code:Code")
     register("ai_feedback", "align.plugins.rewards.ai_feedback:AIFeedback")
 
 

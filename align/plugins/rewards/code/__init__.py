@@ -1,0 +1,126 @@
+"""``code``: model-written Python is run in a sandbox and judged outside it.
+
+    score = 1 if all tests pass else 0   (or: tests passed / tests)
+
+What runs with the model's code knows the tests' inputs and never what should come out: results leave as typed values
+over a channel of their own and are compared here. So an answer may do what it likes in its process (exit, patch, trace,
+forge results): all it can change is which values it gives. Exit codes mean nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from align.core.rollout.reward import Answer, Place, Reward, Score
+from align.plugins.rewards.code.answer import last_block
+from align.plugins.rewards.code.asserts import Unfit
+from align.plugins.rewards.code.cage.values import encode
+from align.plugins.rewards.code.checks import Called, Check, Piped, read_checks
+from align.plugins.rewards.code.compare import passes, prints
+from align.plugins.rewards.code.sandbox import Broken, Sandbox
+
+
+class Code(Reward):
+    """Tests passed by the Python in an answer.
+
+    Answers without code score 0 (``unparsed``); so do those that take too long (``timeout``) or print too much,
+    whatever passed before, as else the order of tests would matter: to hang must not be better than to be wrong. Only
+    a sandbox that fails to start gives no score (``error``).
+    """
+
+    name: ClassVar[str] = "code"
+    needs: ClassVar[tuple[str, ...]] = ("tests",)
+
+    class Config(Reward.Config):
+        """How code is found, run and scored."""
+
+        score: Literal["all", "fraction"] = "all"
+        """``all``: 1 where every test passes, else 0. ``fraction``: the share of tests that pass."""
+        code: Literal["fenced", "whole"] = "fenced"
+        """``fenced``: the last complete block fenced as Python (unmarked, where none is). ``whole``: all the text."""
+        seconds: PositiveFloat = 5.0
+        """Wall time for one answer with all its tests."""
+        memory: PositiveInt = Field(default=512, ge=64)
+        """Address space of a run in MiB, the interpreter's 30 included."""
+        tolerance: NonNegativeFloat = 1e-6
+        """Relative and absolute difference at which floats still agree, where a test does not give its own."""
+        parallel: PositiveInt | None = None
+        """Answers run at a time; default: one for each processor."""
+
+    config: Config
+    _sandbox: Sandbox | None = None
+    _pool: ThreadPoolExecutor | None = None
+
+    def open(self, place: Place) -> None:
+        """Try the sandbox out. Raises AlignError where code cannot be isolated."""
+        self._sandbox = Sandbox.open(self.config.seconds, self.config.memory)
+        self._pool = ThreadPoolExecutor(self.config.parallel or len(os.sched_getaffinity(0)), "align-code")
+
+    def unfit(self, columns: Mapping[str, Any]) -> str | None:
+        """Why a row's tests cannot be used."""
+        if (lacking := super().unfit(columns)) is not None:
+            return lacking
+        try:
+            read_checks(columns)
+        except Unfit as error:
+            return str(error)
+        return None
+
+    def score(self, answers: Sequence[Answer]) -> Sequence[Score]:
+        """Run every answer's code, several at a time, each with a deadline of its own."""
+        assert self._pool is not None, "open() comes first"
+        return list(self._pool.map(self._score, answers))
+
+    def _score(self, answer: Answer) -> Score:
+        source = answer.text if self.config.code == "whole" else last_block(answer.text)
+        if source is None or not source.strip():
+            return Score(0.0, "unparsed", why="has no complete block of Python code")
+        try:
+            checks = read_checks(answer.columns)
+            passed, stopped = self._passed(source, checks)
+        except (Unfit, Broken) as error:
+            return Score(None, "error", why=str(error))
+        share = passed / len(checks)
+        parts = {"tests": share}
+        if stopped == "time":
+            return Score(0.0, "timeout", parts, f"took longer than {self.config.seconds:g} s")
+        if stopped:
+            return Score(0.0, "wrong", {"tests": 0.0}, stopped)
+        why = "" if share == 1 else f"{passed} of {len(checks)} tests passed"
+        value = share if self.config.score == "fraction" else float(share == 1)
+        return Score(value, "right" if share == 1 else "wrong", parts, why)
+
+    def _passed(self, source: str, checks: Sequence[Check]) -> tuple[int, str]:
+        """How many tests passed, and why the answer fails as a whole, if it does."""
+        assert self._sandbox is not None
+        until, near, passed = time.monotonic() + self.config.seconds, self.config.tolerance, 0
+        called = [check for check in checks if isinstance(check, Called)]
+        if called:
+            room = 4 * sum(len(encode(check.expected)) for check in called)
+            said = self._sandbox.calls(source, [check.call for check in called], until, room)
+            if said.forged or said.stopped:
+                return 0, "wrote into the harness's channel" if said.forged else _stopped(said.stopped)
+            passed += sum(passes(check, tree, near) for check, tree in zip(called, said.trees, strict=True))
+        for check in checks:
+            if isinstance(check, Piped):
+                ended = self._sandbox.program(source, check.stdin, until, 2 * len(check.stdout))
+                if ended.stopped:
+                    return 0, _stopped(ended.stopped)
+                passed += prints(ended.output, check.stdout, near)
+        return passed, ""
+
+    def close(self) -> None:
+        """Stop; runs under way end by their deadlines."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def _stopped(why: str) -> str:
+    return "time" if why == "time" else "wrote too much"
