@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,9 +23,12 @@ def answer_metrics(lengths: Sequence[int], cut: Sequence[bool]) -> dict[str, flo
     )
 
 
-def score_metrics(scored: Sequence[Scored], gold: Sequence[Score | None]) -> dict[str, float]:
-    """The reward, its parts, how often each part failed, and the gold reward if there is one."""
-    found = _estimate("reward", (each.reward for each in scored))
+def score_metrics(scored: Sequence[Scored], gold: Sequence[Score | None], group: int = 1) -> dict[str, float]:
+    """The reward, its parts, how often each part failed, and the gold reward if there is one.
+
+    group: how many answers, one after the other, were given to each prompt.
+    """
+    found = _estimate("reward", [each.reward for each in scored], group)
     for name in scored[0].said if scored else ():
         said = [each.said[name] for each in scored]
         values = [score.value for score in said if score.value is not None]
@@ -37,7 +40,7 @@ def score_metrics(scored: Sequence[Scored], gold: Sequence[Score | None]) -> dic
             if share:
                 found[f"rewards/{name}/{outcome}"] = share
     if any(score is not None for score in gold):
-        found |= _estimate("gold", (score.value for score in gold if score is not None))
+        found |= _estimate("gold", [None if score is None else score.value for score in gold], group)
     return found
 
 
@@ -59,12 +62,14 @@ def _spread(group: Group) -> float:
     return float(np.std(known, ddof=1)) if len(known) > 1 and min(known) < max(known) else 0.0
 
 
-def _estimate(name: str, values: Iterable[float | None]) -> dict[str, float]:
-    known = [value for value in values if value is not None]
-    if not known:
+def _estimate(name: str, values: Sequence[float | None], group: int) -> dict[str, float]:
+    """The mean, and its standard error from the groups' means: answers to one prompt are not independent."""
+    groups = [[v for v in values[i : i + group] if v is not None] for i in range(0, len(values), group)]
+    means = [np.mean(known) for known in groups if known]
+    if not means:
         return {}
-    error = float(np.std(known, ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else 0.0
-    return {name: float(np.mean(known)), f"{name}/std_error": error}
+    error = float(np.std(means, ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    return {name: float(np.mean([v for v in values if v is not None])), f"{name}/std_error": error}
 
 
 def _range(name: str, values: Sequence[int]) -> dict[str, float]:

@@ -14,6 +14,9 @@ from align.core.train.online import RolloutPhases
 from align.schemas.errors import AlignError, Problem
 from align.schemas.rollout import Watch
 
+AVERAGED = {"entropy", "kl"}
+"""What the loss says at every step: of a phase its mean is looked at."""
+
 
 class Alarms(Callback):
     """Every rank sees the same metrics, and so comes to the same alarms. note: keeps them (rank 0)."""
@@ -22,14 +25,19 @@ class Alarms(Callback):
         self.settings, self.phases, self.note = settings, phases, note
         self.watcher = Watcher(settings)
         self.said: list[str] = []
+        self.sums: dict[str, float] = {}
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Look at the phase that ends with this step."""
         assert isinstance(module, AlignModule)
         phase, within = self.phases.locate(trainer.global_step)
+        for name in AVERAGED & module.metrics.keys():
+            self.sums[name] = self.sums.get(name, 0.0) + module.metrics[name]
         if within:
             return
-        alarms = self.watcher.look(phase, module.metrics)
+        means = {name: value / self.phases.steps_per_phase for name, value in self.sums.items()}
+        self.sums = {}
+        alarms = self.watcher.look(phase, {**module.metrics, **means})
         if alarms and trainer.is_global_zero:
             for alarm in alarms:
                 print(Problem(f"{module.stage.name}, phase {phase}", alarm.what, alarm.mend), file=sys.stderr)
@@ -43,12 +51,12 @@ class Alarms(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the watcher remembers, and what was said."""
-        return {"watcher": self.watcher.state_dict(), "said": list(self.said)}
+        return {"watcher": self.watcher.state_dict(), "said": list(self.said), "sums": dict(self.sums)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self.watcher.load_state_dict(state["watcher"])
-        self.said = list(state["said"])
+        self.said, self.sums = list(state["said"]), dict(state["sums"])
 
 
 def _pause(stage: str, phase: int, alarms: Sequence[Alarm]) -> AlignError:

@@ -87,15 +87,15 @@ def _ask(phases: RolloutPhases, algorithm: Harvest, which: Sequence[int], phase:
     return {
         "rows": rows,
         "rewards": [[experience.reward for experience in group] for group in groups],
-        "metrics": _metrics([heard for each in asked for heard in each.answers], scored),
+        "metrics": _metrics([heard for each in asked for heard in each.answers], scored, algorithm.group),
         "scorer": collector.scorer.state_dict(),
     }
 
 
-def _metrics(heard: Sequence[Any], scored: Sequence[Scored]) -> dict[str, float]:
+def _metrics(heard: Sequence[Any], scored: Sequence[Scored], group: int) -> dict[str, float]:
     golds: list[Score | None] = [each.gold for each in heard]
     lengths = answer_metrics([len(each.tokens) for each in heard], [each.finish == "length" for each in heard])
-    return score_metrics(scored, golds) | lengths
+    return score_metrics(scored, golds, group) | lengths
 
 
 def _means(done: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -68,6 +68,7 @@ class RolloutPhases:
                 except Interrupt:
                     self.interrupted()
             assert self._examples is not None
+            self.metrics = {**self.metrics, "rollout/staleness": float(index)}
             turn, batch = divmod(index, self.rollout.batches)
             order = self._order(len(self._examples), phase * self.algorithm.passes + turn)
             chosen = np.array_split(order, self.rollout.batches)[batch]
@@ -100,7 +101,8 @@ class RolloutPhases:
         metrics = answer_metrics(
             [len(e.tokens) for group in groups for e in group], [e.finish == "length" for g in groups for e in g]
         )
-        metrics |= score_metrics(scored, [heard.gold for each in asked for heard in each.answers])
+        golds = [heard.gold for each in asked for heard in each.answers]
+        metrics |= score_metrics(scored, golds, self.algorithm.group)
         metrics |= group_metrics(groups)
         metrics |= {"rollout/prompts": float(len(groups)), "rollout/dead_groups": float(len(groups) - sum(alive))}
         learned = groups
