@@ -117,7 +117,8 @@ class AIFeedback(Reward):
 
     def _judgements(self, questions: Sequence[Question], read: Callable[[str, str], str | None]) -> list[Judged]:
         """A judgement of each question: remembered, or asked for until there is a verdict or ``tries`` are over."""
-        keys = [question.digest(self._judge.identity) for question in questions]
+        depends = self._judge.identity, str(self.config.max_characters)
+        keys = [question.digest(*depends) for question in questions]
         found, open_ = dict[str, Judged](), dict[str, Question]()
         for digest, question in zip(keys, questions, strict=True):
             if digest not in found and digest not in open_:

@@ -11,7 +11,7 @@ from typing import Literal
 Winner = Literal["A", "B", "TIE"]
 
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?\d{1,9}(?:\.\d{1,9})?")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
 def _verdict(reply: str, tag: str) -> str | None:
