@@ -20,7 +20,7 @@ class Settings(Config):
     """The judge: the endpoint's name for it; without ``url`` a directory or hub id of a model that judges here."""
     url: str | None = None
     """An OpenAI-compatible endpoint, ``https://api.example.com/v1``; plain http is for this machine only."""
-    key_env: Annotated[str | None, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,99}$")] = None
+    key_env: str | None = None
     """Environment variable that holds the endpoint's key."""
     key_file: str | None = None
     """Or a file that holds it."""
@@ -72,6 +72,14 @@ class Settings(Config):
         if url is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
             raise ValueError("must be like https://host/v1, without user, password, query or fragment")
         return None if url is None else url.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def _name(cls, name: str | None) -> str | None:
+        """The key itself, given by mistake, is quoted in no message."""
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name):
+            raise ValueError("must be the name of an environment variable, in capitals, and never the key itself")
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
