@@ -14,6 +14,7 @@ from align.schemas.errors import AlignError, did_you_mean
 COMMANDS = {
     "quickstart": ("align.cli.quickstart:quickstart", "Train a small model end to end, and see that it learned."),
     "train": ("align.cli.train:train", "Train what a run file describes."),
+    "sample": ("align.cli.sample:sample", "Ask a model: one prompt or a file of them, scored by rewards if you like."),
     "data": ("align.cli.data:data", "Look at data as the model will see it, and check it."),
     "plugins": ("align.cli.plugins:plugins", "List, show and examine plugins."),
     "schema": ("align.cli.schema:schema", "Print the JSON schema of run files, for editors."),

@@ -1,0 +1,148 @@
+"""``align sample``: parse, call, print."""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from align.core.rollout.score import Scorer
+    from align.core.rollout.speak import Said
+    from align.schemas.rollout import RewardChoice
+
+_CHOICE = "NAME or NAME:KEY=VALUE,KEY=VALUE"
+
+
+@click.command()
+@click.argument("model")
+@click.argument("prompt", metavar="PROMPT|FILE")
+@click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer, in tokens.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0: the likeliest.")
+@click.option("--greedy", is_flag=True, help="The same as --temperature 0.")
+@click.option("--top-k", type=int, default=0, show_default=True, help="Keep the k likeliest tokens; 0: all.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest that reach this.")
+@click.option("--min-p", type=float, default=0.0, show_default=True, help="Keep those this share as likely as the top.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Over 1: less of what was said.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Ends an answer; repeatable.")
+@click.option("--stop-token", multiple=True, metavar="TOKEN", help="An id or a token that ends one; repeatable.")
+@click.option("-n", "n", type=click.IntRange(min=1), default=1, show_default=True, help="Answers to each prompt.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="All draws follow from it.")
+@click.option("--best-of", type=click.IntRange(min=1), metavar="N", help="Of N answers the one with the best reward.")
+@click.option("--reward", multiple=True, metavar="REWARD", help=f"{_CHOICE}; repeatable, summed by their weight.")
+@click.option("--generator", default="local", show_default=True, metavar="GENERATOR", help=f"{_CHOICE}.")
+@click.option("--chat/--raw", default=None, help="Ask text as a user's message, or have it continued.")
+@click.option("--context", type=click.IntRange(min=2), help="Most tokens of prompt and answer; default: the model's.")
+@click.option("--jsonl", type=click.Path(path_type=Path, dir_okay=False), help="Write the answers as JSON lines.")
+@click.option("--trust-remote-code", is_flag=True, help="Run model code that comes with the weights.")
+def sample(
+    model: str,
+    prompt: str,
+    n: int,
+    seed: int,
+    best_of: int | None,
+    reward: tuple[str, ...],
+    generator: str,
+    chat: bool | None,
+    context: int | None,
+    jsonl: Path | None,
+    trust_remote_code: bool,
+    greedy: bool,
+    stop: tuple[str, ...],
+    stop_token: tuple[str, ...],
+    **drawn: Any,
+) -> None:
+    """Answers of MODEL to a PROMPT, or to every row of a FILE that has a `prompt`.
+
+    One answer is printed as it comes; several are JSON lines. A prompt on the command line is a user's message where
+    the model has a chat template (--raw: it is continued); strings in a FILE are continued (--chat: messages).
+    """
+    if best_of and (n != 1 or not reward):
+        raise click.UsageError("--best-of takes the place of -n, and needs a --reward")
+
+    from align.core.registry import registry
+    from align.core.rollout.speak import Speaker, Stream, answers, prompts_for, subject_for, token_ids
+    from align.core.settings import check, dotted
+    from align.schemas.choice import Choice
+    from align.schemas.rollout import Sampling
+    from align.schemas.run import Model
+
+    subject = subject_for(Model(path=model, trust_remote_code=trust_remote_code), context)
+    drawn |= {"stop": list(stop), "stop_tokens": token_ids(subject.tokenizer, stop_token)}
+    drawn |= {"temperature": 0.0} if greedy else {}
+    sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))
+    records = prompts_for(prompt, subject.tokenizer, chat)
+    rewards = [_reward(word) for word in reward]
+    speaks = registry.build("generator", Choice(**_choice(generator, "generator")))
+    with ExitStack() as opened:
+        scorer = opened.enter_context(_scorer(rewards, seed)) if rewards else None
+        opened.callback(speaks.close)
+        speaks.open(subject)
+        speaker = Speaker(speaks, subject, sampling, best_of or n, seed)
+        if jsonl is None and len(records) == 1 and n == 1:
+            stream = Stream(subject.tokenizer, lambda text: click.echo(text, nl=False))
+            if rewards:
+                (said,) = answers(speaker, records, scorer, choose=True)
+            else:
+                ((said,),) = speaker.ask(records, heard=stream.heard)
+            stream.end(said.text)
+            click.echo()
+            _tell(said)
+            return
+        out = opened.enter_context(jsonl.open("w", encoding="utf-8")) if jsonl else sys.stdout
+        for said in answers(speaker, records, scorer, choose=best_of is not None):
+            out.write(said.line() + "\n")
+            out.flush()
+
+
+def _tell(said: Said) -> None:
+    """What there is to know of one answer beside its text."""
+    if said.sample.finish == "length":
+        click.echo(f"(cut off after {len(said.sample.tokens)} tokens)", err=True)
+    if said.scored is None:
+        return
+    if said.scored.reward is None:
+        click.echo(f"(no reward scored any of {said.best_of} answers; this is the first)", err=True)
+    else:
+        parts = ", ".join(f"{name} {value}" for name, value in said.scored.parts.items())
+        click.echo(f"(reward {said.scored.reward:.4g}, best of {said.best_of}: {parts})", err=True)
+
+
+def _scorer(rewards: list[RewardChoice], seed: int) -> Scorer:
+    from align.core.rollout.reward import Place
+    from align.core.rollout.score import Scorer
+    from align.core.train.rundir import cache_directory
+
+    return Scorer(rewards, Place(cache_directory(), seed=seed))
+
+
+def _reward(word: str) -> RewardChoice:
+    from align.core.settings import check, dotted
+    from align.schemas.choice import spelt_out
+    from align.schemas.rollout import BESIDE_REWARD, RewardChoice
+
+    choice = _choice(word, "reward")
+    flat = spelt_out({"type": choice["type"], **choice["settings"]}, BESIDE_REWARD)
+    return check(RewardChoice, flat, lambda path: f"--reward {choice['type']}: {dotted(path)}")
+
+
+def _choice(word: str, option: str) -> dict[str, Any]:
+    """``length:target=200,weight=0.1`` as type and settings; values are YAML."""
+    from align.core import strictyaml
+    from align.schemas.errors import AlignError
+
+    name, _, rest = word.partition(":")
+    settings = {}
+    for pair in re.split(r",(?=\w+=)", rest) if rest else []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=f"--{option}")
+        document = strictyaml.read(value, f"--{option} {name}: {key}")
+        if document.problems:
+            raise AlignError.gather(document.problems)
+        settings[key] = document.values
+    return {"type": name, "settings": settings}

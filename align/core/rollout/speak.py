@@ -1,0 +1,237 @@
+"""A model asked outside training: its directory to a ``Subject``, prompts to tokens, samples to rows with rewards."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from align.core.data.doctor import Settings
+from align.core.data.encode import Encoder
+from align.core.data.findings import CATALOGUE
+from align.core.data.guard import Refusal
+from align.core.data.sources import load_records
+from align.core.data.template import drafts
+from align.core.model.adapter import base_of, is_adapter
+from align.core.model.source import resolve_model_path
+from align.core.model.tokenizer import load_tokenizer
+from align.core.report.text import visible
+from align.core.rollout.generator import Generator, Request, Sample, Subject, Tokens
+from align.core.rollout.reward import Answer
+from align.core.rollout.sampling import seed_of
+from align.schemas.errors import AlignError
+from align.schemas.records import Content, Record
+from align.schemas.rollout import Sampling
+from align.schemas.run import Data, Model, Source
+
+if TYPE_CHECKING:
+    from align.core.rollout.score import Scored, Scorer
+
+CHUNK = 256
+"""Prompts that are answered, scored and written before the next ones."""
+
+CONTEXT = 4096
+"""Most tokens of prompt and answer for a model whose config does not tell."""
+
+_UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\uffff]")
+
+_WHOLE = Settings(("prompt",), scores_prompt=False, reward=False, max_length=0, truncation="error", allow=frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer to a record's prompt. scored: what the rewards say of it, where there are any."""
+
+    record: Record
+    sample: Sample
+    text: str
+    scored: Scored | None = None
+    best_of: int = 1
+
+    @property
+    def completion(self) -> Content:
+        """As the prompt is: a string, or messages."""
+        return [{"role": "assistant", "content": self.text}] if self.record.conversational else self.text
+
+    def row(self) -> dict[str, Any]:
+        """A line of JSONL: the row's own columns, and over them what was said."""
+        row = {**self.record.columns, "prompt": self.record.prompt, "completion": self.completion}
+        row |= {"finish": self.sample.finish, "tokens": len(self.sample.tokens)}
+        row["logp"] = float(self.sample.logp.sum(dtype=np.float64))
+        if self.scored is not None:
+            row |= {"reward": self.scored.reward, "parts": self.scored.parts, "outcomes": self.scored.outcomes}
+        return row | ({"best_of": self.best_of} if self.best_of > 1 else {})
+
+    def line(self) -> str:
+        """``row`` as JSON in which nothing can command a terminal."""
+        text = json.dumps(self.row(), ensure_ascii=False, default=str)
+        return _UNSEEN.sub(lambda found: json.dumps(found.group())[1:-1], text)
+
+
+class Stream:
+    """An answer written as it comes, a whole character at a time and harmless to look at."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]) -> None:
+        self._tokenizer, self._write = tokenizer, write
+        self._tokens: list[int] = []
+        self._written = ""
+
+    def heard(self, token: int) -> None:
+        """One more token."""
+        self._tokens.append(token)
+        text = text_of(self._tokenizer, np.array(self._tokens, np.int32))
+        if not text.endswith("\ufffd"):  # else half a character
+            self.end(text)
+
+    def end(self, text: str) -> None:
+        """What of the answer so far is not written yet."""
+        self._write(visible(text[len(self._written) :]))
+        self._written = text
+
+
+@dataclass
+class Speaker:
+    """An open generator and how it is asked. ``n`` answers to each prompt, all seeds following from ``seed``."""
+
+    generator: Generator
+    subject: Subject
+    sampling: Sampling
+    n: int = 1
+    seed: int = 0
+    _encoder: Encoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._encoder = Encoder(self.subject.tokenizer)
+
+    def ask(
+        self, records: Sequence[Record], heard: Callable[[int], None] | None = None, first: int = 0
+    ) -> list[list[Said]]:
+        """The answers to each record, in order. heard: told every token as it comes, where the generator can tell.
+
+        first: how many prompts were asked before; an answer depends on its prompt's place, not on how they are cut.
+        """
+        tokens = [tokens_of(record, self._encoder) for record in records]
+        seeds = [tuple(seed_of(self.seed, first + i, k) for k in range(self.n)) for i in range(len(records))]
+        requests = [Request(prompt, own) for prompt, own in zip(tokens, seeds, strict=True)]
+        if heard is None:
+            groups = self.generator.generate(requests, self.sampling)
+        else:
+            groups = self.generator.generate(requests, self.sampling, heard=lambda _i, _k, token: heard(token))
+        return [
+            [Said(record, sample, text_of(self.subject.tokenizer, sample.tokens)) for sample in group]
+            for record, group in zip(records, groups, strict=True)
+        ]
+
+
+def answers(
+    speaker: Speaker, records: Sequence[Record], scorer: Scorer | None = None, choose: bool = False
+) -> Iterator[Said]:
+    """The answers to all records, scored; with ``choose`` only each prompt's best."""
+    for start in range(0, len(records), CHUNK):
+        groups = speaker.ask(records[start : start + CHUNK], first=start)
+        groups = groups if scorer is None else score(groups, scorer, start)
+        for group in groups:
+            yield from [best(group)] if choose else group
+
+
+def subject_for(model: Model, context: int | None = None) -> Subject:
+    """The model at a path, to be spoken for outside training; its weights are not loaded here.
+
+    context: most tokens of prompt and answer; by default as many as the model's config allows.
+    """
+    directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
+    base = resolve_model_path(*base_of(directory), model.trust_remote_code) if is_adapter(directory) else directory
+    tokenizer = load_tokenizer(model)
+    config: Any = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    told = context or getattr(config.get_text_config(), "max_position_embeddings", None) or CONTEXT
+    wanted = [tokenizer.eos_token_id, config.get_text_config().eos_token_id]
+    if (base / "generation_config.json").exists():
+        settings: Any = GenerationConfig.from_pretrained(base)
+        wanted.append(settings.eos_token_id)
+    return Subject(directory, model, tokenizer, ends_of(*wanted), int(told))
+
+
+def ends_of(*told: int | Sequence[int] | None) -> tuple[int, ...]:
+    """End tokens out of what tokenizer and configs call so: an id, several, or none."""
+    each = [one for ids in told for one in (ids if isinstance(ids, Sequence) else [ids])]
+    return tuple(sorted({int(one) for one in each if one is not None}))
+
+
+def tokens_of(record: Record, encoder: Encoder) -> Tokens:
+    """A prompt as the model is asked it: text as it is continued, messages through the chat template.
+
+    Raises AlignError for a prompt that no tokens can be made of.
+    """
+    try:
+        ((draft,),), _ = drafts(record, encoder, _WHOLE)
+    except Refusal as refusal:
+        entry = CATALOGUE[refusal.finding]
+        raise AlignError(f"{entry.what}: {refusal.detail}", entry.mend, where=record.source) from None
+    return draft.ids
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> str:
+    """The answer alone, without special tokens."""
+    return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+
+
+def prompts_for(asked: str, tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> list[Record]:
+    """Records of a file's rows, or of one prompt that is written out.
+
+    chat: whether strings are a user's messages; None: those written out, where there is a chat template.
+    """
+    given = Path(asked).expanduser()
+    try:
+        file = given.exists()
+    except OSError:  # too long for a name
+        file = False
+    if file:
+        records = load_records(Data(train=[Source(path=asked)]), ("prompt",)).train
+        return [_as_message(record) for record in records] if chat else records
+    record = Record("prompt", "the prompt", prompt=asked)
+    return [_as_message(record) if (tokenizer.chat_template is not None if chat is None else chat) else record]
+
+
+def _as_message(record: Record) -> Record:
+    said = record.prompt
+    return replace(record, prompt=[{"role": "user", "content": said}]) if isinstance(said, str) else record
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
+    """Ids of tokens given as numbers or as the tokenizer spells them. Raises AlignError for others."""
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    for token in tokens:
+        if token not in vocabulary and not token.isdecimal():
+            raise AlignError(f"{token!r} is no token of this model", "give an id, or the token as it is spelt there")
+    return [vocabulary[token] if token in vocabulary else int(token) for token in tokens]
+
+
+def score(groups: Sequence[Sequence[Said]], scorer: Scorer, first: int = 0) -> list[list[Said]]:
+    """The same answers with what the rewards say of them."""
+    answers = [
+        Answer(
+            said.record.prompt or "",
+            said.completion,
+            said.text,
+            tuple(said.sample.tokens.tolist()),
+            said.sample.finish,
+            said.record.columns,
+            first + group,
+        )
+        for group, members in enumerate(groups)
+        for said in members
+    ]
+    scored: Iterator[Scored] = iter(scorer.score(answers))
+    return [[replace(said, scored=next(scored)) for said in members] for members in groups]
+
+
+def best(group: Sequence[Said]) -> Said:
+    """The answer with the highest reward, the first among equals; where no reward scored any, the first of all."""
+    rewards = [-np.inf if s.scored is None or s.scored.reward is None else s.scored.reward for s in group]
+    return replace(group[int(np.argmax(rewards))], best_of=len(group))
