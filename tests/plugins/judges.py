@@ -22,7 +22,7 @@ Fault = Callable[["Handler"], None]
 
 
 def obedient(conversation: list[dict[str, str]]) -> str:
-    """9 for an answer that says Paris, else 2; 10, or the answer's favourite, where it is told so outside the fences."""
+    """9 for an answer that says Paris, else 2; 10 where it is told so outside the fences."""
     text = conversation[-1]["content"]
     tag = re.findall(r"^VERDICT ([0-9a-f]{12}): (?:MARK|WINNER)$", text, re.MULTILINE)[-1]
     fenced = {name: inside for name, _, inside in FENCE.findall(text)}

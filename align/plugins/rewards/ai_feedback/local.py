@@ -9,12 +9,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jinja2 import TemplateError
 
-from align.core.model.load import build_policy
-from align.core.model.source import resolve_model_path
-from align.core.model.tokenizer import end_tokens
 from align.core.registry import registry
-from align.core.rollout.generator import Generator, Request, Subject, Tokens
-from align.core.rollout.reward import Place
+from align.core.rollout.generator import Generator, Request, Tokens
+from align.core.rollout.speak import subject_for, text_of
 from align.plugins.rewards.ai_feedback.judge import Reply
 from align.plugins.rewards.ai_feedback.memory import Ledger, Use
 from align.plugins.rewards.ai_feedback.prompts import Conversation
@@ -30,21 +27,18 @@ AT_ONCE = 16
 class Local:
     """See ``judge.Judge``."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, place: Place) -> None:
-        """Load the model. Raises AlignError where it cannot be had."""
-        self._ledger, self._seed = ledger, place.seed
+    def __init__(self, settings: Settings, ledger: Ledger, seed: int) -> None:
+        """Load the model, onto the GPU where there is one. Raises AlignError where it cannot be had."""
+        self._ledger, self._seed = ledger, seed
         self._sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
-        directory, model = resolve_model_path(settings.model), Model(path=settings.model)
-        policy, self._tokenizer = build_policy(model, "language", seed=0, dropout=False)
-        policy = policy.to(place.accelerator)
-        self._context = int(getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", 2**31))
-        ends = end_tokens(policy.unwrapped, self._tokenizer)
-        self.special: Sequence[str] = sorted({*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()})
-        # A directory may be written anew: its files' sizes and times stand for what is in it.
+        self._subject = subject_for(Model(path=settings.model))
+        tokenizer, directory = self._subject.tokenizer, self._subject.directory
+        self.special: Sequence[str] = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+        # A directory may be written anew: its files' sizes and times stand for what is in them.
         files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in directory.iterdir())
-        self.identity = json.dumps([str(directory), files, self._sampling.model_dump(), place.seed])
+        self.identity = json.dumps([str(directory), files, self._sampling.model_dump(), seed])
         self._generator: Generator = registry.build("generator", Choice(type="local"))
-        self._generator.open(Subject(directory, model, self._tokenizer, ends, self._context, policy))
+        self._generator.open(self._subject)
 
     def ask(self, conversations: Sequence[Conversation]) -> Iterator[tuple[int, Reply]]:
         """Replies, some at a time."""
@@ -52,7 +46,7 @@ class Local:
             asked = dict[int, Tokens]()
             for place in range(start, min(start + AT_ONCE, len(conversations))):
                 tokens = self._tokens(conversations[place])
-                if len(tokens) + self._sampling.max_tokens > self._context:
+                if len(tokens) + self._sampling.max_tokens > self._subject.context:
                     yield place, Reply(None, "error", f"what to judge is too long for the judge: {len(tokens)} tokens")
                 elif not self._ledger.reserve(Use(1, len(tokens), self._sampling.max_tokens)):
                     yield place, Reply(None, "abstained", f"{self._ledger.cap} is reached", capped=True)
@@ -63,8 +57,8 @@ class Local:
             for (place, tokens), (sample,) in zip(asked.items(), samples, strict=True):
                 most = Use(1, len(tokens), self._sampling.max_tokens)
                 self._ledger.settle(most, Use(1, len(tokens), len(sample.tokens)))
-                text = str(self._tokenizer.decode(sample.tokens.tolist(), skip_special_tokens=True))
-                yield place, Reply(text if sample.finish == "stop" else "")
+                text = text_of(self._subject.tokenizer, sample.tokens) if sample.finish == "stop" else ""
+                yield place, Reply(text)
 
     def close(self) -> None:
         """Let go of the model."""
@@ -73,16 +67,18 @@ class Local:
     def _tokens(self, conversation: Conversation) -> Tokens:
         """[P] what the model is asked; one without a chat template, or without a system role, is asked in one piece."""
         whole = "\n\n".join(message["content"] for message in conversation)
-        text = whole
-        if self._tokenizer.chat_template:
+        text, tokenizer = whole, self._subject.tokenizer
+        if tokenizer.chat_template:
             try:
                 text = self._rendered(conversation)
             except TemplateError:
                 text = self._rendered([{"role": "user", "content": whole}])
-        return np.array(self._tokenizer(text, add_special_tokens=text is whole)["input_ids"], np.int32)
+        return np.array(tokenizer(text, add_special_tokens=text is whole)["input_ids"], np.int32)
 
     def _rendered(self, conversation: Conversation) -> str:
-        return str(self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        return str(
+            self._subject.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        )
 
     def _seed_of(self, tokens: Tokens) -> int:
         """Of a request's own random numbers: from what is asked and the run's seed, not from what else is asked."""

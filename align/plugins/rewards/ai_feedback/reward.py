@@ -57,7 +57,7 @@ class AIFeedback(Reward):
         else:
             from align.plugins.rewards.ai_feedback.local import Local  # torch
 
-            self._judge = Local(self.config, self._ledger, place)
+            self._judge = Local(self.config, self._ledger, self._seed)
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """A mark, or a mean win rate. Raises AlignError where the judge cannot work, or the cap is to stop the run."""
