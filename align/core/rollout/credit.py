@@ -39,7 +39,7 @@ def divergence(experience: Experience, kind: KL) -> Numbers:
 
 
 def rewards(group: Group, beta: float = 0.0, kind: KL = "k1") -> Numbers:
-    """R_i − β Σ_t k_t, NaN where nobody scored the answer: [G]. The KL in the reward; RLOO, 2402.14740 Eq 3."""
+    """R_i − β Σ_t k_t, NaN where nobody scored the answer: [G]. The KL in the reward; RLOO, 2402.14740."""
     scores = np.array([np.nan if e.reward is None else e.reward for e in group], np.float64)
     return scores - [beta * divergence(e, kind).sum() for e in group] if beta else scores
 
@@ -80,7 +80,7 @@ def less_mean(reward: Numbers) -> Numbers:
 
 
 def less_siblings(reward_G: Numbers) -> Numbers:
-    """R_i − 1/(n−1) Σ_{j≠i} R_j = n/(n−1) (R_i − mean(R)), n scored answers. RLOO, 2402.14740 Eq 8.
+    """R_i − 1/(n−1) Σ_{j≠i} R_j = n/(n−1) (R_i − mean(R)), n scored answers. RLOO, 2402.14740.
 
     An answer without scored siblings has nothing to be compared with: 0.
     """

@@ -55,7 +55,7 @@ def clipped(
 ) -> Tensor:
     """−min(ρA, clip(ρ, 1−ε_low, 1+ε_high) A); where A < 0 at most −cA.
 
-    PPO, 1707.06347 Eq 7; two epsilons: DAPO, 2503.14476 Eq 10; c: dual clip, 1912.09729 Eq 5. With c > 1 + ε_high the
+    PPO, 1707.06347 Eq 7; two epsilons: DAPO, 2503.14476 Section 3.1; c: dual clip, 1912.09729. With c > 1 + ε_high the
     latter is also the two-sided clip of INTELLECT-2 (2505.07291), which caps ρ at δ = c before the minimum.
     """
     loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - eps_low, 1 + eps_high) * advantage)
@@ -65,7 +65,7 @@ def clipped(
 
 
 def cispo(logp: Tensor, ratio: Tensor, advantage: Tensor, eps_high: float) -> Tensor:
-    """−sg(min(ρ, 1+ε_high)) A log π, sg without gradient. CISPO, 2506.13585 Eq 4: every token keeps its gradient."""
+    """−sg(min(ρ, 1+ε_high)) A log π, sg without gradient. CISPO, 2506.13585: every token keeps its gradient."""
     return -ratio.detach().clamp(max=1 + eps_high) * advantage * logp
 
 
@@ -88,7 +88,7 @@ def divergence(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
     """k_t of each token, with gradient; times ρ_t where a ratio is given: [T].
 
     Tokens are drawn from π_old, and from a π that the gradient does not see: alone, k1's gradient is 0 in expectation,
-    k2's is the KL's and k3's the forward KL's. ρ k1 and ρ k3 have the KL's own (DeepSeek-V3.2, 2512.02556 Eq 7).
+    k2's is the KL's and k3's the forward KL's. ρ k1 and ρ k3 have the KL's own (DeepSeek-V3.2, 2512.02556).
     """
     assert batch.ref_logp_T is not None, "the engine gives reference log-probabilities to uses_reference"
     k_T = ESTIMATORS[kind](batch.logp_T - batch.ref_logp_T)
@@ -101,8 +101,8 @@ def divergence(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
 def averaged(batch: Batch, x_T: Tensor, how: Averaging, max_tokens: int, weight: float = 1.0) -> Term:
     """The mean over all tokens, over sequences of their tokens' mean, or over sequences of their sum / max_tokens.
 
-    ``token``: DAPO, 2503.14476 Eq 8. ``sequence``: GRPO, 2402.03300 Eq 3. ``constant``: Dr. GRPO, 2503.20783, in which
-    no token's weight depends on its answer's length.
+    ``token``: DAPO, 2503.14476 Section 3.3. ``sequence``: GRPO, 2402.03300 Eq 3. ``constant``: Dr. GRPO, 2503.20783,
+    in which no token's weight depends on its answer's length.
     """
     if how == "token":
         return Term(x_T, "token", weight)

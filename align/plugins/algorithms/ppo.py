@@ -34,7 +34,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 def value_loss(value_T: Tensor, old_T: Tensor, return_T: Tensor, clip: float | None) -> Tensor:
     """½ max((V − R)², (V_old + clip(V − V_old, −ε, ε) − R)²), per token; null clips nothing.
 
-    Clipping the value is not of the paper (1707.06347 Eq 9 has the square alone) but of its authors' code.
+    Clipping the value is not of the paper (1707.06347 Section 5 has the square alone) but of its authors' code.
     """
     error_T = (value_T - return_T).square()
     if clip is not None:
@@ -46,7 +46,7 @@ def value_loss(value_T: Tensor, old_T: Tensor, return_T: Tensor, clip: float | N
 class PPO(Online):
     """−min(ρ_t A_t, clip(ρ_t) A_t) for the policy and ½ (V_t − R_t)² for the critic, A_t and R_t by GAE.
 
-    1707.06347 Eqs 7 and 9, 1506.02438 Eq 16; each token costs β k_t, and the last one brings the answer's reward
+    1707.06347 Eq 7, 1506.02438 Eq 16; each token costs β k_t, and the last one brings the answer's reward
     (1909.08593 Eq 2).
     """
 

@@ -19,7 +19,7 @@ from align.schemas.rollout import Rollout
 class RLOO(Online):
     """−min(ρA, clip(ρ) A) for each answer, A_i = R_i − the mean of its siblings, R with the KL as a penalty.
 
-    2402.14740 Eqs 3 and 8. ρ is the whole answer's ratio, 1 in a phase's first step, where this is REINFORCE.
+    2402.14740. ρ is the whole answer's ratio, 1 in a phase's first step, where this is REINFORCE.
     """
 
     name = "rloo"
