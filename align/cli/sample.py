@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from align.cli.choices import SPELT, choice_of, reward_of
+
 if TYPE_CHECKING:
     from align.core.rollout.score import Scorer
     from align.core.rollout.speak import Said
     from align.schemas.rollout import RewardChoice
-
-_CHOICE = "NAME or NAME:KEY=VALUE,KEY=VALUE"
 
 
 @click.command()
@@ -33,8 +32,8 @@ _CHOICE = "NAME or NAME:KEY=VALUE,KEY=VALUE"
 @click.option("-n", "n", type=click.IntRange(min=1), default=1, show_default=True, help="Answers to each prompt.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="All draws follow from it.")
 @click.option("--best-of", type=click.IntRange(min=1), metavar="N", help="Of N answers the one with the best reward.")
-@click.option("--reward", multiple=True, metavar="REWARD", help=f"{_CHOICE}; repeatable, summed by their weight.")
-@click.option("--generator", default="local", show_default=True, metavar="GENERATOR", help=f"{_CHOICE}.")
+@click.option("--reward", multiple=True, metavar="REWARD", help=f"{SPELT}; repeatable, summed by their weight.")
+@click.option("--generator", default="local", show_default=True, metavar="GENERATOR", help=f"{SPELT}.")
 @click.option("--chat/--raw", default=None, help="Ask text as a user's message, or have it continued.")
 @click.option("--context", type=click.IntRange(min=2), help="Most tokens of prompt and answer; default: the model's.")
 @click.option("--jsonl", type=click.Path(path_type=Path, dir_okay=False), help="Write the answers as JSON lines.")
@@ -67,7 +66,6 @@ def sample(
     from align.core.registry import registry
     from align.core.rollout.speak import Speaker, Stream, answers, prompts_for, subject_for, token_ids
     from align.core.settings import check, dotted
-    from align.schemas.choice import Choice
     from align.schemas.rollout import Sampling
     from align.schemas.run import Model
 
@@ -76,8 +74,8 @@ def sample(
     drawn |= {"temperature": 0.0} if greedy else {}
     sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))
     records = prompts_for(prompt, subject.tokenizer, chat)
-    rewards = [_reward(word) for word in reward]
-    speaks = registry.build("generator", Choice(**_choice(generator, "generator")))
+    rewards = [reward_of(word) for word in reward]
+    speaks = registry.build("generator", choice_of(generator, "generator"))
     with ExitStack() as opened:
         scorer = opened.enter_context(_scorer(rewards, seed)) if rewards else None
         opened.callback(speaks.close)
@@ -118,31 +116,3 @@ def _scorer(rewards: list[RewardChoice], seed: int) -> Scorer:
     from align.core.train.rundir import cache_directory
 
     return Scorer(rewards, Place(cache_directory(), seed=seed))
-
-
-def _reward(word: str) -> RewardChoice:
-    from align.core.settings import check, dotted
-    from align.schemas.choice import spelt_out
-    from align.schemas.rollout import BESIDE_REWARD, RewardChoice
-
-    choice = _choice(word, "reward")
-    flat = spelt_out({"type": choice["type"], **choice["settings"]}, BESIDE_REWARD)
-    return check(RewardChoice, flat, lambda path: f"--reward {choice['type']}: {dotted(path)}")
-
-
-def _choice(word: str, option: str) -> dict[str, Any]:
-    """``length:target=200,weight=0.1`` as type and settings; values are YAML."""
-    from align.core import strictyaml
-    from align.schemas.errors import AlignError
-
-    name, _, rest = word.partition(":")
-    settings = {}
-    for pair in re.split(r",(?=\w+=)", rest) if rest else []:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=f"--{option}")
-        document = strictyaml.read(value, f"--{option} {name}: {key}")
-        if document.problems:
-            raise AlignError.gather(document.problems)
-        settings[key] = document.values
-    return {"type": name, "settings": settings}
