@@ -1,0 +1,94 @@
+"""Whether a mathematical answer is right. The policy is a table in docs/math_verifier.md.
+
+    text --extract--> the one answer --notation--> one form --tree--> types --compare, leaf--> right or wrong
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from align.core.rollout.reward import Answer, Place, Reward, Score
+from align.plugins.rewards.math.compare import check, same
+from align.plugins.rewards.math.extract import Unparsed, answer_of
+from align.plugins.rewards.math.notation import clean
+from align.plugins.rewards.math.tree import Tree, read
+from align.schemas.base import Config
+
+LONGEST_GOLD = 20_000
+"""Characters of a solution."""
+
+
+class Math(Reward):
+    """1 for the right final answer and 0 for a wrong one, decided by math-verify under a strict policy.
+
+    Runs in workers: what reaches sympy is bounded, and what is slow all the same costs its answer the score.
+    """
+
+    name = "math"
+    seconds = 3.0
+
+    class Config(Config):
+        """Settings of the math verifier."""
+
+        column: str = "solution"
+        """The column with the gold answer: bare, in a ``\\boxed{}``, or after ``####``."""
+        boxed: bool = False
+        """Only an answer in a ``\\boxed{}`` counts; else "the answer is 7", ``#### 7``, or the bare answer do too."""
+        unparsed: Annotated[float, Field(allow_inf_nan=False)] | None = 0.0
+        """The score where no answer is found or it cannot be judged; null leaves it out."""
+
+    config: Config
+
+    def open(self, place: Place) -> None:
+        """Import sympy and build the parser's tables, once for all workers."""
+        logging.getLogger("math_verify").setLevel(logging.ERROR)
+        for gold, answer in ((r"\frac{x+1}{2}", r"\boxed{0.5(x+1)}"), (r"\sqrt{2}", r"\boxed{\frac{2}{\sqrt 2}}")):
+            assert self.verdict(gold, answer).outcome == "right"
+
+    def unfit(self, columns: Mapping[str, Any]) -> str | None:
+        """Why a row's gold answer is none."""
+        if columns.get(self.config.column) is None:
+            return f"has no {self.config.column!r}"
+        try:
+            _gold(str(columns[self.config.column]))
+        except Unparsed as error:
+            return f"{self.config.column} {error}"
+        return None
+
+    def score(self, answers: Sequence[Answer]) -> Sequence[Score]:
+        """A verdict on each answer, against its own gold."""
+        return [self.verdict(str(answer.columns.get(self.config.column, "")), answer.text) for answer in answers]
+
+    def verdict(self, gold: str, text: str) -> Score:
+        """One answer. An unfit gold is an ``error``: neither right nor wrong can be said."""
+        try:
+            written, ours = _gold(gold)
+        except Unparsed as error:
+            return Score(None, "error", why=f"the gold answer {error}")
+        try:
+            said = clean(answer_of(text, self.config.boxed))
+            right = _bare(said) == written or same(ours, read(said))
+        except Unparsed as error:
+            return Score(self.config.unparsed, "unparsed", why=f"the answer {error}")
+        return Score(1.0, "right") if right else Score(0.0, "wrong")
+
+
+@lru_cache(maxsize=4096)
+def _gold(text: str) -> tuple[str, Tree]:
+    """A gold answer as written and as a tree. Raises Unparsed where it is none."""
+    if len(text) > LONGEST_GOLD:
+        raise Unparsed(f"is longer than {LONGEST_GOLD} characters")
+    marked = "box" in text or "####" in text
+    said = clean(answer_of(text, boxed=False) if marked else text)
+    tree = read(said)
+    check(tree)
+    return _bare(said), tree
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())

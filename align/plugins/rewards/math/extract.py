@@ -1,0 +1,142 @@
+"""Which part of a text is its answer: exactly one, clearly marked, and meant."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+
+from align.plugins.rewards.math.notation import plain
+
+LONGEST_TEXT = 2**20
+"""Characters of a whole answer."""
+LONGEST_ANSWER = 1500
+"""Characters of what is in the box."""
+_TAIL = 2000
+"""Free answers are looked for in the last characters."""
+_LINE = 300
+"""Characters of a last line that may end in ``= X``."""
+_BOXES = 20
+"""Boxes that are looked at, the last ones."""
+
+_BOX = re.compile(r"\\f?boxed\s*(?=\{)|\\fbox\s*(?=\{)|\\boxed|\\fbox")
+_CORRECTED = re.compile(
+    r"\b(?:wait|actually|no|not|sorry|correction|corrected|mistake|wrong|error|recheck|instead|rather|hmm|oops|redo|"
+    r"let me|check|verify|so|therefore|thus|hence|final|finally|then|next)\b",
+    re.I,
+)
+_HEDGED = re.compile(r"\b(?:or|and|alternatively|maybe|perhaps|possibly|otherwise|either|could|might|also)\b|[,;&/]", re.I)
+_BEGINS_HEDGED = re.compile(
+    r"\W*(?:(?:or|alternatively|maybe|perhaps|possibly|otherwise|also)\b|it (?:could|might|may))", re.I
+)
+_HEDGE_AFTER = re.compile(r"[\s$*)\]\\.,;]*(?:and/)?\b(?:or|alternatively|maybe|perhaps|possibly|otherwise)\b\s+\S", re.I)
+_MARKERS = (
+    re.compile(r"####[ \t]*([^\n]+)"),
+    re.compile(r"<answer>(.*?)</answer>", re.S | re.I),
+    re.compile(r"\banswer\b[ \t]*(?:\*\*)?[ \t]*(?:is|:|=)(?:[ \t]*(?:\*\*|:))*[ \t]*\n?[ \t]*([^\n]+)", re.I),
+)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_WORDS_OF_DOUBT = re.compile(r"\b(?:either|maybe|perhaps|possibly|probably|not|between|unknown|unclear)\b", re.I)
+
+
+class Unparsed(Exception):
+    """There is no answer, or not exactly one; says why."""
+
+
+def answer_of(text: str, boxed: bool) -> str:
+    """The one answer of a text. boxed: whether only a box counts. Raises Unparsed.
+
+    The last box counts, so a correction is heard; two boxes given side by side are two answers, which is none.
+    """
+    if len(text) > LONGEST_TEXT:
+        raise Unparsed(f"is longer than {LONGEST_TEXT} characters")
+    _, thought, text = text.rpartition("</think>")
+    if not thought and "<think>" in text:
+        raise Unparsed("never stops thinking")
+    found = _boxed(text) if "box" in text else None
+    if found is None:
+        if boxed:
+            raise Unparsed("has no box")
+        found = _free(text[-_TAIL:], whole=len(text) <= _TAIL)
+    found = re.sub(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1", found).strip()
+    if not found:
+        raise Unparsed("has an empty answer")
+    if len(found) > LONGEST_ANSWER:
+        raise Unparsed(f"has an answer of more than {LONGEST_ANSWER} characters")
+    return found
+
+
+def _boxed(text: str) -> str | None:
+    """What the last box holds; None without boxes."""
+    boxes: list[tuple[int, int, str]] = []  # start, end, content; outermost ones
+    for match in deque(_BOX.finditer(text), maxlen=_BOXES):
+        if boxes and match.start() < boxes[-1][1]:
+            continue
+        end = _closing(text, match.end())
+        if end is None:
+            if _BOX.search(text, match.end()) is None:
+                raise Unparsed("ends in a box that is not closed")
+            continue
+        boxes.append((match.start(), end, text[match.end() + 1 : end - 1]))
+    if not boxes:
+        return None
+    start, end, content = boxes[-1]
+    for earlier in reversed(boxes[:-1]):
+        between = plain(text[earlier[1] : start][:300])
+        if "".join(earlier[2].split()) == "".join(content.split()):
+            start = earlier[0]
+            continue
+        if start - earlier[1] < 100 and not _CORRECTED.search(between):
+            words = re.sub(r"\\(?:text|quad|qquad|hspace|\W)|\W", "", between)
+            sentences = re.split(r"[.!?]\s|\n", between)
+            hedged = _HEDGED.search(between) if len(sentences) == 1 else _BEGINS_HEDGED.match(sentences[-1])
+            if not words or hedged:
+                raise Unparsed("gives several answers")
+        break
+    if _HEDGE_AFTER.match(text, end):
+        raise Unparsed("gives another answer after its box")
+    return content
+
+
+def _closing(text: str, brace: int) -> int | None:
+    """The place after the brace that closes the one at ``brace``."""
+    if brace >= len(text) or text[brace] != "{":
+        return None
+    depth = 0
+    for match in re.compile(r"\\[{}\\]|[{}]").finditer(text, brace, brace + 20 * LONGEST_ANSWER):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.end()
+    return None
+
+
+def _free(text: str, whole: bool) -> str:
+    """An answer without a box: after ``####``, in ``<answer>``, after "the answer is", ``= X`` at the end, or alone."""
+    for marker in _MARKERS:
+        places = list(marker.finditer(text))
+        if places:
+            said = places[-1][1].strip()
+            if marker is not _MARKERS[1] and (end := _SENTENCE_END.search(said)):
+                if re.match(r"\s*(?:or|alternatively|maybe)\b", said[end.end() :], re.I):
+                    raise Unparsed("gives several answers")
+                said = said[: end.start()]
+            if len(places) > 1:
+                between = text[places[-2].end(1) : places[-1].start()]
+                if places[-2][1].strip(" .$*") != said.strip(" .$*") and re.match(r"\W*(?:or|and|alternatively)\b", between, re.I):
+                    raise Unparsed("gives several answers")
+            return _meant(said)
+    last = text.strip().rpartition("\n")[2]
+    if whole and last == text.strip():
+        if "=" in last and re.search(r"[a-zA-Z]{2,} ", last.rpartition("=")[0]):
+            return _meant(last.rpartition("=")[2])
+        return _meant(last)
+    if len(last) <= _LINE and re.search(r"[^=]=[^=]+$", last):
+        return _meant(last.rpartition("=")[2])
+    raise Unparsed("has no box and no final answer")
+
+
+def _meant(said: str) -> str:
+    """Raises Unparsed where more than one formula is there, or doubt."""
+    formulas = re.findall(r"(?<!\\)\$[^$]+(?<!\\)\$", said)
+    if len(formulas) > 1 or _WORDS_OF_DOUBT.search(said):
+        raise Unparsed("gives several answers, or doubts")
+    return said

@@ -1,0 +1,375 @@
+"""An answer as a typed tree: numbers, expressions, words, lists, sets, tuples and intervals, unions, matrices, relations.
+
+The outer structure is read here, strictly; only the leaves are mathematics for ``leaf``. So a list is never a tuple,
+``(1, 2]`` never ``[1, 2]``, and a unit never a variable.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from align.plugins.rewards.math.extract import Unparsed
+
+Kind = Literal["number", "expression", "words", "list", "set", "bracket", "union", "matrix", "relation"]
+MOST_PARTS = 64
+"""Elements of one list, set, union or matrix."""
+
+_UNITS = {
+    "deg": "degree degrees",
+    "dollar": "dollars usd bucks",
+    "euro": "euros eur",
+    "pound": "pounds gbp",
+    "cent": "cents",
+    "km": "kilometer kilometers kilometre kilometres kms",
+    "m": "meter meters metre metres",
+    "cm": "centimeter centimeters centimetre centimetres cms",
+    "mm": "millimeter millimeters millimetre millimetres",
+    "mi": "mile miles",
+    "ft": "foot feet",
+    "in": "inch inches",
+    "yd": "yard yards",
+    "kg": "kilogram kilograms kgs",
+    "g": "gram grams",
+    "lb": "lbs",
+    "s": "second seconds sec secs",
+    "min": "minute minutes mins",
+    "h": "hour hours hr hrs",
+    "day": "days",
+    "week": "weeks",
+    "month": "months",
+    "year": "years yr yrs",
+    "L": "liter liters litre litres l",
+    "mL": "milliliter milliliters millilitre millilitres ml",
+    "unit": "units",
+}
+_UNIT = {spelling: unit for unit, spellings in _UNITS.items() for spelling in [unit, *spellings.split()]}
+_BARE_UNITS = "|".join(sorted((u for u in [*_UNIT, "mph", "kph", "km/h", "m/s", "cm/s", "miles per hour"] if len(u) > 1), key=len, reverse=True))
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_NO_UNIT = frozenset(
+    "or and not more less than maybe about around over under plus minus times half third quarter dozen per percent "
+    "squared cubed point approximately roughly almost nearly at most least fewer greater above below between to by of "
+    "each with without is are remainder mod base".split()
+) - {"per", "of"}
+
+_DIGITS = r"\d+(?:\.\d*)?|\.\d+"
+_NUMBER = re.compile(rf"-?(?:{_DIGITS})")
+_GROUPED = re.compile(r"(-?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+))(\.\d+)?")
+_FRACTION = re.compile(r"(-?)\\frac\{(-?)(\d+)\}\{(-?)(\d+)\}|(-?)(\d+) ?/ ?(-?)(\d+)")
+_MIXED = re.compile(r"(-?)(\d+) ?(?:\\frac\{(\d+)\}\{(\d+)\}|(?<= )(\d+) ?/ ?(\d+))")
+_SCIENTIFIC = re.compile(rf"(-?(?:{_DIGITS})) ?(?:[eE]([+-]?\d+)|(?:\\times|\\cdot|\*|x) ?10 ?\^\{{([+-]?\d+)\}})")
+_REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")
+_RELATION = re.compile(r"\\(?:le|ge|ne|approx|in)(?![a-zA-Z])|<|>|(?<![<>!:])=")
+_NAME = re.compile(
+    r"(?:\\text\{[^{}]*\}|\\?[a-zA-Z]+'*(?:_(?:\{[^{}]*\}|\w))?(?:\^\{-1\})?(?:\([a-zA-Z0-9,. ]*\))?|\\angle ?[A-Z]+|\|[A-Z]+\|)"
+)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One node. text: what it was read from. brackets: ``(]`` of a bracket, the operators of a relation.
+
+    decimals: digits behind the point of a number written with one, else None. significant: its digits without leading
+    zeros. unit: of this node.
+    """
+
+    kind: Kind
+    text: str
+    parts: tuple[Tree, ...] = ()
+    brackets: tuple[str, ...] = ()
+    number: Fraction | None = None
+    decimals: int | None = None
+    significant: int = 0
+    percent: bool = False
+    unit: str = ""
+
+
+def read(text: str, depth: int = 0) -> Tree:
+    """A cleaned answer as a tree. Raises Unparsed."""
+    text = text.strip()
+    if not depth and not re.search(r"[(\[]|\\\{", text):  # thousands; in brackets commas separate
+        text = re.sub(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""), text)
+    if not text or depth > 6:
+        raise Unparsed("has an answer that is empty, or nested too deeply")
+    return (
+        _leaf_number(text)
+        or _relation(text, depth)
+        or _list(text, depth)
+        or _union(text, depth)
+        or _matrix(text, depth)
+        or _bracketed(text, depth)
+        or _with_unit(text, depth)
+        or _words(text)
+        or _plus_minus(text, depth)
+        or Tree("expression", _mixed_within(text))
+    )
+
+
+def _leaf_number(text: str) -> Tree | None:
+    """Integers, decimals, fractions, mixed numbers, repeating decimals, powers of ten, percentages."""
+    if len(text) > 1000:
+        return None
+    percent = text.endswith("%")
+    body = text[:-1].strip() if percent else text
+    body = re.sub(r"^([+-]) ", r"\1", body).removeprefix("+").replace("- ", "-")
+    decimals, significant = None, 0
+    if match := _GROUPED.fullmatch(body):
+        body = re.sub(r"[, ]", "", match[1]) + (match[2] or "")
+    if _NUMBER.fullmatch(body):
+        value = Fraction(body.rstrip(".") if body.endswith(".") else body)
+        if "." in body:
+            decimals = len(body.partition(".")[2])
+            significant = len(body.replace(".", "").lstrip("-0"))
+    elif match := _FRACTION.fullmatch(body):
+        signs = "".join(match[i] or "" for i in (1, 2, 4, 6, 8))
+        top, bottom = int(match[3] or match[7]), int(match[5] or match[9])
+        if bottom == 0:
+            raise Unparsed("divides by zero")
+        value = Fraction(top, bottom) * (-1) ** len(signs)
+    elif match := _MIXED.fullmatch(body):
+        top, bottom = int(match[3] or match[5]), int(match[4] or match[6])
+        if bottom == 0:
+            raise Unparsed("divides by zero")
+        value = (int(match[2]) + Fraction(top, bottom)) * (-1 if match[1] else 1)
+    elif match := _SCIENTIFIC.fullmatch(body):
+        power = int(match[2] or match[3])
+        if abs(power) > 1000:
+            raise Unparsed("is too large a number")
+        value = Fraction(match[1].rstrip(".")) * Fraction(10) ** power
+        if "." in match[1]:
+            decimals = max(0, len(match[1].partition(".")[2]) - power)
+            significant = len(match[1].replace(".", "").lstrip("-0"))
+    elif match := _REPEATING.fullmatch(body):
+        whole, start, again = match[2] or "0", match[3], match[4]
+        value = Fraction(int(whole + start or "0"), 10 ** len(start))
+        value += Fraction(int(again), 10 ** len(start) * (10 ** len(again) - 1))
+        value *= -1 if match[1] else 1
+    else:
+        return None
+    if percent:
+        decimals = None if decimals is None else decimals + 2
+        value /= 100
+    return Tree("number", text, number=value, decimals=decimals, significant=significant, percent=percent)
+
+
+def _relation(text: str, depth: int) -> Tree | None:
+    """``x = 3``, ``1 < x \\le 2``, ``x \\in (0, 1)``: parts and the operators between."""
+    cuts = [m for m in _RELATION.finditer(text) if _depth_at(text, m.start()) == 0]
+    if not cuts or (len(_split(text, ",")) > 1 and cuts[0][0] != r"\in"):
+        return None
+    if len(cuts) > 6:
+        raise Unparsed("has too many relations")
+    ends = [0, *(m.end() for m in cuts)]
+    starts = [*(m.start() for m in cuts), len(text)]
+    pieces = [text[a:b].strip() for a, b in zip(ends, starts, strict=True)]
+    if cuts[0][0] == r"\in" and len(cuts) == 1 and _NAME.fullmatch(pieces[0]):
+        return read(pieces[1], depth + 1)
+    if cuts[0][0] == r"\approx" and not pieces[0]:
+        return read(pieces[-1], depth + 1)
+    if not all(pieces):
+        if not pieces[0] and len(cuts) == 1 and cuts[0][0] == "=":
+            return read(pieces[1], depth + 1)
+        raise Unparsed("has a relation with one side")
+    parts = tuple(_side(piece, depth) for piece in pieces)
+    return Tree("relation", text, parts, tuple(m[0] for m in cuts))
+
+
+def _side(text: str, depth: int) -> Tree:
+    """A side of a relation: a name stays a name, with its unit or index."""
+    return Tree("expression", text) if _NAME.fullmatch(text) else read(text, depth + 1)
+
+
+def is_name(tree: Tree) -> bool:
+    """Whether it is what an answer may be said to be: ``x``, ``f(2)``, ``\\angle ABC``, ``\\text{Area}``."""
+    return _NAME.fullmatch(tree.text) is not None and not re.fullmatch(r"\\pi|\\infty|e|i", tree.text)
+
+
+def _list(text: str, depth: int) -> Tree | None:
+    pieces = _split(text, ",")
+    if len(pieces) < 2:
+        return None
+    if not all(pieces) or len(pieces) > MOST_PARTS:
+        raise Unparsed("is a list with gaps, or a very long one")
+    parts = tuple(read(piece, depth + 1) for piece in pieces)
+    if any(part.kind == "list" for part in parts):
+        raise Unparsed("is a list of lists")
+    if _solves_one_name(parts):  # x = 1, x = 2
+        parts = tuple(part.parts[-1] if part.kind == "relation" else part for part in parts)
+    return Tree("list", text, parts)
+
+
+def _solves_one_name(parts: tuple[Tree, ...]) -> bool:
+    solved = [p for p in parts if p.kind == "relation" and p.brackets == ("=",) and is_name(p.parts[0])]
+    names = {p.parts[0].text for p in solved}
+    return len(names) == 1 and parts[0] in solved and all(p in solved or p.kind in ("number", "expression") for p in parts)
+
+
+def _union(text: str, depth: int) -> Tree | None:
+    if len(pieces := _split(text, r"\setminus")) == 2 and all(pieces):
+        return Tree("union", text, tuple(read(piece, depth + 1) for piece in pieces), ("minus",))
+    pieces = _split(text, r"\cup")
+    if len(pieces) < 2:
+        if text == r"\reals":
+            return read(r"(-\infty,\infty)", depth + 1)
+        return Tree("set", text) if text in (r"\emptyset", r"\{\}", r"\{ \}") else None
+    if not all(pieces) or len(pieces) > MOST_PARTS:
+        raise Unparsed("is a union with gaps, or a very long one")
+    return Tree("union", text, tuple(read(piece, depth + 1) for piece in pieces))
+
+
+_MATRIX = re.compile(r"[(\[]?\\begin\{([pbBv]?(?:small)?)(?:matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1(?:matrix|array)\}[)\]]?")
+
+
+def _matrix(text: str, depth: int) -> Tree | None:
+    match = _MATRIX.fullmatch(text)
+    if match is None:
+        return None
+    if match[1] == "v":
+        raise Unparsed("is a determinant that is not worked out")
+    rows = [row for row in re.split(r"\\\\", match[2]) if row.strip()]
+    cells = [[cell.strip() for cell in row.split("&")] for row in rows]
+    if not cells or len({len(row) for row in cells}) != 1 or sum(map(len, cells)) > MOST_PARTS:
+        raise Unparsed("is a matrix of unequal rows, or a very large one")
+    parts = tuple(read(cell, depth + 1) for row in cells for cell in row)
+    return Tree("matrix", text, parts, (str(len(cells)), str(len(cells[0]))))
+
+
+def _bracketed(text: str, depth: int) -> Tree | None:
+    """``(a, b)``, ``[a, b)``, ``\\{a, b\\}``; brackets around one thing are mere grouping."""
+    if text.startswith(r"\{") and text.endswith(r"\}"):
+        inner = text[2:-2].strip()
+        pieces = _split(inner, ",")
+        if not all(pieces) or len(pieces) > MOST_PARTS or re.search(r"\||:", inner):
+            raise Unparsed("is a set with gaps, a very long one, or one by a condition")
+        return Tree("set", text, tuple(read(piece, depth + 1) for piece in pieces))
+    if text[0] not in "([" or text[-1] not in ")]" or _closes_before_end(text):
+        return None
+    pieces = _split(text[1:-1], ",")
+    if len(pieces) == 1:
+        return read(pieces[0], depth + 1) if text[0] + text[-1] == "()" and pieces[0] else None
+    if not all(pieces) or len(pieces) > MOST_PARTS:
+        raise Unparsed("is a tuple with gaps, or a very long one")
+    return Tree("bracket", text, tuple(read(piece, depth + 1) for piece in pieces), (text[0], text[-1]))
+
+
+def _with_unit(text: str, depth: int) -> Tree | None:
+    """``5 \\text{ km}``, ``90\\text{deg}``, ``\\text{dollar}5``, ``5 km``, ``3 apples``, ``2 million``."""
+    if match := re.fullmatch(r"(-?)\\text\{(dollar|euro|pound|yen)\} ?(.+)", text):
+        return _united(match[1] + match[3], match[2], depth)
+    match = re.fullmatch(r"(.*[^\\a-zA-Z_^{( ,])\s*((?:\\text\{[^{}]+\}(?:\^\{?[123]\}?)?[ /]?)+)", text)
+    if match is None:
+        plain = rf"(.*[\d}})%])\s*((?:square |cubic |sq\.? )?(?:{_BARE_UNITS})(?:\^\{{?[123]\}}?)?|(?<= )[a-z]{{4,}}(?: [a-z]{{2,}}){{0,2}})"
+        match = re.fullmatch(plain, text)
+    return _united(match[1], match[2], depth) if match else None
+
+
+def _united(value: str, unit: str, depth: int) -> Tree | None:
+    words = re.sub(r"\\text\{([^{}]*)\}", r"\1 ", unit).strip().rstrip(".")
+    scale = 0
+    first, _, rest = words.partition(" ")
+    if first in _SCALES:
+        scale, words = _SCALES[first], rest
+    if _NO_UNIT & {*words.lower().split()}:
+        raise Unparsed("has words beside its number")
+    if len(words.split()) > 4 or re.search(r"[\d=,](?<!\^[123])", re.sub(r"\^\{?([123])\}?", r"^\1", words)):
+        return None
+    tree = read(value, depth + 1)
+    if tree.unit:
+        raise Unparsed("has two units")
+    if scale:
+        if tree.number is None:
+            raise Unparsed("has words beside its number")
+        tree = Tree("number", text=value + unit, number=tree.number * 10**scale)
+    return Tree(**{**tree.__dict__, "unit": _unit(words)})
+
+
+def _unit(words: str) -> str:
+    """One spelling for each unit; ``square cm`` is ``cm^2``, ``mph`` is ``mi/h``. Case differs in short ones."""
+    spelt = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h"}.get(words, words)
+    return "/".join(_single_unit(part.strip()) for part in re.split(r"/| per ", spelt))
+
+
+def _single_unit(words: str) -> str:
+    words = re.sub(r"\^\{?([123])\}?", r"^\1", words)
+    match = re.fullmatch(r"(?:(square|sq\.?|cubic|cu\.?) )?(.*?)(?:\^([123]))?", words)
+    assert match is not None
+    power = match[3] or {"s": "2", "c": "3"}.get((match[1] or " ")[0], "1")
+    base = match[2].strip()
+    known = _UNIT.get(base) or _UNIT.get(base.lower()) if len(base) > 3 else _UNIT.get(base)
+    name = known or (base.lower().removesuffix("s") if len(base) > 3 else base)
+    return name if power == "1" else f"{name}^{power}"
+
+
+def _words(text: str) -> Tree | None:
+    """Words and single letters: a name is compared as it is written, not as a product of letters."""
+    inner = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip()
+    marked = inner != text
+    inner = re.sub(r"^(?:option|choice) (?=\(?[A-Z]\)?$)", "", inner, flags=re.I)
+    if match := re.fullmatch(r"\(?([a-zA-Z])\)?\.?", inner):
+        return Tree("words", match[1])
+    if re.fullmatch(r"[a-zA-Z][a-zA-Z' .-]*", inner) and (marked or " " in inner.strip() or len(inner) > 3):
+        return Tree("words", " ".join(inner.rstrip(".").casefold().split()))
+    if re.fullmatch(r"yes|no", inner, re.I):
+        return Tree("words", inner.casefold())
+    if re.fullmatch(r"\d+(?: ?: ?\d+)+", inner):  # a ratio, or a time of day
+        return Tree("words", inner.replace(" ", ""))
+    if match := re.fullmatch(r"([0-9A-F]+)_\{?(\d+)\}?", inner):  # a numeral in a base
+        return Tree("words", f"{match[1]}_{match[2]}")
+    return None
+
+
+def _plus_minus(text: str, depth: int) -> Tree | None:
+    r"""``a \pm b`` is the list ``a + b, a - b``."""
+    if text.count(r"\pm") != 1 or _depth_at(text, text.index(r"\pm")):
+        return None
+    both = (text.replace(r"\pm", sign).strip().removeprefix("+").strip() for sign in ("+", "-"))
+    return Tree("list", text, tuple(read(one, depth + 1) for one in both))
+
+
+def _mixed_within(text: str) -> str:
+    """A whole number before a fraction of numbers is added to it, as it is read in print."""
+    return re.sub(r"(?<![\d.}^_])(\d+)(\\frac\{\d+\}\{\d+\})", r"(\1+\2)", text)
+
+
+def _depth_at(text: str, place: int) -> int:
+    depth = 0
+    for c, _ in _brackets(text[:place]):
+        depth += 1 if c in "([{" else -1
+    return depth
+
+
+def _brackets(text: str) -> Iterator[tuple[str, int]]:
+    for match in re.finditer(r"[(\[{}\])]", text):
+        yield match[0], match.start()
+
+
+def _closes_before_end(text: str) -> bool:
+    depth = 0
+    for c, at in _brackets(text):
+        depth += 1 if c in "([{" else -1
+        if depth == 0 and at < len(text) - 1:
+            return True
+    return depth != 0
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Pieces between separators outside all brackets. Raises Unparsed where brackets do not close."""
+    pieces, depth, start, i = [], 0, 0, 0
+    while i < len(text):
+        if text[i] in "([{":
+            depth += 1
+        elif text[i] in ")]}":
+            depth -= 1
+            if depth < 0:
+                raise Unparsed("has brackets that do not close")
+        elif depth == 0 and text.startswith(separator, i):
+            pieces.append(text[start:i].strip())
+            i = start = i + len(separator)
+            continue
+        i += 1
+    if depth:
+        raise Unparsed("has brackets that do not close")
+    return [*pieces, text[start:].strip()]
