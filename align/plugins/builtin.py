@@ -30,6 +30,7 @@ def register_rewards(register: Register) -> None:
     """What answers are worth."""
     register("code", "align.plugins.rewards.code:Code")
     register("ai_feedback", "align.plugins.rewards.ai_feedback:AIFeedback")
+    register("math", "align.plugins.rewards.math:Math")
 
 
 @hookimpl
