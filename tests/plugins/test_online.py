@@ -349,6 +349,8 @@ def test_curves_by_hand() -> None:
         (Reinforce, {"baseline": "group"}, "group must be at least 2"),
         (Reinforce, {"decay": 0.5}, "decay is not read by baseline 'none'"),
         (Reinforce, {"beta": 0, "kl": "k2"}, "kl is not read where beta is 0"),
+        (PPO, {"beta": 0, "kl_target": 6.0}, "kl_target is not read where beta is 0"),
+        (PPO, {"kl_horizon": 5.0}, "kl_horizon is not read without kl_target"),
         (RLOO, {"group": 1}, "greater than or equal to 2"),
         (OnlineDPO, {"group": 1}, "greater than or equal to 2"),
     ],

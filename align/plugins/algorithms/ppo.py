@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from align.core.algorithm import Batch, Metric, Outcome, Term
@@ -97,6 +97,15 @@ class PPO(Online):
         """kl_target only: the more answers, the slower beta moves (TRL's and veRL's horizon)."""
         missing_eos_penalty: NonNegativeFloat = 0.0
         """Taken off the reward of an answer that was cut off at max_tokens (TRL's)."""
+
+        @model_validator(mode="after")
+        def _read(self) -> PPO.Config:
+            given = self.model_fields_set
+            if self.beta == 0 and (unread := sorted({"kl", "kl_target", "kl_horizon"} & given)):
+                raise ValueError(f"{' and '.join(unread)} is not read where beta is 0")
+            if self.kl_target is None and "kl_horizon" in given:
+                raise ValueError("kl_horizon is not read without kl_target")
+            return self
 
     config: Config
 

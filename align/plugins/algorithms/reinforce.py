@@ -134,7 +134,7 @@ class Reinforce(Online):
         """The phase's mean, or that of the phases before, which then moves towards it; 0 where there is none."""
         now = mean(reward_N)
         if self.config.baseline not in ("batch", "moving") or np.isnan(now):
-            return 0.0
+            return self.moving or 0.0
         if self.config.baseline == "batch":
             return now
         before = now if self.moving is None else self.moving
