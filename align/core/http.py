@@ -30,6 +30,7 @@ LONGEST_WAIT = 60.0
 """Most seconds between two tries. A server that asks for more is given up at once."""
 QUOTED = 600
 """Characters of a server's own words that a message quotes."""
+_JITTER = random.Random()  # its own: training's random numbers do not depend on a server's moods
 
 
 class Failed(AlignError):
@@ -149,7 +150,7 @@ class Client:
                 failed, wait = again.failed, again.wait
                 failed.wait = wait
             if wait is None:
-                wait = random.uniform(0.5, 1.0) * 2.0 ** min(number, 5)
+                wait = _JITTER.uniform(0.5, 1.0) * 2.0 ** min(number, 5)
             if number == self.retries or wait > LONGEST_WAIT:
                 raise failed
             await asyncio.sleep(wait)

@@ -21,7 +21,7 @@ from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Largest difference that is rounding, by the type that the policy's weights are held in."""
+"""Largest difference that is rounding, by the type that the policy's weights are held in, where no autocast is on."""
 TOLERANCE_16 = 0.25
 """In 16 bits, where a logit of 30 is known to 0.1."""
 
@@ -54,7 +54,9 @@ def check_sync(
     worst = int(np.argmax(np.where(np.isfinite(gaps), gaps, np.inf)))
     gap = float(gaps[worst])
     if tolerance is None:
-        tolerance = TOLERANCE.get(next(policy.parameters()).dtype, TOLERANCE_16)
+        weight = next(policy.parameters())
+        rough = torch.is_autocast_enabled(weight.device.type)
+        tolerance = TOLERANCE_16 if rough else TOLERANCE.get(weight.dtype, TOLERANCE_16)
     if not gap <= tolerance:
         lengths = [len(answer) for _, answer in pairs]
         number = int(np.searchsorted(np.cumsum(lengths), worst, side="right"))

@@ -38,7 +38,7 @@ def run_workers(arguments: Sequence[str], count: int) -> int:
     """
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "GROUP_RANK": "0",
@@ -50,7 +50,7 @@ def run_workers(arguments: Sequence[str], count: int) -> int:
         subprocess.Popen(
             [sys.executable, "-m", "align", *arguments],
             env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)},
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         for number in range(count)
     ]
@@ -93,11 +93,13 @@ class _passing_on:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """To be run in a child before its program: the kernel kills it when the thread that started it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,0 +1,185 @@
+"""vLLM as generator: an engine in this process, or a server beside it or elsewhere.
+
+Prompts go in and answers come out as token ids, never as text that would have to be tokenised again. Every answer has
+its own seed. Log-probabilities are of the distribution that was drawn from (``processed_logprobs``). After every phase
+the policy's weights are sent, the prefix cache is dropped, and the sync gate (``core/rollout/gate.py``) compares
+log-probabilities with the trainer's.
+
+Measured on CPU with vLLM 0.32 (docs/vllm.md). Not measured, for want of a GPU: everything on CUDA, and ``weights:
+nccl`` above all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from align.core.rollout.generator import Floats, Generator, Request, Sample, Subject, Tokens
+from align.schemas.errors import AlignError
+from align.schemas.rollout import Sampling
+
+if TYPE_CHECKING:
+    from align.core.model.policy import Policy
+    from align.plugins.generators.vllm.process import Process
+    from align.plugins.generators.vllm.server import Server
+
+COLDEST = 0.01
+"""vLLM samples at no lower temperature but 0."""
+
+
+class VLLM(Generator):
+    """Answers from vLLM."""
+
+    name: ClassVar[str] = "vllm"
+
+    class Config(Generator.Config):
+        """Settings in the run file."""
+
+        mode: Literal["process", "server"] = "process"
+        """``process``: an engine in the trainer's own process, one for each rank. ``server``: one ``vllm serve`` that
+        all ranks ask, started here on a free port of this machine, or the one at ``url``."""
+        url: str | None = None
+        """server only: one that runs already (docs/vllm.md says how it must have been started)."""
+        key_env: str | None = None
+        """With ``url``: the environment variable that holds the server's API key."""
+        key_file: str | None = None
+        """With ``url``: the file that holds the server's API key."""
+        python: str | None = None
+        """server only: an interpreter that has both vllm and align; default: this one."""
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+        """Of the engine's weights; auto: what the policy's are held in."""
+        context: PositiveInt | None = None
+        """Most tokens of prompt and answer together; default: what the run needs."""
+        gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
+        """Share of a GPU's memory that the engine may take; the trainer needs the rest."""
+        kv_cache: PositiveFloat | None = None
+        """GiB for keys and values. Default: on CPU 1, on a GPU what ``gpu_memory_utilization`` leaves."""
+        enforce_eager: bool = True
+        """Neither compile nor capture graphs: starts in seconds and samples more slowly."""
+        tensor_parallel: PositiveInt = 1
+        """server only: devices that share the model."""
+        weights: Literal["files", "nccl"] = "files"
+        """server only, how weights get there. ``files``: safetensors in ``exchange``, by checksum. ``nccl``: vLLM's
+        weight transfer from GPU to GPU (not measured)."""
+        exchange: str | None = None
+        """With ``files``: a directory that trainer and server both see; default: a private one of this machine."""
+        timeout: PositiveFloat = 600.0
+        """Seconds in which a server must finish its start, a weight update, or at least one answer."""
+        engine: dict[str, Any] = Field(default_factory=dict)
+        """Further engine arguments by vLLM's own names (``block_size: 32``)."""
+
+    config: Config
+    engine: Process | Server | None = None
+
+    def open(self, subject: Subject) -> None:
+        """Start an engine, or find the server. Raises AlignError with vLLM's own words where that fails."""
+        self._check()
+        if self.config.mode == "process":
+            from align.plugins.generators.vllm.process import Process
+
+            self.engine = Process(self.config, subject, engine_arguments(self.config, subject))
+        else:
+            from align.plugins.generators.vllm.server import Server
+
+            self.engine = Server(self.config, subject, engine_arguments(self.config, subject))
+        self.ends = subject.ends
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        heard: Callable[[int, int, int], None] | None = None,
+    ) -> list[list[Sample]]:
+        """See ``Generator``; ``heard`` is told whole answers. A temperature in (0, 0.01) is refused."""
+        if 0 < sampling.temperature < COLDEST:
+            raise AlignError(f"is {sampling.temperature:g}; vLLM knows 0 and {COLDEST:g} or more", where="temperature")
+        flat = [(number, seed) for number, request in enumerate(requests) for seed in request.seeds]
+        prompts = [requests[number].prompt for number, _ in flat]
+        found = self._engine.answers(prompts, [sampling_params(sampling, self.ends, seed) for _, seed in flat], stop)
+        samples: list[list[Sample]] = [[] for _ in requests]
+        for (number, _), sample in zip(flat, found, strict=True):
+            if heard is not None:
+                for token in sample.tokens.tolist():
+                    heard(number, len(samples[number]), token)
+            samples[number].append(sample)
+        return samples
+
+    def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
+        """See ``Generator``. What is cached of prompts is not read."""
+        return self._engine.logp(sequences)
+
+    def sync(self, policy: Policy, version: int) -> None:
+        """See ``Generator``."""
+        self._engine.sync(policy, version)
+
+    def close(self) -> None:
+        """Stop the engine, or the server that was started here."""
+        if self.engine is not None:
+            self.engine.close()
+        self.engine = None
+
+    @property
+    def _engine(self) -> Process | Server:
+        if self.engine is None:
+            raise RuntimeError("the generator is not open")
+        return self.engine
+
+    def _check(self) -> None:
+        server_only = {"url", "key_env", "key_file", "python", "tensor_parallel", "weights", "exchange"}
+        given = sorted(self.config.model_fields_set & server_only)
+        if self.config.mode == "process" and given:
+            raise AlignError(f"{', '.join(given)}: only for a server", "set mode: server", where="rollout.generator")
+        started = sorted(self.config.model_fields_set & {"python"})
+        if self.config.url is not None and started:
+            raise AlignError(f"{', '.join(started)}: not for a server that runs already", where="rollout.generator")
+
+
+def engine_arguments(config: VLLM.Config, subject: Subject) -> dict[str, Any]:
+    """What vLLM is started with, by the names of its engine arguments."""
+    import torch
+
+    dtype: str = config.dtype
+    if dtype == "auto" and subject.policy is not None:
+        dtype = str(next(subject.policy.parameters()).dtype).removeprefix("torch.")
+    arguments: dict[str, Any] = {
+        "model": str(subject.directory),
+        "dtype": dtype,
+        "max_model_len": config.context or subject.context,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "enforce_eager": config.enforce_eager,
+        "tensor_parallel_size": config.tensor_parallel,
+        "trust_remote_code": subject.model.trust_remote_code,
+        "logprobs_mode": "processed_logprobs",  # of the distribution drawn from; raw ones would leave out temperature
+        "generation_config": "vllm",  # else the model's own sampling defaults would mix in
+        "seed": 0,
+    }
+    kv_cache = config.kv_cache or (None if torch.cuda.is_available() else 1.0)
+    if kv_cache is not None:
+        arguments["kv_cache_memory_bytes"] = int(kv_cache * 2**30)
+    return arguments | config.engine
+
+
+def sampling_params(sampling: Sampling, ends: Sequence[int], seed: int) -> Mapping[str, Any]:
+    """What one answer is asked with, by the names of vLLM's sampling parameters."""
+    return {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "stop": list(sampling.stop),
+        "stop_token_ids": sorted({*ends, *sampling.stop_tokens}),
+        "ignore_eos": True,  # the ends above are all there are
+        "detokenize": bool(sampling.stop),
+        "seed": seed,
+        "logprobs": 0,  # of the token drawn, and no others
+    }
+
+
+SCORING: Mapping[str, Any] = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
+"""Sampling parameters that ask for the log-probabilities of a prompt's tokens."""

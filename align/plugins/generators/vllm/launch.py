@@ -1,0 +1,154 @@
+"""A vLLM server as a child: on this machine only, with a key of its own, ended with us whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from align.core.http import Client, Failed
+from align.core.train.spawn import die_with_parent, free_port
+from align.plugins.generators.vllm import VLLM
+from align.schemas.errors import AlignError
+
+GRACE = 10.0
+"""Seconds for a server to end by itself."""
+WORDS = 6
+"""Lines of a server's log that a message quotes."""
+EXTENSION = "align.plugins.generators.vllm.extension"
+
+
+class Launched:
+    """``vllm serve`` in a process group of its own, that the kernel ends when this process dies."""
+
+    def __init__(self, config: VLLM.Config, arguments: Mapping[str, Any]) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="align-vllm-"))
+        self.log = self.directory / "server.log"
+        self.key = secrets.token_urlsafe(32)
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [config.python or sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--enable-scale-out"]
+        command += ["--worker-extension-cls", f"{EXTENSION}.Extension", "--middleware", f"{EXTENSION}.Guard"]
+        if config.weights == "nccl":
+            command += ["--weight-transfer-config", '{"backend": "nccl"}']
+        environment = os.environ | {
+            "VLLM_API_KEY": self.key,
+            "VLLM_SERVER_DEV_MODE": "1",  # weights may be changed; the guard asks for the key
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+        environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            environment.pop(name, None)  # the trainer's group is not the server's
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [*command, *flags(arguments)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        try:
+            self._await(config.timeout)
+        except BaseException:
+            self._kill()
+            raise
+
+    def last_words(self) -> str | None:
+        """How the server ended and the last errors in its log; None while it runs and has logged no error."""
+        for _ in range(20):  # what killed a connection may take a moment to end the process
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        code, errors = self.process.returncode, last_errors(self.log)
+        if code is None and not errors:
+            return None
+        ended = "it still runs" if code is None else how_it_ended(code)
+        return "\n    ".join(
+            [f"{ended}; {'its log says' if errors else 'its log names no error'} ({self.log})", *errors]
+        )
+
+    def close(self) -> None:
+        """End the server; its log stays if it had ended by itself."""
+        failed = self.process.poll() is not None
+        self._kill()
+        if not failed:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _await(self, timeout: float) -> None:
+        """Until it answers. Raises AlignError where it ends before, or takes too long."""
+        deadline = time.monotonic() + timeout
+        with Client(self.url, key=self.key, timeout=5.0, retries=0) as client:
+            while True:
+                if self.process.poll() is not None:
+                    raise AlignError(f"the vLLM server did not start: {self.last_words()}", where="rollout.generator")
+                try:
+                    client.get("/health")
+                    return
+                except Failed:
+                    pass
+                if time.monotonic() > deadline:
+                    raise AlignError(
+                        f"the vLLM server was not ready within {timeout:g} s ({self.last_words() or self.log})",
+                        "set a longer timeout",
+                        where="rollout.generator",
+                    )
+                time.sleep(0.2)
+
+    def _kill(self) -> None:
+        """The whole group: SIGTERM, and after ``GRACE`` seconds SIGKILL."""
+        _signal(self.process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=GRACE)
+        _signal(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Engine arguments as vLLM's command line takes them."""
+    made = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            made.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            made += [f"--{flag}", value if isinstance(value, str) else json.dumps(value)]
+    return made
+
+
+def last_errors(log: Path) -> list[str]:
+    """The last lines of a log that name an error, without what vLLM puts before them."""
+    try:
+        lines = log.read_bytes()[-(2**18) :].decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    named = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b|error:", line)]
+    plain = [
+        re.sub(r"^(\(\w+ pid=\d+\)\s*)?((ERROR|INFO|WARNING) [\d-]+ [\d:]+ \[[^]]*\]\s*)?", "", line) for line in named
+    ]
+    return [line.strip()[:300] for line in list(dict.fromkeys(plain))[-WORDS:]]
+
+
+def how_it_ended(code: int) -> str:
+    """A process's exit status in words."""
+    if code < 0:
+        return f"the server was killed by {signal.Signals(-code).name}"
+    return f"the server ended with status {code}"
+
+
+def _signal(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)

@@ -1,0 +1,155 @@
+"""A vLLM engine in the trainer's own process."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from align.core.rollout.generator import Floats, Interrupt, Sample, Subject, Tokens
+from align.core.train.random import random_state, set_random_state
+from align.plugins.generators.vllm import SCORING, VLLM
+from align.plugins.generators.vllm.weights import checkpoint_tensors
+from align.schemas.errors import AlignError
+
+if TYPE_CHECKING:
+    from align.core.model.policy import Policy
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else the engine runs in a child, and weights must be sent to it
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else the trainer's threads are bound with the engine's
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+class Process:
+    """One engine; see ``Server`` for the same thing over HTTP.
+
+    It must not be noticed by training: random states, thread counts and the process group are put back.
+    """
+
+    def __init__(self, config: VLLM.Config, subject: Subject, arguments: Mapping[str, Any]) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise AlignError("generator vllm needs vllm", "pip install 'align-llm[vllm]' (docs/vllm.md for CPU)")
+        self.timeout = config.timeout
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.joined_before = dist.is_initialized()
+        with _unnoticed(), _in_its_words("vLLM could not start"):
+            from vllm import LLM
+
+            self.llm: Any = LLM(**arguments, disable_log_stats=True)
+        self.numbers = 0
+
+    def answers(
+        self, prompts: Sequence[Tokens], params: Sequence[Mapping[str, Any]], stop: Callable[[], bool]
+    ) -> list[Sample]:
+        """An answer to each prompt."""
+        samples = []
+        for output in self._run(prompts, params, stop):
+            (said,) = output.outputs
+            if said.finish_reason not in ("stop", "length"):
+                raise AlignError(f"vLLM ended an answer with {said.finish_reason!r}", where="rollout.generator")
+            tokens = np.array(said.token_ids, np.int32)
+            logp = [entry[token].logprob for entry, token in zip(said.logprobs, said.token_ids, strict=True)]
+            samples.append(Sample(tokens, np.array(logp, np.float32), said.finish_reason))
+        return samples
+
+    def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
+        """See ``Generator.logp``."""
+        texts = [np.concatenate(pair) for pair in sequences]
+        found = []
+        outputs = self._run(texts, [SCORING] * len(texts), lambda: False)
+        for (_, answer), output in zip(sequences, outputs, strict=True):
+            entries = output.prompt_logprobs[-len(answer) :]
+            logp = [entry[int(token)].logprob for entry, token in zip(entries, answer, strict=True)]
+            found.append(np.array(logp, np.float32))
+        return found
+
+    def sync(self, policy: Policy, version: int) -> None:
+        """Load the policy's weights and forget what was cached of the old ones."""
+        with _unnoticed(), _in_its_words("vLLM could not take the weights"):
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checkpoint_tensors(policy)})
+            if not self.llm.reset_prefix_cache():
+                raise AlignError("vLLM did not drop its prefix cache", where="rollout.generator")
+
+    def close(self) -> None:
+        """Give memory and process groups back."""
+        llm, self.llm = self.llm, None
+        if llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
+
+        with _unnoticed():
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()
+            if self.joined_before:
+                destroy_model_parallel()
+            else:
+                cleanup_dist_env_and_memory()
+
+    def _run(
+        self, prompts: Sequence[Tokens], params: Sequence[Mapping[str, Any]], stop: Callable[[], bool]
+    ) -> list[Any]:
+        """The engine's finished outputs, in order."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self.llm.llm_engine
+        found: dict[str, Any] = {}
+        names = [str(self.numbers + i) for i in range(len(prompts))]
+        self.numbers += len(names)
+        alive = time.monotonic()
+        with _unnoticed(), _in_its_words("vLLM could not answer"):
+            try:
+                for name, prompt, each in zip(names, prompts, params, strict=True):
+                    wanted = SamplingParams(**each, output_kind=RequestOutputKind.FINAL_ONLY)
+                    engine.add_request(name, {"prompt_token_ids": prompt.tolist()}, wanted)
+                while engine.has_unfinished_requests():
+                    if stop():
+                        raise Interrupt
+                    for output in engine.step():
+                        found[output.request_id] = output
+                        alive = time.monotonic()
+                    if time.monotonic() - alive > self.timeout:
+                        raise AlignError(f"vLLM finished no answer within {self.timeout:g} s")
+            except BaseException:
+                engine.abort_request([name for name in names if name not in found])
+                raise
+        return [found[name] for name in names]
+
+
+@contextmanager
+def _unnoticed() -> Iterator[None]:
+    """Put back what vLLM changes in the process it lives in: random states, and the function that sets threads."""
+    before, set_threads, threads = random_state(), torch.set_num_threads, torch.get_num_threads()
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    try:
+        yield
+    finally:
+        set_random_state(before)
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)
+        if local is None:
+            os.environ.pop("LOCAL_WORLD_SIZE", None)
+
+
+@contextmanager
+def _in_its_words(what: str) -> Iterator[None]:
+    """What vLLM raises, as AlignErrors that quote it."""
+    try:
+        yield
+    except (AlignError, Interrupt):
+        raise
+    except Exception as error:
+        raise AlignError(f"{what}: {error or type(error).__name__}", where="rollout.generator") from error

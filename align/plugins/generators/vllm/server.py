@@ -1,0 +1,238 @@
+"""A vLLM server that all ranks ask over HTTP: started here, or running already.
+
+Each weight update ends with a label of its own, which vLLM puts on every answer drawn from those weights. An answer
+with another label (the server was restarted, or somebody else sent weights) never counts.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import Tensor
+
+from align.core.disk import sha256
+from align.core.http import Client, Failed, secret
+from align.core.rollout.generator import Floats, Interrupt, Sample, Subject, Tokens
+from align.core.train.random import everyone
+from align.core.train.spawn import rank
+from align.plugins.generators.vllm import SCORING, VLLM
+from align.plugins.generators.vllm.launch import Launched
+from align.plugins.generators.vllm.weights import checkpoint_tensors
+from align.schemas.errors import AlignError
+
+if TYPE_CHECKING:
+    from align.core.model.policy import Policy
+
+FIRST = "default"
+"""The label of the weights that a server began with."""
+SHARD = 2**31
+"""Bytes of weights in one file."""
+WHERE = "rollout.generator"
+
+
+class Server:
+    """A server's answers, and how weights get to it. Rank 0 starts it and sends weights; all ranks ask it."""
+
+    def __init__(self, config: VLLM.Config, subject: Subject, arguments: Mapping[str, Any]) -> None:
+        self.config, self.timeout, self.label = config, config.timeout, FIRST
+        self.launched: Launched | None = None
+        self.sender: Any = None
+        url, key, trouble = config.url, None, None
+        if url is not None:
+            key = secret(config.key_env, config.key_file)
+        elif rank() == 0:
+            try:
+                self.launched = Launched(config, arguments)
+                url, key = self.launched.url, self.launched.key
+            except AlignError as error:
+                trouble = error
+        if config.url is None:
+            url, key, failed = everyone((url, key, None if trouble is None else str(trouble)))[0]
+            if failed is not None:
+                raise trouble or AlignError(failed, where=WHERE)
+        assert url is not None
+        self.client = Client(url, key=key, timeout=self.timeout, retries=1)
+        if config.url is not None:
+            self._follows()
+
+    def answers(
+        self, prompts: Sequence[Tokens], params: Sequence[Mapping[str, Any]], stop: Callable[[], bool]
+    ) -> list[Sample]:
+        """An answer to each prompt. Raises AlignError with the server's own words, at the latest after ``timeout``."""
+        samples = []
+        for reply in self._ask(prompts, params, stop):
+            choice = reply["choices"][0]
+            if choice["finish_reason"] not in ("stop", "length"):
+                raise AlignError(f"the vLLM server ended an answer with {choice['finish_reason']!r}", where=WHERE)
+            logp = [entry["logprob"] for entry in choice["logprobs"]["content"]]
+            tokens = np.array(choice["token_ids"], np.int32)
+            samples.append(Sample(tokens, np.array(logp, np.float32), choice["finish_reason"]))
+        return samples
+
+    def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
+        """See ``Generator.logp``."""
+        texts = [np.concatenate(pair) for pair in sequences]
+        found = []
+        replies = self._ask(texts, [SCORING] * len(texts), lambda: False)
+        for (_, answer), reply in zip(sequences, replies, strict=True):
+            entries = reply["prompt_logprobs"][-len(answer) :]
+            logp = [entry[str(int(token))]["logprob"] for entry, token in zip(entries, answer, strict=True)]
+            found.append(np.array(logp, np.float32))
+        return found
+
+    def sync(self, policy: Policy, version: int) -> None:
+        """Send the policy's weights, in two phases: everything is there and checked before any of it is taken."""
+        label = everyone(f"{secrets.token_hex(8)}-{version}")[0]
+        self.label = "none"  # whatever fails from here on, no answer counts
+        failed: AlignError | None = None
+        if self.config.weights == "nccl":
+            self._send(policy, label)
+        else:
+            failed = self._write(policy, label)
+        troubles = everyone(None if failed is None else str(failed))
+        if failed is not None:
+            raise failed
+        if told := [trouble for trouble in troubles if trouble is not None]:
+            raise AlignError(told[0], where=WHERE)
+        self.label = label
+
+    def close(self) -> None:
+        """Stop the server if it was started here."""
+        if self.sender is not None:
+            self.sender.shutdown()
+        if hasattr(self, "client"):
+            self.client.close()
+        if self.launched is not None:
+            self.launched.close()
+        self.sender = self.launched = None
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self, prompts: Sequence[Tokens], params: Sequence[Mapping[str, Any]], stop: Callable[[], bool]
+    ) -> list[dict[str, Any]]:
+        """The server's reply to each, all of them under way at once; the server queues them."""
+        futures: list[Future[dict[str, Any]]] = [
+            self.client.submit(
+                "POST",
+                "/inference/v1/generate",
+                {"token_ids": prompt.tolist(), "sampling_params": dict(each)},
+                timeout=None if len(prompts) == 1 else self.timeout * len(prompts),  # they wait for each other
+            )
+            for prompt, each in zip(prompts, params, strict=True)
+        ]
+        pending, alive = set(futures), time.monotonic()
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._checked(future.result())
+                    alive = time.monotonic()
+                if stop():
+                    raise Interrupt
+                if time.monotonic() - alive > self.timeout:
+                    raise AlignError(f"finished no answer within {self.timeout:g} s", where=self.client.base_url)
+        except AlignError as error:
+            raise self._told(error) from None
+        finally:
+            for future in pending:
+                future.cancel()
+        return [future.result() for future in futures]
+
+    def _checked(self, reply: dict[str, Any]) -> None:
+        """Raise AlignError for an answer that is not from the weights that were sent last."""
+        try:
+            choice = reply["choices"][0]
+            spans = choice["weight_versions"]
+            labels = {span["version"] for span in spans}
+            _ = choice["token_ids"], choice["finish_reason"]
+        except (KeyError, IndexError, TypeError):
+            raise AlignError(f"answered in an unknown form: {str(reply)[:200]}", "use vLLM 0.32") from None
+        if labels != {self.label}:
+            raise AlignError(
+                f"answers from weights labelled {', '.join(sorted(labels))}; the last that were sent are {self.label}: "
+                "it was restarted, or somebody else uses it",
+                "resume the run: it begins by sending all weights",
+                where=self.client.base_url,
+            )
+
+    def _told(self, error: AlignError) -> AlignError:
+        """An error with what the server that was started here said last."""
+        words = None if self.launched is None else self.launched.last_words()
+        if words is None:
+            return error
+        return AlignError(f"{error.problems[0].what}\n    {words}", error.problems[0].mend, where=self.client.base_url)
+
+    # --- weights -----------------------------------------------------------------------------------------------------
+
+    def _follows(self) -> None:
+        """Raise AlignError where a server that runs already cannot follow a policy."""
+        flags = "VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=... vllm serve MODEL --enable-scale-out "
+        if self.config.weights == "nccl":
+            flags += """--weight-transfer-config '{"backend": "nccl"}'"""
+        else:
+            flags += "--worker-extension-cls align.plugins.generators.vllm.extension.Extension"
+        try:
+            self.label = str(self.client.get("/weight_info")["weight_version"])
+        except (Failed, KeyError) as error:
+            what = error.problems[0].what if isinstance(error, Failed) else "does not say which weights it has"
+            raise AlignError(what, f"it must have been started with\n    {flags}", where=str(self.config.url)) from None
+
+    def _write(self, policy: Policy, label: str) -> AlignError | None:
+        """Weights by way of files. Every rank gathers; rank 0 writes, and has them checked and taken."""
+        shards, directory = _shards(policy), None
+        try:
+            if rank() != 0:
+                for _ in shards:
+                    pass
+                return None
+            directory = Path(tempfile.mkdtemp(prefix="align-weights-", dir=self.config.exchange))
+            manifest = {}
+            for number, shard in enumerate(shards):
+                path = directory / f"{number:05d}.safetensors"
+                save_file(shard, path)
+                manifest[path.name] = sha256(path)
+            arguments = [str(directory), json.dumps(manifest)]
+            self.client.post("/update_weight_version", {"new_version": "none"})
+            self.client.post("/collective_rpc", {"method": "align_load", "args": arguments})
+            if not self.client.post("/reset_prefix_cache").get("success"):
+                return AlignError("did not drop its prefix cache", where=self.client.base_url)
+            self.client.post("/update_weight_version", {"new_version": label})
+        except AlignError as error:
+            return self._told(error)
+        finally:
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+        return None
+
+    def _send(self, policy: Policy, label: str) -> None:
+        """Weights by vLLM's own transfer, from GPU to GPU. Written to its documentation, and never run."""
+        from align.plugins.generators.vllm.transfer import Sender
+
+        self.sender = self.sender or Sender(self.client)
+        self.sender.send(policy, label)
+
+
+def _shards(policy: Policy) -> Iterator[dict[str, Tensor]]:
+    """The policy's tensors on the CPU, in portions of at most ``SHARD`` bytes (or one tensor)."""
+    held: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in checkpoint_tensors(policy):
+        here = tensor.detach().cpu().contiguous()
+        if held and size + here.nbytes > SHARD:
+            yield held
+            held, size = {}, 0
+        held[name] = here
+        size += here.nbytes
+    if held:
+        yield held

@@ -1,0 +1,432 @@
+"""The vllm generator against the real engine on CPU, in process and as a server.
+
+vLLM and align must share an interpreter: where this one has no vLLM, the one that ALIGN_VLLM_PYTHON names runs this
+file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from align.core.model.load import build_policy
+from align.core.model.policy import Policy
+from align.core.model.tokenizer import end_tokens, load_tokenizer
+from align.core.rollout.gate import check_sync
+from align.core.rollout.generator import Floats, Interrupt, Request, Subject, Tokens
+from align.plugins.generators.vllm import VLLM
+from align.schemas.errors import AlignError
+from align.schemas.rollout import Sampling
+from align.schemas.run import Adapter, Model
+from tests.tiny import save_tiny
+
+HERE = importlib.util.find_spec("vllm") is not None
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+CONTEXT = 160
+BLOCK = 32
+"""Tokens in one block of the prefix cache; prompts must be longer for it to matter."""
+GREEDY = Sampling(temperature=0, max_tokens=24)
+needs_vllm = pytest.mark.usefixtures("vllm")
+
+
+@pytest.fixture(scope="module")
+def vllm() -> None:
+    if not HERE:
+        pytest.skip("this interpreter has no vllm; set ALIGN_VLLM_PYTHON to one that has it and align")
+
+
+def test_all_of_this_where_vllm_is() -> None:
+    python = os.environ.get("ALIGN_VLLM_PYTHON")
+    if HERE or python is None:
+        return
+    command = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    if "No module named" in done.stderr + done.stdout and done.returncode:
+        pytest.skip(f"{python} lacks what these tests need: {(done.stderr + done.stdout)[-300:]}")
+    assert done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-5000:]
+
+
+# --- a policy and its generator --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # heads of 32, the least vLLM's attention takes on CPU; tied, so that a tied head is sent as well
+    return save_tiny(tmp_path_factory.mktemp("vllm") / "model", hidden_size=128, tie_word_embeddings=True)
+
+
+def policy_of(directory: Path, **overrides: Any) -> Policy:
+    policy, _ = build_policy(Model(path=str(directory), **overrides), "language", seed=0, dropout=False)
+    return policy
+
+
+def subject_of(directory: Path, policy: Policy | None = None) -> Subject:
+    model = Model(path=str(directory))
+    tokenizer = load_tokenizer(model)
+    ends = (tokenizer.eos_token_id,) if policy is None else end_tokens(policy.unwrapped, tokenizer)
+    return Subject(directory, model, tokenizer, ends, CONTEXT, policy)
+
+
+def generator_of(directory: Path, policy: Policy, **settings: Any) -> VLLM:
+    engine = {"block_size": BLOCK} | settings.pop("engine", {})
+    generator = VLLM(VLLM.Config(kv_cache=0.125, engine=engine, **settings))
+    generator.open(subject_of(directory, policy))
+    return generator
+
+
+@pytest.fixture(scope="module")
+def policy(model_dir: Path) -> Policy:
+    return policy_of(model_dir)
+
+
+@pytest.fixture(scope="module", params=["process", "server"])
+def generator(request: pytest.FixtureRequest, vllm: None, model_dir: Path, policy: Policy) -> Iterator[VLLM]:
+    made = generator_of(model_dir, policy, mode=request.param, timeout=300.0)
+    yield made
+    made.close()
+
+
+def tokens_of(*lengths: int, seed: int = 0) -> list[Tokens]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(4, 320, n).astype(np.int32) for n in lengths]
+
+
+PROMPTS = tokens_of(5, 20, BLOCK * 3 + 3, 40)
+PROBE = [(tokens[:1], tokens[1:]) for tokens in PROMPTS]
+
+
+@torch.no_grad()
+def logp_at(policy: Policy, prompt: Tokens, answer: Tokens, temperature: float = 1.0) -> Floats:
+    """From the full logits, by definition."""
+    ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None]
+    logits = policy.unwrapped(input_ids=ids).logits[0, len(prompt) - 1 : -1].double() / temperature
+    return logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0].float().numpy()
+
+
+def step(policy: Policy, rate: float = 0.1) -> None:
+    """One optimizer step on made-up tokens, away from them."""
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], rate)
+    ids = torch.from_numpy(tokens_of(64, seed=5)[0].astype(np.int64))[None]
+    policy.unwrapped(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def gap(generator: VLLM, policy: Policy, tolerance: float | None = None) -> float:
+    return check_sync(generator, policy, PROBE, 0, tolerance)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+@needs_vllm
+def test_greedy_answers_and_their_log_probabilities_are_transformers(generator: VLLM, policy: Policy) -> None:
+    generator.sync(policy, 0)
+    for prompt, (sample,) in zip(
+        PROMPTS, generator.generate([Request(prompt, (1,)) for prompt in PROMPTS], GREEDY), strict=True
+    ):
+        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+        whole = policy.unwrapped.generate(ids, do_sample=False, max_new_tokens=24, eos_token_id=generator.ends)
+        assert sample.tokens.tolist() == whole[0, len(prompt) :].tolist()
+        assert sample.tokens.dtype == np.int32 and sample.logp.dtype == np.float32
+        np.testing.assert_allclose(sample.logp, logp_at(policy, prompt, sample.tokens), atol=1e-4)
+
+
+@needs_vllm
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
+def test_sampled_log_probabilities_are_of_the_distribution_drawn_from(
+    generator: VLLM, policy: Policy, temperature: float
+) -> None:
+    generator.sync(policy, 0)
+    (samples,) = generator.generate([Request(PROMPTS[1], (3, 4, 5))], Sampling(temperature=temperature, max_tokens=16))
+    for sample in samples:
+        np.testing.assert_allclose(sample.logp, logp_at(policy, PROMPTS[1], sample.tokens, temperature), atol=1e-4)
+
+
+@needs_vllm
+def test_an_answer_follows_from_its_seed_alone(generator: VLLM, policy: Policy) -> None:
+    generator.sync(policy, 0)
+    sampling = Sampling(max_tokens=12)
+    seeds = (7, 2**63 - 1, 8)
+    alone = [generator.generate([Request(PROMPTS[0], (seed,))], sampling)[0][0].tokens.tolist() for seed in seeds]
+    among = generator.generate([Request(PROMPTS[2], (1, 2)), Request(PROMPTS[0], seeds)], sampling)
+    assert [len(group) for group in among] == [2, 3]
+    assert [sample.tokens.tolist() for sample in among[1]] == alone
+    assert len({tuple(tokens) for tokens in alone}) == 3
+
+
+@needs_vllm
+def test_truncated_sampling_is_normalised_over_what_is_left(generator: VLLM, policy: Policy) -> None:
+    generator.sync(policy, 0)
+    sampling = Sampling(max_tokens=1, top_k=2)
+    samples = generator.generate([Request(PROMPTS[1], tuple(range(24)))], sampling)[0]
+    chance = {int(sample.tokens[0]): float(np.exp(sample.logp[0])) for sample in samples}
+    assert len(chance) == 2 and sum(chance.values()) == pytest.approx(1, abs=1e-5)
+
+
+@needs_vllm
+def test_what_ends_an_answer(generator: VLLM, policy: Policy) -> None:
+    generator.sync(policy, 0)
+    request = [Request(PROMPTS[1], (1,))]
+    ((free,),) = generator.generate(request, GREEDY)
+    assert (free.finish, len(free.tokens)) == ("length", 24)
+    # a token that ends an answer, kept
+    end = int(free.tokens[5])
+    first = free.tokens.tolist().index(end)
+    ((by_token,),) = generator.generate(request, GREEDY.model_copy(update={"stop_tokens": [end]}))
+    assert (by_token.finish, by_token.tokens.tolist()) == ("stop", free.tokens[: first + 1].tolist())
+    # text that ends an answer: the tokens up to where it is complete, and no more
+    tokenizer = subject_of(Path(str(policy.unwrapped.name_or_path))).tokenizer
+    text = tokenizer.decode(free.tokens.tolist(), skip_special_tokens=True)
+    stop = text[6:9]
+    ((by_text,),) = generator.generate(request, GREEDY.model_copy(update={"stop": [stop]}))
+    spoken = [tokenizer.decode(free.tokens[: n + 1].tolist(), skip_special_tokens=True) for n in range(24)]
+    enough = next(n for n, said in enumerate(spoken) if stop in said)
+    assert (by_text.finish, by_text.tokens.tolist()) == ("stop", free.tokens[: enough + 1].tolist())
+    assert len(by_text.logp) == len(by_text.tokens)
+
+
+@needs_vllm
+def test_the_context_ends_an_answer(generator: VLLM, policy: Policy) -> None:
+    (prompt,) = tokens_of(CONTEXT - 10)
+    ((sample,),) = generator.generate([Request(prompt, (1,))], Sampling(max_tokens=100, temperature=0))
+    assert (sample.finish, len(sample.tokens)) == ("length", 10)
+
+
+@needs_vllm
+def test_what_the_engine_refuses_is_said_in_its_words(generator: VLLM) -> None:
+    (prompt,) = tokens_of(CONTEXT + 1)
+    with pytest.raises(AlignError, match=str(CONTEXT)):
+        generator.generate([Request(prompt, (1,))], GREEDY)
+    with pytest.raises(AlignError, match=r"0 and 0\.01 or more"):
+        generator.generate([Request(PROMPTS[0], (1,))], Sampling(temperature=1e-3))
+    assert generator.generate([Request(PROMPTS[0], (1,))], GREEDY)[0][0].finish == "length"  # and it lives on
+
+
+@needs_vllm
+def test_it_can_be_interrupted(generator: VLLM) -> None:
+    with pytest.raises(Interrupt):
+        generator.generate([Request(PROMPTS[0], tuple(range(64)))], Sampling(max_tokens=128), stop=lambda: True)
+    assert len(generator.generate([Request(PROMPTS[0], (1,))], GREEDY)[0][0].tokens) == 24
+
+
+# --- weights and the gate --------------------------------------------------------------------------------------------
+
+
+@needs_vllm
+def test_after_an_optimizer_step_the_gate_fails_until_the_weights_are_sent(generator: VLLM, model_dir: Path) -> None:
+    learner = policy_of(model_dir)
+    generator.sync(learner, 0)
+    assert gap(generator, learner) < 1e-4
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    step(learner)
+    with pytest.raises(AlignError) as error:
+        gap(generator, learner)
+    stated = [float(word.rstrip(";,")) for word in str(error.value).split() if word.startswith("-")]
+    assert len(stated) == 2 and abs(stated[0] - stated[1]) > 1e-3  # both numbers
+    generator.sync(learner, 1)
+    assert gap(generator, learner) < 1e-4
+    learner.load_state_dict(before)
+    generator.sync(learner, 2)
+    assert gap(generator, learner) < 1e-4
+
+
+@needs_vllm
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_is_sent_merged_and_the_policy_left_as_it_was(generator: VLLM, model_dir: Path, kind: Any) -> None:
+    learner = policy_of(model_dir, adapter=Adapter(rank=4, type=kind))
+    step(learner, 0.5)
+    step(learner, 0.5)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    generator.sync(learner, 1)
+    assert gap(generator, learner) < 1e-4
+    with learner.model.disable_adapter(), pytest.raises(AlignError, match="log-probability"):
+        gap(generator, learner)  # the base alone is something else
+    after = learner.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@needs_vllm
+def test_the_gate_sees_what_is_cached_of_old_weights(
+    generator: VLLM, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = policy_of(model_dir)
+    generator.sync(learner, 0)
+    gap(generator, learner)  # the probe's prompts are cached now
+    step(learner)
+    assert generator.engine is not None
+    if generator.config.mode == "process":
+        monkeypatch.setattr(generator.engine.llm, "reset_prefix_cache", lambda: True)
+    else:
+        post = generator.engine.client.post
+        kept = lambda path, *rest: {"success": True} if path == "/reset_prefix_cache" else post(path, *rest)  # noqa: E731
+        monkeypatch.setattr(generator.engine.client, "post", kept)
+    generator.sync(learner, 1)
+    with pytest.raises(AlignError, match="position 99 of probe 2"):
+        gap(generator, learner)
+    monkeypatch.undo()
+    generator.sync(learner, 2)
+    assert gap(generator, learner) < 1e-4
+
+
+@needs_vllm
+def test_the_gate_is_blind_to_the_policys_own_temperature(generator: VLLM, policy: Policy) -> None:
+    generator.sync(policy, 0)
+    policy.temperature = 0.5
+    try:
+        assert gap(generator, policy) < 1e-4
+        assert policy.temperature == 0.5
+    finally:
+        policy.temperature = 1.0
+
+
+@needs_vllm
+def test_logp_is_at_temperature_1_and_of_the_answers_tokens(generator: VLLM, policy: Policy) -> None:
+    generator.sync(policy, 0)
+    pairs = [(PROMPTS[1], PROMPTS[0]), (PROMPTS[3][:1], PROMPTS[3][1:])]
+    for (prompt, answer), found in zip(pairs, generator.logp(pairs), strict=True):
+        np.testing.assert_allclose(found, logp_at(policy, prompt, answer), atol=1e-4)
+
+
+# --- in process ------------------------------------------------------------------------------------------------------
+
+
+@needs_vllm
+def test_the_engine_is_not_noticed_by_the_process_it_lives_in(model_dir: Path, policy: Policy) -> None:
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = [random.random(), np.random.random(), torch.rand(1).item()]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    environment, threads, set_threads = dict(os.environ), torch.get_num_threads(), torch.set_num_threads
+    generator = generator_of(model_dir, policy)
+    generator.sync(policy, 0)
+    generator.generate([Request(PROMPTS[0], (1, 2))], Sampling(max_tokens=4))
+    generator.close()
+    generator.close()
+    assert [random.random(), np.random.random(), torch.rand(1).item()] == expected
+    assert (torch.get_num_threads(), torch.set_num_threads) == (threads, set_threads)
+    assert not torch.distributed.is_initialized()
+    changed = {name for name in os.environ.keys() - environment.keys() if "VLLM" not in name}
+    assert changed <= {"TORCHINDUCTOR_COMPILE_THREADS"}
+
+
+@needs_vllm
+def test_bfloat16(model_dir: Path) -> None:
+    learner = policy_of(model_dir, dtype="bfloat16")
+    generator = generator_of(model_dir, learner)
+    try:
+        generator.sync(learner, 0)
+        assert gap(generator, learner) < 0.25
+        step(learner, 1.0)
+        with pytest.raises(AlignError):
+            gap(generator, learner)
+        generator.sync(learner, 1)
+        assert gap(generator, learner) < 0.25
+    finally:
+        generator.close()
+
+
+# --- a server --------------------------------------------------------------------------------------------------------
+
+
+@needs_vllm
+def test_a_server_asks_for_its_key_on_every_path(generator: VLLM) -> None:
+    if generator.config.mode == "process":
+        return
+    from align.core.http import Client, Refused
+
+    assert generator.engine is not None
+    with Client(generator.engine.client.base_url, key="guessed", retries=0) as stranger:
+        for path in ("/collective_rpc", "/reset_prefix_cache", "/update_weights", "/inference/v1/generate", "/pause"):
+            with pytest.raises(Refused, match="401"):
+                stranger.post(path, {"method": "align_load", "args": []})
+
+
+@needs_vllm
+def test_answers_from_other_weights_than_the_last_sent_never_count(generator: VLLM, policy: Policy) -> None:
+    if generator.config.mode == "process":
+        return
+    assert generator.engine is not None
+    generator.sync(policy, 3)
+    generator.engine.client.post("/update_weight_version", {"new_version": "default"})  # as after a restart
+    with pytest.raises(AlignError, match="labelled default"):
+        generator.generate([Request(PROMPTS[0], (1,))], GREEDY)
+    generator.sync(policy, 4)
+    generator.generate([Request(PROMPTS[0], (1,))], GREEDY)
+
+
+@needs_vllm
+def test_damaged_weights_are_not_taken(generator: VLLM, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    if generator.config.mode == "process":
+        return
+    import align.plugins.generators.vllm.server as server
+
+    generator.sync(policy, 5)
+    monkeypatch.setattr(server, "sha256", lambda _path: "0" * 64)
+    with pytest.raises(AlignError, match=r"00000\.safetensors is damaged"):
+        generator.sync(policy, 6)
+    with pytest.raises(AlignError, match="labelled"):
+        generator.generate([Request(PROMPTS[0], (1,))], GREEDY)
+    monkeypatch.undo()
+    generator.sync(policy, 7)
+    assert gap(generator, policy) < 1e-4
+
+
+@needs_vllm
+@pytest.mark.parametrize("victim", ["server", "engine"])
+def test_a_server_killed_while_it_answers(victim: str, model_dir: Path, policy: Policy) -> None:
+    generator = generator_of(model_dir, policy, mode="server", timeout=60.0)
+    try:
+        generator.sync(policy, 0)
+        launched = generator.engine.launched
+        group = launched.process.pid
+        target = group if victim == "server" else _engine_of(group)
+        threading.Timer(0.5, os.kill, (target, signal.SIGKILL)).start()
+        began = time.monotonic()
+        with pytest.raises(AlignError) as error:
+            while True:
+                generator.generate([Request(PROMPTS[0], tuple(range(32)))], Sampling(max_tokens=100))
+        assert time.monotonic() - began < 60
+        if victim == "server":
+            assert "the server was killed by SIGKILL" in str(error.value)
+        else:
+            assert "Engine" in str(error.value)
+    finally:
+        generator.close()
+    assert _group(group) == []
+
+
+@needs_vllm
+def test_a_server_that_cannot_start_says_why(model_dir: Path, policy: Policy) -> None:
+    with pytest.raises(AlignError, match="max_model_len") as error:
+        generator_of(model_dir, policy, mode="server", context=100_000)
+    assert "the server ended with status 1" in str(error.value) and "Traceback" not in str(error.value)
+
+
+def _group(group: int) -> list[int]:
+    """Processes of a group that live."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(of) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def _engine_of(group: int) -> int:
+    (engine,) = [pid for pid in _group(group) if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return engine
