@@ -28,6 +28,14 @@ def register_algorithms(register: Register) -> None:
 @hookimpl
 def register_rewards(register: Register) -> None:
     """What answers are worth."""
+    register("format", "align.plugins.rewards.format:Format")
+    register("exact", "align.plugins.rewards.exact:Exact")
+    register("length", "align.plugins.rewards.length:Length")
+    register("repetition", "align.plugins.rewards.repetition:Repetition")
+    register("reward_model", "align.plugins.rewards.reward_model:RewardModelScore")
+    register("python", "align.plugins.rewards.foreign:Python")
+    register("verl", "align.plugins.rewards.foreign:Verl")
+    register("openrlhf", "align.plugins.rewards.foreign:OpenRLHF")
     register("code", "align.plugins.rewards.code:Code")
     register("ai_feedback", "align.plugins.rewards.ai_feedback:AIFeedback")
     register("math", "align.plugins.rewards.math:Math")
@@ -52,6 +60,8 @@ def register_formats(register: Register) -> None:
 def register_generators(register: Register) -> None:
     """How answers are sampled."""
     register("local", "align.plugins.generators.local:Local")
+    register("vllm", "align.plugins.generators.vllm:VLLM")
+    register("endpoint", "align.plugins.generators.endpoint:Endpoint")
 
 
 @hookimpl

@@ -1,0 +1,202 @@
+"""Rewards from a file of the user's own, in the signatures of TRL, veRL and OpenRLHF."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from align.core.rollout.functions import from_function
+from align.core.rollout.reward import Answer, Reward, Score
+from align.schemas.errors import AlignError
+
+
+def load(file: str, function: str) -> Callable[..., Any]:
+    """A function of a Python file. The file is run once a process, and may import its neighbours while it is.
+
+    Raises AlignError where it cannot be run or does not hold the function.
+    """
+    path = Path(file).expanduser().resolve()
+    name = f"align_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    module = sys.modules.get(name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise AlignError("is no Python file", "give the path of a .py file", where=file)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(path.parent))
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise AlignError(f"fails to load: {type(error).__name__}: {error}", "mend it", where=file) from error
+        finally:
+            sys.path.remove(str(path.parent))
+    found = getattr(module, function, None)
+    if not callable(found):
+        own = [name for name, thing in vars(module).items() if inspect.isfunction(thing) and name[0] != "_"]
+        raise AlignError(f"has no function {function!r}", f"it has: {', '.join(own) or 'none'}", where=file)
+    return found  # type: ignore[no-any-return]
+
+
+class _FromFile(Reward):
+    """What the three have in common: a function of a file, asked as TRL asks."""
+
+    class Config(Reward.Config):
+        """Where the function is."""
+
+        file: str
+        """A Python file; its directory can be imported from while it is loaded."""
+        function: str
+        """The function's name in it."""
+        settings: dict[str, Any] = Field(default_factory=dict)
+        """Keyword arguments that it is always given."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        """Raises AlignError where the function cannot be had."""
+        super().__init__(config)
+        function = functools.partial(load(config.file, config.function), **config.settings)
+        self._inner = self._adapt(function, f"{config.file}:{config.function}")
+        self.needs = self._inner.needs  # type: ignore[misc]
+
+    def _adapt(self, function: Callable[..., Any], name: str) -> Reward:
+        return from_function(function, name)
+
+    def unfit(self, columns: Mapping[str, Any]) -> str | None:
+        """A column that the function must be given."""
+        return self._inner.unfit(columns)
+
+    def score(self, answers: Sequence[Answer]) -> Sequence[Score | float | None]:
+        """What the function says."""
+        return self._inner.score(answers)
+
+    def counts(self) -> Mapping[str, float]:
+        """What it logged."""
+        return self._inner.counts()
+
+    def close(self) -> None:
+        """End its event loop, if it has one."""
+        self._inner.close()
+
+
+class Python(_FromFile):
+    """A function of a file in TRL's signature: ``f(prompts, completions, completion_ids, **columns)``."""
+
+    name = "python"
+
+    class Config(_FromFile.Config):
+        """Where the function is."""
+
+
+class Verl(_FromFile):
+    """veRL's ``compute_score(data_source, solution_str, ground_truth, extra_info)``, one answer at a time.
+
+    It gives a number, or a mapping with ``score``; the mapping's other numbers are kept as parts.
+    """
+
+    name = "verl"
+
+    class Config(_FromFile.Config):
+        """Where the function is."""
+
+        function: str = "compute_score"
+        """The function's name in it."""
+
+    def _adapt(self, function: Callable[..., Any], name: str) -> Reward:
+        return _Verl(function, name)
+
+
+class OpenRLHF(_FromFile):
+    """OpenRLHF's ``reward_func(queries, prompts, labels, **kwargs)``; queries are prompt and answer together.
+
+    It gives a tensor or list of scores, or a mapping with ``rewards`` (and ``scores``, ``extra_logs``: kept as parts).
+    """
+
+    name = "openrlhf"
+
+    class Config(_FromFile.Config):
+        """Where the function is."""
+
+        function: str = "reward_func"
+        """The function's name in it."""
+        label: str = "label"
+        """The column that it gets as ``labels``; None for rows without it."""
+
+    config: Config
+
+    def _adapt(self, function: Callable[..., Any], name: str) -> Reward:
+        label = self.config.label
+
+        def asked(prompts: list[Any], completions: list[Any], log_extra: Any, **columns: Any) -> Any:
+            texts, said = [_text(p) for p in prompts], [_text(c) for c in completions]
+            queries = [prompt + answer for prompt, answer in zip(texts, said, strict=True)]
+            labels = columns.get(label, [None] * len(prompts))
+            given = function(queries, texts, labels)
+            if not isinstance(given, Mapping):
+                return given
+            if "rewards" not in given:
+                raise AlignError(
+                    "gave no 'rewards'", "return a list, or a mapping with rewards", where=f"reward {name}"
+                )
+            logs = {"scores": given.get("scores"), **(given.get("extra_logs") or {})}
+            for key, values in logs.items():
+                values = values.tolist() if hasattr(values, "tolist") else values
+                if isinstance(values, list | tuple) and len(values) == len(prompts):
+                    log_extra(key, list(values))
+            return given["rewards"]
+
+        return from_function(asked, name)
+
+
+class _Verl(Reward):
+    """veRL's convention over rows as its format plugin reads them."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        super().__init__(self.Config())
+        self._function, self._where = function, f"reward {name}"
+
+    def unfit(self, columns: Mapping[str, Any]) -> str | None:
+        """A row without its ground truth."""
+        return None if _truth(columns) is not None else "has no 'reward_model' with a 'ground_truth'"
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """Its score of each answer. Raises AlignError where that is no number."""
+        return [self._score(answer) for answer in answers]
+
+    def _score(self, answer: Answer) -> Score:
+        columns = answer.columns
+        given = self._function(
+            data_source=columns.get("data_source"),
+            solution_str=answer.text,
+            ground_truth=_truth(columns),
+            extra_info=columns.get("extra_info"),
+        )
+        beside = dict(given) if isinstance(given, Mapping) else {"score": given}
+        value = beside.pop("score", None)
+        if value is None:
+            return Score(None, "abstained")
+        try:
+            parts = {str(key): float(part) for key, part in beside.items() if isinstance(part, int | float)}
+            return Score(float(value), parts=parts)
+        except (TypeError, ValueError):
+            mend = "return a number, or a mapping with 'score'"
+            raise AlignError(f"gave a {type(value).__name__} for an answer", mend, where=self._where) from None
+
+
+def _truth(columns: Mapping[str, Any]) -> Any:
+    model = columns.get("reward_model")
+    return model.get("ground_truth") if isinstance(model, Mapping) else columns.get("ground_truth")
+
+
+def _text(said: Any) -> str:
+    """A string, or the messages' words in order."""
+    return said if isinstance(said, str) else "\n".join(str(message.get("content") or "") for message in said)

@@ -1,0 +1,44 @@
+"""Repetition: a penalty for n-grams that an answer says again."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from align.core.rollout.reward import Answer, Reward, Score
+from align.core.rollout.units import NO_TOKENS, Unit, pieces
+
+
+def repeated(said: Sequence[Hashable], n: int) -> float:
+    """1 − unique n-grams / n-grams, in [0, 1); 0 for an answer shorter than n. 2502.03373, appendix C.2."""
+    grams = [tuple(said[i : i + n]) for i in range(len(said) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+class Repetition(Reward):
+    """A penalty for repeating itself: the share of n-grams that were said before, times ``penalty``."""
+
+    name = "repetition"
+
+    class Config(Reward.Config):
+        """Settings; the defaults are those of TRL's get_repetition_penalty_reward."""
+
+        n: PositiveInt = 3
+        """Length of the n-grams."""
+        penalty: NonNegativeFloat = 1.0
+        """What a share of 1 would cost."""
+        unit: Unit = "tokens"
+        """What n-grams are made of. ``tokens`` needs an answer's token ids."""
+
+    config: Config
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """In (-penalty, 0]."""
+        return [self._score(pieces(answer, self.config.unit)) for answer in answers]
+
+    def _score(self, said: Sequence[Hashable] | None) -> Score:
+        if said is None:
+            return Score(None, "error", why=NO_TOKENS)
+        share = repeated(said, self.config.n)
+        return Score(0.0 - share * self.config.penalty, parts={"repeated": share})
