@@ -8,6 +8,7 @@ from typing import get_args
 
 import rich_click as click
 
+from align.cli.data_label import label
 from align.cli.data_show import show
 from align.core.data.survey import Survey, survey
 from align.schemas.records import Kind
@@ -20,6 +21,7 @@ def data() -> None:
 
 
 data.add_command(show)
+data.add_command(label)
 
 
 @data.command()

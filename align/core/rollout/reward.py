@@ -79,6 +79,9 @@ class Reward:
     """Limit for one answer. Set: it is called with one answer at a time in a worker process that is killed when it
     takes longer, crashes or takes too much memory; that answer is then left without a score."""
 
+    limits: ClassVar[frozenset[str]] = frozenset()
+    """Settings that bound its work and decide no score: a run may go on with others."""
+
     class Config(Config):
         """Settings in the run file."""
 

@@ -49,6 +49,13 @@ def reward_of(choice: RewardChoice) -> Reward:
     return made if isinstance(made, Reward) else from_function(made, choice.type)
 
 
+def decisive(choice: RewardChoice) -> dict[str, Any]:
+    """A choice as plain data, without the settings that decide no score (``Reward.limits``)."""
+    limits = reward_of(choice).limits
+    settings = {name: value for name, value in choice.settings.items() if name not in limits}
+    return {**choice.model_dump(mode="json"), "settings": settings}
+
+
 class Opened:
     """One reward at work: in this process, or in workers where it has a limit for each answer."""
 

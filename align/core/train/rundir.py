@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from align.core import disk, runfile
+from align.core.rollout.score import decisive
 from align.core.train import checkpoint
 from align.schemas.errors import AlignError
 from align.schemas.results import StageResult
@@ -40,6 +41,9 @@ def what_is_learned(stage: Stage) -> dict[str, Any]:
         facts["train"].pop(key)
     for key in _SPEED_ONLY_DATA:
         facts["data"].pop(key)
+    if stage.rollout is not None:
+        facts["rollout"]["rewards"] = [decisive(choice) for choice in stage.rollout.rewards]
+        facts["rollout"]["gold"] = stage.rollout.gold and decisive(stage.rollout.gold)
     return facts
 
 

@@ -38,6 +38,13 @@ class AIFeedback(Reward):
 
     name: ClassVar[str] = "ai_feedback"
 
+    limits = frozenset(
+        {
+            *("key_env", "key_file", "timeout", "retries", "wait", "concurrency", "requests_per_minute"),
+            *("max_requests", "max_total_tokens", "max_cost", "prompt_price", "completion_price", "on_cap"),
+        }
+    )
+
     class Config(Settings, Reward.Config):
         """Settings in the run file."""
 

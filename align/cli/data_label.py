@@ -1,0 +1,92 @@
+"""``align data label``: parse, call, print."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import rich_click as click
+
+from align.cli.choices import SPELT, choice_of, reward_of
+
+
+@click.command()
+@click.argument("prompts")
+@click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--reward", multiple=True, required=True, metavar="REWARD", help=f"{SPELT}; repeatable, summed.")
+@click.option("--model", help="Whose answers are judged, where a row has none: a model directory or hub id.")
+@click.option("-n", "n", type=click.IntRange(min=2), default=4, show_default=True, help="Answers to each prompt.")
+@click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer, in tokens.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest that reach this.")
+@click.option("--generator", default="local", show_default=True, metavar="GENERATOR", help=f"{SPELT}.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="All draws follow from it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def label(
+    prompts: str,
+    output: Path,
+    reward: tuple[str, ...],
+    model: str | None,
+    n: int,
+    generator: str,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+    **drawn: Any,
+) -> None:
+    """Make a preference file OUTPUT of PROMPTS: of each prompt's answers the best over the worst, by a reward.
+
+    Answers are the row's own `completions` (a list), or sampled from --model. A run that was stopped goes on where it
+    was, by the same command.
+    """
+    from align.core.registry import registry
+    from align.core.rollout.label import Journal, read_prompts
+    from align.core.rollout.label import label as work
+    from align.core.rollout.reward import Place
+    from align.core.rollout.score import Scorer, decisive
+    from align.core.settings import check, dotted
+    from align.core.train.rundir import cache_directory
+    from align.schemas.rollout import Sampling
+    from align.schemas.run import Model
+
+    rewards = [reward_of(word) for word in reward]
+    sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))
+    asks = None if model is None else choice_of(generator, "generator")
+    records, digest = read_prompts(prompts, sampled=model is not None)
+    settings = [digest, [decisive(choice) for choice in rewards], seed]
+    settings += [] if asks is None else [model, n, sampling.model_dump(), asks.model_dump()]
+    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    with ExitStack() as opened:
+        journal = Journal(output, fingerprint)
+        opened.callback(journal.close)
+        place = Place(cache_directory() / "rewards", seed=seed, home=journal.directory)
+        scorer = opened.enter_context(Scorer(rewards, place))
+        speaker = None
+        if asks is not None:
+            from align.core.rollout.speak import Speaker, subject_for
+
+            speaks, subject = registry.build("generator", asks), subject_for(Model(path=str(model)))
+            opened.callback(speaks.close)
+            speaks.open(subject)
+            speaker = Speaker(speaks, subject, sampling, n, seed)
+        hidden = quiet or not sys.stderr.isatty()
+        bar = opened.enter_context(
+            click.progressbar(length=len(records), label="judging", file=sys.stderr, hidden=hidden)
+        )
+        found = work(records, scorer, journal, speaker, lambda done: bar.update(done - bar.pos))
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=1))
+        return
+    counts = found.counts
+    click.echo(
+        f"{output}: {counts['labelled']} of {found.prompts} prompts; "
+        f"{counts['tied']} tied, {counts['abstained']} without two scores; {counts['blank']} blank answers left out"
+    )
+    for name, spent in found.spent.items():
+        if spent:
+            click.echo(f"  {name}: " + ", ".join(f"{what} {number:g}" for what, number in spent.items()))
