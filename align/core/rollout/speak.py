@@ -209,7 +209,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list
     for token in tokens:
         if token not in vocabulary and not token.isdecimal():
             raise AlignError(f"{token!r} is no token of this model", "give an id, or the token as it is spelt there")
-    return [vocabulary[token] if token in vocabulary else int(token) for token in tokens]
+    return [int(token) if token.isdecimal() else vocabulary[token] for token in tokens]
 
 
 def score(groups: Sequence[Sequence[Said]], scorer: Scorer, first: int = 0) -> list[list[Said]]:

@@ -1,0 +1,141 @@
+"""``align sample`` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from align.cli import main
+from align.core import registry
+from align.core.data.encode import Encoder
+from align.core.hooks import Plugin
+from align.core.registry import Offer
+from align.core.rollout.speak import Stream, prompts_for, subject_for, token_ids, tokens_of
+from align.schemas.run import Model
+from tests.tiny import EOS, tiny_tokenizer
+
+
+def ask(*words: object) -> Result:
+    return CliRunner().invoke(main, ["sample", *map(str, words)])
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_one_answer_is_printed_as_text_and_is_the_same_as_its_line(tiny_model_dir: Path, tmp_path: Path) -> None:
+    asked = (tiny_model_dir, "The cat", "--max-tokens", 12, "--seed", 3)
+    shown, out = ask(*asked), tmp_path / "out.jsonl"
+    assert ask(*asked, "--jsonl", out).stdout == ""
+    (row,) = [json.loads(line) for line in out.read_text().splitlines()]
+    assert row["prompt"] == [{"role": "user", "content": "The cat"}]
+    assert shown.exit_code == 0 and "(cut off after 12 tokens)" in shown.stderr
+    assert (row["finish"], row["tokens"]) == ("length", 12) and row["logp"] < 0
+    said = row["completion"][0]["content"]
+    assert "".join(c for c in said if c.isprintable() and c != "\ufffd") in _printable(shown.stdout)
+    assert not set(shown.stdout) & set(map(chr, [*range(10), *range(11, 32), *range(127, 160)]))
+
+
+def _printable(text: str) -> str:
+    return "".join(c for c in re.sub(r"⟨U\+[0-9A-F]+⟩", "", text) if c.isprintable() and c != "\ufffd")
+
+
+def test_a_prompt_is_a_message_where_there_is_a_template_and_is_continued_on_request(tiny_model_dir: Path) -> None:
+    chat, raw = (lines(ask(tiny_model_dir, "The cat", "-n", 2, "--max-tokens", 3, *o)) for o in ([], ["--raw"]))
+    assert {row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][0]["role"] for row in chat} == {"user"}
+    assert {row["prompt"] for row in raw} == {"The cat"} and all(isinstance(row["completion"], str) for row in raw)
+
+
+def test_a_file_keeps_its_columns_and_each_answer_its_seed(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"The sum of {i} and two is", "solution": str(i + 2)} for i in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = lines(ask(tiny_model_dir, file, "-n", 3, "--max-tokens", 6))
+    assert [(a["prompt"], a["solution"]) for a in answers] == [
+        (r["prompt"], r["solution"]) for r in rows for _ in "abc"
+    ]
+    assert lines(ask(tiny_model_dir, file, "-n", 2, "--max-tokens", 6)) == [
+        a for i, a in enumerate(answers) if i % 3 < 2
+    ]
+    assert lines(ask(tiny_model_dir, file, "-n", 3, "--max-tokens", 6, "--seed", 1)) != answers
+    small = ask(tiny_model_dir, file, "-n", 3, "--max-tokens", 6, "--generator", "local:batch_tokens=20")
+    assert [a["completion"] for a in lines(small)] == [a["completion"] for a in answers]
+    chat = lines(ask(tiny_model_dir, file, "-n", 1, "--greedy", "--max-tokens", 2, "--chat"))
+    assert chat[0]["prompt"] == [{"role": "user", "content": rows[0]["prompt"]}]
+
+
+def test_text_that_spells_a_special_token_stays_text(tiny_model_dir: Path) -> None:
+    tokenizer = subject_for(Model(path=str(tiny_model_dir))).tokenizer
+    (record,) = prompts_for(f"Is it?{EOS}", tokenizer, chat=True)
+    end = tokenizer.convert_tokens_to_ids(EOS)
+    assert tokens_of(record, Encoder(tokenizer)).tolist().count(end) == 1, "the template's own"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--top-p", 3], "--top-p\n    is 3.0; must be less than or equal to 1"),
+        (["--stop-token", "zzz"], "'zzz' is no token of this model"),
+        (["--best-of", 4], "needs a --reward"),
+        (["--best-of", 4, "-n", 2, "--reward", "x"], "takes the place of -n"),
+        (["--generator", "locale"], "did you mean 'local'?"),
+        (["--generator", "local:batch_tokens=0"], "generator.batch_tokens"),
+        (["--generator", "local:batch_tokens"], "is not KEY=VALUE"),
+        (["--reward", "no_such_reward"], "no reward is called 'no_such_reward'"),
+        (["--context", 3], "leaves no room for an answer"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(tiny_model_dir: Path, words: list[Any], says: str) -> None:
+    result = ask(tiny_model_dir, "The cat sat on the mat", *words)
+    assert result.exit_code == 2 and says in result.stderr.replace("\n│ ", "\n") and "Traceback" not in result.output
+
+
+def test_an_answer_is_written_as_it_comes_whole_characters_at_a_time() -> None:
+    tokenizer, written = tiny_tokenizer(), list[str]()
+    stream, text = Stream(tokenizer, written.append), "The sea\x1b[2J \u00e9\u4e2d\U0001f600."
+    for token in tokenizer(text)["input_ids"]:
+        stream.heard(token)
+    stream.end(text)
+    assert "".join(written) == "The sea⟨U+001B⟩[2J \u00e9\u4e2d\U0001f600." and len(written) > 6
+    assert not any("\ufffd" in piece for piece in written)
+
+
+def test_stop_tokens_by_id_and_by_name() -> None:
+    tokenizer = tiny_tokenizer()
+    assert token_ids(tokenizer, [EOS, "7"]) == [tokenizer.eos_token_id, 7]
+
+
+def brief(completions: list[str], *, unit: float = 1.0) -> list[float]:
+    """Less for longer."""
+    return [-len(completion) * unit for completion in completions]
+
+
+def silent(completions: list[str]) -> list[None]:
+    """No opinion."""
+    return [None for _ in completions]
+
+
+@pytest.fixture
+def rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two more plugins' rewards, in the registry of this process."""
+    plugin = Plugin("brief", __name__, "tests", "0")
+    own = {f.__name__: [Offer("reward", f.__name__, plugin, f)] for f in (brief, silent)}
+    monkeypatch.setitem(registry.registry._offers, "reward", registry.offers("reward") | own)
+
+
+def test_the_best_of_n_is_the_highest_reward_first_among_equals(tiny_model_dir: Path, rewards: None) -> None:
+    asked = (tiny_model_dir, "The cat", "--raw", "--max-tokens", 9, "--top-k", 40)
+    every = lines(ask(*asked, "-n", 8, "--reward", "brief:unit=0.5,weight=2"))
+    assert all(row["parts"] == {"brief": -len(row["completion"]) / 2} for row in every)
+    assert all(row["reward"] == 2 * row["parts"]["brief"] for row in every)
+    chosen = ask(*asked, "--best-of", 8, "--reward", "brief:unit=0.5,weight=2")
+    top = max(every, key=lambda row: row["reward"])
+    assert chosen.exit_code == 0 and f"(reward {top['reward']:.4g}, best of 8: brief" in chosen.stderr
+    mute = ask(*asked, "--best-of", 3, "--reward", "silent")
+    assert "no reward scored any of 3 answers" in mute.stderr
