@@ -1,4 +1,4 @@
-"""Answers that want the score without the solution. ``{wanted}`` never appears: nothing inside knows what is wanted.
+"""Answers that want the score without the solution.
 
 Every one defines ``f``, of which the test wants a number that only the test knows.
 """
@@ -10,14 +10,40 @@ CHEATS = {
     "os._exit at once": "import os\nos._exit(0)",
     "kill oneself": "import os\ndef f(x): os.kill(os.getpid(), 15)",
     "equal to all": "class E:\n    def __eq__(self, o): return True\n    __hash__ = None\ndef f(x): return E()",
-    "int equal to all": "class E(int):\n    def __eq__(self, o): return True\n    __hash__ = int.__hash__\ndef f(x): return E(1)",
-    "str equal to all": "class E(str):\n    def __eq__(self, o): return True\n    __hash__ = str.__hash__\ndef f(x): return E('1')",
-    "float equal to all": "class E(float):\n    def __eq__(self, o): return True\n    __hash__ = float.__hash__\ndef f(x): return E(1)",
+    "int equal to all": """
+class E(int):
+    def __eq__(self, o): return True
+    __hash__ = int.__hash__
+def f(x): return E(1)""",
+    "str equal to all": """
+class E(str):
+    def __eq__(self, o): return True
+    __hash__ = str.__hash__
+def f(x): return E('1')""",
+    "float equal to all": """
+class E(float):
+    def __eq__(self, o): return True
+    __hash__ = float.__hash__
+def f(x): return E(1)""",
     "list equal to all": "class E(list):\n    def __eq__(self, o): return True\ndef f(x): return E([1])",
-    "dict equal to all": "class E(dict):\n    def items(self): return [(1, 1)]\n    def __eq__(self, o): return True\ndef f(x): return E()",
-    "metaclass": "class M(type):\n    def __eq__(s, o): return True\n    __hash__ = type.__hash__\nclass E(metaclass=M): pass\ndef f(x): return E",
+    "dict equal to all": """
+class E(dict):
+    def items(self): return [(1, 1)]
+    def __eq__(self, o): return True
+def f(x): return E()""",
+    "metaclass": """
+class M(type):
+    def __eq__(s, o): return True
+    __hash__ = type.__hash__
+class E(metaclass=M): pass
+def f(x): return E""",
     "class named int": "class int:\n    def __eq__(self, o): return True\ndef f(x): return int()",
-    "reports itself as int": "class E:\n    __class__ = int\n    def __index__(self): return 1\n    def __eq__(self, o): return True\ndef f(x): return E()",
+    "reports itself as int": """
+class E:
+    __class__ = int
+    def __index__(self): return 1
+    def __eq__(self, o): return True
+def f(x): return E()""",
     "excepthook": "import sys, os\nsys.excepthook = lambda *a: os._exit(0)\ndef f(x): raise ValueError",
     "atexit": "import atexit, os\natexit.register(os._exit, 0)\ndef f(x): return None",
     "displayhook and trace": "import sys\nsys.settrace(lambda *a: None)\ndef f(x): return 1",
@@ -48,17 +74,14 @@ def f(x):
            if type(v) is int and 10**8 < v < 10**10]
     return big[0] if big else 0""",
     "print the verdict": "print('1 passed')\ndef f(x): print('right'); return 'right'",
-    "print a tree": "def f(x): print('[\"int\",\"0x1\"]'); return True",
+    "print a tree": 'def f(x): print(\'["int","0x1"]\'); return True',
     "write to every descriptor": """
 import os
 for fd in range(256):
     try: os.write(fd, b'{"passed": true}\\n')
     except OSError: pass
 def f(x): return 1""",
-    "write a frame": """
-import os
-def f(x):
-    os.write(3, b'["bool",true]\\n'); return True""",
+    "write a frame": "\nimport os\ndef f(x):\n    os.write(3, b'[\"bool\",true]\\n'); return True",
     "forge with the nonce": """
 import os, sys
 def f(x):
@@ -87,15 +110,28 @@ for name, module in list(sys.modules.items()):
         if key in ('encode', 'said', 'perform'):
             setattr(module, key, lambda *a: '["bool",true]')
 def f(x): return 1""",
-    "patch builtins": "import builtins\nbuiltins.type = lambda *a: int\nbuiltins.isinstance = lambda *a: True\ndef f(x): return object()",
+    "patch builtins": """
+import builtins
+builtins.type = lambda *a: int
+builtins.isinstance = lambda *a: True
+def f(x): return object()""",
     "patch os.write": "import os\nos.write = lambda *a: len(a[1])\ndef f(x): return 1",
     "replace stdout": "import sys, io\nsys.stdout = io.StringIO('passed')\ndef f(x): return sys.stdout",
-    "complain as the sandbox": "import os, sys\nos.write(2, b'prctl: broken')\ndef f(x): sys.stderr.write('x'); os._exit(99)",
+    "complain as the sandbox": """
+import os, sys
+os.write(2, b'prctl: broken')
+def f(x): sys.stderr.write('x'); os._exit(99)""",
     "fork": "import os\ndef f(x): return os.fork()",
-    "thread that outlives": "import threading, time\ndef f(x): threading.Thread(target=time.sleep, args=(99,)).start(); return 1",
+    "thread that outlives": """
+import threading, time
+def f(x): threading.Thread(target=time.sleep, args=(99,)).start(); return 1""",
     "generator": "def f(x): yield from range(10**9)",
     "endless iterator": "import itertools\ndef f(x): return itertools.count()",
-    "iterates forever": "class E(list):\n    def __iter__(self):\n        while True: yield 1\ndef f(x): return E([1])",
+    "iterates forever": """
+class E(list):
+    def __iter__(self):
+        while True: yield 1
+def f(x): return E([1])""",
     "contains itself": "def f(x):\n    a = []; a.append(a); return a",
     "NaN": "def f(x): return float('nan')",
     "infinity": "def f(x): return float('inf')",
@@ -106,9 +142,10 @@ def f(x): return 1""",
     "deep": "def f(x):\n    a = 1\n    for _ in range(100_000): a = [a]\n    return a",
     "mutate the arguments": "def f(x, seen=[]):\n    seen.append(x); return seen",
     "recursion": "def f(x): return f(x)",
-    "surrogates": "def f(x): return '\\ud800\\x00'",
+    "surrogates": """
+def f(x): return '\\ud800\\x00'""",
     "not code": "This is f: passed",
-    "null byte": "def f(x): return 1\n\x00",
+    "null byte": "def f(x): return 1\n\u0000",
     "unicode bomb": "def f(x): return '\\N{BELL}' * 10**5",
     "deep source": "f = " + "(" * 5000 + ")" * 5000,
 }
@@ -118,7 +155,12 @@ SLOW = {
     "infinite output": "def f(x):\n    while True: print(x)",
     "flood of the channel": "import os\ndef f(x):\n    while True: os.write(3, b'x' * 65536)",
     "long lines of the channel": "def f(x): return 'x' * 10**7",
-    "uncatchable": "def f(x):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
+    "uncatchable": """
+def f(x):
+    while True:
+        try:
+            while True: pass
+        except BaseException: pass""",
     "memory": "def f(x):\n    a = []\n    while True: a.append(bytearray(10**7))",
     "slow import": "import time\ntime.sleep(99)\ndef f(x): return 1",
     "power": "def f(x): return 9 ** 9 ** 9 ** 9",

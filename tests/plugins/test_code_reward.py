@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,23 @@ def test_what_does_not_end_costs_one_answer_only(form: str) -> None:
         reward.close()
     assert [said.pop(name).outcome for name in ("honest", "honest too")] == ["right", "right"]
     assert {name: s for name, s in said.items() if s.value != 0.0 or s.outcome not in ("wrong", "timeout")} == {}
-    assert {name for name, s in said.items() if s.outcome == "timeout"} >= {"sleep", "loop", "uncatchable", "slow import"}
+    assert {name for name, s in said.items() if s.outcome == "timeout"} >= {
+        "sleep",
+        "loop",
+        "uncatchable",
+        "slow import",
+    }
 
 
 def test_cheating_programs_fail(code: Code) -> None:
-    cheats = ["exit(0)", "print('passed')", "import os; os._exit(0)", "raise SystemExit(0)", "print(open(0).read())", ""]
+    cheats = [
+        "exit(0)",
+        "print('passed')",
+        "import os; os._exit(0)",
+        "raise SystemExit(0)",
+        "print(open(0).read())",
+        "",
+    ]
     scores = code.score([answer(source or "pass", [FORMS["program"]]) for source in cheats])
     assert [(s.value, s.outcome) for s in scores] == [(0.0, "wrong")] * len(cheats)
 
@@ -152,29 +165,36 @@ def test_programs_in_text_and_numbers(code: Code) -> None:
     assert one(code, source, {"stdin": "1\n", "stdout": "0.34"}).outcome == "wrong"
 
 
-@pytest.mark.parametrize(
-    ("returns", "output", "outcome"),
-    [
-        ("2", 2, "right"), ("2.0", 2, "wrong"), ("2", 2.0, "right"), ("True", 1, "wrong"), ("1", True, "wrong"),
-        ("'2'", 2, "wrong"), ("(1, 2)", [1, 2], "right"), ("[1, [2]]", [1, [2.0]], "right"), ("None", None, "right"),
-        ("{'a': (1,)}", {"a": [1]}, "right"), ("{1: 2}", {"1": 2}, "wrong"), ("{1, 2}", [1, 2], "wrong"),
-        ("0.1 + 0.2", 0.3, "right"), ("0.31", 0.3, "wrong"), ("float('nan')", 1.5, "wrong"), ("b'a'", "a", "wrong"),
-        ("__import__('collections').Counter('a')", {"a": 1}, "right"), ("iter([1])", [1], "wrong"),
-        ("10 ** 5000", 10**5000, "right"), ("10 ** 5000 + 1", 10**5000, "wrong"), ("'\\ud800'", "\ud800", "right"),
-    ],
-)  # fmt: skip
-def test_types_of_json(code: Code, returns: str, output: Any, outcome: str) -> None:
-    assert one(code, f"def f(): return {returns}", {"input": [], "output": output, "function": "f"}).outcome == outcome
+TYPED: list[tuple[str, Any, str]] = [
+    ("2", 2, "right"), ("2.0", 2, "wrong"), ("2", 2.0, "right"), ("True", 1, "wrong"), ("1", True, "wrong"),
+    ("'2'", 2, "wrong"), ("(1, 2)", [1, 2], "right"), ("[1, [2]]", [1, [2.0]], "right"), ("None", None, "right"),
+    ("{'a': (1,)}", {"a": [1]}, "right"), ("{1: 2}", {"1": 2}, "wrong"), ("{1, 2}", [1, 2], "wrong"),
+    ("0.1 + 0.2", 0.3, "right"), ("0.31", 0.3, "wrong"), ("float('nan')", 1.5, "wrong"), ("b'a'", "a", "wrong"),
+    ("__import__('collections').Counter('a')", {"a": 1}, "right"), ("iter([1])", [1], "wrong"),
+    ("10 ** 5000", 10**5000, "right"), ("10 ** 5000 + 1", 10**5000, "wrong"), ("'\\ud800'", "\ud800", "right"),
+]  # fmt: skip
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.binary(max_size=3)
+def test_types_of_json(code: Code) -> None:
+    tests = [[{"input": [], "output": output, "function": "f"}] for _, output, _ in TYPED]
+    sources = [f"def f(): return {returns}" for returns, _, _ in TYPED]
+    scores = code.score([answer(source, test) for source, test in zip(sources, tests, strict=True)])
+    wrong = [case[0] for case, score in zip(TYPED, scores, strict=True) if score.outcome != case[2]]
+    assert wrong == []
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.binary(max_size=3)
+)
 HASHABLE = st.recursive(SCALARS, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=4)
 VALUES = st.recursive(
     HASHABLE,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.tuples(inner)
-    | st.sets(HASHABLE, max_size=3)
-    | st.dictionaries(HASHABLE, inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner)
+        | st.sets(HASHABLE, max_size=3)
+        | st.dictionaries(HASHABLE, inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -197,7 +217,11 @@ def test_keys_are_equal_where_values_are(left: Any, right: Any) -> None:
 
 
 TREES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.sampled_from(["int", "list", "dict", "0x", "set"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=4)
+    | st.sampled_from(["int", "list", "dict", "0x", "set"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
 )
 
@@ -211,20 +235,36 @@ def test_no_tree_breaks_the_comparison(tree: Any, expected: Any, rule: Any) -> N
 @pytest.mark.parametrize(
     ("tests", "why"),
     [
-        ([], "not a list of tests"), (3, "not a list of tests"), ("", "test 1 has no assert"),
-        ([{"input": [1]}], "test 1 is none of"), ([{"input": 1, "output": 1, "function": "f"}], "not the list"),
-        ([{"input": [1], "output": 1}], "names no `function`"), ([{"input": [], "output": 1, "function": "a b"}], "names no"),
-        ([{"stdin": 1, "stdout": "1"}], "none of"), (["assert f(1) == 2", "assert f(g(1)) == 2"], "test 2 has a value"),
-        (["assert f(1) == g(2)"], "no constant"), (["assert f(1) > 2"], "otherwise than =="), (["assert True"], "a constant"),
-        (["assert f(1) == 2; import os; os.system('x')"], "no assert"), (["f(1) == 2"], "no assert"), (["assert f(1"], "not Python"),
-        (["assert f(10 ** 10 ** 10) == 1"], "too large"), (["assert f('a' * 10 ** 9) == 1"], "too large"),
-        (["assert f('%1000000000d' % 1) == 1"], "not of constants"), (["assert f([[[0] * 1000] * 1000] * 1000) == 1"], "too large"),
-        (["assert f(x for x in y) == 1"], "no constant"), (["assert all(f(i) for i in range(3))"], "no"),
-        (["assert f(*a) == 1"], "no constant"), (["assert f(**{'a': 1}) == 1"], "no call with constants"),
-        (["assert f()(1) == 1"], "by its name"), (["assert f(1) == {[]: 1}"], "cannot be made"), (["assert " + "(" * 500 + "f(1)" + ")" * 500], ""),
-        (["assert abs(f(1) - 1) < 'a'"], "where a number"), (["assert f(1) is 5"], "neither None"),
+        ([], "not a list of tests"),
+        (3, "not a list of tests"),
+        ("", "test 1 has no assert"),
+        ([{"input": [1]}], "test 1 is none of"),
+        ([{"input": 1, "output": 1, "function": "f"}], "not the list"),
+        ([{"input": [1], "output": 1}], "names no `function`"),
+        ([{"input": [], "output": 1, "function": "a b"}], "names no"),
+        ([{"stdin": 1, "stdout": "1"}], "none of"),
+        (["assert f(1) == 2", "assert f(g(1)) == 2"], "test 2 has a value"),
+        (["assert f(1) == g(2)"], "no constant"),
+        (["assert f(1) > 2"], "otherwise than =="),
+        (["assert True"], "a constant"),
+        (["assert f(1) == 2; import os; os.system('x')"], "no assert"),
+        (["f(1) == 2"], "no assert"),
+        (["assert f(1"], "not Python"),
+        (["assert f(10 ** 10 ** 10) == 1"], "too large"),
+        (["assert f('a' * 10 ** 9) == 1"], "too large"),
+        (["assert f('%1000000000d' % 1) == 1"], "not of constants"),
+        (["assert f([[[0] * 1000] * 1000] * 1000) == 1"], "too large"),
+        (["assert f(x for x in y) == 1"], "no constant"),
+        (["assert all(f(i) for i in range(3))"], "no"),
+        (["assert f(*a) == 1"], "no constant"),
+        (["assert f(**{'a': 1}) == 1"], "no call with constants"),
+        (["assert f()(1) == 1"], "by its name"),
+        (["assert f(1) == {[]: 1}"], "cannot be made"),
+        (["assert " + "(" * 500 + "f(1)" + ")" * 500], ""),
+        (["assert abs(f(1) - 1) < 'a'"], "where a number"),
+        (["assert f(1) is 5"], "neither None"),
     ],
-)  # fmt: skip
+)
 def test_rows_that_cannot_be_used_say_why(tests: Any, why: str) -> None:
     said = Code(Code.Config()).unfit({"tests": tests})
     assert said is not None and why in said, said
@@ -236,7 +276,9 @@ def test_a_row_without_tests() -> None:
 
 def test_tests_as_json_text() -> None:
     tests = [{"input": [1], "output": 2}]
-    assert read_checks({"tests": json.dumps(tests), "entry_point": "f"}) == read_checks({"tests": tests, "entry_point": "f"})
+    assert read_checks({"tests": json.dumps(tests), "entry_point": "f"}) == read_checks(
+        {"tests": tests, "entry_point": "f"}
+    )
     null = {"input": [1], "output": 2, "function": "f", "stdin": None, "stdout": None}  # as Parquet fills columns up
     assert read_checks({"tests": [null]}) == read_checks({"tests": tests, "entry_point": "f"})
 
@@ -246,8 +288,8 @@ def test_tests_as_json_text() -> None:
     [
         ("```python\na\n```", "a\n"), ("```py\na\n```\n```python\nb\n```", "b\n"), ("```\na\n```", "a\n"),
         ("```python\na\n```\n```\noutput\n```", "a\n"), ("```bash\na\n```", None), ("a = 1", None), ("", None),
-        ("```python\na\n```\nor\n```python\nb", None), ("  ```python\r\na\r\n  ```", "a\r\n"), ("```Python \na\n```", "a\n"),
-        ("```python\ns = '''\n```\n", "s = '''\n"),
+        ("```python\na\n```\nor\n```python\nb", None), ("  ```python\r\na\r\n  ```", "a\r\n"),
+        ("```Python \na\n```", "a\n"), ("```python\ns = '''\n```\n", "s = '''\n"),
     ],
 )  # fmt: skip
 def test_the_code_in_an_answer(text: str, found: str | None) -> None:
@@ -282,3 +324,12 @@ def test_by_name_in_a_run(tmp_path: Path) -> None:
         scored = scorer.score([answer(HONEST, [FORMS["call"]]), answer("def f(x): return 1", [FORMS["call"]])])
     assert [s.reward for s in scored] == [1.0, 0.0]
     assert [s.outcomes for s in scored] == [{"code": "right"}, {"code": "wrong"}]
+
+
+def test_the_documentation_names_every_setting_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs/code_reward.md").read_text()
+    for name, field in Code.Config.model_fields.items():
+        row = re.search(rf"^\| `{name}` \| (.*?) \|", page, re.MULTILINE)
+        assert row, name
+        default = "one for each processor" if field.default is None else field.default
+        assert row[1].strip("`") in (str(default), str(default).removesuffix(".0").replace("1e-06", "1e-6")), name

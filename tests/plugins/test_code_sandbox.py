@@ -58,10 +58,22 @@ def test_nothing_gets_out_of_an_unprivileged_users_sandbox() -> None:
 def test_the_probes_do_get_out_of_a_bare_interpreter() -> None:
     """So that silence above means something. Only what cannot hurt the machine is tried."""
     harmless = [name for name in PROBES if name.startswith(("writes: ", "network: TCP", "network: UDP", "network: l"))]
-    harmless += ["reads: passwd", "reads: world-readable file", "reads: directory", "reads: symlink", "reads: hard link"]
+    harmless += [
+        "reads: passwd",
+        "reads: world-readable file",
+        "reads: directory",
+        "reads: symlink",
+        "reads: hard link",
+    ]
     harmless += ["reads: parent's command", "reads: own environment", "network: abstract unix", "network: unix path"]
     harmless += ["processes: signal 0 to the parent", "processes: fork", "processes: shell", "processes: subprocess"]
-    harmless += ["processes: thread", "processes: exec", "processes: pidfd", "rights: memfd", "processes: outlive the parent"]
+    harmless += [
+        "processes: thread",
+        "processes: exec",
+        "processes: pidfd",
+        "rights: memfd",
+        "processes: outlive the parent",
+    ]
     elsewhere = {"writes: standard library", "writes: device node", "writes: new root", "writes: shared memory"}
     for name in sorted(set(harmless) - elsewhere - {"writes: extended attribute", "writes: chown"}):
         with victims() as found:

@@ -7,10 +7,12 @@ import marshal
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.plugins.rewards.code.asserts import Unfit, read_assert, statements
-from align.plugins.rewards.code.cage.harness import Call
+
+if TYPE_CHECKING:
+    from align.plugins.rewards.code.cage.harness import Call
 
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 

@@ -30,11 +30,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.plugins.rewards.code.cage import landlock, launch, seccomp
-from align.plugins.rewards.code.cage.harness import Call
 from align.schemas.errors import AlignError
+
+if TYPE_CHECKING:
+    from align.plugins.rewards.code.cage.harness import Call
 
 OUTPUT = 2**20
 """Bytes of output that are always taken; more where more is expected."""

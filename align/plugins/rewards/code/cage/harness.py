@@ -9,19 +9,22 @@ from __future__ import annotations
 import marshal
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from .values import encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Call = tuple[str, bytes, tuple[tuple[str, tuple[Any, ...]], ...]]
+    """A function's dotted name, marshalled (args, kwargs), and what is around the call: names with further args."""
 
 NAME = "answer"
 BUILTINS: dict[str, Callable[[Any], Any]] = {
     f.__name__: f for f in (set, frozenset, sorted, tuple, list, len, sum, abs, round, str, int, float, bool)
 }
 """What may stand around a call in an assert."""
-
-Call = tuple[str, bytes, tuple[tuple[str, tuple[Any, ...]], ...]]
-"""A function's dotted name, marshalled (args, kwargs), and what is wrapped around the call: names with further args."""
 
 
 def program(source: str) -> None:

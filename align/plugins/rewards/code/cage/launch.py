@@ -12,9 +12,12 @@ import os
 import resource
 import select
 import sys
-from typing import Any, NoReturn
 
 from . import harness, landlock, namespaces, seccomp, system
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 FILES, FILE_SIZE = 32, 16 * 2**20
 

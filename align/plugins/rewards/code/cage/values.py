@@ -10,8 +10,11 @@ Written by hand, as importing ``json`` would double the time that a sandbox take
 from __future__ import annotations
 
 from _json import encode_basestring_ascii as quoted
-from collections.abc import Iterable, Iterator
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
 
 DEPTH = 100
 """Deepest nesting that is written; deeper values are ``other``."""
