@@ -44,13 +44,13 @@ def label(
     Answers are the row's own `completions` (a list), or sampled from --model. A run that was stopped goes on where it
     was, by the same command.
     """
+    from align.core.disk import cache_directory
     from align.core.registry import registry
     from align.core.rollout.label import Journal, read_prompts
     from align.core.rollout.label import label as work
     from align.core.rollout.reward import Place
     from align.core.rollout.score import Scorer, decisive
     from align.core.settings import check, dotted
-    from align.core.train.rundir import cache_directory
     from align.schemas.rollout import Sampling
     from align.schemas.run import Model
 

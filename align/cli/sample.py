@@ -111,8 +111,8 @@ def _tell(said: Said) -> None:
 
 
 def _scorer(rewards: list[RewardChoice], seed: int) -> Scorer:
+    from align.core.disk import cache_directory
     from align.core.rollout.reward import Place
     from align.core.rollout.score import Scorer
-    from align.core.train.rundir import cache_directory
 
-    return Scorer(rewards, Place(cache_directory(), seed=seed))
+    return Scorer(rewards, Place(cache_directory() / "rewards", seed=seed))

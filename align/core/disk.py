@@ -13,6 +13,12 @@ PARTIAL = ".tmp-"
 """What the names of half-written files and directories begin with."""
 
 
+def cache_directory() -> Path:
+    """Where what can be made again is kept (tokens, log-probabilities, verdicts): ``ALIGN_CACHE``, else the user's."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align"
+    return Path(os.environ.get("ALIGN_CACHE", default))
+
+
 def partial(path: Path) -> Path:
     """Where this process writes what will become ``path``: beside it, as a rename is atomic within one filesystem."""
     return path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")

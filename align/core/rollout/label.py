@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.data.sources import load_records
 from align.core.disk import write_whole
 from align.core.rollout.reward import Answer
 from align.core.rollout.score import Scorer
-from align.core.rollout.speak import Speaker
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source
+
+if TYPE_CHECKING:
+    from align.core.rollout.speak import Speaker
 
 AT_ONCE = 8
 """Prompts between two lines of the journal."""
@@ -136,7 +138,7 @@ def pair(record: Record, answers: Sequence[Answer], rewards: Sequence[float | No
     if high == low or chosen == rejected:
         return "tied", {}
     kept = {name: value for name, value in record.columns.items() if name != GIVEN}
-    told = {"scores": [high, low], "answers": len(answers), "source": record.source}
+    told = {"scores": [high, low], "answers": len(answers), "source": Path(record.source).name}
     row = {"prompt": record.prompt, "chosen": chosen, "rejected": rejected, "margin": high - low, "judged": told}
     return "labelled", kept | row
 

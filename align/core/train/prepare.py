@@ -16,7 +16,7 @@ from align.core.data.doctor import Finding
 from align.core.data.examples import Examples
 from align.core.data.sources import Window, load_records, stream_records
 from align.core.data.tokenise import Tokenised, tokenise
-from align.core.train.rundir import cache_directory
+from align.core.disk import cache_directory
 from align.schemas.records import Record
 from align.schemas.run import Stage
 

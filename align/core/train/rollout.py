@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from align.core.disk import cache_directory
 from align.core.model.load import build_policy, resolve_model_path
 from align.core.model.policy import Policy
 from align.core.model.reference import Reference
@@ -19,7 +20,6 @@ from align.core.rollout.online import Online
 from align.core.rollout.reward import Place
 from align.core.rollout.score import Scorer, reward_of
 from align.core.train.prepare import Prepared
-from align.core.train.rundir import cache_directory
 from align.core.train.steps import Cutter
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Hardware

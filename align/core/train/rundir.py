@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -172,12 +171,6 @@ class RunDirectory:
         manifest: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"stages": {}}
         (manifest if stage is None else manifest["stages"].setdefault(stage, {})).update(facts)
         disk.write_whole(path, json.dumps(manifest, indent=1).encode())
-
-
-def cache_directory() -> Path:
-    """Where tokenised data and reference log-probabilities are kept: ``ALIGN_CACHE``, else the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align"
-    return Path(os.environ.get("ALIGN_CACHE", default))
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:

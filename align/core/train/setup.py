@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from align.core.algorithm import Algorithm
 from align.core.data.collate import collate
 from align.core.data.examples import Example, Examples
+from align.core.disk import cache_directory
 from align.core.model.load import build_policy, load_tokenizer
 from align.core.model.packing import layout_for
 from align.core.model.policy import Policy
@@ -28,7 +29,7 @@ from align.core.train import spawn
 from align.core.train.online import RolloutPhases
 from align.core.train.prepare import HeldOutSet, Preparation, Prepared
 from align.core.train.rollout import build_critic, make_collector, refuse_unfit, settle
-from align.core.train.rundir import RunDirectory, cache_directory, digest
+from align.core.train.rundir import RunDirectory, digest
 from align.core.train.steps import Cutter, EpochPhases, Phases
 from align.core.train.strategy import Strategy, detect, footprint
 from align.core.train.stream import StreamPhases
