@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_an_answer_is_written_as_it_comes_whole_characters_at_a_time() -> None:
     stream.end(text)
     assert "".join(written) == "The sea⟨U+001B⟩[2J \u00e9\u4e2d\U0001f600." and len(written) > 6
     assert not any("\ufffd" in piece for piece in written)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_model_that_cannot_be_read_is_told_in_a_sentence(tiny_model_dir: Path, tmp_path: Path, name: str) -> None:
+    broken = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, broken)
+    (broken / name).write_text("{")
+    result = ask(broken, "The cat")
+    assert result.exit_code == 2 and str(broken) in result.stderr and "Traceback" not in result.output
 
 
 def test_stop_tokens_by_id_and_by_name() -> None:

@@ -19,7 +19,7 @@ from align.core.data.guard import Refusal
 from align.core.data.sources import load_records
 from align.core.data.template import drafts
 from align.core.model.adapter import base_of, is_adapter
-from align.core.model.source import resolve_model_path
+from align.core.model.source import LOADING_FAULTS, not_loadable, resolve_model_path
 from align.core.model.tokenizer import load_tokenizer
 from align.core.report.text import visible
 from align.core.rollout.generator import Generator, Request, Sample, Subject, Tokens
@@ -148,12 +148,15 @@ def subject_for(model: Model, context: int | None = None) -> Subject:
     directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
     base = resolve_model_path(*base_of(directory), model.trust_remote_code) if is_adapter(directory) else directory
     tokenizer = load_tokenizer(model)
-    config: Any = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
-    told = context or getattr(config.get_text_config(), "max_position_embeddings", None) or CONTEXT
-    wanted = [tokenizer.eos_token_id, config.get_text_config().eos_token_id]
-    if (base / "generation_config.json").exists():
-        settings: Any = GenerationConfig.from_pretrained(base)
-        wanted.append(settings.eos_token_id)
+    speaks = (base / "generation_config.json").exists()
+    try:
+        config: Any = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+        config = config.get_text_config()
+        settings: Any = GenerationConfig.from_pretrained(base) if speaks else config
+    except LOADING_FAULTS as error:
+        raise not_loadable(error, base, "model") from error
+    told = context or getattr(config, "max_position_embeddings", None) or CONTEXT
+    wanted = [tokenizer.eos_token_id, config.eos_token_id, settings.eos_token_id]
     return Subject(directory, model, tokenizer, ends_of(*wanted), int(told))
 
 
