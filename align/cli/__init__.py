@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("align.cli.train:train", "Train what a run file describes."),
     "sample": ("align.cli.sample:sample", "Ask a model: one prompt or a file of them, scored by rewards if you like."),
     "data": ("align.cli.data:data", "Look at data as the model will see it, and check it."),
+    "reward": ("align.cli.reward:reward", "List rewards, score a file with one, see whether one can be gamed."),
     "plugins": ("align.cli.plugins:plugins", "List, show and examine plugins."),
     "schema": ("align.cli.schema:schema", "Print the JSON schema of run files, for editors."),
     "worker": ("align.cli.train:worker", ""),

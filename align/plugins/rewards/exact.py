@@ -25,6 +25,8 @@ class Exact(Reward):
     """1 where the answer equals a column, both normalised, else 0."""
 
     name = "exact"
+    seconds = 2.0
+    """A regular expression may take for ever; without one it runs in this process."""
 
     class Config(Reward.Config):
         """Settings of the comparison."""
@@ -53,8 +55,8 @@ class Exact(Reward):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.needs = (config.column,)  # type: ignore[misc]  # known with the settings only
-        if config.pattern is not None:
-            self.seconds = 2.0  # type: ignore[misc]  # a regular expression may take for ever
+        if config.pattern is None:
+            self.seconds = None  # type: ignore[misc]
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """1 or 0; ``unparsed``, with 0, where there is nothing to compare."""

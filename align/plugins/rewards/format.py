@@ -47,6 +47,8 @@ class Format(Reward):
     """1 where an answer has the layout asked for (a regular expression, tags in order, a JSON schema), else 0."""
 
     name = "format"
+    seconds = 2.0
+    """A regular expression, also a schema's, may take for ever; with tags alone it runs in this process."""
 
     class Config(Reward.Config):
         """What is asked for; where it is several things, all of them."""
@@ -90,8 +92,8 @@ class Format(Reward):
             self._checks["regex"] = lambda text: "" if matches(text) else "does not match regex"
         if config.json_schema is not None:
             self._checks["json"] = self._valid_under(config.json_schema)
-        if config.regex is not None or config.json_schema is not None:
-            self.seconds = 2.0  # type: ignore[misc]  # a regular expression, also a schema's, may take for ever
+        if config.regex is None and config.json_schema is None:
+            self.seconds = None  # type: ignore[misc]
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """1 or 0, with what is wrong first."""

@@ -1,0 +1,248 @@
+"""``align reward``: parse, call, print."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from align.core.rollout.audit import Audit
+    from align.core.rollout.lines import Summary
+    from align.core.rollout.score import Opened
+
+_set = click.option(
+    "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting, as in a run file; repeatable."
+)
+_device = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="For models."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def reward() -> None:
+    """Rewards: what there is, what one says of a file, and whether it can be gamed.
+
+    A reward is a NAME from `align reward list`, or path.py:function for a function of your own.
+    """
+
+
+@reward.command("list")
+@_json
+def list_(as_json: bool) -> None:
+    """All rewards: where from, the columns they need, whether each answer has a killable process, what they are."""
+    from align.core.registry import config_of, registry
+    from align.core.rollout.functions import from_function
+
+    rows = list[dict[str, Any]]()
+    for name, offers in registry.offers("reward").items():
+        thing = offers[0].resolve()
+        known: Any = thing if inspect.isclass(thing) else from_function(thing, name)
+        settings = config_of(thing).model_fields
+        column = settings["column"].default if "column" in settings else None
+        rows.append(
+            {
+                "name": name,
+                "distribution": offers[0].plugin.distribution,
+                "needs": list(known.needs) or ([column] if column else []),
+                "isolated": known.seconds is not None,
+                "about": (inspect.getdoc(thing) or "").split("\n")[0],
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    cells = [(r["name"], r["distribution"], ", ".join(r["needs"]), "yes" * r["isolated"], r["about"]) for r in rows]
+    _columns([("NAME", "FROM", "NEEDS", "ISOLATED", "ABOUT"), *cells])
+
+
+@reward.command()
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+@_set
+@click.option("--together", type=click.IntRange(min=1), default=1, help="Answers asked at once; they share their time.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON lines here.")
+@_device
+@_json
+def score(
+    name: str, file: Path, pairs: tuple[str, ...], together: int, output: Path | None, device: str, as_json: bool
+) -> None:
+    """What the reward NAME says of each line of FILE (JSONL with `completion`, `prompt`, `solution`, ...).
+
+    A line out for every line in. Exits with 1 where a line could not be asked.
+    """
+    from align.core.rollout.lines import ask, read_lines, summary
+
+    lines, verdicts = read_lines(file), []
+    with closing(_open(name, pairs, device)) as opened:
+        out = output.open("w", encoding="utf-8") if output else None
+        try:
+            for verdict in ask(opened, lines, together):
+                verdicts.append(verdict)
+                if out:
+                    out.write(json.dumps(verdict.row()) + "\n")
+                if as_json and not out:
+                    click.echo(json.dumps(verdict.row()))
+        finally:
+            if out:
+                out.close()
+    if not as_json:
+        shown = [(_number(v.score.value), v.score.outcome, f"{v.milliseconds:.1f}", v.score.why) for v in verdicts]
+        places = [v.line.where for v in verdicts]
+        _columns([("LINE", "SCORE", "OUTCOME", "MS", ""), *((p, *c) for p, c in zip(places, shown, strict=True))])
+        click.echo()
+        _summary(summary(verdicts))
+    bad = [verdict for verdict in verdicts if verdict.line.fault]
+    for verdict in bad:
+        click.echo(_plain(f"{verdict.line.where}\n    {verdict.line.fault}"), err=True)
+    if bad:
+        sys.exit(1)
+
+
+@reward.command()
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+@_set
+@click.option("--rows", type=click.IntRange(min=1), default=100, show_default=True, help="How many rows to attack.")
+@click.option("--model", help="A model directory or hub id: its answers show how many groups will teach nothing.")
+@click.option("-n", "n", type=click.IntRange(min=2), default=8, show_default=True, help="--model: answers a prompt.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="--model: longest answer."
+)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="--model: of the answers.")
+@_device
+@_json
+def audit(
+    name: str,
+    file: Path,
+    pairs: tuple[str, ...],
+    rows: int,
+    model: str | None,
+    n: int,
+    max_tokens: int,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Attack the reward NAME with junk on the rows of FILE before a model does.
+
+    FILE is JSONL with `prompt`, and `solution` or `completion`. Exits with 1 where junk is paid as much as gold.
+    """
+    from dataclasses import asdict
+
+    from align.core.rollout.audit import audit as attack
+    from align.core.rollout.lines import read_lines
+
+    lines = read_lines(file, completion=False)
+    for line in lines:
+        if line.fault:
+            click.echo(_plain(f"{line.where}\n    {line.fault}"), err=True)
+    lines = [line for line in lines if not line.fault][:rows]
+    with closing(_open(name, pairs, device)) as opened:
+        speaker = _speaker(model, n, max_tokens, seed) if model else None
+        encode = (lambda text: speaker.subject.tokenizer.encode(text, add_special_tokens=False)) if speaker else None
+        found, seen = attack(opened, lines, str(file), encode), None
+        if speaker is not None:
+            from align.core.rollout.forecast import forecast
+
+            with closing(speaker.generator):
+                seen = forecast(opened, lines, speaker)
+    if as_json:
+        click.echo(json.dumps(asdict(found) | {"forecast": asdict(seen) if seen else None}, indent=2))
+    else:
+        _tell(found)
+        if seen is not None:
+            shares = f"mean {_number(seen.mean)}, right {_number(seen.passed)}"
+            click.echo(f"\n{model}: {seen.n} answers to {seen.prompts + seen.unscored} prompts: {shares}")
+            for sentence in seen.sentences:
+                click.echo(f"  {sentence}")
+    if found.faults:
+        sys.exit(1)
+
+
+def _tell(found: Audit) -> None:
+    rows = [(a.name, a.rows, _number(a.paid, "%"), _number(a.mean), a.unscored) for a in found.attacks]
+    _columns([("ANSWER", "ROWS", "PAID", "MEAN", "UNSCORED"), *(tuple(map(str, row)) for row in rows)])
+    click.echo(f"\ngold against wrong: AUC {_number(found.auc)}, mean gap {_number(found.gap)}")
+    _summary(found.latency)
+    for fault in found.faults:
+        click.echo(f"FAULT {_plain(fault)}")
+    for note in found.notes:
+        click.echo(f"note  {_plain(note)}")
+    if not found.faults:
+        click.echo("no attack is paid as much as gold")
+
+
+def _open(name: str, pairs: tuple[str, ...], device: str) -> Opened:
+    """The reward that is meant, at work."""
+    from align.core import strictyaml
+    from align.core.disk import cache_directory
+    from align.core.rollout.reward import Place
+    from align.core.rollout.score import Opened
+    from align.core.settings import check, dotted
+    from align.schemas.choice import spelt_out
+    from align.schemas.errors import AlignError
+    from align.schemas.rollout import BESIDE_REWARD, RewardChoice
+
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--set")
+        document = strictyaml.read(value, f"--set {key}")
+        if document.problems:
+            raise AlignError.gather(document.problems)
+        given[key] = document.values
+    file, colon, function = name.rpartition(":")
+    if colon and file.endswith(".py"):
+        beside = {key: given.pop(key) for key in list(given) if key in BESIDE_REWARD}
+        given = {"file": file, "function": function, "settings": given}
+        choice: Any = {"type": "python", "settings": given, **beside}
+    else:
+        choice = spelt_out({"type": name, **given}, BESIDE_REWARD)
+    place = Place(cache_directory(), accelerator="cuda" if device == "cuda" else "cpu")
+    return Opened(check(RewardChoice, choice, lambda path: f"reward {name}: {dotted(path)}"), place)
+
+
+def _speaker(model: str, n: int, max_tokens: int, seed: int) -> Any:
+    from align.core.registry import registry
+    from align.core.rollout.speak import Speaker, subject_for
+    from align.schemas.choice import Choice
+    from align.schemas.rollout import Sampling
+    from align.schemas.run import Model
+
+    subject = subject_for(Model(path=model))
+    generator = registry.build("generator", Choice(type="local"))
+    generator.open(subject)
+    return Speaker(generator, subject, Sampling(max_tokens=max_tokens), n, seed)
+
+
+def _summary(said: Summary) -> None:
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in said.outcomes.items())
+    click.echo(f"{counts}; mean {_number(said.mean)}")
+    if said.p50 is not None:
+        click.echo(f"milliseconds an answer: p50 {said.p50:.1f}, p95 {said.p95:.1f}, longest {said.longest:.1f}")
+
+
+def _number(value: float | None, kind: str = ".4g") -> str:
+    return "-" if value is None else f"{value:.0%}" if kind == "%" else f"{value:{kind}}"
+
+
+def _plain(text: str) -> str:
+    from align.cli import _CONTROL
+
+    return _CONTROL.sub("", text)
+
+
+def _columns(rows: Iterable[tuple[Any, ...]]) -> None:
+    cells = [[_plain(" ".join(str(cell).split())) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    for row in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,150 @@
+"""A reward on the lines of a file: TRL's columns in, for each line what the reward said of it and how long it took."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.core.data.faults import RowError
+from align.core.data.strict import parse
+from align.core.rollout.reward import Answer, Score
+from align.core.rollout.score import Opened
+from align.schemas.errors import AlignError
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the file; ``answer`` is None where it holds none, and ``fault`` says why."""
+
+    where: str
+    answer: Answer | None = None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reward said of one line."""
+
+    line: Line
+    score: Score
+    milliseconds: float
+
+    def row(self) -> dict[str, Any]:
+        """As a line of JSON."""
+        said = self.score
+        row: dict[str, Any] = {"score": said.value, "parts": dict(said.parts), "outcome": said.outcome}
+        row |= {"milliseconds": round(self.milliseconds, 3), "why": said.why}
+        return row if not self.line.fault else {**row, "where": self.line.where}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Counts by outcome, and mean score and latencies in milliseconds (None where there is nothing to measure)."""
+
+    outcomes: Mapping[str, int]
+    mean: float | None
+    p50: float | None
+    p95: float | None
+    longest: float | None
+
+
+def read_lines(path: Path, completion: bool = True) -> list[Line]:
+    """Every line of a JSONL file, none left out. completion: whether a line must have one.
+
+    Raises AlignError where the file cannot be read, or has no lines.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise AlignError(f"cannot be read: {error.strerror}", "give a .jsonl file", where=str(path)) from error
+    if not lines:
+        raise AlignError("is empty", "give a file with a JSON object in each line", where=str(path))
+    prompts: dict[str, int] = {}
+    return [_line(raw, f"{path.name}:{number}", completion, prompts) for number, raw in enumerate(lines, 1)]
+
+
+def _line(raw: bytes, where: str, completion: bool, prompts: dict[str, int]) -> Line:
+    try:
+        row = parse(raw)
+        if completion and "completion" not in row:
+            raise RowError("missing", "has no 'completion'", "completion")
+        prompt, said = row.pop("prompt", ""), row.pop("completion", "")
+        tokens = row.pop("completion_ids", None) or ()
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in tokens):
+            raise RowError("wrong-type", "is no list of token ids", "completion_ids")
+        text = words(said, "completion")
+        words(prompt, "prompt")
+        group = prompts.setdefault(repr(prompt), len(prompts))
+        return Line(where, Answer(prompt, said, text, tuple(tokens), columns=row, group=group))
+    except (RowError, TypeError) as fault:
+        field = f"{fault.field} " if isinstance(fault, RowError) and fault.field else ""
+        what = fault.what if isinstance(fault, RowError) else str(fault)
+        return Line(where, fault=what if field.strip() in what else field + what)
+
+
+def words(said: Any, field: str) -> str:
+    """The text of a string or of an answer's messages. Raises RowError for what is neither."""
+    if isinstance(said, str):
+        return said
+    if not isinstance(said, list) or not all(isinstance(m, dict) and "role" in m for m in said):
+        raise RowError("wrong-type", "is neither a string nor a list of messages", field)
+    spoken = [m.get("content") or "" for m in said if field == "prompt" or m["role"] == "assistant"]
+    if not all(isinstance(content, str) for content in spoken):
+        raise RowError("wrong-type", "has a message whose content is no string", field)
+    return "\n".join(spoken)
+
+
+def ask(reward: Opened, lines: Sequence[Line], together: int = 1) -> Iterator[Verdict]:
+    """What a reward says of every line, in order. A failure costs its lines their scores and is said there.
+
+    together: answers asked at once, at least those of a prompt in successive lines; they share their time evenly.
+    """
+    for batch in _batches(lines, together):
+        faults = {i: why for i, line in enumerate(batch) if (why := _fault(reward, line))}
+        answers = [line.answer for i, line in enumerate(batch) if i not in faults and line.answer is not None]
+        started = time.perf_counter()
+        try:
+            scores = reward.score(answers) if answers else []
+        except AlignError as error:
+            why = "; ".join(" ".join((p.what + (f" ({p.mend})" if p.mend else "")).split()) for p in error.problems)
+            scores = [Score(None, "error", why=why)] * len(answers)
+        each = 1000 * (time.perf_counter() - started) / max(1, len(answers))
+        said = iter(scores)
+        for i, line in enumerate(batch):
+            if i in faults:
+                yield Verdict(line, Score(None, "error", why=faults[i]), 0.0)
+            else:
+                yield Verdict(line, next(said), each)
+
+
+def _fault(reward: Opened, line: Line) -> str:
+    if line.answer is None:
+        return line.fault
+    return reward.reward.unfit(line.answer.columns) or ""
+
+
+def _batches(lines: Sequence[Line], together: int) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    for _, members in groupby(lines, lambda line: line.where if line.answer is None else line.answer.group):
+        batch += members
+        if len(batch) >= together:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def summary(verdicts: Sequence[Verdict]) -> Summary:
+    """Of all verdicts; lines that could not be asked have no latency."""
+    scores = [v.score.value for v in verdicts if v.score.value is not None]
+    times = [v.milliseconds for v in verdicts if v.milliseconds]
+    p50, p95, longest = np.percentile(times, [50, 95, 100]).tolist() if times else (None, None, None)
+    mean = float(np.mean(scores)) if scores else None
+    return Summary(dict(Counter(v.score.outcome for v in verdicts)), mean, p50, p95, longest)

@@ -1,0 +1,57 @@
+"""A learned reward: any transformers sequence-classification model with one label, or what align exported. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import PositiveInt
+
+from align.core.rollout.reward import Answer, Place, Reward, Score
+
+if TYPE_CHECKING:
+    from align.plugins.rewards.reward_model.network import Network
+
+
+class RewardModelScore(Reward):
+    """The score that a reward model gives to prompt and answer, read as it read those it was trained on."""
+
+    name = "reward_model"
+
+    class Config(Reward.Config):
+        """Which model, and how it is run."""
+
+        path: str
+        """A directory, a hub id, or ``stage:NAME`` for what an earlier stage trained."""
+        revision: str | None = None
+        """A hub revision."""
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+        """Type of the weights."""
+        max_length: PositiveInt | None = None
+        """Longest prompt and answer in tokens; longer ones get no score. Default: as the model's config says."""
+        batch_tokens: PositiveInt = 16384
+        """Most tokens in one forward pass, padding included."""
+        layout: Literal["auto", "packed", "padded"] = "auto"
+        """As ``train.layout``: ``packed`` puts answers into one row where the model can tell them apart."""
+        trust_remote_code: bool = False
+        """Run model code that comes with the weights."""
+        chat_template: str | None = None
+        """A file with a Jinja template in place of the model's own."""
+
+    config: Config
+    _network: Network | None = None
+
+    def open(self, place: Place) -> None:
+        """Load the model. Raises AlignError for one that is no reward model."""
+        from align.plugins.rewards.reward_model.network import Network
+
+        self._network = Network(self.config, place.accelerator)
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """The model's scores, each from its own answer alone; ``error`` where no tokens can be made of it."""
+        assert self._network is not None, "open() comes first"
+        return self._network.score(answers)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._network = None

@@ -1,0 +1,90 @@
+"""The network behind ``reward_model``: answers to tokens as its training made them, tokens to scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from transformers import AutoConfig
+
+from align.core.data.collate import collate
+from align.core.data.doctor import Settings
+from align.core.data.encode import Encoder
+from align.core.data.examples import Example
+from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.findings import CATALOGUE
+from align.core.data.guard import Refusal
+from align.core.data.plan import Layout, cut
+from align.core.data.template import drafts
+from align.core.model.adapter import is_adapter
+from align.core.model.load import build_policy
+from align.core.model.packing import layout_for
+from align.core.model.policy import Scores
+from align.core.model.source import resolve_model_path
+from align.core.model.weights import without_gradient_or_dropout
+from align.core.rollout.reward import Answer, Score
+from align.schemas.errors import AlignError
+from align.schemas.records import Record
+from align.schemas.run import Model
+
+if TYPE_CHECKING:
+    from align.plugins.rewards.reward_model import RewardModelScore
+
+_WHOLE = Settings(
+    ("completion",), scores_prompt=False, reward=True, max_length=0, truncation="error", allow=frozenset()
+)
+
+
+class Network:
+    """A loaded reward model. Raises AlignError for one that is none: its scores would be a random head's."""
+
+    def __init__(self, config: RewardModelScore.Config, device: str) -> None:
+        own = {"path", "revision", "dtype", "trust_remote_code", "chat_template"}
+        model = Model(**config.model_dump(include=own))
+        directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
+        if not is_adapter(directory):
+            kinds = AutoConfig.from_pretrained(directory, trust_remote_code=model.trust_remote_code).architectures or []
+            if not any("SequenceClassification" in kind or "RewardModel" in kind for kind in kinds):
+                found = f"holds {', '.join(kinds) or 'a model of no stated kind'}, whose scores would be random"
+                mend = "give a sequence-classification model with one label; algorithm reward_model trains one"
+                raise AlignError(found, mend, where=f"reward reward_model: {model.path}")
+        policy, tokenizer = build_policy(model, "reward", seed=0, dropout=False)
+        self._policy, self._encoder, self._device = policy.to(device), Encoder(tokenizer), device
+        self._pad, self._tokens = self._encoder.pad_id or 0, config.batch_tokens
+        told = getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None)
+        self._longest = config.max_length or int(told or 2**31)
+        self._wanted: Literal["auto", "packed", "padded"] = config.layout
+        self._layout: Layout | None = None
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """A score for each answer that tokens can be made of."""
+        made = [self._example(answer) for answer in answers]
+        examples = [each for each in made if isinstance(each, Example)]
+        values = iter(self._values(examples) if examples else [])
+        return [Score(next(values)) if isinstance(each, Example) else each for each in made]
+
+    def _example(self, answer: Answer) -> Example | Score:
+        record = Record("completion", "the answer", prompt=answer.prompt, completion=answer.completion)
+        try:
+            ((draft,),), _ = drafts(record, self._encoder, _WHOLE)
+        except Refusal as refusal:
+            return Score(None, "error", why=f"{CATALOGUE[refusal.finding].what}: {refusal.detail}")
+        if not 0 < len(draft.ids) <= self._longest:
+            return Score(None, "error", why=f"has {len(draft.ids)} tokens; the model reads 1 to {self._longest}")
+        return Example("the answer", (TokenSequence("completion", draft.ids, draft.scored),))
+
+    def _values(self, examples: Sequence[Example]) -> list[float]:
+        layout: Layout = self._layout or layout_for(self._policy, self._device, self._wanted, examples, self._pad)
+        self._layout = layout
+        found = np.full(len(examples), math.nan)
+        (micros,) = cut([example.lengths for example in examples], 1, self._tokens, None, layout)
+        with without_gradient_or_dropout(self._policy), torch.autocast(self._device, enabled=False):
+            for micro in filter(None, micros):
+                batch = collate([examples[i] for i in micro], layout, self._pad)
+                scores: Scores = self._policy(batch.to(self._device))
+                assert scores.score_B is not None
+                found[micro] = scores.score_B.double().cpu().numpy()
+        return [float(value) for value in found]
