@@ -90,7 +90,8 @@ class _Zygote:
             message, fds, _, _ = socket.recv_fds(self.control, 4096, 1)
             if not message:
                 break
-            command, reply = json.loads(message), {}
+            command = json.loads(message)
+            reply: dict[str, Any] = {}
             if command["kill"] in workers:
                 workers.discard(command["kill"])
                 reply["died"] = _ended(command["kill"])

@@ -182,7 +182,7 @@ class Workers:
             raise _Broken
         worker.heard += part
         size = int.from_bytes(worker.heard[:8], "big")
-        if len(worker.heard) >= 8 and size > LONGEST_REPLY or len(worker.heard) > 8 + LONGEST_REPLY:
+        if (len(worker.heard) >= 8 and size > LONGEST_REPLY) or len(worker.heard) > 8 + LONGEST_REPLY:
             raise _Broken("its reply was too long")
         if len(worker.heard) < 8 or len(worker.heard) < 8 + size:
             return None

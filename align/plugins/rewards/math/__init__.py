@@ -1,6 +1,6 @@
 """Whether a mathematical answer is right. The policy is a table in docs/math_verifier.md.
 
-    text --extract--> the one answer --notation--> one form --tree--> types --compare, leaf--> right or wrong
+text --extract--> the one answer --notation--> one form --tree--> types --compare, leaf--> right or wrong
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from align.plugins.rewards.math.compare import check, same
 from align.plugins.rewards.math.extract import Unparsed, answer_of
 from align.plugins.rewards.math.notation import clean
 from align.plugins.rewards.math.tree import Tree, read
-from align.schemas.base import Config
 
 LONGEST_GOLD = 20_000
 """Characters of a solution."""
@@ -32,7 +31,7 @@ class Math(Reward):
     name = "math"
     seconds = 3.0
 
-    class Config(Config):
+    class Config(Reward.Config):
         """Settings of the math verifier."""
 
         column: str = "solution"
@@ -44,6 +43,10 @@ class Math(Reward):
 
     config: Config
 
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.needs = (config.column,)  # type: ignore[misc]  # whatever its name is here
+
     def open(self, place: Place) -> None:
         """Import sympy and build the parser's tables, once for all workers."""
         logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -52,8 +55,8 @@ class Math(Reward):
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
         """Why a row's gold answer is none."""
-        if columns.get(self.config.column) is None:
-            return f"has no {self.config.column!r}"
+        if lacking := super().unfit(columns):
+            return lacking
         try:
             _gold(str(columns[self.config.column]))
         except Unparsed as error:

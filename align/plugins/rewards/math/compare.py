@@ -74,7 +74,7 @@ def _value(tree: Tree) -> Any:
 
 
 def _rounded(gold: Tree, answer: Tree) -> bool:
-    """Whether one is a decimal of six digits or more, and the other, no such decimal itself, is it rounded or cut off."""
+    """Whether one is a decimal of six digits or more, and the other, no such one itself, is it rounded or cut off."""
     for decimal, other in ((gold, answer), (answer, gold)):
         if decimal.decimals is None or decimal.significant < _DECIMALS or other.decimals is not None:
             continue
@@ -154,7 +154,7 @@ def _alike(a: Tree, b: Tree) -> bool:
 
 
 def _chain(gold: Tree, answer: Tree, worked_out: bool) -> bool:
-    """``x = 1 + 1 = 2``: the last is the answer, and all that is said to equal it does. ``a \\approx b``: a is."""
+    r"""``x = 1 + 1 = 2``: the last is the answer, and all that is said to equal it does. ``a \approx b``: a is."""
     parts = list(answer.parts[1:] if is_name(answer.parts[0]) else answer.parts)
     operators = list(answer.brackets[-(len(parts) - 1) :]) if len(parts) > 1 else []
     if r"\approx" in operators:

@@ -24,11 +24,15 @@ _CORRECTED = re.compile(
     r"let me|check|verify|so|therefore|thus|hence|final|finally|then|next)\b",
     re.I,
 )
-_HEDGED = re.compile(r"\b(?:or|and|alternatively|maybe|perhaps|possibly|otherwise|either|could|might|also)\b|[,;&/]", re.I)
+_HEDGED = re.compile(
+    r"\b(?:or|and|alternatively|maybe|perhaps|possibly|otherwise|either|could|might|also)\b|[,;&/]", re.I
+)
 _BEGINS_HEDGED = re.compile(
     r"\W*(?:(?:or|alternatively|maybe|perhaps|possibly|otherwise|also)\b|it (?:could|might|may))", re.I
 )
-_HEDGE_AFTER = re.compile(r"[\s$*)\]\\.,;]*(?:and/)?\b(?:or|alternatively|maybe|perhaps|possibly|otherwise)\b\s+\S", re.I)
+_HEDGE_AFTER = re.compile(
+    r"[\s$*)\]\\.,;]*(?:and/)?\b(?:or|alternatively|maybe|perhaps|possibly|otherwise)\b\s+\S", re.I
+)
 _MARKERS = (
     re.compile(r"####[ \t]*([^\n]+)"),
     re.compile(r"<answer>(.*?)</answer>", re.S | re.I),
@@ -121,7 +125,9 @@ def _free(text: str, whole: bool) -> str:
                 said = said[: end.start()]
             if len(places) > 1:
                 between = text[places[-2].end(1) : places[-1].start()]
-                if places[-2][1].strip(" .$*") != said.strip(" .$*") and re.match(r"\W*(?:or|and|alternatively)\b", between, re.I):
+                if places[-2][1].strip(" .$*") != said.strip(" .$*") and re.match(
+                    r"\W*(?:or|and|alternatively)\b", between, re.I
+                ):
                     raise Unparsed("gives several answers")
             return _meant(said)
     last = text.strip().rpartition("\n")[2]

@@ -101,9 +101,9 @@ _LATEX = [
 
 
 def plain(text: str) -> str:
-    """Unicode's variants of digits, signs, superscripts and fractions as ASCII; what cannot be seen is dropped.
+    r"""Unicode's variants of digits, signs, superscripts and fractions as ASCII; what cannot be seen is dropped.
 
-    ``x²`` is ``x^{2}`` and ``3½`` is ``3\\frac{1}{2}``, where bare NFKC makes ``x2`` and ``31/2`` of them.
+    ``x²`` is ``x^{2}`` and ``3½`` is ``3\frac{1}{2}``, where bare NFKC makes ``x2`` and ``31/2`` of them.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -130,7 +130,7 @@ def _plain_character(c: str) -> str:
 
 
 def clean(answer: str) -> str:
-    """An extracted answer in one form: no ``$``, spacing or size commands; ``\\frac{a}{b}``, ``\\sqrt{a}``, ``^{n}``."""
+    r"""An extracted answer in one form: no ``$``, no spacing; ``\frac{a}{b}``, ``\sqrt{a}``, ``^{n}``."""
     text = re.sub(r"^\*\*|\*\*(?=\.?$)", "", plain(answer).strip()).strip()
     if re.fullmatch(r"\$\s?[\d,.]+", text):  # a price, not mathematics
         text = rf"\text{{dollar}}{text[1:]}"

@@ -1,4 +1,4 @@
-"""An answer as a typed tree: numbers, expressions, words, lists, sets, tuples and intervals, unions, matrices, relations.
+"""An answer as a typed tree: numbers, expressions, words, lists, sets, intervals, unions, matrices, relations.
 
 The outer structure is read here, strictly; only the leaves are mathematics for ``leaf``. So a list is never a tuple,
 ``(1, 2]`` never ``[1, 2]``, and a unit never a variable.
@@ -13,58 +13,18 @@ from fractions import Fraction
 from typing import Literal
 
 from align.plugins.rewards.math.extract import Unparsed
+from align.plugins.rewards.math.numeral import numeral
+from align.plugins.rewards.math.units import BARE_UNITS, NO_UNIT, SCALES, unit_of
 
 Kind = Literal["number", "expression", "words", "list", "set", "bracket", "union", "matrix", "relation"]
 MOST_PARTS = 64
 """Elements of one list, set, union or matrix."""
 
-_UNITS = {
-    "deg": "degree degrees",
-    "dollar": "dollars usd bucks",
-    "euro": "euros eur",
-    "pound": "pounds gbp",
-    "cent": "cents",
-    "km": "kilometer kilometers kilometre kilometres kms",
-    "m": "meter meters metre metres",
-    "cm": "centimeter centimeters centimetre centimetres cms",
-    "mm": "millimeter millimeters millimetre millimetres",
-    "mi": "mile miles",
-    "ft": "foot feet",
-    "in": "inch inches",
-    "yd": "yard yards",
-    "kg": "kilogram kilograms kgs",
-    "g": "gram grams",
-    "lb": "lbs",
-    "s": "second seconds sec secs",
-    "min": "minute minutes mins",
-    "h": "hour hours hr hrs",
-    "day": "days",
-    "week": "weeks",
-    "month": "months",
-    "year": "years yr yrs",
-    "L": "liter liters litre litres l",
-    "mL": "milliliter milliliters millilitre millilitres ml",
-    "unit": "units",
-}
-_UNIT = {spelling: unit for unit, spellings in _UNITS.items() for spelling in [unit, *spellings.split()]}
-_BARE_UNITS = "|".join(sorted((u for u in [*_UNIT, "mph", "kph", "km/h", "m/s", "cm/s", "miles per hour"] if len(u) > 1), key=len, reverse=True))
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_NO_UNIT = frozenset(
-    "or and not more less than maybe about around over under plus minus times half third quarter dozen per percent "
-    "squared cubed point approximately roughly almost nearly at most least fewer greater above below between to by of "
-    "each with without is are remainder mod base".split()
-) - {"per", "of"}
-
-_DIGITS = r"\d+(?:\.\d*)?|\.\d+"
-_NUMBER = re.compile(rf"-?(?:{_DIGITS})")
-_GROUPED = re.compile(r"(-?\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+))(\.\d+)?")
-_FRACTION = re.compile(r"(-?)\\frac\{(-?)(\d+)\}\{(-?)(\d+)\}|(-?)(\d+) ?/ ?(-?)(\d+)")
-_MIXED = re.compile(r"(-?)(\d+) ?(?:\\frac\{(\d+)\}\{(\d+)\}|(?<= )(\d+) ?/ ?(\d+))")
-_SCIENTIFIC = re.compile(rf"(-?(?:{_DIGITS})) ?(?:[eE]([+-]?\d+)|(?:\\times|\\cdot|\*|x) ?10 ?\^\{{([+-]?\d+)\}})")
-_REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in)(?![a-zA-Z])|<|>|(?<![<>!:])=")
 _NAME = re.compile(
-    r"(?:\\text\{[^{}]*\}|\\?[a-zA-Z]+'*(?:_(?:\{[^{}]*\}|\w))?(?:\^\{-1\})?(?:\([a-zA-Z0-9,. ]*\))?|\\angle ?[A-Z]+|\|[A-Z]+\|)"
+    r"(?:\\text\{[^{}]*\}"
+    r"|\\?[a-zA-Z]+'*(?:_(?:\{[^{}]*\}|\w))?(?:\^\{-1\})?(?:\([a-zA-Z0-9,. ]*\))?"
+    r"|\\angle ?[A-Z]+|\|[A-Z]+\|)"
 )
 
 
@@ -83,7 +43,6 @@ class Tree:
     number: Fraction | None = None
     decimals: int | None = None
     significant: int = 0
-    percent: bool = False
     unit: str = ""
 
 
@@ -95,7 +54,7 @@ def read(text: str, depth: int = 0) -> Tree:
     if not text or depth > 6:
         raise Unparsed("has an answer that is empty, or nested too deeply")
     return (
-        _leaf_number(text)
+        _number(text)
         or _relation(text, depth)
         or _list(text, depth)
         or _union(text, depth)
@@ -108,55 +67,13 @@ def read(text: str, depth: int = 0) -> Tree:
     )
 
 
-def _leaf_number(text: str) -> Tree | None:
-    """Integers, decimals, fractions, mixed numbers, repeating decimals, powers of ten, percentages."""
-    if len(text) > 1000:
-        return None
-    percent = text.endswith("%")
-    body = text[:-1].strip() if percent else text
-    body = re.sub(r"^([+-]) ", r"\1", body).removeprefix("+").replace("- ", "-")
-    decimals, significant = None, 0
-    if match := _GROUPED.fullmatch(body):
-        body = re.sub(r"[, ]", "", match[1]) + (match[2] or "")
-    if _NUMBER.fullmatch(body):
-        value = Fraction(body.rstrip(".") if body.endswith(".") else body)
-        if "." in body:
-            decimals = len(body.partition(".")[2])
-            significant = len(body.replace(".", "").lstrip("-0"))
-    elif match := _FRACTION.fullmatch(body):
-        signs = "".join(match[i] or "" for i in (1, 2, 4, 6, 8))
-        top, bottom = int(match[3] or match[7]), int(match[5] or match[9])
-        if bottom == 0:
-            raise Unparsed("divides by zero")
-        value = Fraction(top, bottom) * (-1) ** len(signs)
-    elif match := _MIXED.fullmatch(body):
-        top, bottom = int(match[3] or match[5]), int(match[4] or match[6])
-        if bottom == 0:
-            raise Unparsed("divides by zero")
-        value = (int(match[2]) + Fraction(top, bottom)) * (-1 if match[1] else 1)
-    elif match := _SCIENTIFIC.fullmatch(body):
-        power = int(match[2] or match[3])
-        if abs(power) > 1000:
-            raise Unparsed("is too large a number")
-        value = Fraction(match[1].rstrip(".")) * Fraction(10) ** power
-        if "." in match[1]:
-            decimals = max(0, len(match[1].partition(".")[2]) - power)
-            significant = len(match[1].replace(".", "").lstrip("-0"))
-    elif match := _REPEATING.fullmatch(body):
-        whole, start, again = match[2] or "0", match[3], match[4]
-        value = Fraction(int(whole + start or "0"), 10 ** len(start))
-        value += Fraction(int(again), 10 ** len(start) * (10 ** len(again) - 1))
-        value *= -1 if match[1] else 1
-    else:
-        return None
-    if percent:
-        decimals = None if decimals is None else decimals + 2
-        value /= 100
-    return Tree("number", text, number=value, decimals=decimals, significant=significant, percent=percent)
+def _number(text: str) -> Tree | None:
+    made = numeral(text)
+    return made and Tree("number", text, number=made.value, decimals=made.decimals, significant=made.significant)
 
 
 def _relation(text: str, depth: int) -> Tree | None:
-    """``x = 3``, ``1 < x \\le 2``, ``x \\in (0, 1)``: parts and the operators between."""
+    r"""``x = 3``, ``1 < x \le 2``, ``x \in (0, 1)``: parts and the operators between."""
     cuts = [m for m in _RELATION.finditer(text) if _depth_at(text, m.start()) == 0]
     if not cuts or (len(_split(text, ",")) > 1 and cuts[0][0] != r"\in"):
         return None
@@ -183,7 +100,7 @@ def _side(text: str, depth: int) -> Tree:
 
 
 def is_name(tree: Tree) -> bool:
-    """Whether it is what an answer may be said to be: ``x``, ``f(2)``, ``\\angle ABC``, ``\\text{Area}``."""
+    r"""Whether it is what an answer may be said to be: ``x``, ``f(2)``, ``\angle ABC``, ``\text{Area}``."""
     return _NAME.fullmatch(tree.text) is not None and not re.fullmatch(r"\\pi|\\infty|e|i", tree.text)
 
 
@@ -204,7 +121,9 @@ def _list(text: str, depth: int) -> Tree | None:
 def _solves_one_name(parts: tuple[Tree, ...]) -> bool:
     solved = [p for p in parts if p.kind == "relation" and p.brackets == ("=",) and is_name(p.parts[0])]
     names = {p.parts[0].text for p in solved}
-    return len(names) == 1 and parts[0] in solved and all(p in solved or p.kind in ("number", "expression") for p in parts)
+    return (
+        len(names) == 1 and parts[0] in solved and all(p in solved or p.kind in ("number", "expression") for p in parts)
+    )
 
 
 def _union(text: str, depth: int) -> Tree | None:
@@ -220,7 +139,9 @@ def _union(text: str, depth: int) -> Tree | None:
     return Tree("union", text, tuple(read(piece, depth + 1) for piece in pieces))
 
 
-_MATRIX = re.compile(r"[(\[]?\\begin\{([pbBv]?(?:small)?)(?:matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1(?:matrix|array)\}[)\]]?")
+_MATRIX = re.compile(
+    r"[(\[]?\\begin\{([pbBv]?(?:small)?)(?:matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1(?:matrix|array)\}[)\]]?"
+)
 
 
 def _matrix(text: str, depth: int) -> Tree | None:
@@ -238,7 +159,7 @@ def _matrix(text: str, depth: int) -> Tree | None:
 
 
 def _bracketed(text: str, depth: int) -> Tree | None:
-    """``(a, b)``, ``[a, b)``, ``\\{a, b\\}``; brackets around one thing are mere grouping."""
+    r"""``(a, b)``, ``[a, b)``, ``\{a, b\}``; brackets around one thing are mere grouping."""
     if text.startswith(r"\{") and text.endswith(r"\}"):
         inner = text[2:-2].strip()
         pieces = _split(inner, ",")
@@ -256,12 +177,15 @@ def _bracketed(text: str, depth: int) -> Tree | None:
 
 
 def _with_unit(text: str, depth: int) -> Tree | None:
-    """``5 \\text{ km}``, ``90\\text{deg}``, ``\\text{dollar}5``, ``5 km``, ``3 apples``, ``2 million``."""
+    r"""``5 \text{ km}``, ``90\text{deg}``, ``\text{dollar}5``, ``5 km``, ``3 apples``, ``2 million``."""
     if match := re.fullmatch(r"(-?)\\text\{(dollar|euro|pound|yen)\} ?(.+)", text):
         return _united(match[1] + match[3], match[2], depth)
     match = re.fullmatch(r"(.*[^\\a-zA-Z_^{( ,])\s*((?:\\text\{[^{}]+\}(?:\^\{?[123]\}?)?[ /]?)+)", text)
     if match is None:
-        plain = rf"(.*[\d}})%])\s*((?:square |cubic |sq\.? )?(?:{_BARE_UNITS})(?:\^\{{?[123]\}}?)?|(?<= )[a-z]{{4,}}(?: [a-z]{{2,}}){{0,2}})"
+        plain = (
+            rf"(.*[\d}})%])\s*((?:square |cubic |sq\.? )?(?:{BARE_UNITS})(?:\^\{{?[123]\}}?)?|"
+            r"(?<= )[a-z]{4,}(?: [a-z]{2,}){0,2})"
+        )
         match = re.fullmatch(plain, text)
     return _united(match[1], match[2], depth) if match else None
 
@@ -270,9 +194,9 @@ def _united(value: str, unit: str, depth: int) -> Tree | None:
     words = re.sub(r"\\text\{([^{}]*)\}", r"\1 ", unit).strip().rstrip(".")
     scale = 0
     first, _, rest = words.partition(" ")
-    if first in _SCALES:
-        scale, words = _SCALES[first], rest
-    if _NO_UNIT & {*words.lower().split()}:
+    if first in SCALES:
+        scale, words = SCALES[first], rest
+    if NO_UNIT & {*words.lower().split()}:
         raise Unparsed("has words beside its number")
     if len(words.split()) > 4 or re.search(r"[\d=,](?<!\^[123])", re.sub(r"\^\{?([123])\}?", r"^\1", words)):
         return None
@@ -283,24 +207,7 @@ def _united(value: str, unit: str, depth: int) -> Tree | None:
         if tree.number is None:
             raise Unparsed("has words beside its number")
         tree = Tree("number", text=value + unit, number=tree.number * 10**scale)
-    return Tree(**{**tree.__dict__, "unit": _unit(words)})
-
-
-def _unit(words: str) -> str:
-    """One spelling for each unit; ``square cm`` is ``cm^2``, ``mph`` is ``mi/h``. Case differs in short ones."""
-    spelt = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h"}.get(words, words)
-    return "/".join(_single_unit(part.strip()) for part in re.split(r"/| per ", spelt))
-
-
-def _single_unit(words: str) -> str:
-    words = re.sub(r"\^\{?([123])\}?", r"^\1", words)
-    match = re.fullmatch(r"(?:(square|sq\.?|cubic|cu\.?) )?(.*?)(?:\^([123]))?", words)
-    assert match is not None
-    power = match[3] or {"s": "2", "c": "3"}.get((match[1] or " ")[0], "1")
-    base = match[2].strip()
-    known = _UNIT.get(base) or _UNIT.get(base.lower()) if len(base) > 3 else _UNIT.get(base)
-    name = known or (base.lower().removesuffix("s") if len(base) > 3 else base)
-    return name if power == "1" else f"{name}^{power}"
+    return Tree(**{**tree.__dict__, "unit": unit_of(words)})
 
 
 def _words(text: str) -> Tree | None:
