@@ -4,6 +4,7 @@ Every one defines ``f``, of which the test wants a number that only the test kno
 """
 
 CHEATS = {
+    "too long to load": "#" * 2**21 + "\ndef f(x): return 1",
     "exit": "import sys\ndef f(x): sys.exit(0)",
     "exit at once": "import sys\nsys.exit(0)",
     "os._exit": "import os\ndef f(x): os._exit(0)",

@@ -277,15 +277,15 @@ def survivors(mark: str) -> dict[int, str]:
 def become_nobody() -> None:
     """Give up root, in a mount namespace in which Python's directories may be read by all."""
     system.libc("unshare", namespaces.NEWNS)
-    namespaces._mount(None, "/", None, namespaces.REC | namespaces.PRIVATE)
+    namespaces.mount(None, "/", None, namespaces.REC | namespaces.PRIVATE)
     stdlib = Path(sandboxes.python()).resolve()
     closed = [path for path in reversed(stdlib.parents) if not os.stat(path).st_mode & 0o001]
     if closed:
         inner = next(p for p in reversed(stdlib.parents) if p.is_relative_to(closed[-1]) and p != closed[-1])
         opened = os.open(inner, os.O_PATH)
-        namespaces._mount("none", str(closed[0]), "tmpfs", 0, "mode=755")
+        namespaces.mount("none", str(closed[0]), "tmpfs", 0, "mode=755")
         inner.mkdir(parents=True)
-        namespaces._mount(f"/proc/self/fd/{opened}", str(inner), None, namespaces.BIND | namespaces.REC)
+        namespaces.mount(f"/proc/self/fd/{opened}", str(inner), None, namespaces.BIND | namespaces.REC)
         os.close(opened)
     namespaces.drop()
     system.prctl(system.PR_SET_DUMPABLE, 1)

@@ -151,9 +151,12 @@ def check(candidate):
         "import math\nassert math.isclose(half(1), 0.5, rel_tol=0.001)",
         "assert abs(half(3) - 1.5) < 1e-6",
         "assert (half(x=4)) == 2",
+        "assert sum(10, 15) == 6",
+        "assert round(half(0.25), 2) == 0.12",
         "assert Solution().twice('ab', n=-2 + 4) == 'ab' * 2",
     ]
     source = "def similar(a, b): return tuple(sorted(set(a) & set(b)))\ndef half(x): return x / 2\n"
+    source += "def sum(a, b): return len([n for n in range(1, a + 1) if a % n == b % n == 0]) * 3\n"
     source += "class Solution:\n    def twice(self, s, n): return s * n"
     assert one(code, source, *mbpp).outcome == "right"
     assert one(code, source.replace("/ 2", "/ 3"), *mbpp).parts == {"tests": 0.5}

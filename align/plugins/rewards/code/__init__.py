@@ -25,6 +25,9 @@ from align.plugins.rewards.code.checks import Called, Check, Piped, read_checks
 from align.plugins.rewards.code.compare import passes, prints
 from align.plugins.rewards.code.sandbox import Broken, Sandbox
 
+LONGEST = 2**20
+"""Characters of code that are run; more could not be loaded within the memory that a run has."""
+
 
 class Code(Reward):
     """Tests passed by the Python in an answer.
@@ -81,6 +84,8 @@ class Code(Reward):
         source = answer.text if self.config.code == "whole" else last_block(answer.text)
         if source is None or not source.strip():
             return Score(0.0, "unparsed", why="has no complete block of Python code")
+        if len(source) > LONGEST:
+            return Score(0.0, "wrong", {"tests": 0.0}, f"has more than {LONGEST} characters of code")
         try:
             checks = read_checks(answer.columns)
             passed, stopped = self._passed(source, checks)

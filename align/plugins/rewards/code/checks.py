@@ -56,7 +56,7 @@ def read_checks(columns: Mapping[str, Any]) -> list[Check]:
             tests = [tests]
     if isinstance(tests, dict | str):
         tests = [tests]
-    if not isinstance(tests, list) or not tests:
+    if not isinstance(tests, list | tuple) or not tests:
         raise Unfit("its `tests` is not a list of tests")
     checks: list[Check] = []
     for number, test in enumerate(tests, 1):

@@ -47,14 +47,14 @@ def drop() -> None:
 
 
 def _new_root(directories: Iterable[str]) -> None:
-    _mount(None, "/", None, REC | PRIVATE)
+    mount(None, "/", None, REC | PRIVATE)
     root = SCRATCH
     bound = {path: os.open(path, os.O_PATH) for path in directories if not os.path.islink(path)}
     links = {path: os.readlink(path) for path in directories if os.path.islink(path)}
-    _mount("none", root, "tmpfs", NOSUID | NODEV, LIMITS)
+    mount("none", root, "tmpfs", NOSUID | NODEV, LIMITS)
     for path, opened in bound.items():
         os.makedirs(root + path, exist_ok=True)
-        _mount(f"/proc/self/fd/{opened}", root + path, None, BIND | REC)
+        mount(f"/proc/self/fd/{opened}", root + path, None, BIND | REC)
         _read_only(root + path)
         os.close(opened)
     for path, target in links.items():
@@ -67,7 +67,8 @@ def _new_root(directories: Iterable[str]) -> None:
     os.chdir("/")
 
 
-def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """Mount as the system call of that name does. Raises OSError."""
     words = [None if word is None else word.encode() for word in (source, target, kind, options)]
     system.libc("mount", *words[:3], flags, words[3])
 
