@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -25,7 +25,7 @@ class Exact(Reward):
     """1 where the answer equals a column, both normalised, else 0."""
 
     name = "exact"
-    seconds = 2.0
+    seconds: ClassVar[float | None] = 2.0
     """A regular expression may take for ever; without one it runs in this process."""
 
     class Config(Reward.Config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import fastjsonschema
 from pydantic import AfterValidator, Field, model_validator
@@ -47,7 +47,7 @@ class Format(Reward):
     """1 where an answer has the layout asked for (a regular expression, tags in order, a JSON schema), else 0."""
 
     name = "format"
-    seconds = 2.0
+    seconds: ClassVar[float | None] = 2.0
     """A regular expression, also a schema's, may take for ever; with tags alone it runs in this process."""
 
     class Config(Reward.Config):
@@ -73,7 +73,7 @@ class Format(Reward):
                 if setting in given and getattr(self, to) is None:
                     wrong.append(f"{setting} is read with {to} only")
             if self.regex is None and self.tags is None and self.json_schema is None:
-                wrong.append("regex, tags or json_schema must be given")
+                wrong.append("asks for nothing: give regex, tags or json_schema")
             if wrong:
                 raise ValueError("\n".join(wrong))
             return self
