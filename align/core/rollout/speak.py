@@ -63,7 +63,7 @@ class Said:
         """A line of JSONL: the row's own columns, and over them what was said."""
         row = {**self.record.columns, "prompt": self.record.prompt, "completion": self.completion}
         row |= {"finish": self.sample.finish, "tokens": len(self.sample.tokens)}
-        row["logp"] = float(self.sample.logp.sum(dtype=np.float64))
+        row["logp"] = float(self.sample.logp.sum(dtype=np.float64)) if len(self.sample.logp) else None
         if self.scored is not None:
             row |= {"reward": self.scored.reward, "parts": self.scored.parts, "outcomes": self.scored.outcomes}
         return row | ({"best_of": self.best_of} if self.best_of > 1 else {})

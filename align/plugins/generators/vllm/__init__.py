@@ -65,8 +65,10 @@ class VLLM(Generator):
         weight transfer from GPU to GPU (not measured)."""
         exchange: str | None = None
         """With ``files``: a directory that trainer and server both see; default: a private one of this machine."""
-        timeout: PositiveFloat = 600.0
-        """Seconds in which a server must finish its start, a weight update, or at least one answer."""
+        start_timeout: PositiveFloat = 1200.0
+        """Seconds for a server to start, loading and compiling included."""
+        timeout: PositiveFloat = 300.0
+        """Seconds in which a server must finish a weight update, or at least one answer."""
         engine: dict[str, Any] = Field(default_factory=dict)
         """Further engine arguments by vLLM's own names (``block_size: 32``)."""
 

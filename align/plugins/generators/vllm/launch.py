@@ -24,8 +24,7 @@ from align.schemas.errors import AlignError
 
 GRACE = 10.0
 """Seconds for a server to end by itself."""
-WORDS = 6
-"""Lines of a server's log that a message quotes."""
+_PREFIX = re.compile(r"^(\(\w+ pid=\d+\)\s?)?(ERROR [\d-]+ [\d:]+ \[[^]]*\] ?)?")
 EXTENSION = "align.plugins.generators.vllm.extension"
 
 
@@ -62,7 +61,7 @@ class Launched:
                 preexec_fn=die_with_parent,
             )
         try:
-            self._await(config.timeout)
+            self._await(config.start_timeout)
         except BaseException:
             self._kill()
             raise
@@ -103,7 +102,7 @@ class Launched:
                 if time.monotonic() > deadline:
                     raise AlignError(
                         f"the vLLM server was not ready within {timeout:g} s ({self.last_words() or self.log})",
-                        "set a longer timeout",
+                        "set a longer start_timeout",
                         where="rollout.generator",
                     )
                 time.sleep(0.2)
@@ -130,16 +129,19 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def last_errors(log: Path) -> list[str]:
-    """The last lines of a log that name an error, without what vLLM puts before them."""
+    """The last exceptions in a log, each with the lines that go on with its message, without what vLLM puts before."""
     try:
         lines = log.read_bytes()[-(2**18) :].decode("utf-8", "replace").splitlines()
     except OSError:
         return []
-    named = [line for line in lines if re.search(r"\b\w*(Error|Exception)\b|error:", line)]
-    plain = [
-        re.sub(r"^(\(\w+ pid=\d+\)\s*)?((ERROR|INFO|WARNING) [\d-]+ [\d:]+ \[[^]]*\]\s*)?", "", line) for line in named
-    ]
-    return [line.strip()[:300] for line in list(dict.fromkeys(plain))[-WORDS:]]
+    lines = [_PREFIX.sub("", line).rstrip()[:300] for line in lines]
+    found: dict[str, list[str]] = {}
+    for number, line in enumerate(lines):
+        if re.match(r"[\w.]*(Error|Exception)\b", line):
+            more = [after for after in lines[number + 1 : number + 3] if after.startswith(" ") and "File " not in after]
+            found.pop(line, None)  # the place of its last time
+            found[line] = [line, *more]
+    return [line for lines in list(found.values())[-3:] for line in lines]
 
 
 def how_it_ended(code: int) -> str:

@@ -93,7 +93,7 @@ class Server:
     def sync(self, policy: Policy, version: int) -> None:
         """Send the policy's weights, in two phases: everything is there and checked before any of it is taken."""
         label = everyone(f"{secrets.token_hex(8)}-{version}")[0]
-        self.label = "none"  # whatever fails from here on, no answer counts
+        self.label = ""  # whatever fails from here on, no answer counts
         failed: AlignError | None = None
         if self.config.weights == "nccl":
             self._send(policy, label)

@@ -1,0 +1,169 @@
+"""Any OpenAI-compatible server: answers for judging, best-of-n and evaluation. Nothing is trained through it.
+
+Such a server speaks text. Prompts are decoded by our tokenizer (``completions``: as the text that they are, special
+tokens included; ``chat``: as one user message, special tokens left out), and answers are encoded by it; where the
+server tokenises otherwise, tokens are ours and not what it drew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from align.core.http import Client, secret
+from align.core.rollout.generator import Floats, Generator, Interrupt, Request, Sample, Subject, Tokens
+from align.schemas.errors import AlignError
+from align.schemas.rollout import Sampling
+
+FINISHED: dict[str | None, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
+
+
+class Endpoint(Generator):
+    """Answers over ``/completions`` or ``/chat/completions``.
+
+    ``logp`` of a sample is what the server says where it gives one number for each of our tokens (which need not be of
+    the distribution that was drawn from), and else empty: no number is made up.
+    """
+
+    name: ClassVar[str] = "endpoint"
+    trainable: ClassVar[bool] = False
+
+    class Config(Generator.Config):
+        """Settings in the run file."""
+
+        url: str
+        """The base address, ``https://api.example.com/v1``; plain http is for this machine only."""
+        model: str
+        """What the server calls the model."""
+        api: Literal["chat", "completions"] = "completions"
+        """``completions``: the prompt's text is continued. ``chat``: it is a user's message, and the server's own chat
+        template goes around it."""
+        key_env: str | None = None
+        """The environment variable that holds the API key."""
+        key_file: str | None = None
+        """The file that holds the API key."""
+        concurrency: PositiveInt = 8
+        """Requests under way at once."""
+        timeout: PositiveFloat = 120.0
+        """Seconds for one try."""
+        retries: NonNegativeInt = 4
+        """Further tries where the server is busy, down, or answers nonsense."""
+        extra: dict[str, Any] = Field(default_factory=dict)
+        """Further fields of a request (``top_k`` and the like, where a server knows them)."""
+
+    config: Config
+    client: Client | None = None
+
+    def open(self, subject: Subject) -> None:
+        """Nothing is asked yet. Raises AlignError for an address or key that cannot be used."""
+        config = self.config
+        self.tokenizer = subject.tokenizer
+        key = secret(config.key_env, config.key_file)
+        self.client = Client(config.url, key=key, timeout=config.timeout, retries=config.retries)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        heard: Callable[[int, int, int], None] | None = None,
+    ) -> list[list[Sample]]:
+        """See ``Generator``; ``heard`` is told whole answers. Raises AlignError for settings that the API lacks.
+
+        Seeds are sent, in 31 bits; whether the server heeds them is its affair.
+        """
+        assert self.client is not None
+        self._refuse(sampling)
+        asked = [(number, seed) for number, request in enumerate(requests) for seed in request.seeds]
+        samples: list[list[Sample]] = [[] for _ in requests]
+        replies: dict[int, Sample] = {}
+        under_way: dict[Future[dict[str, Any]], int] = {}
+        left = list(enumerate(asked))[::-1]
+        path = "/chat/completions" if self.config.api == "chat" else "/completions"
+        try:
+            while left or under_way:
+                while left and len(under_way) < self.config.concurrency:
+                    place, (number, seed) = left.pop()
+                    content = self._content(requests[number].prompt, sampling, seed)
+                    under_way[self.client.submit("POST", path, content)] = place
+                done, _ = wait(under_way, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    replies[under_way.pop(future)] = self._sample(future.result())
+                if stop():
+                    raise Interrupt
+        finally:
+            for future in under_way:
+                future.cancel()
+        for place, (number, _) in enumerate(asked):
+            sample = replies[place]
+            if heard is not None:
+                for token in sample.tokens.tolist():
+                    heard(number, len(samples[number]), token)
+            samples[number].append(sample)
+        return samples
+
+    def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
+        """Refused: such servers do not score what others wrote."""
+        raise AlignError("an OpenAI-compatible server cannot score given tokens", "use local or vllm", where=self.name)
+
+    def close(self) -> None:
+        """End what is under way."""
+        if self.client is not None:
+            self.client.close()
+        self.client = None
+
+    def _refuse(self, sampling: Sampling) -> None:
+        odd = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop_tokens": []}
+        if given := [name for name, neutral in odd.items() if getattr(sampling, name) != neutral]:
+            raise AlignError(
+                f"{', '.join(given)}: not part of the OpenAI API",
+                "leave it out; where this server knows it, set it in the generator's extra",
+                where=self.name,
+            )
+
+    def _content(self, prompt: Tokens, sampling: Sampling, seed: int) -> dict[str, Any]:
+        chat = self.config.api == "chat"
+        text = str(self.tokenizer.decode(prompt.tolist(), skip_special_tokens=chat))
+        content: dict[str, Any] = {
+            "model": self.config.model,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": seed % 2**31,
+            "n": 1,
+        }
+        content |= {"messages": [{"role": "user", "content": text}], "logprobs": True} if chat else {}
+        content |= {} if chat else {"prompt": text, "logprobs": 0}
+        return content | ({"stop": list(sampling.stop)} if sampling.stop else {}) | self.config.extra
+
+    def _sample(self, reply: dict[str, Any]) -> Sample:
+        try:
+            choice = reply["choices"][0]
+            text = choice["message"]["content"] if self.config.api == "chat" else choice["text"]
+            finish = FINISHED.get(choice["finish_reason"])
+            logp = _logp(choice.get("logprobs"))
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise AlignError(f"answered in an unknown form: {str(reply)[:200]}", where=self.config.url) from None
+        if not isinstance(text, str) or finish is None:
+            raise AlignError(f"ended an answer with {choice['finish_reason']!r}", where=self.config.url)
+        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not tokens:  # an answer has at least one token: the end that was drawn
+            tokens = [self.tokenizer.eos_token_id]
+        if logp is None or len(logp) != len(tokens):
+            logp = []
+        return Sample(np.array(tokens, np.int32), np.array(logp, np.float32), finish)
+
+
+def _logp(told: dict[str, Any] | None) -> list[float] | None:
+    """What either API says of the answer's tokens, if it says so."""
+    if not told:
+        return None
+    if told.get("content") is not None:
+        return [float(entry["logprob"]) for entry in told["content"]]
+    values = told.get("token_logprobs")
+    return None if values is None else [float(value) for value in values]
