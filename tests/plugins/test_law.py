@@ -128,9 +128,17 @@ class Constant(Breaker):
         return Outcome([Term(-batch.logp_T.detach(), "token")], {})
 
 
+class Recentred(RLOO):
+    def loss(self, batch: Batch) -> Outcome:
+        """Advantages made relative to the micro-batch: credit where it does not belong."""
+        advantage_T = batch.along["advantage"] - batch.along["advantage"].mean()
+        return Outcome([Term(-advantage_T * batch.logp_T, "token")], {})
+
+
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
+        (Recentred, "the step's gradient differs by .* of its norm"),
         (Undescribed, "setting 'strength' has no docstring"),
         (Paperless, "does not say its 'paper'"),
         (MeanInside, "1 values per example, of which the micro-batch has 8"),

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from align.core.algorithm import Batch, Outcome, Term
+from align.core.algorithm import Batch, Metric, Outcome, Term
 from align.core.data.examples import Example
 from align.core.losses import logistic, preference_metrics
 from align.core.rollout.credit import kept, rewards
@@ -73,7 +73,9 @@ class OnlineDPO(Online):
     def loss(self, batch: Batch) -> Outcome:
         """One value per pair."""
         assert batch.ref_logp_T is not None, "the engine gives reference log-probabilities to uses_reference"
-        reward_B = self.config.beta * batch.sum_per_sequence(batch.logp_T - batch.ref_logp_T)
+        ratio_T = batch.logp_T - batch.ref_logp_T
+        reward_B = self.config.beta * batch.sum_per_sequence(ratio_T)
         chosen_E, rejected_E = batch.of("chosen", reward_B), batch.of("rejected", reward_B)
         values = logistic(chosen_E - rejected_E)
-        return Outcome([Term(values, "example")], preference_metrics(batch, chosen_E, rejected_E))
+        metrics = preference_metrics(batch, chosen_E, rejected_E) | {"kl": Metric(ratio_T)}
+        return Outcome([Term(values, "example")], metrics)
