@@ -28,7 +28,7 @@ class BestOfN(Harvest):
         """Settings of best of n."""
 
         group: Annotated[int, Field(ge=2)] = 16
-        """n, answers to each prompt (2401.01879: the gain grows as the square root of log n, at best)."""
+        """n, answers to each prompt (2401.01879: the KL to the model grows as log n only)."""
         make: Literal["completions", "pairs"] = "completions"
         """Rows of the best answer (RAFT, 2304.06767), or of the best and the worst."""
         minimum: float | None = None

@@ -24,7 +24,7 @@ class OnlineDPO(Online):
     name = "online_dpo"
     paper = "https://arxiv.org/abs/2402.04792"
     learning_rate = 5e-7
-    """The paper's, and TRL 1.16's OnlineDPOConfig."""
+    """TRL 1.16's OnlineDPOConfig."""
     uses_ratio = False
 
     class Config(Online.Config):
@@ -33,7 +33,7 @@ class OnlineDPO(Online):
         group: Annotated[int, Field(ge=2)] = 2
         """Answers to each prompt, the best and the worst of which make the pair (2402.04792 has 2)."""
         beta: PositiveFloat = 0.1
-        """Strength of the tie to the reference (2402.04792, TRL 1.16)."""
+        """Strength of the tie to the reference (TRL 1.16's OnlineDPOConfig)."""
 
     config: Config
 
