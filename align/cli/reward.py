@@ -207,7 +207,7 @@ def _open(name: str, pairs: tuple[str, ...], device: str) -> Opened:
         choice: Any = {"type": "python", "settings": given, **beside}
     else:
         choice = spelt_out({"type": name, **given}, BESIDE_REWARD)
-    place = Place(cache_directory(), accelerator="cuda" if device == "cuda" else "cpu")
+    place = Place(cache_directory() / "rewards", accelerator="cuda" if device == "cuda" else "cpu")
     return Opened(check(RewardChoice, choice, lambda path: f"reward {name}: {dotted(path)}"), place)
 
 
