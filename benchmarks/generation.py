@@ -1,4 +1,4 @@
-"""Tokens a second of the embedded generator beside transformers' own generation and vLLM, on CPU.
+"""Tokens a CPU second of the embedded generator beside transformers' own generation and vLLM, on CPU.
 
     ALIGN_VLLM_PYTHON=.../python python benchmarks/generation.py
 
@@ -6,9 +6,10 @@ Groups of eight answers to prompts of 16 to 48 tokens, at temperature 1, on one 
 parameters with a vocabulary of 512, and 42M with one of 32,000. Twice each: all answers as long as the limit, and with
 lengths that end by a stop token (one of the vocabulary's 1/48: a mean of some 40 tokens), where whoever lets finished
 answers leave gains. Every way runs once to warm up; then the ways take turns, and what is told is the median over the
-rounds, and of the ratio to transformers within each round, since a shared machine changes its speed. vLLM runs in its
-own interpreter, engine started beforehand, one request for each answer (prefix caching shares the prompts), without
-seeds of their own, which its CPU backend cannot keep while prompts are read in pieces.
+rounds, and of the ratio to transformers within each round, since a shared machine changes its speed; seconds are those
+that the one thread had a core, since others may use the machine too. vLLM runs in its own interpreter, engine started
+beforehand, one request for each answer (prefix caching shares the prompts), without seeds of their own, which its CPU
+backend cannot keep while prompts are read in pieces.
 Writes results/generation.json and fails unless local is faster than transformers everywhere.
 """
 
@@ -56,14 +57,14 @@ for line in sys.stdin:
     settings = [SamplingParams(temperature=1.0, max_tokens=most, logprobs=0, detokenize=False,
                                stop_token_ids=asked["ends"], ignore_eos=True) for _ in prompts]
     engine.reset_prefix_cache()
-    started = time.perf_counter()
+    started = time.process_time()
     outputs = engine.generate(prompts, settings, use_tqdm=False)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     print("DONE", sum(len(o.outputs[0].token_ids) for o in outputs), seconds, flush=True)
 """
 
 Way = Callable[[list[Any], list[int]], tuple[int, float]]
-"""Prompts and end tokens to the tokens made and the seconds taken."""
+"""Prompts and end tokens to the tokens made and the CPU seconds taken."""
 
 
 def local(network: Any, most: int) -> Way:
@@ -72,9 +73,9 @@ def local(network: Any, most: int) -> Way:
     def speak(prompts: list[Any], ends: list[int]) -> tuple[int, float]:
         voice = Voice(network, None, tuple(ends), 512, 32_768)  # type: ignore[arg-type]  # no stop string, no tokenizer
         requests = [Request(p, tuple(range(GROUP * i, GROUP * (i + 1)))) for i, p in enumerate(prompts)]
-        started = time.perf_counter()
+        started = time.process_time()
         groups = voice.answer(requests, Sampling(max_tokens=most))
-        return sum(len(s.tokens) for g in groups for s in g), time.perf_counter() - started
+        return sum(len(s.tokens) for g in groups for s in g), time.process_time() - started
 
     return speak
 
@@ -84,7 +85,7 @@ def by_transformers(network: Any, most: int) -> Way:
 
     @torch.no_grad()
     def speak(prompts: list[Any], ends: list[int]) -> tuple[int, float]:
-        started = time.perf_counter()
+        started = time.process_time()
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p.tolist() for p in prompts for _ in range(GROUP)])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts for _ in range(GROUP)])
@@ -97,7 +98,7 @@ def by_transformers(network: Any, most: int) -> Way:
             top_k=0,
             eos_token_id=ends or None,
         )
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         answers = out[:, width:]
         ended = torch.isin(answers, torch.tensor(ends)).int() if ends else torch.zeros_like(answers)
         before = ended.cumsum(1) - ended
@@ -171,7 +172,9 @@ def compare(name: str, python: str | None) -> dict[str, Any]:
                 way: median(a / b for a, b in zip(each, speeds["transformers"], strict=True))
                 for way, each in speeds.items()
             }
-            found[case] = {w: {"tokens_a_second": round(median(speeds[w])), "ratio": round(ratio[w], 2)} for w in ways}
+            found[case] = {
+                w: {"tokens_a_cpu_second": round(median(speeds[w])), "ratio": round(ratio[w], 2)} for w in ways
+            }
             print(name, case, found[case], flush=True)
 
     if python is None:

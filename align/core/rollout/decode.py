@@ -25,7 +25,8 @@ from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling
 
 LEAVE = 1 / 8
-"""Share of a batch's rows that are finished before they are taken out: taking out copies the cache."""
+"""Share of a batch's rows that are finished before they are taken out: taking out copies the cache. Measured with 128
+rows: at 1/2 a fifth slower, at 1/4 a twentieth, and at less than 1/8 slower again."""
 
 
 @dataclass(frozen=True, slots=True)
