@@ -275,12 +275,12 @@ def survivors(mark: str) -> dict[int, str]:
 
 
 def become_nobody() -> None:
-    """Give up root, in a mount namespace in which Python's directories may be read by all."""
-    system.libc("unshare", namespaces.NEWNS)
-    namespaces.mount(None, "/", None, namespaces.REC | namespaces.PRIVATE)
+    """Give up root; first, where Python lies in a closed directory, in a mount namespace in which that is open."""
     stdlib = Path(sandboxes.python()).resolve()
     closed = [path for path in reversed(stdlib.parents) if not os.stat(path).st_mode & 0o001]
     if closed:
+        system.libc("unshare", namespaces.NEWNS)
+        namespaces.mount(None, "/", None, namespaces.REC | namespaces.PRIVATE)
         inner = next(p for p in reversed(stdlib.parents) if p.is_relative_to(closed[-1]) and p != closed[-1])
         opened = os.open(inner, os.O_PATH)
         namespaces.mount("none", str(closed[0]), "tmpfs", 0, "mode=755")
