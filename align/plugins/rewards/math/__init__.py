@@ -6,6 +6,7 @@ text --extract--> the one answer --notation--> one form --tree--> types --compar
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any
@@ -75,7 +76,7 @@ class Math(Reward):
             return Score(None, "error", why=f"the gold answer {error}")
         try:
             said = clean(answer_of(text, self.config.boxed))
-            right = _bare(said) == written or same(ours, read(said))
+            right = _bare(said) == written or _choice(said) == ours.text or same(ours, read(said))
         except Unparsed as error:
             return Score(self.config.unparsed, "unparsed", why=f"the answer {error}")
         return Score(1.0, "right") if right else Score(0.0, "wrong")
@@ -93,5 +94,13 @@ def _gold(text: str) -> tuple[str, Tree]:
     return _bare(said), tree
 
 
+def _choice(text: str) -> str | None:
+    """The letter of ``(A) 5`` and ``A. five``; None for anything else, and where another letter stands beside it."""
+    match = re.match(r"(?:\\text\{)?(?:\(([A-J])\)|([A-J])[.):](?![^ ]))", text)
+    alone = match and not re.search(r",|\([A-J]\)|\b[A-J][.):]", text[match.end() :])
+    return match[1] or match[2] if match and alone else None
+
+
 def _bare(text: str) -> str:
-    return "".join(text.split())
+    """Without spaces, but for those between digits."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)

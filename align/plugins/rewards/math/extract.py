@@ -36,10 +36,16 @@ _HEDGE_AFTER = re.compile(
 _MARKERS = (
     re.compile(r"####[ \t]*([^\n]+)"),
     re.compile(r"<answer>(.*?)</answer>", re.S | re.I),
-    re.compile(r"\banswer\b[ \t]*(?:\*\*)?[ \t]*(?:is|:|=)(?:[ \t]*(?:\*\*|:))*[ \t]*\n?[ \t]*([^\n]+)", re.I),
+    re.compile(
+        r"\banswer\b(?: (?:to|of|for) [^\n.:]{1,60}?)?[ \t]*(?:\*\*)?[ \t]*(?:is|:|=)"
+        r"(?:[ \t]*(?:\*\*|:))*[ \t]*\n?[ \t]*([^\n]+)",
+        re.I,
+    ),
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _WORDS_OF_DOUBT = re.compile(r"\b(?:either|maybe|perhaps|possibly|probably|not|between|unknown|unclear)\b", re.I)
+
+_REASONS = re.compile(r",?\s+\(?(?:because|since|which|as)\b")
 
 
 class Unparsed(Exception):
@@ -119,6 +125,8 @@ def _free(text: str, whole: bool) -> str:
         places = list(marker.finditer(text))
         if places:
             said = places[-1][1].strip()
+            while inner := marker.search(said):  # Final answer: the answer is 7
+                said = inner[1].strip()
             if marker is not _MARKERS[1] and (end := _SENTENCE_END.search(said)):
                 if re.match(r"\s*(?:or|alternatively|maybe)\b", said[end.end() :], re.I):
                     raise Unparsed("gives several answers")
@@ -145,4 +153,5 @@ def _meant(said: str) -> str:
     formulas = re.findall(r"(?<!\\)\$[^$]+(?<!\\)\$", said)
     if len(formulas) > 1 or _WORDS_OF_DOUBT.search(said):
         raise Unparsed("gives several answers, or doubts")
-    return said
+    said = re.sub(r"^(?:therefore|thus|then|simply|just|equal to|indeed|hence)\b", "", said.strip(), flags=re.I)
+    return _REASONS.split(said)[0]

@@ -51,6 +51,8 @@ _LATEX = [
         (r"\\(?:displaystyle|textstyle|limits|bf|rm)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[,;:!]|\\(?:thinspace|hspace\{[^{}]*\})", ""),
         (r"\\(?:quad|qquad)(?![a-zA-Z])|~|(?<!\\)\\ ", " "),
+        (r"\\(?:tiny|small|normalsize|large|Large|huge)(?![a-zA-Z])|\\color\s*\{\w+\}|\\textcolor\s*\{\w+\}", ""),
+        (r"\\(?:underline|emph)\s*(?=\{)", ""),
         (r"\{,\}", ","),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\(?:textbf|textrm|textit|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname\*?|bold)"
@@ -86,6 +88,7 @@ _LATEX = [
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
         (r"(\\frac\s*\{[^{}]*\})\s*([0-9a-zA-Z])", r"\1{\2}"),
+        (r"\\frac\s+([a-zA-Z])\s*([a-zA-Z])(?![a-zA-Z])", r"\\frac{\1}{\2}"),
         (r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
         (r"√\s*(\d+|[a-zA-Z])", r"\\sqrt{\1}"),
         (r"(?:√|\\sqrt)\s*\(([^()]*)\)", r"\\sqrt{\1}"),

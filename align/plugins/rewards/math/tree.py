@@ -24,7 +24,7 @@ _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in)(?![a-zA-Z])|<|>|(?<![<>!:])=")
 _NAME = re.compile(
     r"(?:\\text\{[^{}]*\}"
     r"|\\?[a-zA-Z]+'*(?:_(?:\{[^{}]*\}|\w))?(?:\^\{-1\})?(?:\([a-zA-Z0-9,. ]*\))?"
-    r"|\\angle ?[A-Z]+|\|[A-Z]+\|)"
+    r"|\\angle ?[A-Z]+|\|[A-Z]+\||\([a-zA-Z](?:, ?[a-zA-Z])+\))"
 )
 
 
@@ -162,6 +162,10 @@ def _bracketed(text: str, depth: int) -> Tree | None:
     r"""``(a, b)``, ``[a, b)``, ``\{a, b\}``; brackets around one thing are mere grouping."""
     if text.startswith(r"\{") and text.endswith(r"\}"):
         inner = text[2:-2].strip()
+        if built := re.fullmatch(r"([a-zA-Z])(?: ?\\in ?\\reals ?)? ?[|:] ?(.+)", inner):  # {x | x < 3}
+            condition = read(built[2], depth + 1)
+            if condition.kind == "relation":
+                return condition
         pieces = _split(inner, ",")
         if not all(pieces) or len(pieces) > MOST_PARTS or re.search(r"\||:", inner):
             raise Unparsed("is a set with gaps, a very long one, or one by a condition")
