@@ -107,6 +107,12 @@ class Hostile(Reward):
         return [Score(float(answer.text), "right", {"size": float(len(str(answer.prompt)))}, f"pid {os.getpid()}")]
 
 
+def bare(completions: list[str], factor: list[float], **columns: object) -> list[float]:
+    """A bare function in TRL's signature."""
+    return [len(completion) * by for completion, by in zip(completions, factor, strict=True)]
+
+
 @hookimpl
 def register_rewards(register: Register) -> None:
     register("hostile", f"{__name__}:Hostile")
+    register("bare", f"{__name__}:bare")

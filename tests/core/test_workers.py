@@ -146,6 +146,13 @@ def test_an_answer_that_cannot_be_sent_is_an_error(workers: Workers) -> None:
     assert said[0].outcome == "error" and "cannot be sent" in said[0].why and said[1].value == 1.0
 
 
+def test_a_bare_function_serves(site: Path) -> None:
+    workers = Workers(RewardChoice(type="bare"), LIMIT, count=1, place=Place(site))
+    said = workers.score([Answer("q", "four", "four", columns={"factor": 2.5}), Answer("q", "", "", columns={})])
+    workers.close()
+    assert said[0].value == 10.0 and said[1].outcome == "error"
+
+
 def test_a_large_answer_arrives(workers: Workers) -> None:
     said = workers.score([Answer("q" * 20_000_000, "1", "1")])
     assert said[0].parts == {"size": 2e7}

@@ -79,13 +79,12 @@ class Workers:
         place: Place,
     ) -> None:
         self.choice, self.seconds, self.memory, self.place = choice, seconds, memory, place
-        count = count or max(1, min(8, len(os.sched_getaffinity(0)) // place.world_size))
-        self._asked = 0
-        self._lock = threading.Lock()
+        self._asked, self._lock = 0, threading.Lock()
         self._zygote: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._spawn()
-        self._workers = [_Worker() for _ in range(count)]
+        share = max(1, min(8, len(os.sched_getaffinity(0)) // place.world_size))
+        self._workers = [_Worker() for _ in range(count or share)]
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """A score for each answer, in their order; no value where the reward took too long (``timeout``) or failed."""
@@ -138,16 +137,15 @@ class Workers:
 
     def _hear(self) -> Iterator[tuple[int, Score]]:
         """Wait until a worker says something or the first deadline passes; scores by their answer's index."""
-        busy = [worker for worker in self._workers if worker.line is not None and worker.due < math.inf]
+        busy = [worker for worker in self._workers if worker.due < math.inf]
         if not busy:
             return
         with selectors.DefaultSelector() as select:
             for worker in busy:
-                if worker.line is not None:
-                    select.register(worker.line, selectors.EVENT_READ, worker)
+                assert worker.line is not None
+                select.register(worker.line, selectors.EVENT_READ, worker)
             ready = select.select(max(0.0, min(worker.due for worker in busy) - time.monotonic()))
-        spoke = [key.data for key, _ in ready]
-        for worker in spoke:
+        for worker in (key.data for key, _ in ready):
             try:
                 score = self._read(worker)
             except _Broken as error:
@@ -184,7 +182,7 @@ class Workers:
         size = int.from_bytes(worker.heard[:8], "big")
         if (len(worker.heard) >= 8 and size > LONGEST_REPLY) or len(worker.heard) > 8 + LONGEST_REPLY:
             raise _Broken("its reply was too long")
-        if len(worker.heard) < 8 or len(worker.heard) < 8 + size:
+        if len(worker.heard) < 8 + size:
             return None
         body, worker.heard = worker.heard[8 : 8 + size], b""
         try:
