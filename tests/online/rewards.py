@@ -1,0 +1,48 @@
+"""Rewards of the probe environments and of the engine's tests, in TRL's signature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def constant(completions: Sequence[str]) -> list[float]:
+    """1 for the one word that is always right."""
+    return [float(text.split()[:1] == ["w3"]) for text in completions]
+
+
+def shifted(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """1 for the word three places after the prompt's."""
+    wanted = [f"w{(int(prompt[1:]) + 3) % 4}" for prompt in prompts]
+    return [float(text.split()[:1] == [word]) for text, word in zip(completions, wanted, strict=True)]
+
+
+def at_the_end(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """1 for an answer whose third word is the prompt's; nothing is said of those before it."""
+    answers = [text.split() for text in completions]
+    return [float(len(words) == 3 and words[2] == prompt) for prompt, words in zip(prompts, answers, strict=True)]
+
+
+def low_ids(completion_ids: Sequence[Sequence[int]]) -> list[float]:
+    """The share of tokens from the vocabulary's lower half (of 320): dense, so that every group has something to say."""
+    return [sum(token < 160 for token in ids) / len(ids) for ids in completion_ids]
+
+
+def odd_abstains(prompts: Sequence[object], completion_ids: Sequence[Sequence[int]]) -> list[float | None]:
+    """As ``low_ids``, but without opinion on answers that begin with an odd token."""
+    return [None if ids[0] % 2 else score for ids, score in zip(completion_ids, low_ids(completion_ids), strict=True)]
+
+
+def equal(completion_ids: Sequence[Sequence[int]]) -> list[float]:
+    """The same for everybody: every group is dead."""
+    return [0.5] * len(completion_ids)
+
+
+def by_prompt(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]]) -> list[float]:
+    """Groups whose prompt has an even number are dead."""
+    scores = low_ids(completion_ids)
+    return [0.0 if int(prompt.split()[-1]) % 2 == 0 else score for prompt, score in zip(prompts, scores, strict=True)]
+
+
+def not_a_number(completion_ids: Sequence[Sequence[int]]) -> list[float]:
+    """A reward gone wrong."""
+    return [float("nan")] * len(completion_ids)
