@@ -11,6 +11,7 @@ nccl`` above all.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -73,20 +74,13 @@ class VLLM(Generator):
         """Further engine arguments by vLLM's own names (``block_size: 32``)."""
 
     config: Config
-    engine: Process | Server | None = None
+    subject: Subject | None = None
+    started: Process | Server | None = None
 
     def open(self, subject: Subject) -> None:
-        """Start an engine, or find the server. Raises AlignError with vLLM's own words where that fails."""
+        """Check the settings. The engine starts when it is first needed: by then the trainer's ranks have joined."""
         self._check()
-        if self.config.mode == "process":
-            from align.plugins.generators.vllm.process import Process
-
-            self.engine = Process(self.config, subject, engine_arguments(self.config, subject))
-        else:
-            from align.plugins.generators.vllm.server import Server
-
-            self.engine = Server(self.config, subject, engine_arguments(self.config, subject))
-        self.ends = subject.ends
+        self.subject = subject
 
     def generate(
         self,
@@ -99,9 +93,10 @@ class VLLM(Generator):
         """See ``Generator``; ``heard`` is told whole answers. A temperature in (0, 0.01) is refused."""
         if 0 < sampling.temperature < COLDEST:
             raise AlignError(f"is {sampling.temperature:g}; vLLM knows 0 and {COLDEST:g} or more", where="temperature")
+        engine, ends = self.engine, self._subject.ends
         flat = [(number, seed) for number, request in enumerate(requests) for seed in request.seeds]
         prompts = [requests[number].prompt for number, _ in flat]
-        found = self._engine.answers(prompts, [sampling_params(sampling, self.ends, seed) for _, seed in flat], stop)
+        found = engine.answers(prompts, [sampling_params(sampling, ends, seed) for _, seed in flat], stop)
         samples: list[list[Sample]] = [[] for _ in requests]
         for (number, _), sample in zip(flat, found, strict=True):
             if heard is not None:
@@ -112,23 +107,38 @@ class VLLM(Generator):
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
         """See ``Generator``. What is cached of prompts is not read."""
-        return self._engine.logp(sequences)
+        return self.engine.logp(sequences)
 
     def sync(self, policy: Policy, version: int) -> None:
         """See ``Generator``."""
-        self._engine.sync(policy, version)
+        self.engine.sync(policy, version)
 
     def close(self) -> None:
         """Stop the engine, or the server that was started here."""
-        if self.engine is not None:
-            self.engine.close()
-        self.engine = None
+        if self.started is not None:
+            self.started.close()
+        self.started = self.subject = None
 
     @property
-    def _engine(self) -> Process | Server:
-        if self.engine is None:
+    def engine(self) -> Process | Server:
+        """The engine, or the server's client; started now if it was not. Raises AlignError with vLLM's own words."""
+        if self.started is None:
+            arguments = engine_arguments(self.config, self._subject)
+            if self.config.mode == "process":
+                from align.plugins.generators.vllm.process import Process
+
+                self.started = Process(self.config, arguments)
+            else:
+                from align.plugins.generators.vllm.server import Server
+
+                self.started = Server(self.config, arguments)
+        return self.started
+
+    @property
+    def _subject(self) -> Subject:
+        if self.subject is None:
             raise RuntimeError("the generator is not open")
-        return self.engine
+        return self.subject
 
     def _check(self) -> None:
         server_only = {"url", "key_env", "key_file", "python", "tensor_parallel", "weights", "exchange"}
@@ -138,6 +148,8 @@ class VLLM(Generator):
         started = sorted(self.config.model_fields_set & {"python"})
         if self.config.url is not None and started:
             raise AlignError(f"{', '.join(started)}: not for a server that runs already", where="rollout.generator")
+        if self.config.mode == "process" and importlib.util.find_spec("vllm") is None:
+            raise AlignError("generator vllm needs vllm", "pip install 'align-llm[vllm]' (docs/vllm.md for CPU)")
 
 
 def engine_arguments(config: VLLM.Config, subject: Subject) -> dict[str, Any]:

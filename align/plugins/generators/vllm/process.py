@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from align.core.rollout.generator import Floats, Interrupt, Sample, Subject, Tokens
+from align.core.rollout.generator import Floats, Interrupt, Sample, Tokens
 from align.core.train.random import random_state, set_random_state
 from align.plugins.generators.vllm import SCORING, VLLM
 from align.plugins.generators.vllm.weights import checkpoint_tensors
@@ -37,13 +36,13 @@ class Process:
     It must not be noticed by training: random states, thread counts and the process group are put back.
     """
 
-    def __init__(self, config: VLLM.Config, subject: Subject, arguments: Mapping[str, Any]) -> None:
-        if importlib.util.find_spec("vllm") is None:
-            raise AlignError("generator vllm needs vllm", "pip install 'align-llm[vllm]' (docs/vllm.md for CPU)")
+    def __init__(self, config: VLLM.Config, arguments: Mapping[str, Any]) -> None:
         self.timeout = config.timeout
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self.joined_before = dist.is_initialized()
+        if self.joined_before and dist.get_world_size() > 1:  # the trainer's group is used; each rank is by itself
+            arguments = {**arguments, "distributed_executor_backend": "external_launcher"}
         with _unnoticed(), _in_its_words("vLLM could not start"):
             from vllm import LLM
 

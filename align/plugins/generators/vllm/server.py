@@ -22,7 +22,7 @@ from torch import Tensor
 
 from align.core.disk import sha256
 from align.core.http import Client, Failed, secret
-from align.core.rollout.generator import Floats, Interrupt, Sample, Subject, Tokens
+from align.core.rollout.generator import Floats, Interrupt, Sample, Tokens
 from align.core.train.random import everyone
 from align.core.train.spawn import rank
 from align.plugins.generators.vllm import SCORING, VLLM
@@ -43,7 +43,7 @@ WHERE = "rollout.generator"
 class Server:
     """A server's answers, and how weights get to it. Rank 0 starts it and sends weights; all ranks ask it."""
 
-    def __init__(self, config: VLLM.Config, subject: Subject, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, config: VLLM.Config, arguments: Mapping[str, Any]) -> None:
         self.config, self.timeout, self.label = config, config.timeout, FIRST
         self.launched: Launched | None = None
         self.sender: Any = None
