@@ -22,6 +22,17 @@ from align.plugins.rewards.math.tree import Tree, read
 LONGEST_GOLD = 20_000
 """Characters of a solution."""
 
+_WARM = (
+    (r"x^2+2xy-\frac{y}{3}", r"x(x+2y)-\frac{1}{3}y"),
+    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
+    (r"\sin(2x)+\ln 2", r"\ln(2)+2\sin x\cos x"),
+    (r"\frac{3\pi}{4}+e^{-x}", r"\frac{1}{e^x}+0.75\pi"),
+    (r"\log_{2} 3", r"\frac{\ln 3}{\ln 2}"),
+    (r"(x+1)(x-2)", "x^2-x-2"),
+    ("2n+1", "1+2n"),
+)
+"""Equal pairs that exercise the parser, whose tables are filled as it goes, and sympy."""
+
 
 class Math(Reward):
     """1 for the right final answer and 0 for a wrong one, decided by math-verify under a strict policy.
@@ -51,8 +62,8 @@ class Math(Reward):
     def open(self, place: Place) -> None:
         """Import sympy and build the parser's tables, once for all workers."""
         logging.getLogger("math_verify").setLevel(logging.ERROR)
-        for gold, answer in ((r"\frac{x+1}{2}", r"\boxed{0.5(x+1)}"), (r"\sqrt{2}", r"\boxed{\frac{2}{\sqrt 2}}")):
-            assert self.verdict(gold, answer).outcome == "right"
+        for gold, answer in _WARM:
+            assert self.verdict(gold, rf"\boxed{{{answer}}}").outcome == "right", (gold, answer)
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
         """Why a row's gold answer is none."""
