@@ -55,7 +55,7 @@ def server() -> Iterator[Server]:
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_that_passes_costs_nothing_but_a_retry(server: Server, tmp_path: Path, name: str) -> None:
     server.faults = [FAULTS[name]]
-    reward = judge(server, tmp_path, timeout=0.5)
+    reward = judge(server, tmp_path, request_timeout=0.5)
     assert scores(reward, said("Paris")) == [9.0]
     counts = reward.counts()
     assert (len(server.seen), counts["requests"], counts["scored"]) == (2, 2, 1)
@@ -71,7 +71,7 @@ def test_a_fault_that_stays_costs_the_answers_their_scores(
     server: Server, tmp_path: Path, name: str, outcome: str
 ) -> None:
     server.always = FAULTS[name]
-    reward = judge(server, tmp_path, timeout=0.2, retries=2)
+    reward = judge(server, tmp_path, request_timeout=0.2, retries=2)
     found = reward.score(said("Paris", "Rome"))
     assert [(score.value, score.outcome) for score in found] == [(None, outcome)] * 2
     assert all(score.why for score in found)

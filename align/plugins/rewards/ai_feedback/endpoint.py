@@ -33,7 +33,7 @@ class Endpoint:
         assert settings.url is not None
         self._settings, self._ledger = settings, ledger
         key = secret(settings.key_env, settings.key_file)
-        self._client = Client(settings.url, key=key, timeout=settings.timeout, retries=0, limit=LONGEST_REPLY)
+        self._client = Client(settings.url, key=key, timeout=settings.request_timeout, retries=0, limit=LONGEST_REPLY)
         self._fields = {
             "model": settings.model,
             "temperature": settings.temperature,

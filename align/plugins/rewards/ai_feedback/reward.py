@@ -40,7 +40,7 @@ class AIFeedback(Reward):
 
     limits = frozenset(
         {
-            *("key_env", "key_file", "timeout", "retries", "wait", "concurrency", "requests_per_minute"),
+            *("key_env", "key_file", "request_timeout", "retries", "wait", "concurrency", "requests_per_minute"),
             *("max_requests", "max_total_tokens", "max_cost", "prompt_price", "completion_price", "on_cap"),
         }
     )

@@ -45,7 +45,7 @@ class Settings(Config):
     """Further tries of a request that fails (429, 5xx, time-out, broken connection, garbage)."""
     wait: PositiveFloat = 1.0
     """Seconds before the first of them; then twice as long each time, up to a minute, or what the server asks for."""
-    timeout: PositiveFloat = 120.0
+    request_timeout: PositiveFloat = 120.0
     """Seconds for one try."""
     concurrency: PositiveInt = 8
     """Requests under way at once."""
