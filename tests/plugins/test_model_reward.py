@@ -24,7 +24,7 @@ from align.schemas.records import Record
 from align.schemas.run import Adapter, Model
 from tests.tiny import save_tiny, tiny_model
 
-WORDS = [
+WORDS = ["the", "cat", "sat", "on", "mat", "and", "dog", "sea", "is", "wide", "blue", "cold", "sum", "of", "two", "no"]
     "the",
     "cat",
     "sat",

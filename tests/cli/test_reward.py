@@ -1,0 +1,87 @@
+"""``align reward`` on real files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from align.cli import main
+from align.core.rollout.audit import area
+from align.core.rollout.forecast import dead_share
+from tests.tiny import save_tiny
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def test_list_names_what_is_needed_and_imports_no_torch() -> None:
+    code = "from align.cli import main; import sys; main(['reward', 'list'], standalone_mode=False)\n"
+    code += "print('TORCH', 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "reward_model" in done.stdout and done.stdout.endswith("TORCH False\n")
+
+
+def test_every_line_in_is_a_line_out(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "a.jsonl",
+        {"prompt": "p", "completion": "4", "solution": "4"},
+        '{"broken"',
+        {"prompt": "p", "solution": "4"},
+        {
+            "prompt": [{"role": "user", "content": "p"}],
+            "completion": [{"role": "assistant", "content": "5"}],
+            "solution": "4",
+        },
+        {"prompt": "p", "completion": "4"},
+    )
+    done = CliRunner().invoke(main, ["reward", "score", "exact", file, "--json"])
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(r["score"], r["outcome"]) for r in rows] == [
+        (1.0, "right"),
+        (None, "error"),
+        (None, "error"),
+        (0.0, "wrong"),
+        (None, "error"),
+    ]
+    assert done.exit_code == 1 and "a.jsonl:2" in done.stderr and "a.jsonl:3" in done.stderr
+    table = CliRunner().invoke(main, ["reward", "score", "exact", file, "--output", str(tmp_path / "out")])
+    assert "1 right, 3 error, 1 wrong; mean 0.5" in table.stdout
+    assert len((tmp_path / "out").read_text().splitlines()) == 5
+
+
+def test_a_function_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("def f(completions, k=1):\n    return [k * len(c) for c in completions]\n")
+    file = write(tmp_path / "a.jsonl", {"completion": "abc"})
+    done = CliRunner().invoke(main, ["reward", "score", f"{tmp_path}/f.py:f", file, "--set", "k=2", "--json"])
+    assert json.loads(done.stdout)["score"] == 6.0 and done.exit_code == 0
+
+
+def test_audit_passes_a_sound_reward_and_fails_one_that_pays_junk(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i}+{i}?", "solution": str(2 * i)} for i in range(4)]
+    file = write(tmp_path / "a.jsonl", *rows)
+    sound = CliRunner().invoke(main, ["reward", "audit", "exact", file, "--json"])
+    assert sound.exit_code == 0 and json.loads(sound.stdout)["auc"] == 1.0
+    (tmp_path / "f.py").write_text("def f(completions):\n    return [1.0 for c in completions]\n")
+    gamed = CliRunner().invoke(main, ["reward", "audit", f"{tmp_path}/f.py:f", file])
+    assert gamed.exit_code == 1 and "FAULT pays an empty answer as much as gold in 100% of rows" in gamed.stdout
+
+
+def test_audit_with_a_model_forecasts_dead_groups(tmp_path: Path) -> None:
+    model, file = save_tiny(tmp_path / "m"), write(tmp_path / "a.jsonl", {"prompt": "the", "solution": "cat"})
+    asked = ["reward", "audit", "exact", file, "--model", str(model), "-n", "4", "--max-tokens", "4", "--json"]
+    done = CliRunner().invoke(main, asked)
+    assert json.loads(done.stdout)["forecast"]["dead"] == {"4": 1.0, "8": 1.0, "16": 1.0}
+
+
+def test_equations() -> None:
+    """Of 4 answers 2 right: pairs alike 2 of 6. Twice the size: 2 * (1/2)^8. AUC of ties is a half."""
+    assert dead_share([1, 1, 0, 0], 2) == pytest.approx(1 / 3)
+    assert dead_share([1, 1, 0, 0], 8) == pytest.approx(2 / 2**8)
+    assert area([1, 1], [1, 0]) == 0.75
