@@ -1,16 +1,14 @@
 """Attempts to get out of the code sandbox, each a function body that returns True where it got out.
 
 ``attempt(sandbox)`` makes them all against real victims (a world-writable directory, listening sockets, this process)
-and returns those that got out. Run as a script, it gives up root first: ``python -m tests.plugins.escapes``.
+and returns those that got out.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
-import sys
 import tempfile
 import textwrap
 import time
@@ -22,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from align.plugins.rewards.code import sandbox as sandboxes
-from align.plugins.rewards.code.cage import namespaces, seccomp, system
-from align.plugins.rewards.code.sandbox import Ended, Layers, Sandbox
+from align.plugins.rewards.code.cage import seccomp, system
+from align.plugins.rewards.code.sandbox import Ended, Sandbox
 
 READS = {
     "passwd": "return open('/etc/passwd').read()",
@@ -274,41 +272,9 @@ def survivors(mark: str) -> dict[int, str]:
     return found
 
 
-def become_nobody() -> None:
-    """Give up root; first, where Python lies in a closed directory, in a mount namespace in which that is open."""
-    stdlib = Path(sandboxes.python()).resolve()
-    closed = [path for path in reversed(stdlib.parents) if not os.stat(path).st_mode & 0o001]
-    if closed:
-        system.libc("unshare", namespaces.NEWNS)
-        namespaces.mount(None, "/", None, namespaces.REC | namespaces.PRIVATE)
-        inner = next(p for p in reversed(stdlib.parents) if p.is_relative_to(closed[-1]) and p != closed[-1])
-        opened = os.open(inner, os.O_PATH)
-        namespaces.mount("none", str(closed[0]), "tmpfs", 0, "mode=755")
-        inner.mkdir(parents=True)
-        namespaces.mount(f"/proc/self/fd/{opened}", str(inner), None, namespaces.BIND | namespaces.REC)
-        os.close(opened)
-    namespaces.drop()
-    system.prctl(system.PR_SET_DUMPABLE, 1)
-
-
-def main() -> None:
-    """As nobody: what got out, with all layers and with Landlock alone; null where this machine has them not."""
-    if os.geteuid() == 0:
-        become_nobody()
-    said: dict[str, Any] = {"uid": os.geteuid()}
-    for layers in (Layers(True, True), Layers(False, True)):
-        sandbox = Sandbox(layers)
-        said[repr(layers)] = attempt(sandbox) if works(sandbox) else None
-    json.dump(said, sys.stdout)
-
-
 def works(sandbox: Sandbox) -> bool:
     """Whether these layers are to be had here."""
     try:
         return sandbox.program(sandboxes.TRIAL, "", time.monotonic() + 30).output == b"42\n"
     except sandboxes.Broken:
         return False
-
-
-if __name__ == "__main__":
-    main()

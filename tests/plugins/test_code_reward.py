@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from align.core.registry import registry
 from align.core.rollout.reward import Answer, Place, Score
 from align.core.rollout.score import Scorer
 from align.plugins.rewards.code import Code
 from align.plugins.rewards.code.answer import last_block
-from align.plugins.rewards.code.cage.values import encode
-from align.plugins.rewards.code.checks import Called, read_checks
-from align.plugins.rewards.code.compare import key, passes, prints, same
+from align.plugins.rewards.code.checks import read_checks
 from align.schemas.rollout import RewardChoice
 from tests.plugins.cheats import CHEATS, SLOW
 
@@ -186,55 +182,6 @@ def test_types_of_json(code: Code) -> None:
     assert wrong == []
 
 
-SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.binary(max_size=3)
-)
-HASHABLE = st.recursive(SCALARS, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3), max_leaves=4)
-VALUES = st.recursive(
-    HASHABLE,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.tuples(inner)
-        | st.sets(HASHABLE, max_size=3)
-        | st.dictionaries(HASHABLE, inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-
-
-@given(VALUES)
-def test_every_value_is_itself(value: Any) -> None:
-    assert same(json.loads(encode(value)), value, False, 0.0)
-    assert same(json.loads(encode(value)), value, True, 0.0)
-
-
-@settings(max_examples=300)
-@given(VALUES, VALUES)
-def test_an_assert_means_what_python_means(left: Any, right: Any) -> None:
-    assert same(json.loads(encode(left)), right, False, 0.0) == (left == right)
-
-
-@given(HASHABLE, HASHABLE)
-def test_keys_are_equal_where_values_are(left: Any, right: Any) -> None:
-    assert (key(json.loads(encode(left))) == key(json.loads(encode(right)))) == (left == right)
-
-
-TREES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.text(max_size=4)
-    | st.sampled_from(["int", "list", "dict", "0x", "set"]),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
-)
-
-
-@given(st.lists(TREES, min_size=1), VALUES, st.sampled_from(["json", "python", "is", "truth", "near"]))
-def test_no_tree_breaks_the_comparison(tree: Any, expected: Any, rule: Any) -> None:
-    tree = [str(tree[0]), *tree[1:]]
-    assert passes(Called(("f", b"", ()), expected if rule != "near" else 1.0, rule), tree, 1e-6) in (True, False)
-
-
 @pytest.mark.parametrize(
     ("tests", "why"),
     [
@@ -309,15 +256,6 @@ def test_unparsed_and_whole(code: Code) -> None:
     finally:
         whole.close()
         whole.close()
-
-
-def test_prints() -> None:
-    assert prints(b"a \nb\n\n", "a\nb", 0.0)
-    assert not prints(b"a b", "a\nb", 0.0)
-    assert not prints(b"12", "13", 1.0), "whole numbers are exact"
-    assert prints(b"1e-3 x", "0.0010000001 x", 1e-6)
-    assert not prints(b"nan", "0.5", 1e-6)
-    assert not prints(b"\xff", "y", 1e-6)
 
 
 def test_by_name_in_a_run(tmp_path: Path) -> None:

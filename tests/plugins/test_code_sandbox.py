@@ -45,7 +45,7 @@ def test_namespaces_hold_by_themselves() -> None:
 def test_nothing_gets_out_of_an_unprivileged_users_sandbox() -> None:
     """In a process that has given up root; with all layers, and with Landlock alone (as in most containers)."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.plugins.escapes"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "tests.plugins.nobody"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     if done.returncode and "unshare" in done.stderr:
         pytest.skip("root without the right to mount: Python cannot be shown to others")
