@@ -25,25 +25,6 @@ from align.schemas.run import Adapter, Model
 from tests.tiny import save_tiny, tiny_model
 
 WORDS = ["the", "cat", "sat", "on", "mat", "and", "dog", "sea", "is", "wide", "blue", "cold", "sum", "of", "two", "no"]
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "the",
-    "mat",
-    "and",
-    "the",
-    "dog",
-    "sat",
-    "on",
-    "the",
-    "cat",
-    "and",
-    "the",
-    "sea",
-    "is",
-    "wide",
-]
 TRAINED = Settings(("preference",), False, True, 512, "error", frozenset())
 
 
