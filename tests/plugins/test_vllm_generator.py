@@ -6,7 +6,9 @@ this file (.ci/vllm-cpu makes one).
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import json
 import os
 import random
 import signal
@@ -26,10 +28,13 @@ from align.core.model.policy import Policy
 from align.core.model.tokenizer import end_tokens, load_tokenizer
 from align.core.rollout.gate import check_sync
 from align.core.rollout.generator import Floats, Interrupt, Request, Subject, Tokens
+from align.core.train.launch import train
+from align.plugins.generators.endpoint import Endpoint
 from align.plugins.generators.vllm import VLLM
 from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling
-from align.schemas.run import Adapter, Model
+from align.schemas.run import Adapter, Model, Run
+from tests.online.probes import python
 from tests.tiny import save_tiny
 
 HERE = importlib.util.find_spec("vllm") is not None
@@ -380,6 +385,47 @@ def test_damaged_weights_are_not_taken(generator: VLLM, policy: Policy, monkeypa
 
 
 @needs_vllm
+def test_a_server_that_runs_already(generator: VLLM, policy: Policy, model_dir: Path, tmp_path: Path) -> None:
+    if generator.config.mode == "process":
+        return
+    generator.sync(policy, 8)
+    (tmp_path / "key").write_text(generator.engine.launched.key)
+    there = {"mode": "server", "url": generator.engine.client.base_url, "key_file": str(tmp_path / "key")}
+    second = generator_of(model_dir, policy, **there)
+    try:
+        learner = policy_of(model_dir)
+        step(learner)
+        second.sync(learner, 1)
+        assert gap(second, learner) < 1e-4
+        with pytest.raises(AlignError, match="somebody else uses it"):
+            generator.generate([Request(PROMPTS[0], (1,))], GREEDY)
+    finally:
+        second.close()
+    generator.sync(policy, 9)  # the server lives on
+    assert gap(generator, policy) < 1e-4
+
+
+@needs_vllm
+def test_endpoint_says_what_the_server_says(generator: VLLM, policy: Policy, model_dir: Path, tmp_path: Path) -> None:
+    if generator.config.mode == "process":
+        return
+    generator.sync(policy, 10)
+    (tmp_path / "key").write_text(generator.engine.launched.key)
+    address = {"url": generator.engine.client.base_url + "/v1", "model": str(model_dir)}
+    endpoint = Endpoint(Endpoint.Config(**address, key_file=str(tmp_path / "key"), extra={"ignore_eos": True}))
+    subject = subject_of(model_dir)
+    endpoint.open(subject)
+    try:
+        tokens = np.array(subject.tokenizer("The cat sat on the")["input_ids"], np.int32)
+        (group,) = endpoint.generate([Request(tokens, (1, 2))], GREEDY)
+        ((expected,),) = generator.generate([Request(tokens, (1,))], GREEDY)
+        said = subject.tokenizer.decode(expected.tokens.tolist(), skip_special_tokens=True)
+        assert [subject.tokenizer.decode(sample.tokens.tolist()) for sample in group] == [said, said]
+    finally:
+        endpoint.close()
+
+
+@needs_vllm
 @pytest.mark.parametrize("victim", ["server", "engine"])
 def test_a_server_killed_while_it_answers(victim: str, model_dir: Path, policy: Policy) -> None:
     generator = generator_of(model_dir, policy, mode="server", timeout=60.0)
@@ -412,6 +458,85 @@ def test_a_server_that_cannot_start_says_why(model_dir: Path, policy: Policy) ->
     with pytest.raises(AlignError, match=r"max_model_len \(100000\)") as error:
         generator_of(model_dir, policy, mode="server", context=100_000)
     assert "the server ended with status 1" in str(error.value) and "Traceback" not in str(error.value)
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def run_of(model_dir: Path, output: Path, generator: dict[str, Any], steps: int, processes: int = 1) -> Run:
+    prompts = output.parent / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"row {i}"}) + "\n" for i in range(32)))
+    stage = {
+        "name": "only",
+        "model": {"path": str(model_dir)},
+        "data": {"train": str(prompts), "workers": 1},
+        "algorithm": {"type": "grpo", "group": 4},
+        "optimizer": {"learning_rate": 3e-3},
+        "schedule": {"type": "constant"},
+        "train": {"batch_size": 32, "max_steps": steps},
+        "checkpoint": {"every": 1},
+        "devices": {"accelerator": "cpu", "count": processes},
+        "rollout": {
+            "generator": {"type": "vllm", "kv_cache": 0.125, **generator},
+            "rewards": [python("low_ids")],
+            "sampling": {"max_tokens": 12},
+        },
+    }
+    return Run.model_validate({"output": str(output), "stages": [stage]})
+
+
+def measured(run: Run) -> list[tuple[float, float]]:
+    """(reward, gap at the gate) of each step."""
+    with open(Path(run.output) / "only" / "metrics.csv") as file:
+        lines = list(csv.DictReader(file))
+    return [(float(line["reward"]), float(line["sampling/sync_gap"])) for line in lines if line.get("reward")]
+
+
+@needs_vllm
+def test_grpo_learns_and_two_ranks_see_what_one_sees(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    alone = run_of(model_dir, tmp_path / "alone", {}, 8)
+    train(alone, progress=False)
+    rewards, gaps = zip(*measured(alone), strict=True)
+    assert len(rewards) == 8 and rewards[-1] > rewards[0] + 0.2
+    assert max(gaps) < 1e-4
+    together = run_of(model_dir, tmp_path / "together", {}, 3, processes=2)
+    train(together, progress=False)
+    assert [reward for reward, _ in measured(together)] == pytest.approx(rewards[:3], abs=1e-9)
+
+
+@needs_vllm
+def test_a_run_whose_server_is_killed_stops_with_the_reason_and_goes_on(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    run = run_of(model_dir, tmp_path / "run", {"mode": "server", "timeout": 60.0}, 6)
+    checkpoints = tmp_path / "run" / "only" / "checkpoints"
+    killed: list[int] = []
+
+    def kill() -> None:
+        while len(list(checkpoints.glob("step-*"))) < 2:
+            time.sleep(0.05)
+        for server in _servers():
+            killed.append(server)
+            os.kill(server, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(AlignError, match="killed by SIGKILL"):
+        train(run, progress=False)
+    assert len(killed) == 1
+    done = len(measured(run))
+    assert 2 <= done < 6
+    train(run, resume=True, progress=False)
+    assert len(measured(run)) == 6 and _servers() == []
+
+
+def _servers() -> list[int]:
+    """Servers that this process started and that live."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in children if b"api_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def _group(group: int) -> list[int]:

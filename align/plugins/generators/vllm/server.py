@@ -210,6 +210,8 @@ class Server:
             self.client.post("/update_weight_version", {"new_version": label})
         except AlignError as error:
             return self._told(error)
+        except OSError as error:
+            return AlignError(f"the weights could not be written: {error}", "give exchange a larger disk", where=WHERE)
         finally:
             if directory is not None:
                 shutil.rmtree(directory, ignore_errors=True)

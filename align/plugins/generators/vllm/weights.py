@@ -28,11 +28,10 @@ def checkpoint_tensors(policy: Policy) -> Iterator[tuple[str, Tensor]]:
             "use strategy ddp (an adapter needs little memory), or train without adapter",
         )
     network = policy.unwrapped if sharded else plain_model(policy.model)
-    seen: set[tuple[int, torch.Size]] = set()
+    named: set[tuple[int, torch.Size]] = set()
     for name, value in dict(revert_weight_conversion(network, network.state_dict())).items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        if whole.numel() and (key := (whole.data_ptr(), whole.shape)) in seen and not sharded:
-            continue  # tied to one that was named before
-        elif whole.numel():
-            seen.add(key)
-        yield name, whole
+        if isinstance(value, DTensor):
+            yield name, value.full_tensor()
+        elif (place := (value.data_ptr(), value.shape)) not in named:  # else tied to one that was named before
+            named.add(place)
+            yield name, value
