@@ -188,7 +188,7 @@ def test_the_terminal_table_says_the_same_and_obeys_no_one() -> None:
     assert [line for line in cells if line and "─" not in line[0]] == [
         ["base", "[bold]sft[/bold]"],
         ["right⟨U+001B⟩[2J answers", "25.0 %", "90.0 %"],
-        ["20 to 30 %", "88 to 93 %"],
+        ["20–30 %", "88–93 %"],
         ["perplexity", "–", "3.14"],
     ]
 
@@ -198,17 +198,18 @@ def test_the_report_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_four_stages_stay_whole_in_eighty_columns() -> None:
+def test_five_models_stay_whole_in_eighty_columns() -> None:
     figures = (
         Figure(0.0, 0.0, 0.013),
         Figure(0.99, 0.971, 0.997),
         Figure(0.543, 0.487, 0.599),
         Figure(1.0, 0.987, 1.0),
+        Figure(1.0, 0.987, 1.0),
     )
     text = io.StringIO()
     print_table(
-        Table(("start", "base", "sft", "dpo"), (Row("liked answer likelier", figures),)),
+        Table(("start", "base", "sft", "dpo", "grpo"), (Row("liked answer likelier", figures),)),
         Console(file=text, width=80, color_system=None),
     )
-    for cell in ("liked answer likelier", "0 to 1 %", "97 to 100 %", "49 to 60 %", "99 to 100 %"):
+    for cell in ("liked answer likelier", "0–1 %", "97–100 %", "49–60 %", "99–100 %"):
         assert cell in text.getvalue()

@@ -112,6 +112,6 @@ def print_table(table: Table, console: Console | None = None) -> None:
 def _cell(row: Row, figure: Figure | None, last: bool) -> Text:
     cell = Text(row.text(figure), style=_COLOURS[row.verdict] if last else "")
     if figure is not None and (reach := figure.interval) is not None:
-        whole = f"{100 * reach[0]:.0f} to {100 * reach[1]:.0f} %"  # short, so that four stages fit into 80 columns
+        whole = f"{100 * reach[0]:.0f}–{100 * reach[1]:.0f} %"  # short, so that five models fit into 80 columns
         cell.append(f"\n{whole if row.unit == 'share' else row.interval(figure)}", style="dim")
     return cell
