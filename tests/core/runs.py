@@ -9,6 +9,8 @@ from typing import Any
 
 from align.schemas.run import Run
 
+REWARDS = Path(__file__).parents[1] / "online" / "rewards.py"
+
 WORDS = [
     "the",
     "cat",
@@ -33,6 +35,10 @@ WORDS = [
 ]
 
 
+ONLINE = {"rloo": 4, "reinforce": 2, "grpo": 4, "ppo": 2, "online_dpo": 4, "best_of_n": 4}
+"""Algorithms that sample their own answers, and the answers to each prompt here."""
+
+
 def rows(algorithm: str, count: int = 48, seed: int = 0) -> list[dict[str, Any]]:
     """Rows of varied length: the good answer repeats the prompt's first word, the bad one does not."""
     dice = random.Random(seed)
@@ -47,6 +53,8 @@ def rows(algorithm: str, count: int = 48, seed: int = 0) -> list[dict[str, Any]]
                 made.append({"text": " ".join(dice.choices(WORDS, k=dice.randint(4, 30)))})
             case "sft":
                 made.append({"messages": prompt + good})
+            case name if name in ONLINE:
+                made.append({"prompt": prompt, "solution": words[0]})
             case "kto":
                 made.append({"prompt": prompt, "completion": bad if number % 2 else good, "label": number % 2 == 0})
             case _:
@@ -72,6 +80,14 @@ def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid
         "validation": {"every": 5},
         "checkpoint": {"every": 2},
     }
+    if algorithm in ONLINE:
+        # Several phases, each of four steps over the same answers, so that kills and resumes fall inside them.
+        sections["algorithm"]["group"] = ONLINE[algorithm]
+        sections["train"]["epochs"] = 2
+        reward = {"type": "python", "file": str(REWARDS), "function": "low_ids", "normalize": True}
+        sections["rollout"] = {"rewards": [reward], "batches": 2, "sampling": {"max_tokens": 8}}
+        if algorithm in ("rloo", "grpo", "ppo"):
+            sections["algorithm"]["passes"] = 2
     for name, section in laid_over.items():
         sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section
     if not (sections["data"]["validation_fraction"] or sections["data"].get("validation")):

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from align.core import runfile
+from align.core.rollout.samples import read_samples
 from align.core.train import checkpoint
 from align.core.train.launch import train
 from align.schemas.run import Run
@@ -91,6 +92,29 @@ def test_the_law_over_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: p
         whole, gap = one.norm(), (one - two).norm()
         assert whole > 1e-4
         assert gap / whole < 1e-6, name
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_answers_and_weights_do_not_depend_on_the_ranks(algorithm: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """A whole online run over one rank and over two: the same answers with the same rewards, weights to rounding."""
+    sections = {"train": {"epochs": 1}, "validation": {"every": 20}}
+    for count in (1, 2):
+        output = tmp_path / f"ranks-{count}"
+        finish(command(output, algorithm, tiny_model_dir, devices={"count": count}, **sections), tmp_path)
+    one, two = (tmp_path / name / "only" for name in ("ranks-1", "ranks-2"))
+    phases = sorted(path.name for path in (one / "samples").iterdir())
+    assert len(phases) > 4 and phases == sorted(path.name for path in (two / "samples").iterdir())
+    for phase in phases:
+        said = [
+            [(row["source"], row["completion"], row["reward"]) for row in read_samples(place / "samples" / phase)]
+            for place in (one, two)
+        ]
+        assert said[0] == said[1], phase
+    before, after = load_file(tiny_model_dir / "model.safetensors"), load_file(one / "export" / "model.safetensors")
+    moved = torch.cat([(after[name] - before[name]).flatten() for name in after]).norm()
+    other = load_file(two / "export" / "model.safetensors")
+    apart = torch.cat([(after[name] - other[name]).flatten() for name in after]).norm()
+    assert apart / moved < 1e-3
 
 
 def test_sharded_as_whole(tiny_model_dir: Path, tmp_path: Path) -> None:

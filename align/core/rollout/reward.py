@@ -15,7 +15,8 @@ Outcome = Literal["scored", "right", "wrong", "unparsed", "abstained", "timeout"
 right, wrong  a verdict
 unparsed  the answer holds nothing that could be judged; whether that scores 0 or abstains is the reward's choice
 abstained the reward has no opinion
-timeout, error  the reward failed on this answer; always without a score"""
+timeout, error  the reward failed on this answer, which is left without a score; but code that runs too long is the
+                answer's own fault, and a wrong answer"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from align.core.data import plan
 from align.core.data.examples import Example
 from align.core.rollout import mismatch
 from align.core.rollout.collect import Asked, Collector, Prompts
+from align.core.rollout.functions import STATE
 from align.core.rollout.generator import Interrupt
 from align.core.rollout.metrics import answer_metrics, dead, group_metrics, score_metrics
 from align.core.rollout.online import Experience, Group, Online
@@ -95,6 +96,7 @@ class RolloutPhases:
 
     def _collect(self, phase: int) -> None:
         """Ask, score, measure, credit."""
+        STATE.global_step = phase * self.steps_per_phase
         self.collector.sync(phase * self.steps_per_phase, self.prompts)
         asked, scored, groups = self._ask()
         alive = [not dead(group) for group in groups]
