@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -431,8 +432,7 @@ def test_a_server_killed_while_it_answers(victim: str, model_dir: Path, policy: 
     generator = generator_of(model_dir, policy, mode="server", timeout=60.0)
     try:
         generator.sync(policy, 0)
-        launched = generator.engine.launched
-        group = launched.process.pid
+        (group,) = _children(generator.engine.launched.process.pid)
         target = group if victim == "server" else _engine_of(group)
         threading.Timer(0.5, os.kill, (target, signal.SIGKILL)).start()
         began = time.monotonic()
@@ -447,6 +447,28 @@ def test_a_server_killed_while_it_answers(victim: str, model_dir: Path, policy: 
     finally:
         generator.close()
     for _ in range(100):  # a killed process takes a moment to go
+        if not _group(group):
+            break
+        time.sleep(0.05)
+    assert _group(group) == []
+
+
+@needs_vllm
+def test_a_server_does_not_outlive_whoever_started_it(model_dir: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from align.plugins.generators.vllm import VLLM
+from align.plugins.generators.vllm.launch import Launched
+arguments = dict(model={str(model_dir)!r}, dtype="float32", max_model_len=64, kv_cache_memory_bytes=2**27)
+started = Launched(VLLM.Config(mode="server"), arguments)
+print(Path(f"/proc/{{started.process.pid}}/task/{{started.process.pid}}/children").read_text(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    group = int(done.stdout)
+    for _ in range(400):
         if not _group(group):
             break
         time.sleep(0.05)
@@ -515,11 +537,12 @@ def test_a_run_whose_server_is_killed_stops_with_the_reason_and_goes_on(
     run = run_of(model_dir, tmp_path / "run", {"mode": "server", "timeout": 60.0}, 6)
     checkpoints = tmp_path / "run" / "only" / "checkpoints"
     killed: list[int] = []
+    others = _servers()
 
     def kill() -> None:
         while len(list(checkpoints.glob("step-*"))) < 2:
             time.sleep(0.05)
-        for server in _servers():
+        for server in set(_servers()) - set(others):
             killed.append(server)
             os.kill(server, signal.SIGKILL)
 
@@ -530,13 +553,17 @@ def test_a_run_whose_server_is_killed_stops_with_the_reason_and_goes_on(
     done = len(measured(run))
     assert 2 <= done < 6
     train(run, resume=True, progress=False)
-    assert len(measured(run)) == 6 and _servers() == []
+    assert len(measured(run)) == 6 and _servers() == others
 
 
 def _servers() -> list[int]:
-    """Servers that this process started and that live."""
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [int(pid) for pid in children if b"api_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    """Servers that were started here and that live; each has a keeper between it and us."""
+    return [server for keeper in _children(os.getpid()) for server in _children(keeper)]
+
+
+def _children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for children in found for child in children.read_text().split()]
 
 
 def _group(group: int) -> list[int]:

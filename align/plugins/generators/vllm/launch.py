@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from align.core.http import Client, Failed
-from align.core.train.spawn import die_with_parent, free_port
+from align.core.train.spawn import free_port
 from align.plugins.generators.vllm import VLLM
+from align.plugins.generators.vllm.keeper import GRACE
 from align.schemas.errors import AlignError
 
-GRACE = 10.0
-"""Seconds for a server to end by itself."""
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\)\s?)?(ERROR [\d-]+ [\d:]+ \[[^]]*\] ?)?")
 EXTENSION = "align.plugins.generators.vllm.extension"
 
 
 class Launched:
-    """``vllm serve`` in a process group of its own, that the kernel ends when this process dies."""
+    """``vllm serve`` under a keeper, which ends it and all that it started when this process dies."""
 
     def __init__(self, config: VLLM.Config, arguments: Mapping[str, Any]) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="align-vllm-"))
@@ -37,7 +36,9 @@ class Launched:
         self.key = secrets.token_urlsafe(32)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        command = [config.python or sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
+        python = config.python or sys.executable
+        command = [python, "-P", str(Path(__file__).with_name("keeper.py"))]
+        command += [python, "-P", "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--enable-scale-out"]
         command += ["--worker-extension-cls", f"{EXTENSION}.Extension", "--middleware", f"{EXTENSION}.Guard"]
         if config.weights == "nccl":
@@ -58,7 +59,6 @@ class Launched:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
             )
         try:
             self._await(config.start_timeout)
@@ -108,11 +108,11 @@ class Launched:
                 time.sleep(0.2)
 
     def _kill(self) -> None:
-        """The whole group: SIGTERM, and after ``GRACE`` seconds SIGKILL."""
-        _signal(self.process.pid, signal.SIGTERM)
+        """Have the keeper end it."""
+        self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=GRACE)
-        _signal(self.process.pid, signal.SIGKILL)
+            self.process.wait(timeout=2 * GRACE)
+        self.process.kill()
         self.process.wait()
 
 
@@ -149,8 +149,3 @@ def how_it_ended(code: int) -> str:
     if code < 0:
         return f"the server was killed by {signal.Signals(-code).name}"
     return f"the server ended with status {code}"
-
-
-def _signal(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
