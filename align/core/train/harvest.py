@@ -81,7 +81,10 @@ def _ask(phases: RolloutPhases, algorithm: Harvest, which: Sequence[int], phase:
             for heard, experience in zip(each.answers, group, strict=True)
             if heard.finish == "stop"
         ]
-        rows += algorithm.rows(each.content, ended)
+        record = phases.prompts.rows[each.source]
+        template = {"tools": record.tools, "chat_template_kwargs": dict(record.chat_template_kwargs)}
+        rendered = {name: value for name, value in template.items() if value}  # else the prompt would be another later
+        rows += [row | rendered for row in algorithm.rows(each.content, ended)]
     for hear in phases.heard:
         hear(phase, asked, scored, groups)
     return {
