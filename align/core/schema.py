@@ -5,6 +5,7 @@ It is a little laxer than ``load``: what a stage leaves out may stand at the top
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from align.core.registry import Registry, config_of
@@ -27,6 +28,11 @@ def run_schema(registry: Registry) -> tuple[dict[str, Any], list[AlignError]]:
     properties["loggers"]["items"] = _choice(registry, "logger", definitions, broken)
     definitions["Devices"]["properties"]["strategy"] = _choice(registry, "strategy", definitions, broken)
     definitions["Source"]["properties"]["format"]["enum"] = ["auto", *registry.names("format")]
+    reward = _choice(registry, "reward", definitions, broken, definitions.pop("RewardChoice")["properties"])
+    rollout = definitions["Rollout"]["properties"]
+    rollout["generator"] = _choice(registry, "generator", definitions, broken)
+    rollout["rewards"]["items"] = reward
+    rollout["gold"] = {"anyOf": [reward, {"type": "null"}], "description": rollout["gold"]["description"]}
     row = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Source"}]}
     data = definitions["Data"]["properties"]
     data["train"] = _as_well(data["train"], row)
@@ -58,9 +64,16 @@ def _as_well(many: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [*row["anyOf"], {"type": "array", "items": row}, *null], **about}
 
 
-def _choice(registry: Registry, kind: str, definitions: dict[str, Any], broken: list[AlignError]) -> dict[str, Any]:
-    """A name, or a mapping whose ``type`` decides which settings it may have."""
+def _choice(
+    registry: Registry,
+    kind: str,
+    definitions: dict[str, Any],
+    broken: list[AlignError],
+    beside: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A name, or a mapping whose ``type`` decides which settings it may have beside what all of the kind may."""
     branches = []
+    common = {key: value for key, value in (beside or {}).items() if key not in ("type", "settings")}
     for name in registry.names(kind):
         try:
             config = config_of(registry.get(kind, name))
@@ -70,7 +83,7 @@ def _choice(registry: Registry, kind: str, definitions: dict[str, Any], broken: 
         prefix = f"{kind}.{name}."
         schema = config.model_json_schema(ref_template=f"#/$defs/{prefix}{{model}}")
         definitions |= {prefix + model: inner for model, inner in schema.pop("$defs", {}).items()}
-        properties = {"type": {"const": name}, **schema.get("properties", {})}
+        properties = {"type": {"const": name}, **common, **schema.get("properties", {})}
         chosen = {"properties": {"type": {"const": name}}, "required": ["type"]}
         branches.append({"if": chosen, "then": {"properties": properties, "additionalProperties": False}})
     names = {"enum": registry.names(kind)}

@@ -51,7 +51,7 @@ class RewardChoice(Choice):
 BESIDE_REWARD = frozenset(RewardChoice.model_fields) - {"settings"}
 """The keys of a reward that are not its plugin's settings."""
 
-Rewards = list[Annotated[RewardChoice, BeforeValidator(lambda value: spelt_out(value, BESIDE_REWARD))]]
+RewardPlugin = Annotated[RewardChoice, BeforeValidator(lambda value: spelt_out(value, BESIDE_REWARD))]
 
 
 class Mismatch(Config):
@@ -94,9 +94,9 @@ class Rollout(Config):
     """A generator plugin: ``local`` (the policy itself), ``vllm``."""
     sampling: Sampling = Sampling()
     """How tokens are drawn."""
-    rewards: Annotated[Rewards, Field(min_length=1)]
+    rewards: Annotated[list[RewardPlugin], Field(min_length=1)]
     """Reward plugins with their weights."""
-    gold: RewardChoice | None = None
+    gold: RewardPlugin | None = None
     """A reward that is measured and never learned from, to see whether the others are being gamed."""
     batches: PositiveInt = 1
     """Optimizer steps' worth of answers (``train.batch_size`` each) in one phase, all from the same weights."""

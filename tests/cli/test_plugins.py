@@ -54,7 +54,8 @@ def test_list_shows_what_each_offers_and_who_is_broken(strangers: Path) -> None:
 
 def test_list_as_json(strangers: Path) -> None:
     found = read_json(align(strangers, "plugins", "list", "--json", "--kind", "reward"))
-    assert found["offers"] == [{"kind": "reward", "name": "brevity", "plugin": "brevity"}]
+    assert {"kind": "reward", "name": "brevity", "plugin": "brevity"} in found["offers"]
+    assert all(offer["kind"] == "reward" and offer["plugin"] in ("builtin", "brevity") for offer in found["offers"])
     broken = {plugin["name"]: plugin["broken"] for plugin in found["plugins"]}
     assert broken == {"builtin": {}, "brevity": {}, "broken": {"load": "SystemExit: licence server not found"}}
 
@@ -150,6 +151,7 @@ def schema(strangers: Path) -> dict[str, Any]:
         "{output: o, model: {path: m}, stages: [{name: a, algorithm: {beta: 0.2}, devices: {strategy: ddp}}]}",
         "{output: o, algorithm: {type: dpo, loss: {sigmoid: 0.8, sft: 1.0}}, loggers: [csv, {type: wandb}]}",
         "{output: o, model: {adapter: null}, data: {validation: null, train: {path: a, format: alpaca}}}",
+        "{output: o, algorithm: grpo, rollout: {rewards: [math, {type: brevity, weight: 0.1, limit: 9}], gold: math}}",
     ],
 )
 def test_the_schema_takes_what_load_takes(schema: dict[str, Any], text: str) -> None:
@@ -168,6 +170,8 @@ def test_the_schema_takes_what_load_takes(schema: dict[str, Any], text: str) -> 
         "{output: o, data: {train: {path: a, format: alpca}}}",
         "{output: o, loggers: [cvs]}",
         "{output: o, train: {epochs: two}}",
+        "{output: o, algorithm: grpo, rollout: {rewards: [{type: brevity, limitt: 9}]}}",
+        "{output: o, algorithm: grpo, rollout: {rewards: [maths]}}",
     ],
 )
 def test_the_schema_refuses_what_load_refuses(schema: dict[str, Any], text: str) -> None:

@@ -23,7 +23,7 @@ def at_the_end(prompts: Sequence[str], completions: Sequence[str]) -> list[float
 
 
 def low_ids(completion_ids: Sequence[Sequence[int]]) -> list[float]:
-    """The share of tokens from the vocabulary's lower half (of 320): dense, so that every group has something to say."""
+    """The share of tokens from the lower half of 320: dense, so that every group has something to say."""
     return [sum(token < 160 for token in ids) / len(ids) for ids in completion_ids]
 
 

@@ -1,0 +1,235 @@
+"""Whole online runs on a tiny model: dead groups, abstaining, what is kept, and stopping inside a phase."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.core import runfile
+from align.core.rollout.samples import read_samples
+from align.core.train import checkpoint
+from align.core.train.launch import train
+from align.schemas.errors import AlignError
+from align.schemas.run import Run
+from tests.online.probes import python
+
+
+@pytest.fixture
+def run(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A maker of one-stage grpo runs on twelve numbered prompts."""
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"the sea {i}"}) + "\n" for i in range(12)))
+
+    def make(reward: str, name: str = "run", rollout: dict[str, Any] | None = None, **sections: Any) -> Run:
+        stage = {
+            "name": "only",
+            "model": {"path": str(tiny_model_dir)},
+            "data": {"train": str(prompts), "workers": 1},
+            "algorithm": {"type": "grpo", "group": 4},
+            "optimizer": {"learning_rate": 3e-3},
+            "train": {"batch_size": 16, "max_steps": 4},
+            "rollout": {"rewards": [python(reward)], "sampling": {"max_tokens": 6}, **(rollout or {})},
+            **sections,
+        }
+        return Run.model_validate({"output": str(tmp_path / name), "stages": [stage]})
+
+    return make
+
+
+def log(run: Run) -> list[dict[str, str]]:
+    with open(Path(run.output) / "only" / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def samples(run: Run, phase: int) -> list[dict[str, Any]]:
+    return read_samples(Path(run.output) / "only" / "samples" / f"phase-{phase:06d}.parquet")
+
+
+def test_every_prompt_is_asked_once_an_epoch_and_no_answer_twice_alike(run: Any) -> None:
+    """12 prompts, 4 a phase: three phases are an epoch, in an order of its own."""
+    made = run("low_ids", train={"batch_size": 16, "max_steps": 6})
+    train(made, progress=False)
+    epochs = [[row["source"] for phase in phases for row in samples(made, phase)] for phases in ((1, 2, 3), (4, 5, 6))]
+    for sources in epochs:
+        assert set(Counter(sources).values()) == {4} and len(set(sources)) == 12
+    assert epochs[0] != epochs[1]
+    answers = [row["completion"] for phase in range(1, 7) for row in samples(made, phase)]
+    assert len(set(answers)) > 0.9 * len(answers)
+    assert [row["rollout/prompts"] for row in log(made)] == ["4.0"] * 6
+
+
+def test_groups_without_a_difference_stay_leave_or_are_replaced(run: Any) -> None:
+    """Prompts with an even number are dead: half of them. Kept ones share the average, dropped ones do not."""
+    gradients, dead, asked = {}, {}, {}
+    for policy in ("keep", "drop", "refill"):
+        made = run("by_prompt", policy, {"dead_groups": policy}, train={"batch_size": 48, "max_steps": 1})
+        train(made, progress=False)
+        (row,) = log(made)
+        gradients[policy] = float(row["grad_norm"])
+        dead[policy], asked[policy] = float(row["rollout/dead_groups"]), float(row["rollout/prompts"])
+        assert float(row["frac_reward_zero_std"]) == dead[policy] / asked[policy]
+    assert (dead["keep"], asked["keep"]) == (6, 12) == (dead["drop"], asked["drop"])
+    tokens = [
+        (int(row["source"].rpartition(":")[2]) % 2, row["length"]) for row in samples(run("by_prompt", "keep"), 1)
+    ]
+    alive = sum(length for line, length in tokens if line == 0)  # the first line is prompt 0
+    share = sum(length for _, length in tokens) / alive
+    assert share > 1.8
+    assert gradients["drop"] == pytest.approx(share * gradients["keep"], rel=1e-4)
+    assert asked["refill"] - dead["refill"] == 12, "refilled until twelve groups are alive"
+
+
+def test_refilling_ends_with_its_budget(run: Any) -> None:
+    made = run(
+        "equal", rollout={"dead_groups": "refill", "refill_tokens": 100}, train={"batch_size": 16, "max_steps": 1}
+    )
+    (result,) = train(made, progress=False)
+    # a round is 4 prompts x 4 answers x up to 6 tokens: the second reaches 100 tokens
+    assert result.metrics["rollout/prompts"] == 8 == result.metrics["rollout/dead_groups"]
+    assert result.metrics["loss"] == 0 and result.metrics["grad_norm"] == 0
+
+
+def test_a_phase_that_teaches_nothing_moves_nothing(run: Any) -> None:
+    """Neither the loss nor AdamW's momentum: the weights are those before, to the bit."""
+    taught = run("low_ids", "taught", train={"batch_size": 16, "max_steps": 1})
+    train(taught, progress=False)
+    export = Path(taught.output) / "only" / "export"
+    for policy in ("drop", "refill"):
+        made = run(
+            "equal",
+            policy,
+            {"dead_groups": policy},
+            model={"path": str(export)},
+            train={"batch_size": 16, "max_steps": 2},
+        )
+        train(made, progress=False)
+        hashes = [
+            hashlib.sha256((place / "model.safetensors").read_bytes()).hexdigest()
+            for place in (export, Path(made.output) / "only" / "export")
+        ]
+        assert hashes[0] == hashes[1], policy
+
+
+def test_abstaining_leaves_the_loss_and_the_baseline(run: Any) -> None:
+    made = run("odd_abstains", train={"batch_size": 16, "max_steps": 1})
+    (result,) = train(made, progress=False)
+    rows = samples(made, 1)
+    silent = [row for row in rows if row["reward"] is None]
+    assert 0 < len(silent) < len(rows)
+    assert result.metrics["rollout/masked"] == len(silent) / len(rows) == result.metrics["rewards/python/abstained"]
+    known = [row["reward"] for row in rows if row["reward"] is not None]
+    assert result.metrics["reward"] == pytest.approx(sum(known) / len(known))
+
+
+def test_a_reward_that_is_no_number_is_an_error_of_that_answer(run: Any) -> None:
+    made = run("not_a_number", rollout={"rewards": [python("not_a_number"), python("low_ids")]})
+    (result,) = train(made, progress=False)
+    assert result.metrics["rewards/python/error"] == 1.0
+    row = samples(made, 1)[0]
+    assert row["parts"] == {"python": None, "python_2": pytest.approx(row["reward"] / 2)}
+
+
+def test_weights_and_parts_make_the_sum(run: Any) -> None:
+    made = run("low_ids", rollout={"rewards": [python("low_ids", weight=2.0), python("equal", weight=0.5)]})
+    train(made, progress=False)
+    for row in samples(made, 1):
+        assert row["reward"] == pytest.approx(2 * row["parts"]["python"] + 0.5 * row["parts"]["python_2"])
+
+
+def test_the_gold_reward_is_measured_and_never_learned_from(run: Any) -> None:
+    plain, watched = run("low_ids", "plain"), run("low_ids", "watched", {"gold": python("equal")})
+    for made in (plain, watched):
+        train(made, progress=False)
+    exports = [(Path(made.output) / "only" / "export" / "model.safetensors").read_bytes() for made in (plain, watched)]
+    assert exports[0] == exports[1]
+    assert {row["gold"] for row in log(watched)} == {"0.5"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"train": {"batch_size": 10}}, ["train.batch_size", "groups of 4", "multiple of 4"]),
+        ({"algorithm": {"type": "ppo"}, "rollout": {"dead_groups": "drop"}}, ["asks each prompt once"]),
+        ({"rollout": {"sampling": {"top_p": 0.9}}}, ["rollout.sampling", "under the policy", "top_p"]),
+        ({"rollout": {"sampling": {"max_tokens": 5000}}}, ["max_tokens", "512 positions"]),
+        ({"rollout": {"rewards": ["math"]}}, ["prompts.jsonl:1", "solution", "7 rows more"]),
+        ({"rollout": {"generator": "endpoint"}}, ["endpoint"]),
+    ],
+)
+def test_what_cannot_work_is_said_before_training(run: Any, sections: dict[str, Any], words: list[str]) -> None:
+    rollout = sections.pop("rollout", {})
+    if rollout.get("generator") == "endpoint":
+        rollout["generator"] = {"type": "endpoint", "url": "http://127.0.0.1:9", "model": "x"}
+    with pytest.raises(AlignError) as caught:
+        train(run("low_ids", rollout=rollout, **sections), progress=False)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert not list(Path(run("low_ids").output).rglob("metrics.csv"))
+
+
+def test_sampling_from_another_distribution_needs_no_refusal_where_no_ratio_is_used(run: Any) -> None:
+    made = run("low_ids", rollout={"sampling": {"top_p": 0.9, "max_tokens": 6}}, algorithm={"type": "online_dpo"})
+    (result,) = train(made, progress=False)
+    assert result.metrics["reward"] > 0
+
+
+def test_sigterm_between_phases_saves_and_resumes_to_the_bit(run: Any, tmp_path: Path) -> None:
+    """The signal comes while answers are sampled: nothing of the phase is kept, and it is sampled again alike."""
+    sections = {"train": {"batch_size": 16, "max_steps": 10}, "checkpoint": {"every": 3}}
+    rollout = {"sampling": {"max_tokens": 64}, "batches": 2}
+    quiet = run("low_ids", "quiet", rollout, **sections)
+    train(quiet, progress=False)
+    stopped = run("low_ids", "stopped", rollout, **sections)
+    file = tmp_path / "stopped.yaml"
+    file.write_text(runfile.dump(stopped))
+    command = [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"]
+    started = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    root = Path(stopped.output) / "only" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not checkpoint.steps(root):
+        assert time.monotonic() < deadline and started.poll() is None
+        time.sleep(0.01)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(60) == 128 + signal.SIGTERM
+    train(stopped, resume=True, progress=False)
+    for name in ("metrics.csv", "export/model.safetensors", "samples/phase-000005.parquet"):
+        one, two = ((Path(made.output) / "only" / name).read_bytes() for made in (quiet, stopped))
+        assert one == two, name
+
+
+@pytest.mark.parametrize(
+    "algorithm", [{"type": "grpo", "group": 4, "passes": 2}, {"type": "ppo", "passes": 2, "kl_target": 0.1}]
+)
+def test_resuming_at_every_step_of_a_phase_is_exact(run: Any, algorithm: dict[str, Any]) -> None:
+    """Two batches, two passes: four steps over the same answers, stopped after each of them."""
+    sections = {
+        "algorithm": algorithm,
+        "train": {"batch_size": 16, "max_steps": 8},
+        "checkpoint": {"every": 1, "keep": 9},
+    }
+    whole = run("low_ids", "whole", {"batches": 2}, **sections)
+    train(whole, progress=False)
+    expected = {
+        name: (Path(whole.output) / "only" / name).read_bytes() for name in ("metrics.csv", "export/model.safetensors")
+    }
+    for step in range(1, 8):
+        again = whole.model_copy(update={"output": whole.output})
+        stage = Path(again.output) / "only"
+        (stage / "done.json").unlink()
+        for later in [s for s in checkpoint.steps(stage / "checkpoints") if s > step]:
+            for part in checkpoint.at(stage / "checkpoints", later).iterdir():
+                part.unlink()
+            checkpoint.at(stage / "checkpoints", later).rmdir()
+        train(again, resume=True, progress=False)
+        assert {name: (stage / name).read_bytes() for name in expected} == expected, f"resumed after step {step}"
