@@ -28,6 +28,8 @@ class Plain(Generator):
     """Full logits, one sequence at a time; greedy where it samples."""
 
     name = "plain"
+    raw = False
+    """Whether it leaves the temperature out of what it says of its own tokens."""
 
     def __init__(self, network: Any, temperature: float = 1.0, spoil: Callable[[Floats], Floats] = lambda x: x) -> None:
         super().__init__(Generator.Config())
@@ -50,8 +52,10 @@ class Plain(Generator):
         for request in requests:
             ids = torch.from_numpy(request.prompt.astype(np.int64))[None]
             token = self.network(input_ids=ids).logits[0, -1].argmax()
-            answer = np.array([int(token)], np.int32)
+            answer, usual = np.array([int(token)], np.int32), self.temperature
+            self.temperature = usual * (1.0 if self.raw else sampling.temperature)
             made.append([Sample(answer, self.logp([(request.prompt, answer)])[0], "length")])
+            self.temperature = usual
         return made
 
 
@@ -116,6 +120,14 @@ def test_what_is_otherwise_wrong_is_caught(wrong: dict[str, Any]) -> None:
     policy = policy_of()
     with pytest.raises(AlignError, match="log-probability"):
         check_sync(Plain(policy.model, **wrong), policy, PROBE, 0)
+
+
+def test_log_probabilities_that_leave_out_the_temperature_are_caught() -> None:
+    policy = policy_of()
+    generator = Plain(policy.model)
+    generator.raw = True
+    with pytest.raises(AlignError, match=r"position (5 of probe 0|41 of probe 1)"):
+        check_sync(generator, policy, PROBE, 0)
 
 
 def test_tolerance_is_wider_in_16_bits_and_can_be_set() -> None:

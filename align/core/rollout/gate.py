@@ -22,6 +22,8 @@ from align.schemas.rollout import Sampling
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference that is rounding, by the type that the policy's weights are held in, where no autocast is on."""
+HOT = 2.0
+"""The temperature at which a generator goes on by itself: its log-probabilities must be of what it drew from."""
 TOLERANCE_16 = 0.25
 """In 16 bits, where a logit of 30 is known to 0.1."""
 
@@ -36,20 +38,21 @@ def check_sync(
     """Compare generator and trainer on a probe; returns the largest difference of log-probabilities, in nats.
 
     probe: (prompt, answer) pairs, neither empty. The generator scores the answers (``logp``), and goes on from each
-    pair by one token of its own, which shows what it has cached of the prompts since the last time. tolerance:
-    default 1e-3, in 16 bits 0.25. Raises AlignError with both numbers, the token and its place.
+    pair by one token of its own at temperature ``HOT``, which shows what it has cached of the prompts since the last
+    time, and that it says what it drew from. tolerance: default 1e-3, in 16 bits 0.25. Raises AlignError with both
+    numbers, the token and its place.
     """
     if not probe:
         return 0.0
     said = generator.logp(probe)
     pairs, texts = list(probe), [np.concatenate(pair).astype(np.int32) for pair in probe]
-    one_more = Sampling(max_tokens=1)
+    one_more = Sampling(max_tokens=1, temperature=HOT)
     for text, (sample,) in zip(
         texts, generator.generate([Request(text, (i,)) for i, text in enumerate(texts)], one_more), strict=True
     ):
         pairs.append((text, sample.tokens))
         said.append(sample.logp)
-    own = _measured(policy, pairs, pad_id)
+    own = np.concatenate([_measured(policy, probe, pad_id, 1.0), _measured(policy, pairs[len(probe) :], pad_id, HOT)])
     gaps = np.abs(np.concatenate(said).astype(np.float64) - own)
     worst = int(np.argmax(np.where(np.isfinite(gaps), gaps, np.inf)))
     gap = float(gaps[worst])
@@ -74,17 +77,17 @@ def check_sync(
     return gap
 
 
-def _measured(policy: Policy, pairs: Sequence[tuple[Tokens, Tokens]], pad_id: int) -> Floats:
-    """Log-probabilities of all answers' tokens one after the other, under the policy at temperature 1."""
+def _measured(policy: Policy, pairs: Sequence[tuple[Tokens, Tokens]], pad_id: int, temperature: float) -> Floats:
+    """Log-probabilities of all answers' tokens one after the other, under the policy at a temperature."""
     examples = []
     for prompt, answer in pairs:
         tokens = np.concatenate([prompt, answer]).astype(np.int32)
         scored = np.arange(len(tokens)) >= len(prompt)
         examples.append(Example("probe", (TokenSequence("completion", tokens, scored),)))
     micro = collate(examples, "padded", pad_id).to(next(policy.parameters()).device)
-    temperature, policy.temperature = policy.temperature, 1.0
+    before, policy.temperature = policy.temperature, temperature
     try:
         found: Floats = detached_logp(policy, micro).float().cpu().numpy()
     finally:
-        policy.temperature = temperature
+        policy.temperature = before
     return found
