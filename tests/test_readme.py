@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 import re
 import shlex
 import types
@@ -15,6 +17,7 @@ import align
 from align import hookspecs
 from align.cli import main
 from align.core import runfile
+from align.quickstart import sums
 from align.testing import check_algorithm
 from tests.core.runs import write_rows
 
@@ -32,11 +35,19 @@ def add_rows(algorithm: str, file: Path) -> None:
 
 @pytest.fixture
 def home(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory in which the README's model is a tiny one."""
+    """A working directory in which the README's models are a tiny one, the one that the quickstart leaves as well."""
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Qwen").mkdir()
     (tmp_path / "Qwen" / "Qwen3-0.6B").symlink_to(tiny_model_dir)
+    (tmp_path / "quickstart" / "run" / "dpo").mkdir(parents=True)
+    (tmp_path / "quickstart" / "run" / "dpo" / "export").symlink_to(tiny_model_dir)
+    (tmp_path / "quickstart" / "data").mkdir()
+    for seed, name in enumerate(("prompts", "prompts-held-out")):
+        asked = sums.prompts([(17, 25), (58, 6)], 32, random.Random(seed))
+        (tmp_path / "quickstart" / "data" / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in asked)
+        )
     return tmp_path
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from align.core import runfile
 from align.core.rollout.samples import read_samples
 from align.core.train import checkpoint
 from align.core.train.launch import train
@@ -178,6 +179,19 @@ def ppo_hands_on(output: Path) -> None:
 
 
 HANDED_ON = {"best_of_n": best_of_n_hands_on, "rlaif": rlaif_hands_on, "ppo": ppo_hands_on}
+
+
+def test_the_manual_s_example_runs(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen").symlink_to(learned / "Qwen")
+    manual = (ROOT / "docs" / "online.md").read_text()
+    for name, text in re.findall(r"^```\w+ (\S+)\n(.*?)^```$", manual, re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(text)
+    (result,) = train(runfile.load("online.yaml"), progress=False)
+    assert_loads(result.export)
+    (*_, phase) = sorted((tmp_path / "runs" / "online" / "rloo" / "samples").iterdir())
+    assert phase.name == "phase-000004.parquet" and len(read_samples(phase)) == 8
 
 
 def test_every_stage_that_learns_is_expected_to() -> None:
