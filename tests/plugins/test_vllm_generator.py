@@ -45,6 +45,7 @@ BLOCK = 32
 """Tokens in one block of the prefix cache; prompts must be longer for it to matter."""
 GREEDY = Sampling(temperature=0, max_tokens=24)
 needs_vllm = pytest.mark.usefixtures("vllm")
+only_a_server = pytest.mark.parametrize("generator", ["server"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -345,9 +346,8 @@ def test_bfloat16(model_dir: Path) -> None:
 
 
 @needs_vllm
+@only_a_server
 def test_a_server_asks_for_its_key_on_every_path(generator: VLLM) -> None:
-    if generator.config.mode == "process":
-        return
     from align.core.http import Client, Refused
 
     with Client(generator.engine.client.base_url, key="guessed", retries=0) as stranger:
@@ -357,9 +357,8 @@ def test_a_server_asks_for_its_key_on_every_path(generator: VLLM) -> None:
 
 
 @needs_vllm
+@only_a_server
 def test_answers_from_other_weights_than_the_last_sent_never_count(generator: VLLM, policy: Policy) -> None:
-    if generator.config.mode == "process":
-        return
     generator.sync(policy, 3)
     generator.engine.client.post("/update_weight_version", {"new_version": "default"})  # as after a restart
     with pytest.raises(AlignError, match="labelled default"):
@@ -369,9 +368,8 @@ def test_answers_from_other_weights_than_the_last_sent_never_count(generator: VL
 
 
 @needs_vllm
+@only_a_server
 def test_damaged_weights_are_not_taken(generator: VLLM, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    if generator.config.mode == "process":
-        return
     import align.plugins.generators.vllm.server as server
 
     generator.sync(policy, 5)
@@ -386,9 +384,8 @@ def test_damaged_weights_are_not_taken(generator: VLLM, policy: Policy, monkeypa
 
 
 @needs_vllm
+@only_a_server
 def test_a_server_that_runs_already(generator: VLLM, policy: Policy, model_dir: Path, tmp_path: Path) -> None:
-    if generator.config.mode == "process":
-        return
     generator.sync(policy, 8)
     (tmp_path / "key").write_text(generator.engine.launched.key)
     there = {"mode": "server", "url": generator.engine.client.base_url, "key_file": str(tmp_path / "key")}
@@ -407,9 +404,8 @@ def test_a_server_that_runs_already(generator: VLLM, policy: Policy, model_dir: 
 
 
 @needs_vllm
+@only_a_server
 def test_endpoint_says_what_the_server_says(generator: VLLM, policy: Policy, model_dir: Path, tmp_path: Path) -> None:
-    if generator.config.mode == "process":
-        return
     generator.sync(policy, 10)
     (tmp_path / "key").write_text(generator.engine.launched.key)
     address = {"url": generator.engine.client.base_url + "/v1", "model": str(model_dir)}
