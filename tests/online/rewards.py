@@ -46,3 +46,13 @@ def by_prompt(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]]) -
 def not_a_number(completion_ids: Sequence[Sequence[int]]) -> list[float]:
     """A reward gone wrong."""
     return [float("nan")] * len(completion_ids)
+
+
+def long(completion_ids: Sequence[Sequence[int]]) -> list[float]:
+    """Pays by the token: the proxy that is gamed."""
+    return [len(ids) / 48 for ids in completion_ids]
+
+
+def short(completion_ids: Sequence[Sequence[int]]) -> list[float]:
+    """What was wanted: an answer of a few tokens."""
+    return [float(len(ids) <= 8) for ids in completion_ids]
