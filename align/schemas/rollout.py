@@ -83,8 +83,9 @@ class Watch(Config):
     length: PositiveFloat | None = 2.0
     """Alarm where the mean length exceeds its base line by this factor or falls below 1 / factor (drift)."""
     gold: PositiveFloat | None = 4.0
-    """Reward hacking: alarm where the reward is above its base line and the gold reward below its best ``warmup`` phases
-    in a row, each by this many standard errors of the difference. (Below 4, chance alone raises it: docs/watching.md.)"""
+    """Reward hacking: alarm where the reward is above its base line and the gold reward below its best ``warmup``
+    phases in a row, each by this many standard errors of the difference. (Below 4, chance alone raises it:
+    docs/watching.md.)"""
 
 
 class Rollout(Config):

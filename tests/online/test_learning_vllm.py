@@ -1,0 +1,47 @@
+"""GRPO and PPO learn arithmetic with answers sampled by the real vLLM, which follows the weights phase by phase.
+
+vLLM, align and pytest must share an interpreter: where this one has no vLLM, the one that ALIGN_VLLM_PYTHON names runs
+this file (.ci/vllm-cpu makes one).
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from align.core.train.launch import train
+from tests.online.conftest import Novice
+from tests.online.test_learning import MARGIN, arithmetic, held_out
+
+HERE = importlib.util.find_spec("vllm") is not None
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def test_all_of_this_where_vllm_is() -> None:
+    python = os.environ.get("ALIGN_VLLM_PYTHON")
+    if HERE or python is None:
+        return
+    command = [python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-5000:]
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_held_out_answers_get_better(
+    name: str, novice: Novice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not HERE:
+        pytest.skip("this interpreter has no vllm; set ALIGN_VLLM_PYTHON to one that has it and align")
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    generator = {"type": "vllm", "kv_cache": 0.125}
+    train(arithmetic(novice, name, tmp_path / "run", seed=0, generator=generator), progress=False)
+    before, after = held_out(tmp_path / "run" / "only")
+    assert after >= before + MARGIN
+    with open(tmp_path / "run" / "only" / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    assert max(float(row["sampling/sampling_logp_difference/max"]) for row in rows) < 1e-3
