@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.data.encode import Encoder
+from align.core.model.tokenizer import end_tokens
 from align.core.rollout.decode import Voice
 from align.core.rollout.generator import Request
-from align.core.rollout.speak import CONTEXT, ends_of, text_of, tokens_of
+from align.core.rollout.speak import CONTEXT, text_of, tokens_of
 from align.schemas.records import Content, Record
 from align.schemas.rollout import Sampling
 
@@ -29,8 +29,7 @@ def generate(
     """
     encoder = Encoder(tokenizer)
     asked = [tokens_of(Record("prompt", f"prompt {i}", prompt=prompt), encoder) for i, prompt in enumerate(prompts, 1)]
-    settings: Any = model.generation_config
-    ends = ends_of(settings.eos_token_id if settings else None, tokenizer.eos_token_id)
+    ends = end_tokens(model, tokenizer)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", CONTEXT)
     tokens = batch_size * (max(map(len, asked), default=0) + max_new_tokens)
     said = Voice(model, tokenizer, ends, context, tokens).answer(

@@ -82,6 +82,15 @@ class Policy(nn.Module):
         model: Any = self.model
         return cast(PreTrainedModel, model.get_base_model() if hasattr(model, "get_base_model") else model)
 
+    @contextmanager
+    def at_temperature(self, temperature: float) -> Iterator[None]:
+        """Score at another temperature than training does."""
+        before, self.temperature = self.temperature, temperature
+        try:
+            yield
+        finally:
+            self.temperature = before
+
     @property
     def takes_positions(self) -> bool:
         """Whether the model can be told each token's position; packing needs it."""

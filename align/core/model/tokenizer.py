@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,10 @@ def fit(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory:
 
 def end_tokens(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Token ids that end an answer: the tokenizer's end token, and those of the model's generation settings."""
-    told = getattr(network.generation_config, "eos_token_id", None)
-    ends = told if isinstance(told, list) else [told]
-    return tuple(sorted({int(end) for end in [*ends, tokenizer.eos_token_id] if end is not None}))
+    return ends_of(getattr(network.generation_config, "eos_token_id", None), tokenizer.eos_token_id)
+
+
+def ends_of(*told: int | Sequence[int] | None) -> tuple[int, ...]:
+    """End tokens out of what tokenizer and configs call so: an id, several, or none."""
+    each = [one for ids in told for one in (ids if isinstance(ids, Sequence) else [ids])]
+    return tuple(sorted({int(one) for one in each if one is not None}))

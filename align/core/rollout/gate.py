@@ -85,9 +85,6 @@ def _measured(policy: Policy, pairs: Sequence[tuple[Tokens, Tokens]], pad_id: in
         scored = np.arange(len(tokens)) >= len(prompt)
         examples.append(Example("probe", (TokenSequence("completion", tokens, scored),)))
     micro = collate(examples, "padded", pad_id).to(next(policy.parameters()).device)
-    before, policy.temperature = policy.temperature, temperature
-    try:
+    with policy.at_temperature(temperature):
         found: Floats = detached_logp(policy, micro).float().cpu().numpy()
-    finally:
-        policy.temperature = before
     return found

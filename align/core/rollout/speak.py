@@ -20,7 +20,7 @@ from align.core.data.sources import load_records
 from align.core.data.template import drafts
 from align.core.model.adapter import base_of, is_adapter
 from align.core.model.source import LOADING_FAULTS, not_loadable, resolve_model_path
-from align.core.model.tokenizer import load_tokenizer
+from align.core.model.tokenizer import ends_of, load_tokenizer
 from align.core.report.text import visible
 from align.core.rollout.generator import Generator, Request, Sample, Subject, Tokens
 from align.core.rollout.reward import Answer
@@ -158,12 +158,6 @@ def subject_for(model: Model, context: int | None = None) -> Subject:
     told = context or getattr(config, "max_position_embeddings", None) or CONTEXT
     wanted = [tokenizer.eos_token_id, config.eos_token_id, settings.eos_token_id]
     return Subject(directory, model, tokenizer, ends_of(*wanted), int(told))
-
-
-def ends_of(*told: int | Sequence[int] | None) -> tuple[int, ...]:
-    """End tokens out of what tokenizer and configs call so: an id, several, or none."""
-    each = [one for ids in told for one in (ids if isinstance(ids, Sequence) else [ids])]
-    return tuple(sorted({int(one) for one in each if one is not None}))
 
 
 def tokens_of(record: Record, encoder: Encoder) -> Tokens:

@@ -14,6 +14,7 @@ from rich.text import Text
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
 from align.core.data.look import legend, shown
+from align.core.rollout.online import Harvest
 from align.core.train.launch import look_over
 from align.core.train.online import RolloutPhases
 from align.core.train.rundir import RunDirectory, located
@@ -45,7 +46,8 @@ class StageCheck:
 def check(run: Run) -> list[StageCheck]:
     """Make every stage ready and build its first batch; nothing is written to the run's output.
 
-    A stage that starts from what an earlier one will export is checked with the model that the chain starts from.
+    A stage that starts from what an earlier one will export is checked with the model that the chain starts from; one
+    that learns from rows which an earlier one will make is left out.
     Raises AlignError as launching would.
     """
     look_over(run)
@@ -91,7 +93,7 @@ def _stage(directory: RunDirectory, stage: Stage) -> StageCheck:
         bad_rows=setup.prepared.bad_rows,
         tokens=int(np.sum(lengths)),
         longest=int(np.max(lengths)),
-        steps=setup.phases.total_steps,
+        steps=0 if isinstance(setup.algorithm, Harvest) else setup.phases.total_steps,
         first_step=_online(setup.phases) if step is None else _offline(step, setup.cutter.layout),
         findings=[str(finding) for finding in setup.prepared.findings],
         first=setup.prepared.train[0],
@@ -105,9 +107,8 @@ def _offline(step: StepBatch, layout: str) -> str:
 
 def _online(phases: Phases) -> str:
     assert isinstance(phases, RolloutPhases)
-    return (
-        f"{phases.groups_per_phase} prompts a phase, each answered {phases.algorithm.group} times, "
-        f"learned from in {phases.steps_per_phase} steps"
+    return f"{phases.groups_per_phase} prompts a phase, each answered {phases.algorithm.group} times, " + (
+        "for rows" if isinstance(phases.algorithm, Harvest) else f"learned from in {phases.steps_per_phase} steps"
     )
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch.distributed as dist
 
 from align.core import runfile
 from align.core.registry import registry
+from align.core.rollout.online import Harvest
 from align.core.train import checkpoint, spawn
 from align.core.train.callbacks import Interrupted
 from align.core.train.fit import fit
 from align.core.train.rundir import RunDirectory, StageDirectory
 from align.core.train.strategy import detect
-from align.schemas.errors import AlignError
+from align.schemas.errors import AlignError, Problem
 from align.schemas.results import StageResult
 from align.schemas.run import Run, Stage
 
@@ -37,16 +39,32 @@ def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[Stag
 
 
 def look_over(run: Run) -> None:
-    """Ask the plugins (``check_run``); raises AlignError for errors, prints warnings."""
+    """Ask what stages hand on, and the plugins (``check_run``); raises AlignError for errors, prints warnings."""
     hardware = {stage.name: detect(stage.devices) for stage in run.stages}
     largest = max(hardware.values(), key=lambda found: found.world_size)
-    problems = registry.collect("check_run", run=run, hardware=largest)
+    problems = [*_not_handed_on(run), *registry.collect("check_run", run=run, hardware=largest)]
     errors = [problem for problem in problems if problem.level == "error"]
     if errors:
         raise AlignError.gather(errors)
     if spawn.rank() == 0:
         for problem in problems:
             print(problem, file=sys.stderr)
+
+
+def _not_handed_on(run: Run) -> Iterator[Problem]:
+    """Rows wanted of a stage that makes a model, or a model of one that makes rows."""
+    algorithms = {stage.name: registry.build("algorithm", stage.algorithm) for stage in run.stages}
+    makes_rows = {name for name, algorithm in algorithms.items() if isinstance(algorithm, Harvest)}
+    for stage in run.stages:
+        kind, _, name = stage.model.path.partition(":")
+        if kind == "stage" and name in makes_rows:
+            yield Problem(
+                f"{stage.name}: model.path", f"is stage:{name}, which makes rows and no model", "name another"
+            )
+        for source in (*stage.data.train, *(stage.data.validation or ())):
+            kind, _, name = source.path.partition(":")
+            if kind == "stage" and name not in makes_rows:
+                yield Problem(f"{stage.name}: data", f"is stage:{name}, which makes no rows", "name a best_of_n stage")
 
 
 def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageResult:

@@ -24,7 +24,7 @@ from align.core.model.policy import Policy
 from align.core.model.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
 from align.core.registry import registry
 from align.core.rollout.collect import Prompts
-from align.core.rollout.online import Online
+from align.core.rollout.online import Harvest, Online
 from align.core.train import spawn
 from align.core.train.online import RolloutPhases
 from align.core.train.prepare import HeldOutSet, Preparation, Prepared
@@ -67,6 +67,9 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     hardware = detect(stage.devices)
     if isinstance(algorithm, Online):
         settle(algorithm, stage)
+    if isinstance(algorithm, Harvest):  # it measures nothing on held-out prompts, and asks them all
+        data = stage.data.model_copy(update={"validation": None, "validation_fraction": 0.0})
+        stage = stage.model_copy(update={"data": data})
     if stage.data.stream and (algorithm.uses_reference or stage.train.max_steps is None):
         raise AlignError(
             "needs train.max_steps, and an algorithm without reference such as pretrain or sft",

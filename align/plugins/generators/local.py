@@ -73,7 +73,8 @@ class Local(Generator):
         (micros,) = cut([example.lengths for example in examples], 1, self.config.batch_tokens, None, "padded")
         for micro in micros:
             batch = collate([examples[i] for i in micro], "padded", pad).to(device)
-            logp_T = detached_logp(self._policy, batch).float().cpu().numpy()
+            with self._policy.at_temperature(1.0):
+                logp_T = detached_logp(self._policy, batch).float().cpu().numpy()
             ends = np.cumsum([len(sequences[i][1]) for i in micro])
             for i, part in zip(micro, np.split(logp_T, ends[:-1]), strict=True):
                 found[i] = part
