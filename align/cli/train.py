@@ -38,8 +38,9 @@ def train(run: Path, overrides: tuple[str, ...], check: bool, resume: bool, quie
     with _one_voice(again):
         results = launch(asked, resume=resume, progress=not quiet and sys.stderr.isatty())
     for result in results if rank() == 0 else ():
-        losses = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if name.endswith("loss"))
-        click.echo(f"{result.name}: {result.export}  {losses}")
+        told = ("reward", "gold", "rows") if "reward" in result.metrics else ("loss",)
+        values = (f"{name} {value:.4g}" for name, value in result.metrics.items() if name.rpartition("/")[2] in told)
+        click.echo(f"{result.name}: {result.export}  {'  '.join(values)}")
 
 
 @click.command(hidden=True)
