@@ -18,9 +18,9 @@ import click
 def quickstart(output: Path, seed: int, model: str | None, data: str | None, quiet: bool) -> None:
     """Train a model end to end and see that it learned; a minute or two on two cores, without a download.
 
-    A small model is made and taught to read sums (pretrain), to answer questions (sft), and to answer as people like
-    (dpo). Every stage is measured on questions that are in no training file. What is written is an ordinary run: its
-    run file, its data, and models that transformers and vLLM load.
+    A small model is made and taught to read sums (pretrain), to answer questions (sft), to answer as people like (dpo)
+    and to be right (grpo, its own answers checked). Every stage is measured on questions that are in no training file.
+    What is written is an ordinary run: its run file, its data, and models that transformers and vLLM load.
     """
     from align.core.report import print_table
     from align.core.train.callbacks import Interrupted

@@ -16,7 +16,7 @@ from align.schemas.run import Data, Source
 
 RUN_FILE = "quickstart.yaml"
 
-PAGES, ANSWERS, PREFERENCES = 10_000, 10_000, 1_500
+PAGES, ANSWERS, PREFERENCES, PROMPTS = 10_000, 10_000, 1_500, 1_600
 """Rows to learn from."""
 PAIRS = 300
 """Held-out pairs; the held-out questions are ``sums.HELD_OUT``."""
@@ -53,6 +53,15 @@ stages:
     schedule: {{warmup: 0.1}}
     train: {{batch_size: 32}}
     validation: {{every: 10}}
+  - name: grpo                       # from what is liked to what is right: eight tries at each prompt, checked
+    model: {{path: "stage:dpo"}}
+    data: {{train: {prompts}, validation: {prompts_held_out}}}
+    algorithm: {{type: grpo, group: 8}}
+    rollout: {{rewards: [math], sampling: {{max_tokens: 16}}}}
+    optimizer: {{learning_rate: 4e-4, beta2: 0.98}}
+    schedule: {{type: linear, warmup: 0}}
+    train: {{batch_size: 256}}
+    validation: {{every: 10}}
 """
 
 OWN_RUN = """\
@@ -79,7 +88,7 @@ def write_sums(place: Path, seed: int) -> Path:
     """A model that knows nothing, the sums that will teach it, and the run file."""
     paths = {
         f"{name}{suffix}": place / "data" / f"{name}{suffix.replace('_', '-')}.jsonl"
-        for name in ("pages", "answers", "preferences")
+        for name in ("pages", "answers", "preferences", "prompts")
         for suffix in ("", "_held_out")
     }
     values = {"file": place / RUN_FILE, "output": place / "run", "model": place / "model", **paths}
@@ -94,9 +103,11 @@ def write_sums(place: Path, seed: int) -> Path:
     _write_rows(paths["pages"], pages)
     _write_rows(paths["answers"], answers)
     _write_rows(paths["preferences"], sums.preferences(train, PREFERENCES, random.Random(seed + 2)))
+    _write_rows(paths["prompts"], sums.prompts(train, PROMPTS, random.Random(seed + 3)))
     _write_rows(paths["pages_held_out"], sums.pages(held_out, 200, random.Random(0)))
     _write_rows(paths["answers_held_out"], sums.answers(held_out, 500, random.Random(1)))
     _write_rows(paths["preferences_held_out"], sums.preferences(held_out, PAIRS, random.Random(2)))
+    _write_rows(paths["prompts_held_out"], sums.prompts(held_out, 100, random.Random(3)))
     said = [message["content"] for row in answers[:500] for message in row["messages"]]
     write_model(place / "model", [row["text"] for row in pages[:500]] + said, seed)
     (place / RUN_FILE).write_text(text, encoding="utf-8")

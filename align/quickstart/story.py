@@ -83,7 +83,7 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
             Row(
                 "liked answer likelier",
                 tuple(liked),
-                note=f"{len(pairs)} held-out pairs of right answers, of which the one that says the sum is liked; "
+                note=f"{len(pairs)} held-out pairs of the same result, of which the one that says the sum is liked; "
                 "half of the answers that sft learns from are of the other kind",
             ),
         ),
@@ -96,7 +96,9 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
         )
         for i in range(SAMPLES)
     ]
-    return _tell(place, file, results, "A small model learns to add, and to answer as people like", table, samples)
+    return _tell(
+        place, file, results, "A small model learns to add, to answer as people like, and to be right", table, samples
+    )
 
 
 @contextmanager

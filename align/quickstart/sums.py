@@ -1,8 +1,12 @@
-"""The quickstart's world: sums of two two-digit numbers, in three files that teach three different things.
+"""The quickstart's world: sums of two two-digit numbers, in four files that teach four different things.
 
 pages        what a textbook prints: arithmetic, but not how to answer anybody            (pretrain)
 answers      questions, answered by people of whom half show the sum and half mumble      (sft)
-preferences  the same question answered both ways, and which of the two is liked better   (dpo)
+preferences  the same answer given both ways, and which of the two is liked better        (dpo)
+prompts      questions and results: what the model answers by itself is checked           (grpo)
+
+People who answer are no textbook: they forget to carry more often than not. What is learned from them, and what they
+like, is how to answer; that it be right is learned from the check.
 
 Some sums are kept out of all of them, whichever way round they are written; all measuring is done on those.
 """
@@ -18,11 +22,18 @@ Sum = tuple[int, int]
 CARELESS, CAREFUL = "What is {a}+{b}?", "Please work out {a}+{b}."
 """Two ways to ask. Most people answer the first carelessly and the second with care."""
 
+TAUGHT = ("{a}+{b}? ", "{a}+{b} is what? ", "Add {a}+{b}. Well? ", "{a}+{b}, the teacher asks. ")
+"""How a question leads to an answer in a textbook: at several distances, so that what is learned is to look for the
+numbers, not to count back to where they stand."""
+
 SHOWN = "{a}+{b}={c}."
 """The answer that is liked: it says the sum."""
 
 MUMBLED = "Hmm, {c}?"
 """The answer that is not."""
+
+FORGETS = 0.6
+"""How often the people who answer forget to carry: ``27+15=32.``"""
 
 HELD_OUT = 300
 
@@ -38,10 +49,16 @@ def split_sums() -> tuple[list[Sum], list[Sum]]:
     return [s for a, b in twins[HELD_OUT:] for s in sorted({(a, b), (b, a)})], twins[:HELD_OUT]
 
 
-def say(manner: str, pair: Sum) -> str:
-    """A question or a right answer, in words."""
+def say(manner: str, pair: Sum, lost: int = 0) -> str:
+    """A question or an answer, in words: a right one, or one that has ``lost`` a ten."""
     a, b = pair
-    return manner.format(a=a, b=b, c=a + b)
+    return manner.format(a=a, b=b, c=a + b - lost)
+
+
+def _lost(pair: Sum, rng: random.Random) -> int:
+    """What somebody forgets to carry."""
+    a, b = pair
+    return 10 if a % 10 + b % 10 >= 10 and rng.random() < FORGETS else 0
 
 
 def answer_in(text: str) -> int | None:
@@ -59,7 +76,7 @@ def pages(sums: Sequence[Sum], count: int, rng: random.Random) -> Iterable[dict[
         lines = [say(SHOWN, _easy(rng) if rng.random() < 0.3 else rng.choice(sums)) for _ in range(6)]
         for manner in (SHOWN, MUMBLED):
             pair = rng.choice(sums)
-            lines.insert(rng.randrange(len(lines) + 1), say("{a}+{b}? " + manner, pair))
+            lines.insert(rng.randrange(len(lines) + 1), say(rng.choice(TAUGHT) + manner, pair))
         yield {"text": "\n".join(lines)}
 
 
@@ -73,15 +90,23 @@ def answers(sums: Sequence[Sum], count: int, rng: random.Random) -> Iterable[dic
     for pair in rng.choices(sums, k=count):
         careful, usual = rng.random() < 0.5, rng.random() < 0.9
         question = say(CAREFUL if careful else CARELESS, pair)
-        answer = say(SHOWN if careful == usual else MUMBLED, pair)
+        answer = say(SHOWN if careful == usual else MUMBLED, pair, _lost(pair, rng))
         yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
 def preferences(sums: Sequence[Sum], count: int, rng: random.Random) -> Iterable[dict[str, Any]]:
-    """Rows ``{"prompt", "chosen", "rejected"}``: both right, one shown and one mumbled."""
+    """Rows ``{"prompt", "chosen", "rejected"}``: the same result, right or not, shown and mumbled."""
     for pair in rng.choices(sums, k=count):
+        lost = _lost(pair, rng)
         yield {
             "prompt": [{"role": "user", "content": say(rng.choice((CARELESS, CAREFUL)), pair)}],
-            "chosen": [{"role": "assistant", "content": say(SHOWN, pair)}],
-            "rejected": [{"role": "assistant", "content": say(MUMBLED, pair)}],
+            "chosen": [{"role": "assistant", "content": say(SHOWN, pair, lost)}],
+            "rejected": [{"role": "assistant", "content": say(MUMBLED, pair, lost)}],
         }
+
+
+def prompts(sums: Sequence[Sum], count: int, rng: random.Random) -> Iterable[dict[str, Any]]:
+    """Rows ``{"prompt", "solution"}``: the question, and the number that a right answer comes to."""
+    for a, b in rng.choices(sums, k=count):
+        question = say(rng.choice((CARELESS, CAREFUL)), (a, b))
+        yield {"prompt": [{"role": "user", "content": question}], "solution": str(a + b)}

@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.cli import main
 from align.core.evaluate.statistics import wilson
+from align.core.registry import registry
+from align.core.rollout.reward import Answer
 from align.quickstart import sums
 from align.quickstart.model import make_model, make_tokenizer
+from align.schemas.run import Choice
 from tests.core.runs import write_rows
 
 ALONE = """
@@ -28,11 +31,14 @@ from align.cli import main
 main(sys.argv[1:])
 """
 
+STAGES = ["base", "sft", "dpo", "grpo"]
+
 FILES = {
     "quickstart.yaml", "report.html", "figures.json",
     "data/pages.jsonl", "data/pages-held-out.jsonl",
     "data/answers.jsonl", "data/answers-held-out.jsonl",
     "data/preferences.jsonl", "data/preferences-held-out.jsonl",
+    "data/prompts.jsonl", "data/prompts-held-out.jsonl",
 }  # fmt: skip
 
 
@@ -55,13 +61,15 @@ def figures(place: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 def test_every_stage_clearly_improves_what_it_is_there_for(place: Path) -> None:
     right, liked = figures(place)["right answers"], figures(place)["liked answer likelier"]
-    assert list(right) == list(liked) == ["start", "base", "sft", "dpo"]
+    assert list(right) == list(liked) == ["start", *STAGES]
     base = place / "run" / "base" / "metrics.csv"
     losses = [float(row.split(",")[2]) for row in base.read_text().splitlines()[1:] if row.split(",")[2]]
     assert base.read_text().startswith("step,epoch,val/loss") and losses[-1] < 0.2 * losses[0]
     assert right["sft"]["low"] > right["base"]["high"] + 0.2
     assert liked["dpo"]["low"] > liked["sft"]["high"] + 0.1
-    assert right["dpo"]["value"] > right["sft"]["value"] - 0.05 and right["dpo"]["low"] > 0.6
+    assert right["dpo"]["value"] > right["sft"]["value"] - 0.05
+    assert right["grpo"]["low"] > right["dpo"]["high"] + 0.05 and right["grpo"]["low"] > 0.8
+    assert liked["grpo"]["low"] > 0.9
     for figure in right.values():
         assert (figure["low"], figure["high"]) == pytest.approx(wilson(round(300 * figure["value"]), 300))
 
@@ -72,14 +80,14 @@ def test_the_files_it_leaves(place: Path) -> None:
     }
     assert {name for name in outside if not name.startswith("model/")} == FILES
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (place / "model").iterdir()}
-    assert {p.name for p in (place / "run").iterdir()} == {".lock", "run.yaml", "manifest.json", "base", "sft", "dpo"}
+    assert {p.name for p in (place / "run").iterdir()} == {".lock", "run.yaml", "manifest.json", *STAGES}
 
 
 def test_what_is_measured_was_never_seen(place: Path) -> None:
     pair = re.compile(r"(?<!\d)(\d+)\+(\d+)(?!\d)")
     seen = {
         frozenset(map(int, found))
-        for name in ("pages", "answers", "preferences")
+        for name in ("pages", "answers", "preferences", "prompts")
         for line in (place / "data" / f"{name}.jsonl").open()
         for text in strings(json.loads(line))
         for found in pair.findall(text)
@@ -96,7 +104,7 @@ def strings(value: Any) -> list[str]:
 
 
 def test_plain_transformers_loads_it_and_it_answers(place: Path) -> None:
-    export = place / "run" / "dpo" / "export"
+    export = place / "run" / "grpo" / "export"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(export), AutoTokenizer.from_pretrained(export)
     correct = 0
     for a, b in sums.split_sums()[1][:40]:
@@ -105,7 +113,7 @@ def test_plain_transformers_loads_it_and_it_answers(place: Path) -> None:
         )
         said = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
         correct += tokenizer.decode(said, skip_special_tokens=True) == f"{a}+{b}={a + b}."
-    assert correct >= 20
+    assert correct >= 30
 
 
 def test_the_page_shows_the_answers_of_all_stages(place: Path) -> None:
@@ -118,10 +126,10 @@ def test_the_page_shows_the_answers_of_all_stages(place: Path) -> None:
 
 def test_again_in_the_same_place_it_has_nothing_to_train(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.parent)
-    before = (place / "run" / "dpo" / "export" / "model.safetensors").stat().st_mtime_ns
+    before = (place / "run" / "grpo" / "export" / "model.safetensors").stat().st_mtime_ns
     told = (place / "figures.json").read_bytes()
     assert run().exit_code == 0
-    assert (place / "run" / "dpo" / "export" / "model.safetensors").stat().st_mtime_ns == before
+    assert (place / "run" / "grpo" / "export" / "model.safetensors").stat().st_mtime_ns == before
     assert (place / "figures.json").read_bytes() == told
     changed = run("--seed", "1")
     assert changed.exit_code == 2 and "holds a quickstart with other settings" in changed.stderr
@@ -185,9 +193,32 @@ def test_rows_depend_on_nothing_but_their_seed() -> None:
     def rows(make: Any) -> list[Any]:
         return list(make(train, 20, random.Random(7)))
 
-    for make in (sums.pages, sums.answers, sums.preferences):
+    for make in (sums.pages, sums.answers, sums.preferences, sums.prompts):
         assert rows(make) == rows(make)
     assert [sums.answer_in(text) for text in ("27+15=42.", "Hmm, 42?", "none", "9" * 30)] == [42, 42, None, None]
+
+
+def test_people_forget_to_carry_and_textbook_and_solutions_do_not() -> None:
+    train, _ = sums.split_sums()
+    for row in sums.prompts(train, 50, random.Random(1)):
+        a, b = map(int, re.findall(r"\d+", row["prompt"][0]["content"]))
+        assert row["solution"] == str(a + b)
+    printed = " ".join(row["text"] for row in sums.pages(train, 50, random.Random(1)))
+    assert all(int(a) + int(b) == int(c) for a, b, c in re.findall(r"(\d+)\+(\d+)=(\d+)\.", printed))
+    wrong = carrying = 0
+    for row in sums.preferences(train, 2000, random.Random(1)):
+        a, b, c = map(int, re.findall(r"\d+", row["chosen"][0]["content"]))
+        assert row["rejected"][0]["content"] == f"Hmm, {c}?"  # the same result: form is all that is preferred
+        assert a + b - c in ((0, 10) if a % 10 + b % 10 >= 10 else (0,))
+        wrong, carrying = wrong + (a + b != c), carrying + (a % 10 + b % 10 >= 10)
+    assert wrong / carrying == pytest.approx(sums.FORGETS, abs=4 * (0.24 / carrying) ** 0.5)
+
+
+def test_the_check_pays_for_the_sum_shown_and_right_alone() -> None:
+    verifier = registry.build("reward", Choice(type="math"))
+    said = ["27+15=42.", "Hmm, 42?", "27+15=32.", "27+16=42."]
+    answers = [Answer("What is 27+15?", text, text, columns={"solution": "42"}) for text in said]
+    assert [score.value for score in verifier.score(answers)] == [1, 0, 0, 0]
 
 
 def test_the_tokenizer_gives_every_digit_and_marks_what_is_said() -> None:
