@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from align.core.data.examples import Example as Example
     from align.core.data.formats import Format as Format
     from align.core.data.formats import Shape as Shape
+    from align.core.rollout.generator import Generator as Generator
+    from align.core.rollout.generator import Request as Request
+    from align.core.rollout.generator import Sample as Sample
+    from align.core.rollout.generator import Subject as Subject
+    from align.core.rollout.online import Credit as Credit
+    from align.core.rollout.online import CriticSpec as CriticSpec
+    from align.core.rollout.online import Experience as Experience
+    from align.core.rollout.online import Harvest as Harvest
+    from align.core.rollout.online import Online as Online
+    from align.core.rollout.reward import Answer as Answer
+    from align.core.rollout.reward import Reward as Reward
+    from align.core.rollout.reward import Score as Score
     from align.core.runfile import load as load
     from align.core.train.launch import train as train
     from align.core.train.logger import Logger as Logger
@@ -42,6 +54,9 @@ _HOMES = {
     "core.algorithm": ("Algorithm", "Batch", "Metric", "Outcome", "Term"),
     "core.data.examples": ("Example",),
     "core.data.formats": ("Format", "Shape"),
+    "core.rollout.generator": ("Generator", "Request", "Sample", "Subject"),
+    "core.rollout.online": ("Credit", "CriticSpec", "Experience", "Harvest", "Online"),
+    "core.rollout.reward": ("Answer", "Reward", "Score"),
     "core.runfile": ("load",),
     "core.train.launch": ("train",),
     "schemas.results": ("StageResult",),

@@ -78,6 +78,14 @@ def test_show_tells_what_it_is_and_its_settings(strangers: Path) -> None:
     ]
 
 
+def test_a_strangers_reward_scores(strangers: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "2+2?", "completion": said} for said in ("4", "", "four, I think")]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = align(strangers, "reward", "score", "brevity", str(tmp_path / "said.jsonl"), "--set", "limit=10", "--json")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["score"], line["outcome"]) for line in found] == [(0.9, "scored"), (None, "abstained"), (0, "scored")]
+
+
 def test_show_of_nothing_says_what_is_near_and_what_is_broken(strangers: Path) -> None:
     done = align(strangers, "plugins", "show", "brevty")
     assert done.returncode == 2 and done.stdout == ""

@@ -7,11 +7,10 @@ import click
 import align
 
 
-def brevity(completion: str, prompt: str, *, limit: int = 200) -> float | None:
+def brevity(completions: list[str], *, limit: int = 200) -> list[float | None]:
     """1 for an answer of no length, falling to 0 at ``limit`` characters."""
-    if not completion.strip():
-        return None  # no answer, no opinion
-    return max(0.0, 1 - len(completion) / limit)
+    # no answer, no opinion
+    return [max(0.0, 1 - len(said) / limit) if said.strip() else None for said in completions]
 
 
 @align.hookimpl
@@ -30,4 +29,4 @@ def register_commands(cli: click.Group) -> None:
     @click.argument("text")
     def shortness(text: str) -> None:
         """Print the reward of TEXT."""
-        click.echo(brevity(text, ""))
+        click.echo(brevity([text])[0])

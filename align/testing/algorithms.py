@@ -1,10 +1,4 @@
-"""The conformance kit: what every algorithm must keep to, ours and strangers', as one call in a test.
-
-    from align.testing import check_algorithm
-
-    def test_my_algorithm() -> None:
-        check_algorithm(MyAlgorithm)
-        check_algorithm(MyAlgorithm, {"beta": 0.5})
+"""What every algorithm promises that can be checked without knowing what it is for.
 
 It trains a tiny random model on random rows of every kind the algorithm learns from, and fails with a sentence. An
 online algorithm gets random answers with random rewards, and makes its own rows of them.
