@@ -1,0 +1,94 @@
+"""What every reward promises that can be checked without knowing what it is for."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from align.core.registry import config_of
+from align.core.rollout.functions import from_function
+from align.core.rollout.reward import Answer, Place, Reward, Score
+
+Plugin = type[Reward] | Callable[..., Any]
+
+
+def check_reward(
+    reward: Plugin, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None, tolerance: float = 0.0
+) -> list[Score]:
+    """Check a reward on rows with TRL's columns, and give back its scores for them.
+
+    - Every setting is described (of a class), the defaults and ``settings`` are valid.
+    - It gives one score for each answer: a finite number, or None for no opinion.
+    - A score is the same when asked again, in another order, and without the answers to other prompts: in training, who
+      else is scored beside an answer depends on the number of processes.
+    - It changes nothing of what it is given.
+
+    rows: ``prompt``, ``completion`` and the columns that it needs; rows with the same prompt are one group. tolerance:
+    most that a score may move. It runs in this process, whatever its time limit.
+    Raises AssertionError with what is wrong.
+    """
+    made = _made(reward, settings or {})
+    answers = [_answer(row, rows) for row in rows]
+    before = copy.deepcopy(answers)
+    with tempfile.TemporaryDirectory() as cache:
+        made.open(Place(Path(cache)))
+        try:
+            first = _scores(made, answers)
+            assert answers == before, f"{_name(reward)} changed what it was given"
+            _same(reward, "asked again", first, _scores(made, answers), tolerance)
+            _same(reward, "in reverse order", first, _scores(made, answers[::-1])[::-1], tolerance)
+            for group in sorted({answer.group for answer in answers}):
+                mine = [i for i, answer in enumerate(answers) if answer.group == group]
+                alone = _scores(made, [answers[i] for i in mine])
+                _same(reward, "without the other prompts", [first[i] for i in mine], alone, tolerance)
+        finally:
+            made.close()
+    return first
+
+
+def _made(reward: Plugin, settings: Mapping[str, Any]) -> Reward:
+    config = config_of(reward)
+    if not inspect.isclass(reward):
+        bound = config(**settings)
+        values = {name: getattr(bound, name) for name in type(bound).model_fields}
+        return from_function(functools.partial(reward, **values), _name(reward))
+    for name, field in config.model_fields.items():
+        assert field.description, f"{_name(reward)}: setting {name!r} has no docstring"
+    made: Any = reward
+    return cast(Reward, made(config(**settings)))
+
+
+def _answer(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Answer:
+    said = row["completion"]
+    text = said if isinstance(said, str) else said[-1]["content"]
+    group = next(i for i, other in enumerate(rows) if other["prompt"] == row["prompt"])
+    columns = {name: value for name, value in row.items() if name not in ("prompt", "completion", "completion_ids")}
+    return Answer(row["prompt"], said, text, tuple(row.get("completion_ids", ())), "stop", columns, group)
+
+
+def _scores(reward: Reward, answers: Sequence[Answer]) -> list[Score]:
+    found = [
+        s if isinstance(s, Score) else Score(s, "abstained" if s is None else "scored") for s in reward.score(answers)
+    ]
+    assert len(found) == len(answers), f"{len(found)} scores for {len(answers)} answers"
+    for score, answer in zip(found, answers, strict=True):
+        finite = score.value is None or math.isfinite(score.value)
+        assert finite, f"the score of {answer.text[:40]!r} is {score.value}"
+    return found
+
+
+def _same(reward: Plugin, how: str, want: Sequence[Score], got: Sequence[Score], tolerance: float) -> None:
+    for one, other in zip(want, got, strict=True):
+        known = one.value is not None and other.value is not None
+        close = abs(one.value - other.value) <= tolerance if known else one.value == other.value  # type: ignore[operator]
+        assert close, f"{_name(reward)}, {how}: a score of {one.value} becomes {other.value}"
+
+
+def _name(reward: Plugin) -> str:
+    return str(getattr(reward, "name", getattr(reward, "__name__", "the reward")))

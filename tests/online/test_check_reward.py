@@ -1,0 +1,73 @@
+"""The conformance kit passes rewards that keep to the contract, and names what the others break."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import pytest
+
+from align.core.registry import registry
+from align.testing import check_reward
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "2+2?", "completion": "The answer is 4.", "solution": "4"},
+    {"prompt": "2+2?", "completion": "The answer is 5.", "solution": "4"},
+    {"prompt": "1+2?", "completion": "", "solution": "3"},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("math", {}),
+        ("exact", {"column": "solution"}),
+        ("length", {"shape": "target", "target": 9, "unit": "characters"}),
+        ("repetition", {"unit": "words"}),
+        ("format", {"regex": ".*4.*"}),
+    ],
+)
+def test_align_keeps_to_its_own_contract(name: str, settings: dict[str, Any]) -> None:
+    assert len(check_reward(registry.get("reward", name), ROWS, settings)) == 3
+
+
+def test_a_function_with_settings_and_opinions_of_its_own() -> None:
+    def wordy(completions: Sequence[str], *, most: int = 4) -> list[float | None]:
+        return [min(most, len(said.split())) / most if said else None for said in completions]
+
+    assert [score.value for score in check_reward(wordy, ROWS, {"most": 8})] == [0.5, 0.5, None]
+
+
+def test_what_breaks_the_contract_is_named() -> None:
+    calls = count()
+
+    def moody(completions: Sequence[str]) -> list[float]:
+        return [float(next(calls)) for _ in completions]
+
+    def rank(completions: Sequence[str]) -> list[float]:
+        return [float(i) for i in range(len(completions))]
+
+    def relative(completions: Sequence[str]) -> list[float]:
+        mean = sum(map(len, completions)) / len(completions)
+        return [len(said) - mean for said in completions]
+
+    def infinite(completions: Sequence[str]) -> list[float]:
+        return [float("inf")] * len(completions)
+
+    def meddling(completions: list[Any], columns: None = None) -> list[float]:
+        for said in completions:
+            said[0]["content"] = ""
+        return [0.0] * len(completions)
+
+    for reward, words in (
+        (moody, "moody, asked again"),
+        (rank, "rank, in reverse order"),
+        (relative, "relative, without the other prompts"),
+    ):
+        with pytest.raises(AssertionError, match=words):
+            check_reward(reward, ROWS)
+    assert {score.outcome for score in check_reward(infinite, ROWS)} == {"error"}
+    chats = [{**row, "completion": [{"role": "assistant", "content": row["completion"]}]} for row in ROWS]
+    with pytest.raises(AssertionError, match="changed what it was given"):
+        check_reward(meddling, chats)
