@@ -135,6 +135,8 @@ class Algorithm:
     """Kinds of records it takes."""
     samples: ClassVar[bool] = False
     """Whether it learns from answers that it samples itself (``align.core.rollout.online.Online``)."""
+    makes_rows: ClassVar[bool] = False
+    """Whether it learns nothing and makes rows for a later stage (``align.core.rollout.online.Harvest``)."""
     head: ClassVar[Literal["language", "reward"]] = "language"
     """The model it trains: token log-probabilities, or one score per sequence."""
     learning_rate: ClassVar[float]

@@ -14,7 +14,19 @@ from align.core.settings import Path, check, model_at
 from align.schemas.choice import spelt_out
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.rollout import BESIDE_REWARD, Mismatch, Rollout, Watch
-from align.schemas.run import Checkpoint, Choice, Data, Model, Reference, Run, Schedule, Stage, Train, Validation
+from align.schemas.run import (
+    Checkpoint,
+    Choice,
+    Data,
+    Model,
+    Optimizer,
+    Reference,
+    Run,
+    Schedule,
+    Stage,
+    Train,
+    Validation,
+)
 
 if TYPE_CHECKING:
     from align.core.algorithm import Algorithm
@@ -121,6 +133,8 @@ def unread(stage: dict[str, Any]) -> dict[Path, str]:
     algorithm = _algorithm(stage)
     if algorithm is not None and not algorithm.samples:
         silent[("rollout",)] = "is not read: this algorithm learns from rows, not from answers of its own"
+    if algorithm is not None and algorithm.makes_rows:
+        silent |= dict.fromkeys(_LEARNING, "is not read: this stage learns nothing, it asks every prompt once")
     silent |= _unread_rollout(stage.get("rollout"))
     held_out = data.validation is not None or data.validation_fraction != 0
     if not held_out:
@@ -154,6 +168,16 @@ def unread(stage: dict[str, Any]) -> dict[Path, str]:
 _HUB = "is read for the hub only, and this is a local path"
 _HARMLESS: dict[str | int, str | None] = {"revision": None, "subset": None, "split": "train", "name": None}
 """Values that say nothing. They pass, so that a resolved run loads again wherever its paths lead by then."""
+
+
+_LEARNING: list[Path] = [
+    *(("optimizer", key) for key in Optimizer.model_fields),
+    *(("schedule", key) for key in Schedule.model_fields),
+    *(("validation", key) for key in Validation.model_fields),
+    *(("checkpoint", key) for key in Checkpoint.model_fields),
+    *(("train", key) for key in ("epochs", "max_steps", "clip_norm", "on_nonfinite", "max_skipped")),
+]
+"""What only a stage that learns reads."""
 
 
 def _unread_rollout(rollout: Any) -> dict[Path, str]:

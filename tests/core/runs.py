@@ -35,7 +35,7 @@ WORDS = [
 ]
 
 
-ONLINE = {"rloo": 4, "reinforce": 2, "grpo": 4, "ppo": 2, "online_dpo": 4, "best_of_n": 4}
+ONLINE = {"rloo": 4, "reinforce": 2, "grpo": 4, "ppo": 2, "online_dpo": 4, "best_of_n": 16}
 """Algorithms that sample their own answers, and the answers to each prompt here."""
 
 
@@ -88,8 +88,12 @@ def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid
         sections["rollout"] = {"rewards": [reward], "batches": 2, "sampling": {"max_tokens": 8}}
         if algorithm in ("rloo", "grpo", "ppo"):
             sections["algorithm"]["passes"] = 2
+        if algorithm == "best_of_n":  # learns nothing, so there is nothing to say of how
+            for name in ("optimizer", "schedule", "validation", "checkpoint"):
+                del sections[name]
+            sections["train"].pop("epochs")
     for name, section in laid_over.items():
         sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section
     if not (sections["data"]["validation_fraction"] or sections["data"].get("validation")):
-        del sections["validation"]
+        sections.pop("validation", None)
     return Run.model_validate({"output": str(output), "stages": [{"name": "only", **sections}]})

@@ -117,6 +117,17 @@ def test_answers_and_weights_do_not_depend_on_the_ranks(algorithm: str, tiny_mod
     assert apart / moved < 1e-3
 
 
+def test_rows_do_not_depend_on_the_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """A stage that only asks has nothing to fit; its ranks join all the same."""
+    rows = []
+    for count in (1, 2):
+        output, data = tmp_path / f"ranks-{count}", {"validation_fraction": 0.0}
+        sections = {"devices": {"count": count}, "data": data, "train": {"batch_size": 64}}
+        finish(command(output, "best_of_n", tiny_model_dir, **sections), tmp_path)
+        rows.append((output / "only" / "export" / "rows.jsonl").read_bytes())
+    assert rows[0] == rows[1] and rows[0].count(b"\n") > 2
+
+
 def test_sharded_as_whole(tiny_model_dir: Path, tmp_path: Path) -> None:
     """FSDP2 over two ranks logs what one process logs, resumes, and exports the same model."""
     finish(command(tmp_path / "one", "sft", tiny_model_dir), tmp_path)

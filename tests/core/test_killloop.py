@@ -12,7 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("algorithm", ["sft", "dpo"])
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "grpo", "ppo"])
 def test_ten_kills_leave_no_trace(algorithm: str) -> None:
     """In a process of its own: it forks, and pytest's process has threads."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.core.killloop", "--algorithm", algorithm, "--kills", "10"]

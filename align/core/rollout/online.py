@@ -160,6 +160,7 @@ class Online(Algorithm):
 class Harvest(Online):
     """An algorithm that learns nothing: its answers become rows for a later stage (``data.train: stage:NAME``)."""
 
+    makes_rows: ClassVar[bool] = True
     uses_ratio: ClassVar[bool] = False
 
     def rows(self, prompt: Content, answers: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:

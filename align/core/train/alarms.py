@@ -17,6 +17,12 @@ from align.schemas.rollout import Watch
 AVERAGED = {"entropy", "kl"}
 """What the loss says at every step: of a phase its mean is looked at."""
 
+NOUGHT = 1e-6
+ZERO_LOSS = (
+    "a loss of 0 is normal here: with one step a phase every ratio is 1 and the advantages of a group sum to 0; their "
+    "gradient does not. Watch reward and val/reward"
+)
+
 
 class Alarms(Callback):
     """Every rank sees the same metrics, and so comes to the same alarms. note: keeps them (rank 0)."""
@@ -38,6 +44,9 @@ class Alarms(Callback):
         means = {name: value / self.phases.steps_per_phase for name, value in self.sums.items()}
         self.sums = {}
         alarms = self.watcher.look(phase, {**module.metrics, **means})
+        nought = self.phases.steps_per_phase == 1 and abs(module.metrics["loss"]) < NOUGHT
+        if phase == 1 and nought and trainer.is_global_zero:
+            print(ZERO_LOSS, file=sys.stderr)
         if alarms and trainer.is_global_zero:
             for alarm in alarms:
                 print(Problem(f"{module.stage.name}, phase {phase}", alarm.what, alarm.mend), file=sys.stderr)

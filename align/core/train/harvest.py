@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from align.core import disk
@@ -36,6 +38,7 @@ def harvest(place: StageDirectory, setup: Setup) -> None:
     key = digest([what_is_learned(setup.stage), phases.fingerprint])
     size, count = phases.groups_per_phase, math.ceil(len(phases.prompts) / phases.groups_per_phase)
     done: list[Mapping[str, Any]] = []
+    _join(phases, setup.hardware.accelerator)
     with opened(phases.collector):
         for phase in range(count):
             path = place.path / "phases" / f"phase-{phase + 1:06d}.json"
@@ -65,6 +68,14 @@ def harvest(place: StageDirectory, setup: Setup) -> None:
         place.finish({"rows": float(len(rows)), **metrics})
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+
+
+def _join(phases: RolloutPhases, accelerator: str) -> None:
+    """What Lightning does where there is something to fit: the model to its device, the ranks to one group."""
+    if accelerator == "cuda":
+        phases.collector.policy.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+    if phases.cutter.world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if accelerator == "cuda" else "gloo")
 
 
 def _ask(phases: RolloutPhases, algorithm: Harvest, which: Sequence[int], phase: int) -> dict[str, Any]:
