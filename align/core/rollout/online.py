@@ -100,13 +100,18 @@ class Online(Algorithm):
 
     @property
     def group(self) -> int:
-        """Answers sampled for each prompt."""
-        return 1
+        """Answers sampled for each prompt: the setting ``group``, where there is one."""
+        return int(getattr(self.config, "group", 1))
 
     @property
     def passes(self) -> int:
-        """How often each phase's answers are learned from."""
-        return 1
+        """How often each phase's answers are learned from: the setting ``passes``, where there is one."""
+        return int(getattr(self.config, "passes", 1))
+
+    @property
+    def uses_reference(self) -> bool:
+        """For a KL that costs something: the setting ``beta``, where there is one."""
+        return float(getattr(self.config, "beta", 0.0)) > 0
 
     @property
     def measures_logp(self) -> bool:

@@ -39,11 +39,6 @@ class BestOfN(Harvest):
 
     config: Config
 
-    @property
-    def group(self) -> int:
-        """Answers sampled for each prompt."""
-        return self.config.group
-
     def curves(self, rewards: Sequence[Sequence[float | None]]) -> dict[str, float]:
         """``pass@k`` and ``best@k`` for k = 1, 2, 4, ..., n, over prompts with k scored answers; ``kl_bound``."""
         scored = [[reward for reward in each if reward is not None] for each in rewards]

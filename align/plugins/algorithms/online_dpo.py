@@ -38,11 +38,6 @@ class OnlineDPO(Online):
     config: Config
 
     @property
-    def group(self) -> int:
-        """Answers sampled for each prompt."""
-        return self.config.group
-
-    @property
     def uses_reference(self) -> bool:
         """Pairs are judged by the distance to it."""
         return True

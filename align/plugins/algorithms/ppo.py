@@ -114,21 +114,6 @@ class PPO(Online):
         self.beta = config.beta
 
     @property
-    def group(self) -> int:
-        """Answers sampled for each prompt."""
-        return self.config.group
-
-    @property
-    def passes(self) -> int:
-        """How often each phase's answers are learned from."""
-        return self.config.passes
-
-    @property
-    def uses_reference(self) -> bool:
-        """For the KL."""
-        return self.config.beta > 0
-
-    @property
     def measures_logp(self) -> bool:
         """For the KL in the reward."""
         return self.config.beta > 0
