@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from align.core.rollout.reward import Answer, Place
@@ -146,6 +146,8 @@ RATIONALS = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(value=RATIONALS, shift=st.fractions(max_denominator=1000).filter(bool))
+@example(value=Fraction(10_000), shift=Fraction(1, 11))
+@example(value=Fraction(123_456), shift=Fraction(1, 11))
 def test_a_rational_is_right_in_every_notation_and_no_other_is(
     verifier: Math, value: Fraction, shift: Fraction
 ) -> None:

@@ -79,6 +79,8 @@ def _rounded(gold: Tree, answer: Tree) -> bool:
         if decimal.decimals is None or decimal.significant < _DECIMALS or other.decimals is not None:
             continue
         assert decimal.number is not None
+        if decimal.number.denominator == 1:  # 10000.0 is a whole number, not a rounded one
+            continue
         if other.number is not None:
             if _ends(other.number):  # it has decimals of its own, and these are not they
                 continue
