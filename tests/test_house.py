@@ -146,7 +146,7 @@ def test_nothing_in_the_tree_speaks_of_one_machine() -> None:
 
 
 def test_the_readme_and_ci_give_the_same_test_command() -> None:
-    command = 'python -m pip install -e ".[test]" && pytest'
+    command = 'python -m pip install -e ".[test]" && pytest -n auto --dist loadfile'
     assert command in (ROOT / "README.md").read_text()
     assert f"test_command='{command}'" in (ROOT / ".ci/run").read_text()
 
