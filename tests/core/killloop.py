@@ -65,13 +65,18 @@ def kill_loop(algorithm: str, model: Path, kills: int, seed: int, root: Path) ->
     whole = time.monotonic() - started
     expected = outcome(quiet)
     dice, killed, finished, resumed = random.Random(seed), 0, 0, 0
-    while killed < kills:
+
+    def unshown() -> bool:
+        """Whether more kills are wanted: the number asked for, and one at least after a checkpoint."""
+        return killed < kills or (not resumed and killed < 5 * kills)
+
+    while unshown():
         output = root / f"killed-{finished}" / "run"
         output.parent.mkdir(parents=True)
         while True:
             resumed += bool(list((output / "only" / "checkpoints").glob("step-*")))
             pid = child(algorithm, model, data, output)
-            deadline = time.monotonic() + dice.uniform(0, whole) if killed < kills else float("inf")
+            deadline = time.monotonic() + dice.uniform(0, whole) if unshown() else float("inf")
             while time.monotonic() < deadline:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:

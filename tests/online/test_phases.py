@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -20,6 +20,10 @@ from align.core import runfile
 from align.core.rollout.samples import read_samples
 from align.core.train import checkpoint
 from align.core.train.launch import train
+from align.core.train.online import RolloutPhases
+from align.core.train.rollout import opened
+from align.core.train.rundir import RunDirectory
+from align.core.train.setup import set_up
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.online.probes import python
@@ -233,3 +237,27 @@ def test_resuming_at_every_step_of_a_phase_is_exact(run: Any, algorithm: dict[st
             checkpoint.at(stage / "checkpoints", later).rmdir()
         train(again, resume=True, progress=False)
         assert {name: (stage / name).read_bytes() for name in expected} == expected, f"resumed after step {step}"
+
+
+def test_a_phase_broken_off_while_refilling_leaves_no_trace(run: Any) -> None:
+    """The first round has moved prompts and running means on; what is then saved is what was before it."""
+    rewards = [python("by_prompt", normalize=True)]
+    made = run(
+        "by_prompt", rollout={"rewards": rewards, "dead_groups": "refill"}, train={"batch_size": 16, "max_steps": 1}
+    )
+    setup = set_up(RunDirectory(made), made.stages[0], progress=False)
+    phases = setup.phases
+    assert isinstance(phases, RolloutPhases)
+    before = phases.state_dict()
+
+    class Stopped(Exception):
+        pass
+
+    def stopped() -> NoReturn:
+        raise Stopped
+
+    phases.interrupted = stopped
+    phases.collector.stop = lambda: phases.state_dict()["place"] > 0
+    with opened(phases.collector), pytest.raises(Stopped):
+        next(iter(phases.loader(0, 0)))
+    assert phases.state_dict() == before

@@ -54,6 +54,7 @@ class RolloutPhases:
         self.interrupted: Callable[[], NoReturn] = _not_running
         self._place = 0  # prompts asked so far
         self._phase = -1
+        self._epoch = -1
         self._examples: list[list[Example]] | None = None  # of each group, while the phase has steps left
 
     # --- steps -----------------------------------------------------------------------------------------------------
@@ -64,9 +65,11 @@ class RolloutPhases:
 
         def build(index: int) -> StepBatch:
             if self._phase != phase or self._examples is None:
+                carried = self.state_dict()
                 try:
                     self._collect(phase)
-                except Interrupt:
+                except Interrupt:  # the phase will be collected again, from what it began with
+                    self.load_state_dict(carried)
                     self.interrupted()
             assert self._examples is not None
             self.metrics = {**self.metrics, "rollout/staleness": float(index)}
@@ -158,13 +161,11 @@ class RolloutPhases:
     def _prompt(self, place: int) -> int:
         """Which prompt stands at a place of the run: every epoch has its own order."""
         epoch, at = divmod(place, len(self.prompts))
-        examples = self.prompts.examples
-        if (epoch, len(examples)) != getattr(self, "_ordered", None):
-            self._order_of_epoch = np.concatenate(
-                plan.compose(examples.sources, examples.weights, self.seed, epoch, len(examples))
-            )
-            self._ordered = (epoch, len(examples))
-        return int(self._order_of_epoch[at % len(self._order_of_epoch)])
+        if epoch != self._epoch:
+            examples = self.prompts.examples
+            drawn = plan.compose(examples.sources, examples.weights, self.seed, epoch, len(examples))
+            self._epoch, self._drawn = epoch, np.concatenate(drawn)
+        return int(self._drawn[at % len(self._drawn)])
 
     # --- held-out prompts ------------------------------------------------------------------------------------------
 
