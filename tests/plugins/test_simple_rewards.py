@@ -77,6 +77,15 @@ def test_cosine_asks_another_reward_what_is_right(tmp_path: Path) -> None:
     reward.close()
 
 
+def test_a_reward_with_a_limit_does_not_ask_another_with_its_own(tmp_path: Path) -> None:
+    settings = {"shape": "cosine", "max": 100, "correct": {"type": "exact", "timeout": 1}}
+    with pytest.raises(AlignError, match=r"reward exact\n    has a time limit of its own.*\n    leave timeout out"):
+        Opened(RewardChoice(type="length", settings=settings, timeout=5), Place(tmp_path))
+    reward = Opened(RewardChoice(type="length", settings=settings), Place(tmp_path))
+    assert reward.score([answer("4", [1] * 50, solution="4")])[0].value == 0.75
+    reward.close()
+
+
 def test_target_by_hand() -> None:
     assert [near(n, 4) for n in (0, 3, 4, 6, 8, 99)] == [-1.0, -0.25, 0.0, -0.5, -1.0, -1.0]
 

@@ -31,6 +31,8 @@ from align.schemas.rollout import RewardChoice
 LONGEST_REPLY = 2**20
 """Bytes of a worker's reply; a longer one is an error."""
 _LONGEST_WHY = 500
+_INSIDE = "ALIGN_INSIDE_REWARD_WORKER"
+"""In the environment of a worker and of all that it starts: they are killed with it, so they start no workers."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
@@ -57,6 +59,12 @@ def main() -> None:
 
 
 def _opened(spec: dict[str, Any]) -> Reward:
+    if _INSIDE in os.environ:
+        raise AlignError(
+            "has a time limit of its own, and is asked by a reward that has one too",
+            "leave timeout out of the reward that asks",
+        )
+    os.environ[_INSIDE] = "1"
     choice = RewardChoice.model_validate(spec["choice"])
     made = registry.build("reward", choice)
     if not isinstance(made, Reward):
