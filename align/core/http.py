@@ -1,8 +1,9 @@
 """One small HTTP client for JSON services: every wait bounded, every body bounded, secrets kept out of messages.
 
 Used for what runs beside us (a vLLM server) and for what runs elsewhere (a judge behind an OpenAI-compatible API).
-Requests run on the client's own event loop in a daemon thread. So any number may be under way, the time-out holds
-for a server that drips single bytes too, and a request can be cancelled.
+Requests run on the client's own event loop in a daemon thread. So any number may be under way (beyond
+``CONNECTIONS`` they queue, which counts as time of the try), the time-out holds for a server that drips single bytes
+too, and a request can be cancelled.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ CONNECT = 10.0
 """Most seconds for a connection, TLS included."""
 LONGEST_WAIT = 60.0
 """Most seconds between two tries. A server that asks for more is given up at once."""
+CONNECTIONS = 256
+"""Connections open at once; further requests wait for one. A process commonly has 1,024 descriptors for everything."""
 QUOTED = 600
 """Characters of a server's own words that a message quotes."""
 _JITTER = random.Random()  # its own: training's random numbers do not depend on a server's moods
@@ -88,7 +91,7 @@ class Client:
         self._http = httpx2.AsyncClient(
             headers=headers,
             timeout=httpx2.Timeout(None, connect=CONNECT),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32),
+            limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=32),
             trust_env=not local,
         )
         self._closed = False

@@ -78,6 +78,7 @@ def serving(answer: Callable[[Seen], Reply]) -> Iterator[Server]:
 
     class Quiet(ThreadingHTTPServer):
         daemon_threads = True
+        request_queue_size = 512
 
         def handle_error(self, *_: object) -> None:
             pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -123,6 +125,22 @@ def test_many_at_once_and_cancelled() -> None:
                 futures[9].result()
             assert time.monotonic() - began < 30
         assert not [thread for thread in threading.enumerate() if thread.name == "align-http" and _lives(thread)]
+
+
+THOUSAND = """
+import resource, sys
+from align.core.http import Client
+resource.setrlimit(resource.RLIMIT_NOFILE, (320, 320))
+with Client(sys.argv[1], retries=0) as client:
+    futures = [client.submit("POST", "/x", {"n": n}) for n in range(1000)]
+    print(sum(future.result()["n"] for future in futures))
+"""
+
+
+def test_a_thousand_requests_share_the_descriptors_there_are() -> None:
+    with serving(lambda seen: Reply(seen.content, hang=0.05)) as server:
+        done = subprocess.run([sys.executable, "-c", THOUSAND, server.url], capture_output=True, text=True)
+        assert done.stdout == f"{sum(range(1000))}\n", done.stderr
 
 
 def _lives(thread: threading.Thread) -> bool:
