@@ -36,6 +36,14 @@ def code() -> Iterator[Code]:
     reward.close()
 
 
+@pytest.mark.parametrize(("ranks", "at_once"), [(1, 4), (2, 2), (8, 1)])
+def test_ranks_share_what_runs_at_a_time(ranks: int, at_once: int) -> None:
+    reward = Code(Code.Config(parallel=4))
+    reward.open(Place(Path("unused"), world_size=ranks))
+    assert reward._pool is not None and reward._pool._max_workers == at_once
+    reward.close()
+
+
 def one(reward: Code, source: str, *tests: Any, **columns: Any) -> Score:
     asked = answer(source, list(tests), **columns)
     assert reward.unfit(asked.columns) is None

@@ -54,7 +54,7 @@ class Code(Reward):
         tolerance: NonNegativeFloat = 1e-6
         """Relative and absolute difference at which floats still agree, where a test does not give its own."""
         parallel: PositiveInt | None = None
-        """Answers run at a time; default: one for each processor."""
+        """Answers run at a time, over all ranks; default: one for each processor."""
 
     config: Config
     _sandbox: Sandbox | None = None
@@ -63,7 +63,8 @@ class Code(Reward):
     def open(self, place: Place) -> None:
         """Try the sandbox out. Raises AlignError where code cannot be isolated."""
         self._sandbox = Sandbox.open(self.config.seconds, self.config.memory)
-        self._pool = ThreadPoolExecutor(self.config.parallel or len(os.sched_getaffinity(0)), "align-code")
+        parallel = self.config.parallel or len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(max(1, parallel // place.world_size), "align-code")
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
         """Why a row's tests cannot be used."""
