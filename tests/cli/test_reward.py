@@ -80,6 +80,14 @@ def test_audit_with_a_model_forecasts_dead_groups(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["forecast"]["dead"] == {"4": 1.0, "8": 1.0, "16": 1.0}
 
 
+def test_answers_that_cannot_be_read_are_not_right(tmp_path: Path) -> None:
+    model, file = save_tiny(tmp_path / "m"), write(tmp_path / "a.jsonl", {"prompt": "the", "solution": "cat"})
+    asked = ["reward", "audit", "exact", file, "--set", "after=####", "--model", str(model), "-n", "2"]
+    done = CliRunner().invoke(main, [*asked, "--max-tokens", "4", "--json"])
+    said = json.loads(done.stdout)["forecast"]
+    assert (said["passed"], said["all_right"], said["none_right"]) == (0.0, 0.0, 1.0)
+
+
 def test_equations() -> None:
     """Of 4 answers 2 right: pairs alike 2 of 6. Twice the size: 2 * (1/2)^8. AUC of ties is a half."""
     assert dead_share([1, 1, 0, 0], 2) == pytest.approx(1 / 3)

@@ -96,7 +96,7 @@ def forecast(reward: Opened, lines: Sequence[Line], speaker: Speaker) -> Forecas
         groups.append([verdict.score.value for verdict in verdicts])
         outcomes.append(Counter(verdict.score.outcome for verdict in verdicts))
     whole = [[v for v in group if v is not None] for group in groups if None not in group]
-    judged = [count for count in outcomes if count["right"] + count["wrong"]]
+    judged = [count for count in outcomes if count["right"] + count["wrong"] + count["unparsed"]]
     passed = sum(count["right"] for count in judged) / sum(map(Counter.total, judged)) if judged else None
     values = [value for group in whole for value in group]
     return Forecast(
@@ -107,5 +107,5 @@ def forecast(reward: Opened, lines: Sequence[Line], speaker: Speaker) -> Forecas
         passed=passed,
         dead={size: sum(dead_share(group, size) for group in whole) / len(whole) for size in SIZES} if whole else {},
         all_right=sum(count["right"] == count.total() for count in judged) / len(judged) if judged else None,
-        none_right=sum(not count["right"] for count in outcomes) / len(outcomes) if judged else None,
+        none_right=sum(not count["right"] for count in judged) / len(judged) if judged else None,
     )
