@@ -21,6 +21,8 @@ def same(gold: Tree, answer: Tree, worked_out: bool = True) -> bool:
         return _relations(gold, answer, worked_out)
     if gold.unit and answer.unit and gold.unit != answer.unit:
         return False
+    if not gold.unit and not answer.certain:
+        raise Unparsed("has words beside its number")
     if {gold.kind, answer.kind} <= {"list", "set"}:
         as_list = gold.kind == answer.kind == "list"
         return (len(gold.parts) == len(answer.parts) or not as_list) and _unordered(gold.parts, answer.parts)
@@ -182,7 +184,8 @@ def _proportional(gold: Tree, answer: Tree) -> bool:
     """Whether left less right of one is a constant (above 0 for an inequality) times that of the other."""
     from sympy import simplify
 
-    if len(gold.parts) != 2 or len(answer.parts) != 2 or not all(map(_is_leaf, (*gold.parts, *answer.parts))):
+    sides = (*gold.parts, *answer.parts)
+    if len(gold.parts) != 2 or len(answer.parts) != 2 or any(not _is_leaf(side) or side.unit for side in sides):
         return False
     ours, theirs = (_value(t.parts[0]) - _value(t.parts[1]) for t in (gold, answer))
     if ours.free_symbols != theirs.free_symbols or not ours.free_symbols:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from align.plugins.rewards.math.extract import Unparsed
 from align.plugins.rewards.math.numeral import numeral
-from align.plugins.rewards.math.units import BARE_UNITS, NO_UNIT, SCALES, unit_of
+from align.plugins.rewards.math.units import BARE_UNITS, SCALES, denies, is_unit, unit_of
 
 Kind = Literal["number", "expression", "words", "list", "set", "bracket", "union", "matrix", "relation"]
 MOST_PARTS = 64
@@ -33,7 +33,7 @@ class Tree:
     """One node. text: what it was read from. brackets: ``(]`` of a bracket, the operators of a relation.
 
     decimals: digits behind the point of a number written with one, else None. significant: its digits without leading
-    zeros. unit: of this node.
+    zeros. unit: of this node. certain: whether the unit is one whatever was asked; ``wug`` is one if the gold has it.
     """
 
     kind: Kind
@@ -44,6 +44,7 @@ class Tree:
     decimals: int | None = None
     significant: int = 0
     unit: str = ""
+    certain: bool = True
 
 
 def read(text: str, depth: int = 0) -> Tree:
@@ -180,11 +181,16 @@ def _bracketed(text: str, depth: int) -> Tree | None:
     return Tree("bracket", text, tuple(read(piece, depth + 1) for piece in pieces), (text[0], text[-1]))
 
 
+_LETTERS = r"\\(?:pi|theta|alpha|beta|gamma|lambda|phi|infty)|(?<![a-zA-Z\\])[a-zA-Z]{1,3}"
+"""What a value with a unit may end in, other than a digit or a bracket: an operator wants more."""
+
+
 def _with_unit(text: str, depth: int) -> Tree | None:
     r"""``5 \text{ km}``, ``90\text{deg}``, ``\text{dollar}5``, ``5 km``, ``3 apples``, ``2 million``."""
     if match := re.fullmatch(r"(-?)\\text\{(dollar|euro|pound|yen)\} ?(.+)", text):
         return _united(match[1] + match[3], match[2], depth)
-    match = re.fullmatch(r"(.*[^\\a-zA-Z_^{( ,])\s*((?:\\text\{[^{}]+\}(?:\^\{?[123]\}?)?[ /]?)+)", text)
+    value = rf".*(?:[^\\a-zA-Z_^{{( ,+*/=<>-]|{_LETTERS})"
+    match = re.fullmatch(rf"({value})\s*((?:\\text\{{[^{{}}]+\}}(?:\^\{{?[123]\}}?)?[ /]?)+)", text)
     if match is None:
         plain = (
             rf"(.*[\d}})%])\s*((?:square |cubic |sq\.? )?(?:{BARE_UNITS})(?:\^\{{?[123]\}}?)?|"
@@ -200,9 +206,12 @@ def _united(value: str, unit: str, depth: int) -> Tree | None:
     first, _, rest = words.partition(" ")
     if first in SCALES:
         scale, words = SCALES[first], rest
-    if NO_UNIT & {*words.lower().split()}:
+    if any(map(denies, words.split())) and not is_unit(words):
         raise Unparsed("has words beside its number")
     if len(words.split()) > 4 or re.search(r"[\d=,](?<!\^[123])", re.sub(r"\^\{?([123])\}?", r"^\1", words)):
+        return None
+    certain = not words or is_unit(words)
+    if not certain and re.search("[a-zA-Z]$", value):
         return None
     tree = read(value, depth + 1)
     if tree.unit:
@@ -211,7 +220,7 @@ def _united(value: str, unit: str, depth: int) -> Tree | None:
         if tree.number is None:
             raise Unparsed("has words beside its number")
         tree = Tree("number", text=value + unit, number=tree.number * 10**scale)
-    return Tree(**{**tree.__dict__, "unit": unit_of(words)})
+    return Tree(**{**tree.__dict__, "unit": unit_of(words), "certain": certain})
 
 
 def _words(text: str) -> Tree | None:
