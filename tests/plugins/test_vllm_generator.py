@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,7 +32,8 @@ from align.core.rollout.gate import check_sync
 from align.core.rollout.generator import Floats, Interrupt, Request, Subject, Tokens
 from align.core.train.launch import train
 from align.plugins.generators.endpoint import Endpoint
-from align.plugins.generators.vllm import VLLM
+from align.plugins.generators.vllm import VLLM, engine_arguments
+from align.plugins.generators.vllm.launch import BY_HAND, flags
 from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling
 from align.schemas.run import Adapter, Model, Run
@@ -52,6 +54,18 @@ only_a_server = pytest.mark.parametrize("generator", ["server"], indirect=True)
 def vllm() -> None:
     if not HERE:
         pytest.skip("this interpreter has no vllm; set ALIGN_VLLM_PYTHON to one that has it and align")
+
+
+def test_the_command_of_the_manual_is_the_one_that_is_advised(model_dir: Path, policy: Policy) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "vllm.md").read_text()
+    assert f"```sh\n{BY_HAND}\n```" in manual
+    arguments = engine_arguments(VLLM.Config(), subject_of(model_dir, policy))
+    ours = flags({name: arguments[name] for name in ("logprobs_mode", "generation_config")})
+    assert shlex.join(ours) in BY_HAND
+    with pytest.raises(AlignError) as caught:
+        generator_of(model_dir, policy, mode="server", url="http://127.0.0.1:9", timeout=1.0, weights="nccl")
+    advice = caught.value.problems[0].mend
+    assert advice.endswith(BY_HAND + """ \\\n    --weight-transfer-config '{"backend": "nccl"}'""")
 
 
 def test_all_of_this_where_vllm_is() -> None:

@@ -25,6 +25,12 @@ from align.schemas.errors import AlignError
 
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\)\s?)?(ERROR [\d-]+ [\d:]+ \[[^]]*\] ?)?")
 EXTENSION = "align.plugins.generators.vllm.extension"
+BY_HAND = f"""VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=... vllm serve MODEL --enable-scale-out \\
+    --logprobs-mode processed_logprobs --generation-config vllm \\
+    --worker-extension-cls {EXTENSION}.Extension \\
+    --middleware {EXTENSION}.Guard"""
+"""How a server that others start must be started; docs/vllm.md has the same."""
+NCCL = ("--weight-transfer-config", '{"backend": "nccl"}')
 
 
 class Launched:
@@ -42,7 +48,7 @@ class Launched:
         command += ["--host", "127.0.0.1", "--port", str(port), "--enable-scale-out"]
         command += ["--worker-extension-cls", f"{EXTENSION}.Extension", "--middleware", f"{EXTENSION}.Guard"]
         if config.weights == "nccl":
-            command += ["--weight-transfer-config", '{"backend": "nccl"}']
+            command += NCCL
         environment = os.environ | {
             "VLLM_API_KEY": self.key,
             "VLLM_SERVER_DEV_MODE": "1",  # weights may be changed; the guard asks for the key

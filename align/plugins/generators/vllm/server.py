@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
 import shutil
 import tempfile
 import time
@@ -26,7 +27,7 @@ from align.core.rollout.generator import Floats, Interrupt, Sample, Tokens
 from align.core.train.random import everyone
 from align.core.train.spawn import rank
 from align.plugins.generators.vllm import SCORING, VLLM
-from align.plugins.generators.vllm.launch import Launched
+from align.plugins.generators.vllm.launch import BY_HAND, NCCL, Launched
 from align.plugins.generators.vllm.weights import checkpoint_tensors
 from align.schemas.errors import AlignError
 
@@ -177,16 +178,14 @@ class Server:
 
     def _follows(self) -> None:
         """Raise AlignError where a server that runs already cannot follow a policy."""
-        flags = "VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=... vllm serve MODEL --enable-scale-out "
-        if self.config.weights == "nccl":
-            flags += """--weight-transfer-config '{"backend": "nccl"}'"""
-        else:
-            flags += "--worker-extension-cls align.plugins.generators.vllm.extension.Extension"
+        nccl = f" \\\n    {shlex.join(NCCL)}" if self.config.weights == "nccl" else ""
         try:
             self.label = str(self.client.get("/weight_info")["weight_version"])
         except (Failed, KeyError) as error:
             what = error.problems[0].what if isinstance(error, Failed) else "does not say which weights it has"
-            raise AlignError(what, f"it must have been started with\n    {flags}", where=str(self.config.url)) from None
+            raise AlignError(
+                what, f"it must have been started with\n    {BY_HAND}{nccl}", where=str(self.config.url)
+            ) from None
 
     def _write(self, policy: Policy, label: str) -> AlignError | None:
         """Weights by way of files. Every rank gathers; rank 0 writes, and has them checked and taken."""
