@@ -14,12 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.registry import registry
+from align.core.rollout.audit import JUNK, audit
+from align.core.rollout.lines import Line
 from align.core.rollout.reward import Answer, Place, Score
+from align.core.rollout.score import Opened
 from align.plugins.rewards.ai_feedback import AIFeedback
 from align.plugins.rewards.ai_feedback.prompts import Question, harmless
 from align.plugins.rewards.ai_feedback.verdicts import Standing, read_mark, read_winner, standings
 from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
+from align.schemas.rollout import RewardChoice
 from tests.plugins.judges import Server, echo, first_is_best, serving
 
 PROMPT = "What is the capital of France?"
@@ -205,6 +209,18 @@ def test_pairs_are_asked_in_both_orders_and_disagreement_is_a_tie(server: Server
     assert scores(reward, said("Oslo", "Oslo", group=2)) == [0.5, 0.5], "equal answers tie without a question"
     assert reward.counts()["requests"] == 2
     reward.close()
+
+
+def test_an_audit_in_pairs_sets_a_row_s_attacks_against_each_other(server: Server, tmp_path: Path) -> None:
+    """Gold beats the seven kinds of junk, and draws with the commonest gold, which says the same."""
+    settings = {"url": server.url, "model": "judge", "constitution": ["Be right."], "mode": "pairwise"}
+    opened = Opened(RewardChoice(type="ai_feedback", settings=settings), Place(tmp_path))
+    lines = [Line(f"row {i}", Answer(f"{PROMPT} {i}", "", "", columns={"solution": "Paris"})) for i in range(2)]
+    found = audit(opened, lines, "rows")
+    opened.close()
+    by_name = {attack.name: attack for attack in found.attacks}
+    assert found.faults == [] and all(by_name[name].paid == 0 for name in JUNK)
+    assert by_name["gold"].mean == pytest.approx(7.5 / 8)
 
 
 def test_a_reply_cut_off_holds_no_verdict(server: Server, tmp_path: Path) -> None:

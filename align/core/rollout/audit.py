@@ -92,13 +92,15 @@ def audit(
         kind: [make(words(answer.prompt, "prompt")) for answer in answers] for kind, (_, make) in JUNK.items()
     }
     asked |= {"commonest": _commonest(golds), "gold": golds, "wrong": _wrong(golds)}
-    said: dict[str, list[Verdict | None]] = {}
-    for kind, texts in asked.items():
-        said[kind] = [None] * len(rows)
-        mine = [i for i, text in enumerate(texts) if text is not None]
-        made = [replace(rows[i], answer=saying(answers[i], texts[i] or "", tokens)) for i in mine]
-        for i, verdict in zip(mine, ask(reward, made), strict=True):
-            said[kind][i] = verdict
+    said: dict[str, list[Verdict | None]] = {kind: [None] * len(rows) for kind in asked}
+    made = [(i, kind, text) for i in range(len(rows)) for kind in asked if (text := asked[kind][i]) is not None]
+    attacking = [
+        # a row's attacks meet each other where the reward compares; else each is asked by itself
+        replace(rows[i], answer=replace(saying(answers[i], text, tokens), group=i if reward.reward.compares else n))
+        for n, (i, _, text) in enumerate(made)
+    ]
+    for (i, kind, _), verdict in zip(made, ask(reward, attacking), strict=True):
+        said[kind][i] = verdict
     values = {kind: np.array([_value(v) for v in verdicts]) for kind, verdicts in said.items()}
     attacks = [_attack(kind, said[kind], values[kind], values["gold"]) for kind in asked if any(said[kind])]
     gold, wrong = (values[kind][~np.isnan(values[kind])] for kind in ("gold", "wrong"))
