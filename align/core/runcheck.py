@@ -104,9 +104,16 @@ def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterato
     if data.stream and _section(Train, stage.get("train")).max_steps is None:
         yield Problem(where((*above, "data", "stream")), "needs train.max_steps: a stream has no end", "set it")
     algorithm = _algorithm(stage)
+    if algorithm is not None and algorithm.samples and data.stream:
+        yield Problem(where((*above, "data", "stream")), f"{algorithm.name} asks whole files of prompts", "remove it")
     if algorithm is not None and algorithm.samples and stage.get("rollout") is None:
         mend = "give at least rollout.rewards (`align reward list` names them)"
         yield Problem(where((*above, "rollout")), f"is missing: {algorithm.name} samples its own answers", mend)
+    watch, held_out = _section(Watch, _section(Rollout, stage.get("rollout")).watch), data.validation
+    if watch.action == "rollback" and held_out is None and not data.validation_fraction:
+        what = "is rollback, which hands on the best checkpoint, and nothing is held out to judge by"
+        mend = "give data.validation or data.validation_fraction"
+        yield Problem(where((*above, "rollout", "watch", "action")), what, mend)
     for path, why in unread(stage).items():
         yield Problem(where((*above, *path)), why, "remove it")
 
@@ -176,6 +183,12 @@ _LEARNING: list[Path] = [
     *(("validation", key) for key in Validation.model_fields),
     *(("checkpoint", key) for key in Checkpoint.model_fields),
     *(("train", key) for key in ("epochs", "max_steps", "clip_norm", "on_nonfinite", "max_skipped")),
+    *(("rollout", key) for key in ("dead_groups", "refill_tokens")),
+    *(
+        ("rollout", section, key)
+        for section, of in (("mismatch", Mismatch), ("watch", Watch))
+        for key in of.model_fields
+    ),
 ]
 """What only a stage that learns reads."""
 
@@ -196,6 +209,8 @@ def _unread_rollout(rollout: Any) -> dict[Path, str]:
     watch = _section(Watch, given.watch)
     if given.gold is None and watch.gold is not None:
         silent["rollout", "watch", "gold"] = "is not read without rollout.gold"
+    for key in ("weight", "normalize"):
+        silent["rollout", "gold", key] = "is not read: the gold reward is measured as it is"
     return silent
 
 

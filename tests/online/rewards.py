@@ -56,3 +56,15 @@ def long(completion_ids: Sequence[Sequence[int]]) -> list[float]:
 def short(completion_ids: Sequence[Sequence[int]]) -> list[float]:
     """What was wanted: an answer of a few tokens."""
     return [float(len(ids) <= 8) for ids in completion_ids]
+
+
+def breaks(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], trainer_state: object) -> list[float]:
+    """A judge that is there for three phases, and then not."""
+    if getattr(trainer_state, "global_step", 0) >= 3:
+        raise RuntimeError("the judge went home")
+    return low_ids(completion_ids)
+
+
+def silent(completion_ids: Sequence[Sequence[int]]) -> list[None]:
+    """No opinion on anything."""
+    return [None] * len(completion_ids)

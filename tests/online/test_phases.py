@@ -253,11 +253,35 @@ def test_a_phase_broken_off_while_refilling_leaves_no_trace(run: Any) -> None:
     class Stopped(Exception):
         pass
 
-    def stopped() -> NoReturn:
-        raise Stopped
+    def stopped(why: BaseException) -> NoReturn:
+        raise Stopped from why
 
-    phases.interrupted = stopped
+    phases.broken_off = stopped
     phases.collector.stop = lambda: phases.state_dict()["place"] > 0
     with opened(phases.collector), pytest.raises(Stopped):
         next(iter(phases.loader(0, 0)))
     assert phases.state_dict() == before
+
+
+def test_a_reward_that_fails_stops_the_run_and_loses_nothing(run: Any) -> None:
+    """Without a time limit its failure is the run's; the step before it is saved, off the interval too."""
+    made = run("breaks", train={"batch_size": 16, "max_steps": 6}, checkpoint={"every": 100})
+    with pytest.raises(AlignError) as caught:
+        train(made, progress=False)
+    assert all(word in str(caught.value) for word in ("the judge went home", "step 3 is saved", "--resume"))
+    assert checkpoint.last_step(Path(made.output) / "only" / "checkpoints") == 3
+
+
+def test_an_evaluation_that_nobody_scores_is_not_judged(run: Any, tmp_path: Path) -> None:
+    data = {"train": str(tmp_path / "prompts.jsonl"), "validation": str(tmp_path / "prompts.jsonl"), "workers": 1}
+    (result,) = train(run("silent", data=data), progress=False)
+    assert "val/reward" not in result.metrics and result.metrics["rewards/python/abstained"] == 1
+
+
+def test_normalising_changes_what_is_learned_and_not_what_is_told(run: Any) -> None:
+    """The scores of each answer, the reward that is logged and the held-out reward stay on their own scale."""
+    made = run("low_ids", rollout={"rewards": [python("low_ids", normalize=True)]})
+    (result,) = train(made, progress=False)
+    for row in samples(made, 2):
+        assert row["reward"] == row["parts"]["python"]
+    assert 0 < result.metrics["reward"] < 1

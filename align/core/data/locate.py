@@ -97,7 +97,7 @@ def _split_of(path: Path) -> str:
 
 
 def _dataset(source: Source, load: Callable[[Any], Any]) -> Part:
-    name = f"{source.path}[{source.split}]"
+    name = f"{source.path}[{source.subset}:{source.split}]" if source.subset else f"{source.path}[{source.split}]"
     try:
         import datasets
 

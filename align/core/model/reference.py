@@ -217,6 +217,7 @@ def _holding(policy: Policy, values: dict[str, Tensor]) -> Iterator[None]:
 
 def _exchange(policy: Policy, values: dict[str, Tensor]) -> None:
     _reshard(policy)
+    torch.clear_autocast_cache()  # it holds 16-bit copies of the values that were there
     for name, parameter in _trainable(policy).items():
         value = values[name] = _like(values[name], parameter)
         kept = parameter.detach().clone()

@@ -39,14 +39,19 @@ def nonfinite(module: nn.Module) -> list[str]:
 
 @contextmanager
 def without_gradient_or_dropout(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no graph; afterwards every module is in the mode that it was in."""
+    """Evaluation mode and no graph; afterwards every module is in the mode that it was in.
+
+    Under autocast the 16-bit copies of weights that it caches go, at both ends: those made here know no gradient.
+    """
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False
+    torch.clear_autocast_cache()
     try:
         with torch.no_grad():
             yield
     finally:
+        torch.clear_autocast_cache()
         for part in training:
             part.training = True
 

@@ -7,9 +7,10 @@ gathered is put in the prompts' order. So all ranks hold the same answers, and h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -28,11 +29,16 @@ from align.core.rollout.sampling import seed_of
 from align.core.rollout.score import Said, Scorer
 from align.core.train.random import everyone
 from align.core.train.steps import Cutter
+from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
 from align.schemas.rollout import Rollout, Sampling
 
 PROBED = 4
 """Sequences that the sync gate compares."""
+
+
+class Failed(AlignError):
+    """What went wrong while asking or scoring, raised on every rank, so that all can save and stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +115,8 @@ class Collector:
         if self.generator.shares_weights or self.synced == version:
             return
         self.generator.sync(self.policy, version)
-        asked = [prompts.tokens(i) for i in range(min(PROBED, len(prompts)))]
-        probe = [(tokens[:1], tokens[1:]) for tokens in asked if len(tokens) > 1]
+        asked = (prompts.tokens(i) for i in range(len(prompts)))
+        probe = [(tokens[:1], tokens[1:]) for tokens in islice((t for t in asked if len(t) > 1), PROBED)]
         with self.forward():
             self.gap = check_sync(
                 self.generator, self.policy, probe, self.cutter.pad_id, tolerance=self.rollout.sync_tolerance
@@ -120,14 +126,23 @@ class Collector:
     def ask(
         self, prompts: Prompts, which: Sequence[int], places: Sequence[int], group: int, sampling: Sampling
     ) -> list[Asked]:
-        """Answer prompts ``which``, each ``group`` times. Raises ``Interrupt`` on all ranks when one is to stop."""
+        """Answer prompts ``which``, each ``group`` times.
+
+        Raises on all ranks what one had to raise: ``Interrupt``, or ``Failed`` for an AlignError.
+        """
         mine = range(self.cutter.rank, len(which), self.cutter.world_size)
-        heard: list[list[Heard]] | None
+        heard: list[list[Heard]] | None = None
+        problems: tuple[Problem, ...] = ()
         try:
             heard = self._hear(prompts, [which[i] for i in mine], [places[i] for i in mine], group, sampling)
         except Interrupt:
-            heard = None
-        shares = everyone(heard)
+            pass
+        except AlignError as error:
+            problems = error.problems
+        told = everyone((heard, problems))
+        if failed := [problem for _, problems in told for problem in problems]:
+            raise Failed("", problems=tuple(dict.fromkeys(failed)))
+        shares = [heard for heard, _ in told]
         if any(share is None for share in shares):
             raise Interrupt
         asked = []
@@ -145,7 +160,8 @@ class Collector:
             Request(prompts.tokens(i), tuple(seed_of(self.seed, place, n) for n in range(group)))
             for i, place in zip(which, places, strict=True)
         ]
-        with self.forward(), torch.random.fork_rng(devices=[]):
+        forward = self.forward() if self.generator.shares_weights else nullcontext()  # an engine has its own precision
+        with forward, torch.random.fork_rng(devices=[]):
             samples = self.generator.generate(requests, sampling, stop=self.stop)
         answers, flat = list[Answer](), [sample for group_ in samples for sample in group_]
         for i, place, group_ in zip(which, places, samples, strict=True):

@@ -121,7 +121,8 @@ def gae(reward_T: Numbers, value_T: Numbers, gamma: float, lam: float) -> tuple[
 def whiten(parts: Sequence[Numbers]) -> list[Numbers]:
     """(A − mean) / √(var + 1e-8) over all tokens of all answers, var unbiased; NaN ones apart. As TRL's PPO."""
     together = join(parts)
-    return [(part - mean(together)) / np.sqrt(std(together) ** 2 + 1e-8) for part in parts]
+    centre, spread = mean(together), np.sqrt(std(together) ** 2 + 1e-8)
+    return [(part - centre) / spread for part in parts]
 
 
 # --- credit --------------------------------------------------------------------------------------------------------

@@ -86,6 +86,11 @@ class Reward:
     class Config(Config):
         """Settings in the run file."""
 
+    @property
+    def compares(self) -> bool:
+        """Whether a score depends on the group's other answers: then it cannot be asked about one at a time."""
+        return False
+
     def __init__(self, config: Config) -> None:
         self.config = config
 

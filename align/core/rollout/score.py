@@ -9,7 +9,6 @@ there is no reward.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,10 +26,14 @@ Said = Mapping[str, Score]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One answer's reward (None: nobody scored it), and what each reward said before normalising."""
+    """One answer's reward (None: nobody scored it), and what each reward said.
+
+    learned: the reward made of normalised scores, to be learned from; where nothing is normalised it is the reward.
+    """
 
     reward: float | None
     said: Said
+    learned: float | None
 
     @property
     def parts(self) -> dict[str, float | None]:
@@ -61,8 +64,14 @@ class Opened:
 
     def __init__(self, choice: RewardChoice, place: Place) -> None:
         self.reward = reward_of(choice)
-        self.choice, self.seconds = choice, 0.0
+        self.choice = choice
         limit = choice.timeout or self.reward.seconds
+        if limit is not None and self.reward.compares:
+            raise AlignError(
+                "compares the answers of a group, and with a timeout each is asked by itself",
+                "leave timeout out",
+                where=f"{self._where}: timeout",
+            )
         self._workers = None if limit is None else Workers(choice, limit, place=place)
         if self._workers is None:
             self.reward.open(place)
@@ -72,7 +81,6 @@ class Opened:
 
         Raises AlignError where a reward without a time limit fails, or gives another number of scores.
         """
-        started = time.monotonic()
         try:
             if self._workers is not None:
                 said: Sequence[Score | float | None] = self._workers.score(answers)
@@ -85,7 +93,6 @@ class Opened:
             raise AlignError(f"failed: {type(error).__name__}: {error}", mend, where=self._where) from error
         if len(said) != len(answers):
             raise AlignError(f"gave {len(said)} scores for {len(answers)} answers", where=self._where)
-        self.seconds = time.monotonic() - started
         return [_checked(score) for score in said]
 
     @property
@@ -105,7 +112,6 @@ class Scorer:
     def __init__(self, choices: Sequence[RewardChoice], place: Place) -> None:
         self.choices, self.place = _named(choices), place
         self.rewards: dict[str, Opened] = {}
-        self.seconds: dict[str, float] = {}
         self._running = {name: _Running() for name, choice in self.choices.items() if choice.normalize}
 
     def __enter__(self) -> Scorer:
@@ -137,21 +143,20 @@ class Scorer:
     def ask(self, answers: Sequence[Answer]) -> list[Said]:
         """What every reward says of every answer."""
         columns = {name: reward.score(answers) for name, reward in self.rewards.items()}
-        self.seconds = {name: reward.seconds for name, reward in self.rewards.items()}
         return [{name: scores[i] for name, scores in columns.items()} for i in range(len(answers))]
 
     def combine(self, said: Sequence[Said], moves: bool = True) -> list[Scored]:
         """The weighted sums. Running means move on with these answers first: give all processes the same ones."""
         for name, running in self._running.items() if moves else ():
             running.enter([s[name].value for s in said])
-        return [Scored(self._sum(each), each) for each in said]
+        return [Scored(self._sum(each, {}), each, self._sum(each, self._running)) for each in said]
 
-    def _sum(self, said: Said) -> float | None:
+    def _sum(self, said: Said, running: Mapping[str, _Running]) -> float | None:
         total = spoken = 0.0
         for name, choice in self.choices.items():
             value = said[name].value
             if value is not None:
-                total += choice.weight * (self._running[name].normal(value) if name in self._running else value)
+                total += choice.weight * (running[name].normal(value) if name in running else value)
                 spoken += abs(choice.weight)
         whole = sum(abs(choice.weight) for choice in self.choices.values())
         return total * whole / spoken if spoken else None
@@ -190,6 +195,8 @@ def _checked(score: Score | float | None) -> Score:
     if score is None:
         return Score(None, "abstained")
     made = score if isinstance(score, Score) else Score(float(score))
+    if made.value is not None:  # a numpy number is no plain value, which checkpoints and JSON want
+        made = replace(made, value=float(made.value))
     if made.value is not None and not math.isfinite(made.value):
         return replace(made, value=None, outcome="error", why=f"its score was {made.value}")
     return made

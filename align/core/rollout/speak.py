@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -179,17 +180,13 @@ def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> str:
 
 
 def prompts_for(asked: str, tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> list[Record]:
-    """Records of a file's rows, or of one prompt that is written out.
+    """Records of a file's rows, or of one prompt that is written out. A directory is one with a ``/`` in its name.
 
     chat: whether strings are a user's messages; None: those written out, where there is a chat template.
     """
-    given = Path(asked).expanduser()
-    try:
-        file = given.exists()
-    except OSError:  # too long for a name
-        file = False
-    if file:
-        records = load_records(Data(train=[Source(path=asked)]), ("prompt",)).train
+    given = os.path.expanduser(asked)  # which leaves a ~ alone that names nobody, where Path's raises
+    if os.path.exists(given) and (os.sep in asked or not os.path.isdir(given)):
+        records = load_records(Data(train=[Source(path=os.path.abspath(given))]), ("prompt",)).train
         return [_as_message(record) for record in records] if chat else records
     record = Record("prompt", "the prompt", prompt=asked)
     return [_as_message(record) if (tokenizer.chat_template is not None if chat is None else chat) else record]

@@ -31,20 +31,21 @@ class Alarms(Callback):
         self.settings, self.phases, self.note = settings, phases, note
         self.watcher = Watcher(settings)
         self.said: list[str] = []
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, tuple[float, int]] = {}
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Look at the phase that ends with this step."""
         assert isinstance(module, AlignModule)
         phase, within = self.phases.locate(trainer.global_step)
-        for name in AVERAGED & module.metrics.keys():
-            self.sums[name] = self.sums.get(name, 0.0) + module.metrics[name]
+        for name in AVERAGED & module.metrics.keys():  # a step that taught nothing has none of them
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + module.metrics[name], count + 1)
         if within:
             return
-        means = {name: value / self.phases.steps_per_phase for name, value in self.sums.items()}
+        means = {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         alarms = self.watcher.look(phase, {**module.metrics, **means})
-        nought = self.phases.steps_per_phase == 1 and abs(module.metrics["loss"]) < NOUGHT
+        nought = self.phases.steps_per_phase == 1 and abs(module.metrics["loss"]) < NOUGHT < module.metrics["grad_norm"]
         if phase == 1 and nought and trainer.is_global_zero:
             print(ZERO_LOSS, file=sys.stderr)
         if alarms and trainer.is_global_zero:
@@ -65,7 +66,8 @@ class Alarms(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self.watcher.load_state_dict(state["watcher"])
-        self.said, self.sums = list(state["said"]), dict(state["sums"])
+        self.said = list(state["said"])
+        self.sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
 
 
 def _pause(stage: str, phase: int, alarms: Sequence[Alarm]) -> AlignError:

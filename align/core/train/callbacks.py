@@ -19,7 +19,10 @@ from align.core.train import checkpoint
 from align.core.train.module import AlignModule
 from align.core.train.random import set_random_state
 from align.core.train.steps import Phases, StepBatch
-from align.schemas.errors import AlignError, did_you_mean
+from align.schemas.errors import AlignError, Problem, did_you_mean
+
+SILENT = ("reward", "gold")
+"""Held-out metrics that an evaluation may lack: when every reward abstains (a judge that is down)."""
 
 
 class Interrupted(BaseException):
@@ -106,14 +109,16 @@ class Keeper(Checkpoint):
         assert isinstance(module, AlignModule)
         metric, mode = _goal(module)
         value = module.held_out_metrics.get("val/" + metric)
-        if value is None:
+        if value is None and metric not in SILENT:
             raise _no_such_metric(module, metric)
         if trainer.sanity_checking:
             return
-        better = self.best_value is None or (value < self.best_value if mode == "min" else value > self.best_value)
+        better = value is not None and (
+            self.best_value is None or (value < self.best_value if mode == "min" else value > self.best_value)
+        )
         if better:
             self.best_value, self.best_step, self.evaluations_without_gain = value, trainer.global_step, 0
-        else:
+        elif value is not None:  # else nobody scored a held-out answer, and there is nothing to judge
             self.evaluations_without_gain += 1
         patience = module.stage.validation.patience
         if patience is not None and self.evaluations_without_gain >= patience:
@@ -129,9 +134,13 @@ class Keeper(Checkpoint):
         if module.stopping and step < module.total_steps:
             raise Interrupted(self.signals.received or signal.SIGTERM, step)
 
-    def interrupt(self, trainer: Trainer, module: AlignModule) -> NoReturn:
+    def break_off(self, trainer: Trainer, module: AlignModule, why: BaseException) -> NoReturn:
         """Stop between two steps, while answers are sampled: save what the last step left. Collective."""
         self.save(trainer, module)
+        if isinstance(why, AlignError):
+            saved = trainer.global_step
+            last = Problem(module.stage.name, f"stopped; step {saved} is saved", "--resume goes on from there")
+            raise AlignError.gather([*why.problems, *([last] if saved else [])]) from None
         raise Interrupted(self.signals.received or signal.SIGTERM, trainer.global_step)
 
     def save(self, trainer: Trainer, module: AlignModule) -> None:

@@ -70,7 +70,7 @@ def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
         with _quiet(), rolling_out(directory, place, setup, module):
             trainer, keeper = _trainer(directory, place, setup, start, progress, facts)
             if isinstance(setup.phases, RolloutPhases):
-                setup.phases.interrupted = partial(keeper.interrupt, trainer, module)
+                setup.phases.broken_off = partial(keeper.break_off, trainer, module)
             trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
             _hand_on(directory, place, setup, module, keeper)
     except NonFinite as error:

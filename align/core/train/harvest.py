@@ -21,7 +21,7 @@ from align.core.rollout.online import Harvest
 from align.core.rollout.reward import Score
 from align.core.rollout.score import Scored
 from align.core.train import spawn
-from align.core.train.online import RolloutPhases, experiences
+from align.core.train.online import RolloutPhases
 from align.core.train.rollout import opened
 from align.core.train.rundir import ROWS, StageDirectory, digest, what_is_learned
 from align.core.train.setup import Setup
@@ -40,6 +40,7 @@ def harvest(place: StageDirectory, setup: Setup) -> None:
     done: list[Mapping[str, Any]] = []
     _join(phases, setup.hardware.accelerator)
     with opened(phases.collector):
+        phases.collector.sync(0, phases.prompts)
         for phase in range(count):
             path = place.path / "phases" / f"phase-{phase + 1:06d}.json"
             kept = _read(path, key)
@@ -83,24 +84,23 @@ def _ask(phases: RolloutPhases, algorithm: Harvest, which: Sequence[int], phase:
     rollout, collector = phases.rollout, phases.collector
     asked = collector.ask(phases.prompts, which, which, algorithm.group, rollout.sampling)
     scored = collector.scorer.combine([heard.said for each in asked for heard in each.answers])
-    groups = experiences(asked, scored)
+    size = algorithm.group
+    rewards = [[score.reward for score in scored[i : i + size]] for i in range(0, len(scored), size)]
     rows = []
-    for each, group in zip(asked, groups, strict=True):
+    for each, own in zip(asked, rewards, strict=True):
         # An answer that was cut off would be taught as one that ends there.
         ended = [
-            (heard.text, experience.reward)
-            for heard, experience in zip(each.answers, group, strict=True)
-            if heard.finish == "stop"
+            (heard.text, reward) for heard, reward in zip(each.answers, own, strict=True) if heard.finish == "stop"
         ]
         record = phases.prompts.rows[each.source]
         template = {"tools": record.tools, "chat_template_kwargs": dict(record.chat_template_kwargs)}
         rendered = {name: value for name, value in template.items() if value}  # else the prompt would be another later
         rows += [row | rendered for row in algorithm.rows(each.content, ended)]
     for hear in phases.heard:
-        hear(phase, asked, scored, groups)
+        hear(phase, asked, scored)
     return {
         "rows": rows,
-        "rewards": [[experience.reward for experience in group] for group in groups],
+        "rewards": rewards,
         "metrics": _metrics([heard for each in asked for heard in each.answers], scored, algorithm.group),
         "scorer": collector.scorer.state_dict(),
     }

@@ -108,6 +108,7 @@ class AlignModule(LightningModule):
             for micro in step.auxiliary:
                 for name, values in self.algorithm.statistics(self._batch(micro, {})[0]).items():
                     books.add(name, values)
+        torch.clear_autocast_cache()  # what it cast without a graph must not be learned with
         return {name: torch.tensor(value, device=self.device) for name, value in books.close().items()}
 
     def _share(self, micro: MicroBatch, statistics: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from align.core.data import plan
 from align.core.data.examples import Example
 from align.core.rollout import mismatch
-from align.core.rollout.collect import Asked, Collector, Prompts
+from align.core.rollout.collect import Asked, Collector, Failed, Prompts
 from align.core.rollout.functions import STATE
 from align.core.rollout.generator import Interrupt
 from align.core.rollout.metrics import answer_metrics, dead, group_metrics, score_metrics
@@ -35,7 +35,7 @@ REFILL = 3
 class RolloutPhases:
     """Phases of ``batches`` * ``passes`` optimizer steps over the same answers; at most ``total_steps`` in all.
 
-    heard: told every phase's groups and metrics, before the first step on them (samples, notices).
+    heard: told every phase's answers and scores, before the first step on them (samples, notices).
     """
 
     def __init__(self, prompts: Prompts, collector: Collector, algorithm: Online, cutter: Cutter, stage: Stage) -> None:
@@ -50,8 +50,8 @@ class RolloutPhases:
         columns = [[source, dict(row.columns)] for source, row in sorted(prompts.rows.items())]
         self.fingerprint = digest([prompts.examples.fingerprint, columns])
         self.metrics: Mapping[str, float] = {}
-        self.heard: list[Callable[[int, Sequence[Asked], Sequence[Scored], Sequence[Group]], None]] = []
-        self.interrupted: Callable[[], NoReturn] = _not_running
+        self.heard: list[Callable[[int, Sequence[Asked], Sequence[Scored]], None]] = []
+        self.broken_off: Callable[[BaseException], NoReturn] = _raise
         self._place = 0  # prompts asked so far
         self._phase = -1
         self._epoch = -1
@@ -68,9 +68,9 @@ class RolloutPhases:
                 carried = self.state_dict()
                 try:
                     self._collect(phase)
-                except Interrupt:  # the phase will be collected again, from what it began with
+                except (Interrupt, Failed) as stop:  # the phase will be collected again, from what it began with
                     self.load_state_dict(carried)
-                    self.interrupted()
+                    self.broken_off(stop)
             assert self._examples is not None
             self.metrics = {**self.metrics, "rollout/staleness": float(index)}
             turn, batch = divmod(index, self.rollout.batches)
@@ -129,13 +129,14 @@ class RolloutPhases:
             along["weight"] = weights
         credit = type(credit)(along, credit.keep, credit.metrics)
         _finite(flat, credit.along)
-        metrics |= {"rollout/masked": float(np.mean(~credit.keep)) if len(credit.keep) else 0.0, **credit.metrics}
+        metrics |= {"rollout/masked": float(np.mean(~credit.keep)) if len(credit.keep) else 0.0}
+        metrics |= {name: float(value) for name, value in credit.metrics.items()}
         if self.collector.gap is not None:
             metrics["sampling/sync_gap"] = self.collector.gap
         self._examples = self.algorithm.examples(learned, credit)
         self._phase, self.metrics = phase, metrics
         for hear in self.heard:
-            hear(phase, asked, scored, groups)
+            hear(phase, asked, scored)
 
     def _ask(self) -> tuple[list[Asked], list[Scored], list[Group]]:
         """Enough groups for a phase; dead ones replaced while the token budget lasts, where that is wanted."""
@@ -174,10 +175,11 @@ class RolloutPhases:
         self.collector.sync(version, held_out)
         greedy = Sampling(**self.rollout.sampling.model_dump() | {"temperature": 0.0})
         everything = range(len(held_out))
+        stop, self.collector.stop = self.collector.stop, lambda: False  # it ends first, so that the log stays exact
         try:
             asked = self.collector.ask(held_out, everything, everything, 1, greedy)
-        except Interrupt:
-            self.interrupted()
+        finally:
+            self.collector.stop = stop
         heard = [each.answers[0] for each in asked]
         scored = self.collector.scorer.combine([h.said for h in heard], moves=False)
         lengths = answer_metrics([len(h.tokens) for h in heard], [h.finish == "length" for h in heard])
@@ -232,14 +234,14 @@ def experiences(asked: Sequence[Asked], scored: Sequence[Scored]) -> list[Group]
         for heard in each.answers:
             score = next(rewards)
             group.append(
-                Experience(each.source, each.prompt, heard.tokens, heard.finish, heard.logp, score.reward, score.parts)
+                Experience(each.source, each.prompt, heard.tokens, heard.finish, heard.logp, score.learned, score.parts)
             )
         groups.append(group)
     return groups
 
 
-def _not_running() -> NoReturn:
-    raise Interrupt
+def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 def _measured(experience: Experience) -> NDArray[np.float32]:

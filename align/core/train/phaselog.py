@@ -9,7 +9,6 @@ from rich.console import Console
 
 from align.core.registry import registry
 from align.core.rollout.collect import Asked
-from align.core.rollout.online import Group
 from align.core.rollout.samples import show_samples, write_samples
 from align.core.rollout.score import Scored
 from align.core.train.rundir import StageDirectory
@@ -23,9 +22,9 @@ class PhaseLog:
     def __init__(self, run: Run, place: StageDirectory, rollout: Rollout) -> None:
         self.run, self.place, self.rollout = run, place, rollout
 
-    def __call__(self, phase: int, asked: Sequence[Asked], scored: Sequence[Scored], groups: Sequence[Group]) -> None:
+    def __call__(self, phase: int, asked: Sequence[Asked], scored: Sequence[Scored]) -> None:
         """``STAGE/samples/phase-000001.parquet``, a table on the terminal, and the notice ``rollouts_scored``."""
-        rows = _rows(asked, scored, groups)
+        rows = _rows(asked, scored)
         if self.rollout.samples == "parquet":
             write_samples(self.place.path / "samples" / f"phase-{phase + 1:06d}.parquet", rows)
         if self.rollout.show:
@@ -33,11 +32,11 @@ class PhaseLog:
         registry.notify("rollouts_scored", run=self.run, phase=phase + 1, rollouts=rows)
 
 
-def _rows(asked: Sequence[Asked], scored: Sequence[Scored], groups: Sequence[Group]) -> list[dict[str, Any]]:
+def _rows(asked: Sequence[Asked], scored: Sequence[Scored]) -> list[dict[str, Any]]:
     rewards = iter(scored)
     rows = []
-    for each, group in zip(asked, groups, strict=True):
-        for heard, experience in zip(each.answers, group, strict=True):
+    for each in asked:
+        for heard in each.answers:
             score = next(rewards)
             rows.append(
                 {
@@ -47,7 +46,7 @@ def _rows(asked: Sequence[Asked], scored: Sequence[Scored], groups: Sequence[Gro
                     "completion": heard.text,
                     "length": len(heard.tokens),
                     "finish": heard.finish,
-                    "reward": experience.reward,
+                    "reward": score.reward,
                     "parts": score.parts,
                     "outcomes": score.outcomes,
                     "gold": None if heard.gold is None else heard.gold.value,

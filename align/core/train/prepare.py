@@ -17,6 +17,7 @@ from align.core.data.examples import Examples
 from align.core.data.sources import Window, load_records, stream_records
 from align.core.data.tokenise import Tokenised, tokenise
 from align.core.disk import cache_directory
+from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Stage
 
@@ -80,7 +81,7 @@ class Preparation:
             [HeldOutSet(name, done.examples) for name, done in held_out.items()],
             [finding for done in (train, *held_out.values()) for finding in done.findings],
             dict(records.bad.counts),
-            {r.source: r for r in (*records.train, *records.validation) if r.kind == "prompt"},
+            _by_source([r for r in (*records.train, *records.validation) if r.kind == "prompt"]),
         )
 
     def windows(self, places: Sequence[Sequence[int]] | None) -> Iterator[Window]:
@@ -102,3 +103,14 @@ class Preparation:
         return tokenise(
             records, self.tokenizer, self.algorithm, self.stage.data, sources, weights, cache, self.progress
         )
+
+
+def _by_source(records: Sequence[Record]) -> dict[str, Record]:
+    """Raises AlignError where two different rows have one name: answers would be scored against the wrong one."""
+    rows: dict[str, Record] = {}
+    for record in records:
+        if rows.setdefault(record.source, record) != record:
+            raise AlignError(
+                "is read twice, and not alike", "name each file once, or make two files of it", where=record.source
+            )
+    return rows

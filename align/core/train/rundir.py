@@ -31,6 +31,7 @@ ROWS = "rows.jsonl"
 _SPEED_ONLY = ("devices", "loggers", "checkpoint")
 _SPEED_ONLY_TRAIN = ("micro_batch_tokens", "micro_batch_size", "layout")
 _SPEED_ONLY_DATA = ("workers",)
+_SPEED_ONLY_ROLLOUT = ("watch", "samples", "show", "sync_tolerance")
 
 
 def what_is_learned(stage: Stage) -> dict[str, Any]:
@@ -42,6 +43,9 @@ def what_is_learned(stage: Stage) -> dict[str, Any]:
         facts["data"].pop(key)
     if stage.rollout is not None:
         facts["rollout"]["rewards"] = [decisive(choice) for choice in stage.rollout.rewards]
+        for key in _SPEED_ONLY_ROLLOUT:
+            facts["rollout"].pop(key)
+        facts["rollout"]["generator"] = stage.rollout.generator.type
         facts["rollout"]["gold"] = stage.rollout.gold and decisive(stage.rollout.gold)
     return facts
 
@@ -62,8 +66,8 @@ def located(stage: Stage, export_of: Callable[[str, bool], str]) -> Stage:
 
 
 def digest(value: Any) -> str:
-    """sha256 of a plain value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    """sha256 of a plain value, or of one that holds dates and the like, by what they print."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class StageDirectory:

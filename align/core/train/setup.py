@@ -65,12 +65,14 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     """
     algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
     hardware = detect(stage.devices)
+    if hardware.accelerator == "cuda":  # before anything is put on a GPU: rewards and engines take the current one
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if isinstance(algorithm, Online):
         settle(algorithm, stage)
     if isinstance(algorithm, Harvest):  # it measures nothing on held-out prompts, and asks them all
         data = stage.data.model_copy(update={"validation": None, "validation_fraction": 0.0})
         stage = stage.model_copy(update={"data": data})
-    if stage.data.stream and (algorithm.uses_reference or stage.train.max_steps is None):
+    if stage.data.stream and (algorithm.samples or algorithm.uses_reference or stage.train.max_steps is None):
         raise AlignError(
             "needs train.max_steps, and an algorithm without reference such as pretrain or sft",
             "give train.max_steps, or read the files whole: data.stream: false",
@@ -97,7 +99,7 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         known_ahead = type(algorithm).auxiliary is Algorithm.auxiliary and not isinstance(algorithm, Online)
         reference = make_reference(stage.reference, policy, stage, known_ahead=known_ahead)
     strategy: Strategy = registry.build("strategy", stage.devices.strategy)
-    size = footprint(policy)
+    size = footprint(*filter(None, (policy, critic)))
     strategy = strategy.settle(hardware, size, lambda: _chosen(hardware, size))
     cutter = Cutter(
         algorithm,

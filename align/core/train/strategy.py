@@ -77,8 +77,9 @@ def detect(devices: Devices) -> Hardware:
     return Hardware("cuda" if cuda else "cpu", count, nodes, memory)
 
 
-def footprint(policy: torch.nn.Module) -> Footprint:
+def footprint(*networks: torch.nn.Module) -> Footprint:
     """Bytes of one unsharded replica: weights as held, and for what is trained a gradient and AdamW's two moments."""
-    held = sum(p.numel() * p.element_size() for p in policy.parameters())
-    trained = sum(p.numel() * p.element_size() for p in policy.parameters() if p.requires_grad)
+    parameters = [p for network in networks for p in network.parameters()]
+    held = sum(p.numel() * p.element_size() for p in parameters)
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     return Footprint(held + 3 * trained, 0)

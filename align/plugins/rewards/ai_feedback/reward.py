@@ -50,6 +50,11 @@ class AIFeedback(Reward):
 
     config: Config
 
+    @property
+    def compares(self) -> bool:
+        """In pairs, yes."""
+        return self.config.mode == "pairwise"
+
     def open(self, place: Place) -> None:
         """Open memory and judge. Raises AlignError where constitution, key or model cannot be had."""
         self._principles, self._seed = principles(self.config.constitution), place.seed
