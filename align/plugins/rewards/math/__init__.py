@@ -15,7 +15,7 @@ from pydantic import Field
 
 from align.core.rollout.reward import Answer, Place, Reward, Score
 from align.plugins.rewards.math.compare import check, same
-from align.plugins.rewards.math.extract import Unparsed, answer_of
+from align.plugins.rewards.math.extract import Unparsed, answers_of
 from align.plugins.rewards.math.notation import clean
 from align.plugins.rewards.math.tree import Tree, read
 
@@ -86,8 +86,10 @@ class Math(Reward):
         except Unparsed as error:
             return Score(None, "error", why=f"the gold answer {error}")
         try:
-            said = clean(answer_of(text, self.config.boxed))
-            right = _bare(said) == written or _choice(said) == ours.text or same(ours, read(said))
+            first, *later = map(clean, answers_of(text, self.config.boxed))
+            right = _agree(written, ours, first)
+            if right and not all(_agree(written, ours, said) for said in later):
+                raise Unparsed("is followed by another one")
         except Unparsed as error:
             return Score(self.config.unparsed, "unparsed", why=f"the answer {error}")
         return Score(1.0, "right") if right else Score(0.0, "wrong")
@@ -99,10 +101,14 @@ def _gold(text: str) -> tuple[str, Tree]:
     if len(text) > LONGEST_GOLD:
         raise Unparsed(f"is longer than {LONGEST_GOLD} characters")
     marked = "box" in text or "####" in text
-    said = clean(answer_of(text, boxed=False) if marked else text)
+    said = clean(answers_of(text, boxed=False)[0] if marked else text)
     tree = read(said)
     check(tree)
     return _bare(said), tree
+
+
+def _agree(written: str, gold: Tree, said: str) -> bool:
+    return _bare(said) == written or _choice(said) == gold.text or same(gold, read(said))
 
 
 def _choice(text: str) -> str | None:

@@ -31,8 +31,28 @@ _BEGINS_HEDGED = re.compile(
     r"\W*(?:(?:or|alternatively|maybe|perhaps|possibly|otherwise|also)\b|it (?:could|might|may))", re.I
 )
 _HEDGE_AFTER = re.compile(
-    r"[\s$*)\]\\.,;]*(?:and/)?\b(?:or|alternatively|maybe|perhaps|possibly|otherwise)\b\s+\S", re.I
+    r"[\s$*)\]\\.,;(]*(?:and/)?\b(?:or|alternatively|maybe|perhaps|possibly|otherwise)\b\s+\S"
+    r"|[\s$*)\]\\]*(?:and\b|[,;&/])[\s$\\({]*-?\.?\d",
+    re.I,
 )
+"""Another value beside a box."""
+_HEDGE_BEFORE = re.compile(
+    r"\b(?:not|isn't|n't be|cannot be|never|or|except|unlike)(?: (?:equal to|the|a|number))*[\s$*(\\\[]*$"
+    r"|\b(?:could|might|may)(?: also)? be[\s$*(\\\[]*$"
+    r"|\b(?:either|neither|maybe|perhaps|possibly|probably|doubt|wrong|incorrect)\b[^,;:.!?\n]*$",
+    re.I,
+)
+_DENIED = r"(?:wrong|incorrect|false|mistaken|impossible|invalid|not (?:the|correct|right|true|it|valid|an?|-?\d))\b"
+_RETRACTED = re.compile(
+    r"(?:[.!?\n]|^)\W{0,20}(?:wait|nope|hmm+|oops|actually|sorry|correction|scratch that|never ?mind|on second thought|"
+    r"let me (?:re|correct|fix)\w*|no(?=[,.!:;]|\s+(?:wait|it|that|this)\b))\b"
+    rf"|^\W{{0,20}}(?:is|was|seems|looks|must be)(?: \w+)? {_DENIED}|^\W{{0,20}}(?:isn't|wasn't|cannot be|can't be)\b"
+    rf"|\b(?:it|this|that|which|above|answer|result|value|solution|box)(?:'s| is| was| seems)(?: \w+)? {_DENIED}"
+    r"|\b(?:it|this|that|answer|above|result|value|solution) (?:isn't|wasn't|cannot be|can't be|(?:could|might|may)"
+    r"(?: also)? be)\b|\bI (?:made|have made) an? (?:\w+ )?(?:mistake|error)",
+    re.I,
+)
+"""An answer taken back, in what follows it."""
 _MARKERS = (
     re.compile(r"####[ \t]*([^\n]+)"),
     re.compile(r"<answer>(.*?)</answer>", re.S | re.I),
@@ -52,10 +72,11 @@ class Unparsed(Exception):
     """There is no answer, or not exactly one; says why."""
 
 
-def answer_of(text: str, boxed: bool) -> str:
-    """The one answer of a text. boxed: whether only a box counts. Raises Unparsed.
+def answers_of(text: str, boxed: bool) -> list[str]:
+    """The one answer of a text, and what restates it behind. boxed: whether only a box counts. Raises Unparsed.
 
-    The last box counts, so a correction is heard; two boxes given side by side are two answers, which is none.
+    The last box counts, so a correction is heard; two boxes given side by side are two answers, which is none, and so
+    is one that is denied, doubted or taken back.
     """
     if len(text) > LONGEST_TEXT:
         raise Unparsed(f"is longer than {LONGEST_TEXT} characters")
@@ -67,6 +88,11 @@ def answer_of(text: str, boxed: bool) -> str:
         if boxed:
             raise Unparsed("has no box")
         found = _free(text[-_TAIL:], whole=len(text) <= _TAIL)
+    said, rest = found
+    return [_checked(said), *_restated(rest)]
+
+
+def _checked(found: str) -> str:
     found = re.sub(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1", found).strip()
     if not found:
         raise Unparsed("has an empty answer")
@@ -75,8 +101,18 @@ def answer_of(text: str, boxed: bool) -> str:
     return found
 
 
-def _boxed(text: str) -> str | None:
-    """What the last box holds; None without boxes."""
+def _restated(rest: str) -> list[str]:
+    """Answers after the answer. Raises Unparsed where it is taken back."""
+    rest = plain(rest if len(rest) <= 2 * _TAIL else f"{rest[:_TAIL]}\n{rest[-_TAIL:]}").replace("\u2019", "'")
+    if _RETRACTED.search(rest):
+        raise Unparsed("is taken back")
+    found = [match[1].strip() for marker in _MARKERS for match in marker.finditer(rest)]
+    cut = [_SENTENCE_END.split(said)[0] for said in found]
+    return [said for said in cut if re.search(r"\d|\\|\$", said) or re.fullmatch(r"\W*[A-J]\W*", said)]
+
+
+def _boxed(text: str) -> tuple[str, str] | None:
+    """What the last box holds, and what follows it; None without boxes."""
     boxes: list[tuple[int, int, str]] = []  # start, end, content; outermost ones
     for match in deque(_BOX.finditer(text), maxlen=_BOXES):
         if boxes and match.start() < boxes[-1][1]:
@@ -104,7 +140,9 @@ def _boxed(text: str) -> str | None:
         break
     if _HEDGE_AFTER.match(text, end):
         raise Unparsed("gives another answer after its box")
-    return content
+    if _HEDGE_BEFORE.search(_SENTENCE_END.split(plain(text[max(0, start - _LINE) : start]))[-1]):
+        raise Unparsed("denies or doubts its box")
+    return content, text[end:]
 
 
 def _closing(text: str, brace: int) -> int | None:
@@ -119,32 +157,33 @@ def _closing(text: str, brace: int) -> int | None:
     return None
 
 
-def _free(text: str, whole: bool) -> str:
-    """An answer without a box: after ``####``, in ``<answer>``, after "the answer is", ``= X`` at the end, or alone."""
+def _free(text: str, whole: bool) -> tuple[str, str]:
+    """An answer without a box, and what follows: after ``####``, in ``<answer>``, after "the answer is", or alone."""
     for marker in _MARKERS:
         places = list(marker.finditer(text))
         if places:
             said = places[-1][1].strip()
             while inner := marker.search(said):  # Final answer: the answer is 7
                 said = inner[1].strip()
+            rest = text[places[-1].end() :]
             if marker is not _MARKERS[1] and (end := _SENTENCE_END.search(said)):
                 if re.match(r"\s*(?:or|alternatively|maybe)\b", said[end.end() :], re.I):
                     raise Unparsed("gives several answers")
-                said = said[: end.start()]
+                said, rest = said[: end.start()], f"{said[end.end() :]}{rest}"
             if len(places) > 1:
                 between = text[places[-2].end(1) : places[-1].start()]
                 if places[-2][1].strip(" .$*") != said.strip(" .$*") and re.match(
                     r"\W*(?:or|and|alternatively)\b", between, re.I
                 ):
                     raise Unparsed("gives several answers")
-            return _meant(said)
+            return _meant(said), rest
     last = text.strip().rpartition("\n")[2]
     if whole and last == text.strip():
         if "=" in last and re.search(r"[a-zA-Z]{2,} ", last.rpartition("=")[0]):
-            return _meant(last.rpartition("=")[2])
-        return _meant(last)
+            return _meant(last.rpartition("=")[2]), ""
+        return _meant(last), ""
     if len(last) <= _LINE and re.search(r"[^=]=[^=]+$", last):
-        return _meant(last.rpartition("=")[2])
+        return _meant(last.rpartition("=")[2]), ""
     raise Unparsed("has no box and no final answer")
 
 
