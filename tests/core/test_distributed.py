@@ -94,27 +94,34 @@ def test_the_law_over_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: p
         assert gap / whole < 1e-6, name
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
-def test_answers_and_weights_do_not_depend_on_the_ranks(algorithm: str, tiny_model_dir: Path, tmp_path: Path) -> None:
-    """A whole online run over one rank and over two: the same answers with the same rewards, weights to rounding."""
-    sections = {"train": {"epochs": 1}, "validation": {"every": 20}}
+def test_answers_and_weights_do_not_depend_on_the_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Whole online runs over one rank and over two: the same answers with the same rewards, weights to rounding."""
+    algorithms = ("rloo", "reinforce", "grpo", "ppo", "online_dpo")
     for count in (1, 2):
-        output = tmp_path / f"ranks-{count}"
-        finish(command(output, algorithm, tiny_model_dir, devices={"count": count}, **sections), tmp_path)
-    one, two = (tmp_path / name / "only" for name in ("ranks-1", "ranks-2"))
-    phases = sorted(path.name for path in (one / "samples").iterdir())
-    assert len(phases) > 4 and phases == sorted(path.name for path in (two / "samples").iterdir())
-    for phase in phases:
-        said = [
-            [(row["source"], row["completion"], row["reward"]) for row in read_samples(place / "samples" / phase)]
-            for place in (one, two)
-        ]
-        assert said[0] == said[1], phase
-    before, after = load_file(tiny_model_dir / "model.safetensors"), load_file(one / "export" / "model.safetensors")
-    moved = torch.cat([(after[name] - before[name]).flatten() for name in after]).norm()
-    other = load_file(two / "export" / "model.safetensors")
-    apart = torch.cat([(after[name] - other[name]).flatten() for name in after]).norm()
-    assert apart / moved < 1e-3
+        sections = {"train": {"epochs": 1}, "validation": {"every": 20}, "devices": {"count": count}}
+        output, stages = tmp_path / f"ranks-{count}", []
+        for name in algorithms:
+            rows = write_rows(name, tmp_path / f"{name}.jsonl")
+            made = run_for(name, tiny_model_dir, rows, output, **sections)
+            stages.append(made.stages[0].model_copy(update={"name": name}))
+        file = tmp_path / f"ranks-{count}.yaml"
+        file.write_text(runfile.dump(made.model_copy(update={"stages": stages})))
+        finish([sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"], tmp_path)
+    before = load_file(tiny_model_dir / "model.safetensors")
+    for name in algorithms:
+        one, two = (tmp_path / ranks / name for ranks in ("ranks-1", "ranks-2"))
+        phases = sorted(path.name for path in (one / "samples").iterdir())
+        assert len(phases) > 4 and phases == sorted(path.name for path in (two / "samples").iterdir())
+        for phase in phases:
+            said = [
+                [(row["source"], row["completion"], row["reward"]) for row in read_samples(place / "samples" / phase)]
+                for place in (one, two)
+            ]
+            assert said[0] == said[1], (name, phase)
+        after, other = (load_file(place / "export" / "model.safetensors") for place in (one, two))
+        moved = torch.cat([(after[n] - before[n]).flatten() for n in after]).norm()
+        apart = torch.cat([(after[n] - other[n]).flatten() for n in after]).norm()
+        assert apart / moved < 1e-3, name
 
 
 def test_rows_do_not_depend_on_the_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
