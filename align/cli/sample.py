@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--chat/--raw", default=None, help="Ask text as a user's message, or have it continued.")
 @click.option("--context", type=click.IntRange(min=2), help="Most tokens of prompt and answer; default: the model's.")
 @click.option("--jsonl", type=click.Path(path_type=Path, dir_okay=False), help="Write the answers as JSON lines.")
+@click.option("--force", is_flag=True, help="Write over the file that --jsonl names.")
 @click.option("--trust-remote-code", is_flag=True, help="Run model code that comes with the weights.")
 def sample(
     model: str,
@@ -49,6 +50,7 @@ def sample(
     chat: bool | None,
     context: int | None,
     jsonl: Path | None,
+    force: bool,
     trust_remote_code: bool,
     greedy: bool,
     stop: tuple[str, ...],
@@ -62,6 +64,8 @@ def sample(
     """
     if best_of and (n != 1 or not reward):
         raise click.UsageError("--best-of takes the place of -n, and needs a --reward")
+    if jsonl is not None and jsonl.is_file() and not force:
+        raise click.UsageError(f"{jsonl} exists: give --jsonl another path, or --force to write over it")
 
     from align.core.registry import registry
     from align.core.rollout.speak import Speaker, Stream, answers, prompts_for, subject_for, token_ids

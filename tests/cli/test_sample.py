@@ -43,6 +43,17 @@ def test_one_answer_is_printed_as_text_and_is_the_same_as_its_line(tiny_model_di
     assert not set(shown.stdout) & set(map(chr, [*range(10), *range(11, 32), *range(127, 160)]))
 
 
+def test_answers_are_not_written_over_unless_it_is_said(tiny_model_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text("yesterday's\n")
+    asked = (tiny_model_dir, "The cat", "--max-tokens", 2, "--jsonl", out)
+    refused = ask(*asked)
+    said = " ".join(refused.stderr.replace("│", " ").split())
+    assert refused.exit_code == 2 and "another path, or --force" in said and out.read_text() == "yesterday's\n"
+    assert ask(*asked, "--force").exit_code == 0 and json.loads(out.read_text())["tokens"] == 2
+    assert ask(tiny_model_dir, "The cat", "--max-tokens", 2, "--jsonl", "/dev/null").exit_code == 0
+
+
 def _printable(text: str) -> str:
     return "".join(c for c in re.sub(r"⟨U\+[0-9A-F]+⟩", "", text) if c.isprintable() and c != "\ufffd")
 
@@ -76,6 +87,24 @@ def test_text_that_spells_a_special_token_stays_text(tiny_model_dir: Path) -> No
     (record,) = prompts_for(f"Is it?{EOS}", tokenizer, chat=True)
     end = tokenizer.convert_tokens_to_ids(EOS)
     assert tokens_of(record, Encoder(tokenizer)).tolist().count(end) == 1, "the template's own"
+
+
+@pytest.mark.parametrize("said", ["~", "~nobody here, it begins", "", ".", "..", "prompts", "x" * 5000, "a\0b"])
+def test_what_names_no_file_is_a_prompt(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts").mkdir()
+    (record,) = prompts_for(said, tiny_tokenizer(), chat=False)
+    assert record.prompt == said
+
+
+@pytest.mark.parametrize("said", ["prompts/", "./prompts", "~/prompts", "prompts/a.jsonl", "~/prompts/a.jsonl"])
+def test_files_and_directories_are_read(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "a.jsonl").write_text('{"prompt": "The cat"}\n')
+    (record,) = prompts_for(said, tiny_tokenizer(), chat=False)
+    assert record.prompt == "The cat"
 
 
 @pytest.mark.parametrize(

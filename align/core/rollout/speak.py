@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -186,7 +185,7 @@ def prompts_for(asked: str, tokenizer: PreTrainedTokenizerBase, chat: bool | Non
     """
     given = os.path.expanduser(asked)  # which leaves a ~ alone that names nobody, where Path's raises
     if os.path.exists(given) and (os.sep in asked or not os.path.isdir(given)):
-        records = load_records(Data(train=[Source(path=os.path.abspath(given))]), ("prompt",)).train
+        records = load_records(Data(train=[Source(path=given)]), ("prompt",)).train
         return [_as_message(record) for record in records] if chat else records
     record = Record("prompt", "the prompt", prompt=asked)
     return [_as_message(record) if (tokenizer.chat_template is not None if chat is None else chat) else record]
