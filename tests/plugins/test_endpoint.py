@@ -85,6 +85,16 @@ def test_chat_sends_a_message_without_special_tokens(tiny_model_dir: Path) -> No
         assert seen.content["messages"] == [{"role": "user", "content": "Is it?"}] and "prompt" not in seen.content
 
 
+def test_chat_refuses_messages_that_a_template_made_text_of(tiny_model_dir: Path) -> None:
+    with asking(tiny_model_dir, lambda _seen: chat("yes"), api="chat") as (endpoint, server, tokenizer):
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it?"}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        for prompt in (text, "<|bos|>" + text):
+            with pytest.raises(AlignError, match="would take them for one user's message"):
+                endpoint.generate([request_of(tokenizer, prompt, 1)], SAMPLING)
+        assert server.seen == []
+
+
 def test_answers_are_in_the_order_of_their_seeds_whatever_order_they_come_in(tiny_model_dir: Path) -> None:
     def slow_first(seen: Seen) -> Reply:
         reply = completion(f"answer {seen.content['seed']}")

@@ -1,8 +1,8 @@
 """Any OpenAI-compatible server: answers for judging, best-of-n and evaluation. Nothing is trained through it.
 
 Such a server speaks text. Prompts are decoded by our tokenizer (``completions``: as the text that they are, special
-tokens included; ``chat``: as one user message, special tokens left out), and answers are encoded by it; where the
-server tokenises otherwise, tokens are ours and not what it drew.
+tokens included; ``chat``: as one user message; what a chat template has made of messages is refused), and answers are
+encoded by it; where the server tokenises otherwise, tokens are ours and not what it drew.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Endpoint(Generator):
         """What the server calls the model."""
         api: Literal["chat", "completions"] = "completions"
         """``completions``: the prompt's text is continued. ``chat``: it is a user's message, and the server's own chat
-        template goes around it."""
+        template goes around it; prompts must be plain text, not messages."""
         key_env: str | None = None
         """The environment variable that holds the API key."""
         key_file: str | None = None
@@ -62,6 +62,7 @@ class Endpoint(Generator):
         """Nothing is asked yet. Raises AlignError for an address or key that cannot be used."""
         config = self.config
         self.tokenizer = subject.tokenizer
+        self._special = frozenset(subject.tokenizer.all_special_ids)
         key = secret(config.key_env, config.key_file)
         self.client = Client(config.url, key=key, timeout=config.timeout, retries=config.retries)
 
@@ -128,7 +129,16 @@ class Endpoint(Generator):
 
     def _content(self, prompt: Tokens, sampling: Sampling, seed: int) -> dict[str, Any]:
         chat = self.config.api == "chat"
-        text = str(self.tokenizer.decode(prompt.tolist(), skip_special_tokens=chat))
+        ids = prompt.tolist()
+        own = ids[1:] if ids[:1] == [self.tokenizer.bos_token_id] else ids
+        if chat and not self._special.isdisjoint(own):  # text that spells one is not read as one
+            raise AlignError(
+                "the prompt is messages that the model's chat template has made one text of; a server with api: chat "
+                "would take them for one user's message",
+                "set api: completions, or ask plain text (align sample: --raw)",
+                where=self.name,
+            )
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=chat))
         content: dict[str, Any] = {
             "model": self.config.model,
             "max_tokens": sampling.max_tokens,
