@@ -132,6 +132,17 @@ def test_what_it_logs_is_kept_beside_the_scores() -> None:
     assert reward.counts() == {"accuracy": 0.5}
 
 
+def test_what_it_logs_is_a_part_only_where_json_has_a_number_for_it() -> None:
+    def f(completions: list[str], log_extra: Any) -> list[float]:
+        log_extra("ratio", [math.nan, 0.5])
+        log_extra("size", [math.inf, 10**400])
+        return [1.0, 0.0]
+
+    first, second = from_function(f, "f").score(ANSWERS)
+    assert first == Score(1.0, "scored", {}, "ratio: nan; size: inf")
+    assert second.parts == {"ratio": 0.5} and second.why.startswith("size: 1000")
+
+
 def test_a_nameless_argument_is_refused_at_once() -> None:
     def f(completions: list[str], /) -> list[float]:
         return [0.0]

@@ -57,6 +57,13 @@ def test_verl_s(file: str) -> None:
     assert (score.value, score.parts) == (1.5, {"length": 1.0})
 
 
+def test_a_part_of_verl_s_that_is_no_number_of_json_is_said_in_words(tmp_path: Path) -> None:
+    source = "def compute_score(**row): return {'score': 1, 'loss': float('nan'), 'n': 2, 'note': 'text'}\n"
+    (tmp_path / "f.py").write_text(source)
+    (score,) = said("verl", answer("4", ground_truth="4"), file=str(tmp_path / "f.py"))
+    assert (score.value, score.parts, score.why) == (1.0, {"n": 2.0}, "loss: nan; note: text")
+
+
 def test_openrlhf_s(file: str) -> None:
     scores = said("openrlhf", answer("4", label="4"), answer("5", label="4"), file=file)
     assert [(s.value, s.parts) for s in scores] == [

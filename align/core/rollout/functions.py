@@ -12,6 +12,7 @@ import asyncio
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -110,8 +111,8 @@ class FunctionReward(Reward):
 
     def _checked(self, value: Any, i: int, extra: Mapping[str, Sequence[Any]]) -> Score:
         beside = {name: values[i] for name, values in extra.items() if len(values) > i}
-        parts = {str(name): float(told) for name, told in beside.items() if isinstance(told, int | float)}
-        why = "; ".join(f"{name}: {told}"[:_LONGEST] for name, told in beside.items() if name not in parts)
+        parts = parts_of(beside)
+        why = told_of(beside, parts)
         if value is None:
             return Score(None, "abstained", parts, why)
         try:
@@ -142,6 +143,17 @@ class FunctionReward(Reward):
 def from_function(function: Callable[..., Any], name: str) -> Reward:
     """A function in TRL's signature as a reward called ``name``."""
     return FunctionReward(function, name)
+
+
+def parts_of(beside: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of what a function tells beside a score; those that are not finite have no place in JSON."""
+    numbers = {str(name): told for name, told in beside.items() if isinstance(told, int | float)}
+    return {name: float(told) for name, told in numbers.items() if abs(told) <= sys.float_info.max}
+
+
+def told_of(beside: Mapping[str, Any], parts: Mapping[str, float]) -> str:
+    """The rest of it in words, so that nothing is left out unsaid."""
+    return "; ".join(f"{name}: {told}"[:_LONGEST] for name, told in beside.items() if str(name) not in parts)
 
 
 async def _awaited(said: Any) -> Any:

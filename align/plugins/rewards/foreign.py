@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from align.core.rollout.functions import from_function
+from align.core.rollout.functions import from_function, parts_of, told_of
 from align.core.rollout.reward import Answer, Reward, Score
 from align.schemas.errors import AlignError
 
@@ -100,7 +100,7 @@ class Python(_FromFile):
 class Verl(_FromFile):
     """veRL's ``compute_score(data_source, solution_str, ground_truth, extra_info)``, one answer at a time.
 
-    It gives a number, or a mapping with ``score``; the mapping's other numbers are kept as parts.
+    It gives a number, or a mapping with ``score``; the mapping's other numbers are kept as parts, the rest as words.
     """
 
     name = "verl"
@@ -184,9 +184,9 @@ class _Verl(Reward):
         value = beside.pop("score", None)
         if value is None:
             return Score(None, "abstained")
+        parts = parts_of(beside)
         try:
-            parts = {str(key): float(part) for key, part in beside.items() if isinstance(part, int | float)}
-            return Score(float(value), parts=parts)
+            return Score(float(value), parts=parts, why=told_of(beside, parts))
         except (TypeError, ValueError):
             mend = "return a number, or a mapping with 'score'"
             raise AlignError(f"gave a {type(value).__name__} for an answer", mend, where=self._where) from None
