@@ -62,9 +62,14 @@ def _leaves(gold: Tree, answer: Tree, worked_out: bool) -> bool:
     if any(letter.isupper() and letter.lower() in used for letter in used):
         return "".join(gold.text.split()) == "".join(answer.text.split())
     ours, theirs = _value(gold), _value(answer)
-    if worked_out and leaf.arithmetic(answer.text) and not leaf.arithmetic(gold.text) and leaf.exact(ours) is not None:
+    right = leaf.equal(ours, theirs) or _rounded(gold, answer)
+    if right and worked_out and _worked(gold) and not _worked(answer) and leaf.exact(ours) is not None:
         raise Unparsed("leaves arithmetic to be worked out")
-    return leaf.equal(ours, theirs) or _rounded(gold, answer)
+    return right
+
+
+def _worked(tree: Tree) -> bool:
+    return tree.number is not None or leaf.single_power(tree.text)
 
 
 def _value(tree: Tree) -> Any:

@@ -56,10 +56,15 @@ def undone(text: str) -> frozenset[str]:
     return frozenset(_UNDONE.findall(text))
 
 
-def arithmetic(text: str) -> bool:
-    r"""Whether numbers are left to be added, multiplied or divided: ``17 + 23``, ``6 \cdot 7``, ``\frac{1+2}{3}``."""
-    bare = re.sub(r"\^\{-?\d+\}", "", text)
-    return re.search(r"[\d)}]\s*(?:[+*]|-|\\cdot|\\times|\\div|/|(?=\())\s*[\d(\\]", bare) is not None
+_ONE = r"(?:\d+(?:\.\d+)?|\.\d+|\\frac\{\d+\}\{\d+\})"
+_POWER = re.compile(
+    rf"-? ?(?:(?:{_ONE}|\(-?{_ONE}\)) ?\^ ?(?:\d|\{{-?(?:{_ONE}|\d+/\d+)\}})|\\sqrt(?:\[\d+\])?\{{-?{_ONE}\}})"
+)
+
+
+def single_power(text: str) -> bool:
+    r"""Whether it is one power or root of one number: ``2^{10}``, ``(\frac{1}{2})^{3}``, ``-\sqrt[3]{8}``."""
+    return _POWER.fullmatch(text) is not None
 
 
 def guard(text: str) -> None:
