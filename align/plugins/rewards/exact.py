@@ -7,18 +7,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from align.core.rollout.patterns import Pattern
 from align.core.rollout.reward import Answer, Reward, Score
-
-
-def compiles(pattern: str) -> str:
-    """A regular expression. Raises ValueError where it is none."""
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"is not a regular expression: {error}") from None
-    return pattern
 
 
 class Exact(Reward):
@@ -35,7 +27,7 @@ class Exact(Reward):
         """The column with the answer; a list there holds several that are all right."""
         after: Annotated[str, Field(min_length=1)] | None = None
         """Compare only what comes after the last of these words (``####``, ``Answer:``), up to the end of its line."""
-        pattern: Annotated[str, AfterValidator(compiles)] | None = None
+        pattern: Pattern | None = None
         """Compare only the last match of this regular expression (its first group, where it has one)."""
         case: bool = False
         """Whether case counts."""

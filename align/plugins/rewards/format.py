@@ -8,22 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import fastjsonschema
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from align.core.rollout.patterns import Pattern
 from align.core.rollout.reward import Answer, Reward, Score
 from align.schemas.errors import AlignError
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL)
 
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.-]*$")]
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"is not a regular expression: {error}") from None
-    return pattern
 
 
 def in_tags(text: str, tags: Sequence[str], outside: Literal["nothing", "after", "anywhere"]) -> str:
@@ -53,7 +46,7 @@ class Format(Reward):
     class Config(Reward.Config):
         """What is asked for; where it is several things, all of them."""
 
-        regex: Annotated[str, AfterValidator(_compiles)] | None = None
+        regex: Pattern | None = None
         """A Python regular expression that the whole answer matches (``(?s)`` at its start: ``.`` is a newline too)."""
         search: bool = False
         """regex only: it is enough that it matches somewhere."""
