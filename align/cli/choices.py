@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from align.schemas.rollout import RewardChoice
 
 SPELT = "NAME or NAME:KEY=VALUE,KEY=VALUE"
+REWARD = f"{SPELT}, where path.py:function is a NAME too"
+_WORD = re.compile(r"([^:]*\.py:\w+(?=:|$)|[^:]*):?(.*)", re.DOTALL)
 
 
 def choice_of(word: str, option: str) -> Choice:
@@ -20,7 +22,7 @@ def choice_of(word: str, option: str) -> Choice:
     from align.schemas.choice import Choice
     from align.schemas.errors import AlignError
 
-    name, _, rest = word.partition(":")
+    name, rest = _WORD.fullmatch(word).groups()  # type: ignore[union-attr]  # it matches every string
     settings = {}
     for pair in re.split(r",(?=\w+=)", rest) if rest else []:
         key, equals, value = pair.partition("=")
@@ -35,10 +37,21 @@ def choice_of(word: str, option: str) -> Choice:
 
 def reward_of(word: str) -> RewardChoice:
     """The reward that ``--reward`` chose, its weight and the like told from its own settings."""
+    choice = choice_of(word, "reward")
+    return reward_named(choice.type, choice.settings, "--reward")
+
+
+def reward_named(name: str, given: dict[str, Any], where: str) -> RewardChoice:
+    """A reward's name, or path.py:function, with flat settings. where: begins the place that a fault names."""
     from align.core.settings import check, dotted
     from align.schemas.choice import spelt_out
     from align.schemas.rollout import BESIDE_REWARD, RewardChoice
 
-    choice = choice_of(word, "reward")
-    flat = spelt_out({"type": choice.type, **choice.settings}, BESIDE_REWARD)
-    return check(RewardChoice, flat, lambda path: f"--reward {choice.type}: {dotted(path)}")
+    file, _, function = name.rpartition(":")
+    if file.endswith(".py"):
+        beside = {key: value for key, value in given.items() if key in BESIDE_REWARD}
+        own = {key: value for key, value in given.items() if key not in BESIDE_REWARD}
+        choice: Any = {"type": "python", "settings": {"file": file, "function": function, "settings": own}, **beside}
+    else:
+        choice = spelt_out({"type": name, **given}, BESIDE_REWARD)
+    return check(RewardChoice, choice, lambda path: f"{where} {name}: {dotted(path)}")

@@ -11,13 +11,13 @@ from typing import Any
 
 import rich_click as click
 
-from align.cli.choices import SPELT, choice_of, reward_of
+from align.cli.choices import REWARD, SPELT, choice_of, reward_of
 
 
 @click.command()
 @click.argument("prompts")
 @click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--reward", multiple=True, required=True, metavar="REWARD", help=f"{SPELT}; repeatable, summed.")
+@click.option("--reward", multiple=True, required=True, metavar="REWARD", help=f"{REWARD}; repeatable, summed.")
 @click.option("--model", help="Whose answers are judged, where a row has none: a model directory or hub id.")
 @click.option("-n", "n", type=click.IntRange(min=2), default=4, show_default=True, help="Answers to each prompt.")
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer, in tokens.")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from align.cli.choices import reward_named
+
 if TYPE_CHECKING:
     from align.core.rollout.audit import Audit
     from align.core.rollout.lines import Summary
@@ -186,10 +188,7 @@ def _open(name: str, pairs: tuple[str, ...], device: str) -> Opened:
     from align.core.disk import cache_directory
     from align.core.rollout.reward import Place
     from align.core.rollout.score import Opened
-    from align.core.settings import check, dotted
-    from align.schemas.choice import spelt_out
     from align.schemas.errors import AlignError
-    from align.schemas.rollout import BESIDE_REWARD, RewardChoice
 
     given: dict[str, Any] = {}
     for pair in pairs:
@@ -200,15 +199,8 @@ def _open(name: str, pairs: tuple[str, ...], device: str) -> Opened:
         if document.problems:
             raise AlignError.gather(document.problems)
         given[key] = document.values
-    file, colon, function = name.rpartition(":")
-    if colon and file.endswith(".py"):
-        beside = {key: given.pop(key) for key in list(given) if key in BESIDE_REWARD}
-        given = {"file": file, "function": function, "settings": given}
-        choice: Any = {"type": "python", "settings": given, **beside}
-    else:
-        choice = spelt_out({"type": name, **given}, BESIDE_REWARD)
     place = Place(cache_directory() / "rewards", accelerator="cuda" if device == "cuda" else "cpu")
-    return Opened(check(RewardChoice, choice, lambda path: f"reward {name}: {dotted(path)}"), place)
+    return Opened(reward_named(name, given, "reward"), place)
 
 
 def _speaker(model: str, n: int, max_tokens: int, seed: int) -> Any:

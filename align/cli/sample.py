@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from align.cli.choices import SPELT, choice_of, reward_of
+from align.cli.choices import REWARD, SPELT, choice_of, reward_of
 
 if TYPE_CHECKING:
     from align.core.rollout.score import Scorer
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("-n", "n", type=click.IntRange(min=1), default=1, show_default=True, help="Answers to each prompt.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="All draws follow from it.")
 @click.option("--best-of", type=click.IntRange(min=1), metavar="N", help="Of N answers the one with the best reward.")
-@click.option("--reward", multiple=True, metavar="REWARD", help=f"{SPELT}; repeatable, summed by their weight.")
+@click.option("--reward", multiple=True, metavar="REWARD", help=f"{REWARD}; repeatable, summed by their weight.")
 @click.option("--generator", default="local", show_default=True, metavar="GENERATOR", help=f"{SPELT}.")
 @click.option("--chat/--raw", default=None, help="Ask text as a user's message, or have it continued.")
 @click.option("--context", type=click.IntRange(min=2), help="Most tokens of prompt and answer; default: the model's.")

@@ -168,6 +168,19 @@ def rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.registry._offers, "reward", registry.offers("reward") | own)
 
 
+def test_a_function_of_a_file_is_a_reward(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def size(completions, unit=1):\n    return [len(c) * unit for c in completions]\n"
+    )
+    asked = (tiny_model_dir, "The cat", "--raw", "-n", 2, "--max-tokens", 4)
+    for settings, unit, weight in (("", 1, 1), (":unit=3,weight=2", 3, 2)):
+        for row in lines(ask(*asked, "--reward", f"{tmp_path}/mine.py:size{settings}")):
+            size = len(row["completion"]) * unit
+            assert (row["parts"], row["reward"]) == ({"python": size}, size * weight)
+    gone = ask(*asked, "--reward", f"{tmp_path}/mine.py:sise")
+    assert gone.exit_code == 2 and "has no function 'sise'" in gone.stderr
+
+
 def test_the_best_of_n_is_the_highest_reward_first_among_equals(tiny_model_dir: Path, rewards: None) -> None:
     asked = (tiny_model_dir, "The cat", "--raw", "--max-tokens", 9, "--top-k", 40)
     every = lines(ask(*asked, "-n", 8, "--reward", "brief:unit=0.5,weight=2"))
