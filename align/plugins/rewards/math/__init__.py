@@ -18,9 +18,13 @@ from align.plugins.rewards.math.compare import check, same
 from align.plugins.rewards.math.extract import Unparsed, answers_of
 from align.plugins.rewards.math.notation import clean
 from align.plugins.rewards.math.tree import Tree, read
+from align.plugins.rewards.math.units import contradicts
 
 LONGEST_GOLD = 20_000
 """Characters of a solution."""
+
+_NEGATIVE = re.compile(r"[\s}]*(?:\\text\{)?\s*(?:False|No|Never|Negative|Impossible|None(?: of [a-z ]+)?)[\s.}]*")
+"""A choice's own words, which deny nothing: ``(B) No``."""
 
 _WARM = (
     (r"x^2+2xy-\frac{y}{3}", r"x(x+2y)-\frac{1}{3}y"),
@@ -112,9 +116,10 @@ def _agree(written: str, gold: Tree, said: str) -> bool:
 
 
 def _choice(text: str) -> str | None:
-    """The letter of ``(A) 5`` and ``A. five``; None for anything else, and where another letter stands beside it."""
+    """The letter of ``(A) 5`` and ``A. five``; None for anything else, and where another letter or a denial follows."""
     match = re.match(r"(?:\\text\{)?(?:\(([A-J])\)|([A-J])[.):](?![^ ]))", text)
-    alone = match and not re.search(r",|\([A-J]\)|\b[A-J][.):]", text[match.end() :])
+    rest = text[match.end() :] if match else ""
+    alone = not re.search(r",|\b[A-J]\b|^[}\s]*[/&|]", rest) and (_NEGATIVE.fullmatch(rest) or not contradicts(rest))
     return match[1] or match[2] if match and alone else None
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from align.plugins.rewards.math.extract import Unparsed
 from align.plugins.rewards.math.numeral import numeral
-from align.plugins.rewards.math.units import BARE_UNITS, SCALES, denies, is_unit, unit_of
+from align.plugins.rewards.math.units import BARE_UNITS, SCALES, contradicts, denies, is_unit, unit_of
 
 Kind = Literal["number", "expression", "words", "list", "set", "bracket", "union", "matrix", "relation"]
 MOST_PARTS = 64
@@ -102,7 +102,8 @@ def _side(text: str, depth: int) -> Tree:
 
 def is_name(tree: Tree) -> bool:
     r"""Whether it is what an answer may be said to be: ``x``, ``f(2)``, ``\angle ABC``, ``\text{Area}``."""
-    return _NAME.fullmatch(tree.text) is not None and not re.fullmatch(r"\\pi|\\infty|e|i", tree.text)
+    named = _NAME.fullmatch(tree.text) and not re.fullmatch(r"\\pi|\\infty|e|i", tree.text)
+    return bool(named) and not contradicts(tree.text)
 
 
 def _list(text: str, depth: int) -> Tree | None:

@@ -73,6 +73,12 @@ _NOT_UNITS = (
 )
 NO_UNIT = frozenset(_NOT_UNITS.split())
 """Words that say something else of a number than its unit."""
+_DENYING = (
+    "not no nope never none neither nor non without except but unlike wrong incorrect incorrectly false falsely "
+    "mistake error lie unless unsure doubt doubtful impossible invalid negative minus plus times opposite inverse "
+    "reciprocal half double twice triple thrice dozen maybe perhaps possibly probably guess or either instead"
+)
+_DENIALS = frozenset(_DENYING.split())
 _COUNTED = frozenset({"people", "children", "men", "women", "fish", "sheep", "geese", "teeth", "mice", "dice"})
 _WITH_TH = frozenset({"month", "path", "length", "width", "depth", "birth", "moth", "myth", "booth", "cloth"})
 
@@ -84,6 +90,11 @@ def denies(word: str) -> bool:
     if stems & NO_UNIT or re.search("illi(?:on|ard)(?:th)?s?$", word):
         return True
     return re.search("(?:th|thirds?|n't)s?$", word) is not None and not stems & _WITH_TH
+
+
+def contradicts(text: str) -> bool:
+    """Whether words deny, doubt or change what stands beside them, as in ``wrong = 3`` and ``(A) is not it``."""
+    return any(word in _DENIALS or word.endswith("n't") for word in re.findall("[a-z']+", text.lower()))
 
 
 def is_unit(words: str) -> bool:
