@@ -53,14 +53,20 @@ _RETRACTED = re.compile(
     re.I,
 )
 """An answer taken back, in what follows it."""
+_BELOW = r"(?:[ \t]*\n){0,3}[ \t]*(?:(?:\$\$|\\\[)[ \t]*\n[ \t]*(?=[^\n]+\n[ \t]*(?:\$\$|\\\])))?([^\n]+)"
+"""A line, perhaps below blank ones, or alone in a displayed formula."""
 _MARKERS = (
-    re.compile(r"####[ \t]*([^\n]+)"),
+    re.compile(r"####(?![ \t*]*(?:final )?answer[ \t*:]*\n)[ \t]*([^\n]+)", re.I),
     re.compile(r"<answer>(.*?)</answer>", re.S | re.I),
     re.compile(
         r"\banswer\b(?: (?:to|of|for) [^\n.:]{1,60}?)?[ \t]*(?:\*\*)?[ \t]*(?:is|:|=)"
-        r"(?:[ \t]*(?:\*\*|:))*[ \t]*\n?[ \t]*([^\n]+)",
+        rf"(?:[ \t]*(?:\*\*|:))*{_BELOW}",
         re.I,
     ),
+    re.compile(rf"(?:^|\n)[ \t]*(?:#{{1,6}}|\*\*)[ \t*]*(?:final )?answer[ \t*]*\n{_BELOW}", re.I),
+)
+_GOES_ON = re.compile(
+    r"[\s$\])\\*]*(?:(?:or|and|alternatively)\b|[-$\\(\[ ]{0,9}\d[\d.,/]*[$)\]\\ ]{0,9}(?:\n|$))", re.I
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _WORDS_OF_DOUBT = re.compile(r"\b(?:either|maybe|perhaps|possibly|probably|not|between|unknown|unclear)\b", re.I)
@@ -176,15 +182,29 @@ def _free(text: str, whole: bool) -> tuple[str, str]:
                     r"\W*(?:or|and|alternatively)\b", between, re.I
                 ):
                     raise Unparsed("gives several answers")
+            if _GOES_ON.match(rest) or re.search(r"(?:\b(?:or|and)|[,;/&=])[\s$*]*$", said, re.I):
+                raise Unparsed("gives several answers")
             return _meant(said), rest
     last = text.strip().rpartition("\n")[2]
     if whole and last == text.strip():
-        if "=" in last and re.search(r"[a-zA-Z]{2,} ", last.rpartition("=")[0]):
-            return _meant(last.rpartition("=")[2]), ""
-        return _meant(last), ""
+        worded = "=" in last and re.search(r"[a-zA-Z]{2,} ", last.rpartition("=")[0])
+        return _meant(_right_of(last) if worded else last), ""
     if len(last) <= _LINE and re.search(r"[^=]=[^=]+$", last):
-        return _meant(last.rpartition("=")[2]), ""
+        return _meant(_right_of(last)), ""
     raise Unparsed("has no box and no final answer")
+
+
+def _right_of(line: str) -> str:
+    """What the last ``=`` says; with what is left of it where that is numbers, so that ``1 = 7`` is heard."""
+    before, _, value = line.rpartition("=")
+    if _WORDS_OF_DOUBT.search(before) or re.search(r"\b(?:or|guess|suppose|could|might)\b", before, re.I):
+        raise Unparsed("gives several answers, or doubts")
+    numbers = re.split(r"(?<!\\)\b[a-zA-Z]{2,}|[,;:]", before)[-1].strip()
+    return (
+        f"{numbers}={value}"
+        if re.search(r"\d", numbers) and not re.search(r"(?<![a-zA-Z\\])[a-zA-Z]", numbers)
+        else value
+    )
 
 
 def _meant(said: str) -> str:
