@@ -231,6 +231,8 @@ def _words(text: str) -> Tree | None:
     inner = re.sub(r"^(?:option|choice) (?=\(?[A-Z]\)?$)", "", inner, flags=re.I)
     if match := re.fullmatch(r"\(?([a-zA-Z])\)?\.?", inner):
         return Tree("words", match[1])
+    if not marked and re.fullmatch(r"[a-zA-Z](?: ?- ?[a-zA-Z])+", inner):  # a difference
+        return None
     if re.fullmatch(r"[a-zA-Z][a-zA-Z' .-]*", inner) and (marked or " " in inner.strip() or len(inner) > 3):
         return Tree("words", " ".join(inner.rstrip(".").casefold().split()))
     if re.fullmatch(r"yes|no", inner, re.I):
