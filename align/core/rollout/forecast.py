@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from math import comb
 
 from align.core.rollout.lines import Line, ask
-from align.core.rollout.reward import Answer
 from align.core.rollout.score import Opened
 from align.core.rollout.speak import Speaker
 from align.schemas.errors import AlignError
@@ -80,18 +79,7 @@ def forecast(reward: Opened, lines: Sequence[Line], speaker: Speaker) -> Forecas
     groups: list[list[float | None]] = []
     outcomes: list[Counter[str]] = []
     for place, said in enumerate(speaker.ask(records)):
-        answers = [
-            Answer(
-                each.record.prompt or "",
-                each.completion,
-                each.text,
-                tuple(each.sample.tokens.tolist()),
-                each.sample.finish,
-                each.record.columns,
-                place,
-            )
-            for each in said
-        ]
+        answers = [each.answer(place) for each in said]
         verdicts = list(ask(reward, [Line(asked[place].where, answer) for answer in answers], len(answers)))
         groups.append([verdict.score.value for verdict in verdicts])
         outcomes.append(Counter(verdict.score.outcome for verdict in verdicts))

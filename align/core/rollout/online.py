@@ -81,7 +81,7 @@ class CriticSpec:
 class Online(Algorithm):
     """An algorithm that learns from answers it samples itself: write ``credit`` and ``loss``.
 
-    ``Batch.along`` has what ``credit`` gave, and where measured ``sampled_logp``, ``old_logp`` (the trainer's before
+    ``Batch.along`` has what ``credit`` gave, and where measured ``old_logp`` (the trainer's before
     the phase's first step) and ``weight`` (the correction for the generator, see ``schemas.rollout.Mismatch``).
     """
 

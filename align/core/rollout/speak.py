@@ -59,6 +59,12 @@ class Said:
         """As the prompt is: a string, or messages."""
         return [{"role": "assistant", "content": self.text}] if self.record.conversational else self.text
 
+    def answer(self, group: int) -> Answer:
+        """As rewards are asked about it."""
+        record, sample = self.record, self.sample
+        tokens = tuple(sample.tokens.tolist())
+        return Answer(record.prompt or "", self.completion, self.text, tokens, sample.finish, record.columns, group)
+
     def row(self) -> dict[str, Any]:
         """A line of JSONL: the row's own columns, and over them what was said."""
         row = {**self.record.columns, "prompt": self.record.prompt, "completion": self.completion}
@@ -207,19 +213,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list
 
 def score(groups: Sequence[Sequence[Said]], scorer: Scorer, first: int = 0) -> list[list[Said]]:
     """The same answers with what the rewards say of them."""
-    answers = [
-        Answer(
-            said.record.prompt or "",
-            said.completion,
-            said.text,
-            tuple(said.sample.tokens.tolist()),
-            said.sample.finish,
-            said.record.columns,
-            first + group,
-        )
-        for group, members in enumerate(groups)
-        for said in members
-    ]
+    answers = [said.answer(first + group) for group, members in enumerate(groups) for said in members]
     scored: Iterator[Scored] = iter(scorer.score(answers))
     return [[replace(said, scored=next(scored)) for said in members] for members in groups]
 

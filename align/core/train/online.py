@@ -29,7 +29,7 @@ from align.schemas.rollout import Sampling
 from align.schemas.run import Stage
 
 REFILL = 3
-"""Tokens that dead groups' replacements may take, as a multiple of the first round's."""
+"""Tokens that a phase with replacements may take in all, as a multiple of the first round's."""
 
 
 class RolloutPhases:
