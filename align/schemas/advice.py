@@ -1,0 +1,241 @@
+"""Advice, as data: ``align.advice/1``. Text, Markdown, HTML and SARIF are rendered from it and from nothing else."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from align.schemas.base import Config
+
+Primary = Literal["prompting", "rag", "continual_pretraining", "post_training", "insufficient"]
+Confidence = Literal["high", "medium", "low"]
+Level = Literal["error", "warning", "note"]
+
+
+class Quote(Config):
+    """Words that a reason rests on."""
+
+    fact: str
+    """``behaviour.rules_count = 27``."""
+    quote: str
+    span: tuple[int, int] | None = None
+    """Characters of the description, half-open; null for a form."""
+    source: str
+    """description, form, a file's name, answers, measured."""
+
+
+class Reason(Config):
+    """A rule that fired."""
+
+    rule: str
+    rubric: str
+    option: str
+    weight: Literal["hard", "soft", "veto"]
+    because: str
+    quotes: list[Quote]
+    """At least one."""
+    flips_if: str
+
+
+class Step(Config):
+    """One stage of the plan."""
+
+    stage: str
+    """prompting, rag, continual_pretraining, or an algorithm: sft, dpo, kto, reward_model, grpo, rloo, ppo, best_of_n."""
+    why: list[str]
+    """Rule ids."""
+    optional: bool = False
+    needs: str = ""
+    """What is missing for it."""
+
+
+class FirstTry(Config):
+    """The cheapest thing that could show training to be needless."""
+
+    what: str
+    cost: str
+    stop_if: str
+
+
+class Alternative(Config):
+    """Another way, and what would make it the better one."""
+
+    option: str
+    rank: int
+    because: str
+    flips_if: str
+    what_if: list[str] = Field(default_factory=list)
+    """The same as ``--what-if`` settings, where that can be said: ``behaviour.rules_count=25``."""
+
+
+class Assumption(Config):
+    """A number that nobody gave."""
+
+    fact: str
+    why: str
+    effect: str
+
+
+class Question(Config):
+    """What is not known and would matter."""
+
+    id: str
+    field: str
+    question: str
+    would_change: str
+
+
+class DataNeed(Config):
+    """Data needed against given."""
+
+    need: str
+    unit: Literal["rows", "tokens", "docs"]
+    floor: int
+    comfortable: int
+    given: int | None
+    verdict: Literal["ok", "thin", "too_little", "missing", "unknown"]
+    lint: str = ""
+    """The command that checks it."""
+
+
+class Algorithm(Config):
+    """What to train with, and the settings to start from."""
+
+    stage: str
+    name: str
+    tuning: Literal["full", "lora", "qlora"]
+    start: dict[str, Any]
+    """Keys of the run file with their values: ``optimizer.learning_rate``."""
+    source: str
+
+
+class Fit(Config):
+    """How one way of holding the model lies on one device, in GB (10^9 bytes), by what takes it."""
+
+    strategy: str
+    verdict: Literal["fits", "tight", "does_not_fit"]
+    per_gpu_gb: dict[str, float]
+    total_gb: float
+    short_gb: float
+    """What is lacking; negative: what is spare."""
+    knob: str = ""
+    """The cheapest thing that would help."""
+
+
+class Hardware(Config):
+    """What is given, what fits, and what does not."""
+
+    given: str
+    capacity_gb: float | None
+    chosen: Fit | None
+    rejected: list[Fit] = Field(default_factory=list)
+    asked: Fit | None = None
+    """The way that was asked for, where one was."""
+
+
+class Range(Config):
+    """Between."""
+
+    low: float
+    high: float
+
+
+class Estimate(Config):
+    """What it would take. Ranges, since efficiency is not known beforehand."""
+
+    tokens: Range | None = None
+    flops: Range | None = None
+    gpu_hours: Range | None = None
+    wall_hours: Range | None = None
+    cost: Range | None = None
+    """In ``currency``, from a price file of the user's; null without one."""
+    currency: str = ""
+    basis: str = ""
+    """How it was computed, in a sentence."""
+
+
+class Warned(Config):
+    """A danger."""
+
+    id: str
+    level: Level
+    text: str
+    rule: str
+    quotes: list[Quote] = Field(default_factory=list)
+
+
+class Gate(Config):
+    """What must hold before it ships."""
+
+    target: list[str]
+    guard: list[str]
+    rule: str
+    """The decision rule, in words."""
+    min_rows: int
+    """Held-out rows at which the effect wanted can be seen."""
+    detectable: float | None = None
+    """The smallest effect, as a share, that the rows on hand can show; null where rows are unknown."""
+
+
+class Requested(Config):
+    """What was asked for against what is advised."""
+
+    requested: str
+    recommended: str
+    agrees: bool
+    blocking: bool
+    because: str
+
+
+class Disagreement(Config):
+    """Two places that say different things of one fact."""
+
+    fact: str
+    taken: str
+    dropped: str
+
+
+class Provenance(Config):
+    """What the advice depends on: the same hashes give the same bytes."""
+
+    tool: str
+    rules: str
+    thresholds: str
+    parser: str
+    input: str
+
+
+class Advice(Config):
+    """The whole of it."""
+
+    schema_: Literal["align.advice/1"] = Field("align.advice/1", alias="schema", serialization_alias="schema")
+    primary: Primary
+    confidence: Confidence
+    summary: str
+    """The answer in a sentence or two."""
+    plan: list[Step]
+    companions: list[str]
+    """What must be combined with the primary: rag, post_training, prompting, continual_pretraining."""
+    first_try: FirstTry | None
+    alternatives: list[Alternative]
+    reasons: list[Reason]
+    assumptions: list[Assumption]
+    missing: list[Question]
+    data: list[DataNeed]
+    algorithms: list[Algorithm]
+    hardware: Hardware | None
+    estimate: Estimate | None
+    warnings: list[Warned]
+    evals: Gate | None
+    requested: Requested | None
+    conflicts: list[Disagreement]
+    not_understood: list[str]
+    """What was left unread or rejected: an unsupported language, an unproved quote."""
+    provenance: Provenance
+
+    @property
+    def blocking(self) -> list[str]:
+        """Why launching should be refused: ids of rules and error-level warnings."""
+        rules = ["requested-differs"] if self.requested is not None and self.requested.blocking else []
+        return rules + [warning.id for warning in self.warnings if warning.level == "error"]
