@@ -18,8 +18,8 @@ from rich.console import Console
 from align.core.report import Figure, Row, Table, print_table
 from align.core.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, chart, smooth, thin, ticks
 from align.core.report.page import Bar, _bars
-from align.core.report.text import number
 from align.schemas.errors import AlignError
+from align.schemas.text import number
 from tests.core.reports import SECTIONS, Shape, measures, page_of, write_run
 
 

@@ -15,9 +15,9 @@ import pytest
 from align.core.report import write_report
 from align.core.report.facts import chosen
 from align.core.report.read import read_run
-from align.core.report.text import number
 from align.core.train.launch import train
 from align.schemas.run import Choice
+from align.schemas.text import number
 from tests.core.reports import SECTIONS, measures
 from tests.core.runs import run_for, write_rows
 

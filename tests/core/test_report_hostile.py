@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from align.core.report.text import visible
 from align.schemas.errors import AlignError
+from align.schemas.text import visible
 from tests.core.reports import Shape, measures, page_of, write_run
 
 PAYLOADS = [

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from align.core.report.text import number
+from align.schemas.text import number
 
 Points = Sequence[tuple[float, float]]
 """(step, value) in the order of the steps; a value may be NaN."""

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from align.core.report.read import StageFacts
-from align.core.report.text import number
 from align.core.runcheck import choices
 from align.schemas.run import Stage
+from align.schemas.text import number
 
 _TOLD = ("name", "model.path", "data.train", "algorithm.type", "seed")
 _ABSENT = object()

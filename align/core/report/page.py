@@ -24,7 +24,7 @@ from align.core.report import chart as charts
 from align.core.report.facts import chosen, facts
 from align.core.report.read import RunFacts, StageFacts, read_run
 from align.core.report.table import Figure, Row, Table
-from align.core.report.text import visible
+from align.schemas.text import visible
 
 __all__ = ["Answer", "Figure", "Row", "Sample", "Table", "write_report"]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from align.core.report.text import number, percent, visible
+from align.schemas.text import number, percent, visible
 
 Verdict = Literal["better", "worse", "unclear", "untested"]
 

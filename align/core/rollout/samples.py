@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from align.core.disk import whole_file
-from align.core.report.text import number, visible
 from align.schemas.errors import AlignError
+from align.schemas.text import number, visible
 
 SCHEMA = pa.schema(
     [

@@ -21,7 +21,6 @@ from align.core.data.template import drafts
 from align.core.model.adapter import base_of, is_adapter
 from align.core.model.source import LOADING_FAULTS, not_loadable, resolve_model_path
 from align.core.model.tokenizer import ends_of, load_tokenizer
-from align.core.report.text import visible
 from align.core.rollout.generator import Generator, Request, Sample, Subject, Tokens
 from align.core.rollout.reward import Answer
 from align.core.rollout.sampling import seed_of
@@ -29,6 +28,7 @@ from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record
 from align.schemas.rollout import Sampling
 from align.schemas.run import Data, Model, Source
+from align.schemas.text import visible
 
 if TYPE_CHECKING:
     from align.core.rollout.score import Scored, Scorer

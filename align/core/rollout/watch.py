@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from align.core.report.text import number, percent
 from align.schemas.rollout import Watch
+from align.schemas.text import number, percent
 
 DEAD, CUT_OFF, LOST, FAILED = 0.8, 0.5, 0.1, 0.05
 """Shares above which a hint is given: groups without variance, answers cut off, importance mass lost, answers on which
