@@ -194,6 +194,41 @@ class TrainingWish(Config):
     """Longest sequence, in tokens."""
 
 
+class Measurement(Config):
+    """A number that was measured, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    rows: NonNegativeInt
+    """How many it rests on."""
+
+
+class Measured(Config):
+    """What probes found of the untouched model (``align advise --measure``). Shares are 0 to 1."""
+
+    zero_shot: Measurement | None = None
+    """Score on the rows, asked as they are."""
+    few_shot: Measurement | None = None
+    """The same with worked examples in the prompt."""
+    closed_book: Measurement | None = None
+    """Score on questions without the documents."""
+    open_book: Measurement | None = None
+    """The same questions with the passages that BM25 finds."""
+    corpus_bits: Measurement | None = None
+    """Bits per byte of the corpus."""
+    reference_bits: Measurement | None = None
+    """Bits per byte of ordinary text."""
+    pass_1: Measurement | None = None
+    """Chance that one sampled answer is right."""
+    pass_k: Measurement | None = None
+    """Chance that one of k is (2107.03374 Eq 1)."""
+    flat_groups: Measurement | None = None
+    """Share of prompts whose sampled answers all score alike: nothing to learn from there."""
+    prefers_chosen: Measurement | None = None
+    """Share of pairs whose better answer the model finds likelier."""
+
+
 class Project(Config):
     """The whole form."""
 
@@ -210,6 +245,7 @@ class Project(Config):
     constraints: Constraints = Constraints()
     evals: EvalFacts = EvalFacts()
     training: TrainingWish = TrainingWish()
+    measured: Measured = Measured()
     tried: list[Tried] | None = None
     """What has been tried already, with or without success."""
     requested: Method | None = None

@@ -1,0 +1,80 @@
+"""The fields that words may speak of: the form's own, data by kind, and what was tried, each with its type."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from align.schemas.project import DataKind, DataSet, Measured, Project, Size, Tried
+
+
+@dataclass(frozen=True, slots=True)
+class FieldOf:
+    """One field. annotation: of its value, None aside. about: what the form says of it."""
+
+    path: str
+    annotation: Any
+    about: str
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its value is a number."""
+        base = self.annotation
+        while get_origin(base) not in (None, Literal):
+            base = get_args(base)[0]
+        return base in (int, float)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values it can have, where those can be listed; else ()."""
+        if self.annotation is bool:
+            return (True, False)
+        return get_args(self.annotation) if get_origin(self.annotation) is Literal else ()
+
+    def fault(self, value: Any) -> str:
+        """Why the value cannot be this field's; "" where it can."""
+        try:
+            TypeAdapter(self.annotation).validate_python(value, strict=not self.numeric or isinstance(value, bool))
+        except ValidationError as error:
+            return error.errors(include_url=False, include_input=False)[0]["msg"]
+        return ""
+
+
+@functools.cache
+def fields() -> dict[str, FieldOf]:
+    """All of them by path, in the form's order."""
+    found = list(_of(Project, ""))
+    for kind in get_args(DataKind):
+        found.append(FieldOf(f"data.{kind}", bool, f"whether there is data of kind {kind} on hand"))
+        found += [FieldOf(f"data.{kind}.{name}", *_plain(field)) for name, field in Size.model_fields.items()]
+        found += [
+            FieldOf(f"data.{kind}.{name}", *_plain(field))
+            for name, field in DataSet.model_fields.items()
+            if name not in ("kind", "size", "note")
+        ]
+    found += [FieldOf(f"tried.{way}", bool, f"whether {way} was tried") for way in get_args(Tried)]
+    return {field.path: field for field in found}
+
+
+def _of(model: type[BaseModel], above: str) -> Iterator[FieldOf]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if inner is Measured:
+                continue  # is measured, not said
+            yield from _of(inner, f"{above}{name}.")
+        elif name not in ("description", "note", "data", "tried"):
+            yield FieldOf(f"{above}{name}", *_plain(field))
+
+
+def _plain(field: Any) -> tuple[Any, str]:
+    """A pydantic field's type without None, its constraints kept, and its docstring in one line."""
+    inner = field.annotation
+    if get_origin(inner) in (Union, types.UnionType):
+        (inner,) = (part for part in get_args(inner) if part is not type(None))
+    return inner, " ".join((field.description or "").split())

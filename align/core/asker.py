@@ -1,0 +1,136 @@
+"""A model asked for JSON outside training: a server or a local directory, each reply recorded and replayed.
+
+What may be confidential leaves the machine only where that was allowed, and with ``offline`` nothing is asked at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from align.core import disk
+from align.core.http import Client, Refused, checked_url, secret
+from align.schemas.errors import AlignError
+
+Asker = Callable[[str, dict[str, Any]], str]
+"""Prompt and JSON schema to the reply's text."""
+
+MAX_TOKENS = 4096
+"""Of a reply."""
+
+
+class Recorded:
+    """An asker that remembers: one file a reply, under the hash of prompt, schema and model.
+
+    offline: only what was recorded is answered; else AlignError. The file says what was asked of whom.
+    """
+
+    def __init__(self, ask: Asker, directory: Path, model: str, *, offline: bool = False) -> None:
+        self._ask, self._directory, self._model, self._offline = ask, directory, model, offline
+
+    def __call__(self, prompt: str, schema: dict[str, Any]) -> str:
+        """The recorded reply, else a new one, recorded."""
+        asked = {"model": self._model, "prompt": prompt, "schema": schema}
+        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        path = self._directory / f"{key}.json"
+        if path.is_file():
+            return self._recorded(path)
+        if self._offline:
+            what = f"nothing is recorded of {self._model!r} for this text, and --offline forbids asking"
+            raise AlignError(what, "record it first, without --offline", where=str(self._directory))
+        reply = self._ask(prompt, schema)
+        record = {"model": self._model, "prompt": prompt, "reply": reply}
+        disk.write_whole(path, json.dumps(record, indent=1, ensure_ascii=True).encode())
+        return reply
+
+    def _recorded(self, path: Path) -> str:
+        try:
+            reply = json.loads(path.read_bytes())["reply"]
+        except (OSError, ValueError, KeyError, TypeError):
+            reply = None
+        if not isinstance(reply, str):
+            raise AlignError("is no recorded reply", "remove it, and it is asked again", where=str(path))
+        return reply
+
+
+def endpoint(url: str, model: str, *, key_env: str | None = None, allow_network: bool = False) -> Asker:
+    """A model behind an OpenAI-compatible server (``/chat/completions``), greedy, with a fixed seed.
+
+    Servers ask for structure in different words, so those that refuse one are asked in the next: ``response_format``
+    with a schema, vLLM's ``structured_outputs``, ``response_format`` with any object, and none at all.
+    Raises AlignError for an address of another machine without ``allow_network``.
+    """
+    address, local = checked_url(url)
+    if not (local or allow_network):
+        what = f"the description would leave this machine, for {address}"
+        raise AlignError(what, "add --allow-network if it may, or name a server on this machine")
+    key = secret(key_env)
+
+    def ask(prompt: str, schema: dict[str, Any]) -> str:
+        content = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "seed": 0,
+            "max_tokens": MAX_TOKENS,
+        }
+        refused: Refused | None = None
+        with Client(address, key=key, timeout=300.0, retries=2) as client:
+            for structure in _structures(schema):
+                try:
+                    return _text(client.post("/chat/completions", content | structure), address)
+                except Refused as error:
+                    if error.status not in (400, 422):
+                        raise
+                    refused = error
+        assert refused is not None
+        raise refused
+
+    return ask
+
+
+def _structures(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    named = {"name": "facts", "schema": schema, "strict": True}
+    yield {"response_format": {"type": "json_schema", "json_schema": named}}
+    yield {"structured_outputs": {"json": schema}}
+    yield {"response_format": {"type": "json_object"}}
+    yield {}
+
+
+def _text(reply: dict[str, Any], where: str) -> str:
+    try:
+        text = reply["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        raise AlignError(f"answered in an unknown form: {str(reply)[:200]}", where=where)
+    return text
+
+
+def local(path: str) -> Asker:
+    """A model directory or hub id on this machine, asked greedily through the embedded generator.
+
+    The schema is in the prompt only: what a small model makes of it is checked by whoever asks.
+    """
+    from align.core.registry import registry
+    from align.core.rollout.speak import Speaker, prompts_for, subject_for
+    from align.schemas.choice import Choice
+    from align.schemas.rollout import Sampling
+    from align.schemas.run import Model
+
+    subject = subject_for(Model(path=path))
+
+    def ask(prompt: str, schema: dict[str, Any]) -> str:
+        speaks = registry.build("generator", Choice(type="local"))
+        try:
+            speaks.open(subject)
+            speaker = Speaker(speaks, subject, Sampling(max_tokens=MAX_TOKENS, temperature=0.0))
+            ((said,),) = speaker.ask(prompts_for(prompt, subject.tokenizer, None))
+        finally:
+            speaks.close()
+        return said.text
+
+    return ask
