@@ -1,1 +1,3 @@
-"""What to do: facts -> rules -> advice, and what it would take. Imports schemas only; no torch, no clock, no network."""
+"""What to do: facts -> rules -> advice, and what it would take. Pure functions of what they are given: no clock, no
+network, no torch.
+"""

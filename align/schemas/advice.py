@@ -42,7 +42,8 @@ class Step(Config):
     """One stage of the plan."""
 
     stage: str
-    """prompting, rag, continual_pretraining, or an algorithm: sft, dpo, kto, reward_model, grpo, rloo, ppo, best_of_n."""
+    """prompting, rag, continual_pretraining, or an algorithm: sft, dpo, kto, reward_model, grpo, rloo, ppo,
+    best_of_n."""
     why: list[str]
     """Rule ids."""
     optional: bool = False
