@@ -107,6 +107,11 @@ def make_callbacks(run: Run) -> Iterable[Callback] | None:
 
 
 @hookspec
+def run_started(run: Run, directory: Path) -> None:
+    """Hear that a run begins or goes on, on one process: its directory is there, with ``run.yaml`` and manifest."""
+
+
+@hookspec
 def rollouts_scored(run: Run, phase: int, rollouts: Sequence[Any]) -> None:
     """Hear of one phase's answers (from 1) after scoring and before they are learned from, on one process.
 

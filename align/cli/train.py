@@ -16,14 +16,25 @@ import click
 @click.option("--check", is_flag=True, help="Everything but training: settings, data, template, plan, the first batch.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished stages are skipped either way.")
 @click.option("--quiet", is_flag=True, help="No progress bars.")
-def train(run: Path, overrides: tuple[str, ...], check: bool, resume: bool, quiet: bool) -> None:
+@click.option("--override", multiple=True, metavar="RULE", help="Launch in spite of this finding of the advice.")
+@click.option("--reason", multiple=True, metavar="TEXT", help="Why; one to each --override, kept in the manifest.")
+def train(
+    run: Path,
+    overrides: tuple[str, ...],
+    check: bool,
+    resume: bool,
+    quiet: bool,
+    override: tuple[str, ...],
+    reason: tuple[str, ...],
+) -> None:
     """Train what RUN describes, stage by stage.
 
     RUN is a YAML file; KEY=VALUE lays single settings over it: algorithm.beta=0.2 stages.1.train.epochs=3
+    A RUN with a `project:` is advised first (`align advise --help`), and does not start against a blocking finding.
     """
     from align.core import runfile
 
-    asked = runfile.load(run, list(overrides))
+    asked = runfile.overriding(runfile.load(run, list(overrides)), override, reason)
     if check:
         from align.core.train.check import check as check_run
         from align.core.train.check import render

@@ -14,12 +14,12 @@ from typing import Any
 
 from align.core import strictyaml
 from align.core.runcheck import HOMES, choices, every_problem, unread
-from align.core.settings import Path, dotted, unknown
+from align.core.settings import Path, check, dotted, unknown
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Run, Stage
 
 LARGEST = 256 * 1024
-RUN_KEYS = ("output", "stages")
+RUN_KEYS = ("output", "project", "overrides", "stages")
 
 # Another ``type`` here is another thing, to which the default's settings do not belong.
 _WHOLE = (("algorithm",), ("devices", "strategy"), ("reference",), ("rollout", "generator"), ("rollout", "gold"))
@@ -48,7 +48,23 @@ def dump(run: Run) -> str:
         for path in unread(values):
             _remove(values, path)
         stages.append({key: value for key, value in values.items() if value != {}})
-    return strictyaml.write({"output": run.output, "stages": stages})
+    project = None if run.project is None else run.project.model_dump(exclude_defaults=True)
+    optional = {"project": project, "overrides": [override.model_dump() for override in run.overrides] or None}
+    about = {key: value for key, value in optional.items() if value is not None}
+    return strictyaml.write({"output": run.output, **about, "stages": stages})
+
+
+def overriding(run: Run, rules: Sequence[str], reasons: Sequence[str]) -> Run:
+    """The run with what the command line overrides, each with its reason. Raises AlignError where one lacks it."""
+    if len(rules) != len(reasons):
+        what = f"{len(rules)} overrides and {len(reasons)} reasons"
+        raise AlignError(what, "give --override RULE --reason TEXT, as often as needed", where="command line")
+    if rules and run.project is None:
+        raise AlignError("has no project:, so there is no advice to override", "leave --override out", where=run.output)
+    given = [{"rule": rule, "reason": reason} for rule, reason in zip(rules, reasons, strict=True)]
+    kept = [override.model_dump() for override in run.overrides if override.rule not in rules]
+    laid_over = {**run.model_dump(), "overrides": [*kept, *given]}
+    return check(Run, laid_over, lambda path: f"command line: {dotted(path)}")
 
 
 class _RunFile:
@@ -124,7 +140,7 @@ class _RunFile:
             place = next(self.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.places)
             return f"{place}: {dotted(path)}" if path else place
 
-        values = {key: value for key, value in self.values.items() if key == "output"} | {"stages": stages}
+        values = {key: self.values[key] for key in RUN_KEYS if key in self.values} | {"stages": stages}
         run, problems = every_problem(values, where)
         known = {problem.where for problem in self.problems}
         self.problems += [problem for problem in problems if problem.where not in known]

@@ -10,9 +10,10 @@ from typing import Any
 
 from align.core.registry import Registry, config_of
 from align.schemas.errors import AlignError
-from align.schemas.run import Stage
+from align.schemas.run import Run, Stage
 
 _REFERENCES = "#/$defs/{model}"
+_SPELT_OUT = {"Choice", "RewardChoice"}  # each has its plugins' settings in its place
 
 
 def run_schema(registry: Registry) -> tuple[dict[str, Any], list[AlignError]]:
@@ -40,12 +41,11 @@ def run_schema(registry: Registry) -> tuple[dict[str, Any], list[AlignError]]:
     definitions.pop("Choice", None)
 
     definitions["Stage"] = stage
+    run = Run.model_json_schema(ref_template=_REFERENCES)
+    definitions |= {key: run["$defs"][key] for key in run["$defs"].keys() - definitions.keys() - _SPELT_OUT}
     top = {key: value for key, value in properties.items() if key != "name"}
-    top |= {
-        "output": {"type": "string", "description": "The run directory."},
-        "stages": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Stage"}},
-        "name": properties["name"],
-    }
+    top |= {key: run["properties"][key] for key in ("output", "project", "overrides", "stages")}
+    top["name"] = properties["name"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "align run file",

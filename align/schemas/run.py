@@ -6,13 +6,14 @@ them. A run without ``stages`` is one stage, named after its algorithm.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from align.schemas.base import Config
 from align.schemas.choice import Choice as Choice
 from align.schemas.choice import Plugin as Plugin
+from align.schemas.project import Project
 from align.schemas.rollout import Rollout
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -234,9 +235,28 @@ class Stage(Config):
     """Everything random follows from it."""
 
 
+class Override(Config):
+    """A finding that stops this launch, and why it goes on all the same."""
+
+    rule: str
+    """The finding's id, as the refusal names it (``R-CPT-3``)."""
+    reason: Annotated[str, Field(pattern=r"\S")]
+    """Kept in the manifest and shown in the report."""
+
+
 class Run(Config):
     """A whole run: its stages in order, and where they write."""
 
     output: str
     """The run directory. One directory, one run: a second start resumes or is refused."""
+    project: Project | None = None
+    """What the run is for, as ``align advise`` reads it: launching takes its advice first."""
+    overrides: list[Override] = Field(default_factory=list)
+    """What stops it, and why it goes on all the same: ``align train --override RULE --reason TEXT``."""
     stages: Annotated[list[Stage], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _something_to_override(self) -> Self:
+        if self.overrides and self.project is None:
+            raise ValueError("overrides is not read without project: there is no advice to override")
+        return self

@@ -33,8 +33,16 @@ def write_run(directory: Path, text: str = "plain", stages: Sequence[str] = ("sf
     directory.mkdir(parents=True)
     (directory / "run.yaml").write_text(to_yaml({"output": "out", "stages": settings}))
     noted = {stage: {"steps": 3, "data": text, "world_size": 1} for stage in stages}
-    facts = {"stages": noted, "versions": {text: text}, "python": text, "started": text, "command": [text]}
+    facts: dict[str, Any] = {
+        "stages": noted,
+        "versions": {text: text},
+        "python": text,
+        "started": text,
+        "command": [text],
+    }
+    facts["overrides"] = [{"rule": text, "reason": text}]
     (directory / "manifest.json").write_text(json.dumps(facts))
+    (directory / "advice.json").write_text(json.dumps({"summary": text, "confidence": text}))
     for stage in stages:
         (directory / stage).mkdir()
         report = {"sources": [{"path": text, "rows": 3, "form": text}], "bad": 1}

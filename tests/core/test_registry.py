@@ -318,6 +318,7 @@ def test_an_align_error_of_a_plugin_passes_as_it_is(make: Make) -> None:
 @pytest.mark.parametrize(
     ("hook", "arguments"),
     [
+        ("run_started", {"run": None, "directory": Path()}),
         ("rollouts_scored", {"run": None, "phase": 0, "rollouts": []}),
         ("run_finished", {"run": None, "directory": Path(), "results": []}),
     ],

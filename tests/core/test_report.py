@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 import shutil
@@ -159,6 +160,18 @@ def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     assert "<bdi>sft</bdi> <small>unfinished</small>" in page and "<bdi>dpo</bdi> <small>not begun</small>" in page
     assert "run.yaml --resume" in page and "vllm serve" not in page
     assert "No samples were taken." in page
+
+
+def test_what_was_advised_and_overridden_is_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "advice.json").write_text(json.dumps({"summary": "Use retrieval.", "confidence": "high"}))
+    noted = {"overrides": [{"rule": "R-CPT-3", "reason": "a test of the pipeline"}]}
+    (run / "manifest.json").write_text(json.dumps(noted))
+    page = page_of(run)
+    assert "Use retrieval. <small>confidence: high</small>" in page
+    assert '<bdi>R-CPT-3</bdi> was overridden</dt><dd dir="auto">a test of the pipeline</dd>' in page
+    (run / "advice.json").unlink()
+    assert "What was advised" not in page_of(run)
 
 
 def test_no_run_is_told_to_the_user(tmp_path: Path) -> None:

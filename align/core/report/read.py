@@ -36,6 +36,8 @@ class RunFacts:
     directory: Path
     stages: list[StageFacts]
     manifest: Mapping[str, Any]
+    advice: Mapping[str, Any]
+    """``advice.json``, of a run with a ``project:``."""
 
 
 def read_run(directory: Path) -> RunFacts:
@@ -55,7 +57,7 @@ def read_run(directory: Path) -> RunFacts:
         raise AlignError(f"has a stage named {outside[0]!r}, which is no name of a directory", where=str(file))
     manifest = _json(directory / "manifest.json")
     stages = [_stage(directory / stage["name"], stage, manifest) for stage in run["stages"]]
-    return RunFacts(directory, stages, manifest)
+    return RunFacts(directory, stages, manifest, _json(directory / "advice.json"))
 
 
 def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> StageFacts:

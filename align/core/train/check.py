@@ -17,7 +17,7 @@ from align.core.data.look import legend, shown
 from align.core.rollout.online import Harvest
 from align.core.train.launch import look_over
 from align.core.train.online import RolloutPhases
-from align.core.train.rundir import RunDirectory, located
+from align.core.train.rundir import RunDirectory, located, remembered
 from align.core.train.setup import set_up
 from align.core.train.steps import Phases, StepBatch
 from align.schemas.run import Run, Stage
@@ -50,7 +50,7 @@ def check(run: Run) -> list[StageCheck]:
     that learns from rows which an earlier one will make is left out.
     Raises AlignError as launching would.
     """
-    look_over(run)
+    look_over(remembered(run))
     with tempfile.TemporaryDirectory() as scratch:
         directory = RunDirectory(run.model_copy(update={"output": scratch}))
         return [_stage(directory, _rooted(run.stages, stage)) for stage in run.stages if not _awaits_rows(stage)]

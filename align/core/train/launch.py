@@ -15,7 +15,7 @@ from align.core.rollout.online import Harvest
 from align.core.train import checkpoint, spawn
 from align.core.train.callbacks import Interrupted
 from align.core.train.fit import fit
-from align.core.train.rundir import RunDirectory, StageDirectory
+from align.core.train.rundir import RunDirectory, StageDirectory, remembered
 from align.core.train.strategy import detect
 from align.schemas.errors import AlignError, Problem
 from align.schemas.results import StageResult
@@ -27,12 +27,14 @@ def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[Stag
 
     Raises AlignError for whatever the user can mend, and ``Interrupted`` after a signal, once the step is saved.
     """
+    run = remembered(run)
     look_over(run)
     directory = RunDirectory(run)
     if spawn.rank() != 0:
         return [_stage(directory, stage, progress=False) for stage in run.stages]
     with directory:
         directory.begin(resume)
+        registry.notify("run_started", run=run, directory=directory.path)
         results = [_stage(directory, stage, progress) for stage in run.stages]
     registry.notify("run_finished", run=run, directory=directory.path, results=results)
     return results

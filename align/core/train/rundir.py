@@ -23,7 +23,7 @@ from align.core.rollout.score import decisive
 from align.core.train import checkpoint
 from align.schemas.errors import AlignError
 from align.schemas.results import StageResult
-from align.schemas.run import Run, Stage
+from align.schemas.run import Override, Run, Stage
 
 ROWS = "rows.jsonl"
 """What a stage that makes rows leaves in its export."""
@@ -167,6 +167,7 @@ class RunDirectory:
             python=platform.python_version(),
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
             started=datetime.now(UTC).isoformat(timespec="seconds"),
+            overrides=[override.model_dump() for override in self.run.overrides],
         )
 
     def note(self, stage: str | None = None, **facts: Any) -> None:
@@ -175,6 +176,17 @@ class RunDirectory:
         manifest: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"stages": {}}
         (manifest if stage is None else manifest["stages"].setdefault(stage, {})).update(facts)
         disk.write_whole(path, json.dumps(manifest, indent=1).encode())
+
+
+def remembered(run: Run) -> Run:
+    """The run with the overrides that its directory has recorded: what has been answered once is not asked again."""
+    manifest = Path(run.output) / "manifest.json"
+    if run.project is None or not manifest.is_file():
+        return run
+    noted = json.loads(manifest.read_bytes()).get("overrides", [])
+    given = {override.rule for override in run.overrides}
+    kept = [override for override in map(Override.model_validate, noted) if override.rule not in given]
+    return run.model_copy(update={"overrides": [*run.overrides, *kept]})
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
