@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +13,12 @@ import torch
 
 from align.core import runfile
 from align.core.data.sources import load_records
+from align.core.evaluate.statistics import wilson
+from align.core.measure.probed import Probed
 from align.core.report import Answer, Figure, Row, Sample, Table, write_report
 from align.core.report.read import read_run
 from align.core.train.launch import train
 from align.quickstart import files, sums
-from align.quickstart.measure import Subject, share
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.results import StageResult
@@ -66,7 +67,7 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
     ).train
     right, liked, said = [], [], []
     for path in models.values():
-        subject = Subject.load(path)
+        subject = Probed.load(path)
         answers = subject.answers([[{"role": "user", "content": question}] for question in asked], max_new_tokens=24)
         marks = [sums.answer_in(answer) == a + b for answer, (a, b) in zip(answers, held_out, strict=True)]
         right.append(share(marks))
@@ -124,7 +125,7 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story
     pairs = records.validation if records.train[0].kind == "preference" else []
     liked, said = [], []
     for path in models.values():
-        subject = Subject.load(path)
+        subject = Probed.load(path)
         said.append(subject.answers([prompt for _, prompt in asked], max_new_tokens=128))
         if pairs:
             liked.append(share(subject.prefers(pairs)))
@@ -172,3 +173,9 @@ def _hoped_for(record: Record) -> str:
         assert isinstance(record.text, list)
         return _words(record.text[-1:])
     return _words(record.chosen if record.kind == "preference" else record.completion)
+
+
+def share(found: Sequence[bool]) -> Figure:
+    """How many of them are true, and within which limits (Wilson, 95 %)."""
+    low, high = wilson(sum(found), len(found))
+    return Figure(sum(found) / len(found), low, high)

@@ -1,0 +1,1 @@
+"""Short probes of the untouched model that replace guesses: what ``align advise --measure`` runs."""
