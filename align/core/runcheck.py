@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from align.core import registry
-from align.core.settings import Path, check, model_at
+from align.core.settings import Path, check, homes
 from align.schemas.choice import spelt_out
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.rollout import BESIDE_REWARD, Mismatch, Rollout, Watch
@@ -280,14 +280,4 @@ def _stages_meant(values: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
         yield from _stages_meant(value, (*path, key))
 
 
-def _homes() -> dict[str, str]:
-    """Keys that stand in one section of a stage only, and where: ``epochs`` is ``train.epochs``."""
-    found: dict[str, list[str]] = {}
-    for name in Stage.model_fields:
-        section = model_at(Stage, (name,))
-        for key in section.model_fields if section is not None and section is not Choice else ():
-            found.setdefault(key, []).append(f"{name}.{key}")
-    return {key: places[0] for key, places in found.items() if len(places) == 1}
-
-
-HOMES = _homes()
+HOMES = homes(Stage, leave_out=Choice)

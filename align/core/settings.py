@@ -86,6 +86,16 @@ def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
     return model
 
 
+def homes(model: type[BaseModel], leave_out: type[BaseModel] | None = None) -> dict[str, str]:
+    """Keys that stand in one section of a model only, and where: ``epochs`` is ``train.epochs``."""
+    found: dict[str, list[str]] = {}
+    for name in model.model_fields:
+        section = model_at(model, (name,))
+        for key in section.model_fields if section is not None and section is not leave_out else ():
+            found.setdefault(key, []).append(f"{name}.{key}")
+    return {key: places[0] for key, places in found.items() if len(places) == 1}
+
+
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         yield annotation
