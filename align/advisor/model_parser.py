@@ -17,7 +17,9 @@ from typing import Any, get_args
 
 from align.advisor.facts import Evidence, Status
 from align.advisor.fields import FieldOf, fields
-from align.advisor.text.numbers import parse
+from align.advisor.text.lexicon import LANGUAGES
+from align.advisor.text.numbers import numbers
+from align.advisor.text.words import cut
 
 Asker = Callable[[str, dict[str, Any]], str]
 """Prompt and JSON schema to the model's reply, as text."""
@@ -153,6 +155,6 @@ def _bears_out(field: FieldOf, value: float, words: str) -> bool:
     candidates = {value, value * scale, value / scale}
     return any(
         abs(candidate - number.value) <= 1e-6 * max(1.0, abs(number.value)) or number.low <= candidate <= number.high
-        for number in parse(words)
+        for number in numbers(cut(words), LANGUAGES)
         for candidate in candidates
     )
