@@ -1,0 +1,249 @@
+"""From what is known of a project to what its plan takes: hardware, work, and what had to be assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from align.advisor.estimate import hardware, memory, strategy, work
+from align.advisor.estimate.hardware import Device
+from align.advisor.estimate.memory import Setting, Tuning
+from align.advisor.estimate.shape import Shape, of_directory, typical
+from align.advisor.estimate.work import Load
+from align.advisor.facts import Facts
+from align.schemas.advice import Assumption, Estimate, Fit, Hardware, Range, Step
+from align.schemas.errors import AlignError
+from align.schemas.project import DataKind, Project
+
+ONLINE = ("grpo", "rloo", "ppo", "best_of_n")
+LEARNS: dict[str, DataKind] = {
+    "continual_pretraining": "corpus",
+    "sft": "sft_pairs",
+    "dpo": "preference_pairs",
+    "reward_model": "preference_pairs",
+    "kto": "unpaired_feedback",
+    **dict.fromkeys(ONLINE, "prompts"),
+}
+"""Stages that are estimated, and what each learns from."""
+GROUP = {"grpo": 8, "rloo": 4, "ppo": 1, "best_of_n": 8}
+"""Answers to a prompt, where nobody says."""
+
+ROW_TOKENS, ANSWER_TOKENS, SEQUENCE = 600, 512, 2048
+"""Tokens of a row, of a sampled answer and of the longest sequence, where nobody says."""
+BYTES_PER_TOKEN = 4
+MANY_ROWS = 100_000
+"""Up to so many rows an adapter is as good as training everything (LoRA Without Regret)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One stage, reckoned."""
+
+    name: str
+    load: Load | None
+    setting: Setting
+
+
+def plan_fit(
+    facts: Facts, steps: Sequence[Step], tuning: Tuning | None = None, prices: Path | None = None
+) -> tuple[Hardware | None, Estimate | None, list[Assumption]]:
+    """What the training stages of a plan take, and whether and how the hardest of them fits what is given.
+
+    tuning: what the advice trains with; null: adapters first, full weights first for continual pre-training. prices: a
+    user's price file. Hardware is None without a model's size or without a stage that trains; ``capacity_gb`` is None
+    where nobody said what there is to compute on, and then ``chosen`` is what it would take. Pure but for reading the
+    files named.
+    """
+    project, assumed = facts.project, list[Assumption]()
+    stages = [step.stage for step in steps if step.stage in LEARNS]
+    shape = shape_of(project, assumed)
+    if not stages or shape is None:
+        return None, None, assumed
+    device, count = _device(project, assumed)
+    reckoned = [_reckon(name, facts, shape, count, assumed) for name in stages]
+    full_first = "continual_pretraining" in stages or _rows(facts, stages) > MANY_ROWS
+    adapters_first = not full_first if tuning is None else tuning != "full"
+    found = _fit(project, shape, reckoned, device, count, adapters_first, tuning)
+    how = tuning or "full" if found.chosen is None else _tuning(found.chosen)
+    total = _total(shape, reckoned, how, device, count, prices)
+    return found, total, list({each.fact: each for each in assumed}.values())
+
+
+def shape_of(project: Project, assumed: list[Assumption]) -> Shape | None:
+    """The model's shape: of its config.json where it is a directory here, else a typical one of its size."""
+    model = project.model
+    if model.name and Path(model.name).expanduser().is_dir():
+        try:
+            return of_directory(Path(model.name).expanduser())
+        except AlignError:  # no config.json that can be read: its size may still be known
+            pass
+    if model.params_b is None:
+        return None
+    shape = typical(model.params_b)
+    what = f"{shape.layers} layers of width {shape.hidden}, vocabulary {shape.vocab:,}"
+    assumed.append(Assumption(fact=f"model.shape = {what}", why="no config.json to read", effect="memory +-15%"))
+    return shape
+
+
+def _device(project: Project, assumed: list[Assumption]) -> tuple[Device | None, int]:
+    given = project.hardware
+    if given.gpus == 0:
+        return None, 1
+    size = None if given.memory_gb is None else given.memory_gb * 1e9
+    known = hardware.find(given.gpu, size) if given.gpu else None
+    if known is None and size is None:
+        return None, given.gpus or 1
+    if given.gpus is None:
+        assumed.append(Assumption(fact="hardware.gpus = 1", why="not stated", effect="more of them hold more"))
+    if size is None:
+        assert known is not None
+        assumed.append(
+            Assumption(fact=f"hardware.memory_gb = {known.memory / 1e9:g}", why=f"{known.name}'s", effect="what fits")
+        )
+        return known, given.gpus or 1
+    held = replace(known, memory=size) if known else Device(given.gpu or f"{given.memory_gb:g} GB", size)
+    return held, given.gpus or 1
+
+
+def _reckon(name: str, facts: Facts, shape: Shape, devices: int, assumed: list[Assumption]) -> _Stage:
+    length = facts.project.training.max_length
+    if length is None:
+        length = SEQUENCE
+        assumed.append(
+            Assumption(fact=f"training.max_length = {SEQUENCE}", why="not stated", effect="activations grow with it")
+        )
+    load = _load(name, facts, assumed)
+    pairs = 2 if name in ("dpo", "reward_model", "kto") else 1
+    online = name in ONLINE
+    setting = Setting(
+        devices=devices,
+        tokens=pairs * length,
+        copies=(1.0 if name == "ppo" else 0.0) + (1.0 if online and facts.project.reward.kind == "reward_model" else 0),
+        critics=int(name == "ppo"),
+        concurrent=32 * length if online else 0,
+    )
+    return _Stage(name, load, setting)
+
+
+def _load(name: str, facts: Facts, assumed: list[Assumption]) -> Load | None:
+    data = facts.data(LEARNS[name])
+    if data is None and name == "continual_pretraining":
+        data = facts.data("documents")
+    size = None if data is None else data.size
+    tokens: float | None = None if size is None else size.tokens
+    if tokens is None and size is not None and size.bytes and name not in ONLINE:
+        tokens = size.bytes / BYTES_PER_TOKEN
+        assumed.append(
+            Assumption(
+                fact=f"bytes per token = {BYTES_PER_TOKEN}", why="tokens are not stated", effect="tokens x0.8 to 1.3"
+            )
+        )
+    rows = None if size is None else size.rows
+    if name in ONLINE:
+        if rows is None:
+            return None
+        made = float(rows * GROUP[name] * ANSWER_TOKENS)
+        assumed.append(
+            Assumption(
+                fact=f"answers = {GROUP[name]} of {ANSWER_TOKENS} tokens to a prompt",
+                why="not stated",
+                effect="time grows with both",
+            )
+        )
+        through = made * (1 + ROW_TOKENS / 2 / ANSWER_TOKENS)
+        if name == "best_of_n":
+            return Load(0.0, made, made)
+        readers = (name == "ppo") + (facts.project.reward.kind == "reward_model")
+        return Load(through * (4 if name == "ppo" else 1), readers * through, made, critics=int(name == "ppo"))
+    if tokens is None:
+        if rows is None:
+            return None
+        tokens = float(rows * ROW_TOKENS * (2 if name in ("dpo", "reward_model") else 1))
+        assumed.append(
+            Assumption(fact=f"tokens per row = {ROW_TOKENS}", why="not stated", effect="tokens and time x0.5 to 2")
+        )
+    epochs = 2 if name == "sft" else 1
+    if name == "sft":
+        assumed.append(Assumption(fact="train.epochs = 2", why="not stated", effect="time grows with it"))
+    return Load(epochs * tokens, tokens if name in ("dpo", "kto") else 0.0)
+
+
+def _rows(facts: Facts, stages: Sequence[str]) -> int:
+    held = [facts.data(LEARNS[stage]) for stage in stages]
+    return max((data.size.rows or 0 for data in held if data is not None), default=0)
+
+
+def _fit(
+    project: Project,
+    shape: Shape,
+    stages: Sequence[_Stage],
+    device: Device | None,
+    count: int,
+    adapters_first: bool,
+    tuning: Tuning | None,
+) -> Hardware:
+    hardest = max(stages, key=lambda stage: sum(memory.peak(shape, stage.setting).values()))
+    if device is None:
+        given = "CPU only" if project.hardware.gpus == 0 else "not stated"
+        name = strategy.order(adapters_first, 1)[0]
+        needed = strategy.judge(name.name, memory.peak(shape, name.of(hardest.setting)), float("inf"))
+        needed = needed.model_copy(update={"short_gb": 0.0})
+        return Hardware(given=given, capacity_gb=None, chosen=needed)
+    ram = project.hardware.cpu_ram_gb
+    judged = list(
+        strategy.ways_judged(shape, hardest.setting, device.memory, adapters_first, None if ram is None else ram * 1e9)
+    )
+    wanted = tuning or project.training.tuning
+    chosen = strategy.choose([fit for fit in judged if tuning is None or _tuning(fit) == tuning])
+    chosen = chosen or strategy.choose(judged)
+    asked = project.training.tuning
+    of_asked = [fit for fit in judged if asked is not None and _tuning(fit) == asked]
+    before = judged if chosen is None else judged[: judged.index(chosen)]
+    return Hardware(
+        given=f"{count} x {device.name}" + ("" if "GB" in device.name else f", {device.memory / 1e9:g} GB each"),
+        capacity_gb=round(device.memory / 1e9, 3),
+        chosen=chosen,
+        rejected=[fit for fit in before if fit.verdict != "fits" or _tuning(fit) == wanted],
+        asked=strategy.choose(of_asked) or (min(of_asked, key=lambda fit: fit.total_gb) if of_asked else None),
+    )
+
+
+def _tuning(fit: Fit) -> Tuning:
+    by_name: dict[str, Tuning] = {"full": "full", "lora": "lora", "qlora": "qlora"}
+    return by_name[fit.strategy.split("-")[0]]
+
+
+def _total(
+    shape: Shape, stages: Sequence[_Stage], tuning: Tuning, device: Device | None, count: int, prices: Path | None
+) -> Estimate | None:
+    """All stages together; None where the size of none is known."""
+    table, currency = (None, "") if prices is None else work.read_prices(prices)[:2]
+    found = [
+        work.estimate(
+            shape,
+            stage.load,
+            "full" if stage.name == "continual_pretraining" and tuning != "qlora" else tuning,
+            device,
+            count,
+            table,
+            currency,
+        )
+        for stage in stages
+        if stage.load is not None
+    ]
+    if not found:
+        return None
+
+    def added(name: str) -> Range | None:
+        ranges = [getattr(each, name) for each in found]
+        if any(each is None for each in ranges):
+            return None
+        return Range(low=float(f"{sum(r.low for r in ranges):.4g}"), high=float(f"{sum(r.high for r in ranges):.4g}"))
+
+    left_out = [stage.name for stage in stages if stage.load is None]
+    basis = "; ".join(dict.fromkeys(each.basis for each in found))
+    if left_out:
+        basis += f"; without {', '.join(left_out)}, whose data's size is not known"
+    names = ("tokens", "flops", "gpu_hours", "wall_hours", "cost")
+    return Estimate(**{name: added(name) for name in names}, currency=found[0].currency, basis=basis)
