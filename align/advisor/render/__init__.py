@@ -1,0 +1,39 @@
+"""Advice as text, JSON, Markdown, a page, SARIF and annotations: from the advice, and from nothing else."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from align.advisor.render.place import Written
+from align.schemas.advice import Advice
+
+__all__ = ["FORMATS", "Format", "Written", "render"]
+
+Format = Literal["text", "json", "markdown", "html", "sarif", "github"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+
+def render(
+    advice: Advice, format: Format, *, brief: Written | None = None, width: int = 100, colour: bool = False
+) -> str:
+    """The advice in a format. The same advice gives the same bytes.
+
+    brief: the file that findings are placed in (sarif, github). width, colour: of the terminal (text).
+    """
+    if format == "json":
+        return advice.model_dump_json(by_alias=True, indent=1) + "\n"
+    if format == "text":
+        from align.advisor.render import terminal
+
+        return terminal.render(advice, width, colour)
+    if format == "markdown":
+        from align.advisor.render import markdown
+
+        return markdown.render(advice)
+    if format == "html":
+        from align.advisor.render import page
+
+        return page.render(advice)
+    from align.advisor.render import findings
+
+    return {"sarif": findings.sarif, "github": findings.github}[format](advice, brief)

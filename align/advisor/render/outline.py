@@ -1,0 +1,223 @@
+"""What advice says, in the order in which it is shown: one outline for terminal, Markdown and page.
+
+The answer, why, what to do, what to try first, what would change it; then what it takes, what may go wrong, and what
+is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from align.schemas.advice import Advice, Fit, Hardware, Quote, Range
+from align.schemas.text import number
+
+Tone = Literal["plain", "good", "warning", "error"]
+LEVELS: dict[str, Tone] = {"error": "error", "warning": "warning", "note": "plain"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Memory of one device by what takes it, in GB, and what there is."""
+
+    parts: dict[str, float]
+    total: float
+    capacity: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing. mark: what it is called. more: what belongs to it, in small. code: commands and settings."""
+
+    mark: str
+    text: str
+    more: tuple[str, ...] = ()
+    quotes: tuple[Quote, ...] = ()
+    code: tuple[str, ...] = ()
+    tone: Tone = "plain"
+    bar: Bar | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading with what stands below it."""
+
+    id: str
+    title: str
+    items: list[Item] = field(default_factory=list)
+
+
+PRIMARY = {
+    "prompting": "Prompting",
+    "rag": "Retrieval (RAG)",
+    "continual_pretraining": "Continual pre-training",
+    "post_training": "Post-training",
+    "insufficient": "Not enough is known",
+}
+
+
+def heading(advice: Advice) -> str:
+    """The answer in a few words: ``Post-training, with rag``."""
+    return PRIMARY[advice.primary] + (
+        f", with {' and '.join(map(_words, advice.companions))}" * bool(advice.companions)
+    )
+
+
+def outline(advice: Advice) -> list[Section]:
+    """Every section that has something in it."""
+    sections = [
+        Section("requested", "What was asked for", list(_requested(advice))),
+        Section("why", "Why", list(_reasons(advice))),
+        Section("plan", "What to do", list(_plan(advice))),
+        Section("first", "Try first", list(_first(advice))),
+        Section("otherwise", "What would change this", list(_alternatives(advice))),
+        Section("data", "Data", list(_data(advice))),
+        Section("settings", "Settings to start from", list(_settings(advice))),
+        Section("hardware", "Hardware", list(_hardware(advice.hardware)) if advice.hardware else []),
+        Section("estimate", "What it takes", list(_estimate(advice))),
+        Section("warnings", "Warnings", list(_warnings(advice))),
+        Section("gate", "Before it ships", list(_gate(advice))),
+        Section("missing", "Not known", list(_missing(advice))),
+        Section("assumed", "Assumed", [Item(a.fact, f"{a.why}: {a.effect}") for a in advice.assumptions]),
+        Section("conflicts", "Said twice", [Item(c.fact, f"{c.taken}, not {c.dropped}") for c in advice.conflicts]),
+        Section("unread", "Not understood", [Item("", said) for said in advice.not_understood]),
+    ]
+    if advice.primary == "insufficient":  # then the questions are the answer
+        sections.sort(key=lambda section: section.id != "missing")
+    return [section for section in sections if section.items]
+
+
+def footer(advice: Advice) -> str:
+    """What the advice depends on."""
+    p = advice.provenance
+    hashes = f"rules {p.rules[:12]} · thresholds {p.thresholds[:12]} · input {p.input[:12]}"
+    return f"align {p.tool} · facts by {p.parser} · {hashes}"
+
+
+def _requested(advice: Advice) -> Iterator[Item]:
+    asked = advice.requested
+    if asked is not None and not asked.agrees:
+        tone: Tone = "error" if asked.blocking else "warning"
+        yield Item(_words(asked.requested), f"{_words(asked.recommended)} instead: {asked.because}", tone=tone)
+
+
+def _reasons(advice: Advice) -> Iterator[Item]:
+    for reason in advice.reasons:
+        tone: Tone = "error" if reason.weight == "veto" else "plain"
+        speaks = "rules out" if reason.weight == "veto" else "speaks for"
+        why = f"{speaks} {_words(reason.option)}" + " by itself" * (reason.weight == "hard")
+        more = [why, *([f"not if {reason.flips_if}"] if reason.flips_if else [])]
+        yield Item(reason.rule, reason.because, ("; ".join(more),), tuple(reason.quotes), tone=tone)
+
+
+def _plan(advice: Advice) -> Iterator[Item]:
+    for count, step in enumerate(advice.plan, 1):
+        needs = [f"needs {step.needs}"] if step.needs else []
+        because = [f"because of {', '.join(step.why)}"] if step.why else []
+        yield Item(f"{count}. {_words(step.stage)}", "; ".join([*["optional"] * step.optional, *needs, *because]))
+    for companion in advice.companions:
+        yield Item(f"with {_words(companion)}", "beside it, whatever else is done")
+
+
+def _first(advice: Advice) -> Iterator[Item]:
+    if advice.first_try:
+        first = advice.first_try
+        yield Item("", first.what, (f"takes {first.cost}", f"stop there if {first.stop_if}"))
+
+
+def _alternatives(advice: Advice) -> Iterator[Item]:
+    for other in sorted(advice.alternatives, key=lambda other: other.rank):
+        better = f"better if {other.flips_if}" if other.flips_if else ""
+        code = tuple(f"--what-if {setting}" for setting in other.what_if)
+        yield Item(_words(other.option), other.because, (better,) if better else (), code=code)
+
+
+def _data(advice: Advice) -> Iterator[Item]:
+    tones: dict[str, Tone] = {"ok": "good", "thin": "warning", "too_little": "error", "missing": "error"}
+    for need in advice.data:
+        given = "" if need.given is None else f": {need.given:,} {need.unit}"
+        text = (
+            f"{_words(need.verdict)}{given}; at least {need.floor:,} {need.unit}, comfortable from {need.comfortable:,}"
+        )
+        yield Item(
+            _words(need.need), text, code=(need.lint,) if need.lint else (), tone=tones.get(need.verdict, "plain")
+        )
+
+
+def _settings(advice: Advice) -> Iterator[Item]:
+    for chosen in advice.algorithms:
+        code = tuple(f"{key}={value}" for key, value in chosen.start.items())
+        name = chosen.name if chosen.name == chosen.stage else f"{chosen.stage}: {chosen.name}"
+        yield Item(_words(name), f"{chosen.tuning}, after {chosen.source}", code=code)
+
+
+def _hardware(hardware: Hardware) -> Iterator[Item]:
+    yield Item("given", hardware.given)
+    if hardware.asked:
+        yield _fit(hardware.asked, hardware, "asked for, ")
+    if hardware.chosen and hardware.chosen != hardware.asked:
+        yield _fit(hardware.chosen, hardware, "")
+    for fit in hardware.rejected:
+        yield _fit(fit, hardware, "")
+
+
+def _fit(fit: Fit, hardware: Hardware, before: str) -> Item:
+    tones: dict[str, Tone] = {"fits": "good", "tight": "warning", "does_not_fit": "error"}
+    of = f" of {hardware.capacity_gb:.4g}" if hardware.capacity_gb else ""
+    lacking = f", {fit.short_gb:.3g} GB too much" if fit.verdict == "does_not_fit" else ""
+    text = f"{before}{_words(fit.verdict)}: {fit.total_gb:.3g}{of} GB on each GPU{lacking}"
+    more = (f"cheapest mend: {fit.knob}",) if fit.knob else ()
+    bar = Bar(fit.per_gpu_gb, fit.total_gb, hardware.capacity_gb)
+    return Item(fit.strategy, text, more, tone=tones[fit.verdict], bar=bar)
+
+
+def _estimate(advice: Advice) -> Iterator[Item]:
+    found = advice.estimate
+    if found is None:
+        return
+    for name, value, unit in (
+        ("tokens", found.tokens, ""),
+        ("arithmetic", found.flops, " FLOPs"),
+        ("GPU time", found.gpu_hours, " GPU-hours"),
+        ("time", found.wall_hours, " hours"),
+        ("cost", found.cost, f" {found.currency}"),
+    ):
+        if value is not None:
+            yield Item(name, between(value) + unit)
+    if found.basis:
+        yield Item("", found.basis)
+
+
+def _warnings(advice: Advice) -> Iterator[Item]:
+    for said in sorted(advice.warnings, key=lambda said: list(LEVELS).index(said.level)):
+        yield Item(said.id, said.text, (f"{said.level}, {said.rule}",), tuple(said.quotes), tone=LEVELS[said.level])
+
+
+def _gate(advice: Advice) -> Iterator[Item]:
+    gate = advice.evals
+    if gate is None:
+        return
+    yield Item("must improve", ", ".join(gate.target) or "a measure of your own")
+    if gate.guard:
+        yield Item("must not suffer", ", ".join(gate.guard))
+    yield Item("rule", gate.rule)
+    seen = "" if gate.detectable is None else f"; those on hand show {100 * gate.detectable:.3g} points or more"
+    yield Item("rows", f"{gate.min_rows:,} held out to see the effect{seen}")
+
+
+def _missing(advice: Advice) -> Iterator[Item]:
+    tone: Tone = "warning" if advice.primary == "insufficient" else "plain"
+    for question in advice.missing:
+        more = (f"would change {question.would_change}",) if question.would_change else ()
+        yield Item(question.field, question.question, more, tone=tone)
+
+
+def between(value: Range) -> str:
+    """``1.5 to 4``."""
+    low, high = number(value.low), number(value.high)
+    return low if low == high else f"{low} to {high}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
