@@ -1,0 +1,152 @@
+"""Faults that a row has or has not, by itself: encoding, template tokens, turns, refusals, answers cut off, leaks."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.core.data.lint.base import Lint
+from align.core.data.lint.finding import LintFinding, Places, finding
+from align.core.data.lint.view import WORD, View, normal
+
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+_TEMPLATE = re.compile(
+    r"<\|[a-z][a-z0-9_]{1,30}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</s>\s*$|^\s*<s>|<[｜|](?:User|Assistant)[｜|]>",
+    re.ASCII,
+)
+"""ChatML, Llama 2 and 3, Mistral, Gemma, DeepSeek. ``<s>`` within text is HTML's."""
+_READ = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "thinking", "reasoning_content", "weight"})
+LEAK_WORDS = 4
+"""Shortest answer, in words, whose standing in the prompt is told; shorter ones stand there by chance."""
+CUT_WORDS = 20
+"""Shortest answer that can look cut off."""
+
+
+def _mojibake(row: View) -> bool:
+    if row.text.isascii():
+        return False
+    from ftfy.badness import is_bad
+
+    return bool(is_bad(row.text))
+
+
+def _no_words(row: View) -> bool:
+    return any(not WORD.search(text) for text in (row.answers or (row.text,)))
+
+
+def _leaks(row: View) -> bool:
+    answers = row.normal_answers[:1]
+    if row.record.kind == "prompt":
+        solution = row.column("solution", "answer", "ground_truth")
+        answers = (normal(str(solution)),) if isinstance(solution, (str, int, float)) else ()
+    return any(len(answer.split()) >= LEAK_WORDS and answer in row.normal_prompt for answer in answers)
+
+
+@cache
+def phrases() -> Mapping[str, re.Pattern[str]]:
+    """Patterns over normalised text, from phrases.yaml."""
+    held = yaml.load((Path(__file__).parent / "phrases.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+    refusal = "|".join(re.escape(normal(phrase)) for said in held["refusal"].values() for phrase in said)
+    open_ended = "|".join(re.escape(normal(word)) for said in held["goes_on"].values() for word in said)
+    return {"refusal": re.compile(refusal), "goes_on": re.compile(rf"(?:^|\s)(?:{open_ended})$|[,(\[{{]$")}
+
+
+def refuses(answer: str) -> bool:
+    """Whether a normalised answer refuses: a phrase of refusal in its first 200 characters."""
+    return phrases()["refusal"].search(answer[:200].replace("\u2019", "'")) is not None
+
+
+def _refuses(row: View) -> bool:
+    return any(map(refuses, row.normal_answers[:1]))
+
+
+def _cut_off(row: View) -> bool:
+    return any(
+        answer.count("```") % 2 == 1
+        or (phrases()["goes_on"].search(answer[-40:]) is not None and len(answer.split()) >= CUT_WORDS)
+        for answer in row.normal_answers
+    )
+
+
+def _roles(row: View) -> list[Any]:
+    return [message.get("role") for message in row.turns]
+
+
+def _repeats(row: View) -> bool:
+    roles = _roles(row)
+    return any(one == other and one != "tool" for one, other in pairwise(roles))
+
+
+def _odd_keys(row: View) -> set[str]:
+    return {str(key) for message in row.turns for key in message if key not in _READ}
+
+
+MARKS: Mapping[str, Callable[[View], object]] = {
+    "no-words": _no_words,
+    "mojibake": _mojibake,
+    "replacement-characters": lambda row: "\ufffd" in row.text,
+    "control-characters": lambda row: _CONTROL.search(row.text),
+    "template-tokens": lambda row: _TEMPLATE.search(row.text),
+    "answer-in-prompt": _leaks,
+    "refusals": _refuses,
+    "cut-off": _cut_off,
+    "no-user": lambda row: row.turns and "user" not in _roles(row),
+    "ends-without-answer": lambda row: row.turns and _roles(row)[-1] != "assistant",
+    "roles-repeat": _repeats,
+}
+
+
+class Marks(Lint):
+    """The rows in which each is seen."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, array[int]] = {id: array("Q") for id in MARKS}
+
+    def see(self, row: View) -> None:
+        """Ask each of them."""
+        for id, marked in MARKS.items():
+            if marked(row):
+                self._rows[id].append(row.number)
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """In the order of MARKS."""
+        for id, rows in self._rows.items():
+            if rows:
+                yield finding(id, places, rows)
+
+
+class Turns(Lint):
+    """What only all conversations together show: a system message in some, and keys that nobody reads."""
+
+    def __init__(self) -> None:
+        self._system, self._conversations = array("Q"), 0
+        self._odd, self._keys = array("Q"), Counter[str]()
+
+    def see(self, row: View) -> None:
+        """Look at a conversation's messages."""
+        if not row.turns:
+            return
+        self._conversations += 1
+        if {"system", "developer"} & set(_roles(row)):
+            self._system.append(row.number)
+        if odd := _odd_keys(row):
+            self._odd.append(row.number)
+            self._keys.update(odd)
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """Nothing where all conversations are alike."""
+        if 0 < len(self._system) < self._conversations:
+            yield finding("some-system", places, self._system, of=self._conversations)
+        if self._odd:
+            keys = ", ".join(repr(key[:40]) for key, _ in sorted(self._keys.items(), key=lambda k: (-k[1], k[0]))[:5])
+            yield finding("unknown-message-key", places, self._odd, keys=keys)

@@ -1,0 +1,105 @@
+"""What further columns say of where rows come from, under which licence they are, and who judged them."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+
+from align.core.data.lint.base import Lint
+from align.core.data.lint.finding import LintFinding, Places, finding
+from align.core.data.lint.view import View
+
+LICENCE = ("license", "licence", "licenses", "licences")
+SOURCE = ("source", "dataset", "data_source", "origin", "subset", "domain")
+JUDGE = ("labelled_by", "labeled_by", "label_source", "annotator", "annotator_id", "judge", "judge_model", "rater")
+MOST = 1_000
+"""Different values from which on a column is a name of rows rather than a category."""
+ALONE = 0.9
+"""Share of rows from which one source stands out among others."""
+_RESTRICTS = re.compile(
+    r"\b(?:nc|nd|non-?commercial|no-?derivatives|research|unknown|proprietary|copyrighted)\b|all rights reserved", re.I
+)
+
+
+class Column:
+    """The values of a column under one of several names, and how many rows have each."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names, self.values, self.many = names, Counter[str](), False
+
+    def see(self, row: View) -> str | None:
+        """Count a row's value, at most 80 characters of it."""
+        value = row.column(*self.names)
+        if not isinstance(value, (str, int, float)):
+            return None
+        value = str(value)[:80]
+        if not self.many:
+            self.values[value] += 1
+            if len(self.values) > MOST:
+                self.many = True
+                self.values.clear()
+        return value
+
+    @property
+    def top(self) -> list[tuple[str, int]]:
+        """The commonest first, ties by name; nothing where there are too many."""
+        return sorted(self.values.items(), key=lambda item: (-item[1], item[0]))
+
+
+class Origin(Lint):
+    """Licences, sources and judges."""
+
+    def __init__(self) -> None:
+        self.licence, self.source, self.judge = Column(LICENCE), Column(SOURCE), Column(JUDGE)
+        self._restricted, self._pairs = array("Q"), 0
+
+    def see(self, row: View) -> None:
+        """Look at the columns."""
+        licence = self.licence.see(row)
+        if licence is not None and _RESTRICTS.search(licence):
+            self._restricted.append(row.number)
+        self.source.see(row)
+        if row.record.kind in ("preference", "unpaired"):
+            self._pairs += 1
+            self.judge.see(row)
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """What is restricted, what stands out, and what nothing is said about."""
+        if self._restricted:
+            named = [name for name, _ in self.licence.top if _RESTRICTS.search(name)][:5]
+            yield finding("licence-restricts", places, self._restricted, licences=", ".join(map(ascii, named)))
+        if not (self.licence.values or self.licence.many):
+            yield finding("no-licence", places, count=0)
+        if len(self.source.values) > 1 and self.source.top[0][1] >= ALONE * len(places):
+            value, count = self.source.top[0]
+            yield finding("one-source", places, count=count, value=value)
+        if self._pairs and not (self.judge.values or self.judge.many):
+            yield finding("no-label-source", places, count=0)
+
+
+class Labels(Lint):
+    """Rows with one answer that is good or bad: whether both are there, and how many of each."""
+
+    BALANCED = (0.2, 0.8)
+    """Share of good ones within which no weighing is called for; about 1 to 4, what weights can still make up."""
+
+    def __init__(self) -> None:
+        self._good, self._all = 0, 0
+
+    def see(self, row: View) -> None:
+        """Count the label."""
+        if row.record.kind == "unpaired":
+            self._all += 1
+            self._good += bool(row.record.label)
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """One label only, or many more of one."""
+        if not self._all:
+            return
+        share = self._good / self._all
+        if share in (0.0, 1.0):
+            yield finding("one-label", places, count=self._all, of=self._all, label="true" if share else "false")
+        elif not self.BALANCED[0] <= share <= self.BALANCED[1]:
+            yield finding("labels-unbalanced", places, count=self._good, of=self._all)

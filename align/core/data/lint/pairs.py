@@ -1,0 +1,106 @@
+"""What preferences give away: length, openings they share, and features by which anybody could tell the better one."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from align.core.data.lint.base import Lint, Sample
+from align.core.data.lint.finding import LintFinding, Places, finding
+from align.core.data.lint.marks import refuses
+from align.core.data.lint.view import View, digest, words
+
+ENOUGH = 30
+"""Pairs from which on shares mean something: at 30 the standard error of a share is at most 9 points."""
+LONGER = 0.7
+"""Share of pairs with the longer answer chosen from which length stands out. In UltraFeedback and HH-RLHF it is about
+0.55 to 0.65 (Singhal et al. 2023); Park et al. (2024) show DPO exploiting it."""
+OPENING = 8
+"""Words at the start that are compared."""
+SEPARATES = 0.95
+"""Share of pairs that one feature decides from which they are trivial."""
+LOOKED_AT = 2_000
+"""Pairs that features are tried on."""
+WORDS = 200
+"""Words of an answer that are looked at for telling words."""
+
+FEATURES: Mapping[str, Callable[[str], float]] = {
+    "length": len,
+    "line breaks": lambda answer: answer.count("\n"),
+    "list marks": lambda answer: len(re.findall(r"^\s*(?:[-*•]|\d+[.)])\s", answer, re.M)),
+    "headings or bold": lambda answer: answer.count("**") + answer.count("\n#"),
+    "blocks of code": lambda answer: answer.count("```"),
+    "a capital first": lambda answer: answer[:1].isupper(),
+    "a stop at the end": lambda answer: answer.rstrip()[-1:] in tuple(".!?。！？"),
+    "question marks": lambda answer: answer.count("?"),
+    "exclamation marks": lambda answer: answer.count("!"),
+    "a refusal": lambda answer: refuses(answer.casefold()),
+}
+
+
+class Pairs(Lint):
+    """Rows with a chosen and a rejected answer."""
+
+    def __init__(self) -> None:
+        self._chosen, self._rejected, self._rows = array("L"), array("L"), array("Q")
+        self._same, self._opening, self._ties, self._margins = array("Q"), array("Q"), array("Q"), 0
+        self._sample = Sample[tuple[str, str]](LOOKED_AT)
+
+    def see(self, row: View) -> None:
+        """Compare its answers."""
+        if row.record.kind != "preference" or len(row.normal_answers) != 2:
+            return
+        chosen, rejected = row.normal_answers
+        first, second = chosen.split(), rejected.split()
+        self._rows.append(row.number)
+        self._chosen.append(len(first))
+        self._rejected.append(len(second))
+        if chosen == rejected:
+            self._same.append(row.number)
+        elif len(first) >= OPENING and first[:OPENING] == second[:OPENING]:
+            self._opening.append(row.number)
+        if row.record.margin is not None:
+            self._margins += 1
+            if row.record.margin <= 0:
+                self._ties.append(row.number)
+        answers = row.answers[0], row.answers[1]
+        self._sample.offer(digest(row.normal_prompt, chosen, rejected), lambda: answers)
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """Of the rows that are pairs."""
+        count = len(self._rows)
+        for id, rows in (("same-answers", self._same), ("same-opening", self._opening)):
+            if rows:
+                yield finding(id, places, rows, of=count, unit="pairs", n=OPENING)
+        if self._ties:
+            yield finding("ties", places, self._ties, of=self._margins, unit="margins")
+        if count < ENOUGH:
+            return
+        chosen, rejected = np.array(self._chosen), np.array(self._rejected)
+        longer, shorter = int((chosen > rejected).sum()), int((chosen < rejected).sum())
+        if longer + shorter and not 1 - LONGER <= longer / (longer + shorter) <= LONGER:
+            yield finding("length-bias", places, count=longer, of=longer + shorter, unit="pairs of unequal length",
+                          chosen_mean=float(chosen.mean()), rejected_mean=float(rejected.mean()))  # fmt: skip
+        pairs = list(self._sample)
+        if len(pairs) >= ENOUGH and (told := separating(pairs)):
+            feature, won = told
+            yield finding("separable", places, count=won, of=len(pairs), unit="pairs", feature=feature)
+
+
+def separating(pairs: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
+    """The feature that decides most of (chosen, rejected), and how many; None where none decides SEPARATES of them."""
+    won = Counter[str]()
+    for chosen, rejected in pairs:
+        for name, feature in FEATURES.items():
+            one, other = feature(chosen), feature(rejected)
+            if one != other:
+                won[f"{'more' if one > other else 'less'} of {name} in the chosen one"] += 1
+        mine, theirs = (set(words(answer.casefold())[:WORDS]) for answer in (chosen, rejected))
+        won.update(f"the word {word[:40]!a} in the chosen one only" for word in mine - theirs)
+        won.update(f"the word {word[:40]!a} in the rejected one only" for word in theirs - mine)
+    name, most = min(won.items(), key=lambda item: (-item[1], item[0]), default=("", 0))
+    return (name, most) if most >= SEPARATES * len(pairs) else None

@@ -1,0 +1,180 @@
+"""Rows that say what others say: the same, nearly the same, or the opposite."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.core.data.lint.base import Lint, Thinned
+from align.core.data.lint.finding import LintFinding, Places, finding
+from align.core.data.lint.view import View, digest, windows
+
+RUN = 3
+"""Words in a row that are compared at once."""
+BANDS, BAND = 25, 5
+"""Rows whose hashes agree in one band are compared: of pairs that are 70 % alike 99 % are, of pairs 40 % alike 23 %.
+
+    P(compared) = 1 - (1 - J^5)^25,   J = |A & B| / |A u B|    (Leskovec et al., Mining of Massive Datasets, 3.4)
+"""
+THRESHOLD = 0.7
+"""From this share of equal hashes two rows are near duplicates. The share estimates J with standard error
+sqrt(J (1 - J) / 125) = 0.04 (Broder 1997)."""
+MOST = 200_000
+"""Different rows kept for comparing, some 700 bytes each; of more, a random sample."""
+SHORT = 5
+"""Words up to which an answer is a label or a value, so that two of them contradict each other."""
+
+
+class Exact(Lint):
+    """Rows whose digests meet."""
+
+    def __init__(self) -> None:
+        self.digests = array("Q")
+
+    def see(self, row: View) -> None:
+        """Keep the digest."""
+        self.digests.append(row.digest)
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """Every row but the first of its digest."""
+        if len(rows := repeated(np.frombuffer(self.digests, np.uint64))):
+            yield finding("exact-duplicates", places, rows)
+
+
+def repeated(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Places of all that came before, in order."""
+    first = np.unique(digests, return_index=True)[1] if len(digests) else np.empty(0, np.int64)
+    return np.setdiff1d(np.arange(len(digests)), first)
+
+
+class Near(Lint):
+    """Different rows whose runs of three words are mostly the same, by MinHash."""
+
+    def __init__(self) -> None:
+        from datasketch import MinHash
+
+        self._make: Any = MinHash
+        self._permutations = MinHash(BANDS * BAND, scheme="affine32").permutations
+        self._seen = Thinned[tuple[int, NDArray[np.uint32]]](MOST)
+        self._different = 0
+
+    def see(self, row: View) -> None:
+        """Keep the hashes of a row that is none of those before."""
+        if not self._seen.wants(row.digest) or row.digest in self._seen.held or len(row.words) < RUN:
+            return
+        runs = np.unique(windows(row.hashes, RUN) >> np.uint64(32)).tolist()
+        made = self._make(BANDS * BAND, scheme="affine32", hashfunc=int, permutations=self._permutations)
+        for start in range(0, len(runs), 10_000):  # each hash takes half a KB while it is permuted
+            made.update_batch(runs[start : start + 10_000])
+        self._seen.set(row.digest, (row.number, made.hashvalues))
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """Every row but the first of those that hang together."""
+        kept = [self._seen.held[key] for key in sorted(self._seen.held)]
+        if len(kept) < 2:
+            return
+        numbers = np.array([number for number, _ in kept])
+        groups = together(np.vstack([signature for _, signature in kept]))
+        order = np.lexsort((numbers, groups))
+        later = np.append(False, groups[order][1:] == groups[order][:-1])
+        if later.any():
+            share = self._seen.share
+            looked = f"{len(kept):,} different rows compared" + f", one in {1 / share:.0f}" * (share < 1)
+            rows = numbers[order][later].tolist()
+            yield finding("near-duplicates", places, rows, of=len(kept) if share < 1 else None, threshold=THRESHOLD,
+                          looked_at=looked)  # fmt: skip
+
+
+def together(signatures: NDArray[np.uint32]) -> NDArray[np.int32]:
+    """[N, 125] MinHash values to [N] the number of each row's group; one that is like no other is alone.
+
+    In each band's bucket every row is compared with the first and the next one, so the work stays linear where
+    thousands share a bucket. Groups are what hangs together through such pairs.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = list[NDArray[np.int64]]()
+    for band in range(BANDS):
+        columns = np.ascontiguousarray(signatures[:, band * BAND : (band + 1) * BAND])
+        bucket = np.unique(columns.view(np.dtype((np.void, columns.itemsize * BAND))).ravel(), return_inverse=True)[1]
+        order = np.argsort(bucket, kind="stable")
+        start = np.flatnonzero(np.append(True, bucket[order][1:] != bucket[order][:-1]))
+        first = np.repeat(order[start], np.diff(np.append(start, len(order))))
+        follows = order[1:][bucket[order][1:] == bucket[order][:-1]]
+        before = order[:-1][bucket[order][1:] == bucket[order][:-1]]
+        pairs += [np.stack([before, follows]), np.stack([first, order])[:, first != order]]
+    one, other = np.unique(np.sort(np.hstack(pairs), axis=0), axis=1) if pairs else np.empty((2, 0), np.int64)
+    alike = np.empty(len(one), bool)
+    for at in range(0, len(one), 50_000):
+        part = slice(at, at + 50_000)
+        alike[part] = (signatures[one[part]] == signatures[other[part]]).mean(axis=1) >= THRESHOLD
+    one, other = one[alike], other[alike]
+    count = len(signatures)
+    links = coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
+    groups: NDArray[np.int32] = connected_components(links, directed=False)[1]
+    return groups
+
+
+class SamePrompt(Lint):
+    """Prompts that come again with another answer, or with the answers turned around."""
+
+    def __init__(self) -> None:
+        self._rows, self._prompts, self._answers, self._short = array("Q"), array("Q"), array("Q"), array("B")
+        self._wins, self._losses = array("Q"), array("Q")
+
+    def see(self, row: View) -> None:
+        """Keep digests of the prompt with its answers."""
+        answers = row.normal_answers
+        if not row.normal_prompt or not answers:
+            return
+        if len(answers) == 2:
+            chosen, rejected = (digest(row.normal_prompt, answer) for answer in answers)
+            self._wins.append(chosen ^ _half(rejected))
+            self._losses.append(rejected ^ _half(chosen))
+            self._rows.append(row.number)
+        elif row.record.kind != "unpaired":
+            self._rows.append(row.number)
+            self._prompts.append(digest(row.normal_prompt))
+            self._answers.append(digest(answers[0]))
+            self._short.append(len(answers[0].split()) <= SHORT)
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """Contradictions, and prompts that come again without being any."""
+        rows = np.frombuffer(self._rows, np.uint64).astype(np.int64)
+        if self._wins:
+            turned = np.isin(np.frombuffer(self._wins, np.uint64), np.frombuffer(self._losses, np.uint64))
+            if turned.any():
+                yield finding("contradictory-pairs", places, rows[turned].tolist(), of=len(rows), unit="pairs")
+        if not self._prompts:
+            return
+        prompts, answers = np.frombuffer(self._prompts, np.uint64), np.frombuffer(self._answers, np.uint64)
+        short = np.frombuffer(self._short, np.uint8).astype(bool)
+        against = short & _several(prompts, answers, short)
+        if against.any():
+            yield finding("contradictory-answers", places, rows[against].tolist())
+        different = np.setdiff1d(np.arange(len(rows)), repeated(prompts ^ _halves(answers)))
+        again = different[repeated(prompts[different])]
+        again = again[~against[again]]
+        if len(again):
+            yield finding("repeated-prompts", places, rows[again].tolist())
+
+
+def _several(prompts: NDArray[np.uint64], answers: NDArray[np.uint64], counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[N] whether a row's prompt has more than one different answer among those counted."""
+    pairs = np.unique(np.stack([prompts[counted], answers[counted]]), axis=1)
+    asked, count = np.unique(pairs[0], return_counts=True)
+    return np.isin(prompts, asked[count > 1])
+
+
+def _half(value: int) -> int:
+    """Turned by a half, so that a pair is not its own mirror image."""
+    return (value >> 32 | value << 32) & 0xFFFFFFFFFFFFFFFF
+
+
+def _halves(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return (values >> np.uint64(32)) | (values << np.uint64(32))
