@@ -1,4 +1,4 @@
-"""Advice made by hand, for what shows it: one with everything in it, one that lacks facts, one that is next to empty."""
+"""Advice made by hand, for what shows it: with everything in it, without facts, and with anybody's words."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def sarif(advice: Advice, brief: Written | None) -> str:
     about = {finding.id: _about(finding, advice) for finding in found}
     driver = {
         "name": "align advise",
-        "version": advice.provenance.tool,
-        "rules": [{"id": id, "shortDescription": {"text": text}} for id, text in about.items()],
+        "version": visible(advice.provenance.tool),
+        "rules": [{"id": visible(id), "shortDescription": {"text": text}} for id, text in about.items()],
     }
     answer = {"primary": advice.primary, "confidence": advice.confidence, "summary": visible(advice.summary)}
     run = {
@@ -81,7 +81,7 @@ def _result(finding: Finding, rule: int, brief: Written | None) -> dict[str, Any
     words = " ".join(quote.quote for quote in finding.quotes)
     mark = hashlib.sha256(f"{finding.id}\0{words}".encode("utf-8", "replace")).hexdigest()[:32]
     result: dict[str, Any] = {
-        "ruleId": finding.id,
+        "ruleId": visible(finding.id),
         "ruleIndex": rule,
         "level": finding.level,
         "message": {"text": text},

@@ -59,9 +59,8 @@ PRIMARY = {
 
 def heading(advice: Advice) -> str:
     """The answer in a few words: ``Post-training, with rag``."""
-    return PRIMARY[advice.primary] + (
-        f", with {' and '.join(map(_words, advice.companions))}" * bool(advice.companions)
-    )
+    beside = " and ".join(map(_words, advice.companions))
+    return f"{PRIMARY[advice.primary]}, with {beside}" if beside else PRIMARY[advice.primary]
 
 
 def outline(advice: Advice) -> list[Section]:
@@ -137,12 +136,9 @@ def _data(advice: Advice) -> Iterator[Item]:
     tones: dict[str, Tone] = {"ok": "good", "thin": "warning", "too_little": "error", "missing": "error"}
     for need in advice.data:
         given = "" if need.given is None else f": {need.given:,} {need.unit}"
-        text = (
-            f"{_words(need.verdict)}{given}; at least {need.floor:,} {need.unit}, comfortable from {need.comfortable:,}"
-        )
-        yield Item(
-            _words(need.need), text, code=(need.lint,) if need.lint else (), tone=tones.get(need.verdict, "plain")
-        )
+        wanted = f"at least {need.floor:,} {need.unit}, comfortable from {need.comfortable:,}"
+        code, tone = (need.lint,) if need.lint else (), tones.get(need.verdict, "plain")
+        yield Item(_words(need.need), f"{_words(need.verdict)}{given}; {wanted}", code=code, tone=tone)
 
 
 def _settings(advice: Advice) -> Iterator[Item]:
