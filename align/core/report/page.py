@@ -1,14 +1,7 @@
-"""The page: a run directory, measures and samples in; one self-contained HTML file out.
-
-Everything that models, data and users say is hostile. So the template escapes every value (jinja2's autoescape; only
-our own style sheet is exempt), unseen characters are made visible, there is no script, and the page's own policy
-forbids everything but the one style sheet whose hash it names.
-"""
+"""The page: a run directory, measures and samples in; one self-contained HTML file out."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -16,19 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
 from align.core.disk import write_whole
 from align.core.report import chart as charts
 from align.core.report.facts import chosen, facts
 from align.core.report.read import RunFacts, StageFacts, read_run
+from align.core.report.safe import HERE, html
 from align.core.report.table import Figure, Row, Table
-from align.schemas.text import visible
 
 __all__ = ["Answer", "Figure", "Row", "Sample", "Table", "write_report"]
-
-HERE = Path(__file__).parent
 
 MAIN = ("rewards/accuracies", "rewards/margins", "accuracy", "margin", "mean_token_accuracy")
 """Between the losses and the course of the optimiser: the two first of these that a stage has."""
@@ -67,16 +55,8 @@ def write_report(
 
 def render(run: RunFacts, title: str, table: Table | None, samples: Sequence[Sample]) -> str:
     """The page as text."""
-    style = (HERE / "style.css").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-    )
-    return environment.get_template("page.html").render(
+    return html(
+        HERE / "page.html",
         title=title,
         run=run,
         stages=[_stage(stage) for stage in run.stages],
@@ -86,9 +66,6 @@ def render(run: RunFacts, title: str, table: Table | None, samples: Sequence[Sam
         commands=list(_commands(run)),
         versions=[(name, version) for name, version in run.manifest.get("versions", {}).items() if version],
         size=charts,
-        style=style,
-        # Whoever got text past the escaping could still not style, script, load or send anything.
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
     )
 
 
