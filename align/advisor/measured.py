@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from align.advisor.facts import Evidence
+from align.advisor.facts import Evidence, Status, gather
 from align.advisor.thresholds import Thresholds
-from align.schemas.project import Measured, Measurement
+from align.schemas.project import Measured, Measurement, Project
+
+Z2 = 1.959963984540054**2
+"""Of Wilson's interval, which is as wide as one of n + z^2 rows."""
 
 
-def evidence(found: Measured, target: float | None, limit: Thresholds) -> list[Evidence]:
-    """What follows for the form's own fields; the measurements themselves are there as ``measured.*``.
+def added(evidence: Sequence[Evidence], found: Measured, limit: Thresholds) -> list[Evidence]:
+    """All evidence: what was there, the measurements as ``measured.*``, and what follows for the form's other fields.
 
-    target: the metric's, where the project names one (``evals.target``), on the same scale as the scores.
+    The target that scores are held against is the one that ``evidence`` names (``evals.target``).
     """
-    return [*_numbers(found), *_baseline(found, target), *_domain(found, limit)]
+    project = gather(evidence).project.model_copy(update={"measured": found})
+    return [*evidence, *_numbers(found), *_baseline(project), *_attempts(project), *_domain(found, limit)]
 
 
 def best_prompt(found: Measured) -> Measurement | None:
@@ -25,56 +29,89 @@ def best_prompt(found: Measured) -> Measurement | None:
     return max(tried, key=lambda m: m.value) if tried else None
 
 
-def apart(a: Measurement, b: Measurement) -> int:
+def target(project: Project) -> float | None:
+    """The target, where what was measured is what it speaks of: scores of a reward, or F1 where F1 is the metric."""
+    metric, score = project.evals.metric or "", project.measured.score or ""
+    return project.evals.target if "f1" in metric.casefold() or "F1" not in score else None
+
+
+def apart(a: Measurement, b: Measurement | float) -> int:
     """1 where a is above b beyond both intervals, -1 where it is below, 0 where they overlap."""
-    return (a.low > b.high) - (a.high < b.low)
+    other = _measurement(b)
+    return (a.low > other.high) - (a.high < other.low)
 
 
 def rows_to_settle(a: Measurement, b: Measurement | float) -> int | None:
-    """How many rows would part two intervals that overlap, if their values stayed.
+    """How many rows (of each) would part two intervals that overlap, if their values stayed.
 
-        n' = n ((h_a + h_b) / |a - b|)^2,  h half the width, n the fewer rows
+    Half the width of Wilson's interval is c / sqrt(m) with m = n + z^2 (c falling towards z sqrt(p (1 - p))), its
+    centre s z^2 / m off the value (s at most |1/2 - p|; of two, the centres come nearer by gap z^2 / m). So they part
+    where
 
-    since widths fall as 1 / sqrt(n). None where the values are the same: no number would.
+        gap m - C sqrt(m) - s z^2 >= 0,  C = c_a + c_b
+
+    For means and ratios, whose intervals are z s / sqrt(n), this asks for a few rows more than needed. None where the
+    values are the same: no number would.
     """
-    other = b if isinstance(b, Measurement) else Measurement(value=b, low=b, high=b, rows=a.rows)
+    other = _measurement(b)
     gap = abs(a.value - other.value)
     if gap == 0:
         return None
-    halves = (a.high - a.low) / 2 + (other.high - other.low) / 2
-    return math.ceil(min(a.rows, other.rows) * (halves / gap) ** 2)
+    c = sum((m.high - m.low) / 2 * math.sqrt(m.rows + Z2) for m in (a, other))
+    off = gap if isinstance(b, Measurement) else abs(0.5 - a.value)
+    root = (c + math.sqrt(c * c + 4 * gap * off * Z2)) / (2 * gap)
+    return max(a.rows, other.rows, math.ceil(root * root - Z2)) + 1  # + 1: to touch is not to part
+
+
+def told(m: Measurement) -> str:
+    """``0.62 (0.55 to 0.69, 200 rows)``."""
+    return f"{m.value:.3g} ({m.low:.3g} to {m.high:.3g}, {m.rows:,} rows)"
+
+
+def _measurement(b: Measurement | float) -> Measurement:
+    return b if isinstance(b, Measurement) else Measurement(value=b, low=b, high=b, rows=0)
 
 
 def _numbers(found: Measured) -> Iterator[Evidence]:
     for name, value in found:
-        if value is not None:
-            words = f"{value.value:.3g} ({value.low:.3g} to {value.high:.3g}, {value.rows} rows)"
-            yield _said(f"measured.{name}", value.model_dump(), f"{name.replace('_', ' ')}: {words}")
+        if isinstance(value, Measurement):
+            yield _said(f"measured.{name}", value.model_dump(), f"{name.replace('_', ' ')}: {told(value)}")
+        elif value is not None:
+            yield _said(f"measured.{name}", value, f"{name}: {value}")
 
 
-def _baseline(found: Measured, target: float | None) -> Iterator[Evidence]:
-    best = best_prompt(found)
-    if best is None or target is None:
+def _baseline(project: Project) -> Iterator[Evidence]:
+    best, wanted = best_prompt(project.measured), target(project)
+    if best is None or wanted is None:
         return
-    words = f"untouched model: {best.value:.3g} ({best.low:.3g} to {best.high:.3g}) against {target:.3g}"
-    if best.low >= target:
+    words = f"untouched model: {told(best)}, wanted {wanted:.3g}"
+    if best.low >= wanted or best.high < wanted:
         yield _said("evals.baseline", best.value, words)
-        yield _said("behaviour.prompt_falls_short", False, words)
-    elif best.high < target:
-        yield _said("evals.baseline", best.value, words)
-        yield _said("behaviour.prompt_falls_short", True, words)
+        yield _said("behaviour.prompt_falls_short", best.high < wanted, words)
+
+
+def _attempts(project: Project) -> Iterator[Evidence]:
+    """What was measured was tried."""
+    found = project.measured
+    for way, score in (("prompting", found.zero_shot), ("few_shot", found.few_shot), ("rag", found.open_book)):
+        if score is not None:
+            yield _said(f"tried.{way}", True, f"{way} measured: {told(score)}", "tried")
 
 
 def _domain(found: Measured, limit: Thresholds) -> Iterator[Evidence]:
     corpus, reference = found.corpus_bits, found.reference_bits
     if corpus is None or reference is None:
         return
-    words = f"bits per byte: corpus {corpus.value:.3g}, ordinary text {reference.value:.3g}"
-    if corpus.low > limit.unseen_bits_ratio * reference.high:
-        yield _said("knowledge.unseen_domain", True, words)
-    elif corpus.high < limit.unseen_bits_ratio * reference.low:
-        yield _said("knowledge.unseen_domain", False, words)
+    words = f"bits per byte: corpus {told(corpus)}, ordinary text {told(reference)}"
+    side = apart(corpus, scaled(reference, limit.unseen_bits_ratio))
+    if side:
+        yield _said("knowledge.unseen_domain", side > 0, words)
 
 
-def _said(field: str, value: Any, words: str) -> Evidence:
-    return Evidence(field, value, quote=words, source="measured")
+def scaled(m: Measurement, factor: float) -> Measurement:
+    """The same in a unit ``factor`` times as small."""
+    return m.model_copy(update={"value": m.value * factor, "low": m.low * factor, "high": m.high * factor})
+
+
+def _said(field: str, value: Any, words: str, status: Status = "asserted") -> Evidence:
+    return Evidence(field, value, status, quote=words, source="measured")

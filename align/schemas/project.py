@@ -207,6 +207,8 @@ class Measurement(Config):
 class Measured(Config):
     """What probes found of the untouched model (``align advise --measure``). Shares are 0 to 1."""
 
+    score: str | None = None
+    """What scored the answers: rewards by name, or ``word F1`` with the answer wanted, where none was named."""
     zero_shot: Measurement | None = None
     """Score on the rows, asked as they are."""
     few_shot: Measurement | None = None

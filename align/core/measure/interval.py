@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import stdtrit
 
-from align.core.evaluate.statistics import Z95, wilson
+from align.core.evaluate.statistics import wilson
 from align.schemas.project import Measurement
 
 
 def mean(values: Sequence[float]) -> Measurement:
     """The mean of independent values with its 95 % interval, of values that are all 0 or 1 Wilson's.
 
-        half = z s / sqrt(n),  s^2 = sum (x - mean)^2 / (n - 1)
+        half = t s / sqrt(n),  s^2 = sum (x - mean)^2 / (n - 1),  t the 0.975 quantile of Student's with n - 1 degrees
 
     One value has no spread to go by: its interval is all of [0, 1], and itself. Raises ValueError for none.
     """
@@ -25,17 +26,18 @@ def mean(values: Sequence[float]) -> Measurement:
     centre = float(np.mean(values))
     if len(values) == 1:
         return Measurement(value=centre, low=min(0.0, centre), high=max(1.0, centre), rows=1)
-    half = float(Z95 * np.std(values, ddof=1) / np.sqrt(len(values)))
+    half = _student(len(values)) * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return Measurement(value=centre, low=centre - half, high=centre + half, rows=len(values))
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Measurement:
-    """sum(above) / sum(below) of pairs, with the 95 % interval of the ratio estimator (Cochran 1977, Eq 6.13).
+    """R = sum a / sum b of pairs, with the 95 % interval of the ratio estimator (Cochran 1977, section 6.4).
 
-        s^2 = sum (a_i - R b_i)^2 / (n - 1),  half = z s / (sqrt(n) mean(b))
+        half = t s / (sqrt(n) mean(b)),  s^2 = sum (a_i - R b_i)^2 / (n - 1)
 
-    Right for means over bytes where the pairs are whole documents; of one document nothing is known beyond its own
-    value, and the interval reaches from 0 to twice that. Raises ValueError where ``below`` adds up to 0.
+    For a mean over bytes where whole documents were drawn: the bytes of one are not independent. Of one document
+    nothing is known beyond its own value: the interval reaches from 0 to twice that.
+    Raises ValueError where ``below`` does not add up to more than 0.
     """
     a, b = np.asarray(above, float), np.asarray(below, float)
     if not len(b) or b.sum() <= 0:
@@ -44,5 +46,9 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Measurement:
     if len(b) == 1:
         return Measurement(value=r, low=0.0, high=2 * r, rows=1)
     spread = float(np.sqrt(np.sum((a - r * b) ** 2) / (len(b) - 1)))
-    half = float(Z95 * spread / (np.sqrt(len(b)) * b.mean()))
+    half = _student(len(b)) * spread / float(np.sqrt(len(b)) * b.mean())
     return Measurement(value=r, low=max(0.0, r - half), high=r + half, rows=len(b))
+
+
+def _student(n: int) -> float:
+    return float(stdtrit(n - 1, 0.975))

@@ -4,174 +4,166 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from align.core.data.formats import KINDS
-from align.core.data.sources import load_records
 from align.core.measure.agreement import f1
 from align.core.measure.interval import mean
-from align.core.measure.probed import Probed
+from align.core.measure.material import Material, Question, plain
+from align.core.measure.prompts import as_chat, with_examples, with_passages
 from align.core.measure.retrieve import Retriever, passages
 from align.core.rollout.bestof import pass_at_k
+from align.core.rollout.score import Scorer
+from align.core.rollout.speak import Said, score
+from align.schemas.errors import AlignError
 from align.schemas.project import Measured, Measurement
-from align.schemas.records import Content, Record
-from align.schemas.run import Data, Source
+from align.schemas.records import Record
+from align.schemas.rollout import Sampling
 
 T = TypeVar("T")
-Score = Callable[[Record, list[str]], list[float | None]]
-"""What several answers to one row's prompt are worth, each 0 to 1; None where nothing could score it."""
 
-FOUND = 5
-"""Passages put before a question."""
+DOCUMENTS = 20_000
+"""Most documents that are searched."""
+WORD_F1 = "word F1"
+"""What the score is called where no reward was named."""
+
+
+class Model(Protocol):
+    """What probes ask of a model: ``align.core.measure.probed.Probed`` is one."""
+
+    def ask(self, records: Sequence[Record], sampling: Sampling, n: int = 1, seed: int = 0) -> list[list[Said]]:
+        """``n`` answers to each prompt."""
+
+    def room(self, record: Record) -> int:
+        """Tokens that an answer to the record's prompt may have."""
+
+    def prefers(self, pairs: Sequence[Record]) -> list[bool]:
+        """Whether each pair's better answer is the likelier one."""
+
+    def bits_per_byte(self, texts: Sequence[Record]) -> Measurement:
+        """How well texts are predicted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """rows: most of each kind that are looked at. shots: worked examples. k: sampled answers to a prompt."""
+    """rows: most of each kind that are looked at. shots: worked examples. k: sampled answers to a prompt.
+
+    chat: whether prompts that are strings are asked as a user's message.
+    """
 
     rows: int = 200
     shots: int = 4
     k: int = 8
     max_tokens: int = 256
     seed: int = 0
-
-
-@dataclass(slots=True)
-class Material:
-    """What there is to measure on. questions: with the answer wanted."""
-
-    questions: list[tuple[Content, str, Record]] = field(default_factory=list)
-    prompts: list[Record] = field(default_factory=list)
-    pairs: list[Record] = field(default_factory=list)
-    texts: list[Record] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, paths: Sequence[str]) -> Material:
-        """Everything that files hold, by what it can show. Raises AlignError as reading does."""
-        found = cls()
-        for path in paths:
-            for record in load_records(Data(train=[Source(path=path)]), KINDS).train:
-                found.add(record)
-        return found
-
-    def add(self, record: Record) -> None:
-        """One row; of a conversation the last answer is what is wanted."""
-        if record.kind == "preference":
-            self.pairs.append(record)
-        elif record.kind == "prompt":
-            self.prompts.append(record)
-        elif record.kind == "completion" and record.prompt is not None:
-            self.questions.append((record.prompt, _plain(record.completion), record))
-        elif record.kind == "text" and isinstance(record.text, list):
-            if len(record.text) > 1 and record.text[-1].get("role") == "assistant":
-                self.questions.append((record.text[:-1], _plain(record.text[-1:]), record))
-        elif record.kind == "text":
-            self.texts.append(record)
+    chat: bool = False
 
 
 def measure(
-    model: Probed,
+    model: Model,
     held: Material,
     settings: Settings,
     *,
-    score: Score | None = None,
-    sample: Callable[[Sequence[Record], int], list[list[str]]] | None = None,
+    scorer: Scorer | None = None,
     reference: Sequence[Record] = (),
+    tell: Callable[[str], None] = lambda probe: None,
 ) -> Measured:
     """Every probe that there is material for.
 
-    score: of answers to rows with an answer wanted (default: word F1 with it), and of sampled answers. sample: k
-    answers to each prompt; with ``score`` it gives pass@1, pass@k. reference: ordinary text to hold the corpus against.
+    scorer: rewards that score answers (default: word F1 with the answer wanted); with them answers are sampled too, for
+    pass@1 and pass@k. reference: ordinary text to hold the corpus against. tell: called with the name of each probe.
+    Raises AlignError where no prompt leaves room for an answer.
     """
+    work = _Probes(model, settings, scorer)
     dice = random.Random(settings.seed)
-    asked = _some(held.questions, settings.rows + settings.shots, dice)
-    shown, asked = asked[: settings.shots], asked[settings.shots :] or asked
+    questions = work.roomy(_some(held.questions, settings.rows + settings.shots, dice), lambda q: q.record)
+    shown, asked = questions[: settings.shots], questions[settings.shots :]
+    if not asked:  # too few to spare any
+        shown, asked = [], questions
     found: dict[str, Measurement | None] = {}
     if asked:
-        found["zero_shot"] = _answered(model, asked, settings, score, lambda prompt: prompt)
-    if asked and shown and len(held.questions) > settings.shots:
-        found["few_shot"] = _answered(model, asked, settings, score, lambda prompt: _with_examples(prompt, shown))
+        tell("zero shots")
+        found["zero_shot"] = work.answered(asked, lambda record: record)
+    if shown:
+        tell("worked examples")
+        found["few_shot"] = work.answered(asked, lambda record: with_examples(record, shown, work.fits))
     if asked and held.texts:
-        retriever = Retriever(passages([_plain(record.text) for record in held.texts]))
+        tell("open book")
+        retriever = Retriever(passages([plain(record.text) for record in _some(held.texts, DOCUMENTS, dice)]))
         found["closed_book"] = found["zero_shot"]
-        found["open_book"] = _answered(model, asked, settings, score, lambda p: _with_passages(p, retriever))
-    if held.texts:
-        found["corpus_bits"] = model.bits_per_byte(_some(held.texts, settings.rows, dice))
-    if reference:
-        found["reference_bits"] = model.bits_per_byte(_some(reference, settings.rows, dice))
-    if held.prompts and score is not None and sample is not None:
-        found |= headroom(_some(held.prompts, settings.rows, dice), score, sample, settings.k)
+        found["open_book"] = work.answered(asked, lambda record: with_passages(record, retriever, work.fits))
+    for name, texts in (("corpus_bits", held.texts), ("reference_bits", reference)):
+        if texts:
+            tell(name.replace("_", " "))
+            found[name] = model.bits_per_byte(_some(texts, settings.rows, dice))
+    prompts = [*held.prompts, *(question.record for question in held.questions)]
+    if prompts and scorer is not None:
+        tell(f"{settings.k} samples of each prompt")
+        found |= work.headroom(work.roomy(_some(prompts, settings.rows, dice), lambda record: record), scorer)
     if held.pairs:
+        tell("preferences")
         agreed = model.prefers(_some(held.pairs, settings.rows, dice))
         found["prefers_chosen"] = mean([float(yes) for yes in agreed])
-    return Measured.model_validate(found)
+    by = WORD_F1 if scorer is None else " + ".join(scorer.choices)
+    return Measured.model_validate({**found, "score": by if any(found.values()) else None})
 
 
-def headroom(
-    prompts: Sequence[Record], score: Score, sample: Callable[[Sequence[Record], int], list[list[str]]], k: int
-) -> dict[str, Measurement | None]:
-    """pass@1 and pass@k (an answer is right at a score of 1), and the share of prompts whose k answers score alike.
+@dataclass(frozen=True, slots=True)
+class _Probes:
+    model: Model
+    settings: Settings
+    scorer: Scorer | None
 
-    Prompts of which any answer could not be scored are left out; None where that leaves nothing.
-    """
-    first, best, flat = list[float](), list[float](), list[float]()
-    for record, answers in zip(prompts, sample(prompts, k), strict=True):
-        scores = [value for value in score(record, answers) if value is not None]
-        if len(scores) == k:
-            right = sum(value >= 1 for value in scores)
-            first.append(pass_at_k(k, right, 1))
-            best.append(pass_at_k(k, right, k))
-            flat.append(float(len(set(scores)) == 1))
-    values = {"pass_1": first, "pass_k": best, "flat_groups": flat}
-    return {name: mean(value) if value else None for name, value in values.items()}
+    def fits(self, record: Record) -> bool:
+        return self.model.room(record) >= self.settings.max_tokens
+
+    def roomy(self, rows: Sequence[T], record_of: Callable[[T], Record]) -> list[T]:
+        """The rows whose prompts leave room for the longest answer."""
+        fitting = [row for row in rows if self.fits(self._put(record_of(row)))]
+        if rows and not fitting:
+            what = f"no prompt leaves room for an answer of {self.settings.max_tokens} tokens"
+            raise AlignError(what, "allow shorter answers (--max-tokens)", where=record_of(rows[0]).source)
+        return fitting
+
+    def answered(self, asked: Sequence[Question], put: Callable[[Record], Record]) -> Measurement | None:
+        """The mean score of greedy answers to questions put in some way; None where nothing could score any."""
+        records = [put(self._put(question.record)) for question in asked]
+        breaks = any(isinstance(record.prompt, list) for record in records) or any("\n\n" in q.wanted for q in asked)
+        stop = [] if breaks else ["\n\n"]  # a text has no turns, and a base model goes on with the next question
+        sampling = Sampling(max_tokens=self.settings.max_tokens, temperature=0, stop=stop)
+        groups = self.model.ask(records, sampling)
+        if self.scorer is None:
+            return mean([f1(said.text, q.wanted) for (said,), q in zip(groups, asked, strict=True)])
+        values = [value for group in _rewards(groups, self.scorer) for value in group if value is not None]
+        return mean(values) if values else None
+
+    def headroom(self, prompts: Sequence[Record], scorer: Scorer) -> dict[str, Measurement | None]:
+        """pass@1 and pass@k (an answer is right at a score of 1), and the share of prompts whose answers score alike.
+
+        Prompts of which any answer could not be scored are left out; None where that leaves nothing.
+        """
+        k = self.settings.k
+        first, best, flat = list[float](), list[float](), list[float]()
+        sampling = Sampling(max_tokens=self.settings.max_tokens)
+        groups = self.model.ask([self._put(record) for record in prompts], sampling, k, self.settings.seed)
+        for rewards in _rewards(groups, scorer):
+            scores = [value for value in rewards if value is not None]
+            if len(scores) == k:
+                right = sum(value >= 1 for value in scores)
+                first.append(pass_at_k(k, right, 1))
+                best.append(pass_at_k(k, right, k))
+                flat.append(float(len(set(scores)) == 1))
+        values = {"pass_1": first, "pass_k": best, "flat_groups": flat}
+        return {name: mean(value) if value else None for name, value in values.items()}
+
+    def _put(self, record: Record) -> Record:
+        return as_chat(record) if self.settings.chat else record
 
 
-def _answered(
-    model: Probed,
-    asked: Sequence[tuple[Content, str, Record]],
-    settings: Settings,
-    score: Score | None,
-    put: Callable[[Content], Content],
-) -> Measurement | None:
-    said = model.answers([put(prompt) for prompt, _, _ in asked], settings.max_tokens)
-    if score is None:
-        return mean([f1(answer, wanted) for answer, (_, wanted, _) in zip(said, asked, strict=True)])
-    scores = [score(record, [answer])[0] for answer, (_, _, record) in zip(said, asked, strict=True)]
-    heard = [value for value in scores if value is not None]
-    return mean(heard) if heard else None
-
-
-def _with_examples(prompt: Content, shown: Sequence[tuple[Content, str, Record]]) -> Content:
-    """Worked examples first: as turns before the last question, or as text."""
-    if isinstance(prompt, str):
-        return "\n\n".join([*(f"{_plain(asked)}{answer}" for asked, answer, _ in shown), prompt])
-    system = [message for message in prompt if message["role"] == "system"]
-    turns = [
-        message
-        for asked, answer, _ in shown
-        if isinstance(asked, list)
-        for message in (*(m for m in asked if m["role"] != "system"), {"role": "assistant", "content": answer})
-    ]
-    return [*system, *turns, *(message for message in prompt if message["role"] != "system")]
-
-
-def _with_passages(prompt: Content, retriever: Retriever) -> Content:
-    """What BM25 finds, put before the last question."""
-    question = prompt if isinstance(prompt, str) else _plain(prompt[-1:])
-    context = "\n\n".join(retriever.find(question, FOUND))
-    if not context:
-        return prompt
-    if isinstance(prompt, str):
-        return f"{context}\n\n{prompt}"
-    return [*prompt[:-1], {**prompt[-1], "content": f"{context}\n\n{question}"}]
+def _rewards(groups: Sequence[Sequence[Said]], scorer: Scorer) -> list[list[float | None]]:
+    scored = score(groups, scorer)
+    return [[said.scored.reward if said.scored else None for said in group] for group in scored]
 
 
 def _some(rows: Sequence[T], most: int, dice: random.Random) -> list[T]:
     return list(rows) if len(rows) <= most else dice.sample(list(rows), most)
-
-
-def _plain(content: Content | None) -> str:
-    if isinstance(content, list):
-        return "\n".join(str(message.get("content") or "") for message in content)
-    return content or ""

@@ -30,20 +30,17 @@ class Retriever:
     """BM25 (Robertson and Zaragoza 2009; Lucene's form, k1 1.5, b 0.75) over passages, by the library ``bm25s``."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        """Raises ValueError where there is nothing to find."""
         import bm25s
 
-        tokens = [words(text) for text in texts]
-        if not any(tokens):
-            raise ValueError("no text to retrieve from")
-        self._texts = list(texts)
-        self._index: Any = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
-        self._index.index(tokens, show_progress=False)
+        self._texts = [text for text in texts if words(text)]
+        if self._texts:
+            self._index: Any = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
+            self._index.index([words(text) for text in self._texts], show_progress=False)
 
     def find(self, question: str, k: int) -> list[str]:
         """The ``k`` best passages, best first; fewer where fewer share a word with the question."""
         asked = words(question)
-        if not asked:
+        if not asked or not self._texts:
             return []
         places, scores = self._index.retrieve([asked], k=min(k, len(self._texts)), show_progress=False)
         return [self._texts[i] for i, score in zip(places[0].tolist(), scores[0].tolist(), strict=True) if score > 0]
