@@ -1,0 +1,174 @@
+"""The interview: ask what could change the answer, what could change it most first, and stop when nothing could."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, get_args
+
+import yaml
+
+from align.advisor.facts import Evidence, Facts, gather
+from align.advisor.fields import fields
+from align.advisor.thresholds import Floor, Thresholds
+from align.schemas.advice import Advice
+from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.project import DataKind
+
+MOST = 9
+"""Questions in one interview."""
+
+Decide = Callable[[Sequence[Evidence]], Advice]
+Answer = Any
+"""A value of the field, or None for unknown, which is always possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One field to be asked for. choices: the words that it can be; empty for numbers. tried: values to weigh it by."""
+
+    field: str
+    text: str
+    choices: tuple[Any, ...]
+    tried: tuple[Any, ...]
+
+
+def questions(limit: Thresholds) -> list[Question]:
+    """All there are, in the order that breaks ties."""
+    return [_question(raw, limit) for raw in _raw()]
+
+
+def interview(
+    evidence: Sequence[Evidence], decide: Decide, limit: Thresholds, answer: Callable[[Question], Answer]
+) -> list[Evidence]:
+    """Ask until no answer could change the advice, at most ``MOST`` times; what was answered, as evidence.
+
+    Deterministic: the same evidence and answers ask the same questions. ``answer`` may raise EOFError to stop.
+    """
+    answered: list[Evidence] = []
+    asked: set[str] = set()
+    for _ in range(MOST):
+        question = most_telling([*evidence, *answered], decide, [q for q in questions(limit) if q.field not in asked])
+        if question is None:
+            break
+        asked.add(question.field)
+        try:
+            value = answer(question)
+        except EOFError:
+            break
+        answered += [] if value is None else said(question.field, value, question.text)
+    return answered
+
+
+def most_telling(evidence: Sequence[Evidence], decide: Decide, open: Iterable[Question]) -> Question | None:
+    """The question whose possible answers disagree most about the advice; None where none changes it."""
+    facts, unknown = gather(evidence), _answer_of(decide(evidence))
+    best, most = None, 0.0
+    for question in open:
+        if not _known(facts, question.field):
+            others = [_answer_of(decide([*evidence, *said(question.field, v)])) for v in question.tried]
+            apart = disagreement([unknown, *others])
+            if apart > most:
+                best, most = question, apart
+    return best
+
+
+def disagreement(answers: Sequence[Mapping[str, Any]]) -> float:
+    """Mean over all pairs of answers of what differs in them, each part by its weight (0 where all agree)."""
+    pairs = list(itertools.combinations(answers, 2))
+    return sum(sum(WEIGHTS[key] for key in WEIGHTS if a[key] != b[key]) for a, b in pairs) / max(1, len(pairs))
+
+
+WEIGHTS = {"primary": 4, "plan": 2, "companions": 2, "blocking": 2, "strategy": 1}
+"""What an answer is made of, and how much each part counts. Warnings that stop nothing are no reason to ask."""
+
+
+def _answer_of(advice: Advice) -> dict[str, Any]:
+    chosen = advice.hardware.chosen if advice.hardware else None
+    return {
+        "primary": advice.primary,
+        "plan": [(step.stage, step.optional) for step in advice.plan],
+        "companions": advice.companions,
+        "blocking": sorted(advice.blocking),
+        "strategy": (chosen.strategy, chosen.verdict) if chosen else None,
+    }
+
+
+def said(field: str, value: Any, question: str = "") -> list[Evidence]:
+    """An answer as evidence; 0 of a kind of data says that there is none."""
+    words = f"{question or field + ':'} {_written(value)}"
+    head = field.rpartition(".")[0]
+    if not head.startswith("data."):
+        return [Evidence(field, value, quote=words, source="answer", place="answers")]
+    there = Evidence(head, value != 0, quote=words, source="answer", place="answers")
+    return [there, Evidence(field, value, quote=words, source="answer", place="answers")] if value else [there]
+
+
+def of_file(values: Any, where: str, limit: Thresholds) -> list[Evidence]:
+    """The answers of a file, ``field: value`` each, null for unknown. Raises AlignError with all that is wrong."""
+    if not isinstance(values, dict):
+        raise AlignError("is not a mapping of fields to answers", "write behaviour.rules_count: 27", where=where)
+    known = {question.field: question for question in questions(limit)}
+    problems, found = [], list[Evidence]()
+    for field, value in values.items():
+        if field not in known:
+            problems.append(Problem(f"{where}: {field}", "is no question", did_you_mean(str(field), known)))
+        elif value is not None and (fault := fields()[field].fault(value)):
+            problems.append(Problem(f"{where}: {field}", f"is {value!r}: {fault}"))
+        elif value is not None:
+            found += said(field, value, known[field].text)
+    if problems:
+        raise AlignError.gather(problems)
+    return found
+
+
+def _known(facts: Facts, field: str) -> bool:
+    """Whether the field has a value already, or that nothing is there has been said."""
+    if field.startswith("data."):
+        kind = field.split(".")[1]
+        assert kind in get_args(DataKind)
+        denied = any(e.field == f"data.{kind}" and not e.value for e in facts.all(f"data.{kind}", "asserted"))
+        held = facts.data(kind)  # type: ignore[arg-type]
+        return denied or (held is not None and getattr(held.size, field.rpartition(".")[2]) is not None)
+    if field.startswith("tried."):
+        return bool(facts.all(field))
+    value: Any = facts.project
+    for key in field.split("."):
+        value = getattr(value, key)
+    return value is not None
+
+
+def _question(raw: Mapping[str, Any], limit: Thresholds) -> Question:
+    of = fields()[raw["field"]]
+    choices = tuple(raw.get("words", of.choices))
+    numbers = sorted({*raw.get("try", ()), *_around(raw.get("at", ()), limit)})
+    return Question(raw["field"], raw["ask"], choices, choices or tuple(numbers))
+
+
+def _around(names: Iterable[str], limit: Thresholds) -> Iterator[int]:
+    """Numbers on both sides of where advice turns."""
+    for name in names:
+        threshold = getattr(limit, name)
+        if isinstance(threshold, Floor):
+            yield from (0, max(1, threshold.below - 1), threshold.below, threshold.warn, threshold.comfortable)
+        else:
+            yield from (threshold - 1, threshold, threshold + 1)
+
+
+def _written(value: Any) -> str:
+    return (
+        {True: "yes", False: "no"}[value]
+        if isinstance(value, bool)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
+
+
+@functools.cache
+def _raw() -> list[dict[str, Any]]:
+    text = (files("align.advisor") / "questions.yaml").read_text(encoding="utf-8")
+    return list(yaml.load(text, yaml.CSafeLoader)["questions"])
