@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from align.schemas.project import DataKind, DataSet, Project
+from align.schemas.advice import Hardware, Primary, Step
+from align.schemas.project import DataKind, DataSet, Project, Tried
 
 Status = Literal["asserted", "negated", "tried", "planned", "attributed", "done"]
 """How a thing is spoken of: it is so; it is not so; it was tried; it is to come; somebody else says or wants it; it is
@@ -59,9 +60,29 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What is advised, as rules see it when they are asked for dangers and questions.
+
+    hardware: how it lies on what there is; None before that is known.
+    """
+
+    primary: Primary
+    steps: tuple[Step, ...] = ()
+    companions: tuple[str, ...] = ()
+    hardware: Hardware | None = None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The steps by name, in order."""
+        return tuple(step.stage for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """The form as far as it is known, and all evidence.
 
+    planned: data that is not there yet and is meant to be.
+    plan: what was decided; None while it is being decided.
     languages: of the description (``en``, ``de``, ...), the unsupported ones with ``?`` behind (``xx?``).
     rejected: what a model extracted and the text does not bear out, in words.
     """
@@ -71,6 +92,8 @@ class Facts:
     conflicts: tuple[Conflict, ...] = ()
     languages: tuple[str, ...] = ()
     rejected: tuple[str, ...] = field(default=())
+    planned: tuple[DataSet, ...] = ()
+    plan: Plan | None = None
 
     def all(self, name: str, *statuses: Status) -> list[Evidence]:
         """Every place that speaks of a field (or of any below it), strongest first; of the statuses named, or all."""
@@ -86,31 +109,53 @@ class Facts:
         found = [e for e in self.all(name, "asserted") if e.field == name]
         return found[0] if found else None
 
+    def bounds(self, name: str) -> tuple[float, float] | None:
+        """Between what a number lies: twice the number itself where it is sure, None where it is unknown."""
+        said = self.why(name)
+        if said is None or not isinstance(said.value, int | float):
+            return None
+        return (said.low or 0, said.high or said.value) if said.vague else (said.value, said.value)
+
     def data(self, kind: DataKind) -> DataSet | None:
         """What is on hand of one kind, several bodies of it added up; None where nothing is."""
-        held = [d for d in self.project.data or () if d.kind == kind]
-        if not held:
-            return None
-        sizes = {
-            key: sum(values) if (values := [v for d in held if (v := getattr(d.size, key)) is not None]) else None
-            for key in type(held[0].size).model_fields
-        }
-        return held[0].model_copy(update={"size": held[0].size.model_copy(update=sizes)})
+        return _sum([d for d in self.project.data or () if d.kind == kind])
+
+    def coming(self, kind: DataKind) -> DataSet | None:
+        """What is on hand of one kind or, where nothing is, what is planned."""
+        return self.data(kind) or _sum([d for d in self.planned if d.kind == kind])
 
     @property
     def kinds(self) -> set[DataKind]:
-        """The kinds of data on hand."""
-        return {d.kind for d in self.project.data or ()}
+        """The kinds of data on hand; a body that is said to be of no size is not there."""
+        return {d.kind for d in self.project.data or () if any(v != 0 for v in _sizes(d)) or not _sizes(d)}
+
+
+def _sizes(data: DataSet) -> list[int]:
+    return [v for v in data.size.model_dump().values() if v is not None]
+
+
+def _sum(held: Sequence[DataSet]) -> DataSet | None:
+    if not held:
+        return None
+    sizes = {
+        key: sum(values) if (values := [v for d in held if (v := getattr(d.size, key)) is not None]) else None
+        for key in type(held[0].size).model_fields
+    }
+    return held[0].model_copy(update={"size": held[0].size.model_copy(update=sizes)})
 
 
 def from_form(project: Project, places: dict[str, str] | None = None, source: Source = "form") -> list[Evidence]:
     """Evidence for everything that a form says; ``places`` maps dotted paths to lines of its file.
 
-    The quote is the form's own words: ``rules_count: 27``.
+    The quote is the form's own words: ``rules_count: 27``. What was measured speaks through ``measured.added``.
     """
-    return list(_walk(project.model_dump(exclude={"description", "data", "tried"}), "", places or {}, source)) + [
+    values = project.model_dump(exclude={"description", "data", "tried", "measured"})
+    untried = get_args(Tried) if project.tried == [] else ()
+    return [
+        *_walk(values, "", places or {}, source),
         *_of_data(project.data, places or {}, source),
         *(Evidence(f"tried.{t}", True, "tried", f"tried: {t}", source=source) for t in project.tried or ()),
+        *(Evidence(f"tried.{t}", True, "negated", "tried: []", source=source) for t in untried),
     ]
 
 
@@ -147,6 +192,9 @@ def _yaml(value: Any) -> str:
 def gather(evidence: Iterable[Evidence], **known: Any) -> Facts:
     """The facts that evidence adds up to: per field the strongest place wins, among equals the first sure one.
 
-    Conflicts are kept. ``known`` goes to ``Facts`` (languages, rejected).
+    A negated fact is its opposite where the field has one: false, or none. Conflicts are kept. What was tried, and
+    what is done, stays known. ``known`` goes to ``Facts`` (languages, rejected).
     """
-    raise NotImplementedError  # helper B
+    from align.advisor.gathering import gathered  # it is made of the classes above
+
+    return gathered(tuple(evidence), **known)

@@ -25,8 +25,8 @@ Weight = Literal["hard", "soft", "veto"]
 class Finding:
     """Something speaks for an option, or rules it out.
 
-    because: the sentence shown. fields: those of the form that it rests on, whose words are quoted. flips_if: what would
-    have to be otherwise for it not to hold. rubric: the line of the rubric (PROMPT, RAG, CPT, POST, ALG_...).
+    because: the sentence shown. fields: those of the form that it rests on, whose words are quoted. flips_if: what
+    would have to be otherwise for it not to hold. rubric: the line of the rubric (PROMPT, RAG, CPT, POST, ALG_...).
     blocking: whether launching what it speaks against is refused without an override (a veto always is).
     rule: the id, filled in when it is called.
     """
@@ -53,8 +53,11 @@ class Warn:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Something that must be known first. id: of the vocabulary goal, data, data_kind, data_size, reward, evals, model,
-    hardware. field: of the form. would_change: what the answer decides."""
+    """Something that must be known first.
+
+    id: of the vocabulary goal, data, data_kind, data_size, reward, evals, model, hardware. field: of the form.
+    would_change: what the answer decides.
+    """
 
     id: str
     field: str

@@ -31,7 +31,7 @@ KINDS: dict[str, Kind] = {
         Kind("eval", "register_evals"),
         Kind("strategy", "register_strategies", base="align.core.train.strategy:Strategy"),
         Kind("logger", "register_loggers", base="align.core.train.logger:Logger"),
-        Kind("rule", "register_rules"),
+        Kind("rule", "register_rules", functions=True),
         Kind("command", "register_commands", configured=False),
     )
 }

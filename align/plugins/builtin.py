@@ -81,6 +81,61 @@ def register_loggers(register: Register) -> None:
     register("wandb", "align.plugins.loggers.wandb:WandB")
 
 
+@hookimpl
+def register_rules(register: Register) -> None:
+    """The adviser's rules: knowledge, behaviour, what is missing, dangers, questions."""
+    knowledge, behaviour = "align.advisor.rules.knowledge", "align.advisor.rules.behaviour"
+    register("R-RAG-1", f"{knowledge}:changing_facts")
+    register("R-RAG-2", f"{knowledge}:sources_shown")
+    register("R-RAG-3", f"{knowledge}:own_pages")
+    register("R-RAG-4", f"{knowledge}:per_user")
+    register("R-CPT-1", f"{knowledge}:unseen_field")
+    register("R-CPT-2", f"{knowledge}:thin_corpus")
+    register("R-CPT-3", f"{knowledge}:no_corpus")
+    register("R-CPT-4", f"{knowledge}:already_pretrained")
+    register("R-POST-1", f"{behaviour}:many_rules")
+    register("R-POST-2", f"{behaviour}:skill_with_data")
+    register("R-POST-3", f"{behaviour}:style")
+    register("R-POST-4", f"{behaviour}:some_rules")
+    register("R-POST-5", f"{behaviour}:judged_answers")
+    register("R-POST-6", f"{behaviour}:examples_beyond_prompts")
+    register("R-POST-7", f"{behaviour}:checked_prompts")
+    register("R-BON-1", f"{behaviour}:best_of_n")
+    register("R-FRZ-1", f"{behaviour}:frozen")
+    prompting, verdict, measured = (f"align.advisor.rules.{page}" for page in ("prompting", "verdict", "measured"))
+    register("R-PRM-1", f"{prompting}:few_rules")
+    register("R-PRM-2", f"{prompting}:target_reached")
+    register("R-PRM-3", f"{prompting}:middling_rules")
+    register("R-PRM-4", f"{prompting}:a_format")
+    register("R-PRM-5", f"{prompting}:nothing_to_learn_from")
+    register("R-PRM-6", f"{prompting}:nearly_there")
+    register("R-PRM-7", f"{prompting}:many_rules_no_rows")
+    register("R-INS-1", f"{verdict}:neither_goal_nor_data")
+    register("R-INS-2", f"{verdict}:asked_without_data")
+    register("R-INS-3", f"{verdict}:rewards_without_scorer")
+    register("R-MEA-1", f"{measured}:prompt_reaches_target")
+    register("R-MEA-2", f"{measured}:open_book_helps")
+    register("R-MEA-3", f"{measured}:domain_is_unseen")
+    register("R-MEA-4", f"{measured}:head_room")
+    register("R-MEA-5", f"{measured}:already_preferred")
+    dangers, questions = "align.advisor.rules.warnings", "align.advisor.rules.questions"
+    register("W-DATA", f"{dangers}:too_little_data")
+    register("W-FORGET", f"{dangers}:forgetting")
+    register("W-GATE", f"{dangers}:needs_eval_gate")
+    register("W-RAG", f"{dangers}:needs_rag_eval")
+    register("W-FRESH", f"{dangers}:data_freshness")
+    register("W-HACK", f"{dangers}:reward_hacking")
+    register("W-REWARD", f"{dangers}:missing_reward")
+    register("W-MEMORY", f"{dangers}:memory_does_not_fit")
+    register("W-JUDGE", f"{dangers}:judge_bias")
+    register("W-LICENCE", f"{dangers}:license_or_privacy")
+    register("W-CONTAMINATION", f"{dangers}:contamination")
+    register("W-PROMPT", f"{dangers}:brittle_prompt")
+    register("W-BASELINE", f"{dangers}:no_baseline")
+    for name in ("goal", "data", "data_kind", "data_size", "reward", "evals", "model", "hardware"):
+        register(f"Q-{name.upper().replace('_', '-')}", f"{questions}:{name}")
+
+
 @hookimpl(trylast=True)
 def choose_strategy(hardware: Hardware, footprint: Footprint) -> str:
     """One device: single. Several: ddp while a replica takes under 70% of a device's memory, else fsdp."""

@@ -1,0 +1,257 @@
+"""What would change the answer: settings laid over facts, other ways with what flips to them, two advices apart.
+
+A setting is ``PATH=VALUE`` as ``--what-if`` has it: ``behaviour.rules_count=25``, ``data.0.size.rows=50000``,
+``data=[]``. Whatever is said to flip the answer was tried: the rules were asked again with it laid over the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from align.advisor.facts import Evidence, Facts, from_form
+from align.advisor.flips import neutral, reasons_for, told
+from align.advisor.known import ONLINE
+from align.advisor.plan import Decision, decide
+from align.advisor.rule import Rule
+from align.advisor.thresholds import Thresholds
+from align.advisor.weigh import LADDER
+from align.schemas.advice import Advice, Alternative
+from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.project import DataSet, Project
+
+CLASSES = ("prompting", "rag", "continual_pretraining", "post_training")
+OPTIONS = (*CLASSES, "sft", "dpo", "kto", "reward_model", *ONLINE, "best_of_n")
+"""What can be asked about: an answer, or an algorithm in it."""
+
+
+# Settings
+
+
+def what_if(project: Project, settings: Sequence[str]) -> Project:
+    """The form with settings laid over it.
+
+    Raises AlignError for every setting that is none or does not fit.
+    """
+    values = project.model_dump()
+    problems = []
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals or not path.strip():
+            problems.append(Problem(setting, "is no setting", "write behaviour.rules_count=25"))
+        elif fault := _lay(values, path.strip(), _value(value.strip())):
+            problems.append(Problem(setting, *fault))
+    if problems:
+        raise AlignError.gather(problems)
+    try:
+        return Project.model_validate(values)
+    except ValidationError as error:
+        raise AlignError.gather(
+            Problem(".".join(map(str, e["loc"])), e["msg"][:1].lower() + e["msg"][1:])
+            for e in error.errors(include_url=False)
+        ) from None
+
+
+def suppose(facts: Facts, settings: Sequence[str]) -> Facts:
+    """The facts with settings laid over them; what they replace is no evidence any more.
+
+    Raises AlignError as ``what_if`` does.
+    """
+    project = what_if(facts.project, settings)
+    changed = set(chain.from_iterable(_fields(setting, facts.project, project) for setting in settings))
+
+    def touched(e: Evidence) -> bool:
+        return any(e.field == name or e.field.startswith(f"{name}.") for name in changed)
+
+    kept = tuple(e for e in facts.evidence if not touched(e))
+    new = tuple(e for e in from_form(project, source="answer") if touched(e))
+    return replace(facts, project=project, evidence=new + kept, plan=None)
+
+
+def _fields(setting: str, before: Project, after: Project) -> list[str]:
+    """The fields of evidence that a setting speaks of: of data by kind, before and after."""
+    first, *rest = setting.partition("=")[0].strip().split(".")
+    if first != "data":
+        return [".".join((first, *rest))]
+    if not rest:
+        return ["data"]
+    return [f"data.{held[int(rest[0])].kind}" for p in (before, after) if int(rest[0]) < len(held := p.data or [])]
+
+
+def _value(text: str) -> Any:
+    """``25``, ``1e9``, ``true``, ``null``, ``[a, b]``, or a word."""
+    try:
+        number = float(text.replace("_", ""))
+        return int(number) if number.is_integer() else number
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return yaml.load(text, yaml.CSafeLoader)
+    except yaml.YAMLError:
+        return text
+
+
+def _lay(values: dict[str, Any], path: str, value: Any) -> tuple[str, str] | None:
+    """Put a value where a path leads; or say what is wrong with the path, and the mend."""
+    level: Any = values
+    *above, last = path.split(".")
+    for key in above:
+        if isinstance(level, list):
+            if not key.isdecimal() or int(key) > len(level):
+                return "leads past the end of a list", f"bodies of data are numbered; the next one is {len(level)}"
+            if int(key) == len(level):
+                level.append({"kind": None, "size": {}})
+            level = level[int(key)]
+        elif key not in level:
+            return f"{key} is not a field", did_you_mean(key, level)
+        else:
+            if key == "data" and level is values:
+                level[key] = level[key] or []
+            level = level.setdefault(key, {})
+        if not isinstance(level, dict | list):
+            return f"{key} has no fields", ""
+    if isinstance(level, list):
+        return "names no field of it", "write data.0.size.rows=50000"
+    known = (
+        set(level)
+        | (set(DataSet.model_fields) if "kind" in level else set())
+        | ({"rows", "tokens", "docs", "bytes"} if above[-1:] == ["size"] else set())
+    )
+    if last not in known:
+        return f"{last} is not a field", did_you_mean(last, known)
+    if isinstance(level.get(last), dict):
+        return f"{last} is not a single value", f"name one of its fields: {', '.join(level[last])}"
+    level[last] = value
+    return None
+
+
+# Other ways
+
+
+@dataclass(frozen=True, slots=True)
+class WhyNot:
+    """Why an option is not advised: what speaks for it, what against, and what would flip to it."""
+
+    option: str
+    chosen: bool
+    speaks_for: tuple[str, ...]
+    speaks_against: tuple[str, ...]
+    what_if: tuple[str, ...]
+    flips_if: str
+
+
+def why_not(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], option: str) -> WhyNot:
+    """Which rules speak for and against an option (``grpo``, ``rag``), and the least that would flip to it.
+
+    Raises AlignError for an option that is none.
+    """
+    if option not in OPTIONS:
+        raise AlignError(f"{option!r} is no option", did_you_mean(option, OPTIONS), where="--why-not")
+    decision = decide(facts, limit, rules)
+    within = option if option in CLASSES else "best_of_n" if option == "best_of_n" else "post_training"
+    findings = decision.findings
+    chosen = reached(decision, option)
+    settings = () if chosen else flip(facts, limit, rules, option, decision)
+    return WhyNot(
+        option,
+        chosen,
+        tuple(f"{f.rule}: {f.because}" for f in findings if f.option == within and f.weight != "veto"),
+        tuple(f"{f.rule}: {f.because}" for f in findings if (f.option == within) == (f.weight == "veto")),
+        settings or (),
+        "it is advised" if chosen else told(settings) if settings else NOTHING_NEAR,
+    )
+
+
+NOTHING_NEAR = "no small change of the facts makes it the better way"
+
+
+def alternatives(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], decision: Decision) -> list[Alternative]:
+    """The ways that are not advised, nearest first: by how many facts would have to change, then by cost."""
+    listed = []
+    for option in CLASSES:
+        if option in (decision.plan.primary, *decision.plan.companions):
+            continue
+        settings = flip(facts, limit, rules, option, decision)
+        distance = len(settings) if settings else 99
+        listed.append((distance, LADDER.index(option), option, settings))
+    return [
+        Alternative(
+            option=option,
+            rank=rank,
+            because=_because(decision, option),
+            flips_if=told(settings) if settings else NOTHING_NEAR,
+            what_if=list(settings or ()),
+        )
+        for rank, (_, _, option, settings) in enumerate(sorted(listed, key=lambda each: each[:2]), start=2)
+    ]
+
+
+def _because(decision: Decision, option: str) -> str:
+    of_it = [f for f in decision.findings if f.option == option]
+    against = [f.because for f in of_it if f.weight == "veto"]
+    speaking = [f.because for f in of_it if f.weight != "veto"]
+    if against:
+        return f"ruled out: {against[0]}"
+    return f"{speaking[0]}; but what is advised has more for it" if speaking else "nothing that is known speaks for it"
+
+
+def reached(decision: Decision, option: str) -> bool:
+    """Whether an option is what is advised: the answer itself, or an algorithm among its stages."""
+    return decision.plan.primary == option if option in CLASSES else option in decision.plan.stages
+
+
+def flip(
+    facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], option: str, decision: Decision
+) -> tuple[str, ...] | None:
+    """The least settings found that make an option the answer; None where none do.
+
+    Tried: each reason for it alone, then with what speaks for the present answer taken away; of what works, all that
+    is not needed is left out again.
+    """
+
+    def works(settings: Sequence[str]) -> bool:
+        return reached(decide(suppose(facts, settings), limit, rules), option)
+
+    taken_away = neutral(facts, limit, decision, option)
+    tries = [[], *reasons_for(option, facts, limit)]
+    for settings in chain(tries[1:], ([*taken_away, *reason] for reason in tries)):
+        if settings and works(settings):
+            return _least(settings, works)
+    return None
+
+
+def _least(settings: Sequence[str], works: Any) -> tuple[str, ...]:
+    needed = list(settings)
+    for setting in settings:
+        without = [s for s in needed if s != setting]
+        gaps = setting.startswith("data.") and setting.split("=")[0].endswith(".kind")
+        if without and not gaps and works(without):
+            needed = without
+    return tuple(needed)
+
+
+# Two advices
+
+
+def compare(before: Advice, after: Advice) -> list[tuple[str, str, str]]:
+    """What differs between two advices: the thing, before, and after; in the order of the advice."""
+    rows = [
+        ("primary", before.primary, after.primary),
+        ("confidence", before.confidence, after.confidence),
+        ("plan", _listed(s.stage for s in before.plan), _listed(s.stage for s in after.plan)),
+        ("companions", _listed(before.companions), _listed(after.companions)),
+        ("rules", _listed(r.rule for r in before.reasons), _listed(r.rule for r in after.reasons)),
+        ("warnings", _listed(w.id for w in before.warnings), _listed(w.id for w in after.warnings)),
+        ("missing", _listed(q.id for q in before.missing), _listed(q.id for q in after.missing)),
+        ("blocking", _listed(before.blocking), _listed(after.blocking)),
+    ]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,140 @@
+"""From an answer to stages: which algorithms, in which order, by the data that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from align.advisor.facts import Facts, Plan
+from align.advisor.known import DATA_OF, ONLINE, asked, floor_of, rows, scorer, tokens
+from align.advisor.rule import Finding, Rule
+from align.advisor.thresholds import Thresholds
+from align.advisor.weigh import Choice, choose, hear
+from align.schemas.advice import Step
+
+
+def plan(facts: Facts, limit: Thresholds, choice: Choice, findings: Sequence[Finding]) -> Plan:
+    """The stages of an answer, in order, and what must be combined with its primary."""
+    if choice.option == "insufficient":
+        return Plan("insufficient")
+    draft = _Draft(facts, limit, findings)
+    for option in choice.options:
+        draft.add(option)
+    companions = tuple(dict.fromkeys("post_training" if o == "best_of_n" else o for o in choice.others))
+    return Plan(choice.primary, tuple(draft.steps), tuple(c for c in companions if c != choice.primary))
+
+
+@dataclass
+class _Draft:
+    facts: Facts
+    limit: Thresholds
+    findings: Sequence[Finding]
+    steps: list[Step] = field(default_factory=list)
+
+    def add(self, option: str) -> None:
+        """The stages of one option."""
+        if option == "post_training":
+            self._train()
+        elif option == "best_of_n":
+            self._sample()
+        elif option == "continual_pretraining":
+            self._step(option, self._why(option), self._lacking("continual_pretraining"))
+        else:
+            self._step(option, self._why(option))
+
+    def _why(self, *options: str) -> list[str]:
+        found = [f.rule for f in self.findings if f.option in options and f.weight != "veto"]
+        return found or ["CODESIGN"]
+
+    def _step(self, stage: str, why: list[str], needs: str = "", optional: bool = False) -> None:
+        self.steps.append(Step(stage=stage, why=why, needs=needs, optional=optional))
+
+    def _lacking(self, stage: str) -> str:
+        """What a stage still needs: nothing where its data are enough."""
+        kind, floor = DATA_OF[stage], floor_of(stage, self.limit)
+        held = self.facts.data(kind)
+        given = (tokens(held, self.limit) if kind == "corpus" else held.size.rows) if held else 0
+        unit = "tokens of text" if kind == "corpus" else kind.replace("_", " ")
+        return "" if given is None or given >= floor.warn else f"at least {floor.warn:,} {unit}"
+
+    def _usable(self, kind: str) -> bool:
+        """Whether there is data of a kind, or will be, and more than nothing can be learned from."""
+        held = self.facts.coming(kind)  # type: ignore[arg-type]
+        stage = next(stage for stage, used in DATA_OF.items() if used == kind)
+        return held is not None and (held.size.rows is None or held.size.rows >= floor_of(stage, self.limit).below)
+
+    def _train(self) -> None:
+        why = self._why("post_training")
+        scoring = asked(self.facts, "reward_model")
+        after_cpt = any(step.stage == "continual_pretraining" for step in self.steps)
+        raw = self.facts.project.model.type == "base" or after_cpt
+        if not scoring and (self._usable("sft_pairs") or raw or not self._learns_otherwise()):
+            needs = self._demonstrations() if not self._usable("sft_pairs") else self._lacking("sft")
+            self._step("sft", ["CODESIGN", *why] if raw else why, needs)
+        if self._usable("preference_pairs"):
+            self._preferences(why)
+        if self._usable("unpaired_feedback"):
+            self._step("kto", why, self._lacking("kto"))
+        self._rewards(why)
+
+    def _learns_otherwise(self) -> bool:
+        judged = self._usable("preference_pairs") or self._usable("unpaired_feedback")
+        return judged or (scorer(self.facts) is not None and self._usable("prompts"))
+
+    def _demonstrations(self) -> str:
+        if self._usable("preference_pairs"):
+            return "the better answers of the pairs serve as examples"
+        return f"at least {self.limit.sft_rows.warn:,} examples of the answer wanted"
+
+    def _preferences(self, why: list[str]) -> None:
+        """Pairs teach a policy directly (dpo), or a scorer first where one is wanted and there are prompts for it."""
+        wants_rewards = asked(self.facts, "rlhf", *ONLINE)
+        own_scorer = scorer(self.facts) in (None, "human") and wants_rewards and self._usable("prompts")
+        if asked(self.facts, "reward_model"):
+            self._step("reward_model", why, self._lacking("reward_model"))
+        elif own_scorer:
+            self._step("reward_model", why, self._lacking("reward_model"))
+            self._step(self._online("ppo"), why, self._lacking("ppo"))
+        else:
+            self._step("dpo", why, self._lacking("dpo"))
+
+    def _rewards(self, why: list[str]) -> None:
+        kind = scorer(self.facts)
+        if kind in (None, "human") or asked(self.facts, "reward_model"):
+            return
+        if not self._usable("prompts"):
+            if kind == "verifier" and self._usable("sft_pairs"):  # their questions are prompts
+                self._step("grpo", why, "the questions of the examples, where sft falls short", optional=True)
+            return
+        p = self.facts.project
+        few = (rows(self.facts, "prompts") or self.limit.prompt_rows.warn) < self.limit.prompt_rows.warn
+        if asked(self.facts, "best_of_n") or p.constraints.max_n or (few and kind == "reward_model"):
+            self._sample()
+            self._step("sft", ["R-BON-1"])
+        else:
+            self._step(self._online("grpo" if kind == "verifier" else "rloo"), why, self._lacking("grpo"))
+
+    def _online(self, default: str) -> str:
+        wanted = self.facts.project.requested
+        return wanted if wanted in ONLINE else default
+
+    def _sample(self) -> None:
+        if not any(step.stage == "best_of_n" for step in self.steps):
+            self._step("best_of_n", self._why("best_of_n", "post_training"))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What rules found, what follows, and the stages of it. failed: rules that raised, in words."""
+
+    choice: Choice
+    plan: Plan
+    findings: tuple[Finding, ...]
+    failed: tuple[str, ...] = ()
+
+
+def decide(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> Decision:
+    """The answer alone, without what it would take."""
+    heard = hear(facts, limit, rules)
+    choice = choose(facts, heard.findings)
+    return Decision(choice, plan(facts, limit, choice, heard.findings), heard.findings, heard.failed)

@@ -1,0 +1,142 @@
+"""The axis of behaviour, where training speaks for itself: many rules, a skill, a style, judged answers."""
+
+from __future__ import annotations
+
+from align.advisor.facts import Facts
+from align.advisor.known import JUDGED, asked, enough, falls_short, gap, scorer, skill, some, tried
+from align.advisor.rule import Finding, Weight
+from align.advisor.thresholds import Thresholds
+
+
+def many_rules(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-POST-1: a model forgets some of twenty instructions, however they are put."""
+    count = facts.project.behaviour.rules_count
+    if count is None or count < limit.many_rules:
+        return None
+    because = f"{count} instructions have to hold at once; models begin to drop some from about {limit.many_rules}"
+    flips = f"there were fewer than {limit.many_rules}, or a prompt held them"
+    return Finding("post_training", "hard", because, ("behaviour.rules_count",), flips, "POST")
+
+
+def skill_with_data(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-POST-2: a skill, and data or a score to learn it from.
+
+    Soft where the data are thin or a prompt nearly does it.
+    """
+    wanted, found = skill(facts), _learnable(facts, limit)
+    if not wanted or not found:
+        return None
+    missing = gap(facts)
+    near = missing is not None and missing <= limit.near_target
+    weight: Weight = "hard" if any(plenty for _, plenty in found) and not near else "soft"
+    because = f"{wanted.replace('_', ' ')} can be trained, and there is something to learn it from"
+    fields = ("behaviour.target_capability", "task.type", *(field for field, _ in found))
+    flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt came within {limit.near_target:g}"
+    return Finding("post_training", weight, because, fields, flips, "POST")
+
+
+def _learnable(facts: Facts, limit: Thresholds) -> list[tuple[str, bool]]:
+    """What a skill could be learned from, and whether there is plenty of it."""
+    found = [
+        (f"data.{kind}", enough(facts, kind, limit)) for kind in ("sft_pairs", *JUDGED) if some(facts, kind, limit)
+    ]
+    if scorer(facts) and some(facts, "prompts", limit):
+        found.append(("data.prompts", enough(facts, "prompts", limit)))
+    elif scorer(facts) in ("verifier", "reward_model") and not found:
+        found.append(("reward.kind", False))
+    return found
+
+
+def style(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-POST-3: a manner of speaking, or conversation for a model that only continues text, with examples of it.
+
+    Hard once prompting has been tried (a base model cannot be prompted into it), else soft.
+    """
+    p = facts.project
+    wanted = p.behaviour.style_or_persona or (p.model.type == "base" and p.task.type == "chat")
+    if not wanted or not enough(facts, "sft_pairs", limit):
+        return None
+    prompted = tried(facts, "prompting", "few_shot") or falls_short(facts) or p.model.type == "base"
+    because = "a manner is learned from examples, and there are enough of them"
+    fields = ("behaviour.style_or_persona", "model.type", "data.sft_pairs", "tried.prompting", "tried.few_shot")
+    flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt held the manner"
+    return Finding("post_training", "hard" if prompted else "soft", because, fields, flips, "POST")
+
+
+def some_rules(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-POST-4: between few and many rules, where a prompt was measured to miss and there are examples."""
+    count = facts.project.behaviour.rules_count
+    between = count is not None and limit.few_rules < count < limit.many_rules
+    if not between or not enough(facts, "sft_pairs", limit) or not falls_short(facts):
+        return None
+    because = f"{count} instructions that a prompt was seen to miss, and examples to learn them from"
+    fields = ("behaviour.rules_count", "data.sft_pairs", "evals.baseline", "behaviour.prompt_falls_short")
+    flips = f"there were {limit.few_rules} or fewer, or a prompt reached the target"
+    return Finding("post_training", "soft", because, fields, flips, "POST")
+
+
+def judged_answers(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-POST-5: people's judgements of answers are data that no prompt can hold."""
+    held = [kind for kind in JUDGED if some(facts, kind, limit)]
+    if not held:
+        return None
+    plenty = any(enough(facts, kind, limit) for kind in held)
+    because = "judged answers say what is liked better than any instruction could, and a model can learn from them"
+    fields = (*(f"data.{kind}" for kind in held), "model.type")
+    flips = f"there were fewer than {limit.preference_rows.warn} of them"
+    return Finding("post_training", "hard" if plenty else "soft", because, fields, flips, "ALG_DPO")
+
+
+def examples_beyond_prompts(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-POST-6: enough examples of what is wanted, where a prompt was seen to miss it or training is asked for."""
+    if not enough(facts, "sft_pairs", limit):
+        return None
+    seen = falls_short(facts) and tried(facts)
+    if not seen and not asked(facts, "sft", "post_training"):
+        return None
+    because = "there are enough examples of what is wanted"
+    because += ", and a prompt was seen to miss it" if seen else " to be trained on"
+    fields = ("data.sft_pairs", "behaviour.prompt_falls_short", "evals.baseline", "requested")
+    flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt reached the target"
+    return Finding("post_training", "soft", because, fields, flips, "ALG_SFT")
+
+
+def checked_prompts(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-POST-7: prompts with something that scores answers are data for learning from rewards."""
+    if scorer(facts) is None or not some(facts, "prompts", limit):
+        return None
+    because = "there are prompts, and something that tells a good answer from a bad one"
+    flips = "nothing could score an answer"
+    return Finding("post_training", "soft", because, ("data.prompts", "reward.kind"), flips, "ALG_RL")
+
+
+def best_of_n(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-BON-1: where answers can be scored and there is time for several, the best of a few needs no training."""
+    c = facts.project.constraints
+    if scorer(facts) not in ("reward_model", "verifier", "llm_judge"):
+        return None
+    slow = c.latency_s is None or c.latency_s >= limit.quick_answer_s
+    little = c.requests_per_day is not None and c.requests_per_day <= limit.low_traffic_per_day
+    if not slow or not (c.weights_frozen or little or c.max_n or asked(facts, "best_of_n")):
+        return None
+    because = "answers can be scored and there is time to sample a few: the best of them is better, untrained"
+    fields = (
+        "reward.kind",
+        "constraints.weights_frozen",
+        "constraints.requests_per_day",
+        "constraints.max_n",
+        "requested",
+    )
+    flips = f"an answer had to come within {limit.quick_answer_s:g} s, or there were more requests"
+    return Finding("best_of_n", "hard" if c.weights_frozen else "soft", because, fields, flips, "ALG_BON")
+
+
+def frozen(facts: Facts, limit: Thresholds) -> list[Finding]:
+    """R-FRZ-1: weights that must stay are not trained."""
+    if not facts.project.constraints.weights_frozen:
+        return []
+    fields = ("constraints.weights_frozen",)
+    return [
+        Finding(option, "veto", "the weights must stay as they are", fields, "they might change", "NOT_ALWAYS")
+        for option in ("post_training", "continual_pretraining")
+    ]

@@ -1,0 +1,102 @@
+"""The axis of knowledge: nothing, retrieval, continual pre-training, or both."""
+
+from __future__ import annotations
+
+from align.advisor.facts import Facts
+from align.advisor.known import TRAINING, asked, enough, own_documents, scorer, skill, tokens
+from align.advisor.rule import Finding
+from align.advisor.thresholds import Thresholds
+from align.schemas.project import DataKind
+
+CHANGING = ("monthly", "weekly", "daily", "realtime")
+
+
+def changing_facts(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-RAG-1: weights cannot follow facts that change monthly or faster."""
+    changes = facts.project.knowledge.changes
+    if changes not in CHANGING:
+        return None
+    how = {"realtime": "all the time"}.get(changes, changes)
+    because = f"the facts that answers need change {how}; they have to be looked up when answering, not trained in"
+    return Finding("rag", "hard", because, ("knowledge.changes",), "the facts changed yearly or never", "RAG")
+
+
+def sources_shown(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-RAG-2: only what was looked up can be cited."""
+    if not facts.project.knowledge.needs_citations:
+        return None
+    because = "answers must show where they come from, and trained weights cannot say"
+    return Finding("rag", "hard", because, ("knowledge.needs_citations",), "no source had to be shown", "RAG")
+
+
+def own_pages(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-RAG-3: answers out of one's own documents, of which there are too few to pre-train on.
+
+    Soft where documents are not what is lacking: a skill that can be trained, with the data for it.
+    """
+    corpus = tokens(facts.data("corpus"), limit)
+    small_corpus = corpus is not None and corpus < limit.corpus_tokens.below
+    about = own_documents(facts) or (small_corpus and facts.project.knowledge.source != "none")
+    if not about or facts.project.knowledge.source == "none" or (corpus or 0) >= limit.corpus_tokens.below:
+        return None
+    trainable = skill(facts) and (enough(facts, "sft_pairs", limit) or scorer(facts))
+    because = "what it should know stands in documents of your own, which retrieval gives it without training"
+    fields = ("data.documents", "knowledge.source", "data.corpus", "task.type")
+    flips = f"there were {limit.corpus_tokens.warn:.0e} tokens of it, of a field the model has not seen"
+    return Finding("rag", "soft" if trainable else "hard", because, fields, flips, "RAG")
+
+
+def per_user(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-RAG-4: weights are the same for everybody."""
+    if not facts.project.knowledge.per_user:
+        return None
+    because = "what may be known depends on who asks, and weights are the same for everybody"
+    return Finding("rag", "hard", because, ("knowledge.per_user",), "everybody might know everything", "RAG")
+
+
+def unseen_field(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-CPT-1: a field or language the model has not seen, and a corpus of at least a billion tokens."""
+    corpus, k = tokens(facts.data("corpus"), limit), facts.project.knowledge
+    if corpus is None or corpus < limit.corpus_tokens.warn or k.unseen_domain is False:
+        return None
+    meant = k.unseen_domain or facts.project.task.type == "domain_model" or asked(facts, "continual_pretraining")
+    because = f"{corpus:.3g} tokens of text are enough to move what a model knows"
+    if k.unseen_domain:
+        because += ", and it has hardly seen their field"
+    fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "task.type", "requested")
+    flips = f"there were fewer than {limit.corpus_tokens.warn:.0e} tokens, or the model knew the field"
+    return Finding("continual_pretraining", "hard" if meant else "soft", because, fields, flips, "CPT")
+
+
+def thin_corpus(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-CPT-2: the same with a tenth of a billion tokens or more: it may help a little."""
+    corpus, k = tokens(facts.data("corpus"), limit), facts.project.knowledge
+    floor = limit.corpus_tokens
+    meant = k.unseen_domain or facts.project.task.type == "domain_model" or asked(facts, "continual_pretraining")
+    if corpus is None or not floor.below <= corpus < floor.warn or not meant or k.unseen_domain is False:
+        return None
+    because = f"{corpus:.3g} tokens can move a model a little; published cases have {floor.comfortable:.0e} or more"
+    fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "task.type", "requested")
+    flips = f"there were fewer than {floor.below:.0e} tokens, or retrieval answered as well"
+    return Finding("continual_pretraining", "soft", because, fields, flips, "CPT")
+
+
+def no_corpus(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-CPT-3: pre-training is ruled out below a tenth of a billion tokens."""
+    wanted = asked(facts, "continual_pretraining", *TRAINING)
+    kind: DataKind = "documents" if wanted and "corpus" not in facts.kinds else "corpus"
+    text = tokens(facts.data(kind), limit)
+    if text is None or text >= limit.corpus_tokens.below:
+        return None
+    because = f"{text:.3g} tokens are far too few to pre-train on: they are learned by heart, not understood"
+    flips = f"there were {limit.corpus_tokens.below:.0e} tokens"
+    return Finding("continual_pretraining", "veto", because, (f"data.{kind}",), flips, "CPT")
+
+
+def already_pretrained(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-CPT-4: what is done need not be done again."""
+    if not facts.project.knowledge.pretraining_done:
+        return None
+    because = "the model has been through this corpus already"
+    fields = ("knowledge.pretraining_done",)
+    return Finding("continual_pretraining", "veto", because, fields, "it had not", "CPT")

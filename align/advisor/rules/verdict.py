@@ -1,0 +1,39 @@
+"""Where nothing can be advised yet: no goal, no data for what is asked, nothing that scores."""
+
+from __future__ import annotations
+
+from align.advisor.facts import Facts
+from align.advisor.known import DATA_OF, ONLINE, SCORERS, TRAINED_ON, TRAINING, asked, knows_what_for, scorer
+from align.advisor.rule import Finding
+from align.advisor.thresholds import Thresholds
+
+
+def neither_goal_nor_data(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-INS-1: without a goal and without data, nothing speaks for anything."""
+    if knows_what_for(facts) or facts.kinds & {*TRAINED_ON, "corpus", "documents"}:
+        return None
+    because = "neither what should be different afterwards nor what there is to learn from is known"
+    fields = ("requested", "task.type", "data", "model.params_b", "hardware.gpus", "constraints.budget_usd")
+    return Finding("insufficient", "soft", because, fields, "the goal were known", "NOT_ALWAYS")
+
+
+def asked_without_data(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-INS-2: the method that is asked for has nothing to learn from."""
+    wanted = facts.project.requested
+    if wanted not in (*TRAINING, "continual_pretraining") or wanted in ("rlhf", *ONLINE):
+        return None
+    kinds = {DATA_OF[wanted]} if wanted in DATA_OF else {*TRAINED_ON}
+    if facts.kinds & kinds or (wanted in DATA_OF and facts.kinds & {*TRAINED_ON}):
+        return None
+    because = f"{wanted.replace('_', ' ')} is asked for, and there is nothing it could learn from"
+    return Finding("insufficient", "soft", because, ("requested", "data"), "there were data for it", "CODESIGN")
+
+
+def rewards_without_scorer(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-INS-3: learning from rewards needs something that scores, or comparisons to learn a scorer from."""
+    wanted = asked(facts, "rlhf", "best_of_n", *ONLINE)
+    if not wanted or scorer(facts) or "preference_pairs" in facts.kinds:
+        return None
+    because = f"{facts.project.requested} is asked for, and nothing is known that could score an answer"
+    flips = f"there were a {', '.join(SCORERS[:2]).replace('_', ' ')} or comparisons to train one from"
+    return Finding("insufficient", "soft", because, ("requested", "reward.kind"), flips, "ALG_RL")

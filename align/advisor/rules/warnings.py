@@ -1,0 +1,198 @@
+"""Dangers. Most depend on what is advised, so they speak once there is a plan (``facts.plan``)."""
+
+from __future__ import annotations
+
+import re
+
+from align.advisor.facts import Facts
+from align.advisor.known import DATA_OF, ONLINE, TRAINING, asked, falls_short, floor_of, scorer, tokens, tried
+from align.advisor.rule import Warn
+from align.advisor.rules.knowledge import CHANGING
+from align.advisor.thresholds import Thresholds
+
+FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", *ONLINE)
+LEARNS_FROM_REWARDS = (*ONLINE, "best_of_n")
+RESTRICTED = re.compile(
+    r"mixed|vari|unknown|unclear|restrict|proprietary|copyright|non-?commercial|\bnc\b|licen[cs]ed|client"
+)
+
+
+def too_little_data(facts: Facts, limit: Thresholds) -> list[Warn]:
+    """W-DATA: less than the method that is advised, or asked for, is known to need."""
+    if facts.plan is None:
+        return []
+    stages = dict.fromkeys(step.stage for step in facts.plan.steps if step.stage in DATA_OF and not step.optional)
+    wished = _wished(facts)
+    warned = [w for stage in (*stages, *(s for s in wished if s not in stages)) if (w := _thin(facts, stage, limit))]
+    return (
+        warned[:1] if all(w.level == warned[0].level for w in warned) else [w for w in warned if w.level == "error"][:1]
+    )
+
+
+def _wished(facts: Facts) -> list[str]:
+    """The stages that are asked for, or were run already: what the data on hand were meant for."""
+    wanted = facts.project.requested
+    if wanted in DATA_OF:
+        return [wanted]
+    if not (asked(facts, *TRAINING) or tried(facts, "fine_tuning")):
+        return []
+    given = {*facts.kinds, *(d.kind for d in facts.planned)}
+    stages = [stage for stage in ("sft", "dpo", "kto") if DATA_OF[stage] in given]
+    return stages or (["continual_pretraining"] if given & {"corpus", "documents"} else [])
+
+
+def _thin(facts: Facts, stage: str, limit: Thresholds) -> Warn | None:
+    kind, floor = DATA_OF[stage], floor_of(stage, limit)
+    if stage == "continual_pretraining":
+        held = facts.coming(kind) or facts.coming("documents")
+        given = tokens(held, limit)
+    else:
+        held = facts.coming(kind)
+        given = held.size.rows if held else None
+    if held is None or given is None or given >= floor.warn:
+        return None
+    unit = "tokens" if kind == "corpus" else "rows"
+    text = f"{given:,} {unit} for {stage}: it wants {floor.warn:,} and cannot work below {floor.below:,}"
+    planned = stage in (facts.plan.stages if facts.plan else ())
+    severe = given < floor.below and (planned or facts.project.requested == stage)
+    return Warn("too_little_data", text, (f"data.{held.kind}",), "error" if severe else "warning")
+
+
+def forgetting(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-FORGET: what is not trained on fades, most of all in pre-training and where all weights move."""
+    if facts.plan is None:
+        return None
+    continued = "continual_pretraining" in facts.plan.stages or asked(facts, "continual_pretraining")
+    whole = facts.project.training.tuning == "full" and any(s in FITS_WEIGHTS for s in facts.plan.stages)
+    if not continued and not whole:
+        return None
+    text = "what is not in the data fades: mix in 1-5% general text (10-30% for another language), select with care, "
+    text += "and measure general skills before and after"
+    fields = ("data.corpus", "training.tuning", "requested")
+    return Warn("forgetting", text, fields)
+
+
+def needs_eval_gate(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-GATE: training may cost other abilities, so nothing ships unmeasured."""
+    trained = [s for s in (facts.plan.stages if facts.plan else ()) if s in FITS_WEIGHTS]
+    if not trained:
+        return None
+    text = f"{' and '.join(trained)} may cost other abilities: ship only when the target is up and no guard is down"
+    return Warn("needs_eval_gate", text)
+
+
+def needs_rag_eval(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-RAG: retrieval fails in its own ways."""
+    if facts.plan is None or "rag" not in facts.plan.stages:
+        return None
+    text = "measure retrieval by itself (recall of the right page), faithfulness to it, and 'unknown' where it has none"
+    return Warn("needs_rag_eval", text)
+
+
+def data_freshness(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-FRESH: trained weights stay at the day of their data."""
+    changes = facts.project.knowledge.changes
+    trains = facts.plan is not None and any(s in FITS_WEIGHTS for s in facts.plan.stages)
+    wanted = trains or asked(facts, *TRAINING, "continual_pretraining")
+    if changes not in CHANGING and not (changes == "yearly" and wanted):
+        return None
+    text = (
+        f"the facts change ({changes}), and what is trained in is stale from then on: keep them in the index, renew it"
+    )
+    return Warn("data_freshness", text, ("knowledge.changes",))
+
+
+def reward_hacking(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-HACK: whatever is rewarded is what is learned."""
+    planned = facts.plan is not None and any(s in LEARNS_FROM_REWARDS for s in facts.plan.stages)
+    wanted = asked(facts, "rlhf", *ONLINE) and scorer(facts)
+    if not planned and not wanted:
+        return None
+    text = "the score will be gamed: try empty, copied and over-long answers on it first, hold back a second measure, "
+    text += "and read samples while it trains"
+    return Warn("reward_hacking", text, ("reward.kind", "requested"))
+
+
+def missing_reward(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-REWARD: learning from rewards without one."""
+    if not asked(facts, "rlhf", "best_of_n", *ONLINE) or scorer(facts):
+        return None
+    if "preference_pairs" in facts.kinds and asked(facts, "rlhf"):
+        return None  # a reward model is trained from them
+    text = "learning from rewards is asked for, and nothing is known that can score an answer"
+    return Warn("missing_reward", text, ("reward.kind", "requested"), "error")
+
+
+def memory_does_not_fit(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-MEMORY: the way that was asked for does not fit what there is, or none does."""
+    hardware = facts.plan.hardware if facts.plan else None
+    if hardware is None or hardware.capacity_gb is None:
+        return None
+    fields = ("model.params_b", "hardware.gpus", "hardware.memory_gb", "training.tuning")
+    asked_for, chosen = hardware.asked, hardware.chosen
+    if asked_for is not None and asked_for.verdict == "does_not_fit":
+        text = f"{asked_for.strategy} needs {asked_for.total_gb:.0f} GB a GPU of {hardware.capacity_gb:.0f}"
+        text += f"; {chosen.strategy} fits" if chosen else "; no other way fits either"
+        return Warn("memory_does_not_fit", text, fields, "error")
+    if chosen is None:
+        nearest = min(hardware.rejected, key=lambda fit: fit.total_gb, default=None)
+        least = f": even {nearest.strategy} needs {nearest.total_gb:.0f} GB a GPU" if nearest else ""
+        return Warn("memory_does_not_fit", f"no way of training it fits {hardware.given}{least}", fields, "error")
+    return None
+
+
+def judge_bias(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-JUDGE: a model's verdicts have a taste: length, position, its own family."""
+    labelled = any(_by_a_model(d.labelled_by) for d in facts.project.data or ())
+    judged = facts.project.evals.judge == "model" or scorer(facts) == "llm_judge"
+    if not labelled and not judged:
+        return None
+    text = "a model gives the labels or the scores: it prefers length, position and its own kind. Swap the order, "
+    text += "control for length, let another family judge, and check a sample by hand"
+    return Warn("judge_bias", text, ("data.preference_pairs.labelled_by", "evals.judge", "reward.kind"))
+
+
+def _by_a_model(labeller: str | None) -> bool:
+    people = r"human|expert|user|people|rater|annotator|crowd|staff|doctor|resident|lawyer|customer|team|editor|agent"
+    return labeller is not None and not re.search(people, labeller, re.IGNORECASE)
+
+
+def license_or_privacy(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-LICENCE: not everything that is on hand may be trained on."""
+    data = facts.project.data or ()
+    restricted = any(d.license and RESTRICTED.search(d.license.lower()) for d in data)
+    if not (facts.project.constraints.regulated or restricted or any(d.pii for d in data)):
+        return None
+    text = "personal or licensed material: settle the right to train on it, take out what identifies people, and mind "
+    text += "that weights may repeat what they were trained on"
+    kinds = [f"data.{d.kind}.{key}" for d in data for key in ("pii", "license")]
+    return Warn("license_or_privacy", text, ("constraints.regulated", *kinds))
+
+
+def contamination(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-CONTAMINATION: what was trained on cannot measure."""
+    held = [d.kind for d in facts.project.data or () if d.overlaps_evals]
+    if not held:
+        return None
+    text = "what is trained on is measured with: take it out (exact and 8-gram overlap), or the score means nothing"
+    return Warn("contamination", text, tuple(f"data.{kind}.overlaps_evals" for kind in held), "error")
+
+
+def brittle_prompt(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-PROMPT: prompts break by a paraphrase."""
+    if facts.plan is None or "prompting" not in facts.plan.stages:
+        return None
+    text = "a prompt holds until somebody puts it differently: validate each answer, retry or refuse, and test with "
+    text += "paraphrases, long contexts and attacks"
+    return Warn("brittle_prompt", text, ("behaviour.rules_count",))
+
+
+def no_baseline(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-BASELINE: nobody knows yet how far the cheap ways go."""
+    e = facts.project.evals
+    trains = facts.plan is not None and any(s in FITS_WEIGHTS for s in facts.plan.stages)
+    wanted = trains or facts.project.tried == [] or asked(facts, *TRAINING, "continual_pretraining")
+    if not wanted or tried(facts) or falls_short(facts) or e.baseline is not None:
+        return None
+    text = "nothing has been measured and nothing cheaper tried: score the untouched model with the best prompt first"
+    return Warn("no_baseline", text, ("tried", "evals.baseline"))

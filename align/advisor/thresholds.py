@@ -1,0 +1,124 @@
+"""Where advice turns: every number in thresholds.yaml, with its source, and a user's own over it."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from align.schemas.base import Config
+from align.schemas.errors import AlignError, Problem, did_you_mean
+
+
+class Floor(Config):
+    """How much of one kind of data a method needs: below <= warn <= comfortable, in rows or tokens."""
+
+    below: NonNegativeInt
+    """Less is an error."""
+    warn: NonNegativeInt
+    """Less is thin."""
+    comfortable: NonNegativeInt
+    """What published work has."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Floor:
+        if not self.below <= self.warn <= self.comfortable:
+            raise ValueError("below, warn and comfortable must not fall")
+        return self
+
+
+class Thresholds(Config):
+    """What rules measure by: ``limit.many_rules``, ``limit.sft_rows.warn``. Each is said in thresholds.yaml."""
+
+    version: PositiveInt
+    sft_rows: Floor
+    sft_tokens: Floor
+    preference_rows: Floor
+    feedback_rows: Floor
+    reward_model_rows: Floor
+    prompt_rows: Floor
+    corpus_tokens: Floor
+    eval_rows: Floor
+    few_rules: NonNegativeInt
+    many_rules: NonNegativeInt
+    near_target: PositiveFloat
+    quick_answer_s: PositiveFloat
+    low_traffic_per_day: PositiveFloat
+    lora_rows: PositiveInt
+    standard_errors: PositiveFloat
+    unseen_bits_ratio: PositiveFloat
+    solvable_share: PositiveFloat
+    flat_share: PositiveFloat
+    bytes_per_token: PositiveFloat
+    tokens_per_doc: PositiveFloat
+    sources: dict[str, str]
+    """Where each number comes from."""
+
+    @classmethod
+    def load(cls, path: Path | str | None = None) -> Thresholds:
+        """The shipped thresholds, with those of a user's file laid over them.
+
+        Raises AlignError with everything that is wrong in the file.
+        """
+        shipped = yaml.load((files("align.advisor") / "thresholds.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+        return _made(_laid_over(shipped, _read(Path(path)), str(path)) if path else shipped, str(path or ""))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
+    except OSError as error:
+        mend = "give the path of a thresholds file"
+        raise AlignError(f"cannot be read: {error.strerror}", mend, where=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AlignError(f"is not YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    if not isinstance(values, dict):
+        raise AlignError("is not a mapping", "write many_rules: {value: 25, source: ...}", where=str(path))
+    return values
+
+
+def _laid_over(shipped: dict[str, Any], own: dict[Any, Any], file: str) -> dict[str, Any]:
+    """A threshold that is given anew takes ``file`` for its source where it names none."""
+    laid, problems = dict(shipped), []
+    for name, value in own.items():
+        if name not in shipped:
+            problems.append(Problem(f"{file}: {name}", "is no threshold", did_you_mean(str(name), shipped)))
+        elif name == "version":
+            laid[name] = value
+        elif not isinstance(value, dict):
+            keys = ", ".join(key for key in shipped[name] if key != "source")
+            problems.append(
+                Problem(f"{file}: {name}", f"is {value!r}, not a mapping", f"write {name}: {{{keys}: ...}}")
+            )
+        else:
+            laid[name] = {**shipped[name], "source": file, **value}
+            problems += [
+                Problem(f"{file}: {name}.{key}", "is not known", did_you_mean(str(key), shipped[name]))
+                for key in value
+                if key not in shipped[name]
+            ]
+    if problems:
+        raise AlignError.gather(problems)
+    return laid
+
+
+def _made(values: dict[str, Any], file: str) -> Thresholds:
+    plain = {name: _plain(value) for name, value in values.items()}
+    sources = {name: str(value["source"]) for name, value in values.items() if isinstance(value, dict)}
+    try:
+        return Thresholds.model_validate({**plain, "sources": sources}, strict=False)
+    except ValidationError as error:
+        where = f"{file}: " if file else ""
+        raise AlignError.gather(
+            Problem(where + ".".join(map(str, e["loc"])), e["msg"][:1].lower() + e["msg"][1:])
+            for e in error.errors(include_url=False)
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return value["value"] if "value" in value else {key: v for key, v in value.items() if key != "source"}
