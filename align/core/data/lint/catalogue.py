@@ -85,7 +85,7 @@ CATALOGUE: Mapping[str, Entry] = {
     ),
     "few-rows": Entry(
         "warning",
-        "{count:,} rows; under {floor:,} nothing is learned from this kind that a prompt would not teach",
+        "rows: {count:,}; fewer than {floor:,} of this kind are not known to change a model for the better",
         "gather more, or put these into the prompt",
     ),
     "eval-overlap-exact": Entry(

@@ -11,7 +11,7 @@ import numpy as np
 
 from align.core.data.lint.base import Lint
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.view import View
+from align.core.data.lint.view import WORD, View
 
 Count = Callable[[Sequence[str]], Sequence[int]]
 """Of each text, how many tokens it is."""
@@ -84,7 +84,7 @@ class Measure(Lint):
         self._rows.append(row.number)
         for part, text in parts.items():
             self._add(part, "characters", len(text))
-            self._add(part, "words", len(row.words) if part == "whole" else len(text.split()))
+            self._add(part, "words", sum(1 for _ in WORD.finditer(text)))
             if self.count is not None:
                 self._waiting.append((part, text))
         if len(self._waiting) >= BATCH:

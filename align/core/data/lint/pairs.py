@@ -98,7 +98,7 @@ def separating(pairs: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
         for name, feature in FEATURES.items():
             one, other = feature(chosen), feature(rejected)
             if one != other:
-                won[f"{'more' if one > other else 'less'} of {name} in the chosen one"] += 1
+                won[f"{name}, {'more' if one > other else 'less'} in the chosen one"] += 1
         mine, theirs = (set(words(answer.casefold())[:WORDS]) for answer in (chosen, rejected))
         won.update(f"the word {word[:40]!a} in the chosen one only" for word in mine - theirs)
         won.update(f"the word {word[:40]!a} in the rejected one only" for word in theirs - mine)

@@ -125,7 +125,7 @@ class SamePrompt(Lint):
 
     def __init__(self) -> None:
         self._rows, self._prompts, self._answers, self._short = array("Q"), array("Q"), array("Q"), array("B")
-        self._wins, self._losses = array("Q"), array("Q")
+        self._pairs, self._wins, self._losses = array("Q"), array("Q"), array("Q")
 
     def see(self, row: View) -> None:
         """Keep digests of the prompt with its answers."""
@@ -136,7 +136,7 @@ class SamePrompt(Lint):
             chosen, rejected = (digest(row.normal_prompt, answer) for answer in answers)
             self._wins.append(chosen ^ _half(rejected))
             self._losses.append(rejected ^ _half(chosen))
-            self._rows.append(row.number)
+            self._pairs.append(row.number)
         elif row.record.kind != "unpaired":
             self._rows.append(row.number)
             self._prompts.append(digest(row.normal_prompt))
@@ -145,13 +145,14 @@ class SamePrompt(Lint):
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
         """Contradictions, and prompts that come again without being any."""
-        rows = np.frombuffer(self._rows, np.uint64).astype(np.int64)
         if self._wins:
+            rows = np.frombuffer(self._pairs, np.uint64)
             turned = np.isin(np.frombuffer(self._wins, np.uint64), np.frombuffer(self._losses, np.uint64))
             if turned.any():
                 yield finding("contradictory-pairs", places, rows[turned].tolist(), of=len(rows), unit="pairs")
         if not self._prompts:
             return
+        rows = np.frombuffer(self._rows, np.uint64)
         prompts, answers = np.frombuffer(self._prompts, np.uint64), np.frombuffer(self._answers, np.uint64)
         short = np.frombuffer(self._short, np.uint8).astype(bool)
         against = short & _several(prompts, answers, short)

@@ -1,0 +1,73 @@
+"""The page of ``align data check --html``: what was found in each file, and how long its rows are, in pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.core.data.lint.lengths import Lengths
+from align.core.disk import write_whole
+from align.core.report import chart as size
+from align.core.report.safe import html
+from align.schemas.text import number
+
+if TYPE_CHECKING:
+    from align.core.data.survey import Survey
+
+UNITS = ("tokens", "words", "characters")
+"""The first of these that is known is drawn; all are in the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """A histogram as geometry: (left, top, width, height, what it says) of each bar, and the ticks of both axes."""
+
+    name: str
+    summary: str
+    bars: list[tuple[float, float, float, float, str]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+def write_page(path: Path, surveys: Sequence[Survey]) -> None:
+    """One self-contained page of all surveys, whole or not at all."""
+    page = html(Path(__file__).parent / "page.html", files=[_file(survey) for survey in surveys], size=size)
+    write_whole(path, page.encode())
+
+
+def _file(survey: Survey) -> dict[str, Any]:
+    unit = next((unit for unit in UNITS if any(one.unit == unit for one in survey.lengths)), "")
+    return {
+        "survey": survey,
+        "bars": [bars(one) for one in survey.lengths if one.unit == unit],
+        "lengths": sorted(survey.lengths, key=lambda one: UNITS.index(one.unit)),
+        "languages": [(code or "not told", f"{share:.1%}") for code, share in survey.languages.items()],
+    }
+
+
+def bars(lengths: Lengths) -> Bars:
+    """A histogram drawn: bars of equal width, as bins are of equal ratio."""
+    most = max((count for *_, count in lengths.histogram), default=0)
+    y_ticks = [tick for tick in size.ticks(0, max(1, most), 4) if tick >= 0]
+    wide = (size.WIDTH - size.LEFT - size.RIGHT) / max(1, len(lengths.histogram))
+    high = size.HEIGHT - size.TOP - size.BOTTOM
+
+    def up(value: float) -> float:
+        return round(size.HEIGHT - size.BOTTOM - value / y_ticks[-1] * high, 1)
+
+    drawn, x_ticks = [], []
+    for i, (low, end, count) in enumerate(lengths.histogram):
+        left = round(size.LEFT + i * wide, 1)
+        said = f"{low:,} to {end - 1:,} {lengths.unit}: {count:,} rows" if end - low > 1 else f"{low:,}: {count:,} rows"
+        drawn.append((left, up(count), round(wide - 1, 1), round(size.HEIGHT - size.BOTTOM - up(count), 1), said))
+        if i % max(1, len(lengths.histogram) // 4) == 0:
+            x_ticks.append((left, number(low)))
+    return Bars(
+        f"{lengths.part}, in {lengths.unit}",
+        f"median {number(lengths.p50)}, 95% within {number(lengths.p95)}",
+        drawn,
+        x_ticks,
+        [(up(tick), number(tick)) for tick in y_ticks],
+    )
