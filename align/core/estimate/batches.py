@@ -45,8 +45,7 @@ def needs_of(algorithm: Algorithm) -> Needs:
     online, pairs = isinstance(algorithm, Online), "preference" in algorithm.learns_from
     read = 0
     if isinstance(algorithm, Online):
-        measured = algorithm.measures_logp or algorithm.passes > 1 or algorithm.rollout.batches > 1
-        read = int(measured) + int(algorithm.uses_reference) + int(algorithm.critic is not None)
+        read = int(measures(algorithm)) + int(algorithm.uses_reference) + int(algorithm.critic is not None)
     elif algorithm.uses_reference:
         read = 1
     return Needs(
@@ -61,6 +60,14 @@ def needs_of(algorithm: Algorithm) -> Needs:
         critic=isinstance(algorithm, Online) and algorithm.critic is not None,
         passes_read=read,
     )
+
+
+def measures(algorithm: Online) -> bool:
+    """Whether the policy's log-probabilities of its answers are measured before they are learned from."""
+    rollout = algorithm.rollout
+    several = rollout.batches * algorithm.passes > 1
+    own = rollout.mismatch.type == "none" and rollout.generator.type == "local"
+    return several or algorithm.measures_logp or not own
 
 
 def measured(stage: Stage, algorithm: Algorithm) -> tuple[Examples | None, str]:
@@ -87,7 +94,7 @@ def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: p
     examples, why = measured(stage, algorithm)
     known = examples is not None and len(examples) > 0
     if isinstance(algorithm, Online):
-        step, speak = _online(stage, algorithm, examples if known else None, world)
+        step, speak = _online(stage, algorithm, examples if known else None, kind, world, layout)
     else:
         held: Examples = examples if examples is not None and known else _longest(stage, algorithm)
         step, speak = _dearest(stage, held, kind, world, layout), {}
@@ -157,38 +164,44 @@ def _longest(stage: Stage, algorithm: Algorithm) -> InMemory:
 
 
 def _online(
-    stage: Stage, algorithm: Online, prompts: Examples | None, world: int
+    stage: Stage, algorithm: Online, prompts: Examples | None, kind: str, world: int, layout: plan.Layout
 ) -> tuple[list[Example], dict[str, int]]:
     """The examples of the step whose prompts are longest, their answers as long as may be; and who speaks."""
     assert stage.rollout is not None
     answer, groups = stage.rollout.sampling.max_tokens, groups_per_phase(stage, algorithm)
-    if prompts is None:
-        lengths = [max(1, stage.data.max_length)] * groups
-    else:
+    phases = [[stage.data.max_length] * groups]
+    if prompts is not None:
         order = np.concatenate(plan.compose(prompts.sources, prompts.weights, stage.seed, 0, len(prompts)))
-        wrapped = np.resize(order, max(len(order), groups))
-        phases = [wrapped[i : i + groups] for i in range(0, max(1, len(wrapped) - groups + 1), groups)]
-        dearest = max(phases, key=lambda phase: int(prompts.lengths[phase].sum()))
-        lengths = [int(prompts.lengths[i]) for i in dearest]
-    heard = [_group(algorithm, length, answer) for length in lengths]
-    made: list[list[Example]] = []
-    if not isinstance(algorithm, Harvest):
-        credit = algorithm.credit(heard)
-        along = dict(credit.along)
-        if stage.rollout.batches * algorithm.passes > 1:
-            along["old_logp"] = [experience.logp for group in heard for experience in group if experience.logp is not None]
-        made = algorithm.examples(heard, type(credit)(along, credit.keep, credit.metrics))
-    per_step = max(1, len(made) // stage.rollout.batches)
-    step = [example for group in made[:per_step] for example in group]
-    mine = -(-groups // world)
+        asked = prompts.lengths[np.resize(order, max(len(order), groups))].tolist()
+        phases = [asked[i : i + groups] for i in range(0, len(asked) - groups + 1, groups)][:LOOKED_AT]
+
+    def cost(step: Sequence[Example]) -> tuple[int, int]:
+        micros = micros_of(stage, step, kind, world, layout)
+        return max(micro.tokens for micro in micros), len(micros)
+
+    steps = [_learned(stage, algorithm, [_group(algorithm, length, answer) for length in phase]) for phase in phases]
+    longest = max(map(max, phases))
     limit = int(stage.rollout.generator.settings.get("batch_tokens", 32_768))
-    at_a_time = max(1, min(mine * algorithm.group, limit // (max(lengths) + answer)))
-    return step, {
+    at_a_time = max(1, min(-(-groups // world) * algorithm.group, limit // (longest + answer)))
+    return max(steps, key=cost), {
         "answers": at_a_time,
         "prompts": -(-at_a_time // algorithm.group),
-        "prompt": max(lengths),
+        "prompt": longest,
         "answer": answer,
     }
+
+
+def _learned(stage: Stage, algorithm: Online, heard: Sequence[Group]) -> list[Example]:
+    """What the first step of a phase learns from its answers."""
+    assert stage.rollout is not None
+    if isinstance(algorithm, Harvest):
+        return []
+    credit = algorithm.credit(heard)
+    along = dict(credit.along)
+    if stage.rollout.batches * algorithm.passes > 1:
+        along["old_logp"] = [e.sampled_logp for group in heard for e in group]
+    made = algorithm.examples(heard, type(credit)(along, credit.keep, credit.metrics))
+    return [example for group in made[: max(1, len(made) // stage.rollout.batches)] for example in group]
 
 
 def _group(algorithm: Online, prompt: int, answer: int) -> Group:

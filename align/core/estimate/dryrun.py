@@ -6,7 +6,7 @@ loss, backward, clipping, AdamW. Kernels' own scratch memory is not seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -19,9 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.core.algorithm import Algorithm
+from align.core.data.collate import MicroBatch
 from align.core.data.examples import Example
 from align.core.data.plan import Layout
-from align.core.estimate.batches import Planned
+from align.core.estimate.batches import Planned, measures
 from align.core.estimate.track import Tracker
 from align.core.model import policy as policies
 from align.core.model import reference as references
@@ -137,8 +138,12 @@ def count(
         fixed = {"weights": weights, "critic": of_critic, "reference": copied, "optimizer": state}
         if planned.batches.answers:
             tracker.start()
-            _answer(policy, reference, critic, step, planned, stage)
-            phases["generation"] = _parts(tracker, fixed, "kv_cache and activations")
+            cache = _answer(policy, planned, stage)
+            assert isinstance(algorithm, Online)
+            with torch.no_grad(), _autocast(stage):
+                for micro in step.micros:
+                    _read([policy] * measures(algorithm) + [critic] * (critic is not None), reference, micro)
+            phases["generation"] = _parts(tracker, {**fixed, "kv_cache": cache}, "activations")
         if planned.examples:
             tracker.start()
             _step(module, step, optimizer, stage)
@@ -180,34 +185,35 @@ def _step(module: AlignModule, step: StepBatch, optimizer: torch.optim.Optimizer
 
 
 @torch.no_grad()
-def _answer(
-    policy: Policy, reference: Reference | None, critic: Policy | None, step: StepBatch, planned: Planned, stage: Stage
-) -> None:
-    """The first and the last token of the longest answers, and what is then measured on them."""
+def _answer(policy: Policy, planned: Planned, stage: Stage) -> int:
+    """The first and the last token of the longest answers; bytes of their cache."""
     assert stage.rollout is not None
     spoken, network = planned.batches, policy.unwrapped
-    if can_cache(network):
-        prompts = [np.zeros(spoken.prompt, np.int32)] * spoken.prompts
-        of_B = torch.arange(spoken.answers) // -(-spoken.answers // spoken.prompts)
-        with _autocast(stage), without_gradient_or_dropout(network):
-            reader = Cached(network, prompts, of_B, spoken.answer, spoken.prompt + spoken.answer)
-            numbers = torch.zeros(spoken.answers, dtype=torch.float64)
-            token_B, _ = draw(reader.logits_BV, stage.rollout.sampling, numbers)
-            for layer in reader._cache.layers:  # as it is before the last token
-                if hasattr(layer, "_show"):
-                    layer._show(spoken.prompt + spoken.answer - 2)
-            logits_BV = reader.read(token_B)
-            draw(logits_BV, stage.rollout.sampling, numbers)
-            del reader, logits_BV, token_B
-    with _autocast(stage):
-        for micro in step.micros:
-            with without_gradient_or_dropout(policy):
-                policy(micro)
-            if reference is not None:
-                reference.logp(micro)
-            if critic is not None:
-                with without_gradient_or_dropout(critic):
-                    critic(micro)
+    if not can_cache(network):
+        return 0
+    prompts = [np.zeros(spoken.prompt, np.int32)] * spoken.prompts
+    of_B = torch.arange(spoken.answers) // -(-spoken.answers // spoken.prompts)
+    with _autocast(stage), without_gradient_or_dropout(network):
+        reader = Cached(network, prompts, of_B, spoken.answer, spoken.prompt + spoken.answer)
+        numbers = torch.zeros(spoken.answers, dtype=torch.float64)
+        token_B, _ = draw(reader.logits_BV, stage.rollout.sampling, numbers)
+        layers: Any = reader._cache.layers
+        for layer in layers:  # as it is before the last token
+            if hasattr(layer, "_show"):
+                layer._show(spoken.prompt + spoken.answer - 2)
+        logits_BV = reader.read(token_B)
+        draw(logits_BV, stage.rollout.sampling, numbers)
+        return sum(part.untyped_storage().nbytes() for layer in layers for part in (layer.keys, layer.values))
+
+
+def _read(networks: Sequence[Policy | None], reference: Reference | None, micro: MicroBatch) -> None:
+    """What is measured on answers before they are learned from."""
+    for network in networks:
+        if network is not None:
+            with without_gradient_or_dropout(network):
+                network(micro)
+    if reference is not None:
+        reference.logp(micro)
 
 
 def _reference(
