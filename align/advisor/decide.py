@@ -157,7 +157,7 @@ def _confidence(facts: Facts, decision: Decision, asked: Sequence[Question], loo
     disputed = any(c.field == name or c.field.startswith(f"{name}.") for c in facts.conflicts for name in resting)
     if decision.choice.weight == "hard":
         return "medium" if disputed or facts.rejected else "high"
-    return "low" if any(q.id in DECIDING for q in asked) else "medium"
+    return "low" if disputed or any(q.id in DECIDING for q in asked) else "medium"
 
 
 def _unsupported(facts: Facts) -> list[str]:

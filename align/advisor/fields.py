@@ -12,6 +12,18 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from align.schemas.project import DataKind, DataSet, Measured, Project, Size, Tried
 
+KINDS: dict[DataKind, str] = {
+    "corpus": "text to go on with pre-training",
+    "documents": "pages to be looked up",
+    "sft_pairs": "inputs with the answer wanted",
+    "preference_pairs": "two answers, and which is better",
+    "unpaired_feedback": "single answers marked good or bad",
+    "prompts": "inputs without answers",
+    "logs": "what was said in production, unjudged",
+    "eval_set": "rows held out for measuring",
+}
+"""What is in each kind of data, for whoever is asked about it."""
+
 
 @dataclass(frozen=True, slots=True)
 class FieldOf:
@@ -36,26 +48,39 @@ class FieldOf:
             return (True, False)
         return get_args(self.annotation) if get_origin(self.annotation) is Literal else ()
 
+    @property
+    def listed(self) -> bool:
+        """Whether its value is a list."""
+        return get_origin(self.annotation) is list
+
+    def parsed(self, value: Any) -> Any:
+        """The value in the field's own type. Raises ValueError, in words, for what cannot be one."""
+        adapter = TypeAdapter(self.annotation)
+        try:
+            return adapter.validate_python(value, strict=not self.numeric or isinstance(value, bool))
+        except ValidationError as error:
+            raise ValueError(error.errors(include_url=False, include_input=False)[0]["msg"]) from None
+
     def fault(self, value: Any) -> str:
         """Why the value cannot be this field's; "" where it can."""
         try:
-            TypeAdapter(self.annotation).validate_python(value, strict=not self.numeric or isinstance(value, bool))
-        except ValidationError as error:
-            return error.errors(include_url=False, include_input=False)[0]["msg"]
+            self.parsed(value)
+        except ValueError as error:
+            return str(error)
         return ""
 
 
 @functools.cache
 def fields() -> dict[str, FieldOf]:
-    """All of them by path, in the form's order."""
+    """All of them by path, in the form's order; paths of files are named by a form only, since files are opened."""
     found = list(_of(Project, ""))
     for kind in get_args(DataKind):
-        found.append(FieldOf(f"data.{kind}", bool, f"whether there is data of kind {kind} on hand"))
+        found.append(FieldOf(f"data.{kind}", bool, f"whether there are {KINDS[kind]}"))
         found += [FieldOf(f"data.{kind}.{name}", *_plain(field)) for name, field in Size.model_fields.items()]
         found += [
             FieldOf(f"data.{kind}.{name}", *_plain(field))
             for name, field in DataSet.model_fields.items()
-            if name not in ("kind", "size", "note")
+            if name not in ("kind", "size", "path", "note")
         ]
     found += [FieldOf(f"tried.{way}", bool, f"whether {way} was tried") for way in get_args(Tried)]
     return {field.path: field for field in found}
@@ -68,7 +93,7 @@ def _of(model: type[BaseModel], above: str) -> Iterator[FieldOf]:
             if inner is Measured:
                 continue  # is measured, not said
             yield from _of(inner, f"{above}{name}.")
-        elif name not in ("description", "note", "data", "tried"):
+        elif name not in ("description", "note", "path", "data", "tried"):
             yield FieldOf(f"{above}{name}", *_plain(field))
 
 

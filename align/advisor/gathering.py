@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from align.advisor.facts import STRENGTH, Conflict, Evidence, Facts
 from align.schemas.project import DataKind, Project, Size, Tried
 
+PROSE = ("text", "model")
+"""Sources that read a description, where the same thing may be said twice."""
 TUNED = ("sft", "dpo", "kto", "rlhf", "grpo", "rloo", "ppo", "post_training")
 """Methods behind which a model answers, and does not only continue text."""
 
@@ -166,8 +168,8 @@ def _data(evidence: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list
 
 def _bodies(kind: str, said: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list[dict[str, Any]], bool]:
     """The bodies of one kind according to the strongest place, and whether it says that there are none."""
-    ordered = sorted(said, key=lambda e: -STRENGTH[e.source])
-    by_source = [_split(kind, list(group)) for _, group in groupby(ordered, key=lambda e: STRENGTH[e.source])]
+    ordered = sorted(said, key=lambda e: (-STRENGTH[e.source], e.source == "model"))
+    by_source = [_split(kind, list(group)) for _, group in groupby(ordered, key=lambda e: e.source)]
     speaking = [spoken for spoken in by_source if spoken.bodies or spoken.absent]
     if not speaking:
         return [], False
@@ -200,7 +202,7 @@ def _split(kind: str, said: list[Evidence]) -> Spoken:
         if (not key and positive != bool(e.value)) or (positive and key == "rows" and e.value == 0):
             absent = absent or e
         elif not key:
-            if not bodies or e.source != "text":
+            if not bodies or e.source not in PROSE:
                 bodies.append({"": e})
         elif positive or isinstance(e.value, bool):
             _add(bodies, key, e)
@@ -210,7 +212,7 @@ def _split(kind: str, said: list[Evidence]) -> Spoken:
 def _add(bodies: list[Body], key: str, e: Evidence) -> None:
     """A size that stands there already with another number is another body's, in prose as in files."""
     if not bodies or (key in Size.model_fields and key in bodies[-1]):
-        if e.source == "text" and any(key in body and body[key].value == e.value for body in bodies):
+        if e.source in PROSE and any(key in body and body[key].value == e.value for body in bodies):
             return  # said twice
         bodies.append({})
     bodies[-1].setdefault(key, e)

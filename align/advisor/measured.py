@@ -63,46 +63,38 @@ def rows_to_settle(a: Measurement, b: Measurement | float) -> int | None:
     return max(a.rows, other.rows, math.ceil(root * root - Z2)) + 1  # + 1: to touch is not to part
 
 
-def told(m: Measurement) -> str:
-    """``0.62 (0.55 to 0.69, 200 rows)``."""
-    return f"{m.value:.3g} ({m.low:.3g} to {m.high:.3g}, {m.rows:,} rows)"
-
-
 def _measurement(b: Measurement | float) -> Measurement:
     return b if isinstance(b, Measurement) else Measurement(value=b, low=b, high=b, rows=0)
 
 
 def _numbers(found: Measured) -> Iterator[Evidence]:
     for name, value in found:
-        if isinstance(value, Measurement):
-            yield _said(f"measured.{name}", value.model_dump(), f"{name.replace('_', ' ')}: {told(value)}")
-        elif value is not None:
-            yield _said(f"measured.{name}", value, f"{name}: {value}")
+        if value is not None:
+            yield _said(f"measured.{name}", value, f"{name.replace('_', ' ')}: {value}")
 
 
 def _baseline(project: Project) -> Iterator[Evidence]:
     best, wanted = best_prompt(project.measured), target(project)
     if best is None or wanted is None:
         return
-    words = f"untouched model: {told(best)}, wanted {wanted:.3g}"
+    words = f"untouched model: {best}, wanted {wanted:.3g}"
     if best.low >= wanted or best.high < wanted:
         yield _said("evals.baseline", best.value, words)
         yield _said("behaviour.prompt_falls_short", best.high < wanted, words)
 
 
 def _attempts(project: Project) -> Iterator[Evidence]:
-    """What was measured was tried."""
-    found = project.measured
-    for way, score in (("prompting", found.zero_shot), ("few_shot", found.few_shot), ("rag", found.open_book)):
+    """A prompt that was measured was tried. (Retrieval was too, but is not there yet.)"""
+    for way, score in (("prompting", project.measured.zero_shot), ("few_shot", project.measured.few_shot)):
         if score is not None:
-            yield _said(f"tried.{way}", True, f"{way} measured: {told(score)}", "tried")
+            yield _said(f"tried.{way}", True, f"{way.replace('_', ' ')} measured: {score}", "tried")
 
 
 def _domain(found: Measured, limit: Thresholds) -> Iterator[Evidence]:
     corpus, reference = found.corpus_bits, found.reference_bits
     if corpus is None or reference is None:
         return
-    words = f"bits per byte: corpus {told(corpus)}, ordinary text {told(reference)}"
+    words = f"bits per byte: corpus {corpus}, ordinary text {reference}"
     side = apart(corpus, scaled(reference, limit.unseen_bits_ratio))
     if side:
         yield _said("knowledge.unseen_domain", side > 0, words)

@@ -12,17 +12,29 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
+from align.advisor import text as rules
 from align.advisor.facts import Evidence, Status
 from align.advisor.fields import FieldOf, fields
+from align.advisor.text.hanzi import Number
 from align.advisor.text.lexicon import LANGUAGES
 from align.advisor.text.numbers import numbers
 from align.advisor.text.words import cut
+from align.schemas.text import visible
 
 Asker = Callable[[str, dict[str, Any]], str]
 """Prompt and JSON schema to the model's reply, as text."""
+MOST = 500
+"""Facts of one reply that are looked at."""
+LONGEST = 1000
+"""Characters of a quote: what is longer shows nothing any more."""
+FACTORS = {"model.params_b": (1e9,), "evals.baseline": (1.0, 100.0), "evals.target": (1.0, 100.0)}
+"""What a field's value may be multiplied by in the text, where it is not the number itself: billions, per cent."""
+SEPARATORS = frozenset(".,'’")
+"""Of digits within a number."""
 
 
 def schema() -> dict[str, Any]:
@@ -86,21 +98,23 @@ def read(text: str, ask: Asker, source: str = "description") -> tuple[list[Evide
     A reply that is not the JSON asked for is sent back once, with what is wrong; after that it counts as no facts.
     """
     asked = prompt(text)
-    reply = ask(asked, schema())
-    found, fault = _facts(reply)
+    found, fault = _facts(ask(asked, schema()))
     if fault:
         again = f"{asked}\n\nYour last answer was not usable: {fault}. Answer again, with the JSON alone."
         found, fault = _facts(ask(again, schema()))
     if fault:
         return [], [f"the model's reply: {fault}"]
+    numbers_read = [e for e in rules.read(text).evidence if _is_number(e.value)]
     evidence, rejected = list[Evidence](), list[str]()
-    for fact in found:
-        taken = _verified(fact, text, source)
+    for fact in found[:MOST]:
+        taken = _verified(fact, text, source, numbers_read)
         if isinstance(taken, Evidence):
-            evidence.append(taken)
+            evidence += [taken] if taken not in evidence else []
         else:
-            rejected.append(taken)
-    return evidence, rejected
+            rejected.append(visible(taken))
+    if len(found) > MOST:
+        rejected.append(f"the model's reply: only the first {MOST} of {len(found)} facts were looked at")
+    return evidence, list(dict.fromkeys(rejected))
 
 
 def _facts(reply: str) -> tuple[list[Any], str]:
@@ -109,52 +123,94 @@ def _facts(reply: str) -> tuple[list[Any], str]:
     try:
         found = json.loads(plain)
     except (ValueError, RecursionError) as error:
-        return [], f"it is no JSON ({str(error)[:80]})"
+        return [], f"it is no JSON ({visible(str(error)[:80])})"
     if not isinstance(found, dict) or not isinstance(found.get("facts"), list):
         return [], 'it has no list "facts"'
     return found["facts"], ""
 
 
-def _verified(fact: Any, text: str, source: str) -> Evidence | str:
+def _verified(fact: Any, text: str, source: str, numbers_read: Sequence[Evidence]) -> Evidence | str:
     """The fact as evidence, or why it is not believed."""
     if not isinstance(fact, dict) or not {"field", "value", "quote", "status"} <= fact.keys():
-        return f"{str(fact)[:80]!r}: lacks field, value, quote or status"
+        return f"{str(fact)[:80]}: lacks field, value, quote or status"
     name, value, quote, status = fact["field"], fact["value"], fact["quote"], fact["status"]
-    said = f"{name} = {str(value)[:60]}"
+    said = f"{str(name)[:60]} = {str(value)[:60]}"
     field = fields().get(name) if isinstance(name, str) else None
     if field is None:
         return f"{said}: is no field"
     if status not in get_args(Status):
-        return f"{said}: {status!r} is no status"
+        return f"{said}: {str(status)[:60]} is no status"
     span = find(quote, text) if isinstance(quote, str) else None
     if span is None:
         return f"{said}: its quote {str(quote)[:60]!r} is not in the text"
     words = text[slice(*span)]
-    if get_args(field.annotation)[:1] == (str,) and isinstance(value, str) and not field.choices:
-        value = [value]  # lists of words are asked for word by word
-    if field.fault(value):
-        return f"{said}: {field.fault(value)}"
-    if field.numeric and not _bears_out(field, float(value), words):
-        return f"{said}: {words!r} does not say that number"
-    return Evidence(field.path, value, status, words, span, "model", place=source)
+    try:
+        value = field.parsed([value] if field.listed and isinstance(value, str) else value)  # lists come word by word
+        plain = float(value) if field.numeric else 0.0
+    except (ValueError, OverflowError) as error:
+        return f"{said}: {str(error)[:80]}"
+    evidence = Evidence(field.path, value, status, words, span, "model", place=source)
+    if not field.numeric:
+        return evidence
+    inside = [e for e in numbers_read if e.span and span[0] <= e.span[0] and e.span[1] <= span[1]]
+    same = [e for e in inside if _same(_plain(field.path, plain), _plain(e.field, e.value))]
+    alike = next((e for e in same if _unit(e.field) == _unit(field.path)), None)
+    number = alike or _number(field, plain, words)
+    if number is None:
+        return f"{said}: {words[:60]!r} does not say that number"
+    if same and alike is None:
+        return f"{said}: that number is {same[0].field} there"
+    return replace(evidence, vague=True, low=number.low, high=number.high) if number.vague else evidence
 
 
 def find(quote: str, text: str) -> tuple[int, int] | None:
-    """Where a quote stands in the text, any white space being as good as any other; None where it does not."""
+    """Where a quote stands in the text, any white space being as good as any other; None where it does not.
+
+    Words and numbers that it cuts are taken whole: "12" out of "12,000" is found as "12,000".
+    """
     words = quote.split()
-    if not words:
+    if not words or len(quote) > LONGEST:
         return None
     found = re.search(r"\s+".join(map(re.escape, words)), text)
-    return found.span() if found else None
+    if found is None:
+        return None
+    start, end = found.span()
+    while start > 0 and _joined(text, start):
+        start -= 1
+    while end < len(text) and _joined(text, end):
+        end += 1
+    return start, end
 
 
-def _bears_out(field: FieldOf, value: float, words: str) -> bool:
-    """Whether the number grammar reads the value in the words, in the field's unit or as it stands there."""
-    scales = {"model.params_b": 1e9, "evals.baseline": 0.01, "evals.target": 0.01}
-    scale = scales.get(field.path, 1.0)
-    candidates = {value, value * scale, value / scale}
-    return any(
-        abs(candidate - number.value) <= 1e-6 * max(1.0, abs(number.value)) or number.low <= candidate <= number.high
-        for number in numbers(cut(words), LANGUAGES)
-        for candidate in candidates
-    )
+def _joined(text: str, at: int) -> bool:
+    """Whether the characters before and behind a place belong to one word or number."""
+    before, behind = text[at - 1], text[at]
+    if before in SEPARATORS or behind in SEPARATORS:
+        outer = text[at - 2 : at - 1] + behind if before in SEPARATORS else before + text[at + 1 : at + 2]
+        return len(outer) == 2 and outer.isdigit()
+    return all(c.isalnum() and not "\u3040" <= c <= "\u9fff" for c in (before, behind))
+
+
+def _number(field: FieldOf, value: float, words: str) -> Number | None:
+    """The number in the words that is the value, as the number grammar reads it."""
+    said = [value * factor for factor in FACTORS.get(field.path, (1.0,))]
+    found = numbers(cut(words), LANGUAGES)
+    return next((n for n in found for v in said if _same(v, n.value) or (n.vague and n.low <= v <= n.high)), None)
+
+
+def _plain(path: str, value: float) -> float:
+    return value * FACTORS.get(path, (1.0,))[0]
+
+
+def _same(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-6 * max(1.0, abs(b))
+
+
+def _unit(path: str) -> str:
+    """Data by what it is counted in; everything else by its own name, shares being one unit."""
+    parts = path.split(".")
+    return parts[-1] if parts[0] == "data" else "share" if path in ("evals.baseline", "evals.target") else path
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

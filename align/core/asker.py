@@ -5,6 +5,7 @@ What may be confidential leaves the machine only where that was allowed, and wit
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -33,23 +34,29 @@ class Recorded:
 
     def __call__(self, prompt: str, schema: dict[str, Any]) -> str:
         """The recorded reply, else a new one, recorded."""
-        asked = {"model": self._model, "prompt": prompt, "schema": schema}
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        path = self._directory / f"{key}.json"
+        path = self._path(prompt, schema)
         if path.is_file():
             return self._recorded(path)
         if self._offline:
             what = f"nothing is recorded of {self._model!r} for this text, and --offline forbids asking"
             raise AlignError(what, "record it first, without --offline", where=str(self._directory))
         reply = self._ask(prompt, schema)
-        record = {"model": self._model, "prompt": prompt, "reply": reply}
-        disk.write_whole(path, json.dumps(record, indent=1, ensure_ascii=True).encode())
+        self.keep(prompt, schema, reply)
         return reply
+
+    def keep(self, prompt: str, schema: dict[str, Any], reply: str) -> None:
+        """Record a reply, over the one that was there."""
+        record = {"model": self._model, "prompt": prompt, "reply": reply}
+        disk.write_whole(self._path(prompt, schema), json.dumps(record, indent=1, ensure_ascii=True).encode())
+
+    def _path(self, prompt: str, schema: dict[str, Any]) -> Path:
+        asked = {"model": self._model, "prompt": prompt, "schema": schema}
+        return self._directory / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}.json"
 
     def _recorded(self, path: Path) -> str:
         try:
             reply = json.loads(path.read_bytes())["reply"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             reply = None
         if not isinstance(reply, str):
             raise AlignError("is no recorded reply", "remove it, and it is asked again", where=str(path))
@@ -111,26 +118,21 @@ def _text(reply: dict[str, Any], where: str) -> str:
 
 
 def local(path: str) -> Asker:
-    """A model directory or hub id on this machine, asked greedily through the embedded generator.
+    """A model directory or hub id on this machine, asked greedily through the embedded generator; loaded when asked.
 
     The schema is in the prompt only: what a small model makes of it is checked by whoever asks.
     """
-    from align.core.registry import registry
-    from align.core.rollout.speak import Speaker, prompts_for, subject_for
-    from align.schemas.choice import Choice
-    from align.schemas.rollout import Sampling
-    from align.schemas.run import Model
 
-    subject = subject_for(Model(path=path))
+    @functools.cache
+    def model() -> Any:
+        from align.core.measure.probed import Probed  # it imports torch
+
+        return Probed.load(path)
 
     def ask(prompt: str, schema: dict[str, Any]) -> str:
-        speaks = registry.build("generator", Choice(type="local"))
-        try:
-            speaks.open(subject)
-            speaker = Speaker(speaks, subject, Sampling(max_tokens=MAX_TOKENS, temperature=0.0))
-            ((said,),) = speaker.ask(prompts_for(prompt, subject.tokenizer, None))
-        finally:
-            speaks.close()
-        return said.text
+        chat = model().tokenizer.chat_template is not None
+        content = [{"role": "user", "content": prompt}] if chat else prompt
+        (reply,) = model().answers([content], max_new_tokens=MAX_TOKENS)
+        return str(reply)
 
     return ask

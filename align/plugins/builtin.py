@@ -132,7 +132,7 @@ def register_rules(register: Register) -> None:
     register("W-CONTAMINATION", f"{dangers}:contamination")
     register("W-PROMPT", f"{dangers}:brittle_prompt")
     register("W-BASELINE", f"{dangers}:no_baseline")
-    for name in ("goal", "data", "data_kind", "data_size", "reward", "evals", "model", "hardware"):
+    for name in ("goal", "data", "data_kind", "data_size", "reward", "evals", "model", "hardware", "reading"):
         register(f"Q-{name.upper().replace('_', '-')}", f"{questions}:{name}")
 
 

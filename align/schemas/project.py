@@ -203,6 +203,10 @@ class Measurement(Config):
     rows: NonNegativeInt
     """How many it rests on."""
 
+    def __str__(self) -> str:
+        """``0.62 (0.55 to 0.69, 200 rows)``."""
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g}, {self.rows:,} rows)"
+
 
 class Measured(Config):
     """What probes found of the untouched model (``align advise --measure``). Shares are 0 to 1."""

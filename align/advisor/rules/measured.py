@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from align.advisor.facts import Facts
-from align.advisor.measured import apart, best_prompt, rows_to_settle, scaled, target, told
+from align.advisor.measured import apart, best_prompt, rows_to_settle, scaled, target
 from align.advisor.rule import Ask, Finding, Outcome, Warn
 from align.advisor.thresholds import Thresholds
 
@@ -17,10 +17,12 @@ def prompt_reaches_target(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
         return
     fields = ("measured.zero_shot", "measured.few_shot", "evals.target")
     if best.low >= wanted:
-        because = f"the untouched model reaches the target as it is: {told(best)}, wanted {wanted:.3g}"
+        because = f"the untouched model reaches the target as it is: {best}, wanted {wanted:.3g}"
         yield Finding("prompting", "hard", because, fields, f"the target were above {best.high:.3g}", "PROMPT")
     elif best.high >= wanted:
-        yield _ask("evals.held_out_rows", "whether prompting reaches the target", rows_to_settle(best, wanted))
+        yield _ask(
+            "prompt", "evals.held_out_rows", "whether prompting reaches the target", rows_to_settle(best, wanted)
+        )
 
 
 def open_book_helps(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
@@ -30,11 +32,11 @@ def open_book_helps(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
         return
     side = apart(opened, closed)
     if side > 0:
-        because = f"looking up passages raises the score from {told(closed)} to {told(opened)}"
+        because = f"looking up passages raises the score from {closed} to {opened}"
         fields = ("measured.open_book", "measured.closed_book")
         yield Finding("rag", "hard", because, fields, "answers did not depend on what the documents say", "RAG")
     elif side == 0:
-        yield _ask("evals.held_out_rows", "whether retrieval helps", rows_to_settle(opened, closed))
+        yield _ask("retrieval", "evals.held_out_rows", "whether retrieval helps", rows_to_settle(opened, closed))
 
 
 def domain_is_unseen(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
@@ -44,7 +46,9 @@ def domain_is_unseen(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
         return
     far = scaled(reference, limit.unseen_bits_ratio)
     if apart(corpus, far) == 0:
-        yield _ask("knowledge.unseen_domain", "whether the domain is new to the model", rows_to_settle(corpus, far))
+        yield _ask(
+            "domain", "knowledge.unseen_domain", "whether the domain is new to the model", rows_to_settle(corpus, far)
+        )
 
 
 def head_room(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
@@ -55,29 +59,36 @@ def head_room(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
         return
     fields = ("measured.pass_1", "measured.pass_k")
     if best.high < limit.solvable_share:
-        text = f"hardly any prompt is ever solved ({told(best)}): fine-tune on answers first, or ask easier questions"
+        text = f"hardly any prompt is ever solved ({best}): fine-tune on answers first, or ask easier questions"
         yield Warn("no_headroom", text, fields)
     elif first.low > 1 - limit.solvable_share:
-        text = f"nearly every answer is right already ({told(first)}): ask harder questions"
+        text = f"nearly every answer is right already ({first}): ask harder questions"
         yield Warn("no_headroom", text, fields)
     elif flat is not None and flat.low > limit.flat_share:
-        text = f"the answers to most prompts all score alike ({told(flat)}), so rewards teach nothing there"
+        text = f"the answers to most prompts all score alike ({flat}), so rewards teach nothing there"
         yield Warn("no_headroom", text, ("measured.flat_groups",))
     elif apart(best, first) > 0:
-        because = f"several tries find what one misses: {told(first)} at one, {told(best)} at several"
+        because = f"several tries find what one misses: {first} at one, {best} at several"
         yield Finding("post_training", "soft", because, fields, "one try were as good as several", "ALG_RL")
     else:
-        yield _ask("data.prompts", "whether there is head-room for learning from rewards", rows_to_settle(best, first))
+        yield _ask(
+            "headroom",
+            "data.prompts",
+            "whether there is head-room for learning from rewards",
+            rows_to_settle(best, first),
+        )
 
 
 def already_preferred(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
     """R-MEA-5: pairs that the model ranks as wanted already teach it little."""
     agreed = facts.project.measured.prefers_chosen
     if agreed is not None and agreed.low > 1 - limit.solvable_share:
-        text = f"the better answer is the likelier one already, in {told(agreed)} of the pairs: harder pairs teach more"
+        text = f"the better answer is the likelier one already, in {agreed} of the pairs: harder pairs teach more"
         yield Warn("little_to_learn", text, ("measured.prefers_chosen",))
 
 
-def _ask(field: str, what: str, rows: int | None) -> Ask:
+def _ask(probe: str, field: str, what: str, rows: int | None) -> Ask:
     settle = f"about {rows:,} rows would settle it" if rows is not None else "no number of rows would: they are equal"
-    return Ask("evals", field, f"The measurements do not tell {what}; {settle}. Can you measure on more?", what)
+    return Ask(
+        f"measure_{probe}", field, f"The measurements do not tell {what}; {settle}. Can you measure on more?", what
+    )

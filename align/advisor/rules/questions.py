@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from align.advisor.facts import Facts
+from collections.abc import Iterator
+
+from align.advisor.facts import Conflict, Facts
 from align.advisor.known import DATA_OF, ONLINE, TRAINED_ON, TRAINING, asked, knows_what_for, scorer, tokens
 from align.advisor.rule import Ask
 from align.advisor.rules.warnings import FITS_WEIGHTS
@@ -98,3 +100,19 @@ def hardware(facts: Facts, limit: Thresholds) -> Ask | None:
     return Ask(
         "hardware", "hardware.gpus", "Which GPUs are there, how many, with how much memory?", "what fits, how long"
     )
+
+
+def reading(facts: Facts, limit: Thresholds) -> Iterator[Ask]:
+    """Q-READING: which of two readings of the description is right, the words' or the model's."""
+    for field, *readings in sorted({(c.field, *_words(c)) for c in facts.conflicts if _prose(c)}):
+        question = f"The description is read in two ways, as {' and as '.join(readings)}. Which is right?"
+        yield Ask(f"reading.{field}", field, question, "what everything else rests on")
+
+
+def _words(conflict: Conflict) -> tuple[str, str]:
+    taken, dropped = (f"{conflict.field} = {e.value} ({e.quote!r})" for e in (conflict.taken, conflict.dropped))
+    return taken, dropped
+
+
+def _prose(conflict: Conflict) -> bool:
+    return {conflict.taken.source, conflict.dropped.source} == {"text", "model"}
