@@ -1,0 +1,141 @@
+"""Bytes at a training step and while answers are sampled, with every number that a formula for them needs."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engine import weighed
+from making import AROUND, SHAPES, run_of, save_model, write_rows
+from recording import GIB, Bench
+
+LORA = {"adapter": {"type": "lora", "rank": 16}}
+SAVING = {"gradient_checkpointing": True}
+BF16 = {"dtype": "bfloat16"}
+MIXED, TRUE = {"precision": "bf16-mixed"}, {"precision": "32-true"}
+"""Training in bfloat16 alone is ``model.dtype: bfloat16`` under 32-true: no autocast, everything in its own type."""
+
+WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "fp32": {},
+    "bf16-mixed": {"train": MIXED},
+    "bf16": {"model": BF16, "train": TRUE},
+    "bf16-mixed, checkpointing": {"model": SAVING, "train": MIXED},
+    "bf16, checkpointing": {"model": BF16 | SAVING, "train": TRUE},
+    "lora, bf16-mixed": {"model": LORA, "train": MIXED},
+    "lora, bf16 base, bf16-mixed": {"model": LORA | BF16, "train": MIXED},
+    "lora, bf16 base, bf16-mixed, checkpointing": {"model": LORA | BF16 | SAVING, "train": MIXED},
+    "packed, bf16-mixed": {"train": {**MIXED, "layout": "packed"}},
+}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "sft": {"type": "sft"},
+    "dpo": {"type": "dpo"},
+    "reward_model": {"type": "reward_model"},
+    "grpo": {"type": "grpo", "group": 8, "beta": 0.05},
+    "ppo": {"type": "ppo", "group": 8, "passes": 1},
+}
+CASES: dict[str, list[tuple[str, str]]] = {
+    "medium": [
+        *(("sft", way) for way in WAYS),
+        *(("sft uneven", way) for way in ("bf16-mixed", "bf16", "lora, bf16 base, bf16-mixed")),
+        *itertools.product(("dpo", "grpo", "ppo"), ("bf16-mixed", "lora, bf16-mixed")),
+        ("dpo", "bf16-mixed, checkpointing"),
+        ("dpo reference copy", "bf16-mixed"),
+        ("reward_model", "bf16-mixed"),
+        ("grpo", "bf16-mixed, checkpointing"),
+        ("grpo", "fp32"),
+    ],
+    "large": [
+        ("sft", "bf16-mixed"),
+        ("sft", "bf16"),
+        ("sft", "bf16-mixed, checkpointing"),
+        ("sft uneven", "bf16-mixed"),
+        ("sft", "lora, bf16 base, bf16-mixed"),
+        ("sft", "lora, bf16 base, bf16-mixed, checkpointing"),
+        ("dpo", "bf16-mixed"),
+        ("grpo", "bf16-mixed"),
+        ("grpo", "lora, bf16-mixed"),
+        ("ppo", "bf16-mixed"),
+    ],
+    "small": [("sft", way) for way in WAYS],
+}
+TOKENS = {"tiny": 128, "small": 1024, "medium": 1024, "large": 1024}
+ROWS = 8
+"""Rows of a micro-batch, each of TOKENS, of which an online stage samples SAMPLED itself."""
+SAMPLED = {"tiny": 8, "small": 96, "medium": 96, "large": 96}
+
+
+def measure(bench: Bench, models: dict[str, Path], shape: str, algorithm: str, way: str, rows: int) -> dict[str, Any]:
+    """Three optimizer steps of two equal micro-batches; online ones make two, and sample their answers first."""
+    length, sections = TOKENS[shape], {name: dict(section) for name, section in WAYS[way].items()}
+    name = f"{shape} {algorithm} {way} {rows}".replace(" ", "-").replace(",", "")
+    kind, _, reference = algorithm.removesuffix(" uneven").partition(" reference ")
+    online, examples = "group" in ALGORITHMS[kind], rows // 2 if kind in ("dpo", "reward_model") else rows
+    steps, said = (2, SAMPLED[shape]) if online else (3, 3 * length // 4)
+    lengths = [(length - said - AROUND, said)] * (2 * steps * examples)
+    if algorithm.endswith(" uneven"):  # a shorter row, and so a mask
+        lengths[::2] = [(length - said - AROUND, said - said // 8)] * (steps * examples)
+    file = write_rows(bench.work / f"{name}.jsonl", kind, lengths)
+    # The number of examples decides what a micro-batch is, not the number of tokens.
+    sizes = {"batch_size": 2 * examples, "micro_batch_size": examples, "micro_batch_tokens": 4 * rows * length}
+    sections["train"] = {**sizes, "max_steps": steps, **sections.get("train", {})}
+    if reference:
+        sections["reference"] = {"type": reference}
+    if online:
+        sections["rollout"] = {"sampling": {"max_tokens": said}}
+    devices = {"accelerator": bench.device}
+    run = run_of(ALGORITHMS[kind], models[shape], file, bench.work / "runs" / name, **sections, devices=devices)
+    scale, setup, preparing = weighed(run, steps)
+    networks = [setup.policy, *([setup.critic] if setup.critic is not None else [])]
+    every = [p for network in networks for p in network.parameters()]
+    phases, peaks = max(s["between_peak"] for s in scale.steps), [s["step_peak"] for s in scale.steps]
+    return {
+        "peak_gib": round(max(phases, *peaks) / GIB, 3),
+        "step_gib": round(peaks[-1] / GIB, 3),
+        "phase_gib": round(phases / GIB, 3) if online else None,
+        "shape": shape,
+        "config": SHAPES[shape],
+        "algorithm": ALGORITHMS[kind],
+        "way": way,
+        "sections": {k: v for k, v in sections.items() if k != "rollout"},
+        "max_tokens": said if online else None,
+        "prompt_tokens": length - said - 2 if online else None,
+        "answers_at_once": 2 * examples if online else None,
+        "reference": setup.reference.kind if setup.reference is not None else None,
+        "layout": setup.cutter.layout,
+        "attention": setup.policy.unwrapped.config._attn_implementation,
+        "parameters": sum(p.numel() for p in every),
+        "trained": sum(p.numel() for p in every if p.requires_grad),
+        "held_bytes": sum(p.numel() * p.element_size() for p in every),
+        "bytes_at_start": scale.before,
+        "bytes_before_first_step": scale.weights,
+        "bytes_preparing_peak": preparing,
+        "bytes_by_step": peaks,
+        "bytes_between": [s["between_peak"] for s in scale.steps],
+        "bytes_after": [s["after"] for s in scale.steps],
+        "micros": scale.steps[-1]["micros"],
+        "losses": [s["loss"] for s in scale.steps],
+        "step_seconds": [s["step_seconds"] for s in scale.steps],
+    }
+
+
+def main(bench: Bench) -> None:
+    """The middle size first; then the large one, whose logits weigh most; then the small one, and other lengths."""
+    cases = {"tiny": CASES["medium"]} if bench.quick else CASES
+    models: dict[str, Path] = {}
+    rows = 8 if bench.quick else ROWS
+    for shape, chosen in cases.items():
+        bench.check(f"{shape}: made", partial(made, bench, models, shape))
+        for algorithm, way in chosen:
+            do = partial(measure, bench, models, shape, algorithm, way, rows)
+            bench.check(f"{shape}: {algorithm}, {way}", do)
+        for other in (rows // 2, 2 * rows):
+            do = partial(measure, bench, models, shape, "sft", "bf16-mixed", other)
+            bench.check(f"{shape}: sft, bf16-mixed, {other} rows", do)
+
+
+def made(bench: Bench, models: dict[str, Path], shape: str) -> dict[str, Any]:
+    """A model of the shape, on the disk."""
+    models[shape] = save_model(bench.work / shape, shape)
+    return {"bytes": (models[shape] / "model.safetensors").stat().st_size}

@@ -1,0 +1,91 @@
+"""Every check of align on a GPU, each group in its own process, results written as they come. See README.md.
+
+python benchmarks/gpu/run.py --out DIRECTORY            all groups, on the machine's first GPU
+python benchmarks/gpu/run.py --out DIRECTORY --quick    the same at tiny sizes on a CPU: tries the script, not align
+
+Writes gpu_GROUP.json and gpu_GROUP.log to DIRECTORY for each group; exits with 1 where a check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+GROUPS = {"correct": 200, "memory": 200, "speed": 200}
+"""Seconds after which a group begins no further check."""
+GRACE = 60
+
+
+def main() -> int:
+    """Correctness and memory side by side, as neither is timed; then speed alone."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, on the CPU")
+    parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--seconds", type=int, help="for each group, in place of its own limit")
+    parser.add_argument("--only", choices=list(GROUPS), help=argparse.SUPPRESS)  # what a group's own process is given
+    arguments = parser.parse_args()
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    if arguments.only:
+        return one_group(arguments)
+
+    for group in arguments.groups:
+        (Path(arguments.out) / f"gpu_{group}.json").unlink(missing_ok=True)
+    started, codes = time.monotonic(), []
+    for together in (["correct", "memory"], ["speed"]):
+        running = [start(group, arguments) for group in together if group in arguments.groups]
+        codes += [process.wait() for process in running]
+    print(f"{time.monotonic() - started:.0f} s in all", flush=True)
+    return summary(Path(arguments.out), arguments.groups) or int(any(codes))
+
+
+def start(group: str, arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """A group in a process of its own, so that a broken CUDA context ends with it."""
+    seconds = arguments.seconds or GROUPS[group]
+    command = ["timeout", "-k", "5", str(seconds + GRACE), sys.executable, "-u", str(Path(__file__).resolve())]
+    command += ["--out", arguments.out, "--only", group, "--seconds", str(seconds), *["--quick"] * arguments.quick]
+    settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    settings |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if arguments.quick else {"OMP_NUM_THREADS": "6"}
+    with open(Path(arguments.out) / f"gpu_{group}.log", "wb") as log:
+        return subprocess.Popen(command, env=os.environ | settings, stderr=log)
+
+
+def one_group(arguments: argparse.Namespace) -> int:
+    """What ``start`` started."""
+    import correct
+    import memory
+    import speed
+    from recording import Bench
+
+    bench = Bench(arguments.only, arguments)
+    {"correct": correct, "memory": memory, "speed": speed}[arguments.only].main(bench)
+    return 0
+
+
+def summary(out: Path, groups: list[str]) -> int:
+    """How many checks were done, failed or had no time; 1 where one failed or a group wrote nothing."""
+    bad = 0
+    for group in groups:
+        file = out / f"gpu_{group}.json"
+        if not file.exists():
+            print(f"{group}: nothing was written")
+            bad = 1
+            continue
+        checks = json.loads(file.read_text())["checks"]
+        by = {
+            status: [n for n, c in checks.items() if c["status"] == status] for status in ("done", "failed", "no time")
+        }
+        print(
+            f"{group}: {len(by['done'])} done; failed: {by['failed'] or 'none'}; no time for: {by['no time'] or 'none'}"
+        )
+        bad |= bool(by["failed"])
+    return bad
+
+
+if __name__ == "__main__":
+    sys.exit(main())
