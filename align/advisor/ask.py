@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -105,6 +106,29 @@ def said(field: str, value: Any, question: str = "") -> list[Evidence]:
         return [Evidence(field, value, quote=words, source="answer", place="answers")]
     there = Evidence(head, value != 0, quote=words, source="answer", place="answers")
     return [there, Evidence(field, value, quote=words, source="answer", place="answers")] if value else [there]
+
+
+def parsed(question: Question, words: str) -> tuple[Answer, str]:
+    """What was typed as a value and "", or None and why it is none; nothing, ``?`` and ``unknown`` are unknown."""
+    word = words.strip().lower().replace(" ", "_")
+    if word in ("", "?", "unknown"):
+        return None, ""
+    if question.choices:
+        named = {str(_spelt(choice)): choice for choice in question.choices}
+        by_number = {str(number): choice for number, choice in enumerate(question.choices, 1)}
+        found = {**by_number, **named}.get({"y": "yes", "n": "no"}.get(word, word))
+        return found, "" if found is not None else f"one of: {', '.join(named)}; or its number"
+    number = re.fullmatch(r"(\d+(?:\.\d+)?|\d{1,3}(?:,\d{3})+)([kmb]?)", word)
+    if number is None:
+        return None, "a number: 27, 14000, 14k, 2.5b"
+    value = float(number[1].replace(",", "")) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[number[2]]
+    whole = round(value) if value == round(value) else value
+    fault = fields()[question.field].fault(whole)
+    return (None, fault) if fault else (whole, "")
+
+
+def _spelt(choice: Any) -> Any:
+    return {True: "yes", False: "no"}[choice] if isinstance(choice, bool) else choice
 
 
 def of_file(values: Any, where: str, limit: Thresholds) -> list[Evidence]:

@@ -6,6 +6,7 @@ Where a path is not known a placeholder stands, and ``todo`` says so. Prompting 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from os.path import isdir
@@ -15,11 +16,14 @@ from align.advisor.known import DATA_OF
 from align.schemas.advice import Advice, Algorithm, Step
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
+from align.schemas.run import Stage
+from align.schemas.text import visible
 
 ALGORITHM = {"continual_pretraining": "pretrain"}
 """Stages whose algorithm has another name."""
 ONLINE = ("grpo", "rloo", "ppo", "best_of_n")
 OUTPUT = "runs/advised"
+WIDTH = 110
 MODEL = "models/start"
 LONGEST, ANSWER = 2048, 512
 """Tokens of a row, and of a prompt or a sampled answer, where nobody says."""
@@ -94,7 +98,7 @@ class _Draft:
             _lay(stage, key.split("."), value)
         if (longest := self.project.training.max_length) and kind not in ONLINE:
             stage["data"]["max_length"] = longest
-        self.stages.append(stage)
+        self.stages.append({key: stage[key] for key in Stage.model_fields if key in stage})
         if kind not in ("reward_model", "best_of_n"):
             self.policy = name
 
@@ -199,7 +203,8 @@ def comments(advice: Advice, emitted: Emitted, file: str) -> Iterator[str]:
     """What stands above the values: the answer, the command, and what is to be put in place."""
     yield f"align train {file} --check"
     yield ""
-    yield advice.summary
+    yield from textwrap.wrap(visible(advice.summary), WIDTH)
     if emitted.todo:
         yield "Before it runs:"
-        yield from (f"- {said}" for said in emitted.todo)
+    for said in emitted.todo:
+        yield from textwrap.wrap(visible(said), WIDTH, initial_indent="- ", subsequent_indent="  ")

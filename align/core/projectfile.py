@@ -148,14 +148,18 @@ def _looks_like_a_form(text: str) -> bool:
     return isinstance(values, dict) and bool(values.keys() & Project.model_fields.keys())
 
 
+def text_of(path: str) -> str:
+    """A file's text. Raises AlignError where it cannot be read, or is none."""
+    return _decoded(_bytes(path), path)
+
+
 def _bytes(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(LARGEST_TEXT + 1)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        mend = "give a brief: .yaml, .json, .md or .txt; `align advise init` writes one to fill in"
-        raise AlignError(f"cannot be read: {why}", mend, where=path) from None
+        raise AlignError(f"cannot be read: {why}", "give the path of a file", where=path) from None
 
 
 def _decoded(raw: bytes, name: str) -> str:

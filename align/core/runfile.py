@@ -31,7 +31,12 @@ def load(path: str | File, overrides: Sequence[str] = ()) -> Run:
     Raises AlignError with every problem of file and overrides: place, value and mend. Plugins named in the file are
     imported, and nothing else.
     """
-    file = _RunFile(str(path), _text(File(path)))
+    return parse(_text(File(path)), str(path), overrides)
+
+
+def parse(text: str, name: str, overrides: Sequence[str] = ()) -> Run:
+    """``load`` for a run file's text; ``name`` is what messages call it."""
+    file = _RunFile(name, text)
     for override in overrides:
         file.override(override)
     return file.run()

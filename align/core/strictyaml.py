@@ -30,6 +30,13 @@ _PLAIN = {
 }
 
 
+def _plain_lines(text: str) -> bool:
+    """Whether it is several lines that a block can hold as they are, and ends with one line end."""
+    lines = text.split("\n")
+    flush = all(line == line.strip() and line.isprintable() for line in lines)
+    return flush and len(lines) > 2 and bool(lines[0]) and lines[-1] == "" and bool(lines[-2])
+
+
 def _plain_tag(text: str) -> str:
     """What an unquoted scalar is in YAML 1.2's core schema."""
     return _TAG + next((kind for kind, pattern in _PLAIN.items() if pattern.fullmatch(text)), "str")
@@ -96,8 +103,9 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)  # list items stand indented under their key
 
     def represent_str(self, data: str) -> ScalarNode:
-        """Escape line ends of every sort: they are folded otherwise."""
+        """Plain lines stand as they are; line ends of every other sort are escaped, or they would be folded."""
         style = '"' if re.search("[\n\r\x85\u2028\u2029]", data) else None
+        style = "|" if _plain_lines(data) else style
         return self.represent_scalar(_TAG + "str", data, style)
 
     def resolve(self, kind: type[Node], value: Any, implicit: Any) -> str:

@@ -44,10 +44,15 @@ def full() -> Advice:
                     "option": "prompting",
                     "rank": 2,
                     "because": "it is cheaper, and 27 rules are more than it keeps",
-                    "flips_if": "fewer than 20 rules had to hold at once",
+                    "flips_if": "it would be, if there were 5 rules",
                     "what_if": ["behaviour.rules_count=5"],
                 },
-                {"option": "rag", "rank": 3, "because": "no facts change", "flips_if": "the clauses changed monthly"},
+                {
+                    "option": "rag",
+                    "rank": 3,
+                    "because": "no facts change",
+                    "flips_if": "it would be, if the clauses changed",
+                },
             ],
             "reasons": [
                 {

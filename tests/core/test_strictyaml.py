@@ -27,6 +27,16 @@ def test_what_is_written_reads_back_unchanged(values: object) -> None:
     assert type(document.values) is type(values)
 
 
+@given(st.lists(st.text("ab:-#|>'\"%{[&*!? \t\x85\u2028é", max_size=6), max_size=6).map("\n".join))
+def test_lines_are_written_as_they_are_and_read_back(text: str) -> None:
+    assert read(write({"key": [text, text + "\n"]}), "f").values == {"key": [text, text + "\n"]}
+    assert yaml.safe_load(write({"key": text + "\n"})) == {"key": text + "\n"}
+
+
+def test_a_paragraph_stands_as_a_block() -> None:
+    assert write({"about": "Two lines:\n\n- of text\n"}) == "about: |\n  Two lines:\n\n  - of text\n"
+
+
 @given(st.text() | st.floats(allow_nan=False, allow_infinity=False))
 def test_what_is_written_is_the_same_to_a_yaml_1_1_reader(value: object) -> None:
     assert yaml.safe_load(write({"key": value})) == {"key": value}

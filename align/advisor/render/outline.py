@@ -6,7 +6,7 @@ is not known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -57,6 +57,9 @@ PRIMARY = {
 }
 
 
+_TRAINS = frozenset({"sft", "dpo", "kto", "reward_model", "grpo", "rloo", "ppo", "best_of_n"})
+
+
 def heading(advice: Advice) -> str:
     """The answer in a few words: ``Post-training, with rag``."""
     beside = " and ".join(map(_words, advice.companions))
@@ -78,7 +81,7 @@ def outline(advice: Advice) -> list[Section]:
         Section("warnings", "Warnings", list(_warnings(advice))),
         Section("gate", "Before it ships", list(_gate(advice))),
         Section("missing", "Not known", list(_missing(advice))),
-        Section("assumed", "Assumed", [Item(a.fact, f"{a.why}: {a.effect}") for a in advice.assumptions]),
+        Section("assumed", "Assumed", list(_assumed(advice))),
         Section("conflicts", "Said twice", [Item(c.fact, f"{c.taken}, not {c.dropped}") for c in advice.conflicts]),
         Section("unread", "Not understood", [Item("", said) for said in advice.not_understood]),
     ]
@@ -90,8 +93,9 @@ def outline(advice: Advice) -> list[Section]:
 def footer(advice: Advice) -> str:
     """What the advice depends on."""
     p = advice.provenance
-    hashes = f"rules {p.rules[:12]} · thresholds {p.thresholds[:12]} · input {p.input[:12]}"
-    return f"align {p.tool} · facts by {p.parser} · {hashes}"
+    hashed = {"rules": p.rules, "thresholds": p.thresholds, "input": p.input}
+    short = (f"{name} {value.removeprefix('sha256:')[:12]}" for name, value in hashed.items())
+    return " · ".join((f"align {p.tool}", f"facts by {p.parser}", *short))
 
 
 def _requested(advice: Advice) -> Iterator[Item]:
@@ -107,7 +111,7 @@ def _reasons(advice: Advice) -> Iterator[Item]:
         speaks = "rules out" if reason.weight == "veto" else "speaks for"
         why = f"{speaks} {_words(reason.option)}" + " by itself" * (reason.weight == "hard")
         more = [why, *([f"not if {reason.flips_if}"] if reason.flips_if else [])]
-        yield Item(reason.rule, reason.because, ("; ".join(more),), tuple(reason.quotes), tone=tone)
+        yield Item(reason.rule, reason.because, ("; ".join(more),), _once(reason.quotes), tone=tone)
 
 
 def _plan(advice: Advice) -> Iterator[Item]:
@@ -115,8 +119,10 @@ def _plan(advice: Advice) -> Iterator[Item]:
         needs = [f"needs {step.needs}"] if step.needs else []
         because = [f"because of {', '.join(step.why)}"] if step.why else []
         yield Item(f"{count}. {_words(step.stage)}", "; ".join([*["optional"] * step.optional, *needs, *because]))
+    stages = {step.stage for step in advice.plan}
     for companion in advice.companions:
-        yield Item(f"with {_words(companion)}", "beside it, whatever else is done")
+        if companion not in stages and not (companion == "post_training" and stages & _TRAINS):
+            yield Item(f"with {_words(companion)}", "beside it, whatever else is done")
 
 
 def _first(advice: Advice) -> Iterator[Item]:
@@ -127,9 +133,9 @@ def _first(advice: Advice) -> Iterator[Item]:
 
 def _alternatives(advice: Advice) -> Iterator[Item]:
     for other in sorted(advice.alternatives, key=lambda other: other.rank):
-        better = f"better if {other.flips_if}" if other.flips_if else ""
-        code = tuple(f"--what-if {setting}" for setting in other.what_if)
-        yield Item(_words(other.option), other.because, (better,) if better else (), code=code)
+        more = (other.flips_if,) if other.flips_if else ()
+        together = " ".join(f"--what-if {setting}" for setting in other.what_if)
+        yield Item(_words(other.option), other.because, more, code=(together,) if together else ())
 
 
 def _data(advice: Advice) -> Iterator[Item]:
@@ -187,7 +193,7 @@ def _estimate(advice: Advice) -> Iterator[Item]:
 
 def _warnings(advice: Advice) -> Iterator[Item]:
     for said in sorted(advice.warnings, key=lambda said: list(LEVELS).index(said.level)):
-        yield Item(said.id, said.text, (f"{said.level}, {said.rule}",), tuple(said.quotes), tone=LEVELS[said.level])
+        yield Item(said.id, said.text, (f"{said.level}, {said.rule}",), _once(said.quotes), tone=LEVELS[said.level])
 
 
 def _gate(advice: Advice) -> Iterator[Item]:
@@ -209,11 +215,24 @@ def _missing(advice: Advice) -> Iterator[Item]:
         yield Item(question.field, question.question, more, tone=tone)
 
 
+def _assumed(advice: Advice) -> Iterator[Item]:
+    for taken in advice.assumptions:
+        fact, equals, value = taken.fact.partition(" = ")
+        yield Item(fact if equals else "", f"{value or fact}, {taken.why}", (taken.effect,))
+
+
 def between(value: Range) -> str:
     """``1.5 to 4``."""
     low, high = number(value.low), number(value.high)
     return low if low == high else f"{low} to {high}"
 
 
+def _once(quotes: Sequence[Quote]) -> tuple[Quote, ...]:
+    """The same words may bear out several fields."""
+    return tuple({(quote.quote, quote.source): quote for quote in reversed(quotes)}.values())[::-1]
+
+
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return {"post_training": "post-training", "continual_pretraining": "continual pre-training"}.get(
+        name, name.replace("_", " ")
+    )

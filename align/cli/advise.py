@@ -1,0 +1,241 @@
+"""``align advise``: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from align.advisor.render import FORMATS, Format
+
+if TYPE_CHECKING:
+    from align.advisor.ask import Question
+    from align.advisor.facts import Facts
+    from align.advisor.thresholds import Thresholds
+    from align.core.projectfile import Brief
+    from align.plugins.advice import Case
+    from align.schemas.advice import Advice
+
+
+class _WithInit(click.RichCommand):
+    """A command with one subcommand: ``init``. (A file of that name is ``./init``.)"""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> click.Context:
+        if args[:1] == ["init"]:
+            return init.make_context(f"{info_name} init", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command(cls=_WithInit)
+@click.argument("brief", required=False)
+@click.option("--text", help="The brief itself, in free words.")
+@click.option("--data", multiple=True, metavar="[KIND=]FILE", help="Count and check a data file; repeatable.")
+@click.option("--model", metavar="DIR-OR-ID", help="The model to start from.")
+@click.option("--hardware", metavar="auto|FILE", help="This machine, or a file with the form's `hardware`.")
+@click.option("--ask", is_flag=True, help="Ask what could change the answer, at most nine questions.")
+@click.option("--answers", type=FILE, help="Answers to such questions, FIELD: VALUE each; the rest is unknown.")
+@click.option("--save", type=FILE, help="Write the form, filled with all that is known.")
+@click.option("--emit", type=FILE, help="Write a run file for `align train`.")
+@click.option("--force", is_flag=True, help="Let --save and --emit write over a file.")
+@click.option("--format", "format_", type=click.Choice(FORMATS), default="text", show_default=True)
+@click.option("--output", type=FILE, help="Write the advice there instead of printing it.")
+@click.option("--fail-on", type=click.Choice(["error", "warning", "never"]), default="error", show_default=True)
+@click.option("--exit-zero", is_flag=True, help="End with status 0, whatever the advice is.")
+@click.option("--why-not", metavar="OPTION", help="What speaks for and against an option, and what would flip to it.")
+@click.option("--what-if", multiple=True, metavar="KEY=VALUE", help="What would be otherwise with it; repeatable.")
+@click.option("--thresholds", type=FILE, help="Thresholds of your own over the shipped ones.")
+@click.option("--prices", type=FILE, help="Prices of GPU-hours, for costs.")
+def advise(brief: str | None, text: str | None, **options: Any) -> None:
+    """Is training the answer, which kind, will it fit, and what must hold before it ships?
+
+    BRIEF is a form (.yaml, .json), free words (.md, .txt), or - for standard input; `align advise init` writes a form
+    to fill in. Exits with 0; with 1 where the advice stops a launch; with 3 where too little is known; with 2 for
+    mistakes.
+    """
+    from align.advisor.thresholds import Thresholds
+
+    limit = Thresholds.load(options["thresholds"])
+    read = _brief(brief, text, ask=options["ask"])
+    case = _case(read, options, limit)
+    facts, prices = case.facts(), options["prices"]
+    if options["why_not"]:
+        _why_not(facts, limit, options["why_not"])
+        return
+    advice = case.advice(limit, prices)
+    if options["what_if"]:
+        _what_if(facts, limit, advice, options)
+        return
+    if options["save"]:
+        _write(options["save"], _yaml(case.form().model_dump(mode="json", exclude_defaults=True)), options["force"])
+    if options["emit"]:
+        _emit(advice, case, options["emit"], options["force"])
+    _show(advice, read, options["format_"], options["output"])
+    sys.exit(_status(advice, options["fail_on"], options["exit_zero"]))
+
+
+@click.command()
+@click.argument("file", type=FILE, default="brief.yaml")
+def init(file: Path) -> None:
+    """Write a form to fill in to FILE: every field with what it means. Never over a file that is there."""
+    from align.advisor.form import blank
+
+    _write(file, blank(str(file)), force=False)
+    click.echo(f"{file}: fill in what you know, then: align advise {file}")
+
+
+def _brief(path: str | None, text: str | None, *, ask: bool) -> Brief:
+    from align.core import projectfile
+
+    if path is not None and text is not None:
+        raise click.UsageError("give BRIEF or --text, not both")
+    if text is not None:
+        return projectfile.of_text(text)
+    if path is None and not ask:
+        raise click.UsageError("give a BRIEF, --text or --ask; `align advise init` writes a form to fill in")
+    if path is None:
+        return projectfile.of_text("", "answers")
+    if path == "-" and ask:
+        raise click.UsageError("--ask reads standard input: give the brief as a file")
+    return projectfile.read(path, lambda: sys.stdin.buffer.read(projectfile.LARGEST_TEXT + 1))
+
+
+def _case(read: Brief, options: dict[str, Any], limit: Thresholds) -> Case:
+    """All that is known: the brief, files, the machine, answers."""
+    from align.advisor import ask
+    from align.core import strictyaml
+    from align.core.projectfile import text_of
+    from align.plugins import advice
+    from align.schemas.errors import AlignError
+
+    case = advice.Case.of(read).and_also(*advice.counted(read.project))
+    for word in options["data"]:
+        case = case.and_also(advice.of_word(word))
+    if options["model"]:
+        case = case.and_also(advice.of_model(options["model"]))
+    if options["hardware"]:
+        case = case.and_also(advice.of_hardware(options["hardware"]))
+    if options["answers"]:
+        file = str(options["answers"])
+        document = strictyaml.read(text_of(file), file)
+        if document.problems:
+            raise AlignError.gather(document.problems)
+        return case.and_also(ask.of_file(document.values, file, limit))
+    if options["ask"]:
+        known = case
+        return case.and_also(ask.interview(case.evidence, lambda e: known.having(e).advice(limit), limit, _prompt))
+    return case
+
+
+def _prompt(question: Question) -> Any:
+    """Ask at the terminal until the answer is one; an empty one is unknown. Raises EOFError at the end of input."""
+    from align.advisor.ask import parsed
+
+    click.echo(f"\n{question.text}", err=True)
+    for number, choice in enumerate(question.choices, 1):
+        click.echo(f"  {number}  {_spoken(choice)}", err=True)
+    while True:
+        try:
+            said = click.prompt("", prompt_suffix="(empty: unknown) > ", default="", show_default=False, err=True)
+        except click.Abort:
+            raise EOFError from None
+        value, fault = parsed(question, said)
+        if not fault:
+            return value
+        click.echo(fault, err=True)
+
+
+def _spoken(choice: Any) -> str:
+    return {True: "yes", False: "no"}[choice] if isinstance(choice, bool) else str(choice).replace("_", " ")
+
+
+def _show(advice: Advice, read: Brief, format_: Format, output: Path | None) -> None:
+    from align.advisor.render import Written, render
+    from align.core.disk import write_whole
+
+    brief = Written(read.name, read.source, read.offset) if Path(read.name).is_file() else None
+    terminal = output is None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 100
+    shown = render(advice, format_, brief=brief, width=width, colour=terminal)
+    if output is None:
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack signs
+        click.echo(shown, nl=False)
+    else:
+        write_whole(output, shown.encode())
+
+
+def _emit(advice: Advice, case: Case, file: Path, force: bool) -> None:
+    """Write the run file, once it has been seen to load."""
+    from align.advisor.emit import comments, emit
+    from align.core.runfile import parse
+
+    emitted = emit(advice, case.form())
+    head = "".join(f"# {line}".rstrip() + "\n" for line in comments(advice, emitted, str(file)))
+    text = head + _yaml(emitted.values)
+    parse(text, str(file))
+    _write(file, text, force)
+    click.echo(f"{file}: look it through, then: align train {file} --check", err=True)
+
+
+def _yaml(values: Any) -> str:
+    from align.core.strictyaml import write
+
+    return write(values)
+
+
+def _write(file: Path, text: str, force: bool) -> None:
+    from align.core.disk import write_whole
+    from align.schemas.errors import AlignError
+
+    if file.exists() and not force:
+        raise AlignError("is there already", "choose another name, or add --force", where=str(file))
+    write_whole(file, text.encode())
+
+
+def _why_not(facts: Facts, limit: Thresholds, option: str) -> None:
+    from align.advisor.alternatives import why_not
+    from align.plugins.advice import rules
+
+    found = why_not(facts, limit, rules(), option)
+    if found.chosen:
+        click.echo(f"{option} is advised.")
+    for title, lines in (("speaks for it", found.speaks_for), ("speaks against it", found.speaks_against)):
+        click.echo(f"What {title}:" + " nothing that is known" * (not lines))
+        for line in lines:
+            click.echo(f"  {line}")
+    if not found.chosen:
+        click.echo(f"{found.flips_if[:1].upper()}{found.flips_if[1:]}.")
+        click.echo("".join(f"  --what-if {setting}\n" for setting in found.what_if), nl=False)
+
+
+def _what_if(facts: Facts, limit: Thresholds, before: Advice, options: dict[str, Any]) -> None:
+    from align.advisor.alternatives import compare, suppose
+    from align.plugins.advice import weigh
+
+    after = weigh(suppose(facts, options["what_if"]), limit, options["prices"])
+    differences = compare(before, after)
+    if options["format_"] == "json":
+        rows = [{"what": what, "now": now, "then": then} for what, now, then in differences]
+        advised = json.loads(after.model_dump_json(by_alias=True))
+        click.echo(json.dumps({"what_if": options["what_if"], "differences": rows, "advice": advised}, indent=1))
+        return
+    if options["format_"] != "text":
+        raise click.UsageError("--what-if prints text or json")
+    click.echo("Nothing would be otherwise." if not differences else f"{', '.join(options['what_if'])}:")
+    for what, now, then in differences:
+        click.echo(f"  {what:<11} {now}\n{'':<11}→ {then}")
+
+
+def _status(advice: Advice, fail_on: str, exit_zero: bool) -> int:
+    if exit_zero:
+        return 0
+    if advice.primary == "insufficient":
+        return 3
+    stops = bool(advice.blocking) or (fail_on == "warning" and any(w.level == "warning" for w in advice.warnings))
+    return int(stops and fail_on != "never")

@@ -1,0 +1,135 @@
+"""From a brief, files and a machine to advice: where the adviser, the data's reader and installed rules meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from align import __version__
+from align.advisor.decide import advise
+from align.advisor.facts import Evidence, Facts, Source, from_form, gather
+from align.advisor.rule import Rule
+from align.advisor.text import read
+from align.advisor.thresholds import Thresholds
+from align.core import registry, strictyaml
+from align.core.projectfile import Brief, text_of
+from align.core.settings import check, dotted
+from align.schemas.advice import Advice
+from align.schemas.errors import AlignError, did_you_mean
+from align.schemas.project import DataKind, HardwareFacts, Project
+
+
+def rules() -> Mapping[str, Rule]:
+    """The installed rules that can be loaded, ours and others'."""
+    return registry.working("rule")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Everything that is known of a project, before it is weighed."""
+
+    evidence: tuple[Evidence, ...]
+    description: str = ""
+    languages: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, brief: Brief) -> Case:
+        """A brief: its form, and what its free words say."""
+        reading = read(brief.text)
+        evidence = (*from_form(brief.project, dict(brief.places)), *reading.evidence)
+        return cls(evidence, brief.text, tuple(reading.languages))
+
+    def and_also(self, more: Sequence[Evidence], unread: Sequence[str] = ()) -> Case:
+        """With more evidence."""
+        return replace(self, evidence=(*self.evidence, *more), unread=(*self.unread, *unread))
+
+    def having(self, evidence: Sequence[Evidence]) -> Case:
+        """With this evidence and no other."""
+        return replace(self, evidence=tuple(evidence))
+
+    def facts(self) -> Facts:
+        """What it adds up to."""
+        return gather(self.evidence, languages=self.languages, rejected=self.unread)
+
+    def advice(self, limit: Thresholds, prices: Path | None = None) -> Advice:
+        """What to do. Raises AlignError for a price file that cannot be read."""
+        return weigh(self.facts(), limit, prices)
+
+    def form(self) -> Project:
+        """The filled form, the free words in it."""
+        return self.facts().project.model_copy(update={"description": self.description or None})
+
+
+def weigh(facts: Facts, limit: Thresholds, prices: Path | None = None) -> Advice:
+    """Advice by the installed rules."""
+    return advise(facts, limit, rules(), tool=__version__, prices=prices)
+
+
+def counted(project: Project) -> tuple[list[Evidence], list[str]]:
+    """The files that a form names, counted, where they are on this machine; and those that are missing, in words."""
+    found: list[Evidence] = []
+    missing: list[str] = []
+    for body in project.data or ():
+        if body.path and Path(body.path).expanduser().exists():
+            found += of_file(body.path, body.kind)
+        elif body.path and Path(body.path).suffix:
+            missing.append(f"data.{body.kind}: {body.path} is not there, so what is claimed of it counts")
+    return found, missing
+
+
+def of_word(word: str) -> list[Evidence]:
+    """``--data FILE`` or ``--data KIND=FILE``, counted. Raises AlignError for what cannot be read."""
+    kind, equals, path = word.partition("=")
+    if not equals or Path(word).exists():
+        return of_file(word)
+    if kind not in get_args(DataKind):
+        raise AlignError(f"{kind!r} is no kind of data", did_you_mean(kind, get_args(DataKind)), where=f"--data {word}")
+    return of_file(path, kind)  # type: ignore[arg-type]  # it is one of them
+
+
+def of_file(path: str, kind: DataKind | None = None) -> list[Evidence]:
+    """A data file, counted and checked. kind: what it is for, where that is known better than its rows tell."""
+    from align.core.data.lint.measure import measure
+
+    found = measure(path)
+    held = f"data.{kind or found.kind}"
+    told = {"path": path, **found.facts}
+    return [
+        Evidence(held, True, quote=f"a file of {found.kind.replace('_', ' ')}", source="file", place=path),
+        *(
+            Evidence(f"{held}.{name}", value, quote=f"{name}: {_shown(value)}", source="file", place=path)
+            for name, value in told.items()
+        ),
+    ]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if type(value) is int else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def of_model(name: str) -> list[Evidence]:
+    """``--model``."""
+    return [Evidence("model.name", name, quote=f"--model {name}", source="answer", place="command line")]
+
+
+def of_hardware(word: str) -> list[Evidence]:
+    """``--hardware auto``, or a file with the form's ``hardware``. Raises AlignError with all that is wrong in it."""
+    if word == "auto":
+        from align.core.machine import here
+
+        return _hardware(here(), "measured", "this machine")
+    document = strictyaml.read(text_of(word), word)
+    values = document.values
+    if isinstance(values, dict) and set(values) == {"hardware"}:
+        values = values["hardware"]
+    if document.problems:
+        raise AlignError.gather(document.problems)
+    given = check(HardwareFacts, values, lambda path: f"{word}: {dotted(path)}" if path else word)
+    return _hardware(given, "file", word)
+
+
+def _hardware(given: HardwareFacts, source: Source, place: str) -> list[Evidence]:
+    return [replace(each, place=place) for each in from_form(Project(hardware=given), source=source)]
