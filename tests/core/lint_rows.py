@@ -9,9 +9,13 @@ from typing import Any
 from align.core.data.lint import Looking, Suite
 from align.schemas.records import Record
 
-WORDS = """time year people way day man thing woman life child world school state family student group country problem
-hand part place case week company system program question work government number night point home water room mother
-area money story fact month lot right study book eye job word business issue side kind head house service friend""".split()
+_WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem "
+    "hand part place case week company system program question work government number night point home water room "
+    "mother area money story fact month lot right study book eye job word business issue side kind head house "
+    "service friend "
+)
+WORDS = _WORDS.split()
 
 
 def prose(seed: int, count: int = 30) -> str:

@@ -1,4 +1,4 @@
-"""Near duplicates and contamination: what is planted is found, what is disjoint is not, and the shares are those told."""
+"""Near duplicates and contamination: what is planted is found, what is disjoint is not, by the shares that are told."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_suites_are_read_under_the_names_that_benchmarks_use(tmp_path: Path) -> 
         path.write_text(json.dumps({key: "Is  7 prime?", "answer": "yes", "choices": ["yes", "no"]}) + "\n")
         assert read_suite(str(path)) == Suite(path.name, ["is 7 prime?"])
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n')
-    with pytest.raises(AlignError, match="bad.jsonl:2"):
+    with pytest.raises(AlignError, match=r"bad\.jsonl:2"):
         read_suite(str(tmp_path / "bad.jsonl"))
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(AlignError, match="which no format has"):

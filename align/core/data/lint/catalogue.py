@@ -151,7 +151,7 @@ CATALOGUE: Mapping[str, Entry] = {
         "balance the lengths, or choose a loss that takes length out; else length is what is learned",
     ),
     "same-opening": Entry(
-        "note",
+        "warning",
         "{counted} have answers whose first {n} words are the same",
         "what is shared teaches nothing, and pairs that hardly differ can lower the chosen answer too",
         loud_from=0.5,
@@ -187,7 +187,7 @@ CATALOGUE: Mapping[str, Entry] = {
         loud_from=0.01,
     ),
     "short-documents": Entry(
-        "note", "{counted} have under {floor} words", "join what belongs together, or leave them out", loud_from=1.1
+        "note", "{counted} have under {floor} words", "join what belongs together, or leave them out"
     ),
     "fertility": Entry(
         "warning",

@@ -92,7 +92,6 @@ def finding(
     count: int | None = None,
     of: int | None = None,
     unit: str = "rows",
-    level: Level | None = None,
     **detail: Any,
 ) -> LintFinding:
     """A finding of the catalogue: its sentence filled with the counts and with ``detail``.
@@ -105,4 +104,5 @@ def finding(
     percent = f"{share:.1%}" if share >= 0.001 or not count else "under 0.1%"
     counted = f"{count:,} of {of:,} {unit} ({percent})"
     what = entry.what.format(counted=counted, count=count, of=of, **detail)
-    return LintFinding(id, level or entry.level, count, of, unit, what, entry.mend, places.names(rows), detail)
+    level: Level = entry.level if share >= entry.loud_from else "note"
+    return LintFinding(id, level, count, of, unit, what, entry.mend, places.names(rows), detail)
