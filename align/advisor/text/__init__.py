@@ -1,0 +1,80 @@
+"""What a description says, without a model: text -> evidence. Deterministic, offline, linear in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from align.advisor.facts import Evidence
+from align.advisor.text.cues import cues
+from align.advisor.text.datasets import datasets
+from align.advisor.text.hardware import hardware
+from align.advisor.text.languages import languages_of, name
+from align.advisor.text.numbers import parse
+from align.advisor.text.quantities import quantities
+from align.advisor.text.scene import Scene
+from align.advisor.text.settle import settled
+from align.advisor.text.words import cut, sentences
+
+__all__ = ["Reading", "parse", "read"]
+
+PLACES = 20
+"""Most places kept that say the same of one field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read.
+
+    evidence: in the order of the text; ``text[e.span[0]:e.span[1]] == e.quote`` for each. languages: ISO codes, the main
+    one first, one that has no lexicon with ``?`` behind. not_understood: what was left unread, in words.
+    """
+
+    evidence: list[Evidence]
+    languages: list[str]
+    not_understood: list[str]
+
+
+def read(text: str, place: str = "") -> Reading:
+    """The facts in a description.
+
+    place: a name for where the text is from, kept on each piece of evidence. Never raises, whatever the text.
+    """
+    languages, unknown = languages_of(text)
+    lexicons = languages or ["xx"]
+    evidence = [replace(e, place=place) for e in _once(settled(_evidence(text, lexicons)))]
+    return Reading(evidence, [*languages, *(f"{code}?" for code in unknown)], [_unread(code, bool(languages)) for code in unknown])
+
+
+def _unread(code: str, partly: bool) -> str:
+    what = "what is written in it was left out" if partly else "only numbers with units known everywhere were taken from it"
+    return f"the text is in {name(code)}, which is not read without a model: {what}"
+
+
+def _evidence(text: str, languages: list[str]) -> Iterator[Evidence]:
+    seen: dict[str, list[Evidence]] = {}
+    for start, sentence in sentences(text):
+        if sentence not in seen:
+            seen[sentence] = list(_sentence(sentence, languages))
+        for e in seen[sentence]:
+            assert e.span is not None
+            yield replace(e, span=(e.span[0] + start, e.span[1] + start))
+
+
+def _sentence(text: str, languages: list[str]) -> Iterator[Evidence]:
+    scene = Scene(cut(text), languages)
+    yield from hardware(scene)
+    yield from quantities(scene)
+    yield from datasets(scene)
+    yield from cues(scene)
+
+
+def _once(evidence: Iterable[Evidence]) -> Iterator[Evidence]:
+    """Each place once, and not more than ``PLACES`` that say the same."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for e in evidence:
+        key = e.field, repr(e.value), e.status
+        counts[key] = counts.get(key, 0) + 1
+        if counts[key] <= PLACES:
+            yield e
+

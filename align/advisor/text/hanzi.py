@@ -1,0 +1,68 @@
+"""A number and its place; and Chinese numerals: `六万`, `1.2万`, `几千`, `六成`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from align.advisor.text.words import Sentence
+
+_HAN = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
+HAN_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000}
+_HAN_VAGUE = {"几": (3, 2, 9), "数": (3, 2, 9), "多": (1, 1, 2)}
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number in a sentence.
+
+    value: what it says; a share where ``share`` is set (81% -> 0.81). start, end: its words, half-open. vague: whether
+    it is a guess at words or a range, between ``low`` and ``high``. letter: the scale where it is a letter (7B -> b).
+    plain: whether it is bare digits, as years and ids are.
+    """
+
+    value: float
+    start: int
+    end: int
+    low: float
+    high: float
+    vague: bool = False
+    share: bool = False
+    letter: str = ""
+    plain: bool = False
+
+
+def chinese(s: Sentence, at: int, value: float | None, start: int) -> Number | None:
+    """Chinese numerals from ``at`` on: 六万, 1.2万, 几千, 二十亿; 六成 is a share."""
+    if s.words[at : at + 3] == ("百", "分", "之"):
+        return None
+    total, section, current = 0.0, 0.0, value
+    low = high = 1.0
+    vague, begin = False, at
+    while at < len(s.words):
+        c = s.words[at]
+        if c in _HAN and value is None:
+            current = (
+                (current or 0) * 10 + _HAN[c] if current is not None and current < 10 and at - begin < 6 else _HAN[c]
+            )
+        elif c in HAN_SCALES:
+            scale, current = HAN_SCALES[c], current if current is not None or section else 1
+            if scale < 10_000:
+                section, current = section + (current or 0) * scale, None
+            else:
+                total, section, current = (total + section + (current or 0)) * scale, 0.0, None
+        elif c in _HAN_VAGUE and (c != "数" or at == begin) and (c != "多" or at > begin):
+            typical, least, most = _HAN_VAGUE[c]
+            if c == "多":
+                high, at = high * 1.5, at + 1
+                break
+            current, low, high, vague = float(typical), least / typical, most / typical, True
+        else:
+            break
+        value = None if c in HAN_SCALES else value
+        at += 1
+    number = total + section + (current or 0)
+    if at == begin or (vague and at == begin + 1) or (current is None and not number):
+        return None
+    if at < len(s.words) and s.words[at] == "成" and number <= 10:
+        return Number(number / 10, start, at + 1, number / 10, number / 10, share=True)
+    return Number(number, start, at, number * low, number * high, vague)

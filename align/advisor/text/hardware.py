@@ -1,0 +1,182 @@
+"""What there is to compute on, and the model: `4 x A100 80G`, `16 cards of 23 GB`, `two 3090s`, `a 7B base`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.advisor.facts import Evidence
+from align.advisor.text.hanzi import Number
+from align.advisor.text.scene import Scene
+
+BYTES = {
+    **{unit: factor for unit, factor in (("kb", 1e3), ("mb", 1e6), ("gb", 1e9), ("tb", 1e12), ("pb", 1e15))},
+    **{unit: 2.0**power for unit, power in (("kib", 10), ("mib", 20), ("gib", 30), ("tib", 40))},
+
+        "gigabyte": 1e9,
+        "gigabytes": 1e9,
+        "gigs": 1e9,
+        "gig": 1e9,
+        "terabyte": 1e12,
+        "terabytes": 1e12,
+        "megabytes": 1e6
+    ,
+    "megabyte": 1e6, "go": 1e9,
+}
+FAMILIES = ["llama", "qwen", "mistral", "mixtral", "gemma", "phi", "falcon", "deepseek", "olmo", "pythia", "yi", "bloom", "glm", "chatglm", "internlm", "baichuan", "gpt", "claude", "gemini", "granite", "command", "smollm", "tinyllama", "vicuna", "alpaca", "zephyr", "tulu", "opt", "mpt", "starcoder", "codellama", "salamandra", "teuken", "nemotron"]
+
+
+@lru_cache(maxsize=1)
+def _memory() -> dict[str, list[int]]:
+    table: dict[str, Any] = yaml.load((Path(__file__).parent / "gpus.yaml").read_text(), yaml.CSafeLoader)
+    return {str(name): sizes for name, sizes in table["memory"].items()}
+
+
+def card(scene: Scene, at: int) -> tuple[str, int] | None:
+    """The GPU named at a word: its name in the table, and the word behind it."""
+    words = scene.sentence.words
+    if at >= len(words):
+        return None
+    word = words[at].removeprefix("rtx").removeprefix("gtx")
+    for name in (word, word.removesuffix("s"), word.removesuffix("ti")):
+        if name in _memory() and (not name.isdigit() or word != words[at] or _geforce(scene, at)):
+            end = at + 1
+            while end < len(words) and words[end] in ("ti", "super", "pcie", "sxm", "nvl", "ada", "s", "sxm5", "sxm4"):
+                end += 1
+            return name, end
+    return None
+
+
+def _geforce(scene: Scene, at: int) -> bool:
+    words = scene.sentence.words
+    if at and words[at - 1] in ("rtx", "gtx", "geforce", "nvidia"):
+        return True
+    if at + 1 < len(words) and scene.sentence.joined(at + 1) and words[at + 1] in ("s", "ti"):
+        return True
+    return (
+        at > 0
+        and words[at - 1] in _COUNTS
+        and not (
+            at + 1 < len(words)
+            and scene.sentence.kinds[at + 1] == "word"
+            and words[at + 1] not in ("and", "with", "in", "y", "mit", "und", "con")
+        )
+    )
+
+
+_COUNTS = frozenset(["a", "an", "one", "single", "two", "three", "four", "eight", "x", "eine", "einer", "einem", "zwei", "un", "una", "dos", "张", "块"])
+
+
+def hardware(scene: Scene) -> Iterator[Evidence]:
+    """Cards, how many, and their memory. Marks the words it has read as taken."""
+    s, words = scene.sentence, scene.sentence.words
+    for at in range(len(words)):
+        named = card(scene, at)
+        if named is None or at in scene.taken:
+            continue
+        name, end = named
+        begin = at - 1 if at and words[at - 1] in ("rtx", "gtx", "geforce", "nvidia") else at
+        scene.taken.update(range(begin, end))
+        sizes = _memory()[name]
+        yield scene.evidence("hardware.gpu", name.upper() if not name.isdigit() else f"RTX {name}", begin, end)
+        if not any(n.start >= end and n.start <= end + 4 and _bytes(scene, n) for n in scene.numbers):
+            size = Number(sizes[0], begin, end, sizes[0], sizes[-1], len(sizes) > 1)
+            yield scene.evidence("hardware.memory_gb", float(sizes[0]), begin, end, number=size, vague=True)
+        if not any(n.end <= begin and n.end >= begin - 3 for n in scene.numbers):
+            count = 1.0
+            vague = not (begin and words[begin - 1] in _COUNTS)
+            if not vague:
+                yield scene.evidence("hardware.gpus", int(count), max(begin - 1, 0), end)
+    counts: list[tuple[Number, int]] = []
+    for number in scene.numbers:
+        if number.start in scene.taken:
+            continue
+        unit = _bytes(scene, number)
+        if unit and _is_memory(scene, number, unit):
+            end = number.end + 1
+            scene.taken.update(range(number.start, end))
+            field = (
+                "hardware.cpu_ram_gb" if scene.has("near:ram", end, min(end + 3, len(words))) else "hardware.memory_gb"
+            )
+            yield scene.evidence(field, number.value * unit / 1e9, number.start, end, number=number)
+            continue
+        end = _cards_end(scene, number)
+        if end and number.value == int(number.value) and number.value < 1e6 and not number.share:
+            counts.append((number, end))
+    yield from _counted(scene, counts)
+
+
+def _counted(scene: Scene, counts: list[tuple[Number, int]]) -> Iterator[Evidence]:
+    """How many cards: nodes times cards where both are told."""
+    if not counts:
+        return
+    words = scene.sentence.words
+    nodes = [
+        n for n in scene.numbers if any(m.start <= n.end + 1 and m.start >= n.end for m in scene.named("unit:node"))
+    ]
+    for number, end in counts:
+        scene.taken.update(range(number.start, end))
+        times = next((n for n in nodes if n.end <= number.start <= n.end + 5 and n.value > 1), None)
+        start = times.start if times else number.start
+        total = int(number.value * (times.value if times else 1))
+        negated = scene.scopes.of(number.start, end) == "negated" and number.value > 0
+        yield scene.evidence("hardware.gpus", total, start, end, "negated" if negated else "asserted", number)
+    del words
+
+
+def _bytes(scene: Scene, number: Number) -> float:
+    words = scene.sentence.words
+    if number.end >= len(words) or number.share:
+        return 0.0
+    unit = words[number.end]
+    if unit == "g" and (scene.sentence.joined(number.end)):
+        return 1e9
+    return BYTES.get(unit, 0.0)
+
+
+def _is_memory(scene: Scene, number: Number, unit: float) -> bool:
+    """Whether bytes are a card's: next to a card, or multiplied (8x80GB)."""
+    words, size = scene.sentence.words, number.value * unit / 1e9
+    if not 3 <= size <= 4100:
+        return False
+    low, high = max(number.start - 4, 0), min(number.end + 5, len(words))
+    if words[number.start - 1 : number.start] == ("x",):
+        return True
+    if scene.has("near:ram", number.end, high) or scene.has("near:memory", low, high):
+        return True
+    if size > 300:
+        return False
+    return any(True for _ in scene.among("unit:gpu", max(low - 3, 0), high)) or any(
+        card(scene, at) for at in range(low, high) if not number.start <= at < number.end
+    )
+
+
+def _cards_end(scene: Scene, number: Number) -> int:
+    """The word behind the cards that a number counts, or 0."""
+    words, at = scene.sentence.words, number.end
+    if at < len(words) and words[at] == "x" and at + 1 < len(words):
+        follows = at + 1
+        named = card(scene, follows) or card(scene, follows + 1)
+        if named:
+            return named[1]
+        after = next((n for n in scene.numbers if n.start == follows), None)
+        if after and _bytes(scene, after):
+            return after.end + 1
+        at = follows
+    for place in range(at, min(at + 6, len(words))):
+        named = card(scene, place)
+        if named:
+            return named[1]
+        here = next((m for m in scene.named("unit:gpu") if m.start == place), None)
+        if here:
+            return here.end
+        number_here = next((n for n in scene.numbers if n.start == place), None)
+        if number_here and _bytes(scene, number_here):
+            continue
+        if scene.sentence.kinds[place] == "mark" or words[place] in ("and", "with", "und", "mit", "y", "con", "of"):
+            return 0
+    return 0

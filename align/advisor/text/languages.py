@@ -1,0 +1,76 @@
+"""Which languages a text is in, by its script and its small words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import lru_cache
+from typing import Any
+
+import yaml
+
+from align.advisor.text.lexicon import FOLDER
+
+SUPPORTED = ("en", "de", "es")
+"""Those with a lexicon that are written in Latin letters; Chinese is known by its script."""
+ENOUGH = 4
+"""Small words of its own that make a second language of a text."""
+SHARE = 0.12
+"""Of the main language's small words, that a second language must have."""
+SAMPLE = 200_000
+"""Characters looked at."""
+_WORD = re.compile(r"[^\W\d_]+")
+_HAN = re.compile(r"[\u4e00-\u9fff]")
+
+
+@lru_cache(maxsize=1)
+def _tables() -> dict[str, Any]:
+    tables: dict[str, Any] = yaml.load((FOLDER / "languages.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+    return tables
+
+
+@lru_cache(maxsize=1)
+def _small_words() -> dict[str, frozenset[str]]:
+    tables = _tables()
+    return {code: frozenset(words.split()) for code, words in (tables["supported"] | tables["unsupported"]).items()}
+
+
+def name(code: str) -> str:
+    """A language in English words."""
+    return str(_tables()["names"].get(code, code))
+
+
+def languages_of(text: str) -> tuple[list[str], list[str]]:
+    """The languages with a lexicon that a text is in, the main one first, and those without."""
+    sample = text[:SAMPLE]
+    known, unknown = _latin(sample)
+    han = len(_HAN.findall(sample))
+    for code, (first, last) in _tables()["scripts"].items():
+        letters = len(re.findall(f"[{first}-{last}]", sample))
+        if letters > 10 and letters * 10 > han:
+            unknown.append(code)
+            han = 0 if code == "ja" else han
+    letters = sum(map(len, _WORD.findall(sample))) - han
+    if han >= 8:
+        known = ["zh", *known] if han * 3 > letters else [*known, "zh"]
+        unknown = [code for code in unknown if code in _tables()["scripts"]]
+    if not known and not unknown:
+        known = ["en"]
+    return known, unknown
+
+
+def _latin(sample: str) -> tuple[list[str], list[str]]:
+    words = Counter(word.lower() for word in _WORD.findall(sample) if word.isascii() or len(word) < 20)
+    small = _small_words()
+    hits = {code: sum(words[w] for w in of) for code, of in small.items()}
+    main = max(hits, key=lambda code: (hits[code], code in SUPPORTED))
+    if not hits[main]:
+        return [], []
+    found = [main]
+    for code in sorted(small, key=lambda c: -hits[c]):
+        claimed = frozenset().union(*(small[other] for other in found))
+        own = sum(words[w] for w in small[code] - claimed)
+        distinct = sum(1 for w in small[code] - claimed if words[w])
+        if code != main and code in SUPPORTED and own >= max(ENOUGH, SHARE * hits[main]) and distinct >= 3:
+            found.append(code)
+    return [c for c in found if c in SUPPORTED], [c for c in found if c not in SUPPORTED]

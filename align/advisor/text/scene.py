@@ -1,0 +1,92 @@
+"""One sentence with everything found in it: phrases, numbers, who says what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from align.advisor.facts import Evidence, Status
+from align.advisor.text.hanzi import Number
+from align.advisor.text.lexicon import Match, lexicon
+from align.advisor.text.numbers import numbers
+from align.advisor.text.status import Scopes
+from align.advisor.text.words import Sentence
+
+
+_PREPOSITIONS = frozenset("since in from until seit von bis desde en de hasta".split())
+"""They stand before years."""
+
+
+@dataclass
+class Scene:
+    """A sentence and what was found.
+
+    languages: the lexicons it is read with, the text's main one first.
+    """
+
+    sentence: Sentence
+    languages: Sequence[str]
+    taken: set[int] = field(default_factory=set)
+    """Words that have been read as a number's own, so that no other number claims them."""
+
+    @cached_property
+    def matches(self) -> list[Match]:
+        """Phrases of all languages."""
+        return [match for language in self.languages for match in lexicon(language).find(self.sentence)]
+
+    @cached_property
+    def numbers(self) -> list[Number]:
+        """The sentence's numbers, in order."""
+        return numbers(self.sentence, self.languages)
+
+    @cached_property
+    def scopes(self) -> Scopes:
+        """Who denies, tried, plans and says what."""
+        return Scopes(self.sentence, self.matches)
+
+    @cached_property
+    def _labels(self) -> dict[str, list[Match]]:
+        by: dict[str, list[Match]] = {}
+        for match in self.matches:
+            by.setdefault(match.label, []).append(match)
+        return by
+
+    def is_name(self, number: Number) -> bool:
+        """Whether a number names something: revision 19, port 8443, chapter 3."""
+        return number.plain and any(m.end == number.start for m in self.named("phrase:id")) and (
+            not self.sentence.words[number.start - 1] in _PREPOSITIONS or 1900 <= number.value <= 2100
+        )
+
+    def named(self, label: str) -> list[Match]:
+        """The phrases of one label."""
+        return self._labels.get(label, [])
+
+    def among(self, head: str, start: int, end: int) -> Iterator[Match]:
+        """Phrases whose label begins with ``head`` and that lie in words ``start`` to ``end``."""
+        for match in self.matches:
+            if match.start >= start and match.end <= end and match.label.startswith(head):
+                yield match
+
+    def has(self, label: str, start: int, end: int, denied: bool = False) -> bool:
+        """Whether an undenied phrase of one label lies in words ``start`` to ``end``."""
+        return any(
+            match.start >= start and match.end <= end and (denied or not self.scopes.negated(match.start, match.end))
+            for match in self.named(label)
+        )
+
+    def evidence(
+        self,
+        name: str,
+        value: object,
+        start: int,
+        end: int,
+        status: Status = "asserted",
+        number: Number | None = None,
+        vague: bool = False,
+    ) -> Evidence:
+        """Evidence that words ``start`` to ``end`` give; the span is in the sentence."""
+        quote, span = self.sentence.quote(start, end)
+        guess = vague or (number is not None and number.vague)
+        low, high = (number.low, number.high) if number is not None and number.vague else (None, None)
+        return Evidence(name, value, status, quote, span, "text", guess, low, high)

@@ -1,0 +1,82 @@
+"""What the whole text makes of its sentences: hints become facts, and the more telling of several comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from align.advisor.facts import Evidence
+
+CORPUS = 1e8
+"""Tokens from which on a text is a corpus, so that its documents are not there to be looked up."""
+TASKS = (
+    "sql", "function_calling", "code", "reasoning", "extraction", "classification", "translation", "summarisation",
+    "domain_model", "qa", "generation", "chat",
+)  # fmt: skip
+"""Types of task, the more telling first."""
+TRAINED_ON = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts", "corpus")
+
+
+def settled(found: Iterable[Evidence]) -> list[Evidence]:
+    """Evidence in the order of the text, hints (``_field``) turned into facts."""
+    evidence = list(found)
+    facts = [e for e in evidence if not e.field.startswith("_")]
+    hints = [e for e in evidence if e.field.startswith("_")]
+    facts = list(_corpus(facts))
+    facts += [fact for hint in hints for fact in _of_hint(hint, facts)]
+    return sorted(facts, key=_telling)
+
+
+def _telling(e: Evidence) -> tuple[int, int]:
+    """Task types by how telling they are, all else by where it stands (each field is read for itself)."""
+    rank = TASKS.index(e.value) if e.field == "task.type" and e.value in TASKS else 0
+    return rank, e.span[0] if e.span else 0
+
+
+def _corpus(facts: list[Evidence]) -> Iterator[Evidence]:
+    """Documents that make up a corpus to train on are no documents to look up."""
+    large = any(e.field == "data.corpus.tokens" and e.value >= CORPUS and e.status == "asserted" for e in facts)
+    for e in facts:
+        if large and (e.field == "data.documents" or e.field.startswith("data.documents.")):
+            yield replace(e, field=e.field.replace("documents", "corpus"))
+        else:
+            yield e
+
+
+def _of_hint(hint: Evidence, facts: list[Evidence]) -> Iterator[Evidence]:
+    name = hint.field[1:]
+    here = hint.status not in ("negated",)
+    if name == "own_documents" and here:
+        if not any(e.field == "data.corpus.tokens" and e.value >= CORPUS for e in facts):
+            yield replace(hint, field="data.documents", status="asserted")
+        yield replace(hint, field="knowledge.source", value="proprietary", status="asserted")
+        yield replace(hint, field="task.type", value="qa", status="asserted")
+    elif name == "rules.few" and here and not _said(facts, "behaviour.rules_count"):
+        yield replace(hint, field="behaviour.rules_count", value=1, status="asserted", vague=True, low=1, high=5)
+    elif name == "reward.none" and not here and not _said(facts, "reward.kind"):
+        yield replace(hint, field="reward.kind", value="none", status="asserted")
+    elif name == "best_of_n" and here:
+        yield replace(hint, field="requested", value="best_of_n")
+    elif name == "judge" and here:
+        yield replace(hint, field="evals.judge", value="model", status="asserted")
+    elif name == "labelled_by" and here:
+        yield replace(hint, field=f"data.{_nearest(hint, facts)}.labelled_by", value="model", status="asserted")
+    elif name == "overlap" and here:
+        yield replace(hint, field=f"data.{_nearest(hint, facts)}.overlaps_evals", value=True, status="asserted")
+    elif name == "no_data" and not any(e.field.startswith("data.") and e.value is True for e in facts):
+        yield replace(hint, field="data.sft_pairs", value=False)
+
+
+def _said(facts: list[Evidence], field: str) -> bool:
+    return any(e.field == field and e.status == "asserted" for e in facts)
+
+
+def _nearest(hint: Evidence, facts: list[Evidence]) -> str:
+    """The kind of data to train on that is spoken of nearest to a hint."""
+    places = [
+        (abs(e.span[0] - hint.span[0]), kind)
+        for e in facts
+        for kind in TRAINED_ON
+        if e.field == f"data.{kind}" and e.value is True and e.span and hint.span
+    ]
+    return min(places)[1] if places else "sft_pairs"
