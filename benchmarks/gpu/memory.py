@@ -84,8 +84,8 @@ def measure(bench: Bench, models: dict[str, Path], shape: str, algorithm: str, w
         sections["reference"] = {"type": reference}
     if online:
         sections["rollout"] = {"sampling": {"max_tokens": said}}
-    devices = {"accelerator": bench.device}
-    run = run_of(ALGORITHMS[kind], models[shape], file, bench.work / "runs" / name, **sections, devices=devices)
+    sections |= {"devices": {"accelerator": bench.device}, "optimizer": {"learning_rate": 1e-5}}
+    run = run_of(ALGORITHMS[kind], models[shape], file, bench.work / "runs" / name, **sections)
     scale, setup, preparing = weighed(run, steps)
     networks = [setup.policy, *([setup.critic] if setup.critic is not None else [])]
     every = [p for network in networks for p in network.parameters()]
@@ -96,9 +96,7 @@ def measure(bench: Bench, models: dict[str, Path], shape: str, algorithm: str, w
         "phase_gib": round(phases / GIB, 3) if online else None,
         "shape": shape,
         "config": SHAPES[shape],
-        "algorithm": ALGORITHMS[kind],
-        "way": way,
-        "sections": {k: v for k, v in sections.items() if k != "rollout"},
+        "stage": nameless(run.stages[0].model_dump(mode="json")),
         "max_tokens": said if online else None,
         "prompt_tokens": length - said - 2 if online else None,
         "answers_at_once": 2 * examples if online else None,
@@ -118,6 +116,14 @@ def measure(bench: Bench, models: dict[str, Path], shape: str, algorithm: str, w
         "losses": [s["loss"] for s in scale.steps],
         "step_seconds": [s["step_seconds"] for s in scale.steps],
     }
+
+
+def nameless(stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage without this machine's paths."""
+    stage["model"]["path"], stage["data"]["train"][0]["path"] = "model", "rows.jsonl"
+    if stage["rollout"] is not None:
+        stage["rollout"]["rewards"][0]["settings"]["file"] = "reward.py"
+    return stage
 
 
 def main(bench: Bench) -> None:

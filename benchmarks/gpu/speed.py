@@ -109,8 +109,8 @@ def training(
     lengths = random.Random(1).choices(lengths, k=steps * batch)
     file = write_rows(bench.work / f"{name}.jsonl", "sft", [(n // 4 - AROUND, n - n // 4) for n in lengths])
     train = {"batch_size": batch, "max_steps": steps, **MIXED, **sections.pop("train", {})}
-    devices = {"accelerator": bench.device}
-    run = run_of({"type": "sft"}, weights, file, bench.work / name, train=train, devices=devices, **sections)
+    sections |= {"train": train, "devices": {"accelerator": bench.device}, "optimizer": {"learning_rate": 1e-5}}
+    run = run_of({"type": "sft"}, weights, file, bench.work / name, **sections)
     scale, setup, _ = weighed(run, steps)
     config, measured = SHAPES[shape], scale.steps[2:]
     seconds, tokens = sum(s["step_seconds"] for s in measured), sum(s["tokens"] for s in measured)

@@ -1,0 +1,68 @@
+"""The formulas of ``align estimate`` beside what gpu_memory.json measured.
+
+    python benchmarks/gpu/compare.py gpu_memory.json
+
+For every measured run: GiB of live tensors at the fullest instant of a training step and of a phase of answers, what
+the formulas say of the same stage, model and micro-batches (less their allowance for what torch does not count), and
+their ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from align.advisor.estimate import engine
+from align.advisor.estimate.memory import BASE
+from align.advisor.estimate.shape import from_config
+from align.core.estimate.batches import needs_of
+from align.core.registry import registry
+from align.schemas.estimate import Batches, Micro
+from align.schemas.run import Stage
+
+GIB = 2**30
+
+
+def estimated(check: dict[str, Any]) -> dict[str, float]:
+    """Bytes of each phase by the formulas, the base left out."""
+    stage = Stage.model_validate(check["stage"])
+    algorithm: Any = registry.build("algorithm", stage.algorithm)
+    if stage.rollout is not None:
+        algorithm.settle(stage.rollout)
+    needs = needs_of(algorithm)
+    micros = tuple(Micro(m["rows"], m["length"], m["scored"], bool(m["masked"])) for m in check["micros"])
+    answers = check["answers_at_once"] or 0
+    batches = Batches(
+        micros, answers, answers // needs.group, check["prompt_tokens"] or 0, check["max_tokens"] or 0, measured=True
+    )
+    how = engine.held(stage, "cuda", 1)
+    phases = engine.estimate_stage(stage, needs, from_config({"model_type": "llama", **check["config"]}), how, batches)
+    return {phase: sum(parts.values()) - BASE for phase, parts in phases.items()}
+
+
+def main() -> int:
+    """A table, and how far the ratios lie apart."""
+    checks = json.loads(Path(sys.argv[1]).read_text())["checks"]
+    ratios: dict[str, list[float]] = {"training": [], "generation": []}
+    for name, check in checks.items():
+        if "stage" not in check:
+            continue
+        says = estimated(check)
+        found = {"training": check["bytes_by_step"][-1], "generation": check["bytes_between"][-1]}
+        for phase, value in says.items():
+            measured = found[phase] - check["bytes_at_start"]
+            ratio = value / measured if measured > 0 else float("nan")
+            ratios[phase].append(ratio)
+            print(
+                f"{name:64} {phase:10} measured {measured / GIB:7.3f}  formulas {value / GIB:7.3f}  ratio {ratio:.3f}"
+            )
+    for phase, of in ratios.items():
+        print(f"{phase}: ratio {min(of):.3f} to {max(of):.3f}, median {statistics.median(of):.3f}, {len(of)} runs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
