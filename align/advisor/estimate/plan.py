@@ -187,8 +187,8 @@ def _fit(
     if device is None:
         given = "CPU only" if project.hardware.gpus == 0 else "not stated"
         name = strategy.order(adapters_first, 1)[0]
-        needed = strategy.judge(name.name, memory.peak(shape, name.of(hardest.setting)), float("inf"))
-        needed = needed.model_copy(update={"short_gb": 0.0})
+        parts = memory.peak(shape, name.of(hardest.setting))
+        needed = strategy.judge(name.name, parts, 2 * sum(parts.values())).model_copy(update={"short_gb": 0.0})
         return Hardware(given=given, capacity_gb=None, chosen=needed)
     ram = project.hardware.cpu_ram_gb
     judged = list(

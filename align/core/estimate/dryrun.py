@@ -88,7 +88,7 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode) -> Policy:
     if head == "reward":
         config.num_labels = 1
     auto: Any = AutoModelForCausalLM if head == "language" else AutoModelForSequenceClassification
-    with quiet(), dry:
+    with quiet(), torch.device("meta"):
         network = auto.from_config(config, **options, **{k: v for k, v in trust(model).items() if k != "local_files_only"})
         network.get_input_embeddings().padding_idx = None
         whole = network
@@ -99,12 +99,28 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode) -> Policy:
             whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if stage.train.precision == "bf16-true":
             network = network.to(torch.bfloat16)
+    with dry:
+        _lay_down(network)
     made = Policy(network, head).train()
     if stage.rollout is not None:
         made.temperature = stage.rollout.sampling.temperature or 1.0
     cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
     made.__dict__["tail"] = Tail(1.0, cap)  # else measured, by running the model with numbers
     return made
+
+
+def _lay_down(network: nn.Module) -> None:
+    """Every tensor of a network on the meta device made one on the CPU; what is shared stays so. (Adapters cannot be
+    made of fake tensors, but of meta ones.)"""
+    made: dict[int, Any] = {}
+    for module in network.modules():
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                fresh = made.setdefault(id(tensor), nn.Parameter(torch.empty_like(tensor, device="cpu")))
+                module._parameters[name] = fresh.requires_grad_(tensor.requires_grad)
+        for name, tensor in module._buffers.items():
+            if tensor is not None:
+                module._buffers[name] = made.setdefault(id(tensor), torch.empty_like(tensor, device="cpu"))
 
 
 def count(

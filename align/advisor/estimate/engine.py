@@ -1,0 +1,184 @@
+"""What align's own engine takes on one device, by component, at the fullest instant of each phase.
+
+P parameters of which T are trained, W bytes of a weight, A what a micro-batch keeps (``activations``), H its logits in
+chunks, V h parameters of the head. Fixed: weights W P, AdamW's moments 2 W T, the reference, the critic's own.
+
+    training     of the second and later micro-batches of a step   gradients W T + A + H + the head's new gradient
+                 of a step's only one, before and after backward   A + H + head's gradient;   gradients W T
+    generation   gradients of the step before, W T, and the largest of: reading the prompts, the answers' cache,
+                 measuring what was answered
+
+The gradients of a step stay until the next begins, hence during generation too. Under fsdp weights, gradients and moments
+are split; a layer is whole while it works, and embeddings and head throughout. DistributedDataParallel keeps gradients a
+second time, in buckets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from align.advisor.estimate import activations
+from align.advisor.estimate.activations import Types, types
+from align.advisor.estimate.memory import BASE, NF4
+from align.advisor.estimate.shape import Shape
+from align.schemas.estimate import Batches, Micro, Needs
+from align.schemas.run import Stage
+
+MICRO_TOKENS: Mapping[str, int] = {"cpu": 4096, "cuda": 16_384}
+"""Tokens of a forward pass where the run file does not say (align.core.train.setup)."""
+LOGITS: Mapping[str, int] = {"cpu": 2**24, "cuda": 2**26}
+"""Logits made at a time (align.core.model.policy)."""
+
+Parts = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How a stage's networks are held: bytes of a number, rank of the adapter (0: none), 4-bit base, devices, split."""
+
+    kind: Types
+    rank: int
+    quantised: str | None
+    devices: int
+    split: bool
+    checkpointing: bool
+    accelerator: str
+
+
+def held(stage: Stage, accelerator: str, devices: int, strategy: str | None = None) -> Held:
+    """As a run file says. strategy: another than its own (``ddp``, ``fsdp``)."""
+    model, name = stage.model, strategy or stage.devices.strategy.type
+    return Held(
+        kind=types(model.dtype, stage.train.precision),
+        rank=0 if model.adapter is None else model.adapter.rank,
+        quantised=None if model.adapter is None else model.adapter.quantize,
+        devices=devices,
+        split=name == "fsdp" and devices > 1,
+        checkpointing=model.gradient_checkpointing,
+        accelerator=accelerator,
+    )
+
+
+def estimate_stage(stage: Stage, needs: Needs, shape: Shape, how: Held, batches: Batches) -> dict[str, Parts]:
+    """Bytes by component for ``training`` and, of an online stage, ``generation``."""
+    micros = batches.micros or (Micro(1, 1, 1),)
+    own = networks(stage, needs, shape, how)
+    phases: dict[str, Parts] = {}
+    if needs.learns:
+        phases["training"] = {**own, **training(needs, shape, how, micros)}
+    if needs.online:
+        phases["generation"] = {**own, **generation(needs, shape, how, micros, batches)}
+        if stage.rollout is not None and stage.rollout.generator.type == "vllm" and how.accelerator == "cuda":
+            phases = {phase: {**parts, "engine": 0.0} for phase, parts in phases.items()}
+    base = {"base": BASE} if how.accelerator == "cuda" else {}
+    return {phase: {k: v for k, v in {**parts, **base}.items() if v} for phase, parts in phases.items()}
+
+
+def networks(stage: Stage, needs: Needs, shape: Shape, how: Held) -> Parts:
+    """What lies there all the time: weights, moments, reference, critic; gradients are the phases'."""
+    share = how.devices if how.split else 1
+    weight, each = base_weights(shape, how), trained(shape, needs, how)
+    parts = {"weights": weight / share, "optimizer": 2 * each / share if needs.learns else 0.0}
+    if how.rank:
+        parts["adapter"] = each / share
+    if how.split:
+        parts["gathered"] = gathered(shape, how)
+    kind = stage.reference.type
+    copies = kind in ("copy", "moving-average", "adapter-snapshot") or (
+        kind == "auto" and not how.rank and not needs.ahead
+    )
+    if needs.reference and copies:
+        parts["reference"] = each / share
+    if needs.critic:
+        critic = trained(shape, needs, how, head=False)
+        own_head = 0 if shape.tied else how.kind.weight * shape.embedding
+        frozen = base_weights(shape, how) - own_head if how.rank else 0.0
+        parts["critic"] = (frozen + 3 * critic) / share
+    return parts
+
+
+def base_weights(shape: Shape, how: Held) -> float:
+    """Bytes of the weights without an adapter: W P, or with a quantised base 0.516 (nf4) or 1 of the linears."""
+    if how.quantised is None:
+        return float(how.kind.weight * shape.params)
+    each = NF4 if how.quantised == "nf4" else 1.0
+    return each * shape.linears + how.kind.weight * (shape.params - shape.linears)
+
+
+def trained(shape: Shape, needs: Needs, how: Held, head: bool = True) -> float:
+    """Bytes of what is trained, and so of its gradient: an adapter's are float32 whatever the base is."""
+    if how.rank:
+        return 4.0 * shape.lora(how.rank)
+    own = shape.params - (0 if shape.tied or (head and needs.head == "language") else shape.embedding)
+    return float(how.kind.weight * (own + (0 if head and needs.head == "language" else shape.hidden)))
+
+
+def gathered(shape: Shape, how: Held) -> float:
+    """Whole for the time being under fsdp: two layers, embeddings and head, in the type of computing."""
+    root = (1 if shape.tied else 2) * shape.embedding
+    return float(how.kind.compute * (2 * shape.layer + root))
+
+
+def logits(shape: Shape, how: Held, micro: Micro) -> float:
+    """Bytes of one chunk of logits while its probabilities are made: three float32 copies; the head cast for them."""
+    chunk = max(1, min(micro.scored, LOGITS[how.accelerator] // shape.vocab))
+    cast = 2.0 * shape.embedding if how.kind.mixed and how.kind.weight == 4 else 0.0
+    return 12.0 * chunk * shape.vocab + cast
+
+
+def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -> Parts:
+    """Gradients, activations and logits at the fullest instant of a step."""
+    share = how.devices if how.split else 1
+    kind, each = how.kind, trained(shape, needs, how)
+    critic = trained(shape, needs, how, head=False) if needs.critic else 0.0
+    buckets = each + critic if how.devices > 1 and not how.split else 0.0
+    language = needs.head == "language"
+    head = float(shape.embedding * 4) if language and not how.rank else 0.0
+    casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 else 0.0
+    found: list[Parts] = []
+    for place, micro in enumerate(micros):
+        kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing) + casts
+        working = activations.layer(shape, kind, how.rank, micro.padded) * micro.tokens if how.checkpointing else 0.0
+        chunk = logits(shape, how, micro) if language else 0.0
+        before = (each + critic) / share if place else 0.0
+        taught = max(before, critic / share) + head  # a critic runs last and is taught first
+        found += [
+            {"gradients": before, "activations": kept, "logits": chunk},
+            {"gradients": before, "activations": kept * (2 if needs.critic else 1) + working},
+            {"gradients": taught, "activations": kept, "logits": chunk / 3},
+            {"gradients": taught, "activations": kept + working},
+            {"gradients": (each + critic) / share + head},
+        ]
+    fullest = max(found, key=lambda parts: sum(parts.values()))
+    return {**fullest, "gradients": fullest["gradients"] + buckets}
+
+
+def generation(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...], batches: Batches) -> Parts:
+    """Gradients left over, and the fullest of reading prompts, answering and measuring."""
+    share = how.devices if how.split else 1
+    each = trained(shape, needs, how) if needs.learns else 0.0
+    critic = trained(shape, needs, how, head=False) if needs.critic else 0.0
+    buckets = each + critic if how.devices > 1 and not how.split else 0.0
+    left = {"gradients": (each + critic) / share + buckets}
+    kind, q = how.kind, shape.heads * shape.head_dim
+    casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 and not how.rank else 0.0  # frozen: not cached
+    number = kind.compute if not (kind.mixed and kind.weight == 4) else 3.0  # keys in float32, values in 16 bits
+    through = max(kind.residual * 3 * shape.hidden + kind.compute * 2 * shape.intermediate, 0)
+    length = batches.prompt + batches.answer
+    cache = shape.kv_cache(number) * batches.answers * length
+    vocabulary = 4.0 * shape.vocab
+    asked = shape.kv_cache(number) * batches.prompts * batches.prompt
+    repeated = 2 * q * number * batches.answers * length if shape.heads != shape.kv_heads else 0.0
+    found = [
+        {"kv_cache": asked, "activations": casts + through * batches.prompts * batches.prompt},
+        {"kv_cache": cache, "activations": casts + asked, "logits": 2 * vocabulary * batches.answers},
+        {"kv_cache": cache, "activations": casts + repeated, "logits": 2 * vocabulary * batches.answers},
+        {"kv_cache": cache, "activations": casts, "logits": 4 * vocabulary * batches.answers},
+    ]
+    if needs.passes_read:
+        for micro in micros:
+            chunk = logits(shape, how, micro) if needs.reference or needs.passes_read > needs.critic else 0.0
+            inside = {"activations": casts + through * micro.tokens}
+            found += [inside, {"activations": casts + 2 * kind.residual * shape.hidden * micro.tokens, "logits": chunk}]
+    return {**left, **max(found, key=lambda parts: sum(parts.values()))}
