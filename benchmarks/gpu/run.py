@@ -16,9 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-GROUPS = {"correct": 200, "memory": 200, "speed": 200}
+GROUPS = {"correct": 170, "memory": 170, "speed": 150}
 """Seconds after which a group begins no further check."""
-GRACE = 60
+GRACE = 40
+"""Seconds that its last check has left."""
 
 
 def main() -> int:
