@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from align.hookspecs import Register, hookimpl
+from align.schemas.errors import Problem
 from align.schemas.hardware import Footprint, Hardware
+from align.schemas.run import Run
 
 
 @hookimpl
@@ -142,3 +147,23 @@ def choose_strategy(hardware: Hardware, footprint: Footprint) -> str:
     if hardware.world_size == 1:
         return "single"
     return "ddp" if footprint.state + footprint.activations < 0.7 * hardware.memory else "fsdp"
+
+
+@hookimpl
+def check_run(run: Run, hardware: Hardware) -> Iterable[Problem]:
+    """A run with a ``project:`` takes its advice first."""
+    if run.project is None:
+        return ()
+    from align.plugins.prelaunch import problems
+
+    return problems(run, hardware)
+
+
+@hookimpl
+def run_started(run: Run, directory: Path) -> None:
+    """And keeps it."""
+    if run.project is not None:
+        from align.core.train.launch import largest
+        from align.plugins.prelaunch import keep
+
+        keep(run, largest(run), directory)

@@ -240,8 +240,14 @@ class Override(Config):
 
     rule: str
     """The finding's id, as the refusal names it (``R-CPT-3``)."""
-    reason: Annotated[str, Field(pattern=r"\S")]
+    reason: str
     """Kept in the manifest and shown in the report."""
+
+    @model_validator(mode="after")
+    def _said(self) -> Self:
+        if not self.reason.strip():
+            raise ValueError("reason is empty; say why it goes on all the same")
+        return self
 
 
 class Run(Config):

@@ -18,6 +18,7 @@ from align.core.train.fit import fit
 from align.core.train.rundir import RunDirectory, StageDirectory, remembered
 from align.core.train.strategy import detect
 from align.schemas.errors import AlignError, Problem
+from align.schemas.hardware import Hardware
 from align.schemas.results import StageResult
 from align.schemas.run import Run, Stage
 
@@ -42,15 +43,18 @@ def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[Stag
 
 def look_over(run: Run) -> None:
     """Ask what stages hand on, and the plugins (``check_run``); raises AlignError for errors, prints warnings."""
-    hardware = {stage.name: detect(stage.devices) for stage in run.stages}
-    largest = max(hardware.values(), key=lambda found: found.world_size)
-    problems = [*_not_handed_on(run), *registry.collect("check_run", run=run, hardware=largest)]
+    problems = [*_not_handed_on(run), *registry.collect("check_run", run=run, hardware=largest(run))]
     errors = [problem for problem in problems if problem.level == "error"]
     if errors:
         raise AlignError.gather(errors)
     if spawn.rank() == 0:
         for problem in problems:
             print(problem, file=sys.stderr)
+
+
+def largest(run: Run) -> Hardware:
+    """What the stage with the most processes runs on."""
+    return max((detect(stage.devices) for stage in run.stages), key=lambda found: found.world_size)
 
 
 def _not_handed_on(run: Run) -> Iterator[Problem]:

@@ -1,0 +1,166 @@
+"""Before a run with a ``project:`` starts: the advice that ``align advise`` gives, and what of it stops the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+from align.advisor.facts import Evidence
+from align.advisor.known import DATA_OF
+from align.advisor.render import render
+from align.advisor.thresholds import Thresholds
+from align.core.data.faults import BadRow
+from align.core.data.read import Reading
+from align.core.disk import write_whole
+from align.core.projectfile import Brief
+from align.plugins.advice import Case
+from align.schemas.advice import Advice, Quote
+from align.schemas.errors import Problem
+from align.schemas.hardware import Hardware
+from align.schemas.project import Method, Project
+from align.schemas.run import Run, Source, Stage
+
+ADVICE = "advice.json"
+"""In the run's directory."""
+MEMORY = "memory_does_not_fit"
+ENOUGH = 100_000
+"""Rows that are counted of a file: beyond them advice does not turn."""
+
+METHOD: dict[str, Method] = {
+    "pretrain": "continual_pretraining",
+    **dict.fromkeys(("dpo", "simpo", "orpo", "cpo"), "dpo"),
+    **dict.fromkeys(("reinforce", "online_dpo"), "rlhf"),
+}
+"""What an algorithm is called in a form, where it is not by its own name."""
+
+
+def problems(run: Run, hardware: Hardware) -> Iterator[Problem]:
+    """Errors for findings that stop the launch, warnings for those that are overridden and for idle overrides."""
+    advice = advised(run, hardware)
+    reasons = {override.rule: override.reason for override in run.overrides}
+    used: set[str] = set()
+    for found in obstacles(advice):
+        if given := next((id for id in found.ids if id in reasons), None):
+            used.add(given)
+            yield Problem(f"override {given}: {reasons[given]}", f"goes on although: {found.what}", level="warning")
+        else:
+            mend = f"{found.mend}; or launch all the same: --override {found.ids[0]} --reason TEXT"
+            yield Problem(f"project: {found.ids[0]}", found.what, mend)
+    for rule in reasons.keys() - used:
+        yield Problem(f"override {rule}", "overrides nothing: no such finding stops this run", level="warning")
+
+
+def advised(run: Run, hardware: Hardware) -> Advice:
+    """The advice on what a run is about to do: its project, with what the run file and its data say beside it."""
+    assert run.project is not None
+    project = settled(run.project, run.stages, hardware)
+    case = Case.of(Brief("run file", project, project.description or ""))
+    said = [e for e in case.evidence if not (e.source == "text" and e.field == "requested")]
+    asked = Evidence("requested", project.requested or method(run.stages), quote=_algorithms(run), place="run file")
+    return case.having([*said, asked, *counted(run.stages)]).advice(Thresholds.load())
+
+
+def keep(run: Run, hardware: Hardware, directory: Path) -> None:
+    """Write the advice into the run's directory."""
+    write_whole(directory / ADVICE, render(advised(run, hardware), "json").encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Something that stops a launch. ids: by which it may be overridden, the one to name first."""
+
+    ids: tuple[str, ...]
+    what: str
+    mend: str
+
+
+def obstacles(advice: Advice) -> Iterator[Obstacle]:
+    """What of the advice stops a launch: too little known, another method by a hard rule, errors, no room."""
+    if advice.primary == "insufficient":
+        rules = [reason.rule for reason in advice.reasons if reason.option == "insufficient"]
+        asked = " ".join(f"{question.question} ({question.field})" for question in advice.missing[:3])
+        yield Obstacle(("insufficient", *rules), advice.summary, f"say in project: {asked}")
+    asked_for = advice.requested
+    if asked_for is not None and asked_for.blocking:
+        speaking = [reason for reason in advice.reasons if reason.weight != "soft"]
+        against = [r for r in speaking if r.because == asked_for.because] or speaking
+        words = _words([quote for reason in against[:1] for quote in reason.quotes])
+        what = f"launches {asked_for.requested}, and advised is {asked_for.recommended}: {asked_for.because}{words}"
+        ids = (*(reason.rule for reason in against), "requested-differs")
+        yield Obstacle(ids, what, "follow it (align advise --emit), or correct the project")
+    for warning in advice.warnings:
+        if warning.level == "error":
+            what = f"{warning.text}{_words(warning.quotes)}"
+            yield Obstacle((warning.id, warning.rule), what, "mend that, or correct the project")
+    fits = advice.hardware
+    told = any(warning.id == MEMORY and warning.level == "error" for warning in advice.warnings)
+    if fits is not None and fits.chosen is None and fits.rejected and not told:
+        nearest = min(fits.rejected, key=lambda fit: fit.total_gb)
+        what = f"does not fit {fits.given}: {nearest.strategy} takes {nearest.total_gb:.3g} GB on each GPU"
+        yield Obstacle((MEMORY,), what, nearest.knob or "take a smaller model or more memory")
+
+
+def settled(project: Project, stages: Sequence[Stage], hardware: Hardware) -> Project:
+    """The project with what the run file knows better: the model, how it is trained, what scores, the GPUs here."""
+    first = stages[0]
+    adapter = first.model.adapter
+    tuning = "full" if adapter is None else "qlora" if adapter.quantize == "nf4" else "lora"
+    length = max(stage.data.max_length for stage in stages)
+    known: dict[str, object] = {
+        "training": project.training.model_copy(update={"tuning": tuning, "max_length": length})
+    }
+    if Path(first.model.path).is_dir() or project.model.name is None:
+        known["model"] = project.model.model_copy(update={"name": first.model.path})
+    if hardware.accelerator == "cuda":
+        here = {"gpus": hardware.world_size, "memory_gb": hardware.memory / 1e9}
+        known["hardware"] = project.hardware.model_copy(update=here)
+    elif project.hardware.gpus is None:
+        known["hardware"] = project.hardware.model_copy(update={"gpus": 0})
+    rewards = [choice.type for stage in stages if stage.rollout for choice in stage.rollout.rewards]
+    if rewards and project.reward.kind is None:
+        kinds = {"reward_model": "reward_model", "ai_feedback": "llm_judge"}
+        known["reward"] = project.reward.model_copy(update={"kind": kinds.get(rewards[0], "verifier")})
+    return project.model_copy(update=known)
+
+
+def method(stages: Sequence[Stage]) -> Method:
+    """What a run asks for: pre-training or the best of n where a stage does that, else its last stage's method."""
+    named = [METHOD.get(stage.algorithm.type, stage.algorithm.type) for stage in stages]
+    for decisive in ("continual_pretraining", "best_of_n"):
+        if decisive in named:
+            return decisive
+    return named[-1] if named[-1] in get_args(Method) else "post_training"  # type: ignore[return-value]
+
+
+def counted(stages: Sequence[Stage]) -> Iterator[Evidence]:
+    """Rows (of a corpus: bytes) that each stage is about to learn from, where its files are on this machine."""
+    for stage in stages:
+        name = METHOD.get(stage.algorithm.type, stage.algorithm.type)
+        kind = DATA_OF.get(name, "prompts" if stage.rollout else "sft_pairs")
+        for source in stage.data.train:
+            path = Path(source.path).expanduser()
+            if not path.exists():
+                continue
+            yield Evidence(f"data.{kind}", True, quote=f"data.train: {source.path}", source="file", place="run file")
+            unit, count = ("bytes", _bytes(path)) if kind == "corpus" else ("rows", _rows(source))
+            yield Evidence(f"data.{kind}.{unit}", count, quote=f"{count:,} {unit}", source="file", place=source.path)
+
+
+def _rows(source: Source) -> int:
+    return sum(not isinstance(row, BadRow) for row in islice(Reading(source).rows(workers=1), ENOUGH))
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def _algorithms(run: Run) -> str:
+    return "algorithm: " + ", ".join(stage.algorithm.type for stage in run.stages)
+
+
+def _words(quotes: Sequence[Quote]) -> str:
+    said = dict.fromkeys(f"“{' '.join(quote.quote.split())}” ({quote.source})" for quote in quotes)
+    return f" — {', '.join(list(said)[:2])}" if said else ""
