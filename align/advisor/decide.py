@@ -140,7 +140,8 @@ def _questions(found: Sequence[Ask]) -> list[Question]:
 
 def _warned(facts: Facts, found: Sequence[Warn]) -> list[Warned]:
     """One warning for each id, the graver of two; errors first."""
-    graver = sorted(found, key=lambda w: (w.level != "error", w.id, w.rule))
+    grave = ("error", "warning", "note")
+    graver = sorted(found, key=lambda w: (grave.index(w.level), w.id, w.rule))
     first = {w.id: w for w in reversed(graver)}
     return [
         Warned(id=w.id, level=w.level, text=w.text, rule=w.rule, quotes=_quotes(facts, w.fields))

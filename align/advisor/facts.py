@@ -109,13 +109,6 @@ class Facts:
         found = [e for e in self.all(name, "asserted") if e.field == name]
         return found[0] if found else None
 
-    def bounds(self, name: str) -> tuple[float, float] | None:
-        """Between what a number lies: twice the number itself where it is sure, None where it is unknown."""
-        said = self.why(name)
-        if said is None or not isinstance(said.value, int | float):
-            return None
-        return (said.low or 0, said.high or said.value) if said.vague else (said.value, said.value)
-
     def data(self, kind: DataKind) -> DataSet | None:
         """What is on hand of one kind, several bodies of it added up; None where nothing is."""
         return _sum([d for d in self.project.data or () if d.kind == kind])

@@ -20,6 +20,8 @@ from align.advisor.known import skill
 from align.advisor.thresholds import Thresholds
 from align.schemas.advice import Gate
 
+SMALLEST = 0.001
+"""An effect below a tenth of a point is none that anybody measures."""
 ALIKE = {"math": "reasoning", "qa": "rag", "generation": "chat"}
 """Capabilities that are measured as others are."""
 
@@ -59,7 +61,7 @@ def _effect(facts: Facts) -> tuple[float, float | None]:
     e = facts.project.evals
     shares = [v for v in (e.baseline, e.target) if v is not None and 0 < v < 1]
     p = min(shares, key=lambda share: abs(share - 0.5), default=0.8)
-    if e.baseline is None or e.target is None or not 0 < e.target - e.baseline < 1 or not shares:
+    if e.baseline is None or e.target is None or not shares or not SMALLEST <= e.target - e.baseline < 1:
         return p, None
     return p, e.target - e.baseline
 

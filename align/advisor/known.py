@@ -80,6 +80,15 @@ def some(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
     return kind in facts.kinds and (held is None or held >= floor_of_kind(kind, limit).below)
 
 
+def denied(facts: Facts, kind: DataKind) -> bool:
+    """Whether it is said that there is nothing of a kind."""
+    said = [e for e in facts.evidence if e.field in (f"data.{kind}", f"data.{kind}.rows")]
+    none = [
+        e for e in said if (e.status == "negated") != (e.value in (False, 0)) and e.status in ("asserted", "negated")
+    ]
+    return bool(none) and kind not in facts.kinds
+
+
 def scorer(facts: Facts) -> str | None:
     """What can score an answer: its kind, or None where nothing can or nothing is known."""
     kind = facts.project.reward.kind

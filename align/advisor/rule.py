@@ -47,7 +47,7 @@ class Warn:
     id: str
     text: str
     fields: tuple[str, ...] = ()
-    level: Literal["warning", "error"] = "warning"
+    level: Literal["note", "warning", "error"] = "warning"
     rule: str = ""
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import Literal
 
 from align.advisor.facts import Facts
-from align.advisor.known import DATA_OF, ONLINE, TRAINING, asked, falls_short, floor_of, scorer, tokens, tried
+from align.advisor.known import DATA_OF, ONLINE, TRAINING, asked, denied, falls_short, floor_of, scorer, tokens, tried
 from align.advisor.rule import Warn
 from align.advisor.rules.knowledge import CHANGING
-from align.advisor.thresholds import Thresholds
+from align.advisor.thresholds import Floor, Thresholds
 
 FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", *ONLINE)
 LEARNS_FROM_REWARDS = (*ONLINE, "best_of_n")
@@ -18,15 +20,17 @@ RESTRICTED = re.compile(
 
 
 def too_little_data(facts: Facts, limit: Thresholds) -> list[Warn]:
-    """W-DATA: less than the method that is advised, or asked for, is known to need."""
+    """W-DATA: less than the method that is advised, or asked for, is known to need; a note where none is."""
     if facts.plan is None:
         return []
-    stages = dict.fromkeys(step.stage for step in facts.plan.steps if step.stage in DATA_OF and not step.optional)
-    wished = _wished(facts)
-    warned = [w for stage in (*stages, *(s for s in wished if s not in stages)) if (w := _thin(facts, stage, limit))]
-    return (
-        warned[:1] if all(w.level == warned[0].level for w in warned) else [w for w in warned if w.level == "error"][:1]
-    )
+    advised = [step.stage for step in facts.plan.steps if step.stage in DATA_OF and not step.optional]
+    stages = dict.fromkeys([*advised, *_wished(facts)])
+    if stages:
+        return [w for stage in stages if (w := _thin(facts, stage, limit))]
+    unused = [
+        w for stage in ("sft", "dpo", "kto") if DATA_OF[stage] in facts.kinds and (w := _thin(facts, stage, limit))
+    ]
+    return [replace(w, level="note") for w in unused]
 
 
 def _wished(facts: Facts) -> list[str]:
@@ -44,18 +48,31 @@ def _wished(facts: Facts) -> list[str]:
 def _thin(facts: Facts, stage: str, limit: Thresholds) -> Warn | None:
     kind, floor = DATA_OF[stage], floor_of(stage, limit)
     if stage == "continual_pretraining":
-        held = facts.coming(kind) or facts.coming("documents")
-        given = tokens(held, limit)
-    else:
-        held = facts.coming(kind)
-        given = held.size.rows if held else None
-    if held is None or given is None or given >= floor.warn:
+        return _thin_text(facts, floor, limit)
+    held = facts.coming(kind)
+    given = held.size.rows if held else 0 if denied(facts, kind) else None
+    if given is None or given >= floor.warn:
         return None
-    unit = "tokens" if kind == "corpus" else "rows"
-    text = f"{given:,} {unit} for {stage}: it wants {floor.warn:,} and cannot work below {floor.below:,}"
-    planned = stage in (facts.plan.stages if facts.plan else ())
-    severe = given < floor.below and (planned or facts.project.requested == stage)
-    return Warn("too_little_data", text, (f"data.{held.kind}",), "error" if severe else "warning")
+    text = f"{given:,} rows for {stage}: it wants {floor.warn:,} and cannot work below {floor.below:,}"
+    return Warn("too_little_data", text, (f"data.{kind}",), _level(facts, stage, given < floor.below))
+
+
+def _thin_text(facts: Facts, floor: Floor, limit: Thresholds) -> Warn | None:
+    """A folder of files, of whatever size, is hardly ever a corpus: 0.1B tokens are some 50,000 documents."""
+    held = facts.coming("corpus") or facts.coming("documents")
+    given = tokens(held, limit)
+    if held is None or (given is None and held.kind == "corpus") or (given or 0) >= floor.warn:
+        return None
+    much = "some documents" if given is None else f"{given:,} tokens of text"
+    text = f"{much}: pre-training wants {floor.warn:,} tokens and cannot work below {floor.below:,}"
+    below = given is not None and given < floor.below
+    return Warn("too_little_data", text, (f"data.{held.kind}",), _level(facts, "continual_pretraining", below))
+
+
+def _level(facts: Facts, stage: str, hopeless: bool) -> Literal["warning", "error"]:
+    """An error where what cannot work is asked for, or is all that is advised."""
+    advised = facts.plan is not None and stage in facts.plan.stages
+    return "error" if hopeless and (advised or facts.project.requested == stage) else "warning"
 
 
 def forgetting(facts: Facts, limit: Thresholds) -> Warn | None:
@@ -138,6 +155,10 @@ def memory_does_not_fit(facts: Facts, limit: Thresholds) -> Warn | None:
         nearest = min(hardware.rejected, key=lambda fit: fit.total_gb, default=None)
         least = f": even {nearest.strategy} needs {nearest.total_gb:.0f} GB a GPU" if nearest else ""
         return Warn("memory_does_not_fit", f"no way of training it fits {hardware.given}{least}", fields, "error")
+    continued = facts.plan is not None and "continual_pretraining" in facts.plan.stages
+    if asked_for is None and continued and not chosen.strategy.startswith("full"):
+        text = f"all weights do not fit {hardware.given}, and {chosen.strategy} learns less from a corpus"
+        return Warn("memory_does_not_fit", text, fields)
     return None
 
 

@@ -1,0 +1,353 @@
+"""Every rule: what makes it speak, and the smallest change after which it is silent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from align.advisor.facts import Plan
+from align.advisor.rule import Ask, Finding, Warn
+from align.schemas.advice import Fit, Hardware, Step
+from align.schemas.project import Project
+from tests.advisor.deciding import LIMIT, advice, corpus, facts, fired, rows, rules, stages, warned
+
+PAIRS, FEW = rows("sft_pairs", 500), rows("sft_pairs", 499)
+
+
+# (rule, what it finds, facts it speaks for, facts next to them)
+CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    ("R-RAG-1", "rag hard", {"knowledge__changes": "monthly"}, {"knowledge__changes": "yearly"}),
+    ("R-RAG-2", "rag hard", {"knowledge__needs_citations": True}, {"knowledge__needs_citations": False}),
+    ("R-RAG-3", "rag hard", {"data": [rows("documents")]}, {"data": [rows("documents"), corpus(10**8)]}),
+    ("R-RAG-3", "rag hard", {"data": [corpus(10**8 - 1)]}, {"data": [corpus(10**8)]}),
+    (
+        "R-RAG-3",
+        "rag soft",
+        {"data": [rows("documents"), PAIRS], "behaviour__target_capability": "sql"},
+        {"data": [rows("documents"), PAIRS], "behaviour__target_capability": "sql", "knowledge__source": "none"},
+    ),
+    ("R-RAG-4", "rag hard", {"knowledge__per_user": True}, {"knowledge__per_user": False}),
+    (
+        "R-CPT-1",
+        "continual_pretraining hard",
+        {"data": [corpus(10**9)], "knowledge__unseen_domain": True},
+        {"data": [corpus(10**9 - 1)], "knowledge__unseen_domain": True},
+    ),
+    (
+        "R-CPT-1",
+        "continual_pretraining soft",
+        {"data": [corpus(10**9)]},
+        {"data": [corpus(10**9)], "knowledge__unseen_domain": False},
+    ),
+    (
+        "R-CPT-2",
+        "continual_pretraining soft",
+        {"data": [corpus(10**8)], "knowledge__unseen_domain": True},
+        {"data": [corpus(10**8)]},
+    ),
+    (
+        "R-CPT-3",
+        "continual_pretraining veto",
+        {"data": [corpus(10**8 - 1)], "requested": "continual_pretraining"},
+        {"data": [corpus(10**8)], "requested": "continual_pretraining"},
+    ),
+    (
+        "R-CPT-4",
+        "continual_pretraining veto",
+        {"knowledge__pretraining_done": True},
+        {"knowledge__pretraining_done": False},
+    ),
+    ("R-POST-1", "post_training hard", {"behaviour__rules_count": 20}, {"behaviour__rules_count": 19}),
+    (
+        "R-POST-2",
+        "post_training hard",
+        {"behaviour__target_capability": "sql", "data": [PAIRS]},
+        {"data": [PAIRS]},
+    ),
+    (
+        "R-POST-2",
+        "post_training soft",
+        {"task__type": "extraction", "data": [FEW]},
+        {"task__type": "extraction", "data": [rows("sft_pairs", 9)]},
+    ),
+    (
+        "R-POST-2",
+        "post_training soft",
+        {"task__type": "sql", "data": [PAIRS], "evals__baseline": 0.9, "evals__target": 0.92},
+        {"task__type": "chat", "data": [PAIRS], "evals__baseline": 0.9, "evals__target": 0.92},
+    ),
+    (
+        "R-POST-3",
+        "post_training hard",
+        {"behaviour__style_or_persona": True, "data": [PAIRS], "tried": ["prompting"]},
+        {"behaviour__style_or_persona": True, "data": [FEW], "tried": ["prompting"]},
+    ),
+    (
+        "R-POST-3",
+        "post_training soft",
+        {"behaviour__style_or_persona": True, "data": [PAIRS]},
+        {"data": [PAIRS]},
+    ),
+    (
+        "R-POST-4",
+        "post_training soft",
+        {"behaviour__rules_count": 6, "data": [PAIRS], "behaviour__prompt_falls_short": True},
+        {"behaviour__rules_count": 5, "data": [PAIRS], "behaviour__prompt_falls_short": True},
+    ),
+    (
+        "R-POST-5",
+        "post_training hard",
+        {"data": [rows("preference_pairs", 500)]},
+        {"data": [rows("preference_pairs", 49)]},
+    ),
+    ("R-POST-5", "post_training soft", {"data": [rows("preference_pairs", 499)]}, {"data": [rows("logs", 499)]}),
+    ("R-POST-6", "post_training soft", {"data": [PAIRS], "requested": "sft"}, {"data": [PAIRS]}),
+    (
+        "R-POST-7",
+        "post_training soft",
+        {"data": [rows("prompts", 100)], "reward__kind": "verifier"},
+        {"data": [rows("prompts", 100)], "reward__kind": "none"},
+    ),
+    (
+        "R-BON-1",
+        "best_of_n hard",
+        {"reward__kind": "reward_model", "constraints__weights_frozen": True},
+        {"reward__kind": "reward_model", "constraints__weights_frozen": True, "constraints__latency_s": 0.5},
+    ),
+    (
+        "R-BON-1",
+        "best_of_n soft",
+        {"reward__kind": "reward_model", "constraints__requests_per_day": 300},
+        {"reward__kind": "reward_model", "constraints__requests_per_day": 30_000},
+    ),
+    (
+        "R-FRZ-1",
+        "post_training veto",
+        {"constraints__weights_frozen": True},
+        {"constraints__weights_frozen": False},
+    ),
+    ("R-PRM-1", "prompting soft", {"behaviour__rules_count": 5}, {"behaviour__rules_count": 6}),
+    (
+        "R-PRM-2",
+        "prompting hard",
+        {"evals__baseline": 0.9, "evals__target": 0.9},
+        {"evals__baseline": 0.89, "evals__target": 0.9},
+    ),
+    ("R-PRM-3", "prompting soft", {"behaviour__rules_count": 6}, {"behaviour__rules_count": 20}),
+    ("R-PRM-4", "prompting soft", {"behaviour__output_format": "fixed"}, {"behaviour__output_format": "none"}),
+    (
+        "R-PRM-5",
+        "prompting soft",
+        {"behaviour__target_capability": "sql"},
+        {"behaviour__target_capability": "sql", "data": [PAIRS]},
+    ),
+    (
+        "R-PRM-6",
+        "prompting soft",
+        {"evals__baseline": 0.9, "evals__target": 0.92},
+        {"evals__baseline": 0.8, "evals__target": 0.92},
+    ),
+    ("R-PRM-7", "prompting soft", {"behaviour__rules_count": 20, "data": []}, {"behaviour__rules_count": 20}),
+    ("R-INS-1", "insufficient soft", {"hardware__gpus": 8}, {"hardware__gpus": 8, "behaviour__rules_count": 3}),
+    (
+        "R-INS-2",
+        "insufficient soft",
+        {"requested": "dpo"},
+        {"requested": "dpo", "data": [rows("preference_pairs", 500)]},
+    ),
+    (
+        "R-INS-3",
+        "insufficient soft",
+        {"requested": "ppo", "data": [rows("prompts", 2000)]},
+        {"requested": "ppo", "data": [rows("prompts", 2000)], "reward__kind": "verifier"},
+    ),
+]
+
+
+def found(rule: str, settings: dict[str, Any]) -> list[str]:
+    outcome = rules()[rule](facts(**settings), LIMIT)
+    every = [outcome] if isinstance(outcome, Finding) else list(outcome or ())  # type: ignore[arg-type]
+    return [f"{f.option} {f.weight}" for f in every if isinstance(f, Finding)]
+
+
+@pytest.mark.parametrize(("rule", "expected", "settings", "next_to"), CASES)
+def test_a_rule_speaks_where_it_should_and_not_next_to_it(
+    rule: str, expected: str, settings: dict[str, Any], next_to: dict[str, Any]
+) -> None:
+    assert expected in found(rule, settings)
+    assert expected not in found(rule, next_to)
+
+
+def test_every_rule_that_decides_has_a_case() -> None:
+    deciding = {name for name in rules() if name.startswith("R-") and not name.startswith("R-MEA")}
+    assert {case[0] for case in CASES} == deciding
+
+
+WARNINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    (
+        "too_little_data",
+        {"data": [rows("preference_pairs", 499)], "requested": "dpo"},
+        {"data": [rows("preference_pairs", 500)], "requested": "dpo"},
+    ),
+    (
+        "too_little_data",
+        {"data": [corpus(10**7)], "requested": "continual_pretraining"},
+        {"data": [corpus(10**10)], "requested": "continual_pretraining"},
+    ),
+    (
+        "forgetting",
+        {"data": [corpus(10**9)], "knowledge__unseen_domain": True},
+        {"data": [rows("documents")]},
+    ),
+    (
+        "forgetting",
+        {"data": [PAIRS], "task__type": "sql", "training__tuning": "full"},
+        {"data": [PAIRS], "task__type": "sql", "training__tuning": "lora"},
+    ),
+    ("needs_eval_gate", {"data": [PAIRS], "task__type": "sql"}, {"behaviour__rules_count": 3}),
+    ("needs_rag_eval", {"knowledge__needs_citations": True}, {"behaviour__rules_count": 3}),
+    ("data_freshness", {"knowledge__changes": "weekly"}, {"knowledge__changes": "yearly"}),
+    ("data_freshness", {"knowledge__changes": "yearly", "requested": "sft"}, {"knowledge__changes": "never"}),
+    (
+        "reward_hacking",
+        {"data": [rows("prompts", 5000)], "reward__kind": "verifier", "task__type": "math"},
+        {"data": [rows("preference_pairs", 5000)], "task__type": "math"},
+    ),
+    ("missing_reward", {"requested": "grpo"}, {"requested": "grpo", "reward__kind": "verifier"}),
+    ("missing_reward", {"requested": "rlhf"}, {"requested": "rlhf", "data": [rows("preference_pairs", 5000)]}),
+    (
+        "judge_bias",
+        {"data": [rows("preference_pairs", 900, labelled_by="gpt-4")]},
+        {"data": [rows("preference_pairs", 900, labelled_by="three experts")]},
+    ),
+    ("judge_bias", {"evals__judge": "model"}, {"evals__judge": "human"}),
+    ("license_or_privacy", {"constraints__regulated": True}, {"constraints__regulated": False}),
+    ("license_or_privacy", {"data": [rows("logs", pii=True)]}, {"data": [rows("logs", pii=False)]}),
+    ("license_or_privacy", {"data": [rows("logs", license="varies")]}, {"data": [rows("logs", license="mit")]}),
+    (
+        "contamination",
+        {"data": [rows("sft_pairs", 900, overlaps_evals=True)]},
+        {"data": [rows("sft_pairs", 900, overlaps_evals=False)]},
+    ),
+    ("brittle_prompt", {"behaviour__rules_count": 2}, {"behaviour__rules_count": 30}),
+    ("no_baseline", {"requested": "sft"}, {"requested": "sft", "tried": ["prompting"]}),
+    ("no_baseline", {"tried": []}, {"tried": ["prompting"]}),
+]
+
+
+@pytest.mark.parametrize(("warning", "settings", "next_to"), WARNINGS)
+def test_a_danger_is_seen_where_it_is(warning: str, settings: dict[str, Any], next_to: dict[str, Any]) -> None:
+    assert warning in warned(advice(**settings))
+    assert warning not in warned(advice(**next_to))
+
+
+def test_what_cannot_work_is_an_error() -> None:
+    below = advice(data=[rows("preference_pairs", 49)], requested="dpo")
+    assert {w.id: w.level for w in below.warnings}["too_little_data"] == "error"
+    thin = advice(data=[rows("preference_pairs", 400)], requested="dpo")
+    assert {w.id: w.level for w in thin.warnings}["too_little_data"] == "warning"
+
+
+def fit(strategy: str, verdict: str, total: float) -> Fit:
+    return Fit.model_validate(
+        {"strategy": strategy, "verdict": verdict, "per_gpu_gb": {}, "total_gb": total, "short_gb": total - 80}
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen", "level"),
+    [
+        (fit("full-ddp", "does_not_fit", 208), fit("lora-ddp", "fits", 30), "error"),
+        (None, None, "error"),
+        (fit("full-fsdp", "tight", 75), fit("full-fsdp", "tight", 75), None),
+        (None, fit("lora-ddp", "fits", 30), None),
+    ],
+)
+def test_memory(asked: Fit | None, chosen: Fit | None, level: str | None) -> None:
+    hardware = Hardware(given="1 x 80 GB", capacity_gb=80, chosen=chosen, asked=asked)
+    plan = Plan("post_training", (Step(stage="sft", why=["R-POST-1"]),), hardware=hardware)
+    outcome = rules()["W-MEMORY"](_with_plan(plan), LIMIT)
+    assert (outcome.level if isinstance(outcome, Warn) else outcome) == level
+
+
+def test_memory_where_pretraining_has_to_make_do_with_an_adapter() -> None:
+    steps = (Step(stage="continual_pretraining", why=["R-CPT-1"]),)
+    hardware = Hardware(given="1 x 80 GB", capacity_gb=80, chosen=fit("lora-ddp", "fits", 30))
+    outcome = rules()["W-MEMORY"](_with_plan(Plan("continual_pretraining", steps, hardware=hardware)), LIMIT)
+    assert isinstance(outcome, Warn) and outcome.level == "warning"
+
+
+def _with_plan(plan: Plan) -> Any:
+    return replace(facts(), plan=plan)
+
+
+QUESTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("goal", {}, {"behaviour__rules_count": 3}),
+    ("data", {}, {"behaviour__rules_count": 3}),
+    ("data_kind", {"data": [rows("logs", 80_000)]}, {"data": [rows("logs", 80_000), PAIRS]}),
+    (
+        "data_size",
+        {"data": [{"kind": "corpus"}], "knowledge__unseen_domain": True},
+        {"data": [corpus(10**9)], "knowledge__unseen_domain": True},
+    ),
+    ("reward", {"requested": "ppo"}, {"requested": "ppo", "reward__kind": "verifier"}),
+    (
+        "evals",
+        {"data": [PAIRS], "task__type": "sql"},
+        {"data": [PAIRS], "task__type": "sql", "evals__baseline": 0.5, "evals__held_out_rows": 300},
+    ),
+    ("model", {"data": [PAIRS], "task__type": "sql"}, {"data": [PAIRS], "task__type": "sql", "model__params_b": 7}),
+    ("hardware", {"data": [PAIRS], "task__type": "sql"}, {"data": [PAIRS], "task__type": "sql", "hardware__gpus": 0}),
+]
+
+
+@pytest.mark.parametrize(("question", "settings", "next_to"), QUESTIONS)
+def test_what_is_not_known_is_asked_once(question: str, settings: dict[str, Any], next_to: dict[str, Any]) -> None:
+    asked = [q.id for q in advice(**settings).missing]
+    assert asked.count(question) == 1
+    assert question not in {q.id for q in advice(**next_to).missing}
+
+
+NOT_TRIGGERS: list[dict[str, Any]] = [
+    {"hardware__gpus": 64, "hardware__gpu": "H100"},
+    {"constraints__budget_usd": 1e6},
+    {"requested": "rlhf"},
+    {"requested": "post_training"},
+    {"data": [rows("logs", 10**6)]},
+    {"model__params_b": 70, "model__type": "base"},
+]
+
+
+@pytest.mark.parametrize("settings", NOT_TRIGGERS)
+def test_means_and_fashion_trigger_nothing(settings: dict[str, Any]) -> None:
+    advised = advice(**settings)
+    assert advised.primary == "insufficient" and stages(advised) == []
+    assert all(name.startswith("R-INS") for name in fired(advised))
+
+
+def test_rules_only_return_what_they_may() -> None:
+    nothing = facts()
+    for name, rule in rules().items():
+        outcome = rule(nothing, LIMIT)
+        for each in [outcome] if isinstance(outcome, Finding | Warn | Ask) else list(outcome or ()):
+            assert isinstance(each, Finding | Warn | Ask), name
+
+
+def test_fields_of_findings_are_fields_of_the_form() -> None:
+    known = set(_paths())
+    for _, _, settings, _ in CASES:
+        for name, rule in rules().items():
+            outcome = rule(facts(**settings), LIMIT)
+            for each in [outcome] if isinstance(outcome, Finding | Warn | Ask) else list(outcome or ()):
+                for path in each.fields if not isinstance(each, Ask) else (each.field,):
+                    assert path in known or path.split(".")[0] in ("data", "tried"), (name, path)
+
+
+def _paths() -> list[str]:
+    paths = []
+    for name, field in Project.model_fields.items():
+        below = getattr(field.annotation, "model_fields", None)
+        paths += [name] + [f"{name}.{key}" for key in below or ()]
+    return paths

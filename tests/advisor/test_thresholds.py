@@ -1,0 +1,68 @@
+"""The thresholds: each with its source, and a user's own over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from align.advisor.thresholds import Floor, Thresholds
+from align.schemas.errors import AlignError
+
+
+def test_every_number_has_a_source() -> None:
+    limit = Thresholds.load()
+    assert set(limit.sources) == set(Thresholds.model_fields) - {"version", "sources"}
+    assert all(len(source) > 10 for source in limit.sources.values())
+
+
+def test_the_numbers_are_those_of_the_research() -> None:
+    limit = Thresholds.load()
+    assert limit.sft_rows == Floor(below=10, warn=500, comfortable=1000)
+    assert limit.preference_rows == Floor(below=50, warn=500, comfortable=5000)
+    assert (limit.corpus_tokens.below, limit.corpus_tokens.warn) == (10**8, 10**9)
+    assert (limit.few_rules, limit.many_rules) == (5, 20)
+
+
+def test_a_file_lays_its_own_over_them(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("many_rules: {value: 25, source: our own study}\nsft_rows: {warn: 300}\n")
+    own, shipped = Thresholds.load(file), Thresholds.load()
+    assert own.many_rules == 25 and own.sources["many_rules"] == "our own study"
+    assert own.sft_rows == Floor(below=10, warn=300, comfortable=1000)
+    assert own.sources["sft_rows"] == str(file)
+    assert own.corpus_tokens == shipped.corpus_tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("many_ruls: {value: 3}", "is no threshold\n    did you mean 'many_rules'?"),
+        ("many_rules: 25", "is 25, not a mapping\n    write many_rules: {value: ...}"),
+        ("sft_rows: {warn: 5}", "below, warn and comfortable must not fall"),
+        ("sft_rows: {wrn: 5}", "is not known\n    did you mean 'warn'?"),
+        ("sft_rows: {warn: -5}", "greater than or equal to 0"),
+        ("near_target: {value: many}", "valid number"),
+        ("many_rules: {value: [}", "is not YAML"),
+        ("- 5", "is not a mapping"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    with pytest.raises(AlignError) as caught:
+        Thresholds.load(file)
+    assert said in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_all_of_it_is_said_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("a: 1\nb: 2\n")
+    with pytest.raises(AlignError) as caught:
+        Thresholds.load(file)
+    assert len(caught.value.problems) == 2
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(AlignError, match="cannot be read"):
+        Thresholds.load(tmp_path / "none.yaml")
