@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.disk import write_whole
 from align.schemas.errors import AlignError, Problem
+
+if TYPE_CHECKING:
+    from align.core.data.lint.finding import LintFinding
 
 FAULTS: Mapping[str, str] = {
     "malformed-json": "the line is no JSON",
@@ -114,7 +117,9 @@ class BadRows:
         return AlignError.gather([*problems, Problem("", f"{self.summary}{more}", mend)])
 
 
-def write_report(path: Path, sources: Iterable[Mapping[str, Any]], bad: BadRows) -> None:
+def write_report(
+    path: Path, sources: Iterable[Mapping[str, Any]], bad: BadRows, findings: Iterable[LintFinding] = ()
+) -> None:
     """Keep what was read and what was bad; replaces an older report in one piece."""
     report = {
         "sources": list(sources),
@@ -123,6 +128,8 @@ def write_report(path: Path, sources: Iterable[Mapping[str, Any]], bad: BadRows)
         "bad_rows_listed": len(bad.rows),
         "bad_rows": [asdict(row) for row in bad.rows],
     }
+    if dumped := [finding.dump() for finding in findings]:
+        report["findings"] = dumped
     write_whole(path, (json.dumps(report, indent=1) + "\n").encode())
 
 

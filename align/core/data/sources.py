@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.core.data.faults import BadRow, BadRows, read_report, write_report
+from align.core.data.lint.finding import LintFinding
+from align.core.data.lint.held_out import learned_again
 from align.core.data.read import Reading
 from align.core.data.rows import Row
 from align.core.disk import sha256
@@ -29,7 +32,8 @@ class Records:
 
     train_sources, validation_sources: [N] which source each record came from. weights: each training source's share.
     names: of the training sources, validation_names: of the held-out ones (the training sources' where a fraction is
-    held out). fingerprint: sha256 over what the training records teach, their order, sources and weights.
+    held out). fingerprint: sha256 over what the training records teach, their order, sources and weights. findings:
+    rows that are there more than once, and held-out rows that are learned from.
     """
 
     train: list[Record]
@@ -41,6 +45,7 @@ class Records:
     validation_names: tuple[str | None, ...]
     fingerprint: str
     bad: BadRows
+    findings: list[LintFinding]
 
 
 def load_records(
@@ -61,10 +66,11 @@ def load_records(
     for index, source in enumerate(data.validation or ()):
         for row in _rows(source, data, learns_from, bad, reports, progress):
             held_out.add(row, index)
+    findings = learned_again(train.records, train.digests, held_out.records, held_out.digests)
     if report_dir is not None:
         learned = 0 if data.stream else len(data.train)
         told = [{**report, "held_out": place >= learned} for place, report in enumerate(reports)]
-        write_report(report_dir / "data_report.json", told, bad)
+        write_report(report_dir / "data_report.json", told, bad, findings)
     _stop(data, bad)
     for pile, wanted, mend in (
         (train, not data.stream, "give more rows, or hold out less: data.validation_fraction"),
@@ -84,6 +90,7 @@ def load_records(
         validation_names=tuple(source.name for source in data.validation or data.train),
         fingerprint=hashlib.sha256(train.hash.digest() + repr(weights).encode()).hexdigest(),
         bad=bad,
+        findings=findings,
     )
 
 
@@ -101,11 +108,13 @@ class _Pile:
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.sources: list[int] = []
+        self.digests = array("Q")
         self.hash = hashlib.sha256()
 
     def add(self, row: Row, source: int) -> None:
         self.records.append(row.record)
         self.sources.append(source)
+        self.digests.append(int.from_bytes(row.digest))
         self.hash.update(row.digest + source.to_bytes(4))
 
 

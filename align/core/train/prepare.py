@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from align.core.algorithm import Algorithm
 from align.core.data.doctor import Finding
 from align.core.data.examples import Examples
+from align.core.data.lint.finding import LintFinding
 from align.core.data.sources import Window, load_records, stream_records
 from align.core.data.tokenise import Tokenised, tokenise
 from align.core.disk import cache_directory
@@ -36,7 +37,7 @@ class Prepared:
 
     train: Examples
     held_out: list[HeldOutSet]
-    findings: list[Finding]
+    findings: list[Finding | LintFinding]
     bad_rows: dict[str, int]
     rows: Mapping[str, Record]
     """The rows of prompts, held-out ones too, by source; of other kinds none."""
@@ -79,7 +80,7 @@ class Preparation:
         return Prepared(
             train.examples,
             [HeldOutSet(name, done.examples) for name, done in held_out.items()],
-            [finding for done in (train, *held_out.values()) for finding in done.findings],
+            [*records.findings, *(finding for done in (train, *held_out.values()) for finding in done.findings)],
             dict(records.bad.counts),
             _by_source([r for r in (*records.train, *records.validation) if r.kind == "prompt"]),
         )

@@ -98,6 +98,11 @@ CATALOGUE: Mapping[str, Entry] = {
         "{counted} hold more than half of an evaluation's prompt, in runs of {n} words: {suites}",
         "leave them out: a score on what was trained on says nothing",
     ),
+    "held-out-overlap": Entry(
+        "warning",
+        "{counted} are held out and learned from as well",
+        "leave them out of one of the two: how well they are known says nothing of other rows",
+    ),
     # answers
     "no-user": Entry("warning", "{counted} are conversations in which no user speaks", "give them a user's turn"),
     "some-system": Entry(
