@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from align.advisor.render import FORMATS, Format
+from align.cli.advise_model import measured, model_options, read_by_model
 
 if TYPE_CHECKING:
     from align.advisor.ask import Question
@@ -52,6 +53,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--what-if", multiple=True, metavar="KEY=VALUE", help="What would be otherwise with it; repeatable.")
 @click.option("--thresholds", type=FILE, help="Thresholds of your own over the shipped ones.")
 @click.option("--prices", type=FILE, help="Prices of GPU-hours, for costs.")
+@model_options
 def advise(brief: str | None, text: str | None, **options: Any) -> None:
     """Is training the answer, which kind, will it fit, and what must hold before it ships?
 
@@ -62,7 +64,7 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
     from align.advisor.thresholds import Thresholds
 
     limit = Thresholds.load(options["thresholds"])
-    read = _brief(brief, text, ask=options["ask"])
+    read = measured(_brief(brief, text, ask=options["ask"]), options)
     case = _case(read, options, limit)
     facts, prices = case.facts(), options["prices"]
     if options["why_not"]:
@@ -114,7 +116,8 @@ def _case(read: Brief, options: dict[str, Any], limit: Thresholds) -> Case:
     from align.plugins import advice
     from align.schemas.errors import AlignError
 
-    case = advice.Case.of(read).and_also(*advice.counted(read.project))
+    case = advice.Case.of(read, limit).and_also(*advice.counted(read.project))
+    case = read_by_model(case, options)
     for word in options["data"]:
         case = case.and_also(advice.of_word(word))
     if options["model"]:

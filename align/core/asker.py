@@ -23,6 +23,24 @@ MAX_TOKENS = 4096
 """Of a reply."""
 
 
+def asker(
+    model: str,
+    url: str | None = None,
+    *,
+    key_env: str | None = None,
+    allow_network: bool = False,
+    offline: bool = False,
+    record: Path | None = None,
+) -> Recorded:
+    """A model behind a server, or without a ``url`` the one in a directory; every reply is kept under ``record``.
+
+    record: by default a place in align's cache. Raises AlignError as ``endpoint`` does, unless nothing is to be asked.
+    """
+    here = url is None or offline  # a local model is loaded only when it is asked
+    ask = local(model) if here else endpoint(str(url), model, key_env=key_env, allow_network=allow_network)
+    return Recorded(ask, record or disk.cache_directory() / "replies", model, offline=offline)
+
+
 class Recorded:
     """An asker that remembers: one file a reply, under the hash of prompt, schema and model.
 

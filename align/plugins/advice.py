@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from align import __version__
+from align.advisor import model_parser
 from align.advisor.decide import advise
 from align.advisor.facts import Evidence, Facts, Source, from_form, gather
+from align.advisor.measured import added
+from align.advisor.model_parser import Asker
 from align.advisor.rule import Rule
 from align.advisor.text import read
 from align.advisor.thresholds import Thresholds
@@ -18,7 +21,7 @@ from align.core.projectfile import Brief, text_of
 from align.core.settings import check, dotted
 from align.schemas.advice import Advice
 from align.schemas.errors import AlignError, did_you_mean
-from align.schemas.project import DataKind, HardwareFacts, Project
+from align.schemas.project import DataKind, HardwareFacts, Measured, Project
 
 
 def rules() -> Mapping[str, Rule]:
@@ -34,13 +37,21 @@ class Case:
     description: str = ""
     languages: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    parser: str = "rules"
 
     @classmethod
-    def of(cls, brief: Brief) -> Case:
-        """A brief: its form, and what its free words say."""
+    def of(cls, brief: Brief, limit: Thresholds | None = None) -> Case:
+        """A brief: its form, what its free words say, and what follows from measurements that it keeps."""
         reading = read(brief.text)
-        evidence = (*from_form(brief.project, dict(brief.places)), *reading.evidence)
-        return cls(evidence, brief.text, tuple(reading.languages))
+        evidence = [*from_form(brief.project, dict(brief.places)), *reading.evidence]
+        if brief.project.measured != Measured():
+            evidence = added(evidence, brief.project.measured, limit or Thresholds.load())
+        return cls(tuple(evidence), brief.text, tuple(reading.languages))
+
+    def read_by(self, ask: Asker, model: str) -> Case:
+        """With what a model finds in the free words too, as far as they bear it out."""
+        evidence, rejected = model_parser.read(self.description, ask) if self.description.strip() else ([], [])
+        return replace(self.and_also(evidence, rejected), parser=f"llm:{model}")
 
     def and_also(self, more: Sequence[Evidence], unread: Sequence[str] = ()) -> Case:
         """With more evidence."""
@@ -56,16 +67,16 @@ class Case:
 
     def advice(self, limit: Thresholds, prices: Path | None = None) -> Advice:
         """What to do. Raises AlignError for a price file that cannot be read."""
-        return weigh(self.facts(), limit, prices)
+        return weigh(self.facts(), limit, prices, self.parser)
 
     def form(self) -> Project:
         """The filled form, the free words in it."""
         return self.facts().project.model_copy(update={"description": self.description or None})
 
 
-def weigh(facts: Facts, limit: Thresholds, prices: Path | None = None) -> Advice:
+def weigh(facts: Facts, limit: Thresholds, prices: Path | None = None, parser: str = "rules") -> Advice:
     """Advice by the installed rules."""
-    return advise(facts, limit, rules(), tool=__version__, prices=prices)
+    return advise(facts, limit, rules(), tool=__version__, parser=parser, prices=prices)
 
 
 def counted(project: Project) -> tuple[list[Evidence], list[str]]:

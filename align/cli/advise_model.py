@@ -1,0 +1,108 @@
+"""The options of ``align advise`` that ask a model: to read the brief, and to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import rich_click as click
+
+from align.cli.choices import REWARD, reward_of
+
+if TYPE_CHECKING:
+    from align.core.projectfile import Brief
+    from align.plugins.advice import Case
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+READING = (
+    click.option(
+        "--parser",
+        type=click.Choice(["rules", "llm"]),
+        default="rules",
+        show_default=True,
+        help="What reads"
+        " free words: rules alone, or a model beside them, which is believed where the words bear it out.",
+    ),
+    click.option("--llm-model", metavar="NAME|DIR", help="The reading model: its name at --llm-url, or a directory."),
+    click.option("--llm-url", metavar="URL", help="Of an OpenAI-compatible server: http://localhost:8000/v1."),
+    click.option("--llm-key-env", metavar="VAR", help="The environment variable with the server's key."),
+    click.option("--allow-network", is_flag=True, help="The brief may leave this machine, for --llm-url."),
+    click.option("--offline", is_flag=True, help="Ask nothing; only replies that were recorded count."),
+    click.option("--record", type=click.Path(path_type=Path, file_okay=False), help="Where replies are kept."),
+)
+MEASURING = (
+    click.option(
+        "--measure",
+        is_flag=True,
+        help="Measure the untouched --model on the rows of --data. (--save keeps"
+        " what is found, so that it need not be measured again.)",
+    ),
+    click.option(
+        "--reward",
+        multiple=True,
+        metavar="REWARD",
+        help=f"What scores answers: {REWARD}. Default: words in common with the answer wanted.",
+    ),
+    click.option("--reference", metavar="FILE", help="Ordinary text, to hold the bits per byte of --data against."),
+    click.option("--measure-rows", type=click.IntRange(min=1), default=200, show_default=True, help="Rows of a kind."),
+    click.option("--samples", type=click.IntRange(min=2), default=8, show_default=True, help="Sampled answers each."),
+    click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer."),
+    click.option(
+        "--chat/--no-chat",
+        default=None,
+        help="Ask prompts that are plain text as a user's message, or not."
+        " Default: where the model has a chat template.",
+    ),
+)
+_READING_ONLY = ("llm_model", "llm_url", "llm_key_env", "allow_network", "offline", "record")
+_MEASURING_ONLY = ("reward", "reference", "chat")
+
+
+def model_options(command: F) -> F:
+    """Give a command the options above."""
+    for option in reversed((*READING, *MEASURING)):
+        command = option(command)
+    return command
+
+
+def read_by_model(case: Case, options: Mapping[str, Any]) -> Case:
+    """With what the model reads that ``--parser llm`` names; without that option as it was."""
+    if options["parser"] == "rules":
+        _refuse(options, _READING_ONLY, "--parser llm")
+        return case
+    if not options["llm_model"]:
+        raise click.UsageError("--parser llm needs --llm-model NAME or DIR")
+    from align.core.asker import asker
+
+    ask = asker(
+        options["llm_model"],
+        options["llm_url"],
+        key_env=options["llm_key_env"],
+        allow_network=options["allow_network"],
+        offline=options["offline"],
+        record=options["record"],
+    )
+    return case.read_by(ask, options["llm_model"])
+
+
+def measured(read: Brief, options: Mapping[str, Any]) -> Brief:
+    """With what ``--measure`` finds; without that option as it was."""
+    if not options["measure"]:
+        _refuse(options, _MEASURING_ONLY, "--measure")
+        return read
+    from align.core.measure.probes import Settings
+    from align.plugins.measuring import Wish
+    from align.plugins.measuring import measured as work
+
+    rewards = [reward_of(word) for word in options["reward"]]
+    wish = Wish(options["model"], options["data"], rewards, options["reference"], options["chat"])
+    settings = Settings(rows=options["measure_rows"], k=options["samples"], max_tokens=options["max_tokens"])
+    return work(read, wish, settings, lambda probe: click.echo(f"measuring: {probe}", err=True))
+
+
+def _refuse(options: Mapping[str, Any], names: tuple[str, ...], without: str) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in names if options[name] not in (None, False, ())]
+    if given:
+        raise click.UsageError(f"{', '.join(given)}: only with {without}")
