@@ -37,12 +37,14 @@ def advise(
     tool: str = "",
     parser: str = "rules",
     prices: Path | None = None,
+    others: bool = True,
 ) -> Advice:
     """What to do about a project.
 
     rules: by id, as ``align.core.registry.working("rule")`` has them. tool: our version. parser: ``rules`` or
-    ``llm:MODEL``. prices: a price file of the user's; without one there is no cost. Raises AlignError for a price file
-    that cannot be read.
+    ``llm:MODEL``. prices: a price file of the user's; without one there is no cost. others: whether to look for what
+    would flip to other ways, which takes longer than all the rest. Raises AlignError for a price file that cannot be
+    read.
     """
     decision = decide(facts, limit, rules)
     training = [step for step in decision.plan.steps if not step.optional]
@@ -59,7 +61,7 @@ def advise(
         plan=list(decision.plan.steps),
         companions=list(decision.plan.companions),
         first_try=first_try(facts, limit, decision.plan),
-        alternatives=alternatives(facts, limit, rules, decision),
+        alternatives=alternatives(facts, limit, rules, decision) if others else [],
         reasons=[_reason(facts, finding) for finding in _ordered(decision)],
         assumptions=[*assumptions(facts, limit, loose), *assumed],
         missing=asked,

@@ -199,14 +199,16 @@ def _split(kind: str, said: list[Evidence]) -> Spoken:
     for e in said:
         key = e.field.removeprefix(f"data.{kind}").removeprefix(".")
         positive = e.status != "negated"
-        if (not key and positive != bool(e.value)) or (positive and key == "rows" and e.value == 0):
+        if not key and positive != bool(e.value):
             absent = absent or e
         elif not key:
             if not bodies or e.source not in PROSE:
                 bodies.append({"": e})
         elif positive or isinstance(e.value, bool):
             _add(bodies, key, e)
-    return Spoken(bodies, absent)
+    empty = [body for body in bodies if "rows" in body and body["rows"].value == 0]
+    absent = absent or (empty[0]["rows"] if empty else None)
+    return Spoken([body for body in bodies if body not in empty], absent)
 
 
 def _add(bodies: list[Body], key: str, e: Evidence) -> None:

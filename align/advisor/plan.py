@@ -65,7 +65,7 @@ class _Draft:
 
     def _train(self) -> None:
         why = self._why("post_training")
-        scoring = asked(self.facts, "reward_model")
+        scoring = self._wants_scorer()
         after_cpt = any(step.stage == "continual_pretraining" for step in self.steps)
         raw = self.facts.project.model.type == "base" or after_cpt
         if not scoring and (self._usable("sft_pairs") or raw or not self._learns_otherwise()):
@@ -76,6 +76,10 @@ class _Draft:
         if self._usable("unpaired_feedback"):
             self._step("kto", why, self._lacking("kto"))
         self._rewards(why)
+
+    def _wants_scorer(self) -> bool:
+        """Whether a scorer itself is asked for, and there are comparisons to learn it from."""
+        return asked(self.facts, "reward_model") and self._usable("preference_pairs")
 
     def _learns_otherwise(self) -> bool:
         judged = self._usable("preference_pairs") or self._usable("unpaired_feedback")
@@ -90,7 +94,7 @@ class _Draft:
         """Pairs teach a policy directly (dpo), or a scorer first where one is wanted and there are prompts for it."""
         wants_rewards = asked(self.facts, "rlhf", *ONLINE)
         own_scorer = scorer(self.facts) in (None, "human") and wants_rewards and self._usable("prompts")
-        if asked(self.facts, "reward_model"):
+        if self._wants_scorer():
             self._step("reward_model", why, self._lacking("reward_model"))
         elif own_scorer:
             self._step("reward_model", why, self._lacking("reward_model"))
@@ -100,7 +104,7 @@ class _Draft:
 
     def _rewards(self, why: list[str]) -> None:
         kind = scorer(self.facts)
-        if kind in (None, "human") or asked(self.facts, "reward_model"):
+        if kind in (None, "human") or self._wants_scorer():
             return
         if not self._usable("prompts"):
             if kind == "verifier" and self._usable("sft_pairs"):  # their questions are prompts

@@ -109,7 +109,7 @@ def choose(facts: Facts, findings: Sequence[Finding]) -> Choice:
 
 def _hard_order(facts: Facts) -> tuple[Option, ...]:
     """Which of several hard options is started with. Retrieval that is there already needs no start."""
-    behaviour: tuple[Option, ...] = ("post_training", "best_of_n")
+    behaviour: tuple[Option, ...] = ("best_of_n", "post_training")
     known: tuple[Option, ...] = ("rag",)
     middle = behaviour + known if tried(facts, "rag") else known + behaviour
     return ("continual_pretraining", *middle, "prompting", "insufficient")

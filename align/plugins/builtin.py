@@ -105,6 +105,7 @@ def register_rules(register: Register) -> None:
     register("R-POST-5", f"{behaviour}:judged_answers")
     register("R-POST-6", f"{behaviour}:examples_beyond_prompts")
     register("R-POST-7", f"{behaviour}:checked_prompts")
+    register("R-POST-8", f"{behaviour}:prompt_exhausted")
     register("R-BON-1", f"{behaviour}:best_of_n")
     register("R-FRZ-1", f"{behaviour}:frozen")
     prompting, verdict, measured = (f"align.advisor.rules.{page}" for page in ("prompting", "verdict", "measured"))

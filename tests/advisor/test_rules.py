@@ -38,8 +38,8 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     (
         "R-CPT-1",
         "continual_pretraining soft",
-        {"data": [corpus(10**9)]},
-        {"data": [corpus(10**9)], "knowledge__unseen_domain": False},
+        {"data": [corpus(10**9)], "knowledge__needs_citations": True},
+        {"data": [corpus(10**9)], "knowledge__needs_citations": True, "knowledge__unseen_domain": False},
     ),
     (
         "R-CPT-2",
@@ -118,9 +118,21 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ),
     (
         "R-BON-1",
-        "best_of_n soft",
+        "best_of_n hard",
         {"reward__kind": "reward_model", "constraints__requests_per_day": 300},
-        {"reward__kind": "reward_model", "constraints__requests_per_day": 30_000},
+        {"reward__kind": "verifier", "constraints__requests_per_day": 300},
+    ),
+    (
+        "R-BON-1",
+        "best_of_n soft",
+        {"reward__kind": "verifier", "constraints__requests_per_day": 300},
+        {"reward__kind": "verifier", "constraints__requests_per_day": 30_000},
+    ),
+    (
+        "R-POST-8",
+        "post_training soft",
+        {"task__type": "sql", "tried": ["prompting"], "behaviour__prompt_falls_short": True},
+        {"task__type": "sql", "tried": ["prompting"], "behaviour__prompt_falls_short": True, "data": []},
     ),
     (
         "R-FRZ-1",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import JUDGED, asked, enough, falls_short, gap, scorer, skill, some, tried
+from align.advisor.known import JUDGED, asked, denied, enough, falls_short, gap, scorer, skill, some, tried
 from align.advisor.rule import Finding, Weight
 from align.advisor.thresholds import Thresholds
 
@@ -110,6 +110,17 @@ def checked_prompts(facts: Facts, limit: Thresholds) -> Finding | None:
     return Finding("post_training", "soft", because, ("data.prompts", "reward.kind"), flips, "ALG_RL")
 
 
+def prompt_exhausted(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-POST-8: a skill or a manner that prompts were seen to miss, where nobody says that there are no data."""
+    wanted = skill(facts) or facts.project.behaviour.style_or_persona
+    seen = tried(facts, "prompting", "few_shot") and falls_short(facts)
+    if not wanted or not seen or denied(facts, "sft_pairs") or _learnable(facts, limit):
+        return None
+    because = "prompts were seen to miss it, so what remains is to learn it; the data for that are still to be named"
+    fields = ("tried", "behaviour.prompt_falls_short", "evals.baseline", "behaviour.target_capability", "task.type")
+    return Finding("post_training", "soft", because, fields, "a prompt reached the target", "POST")
+
+
 def best_of_n(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-BON-1: where answers can be scored and there is time for several, the best of a few needs no training."""
     c = facts.project.constraints
@@ -119,6 +130,7 @@ def best_of_n(facts: Facts, limit: Thresholds) -> Finding | None:
     little = c.requests_per_day is not None and c.requests_per_day <= limit.low_traffic_per_day
     if not slow or not (c.weights_frozen or little or c.max_n or asked(facts, "best_of_n")):
         return None
+    proven = scorer(facts) == "reward_model" and (little or asked(facts, "best_of_n"))
     because = "answers can be scored and there is time to sample a few: the best of them is better, untrained"
     fields = (
         "reward.kind",
@@ -128,7 +140,7 @@ def best_of_n(facts: Facts, limit: Thresholds) -> Finding | None:
         "requested",
     )
     flips = f"an answer had to come within {limit.quick_answer_s:g} s, or there were more requests"
-    return Finding("best_of_n", "hard" if c.weights_frozen else "soft", because, fields, flips, "ALG_BON")
+    return Finding("best_of_n", "hard" if c.weights_frozen or proven else "soft", because, fields, flips, "ALG_BON")
 
 
 def frozen(facts: Facts, limit: Thresholds) -> list[Finding]:

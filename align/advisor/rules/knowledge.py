@@ -55,15 +55,19 @@ def per_user(facts: Facts, limit: Thresholds) -> Finding | None:
 
 
 def unseen_field(facts: Facts, limit: Thresholds) -> Finding | None:
-    """R-CPT-1: a field or language the model has not seen, and a corpus of at least a billion tokens."""
+    """R-CPT-1: a corpus of at least a billion tokens, of a field or language that the model has not seen.
+
+    Soft where nobody says so and answers have to be looked up anyway.
+    """
     corpus, k = tokens(facts.data("corpus"), limit), facts.project.knowledge
     if corpus is None or corpus < limit.corpus_tokens.warn or k.unseen_domain is False:
         return None
-    meant = k.unseen_domain or facts.project.task.type == "domain_model" or asked(facts, "continual_pretraining")
+    looked_up = k.needs_citations or k.per_user or k.changes in CHANGING
+    meant = k.unseen_domain or asked(facts, "continual_pretraining") or not looked_up
     because = f"{corpus:.3g} tokens of text are enough to move what a model knows"
     if k.unseen_domain:
         because += ", and it has hardly seen their field"
-    fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "task.type", "requested")
+    fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "requested")
     flips = f"there were fewer than {limit.corpus_tokens.warn:.0e} tokens, or the model knew the field"
     return Finding("continual_pretraining", "hard" if meant else "soft", because, fields, flips, "CPT")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import TRAINED_ON, enough, falls_short, gap, knows_what_for, scorer, skill, some
+from align.advisor.known import TRAINED_ON, denied, enough, falls_short, gap, knows_what_for, scorer, skill, some, tried
 from align.advisor.rule import Finding
 from align.advisor.thresholds import Thresholds
 
@@ -62,6 +62,8 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
     if not goal or not knows_what_for(facts) or any(enough(facts, kind, limit) for kind in TRAINED_ON):
         return None
     if scorer(facts) and some(facts, "prompts", limit):
+        return None
+    if tried(facts, "prompting", "few_shot") and falls_short(facts) and not denied(facts, "sft_pairs"):
         return None
     because = "there is a goal and too little to train on: a good prompt with a few examples in it comes first"
     fields = ("behaviour.target_capability", "behaviour.style_or_persona", "task.type", "data.sft_pairs")
