@@ -15,6 +15,8 @@ from typing import Any
 from align.core import disk
 from align.core.http import Client, Refused, checked_url, secret
 from align.schemas.errors import AlignError
+from align.schemas.records import Record
+from align.schemas.rollout import Sampling
 
 Asker = Callable[[str, dict[str, Any]], str]
 """Prompt and JSON schema to the reply's text."""
@@ -149,8 +151,11 @@ def local(path: str) -> Asker:
 
     def ask(prompt: str, schema: dict[str, Any]) -> str:
         chat = model().tokenizer.chat_template is not None
-        content = [{"role": "user", "content": prompt}] if chat else prompt
-        (reply,) = model().answers([content], max_new_tokens=MAX_TOKENS)
-        return str(reply)
+        asked = Record("prompt", "the prompt", prompt=[{"role": "user", "content": prompt}] if chat else prompt)
+        if (room := model().room(asked)) <= 0:
+            what = f"what is asked is {1 - room} tokens longer than its context can hold"
+            raise AlignError(what, "name a model with a longer context", where=path)
+        ((said,),) = model().ask([asked], Sampling(max_tokens=MAX_TOKENS, temperature=0))
+        return str(said.text)
 
     return ask
