@@ -132,7 +132,7 @@ def _case(read: Brief, options: dict[str, Any], limit: Thresholds) -> Case:
         return case.and_also(ask.of_file(document.values, file, limit))
     if options["ask"]:
         known = case
-        return case.and_also(ask.interview(case.evidence, lambda e: known.having(e).advice(limit), limit, _prompt))
+        return case.and_also(ask.interview(case.evidence, lambda e: known.outcome(e, limit), limit, _prompt))
     return case
 
 

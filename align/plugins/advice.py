@@ -69,14 +69,20 @@ class Case:
         """What to do. Raises AlignError for a price file that cannot be read."""
         return weigh(self.facts(), limit, prices, self.parser)
 
+    def outcome(self, evidence: Sequence[Evidence], limit: Thresholds) -> Advice:
+        """The advice on other evidence, without what would flip it: for asking many times."""
+        return weigh(replace(self, evidence=tuple(evidence)).facts(), limit, others=False)
+
     def form(self) -> Project:
         """The filled form, the free words in it."""
         return self.facts().project.model_copy(update={"description": self.description or None})
 
 
-def weigh(facts: Facts, limit: Thresholds, prices: Path | None = None, parser: str = "rules") -> Advice:
-    """Advice by the installed rules."""
-    return advise(facts, limit, rules(), tool=__version__, parser=parser, prices=prices)
+def weigh(
+    facts: Facts, limit: Thresholds, prices: Path | None = None, parser: str = "rules", *, others: bool = True
+) -> Advice:
+    """Advice by the installed rules. others: with what would flip to other ways."""
+    return advise(facts, limit, rules(), tool=__version__, parser=parser, prices=prices, others=others)
 
 
 def counted(project: Project) -> tuple[list[Evidence], list[str]]:
