@@ -87,7 +87,8 @@ def grade_words(case: dict[str, Any], evidence: Iterable[Evidence]) -> Counter[s
     counts: Counter[str] = Counter()
     for key, name in WORDS.items():
         if key in case["facts"]:
-            said = next((e.value for e in held if e.field == name and e.status == "asserted"), None)
+            told = [e for e in held if e.field == name and (e.status == "asserted" or isinstance(e.value, bool))]
+            said = next((not e.value if e.status == "negated" else e.value for e in told), None)
             counts["tp" if said == case["facts"][key] else "fn"] += 1
     return counts
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from align.advisor.facts import Evidence
 from align.advisor.text.cues import cues
-from align.advisor.text.datasets import datasets
+from align.advisor.text.datasets import datasets, kind_told
+from align.advisor.text.enumerations import enumerated
 from align.advisor.text.hardware import hardware
 from align.advisor.text.languages import languages_of, name
 from align.advisor.text.numbers import parse
 from align.advisor.text.quantities import quantities
-from align.advisor.text.scene import Scene
+from align.advisor.text.scene import Scene, moved
 from align.advisor.text.settle import settled
 from align.advisor.text.words import cut, sentences
 
@@ -43,26 +44,36 @@ def read(text: str, place: str = "") -> Reading:
     languages, unknown = languages_of(text)
     lexicons = languages or ["xx"]
     evidence = [replace(e, place=place) for e in _once(settled(_evidence(text, lexicons)))]
-    return Reading(evidence, [*languages, *(f"{code}?" for code in unknown)], [_unread(code, bool(languages)) for code in unknown])
+    return Reading(
+        evidence, [*languages, *(f"{code}?" for code in unknown)], [_unread(code, bool(languages)) for code in unknown]
+    )
 
 
 def _unread(code: str, partly: bool) -> str:
-    what = "what is written in it was left out" if partly else "only numbers with units known everywhere were taken from it"
+    what = (
+        "what is written in it was left out"
+        if partly
+        else "only numbers with units known everywhere were taken from it"
+    )
     return f"the text is in {name(code)}, which is not read without a model: {what}"
 
 
 def _evidence(text: str, languages: list[str]) -> Iterator[Evidence]:
-    seen: dict[str, list[Evidence]] = {}
+    """Sentence by sentence; what a sentence says may hang on what kind of data the one before speaks of."""
+    read_before: dict[tuple[str, str | None], tuple[list[Evidence], str | None]] = {}
+    kind: str | None = None
     for start, sentence in sentences(text):
-        if sentence not in seen:
-            seen[sentence] = list(_sentence(sentence, languages))
-        for e in seen[sentence]:
-            assert e.span is not None
-            yield replace(e, span=(e.span[0] + start, e.span[1] + start))
+        key = sentence, kind
+        if key not in read_before:
+            scene = Scene(cut(sentence), languages, kind)
+            read_before[key] = list(_sentence(scene)), kind_told(scene)
+        found, kind = read_before[key]
+        for e in found:
+            yield moved(e, start)
+    yield from enumerated(text, languages)
 
 
-def _sentence(text: str, languages: list[str]) -> Iterator[Evidence]:
-    scene = Scene(cut(text), languages)
+def _sentence(scene: Scene) -> Iterator[Evidence]:
     yield from hardware(scene)
     yield from quantities(scene)
     yield from datasets(scene)
@@ -77,4 +88,3 @@ def _once(evidence: Iterable[Evidence]) -> Iterator[Evidence]:
         counts[key] = counts.get(key, 0) + 1
         if counts[key] <= PLACES:
             yield e
-

@@ -52,7 +52,8 @@ def _plain(status: Status) -> Status:
 
 def _method(scene: Scene, match: Match, method: str, status: Status) -> Iterator[Evidence]:
     wished = any(
-        w.end <= match.start <= w.end + WISH_REACH or match.end <= w.start <= match.end + 4 for w in scene.named("cue:wish")
+        w.end <= match.start <= w.end + WISH_REACH or match.end <= w.start <= match.end + 4
+        for w in scene.named("cue:wish")
     )
     if status == "asserted" and not wished:
         return

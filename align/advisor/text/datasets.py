@@ -7,38 +7,51 @@ from collections.abc import Iterator
 from align.advisor.facts import Evidence, Status
 from align.advisor.text.hanzi import Number
 from align.advisor.text.hardware import BYTES
-from align.advisor.text.quantities import LEFT, head, noun, phrase_end
+from align.advisor.text.nouns import Noun, noun, noun_before, phrase_end
 from align.advisor.text.scene import Scene
 
 BYTES_PER_TOKEN = 4
 """Of English prose (research: 3 to 3.5 for code), so tokens from bytes are a guess."""
 KINDS = ("preference_pairs", "unpaired_feedback", "eval_set", "prompts", "sft_pairs", "logs")
 FEW = {
-    "sft_pairs": 2,
-    "preference_pairs": 2,
-    "unpaired_feedback": 2,
+    "sft_pairs": 4,
+    "preference_pairs": 10,
+    "unpaired_feedback": 10,
     "prompts": 20,
     "documents": 10,
     "logs": 10,
     "eval_set": 5,
 }
 """Smaller numbers are things spoken of, not data: two answers, three questions."""
+BODY = 10
+"""From here on a number may be a body of data of its own."""
+SEPARATORS = frozenset((",", ";", "，", "、", "；", "(", ":", "and", "und", "y", "plus", "then"))
+KEPT = {("prompts", "logs"), ("logs", "prompts"), ("documents", "logs"), ("sft_pairs", "prompts")}
+"""Nouns that say more than the words around them."""
 
 
 def datasets(scene: Scene) -> Iterator[Evidence]:
     """Sizes of data. Numbers that other readers took are left alone."""
     free = [n for n in scene.numbers if n.start not in scene.taken and not n.share]
-    for index, number in enumerate(free):
-        low = _begins(scene, free[index - 1], number) if index else 0
-        high = free[index + 1].start if index + 1 < len(free) else len(scene.sentence.words)
-        yield from _size(scene, number, low, high)
+    large = [n for n in free if n.value >= BODY or n.value == 0]
+    for number in free:
+        before = [n for n in large if n.end <= number.start]
+        after = [n for n in large if n.start >= number.end]
+        low = _begins(scene, before[-1], number) if before else 0
+        yield from _size(scene, number, low, after[0].start if after else len(scene.sentence.words))
+
+
+def kind_told(scene: Scene) -> str | None:
+    """The kind of judged data that a sentence speaks of, for the one behind it: `That's 64,000 tickets now.`"""
+    kind = _kind(scene, 0, 0, 0, len(scene.sentence.words))
+    return kind if kind in ("preference_pairs", "unpaired_feedback") else None
 
 
 def _begins(scene: Scene, before: Number, number: Number) -> int:
     """Where the words begin that speak of a number and not of the one before: behind the last mark or "and" between."""
     words = scene.sentence.words
-    start = max(before.end, head(scene, before)[1])
-    marks = [at for at in range(start, number.start) if words[at] in (",", ";", "，", "、", "(", ":", "and", "und", "y", "plus", "then")]
+    start = noun(scene, before).end
+    marks = [at for at in range(start, number.start) if words[at] in SEPARATORS]
     return marks[-1] + 1 if marks else start
 
 
@@ -47,75 +60,49 @@ def _size(scene: Scene, number: Number, low: int, high: int) -> Iterator[Evidenc
     if number.end < len(words) and words[number.end] in BYTES:
         yield from _bytes(scene, number, low, high)
         return
-    tokens = noun(scene, number, "unit:tokens") or (
-        ("", number.end) if number.value >= 1e6 and _before(scene, number, "unit:tokens") else None
-    )
-    if tokens or (
-        number.value >= 5e7 and (number.letter == "b" or number.value >= 1e8) and scene.has("kind:corpus", low, high)
-    ):
-        end = tokens[1] if tokens else number.end
-        kind = "corpus"
-        if (
-            scene.has("kind:sft_pairs", number.end, high)
-            and not scene.has("kind:corpus", number.end, high)
-            and (scene.among("data:sft", number.end, high))
-            and scene.has("data:sft_pairs", number.end, high)
-        ):
-            kind = "sft_pairs"
+    behind = noun(scene, number)
+    if _is_tokens(scene, number, behind, low, high):
         if number.value >= 1e5:
+            end = behind.end if behind.named("unit:tokens") else number.end
+            kind = "sft_pairs" if _are_instructions(scene, end, high) else "corpus"
             yield from _held(scene, kind, "tokens", number, number.start, end)
         return
-    found = noun(scene, number, "data:")
-    behind = noun(scene, number, "unit:")
-    start, end = number.start, found[1] if found else number.end
-    if found is None and behind is None:
-        before = _before(scene, number, "data:")
-        if before:
-            found, start = (before[0], number.end), before[1]
+    plain, start, end = behind.named("data:"), number.start, behind.end
+    if not behind.labels and (before := noun_before(scene, number, "data:")):
+        plain, start, end = before.label, before.start, number.end
     guess = _kind(scene, start, end, low, high)
-    if found is None:
-        adjacent = _kind(scene, number.end, number.end, number.end, min(phrase_end(scene, number) + 3, high))
-        if (
-            behind is not None
-            or adjacent is None
-            or number.value < 30
-            or (number.plain and 1900 <= number.value <= 2100)
-        ):
-            return
-        kind: str | None = guess
-    else:
-        plain = found[0].removeprefix("data:")
-        if guess is None and (plain == "weak" or (behind is not None and behind[0] == "unit:other")):
-            return
-        kind = _settled(scene, plain, guess)
-    if kind is None or 0 < number.value < FEW.get(kind, 2) or number.value != int(number.value):
+    if guess is None and plain in ("data:weak", "data:logs", "data:unpaired_feedback"):
+        guess = scene.before
+    kind = _settled(plain.removeprefix("data:"), guess) if plain else _unnamed(scene, number, behind, high, guess)
+    if kind is None or (guess is None and behind.named("unit:other") and plain):
+        return
+    if 0 < number.value < FEW.get(kind, 2) or number.value != int(number.value):
         return
     if kind == "documents" and scene.has("kind:corpus", 0, len(words)):
         kind = "corpus"
     yield from _held(scene, kind, "docs" if kind in ("documents", "corpus") else "rows", number, start, end)
 
 
-def _before(scene: Scene, number: Number, head: str) -> tuple[str, int] | None:
-    """A noun before a number: `traces: ~9k`, `prompts could be exported, ~2000`."""
-    found = [
-        m
-        for m in scene.among(head, max(number.start - LEFT - 1, 0), number.start)
-        if not any(m.end <= n.start < number.start for n in scene.numbers) and not _counted(scene, m.start)
-    ]
-    if not found:
-        return None
-    between = scene.sentence.words[found[-1].end : number.start]
-    if not any(
-        w in (":", ",", "(", "=", "~", "，", "：", "（", "约")
-        or w in ("is", "are", "about", "size", "count", "total", "somos", "son", "sind")
-        for w in between
-    ):
-        return None
-    return found[-1].label, found[-1].start
+def _is_tokens(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> bool:
+    if behind.named("unit:tokens") or (number.value >= 1e6 and noun_before(scene, number, "unit:tokens")):
+        return True
+    bare = number.letter == "b" or not behind.labels
+    return number.value >= 5e7 and bare and scene.has("kind:corpus", low, high)
 
 
-def _counted(scene: Scene, at: int) -> bool:
-    return any(n.end <= at <= n.end + 2 for n in scene.numbers)
+def _are_instructions(scene: Scene, start: int, high: int) -> bool:
+    """Whether tokens are of instructions and answers: `202M tokens of instruction data`."""
+    told = scene.has("data:sft_pairs", start, high) and scene.has("kind:sft_pairs", start, high)
+    return told and not scene.has("kind:corpus", start, high)
+
+
+def _unnamed(scene: Scene, number: Number, behind: Noun, high: int, guess: str | None) -> str | None:
+    """The kind of things with an unknown name that are said to be labelled, compared, ...: `4,000 annotated haikus`."""
+    year = number.plain and 1900 <= number.value <= 2100
+    if behind.labels or year or number.value < 30:
+        return None
+    told = _kind(scene, number.end, number.end, number.end, min(phrase_end(scene, number) + 3, high))
+    return guess if told else None
 
 
 def _kind(scene: Scene, start: int, end: int, low: int, high: int) -> str | None:
@@ -127,24 +114,24 @@ def _kind(scene: Scene, start: int, end: int, low: int, high: int) -> str | None
     return None
 
 
-def _settled(scene: Scene, plain: str, guess: str | None) -> str:
+def _settled(plain: str, guess: str | None) -> str | None:
     """The kind of a noun, given what the words around it say."""
-    if plain == "preference_pairs" or plain == "unpaired_feedback":
-        return plain if guess != "eval_set" else guess
-    if plain == "prompts" and guess == "logs":
-        return "prompts"
-    if plain == "logs" and guess == "prompts":
-        return "logs"
-    if plain == "documents" and guess == "logs":
-        return "documents"
-    if plain == "sft_pairs" and guess == "prompts":
-        return "sft_pairs"
-    return guess or ("sft_pairs" if plain == "weak" else plain)
+    if plain == "weak":
+        return guess
+    if plain == "rows":
+        return guess or "logs"
+    if plain == "preference_pairs" and guess != "eval_set":
+        return plain
+    if plain == "unpaired_feedback" and guess not in ("eval_set", "preference_pairs"):
+        return plain
+    if (plain, guess) in KEPT:
+        return plain
+    return guess or plain
 
 
 def _held(scene: Scene, kind: str, size: str, number: Number, start: int, end: int) -> Iterator[Evidence]:
     status: Status = scene.scopes.of(start, end)
-    status = status if status in ("negated", "planned") and number.value else "asserted"
+    status = status if status in ("negated", "planned", "done") and number.value else "asserted"
     yield scene.evidence(f"data.{kind}", number.value > 0, start, end, status)
     value = int(number.value)
     if kind == "eval_set":

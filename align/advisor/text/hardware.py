@@ -16,18 +16,52 @@ from align.advisor.text.scene import Scene
 BYTES = {
     **{unit: factor for unit, factor in (("kb", 1e3), ("mb", 1e6), ("gb", 1e9), ("tb", 1e12), ("pb", 1e15))},
     **{unit: 2.0**power for unit, power in (("kib", 10), ("mib", 20), ("gib", 30), ("tib", 40))},
-
-        "gigabyte": 1e9,
-        "gigabytes": 1e9,
-        "gigs": 1e9,
-        "gig": 1e9,
-        "terabyte": 1e12,
-        "terabytes": 1e12,
-        "megabytes": 1e6
-    ,
-    "megabyte": 1e6, "go": 1e9,
+    "gigabyte": 1e9,
+    "gigabytes": 1e9,
+    "gigs": 1e9,
+    "gig": 1e9,
+    "terabyte": 1e12,
+    "terabytes": 1e12,
+    "megabytes": 1e6,
+    "megabyte": 1e6,
+    "go": 1e9,
 }
-FAMILIES = ["llama", "qwen", "mistral", "mixtral", "gemma", "phi", "falcon", "deepseek", "olmo", "pythia", "yi", "bloom", "glm", "chatglm", "internlm", "baichuan", "gpt", "claude", "gemini", "granite", "command", "smollm", "tinyllama", "vicuna", "alpaca", "zephyr", "tulu", "opt", "mpt", "starcoder", "codellama", "salamandra", "teuken", "nemotron"]
+FAMILIES = [
+    "llama",
+    "qwen",
+    "mistral",
+    "mixtral",
+    "gemma",
+    "phi",
+    "falcon",
+    "deepseek",
+    "olmo",
+    "pythia",
+    "yi",
+    "bloom",
+    "glm",
+    "chatglm",
+    "internlm",
+    "baichuan",
+    "gpt",
+    "claude",
+    "gemini",
+    "granite",
+    "command",
+    "smollm",
+    "tinyllama",
+    "vicuna",
+    "alpaca",
+    "zephyr",
+    "tulu",
+    "opt",
+    "mpt",
+    "starcoder",
+    "codellama",
+    "salamandra",
+    "teuken",
+    "nemotron",
+]
 
 
 @lru_cache(maxsize=1)
@@ -68,46 +102,70 @@ def _geforce(scene: Scene, at: int) -> bool:
     )
 
 
-_COUNTS = frozenset(["a", "an", "one", "single", "two", "three", "four", "eight", "x", "eine", "einer", "einem", "zwei", "un", "una", "dos", "张", "块"])
+_COUNTS = frozenset(
+    [
+        "ne",
+        "a",
+        "an",
+        "one",
+        "single",
+        "two",
+        "three",
+        "four",
+        "eight",
+        "x",
+        "eine",
+        "einer",
+        "einem",
+        "zwei",
+        "un",
+        "una",
+        "dos",
+        "张",
+        "块",
+    ]
+)
 
 
 def hardware(scene: Scene) -> Iterator[Evidence]:
     """Cards, how many, and their memory. Marks the words it has read as taken."""
-    s, words = scene.sentence, scene.sentence.words
-    for at in range(len(words)):
+    counts = [(n, end) for n in scene.numbers if n.start not in scene.sentence.quoted and (end := _counts(scene, n))]
+    covered = {at for n, end in counts for at in range(n.start, end)}
+    for at in range(len(scene.sentence.words)):
         named = card(scene, at)
-        if named is None or at in scene.taken:
-            continue
-        name, end = named
-        begin = at - 1 if at and words[at - 1] in ("rtx", "gtx", "geforce", "nvidia") else at
-        scene.taken.update(range(begin, end))
-        sizes = _memory()[name]
-        yield scene.evidence("hardware.gpu", name.upper() if not name.isdigit() else f"RTX {name}", begin, end)
-        if not any(n.start >= end and n.start <= end + 4 and _bytes(scene, n) for n in scene.numbers):
-            size = Number(sizes[0], begin, end, sizes[0], sizes[-1], len(sizes) > 1)
-            yield scene.evidence("hardware.memory_gb", float(sizes[0]), begin, end, number=size, vague=True)
-        if not any(n.end <= begin and n.end >= begin - 3 for n in scene.numbers):
-            count = 1.0
-            vague = not (begin and words[begin - 1] in _COUNTS)
-            if not vague:
-                yield scene.evidence("hardware.gpus", int(count), max(begin - 1, 0), end)
-    counts: list[tuple[Number, int]] = []
+        if named and at not in scene.sentence.quoted:
+            yield from _named(scene, at, *named, counted=at in covered)
     for number in scene.numbers:
-        if number.start in scene.taken:
-            continue
         unit = _bytes(scene, number)
-        if unit and _is_memory(scene, number, unit):
+        if unit and number.start not in scene.taken and _is_memory(scene, number, unit):
             end = number.end + 1
             scene.taken.update(range(number.start, end))
-            field = (
-                "hardware.cpu_ram_gb" if scene.has("near:ram", end, min(end + 3, len(words))) else "hardware.memory_gb"
-            )
+            ram = scene.has("near:ram", end, min(end + 3, len(scene.sentence.words)))
+            field = "hardware.cpu_ram_gb" if ram else "hardware.memory_gb"
             yield scene.evidence(field, number.value * unit / 1e9, number.start, end, number=number)
-            continue
-        end = _cards_end(scene, number)
-        if end and number.value == int(number.value) and number.value < 1e6 and not number.share:
-            counts.append((number, end))
     yield from _counted(scene, counts)
+    for match in scene.named("unit:gpu"):
+        if scene.scopes.negated(match.start, match.end) and not covered & set(range(match.start, match.end)):
+            yield scene.evidence("hardware.gpus", 0, match.start, match.end)
+
+
+def _counts(scene: Scene, number: Number) -> int:
+    """The word behind the cards that a number counts, or 0."""
+    whole = number.value == int(number.value) and 0 <= number.value < 1e6 and not number.share and not number.letter
+    return _cards_end(scene, number) if whole and number.start not in scene.taken else 0
+
+
+def _named(scene: Scene, at: int, name: str, end: int, counted: bool) -> Iterator[Evidence]:
+    """A card by name: which, and its memory as the table has it, which is a guess where a name has two sizes."""
+    words = scene.sentence.words
+    begin = at - 1 if at and words[at - 1] in ("rtx", "gtx", "geforce", "nvidia") else at
+    scene.taken.update(range(begin, end))
+    sizes = _memory()[name]
+    yield scene.evidence("hardware.gpu", name.upper() if not name.isdigit() else f"RTX {name}", begin, end)
+    size = Number(sizes[0], begin, end, sizes[0], sizes[-1], len(sizes) > 1)
+    yield scene.evidence("hardware.memory_gb", float(sizes[0]), begin, end, number=size, vague=True)
+    if not counted and begin and words[begin - 1] in _COUNTS:
+        yield scene.evidence("hardware.gpus", 1, begin - 1, end)
 
 
 def _counted(scene: Scene, counts: list[tuple[Number, int]]) -> Iterator[Evidence]:
@@ -125,7 +183,6 @@ def _counted(scene: Scene, counts: list[tuple[Number, int]]) -> Iterator[Evidenc
         total = int(number.value * (times.value if times else 1))
         negated = scene.scopes.of(number.start, end) == "negated" and number.value > 0
         yield scene.evidence("hardware.gpus", total, start, end, "negated" if negated else "asserted", number)
-    del words
 
 
 def _bytes(scene: Scene, number: Number) -> float:
@@ -158,6 +215,8 @@ def _is_memory(scene: Scene, number: Number, unit: float) -> bool:
 def _cards_end(scene: Scene, number: Number) -> int:
     """The word behind the cards that a number counts, or 0."""
     words, at = scene.sentence.words, number.end
+    if _bytes(scene, number) or any(m.start == at for m in scene.named("unit:node")):
+        return 0
     if at < len(words) and words[at] == "x" and at + 1 < len(words):
         follows = at + 1
         named = card(scene, follows) or card(scene, follows + 1)
@@ -168,6 +227,8 @@ def _cards_end(scene: Scene, number: Number) -> int:
             return after.end + 1
         at = follows
     for place in range(at, min(at + 6, len(words))):
+        if any(m.start == place for m in scene.named("unit:node")):
+            return 0
         named = card(scene, place)
         if named:
             return named[1]

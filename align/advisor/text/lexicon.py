@@ -65,7 +65,11 @@ class Lexicon:
         self._phrases: dict[int, list[tuple[str, tuple[_Part, ...]]]] = {}
         labelled = list(_labelled(content.get("phrases", {})))
         self._denials = frozenset(
-            word for label, phrases in labelled if label in _DENIALS for word in phrases if word.isalpha() or "'" in word
+            word
+            for label, phrases in labelled
+            if label in _DENIALS
+            for word in phrases
+            if word.isalpha() or "'" in word
         )
         for label, phrases in labelled:
             for phrase in phrases:

@@ -14,6 +14,8 @@ from align.advisor.text.words import Sentence, cut
 
 _LETTERS = {"k": 1e3, "m": 1e6, "mm": 1e6, "mn": 1e6, "b": 1e9, "bn": 1e9, "t": 1e12, "tn": 1e12}
 _POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+WHOLES = frozenset((3, 4, 5, 8, 10, 20, 50, 100, 1000))
+"""Behind "of" these make a share: 61 of 100."""
 _COMMA = ("de", "es")
 """Languages that write 1.234,5."""
 
@@ -236,51 +238,35 @@ def _share(s: Sentence, number: Number, known: dict[str, tuple[str, Any]]) -> Nu
 
 
 def _merged(s: Sentence, found: list[Number], known: dict[str, tuple[str, Any]]) -> Iterator[Number]:
-    """Ranges (200-300, 2 to 3 million), shares (one in eight) and sums (60k + 11k) are one number."""
+    """Ranges (200-300, 2 to 3 million), shares (one in eight, 9 out of 10) and sums (60k + 11k) are one number."""
     at = 0
     while at < len(found):
-        number = found[at]
-        if at + 1 < len(found) and found[at + 1].start == number.end + 1 and number.value:
-            other, between = found[at + 1], s.words[number.end]
-            role = _role(between, known)[0]
-            if between == "+" and not number.share:
-                total = number.value + other.value
-                yield replace(other, value=total, low=total, high=total, start=number.start, plain=False, letter="")
-                at += 2
-                continue
-            if (
-                (between in ("-", "–", "~", "至", "到") or role == "to")
-                and number.value < other.value
-                and number.share <= other.share
-            ):
-                factor = next(
-                    (
-                        f
-                        for f in (other.value / b for b in _bases(other.value))
-                        if number.value < 1000 <= other.value and f > 1
-                    ),
-                    1.0,
-                )
-                least = number.value * factor if number.value * factor < other.value else number.value
-                if other.share and not number.share:
-                    least = number.value / 100
-                yield replace(
-                    other, value=(least + other.value) / 2, low=least, high=other.value, start=number.start, vague=True
-                )
-                at += 2
-                continue
-            if role == "in" and number.value < other.value <= 1000 and not other.share:
-                part = number.value / other.value
-                yield Number(part, number.start, other.end, part, part, share=True)
-                at += 2
-                continue
-        yield number
-        at += 1
+        first = found[at]
+        both = _pair(s, first, found[at + 1], known) if at + 1 < len(found) else None
+        yield both or first
+        at += 2 if both else 1
 
 
-def _bases(value: float) -> Iterator[float]:
-    """Value without its scale: 3e6 -> 3."""
-    for scale in (1e12, 1e9, 1e6, 1e3):
-        if value >= scale:
-            yield value / scale
-            return
+def _pair(s: Sentence, first: Number, second: Number, known: dict[str, tuple[str, Any]]) -> Number | None:
+    between = s.words[first.end : second.start]
+    if len(between) == 1 and between[0] == "+" and not first.share:
+        total = first.value + second.value
+        return Number(total, first.start, second.end, total, total)
+    role = _role(between[0], known)[0] if len(between) == 1 else ""
+    if (role == "to" or between in (("-",), ("–",), ("~",))) and 0 < first.value < second.value:
+        return _range(first, second)
+    whole = second.value in WHOLES or (role == "in" and between != ("de",) and second.value <= 1000)
+    part = role in ("in", "of") or between == ("out", "of")
+    if part and whole and 0 < first.value < second.value and not (first.share or second.share or first.letter):
+        share = first.value / second.value
+        return Number(share, first.start, second.end, share, share, share=True)
+    return None
+
+
+def _range(first: Number, second: Number) -> Number:
+    """2 to 3 million: the scale of the second counts for the first where it has none."""
+    scale = next((unit for unit in (1e12, 1e9, 1e6, 1e3) if second.value >= unit), 1.0)
+    low = first.value / 100 if second.share and not first.share else first.value
+    if first.plain and not second.plain and low * scale < second.value:
+        low *= scale
+    return replace(second, value=(low + second.value) / 2, low=low, high=second.value, start=first.start, vague=True)

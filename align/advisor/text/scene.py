@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from align.advisor.facts import Evidence, Status
 from align.advisor.text.hanzi import Number
@@ -18,17 +19,26 @@ _PREPOSITIONS = frozenset("since in from until seit von bis desde en de hasta".s
 """They stand before years."""
 
 
+def moved(e: Evidence, by: int) -> Evidence:
+    """Evidence in a sentence as evidence in the text that the sentence starts in at ``by``."""
+    return replace(e, span=(e.span[0] + by, e.span[1] + by)) if e.span else e
+
+
 @dataclass
 class Scene:
     """A sentence and what was found.
 
-    languages: the lexicons it is read with, the text's main one first.
+    languages: the lexicons it is read with, the text's main one first. before: the kind of data that the sentence before
+    speaks of, if any.
     """
 
     sentence: Sentence
     languages: Sequence[str]
+    before: str | None = None
     taken: set[int] = field(default_factory=set)
     """Words that have been read as a number's own, so that no other number claims them."""
+    nouns: dict[int, Any] = field(default_factory=dict)
+    """What numbers count, once found, by where they start."""
 
     @cached_property
     def matches(self) -> list[Match]:
@@ -39,6 +49,21 @@ class Scene:
     def numbers(self) -> list[Number]:
         """The sentence's numbers, in order."""
         return numbers(self.sentence, self.languages)
+
+    @cached_property
+    def countable(self) -> list[Match]:
+        """Nouns that a number may count."""
+        return [match for match in self.matches if match.label.startswith(("unit:", "data:"))]
+
+    @cached_property
+    def number_starts(self) -> frozenset[int]:
+        """Where numbers start."""
+        return frozenset(number.start for number in self.numbers)
+
+    @cached_property
+    def phrase_stops(self) -> frozenset[int]:
+        """Words that end the phrase behind a number."""
+        return frozenset(match.start for match in self.named("phrase:stop"))
 
     @cached_property
     def scopes(self) -> Scopes:
@@ -54,8 +79,10 @@ class Scene:
 
     def is_name(self, number: Number) -> bool:
         """Whether a number names something: revision 19, port 8443, chapter 3."""
-        return number.plain and any(m.end == number.start for m in self.named("phrase:id")) and (
-            not self.sentence.words[number.start - 1] in _PREPOSITIONS or 1900 <= number.value <= 2100
+        return (
+            number.plain
+            and any(m.end == number.start for m in self.named("phrase:id"))
+            and (not self.sentence.words[number.start - 1] in _PREPOSITIONS or 1900 <= number.value <= 2100)
         )
 
     def named(self, label: str) -> list[Match]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -17,12 +18,17 @@ TASKS = (
 TRAINED_ON = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts", "corpus")
 
 
+FORMAT_FIELDS = 8
+"""A format with no more fields than this is one rule."""
+_FIELD = re.compile(r"field|feld|campo|字段", re.IGNORECASE)
+
+
 def settled(found: Iterable[Evidence]) -> list[Evidence]:
     """Evidence in the order of the text, hints (``_field``) turned into facts."""
     evidence = list(found)
     facts = [e for e in evidence if not e.field.startswith("_")]
     hints = [e for e in evidence if e.field.startswith("_")]
-    facts = list(_corpus(facts))
+    facts = list(_corpus(_formats(facts)))
     facts += [fact for hint in hints for fact in _of_hint(hint, facts)]
     return sorted(facts, key=_telling)
 
@@ -33,9 +39,21 @@ def _telling(e: Evidence) -> tuple[int, int]:
     return rank, e.span[0] if e.span else 0
 
 
+def _formats(facts: list[Evidence]) -> list[Evidence]:
+    """A format of three fields is one rule, not three."""
+    formatted = any(e.field == "behaviour.output_format" and e.status == "asserted" for e in facts)
+    return [
+        replace(e, value=1, vague=True, low=1, high=float(e.value))
+        if formatted and e.field == "behaviour.rules_count" and e.value <= FORMAT_FIELDS and _FIELD.search(e.quote)
+        else e
+        for e in facts
+    ]
+
+
 def _corpus(facts: list[Evidence]) -> Iterator[Evidence]:
     """Documents that make up a corpus to train on are no documents to look up."""
     large = any(e.field == "data.corpus.tokens" and e.value >= CORPUS and e.status == "asserted" for e in facts)
+    large = large and not any(e.field == "knowledge.needs_citations" and e.status == "asserted" for e in facts)
     for e in facts:
         if large and (e.field == "data.documents" or e.field.startswith("data.documents.")):
             yield replace(e, field=e.field.replace("documents", "corpus"))

@@ -64,8 +64,9 @@ class Scopes:
         """Whether nothing between trigger and thing ends what the trigger rules."""
         words, clauses = self._sentence.words, self._sentence.clauses
         if t.status == "negated":
-            if t.kind != "after" and clauses[min(start, len(words) - 1)] != clauses[min(end, len(words) - 1)]:
-                return False
+            here, there = clauses[min(start, len(words) - 1)], clauses[min(end, len(words) - 1)]
+            if here != there and (t.kind != "after" or ":" not in words[start:end]):
+                return False  # "labels: none" is one thing
             for at in range(start, end):
                 if (at in self._stops and at > start) or words[at] in _CLOSED:
                     return False

@@ -10,8 +10,11 @@ LONGEST_SENTENCE = 2000
 """Characters; what is longer is cut at a space, so that whatever looks around in a sentence stays cheap."""
 
 _END = re.compile(
-    r"[.!?…]{1,4}[\"'”’»)\]]{0,3}(?=\s)|[。！？]|\n\s*\n|\n(?=[ \t]{0,8}(?:[-*•#|>]|\(?\d{1,2}[.)]\s|\(?[a-z]\)\s))"
+    r"(?P<stop>[.!?…]{1,4}[\"'”’»)\]]{0,3}(?=\s)|[。！？])|\n\s*\n|\n(?=[ \t]{0,8}(?:[-*•#|>]|\(?\d{1,2}[.)]\s|\(?[a-z]\)\s))"
+    r"|\n(?=[^\n:]{1,40}:\s)|(?P<line>\n)"
 )
+SHORT_LINE = 60
+"""Characters; a line shorter than this was ended by its author, not wrapped."""
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:e\.g|i\.e|etc|approx|ca|vs|no|nos|nr|bzw|usw|z\. ?b|d\. ?h|u\. ?a|ggf|inkl|mrd|mio|tsd|bio|bspw|sog|evtl|max|min|"
     r"dr|prof|st|art|fig|p\. ?ej|aprox|núm|incl|resp|\d{1,2}|[a-z])\.$",
@@ -20,8 +23,8 @@ _ABBREVIATION = re.compile(
 _TOKEN = re.compile(
     r"(?P<link>https?://\S+)"
     r"|(?P<times>(?<=\d)[x×](?=[A-Za-z]{0,4}\d))"
-    r"|(?P<name>[A-Za-z]{1,24}\d(?:\w|\.(?=\d))*)"
-    r"|(?P<number>\d+(?:[.,'’]\d+)*(?:[eE][+-]?\d{1,3}(?!\w))?)"
+    r"|(?P<name>[A-Za-z]{1,24}\d(?:[A-Za-z0-9_]|\.(?=\d))*)"
+    r"|(?P<number>\d+(?:[.,'’]\d+)*(?:[eE][+-]?\d{1,3}(?![A-Za-z0-9]))?)"
     r"|(?P<han>[\u4e00-\u9fff])"
     r"|(?P<word>[^\W\d_\u4e00-\u9fff]+(?:['’][^\W\d_\u4e00-\u9fff]+)*)"
     r"|(?P<joint>(?<=\w)[-/&·](?=[^\W\d_]))"
@@ -60,11 +63,16 @@ class Sentence:
 
 def sentences(text: str) -> Iterator[tuple[int, str]]:
     """Each sentence, list item or heading, and where it starts."""
-    start = 0
+    start = line = 0
     for match in _END.finditer(text):
         end = match.end()
         if text[match.start()] == "." and _ABBREVIATION.search(text, max(start, end - 12), end):
             continue
+        if match["stop"] is None:
+            wrapped = match["line"] is not None and match.start() - line >= SHORT_LINE
+            line = end
+            if wrapped:
+                continue
         yield from _pieces(text, start, end)
         start = end
     yield from _pieces(text, start, len(text))
@@ -102,5 +110,9 @@ def cut(text: str) -> Sentence:
         ends.append(match.end())
         clauses.append(clause)
     spans = [match.span() for match in _QUOTED.finditer(text)]
-    quoted = frozenset(i for i, start in enumerate(starts) if any(a <= start < b for a, b in spans)) if spans else frozenset()
+    quoted = (
+        frozenset(i for i, start in enumerate(starts) if any(a <= start < b for a, b in spans))
+        if spans
+        else frozenset()
+    )
     return Sentence(text, tuple(words), tuple(kinds), tuple(starts), tuple(ends), tuple(clauses), quoted)

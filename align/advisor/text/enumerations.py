@@ -1,0 +1,62 @@
+"""Lists of rules: `Must: 1. ... 2. ... 3. ...`, `needs to (a) ... (b) ...`. Their items are counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from align.advisor.facts import Evidence
+from align.advisor.text.scene import Scene, moved
+from align.advisor.text.words import cut
+
+_ITEM = re.compile(r"^[ \t]{0,8}(?:[-*•]|\(?\d{1,2}[.)]|\(?[a-z]\))[ \t]+\S.*$", re.MULTILINE)
+_INLINE = re.compile(r"[(（]([a-h1-8])[)）]|第?([一二三四五六七八])[，、]")
+_ORDER = {c: i % 8 for i, c in enumerate("abcdefgh12345678一二三四五六七八")}
+LEAD = 200
+"""Characters before a list that say what it is of."""
+MOST = 60
+
+
+def enumerated(text: str, languages: Sequence[str]) -> Iterator[Evidence]:
+    """The number of rules where a list of at least two is led in by words of duty: must, rules, should change."""
+    lists = [*_lines(text), *_inline(text)]
+    for lead, start, end, count in lists[:MOST]:
+        scene = Scene(cut(text[lead:start]), languages)
+        if any(True for _ in scene.among("rules:lead", 0, len(scene.sentence.words))):
+            quote = text[start:end].rstrip()
+            yield moved(Evidence("behaviour.rules_count", count, "asserted", quote, (0, len(quote)), "text"), start)
+
+
+def _lines(text: str) -> Iterator[tuple[int, int, int, int]]:
+    """Lists of one item a line: where the lead starts, where the list starts and ends, how many items it has."""
+    items = [match.span() for match in _ITEM.finditer(text)]
+    group: list[tuple[int, int]] = []
+    for span in [*items, (len(text) + 2, 0)]:
+        if group and not _continued(text, group[-1][1], span[0]):
+            if len(group) > 1:
+                lead = text.rfind("\n\n", max(group[0][0] - LEAD, 0), max(group[0][0] - 2, 0))
+                yield max(lead, group[0][0] - LEAD, 0), group[0][0], group[-1][1], len(group)
+            group = []
+        group.append(span)
+
+
+def _continued(text: str, end: int, start: int) -> bool:
+    """Whether what lies between two items are only indented lines of the first."""
+    return start - end < 600 and all(not line or line[0] in " \t" for line in text[end + 1 : start].split("\n")[:-1] or [""])
+
+
+def _inline(text: str) -> Iterator[tuple[int, int, int, int]]:
+    """Lists in a sentence: (a) ... (b) ...; 第一，... 第二，..."""
+    run: list[re.Match[str]] = []
+    for match in _INLINE.finditer(text):
+        mark = _ORDER[match[1] or match[2]]
+        if mark == 0:
+            run = [match]
+        elif run and mark == len(run) and match.start() - run[-1].end() < 400:
+            run.append(match)
+            continue
+        else:
+            run = []
+            continue
+    if len(run) > 1:
+        yield max(run[0].start() - LEAD, 0), run[0].start(), run[-1].end(), len(run)

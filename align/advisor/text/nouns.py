@@ -1,0 +1,90 @@
+"""What a number counts: the noun of the phrase behind it, or before it (`traces: ~9k`)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from align.advisor.text.hanzi import Number
+from align.advisor.text.lexicon import Match
+from align.advisor.text.scene import Scene
+
+PHRASE = 7
+"""Words behind a number in which its noun stands (twelve characters in Chinese)."""
+LEFT = 6
+"""Words before a number in which its noun stands, where none is behind."""
+_JOINTS = frozenset(("->", "→", "+", "/", "-", "&"))
+_OF = frozenset(("of", "de", "von", "an"))
+_THE = frozenset(("the", "our", "those", "these", "such", "los", "las", "nuestros", "nuestras", "esos", "esas", "den", "unseren"))
+_POINTERS = frozenset((":", ",", "(", "=", "~", "，", "：", "（", "约", "共", "就", "is", "are", "about", "total", "son", "sind", "met"))
+
+
+class Noun(NamedTuple):
+    """What a number counts: the labels of the noun, and the words of number and noun, half-open."""
+
+    labels: frozenset[str]
+    start: int
+    end: int
+
+    def named(self, kind: str) -> str | None:
+        """Its label of a kind (``unit:``, ``data:``)."""
+        return next((label for label in sorted(self.labels) if label.startswith(kind)), None)
+
+
+def noun(scene: Scene, number: Number) -> Noun:
+    """The last known noun of the phrase behind a number; no labels where there is none.
+
+    Of nouns that end together the longest counts: `bullet points`, not `points`. Joined to the number by a hyphen the
+    first counts: `18-field record`.
+    """
+    known = scene.nouns.get(number.start)
+    if known is None:
+        known = scene.nouns[number.start] = _behind(scene, number)
+    return known
+
+
+def _behind(scene: Scene, number: Number) -> Noun:
+    begin, limit = _begin(scene, number), phrase_end(scene, number)
+    found = [m for m in scene.countable if begin <= m.start < limit]
+    if not found:
+        return Noun(frozenset(), number.start, number.end)
+    text, after = scene.sentence.text, scene.sentence.ends[number.end - 1]
+    if text[after : after + 1] == "-":
+        first = min(m.start for m in found)
+        end = max(m.end for m in found if m.start == first)
+    else:
+        end = max(m.end for m in found)
+        first = min(m.start for m in found if m.end == end)
+    return Noun(frozenset(m.label for m in found if m.start == first and m.end == end), number.start, end)
+
+
+def _begin(scene: Scene, number: Number) -> int:
+    words, at = scene.sentence.words, number.end
+    if at < len(words) and words[at] in _OF:
+        at += 1
+        while at < len(words) and words[at] in _THE:
+            at += 1
+    return at
+
+
+def phrase_end(scene: Scene, number: Number) -> int:
+    """Where the noun phrase behind a number ends at the latest: before a stop word, a mark or another number."""
+    s = scene.sentence
+    at = start = _begin(scene, number)
+    length = 12 if at < len(s.words) and s.kinds[at] == "han" else PHRASE
+    while at < len(s.words) and at < start + length:
+        here = s.kinds[at] == "mark" and s.words[at] not in _JOINTS
+        if at not in s.quoted and (at in scene.number_starts or at in scene.phrase_stops or here):
+            break
+        at += 1
+    return at
+
+
+def noun_before(scene: Scene, number: Number, kind: str) -> Match | None:
+    """A noun before a number, with a mark or "are", "about" between, that no other number counts."""
+    low = max(number.start - LEFT, 0)
+    found = [m for m in scene.countable if m.label.startswith(kind) and low <= m.start and m.end <= number.start]
+    found = [m for m in found if not any(n.start < number.start and m.start - 3 <= n.end <= number.start for n in scene.numbers)]
+    if not found:
+        return None
+    between = scene.sentence.words[found[-1].end : number.start]
+    return found[-1] if any(word in _POINTERS for word in between) else None
