@@ -48,7 +48,7 @@ class Looking:
 
 
 class Linter:
-    """Give it every row with ``see``, then ask for ``findings``; memory grows by some 100 bytes a row."""
+    """Give it every row with ``see``, then ask for ``findings``; memory grows by some 150 bytes a row."""
 
     def __init__(self, looking: Looking | None = None) -> None:
         self.looking = looking or Looking()

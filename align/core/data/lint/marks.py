@@ -28,6 +28,8 @@ _TEMPLATE = re.compile(
 _READ = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "thinking", "reasoning_content", "weight"})
 LEAK_WORDS = 4
 """Shortest answer, in words, whose standing in the prompt is told; shorter ones stand there by chance."""
+MOST = 1_000
+"""Different keys that are counted; who has more has no keys that mean anything."""
 CUT_WORDS = 20
 """Shortest answer that can look cut off."""
 
@@ -45,10 +47,7 @@ def _no_words(row: View) -> bool:
 
 
 def _leaks(row: View) -> bool:
-    answers = row.normal_answers[:1]
-    if row.record.kind == "prompt":
-        solution = row.column("solution", "answer", "ground_truth")
-        answers = (normal(str(solution)),) if isinstance(solution, (str, int, float)) else ()
+    answers = (row.solution,) if row.record.kind == "prompt" else row.normal_answers[:1]
     return any(len(answer.split()) >= LEAK_WORDS and answer in row.normal_prompt for answer in answers)
 
 
@@ -79,7 +78,7 @@ def _cut_off(row: View) -> bool:
 
 
 def _roles(row: View) -> list[Any]:
-    return [message.get("role") for message in row.turns]
+    return [message.get("role") for message in row.messages]
 
 
 def _repeats(row: View) -> bool:
@@ -88,7 +87,7 @@ def _repeats(row: View) -> bool:
 
 
 def _odd_keys(row: View) -> set[str]:
-    return {str(key) for message in row.turns for key in message if key not in _READ}
+    return {str(key) for message in row.messages for key in message if key not in _READ}
 
 
 MARKS: Mapping[str, Callable[[View], object]] = {
@@ -100,7 +99,7 @@ MARKS: Mapping[str, Callable[[View], object]] = {
     "answer-in-prompt": _leaks,
     "refusals": _refuses,
     "cut-off": _cut_off,
-    "no-user": lambda row: row.turns and "user" not in _roles(row),
+    "no-user": lambda row: row.messages and "user" not in _roles(row),
     "ends-without-answer": lambda row: row.turns and _roles(row)[-1] != "assistant",
     "roles-repeat": _repeats,
 }
@@ -134,14 +133,15 @@ class Turns(Lint):
 
     def see(self, row: View) -> None:
         """Look at a conversation's messages."""
-        if not row.turns:
+        if not row.messages:
             return
         self._conversations += 1
         if {"system", "developer"} & set(_roles(row)):
             self._system.append(row.number)
         if odd := _odd_keys(row):
             self._odd.append(row.number)
-            self._keys.update(odd)
+            if len(self._keys) < MOST:
+                self._keys.update(odd)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
         """Nothing where all conversations are alike."""

@@ -31,7 +31,7 @@ WORDS = 200
 FEATURES: Mapping[str, Callable[[str], float]] = {
     "length": len,
     "line breaks": lambda answer: answer.count("\n"),
-    "list marks": lambda answer: len(re.findall(r"^\s*(?:[-*•]|\d+[.)])\s", answer, re.M)),
+    "list marks": lambda answer: len(re.findall(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]", answer, re.M)),
     "headings or bold": lambda answer: answer.count("**") + answer.count("\n#"),
     "blocks of code": lambda answer: answer.count("```"),
     "a capital first": lambda answer: answer[:1].isupper(),

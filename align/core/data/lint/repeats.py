@@ -60,7 +60,6 @@ class Near(Lint):
         self._make: Any = MinHash
         self._permutations = MinHash(BANDS * BAND, scheme="affine32").permutations
         self._seen = Thinned[tuple[int, NDArray[np.uint32]]](MOST)
-        self._different = 0
 
     def see(self, row: View) -> None:
         """Keep the hashes of a row that is none of those before."""
@@ -129,7 +128,7 @@ class SamePrompt(Lint):
 
     def see(self, row: View) -> None:
         """Keep digests of the prompt with its answers."""
-        answers = row.normal_answers
+        answers = row.normal_answers or (row.solution,) * (row.solution != "")
         if not row.normal_prompt or not answers:
             return
         if len(answers) == 2:
@@ -159,10 +158,11 @@ class SamePrompt(Lint):
         if against.any():
             yield finding("contradictory-answers", places, rows[against].tolist())
         different = np.setdiff1d(np.arange(len(rows)), repeated(prompts ^ _halves(answers)))
-        again = different[repeated(prompts[different])]
-        again = again[~against[again]]
-        if len(again):
-            yield finding("repeated-prompts", places, rows[again].tolist())
+        rest = different[~against[different]]
+        again = np.isin(prompts[rest], prompts[against])
+        again[repeated(prompts[rest])] = True
+        if again.any():
+            yield finding("repeated-prompts", places, rows[rest[again]].tolist())
 
 
 def _several(prompts: NDArray[np.uint64], answers: NDArray[np.uint64], counted: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -113,6 +113,13 @@ class View:
         return text if isinstance(text, list) else []
 
     @cached_property
+    def messages(self) -> list[Message]:
+        """All messages there are: of a conversation, or of the prompt and the first answer where these are messages."""
+        record = self.record
+        parts = (record.text, record.prompt, record.completion if record.chosen is None else record.chosen)
+        return [message for part in parts if isinstance(part, list) for message in part]
+
+    @cached_property
     def prompt(self) -> str:
         """What is asked: the prompt; of a conversation everything before its last answer; of plain text nothing."""
         if self.turns:
@@ -174,6 +181,12 @@ class View:
         if isinstance(asked, list):
             asked = [message for message in asked if message.get("role") not in ("system", "developer")]
         return normal(said(asked)) or self.normal
+
+    @property
+    def solution(self) -> str:
+        """The right answer that a prompt has beside it, normalised; "" where there is none or it is no plain value."""
+        known = self.column("solution", "answer", "ground_truth")
+        return normal(str(known)) if isinstance(known, (str, int, float)) else ""
 
     def column(self, *names: str) -> Any:
         """The first of some further columns that is there, whatever the case of its name; None where none is."""
