@@ -99,8 +99,16 @@ def _members(kind: Any) -> Iterator[Any]:
 
 
 def _claims(said: Sequence[Evidence], kind: Any) -> list[Claim]:
-    """What places say of one field, what counts first in front."""
-    return sorted(_said(said, set(map(str, _members(kind)))), key=_precedence)
+    """What places say of one field, what counts first in front.
+
+    Of yes and no in equal places the one said more often counts, of a tie the denial: it names the thing as well.
+    """
+    claims = sorted(_said(said, set(map(str, _members(kind)))), key=_precedence)
+    if not claims or not isinstance(claims[0].value, bool):
+        return claims
+    equal = [claim.value for claim in claims if _precedence(claim) == _precedence(claims[0])]
+    said_most = equal.count(True) > equal.count(False)
+    return sorted(claims, key=lambda claim: (_precedence(claim), claim.value != said_most))
 
 
 def _said(said: Sequence[Evidence], members: set[str]) -> Iterator[Claim]:

@@ -123,6 +123,17 @@ def asked(facts: Facts, *methods: str) -> bool:
     return facts.project.requested in methods
 
 
+def own_wish(facts: Facts) -> bool:
+    """Whether the method asked for is the user's own wish, not what others want."""
+    return any(e.status in ("asserted", "planned") for e in facts.all("requested"))
+
+
+def wants_scorer(facts: Facts) -> bool:
+    """Whether a reward model is to be trained, and there are comparisons for it."""
+    planned = any(e.value == "reward_model" for e in facts.all("reward.kind", "planned"))
+    return (asked(facts, "reward_model") or planned) and facts.coming("preference_pairs") is not None
+
+
 def knows_what_for(facts: Facts) -> bool:
     """Whether it is known what should be different afterwards."""
     p = facts.project

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from align.advisor.facts import Facts, Plan
-from align.advisor.known import DATA_OF, ONLINE, asked, floor_of, rows, scorer, tokens
+from align.advisor.known import DATA_OF, ONLINE, asked, denied, floor_of, rows, scorer, tokens, wants_scorer
 from align.advisor.rule import Finding, Rule
 from align.advisor.thresholds import Thresholds
 from align.advisor.weigh import Choice, choose, hear
 from align.schemas.advice import Step
+
+AUTOMATIC = ("verifier", "reward_model", "llm_judge")
+"""What scores answers by the thousand."""
 
 
 def plan(facts: Facts, limit: Thresholds, choice: Choice, findings: Sequence[Finding]) -> Plan:
@@ -65,7 +68,7 @@ class _Draft:
 
     def _train(self) -> None:
         why = self._why("post_training")
-        scoring = self._wants_scorer()
+        scoring = wants_scorer(self.facts)
         after_cpt = any(step.stage == "continual_pretraining" for step in self.steps)
         raw = self.facts.project.model.type == "base" or after_cpt
         if not scoring and (self._usable("sft_pairs") or raw or not self._learns_otherwise()):
@@ -77,13 +80,9 @@ class _Draft:
             self._step("kto", why, self._lacking("kto"))
         self._rewards(why)
 
-    def _wants_scorer(self) -> bool:
-        """Whether a scorer itself is asked for, and there are comparisons to learn it from."""
-        return asked(self.facts, "reward_model") and self._usable("preference_pairs")
-
     def _learns_otherwise(self) -> bool:
         judged = self._usable("preference_pairs") or self._usable("unpaired_feedback")
-        return judged or (scorer(self.facts) is not None and self._usable("prompts"))
+        return judged or (scorer(self.facts) in AUTOMATIC and not denied(self.facts, "prompts"))
 
     def _demonstrations(self) -> str:
         if self._usable("preference_pairs"):
@@ -91,32 +90,35 @@ class _Draft:
         return f"at least {self.limit.sft_rows.warn:,} examples of the answer wanted"
 
     def _preferences(self, why: list[str]) -> None:
-        """Pairs teach a policy directly (dpo), or a scorer first where one is wanted and there are prompts for it."""
-        wants_rewards = asked(self.facts, "rlhf", *ONLINE)
-        own_scorer = scorer(self.facts) in (None, "human") and wants_rewards and self._usable("prompts")
-        if self._wants_scorer():
+        """Pairs teach a policy directly (dpo), or a scorer first where rewards are wanted and there are prompts."""
+        wanted = wants_scorer(self.facts)
+        rewards = asked(self.facts, "rlhf", *ONLINE) and scorer(self.facts) not in AUTOMATIC
+        frozen = self.facts.project.constraints.weights_frozen
+        if wanted or (rewards and self._usable("prompts")):
             self._step("reward_model", why, self._lacking("reward_model"))
-        elif own_scorer:
-            self._step("reward_model", why, self._lacking("reward_model"))
-            self._step(self._online("ppo"), why, self._lacking("ppo"))
+            if self._usable("prompts") and not frozen:
+                self._step(self._online("ppo"), why, self._lacking("ppo"))
         else:
             self._step("dpo", why, self._lacking("dpo"))
 
     def _rewards(self, why: list[str]) -> None:
-        kind = scorer(self.facts)
-        if kind in (None, "human") or self._wants_scorer():
+        """Prompts and a score: learning from rewards, or from the best of several answers."""
+        kind, p = scorer(self.facts), self.facts.project
+        if kind not in AUTOMATIC or any(step.stage in ("reward_model", *ONLINE) for step in self.steps):
             return
-        if not self._usable("prompts"):
-            if kind == "verifier" and self._usable("sft_pairs"):  # their questions are prompts
-                self._step("grpo", why, "the questions of the examples, where sft falls short", optional=True)
-            return
-        p = self.facts.project
+        online = self._online("grpo" if kind == "verifier" else "rloo")
+        taught = any(step.stage in ("sft", "dpo", "kto") for step in self.steps)
         few = (rows(self.facts, "prompts") or self.limit.prompt_rows.warn) < self.limit.prompt_rows.warn
-        if asked(self.facts, "best_of_n") or p.constraints.max_n or (few and kind == "reward_model"):
+        if not self._usable("prompts"):
+            if not taught:
+                self._step(online, why, self._lacking(online))
+            elif kind == "verifier" and self._usable("sft_pairs"):  # their questions are prompts
+                self._step(online, why, "the questions of the examples, where sft falls short", optional=True)
+        elif asked(self.facts, "best_of_n") or p.constraints.max_n or (few and kind == "reward_model"):
             self._sample()
             self._step("sft", ["R-BON-1"])
         else:
-            self._step(self._online("grpo" if kind == "verifier" else "rloo"), why, self._lacking("grpo"))
+            self._step(online, why, self._lacking(online))
 
     def _online(self, default: str) -> str:
         wanted = self.facts.project.requested

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import DATA_OF, ONLINE
+from align.advisor.known import DATA_OF, ONLINE, own_wish
 from align.advisor.plan import Decision
 from align.schemas.advice import Requested
 
@@ -25,7 +25,7 @@ NAMES = {
 def requested(facts: Facts, decision: Decision) -> Requested | None:
     """Whether the wish and the advice agree; where not, whether that stops a launch. None where nothing is asked for.
 
-    It does where the wish is ruled out, has nothing to learn from, or something hard speaks for another way.
+    It does where the user's own wish is ruled out, has nothing to learn from, or something hard speaks for another way.
     """
     wanted = facts.project.requested
     if wanted is None:
@@ -40,7 +40,8 @@ def requested(facts: Facts, decision: Decision) -> Requested | None:
     against = [f for f in decision.findings if f.option == option and f.weight == "veto"]
     instead = [f for f in decision.findings if f.option == decision.choice.option and f.weight != "veto"]
     unfed = wanted in DATA_OF and not facts.coming(DATA_OF[wanted])
-    blocking = bool(against or unfed or decision.choice.weight == "hard") and wanted != "prompting"
+    differs = bool(against or unfed or decision.choice.weight == "hard")
+    blocking = differs and wanted != "prompting" and own_wish(facts)
     reasons = [*against, *sorted(instead, key=lambda f: (f.weight != "hard", f.rule))]
     because = reasons[0].because if reasons else "nothing that is known speaks for it"
     return Requested(requested=wanted, recommended=advised, agrees=False, blocking=blocking, because=because)

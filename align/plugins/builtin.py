@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.hookspecs import Register, hookimpl
-from align.schemas.errors import Problem
 from align.schemas.hardware import Footprint, Hardware
-from align.schemas.run import Run
+
+if TYPE_CHECKING:
+    from align.schemas.errors import Problem
+    from align.schemas.run import Run
 
 
 @hookimpl

@@ -126,7 +126,9 @@ def test_more_rows_never_make_too_little(pair: tuple[str, str], some: int, more:
     st.floats(0, 200),
     st.sampled_from([None, "full", "lora", "qlora"]),
 )
-def test_more_memory_never_stops_fitting(size: float, gpus: int, memory: float, more: float, tuning: str | None) -> None:
+def test_more_memory_never_stops_fitting(
+    size: float, gpus: int, memory: float, more: float, tuning: str | None
+) -> None:
     def fits(gb: float) -> bool:
         known = {"data": [rows("sft_pairs", 5000)], "task__type": "sql", "training__tuning": tuning}
         advised = advice(**known, model__params_b=size, hardware__gpus=gpus, hardware__memory_gb=gb)
@@ -191,4 +193,6 @@ def test_what_is_denied_or_said_by_others_adds_nothing(
 
 
 def test_advice_is_plain_json() -> None:
-    assert json.loads(advice(facts(behaviour__rules_count=3)).model_dump_json(by_alias=True))["schema"] == "align.advice/1"
+    assert (
+        json.loads(advice(facts(behaviour__rules_count=3)).model_dump_json(by_alias=True))["schema"] == "align.advice/1"
+    )

@@ -298,7 +298,8 @@ def _with_plan(plan: Plan) -> Any:
 QUESTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("goal", {}, {"behaviour__rules_count": 3}),
     ("data", {}, {"behaviour__rules_count": 3}),
-    ("data_kind", {"data": [rows("logs", 80_000)]}, {"data": [rows("logs", 80_000), PAIRS]}),
+    ("data_kind", {"data": [rows("logs", 80_000)]}, {"data": [rows("logs", 80_000), PAIRS], "task__type": "sql"}),
+    ("data_kind", {"data": [PAIRS]}, {"data": [PAIRS], "requested": "sft"}),
     (
         "data_size",
         {"data": [{"kind": "corpus"}], "knowledge__unseen_domain": True},

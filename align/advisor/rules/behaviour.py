@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import JUDGED, asked, denied, enough, falls_short, gap, scorer, skill, some, tried
-from align.advisor.rule import Finding, Weight
+from align.advisor.known import (
+    JUDGED,
+    asked,
+    denied,
+    enough,
+    falls_short,
+    gap,
+    scorer,
+    skill,
+    some,
+    tried,
+    wants_scorer,
+)
+from align.advisor.rule import Finding, Option, Weight
 from align.advisor.thresholds import Thresholds
 
 
@@ -92,11 +104,11 @@ def examples_beyond_prompts(facts: Facts, limit: Thresholds) -> Finding | None:
     if not enough(facts, "sft_pairs", limit):
         return None
     seen = falls_short(facts) and tried(facts)
-    if not seen and not asked(facts, "sft", "post_training"):
+    if not seen and not asked(facts, "sft", "post_training") and not facts.project.training.tuning:
         return None
     because = "there are enough examples of what is wanted"
     because += ", and a prompt was seen to miss it" if seen else " to be trained on"
-    fields = ("data.sft_pairs", "behaviour.prompt_falls_short", "evals.baseline", "requested")
+    fields = ("data.sft_pairs", "behaviour.prompt_falls_short", "evals.baseline", "requested", "training.tuning")
     flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt reached the target"
     return Finding("post_training", "soft", because, fields, flips, "ALG_SFT")
 
@@ -130,7 +142,10 @@ def best_of_n(facts: Facts, limit: Thresholds) -> Finding | None:
     little = c.requests_per_day is not None and c.requests_per_day <= limit.low_traffic_per_day
     if not slow or not (c.weights_frozen or little or c.max_n or asked(facts, "best_of_n")):
         return None
-    proven = scorer(facts) == "reward_model" and (little or asked(facts, "best_of_n"))
+    if wants_scorer(facts):
+        return None
+    nothing_else = not facts.kinds & {"sft_pairs", *JUDGED}
+    proven = scorer(facts) == "reward_model" and ((little and nothing_else) or asked(facts, "best_of_n"))
     because = "answers can be scored and there is time to sample a few: the best of them is better, untrained"
     fields = (
         "reward.kind",
@@ -144,11 +159,14 @@ def best_of_n(facts: Facts, limit: Thresholds) -> Finding | None:
 
 
 def frozen(facts: Facts, limit: Thresholds) -> list[Finding]:
-    """R-FRZ-1: weights that must stay are not trained."""
+    """R-FRZ-1: weights that must stay are not trained; a scorer beside them may be."""
     if not facts.project.constraints.weights_frozen:
         return []
     fields = ("constraints.weights_frozen",)
+    options: list[Option] = (
+        ["continual_pretraining"] if wants_scorer(facts) else ["continual_pretraining", "post_training"]
+    )
     return [
         Finding(option, "veto", "the weights must stay as they are", fields, "they might change", "NOT_ALWAYS")
-        for option in ("post_training", "continual_pretraining")
+        for option in options
     ]

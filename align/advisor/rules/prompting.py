@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import TRAINED_ON, denied, enough, falls_short, gap, knows_what_for, scorer, skill, some, tried
+from align.advisor.known import TRAINED_ON, denied, enough, falls_short, gap, scorer, skill, some, tried
 from align.advisor.rule import Finding
 from align.advisor.thresholds import Thresholds
 
@@ -59,7 +59,8 @@ def a_format(facts: Facts, limit: Thresholds) -> Finding | None:
 def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-PRM-5: a goal, and too little to train on: the best prompt, with a few examples in it, comes first."""
     goal = skill(facts) or facts.project.behaviour.style_or_persona or _named(facts)
-    if not goal or not knows_what_for(facts) or any(enough(facts, kind, limit) for kind in TRAINED_ON):
+    there = tried(facts, "prompting") and denied(facts, "sft_pairs")  # a prompt that slips, and nothing else
+    if not (goal or there) or any(enough(facts, kind, limit) for kind in TRAINED_ON):
         return None
     if scorer(facts) and some(facts, "prompts", limit):
         return None

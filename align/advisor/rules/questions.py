@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from align.advisor.facts import Conflict, Facts
-from align.advisor.known import DATA_OF, ONLINE, TRAINED_ON, TRAINING, asked, knows_what_for, scorer, tokens
+from align.advisor.known import DATA_OF, ONLINE, TRAINED_ON, TRAINING, asked, knows_what_for, scorer, skill, tokens
 from align.advisor.rule import Ask
 from align.advisor.rules.warnings import FITS_WEIGHTS
 from align.advisor.thresholds import Thresholds
@@ -41,9 +41,11 @@ def data(facts: Facts, limit: Thresholds) -> Ask | None:
 
 def data_kind(facts: Facts, limit: Thresholds) -> Ask | None:
     """Q-KIND: of what kind rows are that only their number, or their origin, is known of."""
-    if "logs" not in facts.kinds or facts.kinds & {*TRAINED_ON}:
+    unlabelled = "logs" in facts.kinds and not facts.kinds & {*TRAINED_ON}
+    unexplained = _undecided(facts) and facts.kinds & {*TRAINED_ON} and not knows_what_for(facts)
+    if not (unlabelled or unexplained):
         return None
-    question = "Are the logs corrected answers, judged answers, or only what was said?"
+    question = "What is one row: an answer as it should be, a judged answer, or only what was said?"
     return Ask("data_kind", "data", question, "examples: sft; judged: dpo or kto; only said: nothing to train on yet")
 
 
@@ -66,7 +68,8 @@ def reward(facts: Facts, limit: Thresholds) -> Ask | None:
     """Q-REWARD: what tells a good answer from a bad one."""
     wanted = asked(facts, "rlhf", "best_of_n", *ONLINE)
     only_prompts = facts.kinds & {*TRAINED_ON} == {"prompts"}
-    if scorer(facts) or not (wanted or only_prompts):
+    open_ = _undecided(facts) and (facts.project.reward.kind == "none" or skill(facts))
+    if scorer(facts) or not (wanted or only_prompts or open_):
         return None
     question = "Can anything score an answer: a program, a reward model, people? Or are there comparisons of answers?"
     return Ask("reward", "reward.kind", question, "whether anything can be learned from rewards")

@@ -7,12 +7,24 @@ from dataclasses import replace
 from typing import Literal
 
 from align.advisor.facts import Facts
-from align.advisor.known import DATA_OF, ONLINE, TRAINING, asked, denied, falls_short, floor_of, scorer, tokens, tried
+from align.advisor.known import (
+    DATA_OF,
+    ONLINE,
+    TRAINING,
+    asked,
+    denied,
+    falls_short,
+    floor_of,
+    own_wish,
+    scorer,
+    tokens,
+    tried,
+)
 from align.advisor.rule import Warn
 from align.advisor.rules.knowledge import CHANGING
 from align.advisor.thresholds import Floor, Thresholds
 
-FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", *ONLINE)
+FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", "reward_model", *ONLINE)
 LEARNS_FROM_REWARDS = (*ONLINE, "best_of_n")
 RESTRICTED = re.compile(
     r"mixed|vari|unknown|unclear|restrict|proprietary|copyright|non-?commercial|\bnc\b|licen[cs]ed|client"
@@ -94,7 +106,10 @@ def needs_eval_gate(facts: Facts, limit: Thresholds) -> Warn | None:
     trained = [s for s in (facts.plan.stages if facts.plan else ()) if s in FITS_WEIGHTS]
     if not trained:
         return None
-    text = f"{' and '.join(trained)} may cost other abilities: ship only when the target is up and no guard is down"
+    names = " and ".join(dict.fromkeys(trained))
+    text = f"{names} may cost other abilities: ship only when the target is up and no guard is down"
+    if trained == ["reward_model"]:
+        text = "what relies on a scorer is only as good: measure how often it agrees with people on held-out pairs"
     return Warn("needs_eval_gate", text)
 
 
@@ -137,7 +152,7 @@ def missing_reward(facts: Facts, limit: Thresholds) -> Warn | None:
     if "preference_pairs" in facts.kinds and asked(facts, "rlhf"):
         return None  # a reward model is trained from them
     text = "learning from rewards is asked for, and nothing is known that can score an answer"
-    return Warn("missing_reward", text, ("reward.kind", "requested"), "error")
+    return Warn("missing_reward", text, ("reward.kind", "requested"), "error" if own_wish(facts) else "warning")
 
 
 def memory_does_not_fit(facts: Facts, limit: Thresholds) -> Warn | None:
