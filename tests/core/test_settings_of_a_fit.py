@@ -67,6 +67,16 @@ def test_decay_is_on_matrices_only(tiny_model_dir: Path, tmp_path: Path) -> None
     assert len(groups[1]["params"]) == 5, "two norms a layer and the last"
 
 
+def test_true_16_bits_hold_weights_and_moments_in_16_bits(tiny_model_dir: Path, tmp_path: Path) -> None:
+    whole = one_step(tiny_model_dir, tmp_path, "whole", "dpo")
+    half = one_step(tiny_model_dir, tmp_path, "half", "dpo", train={"precision": "bf16-true"})
+    assert {state["exp_avg"].dtype for state in half["optimizer"]["state"].values()} == {torch.bfloat16}
+    saved = checkpoint.load(tmp_path / "half" / "only" / "checkpoints" / "step-00000001")["state_dict"]
+    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
+    loss, exact = (float(run["row"]["loss"]) for run in (half, whole))
+    assert loss == pytest.approx(exact, abs=0.02) and loss == pytest.approx(0.6931, abs=0.02)
+
+
 def test_mixed_precision_keeps_float32_weights(tiny_model_dir: Path, tmp_path: Path) -> None:
     exact = one_step(tiny_model_dir, tmp_path, "exact", "dpo")
     mixed = one_step(tiny_model_dir, tmp_path, "mixed", "dpo", train={"precision": "bf16-mixed"})

@@ -149,7 +149,7 @@ def _trainer(
         num_nodes=hardware.nodes,
         strategy=setup.strategy.trainer_strategy(hardware),
         plugins=[io, TorchElasticEnvironment() if spawn.under_launcher() else LightningEnvironment()],
-        precision=stage.train.precision,
+        precision="32-true" if stage.train.precision == "bf16-true" else stage.train.precision,
         max_steps=setup.phases.total_steps,
         max_epochs=-1,
         logger=loggers,

@@ -64,6 +64,8 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     ``stage`` is located already: nothing in it is called ``stage:NAME`` any more.
     """
     algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
+    if stage.train.precision == "bf16-true":  # weights are loaded so: converting them later would take buffers along
+        stage = stage.model_copy(update={"model": stage.model.model_copy(update={"dtype": "bfloat16"})})
     hardware = detect(stage.devices)
     if hardware.accelerator == "cuda":  # before anything is put on a GPU: rewards and engines take the current one
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
