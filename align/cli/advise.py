@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -167,7 +168,8 @@ def _show(advice: Advice, read: Brief, format_: Format, output: Path | None) -> 
     width = shutil.get_terminal_size().columns if terminal else 100
     shown = render(advice, format_, brief=brief, width=width, colour=terminal)
     if output is None:
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may lack signs
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal may lack signs
         click.echo(shown, nl=False)
     else:
         write_whole(output, shown.encode())

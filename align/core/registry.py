@@ -16,8 +16,8 @@ from align.core.hooks import SUBSET, Hooks, Plugin
 from align.core.kinds import KINDS
 from align.core.settings import Where, check, dotted, function_config
 from align.schemas.base import Config
+from align.schemas.choice import Choice
 from align.schemas.errors import AlignError, did_you_mean
-from align.schemas.run import Choice
 
 
 @dataclass(frozen=True, slots=True)

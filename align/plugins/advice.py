@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from align import __version__
-from align.advisor import model_parser
 from align.advisor.decide import advise
 from align.advisor.facts import Evidence, Facts, Source, from_form, gather
 from align.advisor.measured import added
-from align.advisor.model_parser import Asker
 from align.advisor.rule import Rule
 from align.advisor.text import read
 from align.advisor.thresholds import Thresholds
@@ -22,6 +20,9 @@ from align.core.settings import check, dotted
 from align.schemas.advice import Advice
 from align.schemas.errors import AlignError, did_you_mean
 from align.schemas.project import DataKind, HardwareFacts, Measured, Project
+
+if TYPE_CHECKING:
+    from align.advisor.model_parser import Asker
 
 
 def rules() -> Mapping[str, Rule]:
@@ -50,6 +51,8 @@ class Case:
 
     def read_by(self, ask: Asker, model: str) -> Case:
         """With what a model finds in the free words too, as far as they bear it out."""
+        from align.advisor import model_parser
+
         evidence, rejected = model_parser.read(self.description, ask) if self.description.strip() else ([], [])
         return replace(self.and_also(evidence, rejected), parser=f"llm:{model}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from align.schemas.base import Config
 
@@ -13,7 +13,13 @@ Confidence = Literal["high", "medium", "low"]
 Level = Literal["error", "warning", "note"]
 
 
-class Quote(Config):
+class _Told(Config):
+    """Docstrings of fields are for readers here, no form is made of them; to gather them takes its time at start-up."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+
+class Quote(_Told):
     """Words that a reason rests on."""
 
     fact: str
@@ -25,7 +31,7 @@ class Quote(Config):
     """description, form, a file's name, answers, measured."""
 
 
-class Reason(Config):
+class Reason(_Told):
     """A rule that fired."""
 
     rule: str
@@ -38,7 +44,7 @@ class Reason(Config):
     flips_if: str
 
 
-class Step(Config):
+class Step(_Told):
     """One stage of the plan."""
 
     stage: str
@@ -51,7 +57,7 @@ class Step(Config):
     """What is missing for it."""
 
 
-class FirstTry(Config):
+class FirstTry(_Told):
     """The cheapest thing that could show training to be needless."""
 
     what: str
@@ -59,7 +65,7 @@ class FirstTry(Config):
     stop_if: str
 
 
-class Alternative(Config):
+class Alternative(_Told):
     """Another way, and what would make it the better one."""
 
     option: str
@@ -70,7 +76,7 @@ class Alternative(Config):
     """The same as ``--what-if`` settings, where that can be said: ``behaviour.rules_count=25``."""
 
 
-class Assumption(Config):
+class Assumption(_Told):
     """A number that nobody gave."""
 
     fact: str
@@ -78,7 +84,7 @@ class Assumption(Config):
     effect: str
 
 
-class Question(Config):
+class Question(_Told):
     """What is not known and would matter."""
 
     id: str
@@ -87,7 +93,7 @@ class Question(Config):
     would_change: str
 
 
-class DataNeed(Config):
+class DataNeed(_Told):
     """Data needed against given."""
 
     need: str
@@ -100,7 +106,7 @@ class DataNeed(Config):
     """The command that checks it."""
 
 
-class Algorithm(Config):
+class Algorithm(_Told):
     """What to train with, and the settings to start from."""
 
     stage: str
@@ -111,7 +117,7 @@ class Algorithm(Config):
     source: str
 
 
-class Fit(Config):
+class Fit(_Told):
     """How one way of holding the model lies on one device, in GB (10^9 bytes), by what takes it."""
 
     strategy: str
@@ -124,7 +130,7 @@ class Fit(Config):
     """The cheapest thing that would help."""
 
 
-class Hardware(Config):
+class Hardware(_Told):
     """What is given, what fits, and what does not."""
 
     given: str
@@ -135,14 +141,14 @@ class Hardware(Config):
     """The way that was asked for, where one was."""
 
 
-class Range(Config):
+class Range(_Told):
     """Between."""
 
     low: float
     high: float
 
 
-class Estimate(Config):
+class Estimate(_Told):
     """What it would take. Ranges, since efficiency is not known beforehand."""
 
     tokens: Range | None = None
@@ -156,7 +162,7 @@ class Estimate(Config):
     """How it was computed, in a sentence."""
 
 
-class Warned(Config):
+class Warned(_Told):
     """A danger."""
 
     id: str
@@ -166,7 +172,7 @@ class Warned(Config):
     quotes: list[Quote] = Field(default_factory=list)
 
 
-class Gate(Config):
+class Gate(_Told):
     """What must hold before it ships."""
 
     target: list[str]
@@ -179,7 +185,7 @@ class Gate(Config):
     """The smallest effect, as a share, that the rows on hand can show; null where rows are unknown."""
 
 
-class Requested(Config):
+class Requested(_Told):
     """What was asked for against what is advised."""
 
     requested: str
@@ -189,7 +195,7 @@ class Requested(Config):
     because: str
 
 
-class Disagreement(Config):
+class Disagreement(_Told):
     """Two places that say different things of one fact."""
 
     fact: str
@@ -197,7 +203,7 @@ class Disagreement(Config):
     dropped: str
 
 
-class Provenance(Config):
+class Provenance(_Told):
     """What the advice depends on: the same hashes give the same bytes."""
 
     tool: str
@@ -207,7 +213,7 @@ class Provenance(Config):
     input: str
 
 
-class Advice(Config):
+class Advice(_Told):
     """The whole of it."""
 
     schema_: Literal["align.advice/1"] = Field("align.advice/1", alias="schema", serialization_alias="schema")
