@@ -289,11 +289,11 @@ def test_choose_strategy_asks_strangers_first_and_align_last(make: Make) -> None
 def test_check_run_collects_and_names_who_failed(make: Make) -> None:
     registry = make(
         {
-            "a": "@hookimpl\ndef check_run(run): return [align.Problem(run, 'is odd')]",
+            "a": "@hookimpl\ndef check_run(run): return [align.Problem(run.output, 'is odd')]",
             "b": "@hookimpl\ndef check_run(run, hardware): return None",
         }
     )
-    assert [str(p) for p in registry.collect("check_run", run="run", hardware=HARDWARE)] == ["run\n    is odd"]
+    assert [str(p) for p in registry.collect("check_run", run=RUN, hardware=HARDWARE)] == ["run\n    is odd"]
 
 
 @pytest.mark.parametrize("failure", ["1 / 0", "import sys; sys.exit(1)"])
@@ -318,9 +318,9 @@ def test_an_align_error_of_a_plugin_passes_as_it_is(make: Make) -> None:
 @pytest.mark.parametrize(
     ("hook", "arguments"),
     [
-        ("run_started", {"run": None, "directory": Path()}),
-        ("rollouts_scored", {"run": None, "phase": 0, "rollouts": []}),
-        ("run_finished", {"run": None, "directory": Path(), "results": []}),
+        ("run_started", {"run": RUN, "directory": Path()}),
+        ("rollouts_scored", {"run": RUN, "phase": 0, "rollouts": []}),
+        ("run_finished", {"run": RUN, "directory": Path(), "results": []}),
     ],
 )
 def test_a_notice_reaches_everyone_and_its_failure_is_logged(
@@ -330,7 +330,7 @@ def test_a_notice_reaches_everyone_and_its_failure_is_logged(
     registry = make({"a": source.format(hook), "b": source.format(hook)})
     with caplog.at_level(logging.ERROR, "align"):
         registry.notify(hook, **arguments)
-    assert [sys.modules[f"stranger_{name}"].heard for name in "ab"] == [[None], [None]]
+    assert [sys.modules[f"stranger_{name}"].heard for name in "ab"] == [[RUN], [RUN]]
     assert f"plugin 'a' (align-a 1.0) failed in {hook}" in caplog.text and "SystemExit: 7" in caplog.text
 
 

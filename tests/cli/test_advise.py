@@ -1,0 +1,268 @@
+"""``align advise`` as a user meets it: what goes in, what comes out, how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from align.cli import main
+from align.core import runfile
+from align.core.machine import parsed
+from align.schemas.advice import Advice
+from align.schemas.project import Project
+from tests.core.runs import write_rows
+
+FORM = """\
+description: Reports are made of letters.
+behaviour: {rules_count: 27}
+data:
+  - kind: sft_pairs
+    size: {rows: 14000}
+evals: {baseline: 0.8, target: 0.95}
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("brief.yaml").write_text(FORM)
+    return tmp_path
+
+
+def run(*arguments: str, stdin: str | bytes | None = None) -> Result:
+    done = CliRunner().invoke(main, ["advise", *arguments], input=stdin)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def advice(*arguments: str, stdin: str | None = None) -> Advice:
+    done = run(*arguments, "--format", "json", stdin=stdin)
+    assert done.exit_code in (0, 1, 3), done.output
+    return Advice.model_validate_json(done.stdout)
+
+
+def test_a_form_is_advised_and_every_reason_quotes_it() -> None:
+    done = run("brief.yaml")
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("Post-training")
+    assert "“rules_count: 27”  brief.yaml line 2" in done.output
+    assert "rows_count" not in done.output
+
+
+def test_two_runs_give_the_same_bytes() -> None:
+    for format_ in ("json", "text", "markdown", "html", "sarif", "github"):
+        assert (
+            run("brief.yaml", "--format", format_).stdout_bytes == run("brief.yaml", "--format", format_).stdout_bytes
+        )
+
+
+def test_free_words_from_a_file_the_command_line_and_standard_input_are_one() -> None:
+    words = "One answer must keep 27 rules at the same time. We have 14,000 examples with the answer wanted."
+    Path("brief.md").write_text(words)
+    of_file, of_option, of_stdin = advice("brief.md"), advice("--text", words), advice("-", stdin=words)
+    assert of_file.primary == "post_training"
+    assert of_file.reasons == of_option.reasons == of_stdin.reasons
+    assert any("27 rules" in quote.quote for reason in of_file.reasons for quote in reason.quotes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["brief.yaml"], 0),
+        (["brief.yaml", "--fail-on", "warning"], 1),
+        (["brief.yaml", "--fail-on", "warning", "--exit-zero"], 0),
+        (["--text", "hello"], 3),
+        (["--text", "hello", "--fail-on", "never"], 3),
+        (["--text", "hello", "--exit-zero"], 0),
+        (["blocked.yaml"], 1),
+        (["blocked.yaml", "--fail-on", "never"], 0),
+        (["blocked.yaml", "--exit-zero"], 0),
+        (["none.yaml"], 2),
+        (["wrong.yaml"], 2),
+        ([], 2),
+        (["brief.yaml", "--text", "both"], 2),
+        (["brief.yaml", "--format", "pdf"], 2),
+        (["brief.yaml", "--what-if", "x"], 2),
+        (["brief.yaml", "--why-not", "magic"], 2),
+        (["-", "--ask"], 2),
+    ],
+)
+def test_how_it_ends(arguments: list[str], status: int) -> None:
+    Path("blocked.yaml").write_text("knowledge: {changes: daily}\nrequested: continual_pretraining\ndata: []\n")
+    Path("wrong.yaml").write_text("knowledge: {changes: hourly}\nbehavior: {}\n")
+    assert run(*arguments).exit_code == status
+
+
+def test_mistakes_in_a_form_come_all_at_once_with_their_lines() -> None:
+    Path("wrong.yaml").write_text("knowledge: {changes: hourly}\nbehavior: {}\n")
+    said = run("wrong.yaml").output
+    assert "wrong.yaml line 1: knowledge.changes" in said and "'daily'" in said
+    assert "wrong.yaml line 2: behavior" in said and "did you mean 'behaviour'?" in said
+
+
+def test_what_is_insufficient_asks(here: Path) -> None:
+    found = advice("--text", "hello")
+    assert found.primary == "insufficient" and found.missing
+    assert run("--text", "hello").output.startswith("Not enough is known")
+
+
+def test_init_writes_a_form_once(here: Path) -> None:
+    done = run("init", "new.yaml")
+    assert done.exit_code == 0 and "align advise new.yaml" in done.output
+    assert run("new.yaml").exit_code == 3  # it says nothing yet
+    again = run("init", "new.yaml")
+    assert again.exit_code == 2 and "is there already" in again.output
+    assert run("init").exit_code == 2 and Path("brief.yaml").read_text() == FORM
+    assert "every field with what it means" in run("init", "--help").output
+
+
+def test_files_are_counted_and_beat_what_is_claimed(here: Path) -> None:
+    rows = write_rows("sft", here / "rows.jsonl", 60)
+    found = advice("brief.yaml", "--data", str(rows))
+    (need,) = [need for need in found.data if need.need == "sft_pairs"]
+    assert (need.given, need.verdict) == (60, "thin")
+    assert any("14,000" in c.dropped or "14000" in c.dropped for c in found.conflicts)
+    (held,) = [need for need in advice("brief.yaml", "--data", f"eval_set={rows}").data if need.need == "eval_set"]
+    assert held.given == 60
+    named = FORM.replace("size: {rows: 14000}", "size: {rows: 14000}\n    path: rows.jsonl")
+    Path("named.yaml").write_text(named)
+    (need,) = [need for need in advice("named.yaml").data if need.need == "sft_pairs"]
+    assert need.given == 60
+    Path("named.yaml").write_text(named.replace("rows.jsonl", "gone.jsonl"))
+    assert any("gone.jsonl is not there" in said for said in advice("named.yaml").not_understood)
+    assert "no kind of data" in run("brief.yaml", "--data", "pairs=rows.jsonl").output
+    assert run("brief.yaml", "--data", "gone.jsonl").exit_code == 2
+
+
+def test_hardware_of_a_file_and_of_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("gpus.yaml").write_text("hardware: {gpus: 2, memory_gb: 80}\n")
+    found = advice("brief.yaml", "--hardware", "gpus.yaml", "--text" if False else "--what-if", "model.params_b=8")
+    assert found.primary == "post_training"
+    Path("wrong.yaml").write_text("{gpus: -2}\n")
+    assert "wrong.yaml: gpus" in run("brief.yaml", "--hardware", "wrong.yaml").output
+    tool = here / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho '81559, NVIDIA H100 80GB HBM3'\necho '81559, NVIDIA H100 80GB HBM3'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    run("brief.yaml", "--hardware", "auto", "--save", "filled.yaml")
+    from align.core.projectfile import read
+
+    hardware = read("filled.yaml", bytes).project.hardware
+    assert (hardware.gpus, hardware.memory_gb, hardware.gpu) == (2, 85.5, "NVIDIA H100 80GB HBM3")
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    run("brief.yaml", "--hardware", "auto", "--save", "none.yaml")
+    assert read("none.yaml", bytes).project.hardware.gpus == 0
+
+
+def test_what_nvidia_smi_says_by_hand() -> None:
+    assert parsed("24564, NVIDIA GeForce RTX 4090\n[N/A], broken\n") == [(25.8, "NVIDIA GeForce RTX 4090")]
+
+
+def test_asking_and_replaying_come_to_the_same(here: Path) -> None:
+    asked = run("--ask", "--save", "filled.yaml", "--format", "json", stdin="\n27\n" * 20)
+    assert "How many" in asked.stderr and "(empty: unknown) > " in asked.stderr
+    first = Advice.model_validate_json(asked.stdout)
+    again = advice("filled.yaml")
+    assert (first.primary, first.plan, first.companions) == (again.primary, again.plan, again.companions)
+    Path("answers.yaml").write_text("behaviour.rules_count: 27\ndata.sft_pairs.rows: 5000\nmodel.params_b: null\n")
+    replayed = advice("--ask", "--answers", "answers.yaml")
+    assert replayed.primary == "post_training"
+    assert any(quote.source == "answers" for reason in replayed.reasons for quote in reason.quotes)
+    Path("answers.yaml").write_text("rules: 27\n")
+    assert run("--ask", "--answers", "answers.yaml").exit_code == 2
+
+
+def test_an_answer_that_is_none_is_asked_again_and_the_end_of_input_is_unknown() -> None:
+    done = run("--ask", stdin="rubbish\n")
+    assert done.exit_code == 3 and ("one of:" in done.stderr or "a number:" in done.stderr)
+
+
+def test_the_filled_form_is_a_form(here: Path) -> None:
+    Path("words.md").write_text("One answer must keep 27 rules. We have 14,000 examples with the answer wanted.")
+    assert run("words.md", "--save", "filled.yaml").exit_code in (0, 1)
+    filled = runfile.strictyaml.read(Path("filled.yaml").read_text(), "filled.yaml").values
+    assert Project.model_validate(filled).behaviour.rules_count == 27
+    assert advice("filled.yaml").primary == advice("words.md").primary
+    refused = run("words.md", "--save", "filled.yaml")
+    assert refused.exit_code == 2 and "--force" in refused.output
+    assert run("words.md", "--save", "filled.yaml", "--force").exit_code in (0, 1)
+
+
+def test_the_run_file_loads_and_is_not_written_over(here: Path) -> None:
+    done = run("brief.yaml", "--emit", "run.yaml")
+    assert done.exit_code == 0 and "align train run.yaml --check" in done.stderr
+    made = runfile.load("run.yaml")
+    assert made.project is not None and made.project.behaviour.rules_count == 27
+    assert Path("run.yaml").read_text().startswith("# align train run.yaml --check\n#\n# Training is the answer")
+    assert run("brief.yaml", "--emit", "run.yaml").exit_code == 2
+    rag = run("--text", "Prices change daily and each answer must cite its source.", "--emit", "rag.yaml")
+    assert rag.exit_code == 2 and "the advice is rag" in rag.output and not Path("rag.yaml").exists()
+
+
+@pytest.mark.parametrize(("format_", "begins"), [("html", "<!doctype html>"), ("sarif", "{"), ("github", "::notice ")])
+def test_output_goes_to_a_file(format_: str, begins: str, here: Path) -> None:
+    done = run("brief.yaml", "--format", format_, "--output", "advice.out")
+    assert done.stdout == "" and Path("advice.out").read_text().startswith(begins)
+    assert run("brief.yaml", "--format", format_, "--output", "advice.out").exit_code == 0  # it may be written again
+
+
+def test_findings_of_a_file_point_into_it() -> None:
+    Path("blocked.yaml").write_text("requested: continual_pretraining\nknowledge:\n  changes: daily\ndata: []\n")
+    (result, *_) = json.loads(run("blocked.yaml", "--format", "sarif").stdout)["runs"][0]["results"]
+    place = result["locations"][0]["physicalLocation"]
+    assert (result["ruleId"], place["artifactLocation"]["uri"]) == ("requested-differs", "blocked.yaml")
+    assert place["region"]["startLine"] in (1, 3, 4)
+    assert "file=blocked.yaml,line=" in run("blocked.yaml", "--format", "github").stdout
+
+
+def test_why_not_and_what_if() -> None:
+    done = run("brief.yaml", "--why-not", "rag")
+    assert done.exit_code == 0 and "What speaks for it: nothing that is known" in done.output
+    assert "sft is advised." in run("brief.yaml", "--why-not", "sft").output
+    done = run("brief.yaml", "--what-if", "knowledge.changes=daily", "--what-if", "knowledge.source=proprietary")
+    assert done.exit_code == 0 and "→" in done.output and "rag" in done.output
+    assert "Nothing would be otherwise." in run("brief.yaml", "--what-if", "constraints.budget_usd=1").output
+    told = json.loads(run("brief.yaml", "--what-if", "knowledge.changes=daily", "--format", "json").stdout)
+    assert told["what_if"] == ["knowledge.changes=daily"] and told["differences"][0]["now"]
+    assert Advice.model_validate(told["advice"]).primary in ("rag", "post_training")
+    assert run("brief.yaml", "--what-if", "knowledge.changes=daily", "--format", "html").exit_code == 2
+
+
+def test_thresholds_of_ones_own() -> None:
+    Path("own.yaml").write_text("many_rules: {value: 50, source: ours}\n")
+    before, after = advice("brief.yaml"), advice("brief.yaml", "--thresholds", "own.yaml")
+    assert "R-POST-1" in [reason.rule for reason in before.reasons]
+    assert "R-POST-1" not in [reason.rule for reason in after.reasons]
+    assert before.provenance.thresholds != after.provenance.thresholds
+    Path("own.yaml").write_text("many_rule: {value: 50}\n")
+    assert "did you mean 'many_rules'?" in run("brief.yaml", "--thresholds", "own.yaml").output
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode("utf-8", "replace")))
+def test_any_bytes_end_without_a_traceback(raw: bytes) -> None:
+    done = run("-", stdin=raw)
+    assert done.exit_code in (0, 1, 2, 3) and "Traceback" not in done.output
+
+
+KEYS = st.sampled_from([*Project.model_fields, "rules_count", "nonsense"])
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["daily", "sft"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_any_form_ends_without_a_traceback(values: dict[str, Any]) -> None:
+    Path("any.json").write_text(json.dumps(values))
+    done = run("any.json")
+    assert done.exit_code in (0, 1, 2, 3) and "Traceback" not in done.output
