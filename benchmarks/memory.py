@@ -31,7 +31,7 @@ MODELS = {
 }
 ALGORITHMS = {"sft": {}, "dpo": {}, "grpo": {"group": 4}, "ppo": {"group": 1, "passes": 2}}
 STEPS, BATCH, MICRO, ANSWER, BAND = 3, 24, 2048, 48, 0.1
-WORDS = "the cat sat on a mat while wind over sea is cold and blue sum of two three five".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "wind", "over", "sea", "is", "cold", "and", "blue", "five"]
 
 
 def rows(algorithm: str, count: int = 96) -> list[dict[str, Any]]:
@@ -73,7 +73,10 @@ def prepared(home: Path, algorithm: str, size: str) -> Path:
         "devices": {"accelerator": "cpu", "count": 1},
     }
     if algorithm in ("grpo", "ppo"):
-        run["rollout"] = {"rewards": [{"type": "length", "shape": "target", "target": 40}], "sampling": {"max_tokens": ANSWER}}
+        run["rollout"] = {
+            "rewards": [{"type": "length", "shape": "target", "target": 40}],
+            "sampling": {"max_tokens": ANSWER},
+        }
     (home / "run.yaml").write_text(json.dumps(run))
     return home / "run.yaml"
 
@@ -138,8 +141,8 @@ def measure(home: Path, algorithm: str, size: str) -> dict[str, Any]:
 
 def predict(home: Path, algorithm: str, size: str) -> dict[str, Any]:
     """What formula and dry run say."""
-    from align.cli.estimate import examined
     from align.core import runfile
+    from align.plugins.estimating import examined
 
     (found,) = examined(runfile.load(prepared(home, algorithm, size)), dry=True)
     return {

@@ -11,9 +11,9 @@ class Needs:
     """What an algorithm asks of the engine beside a policy.
 
     sequences: of an example (2 for pairs). reference: whether it is measured against one; ahead: whether that can be
-    done before training. online: whether it samples its answers; learns: False for one that only makes rows (best_of_n).
-    group: answers to a prompt. passes: over each phase's answers. critic: whether it trains a value model too.
-    passes_read: forward passes over each answer beside training (reference, critic, the policy's own log-probabilities).
+    done before training. online: whether it samples its answers; learns: False for one that only makes rows. group:
+    answers to a prompt. passes: over each phase's answers. critic: whether it trains a value model too. passes_read:
+    forward passes over each answer beside training (reference, critic, the policy's own log-probabilities).
     """
 
     head: Literal["language", "reward"] = "language"

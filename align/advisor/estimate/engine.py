@@ -8,9 +8,9 @@ chunks, V h parameters of the head. Fixed: weights W P, AdamW's moments 2 W T, t
     generation   gradients of the step before, W T, and the largest of: reading the prompts, the answers' cache,
                  measuring what was answered
 
-The gradients of a step stay until the next begins, hence during generation too. Under fsdp weights, gradients and moments
-are split; a layer is whole while it works, and embeddings and head throughout. DistributedDataParallel keeps gradients a
-second time, in buckets.
+The gradients of a step stay until the next begins, hence during generation too. Under fsdp weights, gradients and
+moments are split; a layer is whole while it works, and embeddings and head throughout. DistributedDataParallel keeps
+gradients a second time, in buckets.
 """
 
 from __future__ import annotations
@@ -94,8 +94,16 @@ def networks(stage: Stage, needs: Needs, shape: Shape, how: Held) -> Parts:
         critic = trained(shape, needs, how, head=False)
         own_head = 0 if shape.tied else how.kind.weight * shape.embedding
         frozen = base_weights(shape, how) - own_head if how.rank else 0.0
-        parts["critic"] = (frozen + 3 * critic) / share
+        parts["critic"] = (frozen + critic) / share
+        parts["optimizer"] += 2 * critic / share
     return parts
+
+
+def footprint(needs: Needs, shape: Shape, how: Held) -> float:
+    """Bytes of one replica: weights, and for what is trained a gradient and two moments."""
+    each = trained(shape, needs, how)
+    critic = 4 * trained(shape, needs, how, head=False) if needs.critic else 0.0
+    return base_weights(shape, how) + (4 if how.rank else 3) * each + critic
 
 
 def base_weights(shape: Shape, how: Held) -> float:
@@ -150,7 +158,7 @@ def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -
             {"gradients": taught, "activations": kept + working},
             {"gradients": (each + critic) / share + head},
         ]
-    fullest = max(found, key=lambda parts: sum(parts.values()))
+    fullest = max(found, key=_sum)
     return {**fullest, "gradients": fullest["gradients"] + buckets}
 
 
@@ -167,18 +175,25 @@ def generation(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...],
     through = max(kind.residual * 3 * shape.hidden + kind.compute * 2 * shape.intermediate, 0)
     length = batches.prompt + batches.answer
     cache = shape.kv_cache(number) * batches.answers * length
-    vocabulary = 4.0 * shape.vocab
+    vocabulary, head = 4.0 * shape.vocab, 2.0 * shape.embedding if kind.mixed and kind.weight == 4 else 0.0
     asked = shape.kv_cache(number) * batches.prompts * batches.prompt
     repeated = 2 * q * number * batches.answers * length if shape.heads != shape.kv_heads else 0.0
-    found = [
+    found: list[Parts] = [
         {"kv_cache": asked, "activations": casts + through * batches.prompts * batches.prompt},
-        {"kv_cache": cache, "activations": casts + asked, "logits": 2 * vocabulary * batches.answers},
-        {"kv_cache": cache, "activations": casts + repeated, "logits": 2 * vocabulary * batches.answers},
-        {"kv_cache": cache, "activations": casts, "logits": 4 * vocabulary * batches.answers},
+        {"kv_cache": cache, "activations": casts + asked, "logits": 2 * vocabulary * batches.answers + head},
+        {"kv_cache": cache, "activations": casts + repeated, "logits": 2 * vocabulary * batches.answers + head},
+        {"kv_cache": cache, "activations": casts, "logits": 4 * vocabulary * batches.answers + head},
     ]
     if needs.passes_read:
         for micro in micros:
             chunk = logits(shape, how, micro) if needs.reference or needs.passes_read > needs.critic else 0.0
-            inside = {"activations": casts + through * micro.tokens}
-            found += [inside, {"activations": casts + 2 * kind.residual * shape.hidden * micro.tokens, "logits": chunk}]
-    return {**left, **max(found, key=lambda parts: sum(parts.values()))}
+            states = 2 * kind.residual * shape.hidden * micro.tokens
+            found += [
+                {"activations": casts + through * micro.tokens},
+                {"activations": casts + states, "logits": chunk},
+            ]
+    return left | max(found, key=_sum)
+
+
+def _sum(parts: Parts) -> float:
+    return sum(parts.values())

@@ -17,13 +17,15 @@ from align.schemas.errors import AlignError, did_you_mean
 class Device:
     """An accelerator, or any device of which only the memory is known.
 
-    memory: bytes. bandwidth: bytes a second, 0 where unknown. peak: dense 16-bit FLOP a second, 0 where unknown.
+    memory: bytes. bandwidth: bytes a second, 0 where unknown. peak: dense 16-bit FLOP a second, fp32: of true float32;
+    0 where unknown.
     """
 
     name: str
     memory: float
     bandwidth: float = 0.0
     peak: float = 0.0
+    fp32: float = 0.0
     bf16: bool = True
 
 
@@ -42,7 +44,8 @@ def _read() -> dict[str, Any]:
 
 
 def _device(row: dict[str, Any]) -> Device:
-    return Device(row["name"], row["memory"] * 1e9, row["bandwidth"] * 1e12, row["peak"] * 1e12, row.get("bf16", True))
+    memory, bandwidth, peak, fp32 = row["memory"] * 1e9, *(row[key] * 1e12 for key in ("bandwidth", "peak", "fp32"))
+    return Device(row["name"], memory, bandwidth, peak, fp32, row.get("bf16", True))
 
 
 def _words(name: str) -> frozenset[str]:

@@ -69,8 +69,8 @@ def sharded(params: float, largest: float, devices: int, sharding: Sharding, set
         zero1          4 P + 12 P / N           zero2          4 P + 16 P / N
         zero3          18 P / N + 4 largest     zero2_offload  2 P     zero3_offload  2 P / N + 4 largest
 
-    DeepSpeed (memory.rst) has split gradients in fp32, under zero2 beside whole ones in 16 bits; a split layer is whole while it works, in
-    weights and gradients. The 2, 2 and 12 are the setting's own.
+    DeepSpeed (memory.rst) has split gradients in fp32, under zero2 beside whole ones in 16 bits; a split layer is whole
+    while it works, in weights and gradients. The 2, 2 and 12 are the setting's own.
     """
     weights, gradients, optimizer = (each * params for each in (setting.weight, setting.gradient, setting.optimizer))
     whole = (setting.weight + setting.gradient) * largest if sharding in SPLIT and devices > 1 else 0.0

@@ -113,9 +113,7 @@ def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: p
     return Planned(step, batches)
 
 
-def micros_of(
-    stage: Stage, step: Sequence[Example], kind: str, world: int, layout: plan.Layout
-) -> list[Micro]:
+def micros_of(stage: Stage, step: Sequence[Example], kind: str, world: int, layout: plan.Layout) -> list[Micro]:
     """The micro-batches of rank 0."""
     limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
     cuts = plan.cut([e.lengths for e in step], world, limit, stage.train.micro_batch_size, layout)

@@ -1,7 +1,7 @@
 """A stage's step and its answering run with tensors that have shapes and no numbers: exact bytes, no weights, no GPU.
 
-The model is made of its config alone, and what then runs is the engine's own: policy, log-probabilities, the algorithm's
-loss, backward, clipping, AdamW. Kernels' own scratch memory is not seen.
+The model is made of its config alone, and what then runs is the engine's own: policy, log-probabilities, the
+algorithm's loss, backward, clipping, AdamW. Kernels' own scratch memory is not seen.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from align.core.train.module import AlignModule
 from align.core.train.setup import MICRO_TOKENS
 from align.core.train.steps import Cutter, StepBatch
 from align.schemas.errors import AlignError
-from align.schemas.run import Model, Stage
+from align.schemas.run import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,9 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode) -> Policy:
         config.num_labels = 1
     auto: Any = AutoModelForCausalLM if head == "language" else AutoModelForSequenceClassification
     with quiet(), torch.device("meta"):
-        network = auto.from_config(config, **options, **{k: v for k, v in trust(model).items() if k != "local_files_only"})
+        network = auto.from_config(
+            config, **options, **{k: v for k, v in trust(model).items() if k != "local_files_only"}
+        )
         network.get_input_embeddings().padding_idx = None
         whole = network
         if model.adapter is not None:
@@ -110,17 +113,22 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode) -> Policy:
 
 
 def _lay_down(network: nn.Module) -> None:
-    """Every tensor of a network on the meta device made one on the CPU; what is shared stays so. (Adapters cannot be
-    made of fake tensors, but of meta ones.)"""
+    """Every tensor of a network on the meta device made one on the CPU; what is shared stays so.
+
+    (Adapters cannot be made upon fake tensors, but upon meta ones.)
+    """
     made: dict[int, Any] = {}
     for module in network.modules():
-        for name, tensor in module._parameters.items():
-            if tensor is not None:
-                fresh = made.setdefault(id(tensor), nn.Parameter(torch.empty_like(tensor, device="cpu")))
-                module._parameters[name] = fresh.requires_grad_(tensor.requires_grad)
-        for name, tensor in module._buffers.items():
-            if tensor is not None:
-                module._buffers[name] = made.setdefault(id(tensor), torch.empty_like(tensor, device="cpu"))
+        held: Any = [module._parameters, module._buffers]
+        for tensors in held:
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = made.setdefault(id(tensor), _real(tensor))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    fresh = torch.empty_like(tensor, device="cpu")
+    return nn.Parameter(fresh, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
 
 
 def count(
@@ -134,14 +142,16 @@ def count(
 ) -> Counted:
     """Two optimizer steps, the first of which makes the optimizer's state; before the second, answers are sampled."""
     networks = [network for network in (policy, critic) if network is not None]
-    weights = tracker.enter(_held(policy))
-    of_critic = 0 if critic is None else tracker.enter(_held(critic))
+    weights = tracker.enter(held_tensors(policy))
+    of_critic = 0 if critic is None else tracker.enter(held_tensors(critic))
     phases: dict[str, dict[str, float]] = {}
     with tracker:
         reference, copied = _reference(stage, algorithm, policy, tracker)
         module = _Module(stage, policy, algorithm, reference, 2, critic=critic)
         module.trainer = SimpleNamespace(  # type: ignore[assignment]
-            world_size=cutter.world_size, global_step=0, strategy=SimpleNamespace(backward=lambda loss, _: loss.backward())
+            world_size=cutter.world_size,
+            global_step=0,
+            strategy=SimpleNamespace(backward=lambda loss, _: loss.backward()),
         )
         optimizer = module.configure_optimizers()["optimizer"]
         tracker.watch_gradients(parameter for network in networks for parameter in network.parameters())
@@ -149,7 +159,7 @@ def count(
         state = 0
         if planned.examples:
             before = tracker.live
-            _step(module, step, optimizer, stage)
+            optimizer_step(module, step, optimizer, stage)
             state = tracker.live - before - tracker.gradients
         fixed = {"weights": weights, "critic": of_critic, "reference": copied, "optimizer": state}
         if planned.batches.answers:
@@ -162,7 +172,7 @@ def count(
             phases["generation"] = _parts(tracker, {**fixed, "kv_cache": cache}, "activations")
         if planned.examples:
             tracker.start()
-            _step(module, step, optimizer, stage)
+            optimizer_step(module, step, optimizer, stage)
             phases["training"] = _parts(tracker, fixed, "activations")
     return Counted(phases)
 
@@ -190,8 +200,11 @@ def _parts(tracker: Tracker, fixed: dict[str, int], rest: str) -> dict[str, floa
     return {name: float(size) for name, size in parts.items() if size}
 
 
-def _step(module: AlignModule, step: StepBatch, optimizer: torch.optim.Optimizer, stage: Stage) -> None:
-    with _autocast(stage):
+def optimizer_step(
+    module: AlignModule, step: StepBatch, optimizer: torch.optim.Optimizer, stage: Stage, device: str = "cpu"
+) -> None:
+    """One step as Lightning makes it."""
+    with _autocast(stage, device):
         loss = module.training_step(step, 0)
     loss.backward()  # type: ignore[no-untyped-call]
     del loss
@@ -232,9 +245,7 @@ def _read(networks: Sequence[Policy | None], reference: Reference | None, micro:
         reference.logp(micro)
 
 
-def _reference(
-    stage: Stage, algorithm: Algorithm, policy: Policy, tracker: Tracker
-) -> tuple[Reference | None, int]:
+def _reference(stage: Stage, algorithm: Algorithm, policy: Policy, tracker: Tracker) -> tuple[Reference | None, int]:
     if not algorithm.uses_reference:
         return None, 0
     ahead = type(algorithm).auxiliary is Algorithm.auxiliary and not isinstance(algorithm, Online)
@@ -242,22 +253,24 @@ def _reference(
     return make_reference(stage.reference, policy, stage, known_ahead=ahead), tracker.live - before
 
 
-def _held(network: nn.Module) -> Iterator[Tensor]:
+def held_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Its parameters and buffers."""
     yield from network.parameters()
     yield from network.buffers()
 
 
-def _autocast(stage: Stage) -> Any:
+def _autocast(stage: Stage, device: str = "cpu") -> Any:
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(stage.train.precision)
-    return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+    return nullcontext() if dtype is None else torch.autocast(device, dtype)
 
 
 @contextmanager
 def _without_numbers(kind: str) -> Iterator[None]:
     """Chunks of logits as large as they are on another kind of device, and no hash of weights that are not there."""
-    kept, hashed = policies.LOGITS["cpu"], references.tensors_hash
-    policies.LOGITS["cpu"], references.tensors_hash = policies.LOGITS[kind], lambda _: ""
+    kept = policies.LOGITS["cpu"]
+    policies.LOGITS["cpu"] = policies.LOGITS[kind]
     try:
-        yield
+        with patch.object(references, "tensors_hash", lambda _: ""):
+            yield
     finally:
-        policies.LOGITS["cpu"], references.tensors_hash = kept, hashed
+        policies.LOGITS["cpu"] = kept

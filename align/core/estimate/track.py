@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts while it is entered. live, peak: bytes. at_peak: bytes of gradients when the peak was reached.
 
     dry: with it, operations on fake tensors (and new floating ones) compute nothing, and what a program then asks for a
@@ -27,7 +27,7 @@ class Tracker(TorchDispatchMode):
     """
 
     def __init__(self, dry: FakeTensorMode | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dry = dry
         self.live = self.peak = self.gradients = self.at_peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
@@ -43,7 +43,7 @@ class Tracker(TorchDispatchMode):
         """Know gradients from other tensors as they are accumulated."""
         for parameter in parameters:
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._accumulated)
+                parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
         """Forget the peak so far."""

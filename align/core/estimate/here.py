@@ -1,0 +1,122 @@
+"""What an estimate of a run file needs to know of this machine: devices, where models lie, what each stage asks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from align.core.algorithm import Algorithm
+from align.core.data.plan import Layout
+from align.core.estimate.batches import Planned, needs_of, planned
+from align.core.model.adapter import base_of, is_adapter
+from align.core.model.packing import VARLEN
+from align.core.registry import registry
+from align.core.rollout.online import Online
+from align.core.train.rollout import settle
+from align.core.train.rundir import located
+from align.schemas.errors import AlignError
+from align.schemas.estimate import Needs
+from align.schemas.run import Adapter, Devices, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """accelerator: ``cpu`` or ``cuda``. name, memory (bytes): of one device, of which ``count`` share a step."""
+
+    accelerator: str
+    name: str
+    memory: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A stage with what is known of it. directory: of its model's config."""
+
+    stage: Stage
+    algorithm: Algorithm
+    needs: Needs
+    directory: Path
+    planned: Planned
+    layout: Layout
+
+
+def machine(devices: Devices) -> Machine:
+    """What is here, as a run file's ``devices`` would use it; nothing is started."""
+    cuda = devices.accelerator == "cuda" or (devices.accelerator == "auto" and torch.cuda.is_available())
+    if cuda and torch.cuda.is_available():
+        seen = torch.cuda.get_device_properties(0)
+        count = torch.cuda.device_count() if devices.count == "auto" else devices.count
+        return Machine("cuda", seen.name, float(seen.total_memory), count * devices.nodes)
+    if cuda:
+        raise AlignError(
+            "is cuda, and there is no GPU here", "say which is meant: --device H100", where="devices.accelerator"
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine("cpu", "CPU", float(memory), 1 if devices.count == "auto" else devices.count * devices.nodes)
+
+
+def ready(stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int) -> Ready:
+    """A stage made ready for estimating. Raises AlignError for a model whose config cannot be had.
+
+    One that starts from what an earlier stage will export is taken to start from that one's model.
+    """
+    by_name = {other.name: other for other in stages}
+
+    def root(name: str, rows: bool) -> str:
+        path = by_name[name].model.path
+        if rows:
+            return f"rows of {name}"  # which are not here yet
+        return root(path.removeprefix("stage:"), False) if path.startswith("stage:") else path
+
+    stage = located(stage, root)
+    directory = config_of(stage)
+    if is_adapter(directory):
+        stage, directory = _continued(stage, directory)
+    algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
+    if isinstance(algorithm, Online):
+        settle(algorithm, stage)
+    packs = stage.train.layout == "packed" or (stage.train.layout == "auto" and accelerator == "cuda")
+    layout: Layout = "packed" if packs and stage.model.attention in VARLEN else "padded"
+    return Ready(
+        stage,
+        algorithm,
+        needs_of(algorithm),
+        directory,
+        planned(stage, algorithm, accelerator, devices, layout),
+        layout,
+    )
+
+
+def config_of(stage: Stage) -> Path:
+    """The directory of a model's config: its own, or of a hub id the cache's. Weights are not fetched."""
+    path = stage.model.path
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local.absolute()
+    try:
+        return Path(hf_hub_download(path, "config.json", revision=stage.model.revision)).parent
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise AlignError(
+            "is neither a directory here nor a hub id whose config.json can be had",
+            "give a directory that holds at least a config.json",
+            where=f"{stage.name}: model.path: {path}",
+        ) from error
+
+
+def _continued(stage: Stage, directory: Path) -> tuple[Stage, Path]:
+    """An adapter that is trained on: as a new one of its base, of the same rank."""
+    rank = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("r", Adapter().rank)
+    base = base_of(directory)
+    model = stage.model.model_copy(
+        update={"path": base.path, "revision": base.revision, "adapter": stage.model.adapter or Adapter(rank=rank)}
+    )
+    stage = stage.model_copy(update={"model": model})
+    return stage, config_of(stage)

@@ -1,0 +1,117 @@
+"""A run's estimate: the engine's facts (core) put into the formulas (advisor)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from align.advisor.estimate import hardware
+from align.advisor.estimate.hardware import Device
+from align.advisor.estimate.knobs import Asked
+from align.advisor.estimate.report import StageEstimate, estimated
+from align.advisor.estimate.shape import of_directory
+from align.core.estimate.here import Machine, Ready, machine, ready
+from align.schemas.errors import AlignError
+from align.schemas.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run is to be: a device by name, how many, bytes of each. None: as this machine has it."""
+
+    device: str | None = None
+    devices: int | None = None
+    memory: float | None = None
+
+
+def examined(
+    run: Run,
+    place: Place = Place(),
+    *,
+    dry: bool = False,
+    measure: bool = False,
+    prices: Mapping[str, float] | None = None,
+    currency: str = "",
+) -> Sequence[StageEstimate]:
+    """Every stage of a run, estimated.
+
+    dry: count a dry run's bytes beside the formulas. measure: run real steps here first, and correct by them. prices:
+    money an hour, by a device's name. Raises AlignError for what cannot be known or run.
+    """
+    found = []
+    for stage in run.stages:
+        here = where(place, machine(stage.devices) if place.device is None and place.memory is None else None)
+        known = ready(run.stages, stage, here.accelerator, here.count)
+        asked = Asked(
+            stage=known.stage,
+            needs=known.needs,
+            shape=of_directory(known.directory),
+            batches=known.planned.batches,
+            device=_device(here),
+            devices=here.count,
+            accelerator=here.accelerator,
+        )
+        each = estimated(asked, prices, currency)
+        if dry:
+            each = replace(each, counted=_counted(known, here))
+        if measure:
+            each = _measured(run, known, here, asked, each, prices, currency)
+        found.append(each)
+    return found
+
+
+def where(place: Place, here: Machine | None) -> Machine:
+    """The device that is meant. Raises AlignError for a name that the hardware table lacks."""
+    if here is not None:
+        return replace(here, count=place.devices or here.count)
+    if place.device is None:
+        assert place.memory is not None
+        return Machine("cuda", f"{place.memory / 1e9:g} GB", place.memory, place.devices or 1)
+    device = hardware.named(place.device)
+    return Machine("cuda", device.name, place.memory or device.memory, place.devices or 1)
+
+
+def _device(here: Machine) -> Device:
+    """With its speed, where the table has it."""
+    known = hardware.find(here.name, here.memory) if here.accelerator == "cuda" else None
+    return replace(known, memory=here.memory) if known else Device(here.name, here.memory)
+
+
+def _counted(known: Ready, here: Machine) -> Mapping[str, dict[str, float]]:
+    from align.core.estimate.dryrun import dry_run
+
+    return dry_run(known.stage, known.algorithm, known.planned, here.accelerator, here.count, known.layout).phases
+
+
+def _measured(
+    run: Run,
+    known: Ready,
+    here: Machine,
+    asked: Asked,
+    before: StageEstimate,
+    prices: Mapping[str, float] | None,
+    currency: str,
+) -> StageEstimate:
+    """The estimate corrected by real steps on this machine."""
+    from align.core.estimate.calibrate import calibrate
+
+    local = machine(known.stage.devices)
+    if any(source.path.startswith("rows of ") for source in known.stage.data.train):
+        raise AlignError(
+            "learns from rows that are not there yet", "calibrate it once they are", where=known.stage.name
+        )
+    seen = calibrate(known.stage, local)
+    theirs = replace(known, planned=seen.planned)
+    there = estimated(
+        replace(asked, batches=theirs.planned.batches, device=_device(local), devices=1, accelerator=local.accelerator)
+    )
+    phase = "training" if "training" in seen.peaks else "generation"
+    parts = there.phases[phase]
+    loose = sum(parts.get(name, 0.0) for name in ("activations", "logits", "base"))
+    guessed = sum(parts.values())
+    factor = max(0.1, (seen.peaks[phase] - (guessed - loose)) / loose) if loose else 1.0
+    after = estimated(asked, prices, currency, factor)
+    told = {"peak": float(seen.peaks[phase]), "estimated": guessed, "factor": factor, "step_seconds": seen.seconds}
+    if asked.batches.steps and here.accelerator == local.accelerator:
+        told["hours"] = seen.seconds * asked.batches.steps / here.count / 3600
+    return replace(after, counted=before.counted, measured=told)
