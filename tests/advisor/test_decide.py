@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ from align.advisor.decide import advise
 from align.advisor.facts import Evidence, Facts, from_form, gather
 from align.advisor.gate import detectable, rows_needed
 from align.advisor.plan import decide
-from align.advisor.rule import Finding
+from align.advisor.rule import Ask, Finding
 from align.advisor.starts import algorithms
+from align.advisor.thresholds import Thresholds
 from align.core.registry import config_of, registry
 from align.core.settings import check
 from align.schemas.advice import Advice
@@ -443,3 +446,22 @@ def test_the_same_input_is_the_same_bytes_and_another_is_another_hash() -> None:
 def test_an_unread_language_is_said() -> None:
     said = gather(from_form(form(behaviour__rules_count=3)), languages=("en", "xx?"))
     assert "'xx' is not read" in advice(said).not_understood[0]
+
+
+def test_the_manual_of_rules_does_what_it_says() -> None:
+    """Its first and its last Python block, one after the other."""
+    text = (Path(__file__).parents[2] / "docs/rules.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    exec(blocks[0] + blocks[2], names)
+    (question,) = [rule for rule in [names["long_letters"](facts(), LIMIT)] if isinstance(rule, Ask)]
+    assert question.field == "training.max_length"
+
+
+def test_the_manual_of_rules_shows_thresholds_that_load(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/rules.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "own.yaml").write_text(block)
+    own = Thresholds.load(tmp_path / "own.yaml")
+    assert (own.many_rules, own.sft_rows.warn) == (25, 300)

@@ -84,14 +84,17 @@ def _thin_text(facts: Facts, floor: Floor, limit: Thresholds) -> Warn | None:
 def _level(facts: Facts, stage: str, hopeless: bool) -> Literal["warning", "error"]:
     """An error where what cannot work is asked for, or is all that is advised."""
     advised = facts.plan is not None and stage in facts.plan.stages
-    return "error" if hopeless and (advised or facts.project.requested == stage) else "warning"
+    wished = facts.project.requested == stage and own_wish(facts)
+    return "error" if hopeless and (advised or wished) else "warning"
 
 
 def forgetting(facts: Facts, limit: Thresholds) -> Warn | None:
     """W-FORGET: what is not trained on fades, most of all in pre-training and where all weights move."""
     if facts.plan is None:
         return None
-    continued = "continual_pretraining" in facts.plan.stages or asked(facts, "continual_pretraining")
+    continued = "continual_pretraining" in facts.plan.stages or (
+        asked(facts, "continual_pretraining") and own_wish(facts)
+    )
     whole = facts.project.training.tuning == "full" and any(s in FITS_WEIGHTS for s in facts.plan.stages)
     if not continued and not whole:
         return None
@@ -147,11 +150,14 @@ def reward_hacking(facts: Facts, limit: Thresholds) -> Warn | None:
 
 def missing_reward(facts: Facts, limit: Thresholds) -> Warn | None:
     """W-REWARD: learning from rewards without one."""
-    if not asked(facts, "rlhf", "best_of_n", *ONLINE) or scorer(facts):
+    only_prompts = "prompts" in facts.kinds and not facts.kinds & {"sft_pairs", "preference_pairs", "unpaired_feedback"}
+    unscored = only_prompts and facts.project.reward.kind == "none"
+    wanted = asked(facts, "rlhf", "best_of_n", *ONLINE)
+    if not (wanted or unscored) or scorer(facts):
         return None
     if "preference_pairs" in facts.kinds and asked(facts, "rlhf"):
         return None  # a reward model is trained from them
-    text = "learning from rewards is asked for, and nothing is known that can score an answer"
+    text = "prompts can be learned from by rewards only, and nothing is known that can score an answer"
     return Warn("missing_reward", text, ("reward.kind", "requested"), "error" if own_wish(facts) else "warning")
 
 
@@ -197,12 +203,13 @@ def license_or_privacy(facts: Facts, limit: Thresholds) -> Warn | None:
     """W-LICENCE: not everything that is on hand may be trained on."""
     data = facts.project.data or ()
     restricted = any(d.license and RESTRICTED.search(d.license.lower()) for d in data)
-    if not (facts.project.constraints.regulated or restricted or any(d.pii for d in data)):
+    personal = facts.project.knowledge.per_user or any(d.pii for d in data)
+    if not (facts.project.constraints.regulated or restricted or personal):
         return None
     text = "personal or licensed material: settle the right to train on it, take out what identifies people, and mind "
     text += "that weights may repeat what they were trained on"
     kinds = [f"data.{d.kind}.{key}" for d in data for key in ("pii", "license")]
-    return Warn("license_or_privacy", text, ("constraints.regulated", *kinds))
+    return Warn("license_or_privacy", text, ("constraints.regulated", "knowledge.per_user", *kinds))
 
 
 def contamination(facts: Facts, limit: Thresholds) -> Warn | None:
