@@ -42,6 +42,12 @@ def test_every_finding_is_found_and_counted(id: str) -> None:
     assert id not in told(example.rows, replace(example.looking, skip=[id]))
 
 
+def test_faults_are_seen_amid_long_texts() -> None:
+    clean = "Über die Wörter größerer Städte: naïve cafés, 今天天气很好, emoji 🙂 — “quoted” … and done. " * 20
+    assert "mojibake" not in told([text(0, clean)])
+    assert told([text(0, f"{clean}The cafÃ© is closed. {clean}")])["mojibake"].count == 1
+
+
 def test_what_is_rare_is_only_a_note() -> None:
     rows = [completion(n) for n in range(100)]
     for refused, level in ((4, "note"), (6, "warning")):

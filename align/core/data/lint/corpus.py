@@ -22,7 +22,7 @@ COMMON, LEAST = 0.01, 10
 """A line is boilerplate from this share of documents on, and this many."""
 SHORT = 50
 """Words under which a document teaches little of how texts go on (MassiveText)."""
-_LETTERS = re.compile(r"[^\W\d_]")
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 class Corpus(Lint):
@@ -68,7 +68,7 @@ def poor(text: str) -> bool:
         return True
     with_letters = sum(_LETTERS.search(word) is not None for word in words) / len(words)
     mean = sum(map(len, words)) / len(words)
-    letters = len(_LETTERS.findall(text)) / max(1, sum(map(len, words)))
+    letters = sum(map(len, _LETTERS.findall(text))) / max(1, sum(map(len, words)))
     signs = max(text.count("#"), text.count("...") + text.count("…")) / len(words)
     long = mean > 10 and text.isascii()
     return with_letters < 0.8 or letters < 0.5 or (mean < 3 and text.isascii()) or long or signs > 0.1

@@ -15,7 +15,7 @@ import yaml
 
 from align.core.data.lint.base import Lint
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.view import WORD, View, normal
+from align.core.data.lint.view import WORD, View, around, normal
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\U000e0000-\U000e007f]"
@@ -25,6 +25,7 @@ _TEMPLATE = re.compile(
     re.ASCII,
 )
 """ChatML, Llama 2 and 3, Mistral, Gemma, DeepSeek. ``<s>`` within text is HTML's."""
+_FOREIGN = re.compile(r"[^\x00-\x7f]+")
 _READ = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "thinking", "reasoning_content", "weight"})
 LEAK_WORDS = 4
 """Shortest answer, in words, whose standing in the prompt is told; shorter ones stand there by chance."""
@@ -39,7 +40,7 @@ def _mojibake(row: View) -> bool:
         return False
     from ftfy.badness import is_bad
 
-    return bool(is_bad(row.text))
+    return bool(is_bad(around(row.text, _FOREIGN, 8, 8)))
 
 
 def _no_words(row: View) -> bool:

@@ -19,7 +19,7 @@ import yaml
 
 from align.core.data.lint.base import Lint
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.view import View
+from align.core.data.lint.view import View, around
 
 _MAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})\b")
 _RESERVED = re.compile(r"(?:^|\.)example(?:\.(?:com|org|net))?$|\.(?:invalid|test|localhost)$", re.IGNORECASE)
@@ -28,6 +28,7 @@ _PHONE = re.compile(
     r"(?<![\w.+-])(?:\+[1-9][\d ()./-]{6,18}\d|\(\d{3}\) ?\d{3}-\d{4}|\d{3}[-.]\d{3}[-.]\d{4})(?![\w-])"
 )
 """International, or as North Americans write them; ``phonenumbers`` then says whether that can be a number."""
+_AT = re.compile("@")
 _DIGITS = re.compile(r"\d(?:[ .-]?[\dA-Z]){4}")
 _NEAR = 40
 READ = 1_000_000
@@ -85,9 +86,10 @@ def _real(shape: Shape, text: str) -> bool:
 def personal(text: str) -> set[str]:
     """The kinds of personal data that a text seems to hold."""
     found = set[str]()
-    if "@" in text and any(not _RESERVED.search(match[1]) for match in _MAIL.finditer(text)):
+    if "@" in text and any(not _RESERVED.search(m[1]) for m in _MAIL.finditer(around(text, _AT, 66, 260))):
         found.add("e-mail address")
-    if not _DIGITS.search(text):
+    text = around(text, _DIGITS, 2 * _NEAR, _NEAR)
+    if not text:
         return found
     taken = list[tuple[int, int]]()
     for shape in shapes("personal"):

@@ -58,6 +58,17 @@ def words(text: str) -> list[str]:
     return WORD.findall(text[: 12 * MAX_WORDS])[:MAX_WORDS]
 
 
+def around(text: str, found: re.Pattern[str], before: int, behind: int) -> str:
+    """The text about each match, pieces on lines of their own: what slower patterns need to see."""
+    pieces, start, end = list[str](), 0, 0
+    for match in found.finditer(text):
+        if match.start() - before > end:
+            pieces.append(text[start:end])
+            start = match.start() - before
+        end = match.end() + behind
+    return "\n".join([*pieces, text[start:end]])
+
+
 def digest(*texts: str) -> int:
     """64 bits over normalised texts, the same everywhere."""
     hashed = hashlib.blake2b(digest_size=8)
