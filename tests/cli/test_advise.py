@@ -142,8 +142,9 @@ def test_files_are_counted_and_beat_what_is_claimed(here: Path) -> None:
 
 def test_hardware_of_a_file_and_of_this_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("gpus.yaml").write_text("hardware: {gpus: 2, memory_gb: 80}\n")
-    found = advice("brief.yaml", "--hardware", "gpus.yaml", "--text" if False else "--what-if", "model.params_b=8")
-    assert found.primary == "post_training"
+    Path("sized.yaml").write_text(FORM + "model: {params_b: 8}\n")
+    hardware = advice("sized.yaml", "--hardware", "gpus.yaml").hardware
+    assert hardware is not None and hardware.capacity_gb == 80 and hardware.chosen is not None
     Path("wrong.yaml").write_text("{gpus: -2}\n")
     assert "wrong.yaml: gpus" in run("brief.yaml", "--hardware", "wrong.yaml").output
     tool = here / "bin" / "nvidia-smi"
@@ -154,8 +155,8 @@ def test_hardware_of_a_file_and_of_this_machine(here: Path, monkeypatch: pytest.
     run("brief.yaml", "--hardware", "auto", "--save", "filled.yaml")
     from align.core.projectfile import read
 
-    hardware = read("filled.yaml", bytes).project.hardware
-    assert (hardware.gpus, hardware.memory_gb, hardware.gpu) == (2, 85.5, "NVIDIA H100 80GB HBM3")
+    found = read("filled.yaml", bytes).project.hardware
+    assert (found.gpus, found.memory_gb, found.gpu) == (2, 85.5, "NVIDIA H100 80GB HBM3")
     tool.write_text("#!/bin/sh\nexit 9\n")
     run("brief.yaml", "--hardware", "auto", "--save", "none.yaml")
     assert read("none.yaml", bytes).project.hardware.gpus == 0

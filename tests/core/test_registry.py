@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -272,6 +273,7 @@ def test_register_commands(make: Make) -> None:
     assert isinstance(registry.get("command", name), click.Command)
 
 
+RUN = SimpleNamespace(output="run", project=None)
 HARDWARE, FOOTPRINT = Hardware("cpu", 4, 1, 2**30), Footprint(2**20, 0)
 
 
