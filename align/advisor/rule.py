@@ -55,7 +55,8 @@ class Warn:
 class Ask:
     """Something that must be known first.
 
-    id: of the vocabulary goal, data, data_kind, data_size, reward, evals, model, hardware. field: of the form.
+    id: of the vocabulary goal, data, data_kind, data_size, reward, evals, model, hardware, or a rule's own
+    (``measure_prompt``, ``reading.evals.target``): one question is asked for each. field: of the form.
     would_change: what the answer decides.
     """
 
