@@ -107,7 +107,9 @@ def grade_advice(case: dict[str, Any], advice: Any) -> dict[str, Any]:
     if advice.primary not in {want["primary"], *want["accept"]}:
         missed["primary"] = (advice.primary, want["primary"])
     reached = {advice.primary, *advice.companions, *stages}
-    reached |= {"post_training"} if reached & {a.stage for a in advice.algorithms} - {"continual_pretraining"} else set()
+    reached |= (
+        {"post_training"} if reached & {a.stage for a in advice.algorithms} - {"continual_pretraining"} else set()
+    )
     if absent := [option for option in want["combine"] if option not in reached]:
         missed["combine"] = absent
     if want["algorithm"] is not None and not set(want["algorithm"]) & {*stages, *(a.name for a in advice.algorithms)}:

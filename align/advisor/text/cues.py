@@ -13,6 +13,12 @@ from align.schemas.project import DataKind
 WISH_REACH = 9
 """Words between a wish and the method wished for."""
 KINDS = get_args(DataKind)
+ONE_SIDED = frozenset(("knowledge.unseen_domain", "behaviour.prompt_falls_short", "behaviour.style_or_persona"))
+"""Of these a denial nearby is as a rule part of the phrase, or of another thing, so it proves nothing."""
+ADJACENT = 2
+"""Words between a denial and personal data that is denied: "nobody may see other people's orders" denies none."""
+HEAD = frozenset(("for", "on", "of", "with", "to", "using", "für", "mit", "auf", "para", "con"))
+"""Behind a method at the head of a sentence, these make a wish of it: `GRPO for a poetry bot`."""
 
 
 def cues(scene: Scene) -> Iterator[Evidence]:
@@ -20,6 +26,11 @@ def cues(scene: Scene) -> Iterator[Evidence]:
     for match in scene.matches:
         if match.label.startswith("cue:"):
             yield from _read(scene, match, match.label.removeprefix("cue:"))
+    spans: list[int] = []
+    for match in scene.named("rules:duty"):
+        if not spans or match.start >= spans[-1]:
+            spans.append(match.end)
+            yield scene.evidence("_duty", True, match.start, match.end)
 
 
 def _read(scene: Scene, match: Match, cue: str) -> Iterator[Evidence]:
@@ -31,12 +42,17 @@ def _read(scene: Scene, match: Match, cue: str) -> Iterator[Evidence]:
     elif field.startswith("tried."):
         if status != "negated":
             yield scene.evidence(field, True, *at, "tried")
+    elif field == "constraints.regulated":
+        denied = scene.scopes.negated(match.start, match.end, ADJACENT)
+        yield scene.evidence(field, True, *at, "negated" if denied else "asserted")
     elif field == "untried":
         yield scene.evidence("tried.prompting", True, *at, "negated")
     elif field.startswith("data."):
-        yield from _data(scene, match, field, status)
-    elif value == "true":
-        yield scene.evidence(field, True, *at, _plain(status))
+        yield from _data(scene, match, field, status, value)
+    elif value in ("true", "false"):
+        if status == "negated" and field in ONE_SIDED:
+            return
+        yield scene.evidence(field, value == "true", *at, _plain(status))
     elif value:
         yield scene.evidence(field, value, *at, _plain(status))
     elif field.startswith("tuning."):
@@ -55,14 +71,18 @@ def _method(scene: Scene, match: Match, method: str, status: Status) -> Iterator
         w.end <= match.start <= w.end + WISH_REACH or match.end <= w.start <= match.end + 4
         for w in scene.named("cue:wish")
     )
-    if status == "asserted" and not wished:
+    words = scene.sentence.words
+    headed = match.start <= 2 and match.end < len(words) and words[match.end] in HEAD
+    if status == "asserted" and not wished and not headed:
         return
     yield scene.evidence("requested", method, match.start, match.end, status)
 
 
-def _data(scene: Scene, match: Match, field: str, status: Status) -> Iterator[Evidence]:
+def _data(scene: Scene, match: Match, field: str, status: Status, value: str) -> Iterator[Evidence]:
     kind = field.removeprefix("data.")
     at = match.start, match.end
+    if value == "none" and status != "negated":
+        return  # words too common to say that there is data, but not that there is none
     if kind not in KINDS:
         if status == "negated":
             yield scene.evidence("_no_data", True, *at)

@@ -131,7 +131,9 @@ def _settled(plain: str, guess: str | None) -> str | None:
 
 def _held(scene: Scene, kind: str, size: str, number: Number, start: int, end: int) -> Iterator[Evidence]:
     status: Status = scene.scopes.of(start, end)
-    status = status if status in ("negated", "planned", "done") and number.value else "asserted"
+    status = status if status in ("negated", "planned", "done", "attributed") and number.value else "asserted"
+    if status == "attributed" and not scene.scopes.theirs(start, end):
+        status = "asserted"
     yield scene.evidence(f"data.{kind}", number.value > 0, start, end, status)
     value = int(number.value)
     if kind == "eval_set":

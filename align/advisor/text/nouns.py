@@ -14,8 +14,12 @@ LEFT = 6
 """Words before a number in which its noun stands, where none is behind."""
 _JOINTS = frozenset(("->", "→", "+", "/", "-", "&"))
 _OF = frozenset(("of", "de", "von", "an"))
-_THE = frozenset(("the", "our", "those", "these", "such", "los", "las", "nuestros", "nuestras", "esos", "esas", "den", "unseren"))
-_POINTERS = frozenset((":", ",", "(", "=", "~", "，", "：", "（", "约", "共", "就", "is", "are", "about", "total", "son", "sind", "met"))
+_THE = frozenset(
+    ("the", "our", "those", "these", "such", "los", "las", "nuestros", "nuestras", "esos", "esas", "den", "unseren")
+)
+_POINTERS = frozenset(
+    (":", ",", "(", "=", "~", "，", "：", "（", "约", "共", "就", "is", "are", "about", "total", "son", "sind", "met")
+)
 
 
 class Noun(NamedTuple):
@@ -83,7 +87,11 @@ def noun_before(scene: Scene, number: Number, kind: str) -> Match | None:
     """A noun before a number, with a mark or "are", "about" between, that no other number counts."""
     low = max(number.start - LEFT, 0)
     found = [m for m in scene.countable if m.label.startswith(kind) and low <= m.start and m.end <= number.start]
-    found = [m for m in found if not any(n.start < number.start and m.start - 3 <= n.end <= number.start for n in scene.numbers)]
+    found = [
+        m
+        for m in found
+        if not any(n.start < number.start and m.start - 3 <= n.end <= number.start for n in scene.numbers)
+    ]
     if not found:
         return None
     between = scene.sentence.words[found[-1].end : number.start]

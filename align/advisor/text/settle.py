@@ -18,6 +18,9 @@ TASKS = (
 TRAINED_ON = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts", "corpus")
 
 
+BODY = 200
+"""Rows from which on there is something to train on, so that words of duty need not be a prompt's."""
+FEW_RULES = 5
 FORMAT_FIELDS = 8
 """A format with no more fields than this is one rule."""
 _FIELD = re.compile(r"field|feld|campo|字段", re.IGNORECASE)
@@ -30,6 +33,7 @@ def settled(found: Iterable[Evidence]) -> list[Evidence]:
     hints = [e for e in evidence if e.field.startswith("_")]
     facts = list(_corpus(_formats(facts)))
     facts += [fact for hint in hints for fact in _of_hint(hint, facts)]
+    facts += _duties(hints, facts)
     return sorted(facts, key=_telling)
 
 
@@ -83,6 +87,19 @@ def _of_hint(hint: Evidence, facts: list[Evidence]) -> Iterator[Evidence]:
         yield replace(hint, field=f"data.{_nearest(hint, facts)}.overlaps_evals", value=True, status="asserted")
     elif name == "no_data" and not any(e.field.startswith("data.") and e.value is True for e in facts):
         yield replace(hint, field="data.sft_pairs", value=False)
+
+
+def _duties(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
+    """Rules that nobody counted: as many as there are words of duty, where nothing else says how many."""
+    duties = [hint for hint in hints if hint.field == "_duty"]
+    sized = any(e.field.endswith((".rows", ".tokens")) and e.status == "asserted" and e.value >= BODY for e in facts)
+    counted = any(e.field == "behaviour.rules_count" and not e.vague for e in facts)
+    if not duties or sized or counted:
+        return []
+    count = min(len(duties), FEW_RULES)
+    return [
+        replace(duties[0], field="behaviour.rules_count", value=count, status="asserted", vague=True, low=1, high=10)
+    ]
 
 
 def _said(facts: list[Evidence], field: str) -> bool:

@@ -55,4 +55,6 @@ def _room(scene: Scene, number: Number) -> tuple[int, int]:
 
 def _distance(scene: Scene, label: str, number: Number, low: int, high: int) -> int | None:
     found = [m for m in scene.named(label) if m.start >= low and m.end <= high]
-    return min((number.start - m.end if m.end <= number.start else m.start - number.end + 1 for m in found), default=None)
+    return min(
+        (number.start - m.end if m.end <= number.start else m.start - number.end + 1 for m in found), default=None
+    )

@@ -14,11 +14,12 @@ from align.advisor.facts import Status
 from align.advisor.text.lexicon import Match
 from align.advisor.text.words import Sentence
 
-REACH = {"noun": 6, "verb": 9, "before": 14, "after": 7}
+REACH = {"noun": 6, "verb": 9, "before": 14, "near": 5, "after": 7}
 """Words that a trigger rules, by its kind: no, not; other triggers before and behind."""
 
 _ORDER: tuple[Status, ...] = ("negated", "tried", "attributed", "done", "planned")
 _COMMAS = frozenset((",", "，", "、"))
+_ANDS = frozenset(("and", "und", "y", "e"))
 _CLOSED = frozenset((";", ".", "!", "?", "。", "；", "！", "？"))
 
 
@@ -51,9 +52,16 @@ class Scopes:
         ruled = {t.status for t in self._triggers if self._rules(t, start, end)}
         return next((status for status in _ORDER if status in ruled), "asserted")
 
-    def negated(self, start: int, end: int) -> bool:
-        """Whether the words are denied."""
-        return any(t.status == "negated" and self._rules(t, start, end) for t in self._triggers)
+    def negated(self, start: int, end: int, reach: int = 99) -> bool:
+        """Whether the words are denied, by a trigger not further off than ``reach`` words."""
+        denials = (
+            t for t in self._triggers if t.status == "negated" and t.end >= start - reach and t.start <= end + reach
+        )
+        return any(self._rules(t, start, end) for t in denials)
+
+    def theirs(self, start: int, end: int) -> bool:
+        """Whether words are of somebody else close by: `Bloomberg did 363B tokens`."""
+        return any(t.kind == "near" and self._rules(t, start, end) for t in self._triggers)
 
     def _rules(self, t: _Trigger, start: int, end: int) -> bool:
         if t.kind == "after":
@@ -63,18 +71,21 @@ class Scopes:
     def _open(self, t: _Trigger, start: int, end: int) -> bool:
         """Whether nothing between trigger and thing ends what the trigger rules."""
         words, clauses = self._sentence.words, self._sentence.clauses
-        if t.status == "negated":
-            here, there = clauses[min(start, len(words) - 1)], clauses[min(end, len(words) - 1)]
-            if here != there and (t.kind != "after" or ":" not in words[start:end]):
-                return False  # "labels: none" is one thing
-            for at in range(start, end):
-                if (at in self._stops and at > start) or words[at] in _CLOSED:
-                    return False
-                if words[at] in _COMMAS and not any(o in self._ors for o in range(at + 1, min(at + 8, len(words)))):
-                    return False
-            return True
-        if t.kind == "after":
-            return not any(
-                words[at] in _CLOSED or at in self._stops or words[at] in _COMMAS for at in range(start, end)
+        between = range(start, end)
+        if t.status != "negated":
+            closed = () if t.status == "tried" else _CLOSED
+            return not any(words[at] in closed or at in self._stops for at in between) and (
+                t.kind != "after" or not any(words[at] in _COMMAS for at in between)
             )
-        return not any((words[at] in _CLOSED and t.status != "tried") or at in self._stops for at in range(start, end))
+        colon = next((at for at in between if words[at] == ":"), None)
+        if colon is not None and (colon == end - 1 if t.kind == "after" else t.kind == "verb" and colon <= start + 1):
+            between = range(start, colon) if t.kind == "after" else range(colon + 1, end)  # "labels: none" is one thing
+        elif end < len(words) and clauses[start] != clauses[end]:
+            return False
+        return not any(self._ends_negation(at, t.kind == "after", at == start) for at in between)
+
+    def _ends_negation(self, at: int, behind: bool, first: bool) -> bool:
+        word = self._sentence.words[at]
+        if word in _COMMAS:
+            return not any(o in self._ors for o in range(at + 1, min(at + 8, len(self._sentence.words))))
+        return word in _CLOSED or (at in self._stops and not first) or (behind and word in _ANDS)
