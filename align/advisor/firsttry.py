@@ -30,7 +30,7 @@ def first_try(facts: Facts, limit: Thresholds, plan: Plan) -> FirstTry | None:
             f"bits per byte of the corpus and of general text under the untouched model, and {rows} domain questions "
         )
         what += "with and without the right passage in the prompt (align advise --measure)"
-        stop = f"the corpus is hardly harder than general text, or with the passage {enough}"
+        stop = f"the corpus is hardly harder to the model than general text; or, with the passage, {enough}"
         return FirstTry(what=what, cost="a day, under 10 GPU-hours", stop_if=stop)
     if any(stage in ONLINE for stage in plan.stages):
         what = (
@@ -59,7 +59,7 @@ def _rows(facts: Facts, limit: Thresholds) -> int:
 def _enough(facts: Facts, limit: Thresholds) -> str:
     e = facts.project.evals
     if e.target is None:
-        return "what it gets wrong is not worth a training run"
+        return "too little goes wrong to be worth a training run"
     metric = e.metric or "the score"
     if e.baseline is None or not 0 < e.baseline < 1:
         return f"{metric} reaches {e.target:g}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.advisor.facts import Facts
-from align.advisor.known import DATA_OF, ONLINE, floor_of, skill
+from align.advisor.known import DATA_OF, ONLINE, big, floor_of, skill
 from align.advisor.plan import Decision
 from align.advisor.thresholds import Thresholds
 from align.schemas.project import DataKind
@@ -32,33 +32,46 @@ NEUTRAL: dict[str, str] = {
 WORDS: dict[str, str] = {
     "behaviour.rules_count": "{} instructions had to hold at once",
     "behaviour.target_capability": "the skill to raise were {}",
-    "behaviour.prompt_falls_short": "a prompt missing what is wanted were {}",
+    "behaviour.output_format": "the output format were {}",
     "knowledge.changes": "the facts changed {}",
-    "knowledge.needs_citations": "having to show sources were {}",
-    "knowledge.per_user": "knowledge depending on who asks were {}",
-    "knowledge.unseen_domain": "the field being unseen were {}",
+    "knowledge.source": "what it must know were {}",
     "evals.baseline": "the best prompt scored {}",
     "reward.kind": "what scores an answer were {}",
-    "constraints.weights_frozen": "weights having to stay were {}",
+    "task.type": "the task were {}",
+    "requested": "what is asked for were {}",
     "data": "there were no data",
+}
+WHETHER: dict[str, str] = {
+    "behaviour.style_or_persona": "a manner {} wanted",
+    "behaviour.prompt_falls_short": "a prompt {} seen to miss it",
+    "knowledge.needs_citations": "sources {} to be shown",
+    "knowledge.per_user": "what may be known {} a matter of who asks",
+    "knowledge.unseen_domain": "the field {} unseen",
+    "knowledge.pretraining_done": "pre-training {} done already",
+    "constraints.weights_frozen": "the weights {} to stay",
 }
 
 
 def told(settings: Sequence[str]) -> str:
-    """Settings as a sentence: ``25 instructions had to hold at once``."""
-    kinds = {path.rsplit(".", 1)[0]: value for path, value in map(_parts, settings) if path.endswith(".kind")}
-    words = []
-    for path, value in map(_parts, settings):
-        if path.startswith("data.") and path.endswith(".kind"):
-            sized = any(s.startswith(path.rsplit(".", 1)[0] + ".size.") for s in settings)
-            words += [] if sized else [f"there were {value.replace('_', ' ')}"]
-        elif path.startswith("data."):
-            body, unit = path.split(".size.") if ".size." in path else (path, path.rsplit(".", 1)[1])
-            kind = kinds.get(body, "that data").replace("_", " ")
-            words.append(f"there were {int(value):,} {unit} of {kind}" if value.isdecimal() else f"{path} were {value}")
-        else:
-            words.append(WORDS.get(path, f"{path} were {{}}").format(value.replace("_", " ")))
+    """Settings as a sentence: ``it would be, if 25 instructions had to hold at once``."""
+    pairs = [_parts(setting) for setting in settings]
+    kinds = {path.rsplit(".", 1)[0]: value for path, value in pairs if path.endswith(".kind")}
+    sized = {path.split(".size.")[0] for path, _ in pairs if ".size." in path}
+    words = [_words(path, value, kinds) for path, value in pairs if not (path.endswith(".kind") and path[:-5] in sized)]
     return "it would be, if " + " and ".join(words)
+
+
+def _words(path: str, value: str, kinds: dict[str, str]) -> str:
+    plain = value.replace("_", " ") if value != "null" else "another"
+    if path.endswith(".kind"):
+        return f"there were {plain}"
+    if ".size." in path:
+        body, unit = path.split(".size.")
+        kind = kinds.get(body, "it").replace("_", " ")
+        return f"there were {big(float(value))} {unit} of {kind}" if value != "0" else f"there were no {unit} of {kind}"
+    if path in WHETHER:
+        return WHETHER[path].format("were" if value == "true" else "were not")
+    return WORDS.get(path, f"{path} were {{}}").format(plain)
 
 
 def _parts(setting: str) -> tuple[str, str]:

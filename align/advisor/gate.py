@@ -40,7 +40,7 @@ def gate(facts: Facts, limit: Thresholds, plan: Plan) -> Gate | None:
     """The suites and the rule for a plan; None where nothing is advised yet."""
     if plan.primary == "insufficient":
         return None
-    target, guard = _suites(facts, plan)
+    target, guard = _suites(facts, limit, plan)
     errors = limit.standard_errors
     rule = f"ship when the target is up by more than {errors:g} standard errors and no guard is down by more than "
     rule += f"one point or {errors:g} standard errors, against the untouched model with its best prompt"
@@ -66,15 +66,21 @@ def _effect(facts: Facts) -> tuple[float, float | None]:
     return p, e.target - e.baseline
 
 
-def _suites(facts: Facts, plan: Plan) -> tuple[list[str], list[str]]:
+def _capability(facts: Facts, limit: Thresholds, table: dict[str, Any]) -> str:
+    """A skill is measured as such; many rules are, whatever they are for; else the task says how."""
+    wanted = skill(facts)
+    if wanted is None and (facts.project.behaviour.rules_count or 0) > limit.few_rules:
+        return "instruction_following"
+    known = ALIKE.get(wanted or "", wanted or facts.project.task.type or "")
+    return known if known in table and known not in ("rag", "domain_model") else "chat"
+
+
+def _suites(facts: Facts, limit: Thresholds, plan: Plan) -> tuple[list[str], list[str]]:
     table = _table()["capabilities"]
-    wanted = skill(facts) or facts.project.task.type or ""
     names = ["domain_model"] if "continual_pretraining" in plan.stages else []
     trained = [stage for stage in plan.stages if stage not in ("rag", "prompting", "continual_pretraining")]
     if trained:
-        known = ALIKE.get(wanted, wanted)
-        many = facts.project.behaviour.rules_count
-        names.append(known if known in table and known != "rag" else "instruction_following" if many else "chat")
+        names.append(_capability(facts, limit, table))
     names += [stage for stage in ("rag", "prompting") if stage in plan.stages]
     own = [facts.project.evals.metric] if facts.project.evals.metric else []
     target = [*own, *facts.project.evals.suite, *(s for name in names for s in table[name]["target"])]

@@ -56,6 +56,14 @@ def rows(facts: Facts, kind: DataKind) -> int | None:
     return held.size.rows if held else 0
 
 
+def big(number: float) -> str:
+    """``5 billion``, ``300 million``, ``12,000``."""
+    for size, name in ((1e9, "billion"), (1e6, "million")):
+        if number >= size:
+            return f"{number / size:.4g} {name}"
+    return f"{number:,.0f}"
+
+
 def tokens(data: DataSet | None, limit: Thresholds) -> int | None:
     """Tokens of a body of text: counted, else from its bytes, else from its documents; None where nothing is known."""
     if data is None:
@@ -65,7 +73,8 @@ def tokens(data: DataSet | None, limit: Thresholds) -> int | None:
         return size.tokens
     if size.bytes is not None:
         return round(size.bytes / limit.bytes_per_token)
-    return None if size.docs is None else round(size.docs * limit.tokens_per_doc)
+    documents = size.docs if size.docs is not None else size.rows
+    return None if documents is None else round(documents * limit.tokens_per_doc)
 
 
 def enough(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:

@@ -122,6 +122,7 @@ def register_rules(register: Register) -> None:
     register("R-INS-1", f"{verdict}:neither_goal_nor_data")
     register("R-INS-2", f"{verdict}:asked_without_data")
     register("R-INS-3", f"{verdict}:rewards_without_scorer")
+    register("R-INS-4", f"{verdict}:text_of_unknown_size")
     register("R-MEA-1", f"{measured}:prompt_reaches_target")
     register("R-MEA-2", f"{measured}:open_book_helps")
     register("R-MEA-3", f"{measured}:domain_is_unseen")
@@ -141,6 +142,7 @@ def register_rules(register: Register) -> None:
     register("W-CONTAMINATION", f"{dangers}:contamination")
     register("W-PROMPT", f"{dangers}:brittle_prompt")
     register("W-BASELINE", f"{dangers}:no_baseline")
+    register("W-ADAPTER", f"{dangers}:adapter_on_a_corpus")
     for name in ("goal", "data", "data_kind", "data_size", "reward", "evals", "model", "hardware", "reading"):
         register(f"Q-{name.upper().replace('_', '-')}", f"{questions}:{name}")
 

@@ -170,6 +170,12 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"requested": "dpo", "data": [rows("preference_pairs", 500)]},
     ),
     (
+        "R-INS-4",
+        "insufficient soft",
+        {"knowledge__unseen_domain": True, "data": [{"kind": "corpus"}]},
+        {"knowledge__unseen_domain": True, "data": [{"kind": "corpus", "size": {"docs": 5}}]},
+    ),
+    (
         "R-INS-3",
         "insufficient soft",
         {"requested": "ppo", "data": [rows("prompts", 2000)]},
@@ -217,6 +223,11 @@ WARNINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         "forgetting",
         {"data": [PAIRS], "task__type": "sql", "training__tuning": "full"},
         {"data": [PAIRS], "task__type": "sql", "training__tuning": "lora"},
+    ),
+    (
+        "adapter_learns_less",
+        {"data": [corpus(10**10)], "training__tuning": "lora"},
+        {"data": [corpus(10**10)], "training__tuning": "full"},
     ),
     ("needs_eval_gate", {"data": [PAIRS], "task__type": "sql"}, {"behaviour__rules_count": 3}),
     ("needs_rag_eval", {"knowledge__needs_citations": True}, {"behaviour__rules_count": 3}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import TRAINING, asked, enough, own_documents, scorer, skill, tokens
+from align.advisor.known import TRAINING, asked, big, enough, own_documents, scorer, skill, tokens
 from align.advisor.rule import Finding
 from align.advisor.thresholds import Thresholds
 from align.schemas.project import DataKind
@@ -42,7 +42,7 @@ def own_pages(facts: Facts, limit: Thresholds) -> Finding | None:
     trainable = skill(facts) and (enough(facts, "sft_pairs", limit) or scorer(facts))
     because = "what it should know stands in documents of your own, which retrieval gives it without training"
     fields = ("data.documents", "knowledge.source", "data.corpus", "task.type")
-    flips = f"there were {limit.corpus_tokens.warn:.0e} tokens of it, of a field the model has not seen"
+    flips = f"there were {big(limit.corpus_tokens.warn)} tokens of it, of a field the model has not seen"
     return Finding("rag", "soft" if trainable else "hard", because, fields, flips, "RAG")
 
 
@@ -64,11 +64,11 @@ def unseen_field(facts: Facts, limit: Thresholds) -> Finding | None:
         return None
     looked_up = k.needs_citations or k.per_user or k.changes in CHANGING
     meant = k.unseen_domain or asked(facts, "continual_pretraining") or not looked_up
-    because = f"{corpus:.3g} tokens of text are enough to move what a model knows"
+    because = f"{big(corpus)} tokens of text are enough to move what a model knows"
     if k.unseen_domain:
         because += ", and it has hardly seen their field"
     fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "requested")
-    flips = f"there were fewer than {limit.corpus_tokens.warn:.0e} tokens, or the model knew the field"
+    flips = f"there were fewer than {big(limit.corpus_tokens.warn)} tokens, or the model knew the field"
     return Finding("continual_pretraining", "hard" if meant else "soft", because, fields, flips, "CPT")
 
 
@@ -79,9 +79,9 @@ def thin_corpus(facts: Facts, limit: Thresholds) -> Finding | None:
     meant = k.unseen_domain or facts.project.task.type == "domain_model" or asked(facts, "continual_pretraining")
     if corpus is None or not floor.below <= corpus < floor.warn or not meant or k.unseen_domain is False:
         return None
-    because = f"{corpus:.3g} tokens can move a model a little; published cases have {floor.comfortable:.0e} or more"
+    because = f"{big(corpus)} tokens can move a model a little; published cases have {big(floor.comfortable)} or more"
     fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "task.type", "requested")
-    flips = f"there were fewer than {floor.below:.0e} tokens, or retrieval answered as well"
+    flips = f"there were fewer than {big(floor.below)} tokens, or retrieval answered as well"
     return Finding("continual_pretraining", "soft", because, fields, flips, "CPT")
 
 
@@ -92,8 +92,8 @@ def no_corpus(facts: Facts, limit: Thresholds) -> Finding | None:
     text = tokens(facts.data(kind), limit)
     if text is None or text >= limit.corpus_tokens.below:
         return None
-    because = f"{text:.3g} tokens are far too few to pre-train on: they are learned by heart, not understood"
-    flips = f"there were {limit.corpus_tokens.below:.0e} tokens"
+    because = f"{big(text)} tokens are far too few to pre-train on: they are learned by heart, not understood"
+    flips = f"there were {big(limit.corpus_tokens.below)} tokens"
     return Finding("continual_pretraining", "veto", because, (f"data.{kind}",), flips, "CPT")
 
 

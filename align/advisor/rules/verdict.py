@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import DATA_OF, ONLINE, SCORERS, TRAINED_ON, TRAINING, asked, knows_what_for, scorer
+from align.advisor.known import (
+    DATA_OF,
+    ONLINE,
+    SCORERS,
+    TRAINED_ON,
+    TRAINING,
+    asked,
+    big,
+    knows_what_for,
+    scorer,
+    tokens,
+)
 from align.advisor.rule import Finding
 from align.advisor.thresholds import Thresholds
 
@@ -37,3 +48,14 @@ def rewards_without_scorer(facts: Facts, limit: Thresholds) -> Finding | None:
     because = f"{facts.project.requested} is asked for, and nothing is known that could score an answer"
     flips = f"there were a {', '.join(SCORERS[:2]).replace('_', ' ')} or comparisons to train one from"
     return Finding("insufficient", "soft", because, ("requested", "reward.kind"), flips, "ALG_RL")
+
+
+def text_of_unknown_size(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-INS-4: whether a field is pre-trained on or looked up hangs on how much text there is."""
+    meant = facts.project.knowledge.unseen_domain or asked(facts, "continual_pretraining")
+    if not meant or "corpus" not in facts.kinds or tokens(facts.data("corpus"), limit) is not None:
+        return None
+    enough = big(limit.corpus_tokens.warn)
+    because = f"how much text there is decides between pre-training (from {enough} tokens) and retrieval"
+    fields = ("data.corpus", "knowledge.unseen_domain", "requested")
+    return Finding("insufficient", "soft", because, fields, "the number of tokens were known", "CPT")

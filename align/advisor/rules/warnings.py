@@ -104,6 +104,15 @@ def forgetting(facts: Facts, limit: Thresholds) -> Warn | None:
     return Warn("forgetting", text, fields)
 
 
+def adapter_on_a_corpus(facts: Facts, limit: Thresholds) -> Warn | None:
+    """W-ADAPTER: an adapter learns less of a corpus than all weights do (Biderman 2405.09673; ChipNeMo 2311.00176)."""
+    tuning = facts.project.training.tuning
+    if facts.plan is None or "continual_pretraining" not in facts.plan.stages or tuning not in ("lora", "qlora"):
+        return None
+    text = f"{tuning} learns less from a corpus than all weights do; it forgets less too"
+    return Warn("adapter_learns_less", text, ("training.tuning",))
+
+
 def needs_eval_gate(facts: Facts, limit: Thresholds) -> Warn | None:
     """W-GATE: training may cost other abilities, so nothing ships unmeasured."""
     trained = [s for s in (facts.plan.stages if facts.plan else ()) if s in FITS_WEIGHTS]
