@@ -40,6 +40,9 @@ def tracked() -> list[Path]:
         "from align.cli import main; main(['plugins', 'list'], standalone_mode=False)",
         "from align.cli import main; main(['plugins', 'list', '--json'], standalone_mode=False)",
         "from align.cli import main; main(['train', '--help'], standalone_mode=False)",
+        "from align.cli import main; main(['advise', '--help'], standalone_mode=False)",
+        "from align.cli import main\ntry: main(['advise', '--text', 'It must keep 27 rules.'], standalone_mode=False)\n"
+        "except SystemExit: pass",
     ],
 )
 def test_what_answers_at_once_imports_nothing_heavy(code: str) -> None:
@@ -56,8 +59,9 @@ def test_help_lists_every_command_and_loads_none() -> None:
     assert done.stdout.endswith("[]\n")
 
 
-def test_answering_touches_neither_network_nor_disk_nor_other_programs() -> None:
-    watch = """
+@pytest.mark.parametrize("command", [["plugins", "list"], ["advise", "--text", "It must keep 27 rules."]])
+def test_answering_touches_neither_network_nor_disk_nor_other_programs(command: list[str]) -> None:
+    watch = f"""
 import sys
 seen = []
 def hook(event, arguments):
@@ -67,7 +71,10 @@ def hook(event, arguments):
         seen.append(arguments)
 sys.addaudithook(hook)
 from align.cli import main
-main(["plugins", "list"], standalone_mode=False)
+try:
+    main({command!r}, standalone_mode=False)
+except SystemExit:
+    pass
 print("SEEN", seen)
 """
     done = subprocess.run([sys.executable, "-B", "-c", watch], capture_output=True, text=True, check=True)

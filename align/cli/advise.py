@@ -216,7 +216,8 @@ def _why_not(facts: Facts, limit: Thresholds, option: str) -> None:
             click.echo(f"  {line}")
     if not found.chosen:
         click.echo(f"{found.flips_if[:1].upper()}{found.flips_if[1:]}.")
-        click.echo("".join(f"  --what-if {setting}\n" for setting in found.what_if), nl=False)
+        if found.what_if:
+            click.echo("  " + " ".join(f"--what-if {setting}" for setting in found.what_if))
 
 
 def _what_if(facts: Facts, limit: Thresholds, before: Advice, options: dict[str, Any]) -> None:
@@ -234,7 +235,7 @@ def _what_if(facts: Facts, limit: Thresholds, before: Advice, options: dict[str,
         raise click.UsageError("--what-if prints text or json")
     click.echo("Nothing would be otherwise." if not differences else f"{', '.join(options['what_if'])}:")
     for what, now, then in differences:
-        click.echo(f"  {what:<11} {now}\n{'':<11}→ {then}")
+        click.echo(f"  {what:<11} {now}  →  {then}")
 
 
 def _status(advice: Advice, fail_on: str, exit_zero: bool) -> int:
