@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from align.core.data.survey import survey
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Data, Source
-from tests.core.lint_rows import EXAMPLES, SOUND, completion, pairs, prose, talk, text, unpaired
+from tests.core.lint_rows import EXAMPLES, SOUND, completion, pair, pairs, prose, talk, text, unpaired
 from tests.core.poison import POISON, good, line
 
 
@@ -88,10 +89,25 @@ alphabet = st.sampled_from(["the", "sea", "is", "wide", "and", "a", "cold", "win
 sentence = st.lists(alphabet, min_size=1, max_size=12).map(" ".join)
 
 
-@settings(max_examples=60)
-@given(st.lists(st.tuples(sentence, sentence), min_size=1, max_size=30), st.randoms(use_true_random=False))
-def test_counts_do_not_depend_on_the_order_of_rows(said: list[tuple[str, str]], chance: random.Random) -> None:
-    rows = [completion(n, prompt, answer) for n, (prompt, answer) in enumerate(said)]
+@settings(max_examples=150)
+@given(
+    st.sampled_from(
+        [
+            completion,
+            lambda n, one, other: pair(n, one, other, float(len(one) - len(other)), prompt="Which?"),
+            lambda n, one, other: Record("prompt", f"a:{n}", prompt=one, columns={"solution": other}),
+            lambda n, one, other: text(n, f"{one} {other}\n{one} {one} {one}"),
+            lambda n, one, other: text(n, talk(("user", one), ("assistant", other), ("user", one))),
+            lambda n, one, other: replace(unpaired(n, len(one) > 9), prompt=one, completion=other),
+        ]
+    ),
+    st.lists(st.tuples(sentence, sentence), min_size=1, max_size=40),
+    st.randoms(use_true_random=False),
+)
+def test_counts_do_not_depend_on_the_order_of_rows(
+    make: Callable[[int, str, str], Record], said: list[tuple[str, str]], chance: random.Random
+) -> None:
+    rows = [make(n, one, other) for n, (one, other) in enumerate(said)]
     shuffled = chance.sample(rows, len(rows))
     first, second = told(rows), told(shuffled)
     assert {id: (one.count, one.of, one.level) for id, one in first.items()} == {
