@@ -1,4 +1,4 @@
-"""The graders of descriptions: numbers a parser found, and the advice given. As `grading:` in advisor_cases.yaml says."""
+"""Graders of descriptions: numbers that were found, and the advice given, as `grading:` in the shared cases says."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ from align.advisor.text.words import cut, sentences
 
 __all__ = ["Reading", "parse", "read"]
 
+HEAD, TAIL = 100_000, 20_000
+"""Characters read of a long text, from its start and its end: some forty pages. A description has one or two."""
 PLACES = 20
 """Most places kept that say the same of one field."""
 
@@ -27,8 +29,8 @@ PLACES = 20
 class Reading:
     """What was read.
 
-    evidence: in the order of the text; ``text[e.span[0]:e.span[1]] == e.quote`` for each. languages: ISO codes, the main
-    one first, one that has no lexicon with ``?`` behind. not_understood: what was left unread, in words.
+    evidence: in the order of the text; ``text[e.span[0]:e.span[1]] == e.quote`` for each. languages: ISO codes, the
+    main one first, one that has no lexicon with ``?`` behind. not_understood: what was left unread, in words.
     """
 
     evidence: list[Evidence]
@@ -39,37 +41,36 @@ class Reading:
 def read(text: str, place: str = "") -> Reading:
     """The facts in a description.
 
-    place: a name for where the text is from, kept on each piece of evidence. Never raises, whatever the text.
+    place: a name for where the text is from, kept on each piece of evidence. Never raises, whatever the text. Of a text
+    of more than ``HEAD`` + ``TAIL`` characters what lies between is not read, and ``not_understood`` says so.
     """
-    languages, unknown = languages_of(text)
-    lexicons = languages or ["xx"]
-    evidence = [replace(e, place=place) for e in _once(settled(_evidence(text, lexicons)))]
-    return Reading(
-        evidence, [*languages, *(f"{code}?" for code in unknown)], [_unread(code, bool(languages)) for code in unknown]
-    )
+    languages, unknown = languages_of(text[:HEAD])
+    unread = [_unread(code, bool(languages)) for code in unknown]
+    parts = [(0, text)]
+    if len(text) > HEAD + TAIL:
+        parts = [(0, text[:HEAD]), (len(text) - TAIL, text[-TAIL:])]
+        unread.append(f"of {len(text):,} characters only the first {HEAD:,} and the last {TAIL:,} were read")
+    said = [moved(e, start) for start, part in parts for e in _evidence(part, languages or ["xx"])]
+    evidence = [replace(e, place=place) for e in settled(_once(said))]
+    return Reading(evidence, [*languages, *(f"{code}?" for code in unknown)], unread)
 
 
 def _unread(code: str, partly: bool) -> str:
-    what = (
-        "what is written in it was left out"
-        if partly
-        else "only numbers with units known everywhere were taken from it"
-    )
+    what = "what is written in it was left out" if partly else "only numbers with units known everywhere were taken"
     return f"the text is in {name(code)}, which is not read without a model: {what}"
 
 
 def _evidence(text: str, languages: list[str]) -> Iterator[Evidence]:
     """Sentence by sentence; what a sentence says may hang on what kind of data the one before speaks of."""
-    read_before: dict[tuple[str, str | None], tuple[list[Evidence], str | None]] = {}
+    known: dict[tuple[str, str | None], tuple[list[Evidence], str | None]] = {}
     kind: str | None = None
     for start, sentence in sentences(text):
         key = sentence, kind
-        if key not in read_before:
+        if key not in known:
             scene = Scene(cut(sentence), languages, kind)
-            read_before[key] = list(_sentence(scene)), kind_told(scene)
-        found, kind = read_before[key]
-        for e in found:
-            yield moved(e, start)
+            known[key] = list(_sentence(scene)), kind_told(scene)
+        found, kind = known[key]
+        yield from (moved(e, start) for e in found)
     yield from enumerated(text, languages)
 
 

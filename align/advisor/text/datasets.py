@@ -23,6 +23,8 @@ FEW = {
     "eval_set": 5,
 }
 """Smaller numbers are things spoken of, not data: two answers, three questions."""
+TOKENS = 1e5
+"""Fewer tokens are a prompt's or an answer's, not a body's."""
 BODY = 10
 """From here on a number may be a body of data of its own."""
 SEPARATORS = frozenset((",", ";", "，", "、", "；", "(", ":", "and", "und", "y", "plus", "then"))
@@ -56,29 +58,32 @@ def _begins(scene: Scene, before: Number, number: Number) -> int:
 
 
 def _size(scene: Scene, number: Number, low: int, high: int) -> Iterator[Evidence]:
-    words = scene.sentence.words
+    words, behind = scene.sentence.words, noun(scene, number)
     if number.end < len(words) and words[number.end] in BYTES:
         yield from _bytes(scene, number, low, high)
-        return
-    behind = noun(scene, number)
-    if _is_tokens(scene, number, behind, low, high):
-        if number.value >= 1e5:
+    elif _is_tokens(scene, number, behind, low, high):
+        if number.value >= TOKENS:
             end = behind.end if behind.named("unit:tokens") else number.end
-            kind = "sft_pairs" if _are_instructions(scene, end, high) else "corpus"
-            yield from _held(scene, kind, "tokens", number, number.start, end)
-        return
+            held = "sft_pairs" if _are_instructions(scene, end, high) else "corpus"
+            yield from _held(scene, held, "tokens", number, number.start, end)
+    else:
+        yield from _rows(scene, number, behind, low, high)
+
+
+def _rows(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> Iterator[Evidence]:
     plain, start, end = behind.named("data:"), number.start, behind.end
     if not behind.labels and (before := noun_before(scene, number, "data:")):
         plain, start, end = before.label, before.start, number.end
     guess = _kind(scene, start, end, low, high)
     if guess is None and plain in ("data:weak", "data:logs", "data:unpaired_feedback"):
         guess = scene.before
-    kind = _settled(plain.removeprefix("data:"), guess) if plain else _unnamed(scene, number, behind, high, guess)
-    if kind is None or (guess is None and behind.named("unit:other") and plain):
+    if plain:
+        kind = None if guess is None and behind.named("unit:other") else _settled(plain.removeprefix("data:"), guess)
+    else:
+        kind = _unnamed(scene, number, behind, high, guess)
+    if kind is None or 0 < number.value < FEW.get(kind, 2) or number.value != int(number.value):
         return
-    if 0 < number.value < FEW.get(kind, 2) or number.value != int(number.value):
-        return
-    if kind == "documents" and scene.has("kind:corpus", 0, len(words)):
+    if kind == "documents" and scene.has("kind:corpus", 0, len(scene.sentence.words)):
         kind = "corpus"
     yield from _held(scene, kind, "docs" if kind in ("documents", "corpus") else "rows", number, start, end)
 

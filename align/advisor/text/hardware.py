@@ -14,18 +14,14 @@ from align.advisor.text.hanzi import Number
 from align.advisor.text.scene import Scene
 
 BYTES = {
-    **{unit: factor for unit, factor in (("kb", 1e3), ("mb", 1e6), ("gb", 1e9), ("tb", 1e12), ("pb", 1e15))},
+    **dict.fromkeys(("kb",), 1e3),
+    **dict.fromkeys(("mb", "megabyte", "megabytes"), 1e6),
+    **dict.fromkeys(("gb", "gigabyte", "gigabytes", "gig", "gigs", "go"), 1e9),
+    **dict.fromkeys(("tb", "terabyte", "terabytes"), 1e12),
+    **dict.fromkeys(("pb", "petabyte", "petabytes"), 1e15),
     **{unit: 2.0**power for unit, power in (("kib", 10), ("mib", 20), ("gib", 30), ("tib", 40))},
-    "gigabyte": 1e9,
-    "gigabytes": 1e9,
-    "gigs": 1e9,
-    "gig": 1e9,
-    "terabyte": 1e12,
-    "terabytes": 1e12,
-    "megabytes": 1e6,
-    "megabyte": 1e6,
-    "go": 1e9,
 }
+"""Units of bytes, and how many they are."""
 FAMILIES = [
     "llama",
     "qwen",
@@ -102,29 +98,8 @@ def _geforce(scene: Scene, at: int) -> bool:
     )
 
 
-_COUNTS = frozenset(
-    [
-        "ne",
-        "a",
-        "an",
-        "one",
-        "single",
-        "two",
-        "three",
-        "four",
-        "eight",
-        "x",
-        "eine",
-        "einer",
-        "einem",
-        "zwei",
-        "un",
-        "una",
-        "dos",
-        "张",
-        "块",
-    ]
-)
+_COUNTS = frozenset(("a", "an", "one", "single", "x", "ne", "eine", "einer", "einem", "una", "un", "张", "块"))
+"""Before the name of a card they say that there is one, and that a number like 3090 is a name."""
 
 
 def hardware(scene: Scene) -> Iterator[Evidence]:
@@ -172,7 +147,6 @@ def _counted(scene: Scene, counts: list[tuple[Number, int]]) -> Iterator[Evidenc
     """How many cards: nodes times cards where both are told."""
     if not counts:
         return
-    words = scene.sentence.words
     nodes = [
         n for n in scene.numbers if any(m.start <= n.end + 1 and m.start >= n.end for m in scene.named("unit:node"))
     ]

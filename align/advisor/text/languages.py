@@ -20,6 +20,7 @@ SHARE = 0.12
 SAMPLE = 200_000
 """Characters looked at."""
 _WORD = re.compile(r"[^\W\d_]+")
+_MARKS = ".,;:!?()[]\"'“”„«»¿¡"
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -60,17 +61,21 @@ def languages_of(text: str) -> tuple[list[str], list[str]]:
 
 
 def _latin(sample: str) -> tuple[list[str], list[str]]:
-    words = Counter(word.lower() for word in _WORD.findall(sample) if word.isascii() or len(word) < 20)
+    words = Counter(sample.lower().split())
+    words.update({bare: n for word, n in words.items() if (bare := word.strip(_MARKS)) != word})
     small = _small_words()
-    hits = {code: sum(words[w] for w in of) for code, of in small.items()}
+    hits = {code: _count(words, of) for code, of in small.items()}
     main = max(hits, key=lambda code: (hits[code], code in SUPPORTED))
     if not hits[main]:
         return [], []
     found = [main]
     for code in sorted(small, key=lambda c: -hits[c]):
-        claimed = frozenset().union(*(small[other] for other in found))
-        own = sum(words[w] for w in small[code] - claimed)
-        distinct = sum(1 for w in small[code] - claimed if words[w])
-        if code != main and code in SUPPORTED and own >= max(ENOUGH, SHARE * hits[main]) and distinct >= 3:
+        own = small[code] - frozenset().union(*(small[other] for other in found))
+        told = _count(words, own) if code in SUPPORTED and hits[code] >= ENOUGH else 0
+        if told >= max(ENOUGH, SHARE * hits[main]) and len(own & words.keys()) >= 3:
             found.append(code)
     return [c for c in found if c in SUPPORTED], [c for c in found if c not in SUPPORTED]
+
+
+def _count(words: Counter[str], of: frozenset[str]) -> int:
+    return sum(words[word] for word in of & words.keys())

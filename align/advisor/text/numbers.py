@@ -1,4 +1,4 @@
-"""One grammar for numbers, in digits and in words: `5,1 Mrd.`, `1.8e9`, `half a billion`, `several thousand`, `六万`."""
+"""One grammar for numbers, in digits and in words: `5,1 Mrd.`, `1.8e9`, `half a billion`, `a few thousand`, `六万`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from align.advisor.facts import Evidence
+from align.advisor.facts import Evidence, Status
 from align.advisor.text.hanzi import Number
 from align.advisor.text.hardware import FAMILIES
 from align.advisor.text.nouns import noun, noun_before
@@ -13,7 +13,7 @@ from align.advisor.text.shares import is_target, share
 
 DAYS = {"unit:day": 1.0, "unit:week": 7.0, "unit:month": 30.0}
 SECONDS = {"unit:second": 1.0, "unit:millisecond": 0.001, "unit:minute": 60.0}
-DOLLARS = frozenset("usd dollar dollars bucks grand dólares 美元".split())
+DOLLARS = ("usd", "dollar", "dollars", "bucks", "grand", "dólares", "美元")
 MOST_RULES = 500
 
 
@@ -137,7 +137,7 @@ def _rules(scene: Scene, number: Number) -> list[Evidence] | None:
         return None
     if scene.has("rules:singled", max(number.start - 3, 0), end + 3, denied=True):
         return []
-    status = "negated" if scene.scopes.negated(start, end) else "asserted"
+    status: Status = "negated" if scene.scopes.negated(start, end) else "asserted"
     return [scene.evidence("behaviour.rules_count", int(number.value), start, end, status, number)]
 
 

@@ -14,8 +14,7 @@ from align.advisor.text.numbers import numbers
 from align.advisor.text.status import Scopes
 from align.advisor.text.words import Sentence
 
-
-_PREPOSITIONS = frozenset("since in from until seit von bis desde en de hasta".split())
+_PREPOSITIONS = ("since", "in", "from", "until", "seit", "von", "bis", "desde", "en", "de", "hasta")
 """They stand before years."""
 
 
@@ -28,8 +27,8 @@ def moved(e: Evidence, by: int) -> Evidence:
 class Scene:
     """A sentence and what was found.
 
-    languages: the lexicons it is read with, the text's main one first. before: the kind of data that the sentence before
-    speaks of, if any.
+    languages: the lexicons it is read with, the text's main one first. before: the kind of data that the sentence
+    before speaks of, if any.
     """
 
     sentence: Sentence
@@ -82,7 +81,7 @@ class Scene:
         return (
             number.plain
             and any(m.end == number.start for m in self.named("phrase:id"))
-            and (not self.sentence.words[number.start - 1] in _PREPOSITIONS or 1900 <= number.value <= 2100)
+            and (self.sentence.words[number.start - 1] not in _PREPOSITIONS or 1900 <= number.value <= 2100)
         )
 
     def named(self, label: str) -> list[Match]:

@@ -1,8 +1,8 @@
 """How a thing is spoken of: triggers before and after it, as in NegEx.
 
-Chapman et al. 2001, "A simple algorithm for identifying negated findings and diseases in discharge summaries": a trigger
-rules the words behind it (or before it) up to a terminator; a pseudo-trigger ("not only") rules nothing. Added here:
-kinds of trigger other than negation, and a comma ends what a negation rules unless a list with "or" goes on behind it.
+Chapman et al. 2001, "A simple algorithm for identifying negated findings and diseases in discharge summaries": a
+trigger rules the words behind it (or before it) up to a terminator; a pseudo-trigger ("not only") rules nothing. Added
+here: kinds of trigger other than negation, and a comma ends what a negation rules unless a list with "or" goes on.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class Scopes:
         self._triggers = [
             _Trigger(status, kind, m.start, m.end)
             for m in found
-            for _, status, kind in [(*m.label.split(":"), "")[:3]]
-            if kind in REACH and not any(a <= m.start and m.end <= b for a, b in unreal)
+            for status in _ORDER
+            if m.label.startswith(f"status:{status}:") and (kind := m.label.rsplit(":", 1)[1]) in REACH
+            if not any(a <= m.start and m.end <= b for a, b in unreal)
         ]
 
     def of(self, start: int, end: int) -> Status:

@@ -6,18 +6,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-LONGEST_SENTENCE = 2000
+LONGEST_SENTENCE = 1000
 """Characters; what is longer is cut at a space, so that whatever looks around in a sentence stays cheap."""
 
+_ITEM = r"[ \t]{0,8}(?:[-*•#|>]|\(?\d{1,2}[.)]\s|\(?[a-z]\)\s)"
+_KEY = r"[^\n:]{1,40}:\s"
 _END = re.compile(
-    r"(?P<stop>[.!?…]{1,4}[\"'”’»)\]]{0,3}(?=\s)|[。！？])|\n\s*\n|\n(?=[ \t]{0,8}(?:[-*•#|>]|\(?\d{1,2}[.)]\s|\(?[a-z]\)\s))"
-    r"|\n(?=[^\n:]{1,40}:\s)|(?P<line>\n)"
+    r"(?P<stop>[.!?…]{1,4}[\"'”’»)\]]{0,3}(?=\s)|[。！？])"
+    rf"|\n\s*\n|\n(?={_ITEM})|\n(?={_KEY})|(?P<line>\n)"
 )
 SHORT_LINE = 60
 """Characters; a line shorter than this was ended by its author, not wrapped."""
 _ABBREVIATION = re.compile(
-    r"(?:^|[\s(])(?:e\.g|i\.e|etc|approx|ca|vs|no|nos|nr|bzw|usw|z\. ?b|d\. ?h|u\. ?a|ggf|inkl|mrd|mio|tsd|bio|bspw|sog|evtl|max|min|"
-    r"dr|prof|st|art|fig|p\. ?ej|aprox|núm|incl|resp|\d{1,2}|[a-z])\.$",
+    r"(?:^|[\s(])(?:e\.g|i\.e|etc|approx|ca|vs|no|nos|nr|bzw|usw|z\. ?b|d\. ?h|u\. ?a|ggf|inkl|mrd|mio|tsd|bio|bspw|sog"
+    r"|evtl|max|min|dr|prof|st|art|fig|p\. ?ej|aprox|núm|incl|resp|\d{1,2}|[a-z])\.$",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(
@@ -39,8 +41,9 @@ class Sentence:
     """One sentence, cut into words, numbers and marks.
 
     words: in lower case, quotation marks and joining hyphens left out. kinds: number, word, name (letters and digits:
-    A100), han (one Chinese character), mark. starts, ends: character places in the sentence. clauses: which clause each
-    word is in; what stands in brackets is a clause of its own. quoted: words inside quotation marks: somebody's example.
+    A100), han (one Chinese character), mark. starts, ends: character places in the sentence. clauses: which clause
+    each word is in; what stands in brackets is a clause of its own. quoted: words inside quotation marks, which are
+    somebody's example.
     """
 
     text: str
