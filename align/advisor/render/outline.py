@@ -109,7 +109,8 @@ def _reasons(advice: Advice) -> Iterator[Item]:
     for reason in advice.reasons:
         tone: Tone = "error" if reason.weight == "veto" else "plain"
         speaks = "rules out" if reason.weight == "veto" else "speaks for"
-        why = f"{speaks} {_words(reason.option)}" + " by itself" * (reason.weight == "hard")
+        option = "asking first" if reason.option == "insufficient" else _words(reason.option)
+        why = f"{speaks} {option}" + " by itself" * (reason.weight == "hard")
         more = [why, *([f"not if {reason.flips_if}"] if reason.flips_if else [])]
         yield Item(reason.rule, reason.because, ("; ".join(more),), _once(reason.quotes), tone=tone)
 
@@ -149,7 +150,7 @@ def _data(advice: Advice) -> Iterator[Item]:
 
 def _settings(advice: Advice) -> Iterator[Item]:
     for chosen in advice.algorithms:
-        code = tuple(f"{key}={value}" for key, value in chosen.start.items())
+        code = (" ".join(f"{key}={value}" for key, value in chosen.start.items()),) if chosen.start else ()
         name = chosen.name if chosen.name == chosen.stage else f"{chosen.stage}: {chosen.name}"
         yield Item(_words(name), f"{chosen.tuning}, after {chosen.source}", code=code)
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from align.advisor.render.outline import Bar, footer, heading, outline
 from align.schemas.advice import Advice
-from align.schemas.text import visible
+from align.schemas.page import html
 
 HERE = Path(__file__).parent
 WIDTH = 400
@@ -19,25 +14,8 @@ WIDTH = 400
 
 def render(advice: Advice) -> str:
     """The page."""
-    style = (HERE / "style.css").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-    )
-    environment.filters["shares"] = shares
-    return environment.get_template("page.html").render(
-        advice=advice,
-        heading=heading(advice),
-        sections=outline(advice),
-        footer=footer(advice),
-        style=style,
-        # Whoever got text past the escaping could still not style, script, load or send anything.
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-    )
+    about = {"heading": heading(advice), "sections": outline(advice), "footer": footer(advice)}
+    return html(HERE / "page.html", HERE / "style.css", advice=advice, shares=shares, **about)
 
 
 def shares(bar: Bar) -> list[tuple[float, float]]:

@@ -13,10 +13,14 @@ from align.core.disk import write_whole
 from align.core.report import chart as charts
 from align.core.report.facts import chosen, facts
 from align.core.report.read import RunFacts, StageFacts, read_run
-from align.core.report.safe import HERE, html
 from align.core.report.table import Figure, Row, Table
+from align.schemas.page import html
 
-__all__ = ["Answer", "Figure", "Row", "Sample", "Table", "write_report"]
+__all__ = ["STYLE", "Answer", "Figure", "Row", "Sample", "Table", "write_report"]
+
+HERE = Path(__file__).parent
+STYLE = HERE / "style.css"
+"""Of every page that the engine writes."""
 
 MAIN = ("rewards/accuracies", "rewards/margins", "accuracy", "margin", "mean_token_accuracy")
 """Between the losses and the course of the optimiser: the two first of these that a stage has."""
@@ -57,6 +61,7 @@ def render(run: RunFacts, title: str, table: Table | None, samples: Sequence[Sam
     """The page as text."""
     return html(
         HERE / "page.html",
+        STYLE,
         title=title,
         run=run,
         stages=[_stage(stage) for stage in run.stages],

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from align.core.data.lint.lengths import Lengths
 from align.core.disk import write_whole
 from align.core.report import chart as size
-from align.core.report.safe import html
+from align.core.report.page import STYLE
+from align.schemas.page import html
 from align.schemas.text import number
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Bars:
 
 def write_page(path: Path, surveys: Sequence[Survey]) -> None:
     """One self-contained page of all surveys, whole or not at all."""
-    page = html(Path(__file__).parent / "page.html", files=[_file(survey) for survey in surveys], size=size)
+    page = html(Path(__file__).parent / "page.html", STYLE, files=[_file(survey) for survey in surveys], size=size)
     write_whole(path, page.encode())
 
 

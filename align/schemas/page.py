@@ -17,14 +17,15 @@ from markupsafe import Markup
 
 from align.schemas.text import visible
 
-HERE = Path(__file__).parent
 
+def html(template: Path, style_sheet: Path, **values: Any) -> str:
+    """The page that a template makes of values; it is also given ``style`` and its ``style_hash``.
 
-def html(template: Path, **values: Any) -> str:
-    """The page that a template makes of values; it is also given ``style`` and its ``style_hash``."""
-    style = (HERE / "style.css").read_text(encoding="utf-8")
+    Templates beside it and beside the style sheet can be included.
+    """
+    style = style_sheet.read_text(encoding="utf-8")
     environment = Environment(
-        loader=FileSystemLoader([template.parent, HERE]),
+        loader=FileSystemLoader([template.parent, style_sheet.parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
