@@ -224,7 +224,7 @@ def _what_if(facts: Facts, limit: Thresholds, before: Advice, options: dict[str,
     from align.advisor.alternatives import compare, suppose
     from align.plugins.advice import weigh
 
-    after = weigh(suppose(facts, options["what_if"]), limit, options["prices"])
+    after = weigh(suppose(facts, options["what_if"]), limit, options["prices"], before.provenance.parser)
     differences = compare(before, after)
     if options["format_"] == "json":
         rows = [{"what": what, "now": now, "then": then} for what, now, then in differences]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ Asker = Callable[[str, dict[str, Any]], str]
 
 MAX_TOKENS = 4096
 """Of a reply."""
+GREEDY = {"temperature": 0, "seed": 0, "max_tokens": MAX_TOKENS}
 
 
 def asker(
@@ -87,7 +89,8 @@ def endpoint(url: str, model: str, *, key_env: str | None = None, allow_network:
     """A model behind an OpenAI-compatible server (``/chat/completions``), greedy, with a fixed seed.
 
     Servers ask for structure in different words, so those that refuse one are asked in the next: ``response_format``
-    with a schema, vLLM's ``structured_outputs``, ``response_format`` with any object, and none at all.
+    with a schema, vLLM's ``structured_outputs``, ``response_format`` with any object, and none at all; and all of these
+    without ``GREEDY``, which some models refuse.
     Raises AlignError for an address of another machine without ``allow_network``.
     """
     address, local = checked_url(url)
@@ -97,18 +100,12 @@ def endpoint(url: str, model: str, *, key_env: str | None = None, allow_network:
     key = secret(key_env)
 
     def ask(prompt: str, schema: dict[str, Any]) -> str:
-        content = {
-            "model": model,
-            "messages": [{"role": "user", "content": prompt}],
-            "temperature": 0,
-            "seed": 0,
-            "max_tokens": MAX_TOKENS,
-        }
+        asked = {"model": model, "messages": [{"role": "user", "content": prompt}]}
         refused: Refused | None = None
         with Client(address, key=key, timeout=300.0, retries=2) as client:
-            for structure in _structures(schema):
+            for settings, structure in itertools.product((GREEDY, {}), _structures(schema)):
                 try:
-                    return _text(client.post("/chat/completions", content | structure), address)
+                    return _text(client.post("/chat/completions", asked | settings | structure), address)
                 except Refused as error:
                     if error.status not in (400, 422):
                         raise

@@ -50,6 +50,16 @@ def test_structure_is_asked_for_in_the_words_that_the_server_knows(takes: str, t
         assert server.seen[1].content["structured_outputs"] == {"json": SCHEMA}
 
 
+def test_a_model_that_refuses_to_be_greedy_is_asked_without() -> None:
+    def answer(seen: Seen) -> Reply:
+        greedy = {"temperature", "seed", "max_tokens"} & seen.content.keys()
+        return Reply({"error": "max_tokens is not supported"}, status=400) if greedy else said("{}")
+
+    with serving(answer) as server:
+        assert endpoint(server.url, "m")("what?", SCHEMA) == "{}"
+    assert server.seen[-1].content.keys() == {"model", "messages", "response_format"}
+
+
 def test_a_server_that_refuses_everything_is_quoted() -> None:
     with serving(only()) as server, pytest.raises(AlignError, match=r"answered 400: plain\?"):
         endpoint(server.url, "m")("what?", SCHEMA)

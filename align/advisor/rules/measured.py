@@ -35,7 +35,10 @@ def open_book_helps(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
         because = f"looking up passages raises the score from {closed} to {opened}"
         fields = ("measured.open_book", "measured.closed_book")
         yield Finding("rag", "hard", because, fields, "answers did not depend on what the documents say", "RAG")
-    elif side == 0:
+    elif side < 0:
+        text = f"passages lower the score from {closed} to {opened}: look at what is found before building on it"
+        yield Warn("retrieval_lowers", text, ("measured.open_book", "measured.closed_book"))
+    else:
         yield _ask("retrieval", "evals.held_out_rows", "whether retrieval helps", rows_to_settle(opened, closed))
 
 

@@ -12,7 +12,7 @@ PASSAGE = 180
 
 
 def passages(documents: Sequence[str]) -> list[str]:
-    """Documents cut into pieces of ``PASSAGE`` white-space words (writing without spaces: as many characters twice)."""
+    """Documents cut into pieces of ``PASSAGE`` words; where writing has no spaces, two characters count as a word."""
     found: list[str] = []
     for document in documents:
         pieces = document.split()
