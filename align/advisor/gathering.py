@@ -156,25 +156,38 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
 
 # Data
 
+Body = dict[str, Evidence]
+"""What is said of one body of data, by key; "" for the place that says that it is there."""
+
 
 def _data(evidence: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list[Any] | None, list[Any]]:
-    """Bodies of data on hand and planned, as plain values; None for the first where nothing is known of data."""
+    """Bodies of data on hand and planned, as plain values; None for the first where nothing is known of data.
+
+    What is said of data whose kind stands nowhere ("gpt wrote the labels") is said of the first body there is.
+    """
     held: list[Any] = []
     planned: list[Any] = []
+    loose: dict[str, Any] = {}
     denied = False
     for kind in get_args(DataKind):
         said = [e for e in evidence if e.field == f"data.{kind}" or e.field.startswith(f"data.{kind}.")]
         behind = ("done",) if kind == "corpus" else ()  # what was trained on already is not there to train on
         here = [e for e in said if e.status not in ("planned", "attributed", *behind)]
         found, absent = _bodies(kind, here, conflicts)
-        held += found
+        stated = [body for body in found if body.keys() & {"", *Size.model_fields}]
+        held += [_plain(kind, body) for body in stated]
+        for body in found:
+            loose |= {} if body in stated else _plain(kind, body)
         denied |= absent and kind != "eval_set"
         if not found and not absent:
-            planned += _bodies(kind, [replace(e, status="asserted") for e in said if e.status == "planned"], [])[0]
+            meant = _bodies(kind, [replace(e, status="asserted") for e in said if e.status == "planned"], [])[0]
+            planned += [_plain(kind, body) for body in meant]
+    if held:
+        held[0] = loose | held[0]
     return (held or ([] if denied else None)), planned
 
 
-def _bodies(kind: str, said: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list[dict[str, Any]], bool]:
+def _bodies(kind: str, said: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list[Body], bool]:
     """The bodies of one kind according to the strongest place, and whether it says that there are none."""
     ordered = sorted(said, key=lambda e: (-STRENGTH[e.source], e.source == "model"))
     by_source = [_split(kind, list(group)) for _, group in groupby(ordered, key=lambda e: e.source)]
@@ -186,11 +199,7 @@ def _bodies(kind: str, said: Sequence[Evidence], conflicts: list[Conflict]) -> t
         conflicts += _differences(taken, other)
         if len(taken.bodies) == len(other.bodies) == 1:
             taken.bodies[0].update({key: e for key, e in other.bodies[0].items() if key not in taken.bodies[0]})
-    return [_plain(kind, body) for body in taken.bodies], not taken.bodies
-
-
-Body = dict[str, Evidence]
-"""What is said of one body of data, by key; "" for the place that says that it is there."""
+    return taken.bodies, not taken.bodies
 
 
 class Spoken(NamedTuple):

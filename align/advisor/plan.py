@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from align.advisor.facts import Facts, Plan
-from align.advisor.known import DATA_OF, ONLINE, asked, denied, floor_of, rows, scorer, tokens, wants_scorer
+from align.advisor.known import DATA_OF, ONLINE, asked, denied, floor_of, own_wish, rows, scorer, tokens, wants_scorer
 from align.advisor.rule import Finding, Rule
 from align.advisor.thresholds import Thresholds
 from align.advisor.weigh import Choice, choose, hear
@@ -40,6 +40,8 @@ class _Draft:
             self._train()
         elif option == "best_of_n":
             self._sample()
+            if self._usable("prompts") and not self.facts.project.constraints.weights_frozen:
+                self._step("sft", self._why(option))  # rejection sampling: what was best is learned
         elif option == "continual_pretraining":
             self._step(option, self._why(option), self._lacking("continual_pretraining"))
         else:
@@ -92,7 +94,7 @@ class _Draft:
     def _preferences(self, why: list[str]) -> None:
         """Pairs teach a policy directly (dpo), or a scorer first where rewards are wanted and there are prompts."""
         wanted = wants_scorer(self.facts)
-        rewards = asked(self.facts, "rlhf", *ONLINE) and scorer(self.facts) not in AUTOMATIC
+        rewards = asked(self.facts, "rlhf", *ONLINE) and own_wish(self.facts) and scorer(self.facts) not in AUTOMATIC
         frozen = self.facts.project.constraints.weights_frozen
         if wanted or (rewards and self._usable("prompts")):
             self._step("reward_model", why, self._lacking("reward_model"))

@@ -189,3 +189,10 @@ def test_facts_say_where_a_value_is_from() -> None:
     facts: Facts = gather([said("evals.target", 0.9), said("evals.target", 0.95, source="form")])
     why = facts.why("evals.target")
     assert why is not None and (why.source, why.value) == ("form", 0.95)
+
+
+def test_what_is_said_of_data_of_no_kind_is_said_of_what_is_there() -> None:
+    judged = [said("data.preference_pairs.rows", 900), said("data.sft_pairs.labelled_by", "gpt")]
+    (held,) = gather(judged).project.data or ()
+    assert (held.kind, held.labelled_by) == ("preference_pairs", "gpt")
+    assert gather(judged[1:]).project.data is None

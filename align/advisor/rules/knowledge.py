@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from align.advisor.facts import Facts
 from align.advisor.known import TRAINING, asked, big, enough, own_documents, scorer, skill, tokens
+from align.advisor.measured import lookup_helps
 from align.advisor.rule import Finding
 from align.advisor.thresholds import Thresholds
 from align.schemas.project import DataKind
@@ -32,7 +33,8 @@ def sources_shown(facts: Facts, limit: Thresholds) -> Finding | None:
 def own_pages(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-RAG-3: answers out of one's own documents, of which there are too few to pre-train on.
 
-    Soft where documents are not what is lacking: a skill that can be trained, with the data for it.
+    Soft where documents are not what is lacking: a skill that can be trained, with the data for it, or answers that were
+    measured to be better without them.
     """
     corpus = tokens(facts.data("corpus"), limit)
     small_corpus = corpus is not None and corpus < limit.corpus_tokens.below
@@ -43,7 +45,8 @@ def own_pages(facts: Facts, limit: Thresholds) -> Finding | None:
     because = "what it should know stands in documents of your own, which retrieval gives it without training"
     fields = ("data.documents", "knowledge.source", "data.corpus", "task.type")
     flips = f"there were {big(limit.corpus_tokens.warn)} tokens of it, of a field the model has not seen"
-    return Finding("rag", "soft" if trainable else "hard", because, fields, flips, "RAG")
+    weak = trainable or lookup_helps(facts.project.measured) is False
+    return Finding("rag", "soft" if weak else "hard", because, fields, flips, "RAG")
 
 
 def per_user(facts: Facts, limit: Thresholds) -> Finding | None:
