@@ -52,21 +52,33 @@ def attention(shape: Shape, kind: Types, repeated: bool) -> int:
     return kind.compute * (2 * q + keys) + 4 * shape.heads
 
 
-def layer(shape: Shape, kind: Types, rank: int, repeated: bool) -> float:
-    """Bytes of one token in one layer. rank: of an adapter, 0 where everything learns."""
+def layer(shape: Shape, kind: Types, rank: int, micro: Micro, eager: bool = False) -> float:
+    """Bytes of one token in one layer. rank: of an adapter, 0 where everything learns.
+
+    eager: attention keeps its weights, float32, for each head and each position of the row.
+    """
     h, f = shape.hidden, shape.intermediate * shape.active
     copies = (3, 2 if shape.gated else 1) if kind.mixed and kind.residual == 4 else (1, 1)
     inputs = kind.compute * h * sum(copies)
-    inner = (4 if shape.gated else 2) * f * kind.compute
+    square = 4 * shape.heads * micro.width if eager else 0
+    inner = shape.inner * f * kind.compute
+    normed = norm((shape.heads + shape.kv_heads) * shape.head_dim, kind, not rank) if shape.qk_norm else 0
     linears = 4 + (3 if shape.gated else 2) * shape.active
     adapter = linears * rank * 4
-    return shape.norms * norm(h, kind, not rank) + inputs + attention(shape, kind, repeated) + inner + adapter
+    return (
+        shape.norms * norm(h, kind, not rank)
+        + inputs
+        + attention(shape, kind, micro.padded)
+        + square
+        + normed
+        + inner
+        + adapter
+    )
 
 
-def kept(shape: Shape, kind: Types, rank: int, micro: Micro, checkpointing: bool) -> float:
+def kept(shape: Shape, kind: Types, rank: int, micro: Micro, checkpointing: bool, eager: bool = False) -> float:
     """Bytes of a whole pass: all layers (or their inputs), what they share, the last norm, and scored hidden states."""
-    repeated = micro.padded
-    each = kind.residual * shape.hidden if checkpointing else layer(shape, kind, rank, repeated)
+    each = kind.residual * shape.hidden if checkpointing else layer(shape, kind, rank, micro, eager)
     shared = 2 * kind.residual * shape.head_dim + norm(shape.hidden, kind, not rank)
     scored = (kind.residual + kind.residual) * shape.hidden
     return micro.tokens * (shape.layers * each + shared) + micro.scored * scored

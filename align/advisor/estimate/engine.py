@@ -35,7 +35,10 @@ Parts = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """How a stage's networks are held: bytes of a number, rank of the adapter (0: none), 4-bit base, devices, split."""
+    """How a stage's networks are held: bytes of a number, rank of the adapter (0: none), 4-bit base, devices, split.
+
+    eager: attention in plain operations, which keep their square.
+    """
 
     kind: Types
     rank: int
@@ -44,6 +47,7 @@ class Held:
     split: bool
     checkpointing: bool
     accelerator: str
+    eager: bool = False
 
 
 def held(stage: Stage, accelerator: str, devices: int, strategy: str | None = None) -> Held:
@@ -57,6 +61,7 @@ def held(stage: Stage, accelerator: str, devices: int, strategy: str | None = No
         split=name == "fsdp" and devices > 1,
         checkpointing=model.gradient_checkpointing,
         accelerator=accelerator,
+        eager=model.attention == "eager",
     )
 
 
@@ -146,8 +151,9 @@ def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -
     casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 else 0.0
     found: list[Parts] = []
     for place, micro in enumerate(micros):
-        kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing) + casts
-        working = activations.layer(shape, kind, how.rank, micro.padded) * micro.tokens if how.checkpointing else 0.0
+        kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing, how.eager) + casts
+        again = activations.layer(shape, kind, how.rank, micro, how.eager) * micro.tokens
+        working = again if how.checkpointing else 0.0
         chunk = logits(shape, how, micro) if language else 0.0
         before = (each + critic) / share if place else 0.0
         taught = max(before, critic / share) + head  # a critic runs last and is taught first

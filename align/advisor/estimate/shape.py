@@ -44,6 +44,12 @@ class Shape:
     """Parameters of a layer that are vectors, norms not counted."""
     norms: int = 2
     """Norms of a layer."""
+    qk_norm: bool = False
+    """Whether queries and keys are normed too."""
+    inner: int = 4
+    """Tensors of width f that an mlp keeps for its backward: gate, its activation, up and their product."""
+    positions: int = 0
+    """Rows of a learned table of positions."""
     exact: bool = True
 
     @property
@@ -79,7 +85,8 @@ class Shape:
     @property
     def params(self) -> int:
         """P."""
-        return self.layers * self.layer + (1 if self.tied else 2) * self.embedding + self.hidden
+        tables = (1 if self.tied else 2) * self.embedding + self.positions * self.hidden
+        return self.layers * self.layer + tables + self.hidden
 
     @property
     def working(self) -> int:
@@ -96,6 +103,10 @@ class Shape:
     def kv_cache(self, bytes_per_number: float = 2) -> float:
         """Bytes of keys and values of one token: 2 L kv d times the bytes of a number."""
         return 2 * self.layers * self.kv_heads * self.head_dim * bytes_per_number
+
+
+QK_NORMED = ("qwen3", "qwen3_moe", "olmo2", "olmo3", "gemma3", "gemma3_text")
+"""Kinds of model that norm queries and keys."""
 
 
 def from_config(config: Mapping[str, Any]) -> Shape:
@@ -117,6 +128,7 @@ def from_config(config: Mapping[str, Any]) -> Shape:
     gated = kind not in ("gpt2", "gpt_neox", "opt", "falcon", "phi", "gpt_bigcode", "bloom", "starcoder2", "gptj")
     queries = head_dim * (heads + 2 * kv_heads) if text.get("attention_bias") or kind.startswith("qwen2") else 0
     norms = {"gemma2": 4, "gemma3_text": 4, "gemma3": 4}.get(kind, 2)
+    spelt_out = text.get("activation_function", text.get("hidden_act")) == "gelu_new"  # in single operations
     return Shape(
         layers=int(first("num_hidden_layers", "n_layer", "num_layers")),
         hidden=hidden,
@@ -129,8 +141,11 @@ def from_config(config: Mapping[str, Any]) -> Shape:
         gated=gated,
         experts=experts,
         active=int(first("num_experts_per_tok", "num_experts_per_token", default=1)) if experts > 1 else 1,
-        biases=queries + (2 * head_dim if kind.startswith("qwen3") else 0),
+        biases=queries + (2 * head_dim if kind in QK_NORMED else 0),
         norms=norms,
+        qk_norm=kind in QK_NORMED,
+        inner=(4 if gated else 2) + (3 if spelt_out else 0),
+        positions=int(first("n_positions", "max_position_embeddings")) if kind in ("gpt2", "opt", "gpt_bigcode") else 0,
     )
 
 

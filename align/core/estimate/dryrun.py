@@ -6,6 +6,7 @@ algorithm's loss, backward, clipping, AdamW. Kernels' own scratch memory is not 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from align.core.model import reference as references
 from align.core.model.adapter import add_adapter
 from align.core.model.policy import Policy, Tail
 from align.core.model.reference import Precomputed, Reference, make_reference
-from align.core.model.source import quiet, resolve_model_path, trust
+from align.core.model.source import first_line, quiet, resolve_model_path, trust
 from align.core.model.weights import set_dropout, without_gradient_or_dropout
 from align.core.rollout.cache import Cached, can_cache
 from align.core.rollout.online import Online
@@ -68,17 +69,23 @@ def dry_run(
             where=f"{stage.name}: model.adapter.quantize",
         )
     dry = FakeTensorMode(allow_non_fake_inputs=True)
-    with _without_numbers(kind):
-        policy = build(stage, algorithm.head, dry)
-        critic = build(stage, "reward", dry) if isinstance(algorithm, Online) and algorithm.critic is not None else None
-        if critic is not None:
-            critic.head = "value"
-        limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
-        cutter = Cutter(algorithm, stage.train, layout, 0, limit, 0, world)
-        return count(stage, algorithm, policy, critic, cutter, planned, Tracker(dry))
+    dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
+    try:
+        with _without_numbers(kind):
+            policy, critic = build(stage, algorithm.head, dry, dropout), None
+            if isinstance(algorithm, Online) and algorithm.critic is not None:
+                critic = build(stage, "reward", dry, False)
+                critic.head = "value"
+            limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
+            cutter = Cutter(algorithm, stage.train, layout, 0, limit, 0, world)
+            return count(stage, algorithm, policy, critic, cutter, planned, Tracker(dry))
+    except (RuntimeError, NotImplementedError) as error:  # an operation that needs numbers: a router of experts
+        raise AlignError(
+            f"cannot be run dry: {first_line(error)}", "estimate without --dry-run", where=f"{stage.name}: model.path"
+        ) from error
 
 
-def build(stage: Stage, head: Any, dry: FakeTensorMode) -> Policy:
+def build(stage: Stage, head: Any, dry: FakeTensorMode, dropout: bool) -> Policy:
     """The policy as ``build_policy`` makes it, of a config and without numbers."""
     model = stage.model
     directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
@@ -97,7 +104,7 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode) -> Policy:
         whole = network
         if model.adapter is not None:
             network = add_adapter(network, model.adapter, head, None)
-        set_dropout(network, bool(stage.train.dropout))
+        set_dropout(network, dropout)
         if model.gradient_checkpointing:
             whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if stage.train.precision == "bf16-true":
@@ -267,10 +274,12 @@ def _autocast(stage: Stage, device: str = "cpu") -> Any:
 @contextmanager
 def _without_numbers(kind: str) -> Iterator[None]:
     """Chunks of logits as large as they are on another kind of device, and no hash of weights that are not there."""
-    kept = policies.LOGITS["cpu"]
-    policies.LOGITS["cpu"] = policies.LOGITS[kind]
+    kept, log = policies.LOGITS["cpu"], logging.getLogger("torch._subclasses.fake_tensor")
+    policies.LOGITS["cpu"], level = policies.LOGITS[kind], log.level
+    log.setLevel(logging.CRITICAL)
     try:
         with patch.object(references, "tensors_hash", lambda _: ""):
             yield
     finally:
         policies.LOGITS["cpu"] = kept
+        log.setLevel(level)
