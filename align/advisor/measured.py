@@ -29,6 +29,14 @@ def best_prompt(found: Measured) -> Measurement | None:
     return max(tried, key=lambda m: m.value) if tried else None
 
 
+def lookup_helps(found: Measured) -> bool | None:
+    """Whether passages raised the score; False where they lowered it; None where that was not measured or not told."""
+    if found.closed_book is None or found.open_book is None:
+        return None
+    side = apart(found.open_book, found.closed_book)
+    return side > 0 if side else None
+
+
 def target(project: Project) -> float | None:
     """The target, where what was measured is what it speaks of: scores of a reward, or F1 where F1 is the metric."""
     metric, score = project.evals.metric or "", project.measured.score or ""

@@ -140,6 +140,12 @@ def test_measurements_turn_advice() -> None:
     assert any("0.95 (0.93 to 0.97, 200 rows)" in q.quote for q in quotes)
     looked_up = advice(facts({"closed_book": m(0.2), "open_book": m(0.8)}, data=[rows("documents")]))
     assert looked_up.primary == "rag" and "R-MEA-2" in fired(looked_up)
+    pages = {"data": [rows("documents"), rows("sft_pairs", 5000)], "evals__target": 0.9, "tried": ["prompting"]}
+    style = {**pages, "behaviour__style_or_persona": True}
+    assert advice(facts({}, **style)).primary == "rag"
+    lowered = {"closed_book": m(0.6), "open_book": m(0.2), "zero_shot": m(0.6), "score": "math"}
+    without = advice(facts(lowered, **style))
+    assert without.primary == "post_training" and "retrieval_lowers" in warned(without)
     unsolved = {"pass_1": m(0.0), "pass_k": m(0.01), "flat_groups": m(0.99)}
     hard = advice(facts(unsolved, data=[rows("prompts", 5000)], reward__kind="verifier"))
     assert "no_headroom" in warned(hard)

@@ -33,8 +33,8 @@ def sources_shown(facts: Facts, limit: Thresholds) -> Finding | None:
 def own_pages(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-RAG-3: answers out of one's own documents, of which there are too few to pre-train on.
 
-    Soft where documents are not what is lacking: a skill that can be trained, with the data for it, or answers that were
-    measured to be better without them.
+    Soft where documents are not what is lacking: a skill that can be trained, with the data for it, or answers that
+    were measured to be better without them.
     """
     corpus = tokens(facts.data("corpus"), limit)
     small_corpus = corpus is not None and corpus < limit.corpus_tokens.below

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from align.advisor.facts import Facts
-from align.advisor.measured import apart, best_prompt, rows_to_settle, scaled, target
+from align.advisor.measured import apart, best_prompt, lookup_helps, rows_to_settle, scaled, target
 from align.advisor.rule import Ask, Finding, Outcome, Warn
 from align.advisor.thresholds import Thresholds
 
@@ -30,12 +30,12 @@ def open_book_helps(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
     closed, opened = facts.project.measured.closed_book, facts.project.measured.open_book
     if closed is None or opened is None:
         return
-    side = apart(opened, closed)
-    if side > 0:
+    helps = lookup_helps(facts.project.measured)
+    if helps:
         because = f"looking up passages raises the score from {closed} to {opened}"
         fields = ("measured.open_book", "measured.closed_book")
         yield Finding("rag", "hard", because, fields, "answers did not depend on what the documents say", "RAG")
-    elif side < 0:
+    elif helps is False:
         text = f"passages lower the score from {closed} to {opened}: look at what is found before building on it"
         yield Warn("retrieval_lowers", text, ("measured.open_book", "measured.closed_book"))
     else:
