@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
+from align.advisor.emit import emit
+from align.advisor.thresholds import Thresholds
 from align.cli import main
 from align.core import runfile
+from align.core.projectfile import Brief, of_text
 from align.core.report import write_report
+from align.plugins.advice import Case
 from align.plugins.prelaunch import advised, counted, method, obstacles, problems, settled
 from align.schemas.advice import Advice, Fit, Hardware
+from align.schemas.errors import AlignError
 from align.schemas.hardware import Hardware as Machine
 from align.schemas.project import Project
 from align.schemas.run import Run, Stage
@@ -221,3 +227,27 @@ def test_a_plan_that_does_not_fit_is_stopped(tmp_path: Path) -> None:
     run = Run(output="out", project=project, stages=[stage("sft", data={"train": str(rows)})])
     stopped = [problem for problem in problems(run, GPU) if problem.level == "error"]
     assert "memory_does_not_fit" in " ".join(problem.where for problem in stopped)
+
+
+CASES = Path(__file__).parents[1] / "advisor" / "cases"
+
+
+@pytest.mark.parametrize(("file", "every"), [("forms.yaml", 1), ("dev.yaml", 3)])
+def test_what_is_emitted_may_be_launched(file: str, every: int) -> None:
+    """Where nothing stops the advice, nothing stops the run file that follows it; and the launch advises the same."""
+    limit, launched = Thresholds.load(), 0
+    for case in yaml.safe_load((CASES / file).read_text("utf-8"))["cases"][::every]:
+        form = case.get("form")
+        brief = Brief("x", Project.model_validate(form)) if form else of_text(case["description"])
+        known = Case.of(brief)
+        advice = known.advice(limit)
+        try:
+            emitted = emit(advice, known.form())
+        except AlignError:
+            continue  # nothing to train
+        run = runfile.parse(runfile.strictyaml.write(emitted.values), "run.yaml")
+        stopped = [problem for problem in problems(run, CPU) if problem.level == "error"]
+        assert advice.blocking or not stopped, (case["id"], stopped)
+        assert advised(run, CPU).primary == advice.primary, case["id"]
+        launched += 1
+    assert launched > 5
