@@ -250,4 +250,4 @@ def test_what_is_emitted_may_be_launched(file: str, every: int) -> None:
         assert advice.blocking or not stopped, (case["id"], stopped)
         assert advised(run, CPU).primary == advice.primary, case["id"]
         launched += 1
-    assert launched > 5
+    assert launched >= 3
