@@ -77,9 +77,9 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
         return
     if options["save"]:
         _write(options["save"], _yaml(case.form().model_dump(mode="json", exclude_defaults=True)), options["force"])
+    _show(advice, read, options["format_"], options["output"])
     if options["emit"]:
         _emit(advice, case, options["emit"], options["force"])
-    _show(advice, read, options["format_"], options["output"])
     sys.exit(_status(advice, options["fail_on"], options["exit_zero"]))
 
 
@@ -161,7 +161,6 @@ def _spoken(choice: Any) -> str:
 
 def _show(advice: Advice, read: Brief, format_: Format, output: Path | None) -> None:
     from align.advisor.render import Written, render
-    from align.core.disk import write_whole
 
     brief = Written(read.name, read.source, read.offset) if Path(read.name).is_file() else None
     terminal = output is None and sys.stdout.isatty()
@@ -172,7 +171,7 @@ def _show(advice: Advice, read: Brief, format_: Format, output: Path | None) -> 
             sys.stdout.reconfigure(errors="replace")  # a terminal may lack signs
         click.echo(shown, nl=False)
     else:
-        write_whole(output, shown.encode())
+        _write(output, shown, force=True)
 
 
 def _emit(advice: Advice, case: Case, file: Path, force: bool) -> None:
@@ -200,7 +199,10 @@ def _write(file: Path, text: str, force: bool) -> None:
 
     if file.exists() and not force:
         raise AlignError("is there already", "choose another name, or add --force", where=str(file))
-    write_whole(file, text.encode())
+    try:
+        write_whole(file, text.encode())
+    except OSError as error:
+        raise AlignError(f"cannot be written: {error.strerror}", "choose another name", where=str(file)) from None
 
 
 def _why_not(facts: Facts, limit: Thresholds, option: str) -> None:

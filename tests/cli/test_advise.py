@@ -204,7 +204,15 @@ def test_the_run_file_loads_and_is_not_written_over(here: Path) -> None:
     assert Path("run.yaml").read_text().startswith("# align train run.yaml --check\n#\n# Training is the answer")
     assert run("brief.yaml", "--emit", "run.yaml").exit_code == 2
     rag = run("--text", "Prices change daily and each answer must cite its source.", "--emit", "rag.yaml")
-    assert rag.exit_code == 2 and "the advice is rag" in rag.output and not Path("rag.yaml").exists()
+    assert rag.exit_code == 2 and "the advice is rag" in rag.stderr and not Path("rag.yaml").exists()
+    assert rag.stdout.startswith("Retrieval (RAG)")  # the advice is given all the same
+
+
+@pytest.mark.parametrize("option", ["--output", "--save", "--emit"])
+def test_what_cannot_be_written_is_said(option: str) -> None:
+    Path("file").write_text("")
+    done = run("brief.yaml", option, "file/below.yaml")
+    assert done.exit_code == 2 and "file/below.yaml\n    cannot be written: " in done.stderr
 
 
 @pytest.mark.parametrize(("format_", "begins"), [("html", "<!doctype html>"), ("sarif", "{"), ("github", "::notice ")])
