@@ -347,6 +347,18 @@ def test_rows_are_told_by_what_they_can_show(tmp_path: Path) -> None:
     assert held.prompts[0].columns["solution"] == "7"
 
 
+def test_pages_of_plain_text_are_documents_and_others_are_to_be_converted(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# Lamp 4\nIt is on.")
+    (tmp_path / "b.TXT").write_text("Lamp 5 is off.")
+    (tmp_path / "blank.md").write_text("\n")
+    held = Material.read([str(tmp_path), str(tmp_path / "b.TXT")])
+    assert [record.text for record in held.texts] == ["# Lamp 4\nIt is on.", "Lamp 5 is off.", "Lamp 5 is off."]
+    (tmp_path / "c.pdf").write_bytes(b"%PDF")
+    with pytest.raises(AlignError, match="convert it") as stopped:
+        Material.read([str(tmp_path)])
+    assert str(tmp_path / "c.pdf") in str(stopped.value)
+
+
 def test_a_real_model_answers_every_way_within_its_context(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "m", max_position_embeddings=64)
     held = Material(

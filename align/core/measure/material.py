@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from align.core.data.formats import KINDS
+from align.core.data.lint.measure import pages_at
 from align.core.data.sources import load_records
+from align.core.projectfile import text_of
+from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source
+
+PLAIN = frozenset((".txt", ".md", ".rst", ".tex", ".adoc"))
+"""Pages that are read as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +40,15 @@ class Material:
 
     @classmethod
     def read(cls, paths: Sequence[str]) -> Material:
-        """Everything that files, directories or hub ids hold. Raises AlignError as reading does."""
+        """Everything that files, directories, hub ids and plain-text pages hold.
+
+        Raises AlignError as reading does, and for pages that would have to be converted.
+        """
         found = cls()
         for path in paths:
-            for record in load_records(Data(train=[Source(path=path)]), KINDS).train:
+            pages = pages_at(path)
+            found.texts += _texts(pages)
+            for record in [] if pages else load_records(Data(train=[Source(path=path)]), KINDS).train:
                 found.add(record)
         return found
 
@@ -60,6 +72,17 @@ class Material:
             columns = {"solution": wanted, **record.columns}
             asked = replace(record, kind="prompt", text=None, prompt=prompt, completion=None, columns=columns)
             self.questions.append(Question(asked, wanted))
+
+
+def _texts(pages: Sequence[Path]) -> list[Record]:
+    problems = [
+        Problem(str(page), "is no plain text", "convert it: pandoc, pdftotext")
+        for page in pages
+        if page.suffix.lower() not in PLAIN
+    ]
+    if problems:
+        raise AlignError.gather(problems)
+    return [Record("text", str(page), text=text) for page in pages if (text := text_of(str(page))).strip()]
 
 
 def plain(content: Content | None) -> str:

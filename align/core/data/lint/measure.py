@@ -51,7 +51,7 @@ def measure(path: str, *, against: Sequence[str] = (), model: str | None = None,
     against: files of evaluations, to say whether rows are in them. model: a directory or hub id, for its tokenizer.
     Raises AlignError where nothing can be read.
     """
-    if pages := _pages(Path(path).expanduser()):
+    if pages := pages_at(path):
         size = sum(page.stat().st_size for page in pages)
         return Measured(path, "documents", {"docs": len(pages), "bytes": size}, {})
     suites = [read_suite(file) for file in against]
@@ -79,13 +79,14 @@ def measure(path: str, *, against: Sequence[str] = (), model: str | None = None,
     return Measured(path, kind, known, linter.languages.shares, tuple(found), bad)
 
 
-def _pages(path: Path) -> list[Path]:
-    """The pages at a path that has nothing but pages."""
-    if path.is_file():
-        return [path] if path.suffix.lower() in PAGES else []
-    if not path.is_dir():
+def pages_at(path: str) -> list[Path]:
+    """The page at a path, or those of a directory that holds hardly anything else; none where there are rows."""
+    place = Path(path).expanduser()
+    if place.is_file():
+        return [place] if place.suffix.lower() in PAGES else []
+    if not place.is_dir():
         return []
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    files = [file for file in sorted(place.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     pages = [file for file in files if file.suffix.lower() in PAGES]
     return pages if len(pages) > len(files) / 2 else []
 
