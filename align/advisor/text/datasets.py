@@ -77,6 +77,8 @@ def _rows(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> It
     guess = _kind(scene, start, end, low, high)
     if guess is None and plain in ("data:weak", "data:logs", "data:unpaired_feedback"):
         guess = scene.before
+    if plain == "data:prompts" and guess == "unpaired_feedback" and scene.has("kind:prompts", low, high):
+        guess = "prompts"  # what passes or fails are answers to come
     if plain:
         kind = None if guess is None and behind.named("unit:other") else _settled(plain.removeprefix("data:"), guess)
     else:

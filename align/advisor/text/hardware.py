@@ -93,7 +93,7 @@ def _geforce(scene: Scene, at: int) -> bool:
         and not (
             at + 1 < len(words)
             and scene.sentence.kinds[at + 1] == "word"
-            and words[at + 1] not in ("and", "with", "in", "y", "mit", "und", "con")
+            and words[at + 1] not in ("and", "with", "in", "y", "mit", "und", "con", "im", "en", "von", "vom")
         )
     )
 

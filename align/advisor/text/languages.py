@@ -15,6 +15,8 @@ SUPPORTED = ("en", "de", "es")
 """Those with a lexicon that are written in Latin letters; Chinese is known by its script."""
 ENOUGH = 4
 """Small words of its own that make a second language of a text."""
+LEAD = 1.3
+"""How many times more small words a language without a lexicon must have than the best with one: they share some."""
 SHARE = 0.12
 """Of the main language's small words, that a second language must have."""
 SAMPLE = 200_000
@@ -65,7 +67,10 @@ def _latin(sample: str) -> tuple[list[str], list[str]]:
     words.update({bare: n for word, n in words.items() if (bare := word.strip(_MARKS)) != word})
     small = _small_words()
     hits = {code: _count(words, of) for code, of in small.items()}
-    main = max(hits, key=lambda code: (hits[code], code in SUPPORTED))
+    main = max(hits, key=lambda code: hits[code])
+    known = max(SUPPORTED, key=lambda code: hits[code])
+    if hits[known] * LEAD >= hits[main] or len(small[main] & words.keys()) < 3:
+        main = known
     if not hits[main]:
         return [], []
     found = [main]

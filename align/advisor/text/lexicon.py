@@ -126,26 +126,26 @@ class Lexicon:
         for start, here in enumerate(sets):
             for first in here:
                 for label, parts in self._phrases.get(first, ()):
-                    end = self._end(sentence, sets, parts, start + 1)
+                    end = self._end(sentence, sets, parts, 1, start + 1)
                     if end:
                         found.append(Match(label, start, end))
         return found
 
-    def _end(self, sentence: Sentence, sets: list[frozenset[int]], parts: tuple[_Part, ...], at: int) -> int:
-        """Where a phrase ends whose first word is before ``at``, or 0."""
-        for part in parts[1:]:
-            for place in range(at, min(at + part.gap + 1, len(sets))):
-                if part.words in sets[place]:
-                    at = place + 1
-                    break
-                if sentence.words[place] in _WALL or sentence.words[place] in self._denials:
-                    if part.optional:
-                        break
-                    return 0
-            else:
-                if not part.optional:
-                    return 0
-        return at
+    def _end(
+        self, sentence: Sentence, sets: list[frozenset[int]], parts: tuple[_Part, ...], number: int, at: int
+    ) -> int:
+        """Where a phrase ends whose parts before ``number`` end at ``at``, or 0. Short, so trying all ways is cheap."""
+        if number == len(parts):
+            return at
+        part = parts[number]
+        for place in range(at, min(at + part.gap + 1, len(sets))):
+            if part.words in sets[place]:
+                end = self._end(sentence, sets, parts, number + 1, place + 1)
+                if end:
+                    return end
+            if sentence.words[place] in _WALL or sentence.words[place] in self._denials:
+                break
+        return self._end(sentence, sets, parts, number + 1, at) if part.optional else 0
 
 
 def _labelled(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, list[str]]]:

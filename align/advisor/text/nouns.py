@@ -51,6 +51,8 @@ def _behind(scene: Scene, number: Number) -> Noun:
     found = [m for m in scene.countable if begin <= m.start < limit]
     if not found:
         return Noun(frozenset(), number.start, number.end)
+    tokens = [m.end for m in found if m.label == "unit:tokens" and scene.sentence.words[m.start] == "tokens"]
+    found = [m for m in found if m.end <= min(tokens, default=limit + LEFT)]  # 2 Mrd. Tokens Fachtexte
     text, after = scene.sentence.text, scene.sentence.ends[number.end - 1]
     if text[after : after + 1] == "-":
         first = min(m.start for m in found)

@@ -115,14 +115,13 @@ def _is_no_number(s: Sentence, at: int) -> bool:
     word = s.words[at]
     if word[0] == "0" and word.isdigit() and len(word) > 1:
         return True
+    if at and s.text[s.ends[at - 1] : s.starts[at]] == "-":  # llama-2, but Mistral-7B
+        return not (s.joined(at + 1) and s.words[at + 1] in ("b", "m"))
     before = s.words[at - 1] if s.joined(at) else ""
-    if (before in ("@", "#", "§", ":", "/", ".", "$$") and at > 1 and s.joined(at - 1)) or before in ("@", "#", "§"):
-        return not (before == "/" and s.kinds[at - 2] in ("word", "han"))
-    if before == "-" and at > 1 and s.joined(at - 1):
-        if s.kinds[at - 2] in ("word", "name"):
-            return not (at + 1 < len(s.words) and s.joined(at + 1) and s.words[at + 1] in ("b", "m"))
-        if s.kinds[at - 2] == "number" and at > 3 and s.words[at - 3] == "-" and s.joined(at - 2):
-            return True
+    if before in ("@", "#", "§") or (before in (":", "/", ".") and s.joined(at - 1)):
+        return before != "/" or s.kinds[at - 2] not in ("word", "han")
+    if before == "-" and at > 3 and s.kinds[at - 2] == "number" and s.words[at - 3] == "-" and s.joined(at - 2):
+        return True
     after = s.words[at + 1] if at + 1 < len(s.words) and s.joined(at + 1) else ""
     beyond = at + 2 < len(s.words) and s.joined(at + 2) and s.kinds[at + 2] == "number"
     dated = after == "-" and beyond and at + 3 < len(s.words) and s.words[at + 3] == "-" and s.joined(at + 3)

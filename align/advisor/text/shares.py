@@ -11,7 +11,7 @@ from align.advisor.text.scene import Scene
 
 BEFORE, AFTER = 9, 6
 """Words before and behind a share that say what it is of."""
-_COMMAS = frozenset((",", "，", ";", "；"))
+_COMMAS = frozenset((",", "，", ";", "；", "and", "but", "und", "aber", "y", "pero"))
 
 
 def is_target(scene: Scene, number: Number) -> bool:
@@ -41,7 +41,7 @@ def share(scene: Scene, number: Number) -> list[Evidence]:
 
 
 def _room(scene: Scene, number: Number) -> tuple[int, int]:
-    """The words that speak of a share: not beyond its neighbours, and behind it not beyond a comma."""
+    """The words that speak of a share: not beyond its neighbours, and behind it not beyond a comma or an and."""
     words = scene.sentence.words
     low, high = max(number.start - BEFORE, 0), min(number.end + AFTER, len(words))
     for other in scene.numbers:
