@@ -28,7 +28,7 @@ def share(scene: Scene, number: Number) -> list[Evidence]:
     low, high = _room(scene, number)
     if scene.has("near:not_metric", max(low, number.start - 4), min(high, number.end + 4), denied=True):
         return []
-    target = _distance(scene, "near:target", number, low, min(high, number.end + 3))
+    target = _distance(scene, "near:target", number, low, min(high, number.end + 5))
     prompted = _distance(scene, "near:prompted", number, low, high)
     baseline = _distance(scene, "near:baseline", number, low, high)
     at = number.start, number.end
