@@ -73,7 +73,7 @@ def advise(
         evals=gate(facts, limit, decision.plan),
         requested=requested(facts, decision),
         conflicts=[Disagreement(fact=c.field, taken=_told(c.taken), dropped=_told(c.dropped)) for c in facts.conflicts],
-        not_understood=[*_unsupported(facts), *facts.rejected, *decision.failed],
+        not_understood=[*_unsupported(facts, parser), *facts.rejected, *decision.failed],
         provenance=provenance.of(facts, limit, rules, tool, parser),
     )
 
@@ -163,9 +163,11 @@ def _confidence(facts: Facts, decision: Decision, asked: Sequence[Question], loo
     return "low" if disputed or any(q.id in DECIDING for q in asked) else "medium"
 
 
-def _unsupported(facts: Facts) -> list[str]:
+def _unsupported(facts: Facts, parser: str) -> list[str]:
+    also = " (--parser llm reads any)" if parser == "rules" else ""
+    taken = "only its numbers were" if parser == "rules" else "beside its numbers only what the model found was"
     return [
-        f"the language {name.removesuffix('?')!r} is not read: only its numbers were taken from the description"
+        f"the language {name.removesuffix('?')!r} is not read: {taken} taken from the description{also}"
         for name in facts.languages
         if name.endswith("?")
     ]

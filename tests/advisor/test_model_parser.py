@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.advisor import text as words
+from align.advisor.decide import advise
 from align.advisor.facts import Evidence, Status, gather
 from align.advisor.fields import KINDS, fields
 from align.advisor.model_parser import LONGEST, MOST, Asker, find, prompt, read, schema
@@ -19,7 +20,7 @@ from align.core.asker import Recorded, local
 from align.schemas.errors import AlignError
 from align.schemas.project import DataKind
 from align.schemas.text import visible
-from tests.advisor.deciding import advice
+from tests.advisor.deciding import LIMIT, advice, rules
 from tests.advisor.grading import grade_advice
 from tests.tiny import save_tiny
 
@@ -267,6 +268,22 @@ def test_two_readings_that_agree_are_one_fact_and_those_that_differ_are_asked_ab
     (question,) = [q for q in advised.missing if q.id == "reading.evals.baseline"]
     assert "60%" in question.question and "we need 97%" in question.question
     assert [c.fact for c in advised.conflicts] == ["evals.baseline"]
+
+
+def test_a_language_without_a_lexicon_is_read_by_the_model_alone() -> None:
+    text = "Nous avons 14 000 lettres. Les réponses doivent citer leur source, les faits changent tous les jours."
+    told = [
+        fact("knowledge.needs_citations", True, "Les réponses doivent citer leur source"),
+        fact("knowledge.changes", "daily", "les faits changent tous les jours"),
+        fact("data.sft_pairs.rows", 14000, "14 000 lettres"),
+    ]
+    evidence, rejected = read(text, says(told))
+    assert rejected == []
+    advised = advise(gather(evidence, languages=("fr?",)), LIMIT, rules(), parser="llm:m")
+    assert advised.primary == "rag"
+    assert advised.not_understood == [
+        "the language 'fr' is not read: beside its numbers only what the model found was taken from the description"
+    ]
 
 
 # Recorded replies
