@@ -160,6 +160,7 @@ def schema(strangers: Path) -> dict[str, Any]:
         "{output: o, algorithm: {type: dpo, loss: {sigmoid: 0.8, sft: 1.0}}, loggers: [csv, {type: wandb}]}",
         "{output: o, model: {adapter: null}, data: {validation: null, train: {path: a, format: alpaca}}}",
         "{output: o, algorithm: grpo, rollout: {rewards: [math, {type: brevity, weight: 0.1, limit: 9}], gold: math}}",
+        "{output: o, project: {data: [{kind: prompts}], tried: []}, overrides: [{rule: R-X-1, reason: a test}]}",
     ],
 )
 def test_the_schema_takes_what_load_takes(schema: dict[str, Any], text: str) -> None:
@@ -180,6 +181,9 @@ def test_the_schema_takes_what_load_takes(schema: dict[str, Any], text: str) -> 
         "{output: o, train: {epochs: two}}",
         "{output: o, algorithm: grpo, rollout: {rewards: [{type: brevity, limitt: 9}]}}",
         "{output: o, algorithm: grpo, rollout: {rewards: [maths]}}",
+        "{output: o, project: {data: [{kind: promts}]}}",
+        "{output: o, project: {behaviour: {rules_count: -1}}}",
+        "{output: o, overrides: [{rule: R-X-1}]}",
     ],
 )
 def test_the_schema_refuses_what_load_refuses(schema: dict[str, Any], text: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from align.core.runfile import dump, load
+from align.core.runfile import dump, load, overriding
 from align.core.strictyaml import write
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Choice, Run
@@ -409,3 +409,36 @@ def test_a_damaged_file_is_a_run_or_an_align_error(run: Check, at: int, cut: int
         run(text[:at] + put + text[at + cut :])
     except AlignError as error:
         assert all(problem.where for problem in error.problems)
+
+
+def test_a_project_and_overrides_come_back(run: Check) -> None:
+    about = "project: {description: A bot., data: [], behaviour: {rules_count: 27}}\n"
+    loaded = run(GOOD + about + "overrides: [{rule: R-X-1, reason: a test}]\n", "project.evals.target=0.9")
+    assert loaded.project is not None and loaded.project.data == []
+    assert (loaded.project.behaviour.rules_count, loaded.project.evals.target) == (27, 0.9)
+    assert run(dump(loaded)) == loaded
+    assert "project" not in dump(run(GOOD)) and "overrides" not in dump(run(GOOD))
+    empty = run(GOOD + "project: {}\n")
+    assert empty.project is not None and run(dump(empty)) == empty
+
+
+@pytest.mark.parametrize(
+    ("rules", "reasons", "said"),
+    [
+        (["R-X-1"], [], "1 overrides and 0 reasons"),
+        (["R-X-1"], ["\t"], "reason\n    is empty"),
+    ],
+)
+def test_overriding_wants_a_reason_each(run: Check, rules: list[str], reasons: list[str], said: str) -> None:
+    with pytest.raises(AlignError) as error:
+        overriding(run(GOOD + "project: {}\n"), rules, reasons)
+    assert said in str(error.value)
+
+
+def test_overriding_takes_the_place_of_what_stood_there(run: Check) -> None:
+    before = run(GOOD + "project: {}\noverrides: [{rule: A, reason: old}, {rule: B, reason: kept}]\n")
+    after = overriding(before, ["A", "C"], ["new", "also"])
+    assert [(o.rule, o.reason) for o in after.overrides] == [("B", "kept"), ("A", "new"), ("C", "also")]
+    assert overriding(run(GOOD), [], []) == run(GOOD)
+    with pytest.raises(AlignError, match="no advice to override"):
+        overriding(run(GOOD), ["A"], ["why"])
