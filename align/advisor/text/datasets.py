@@ -35,7 +35,7 @@ KEPT = {("prompts", "logs"), ("logs", "prompts"), ("documents", "logs"), ("sft_p
 def datasets(scene: Scene) -> Iterator[Evidence]:
     """Sizes of data. Numbers that other readers took are left alone."""
     free = [n for n in scene.numbers if n.start not in scene.taken and not n.share]
-    large = [n for n in free if n.value >= BODY or n.value == 0]
+    large = [n for n in free if (n.value >= BODY or n.value == 0) and noun(scene, n).end > n.end]
     for number in free:
         before = [n for n in large if n.end <= number.start]
         after = [n for n in large if n.start >= number.end]
@@ -79,8 +79,11 @@ def _rows(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> It
         guess = scene.before
     if plain == "data:prompts" and guess == "unpaired_feedback" and scene.has("kind:prompts", low, high):
         guess = "prompts"  # what passes or fails are answers to come
-    if plain:
-        kind = None if guess is None and behind.named("unit:other") else _settled(plain.removeprefix("data:"), guess)
+    if any(m.end == number.start for m in scene.named("near:measured")) and not behind.named("unit:tokens"):
+        kind: str | None = "eval_set"  # measured on 250 past disruptions
+    elif plain:
+        known = guess == "prompts" or not behind.named("unit:other")
+        kind = None if not known else _settled(plain.removeprefix("data:"), guess)
     else:
         kind = _unnamed(scene, number, behind, high, guess)
     if kind is None or 0 < number.value < FEW.get(kind, 2) or number.value != int(number.value):
