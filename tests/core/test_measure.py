@@ -273,6 +273,15 @@ def test_examples_are_not_asked_and_the_same_rows_are_asked_every_way() -> None:
     assert other.asked != model.asked
 
 
+@pytest.mark.parametrize(("held", "shown", "asked"), [(1, 0, 1), (4, 1, 3), (14, 3, 11), (15, 3, 12), (40, 4, 12)])
+def test_few_questions_are_mostly_asked(held: int, shown: int, asked: int) -> None:
+    model = Reader()
+    found = measure(model, Material(questions=[question(f"{lamp}?", "x") for lamp in LAMPS[:held]]), Settings(rows=12))
+    assert found.zero_shot is not None and found.zero_shot.rows == asked
+    assert len(model.asked) == asked * (1 + bool(shown))
+    assert model.asked[-1].count("\n\n") == shown
+
+
 def test_strings_are_asked_as_chat_on_demand() -> None:
     model = Reader()
     measure(model, Material(questions=[question("a?", "x")]), Settings(chat=True))
@@ -362,7 +371,7 @@ def test_pages_of_plain_text_are_documents_and_others_are_to_be_converted(tmp_pa
 def test_a_real_model_answers_every_way_within_its_context(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "m", max_position_embeddings=64)
     held = Material(
-        questions=[question(f"What is {i}?", "five") for i in range(6)],
+        questions=[question(f"What is {i}?", "five") for i in range(8)],
         texts=[Record("text", "t:1", text="What is five? " * 30)],
         pairs=[Record("preference", "p:1", prompt="a ", chosen="b", rejected="c")],
     )

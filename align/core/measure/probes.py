@@ -46,7 +46,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """rows: most of each kind that are looked at. shots: worked examples. k: sampled answers to a prompt.
+    """rows: most of each kind that are looked at. shots: worked examples, at most. k: sampled answers to a prompt.
 
     chat: whether prompts that are strings are asked as a user's message.
     """
@@ -77,9 +77,8 @@ def measure(
     work = _Probes(model, settings, scorer)
     dice = random.Random(settings.seed)
     questions = work.roomy(_some(held.questions, settings.rows + settings.shots, dice), lambda q: q.record)
-    shown, asked = questions[: settings.shots], questions[settings.shots :]
-    if not asked:  # too few to spare any
-        shown, asked = [], questions
+    shots = min(settings.shots, len(questions) // 4)  # most of a few are needed for measuring
+    shown, asked = questions[:shots], questions[shots:][: settings.rows]
     found: dict[str, Measurement | None] = {}
     if asked:
         tell("zero shots")
