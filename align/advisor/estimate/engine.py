@@ -74,8 +74,6 @@ def estimate_stage(stage: Stage, needs: Needs, shape: Shape, how: Held, batches:
         phases["training"] = {**own, **training(needs, shape, how, micros)}
     if needs.online:
         phases["generation"] = {**own, **generation(needs, shape, how, micros, batches)}
-        if stage.rollout is not None and stage.rollout.generator.type == "vllm" and how.accelerator == "cuda":
-            phases = {phase: {**parts, "engine": 0.0} for phase, parts in phases.items()}
     base = {"base": BASE} if how.accelerator == "cuda" else {}
     return {phase: {k: v for k, v in {**parts, **base}.items() if v} for phase, parts in phases.items()}
 
@@ -83,8 +81,9 @@ def estimate_stage(stage: Stage, needs: Needs, shape: Shape, how: Held, batches:
 def networks(stage: Stage, needs: Needs, shape: Shape, how: Held) -> Parts:
     """What lies there all the time: weights, moments, reference, critic; gradients are the phases'."""
     share = how.devices if how.split else 1
-    weight, each = base_weights(shape, how), trained(shape, needs, how)
-    parts = {"weights": weight / share, "optimizer": 2 * each / share if needs.learns else 0.0}
+    language = needs.head == "language"
+    each = trained(shape, how, language)
+    parts = {"weights": weights(shape, how, language) / share, "optimizer": 2 * each / share if needs.learns else 0.0}
     if how.rank:
         parts["adapter"] = each / share
     if how.split:
@@ -96,35 +95,38 @@ def networks(stage: Stage, needs: Needs, shape: Shape, how: Held) -> Parts:
     if needs.reference and copies:
         parts["reference"] = each / share
     if needs.critic:
-        critic = trained(shape, needs, how, head=False)
-        own_head = 0 if shape.tied else how.kind.weight * shape.embedding
-        frozen = base_weights(shape, how) - own_head if how.rank else 0.0
-        parts["critic"] = (frozen + critic) / share
+        critic = trained(shape, how, language=False)
+        parts["critic"] = (weights(shape, how, language=False) + (critic if how.rank else 0)) / share
         parts["optimizer"] += 2 * critic / share
     return parts
 
 
 def footprint(needs: Needs, shape: Shape, how: Held) -> float:
     """Bytes of one replica: weights, and for what is trained a gradient and two moments."""
-    each = trained(shape, needs, how)
-    critic = 4 * trained(shape, needs, how, head=False) if needs.critic else 0.0
-    return base_weights(shape, how) + (4 if how.rank else 3) * each + critic
+    language = needs.head == "language"
+    kinds = [language] + [False] * needs.critic
+    times = 4 if how.rank else 3  # an adapter is not among the weights
+    return sum(weights(shape, how, kind) + times * trained(shape, how, kind) for kind in kinds)
 
 
-def base_weights(shape: Shape, how: Held) -> float:
+def parameters(shape: Shape, language: bool) -> int:
+    """P, or of a reward or value model: a head of one row in place of the vocabulary's."""
+    return shape.params if language else shape.params - (0 if shape.tied else shape.embedding) + shape.hidden
+
+
+def weights(shape: Shape, how: Held, language: bool) -> float:
     """Bytes of the weights without an adapter: W P, or with a quantised base 0.516 (nf4) or 1 of the linears."""
     if how.quantised is None:
-        return float(how.kind.weight * shape.params)
+        return float(how.kind.weight * parameters(shape, language))
     each = NF4 if how.quantised == "nf4" else 1.0
-    return each * shape.linears + how.kind.weight * (shape.params - shape.linears)
+    return each * shape.linears + how.kind.weight * (parameters(shape, language) - shape.linears)
 
 
-def trained(shape: Shape, needs: Needs, how: Held, head: bool = True) -> float:
+def trained(shape: Shape, how: Held, language: bool) -> float:
     """Bytes of what is trained, and so of its gradient: an adapter's are float32 whatever the base is."""
     if how.rank:
-        return 4.0 * shape.lora(how.rank)
-    own = shape.params - (0 if shape.tied or (head and needs.head == "language") else shape.embedding)
-    return float(how.kind.weight * (own + (0 if head and needs.head == "language" else shape.hidden)))
+        return 4.0 * (shape.lora(how.rank) + (0 if language else shape.hidden))
+    return float(how.kind.weight * parameters(shape, language))
 
 
 def gathered(shape: Shape, how: Held) -> float:
@@ -143,10 +145,10 @@ def logits(shape: Shape, how: Held, micro: Micro) -> float:
 def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -> Parts:
     """Gradients, activations and logits at the fullest instant of a step."""
     share = how.devices if how.split else 1
-    kind, each = how.kind, trained(shape, needs, how)
-    critic = trained(shape, needs, how, head=False) if needs.critic else 0.0
-    buckets = each + critic if how.devices > 1 and not how.split else 0.0
     language = needs.head == "language"
+    kind, each = how.kind, trained(shape, how, language)
+    critic = trained(shape, how, language=False) if needs.critic else 0.0
+    buckets = each + critic if how.devices > 1 and not how.split else 0.0
     head = float(shape.embedding * 4) if language and not how.rank else 0.0
     casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 else 0.0
     found: list[Parts] = []
@@ -171,14 +173,14 @@ def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -
 def generation(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...], batches: Batches) -> Parts:
     """Gradients left over, and the fullest of reading prompts, answering and measuring."""
     share = how.devices if how.split else 1
-    each = trained(shape, needs, how) if needs.learns else 0.0
-    critic = trained(shape, needs, how, head=False) if needs.critic else 0.0
+    each = trained(shape, how, language=True) if needs.learns else 0.0
+    critic = trained(shape, how, language=False) if needs.critic else 0.0
     buckets = each + critic if how.devices > 1 and not how.split else 0.0
     left = {"gradients": (each + critic) / share + buckets}
     kind, q = how.kind, shape.heads * shape.head_dim
     casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 and not how.rank else 0.0  # frozen: not cached
     number = kind.compute if not (kind.mixed and kind.weight == 4) else 3.0  # keys in float32, values in 16 bits
-    through = max(kind.residual * 3 * shape.hidden + kind.compute * 2 * shape.intermediate, 0)
+    through = kind.residual * 3 * shape.hidden + kind.compute * 2 * shape.intermediate
     length = batches.prompt + batches.answer
     cache = shape.kv_cache(number) * batches.answers * length
     vocabulary, head = 4.0 * shape.vocab, 2.0 * shape.embedding if kind.mixed and kind.weight == 4 else 0.0
