@@ -36,7 +36,7 @@ def projects(draw: st.DrawFn) -> Project:
     )
     skills = ("sql", "math", "reasoning", "extraction")
     values = {
-        "task": {"type": draw(maybe(st.sampled_from(("chat", "qa", "sql", "other", "summarisation"))))},
+        "task": {"type": draw(maybe(st.sampled_from(("chat", "qa", "sql", "other", "summarisation", "domain_model"))))},
         "behaviour": {
             "rules_count": draw(maybe(st.integers(0, 40))),
             "output_format": draw(maybe(st.sampled_from(("none", "fixed", "strict_schema")))),
@@ -90,6 +90,7 @@ def test_any_form_gets_advice_that_holds_together(project: Project) -> None:
         assert "sft" in named[named.index("continual_pretraining") :], "pre-training is always followed by sft"
     if project.constraints.weights_frozen:
         assert set(named) <= {"prompting", "rag", "best_of_n"}
+    assert advised.reasons, "no verdict without a reason"
     assert all(reason.quotes and all(quote.quote for quote in reason.quotes) for reason in advised.reasons)
     assert all(way.rank == rank for rank, way in enumerate(advised.alternatives, start=2))
     if advised.primary == "insufficient":
@@ -106,7 +107,7 @@ def test_the_same_facts_are_the_same_bytes(project: Project) -> None:
 @MANY
 @given(
     st.sampled_from([("sft_pairs", "sft"), ("preference_pairs", "dpo"), ("unpaired_feedback", "kto")]),
-    st.integers(0, 3000),
+    st.integers(1, 3000),
     st.integers(0, 10**6),
     st.booleans(),
 )

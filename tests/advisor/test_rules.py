@@ -175,6 +175,13 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {"knowledge__unseen_domain": True, "data": [{"kind": "corpus"}]},
         {"knowledge__unseen_domain": True, "data": [{"kind": "corpus", "size": {"docs": 5}}]},
     ),
+    ("R-INS-5", "insufficient soft", {"data": [PAIRS]}, {"data": [PAIRS], "behaviour__rules_count": 3}),
+    (
+        "R-CPT-1",
+        "continual_pretraining hard",
+        {"data": [corpus(10**9), PAIRS]},
+        {"data": [corpus(10**9)]},
+    ),
     (
         "R-INS-3",
         "insufficient soft",
@@ -226,8 +233,8 @@ WARNINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     (
         "adapter_learns_less",
-        {"data": [corpus(10**10)], "training__tuning": "lora"},
-        {"data": [corpus(10**10)], "training__tuning": "full"},
+        {"data": [corpus(10**10)], "knowledge__unseen_domain": True, "training__tuning": "lora"},
+        {"data": [corpus(10**10)], "knowledge__unseen_domain": True, "training__tuning": "full"},
     ),
     ("needs_eval_gate", {"data": [PAIRS], "task__type": "sql"}, {"behaviour__rules_count": 3}),
     ("needs_rag_eval", {"knowledge__needs_citations": True}, {"behaviour__rules_count": 3}),

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import TRAINING, asked, big, enough, own_documents, scorer, skill, tokens
+from align.advisor.known import (
+    TRAINING,
+    asked,
+    big,
+    enough,
+    knows_what_for,
+    own_documents,
+    own_wish,
+    scorer,
+    skill,
+    tokens,
+    tried,
+)
 from align.advisor.measured import lookup_helps
 from align.advisor.rule import Finding
 from align.advisor.thresholds import Thresholds
@@ -60,27 +72,46 @@ def per_user(facts: Facts, limit: Thresholds) -> Finding | None:
 def unseen_field(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-CPT-1: a corpus of at least a billion tokens, of a field or language that the model has not seen.
 
-    Soft where nobody says so and answers have to be looked up anyway.
+    Where nobody says so, a first stage before examples is meant if nothing has to be looked up; else it is soft.
     """
     corpus, k = tokens(facts.data("corpus"), limit), facts.project.knowledge
     if corpus is None or corpus < limit.corpus_tokens.warn or k.unseen_domain is False:
         return None
     looked_up = k.needs_citations or k.per_user or k.changes in CHANGING
-    meant = k.unseen_domain or asked(facts, "continual_pretraining") or not looked_up
+    meant = _for_the_field(facts) or (facts.coming("sft_pairs") is not None and not looked_up)
+    if not meant and not knows_what_for(facts) and not tried(facts):
+        return None  # a heap of text is no reason
     because = f"{big(corpus)} tokens of text are enough to move what a model knows"
     if k.unseen_domain:
         because += ", and it has hardly seen their field"
-    fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "requested")
+    fields = (
+        "data.corpus.tokens",
+        "data.corpus",
+        "knowledge.unseen_domain",
+        "task.type",
+        "requested",
+        "data.sft_pairs",
+    )
     flips = f"there were fewer than {big(limit.corpus_tokens.warn)} tokens, or the model knew the field"
     return Finding("continual_pretraining", "hard" if meant else "soft", because, fields, flips, "CPT")
+
+
+def _for_the_field(facts: Facts) -> bool:
+    """Whether a field is to be learned: unseen, the task itself, or pre-training is the user's own wish."""
+    wished = asked(facts, "continual_pretraining") and own_wish(facts)
+    return bool(facts.project.knowledge.unseen_domain) or facts.project.task.type == "domain_model" or wished
 
 
 def thin_corpus(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-CPT-2: the same with a tenth of a billion tokens or more: it may help a little."""
     corpus, k = tokens(facts.data("corpus"), limit), facts.project.knowledge
     floor = limit.corpus_tokens
-    meant = k.unseen_domain or facts.project.task.type == "domain_model" or asked(facts, "continual_pretraining")
-    if corpus is None or not floor.below <= corpus < floor.warn or not meant or k.unseen_domain is False:
+    if (
+        corpus is None
+        or not floor.below <= corpus < floor.warn
+        or not _for_the_field(facts)
+        or k.unseen_domain is False
+    ):
         return None
     because = f"{big(corpus)} tokens can move a model a little; published cases have {big(floor.comfortable)} or more"
     fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "task.type", "requested")

@@ -28,6 +28,16 @@ def neither_goal_nor_data(facts: Facts, limit: Thresholds) -> Finding | None:
     return Finding("insufficient", "soft", because, fields, "the goal were known", "NOT_ALWAYS")
 
 
+def no_goal(facts: Facts, limit: Thresholds) -> Finding | None:
+    """R-INS-5: whatever data there are, without a goal there is no telling what they are for."""
+    held = facts.kinds & {*TRAINED_ON, "corpus"}
+    if knows_what_for(facts) or not held:
+        return None
+    because = "what should be different afterwards is not known, whatever data there are"
+    fields = (*(f"data.{kind}" for kind in sorted(held)), "requested")
+    return Finding("insufficient", "soft", because, fields, "the goal were known", "NOT_ALWAYS")
+
+
 def asked_without_data(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-INS-2: the method that is asked for has nothing to learn from."""
     wanted = facts.project.requested
