@@ -201,7 +201,7 @@ def _lay(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def comments(advice: Advice, emitted: Emitted, file: str) -> Iterator[str]:
     """What stands above the values: the answer, the command, and what is to be put in place."""
-    yield f"align train {file} --check"
+    yield f"align train {' '.join(visible(file).split())} --check"
     yield ""
     yield from textwrap.wrap(visible(advice.summary), WIDTH)
     if emitted.todo:

@@ -15,7 +15,7 @@ from align.advisor.rule import Rule
 from align.advisor.text import read
 from align.advisor.thresholds import Thresholds
 from align.core import registry, strictyaml
-from align.core.projectfile import Brief, text_of
+from align.core.projectfile import LARGEST_FORM, Brief, text_of
 from align.core.settings import check, dotted
 from align.schemas.advice import Advice
 from align.schemas.errors import AlignError, did_you_mean
@@ -77,8 +77,9 @@ class Case:
         return weigh(replace(self, evidence=tuple(evidence)).facts(), limit, others=False)
 
     def form(self) -> Project:
-        """The filled form, the free words in it."""
-        return self.facts().project.model_copy(update={"description": self.description or None})
+        """The filled form, with the free words where they are not too long for a form."""
+        words = self.description if len(self.description) <= LARGEST_FORM // 2 else ""
+        return self.facts().project.model_copy(update={"description": words or None})
 
 
 def weigh(

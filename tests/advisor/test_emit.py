@@ -207,4 +207,10 @@ def test_what_is_optional_or_no_training_is_told_and_left_out() -> None:
 def test_the_head_says_the_answer_and_what_to_put_in_place() -> None:
     head = list(comments(full(), emit(full(), Project()), "run.yaml"))
     assert head[:3] == ["align train run.yaml --check", "", full().summary]
+    hostile = full().model_copy(update={"summary": "a\nb: 1\r\n\u2028c: 2\x85d"})
+    assert list(comments(hostile, emit(full(), Project()), "a\nb.yaml"))[:3] == [
+        "align train a b.yaml --check",
+        "",
+        "a b: 1 ⟨U+2028⟩c: 2⟨U+0085⟩d",
+    ]
     assert any("write a directory or hub id for models/start" in line for line in head)

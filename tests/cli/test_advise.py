@@ -196,6 +196,14 @@ def test_the_filled_form_is_a_form(here: Path) -> None:
     assert run("words.md", "--save", "filled.yaml", "--force").exit_code in (0, 1)
 
 
+def test_words_too_long_for_a_form_are_left_out_of_it(here: Path) -> None:
+    Path("long.md").write_text("One answer must keep 27 rules. We have 14,000 examples of it. " + "It is so. " * 30_000)
+    assert run("long.md", "--save", "filled.yaml", "--emit", "run.yaml").exit_code in (0, 1)
+    assert advice("filled.yaml").primary == advice("long.md").primary
+    project = runfile.load("run.yaml").project
+    assert project is not None and project.description is None and project.behaviour.rules_count == 27
+
+
 def test_the_run_file_loads_and_is_not_written_over(here: Path) -> None:
     done = run("brief.yaml", "--emit", "run.yaml")
     assert done.exit_code == 0 and "align train run.yaml --check" in done.stderr
