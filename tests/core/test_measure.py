@@ -290,8 +290,10 @@ def test_strings_are_asked_as_chat_on_demand() -> None:
 
 def test_prompts_that_leave_no_room_are_left_out_or_told() -> None:
     held = Material(questions=[question("a" * 50, "x"), question("b", "x")])
-    found = measure(Reader(context=60), held, Settings(max_tokens=20, shots=0))
+    told: list[str] = []
+    found = measure(Reader(context=60), held, Settings(max_tokens=20, shots=0), tell=told.append)
     assert found.zero_shot is not None and found.zero_shot.rows == 1
+    assert told[0] == "without 1 of 2 rows, whose prompts leave no room for an answer"
     with pytest.raises(AlignError, match="no prompt leaves room") as stopped:
         measure(Reader(context=60), held, Settings(max_tokens=60, shots=0))
     assert "--max-tokens" in str(stopped.value)

@@ -71,10 +71,10 @@ def measure(
     """Every probe that there is material for.
 
     scorer: rewards that score answers (default: word F1 with the answer wanted); with them answers are sampled too, for
-    pass@1 and pass@k. reference: ordinary text to hold the corpus against. tell: called with the name of each probe.
-    Raises AlignError where no prompt leaves room for an answer.
+    pass@1 and pass@k. reference: ordinary text to hold the corpus against. tell: called with the name of each probe,
+    and with how many rows are left out. Raises AlignError where no prompt leaves room for an answer.
     """
-    work = _Probes(model, settings, scorer)
+    work = _Probes(model, settings, scorer, tell)
     dice = random.Random(settings.seed)
     questions = work.roomy(_some(held.questions, settings.rows + settings.shots, dice), lambda q: q.record)
     shots = min(settings.shots, len(questions) // 4)  # most of a few are needed for measuring
@@ -112,6 +112,7 @@ class _Probes:
     model: Model
     settings: Settings
     scorer: Scorer | None
+    tell: Callable[[str], None]
 
     def fits(self, record: Record) -> bool:
         return self.model.room(record) >= self.settings.max_tokens
@@ -122,6 +123,8 @@ class _Probes:
         if rows and not fitting:
             what = f"no prompt leaves room for an answer of {self.settings.max_tokens} tokens"
             raise AlignError(what, "allow shorter answers (--max-tokens)", where=record_of(rows[0]).source)
+        if (left := len(rows) - len(fitting)) > 0:
+            self.tell(f"without {left} of {len(rows)} rows, whose prompts leave no room for an answer")
         return fitting
 
     def answered(self, asked: Sequence[Question], put: Callable[[Record], Record]) -> Measurement | None:
