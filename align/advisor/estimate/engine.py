@@ -16,7 +16,7 @@ gradients a second time, in buckets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from align.advisor.estimate import activations
 from align.advisor.estimate.activations import Types, types
@@ -51,14 +51,20 @@ class Held:
 
 
 def held(stage: Stage, accelerator: str, devices: int, strategy: str | None = None) -> Held:
-    """As a run file says. strategy: another than its own (``ddp``, ``fsdp``)."""
+    """As a run file says. strategy: another than its own (``ddp``, ``fsdp``).
+
+    Under fsdp mixed precision casts the weights as they are gathered: all that is computed is in 16 bits.
+    """
     model, name = stage.model, strategy or stage.devices.strategy.type
+    split, kind = name == "fsdp" and devices > 1, types(model.dtype, stage.train.precision)
+    if split and kind.mixed:
+        kind = replace(kind, residual=kind.compute, mixed=False)
     return Held(
-        kind=types(model.dtype, stage.train.precision),
+        kind=kind,
         rank=0 if model.adapter is None else model.adapter.rank,
         quantised=None if model.adapter is None else model.adapter.quantize,
         devices=devices,
-        split=name == "fsdp" and devices > 1,
+        split=split,
         checkpointing=model.gradient_checkpointing,
         accelerator=accelerator,
         eager=model.attention == "eager",

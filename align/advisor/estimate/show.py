@@ -35,7 +35,7 @@ STYLE = {"fits": "green", "tight": "yellow", "does_not_fit": "red"}
 def size(amount: float) -> str:
     """Bytes as people say them: 17.3 GB, 212 MB."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(amount) >= 0.995 * unit:
+        if abs(amount) >= 0.9995 * unit:
             return f"{amount / unit:.3g} {name}" if abs(amount) < 999.5 * unit else f"{amount / unit:,.0f} {name}"
     return f"{amount:.0f} B"
 
