@@ -54,6 +54,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--what-if", multiple=True, metavar="KEY=VALUE", help="What would be otherwise with it; repeatable.")
 @click.option("--thresholds", type=FILE, help="Thresholds of your own over the shipped ones.")
 @click.option("--prices", type=FILE, help="Prices of GPU-hours, for costs.")
+@click.option_panel("What is known", options=["--text", "--data", "--model", "--hardware", "--ask", "--answers"])
+@click.option_panel("What comes out", options=["--format", "--output", "--save", "--emit", "--force"])
+@click.option_panel("Questions to it", options=["--why-not", "--what-if", "--thresholds", "--prices"])
+@click.option_panel("How it ends", options=["--fail-on", "--exit-zero"])
 @model_options
 def advise(brief: str | None, text: str | None, **options: Any) -> None:
     """Is training the answer, which kind, will it fit, and what must hold before it ships?

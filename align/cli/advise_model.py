@@ -56,13 +56,24 @@ MEASURING = (
         " Default: where the model has a chat template.",
     ),
 )
+PANELS = (
+    click.option_panel(
+        "A model that reads too",
+        options=["--parser", "--llm-model", "--llm-url", "--llm-key-env", "--allow-network", "--offline", "--record"],
+    ),
+    click.option_panel(
+        "Measuring",
+        options=["--measure", "--reward", "--reference", "--measure-rows", "--samples", "--max-tokens", "--chat"],
+    ),
+)
+"""How help groups them."""
 _READING_ONLY = ("llm_model", "llm_url", "llm_key_env", "allow_network", "offline", "record")
 _MEASURING_ONLY = ("reward", "reference", "chat")
 
 
 def model_options(command: F) -> F:
     """Give a command the options above."""
-    for option in reversed((*READING, *MEASURING)):
+    for option in reversed((*READING, *MEASURING, *PANELS)):
         command = option(command)
     return command
 
