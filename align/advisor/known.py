@@ -152,7 +152,7 @@ def knows_what_for(facts: Facts) -> bool:
     fresh = p.knowledge.changes not in (None, "never")
     judged = any(kind in facts.kinds for kind in JUDGED)
     named = p.task.type not in (None, "other", "chat", "qa", "domain_model")
-    return bool(behaviour or format_ or knowledge or fresh or judged or named)
+    return bool(behaviour or format_ or knowledge or fresh or judged or named or p.task.description)
 
 
 def own_documents(facts: Facts) -> bool:

@@ -58,7 +58,8 @@ def a_format(facts: Facts, limit: Thresholds) -> Finding | None:
 
 def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-PRM-5: a goal, and too little to train on: the best prompt, with a few examples in it, comes first."""
-    goal = skill(facts) or facts.project.behaviour.style_or_persona or _named(facts)
+    p = facts.project
+    goal = skill(facts) or p.behaviour.style_or_persona or _named(facts) or p.task.description
     used = tried(facts, "prompting") or facts.project.task.type not in (None, "other")
     there = used and denied(facts, "sft_pairs")  # it is in use, and there is nothing to change it by but words
     there = there or "sft_pairs" in facts.kinds  # a few examples say what is wanted

@@ -25,12 +25,20 @@ def cues(scene: Scene) -> Iterator[Evidence]:
     """Every fact that a phrase states. Fields that begin with ``_`` are hints, settled when all of the text is read."""
     for match in scene.matches:
         if match.label.startswith("cue:"):
-            yield from _read(scene, match, match.label.removeprefix("cue:"))
+            cue = match.label.removeprefix("cue:")
+            if not _unreal(scene, match, cue):
+                yield from _read(scene, match, cue)
     spans: list[int] = []
     for match in scene.named("rules:duty"):
         if not spans or match.start >= spans[-1]:
             spans.append(match.end)
             yield scene.evidence("_duty", True, match.start, match.end)
+
+
+def _unreal(scene: Scene, match: Match, cue: str) -> bool:
+    """Whether a phrase is part of one that means another thing: `the reference number of your enquiry` is no source."""
+    others = scene.named(f"not:{cue.partition('=')[0]}")
+    return any(other.start < match.end and match.start < other.end for other in others)
 
 
 def _read(scene: Scene, match: Match, cue: str) -> Iterator[Evidence]:

@@ -32,7 +32,8 @@ def settled(found: Iterable[Evidence]) -> list[Evidence]:
     facts = [e for e in evidence if not e.field.startswith("_")]
     hints = [e for e in evidence if e.field.startswith("_")]
     facts = list(_corpus(_formats(facts)))
-    facts += [fact for hint in hints for fact in _of_hint(hint, facts)]
+    hinted = frozenset(hint.field for hint in hints)
+    facts += [fact for hint in hints for fact in _of_hint(hint, facts, hinted)]
     facts += _duties(hints, facts)
     return sorted(facts, key=_telling)
 
@@ -65,7 +66,7 @@ def _corpus(facts: list[Evidence]) -> Iterator[Evidence]:
             yield e
 
 
-def _of_hint(hint: Evidence, facts: list[Evidence]) -> Iterator[Evidence]:
+def _of_hint(hint: Evidence, facts: list[Evidence], hinted: frozenset[str]) -> Iterator[Evidence]:
     name = hint.field[1:]
     here = hint.status not in ("negated",)
     if name == "own_documents" and here:
@@ -77,6 +78,8 @@ def _of_hint(hint: Evidence, facts: list[Evidence]) -> Iterator[Evidence]:
         yield replace(hint, field="behaviour.rules_count", value=1, status="asserted", vague=True, low=1, high=5)
     elif name == "reward.none" and not here and not _said(facts, "reward.kind"):
         yield replace(hint, field="reward.kind", value="none", status="asserted")
+    elif name == "goal" and here and "_goal.none" not in hinted:
+        yield replace(hint, field="task.description", value=hint.quote, status="asserted", vague=True)
     elif name == "best_of_n" and here:
         yield replace(hint, field="requested", value="best_of_n")
     elif name == "judge" and here:
