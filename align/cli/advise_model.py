@@ -85,6 +85,8 @@ def read_by_model(case: Case, options: Mapping[str, Any]) -> Case:
         return case
     if not options["llm_model"]:
         raise click.UsageError("--parser llm needs --llm-model NAME or DIR")
+    if not options["llm_url"]:
+        _refuse(options, ("llm_key_env", "allow_network"), "--llm-url")
     from align.core.asker import asker
 
     ask = asker(

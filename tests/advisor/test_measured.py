@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.advisor.facts import Facts, from_form, gather
@@ -151,6 +151,26 @@ def test_measurements_turn_advice() -> None:
     assert "no_headroom" in warned(hard)
     open_ = advice(facts({"zero_shot": m(0.91), "score": "x"}, **wish))
     assert "measure_prompt" in {q.id for q in open_.missing}
+
+
+measurements = st.none() | st.builds(
+    lambda value, half, n: m(value / 100, half / 100, n), st.integers(0, 100), st.integers(0, 50), st.integers(1, 500)
+)
+PROBES = [name for name in Measured.model_fields if name != "score"]
+
+
+@settings(max_examples=40)
+@given(st.fixed_dictionaries(dict.fromkeys(PROBES, measurements)), st.sampled_from([None, "word F1", "math"]))
+def test_whatever_was_measured_every_rule_that_fires_quotes_it(found: dict[str, Any], score: str | None) -> None:
+    known = facts({**found, "score": score}, evals__target=0.5)
+    advised = advice(known)
+    assert not any("failed" in told for told in advised.not_understood)
+    for reason in advised.reasons:
+        if reason.rule.startswith("R-MEA"):
+            assert any(quote.source == "measured" for quote in reason.quotes)
+    closed, opened = found["closed_book"], found["open_book"]
+    if closed and opened and not apart(closed, opened):
+        assert "R-MEA-2" not in fired(advised) and "measure_retrieval" in {q.id for q in advised.missing}
 
 
 def test_apart_by_hand() -> None:

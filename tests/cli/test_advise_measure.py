@@ -123,6 +123,7 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(place: Path, file
         (["--text", "x", "--reward", "math"], ["--reward: only with --measure"]),
         (["--text", "x", "--llm-model", "m"], ["--llm-model: only with --parser llm"]),
         (["--text", "x", "--parser", "llm"], ["--parser llm needs --llm-model"]),
+        (["--text", "x", "--parser", "llm", "--llm-model", "m", "--llm-key-env", "K"], ["only with --llm-url"]),
         (["--text", "x", "--parser", "llm", "--llm-model", "nowhere"], ["nowhere", "not a local directory"]),
         (["--text", "x", "--measure", "--model", "nowhere", "--data", "q.jsonl"], ["not a local directory"]),
         (["--text", "x", "--measure", "--model", "m", "--data", "none.jsonl"], ["none.jsonl"]),
