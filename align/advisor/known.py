@@ -143,19 +143,18 @@ def wants_scorer(facts: Facts) -> bool:
     return (asked(facts, "reward_model") or planned) and facts.coming("preference_pairs") is not None
 
 
+def wants_behaviour(facts: Facts) -> bool:
+    """Whether it is known how the model should act: rules, a format, a manner, a skill, or what people liked better."""
+    b = facts.project.behaviour
+    formed = b.output_format in ("fixed", "strict_schema")
+    judged = any(kind in facts.kinds for kind in JUDGED)
+    return bool(b.rules_count or b.style_or_persona or skill(facts) or formed or judged)
+
+
 def knows_what_for(facts: Facts) -> bool:
-    """Whether it is known what should be different afterwards."""
+    """Whether it is known what should be different afterwards: how it acts, what it knows, or which task it does."""
     p = facts.project
-    behaviour = p.behaviour.rules_count or p.behaviour.style_or_persona or skill(facts)
-    format_ = p.behaviour.output_format in ("fixed", "strict_schema")
     knowledge = p.knowledge.needs_citations or p.knowledge.unseen_domain or p.knowledge.source == "proprietary"
     fresh = p.knowledge.changes not in (None, "never")
-    judged = any(kind in facts.kinds for kind in JUDGED)
     named = p.task.type not in (None, "other", "chat", "qa", "domain_model")
-    return bool(behaviour or format_ or knowledge or fresh or judged or named or p.task.description)
-
-
-def own_documents(facts: Facts) -> bool:
-    """Whether there are pages of one's own that answers should come from."""
-    p = facts.project
-    return "documents" in facts.kinds or (p.knowledge.source == "proprietary" and p.task.type in ("qa", "chat", None))
+    return bool(wants_behaviour(facts) or knowledge or fresh or named)

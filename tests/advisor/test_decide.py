@@ -170,7 +170,7 @@ def test_where_nothing_is_said_the_reason_says_so() -> None:
 
 
 def test_reasons_for_what_is_advised_come_first_and_the_hard_ones_before() -> None:
-    advised = advice(behaviour__rules_count=25, knowledge__changes="daily", data=[rows("documents")])
+    advised = advice(behaviour__rules_count=25, knowledge__changes="daily", task__type="qa", data=[rows("documents")])
     assert [r.rule for r in advised.reasons] == ["R-RAG-1", "R-RAG-3", "R-POST-1"]
 
 

@@ -13,6 +13,7 @@ from align.schemas.advice import Fit, Hardware, Step
 from align.schemas.project import Project
 from tests.advisor.deciding import LIMIT, advice, corpus, facts, fired, rows, rules, stages, warned
 
+QA = {"task__type": "qa"}
 PAIRS, FEW = rows("sft_pairs", 500), rows("sft_pairs", 499)
 
 
@@ -20,13 +21,15 @@ PAIRS, FEW = rows("sft_pairs", 500), rows("sft_pairs", 499)
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("R-RAG-1", "rag hard", {"knowledge__changes": "monthly"}, {"knowledge__changes": "yearly"}),
     ("R-RAG-2", "rag hard", {"knowledge__needs_citations": True}, {"knowledge__needs_citations": False}),
-    ("R-RAG-3", "rag hard", {"data": [rows("documents")]}, {"data": [rows("documents"), corpus(10**8)]}),
-    ("R-RAG-3", "rag hard", {"data": [corpus(10**8 - 1)]}, {"data": [corpus(10**8)]}),
+    ("R-RAG-3", "rag hard", {"data": [rows("documents")], **QA}, {"data": [rows("documents"), corpus(10**8)], **QA}),
+    ("R-RAG-3", "rag hard", {"data": [corpus(10**8 - 1)], **QA}, {"data": [corpus(10**8)], **QA}),
+    ("R-RAG-3", "rag hard", {"knowledge__source": "proprietary"}, {"knowledge__source": "public"}),
+    ("R-RAG-3", "rag soft", {"data": [rows("documents")]}, {"data": [rows("documents")], "behaviour__rules_count": 9}),
     (
         "R-RAG-3",
         "rag soft",
+        {"data": [rows("documents"), PAIRS], "behaviour__target_capability": "sql", **QA},
         {"data": [rows("documents"), PAIRS], "behaviour__target_capability": "sql"},
-        {"data": [rows("documents"), PAIRS], "behaviour__target_capability": "sql", "knowledge__source": "none"},
     ),
     ("R-RAG-4", "rag hard", {"knowledge__per_user": True}, {"knowledge__per_user": False}),
     (

@@ -9,12 +9,12 @@ from align.advisor.known import (
     big,
     enough,
     knows_what_for,
-    own_documents,
     own_wish,
     scorer,
     skill,
     tokens,
     tried,
+    wants_behaviour,
 )
 from align.advisor.measured import lookup_helps
 from align.advisor.rule import Finding
@@ -45,19 +45,23 @@ def sources_shown(facts: Facts, limit: Thresholds) -> Finding | None:
 def own_pages(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-RAG-3: answers out of one's own documents, of which there are too few to pre-train on.
 
-    Soft where documents are not what is lacking: a skill that can be trained, with the data for it, or answers that
-    were measured to be better without them.
+    Soft where documents are not what is lacking: nobody says that answers are to come from them, or there is a skill
+    that can be trained, with the data for it, or answers were measured to be better without them.
     """
-    corpus = tokens(facts.data("corpus"), limit)
-    small_corpus = corpus is not None and corpus < limit.corpus_tokens.below
-    about = own_documents(facts) or (small_corpus and facts.project.knowledge.source != "none")
-    if not about or facts.project.knowledge.source == "none" or (corpus or 0) >= limit.corpus_tokens.below:
+    corpus, source = tokens(facts.data("corpus"), limit), facts.project.knowledge.source
+    pages = "documents" in facts.kinds or corpus is not None
+    asked_of = source == "proprietary" or facts.project.task.type == "qa"
+    if source == "none" or (corpus or 0) >= limit.corpus_tokens.below:
         return None
+    if not pages and not (source == "proprietary" and facts.project.task.type in ("qa", "chat", None)):
+        return None
+    if not asked_of and wants_behaviour(facts):
+        return None  # pages like the answers, not pages that answers come from
     trainable = skill(facts) and (enough(facts, "sft_pairs", limit) or scorer(facts))
     because = "what it should know stands in documents of your own, which retrieval gives it without training"
     fields = ("data.documents", "knowledge.source", "data.corpus", "task.type")
     flips = f"there were {big(limit.corpus_tokens.warn)} tokens of it, of a field the model has not seen"
-    weak = trainable or lookup_helps(facts.project.measured) is False
+    weak = not asked_of or trainable or lookup_helps(facts.project.measured) is False
     return Finding("rag", "soft" if weak else "hard", because, fields, flips, "RAG")
 
 

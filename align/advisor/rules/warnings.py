@@ -240,11 +240,10 @@ def brittle_prompt(facts: Facts, limit: Thresholds) -> Warn | None:
 
 
 def no_baseline(facts: Facts, limit: Thresholds) -> Warn | None:
-    """W-BASELINE: nobody knows yet how far the cheap ways go."""
-    e = facts.project.evals
+    """W-BASELINE: nobody knows yet how far the cheap ways go; a note where nothing is to be trained."""
+    if tried(facts) or falls_short(facts) or facts.project.evals.baseline is not None:
+        return None
     trains = facts.plan is not None and any(s in FITS_WEIGHTS for s in facts.plan.stages)
     wanted = trains or facts.project.tried == [] or asked(facts, *TRAINING, "continual_pretraining")
-    if not wanted or tried(facts) or falls_short(facts) or e.baseline is not None:
-        return None
-    text = "nothing has been measured and nothing cheaper tried: score the untouched model with the best prompt first"
-    return Warn("no_baseline", text, ("tried", "evals.baseline"))
+    text = "nothing is known to be measured or tried yet: score the untouched model with the best prompt first"
+    return Warn("no_baseline", text, ("tried", "evals.baseline"), "warning" if wanted else "note")
