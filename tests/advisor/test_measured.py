@@ -11,6 +11,7 @@ from align.advisor.facts import Facts, from_form, gather
 from align.advisor.measured import added, apart, rows_to_settle
 from align.advisor.rule import Ask, Finding, Warn
 from align.advisor.rules import measured as rules
+from align.advisor.rules.knowledge import own_pages
 from align.core.evaluate.statistics import Z95, wilson
 from align.schemas.project import Measured, Measurement
 from tests.advisor.deciding import LIMIT, advice, fired, form, rows, warned
@@ -140,17 +141,20 @@ def test_measurements_turn_advice() -> None:
     assert any("0.95 (0.93 to 0.97, 200 rows)" in q.quote for q in quotes)
     looked_up = advice(facts({"closed_book": m(0.2), "open_book": m(0.8)}, data=[rows("documents")]))
     assert looked_up.primary == "rag" and "R-MEA-2" in fired(looked_up)
-    pages = {"data": [rows("documents"), rows("sft_pairs", 5000)], "evals__target": 0.9, "tried": ["prompting"]}
-    style = {**pages, "behaviour__style_or_persona": True}
-    assert advice(facts({}, **style)).primary == "rag"
-    lowered = {"closed_book": m(0.6), "open_book": m(0.2), "zero_shot": m(0.6), "score": "math"}
-    without = advice(facts(lowered, **style))
-    assert without.primary == "post_training" and "retrieval_lowers" in warned(without)
     unsolved = {"pass_1": m(0.0), "pass_k": m(0.01), "flat_groups": m(0.99)}
     hard = advice(facts(unsolved, data=[rows("prompts", 5000)], reward__kind="verifier"))
     assert "no_headroom" in warned(hard)
     open_ = advice(facts({"zero_shot": m(0.91), "score": "x"}, **wish))
     assert "measure_prompt" in {q.id for q in open_.missing}
+
+
+def test_pages_that_were_measured_to_help_no_answer_speak_softly() -> None:
+    wish = {"data": [rows("documents")], "task__type": "qa", "knowledge__source": "proprietary"}
+    unmeasured = own_pages(facts({}, **wish), LIMIT)
+    lowered = own_pages(facts({"closed_book": m(0.6), "open_book": m(0.2)}, **wish), LIMIT)
+    untold = own_pages(facts({"closed_book": m(0.6), "open_book": m(0.59)}, **wish), LIMIT)
+    assert unmeasured and lowered and untold
+    assert (unmeasured.weight, lowered.weight, untold.weight) == ("hard", "soft", "hard")
 
 
 measurements = st.none() | st.builds(
