@@ -24,6 +24,13 @@ def algorithms(facts: Facts, limit: Thresholds, plan: Plan, hardware: Hardware |
     return [_start(facts, stage, _tuning(facts, limit, stage, hardware)) for stage in dict.fromkeys(stages)]
 
 
+def planned_tuning(facts: Facts, limit: Thresholds, plan: Plan) -> Tuning | None:
+    """What memory is reckoned for: the heaviest that any stage wants; None where nothing is fitted."""
+    wanted = {wanted_tuning(facts, limit, step.stage) for step in plan.steps if step.stage in _table()}
+    heaviest: tuple[Tuning, ...] = ("full", "lora", "qlora")
+    return next((tuning for tuning in heaviest if tuning in wanted), None)
+
+
 def wanted_tuning(facts: Facts, limit: Thresholds, stage: str) -> Tuning:
     """As asked for; else all weights for a corpus or many rows, an adapter for the rest.
 

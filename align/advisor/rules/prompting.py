@@ -60,7 +60,7 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-PRM-5: a goal, and too little to train on: the best prompt, with a few examples in it, comes first."""
     p = facts.project
     goal = skill(facts) or p.behaviour.style_or_persona or _named(facts) or p.task.description
-    used = tried(facts, "prompting") or facts.project.task.type not in (None, "other")
+    used = tried(facts, "prompting") or p.task.type not in (None, "other")
     there = used and denied(facts, "sft_pairs")  # it is in use, and there is nothing to change it by but words
     there = there or "sft_pairs" in facts.kinds  # a few examples say what is wanted
     if not (goal or there) or any(enough(facts, kind, limit) for kind in TRAINED_ON):
@@ -70,7 +70,8 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
     if tried(facts, "prompting", "few_shot") and falls_short(facts) and not denied(facts, "sft_pairs"):
         return None
     because = "there is a goal and too little to train on: a good prompt with a few examples in it comes first"
-    fields = ("behaviour.target_capability", "behaviour.style_or_persona", "task.type", "data.sft_pairs")
+    said = ("behaviour.target_capability", "behaviour.style_or_persona", "task.type", "task.description")
+    fields = (*said, "data.sft_pairs", "tried.prompting")
     flips = f"there were {limit.sft_rows.warn} examples or something that scores answers, and the prompt missed"
     return Finding("prompting", "soft", because, fields, flips, "NOT_ALWAYS")
 
