@@ -51,8 +51,8 @@ def _params(scene: Scene, number: Number) -> list[Evidence] | None:
         return None
     if not named:
         counted = behind.named("data:") or behind.named("unit:money") or behind.named("unit:tokens")
-        sign = words[number.start - 1 : number.start] + words[number.end : number.end + 1]
-        if counted or {"$", "€", "£", "of", "de", "von"} & set(sign):
+        before, after = words[number.start - 1 : number.start], words[number.end : number.end + 1]
+        if counted or {"$", "€", "£"} & {*before, *after} or {"of", "de", "von"} & {*after}:
             return None
     end = behind.end if named else number.end
     evidence = [scene.evidence("model.params_b", number.value / 1e9, number.start, end, number=number)]
@@ -117,7 +117,8 @@ def _rate(scene: Scene, number: Number) -> list[Evidence] | None:
     unit = noun(scene, number)
     for per in scene.named("near:per"):
         period = next((d for d in scene.matches if d.start == per.end and d.label in DAYS), None)
-        if period is not None and unit.end <= per.start <= unit.end + 2:
+        joined = scene.sentence.words[per.start - 1] in ("and", "und", "y")  # 2,900 rules and each month a new one
+        if period is not None and unit.end <= per.start <= unit.end + 2 and not joined:
             value = number.value / DAYS[period.label]
             guess = unit.named("unit:request") is None
             name = "constraints.requests_per_day"
