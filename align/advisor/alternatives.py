@@ -167,6 +167,8 @@ def why_not(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], option: 
     )
 
 
+MANY = 12
+"""Settings that are no small change any more, and are not tried."""
 NOTHING_NEAR = "no small change of the facts makes it the better way"
 
 
@@ -220,7 +222,7 @@ def flip(
     taken_away = neutral(facts, limit, decision, option)
     tries = [[], *reasons_for(option, facts, limit)]
     for settings in chain(tries[1:], ([*taken_away, *reason] for reason in tries)):
-        if settings and works(settings):
+        if settings and len(settings) <= MANY and works(settings):
             return _least(settings, works)
     return None
 

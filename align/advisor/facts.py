@@ -124,7 +124,8 @@ class Facts:
 
 
 def _sizes(data: DataSet) -> list[int]:
-    return [v for v in data.size.model_dump().values() if v is not None]
+    size = data.size
+    return [v for v in (size.rows, size.tokens, size.docs, size.bytes) if v is not None]
 
 
 def _sum(held: Sequence[DataSet]) -> DataSet | None:
