@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recording import clear
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -66,6 +67,15 @@ def save_model(directory: Path, shape: str, *, seed: int = 0) -> Path:
         model = model.to(torch.bfloat16)
     model.save_pretrained(directory)
     tokenizer().save_pretrained(directory)
+    return directory
+
+
+def model_in(work: Path, shape: str) -> Path:
+    """The model of that shape under ``work``, made when it is first asked for."""
+    directory = work / shape
+    if not directory.exists():
+        save_model(directory, shape)
+        clear()
     return directory
 
 

@@ -22,18 +22,26 @@ GIB = 2**30
 
 
 class Bench:
-    """A group of checks: where it works, what it found, and when it must end."""
+    """A group of checks: where it works, what it found, and when it must end. Figures in its file are kept."""
 
     def __init__(self, group: str, arguments: argparse.Namespace) -> None:
         self.group, self.quick, self.device = group, arguments.quick, "cpu" if arguments.quick else "cuda"
-        self.ends = time.monotonic() + arguments.seconds
+        self.ends = time.monotonic() + arguments.seconds[0]
         self.work = Path(tempfile.mkdtemp(prefix="align-gpu-"))
         self.file = Path(arguments.out) / f"gpu_{group}.json"
-        self.found: dict[str, Any] = {"group": group, "environment": environment(), "checks": {}}
+        self.here = environment()
+        kept = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.found: dict[str, Any] = {"group": group, "environment": self.here, "checks": {}, **kept}
         os.environ["ALIGN_CACHE"] = str(self.work / "cache")
 
-    def check(self, name: str, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do it, record it; what fails is recorded too, and what there is no time for is said to be left out."""
+    def check(self, name: str, do: Callable[[], dict[str, Any]], again: bool = False) -> dict[str, Any]:
+        """Do it, record it; what fails is recorded too, and what there is no time for is said to be left out.
+
+        again: even where it is done already.
+        """
+        known: dict[str, Any] = self.found["checks"].get(name, {})
+        if known.get("status") == "done" and not again:
+            return known
         started = time.monotonic()
         if started > self.ends:
             outcome: dict[str, Any] = {"status": "no time"}
@@ -44,6 +52,8 @@ class Bench:
                 told = traceback.format_exc().splitlines()
                 outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"[:2000], "trace": told[-24:]}
         outcome["seconds"] = round(time.monotonic() - started, 2)
+        if any(self.here[name] != self.found["environment"][name] for name in ("device", "versions")):
+            outcome["environment"] = self.here  # not the one that the file begins with
         self.found["checks"][name] = outcome
         partial = self.file.with_suffix(".part")
         partial.write_text(json.dumps(self.found, indent=1) + "\n")

@@ -3,6 +3,8 @@
 python benchmarks/gpu/run.py --out DIRECTORY            all groups, on the machine's first GPU
 python benchmarks/gpu/run.py --out DIRECTORY --quick    the same at tiny sizes on a CPU: tries the script, not align
 
+python benchmarks/gpu/run.py --out DIRECTORY --missing  only what gpu_GROUP.json there has no figures of
+
 Writes gpu_GROUP.json and gpu_GROUP.log to DIRECTORY for each group; exits with 1 where a check failed.
 """
 
@@ -28,26 +30,27 @@ def main() -> int:
     parser.add_argument("--out", required=True)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, on the CPU")
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=list(GROUPS))
-    parser.add_argument("--seconds", type=int, help="for each group, in place of its own limit")
+    parser.add_argument("--missing", action="store_true", help="keep what is done in the files that are there")
+    parser.add_argument("--seconds", type=int, nargs="+", help="for each of --groups, in place of its own limit")
     parser.add_argument("--only", choices=list(GROUPS), help=argparse.SUPPRESS)  # what a group's own process is given
     arguments = parser.parse_args()
     Path(arguments.out).mkdir(parents=True, exist_ok=True)
     if arguments.only:
         return one_group(arguments)
 
-    for group in arguments.groups:
+    seconds = dict(zip(arguments.groups, arguments.seconds or [GROUPS[g] for g in arguments.groups], strict=True))
+    for group in [] if arguments.missing else arguments.groups:
         (Path(arguments.out) / f"gpu_{group}.json").unlink(missing_ok=True)
     started, codes = time.monotonic(), []
     for together in (["correct", "memory"], ["speed"]):
-        running = [start(group, arguments) for group in together if group in arguments.groups]
+        running = [start(group, seconds[group], arguments) for group in together if group in arguments.groups]
         codes += [process.wait() for process in running]
     print(f"{time.monotonic() - started:.0f} s in all", flush=True)
     return summary(Path(arguments.out), arguments.groups) or int(any(codes))
 
 
-def start(group: str, arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
+def start(group: str, seconds: int, arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
     """A group in a process of its own, so that a broken CUDA context ends with it."""
-    seconds = arguments.seconds or GROUPS[group]
     command = ["timeout", "-k", "5", str(seconds + GRACE), sys.executable, "-u", str(Path(__file__).resolve())]
     command += ["--out", arguments.out, "--only", group, "--seconds", str(seconds), *["--quick"] * arguments.quick]
     settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}

@@ -7,17 +7,18 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from engine import peak, weighed
-from making import AROUND, SHAPES, run_of, save_model, write_rows
+from making import AROUND, SHAPES, model_in, run_of, write_rows
 from recording import GIB, Bench
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from align.core.data.plan import FORWARD
 from align.core.model.logprobs import token_logprobs
 from align.core.model.policy import Policy
 from align.core.rollout.decode import Voice
@@ -102,15 +103,15 @@ def primitive(bench: Bench, tokens: int, width: int, trains: bool, dtype: torch.
 
 
 def training(
-    bench: Bench, weights: Path, shape: str, lengths: list[int], batch: int, ceiling: float, **sections: Any
+    bench: Bench, shape: str, lengths: list[int], batch: int, ceiling: float, **sections: Any
 ) -> dict[str, Any]:
-    """Supervised tuning: the median step of six, the first two left out, and what share of the card's best it takes."""
+    """Supervised tuning: the steps after the first two, and what share of the card's best they take."""
     steps, name = 8, f"speed-{time.monotonic_ns()}"
     lengths = random.Random(1).choices(lengths, k=steps * batch)
     file = write_rows(bench.work / f"{name}.jsonl", "sft", [(n // 4 - AROUND, n - n // 4) for n in lengths])
     train = {"batch_size": batch, "max_steps": steps, **MIXED, **sections.pop("train", {})}
     sections |= {"train": train, "devices": {"accelerator": bench.device}, "optimizer": {"learning_rate": 1e-5}}
-    run = run_of({"type": "sft"}, weights, file, bench.work / name, **sections)
+    run = run_of({"type": "sft"}, model_in(bench.work, shape), file, bench.work / name, **sections)
     scale, setup, _ = weighed(run, steps)
     config, measured = SHAPES[shape], scale.steps[2:]
     seconds, tokens = sum(s["step_seconds"] for s in measured), sum(s["tokens"] for s in measured)
@@ -143,9 +144,11 @@ def per_token(policy: Policy, config: dict[str, Any], length: float) -> float:
     return attention + sum((4 + 2 * p.requires_grad) * p.numel() for p in matrices)
 
 
-def answers(bench: Bench, model: Path, rows: int, most: int, dtype: torch.dtype, autocast: bool) -> dict[str, Any]:
+def answers(bench: Bench, shape: str, rows: int, most: int, dtype: torch.dtype, autocast: bool) -> dict[str, Any]:
     """The embedded generator: groups of eight to prompts of 128 tokens, every answer as long as the limit."""
-    network = AutoModelForCausalLM.from_pretrained(str(model), dtype=dtype).to(bench.device).eval()
+    network = (
+        AutoModelForCausalLM.from_pretrained(str(model_in(bench.work, shape)), dtype=dtype).to(bench.device).eval()
+    )
     draws = np.random.default_rng(0)
     prompts = [draws.integers(4, 260, 128).astype(np.int32) for _ in range(rows // 8)]
     requests = [Request(p, tuple(range(8 * i, 8 * i + 8))) for i, p in enumerate(prompts)]
@@ -168,9 +171,9 @@ def answers(bench: Bench, model: Path, rows: int, most: int, dtype: torch.dtype,
 
 
 def main(bench: Bench) -> None:
-    """Ceilings, the primitive, training, answers; then what else there is time for."""
-    quick, models = bench.quick, dict[str, Path]()
-    best = bench.check("ceilings", partial(ceilings, bench)).get("bf16_tflops", 0.0)
+    """Ceilings, the primitive, training, answers; what compiles comes last."""
+    quick = bench.quick
+    best = bench.check("ceilings", partial(ceilings, bench), again=True).get("bf16_tflops", 0.0)
     tokens = 64 if quick else 16_384
     for name, width, trains, dtype in (
         ("head trained, bf16, width 2048", 2048, True, torch.bfloat16),
@@ -182,46 +185,37 @@ def main(bench: Bench) -> None:
             f"log-probabilities: {name}, {fewer} tokens", partial(primitive, bench, fewer, width, trains, dtype)
         )
 
-    def made(shape: str) -> dict[str, Any]:
-        models[shape] = save_model(bench.work / shape, shape)
-        return {}
-
     medium, large = ("tiny", "tiny") if quick else ("medium", "large")
-    for shape in dict.fromkeys((medium, large)):
-        bench.check(f"{shape}: made", partial(made, shape))
     long, mixed = ([128], [96, 128, 192, 256]) if quick else ([2048], [128, 256, 512, 1024, 2048])
 
-    def sft(title: str, shape: str, lengths: list[int], batch: int, **sections: Any) -> None:
+    def sft(title: str, shape: str, lengths: list[int], batch: int, forward: int = 0, **sections: Any) -> None:
+        costs = dict.fromkeys(FORWARD, forward) if forward else {}
+
         def do() -> dict[str, Any]:
-            return training(bench, models[shape], shape, lengths, batch, best, **sections)
+            with patch.dict(FORWARD, costs):
+                return training(bench, shape, lengths, batch, best, **sections)
 
         bench.check(f"{shape}: sft, {title}", do)
 
     full, many = (8, 8) if quick else (32, 64)
+    saving, packed = {"gradient_checkpointing": True}, {"layout": "packed"}
     sft("equal lengths, padded", medium, long, full)
     sft("equal lengths, padded", large, long, full // 2)
-    sft("mixed lengths, padded", medium, mixed, many)
-    sft("mixed lengths, packed, sdpa", medium, mixed, many, train={"layout": "packed"})
+    for forward in (64, 256, 1024, 2048, 8192):
+        sft(f"mixed lengths, padded, {forward} tokens for a pass", medium, mixed, many, forward)
+    for micro in (4096, 8192, 16_384):
+        train = {**packed, "micro_batch_tokens": micro}
+        sft(f"mixed lengths, packed, sdpa, {micro} tokens at a time", medium, mixed, many, train=train)
     sizes = ((64, 8, torch.bfloat16, False), (256, 8, torch.bfloat16, False), (256, 8, torch.float32, True))
     for rows, most, dtype, autocast in sizes:
         rows, most = (16, most) if quick else (rows, 128)
         title = f"answers: {rows} at once, {'autocast over float32' if autocast else 'bfloat16'}"
-        bench.check(
-            f"{medium}: {title}", lambda r=rows, m=most, d=dtype, a=autocast: answers(bench, models[medium], r, m, d, a)
-        )
+        bench.check(f"{medium}: {title}", partial(answers, bench, medium, rows, most, dtype, autocast))
     for micro in (4096, 8192, 32_768):
         sft(f"equal lengths, {micro} tokens at a time", medium, long, full, train={"micro_batch_tokens": micro})
-    sft(
-        "equal lengths, bfloat16 weights",
-        medium,
-        long,
-        full,
-        model={"dtype": "bfloat16"},
-        train={"precision": "32-true"},
-    )
-    saving = {"gradient_checkpointing": True}
+    bf16 = {"model": {"dtype": "bfloat16"}, "train": {"precision": "32-true"}}
+    sft("equal lengths, bfloat16 weights", medium, long, full, **bf16)
     sft("equal lengths, checkpointing", medium, long, full, model=saving)
     sft("equal lengths, lora over bfloat16", large, long, full // 2, model={"adapter": {}, "dtype": "bfloat16"})
     if not quick:
-        flex = {"model": {"attention": "flex_attention"}}
-        sft("mixed lengths, packed, flex", medium, mixed, many, **flex)
+        sft("mixed lengths, packed, flex", medium, mixed, many, model={"attention": "flex_attention"}, train=packed)
