@@ -53,7 +53,9 @@ def chinese(s: Sentence, at: int, value: float | None, start: int) -> Number | N
             if scale < 10_000:
                 section, current = section + (current or 0) * scale, None
             else:
-                total, section, current = (total + section + (current or 0)) * scale, 0.0, None
+                here = section + (current or 0)
+                total = total + here * scale if total >= scale else (total + here) * scale  # 一亿零一万, 一万亿
+                section, current = 0.0, None
         elif c in _HAN_VAGUE and (c != "数" or at == begin) and (c != "多" or at > begin):
             typical, least, most = _HAN_VAGUE[c]
             if c == "多":

@@ -202,7 +202,7 @@ def _spelt(
             fits = {"articles": ("scales", "vague", "half"), "and": ("ones", "tens"), "of": ("scales", "vague")}[role]
             if ahead not in fits or (role == "and" and current is None and total == 0):
                 break
-            if role == "and" and (current or total) < 100:
+            if role == "and" and (current or total) < 20:
                 break
             if role == "of" and not vague:
                 break
