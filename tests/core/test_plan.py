@@ -87,11 +87,11 @@ def test_no_examples_make_no_steps() -> None:
 # --- cut
 
 
-@given(LENGTHS, st.integers(1, 5), LIMITS, SIZES, LAYOUTS)
+@given(LENGTHS, st.integers(1, 5), LIMITS, SIZES, LAYOUTS, st.sampled_from(sorted(FORWARD.values())))
 def test_cut_keeps_its_promises(
-    lengths: list[tuple[int, ...]], world_size: int, limit: int | None, size: int | None, layout: str
+    lengths: list[tuple[int, ...]], world_size: int, limit: int | None, size: int | None, layout: str, forward: int
 ) -> None:
-    ranks = cut(lengths, world_size, limit, size, layout)
+    ranks = cut(lengths, world_size, limit, size, layout, forward)
     micros = [micro for rank in ranks for micro in rank]
     assert sorted(i for micro in micros for i in micro) == list(range(len(lengths)))
     assert len(ranks) == world_size
@@ -117,13 +117,16 @@ def test_cut_is_a_function(lengths: list[tuple[int, ...]], limit: int | None, si
 @given(LENGTHS.filter(bool))
 def test_splitting_pays_for_its_passes(lengths: list[tuple[int, ...]]) -> None:
     (rank,) = cut(lengths, 1, None, None, "padded")
-    split = sum(positions(lengths, micro, "padded") + FORWARD for micro in rank)
-    assert split <= positions(lengths, list(range(len(lengths))), "padded") + FORWARD
+    split = sum(positions(lengths, micro, "padded") + FORWARD["cpu"] for micro in rank)
+    assert split <= positions(lengths, list(range(len(lengths))), "padded") + FORWARD["cpu"]
 
 
 def test_cuts_by_hand() -> None:
-    # Long with long, short with short: 2 x 1000 + 2 x 100 = 2200 positions, where one batch would take 4000.
-    assert cut([(1000,), (100,), (1000,), (100,)], 1, None, None, "padded") == [[[0, 2], [1, 3]]]
+    # Long with long, short with short: 2 x 1000 + 2 x 100 = 2200 positions, where one batch would take 4000; the
+    # second pass is worth it while it costs less than the 1800 positions that it saves.
+    four = [(1000,), (100,), (1000,), (100,)]
+    assert cut(four, 1, None, None, "padded", forward=1799) == [[[0, 2], [1, 3]]]
+    assert cut(four, 1, None, None, "padded", forward=1800) == [[[0, 1, 2, 3]]]
     # Not worth a pass: 40 positions of padding against 64.
     assert cut([(50,), (10,)], 1, None, None, "padded") == [[[0, 1]]]
     # Packed rows hold 100: first fit decreasing gives 60 + 40, 50 + 50.

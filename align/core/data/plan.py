@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from align.core.data.examples import Example
 Layout = Literal["packed", "padded"]
 Indices = NDArray[np.int64]
 
-FORWARD = 64
+FORWARD: Mapping[str, int] = {"cpu": 64, "cuda": 2048}
 """What a forward and backward pass costs before its first token, in tokens' worth of time: splitting a step further
 must save more padding than that. One CPU core: 30 to 90, measured on models of 0.1M to 40M parameters (torch 2.13)."""
 
@@ -70,14 +70,14 @@ def cut(
     micro_tokens: int | None,
     micro_size: int | None,
     layout: Layout,
-    forward: int = FORWARD,
+    forward: int = FORWARD["cpu"],
 ) -> list[list[list[int]]]:
     """Cut one step into ``[rank][micro-batch][position of the example in the step]``.
 
     lengths       tokens of each sequence of each example; an example's sequences stay together
     micro_tokens  most tokens in a micro-batch, padding included; an example longer than that gets its own
     micro_size    most examples in a micro-batch
-    forward       what a pass costs beside its tokens, in tokens; more on a GPU, which takes thousands to fill
+    forward       what a pass costs beside its tokens, in tokens: ``FORWARD`` of the device
 
     Every rank gets the same number of micro-batches, at least one; those at the same place cost about the same, the
     dearest first. Where there is nothing left to share out a micro-batch is empty.

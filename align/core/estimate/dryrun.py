@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from align.core.algorithm import Algorithm
 from align.core.data.collate import MicroBatch
 from align.core.data.examples import Example
-from align.core.data.plan import Layout
+from align.core.data.plan import FORWARD, Layout
 from align.core.estimate.batches import Planned, measures
 from align.core.estimate.track import Tracker
 from align.core.model import policy as policies
@@ -77,7 +77,7 @@ def dry_run(
                 critic = build(stage, "reward", dry, False)
                 critic.head = "value"
             limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
-            cutter = Cutter(algorithm, stage.train, layout, 0, limit, 0, world)
+            cutter = Cutter(algorithm, stage.train, layout, 0, limit, 0, world, FORWARD[kind])
             return count(stage, algorithm, policy, critic, cutter, planned, Tracker(dry))
     except (RuntimeError, NotImplementedError) as error:  # an operation that needs numbers: a router of experts
         raise AlignError(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from align.core.data.collate import MicroBatch, collate
 from align.core.data.examples import Example, Examples
-from align.core.data.plan import Layout, cut
+from align.core.data.plan import FORWARD, Layout, cut
 from align.core.disk import whole_file
 from align.core.model.policy import Policy, Scores
 from align.core.model.weights import weights_hash, without_gradient_or_dropout
@@ -94,7 +94,7 @@ def precompute(
     if _everywhere(values is not None, device) and values is not None:
         return WithReference(examples, values, starts, key)
 
-    micros = _micros(examples, layout, micro_tokens, micro_size)
+    micros = _micros(examples, layout, micro_tokens, micro_size, FORWARD[device.type])
     shown = track(micros, "Reference log-probabilities", disable=not progress)
     (values,) = _measure(examples, shown, starts, counts, [partial(detached_logp, policy)], layout, pad_id, device)
     if len(bad := np.flatnonzero(~np.isfinite(values))):
@@ -122,7 +122,7 @@ def measure(
     """
     counts = np.array([sum(int(s.scored.sum()) for s in examples[i].sequences) for i in range(len(examples))], np.int64)
     starts = np.cumsum(counts) - counts
-    micros = _micros(examples, layout, micro_tokens, micro_size)
+    micros = _micros(examples, layout, micro_tokens, micro_size, FORWARD[device.type])
     flats = _measure(examples, micros, starts, counts, scores, layout, pad_id, device)
     return [[flat[a : a + n] for a, n in zip(starts, counts, strict=True)] for flat in flats]
 
@@ -150,13 +150,13 @@ def _measure(
     return list(flats.cpu().numpy())
 
 
-def _micros(examples: Examples, layout: Layout, tokens: int | None, size: int | None) -> list[list[int]]:
+def _micros(examples: Examples, layout: Layout, tokens: int | None, size: int | None, forward: int) -> list[list[int]]:
     """The micro-batches of this process, as example indices: as many as any other's, cut without regard to either."""
     order = np.argsort(-examples.lengths, kind="stable")
     every = []
     for start in range(0, len(order), WINDOW):
         window = [int(i) for i in order[start : start + WINDOW]]
-        (mine,) = cut([examples[i].lengths for i in window], 1, tokens, size, layout)
+        (mine,) = cut([examples[i].lengths for i in window], 1, tokens, size, layout, forward)
         every += [[window[place] for place in micro] for micro in mine]
     world, rank = (dist.get_world_size(), dist.get_rank()) if _joined() else (1, 0)
     every += [[]] * (-len(every) % world)

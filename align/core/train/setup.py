@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from align.core.algorithm import Algorithm
 from align.core.data.collate import collate
 from align.core.data.examples import Example, Examples
+from align.core.data.plan import FORWARD
 from align.core.disk import cache_directory
 from align.core.model.load import build_policy, load_tokenizer
 from align.core.model.packing import layout_for
@@ -111,6 +112,7 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         stage.train.micro_batch_tokens or MICRO_TOKENS[hardware.accelerator],
         spawn.rank(),
         int(os.environ.get("WORLD_SIZE", "1")),
+        FORWARD[hardware.accelerator],
     )
     if reference is not None:
         with autocast(hardware, stage.train.precision):

@@ -56,6 +56,8 @@ class Cutter:
     micro_tokens: int
     rank: int
     world_size: int
+    forward: int
+    """``plan.FORWARD`` of the device."""
 
     def micros(self, examples: Sequence[Example]) -> list[MicroBatch]:
         """The micro-batches of ``examples`` for this rank; as many on every rank."""
@@ -65,6 +67,7 @@ class Cutter:
             self.micro_tokens,
             self.train.micro_batch_size,
             self.layout,
+            self.forward,
         )
         return [
             collate([examples[i] for i in micro], self.layout, self.pad_id, like=examples) for micro in cuts[self.rank]

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from align.core.data.collate import collate
 from align.core.data.examples import Example
 from align.core.data.examples import Sequence as TokenSequence
-from align.core.data.plan import cut
+from align.core.data.plan import FORWARD, cut
 from align.core.model.load import build_policy
 from align.core.model.policy import Policy
 from align.core.model.precompute import detached_logp
@@ -70,7 +70,8 @@ class Local(Generator):
         examples = [_example(prompt, answer) for prompt, answer in sequences]
         device, pad = next(self._policy.parameters()).device, int(self.subject.tokenizer.pad_token_id or 0)
         found: list[Floats] = [np.empty(0, np.float32)] * len(examples)
-        (micros,) = cut([example.lengths for example in examples], 1, self.config.batch_tokens, None, "padded")
+        lengths, most = [example.lengths for example in examples], self.config.batch_tokens
+        (micros,) = cut(lengths, 1, most, None, "padded", FORWARD[device.type])
         for micro in micros:
             batch = collate([examples[i] for i in micro], "padded", pad).to(device)
             with self._policy.at_temperature(1.0):

@@ -17,7 +17,7 @@ from align.core.data.examples import Example
 from align.core.data.examples import Sequence as TokenSequence
 from align.core.data.findings import CATALOGUE
 from align.core.data.guard import Refusal
-from align.core.data.plan import Layout, cut
+from align.core.data.plan import FORWARD, Layout, cut
 from align.core.data.template import drafts
 from align.core.model.adapter import is_adapter
 from align.core.model.load import build_policy
@@ -80,7 +80,8 @@ class Network:
         layout: Layout = self._layout or layout_for(self._policy, self._device, self._wanted, examples, self._pad)
         self._layout = layout
         found = np.full(len(examples), math.nan)
-        (micros,) = cut([example.lengths for example in examples], 1, self._tokens, None, layout)
+        lengths = [example.lengths for example in examples]
+        (micros,) = cut(lengths, 1, self._tokens, None, layout, FORWARD[self._device])
         with without_gradient_or_dropout(self._policy), torch.autocast(self._device, enabled=False):
             for micro in filter(None, micros):
                 batch = collate([examples[i] for i in micro], layout, self._pad)
