@@ -27,6 +27,9 @@ TOKENS = 1e5
 """Fewer tokens are a prompt's or an answer's, not a body's."""
 BODY = 10
 """From here on a number may be a body of data of its own."""
+JUDGED = ("preference_pairs", "unpaired_feedback")
+BRIEF = 9
+"""Words of a sentence that only counts what the one before it spoke of: `There are 24,000 of them.`"""
 SEPARATORS = frozenset((",", ";", "，", "、", "；", "(", ":", "and", "und", "y", "plus", "then"))
 KEPT = {("prompts", "logs"), ("logs", "prompts"), ("documents", "logs"), ("sft_pairs", "prompts")}
 """Nouns that say more than the words around them."""
@@ -44,9 +47,9 @@ def datasets(scene: Scene) -> Iterator[Evidence]:
 
 
 def kind_told(scene: Scene) -> str | None:
-    """The kind of judged data that a sentence speaks of, for the one behind it: `That's 64,000 tickets now.`"""
+    """The kind of worked data that a sentence speaks of, for the one behind it: `That's 64,000 tickets now.`"""
     kind = _kind(scene, 0, 0, 0, len(scene.sentence.words))
-    return kind if kind in ("preference_pairs", "unpaired_feedback") else None
+    return kind if kind in (*JUDGED, "sft_pairs") else None
 
 
 def _begins(scene: Scene, before: Number, number: Number) -> int:
@@ -77,7 +80,7 @@ def _rows(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> It
     if scene.named("cue:overlap") and scene.sentence.words[number.end : number.end + 1] in (("of",), ("de",), ("von",)):
         return  # some of them are in the test too
     guess = _kind(scene, start, end, low, high)
-    if guess is None and plain in ("data:weak", "data:logs", "data:unpaired_feedback"):
+    if guess is None and scene.before in JUDGED and plain in ("data:weak", "data:logs", "data:unpaired_feedback"):
         guess = scene.before
     if plain == "data:prompts" and guess == "unpaired_feedback" and scene.has("kind:prompts", low, high):
         guess = "prompts"  # what passes or fails are answers to come
@@ -114,7 +117,10 @@ def _unnamed(scene: Scene, number: Number, behind: Noun, high: int, guess: str |
     if behind.labels or year or number.value < 30:
         return None
     told = _kind(scene, number.end, number.end, number.end, min(phrase_end(scene, number) + 3, high))
-    return guess if told else None
+    if told:
+        return guess
+    counted = any(m.end <= number.start <= m.end + 2 for m in scene.named("phrase:counted"))
+    return scene.before if counted and len(scene.sentence.words) <= BRIEF else None
 
 
 def _kind(scene: Scene, start: int, end: int, low: int, high: int) -> str | None:

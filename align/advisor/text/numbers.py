@@ -254,8 +254,9 @@ def _pair(s: Sentence, first: Number, second: Number, known: dict[str, tuple[str
     role = _role(between[0], known)[0] if len(between) == 1 else ""
     if (role == "to" or between in (("-",), ("–",), ("~",))) and 0 < first.value < second.value:
         return _range(first, second)
-    whole = second.value in WHOLES or (role == "in" and between != ("de",) and second.value <= 1000)
-    part = role in ("in", "of") or between == ("out", "of")
+    each = between in (("out", "of"), ("de", "cada"), ("von", "je"))
+    whole = second.value in WHOLES or ((each or role == "in") and between != ("de",) and second.value <= 1000)
+    part = role in ("in", "of") or each
     if part and whole and 0 < first.value < second.value and not (first.share or second.share or first.letter):
         share = first.value / second.value
         return Number(share, first.start, second.end, share, share, share=True)
