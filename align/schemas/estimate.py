@@ -30,7 +30,10 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Micro:
-    """One forward pass: rows of so many positions, and how many tokens are scored. padded: some are padding."""
+    """One forward pass: rows of so many positions, and how many tokens are scored.
+
+    padded: attention is given a mask, as rows differ in length or hold several sequences.
+    """
 
     rows: int
     width: int

@@ -4,12 +4,14 @@ Of one token in one layer with h hidden, f intermediate, q = a d and k = kv d (a
 factor needs, and nothing twice):
 
     norm        its input h, h normed (only where the norm's weight learns), and its output h
-    attention   q, keys and values 2 k after rotation, its output q, and a float32 for each head
+    attention   q, keys and values 2 k after rotation, its output q, and a float32 for each head; under a mask (rows of
+                unequal length) keys and values spread over all heads, 2 q, and the mask as numbers, L
     mlp         gate, silu(gate), up and their product: 4 f
-    adapter     r for each linear
+    adapter     r for each linear, and its own copy of the input where the adapter is of another type
 
 in the type that each is computed in. Under autocast of float32 weights the residual stream and norms stay float32, and
-each linear keeps its own 16-bit copy of its input. In 16 bits a norm works on a float32 copy of its input.
+each linear keeps its own 16-bit copy of its input. In 16 bits a norm works on a float32 copy of its input. Without a
+kernel (``eager``; sdpa on a GPU in float32 where heads share keys) attention keeps its square, a L.
 Checked operation by operation against a dry run (docs/estimate.md).
 """
 
@@ -23,19 +25,28 @@ from align.schemas.estimate import Micro
 
 @dataclass(frozen=True, slots=True)
 class Types:
-    """Bytes of a number: weight as held, compute in matrix products, residual between layers. mixed: autocast."""
+    """Bytes of a number: weight as held, compute in matrix products, residual between layers, an adapter's own.
+
+    mixed: autocast.
+    """
 
     weight: int
     compute: int
     residual: int
     mixed: bool
+    adapter: int = 4
+
+    @property
+    def copied(self) -> int:
+        """Bytes of a number of an adapter's own copy of its input; 0 where it needs none."""
+        return 0 if self.adapter == self.compute else 2 if self.mixed else self.adapter
 
 
 def types(dtype: str, precision: str) -> Types:
     """What a run file's ``model.dtype`` and ``train.precision`` mean."""
     weight = 4 if dtype == "float32" and precision != "bf16-true" else 2
     mixed = precision.endswith("-mixed")
-    return Types(weight, 2 if mixed else weight, weight, mixed)
+    return Types(weight, 2 if mixed else weight, weight, mixed, 2 if precision == "bf16-true" else 4)
 
 
 def norm(hidden: int, kind: Types, learns: bool) -> int:
@@ -45,40 +56,31 @@ def norm(hidden: int, kind: Types, learns: bool) -> int:
     return (6 if learns else 4) * hidden
 
 
-def attention(shape: Shape, kind: Types, repeated: bool) -> int:
-    """Bytes of one token inside attention. repeated: keys and values are spread over all heads (a mask is given)."""
+def attention(shape: Shape, kind: Types, micro: Micro, square: bool) -> int:
+    """Bytes of one token inside attention. square: it keeps a float32 for each head and each position of the row."""
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    keys = 2 * q + kv if repeated and q != kv else 2 * kv
-    return kind.compute * (2 * q + keys) + 4 * shape.heads
+    keys = 2 * (q if micro.padded or square else kv)
+    mask = micro.width if micro.padded else 0
+    return kind.compute * (2 * q + keys + mask) + 4 * shape.heads * (micro.width if square else 1)
 
 
-def layer(shape: Shape, kind: Types, rank: int, micro: Micro, eager: bool = False) -> float:
-    """Bytes of one token in one layer. rank: of an adapter, 0 where everything learns.
-
-    eager: attention keeps its weights, float32, for each head and each position of the row.
-    """
-    h, f = shape.hidden, shape.intermediate * shape.active
-    copies = (3, 2 if shape.gated else 1) if kind.mixed and kind.residual == 4 else (1, 1)
-    inputs = kind.compute * h * sum(copies)
-    square = 4 * shape.heads * micro.width if eager else 0
+def layer(shape: Shape, kind: Types, rank: int, micro: Micro, square: bool = False) -> float:
+    """Bytes of one token in one layer. rank: of an adapter, 0 where everything learns."""
+    h, f, q = shape.hidden, shape.intermediate * shape.active, shape.heads * shape.head_dim
+    own = kind.copied if rank else 0  # of an adapter that computes in another type
+    apart = own or (kind.mixed and kind.residual == 4)
+    inputs = h * ((4 + shape.gated) if apart else 2) * (own or kind.compute)
     inner = shape.inner * f * kind.compute
-    normed = norm((shape.heads + shape.kv_heads) * shape.head_dim, kind, not rank) if shape.qk_norm else 0
-    linears = 4 + (3 if shape.gated else 2) * shape.active
-    adapter = linears * rank * 4
-    return (
-        shape.norms * norm(h, kind, not rank)
-        + inputs
-        + attention(shape, kind, micro.padded)
-        + square
-        + normed
-        + inner
-        + adapter
-    )
+    normed = norm(q + shape.kv_heads * shape.head_dim, kind, not rank) if shape.qk_norm else 0
+    linears = 4 + (2 + shape.gated) * shape.active
+    adapter = linears * rank * kind.adapter + (q * own + f * (own - kind.compute) if own else 0)
+    inside = attention(shape, kind, micro, square) + normed
+    return shape.norms * norm(h, kind, not rank) + inputs + inside + inner + adapter
 
 
-def kept(shape: Shape, kind: Types, rank: int, micro: Micro, checkpointing: bool, eager: bool = False) -> float:
+def kept(shape: Shape, kind: Types, rank: int, micro: Micro, checkpointing: bool, square: bool = False) -> float:
     """Bytes of a whole pass: all layers (or their inputs), what they share, the last norm, and scored hidden states."""
-    each = kind.residual * shape.hidden if checkpointing else layer(shape, kind, rank, micro, eager)
+    each = kind.residual * shape.hidden if checkpointing else layer(shape, kind, rank, micro, square)
     shared = 2 * kind.residual * shape.head_dim + norm(shape.hidden, kind, not rank)
     scored = (kind.residual + kind.residual) * shape.hidden
     return micro.tokens * (shape.layers * each + shared) + micro.scored * scored

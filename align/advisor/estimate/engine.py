@@ -49,6 +49,11 @@ class Held:
     accelerator: str
     eager: bool = False
 
+    @property
+    def no_kernel(self) -> bool:
+        """Whether sdpa has no kernel for heads that share keys: on a GPU in float32."""
+        return self.accelerator == "cuda" and self.kind.compute == 4
+
 
 def held(stage: Stage, accelerator: str, devices: int, strategy: str | None = None) -> Held:
     """As a run file says. strategy: another than its own (``ddp``, ``fsdp``).
@@ -129,9 +134,9 @@ def weights(shape: Shape, how: Held, language: bool) -> float:
 
 
 def trained(shape: Shape, how: Held, language: bool) -> float:
-    """Bytes of what is trained, and so of its gradient: an adapter's are float32 whatever the base is."""
+    """Bytes of what is trained, and so of its gradient; an adapter's are float32 beside a base in 16 bits."""
     if how.rank:
-        return 4.0 * (shape.lora(how.rank) + (0 if language else shape.hidden))
+        return float(how.kind.adapter * (shape.lora(how.rank) + (0 if language else shape.hidden)))
     return float(how.kind.weight * parameters(shape, language))
 
 
@@ -159,8 +164,9 @@ def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -
     casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 else 0.0
     found: list[Parts] = []
     for place, micro in enumerate(micros):
-        kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing, how.eager) + casts
-        again = activations.layer(shape, kind, how.rank, micro, how.eager) * micro.tokens
+        square = how.eager or (how.no_kernel and shape.heads != shape.kv_heads and not micro.padded)
+        kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing, square) + casts
+        again = activations.layer(shape, kind, how.rank, micro, square) * micro.tokens
         working = again if how.checkpointing else 0.0
         chunk = logits(shape, how, micro) if language else 0.0
         before = (each + critic) / share if place else 0.0

@@ -83,8 +83,9 @@ def ready(stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int)
     algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
     if isinstance(algorithm, Online):
         settle(algorithm, stage)
-    packs = stage.train.layout == "packed" or (stage.train.layout == "auto" and accelerator == "cuda")
-    layout: Layout = "packed" if packs and stage.model.attention in VARLEN else "padded"
+    serves = accelerator == "cuda" and stage.model.attention in VARLEN
+    packed = stage.train.layout == "packed" or (stage.train.layout == "auto" and serves)
+    layout: Layout = "packed" if packed else "padded"
     return Ready(
         stage,
         algorithm,
