@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from align.cli import main
+from align.cli.advise import advise
 from align.core import runfile
 from align.core.machine import parsed
 from align.schemas.advice import Advice
@@ -283,3 +284,11 @@ def test_any_form_ends_without_a_traceback(values: dict[str, Any]) -> None:
     Path("any.json").write_text(json.dumps(values))
     done = run("any.json")
     assert done.exit_code in (0, 1, 2, 3) and "Traceback" not in done.output
+
+
+def test_every_option_is_in_the_manuals() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    pages = " ".join((docs / name).read_text() for name in ("advise.md", "measuring.md", "llm_parser.md"))
+    options = [option for parameter in advise.params for option in parameter.opts if option.startswith("--")]
+    assert len(options) > 20
+    assert [option for option in options if option not in pages] == []

@@ -64,7 +64,7 @@ def test_standard_input_is_a_form_where_it_reads_as_one() -> None:
     ("name", "text", "said"),
     [
         ("a.yaml", "behavior: {}\n", "line 1: behavior\n    is not a key here\n    did you mean 'behaviour'?"),
-        ("a.yaml", "\nrules_count: 3\n", "line 2: rules_count\n    is not a key here\n    write it as behaviour.rules_"),
+        ("a.yaml", "\nrules_count: 3\n", "line 2: rules_count\n    is not a key here\n    write it as behaviour.r"),
         ("a.yaml", "tried: [prompt]\n", "is 'prompt'; must be 'prompting', 'few_shot'"),
         ("a.yaml", "evals: {target: .nan}\n", "must be a finite number"),
         ("a.yaml", "evals: {baseline: yes}\n", "is 'yes'; must be a number"),
@@ -119,5 +119,5 @@ def test_values_laid_over_a_form_are_checked() -> None:
     project = Project.model_validate({"model": {"name": "a"}, "data": []})
     laid = projectfile.merged(project, {("model", "name"): "b", ("evals", "target"): 0.5}, "--model")
     assert (laid.model.name, laid.evals.target, laid.data) == ("b", 0.5, [])
-    with pytest.raises(AlignError, match="--hardware: hardware.gpus"):
+    with pytest.raises(AlignError, match=r"--hardware: hardware\.gpus"):
         projectfile.merged(project, {("hardware", "gpus"): -1}, "--hardware")
