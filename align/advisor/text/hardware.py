@@ -75,7 +75,7 @@ def card(scene: Scene, at: int) -> tuple[str, int] | None:
     for name in (word, word.removesuffix("s"), word.removesuffix("ti")):
         if name in _memory() and (not name.isdigit() or word != words[at] or _geforce(scene, at)):
             end = at + 1
-            while end < len(words) and words[end] in ("ti", "super", "pcie", "sxm", "nvl", "ada", "s", "sxm5", "sxm4"):
+            while end < len(words) and words[end] in _ENDINGS:
                 end += 1
             return name, end
     return None
@@ -85,7 +85,7 @@ def _geforce(scene: Scene, at: int) -> bool:
     words = scene.sentence.words
     if at and words[at - 1] in ("rtx", "gtx", "geforce", "nvidia"):
         return True
-    if at + 1 < len(words) and scene.sentence.joined(at + 1) and words[at + 1] in ("s", "ti"):
+    if at + 1 < len(words) and scene.sentence.joined(at + 1) and words[at + 1] in ("s", "ti", "er", "ern"):
         return True
     return (
         at > 0
@@ -98,6 +98,7 @@ def _geforce(scene: Scene, at: int) -> bool:
     )
 
 
+_ENDINGS = frozenset("ti super pcie sxm nvl ada s er ern sxm5 sxm4".split())
 _COUNTS = frozenset(("a", "an", "one", "single", "x", "ne", "eine", "einer", "einem", "una", "un", "张", "块"))
 """Before the name of a card they say that there is one, and that a number like 3090 is a name."""
 

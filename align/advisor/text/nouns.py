@@ -39,7 +39,7 @@ def noun(scene: Scene, number: Number) -> Noun:
     """The last known noun of the phrase behind a number; no labels where there is none.
 
     Of nouns that end together the longest counts: `bullet points`, not `points`. Joined to the number by a hyphen the
-    first counts: `18-field record`.
+    first counts: `18-field record`. So many "times" is a count of what happened, whatever follows.
     """
     known = scene.nouns.get(number.start)
     if known is None:
@@ -49,10 +49,14 @@ def noun(scene: Scene, number: Number) -> Noun:
 
 def _behind(scene: Scene, number: Number) -> Noun:
     begin, limit = _begin(scene, number), phrase_end(scene, number)
+    times = next((m for m in scene.countable if m.label == "data:times" and m.start == number.end), None)
+    if times is not None:
+        return Noun(frozenset(("data:weak",)), number.start, times.end)
     found = [m for m in scene.countable if begin <= m.start < limit]
     if not found:
         return _shared(scene, number)
-    tokens = [m.end for m in found if m.label == "unit:tokens" and scene.sentence.words[m.start] == "tokens"]
+    ends = ("tokens", "token") if scene.languages[0] == "de" else ("tokens",)
+    tokens = [m.end for m in found if m.label == "unit:tokens" and scene.sentence.words[m.start] in ends]
     found = [m for m in found if m.end <= min(tokens, default=limit + LEFT)]  # 2 Mrd. Tokens Fachtexte
     text, after = scene.sentence.text, scene.sentence.ends[number.end - 1]
     if text[after : after + 1] == "-":

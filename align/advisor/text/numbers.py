@@ -222,6 +222,9 @@ def _spelt(
 
 def _share(s: Sentence, number: Number, known: dict[str, tuple[str, Any]]) -> Number:
     after = s.words[number.end : number.end + 2]
+    if after in (("por", "ciento"), ("por", "cien")):
+        number = replace(number, end=number.end + 1)
+        after = ("%",)
     if after and (after[0] == "%" or _role(after[0], known)[0] == "percent"):
         return replace(
             number,
