@@ -156,7 +156,7 @@ def _german(word: str) -> float | None:
     """zweihundertfünfzig, dreiundzwanzig: number words written as one."""
     if not 6 <= len(word) <= 40 or not any(part in word for part in ("hundert", "tausend", "und")):
         return None
-    simple = {w: v for kind in ("ones", "tens") for w, v in lexicon("de").numbers[kind].items()}
+    simple = {w: v for kind in ("ones", "tens", "half") for w, v in lexicon("de").numbers[kind].items()}
     simple["ein"] = 1
     for scale, factor in (("tausend", 1000), ("hundert", 100)):
         head, found, tail = word.partition(scale)
@@ -173,7 +173,7 @@ def _spelt(
     """Number words from ``at`` on; ``value`` is what digits before them said."""
     begin = at if start is None else start
     total, current, low, high, end, vague = 0.0, value, 1.0, 1.0, at if value is not None else 0, False
-    letter = ""
+    letter, scale = "", 1.0
     while at < len(s.words):
         role, meaning = _role(s.words[at], known)
         if role in ("ones", "tens"):
@@ -181,6 +181,7 @@ def _spelt(
                 break
             current = (current or 0) + meaning
         elif role == "scales":
+            scale = meaning
             if meaning < 1000:
                 current = (1 if current is None else current) * meaning
             elif current is None and 0 < total < meaning:
@@ -196,10 +197,10 @@ def _spelt(
         elif role == "half":
             if current is not None:
                 break
-            current = meaning
+            current, total = (None, total + meaning * scale) if total else (meaning, total)  # millón y medio
         elif role in ("articles", "and", "of") and at + 1 < len(s.words):
             ahead = _role(s.words[at + 1], known)[0]
-            fits = {"articles": ("scales", "vague", "half"), "and": ("ones", "tens"), "of": ("scales", "vague")}[role]
+            fits = {"articles": ("scales", "vague", "half"), "and": ("ones", "tens", "half"), "of": ("scales", "vague")}[role]
             if ahead not in fits or (role == "and" and current is None and total == 0):
                 break
             if role == "and" and (current or total) < 20:
