@@ -6,12 +6,21 @@ from align.advisor.text import read
 
 SAYS = [
     # German: how many, of what
-    ("Wir haben rund 4.200 Frage-Antwort-Paare, die unsere Fachleute freigegeben haben.", "data.sft_pairs.rows", 4200, "asserted"),
+    (
+        "Wir haben rund 4.200 Frage-Antwort-Paare, die unsere Fachleute freigegeben haben.",
+        "data.sft_pairs.rows", 4200, "asserted",
+    ),
     ("Es liegen 12.500 Tickets mit der richtigen Kategorie vor.", "data.sft_pairs.rows", 12500, "asserted"),
     ("In der Ablage stehen etwa 850 Arbeitsanweisungen als PDF.", "data.documents.docs", 850, "asserted"),
-    ("Bei 18 Tsd. Anfragen wurde jeweils die bessere von zwei Antworten markiert.", "data.preference_pairs.rows", 18000, "asserted"),
+    (
+        "Bei 18 Tsd. Anfragen wurde jeweils die bessere von zwei Antworten markiert.",
+        "data.preference_pairs.rows", 18000, "asserted",
+    ),
     ("Die Nutzer haben 90.000 Daumen vergeben, hoch oder runter.", "data.unpaired_feedback.rows", 90000, "asserted"),
-    ("Wir haben 6.400 Aufgaben ohne Lösungsweg, ein Skript prüft das Endergebnis.", "data.prompts.rows", 6400, "asserted"),
+    (
+        "Wir haben 6.400 Aufgaben ohne Lösungsweg, ein Skript prüft das Endergebnis.",
+        "data.prompts.rows", 6400, "asserted",
+    ),
     ("Unser Archiv umfasst 2,4 Mrd. Tokens Fachtexte.", "data.corpus.tokens", 2_400_000_000, "asserted"),
     ("Wir haben eine halbe Million Sätze, das sind 12 Mio. Tokens.", "data.corpus.tokens", 12_000_000, "asserted"),
     ("Jedes Schreiben muss siebenundzwanzig Vorgaben gleichzeitig einhalten.", "behaviour.rules_count", 27, "asserted"),
@@ -31,8 +40,14 @@ SAYS = [
     ("Die Daten dürfen das Haus nicht verlassen.", "constraints.on_prem", True, "asserted"),
     ("Es sind Patientenakten, also gilt die DSGVO.", "constraints.regulated", True, "asserted"),
     ("Die Gewichte des Modells dürfen wir nicht anfassen.", "constraints.weights_frozen", True, "asserted"),
-    ("Trotz ausgefeiltem Prompt stimmen nur 61 % der Zuordnungen, gefordert sind 90 %.", "evals.target", 0.9, "asserted"),
-    ("Trotz ausgefeiltem Prompt stimmen nur 61 % der Zuordnungen, gefordert sind 90 %.", "evals.baseline", 0.61, "asserted"),
+    (
+        "Trotz ausgefeiltem Prompt stimmen nur 61 % der Zuordnungen, gefordert sind 90 %.",
+        "evals.target", 0.9, "asserted",
+    ),
+    (
+        "Trotz ausgefeiltem Prompt stimmen nur 61 % der Zuordnungen, gefordert sind 90 %.",
+        "evals.baseline", 0.61, "asserted",
+    ),
     ("Ein Programm führt die Abfrage aus und vergleicht das Ergebnis.", "reward.kind", "verifier", "asserted"),
     ("Mein Chef hat auf einer Messe von GRPO gehört und will das.", "requested", "grpo", "attributed"),
     ("Feintuning wollen wir nicht.", "requested", "post_training", "negated"),
@@ -43,7 +58,10 @@ SAYS = [
     ("Tenemos 3.700 ejemplos revisados por nuestros técnicos.", "data.sft_pairs.rows", 3700, "asserted"),
     ("Hay 25 mil correos con su categoría correcta.", "data.sft_pairs.rows", 25000, "asserted"),
     ("En la carpeta tenemos unos 640 manuales y protocolos internos.", "data.documents.docs", 640, "asserted"),
-    ("En 9.800 casos el corrector eligió la mejor de dos traducciones.", "data.preference_pairs.rows", 9800, "asserted"),
+    (
+        "En 9.800 casos el corrector eligió la mejor de dos traducciones.",
+        "data.preference_pairs.rows", 9800, "asserted",
+    ),
     ("Los usuarios dejaron 120.000 pulgares arriba o abajo.", "data.unpaired_feedback.rows", 120000, "asserted"),
     ("Son 7.500 problemas sin solución y un programa comprueba el resultado.", "data.prompts.rows", 7500, "asserted"),
     ("El archivo suma 1,2 mil millones de tokens de textos técnicos.", "data.corpus.tokens", 1_200_000_000, "asserted"),
@@ -73,7 +91,10 @@ SAYS = [
 ]  # fmt: skip
 
 SAYS_NOT = [
-    ("Es ist nicht nur eine Frage des Tons, das Modell muss auch 12 Regeln einhalten.", "behaviour.rules_count", "negated"),
+    (
+        "Es ist nicht nur eine Frage des Tons, das Modell muss auch 12 Regeln einhalten.",
+        "behaviour.rules_count", "negated",
+    ),
     ("Die Regeln sind klar und keine Beispiele sind nötig.", "data.sft_pairs", "planned"),
     ("Wir sind seit 2019 am Markt und haben 45 Filialen.", "data.documents.docs", "asserted"),
     ("Die Antworten dürfen höchstens 5 Sätze lang sein.", "data.sft_pairs.rows", "asserted"),

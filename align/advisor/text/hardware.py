@@ -98,7 +98,8 @@ def _geforce(scene: Scene, at: int) -> bool:
     )
 
 
-_ENDINGS = frozenset("ti super pcie sxm nvl ada s er ern sxm5 sxm4".split())
+_ENDINGS = frozenset(("ti", "super", "pcie", "sxm", "nvl", "ada", "s", "er", "ern", "sxm5", "sxm4"))
+"""Behind the name of a card they are part of it."""
 _COUNTS = frozenset(("a", "an", "one", "single", "x", "ne", "eine", "einer", "einem", "una", "un", "张", "块"))
 """Before the name of a card they say that there is one, and that a number like 3090 is a name."""
 

@@ -167,6 +167,10 @@ def _german(word: str) -> float | None:
     return simple[head] + simple[tail] if head in simple and tail in simple else None
 
 
+_FITS = {"articles": ("scales", "vague", "half"), "and": ("ones", "tens", "half"), "of": ("scales", "vague")}
+"""What stands behind a small word that is part of a number."""
+
+
 def _spelt(
     s: Sentence, at: int, known: dict[str, tuple[str, Any]], value: float | None = None, start: int | None = None
 ) -> Number | None:
@@ -200,7 +204,7 @@ def _spelt(
             current, total = (None, total + meaning * scale) if total else (meaning, total)  # millón y medio
         elif role in ("articles", "and", "of") and at + 1 < len(s.words):
             ahead = _role(s.words[at + 1], known)[0]
-            fits = {"articles": ("scales", "vague", "half"), "and": ("ones", "tens", "half"), "of": ("scales", "vague")}[role]
+            fits = _FITS[role]
             if ahead not in fits or (role == "and" and current is None and total == 0):
                 break
             if role == "and" and (current or total) < 20:
