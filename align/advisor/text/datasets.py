@@ -28,6 +28,8 @@ TOKENS = 1e5
 BODY = 10
 """From here on a number may be a body of data of its own."""
 JUDGED = ("preference_pairs", "unpaired_feedback")
+NAMED = ("preference_pairs", "unpaired_feedback", "sft_pairs", "prompts", "documents")
+"""Kinds that a noun alone tells, for the sentence behind."""
 BRIEF = 9
 """Words of a sentence that only counts what the one before it spoke of: `There are 24,000 of them.`"""
 SEPARATORS = frozenset((",", ";", "，", "、", "；", "(", ":", "and", "und", "y", "plus", "then"))
@@ -47,9 +49,12 @@ def datasets(scene: Scene) -> Iterator[Evidence]:
 
 
 def kind_told(scene: Scene) -> str | None:
-    """The kind of worked data that a sentence speaks of, for the one behind it: `That's 64,000 tickets now.`"""
+    """The kind of data that a sentence speaks of, for the one behind it: `That's 64,000 tickets now.`"""
     kind = _kind(scene, 0, 0, 0, len(scene.sentence.words))
-    return kind if kind in (*JUDGED, "sft_pairs") else None
+    if kind is None:
+        nouns = [m.label.removeprefix("data:") for m in scene.countable if m.label.startswith("data:")]
+        kind = next((noun for noun in reversed(nouns) if noun in NAMED), None)
+    return kind
 
 
 def _begins(scene: Scene, before: Number, number: Number) -> int:
@@ -90,7 +95,7 @@ def _rows(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> It
         known = guess == "prompts" or not behind.named("unit:other")
         kind = None if not known else _settled(plain.removeprefix("data:"), guess)
     else:
-        kind = _unnamed(scene, number, behind, high, guess)
+        kind = _unnamed(scene, number, behind, guess)
     if kind is None or 0 < number.value < FEW.get(kind, 2) or number.value != int(number.value):
         return
     if kind == "documents" and scene.has("kind:corpus", 0, len(scene.sentence.words)):
@@ -111,16 +116,25 @@ def _are_instructions(scene: Scene, start: int, high: int) -> bool:
     return told and not scene.has("kind:corpus", start, high)
 
 
-def _unnamed(scene: Scene, number: Number, behind: Noun, high: int, guess: str | None) -> str | None:
+def _unnamed(scene: Scene, number: Number, behind: Noun, guess: str | None) -> str | None:
     """The kind of things with an unknown name that are said to be labelled, compared, ...: `4,000 annotated haikus`."""
     year = number.plain and 1900 <= number.value <= 2100
     if behind.labels or year or number.value < 30:
         return None
-    told = _kind(scene, number.end, number.end, number.end, min(phrase_end(scene, number) + 3, high))
-    if told:
+    words, end = scene.sentence.words, phrase_end(scene, number)
+    them = _counted(scene, number)
+    near = end > number.end or _kind(scene, number.end, number.end, number.end, end + 3)
+    pointed = words[number.start - 1 : number.start] == (":",)
+    if guess and (near or them or pointed):
         return guess
-    counted = any(m.end <= number.start <= m.end + 2 for m in scene.named("phrase:counted"))
-    return scene.before if counted and len(scene.sentence.words) <= BRIEF else None
+    alone = number.end == len(words) or scene.sentence.kinds[number.end] == "mark" or len(words) <= BRIEF
+    return scene.before if them and alone else None
+
+
+def _counted(scene: Scene, number: Number) -> bool:
+    """Whether a number counts what was spoken of before: `leaving 8,800`, `41 thousand of them`."""
+    told = scene.named("phrase:counted")
+    return any(m.end <= number.start <= m.end + 2 or 0 <= m.start - number.end <= 1 for m in told)
 
 
 def _kind(scene: Scene, start: int, end: int, low: int, high: int) -> str | None:

@@ -49,7 +49,7 @@ def noun(scene: Scene, number: Number) -> Noun:
 
 def _behind(scene: Scene, number: Number) -> Noun:
     begin, limit = _begin(scene, number), phrase_end(scene, number)
-    times = next((m for m in scene.countable if m.label == "data:times" and m.start == number.end), None)
+    times = next((m for m in scene.named("phrase:times") if m.start == number.end), None)
     if times is not None:
         return Noun(frozenset(("data:weak",)), number.start, times.end)
     found = [m for m in scene.countable if begin <= m.start < limit]

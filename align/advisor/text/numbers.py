@@ -89,7 +89,7 @@ def _digits(s: Sentence, at: int, known: dict[str, tuple[str, Any]], decimal_com
     if follows and follows.translate(_POWERS) != follows and follows.translate(_POWERS).isdigit():
         number = value ** int(follows.translate(_POWERS)[:2])
         return Number(number, at, end + 1, number, number)
-    if follows in _LETTERS and (s.joined(end) or s.text[s.starts[end]].isupper()):
+    if follows in _LETTERS and (s.joined(end) or follows == "k" or s.text[s.starts[end]].isupper()):
         number = value * _LETTERS[follows]
         return Number(number, at, end + 1, number, number, letter=follows)
     if follows and s.kinds[end] == "han" and follows in HAN_SCALES:
@@ -264,7 +264,8 @@ def _pair(s: Sentence, first: Number, second: Number, known: dict[str, tuple[str
         return _range(first, second)
     each = between in (("out", "of"), ("de", "cada"), ("von", "je"))
     whole = second.value in WHOLES or ((each or role == "in") and between != ("de",) and second.value <= 1000)
-    part = role in ("in", "of") or each
+    spelt = len(between) == 2 and not (first.plain or second.plain) and _role(between[1], known)[0] == "in"
+    part = role in ("in", "of") or each or (spelt and second.value <= 100)  # nine letters in ten
     if part and whole and 0 < first.value < second.value and not (first.share or second.share or first.letter):
         share = first.value / second.value
         return Number(share, first.start, second.end, share, share, share=True)
