@@ -190,14 +190,16 @@ def generation(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...],
     buckets = each + critic if how.devices > 1 and not how.split else 0.0
     left = {"gradients": (each + critic) / share + buckets}
     kind, q = how.kind, shape.heads * shape.head_dim
-    casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 and not how.rank else 0.0  # frozen: not cached
-    number = kind.compute if not (kind.mixed and kind.weight == 4) else 3.0  # keys in float32, values in 16 bits
+    mixed = kind.mixed and kind.weight == 4
+    casts = 2.0 * shape.linears if mixed and not how.rank else 0.0  # of frozen weights none is cached
+    number = 3.0 if mixed else kind.compute  # keys in float32, values in 16 bits
     through = kind.residual * 3 * shape.hidden + kind.compute * 2 * shape.intermediate
     length = batches.prompt + batches.answer
     cache = shape.kv_cache(number) * batches.answers * length
-    vocabulary, head = 4.0 * shape.vocab, 2.0 * shape.embedding if kind.mixed and kind.weight == 4 else 0.0
+    vocabulary, head = 4.0 * shape.vocab, 2.0 * shape.embedding if mixed else 0.0
     asked = shape.kv_cache(number) * batches.prompts * batches.prompt
-    repeated = 2 * q * number * batches.answers * length if shape.heads != shape.kv_heads else 0.0
+    each_layer = q * (2 * number + (2 if mixed else 0))  # keys and values spread over all heads, and cast
+    repeated = each_layer * batches.answers * length if shape.heads != shape.kv_heads else 0.0
     found: list[Parts] = [
         {"kv_cache": asked, "activations": casts + through * batches.prompts * batches.prompt},
         {"kv_cache": cache, "activations": casts + asked, "logits": 2 * vocabulary * batches.answers + head},

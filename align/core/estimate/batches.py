@@ -18,6 +18,7 @@ from align.core.data import plan
 from align.core.data.examples import Example, Examples, InMemory
 from align.core.data.examples import Sequence as TokenSequence
 from align.core.model.load import load_tokenizer
+from align.core.model.packing import VARLEN
 from align.core.rollout.online import Experience, Group, Harvest, Online
 from align.core.train.online import groups_per_phase
 from align.core.train.prepare import Preparation
@@ -116,16 +117,18 @@ def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: p
 def micros_of(stage: Stage, step: Sequence[Example], kind: str, world: int, layout: plan.Layout) -> list[Micro]:
     """The micro-batches of rank 0."""
     limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
-    cuts = plan.cut([e.lengths for e in step], world, limit, stage.train.micro_batch_size, layout)
-    return [_micro([step[i] for i in micro], layout) for micro in cuts[0]]
+    lengths, size = [e.lengths for e in step], stage.train.micro_batch_size
+    cuts = plan.cut(lengths, world, limit, size, layout, plan.FORWARD[kind])
+    masked = stage.model.attention not in VARLEN
+    return [_micro([step[i] for i in micro], layout, masked) for micro in cuts[0]]
 
 
-def _micro(examples: Sequence[Example], layout: plan.Layout) -> Micro:
+def _micro(examples: Sequence[Example], layout: plan.Layout, masked: bool) -> Micro:
     sequences = [sequence for example in examples for sequence in example.sequences]
     lengths = [len(sequence) for sequence in sequences] or [1]
     scored = sum(int(sequence.scored.sum()) for sequence in sequences)
     if layout == "packed":
-        return Micro(1, sum(lengths), scored, padded=False)
+        return Micro(1, sum(lengths), scored, padded=masked and len(lengths) > 1)
     return Micro(len(lengths), max(lengths), scored, padded=len(set(lengths)) > 1)
 
 

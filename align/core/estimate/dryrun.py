@@ -227,7 +227,8 @@ def _answer(policy: Policy, planned: Planned, stage: Stage) -> int:
     spoken, network = planned.batches, policy.unwrapped
     if not can_cache(network):
         return 0
-    prompts = [np.zeros(spoken.prompt, np.int32)] * spoken.prompts
+    # not all of one length, so that attention is given a mask, as it will be
+    prompts = [np.zeros(max(1, spoken.prompt - place % 2), np.int32) for place in range(spoken.prompts)]
     of_B = torch.arange(spoken.answers) // -(-spoken.answers // spoken.prompts)
     with _autocast(stage), without_gradient_or_dropout(network):
         reader = Cached(network, prompts, of_B, spoken.answer, spoken.prompt + spoken.answer)
