@@ -69,8 +69,8 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
         yield Text("No setting makes it fit: more memory, or a smaller model.", style="red")
     if found.measured:
         yield Text(f"Measured here: {_measured(found.measured)}")
-    if found.work is not None:
-        yield Text(f"Time: {time_of(found.work)}")
+    known = "not known: neither data nor train.max_steps say how many steps there are"
+    yield Text(f"Time: {known if found.work is None else time_of(found.work)}")
     for assumption in found.assumptions:
         yield Text(f"Assumed: {assumption.fact} ({assumption.why}; {assumption.effect})", style="dim")
 

@@ -1,0 +1,168 @@
+"""``align estimate`` as a user meets it: what it prints, how it ends, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from align.cli import main
+from align.core import runfile
+from tests.core.runs import run_for, write_rows
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+
+
+def run_file(model: Path, tmp_path: Path, algorithm: str = "sft", **laid_over: Any) -> Path:
+    rows = write_rows(algorithm, tmp_path / "rows.jsonl")
+    file = tmp_path / "run.yaml"
+    file.write_text(runfile.dump(run_for(algorithm, model, rows, tmp_path / "run", **laid_over)))
+    return file
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A directory with the config of an 8B model and nothing else: no weights, no tokenizer."""
+    home = tmp_path / "llama-8b"
+    home.mkdir()
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128_256,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 8192,
+    }
+    (home / "config.json").write_text(json.dumps(config))
+    return home
+
+
+def estimate(file: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["estimate", str(file), *arguments])
+
+
+def stages(done: Result) -> list[dict[str, Any]]:
+    read = json.loads(done.stdout)
+    assert read["schema"] == "align.estimate/1"
+    return list(read["stages"])
+
+
+def test_what_fits_ends_with_0_and_shows_two_bars(tiny_model_dir: Path, tmp_path: Path) -> None:
+    done = estimate(run_file(tiny_model_dir, tmp_path, "grpo"))
+    assert done.exit_code == 0, done.output
+    for words in (
+        "only (grpo)",
+        "training  ",
+        "generation  ",
+        "fits: ",
+        "to spare",
+        "kv cache",
+        "total",
+        "lora-single",
+    ):
+        assert words in done.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_ends_with_1_and_says_what_would(large: Path, tmp_path: Path) -> None:
+    done = estimate(run_file(large, tmp_path, train={"micro_batch_size": None}), "--device", "A100-80")
+    assert done.exit_code == 1, done.output
+    assert "does not fit: " in done.output and "too much" in done.output
+    assert done.output.index("model.adapter.rank=16") > done.output.index("What would help")
+    assert "Assumed: lengths: data.max_length (1024)" in done.output
+
+
+def test_knobs_are_settings_that_can_be_given(large: Path, tmp_path: Path) -> None:
+    """Laid over the run file, what is advised fits."""
+    file = run_file(large, tmp_path, train={"micro_batch_size": None})
+    (found,) = stages(estimate(file, "--device", "A100-80", "--format", "json"))
+    settings = [f"stages.0.{knob['set']}" for knob in found["knobs"]]
+    assert found["knobs"][-1]["verdict"] == "fits"
+    done = estimate(file, *settings, "--device", "A100-80")
+    assert done.exit_code == 0, done.output
+
+
+def test_strategies_are_compared(large: Path, tmp_path: Path) -> None:
+    file = run_file(large, tmp_path, train={"precision": "bf16-mixed"})
+    (found,) = stages(estimate(file, "--device", "H100", "--devices", "8", "--format", "json"))
+    ways = {way["strategy"]: way["verdict"] for way in found["ways"]}
+    assert ways["full-ddp"] == "does_not_fit" and ways["lora-fsdp"] == "fits" and ways["qlora-ddp"] == "fits"
+    assert "full-deepspeed-zero2 (not align's)" in ways
+    assert found["devices"] == 8 and found["capacity"] == 80_000_000_000
+    assert found["totals"]["training"] == pytest.approx(sum(found["phases"]["training"].values()), abs=10)
+
+
+def test_a_dry_run_stands_beside_the_formulas(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (found,) = stages(estimate(run_file(tiny_model_dir, tmp_path, "dpo"), "--dry-run", "--format", "json"))
+    counted = sum(found["dry_run"]["training"].values())
+    assert found["totals"]["training"] == pytest.approx(counted, rel=0.1)
+    shown = estimate(tmp_path / "run.yaml", "--dry-run")
+    assert "dry run" in shown.output
+
+
+def test_calibrating_runs_real_steps_elsewhere(tiny_model_dir: Path, tmp_path: Path) -> None:
+    (found,) = stages(estimate(run_file(tiny_model_dir, tmp_path), "--calibrate", "--format", "json"))
+    told = found["calibration"]
+    assert 0.8 < told["factor"] < 1.25 and told["step_seconds"] > 0 and told["hours"] > 0
+    assert told["peak"] == pytest.approx(told["estimated"], rel=0.1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_stage_of_a_pipeline(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows, pairs = write_rows("sft", tmp_path / "s.jsonl"), write_rows("dpo", tmp_path / "p.jsonl")
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"output: {tmp_path}/run\nstages:\n"
+        f"- {{name: only, algorithm: sft, model: {{path: {tiny_model_dir}}}, data: {{train: {rows}}}}}\n"
+        f"- {{name: dpo, algorithm: dpo, model: {{path: 'stage:only'}}, data: {{train: {pairs}}}}}\n"
+    )
+    found = stages(estimate(file, "--format", "json"))
+    assert [(stage["stage"], stage["algorithm"]) for stage in found] == [("only", "sft"), ("dpo", "dpo")]
+    assert found[0]["parameters"] == found[1]["parameters"]
+
+
+def test_cost_comes_from_a_price_file_only(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = run_file(tiny_model_dir, tmp_path)
+    (free,) = stages(estimate(file, "--device", "L4", "--format", "json"))
+    assert free["work"]["cost"] is None
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("currency: EUR\ndate: 2026-11-01\nper_hour: {L4: 1000000}\n")
+    (found,) = stages(estimate(file, "--device", "L4", "--prices", str(prices), "--format", "json"))
+    assert found["work"]["currency"] == "EUR" and found["work"]["cost"]["high"] > 0
+    prices.write_text("per_hour: 5\n")
+    assert estimate(file, "--device", "L4", "--prices", str(prices)).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--device", "H1000"), "no accelerator is called 'H1000'"),
+        (("stages.0.model.path=no/such-model",), "neither a directory here nor a hub id"),
+        (("stages.0.train.batchsize=3",), "did you mean 'batch_size'?"),
+        (("--prices", "nowhere.yaml"), "cannot be read"),
+        (("--memory", "0"), "--memory"),
+    ],
+)
+def test_mistakes_end_with_2_and_no_traceback(
+    arguments: tuple[str, ...], words: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    done = estimate(run_file(tiny_model_dir, tmp_path), *arguments)
+    assert done.exit_code == 2
+    assert words in done.output and "Traceback" not in done.output
+
+
+def test_memory_alone_is_enough(large: Path, tmp_path: Path) -> None:
+    file = run_file(large, tmp_path, train={"max_steps": 10})
+    (found,) = stages(estimate(file, "--memory", "500", "--format", "json"))
+    assert found["capacity"] == 500_000_000_000 and found["verdict"] == "fits"
+    assert found["work"]["flops"] is not None and found["work"]["wall_hours"] is None
