@@ -21,6 +21,8 @@ TRAINED_ON = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts", "
 BODY = 200
 """Rows from which on there is something to train on, so that words of duty need not be a prompt's."""
 FEW_RULES = 5
+ACTS = ("behaviour.", "reward.", "requested", "knowledge.source")
+"""Fields that say how it should act, or by what that is to be learned."""
 FORMAT_FIELDS = 8
 """A format with no more fields than this is one rule."""
 _FIELD = re.compile(r"field|feld|campo|字段", re.IGNORECASE)
@@ -35,6 +37,7 @@ def settled(found: Iterable[Evidence]) -> list[Evidence]:
     hinted = frozenset(hint.field for hint in hints)
     facts += [fact for hint in hints for fact in _of_hint(hint, facts, hinted)]
     facts += _duties(hints, facts)
+    facts += _asked(hints, facts)
     return sorted(facts, key=_telling)
 
 
@@ -102,6 +105,20 @@ def _duties(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
     count = min(len(duties), FEW_RULES)
     return [
         replace(duties[0], field="behaviour.rules_count", value=count, status="asserted", vague=True, low=1, high=10)
+    ]
+
+
+def _asked(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
+    """People ask it for facts, and nothing is said of how it should act, or of what to learn from: facts are lacking."""
+    asked = [hint for hint in hints if hint.field == "_asked" and hint.status == "asserted"]
+    other = any(e.field.startswith(ACTS) and e.status == "asserted" and e.value is not False for e in facts)
+    held = any(e.field in (f"data.{kind}" for kind in TRAINED_ON) and e.value is True for e in facts)
+    if not asked or other or held:
+        return []
+    hint = replace(asked[0], status="asserted", vague=True)
+    return [
+        replace(hint, field="knowledge.source", value="proprietary"),
+        replace(hint, field="task.type", value="qa"),
     ]
 
 
