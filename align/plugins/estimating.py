@@ -14,6 +14,11 @@ from align.core.estimate.here import Machine, Ready, machine, ready
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 
+STATES = ("weights", "optimizer", "gradients", "reference", "critic")
+"""What fsdp splits."""
+BESIDE = ("gathered", "vllm", "base")
+"""What a dry run in one process cannot see."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -53,7 +58,7 @@ def examined(
         )
         each = estimated(asked, prices, currency)
         if dry:
-            each = replace(each, counted=_counted(known, here))
+            each = replace(each, counted=_counted(known, here, each))
         if measure:
             each = _measured(run, known, here, asked, each, prices, currency)
         found.append(each)
@@ -77,10 +82,20 @@ def _device(here: Machine) -> Device:
     return replace(known, memory=here.memory) if known else Device(here.name, here.memory)
 
 
-def _counted(known: Ready, here: Machine) -> Mapping[str, dict[str, float]]:
+def _counted(known: Ready, here: Machine, said: StageEstimate) -> Mapping[str, dict[str, float]]:
+    """The dry run's bytes. It holds a whole replica: under fsdp its states are divided here.
+
+    What lies outside tensors (CUDA's own, an engine's share) is the estimate's.
+    """
     from align.core.estimate.dryrun import dry_run
 
-    return dry_run(known.stage, known.algorithm, known.planned, here.accelerator, here.count, known.layout).phases
+    share = here.count if said.strategy == "fsdp" else 1
+    counted = dry_run(known.stage, known.algorithm, known.planned, here.accelerator, here.count, known.layout).phases
+    return {
+        phase: {name: size / (share if name in STATES else 1) for name, size in parts.items()}
+        | {name: size for name, size in said.phases[phase].items() if name in BESIDE}
+        for phase, parts in counted.items()
+    }
 
 
 def _measured(

@@ -166,8 +166,8 @@ def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -
     for place, micro in enumerate(micros):
         square = how.eager or (how.no_kernel and shape.heads != shape.kv_heads and not micro.padded)
         kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing, square) + casts
-        again = activations.layer(shape, kind, how.rank, micro, square) * micro.tokens
-        working = again if how.checkpointing else 0.0
+        again = activations.layer(shape, kind, how.rank, micro, square) + activations.passing(shape, how.rank)
+        working = micro.tokens * again if how.checkpointing else 0.0
         chunk = logits(shape, how, micro) if language else 0.0
         before = (each + critic) / share if place else 0.0
         taught = max(before, critic / share) + head  # a critic runs last and is taught first

@@ -181,6 +181,13 @@ def _assumptions(asked: Asked) -> Iterator[Assumption]:
             why="rollout.sampling.max_tokens",
             effect="an upper bound of memory and time",
         )
+    generator = "" if stage.rollout is None else stage.rollout.generator.type
+    if generator == "local" and strategy_of(asked) == "fsdp":
+        yield Assumption(
+            fact="the generator local cannot speak for weights that fsdp splits",
+            why="devices.strategy",
+            effect="training would refuse: take rollout.generator: vllm, an adapter, or devices.strategy: ddp",
+        )
     if not asked.shape.exact:
         yield Assumption(fact="shape typical of its size", why="no config.json", effect="memory +-15%")
     if stage.rollout is not None and any(reward.type == "reward_model" for reward in stage.rollout.rewards):

@@ -146,7 +146,7 @@ def _measured(measured: Mapping[str, float]) -> str:
     if "step_seconds" in measured:
         words.append(f"{measured['step_seconds']:.3g} s a step")
     if "hours" in measured:
-        words.append(f"{measured['hours']:.3g} h for the stage at that pace")
+        words.append(f"{hours(Range(low=measured['hours'] * 0.9, high=measured['hours'] * 1.2))} at that pace")
     return "; ".join(words)
 
 
@@ -156,7 +156,16 @@ def time_of(spent: Estimate) -> str:
         flops = spent.flops.high if spent.flops is not None else 0.0
         return f"{flops:.3g} FLOP; nothing is known of this device's speed (--calibrate measures it)"
     cost = f", {_range(spent.cost)} {spent.currency}" if spent.cost is not None else ""
-    return f"{_range(spent.wall_hours)} h, {_range(spent.gpu_hours)} GPU-hours{cost} ({spent.basis})"
+    return f"{hours(spent.wall_hours)}, {_range(spent.gpu_hours)} GPU-hours{cost} ({spent.basis})"
+
+
+def hours(values: Range) -> str:
+    """A range of hours in the unit that suits it: 3 to 4 s, 1.5 to 2 h, 3 to 5 days."""
+    for unit, name in ((24 * 2, "days"), (1.0, "h"), (1 / 60, "min")):
+        if values.high >= unit:
+            each = 24.0 if name == "days" else unit
+            return f"{_range(Range(low=values.low / each, high=values.high / each))} {name}"
+    return f"{_range(Range(low=values.low * 3600, high=values.high * 3600))} s"
 
 
 def _range(values: Range) -> str:
