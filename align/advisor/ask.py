@@ -6,7 +6,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, get_args
 
@@ -21,6 +21,9 @@ from align.schemas.project import DataKind
 
 MOST = 9
 """Questions in one interview."""
+
+GOAL = "goal"
+"""The field, of no form, that the opening question is of."""
 
 Decide = Callable[[Sequence[Evidence]], Advice]
 Answer = Any
@@ -39,7 +42,7 @@ class Question:
 
 def questions(limit: Thresholds) -> list[Question]:
     """All there are, in the order that breaks ties."""
-    return [_question(raw, limit) for raw in _raw()]
+    return [_question(raw, limit) for raw in _table()["questions"]]
 
 
 def interview(
@@ -50,31 +53,76 @@ def interview(
     Deterministic: the same evidence and answers ask the same questions. ``answer`` may raise EOFError to stop.
     """
     answered: list[Evidence] = []
-    asked: set[str] = set()
+    closed: set[str] = set()
+    goal: list[str] = []  # the fields that it is about: they come first while nothing can be advised
     for _ in range(MOST):
-        question = most_telling([*evidence, *answered], decide, [q for q in questions(limit) if q.field not in asked])
+        known = [*evidence, *answered]
+        open = [q for q in questions(limit) if q.field not in closed]
+        question = (
+            (opening(known, decide) if GOAL not in closed else None)
+            or (most_telling(known, decide, [q for q in open if q.field in goal]) if _lost(decide(known)) else None)
+            or most_telling(known, decide, open)
+        )
         if question is None:
             break
-        asked.add(question.field)
         try:
             value = answer(question)
         except EOFError:
             break
+        closed |= {question.field, GOAL}
+        if question.field == GOAL and value is not None:
+            words = _table()["opening"]["words"]
+            goal = words[value]["fields"]
+            closed |= {field for word in words if word != value for field in words[word]["fields"]}
         answered += [] if value is None else said(question.field, value, question.text)
     return answered
 
 
+def opening(evidence: Sequence[Evidence], decide: Decide) -> Question | None:
+    """What is to be asked before all else: the goal, where nothing is known of it and nothing can be advised."""
+    facts, words = gather(evidence), _table()["opening"]["words"]
+    known = any(_known(facts, field) for word in words.values() for field in word["fields"])
+    return None if known or not _lost(decide(evidence)) else _goal()
+
+
+def _goal() -> Question:
+    return Question(GOAL, _table()["opening"]["ask"], tuple(_table()["opening"]["words"]), ())
+
+
+def _lost(advice: Advice) -> bool:
+    return advice.primary == "insufficient"
+
+
 def most_telling(evidence: Sequence[Evidence], decide: Decide, open: Iterable[Question]) -> Question | None:
-    """The question whose possible answers disagree most about the advice; None where none changes it."""
-    facts, unknown = gather(evidence), _answer_of(decide(evidence))
+    """The question whose possible answers disagree most about the advice, as things are and as they might be.
+
+    None where none changes the advice as things are; but while nothing can be advised, what might be is enough.
+    """
+    facts, lost = gather(evidence), _lost(decide(evidence))
+    unknown = [question for question in open if not _known(facts, question.field)]
+    worlds = [[*evidence, *world] for world in _worlds(facts)]
     best, most = None, 0.0
-    for question in open:
-        if not _known(facts, question.field):
-            others = [_answer_of(decide([*evidence, *said(question.field, v)])) for v in question.tried]
-            apart = disagreement([unknown, *others])
+    for question in unknown:
+        here = spread(question, evidence, decide)
+        if here or lost:
+            apart = here + sum(spread(question, world, decide) for world in worlds) / max(1, len(worlds))
             if apart > most:
                 best, most = question, apart
     return best
+
+
+def spread(question: Question, evidence: Sequence[Evidence], decide: Decide) -> float:
+    """How much the answers to a question disagree, unknown among them, where this is known beside."""
+    answers = [evidence, *([*evidence, *said(question.field, value)] for value in question.tried)]
+    return disagreement([_answer_of(decide(each)) for each in answers])
+
+
+def _worlds(facts: Facts) -> Iterator[list[Evidence]]:
+    """What may be so beside, as far as it is not known; the weakest of sources, so that an answer beats it."""
+    for world in _table()["worlds"]:
+        settings = [said(field, value) for field, value in world.items() if not _known(facts, field)]
+        if settings:
+            yield [replace(e, source="text") for each in settings for e in each]
 
 
 def disagreement(answers: Sequence[Mapping[str, Any]]) -> float:
@@ -91,7 +139,7 @@ def _answer_of(advice: Advice) -> dict[str, Any]:
     chosen = advice.hardware.chosen if advice.hardware else None
     return {
         "primary": advice.primary,
-        "plan": [(step.stage, step.optional) for step in advice.plan],
+        "plan": [(step.stage, step.optional, bool(step.needs)) for step in advice.plan],
         "companions": advice.companions,
         "blocking": sorted(advice.blocking),
         "strategy": (chosen.strategy, chosen.verdict) if chosen else None,
@@ -101,6 +149,9 @@ def _answer_of(advice: Advice) -> dict[str, Any]:
 def said(field: str, value: Any, question: str = "") -> list[Evidence]:
     """An answer as evidence; 0 of a kind of data says that there is none."""
     words = f"{question or field + ':'} {_written(value)}"
+    if field == GOAL:
+        meant = _table()["opening"]["words"][value].get("set", {})
+        return [replace(e, quote=words) for key, inner in meant.items() for e in said(key, inner)]
     head = field.rpartition(".")[0]
     if not head.startswith("data."):
         return [Evidence(field, value, quote=words, source="answer", place="answers")]
@@ -135,12 +186,15 @@ def of_file(values: Any, where: str, limit: Thresholds) -> list[Evidence]:
     """The answers of a file, ``field: value`` each, null for unknown. Raises AlignError with all that is wrong."""
     if not isinstance(values, dict):
         raise AlignError("is not a mapping of fields to answers", "write behaviour.rules_count: 27", where=where)
-    known = {question.field: question for question in questions(limit)}
+    goal = _goal()
+    known = {question.field: question for question in (goal, *questions(limit))}
     problems, found = [], list[Evidence]()
     for field, value in values.items():
         if field not in known:
             problems.append(Problem(f"{where}: {field}", "is no question", did_you_mean(str(field), known)))
-        elif value is not None and (fault := fields()[field].fault(value)):
+        elif field == GOAL and value not in (None, *goal.choices):
+            problems.append(Problem(f"{where}: {field}", f"is {value!r}", did_you_mean(str(value), goal.choices)))
+        elif field != GOAL and value is not None and (fault := fields()[field].fault(value)):
             problems.append(Problem(f"{where}: {field}", f"is {value!r}: {fault}"))
         elif value is not None:
             found += said(field, value, known[field].text)
@@ -193,6 +247,6 @@ def _written(value: Any) -> str:
 
 
 @functools.cache
-def _raw() -> list[dict[str, Any]]:
-    text = (files("align.advisor") / "questions.yaml").read_text(encoding="utf-8")
-    return list(yaml.load(text, yaml.CSafeLoader)["questions"])
+def _table() -> dict[str, Any]:
+    read: dict[str, Any] = yaml.load((files("align.advisor") / "questions.yaml").read_text("utf-8"), yaml.CSafeLoader)
+    return read
