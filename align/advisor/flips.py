@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.advisor.facts import Facts
-from align.advisor.known import DATA_OF, ONLINE, big, floor_of, skill
+from align.advisor.known import DATA_OF, ONLINE, skill
 from align.advisor.plan import Decision
+from align.advisor.stock import big, floor_of
 from align.advisor.thresholds import Thresholds
 from align.schemas.project import DataKind
 

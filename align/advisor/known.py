@@ -1,10 +1,9 @@
-"""What rules ask of facts: sizes in one unit, what is wished for, what was measured. Pure functions, no judgement."""
+"""What rules ask of facts: what is wished for, what scores, what was tried. Pure functions, no judgement."""
 
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.thresholds import Floor, Thresholds
-from align.schemas.project import DataKind, DataSet
+from align.schemas.project import DataKind
 
 ONLINE = ("grpo", "rloo", "ppo")
 """Algorithms that learn from rewards."""
@@ -30,72 +29,9 @@ SKILLS = frozenset(
     {"sql", "code", "function_calling", "reasoning", "math", "extraction", "classification", "translation"}
 )
 """Tasks that are a capability by themselves: there is a right answer."""
-SCORERS = ("verifier", "reward_model", "llm_judge", "human")
-
-
-def floor_of(stage: str, limit: Thresholds) -> Floor:
-    """How much of its data a stage needs: tokens of a corpus, rows of everything else."""
-    floors = {
-        "continual_pretraining": limit.corpus_tokens,
-        "sft": limit.sft_rows,
-        "dpo": limit.preference_rows,
-        "kto": limit.feedback_rows,
-        "reward_model": limit.reward_model_rows,
-    }
-    return floors.get(stage, limit.prompt_rows)
-
-
-def floor_of_kind(kind: DataKind, limit: Thresholds) -> Floor:
-    """The same by the kind of data, for its first use."""
-    return floor_of(next((stage for stage, used in DATA_OF.items() if used == kind), ""), limit)
-
-
-def rows(facts: Facts, kind: DataKind) -> int | None:
-    """Rows on hand of a kind; None where unknown, 0 where there are none."""
-    held = facts.data(kind)
-    return held.size.rows if held else 0
-
-
-def big(number: float) -> str:
-    """``5 billion``, ``300 million``, ``12,000``."""
-    for size, name in ((1e9, "billion"), (1e6, "million")):
-        if number >= size:
-            return f"{number / size:.4g} {name}"
-    return f"{number:,.0f}"
-
-
-def tokens(data: DataSet | None, limit: Thresholds) -> int | None:
-    """Tokens of a body of text: counted, else from its bytes, else from its documents; None where nothing is known."""
-    if data is None:
-        return None
-    size = data.size
-    if size.tokens is not None:
-        return size.tokens
-    if size.bytes is not None:
-        return round(size.bytes / limit.bytes_per_token)
-    documents = size.docs if size.docs is not None else size.rows
-    return None if documents is None else round(documents * limit.tokens_per_doc)
-
-
-def enough(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
-    """Whether there are rows of a kind, and as many as its first use wants. Unknown numbers are given the doubt."""
-    held = rows(facts, kind)
-    return kind in facts.kinds and (held is None or held >= floor_of_kind(kind, limit).warn)
-
-
-def some(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
-    """Whether there are rows of a kind, and not fewer than anything can be learned from."""
-    held = rows(facts, kind)
-    return kind in facts.kinds and (held is None or held >= floor_of_kind(kind, limit).below)
-
-
-def denied(facts: Facts, kind: DataKind) -> bool:
-    """Whether it is said that there is nothing of a kind."""
-    said = [e for e in facts.evidence if e.field in (f"data.{kind}", f"data.{kind}.rows")]
-    none = [
-        e for e in said if (e.status == "negated") != (e.value in (False, 0)) and e.status in ("asserted", "negated")
-    ]
-    return bool(none) and kind not in facts.kinds
+AUTOMATIC = ("verifier", "reward_model", "llm_judge")
+"""What scores answers by the thousand."""
+SCORERS = (*AUTOMATIC, "human")
 
 
 def scorer(facts: Facts) -> str | None:
@@ -108,6 +44,13 @@ def skill(facts: Facts) -> str | None:
     """The capability to be raised: named, or a task that is one."""
     task = facts.project.task.type
     return facts.project.behaviour.target_capability or (task if task in SKILLS else None)
+
+
+def purpose(facts: Facts) -> bool:
+    """Whether there is a skill, a manner or a task of its own kind to be better at; conversation alone is none."""
+    p = facts.project
+    named = p.task.type not in (None, "other", "chat", "qa", "domain_model")
+    return bool(skill(facts) or p.behaviour.style_or_persona or named)
 
 
 def gap(facts: Facts) -> float | None:
@@ -155,6 +98,5 @@ def knows_what_for(facts: Facts) -> bool:
     """Whether it is known what should be different afterwards: how it acts, what it knows, or which task it does."""
     p = facts.project
     knowledge = p.knowledge.needs_citations or p.knowledge.unseen_domain or p.knowledge.source == "proprietary"
-    fresh = p.knowledge.changes not in (None, "never")
-    named = p.task.type not in (None, "other", "chat", "qa", "domain_model")
-    return bool(wants_behaviour(facts) or knowledge or fresh or named)
+    fresh = p.knowledge.changes not in (None, "never", "yearly")
+    return bool(wants_behaviour(facts) or knowledge or fresh or purpose(facts) or p.task.description)

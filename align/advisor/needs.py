@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from align.advisor.facts import Evidence, Facts, Plan
-from align.advisor.known import DATA_OF, floor_of, tokens
+from align.advisor.known import DATA_OF
 from align.advisor.plan import Decision, decide
 from align.advisor.rule import Rule
+from align.advisor.stock import stock, tokens
 from align.advisor.thresholds import Floor, Thresholds
 from align.schemas.advice import Assumption, DataNeed
 from align.schemas.project import DataKind, Project, Size
@@ -33,11 +34,9 @@ def needs(facts: Facts, limit: Thresholds, plan: Plan) -> list[DataNeed]:
 
 
 def _of_stage(facts: Facts, limit: Thresholds, stage: str) -> DataNeed:
-    kind, floor = DATA_OF[stage], floor_of(stage, limit)
-    held = facts.data(kind)
-    given = (tokens(held, limit) if kind == "corpus" else held.size.rows) if held else None
-    unit = "tokens" if kind == "corpus" else "rows"
-    return _need(kind, unit, floor, given, kind in facts.kinds, _lint(facts, kind))
+    kind = DATA_OF[stage]
+    found = stock(facts.data(kind), stage, limit)
+    return _need(kind, found.unit, found.floor, found.given, kind in facts.kinds, _lint(facts, kind))
 
 
 def _need(name: str, unit: str, floor: Floor, given: int | None, known: bool, lint: str) -> DataNeed:

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from align.advisor.facts import Facts, Plan
-from align.advisor.known import DATA_OF, ONLINE, asked, denied, floor_of, own_wish, rows, scorer, tokens, wants_scorer
+from align.advisor.known import AUTOMATIC, DATA_OF, ONLINE, asked, own_wish, scorer, wants_scorer
 from align.advisor.rule import Finding, Rule
+from align.advisor.stock import big, denied, first_use, stock
 from align.advisor.thresholds import Thresholds
 from align.advisor.weigh import Choice, choose, hear
 from align.schemas.advice import Step
-
-AUTOMATIC = ("verifier", "reward_model", "llm_judge")
-"""What scores answers by the thousand."""
+from align.schemas.project import DataKind
 
 
 def plan(facts: Facts, limit: Thresholds, choice: Choice, findings: Sequence[Finding]) -> Plan:
@@ -29,6 +28,8 @@ def plan(facts: Facts, limit: Thresholds, choice: Choice, findings: Sequence[Fin
 
 @dataclass
 class _Draft:
+    """Stages as they are added."""
+
     facts: Facts
     limit: Thresholds
     findings: Sequence[Finding]
@@ -39,9 +40,7 @@ class _Draft:
         if option == "post_training":
             self._train()
         elif option == "best_of_n":
-            self._sample()
-            if self._usable("prompts") and not self.facts.project.constraints.weights_frozen:
-                self._step("sft", self._why(option))  # rejection sampling: what was best is learned
+            self._sample(learn=self._usable("prompts") and not self.facts.project.constraints.weights_frozen)
         elif option == "continual_pretraining":
             self._step(option, self._why(option), self._lacking("continual_pretraining"))
         else:
@@ -56,21 +55,23 @@ class _Draft:
 
     def _lacking(self, stage: str) -> str:
         """What a stage still needs: nothing where its data are enough."""
-        kind, floor = DATA_OF[stage], floor_of(stage, self.limit)
-        held = self.facts.data(kind)
-        given = (tokens(held, self.limit) if kind == "corpus" else held.size.rows) if held else 0
-        unit = "tokens of text" if kind == "corpus" else kind.replace("_", " ")
-        return "" if given is None or given >= floor.warn else f"at least {floor.warn:,} {unit}"
+        kind = DATA_OF[stage]
+        found = stock(self.facts.data(kind), stage, self.limit)
+        if kind in self.facts.kinds and not found.thin:
+            return ""
+        return f"at least {big(found.floor.warn)} {found.unit} of {kind.replace('_', ' ')}"
 
-    def _usable(self, kind: str) -> bool:
+    def _usable(self, kind: DataKind) -> bool:
         """Whether there is data of a kind, or will be, and more than nothing can be learned from."""
-        held = self.facts.coming(kind)  # type: ignore[arg-type]
-        stage = next(stage for stage, used in DATA_OF.items() if used == kind)
-        return held is not None and (held.size.rows is None or held.size.rows >= floor_of(stage, self.limit).below)
+        held = self.facts.coming(kind)
+        return held is not None and not stock(held, first_use(kind), self.limit).hopeless
 
     def _train(self) -> None:
         why = self._why("post_training")
         scoring = wants_scorer(self.facts)
+        if self.facts.project.constraints.weights_frozen:
+            self._step("reward_model", why, self._lacking("reward_model"))  # all that may be trained beside them
+            return
         after_cpt = any(step.stage == "continual_pretraining" for step in self.steps)
         raw = self.facts.project.model.type == "base" or after_cpt
         if not scoring and (self._usable("sft_pairs") or raw or not self._learns_otherwise()):
@@ -95,10 +96,9 @@ class _Draft:
         """Pairs teach a policy directly (dpo), or a scorer first where rewards are wanted and there are prompts."""
         wanted = wants_scorer(self.facts)
         rewards = asked(self.facts, "rlhf", *ONLINE) and own_wish(self.facts) and scorer(self.facts) not in AUTOMATIC
-        frozen = self.facts.project.constraints.weights_frozen
         if wanted or (rewards and self._usable("prompts")):
             self._step("reward_model", why, self._lacking("reward_model"))
-            if self._usable("prompts") and not frozen:
+            if self._usable("prompts"):
                 self._step(self._online("ppo"), why, self._lacking("ppo"))
         else:
             self._step("dpo", why, self._lacking("dpo"))
@@ -106,19 +106,18 @@ class _Draft:
     def _rewards(self, why: list[str]) -> None:
         """Prompts and a score: learning from rewards, or from the best of several answers."""
         kind, p = scorer(self.facts), self.facts.project
-        if kind not in AUTOMATIC or any(step.stage in ("reward_model", *ONLINE) for step in self.steps):
+        if kind not in AUTOMATIC or any(s.stage in ("reward_model", "best_of_n", *ONLINE) for s in self.steps):
             return
         online = self._online("grpo" if kind == "verifier" else "rloo")
         taught = any(step.stage in ("sft", "dpo", "kto") for step in self.steps)
-        few = (rows(self.facts, "prompts") or self.limit.prompt_rows.warn) < self.limit.prompt_rows.warn
+        few = stock(self.facts.coming("prompts"), online, self.limit).thin
         if not self._usable("prompts"):
             if not taught:
                 self._step(online, why, self._lacking(online))
             elif kind == "verifier" and self._usable("sft_pairs"):  # their questions are prompts
                 self._step(online, why, "the questions of the examples, where sft falls short", optional=True)
         elif asked(self.facts, "best_of_n") or p.constraints.max_n or (few and kind == "reward_model"):
-            self._sample()
-            self._step("sft", ["R-BON-1"])
+            self._sample(learn=True)
         else:
             self._step(online, why, self._lacking(online))
 
@@ -126,9 +125,10 @@ class _Draft:
         wanted = self.facts.project.requested
         return wanted if wanted in ONLINE else default
 
-    def _sample(self) -> None:
-        if not any(step.stage == "best_of_n" for step in self.steps):
-            self._step("best_of_n", self._why("best_of_n", "post_training"))
+    def _sample(self, learn: bool) -> None:
+        """The best of several answers; learn: and sft on them, which is rejection sampling."""
+        for stage in ("best_of_n", "sft") if learn else ("best_of_n",):
+            self._step(stage, self._why("best_of_n", "post_training"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,6 @@ class Finding:
 
     because: the sentence shown. fields: those of the form that it rests on, whose words are quoted. flips_if: what
     would have to be otherwise for it not to hold. rubric: the line of the rubric (PROMPT, RAG, CPT, POST, ALG_...).
-    blocking: whether launching what it speaks against is refused without an override (a veto always is).
     rule: the id, filled in when it is called.
     """
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 
 from align.advisor.facts import Facts, Plan
-from align.advisor.known import DATA_OF, rows, scorer
+from align.advisor.known import DATA_OF, scorer
 from align.advisor.thresholds import Thresholds
 from align.schemas.advice import Algorithm, Hardware
 
@@ -38,7 +38,8 @@ def wanted_tuning(facts: Facts, limit: Thresholds, stage: str) -> Tuning:
     """
     if facts.project.training.tuning:
         return facts.project.training.tuning
-    many = (rows(facts, DATA_OF[stage]) or 0) > limit.lora_rows
+    held = facts.data(DATA_OF[stage])
+    many = held is not None and (held.size.rows or 0) > limit.lora_rows
     return "full" if stage == "continual_pretraining" or many else "lora"
 
 

@@ -89,7 +89,7 @@ def test_any_form_gets_advice_that_holds_together(project: Project) -> None:
     if "continual_pretraining" in named:
         assert "sft" in named[named.index("continual_pretraining") :], "pre-training is always followed by sft"
     if project.constraints.weights_frozen:
-        assert set(named) <= {"prompting", "rag", "best_of_n"}
+        assert set(named) <= {"prompting", "rag", "best_of_n", "reward_model"}
     assert advised.reasons, "no verdict without a reason"
     assert all(reason.quotes and all(quote.quote for quote in reason.quotes) for reason in advised.reasons)
     assert all(way.rank == rank for rank, way in enumerate(advised.alternatives, start=2))

@@ -21,8 +21,13 @@ PAIRS, FEW = rows("sft_pairs", 500), rows("sft_pairs", 499)
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("R-RAG-1", "rag hard", {"knowledge__changes": "monthly"}, {"knowledge__changes": "yearly"}),
     ("R-RAG-2", "rag hard", {"knowledge__needs_citations": True}, {"knowledge__needs_citations": False}),
-    ("R-RAG-3", "rag hard", {"data": [rows("documents")], **QA}, {"data": [rows("documents"), corpus(10**8)], **QA}),
-    ("R-RAG-3", "rag hard", {"data": [corpus(10**8 - 1)], **QA}, {"data": [corpus(10**8)], **QA}),
+    ("R-RAG-3", "rag hard", {"data": [corpus(10**9 - 1)], **QA}, {"data": [corpus(10**9)], **QA}),
+    (
+        "R-RAG-3",
+        "rag hard",
+        {"data": [corpus(10**8 - 1)], "knowledge__unseen_domain": True, **QA},
+        {"data": [corpus(10**8)], "knowledge__unseen_domain": True, **QA},
+    ),
     ("R-RAG-3", "rag hard", {"knowledge__source": "proprietary"}, {"knowledge__source": "public"}),
     ("R-RAG-3", "rag soft", {"data": [rows("documents")]}, {"data": [rows("documents")], "behaviour__rules_count": 9}),
     (

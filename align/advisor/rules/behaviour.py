@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import (
-    JUDGED,
-    asked,
-    denied,
-    enough,
-    falls_short,
-    gap,
-    scorer,
-    skill,
-    some,
-    tried,
-    wants_scorer,
-)
+from align.advisor.known import AUTOMATIC, JUDGED, asked, falls_short, gap, purpose, scorer, skill, tried, wants_scorer
 from align.advisor.rule import Finding, Option, Weight
+from align.advisor.stock import denied, enough, first_use, floor_of, some
 from align.advisor.thresholds import Thresholds
+from align.schemas.project import DataKind
 
 
 def many_rules(facts: Facts, limit: Thresholds) -> Finding | None:
@@ -89,13 +79,13 @@ def some_rules(facts: Facts, limit: Thresholds) -> Finding | None:
 
 def judged_answers(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-POST-5: people's judgements of answers are data that no prompt can hold."""
-    held = [kind for kind in JUDGED if some(facts, kind, limit)]
+    held: list[DataKind] = [kind for kind in JUDGED if some(facts, kind, limit)]
     if not held:
         return None
     plenty = any(enough(facts, kind, limit) for kind in held)
     because = "judged answers say what is liked better than any instruction could, and a model can learn from them"
     fields = (*(f"data.{kind}" for kind in held), "model.type")
-    flips = f"there were fewer than {limit.preference_rows.warn} of them"
+    flips = f"there were fewer than {floor_of(first_use(held[0]), limit).warn} of them"
     return Finding("post_training", "hard" if plenty else "soft", because, fields, flips, "ALG_DPO")
 
 
@@ -103,7 +93,7 @@ def examples_beyond_prompts(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-POST-6: enough examples of what is wanted, where a prompt was seen to miss it or training is asked for."""
     if not enough(facts, "sft_pairs", limit):
         return None
-    seen = falls_short(facts) and tried(facts)
+    seen = falls_short(facts)
     if not seen and not asked(facts, "sft", "post_training") and not facts.project.training.tuning:
         return None
     because = "there are enough examples of what is wanted"
@@ -124,9 +114,8 @@ def checked_prompts(facts: Facts, limit: Thresholds) -> Finding | None:
 
 def prompt_exhausted(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-POST-8: a skill or a manner that prompts were seen to miss, where nobody says that there are no data."""
-    wanted = skill(facts) or facts.project.behaviour.style_or_persona
     seen = tried(facts, "prompting", "few_shot") and falls_short(facts)
-    if not wanted or not seen or denied(facts, "sft_pairs") or _learnable(facts, limit):
+    if not purpose(facts) or not seen or denied(facts, "sft_pairs") or _learnable(facts, limit):
         return None
     because = "prompts were seen to miss it, so what remains is to learn it; the data for that are still to be named"
     fields = ("tried", "behaviour.prompt_falls_short", "evals.baseline", "behaviour.target_capability", "task.type")
@@ -136,13 +125,11 @@ def prompt_exhausted(facts: Facts, limit: Thresholds) -> Finding | None:
 def best_of_n(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-BON-1: where answers can be scored and there is time for several, the best of a few needs no training."""
     c = facts.project.constraints
-    if scorer(facts) not in ("reward_model", "verifier", "llm_judge"):
+    if scorer(facts) not in AUTOMATIC or wants_scorer(facts):
         return None
     slow = c.latency_s is None or c.latency_s >= limit.quick_answer_s
     little = c.requests_per_day is not None and c.requests_per_day <= limit.low_traffic_per_day
     if not slow or not (c.weights_frozen or little or c.max_n or asked(facts, "best_of_n")):
-        return None
-    if wants_scorer(facts):
         return None
     nothing_else = not facts.kinds & {"sft_pairs", *JUDGED}
     proven = scorer(facts) == "reward_model" and ((little and nothing_else) or asked(facts, "best_of_n"))
@@ -162,10 +149,9 @@ def frozen(facts: Facts, limit: Thresholds) -> list[Finding]:
     """R-FRZ-1: weights that must stay are not trained; a scorer beside them may be."""
     if not facts.project.constraints.weights_frozen:
         return []
+    beside = wants_scorer(facts) and some(facts, "preference_pairs", limit)
     fields = ("constraints.weights_frozen",)
-    options: list[Option] = (
-        ["continual_pretraining"] if wants_scorer(facts) else ["continual_pretraining", "post_training"]
-    )
+    options: list[Option] = ["continual_pretraining"] if beside else ["continual_pretraining", "post_training"]
     return [
         Finding(option, "veto", "the weights must stay as they are", fields, "they might change", "NOT_ALWAYS")
         for option in options

@@ -6,18 +6,17 @@ from align.advisor.facts import Facts
 from align.advisor.known import (
     TRAINING,
     asked,
-    big,
-    enough,
     knows_what_for,
     own_wish,
+    purpose,
     scorer,
     skill,
-    tokens,
     tried,
     wants_behaviour,
 )
 from align.advisor.measured import lookup_helps
 from align.advisor.rule import Finding
+from align.advisor.stock import big, enough, tokens
 from align.advisor.thresholds import Thresholds
 from align.schemas.project import DataKind
 
@@ -51,9 +50,10 @@ def own_pages(facts: Facts, limit: Thresholds) -> Finding | None:
     corpus, source = tokens(facts.data("corpus"), limit), facts.project.knowledge.source
     pages = "documents" in facts.kinds or corpus is not None
     asked_of = source == "proprietary" or facts.project.task.type == "qa"
-    if source == "none" or (corpus or 0) >= limit.corpus_tokens.below:
+    few = limit.corpus_tokens.below if _for_the_field(facts) else limit.corpus_tokens.warn
+    if source == "none" or (corpus or 0) >= few:
         return None
-    if not pages and not (source == "proprietary" and facts.project.task.type in ("qa", "chat", None)):
+    if not pages and not (source == "proprietary" and not purpose(facts)):
         return None
     if not asked_of and wants_behaviour(facts):
         return None  # pages like the answers, not pages that answers come from

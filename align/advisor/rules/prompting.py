@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import TRAINED_ON, denied, enough, falls_short, gap, scorer, skill, some, tried
+from align.advisor.known import TRAINED_ON, falls_short, gap, purpose, scorer, tried
 from align.advisor.rule import Finding
+from align.advisor.stock import denied, enough, some
 from align.advisor.thresholds import Thresholds
 
 
@@ -47,7 +48,9 @@ def middling_rules(facts: Facts, limit: Thresholds) -> Finding | None:
 
 def a_format(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-PRM-4: one format is a prompt's work, with constrained decoding and a validator."""
-    if facts.project.behaviour.output_format not in ("fixed", "strict_schema") or enough(facts, "sft_pairs", limit):
+    if facts.project.behaviour.output_format not in ("fixed", "strict_schema"):
+        return None
+    if enough(facts, "sft_pairs", limit) and falls_short(facts):
         return None
     if facts.project.behaviour.rules_count is not None and facts.project.behaviour.rules_count > limit.few_rules:
         return None
@@ -59,7 +62,7 @@ def a_format(facts: Facts, limit: Thresholds) -> Finding | None:
 def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-PRM-5: a goal, and too little to train on: the best prompt, with a few examples in it, comes first."""
     p = facts.project
-    goal = skill(facts) or p.behaviour.style_or_persona or _named(facts) or p.task.description
+    goal = purpose(facts) or p.task.description
     used = tried(facts, "prompting") or p.task.type not in (None, "other")
     there = used and denied(facts, "sft_pairs")  # it is in use, and there is nothing to change it by but words
     there = there or "sft_pairs" in facts.kinds  # a few examples say what is wanted
@@ -74,10 +77,6 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
     fields = (*said, "data.sft_pairs", "tried.prompting")
     flips = f"there were {limit.sft_rows.warn} examples or something that scores answers, and the prompt missed"
     return Finding("prompting", "soft", because, fields, flips, "NOT_ALWAYS")
-
-
-def _named(facts: Facts) -> bool:
-    return facts.project.task.type not in (None, "other", "chat", "qa", "domain_model")
 
 
 def nearly_there(facts: Facts, limit: Thresholds) -> Finding | None:

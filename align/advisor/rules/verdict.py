@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import (
-    DATA_OF,
-    ONLINE,
-    SCORERS,
-    TRAINED_ON,
-    TRAINING,
-    asked,
-    big,
-    knows_what_for,
-    scorer,
-    tokens,
-)
+from align.advisor.known import DATA_OF, ONLINE, SCORERS, TRAINED_ON, TRAINING, asked, knows_what_for, scorer
 from align.advisor.rule import Finding
+from align.advisor.stock import big, tokens
 from align.advisor.thresholds import Thresholds
 
 
@@ -30,7 +20,7 @@ def neither_goal_nor_data(facts: Facts, limit: Thresholds) -> Finding | None:
 
 def no_goal(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-INS-5: whatever data there are, without a goal there is no telling what they are for."""
-    held = facts.kinds & {*TRAINED_ON, "corpus"}
+    held = facts.kinds & {*TRAINED_ON, "corpus", "documents"}
     if knows_what_for(facts) or not held:
         return None
     because = "what should be different afterwards is not known, whatever data there are"
@@ -51,19 +41,21 @@ def asked_without_data(facts: Facts, limit: Thresholds) -> Finding | None:
 
 
 def rewards_without_scorer(facts: Facts, limit: Thresholds) -> Finding | None:
-    """R-INS-3: learning from rewards needs something that scores, or comparisons to learn a scorer from."""
+    """R-INS-3: prompts and learning from rewards need something that scores, or comparisons to learn a scorer from."""
     wanted = asked(facts, "rlhf", "best_of_n", *ONLINE)
-    if not wanted or scorer(facts) or "preference_pairs" in facts.kinds:
+    only_prompts = facts.kinds & {*TRAINED_ON} == {"prompts"}
+    if not (wanted or only_prompts) or scorer(facts) or "preference_pairs" in facts.kinds:
         return None
-    because = f"{facts.project.requested} is asked for, and nothing is known that could score an answer"
+    because = "there are prompts" if only_prompts else f"{facts.project.requested} is asked for"
+    because += ", and nothing is known that could score an answer"
     flips = f"there were a {', '.join(SCORERS[:2]).replace('_', ' ')} or comparisons to train one from"
-    return Finding("insufficient", "soft", because, ("requested", "reward.kind"), flips, "ALG_RL")
+    return Finding("insufficient", "soft", because, ("requested", "data.prompts", "reward.kind"), flips, "ALG_RL")
 
 
 def text_of_unknown_size(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-INS-4: whether a field is pre-trained on or looked up hangs on how much text there is."""
     meant = facts.project.knowledge.unseen_domain or asked(facts, "continual_pretraining")
-    if not meant or "corpus" not in facts.kinds or tokens(facts.data("corpus"), limit) is not None:
+    if not meant or "documents" in facts.kinds or tokens(facts.data("corpus"), limit) is not None:
         return None
     enough = big(limit.corpus_tokens.warn)
     because = f"how much text there is decides between pre-training (from {enough} tokens) and retrieval"

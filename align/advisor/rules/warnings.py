@@ -7,22 +7,11 @@ from dataclasses import replace
 from typing import Literal
 
 from align.advisor.facts import Facts
-from align.advisor.known import (
-    DATA_OF,
-    ONLINE,
-    TRAINING,
-    asked,
-    denied,
-    falls_short,
-    floor_of,
-    own_wish,
-    scorer,
-    tokens,
-    tried,
-)
+from align.advisor.known import DATA_OF, ONLINE, TRAINING, asked, falls_short, own_wish, scorer, tried
 from align.advisor.rule import Warn
 from align.advisor.rules.knowledge import CHANGING
-from align.advisor.thresholds import Floor, Thresholds
+from align.advisor.stock import big, denied, stock
+from align.advisor.thresholds import Thresholds
 
 FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", "reward_model", *ONLINE)
 LEARNS_FROM_REWARDS = (*ONLINE, "best_of_n")
@@ -58,27 +47,29 @@ def _wished(facts: Facts) -> list[str]:
 
 
 def _thin(facts: Facts, stage: str, limit: Thresholds) -> Warn | None:
-    kind, floor = DATA_OF[stage], floor_of(stage, limit)
     if stage == "continual_pretraining":
-        return _thin_text(facts, floor, limit)
-    held = facts.coming(kind)
-    given = held.size.rows if held else 0 if denied(facts, kind) else None
-    if given is None or given >= floor.warn:
+        return _thin_text(facts, limit)
+    kind = DATA_OF[stage]
+    found = stock(facts.coming(kind), stage, limit)
+    if denied(facts, kind) and facts.coming(kind) is None:
+        found = replace(found, given=0)
+    if not found.thin:
         return None
-    text = f"{given:,} rows for {stage}: it wants {floor.warn:,} and cannot work below {floor.below:,}"
-    return Warn("too_little_data", text, (f"data.{kind}",), _level(facts, stage, given < floor.below))
+    text = f"{found.given:,} {found.unit} for {stage}: it wants {found.floor.warn:,} and cannot work below "
+    text += f"{found.floor.below:,}"
+    return Warn("too_little_data", text, (f"data.{kind}",), _level(facts, stage, found.hopeless))
 
 
-def _thin_text(facts: Facts, floor: Floor, limit: Thresholds) -> Warn | None:
+def _thin_text(facts: Facts, limit: Thresholds) -> Warn | None:
     """A folder of files, of whatever size, is hardly ever a corpus: 0.1B tokens are some 50,000 documents."""
     held = facts.coming("corpus") or facts.coming("documents")
-    given = tokens(held, limit)
-    if held is None or (given is None and held.kind == "corpus") or (given or 0) >= floor.warn:
+    found = stock(held, "continual_pretraining", limit)
+    unknown = found.given is None and held is not None and held.kind == "documents"
+    if held is None or not (found.thin or unknown):
         return None
-    much = "some documents" if given is None else f"{given:,} tokens of text"
-    text = f"{much}: pre-training wants {floor.warn:,} tokens and cannot work below {floor.below:,}"
-    below = given is not None and given < floor.below
-    return Warn("too_little_data", text, (f"data.{held.kind}",), _level(facts, "continual_pretraining", below))
+    much = "some documents" if found.given is None else f"{big(found.given)} tokens of text"
+    text = f"{much}: pre-training wants {big(found.floor.warn)} tokens and cannot work below {big(found.floor.below)}"
+    return Warn("too_little_data", text, (f"data.{held.kind}",), _level(facts, "continual_pretraining", found.hopeless))
 
 
 def _level(facts: Facts, stage: str, hopeless: bool) -> Literal["warning", "error"]:
