@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from align.advisor.facts import Evidence, Status
-from align.advisor.text.hanzi import Number
 from align.advisor.text.hardware import BYTES
 from align.advisor.text.nouns import Noun, noun, noun_before, phrase_end
+from align.advisor.text.number import Number
 from align.advisor.text.scene import Scene
 
 BYTES_PER_TOKEN = 4
@@ -30,8 +30,12 @@ BODY = 10
 JUDGED = ("preference_pairs", "unpaired_feedback")
 NAMED = ("preference_pairs", "unpaired_feedback", "sft_pairs", "prompts", "documents")
 """Kinds that a noun alone tells, for the sentence behind."""
+THINGS = 30
+"""From here on what has an unknown name may be data."""
 BRIEF = 9
 """Words of a sentence that only counts what the one before it spoke of: `There are 24,000 of them.`"""
+SHOTS = 30
+"""Fewer examples, in a sentence that speaks of a prompt, are part of it."""
 SEPARATORS = frozenset((",", ";", "，", "、", "；", "(", ":", "and", "und", "y", "plus", "then"))
 KEPT = {("prompts", "logs"), ("logs", "prompts"), ("documents", "logs"), ("sft_pairs", "prompts")}
 """Nouns that say more than the words around them."""
@@ -98,6 +102,8 @@ def _rows(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> It
         kind = _unnamed(scene, number, behind, guess)
     if kind is None or 0 < number.value < FEW.get(kind, 2) or number.value != int(number.value):
         return
+    if kind == "sft_pairs" and number.value < SHOTS and scene.named("near:shots"):
+        return
     if kind == "documents" and scene.has("kind:corpus", 0, len(scene.sentence.words)):
         kind = "corpus"
     yield from _held(scene, kind, "docs" if kind in ("documents", "corpus") else "rows", number, start, end)
@@ -119,16 +125,16 @@ def _are_instructions(scene: Scene, start: int, high: int) -> bool:
 def _unnamed(scene: Scene, number: Number, behind: Noun, guess: str | None) -> str | None:
     """The kind of things with an unknown name that are said to be labelled, compared, ...: `4,000 annotated haikus`."""
     year = number.plain and 1900 <= number.value <= 2100
-    if behind.labels or year or number.value < 30:
+    if behind.labels or year:
         return None
     words, end = scene.sentence.words, phrase_end(scene, number)
     them = _counted(scene, number)
-    near = end > number.end or _kind(scene, number.end, number.end, number.end, end + 3)
+    told = _kind(scene, number.end, number.end, number.end, end + 3) is not None
     pointed = words[number.start - 1 : number.start] == (":",)
-    if guess and (near or them or pointed):
+    if guess and (told or (number.value >= THINGS and (end > number.end or them or pointed))):
         return guess
     alone = number.end == len(words) or scene.sentence.kinds[number.end] == "mark" or len(words) <= BRIEF
-    return scene.before if them and alone else None
+    return scene.before if them and alone and number.value >= THINGS else None
 
 
 def _counted(scene: Scene, number: Number) -> bool:

@@ -1,9 +1,8 @@
-"""A number and its place; and Chinese numerals: `六万`, `1.2万`, `几千`, `六成`."""
+"""Chinese numerals: `六万`, `1.2万`, `几千`, `六成`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from align.advisor.text.number import Number
 from align.advisor.text.words import Sentence
 
 _HAN = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
@@ -11,26 +10,6 @@ HAN_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_
 _MEASURES = frozenset("条个张项块台种份对道件卡则点字万千百十")
 """What stands behind a single numeral that counts; without one, 一 is part of a word (一般)."""
 _HAN_VAGUE = {"几": (3, 2, 9), "数": (3, 2, 9), "多": (1, 1, 2)}
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A number in a sentence.
-
-    value: what it says; a share where ``share`` is set (81% -> 0.81). start, end: its words, half-open. vague: whether
-    it is a guess at words or a range, between ``low`` and ``high``. letter: the scale where it is a letter (7B -> b).
-    plain: whether it is bare digits, as years and ids are.
-    """
-
-    value: float
-    start: int
-    end: int
-    low: float
-    high: float
-    vague: bool = False
-    share: bool = False
-    letter: str = ""
-    plain: bool = False
 
 
 def chinese(s: Sentence, at: int, value: float | None, start: int) -> Number | None:

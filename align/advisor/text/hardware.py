@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from align.advisor.facts import Evidence
-from align.advisor.text.hanzi import Number
+from align.advisor.text.number import Number
 from align.advisor.text.scene import Scene
 
 BYTES = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from align.advisor.text.hanzi import Number
 from align.advisor.text.lexicon import Match
+from align.advisor.text.number import Number
 from align.advisor.text.scene import Scene
 
 PHRASE = 7

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from align.advisor.facts import Evidence, Status
-from align.advisor.text.hanzi import Number
 from align.advisor.text.hardware import FAMILIES
 from align.advisor.text.nouns import noun, noun_before
+from align.advisor.text.number import Number
 from align.advisor.text.scene import Scene
 from align.advisor.text.shares import is_target, share
 

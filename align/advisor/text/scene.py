@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from align.advisor.facts import Evidence, Status
-from align.advisor.text.hanzi import Number
 from align.advisor.text.lexicon import Match, lexicon
+from align.advisor.text.number import Number
 from align.advisor.text.numbers import numbers
 from align.advisor.text.status import Scopes
 from align.advisor.text.words import Sentence

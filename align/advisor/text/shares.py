@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from itertools import pairwise
 
 from align.advisor.facts import Evidence
-from align.advisor.text.hanzi import Number
 from align.advisor.text.nouns import noun
+from align.advisor.text.number import Number
+from align.advisor.text.ranges import rises
 from align.advisor.text.scene import Scene
+from align.advisor.text.spelling import vocabulary
 
 BEFORE, AFTER = 9, 6
 """Words before and behind a share that say what it is of."""
@@ -24,8 +26,11 @@ def is_target(scene: Scene, number: Number) -> bool:
 def share(scene: Scene, number: Number) -> list[Evidence]:
     """What a share is: the target, the score today, or neither (a discount, an overlap, a rate of errors)."""
     if not number.share:
-        number = replace(number, value=number.value / 100, low=number.low / 100, high=number.high / 100, share=True)
+        number = number.as_share(number.end)
     low, high = _room(scene, number)
+    side = _side_of_a_rise(scene, number)
+    if side:
+        return [scene.evidence(side, number.value, number.start, number.end, number=number)]
     if scene.has("near:not_metric", max(low, number.start - 4), min(high, number.end + 4), denied=True):
         return []
     target = _distance(scene, "near:target", number, low, min(high, number.end + 5))
@@ -38,6 +43,16 @@ def share(scene: Scene, number: Number) -> list[Evidence]:
         return []
     near = scene.has("near:prompted", max(number.start - 14, 0), number.end + 8, denied=True)
     return [scene.evidence("evals.baseline", number.value, *at, number=number, vague=not near)]
+
+
+def _side_of_a_rise(scene: Scene, number: Number) -> str:
+    """From 60% to 90%: the field that a share is of, where it is one end of a rise that is wanted."""
+    known = vocabulary(tuple(scene.languages))
+    shares = [n for n in scene.numbers if n.share]
+    for first, second in pairwise(shares):
+        if number in (first, second) and first.value < second.value and rises(scene.sentence, first, second, known):
+            return "evals.baseline" if number == first else "evals.target"
+    return ""
 
 
 def _room(scene: Scene, number: Number) -> tuple[int, int]:
