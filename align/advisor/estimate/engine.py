@@ -147,10 +147,32 @@ def gathered(shape: Shape, how: Held) -> float:
 
 
 def logits(shape: Shape, how: Held, micro: Micro) -> float:
-    """Bytes of one chunk of logits while its probabilities are made: three float32 copies; the head cast for them."""
-    chunk = max(1, min(micro.scored, LOGITS[how.accelerator] // shape.vocab))
-    cast = 2.0 * shape.embedding if how.kind.mixed and how.kind.weight == 4 else 0.0
-    return 12.0 * chunk * shape.vocab + cast
+    """Bytes of one chunk of logits while its probabilities are made: three float32 copies; the head cast for them.
+
+    In 16 bits a second chunk is made in both types while two copies of the chunk before it live: 14 bytes a logit.
+    """
+    most = LOGITS[how.accelerator] // shape.vocab
+    each = 14.0 if how.kind.compute == 2 and micro.scored > most else 12.0
+    return each * max(1, min(micro.scored, most)) * shape.vocab + head_cast(shape, how)
+
+
+def head_cast(shape: Shape, how: Held) -> float:
+    """Bytes of the head in 16 bits, under autocast of float32 weights."""
+    return 2.0 * shape.embedding if how.kind.mixed and how.kind.weight == 4 else 0.0
+
+
+def logits_back(shape: Shape, how: Held, micro: Micro) -> float:
+    """Bytes of a chunk in backward, where the head learns, beside its gradient.
+
+    In float32 the logits and the chunk before them; in 16 bits those, or the product that is added to the gradient
+    and the logits in both types.
+    """
+    most = LOGITS[how.accelerator] // shape.vocab
+    chunk, several = shape.vocab * max(1, min(micro.scored, most)), micro.scored > most
+    if how.kind.compute == 4:
+        return (8.0 if several else 4.0) * chunk
+    product = 2.0 * shape.embedding + 6.0 * chunk
+    return max(product, 10.0 * chunk if several else 0.0) + head_cast(shape, how)
 
 
 def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -> Parts:
@@ -174,7 +196,7 @@ def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -
         found += [
             {"gradients": before, "activations": kept, "logits": chunk},
             {"gradients": before, "activations": kept * (2 if needs.critic else 1) + working},
-            {"gradients": taught, "activations": kept, "logits": chunk / 3},
+            {"gradients": taught, "activations": kept, "logits": logits_back(shape, how, micro) if head else 0.0},
             {"gradients": taught, "activations": kept + working},
             {"gradients": (each + critic) / share + head},
         ]
