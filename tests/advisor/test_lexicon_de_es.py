@@ -88,6 +88,25 @@ SAYS = [
     ("No hay nadie que pueda entrenar nada, no queremos fine-tuning.", "requested", "post_training", "negated"),
     ("Todavía no hemos probado ningún prompt.", "tried.prompting", True, "negated"),
     ("El año que viene vamos a recopilar 2.000 ejemplos anotados.", "data.sft_pairs.rows", 2000, "planned"),
+    # a second round, of numbers
+    ("Cada escrito ha de respetar diecinueve normas.", "behaviour.rules_count", 19, "asserted"),
+    ("Nos sobran transcripciones, millón y medio, pero sin valorar.", "data.logs.rows", 1_500_000, "asserted"),
+    ("Tenemos cinco mil cuatrocientos ejercicios con corrector automático.", "data.prompts.rows", 5400, "asserted"),
+    (
+        "Por cada una de las 2.000 reseñas hay una respuesta escrita por el hotel.",
+        "data.sft_pairs.rows", 2000, "asserted",
+    ),
+    ("Acierta 59 de cada 100 y no sube.", "evals.baseline", 0.59, "asserted"),
+    ("Hoy el mejor prompt consigue un 48 por ciento.", "evals.baseline", 0.48, "asserted"),
+    ("Cada ficha guarda el dictado y el texto final. Hay 24.000.", "data.sft_pairs.rows", 24000, "asserted"),
+    ("Trabajamos con un modelo de 7B y nos basta.", "model.params_b", 7.0, "asserted"),
+    ("Wir haben zweieinhalbtausend Vorlagen und suchen darin.", "data.documents.docs", 2500, "asserted"),
+    ("Das Archiv mit 800 Mio. Token Fachtexten kennt kein Modell.", "data.corpus.tokens", 800_000_000, "asserted"),
+    ("Wir wollen das auf zwei 4090ern trainieren.", "hardware.gpus", 2, "asserted"),
+    ("Wir testen an 250 Vorgängen, die nie im Training waren.", "evals.held_out_rows", 250, "asserted"),
+    ("Ein 70-Milliarden-Modell läuft auf vier H100.", "model.params_b", 70.0, "asserted"),
+    ("Ohne Quelle ist eine Antwort für uns wertlos.", "knowledge.needs_citations", True, "asserted"),
+    ("El asesor no firma nada que no lleve el artículo al lado.", "knowledge.needs_citations", True, "asserted"),
 ]  # fmt: skip
 
 SAYS_NOT = [
@@ -102,6 +121,12 @@ SAYS_NOT = [
     ("Im Dezember 2024 zogen wir in das Gebäude 7.", "behaviour.rules_count", "asserted"),
     ("Desde 2015 tenemos 38 empleados y 4 sedes.", "data.documents.docs", "asserted"),
     ("Usamos la versión 11 del programa en la planta 3.", "behaviour.rules_count", "asserted"),
+    ("Entran 4.000 consultas al día y somos 25 personas.", "data.prompts.rows", "asserted"),
+    ("Hay 2.900 circulares y cada mes entra alguna.", "constraints.requests_per_day", "asserted"),
+    ("Unos trescientos de esos problemas son también los del examen.", "data.prompts.rows", "asserted"),
+    ("Das Vortraining ist abgeschlossen.", "knowledge.changes", "asserted"),
+    ("Wir müssen hier den Beleg stornieren können.", "knowledge.needs_citations", "asserted"),
+    ("La delegada de protección de datos no permite la nube.", "data.sft_pairs", "asserted"),
     ("Quiero que cumpla tres cosas: que no opine, que sea breve y que salude.", "behaviour.rules_count", "negated"),
 ]  # fmt: skip
 
