@@ -113,6 +113,24 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("R-POST-5", "post_training soft", {"data": [rows("preference_pairs", 499)]}, {"data": [rows("logs", 499)]}),
     ("R-POST-6", "post_training soft", {"data": [PAIRS], "requested": "sft"}, {"data": [PAIRS]}),
     (
+        "R-POST-6",
+        "post_training soft",
+        {"data": [PAIRS], "evals__baseline": 0.6},
+        {"data": [FEW], "evals__baseline": 0.6},
+    ),
+    (
+        "R-POST-3",
+        "post_training hard",
+        {"data": [PAIRS], "model__type": "base"},
+        {"data": [FEW], "model__type": "base"},
+    ),
+    (
+        "R-PRM-5",
+        "prompting soft",
+        {"task__type": "generation", "data": [rows("preference_pairs", 49)]},
+        {"task__type": "generation", "data": [rows("preference_pairs", 50)]},
+    ),
+    (
         "R-POST-7",
         "post_training soft",
         {"data": [rows("prompts", 100)], "reward__kind": "verifier"},

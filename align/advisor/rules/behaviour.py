@@ -50,12 +50,12 @@ def _learnable(facts: Facts, limit: Thresholds) -> list[tuple[str, bool]]:
 
 
 def style(facts: Facts, limit: Thresholds) -> Finding | None:
-    """R-POST-3: a manner of speaking, or conversation for a model that only continues text, with examples of it.
+    """R-POST-3: a manner of speaking, or any answers at all of a model that only continues text, with examples of it.
 
     Hard once prompting has been tried (a base model cannot be prompted into it), else soft.
     """
     p = facts.project
-    wanted = p.behaviour.style_or_persona or (p.model.type == "base" and p.task.type == "chat")
+    wanted = p.behaviour.style_or_persona or p.model.type == "base"
     if not wanted or not enough(facts, "sft_pairs", limit):
         return None
     prompted = tried(facts, "prompting", "few_shot") or falls_short(facts) or p.model.type == "base"
@@ -93,7 +93,9 @@ def examples_beyond_prompts(facts: Facts, limit: Thresholds) -> Finding | None:
     """R-POST-6: enough examples of what is wanted, where a prompt was seen to miss it or training is asked for."""
     if not enough(facts, "sft_pairs", limit):
         return None
-    seen = falls_short(facts)
+    e = facts.project.evals
+    measured = e.baseline is not None and e.target is None and e.baseline < 1 - limit.near_target
+    seen = falls_short(facts) or measured
     if not seen and not asked(facts, "sft", "post_training") and not facts.project.training.tuning:
         return None
     because = "there are enough examples of what is wanted"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import TRAINED_ON, falls_short, gap, purpose, scorer, tried
+from align.advisor.known import JUDGED, falls_short, gap, purpose, scorer, tried
 from align.advisor.rule import Finding
 from align.advisor.stock import denied, enough, some
 from align.advisor.thresholds import Thresholds
@@ -66,7 +66,8 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
     used = tried(facts, "prompting") or p.task.type not in (None, "other")
     there = used and denied(facts, "sft_pairs")  # it is in use, and there is nothing to change it by but words
     there = there or "sft_pairs" in facts.kinds  # a few examples say what is wanted
-    if not (goal or there) or any(enough(facts, kind, limit) for kind in TRAINED_ON):
+    judged = any(some(facts, kind, limit) for kind in JUDGED)  # what no prompt can hold
+    if not (goal or there) or judged or enough(facts, "sft_pairs", limit) or enough(facts, "prompts", limit):
         return None
     if scorer(facts) and some(facts, "prompts", limit):
         return None
