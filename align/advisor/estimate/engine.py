@@ -183,6 +183,7 @@ def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -
     critic = trained(shape, how, language=False) if needs.critic else 0.0
     buckets = each + critic if how.devices > 1 and not how.split else 0.0
     head = float(shape.embedding * 4) if language and not how.rank else 0.0
+    # 16-bit copies of weights: the trainer's autocast caches none, but the graph keeps them
     casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 else 0.0
     found: list[Parts] = []
     for place, micro in enumerate(micros):

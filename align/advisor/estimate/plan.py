@@ -194,17 +194,16 @@ def _fit(
     judged = list(
         strategy.ways_judged(shape, hardest.setting, device.memory, adapters_first, None if ram is None else ram * 1e9)
     )
-    wanted = tuning or project.training.tuning
     chosen = strategy.choose([fit for fit in judged if tuning is None or _tuning(fit) == tuning])
     chosen = chosen or strategy.choose(judged)
     asked = project.training.tuning
-    of_asked = [fit for fit in judged if asked is not None and _tuning(fit) == asked]
+    of_asked = [fit for fit in judged if _tuning(fit) == asked and fit.strategy not in strategy.FOREIGN]
     before = judged if chosen is None else judged[: judged.index(chosen)]
     return Hardware(
         given=f"{count} x {device.name}" + ("" if "GB" in device.name else f", {device.memory / 1e9:g} GB each"),
         capacity_gb=round(device.memory / 1e9, 3),
         chosen=chosen,
-        rejected=[fit for fit in before if fit.verdict != "fits" or _tuning(fit) == wanted],
+        rejected=[fit for fit in before if fit.verdict != "fits" or fit.strategy in strategy.FOREIGN],
         asked=strategy.choose(of_asked) or (min(of_asked, key=lambda fit: fit.total_gb) if of_asked else None),
     )
 

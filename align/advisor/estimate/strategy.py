@@ -120,15 +120,22 @@ def ways_judged(
         if way is OFFLOAD and (ram is None or memory.host(shape, held) > ram):
             continue
         fit = judge(way.name, memory.peak(shape, held), capacity)
-        if fit.verdict != "fits":
+        if fit.verdict == "fits" and not way.ours:
+            fit = fit.model_copy(update={"knob": "align has no such strategy"})
+        elif fit.verdict != "fits":
             fit = fit.model_copy(update={"knob": cheapest(shape, held, capacity)})
         yield fit
 
 
+FOREIGN = frozenset(way.name for way in (*FULL, *ADAPTED, OFFLOAD) if not way.ours)
+"""Ways that align's own engine does not have."""
+
+
 def choose(judged: Sequence[Fit]) -> Fit | None:
-    """The first that fits, else the first that is tight, else None."""
+    """Of align's own ways the first that fits, else the first that is tight, else None."""
+    own = [fit for fit in judged if fit.strategy not in FOREIGN]
     for wanted in ("fits", "tight"):
-        found = next((fit for fit in judged if fit.verdict == wanted), None)
+        found = next((fit for fit in own if fit.verdict == wanted), None)
         if found is not None:
             return found
     return None

@@ -104,7 +104,7 @@ def estimate(
         tokens=Range(low=tokens, high=tokens),
         flops=Range(low=_short(flops), high=_short(flops)),
         basis=f"{'6' if tuning == 'full' else '4'} P D{' and 2 P D for recomputation' if checkpointing else ''}"
-        f"{', 2 P for each token read or sampled' if load.read or load.made else ''}; P = {shape.params / 1e9:.3g}B",
+        f"{', 2 P for each token read or sampled' if load.read or load.made else ''}; P = {_size(shape.params)}",
     )
     if device is None or not device.peak or not device.bandwidth:
         return found
@@ -122,6 +122,12 @@ def estimate(
             "currency": currency,
         }
     return found.model_copy(update=update)
+
+
+def _size(params: int) -> str:
+    """8.03B, 494M, 39.1k."""
+    unit, name = next(((u, n) for u, n in ((1e9, "B"), (1e6, "M")) if params >= u), (1e3, "k"))
+    return f"{params / unit:.3g}{name}"
 
 
 def _short(value: float) -> float:
