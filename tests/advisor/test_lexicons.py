@@ -10,19 +10,7 @@ from align.advisor.text.lexicon import FOLDER, LANGUAGES, Lexicon, lexicon
 from align.advisor.text.words import cut
 from align.schemas.project import DataKind, Method, Project, Tried
 
-HINTS = {
-    "goal",
-    "goal.none",
-    "own_documents",
-    "rules.few",
-    "reward.none",
-    "best_of_n",
-    "labelled_by",
-    "judge",
-    "overlap",
-    "untried",
-    "wish",
-}
+ENGINE = "".join((FOLDER.parent / f"{name}.py").read_text() for name in ("cues", "settle"))
 LEXICONS = sorted({*LANGUAGES, "xx"})
 
 
@@ -52,7 +40,7 @@ def is_field(path: str) -> bool:
 def test_every_label_is_one_of_the_english_ones_and_every_cue_is_a_field(language: str) -> None:
     english = {label for label, _ in phrases(content("en")["phrases"])}
     for label, _ in phrases(content(language)["phrases"]):
-        assert label in english or label.startswith("cue:"), label
+        assert label in english or label.startswith(("cue:", "not:")), label
         if label.startswith("cue:"):
             field, _, value = label.removeprefix("cue:").partition("=")
             kind, _, name = field.partition(".")
@@ -62,7 +50,8 @@ def test_every_label_is_one_of_the_english_ones_and_every_cue_is_a_field(languag
                 "tuning": name in ("full", "lora", "qlora"),
                 "data": name in (*get_args(DataKind), "any"),
             }
-            assert known.get(kind) or field in HINTS or (is_field(field) and value), label
+            hint = f'"{field}"' in ENGINE or f'"_{field}"' in ENGINE
+            assert known.get(kind) or hint or (is_field(field) and value), label
 
 
 @pytest.mark.parametrize("language", LEXICONS)
