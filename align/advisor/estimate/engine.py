@@ -183,14 +183,16 @@ def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -
     critic = trained(shape, how, language=False) if needs.critic else 0.0
     buckets = each + critic if how.devices > 1 and not how.split else 0.0
     head = float(shape.embedding * 4) if language and not how.rank else 0.0
-    # 16-bit copies of weights: the trainer's autocast caches none, but the graph keeps them
+    # Lightning's autocast caches no 16-bit copy of a weight: what the graph keeps is kept, under checkpointing none.
     casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 else 0.0
     found: list[Parts] = []
     for place, micro in enumerate(micros):
-        square = how.eager or (how.no_kernel and shape.heads != shape.kv_heads and not micro.padded)
-        kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing, square) + casts
+        square = _square(shape, how, micro)
+        kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing, square) + casts * (
+            not how.checkpointing
+        )
         again = activations.layer(shape, kind, how.rank, micro, square) + activations.passing(shape, how.rank)
-        working = micro.tokens * again if how.checkpointing else 0.0
+        working = micro.tokens * again + casts / shape.layers if how.checkpointing else 0.0
         chunk = logits(shape, how, micro) if language else 0.0
         before = (each + critic) / share if place else 0.0
         taught = max(before, critic / share) + head  # a critic runs last and is taught first
@@ -231,13 +233,19 @@ def generation(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...],
     ]
     if needs.passes_read:
         for micro in micros:
+            square = 8.0 * shape.heads * micro.width if _square(shape, how, micro) else 0.0  # scores, and their softmax
             chunk = logits(shape, how, micro) if needs.reference or needs.passes_read > needs.critic else 0.0
             states = 2 * kind.residual * shape.hidden * micro.tokens
             found += [
-                {"activations": casts + through * micro.tokens},
+                {"activations": casts + max(through, square + 3 * kind.residual * shape.hidden) * micro.tokens},
                 {"activations": casts + states, "logits": chunk},
             ]
     return left | max(found, key=_sum)
+
+
+def _square(shape: Shape, how: Held, micro: Micro) -> bool:
+    """Whether attention makes all scores of a row (transformers spreads shared keys itself where there is a mask)."""
+    return how.eager or (how.no_kernel and shape.heads != shape.kv_heads and not micro.padded)
 
 
 def _sum(parts: Parts) -> float:
