@@ -274,6 +274,12 @@ WARNINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("missing_reward", {"requested": "grpo"}, {"requested": "grpo", "reward__kind": "verifier"}),
     ("missing_reward", {"requested": "rlhf"}, {"requested": "rlhf", "data": [rows("preference_pairs", 5000)]}),
     (
+        "missing_reward",
+        {"requested": "ppo", "data": [rows("preference_pairs", 5000)]},
+        {"requested": "ppo", "data": [rows("preference_pairs", 5000), rows("prompts", 5000)]},
+    ),
+    ("missing_reward", {"data": [rows("prompts", 900)]}, {"data": [rows("prompts", 900), PAIRS]}),
+    (
         "judge_bias",
         {"data": [rows("preference_pairs", 900, labelled_by="gpt-4")]},
         {"data": [rows("preference_pairs", 900, labelled_by="three experts")]},

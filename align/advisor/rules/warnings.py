@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from align.advisor.facts import Facts
-from align.advisor.known import DATA_OF, ONLINE, TRAINING, asked, falls_short, own_wish, scorer, tried
+from align.advisor.known import DATA_OF, ONLINE, TRAINED_ON, TRAINING, asked, falls_short, own_wish, scorer, tried
 from align.advisor.rule import Warn
 from align.advisor.rules.knowledge import CHANGING
 from align.advisor.stock import big, denied, stock
@@ -150,13 +150,13 @@ def reward_hacking(facts: Facts, limit: Thresholds) -> Warn | None:
 
 def missing_reward(facts: Facts, limit: Thresholds) -> Warn | None:
     """W-REWARD: learning from rewards without one."""
-    only_prompts = "prompts" in facts.kinds and not facts.kinds & {"sft_pairs", "preference_pairs", "unpaired_feedback"}
-    unscored = only_prompts and facts.project.reward.kind == "none"
+    only_prompts = facts.kinds & {*TRAINED_ON} == {"prompts"}
     wanted = asked(facts, "rlhf", "best_of_n", *ONLINE)
-    if not (wanted or unscored) or scorer(facts):
+    if not (wanted or only_prompts) or scorer(facts):
         return None
-    if "preference_pairs" in facts.kinds and asked(facts, "rlhf"):
-        return None  # a reward model is trained from them
+    learned = facts.plan is not None and "reward_model" in facts.plan.stages
+    if learned or ("preference_pairs" in facts.kinds and asked(facts, "rlhf")):
+        return None  # a reward model is trained from the pairs
     text = "prompts can be learned from by rewards only, and nothing is known that can score an answer"
     return Warn("missing_reward", text, ("reward.kind", "requested"), "error" if own_wish(facts) else "warning")
 
