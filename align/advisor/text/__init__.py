@@ -15,6 +15,7 @@ from align.advisor.text.numbers import parse
 from align.advisor.text.quantities import quantities
 from align.advisor.text.scene import Scene, moved
 from align.advisor.text.settle import settled
+from align.advisor.text.subject import Subject
 from align.advisor.text.words import cut, sentences
 
 __all__ = ["Reading", "parse", "read"]
@@ -62,6 +63,7 @@ def _unread(code: str, partly: bool) -> str:
 
 def _evidence(text: str, languages: list[str]) -> Iterator[Evidence]:
     """Sentence by sentence; what a sentence says may hang on what kind of data the one before speaks of."""
+    subject = Subject(languages)
     known: dict[tuple[str, str | None], tuple[list[Evidence], str | None]] = {}
     kind: str | None = None
     for start, sentence in sentences(text):
@@ -69,9 +71,11 @@ def _evidence(text: str, languages: list[str]) -> Iterator[Evidence]:
         if key not in known:
             scene = Scene(cut(sentence), languages, kind)
             known[key] = list(_sentence(scene)), kind_told(scene)
+            subject.add(scene, start)
         found, kind = known[key]
         yield from (moved(e, start) for e in found)
     yield from enumerated(text, languages)
+    yield from subject.told()
 
 
 def _sentence(scene: Scene) -> Iterator[Evidence]:

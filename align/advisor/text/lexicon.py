@@ -49,10 +49,11 @@ class _Part:
 
 
 class Lexicon:
-    """The phrases of one language. numbers: its number words."""
+    """The phrases of one language. numbers: its number words. common: words that are no trade's own."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.numbers: dict[str, Any] = content.get("numbers", {})
+        self.common = frozenset(word for words in content.get("common", {}).values() for word in words.split())
         self._gap: int = content.get("gap", GAP)
         self._classes: dict[str, str] = {}
         for name, words in content.get("classes", {}).items():

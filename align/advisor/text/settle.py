@@ -109,7 +109,7 @@ def _duties(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
 
 
 def _asked(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
-    """People ask it for facts, and nothing is said of how it should act, or of what to learn from: facts are lacking."""
+    """Facts are lacking where people ask for them and nothing is said of how to act or what to learn from."""
     asked = [hint for hint in hints if hint.field == "_asked" and hint.status == "asserted"]
     other = any(e.field.startswith(ACTS) and e.status == "asserted" and e.value is not False for e in facts)
     held = any(e.field in (f"data.{kind}" for kind in TRAINED_ON) and e.value is True for e in facts)
