@@ -57,12 +57,11 @@ def interview(
     goal: list[str] = []  # the fields that it is about: they come first while nothing can be advised
     for _ in range(MOST):
         known = [*evidence, *answered]
-        open = [q for q in questions(limit) if q.field not in closed]
-        question = (
-            (opening(known, decide) if GOAL not in closed else None)
-            or (most_telling(known, decide, [q for q in open if q.field in goal]) if _lost(decide(known)) else None)
-            or most_telling(known, decide, open)
-        )
+        question = opening(known, decide) if GOAL not in closed else None
+        if question is None:
+            open = [q for q in questions(limit) if q.field not in closed]
+            own = [q for q in open if q.field in goal] if goal and _lost(decide(known)) else []
+            question = most_telling(known, decide, own) or most_telling(known, decide, open)
         if question is None:
             break
         try:
@@ -94,35 +93,36 @@ def _lost(advice: Advice) -> bool:
 
 
 def most_telling(evidence: Sequence[Evidence], decide: Decide, open: Iterable[Question]) -> Question | None:
-    """The question whose possible answers disagree most about the advice, as things are and as they might be.
+    """The question whose possible answers disagree most about the advice; None where none changes it.
 
-    None where none changes the advice as things are; but while nothing can be advised, what might be is enough.
+    While nothing can be advised, what may be so beside counts as well: a single answer changes little then.
     """
-    facts, lost = gather(evidence), _lost(decide(evidence))
-    unknown = [question for question in open if not _known(facts, question.field)]
-    worlds = [[*evidence, *world] for world in _worlds(facts)]
+    facts, now = gather(evidence), decide(evidence)
+    beside = [(world, _answer_of(decide(world))) for world in _worlds(evidence, facts)] if _lost(now) else []
     best, most = None, 0.0
-    for question in unknown:
-        here = spread(question, evidence, decide)
-        if here or lost:
-            apart = here + sum(spread(question, world, decide) for world in worlds) / max(1, len(worlds))
+    for question in open:
+        if not _known(facts, question.field):
+            apart = _spread(question.field, question.tried, evidence, _answer_of(now), decide)
+            extremes = (question.tried[0], question.tried[-1])
+            apart += sum(_spread(question.field, extremes, world, there, decide) for world, there in beside)
             if apart > most:
                 best, most = question, apart
     return best
 
 
-def spread(question: Question, evidence: Sequence[Evidence], decide: Decide) -> float:
-    """How much the answers to a question disagree, unknown among them, where this is known beside."""
-    answers = [evidence, *([*evidence, *said(question.field, value)] for value in question.tried)]
-    return disagreement([_answer_of(decide(each)) for each in answers])
+def _spread(
+    field: str, values: Iterable[Any], evidence: Sequence[Evidence], unknown: Mapping[str, Any], decide: Decide
+) -> float:
+    """How much the answers to a question disagree, ``unknown`` among them, where this is known beside."""
+    return disagreement([unknown, *(_answer_of(decide([*evidence, *said(field, value)])) for value in values)])
 
 
-def _worlds(facts: Facts) -> Iterator[list[Evidence]]:
+def _worlds(evidence: Sequence[Evidence], facts: Facts) -> Iterator[list[Evidence]]:
     """What may be so beside, as far as it is not known; the weakest of sources, so that an answer beats it."""
     for world in _table()["worlds"]:
         settings = [said(field, value) for field, value in world.items() if not _known(facts, field)]
         if settings:
-            yield [replace(e, source="text") for each in settings for e in each]
+            yield [*evidence, *(replace(e, source="text") for each in settings for e in each)]
 
 
 def disagreement(answers: Sequence[Mapping[str, Any]]) -> float:
