@@ -3,8 +3,8 @@
     python benchmarks/gpu/compare.py gpu_memory.json
 
 For every measured run: GiB of live tensors at the fullest instant of a training step and of a phase of answers, what
-the formulas say of the same stage, model and micro-batches (less their allowance for what torch does not count), and
-their ratio.
+the formulas say of the same stage, model and micro-batches (of their allowance for a CUDA context, workspaces and
+fragmentation only the workspaces, which torch counts), and their ratio.
 """
 
 from __future__ import annotations
@@ -24,23 +24,26 @@ from align.schemas.estimate import Batches, Micro
 from align.schemas.run import Stage
 
 GIB = 2**30
+WORKSPACES = 2**26
+"""Bytes of cuBLAS's workspaces: 32 MiB for each thread that multiplies, forward's and backward's, on Hopper."""
 
 
 def estimated(check: dict[str, Any]) -> dict[str, float]:
-    """Bytes of each phase by the formulas, the base left out."""
+    """Bytes of each phase by the formulas, of the base the workspaces alone."""
     stage = Stage.model_validate(check["stage"])
     algorithm: Any = registry.build("algorithm", stage.algorithm)
     if stage.rollout is not None:
         algorithm.settle(stage.rollout)
     needs = needs_of(algorithm)
-    micros = tuple(Micro(m["rows"], m["length"], m["scored"], bool(m["masked"])) for m in check["micros"])
+    packed = check["layout"] == "packed" and check["attention"] == "sdpa"  # transformers makes a mask of the positions
+    micros = tuple(Micro(m["rows"], m["length"], m["scored"], bool(m["masked"]) or packed) for m in check["micros"])
     answers = check["answers_at_once"] or 0
     batches = Batches(
         micros, answers, answers // needs.group, check["prompt_tokens"] or 0, check["max_tokens"] or 0, measured=True
     )
     how = engine.held(stage, "cuda", 1)
     phases = engine.estimate_stage(stage, needs, from_config({"model_type": "llama", **check["config"]}), how, batches)
-    return {phase: sum(parts.values()) - BASE for phase, parts in phases.items()}
+    return {phase: sum(parts.values()) - BASE + WORKSPACES for phase, parts in phases.items()}
 
 
 def main() -> int:

@@ -211,7 +211,7 @@ def optimizer_step(
     module: AlignModule, step: StepBatch, optimizer: torch.optim.Optimizer, stage: Stage, device: str = "cpu"
 ) -> None:
     """One step as Lightning makes it."""
-    with _autocast(stage, device):
+    with _autocast(stage, device, cached=False):
         loss = module.training_step(step, 0)
     loss.backward()  # type: ignore[no-untyped-call]
     del loss
@@ -267,9 +267,10 @@ def held_tensors(network: nn.Module) -> Iterator[Tensor]:
     yield from network.buffers()
 
 
-def _autocast(stage: Stage, device: str = "cpu") -> Any:
+def _autocast(stage: Stage, device: str = "cpu", cached: bool = True) -> Any:
+    """cached: whether it keeps 16-bit copies of weights; Lightning's, around a training step, does not."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(stage.train.precision)
-    return nullcontext() if dtype is None else torch.autocast(device, dtype)
+    return nullcontext() if dtype is None else torch.autocast(device, dtype, cache_enabled=cached)
 
 
 @contextmanager
