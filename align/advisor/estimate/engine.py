@@ -188,9 +188,8 @@ def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -
     found: list[Parts] = []
     for place, micro in enumerate(micros):
         square = _square(shape, how, micro)
-        kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing, square) + casts * (
-            not how.checkpointing
-        )
+        kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing, square)
+        kept += 0.0 if how.checkpointing else casts
         again = activations.layer(shape, kind, how.rank, micro, square) + activations.passing(shape, how.rank)
         working = micro.tokens * again + casts / shape.layers if how.checkpointing else 0.0
         chunk = logits(shape, how, micro) if language else 0.0

@@ -23,9 +23,9 @@ FORWARD: Mapping[str, int] = {"cpu": 64, "cuda": 4096}
 """What a forward and backward pass costs before its first token, in tokens' worth of time: splitting a step further
 must save more padding than that. One CPU core: 30 to 90, measured on models of 0.1M to 40M parameters (torch 2.13).
 
-A GPU waits for the launches of its kernels: on an H200 a pass of 345M parameters takes 0.11 s for 4,096 tokens as for
+A GPU waits for the launches of its kernels: on an H200 a pass of 336M parameters takes 0.11 s for 4,096 tokens as for
 8,192, so 8,192 here is 19% faster than 2,048 (benchmarks/gpu). A larger model's tokens take longer and its launches do
-not: the same wait is worth some 3,000 tokens of a model of 1.2B. Between those."""
+not: the same wait is worth some 3,000 tokens of a model of 1.2B. The figure lies between."""
 
 
 def compose(sources: ArrayLike, weights: Sequence[float], seed: int, epoch: int, batch_size: int) -> list[Indices]:
