@@ -21,7 +21,7 @@ TRAINED_ON = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts", "
 BODY = 200
 """Rows from which on there is something to train on, so that words of duty need not be a prompt's."""
 FEW_RULES = 5
-ACTS = ("behaviour.", "reward.", "requested", "knowledge.source")
+ACTS = ("behaviour.", "reward.", "knowledge.source")
 """Fields that say how it should act, or by what that is to be learned."""
 FORMAT_FIELDS = 8
 """A format with no more fields than this is one rule."""
@@ -77,7 +77,7 @@ def _of_hint(hint: Evidence, facts: list[Evidence], hinted: frozenset[str]) -> I
             yield replace(hint, field="data.documents", status="asserted")
         yield replace(hint, field="knowledge.source", value="proprietary", status="asserted")
         yield replace(hint, field="task.type", value="qa", status="asserted")
-    elif name == "rules.few" and here and not _said(facts, "behaviour.rules_count"):
+    elif name == "rules.few" and here and not (_said(facts, "behaviour.rules_count") or _sized(facts)):
         yield replace(hint, field="behaviour.rules_count", value=1, status="asserted", vague=True, low=1, high=5)
     elif name == "reward.none" and not here and not _said(facts, "reward.kind"):
         yield replace(hint, field="reward.kind", value="none", status="asserted")
@@ -98,14 +98,25 @@ def _of_hint(hint: Evidence, facts: list[Evidence], hinted: frozenset[str]) -> I
 def _duties(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
     """Rules that nobody counted: as many as there are words of duty, where nothing else says how many."""
     duties = [hint for hint in hints if hint.field == "_duty"]
-    sized = any(e.field.endswith((".rows", ".tokens")) and e.status == "asserted" and e.value >= BODY for e in facts)
     counted = any(e.field == "behaviour.rules_count" and not e.vague for e in facts)
-    if not duties or sized or counted:
+    if not duties or counted or _sized(facts):
         return []
     count = min(len(duties), FEW_RULES)
     return [
         replace(duties[0], field="behaviour.rules_count", value=count, status="asserted", vague=True, low=1, high=10)
     ]
+
+
+def _sized(facts: list[Evidence]) -> bool:
+    """Whether there is a body of data to train on; rows held out for measuring are none."""
+    return any(
+        e.field.startswith("data.")
+        and e.field.split(".")[1] in TRAINED_ON
+        and e.field.endswith((".rows", ".tokens"))
+        and e.status == "asserted"
+        and e.value >= BODY
+        for e in facts
+    )
 
 
 def _asked(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
