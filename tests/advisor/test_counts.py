@@ -17,12 +17,19 @@ COUNTS = [
         "unpaired_feedback",
         44000,
     ),
+    ("We have 18k bug reports with the patch that closed them.", "sft_pairs", 18000),
+    ("Guests are given two itineraries and book one of them, 14,200 times last year.", "preference_pairs", 14200),
+    ("Agents either send the proposed reply or bin it, 130k such decisions so far.", "unpaired_feedback", 130000),
+    ("There are 13k puzzles and a program that says solved or not solved.", "prompts", 13000),
+    ("On 420 fresh tickets the prompt gets 71%.", "eval_set", 420),
+    ("Our prompt hits the position in 39% of 220 clauses no one had looked at.", "eval_set", 220),
     ("(a) 35k solved examples; (b) 60k times a tutor preferred one answer over the other.", "preference_pairs", 60000),
 ]
 NOT_COUNTED = [
     "The hospital has 900 beds and answers questions.",
     "Staff marked which answer they liked. We pay 48,000 for it.",
     "We labelled reviews ourselves and it agreed on 188, which is fine.",
+    "The prompt has a style guide and ten samples.",
     "The company was founded in 1923. Examples exist.",
 ]
 
@@ -41,3 +48,12 @@ def test_a_number_of_other_things_counts_no_data(text: str) -> None:
 def test_a_share_may_have_its_noun_within() -> None:
     [target] = [e for e in read("The auditors want nine letters in ten right.").evidence if e.field == "evals.target"]
     assert target.value == 0.9
+
+
+def test_what_comes_less_than_daily_is_no_request() -> None:
+    assert not [e for e in read("One new policy per month.").evidence if e.field == "constraints.requests_per_day"]
+
+
+def test_millions_are_of_parameters_only_beside_a_model() -> None:
+    fields = [{e.field for e in read(text).evidence} for text in ("It is a 500M student.", "Is 900M enough?")]
+    assert ["model.params_b" in said for said in fields] == [True, False]

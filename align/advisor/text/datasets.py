@@ -93,7 +93,7 @@ def _rows(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> It
         guess = scene.before
     if plain == "data:prompts" and guess == "unpaired_feedback" and scene.has("kind:prompts", low, high):
         guess = "prompts"  # what passes or fails are answers to come
-    if any(m.end == number.start for m in scene.named("near:measured")) and not behind.named("unit:tokens"):
+    if scene.measured_on(number) and not behind.named("unit:tokens"):
         kind: str | None = "eval_set"  # measured on 250 past disruptions
     elif plain:
         known = guess == "prompts" or not behind.named("unit:other")

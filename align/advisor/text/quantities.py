@@ -28,8 +28,9 @@ def quantities(scene: Scene) -> Iterator[Evidence]:
         if found is not None:
             scene.taken.update(range(number.start, number.end))
             yield from found
-    for match in scene.named("unit:one_second"):
-        yield scene.evidence("constraints.latency_s", 1.0, match.start, match.end)
+    for label, seconds in (("unit:one_second", 1.0), ("unit:half_second", 0.5)):
+        for match in scene.named(label):
+            yield scene.evidence("constraints.latency_s", seconds, match.start, match.end)
 
 
 def _of(scene: Scene, number: Number) -> list[Evidence] | None:
@@ -46,7 +47,8 @@ def _params(scene: Scene, number: Number) -> list[Evidence] | None:
     words = scene.sentence.words
     behind = noun(scene, number)
     named = behind.named("unit:params")
-    size = number.letter in ("b", "m") and 1e7 <= number.value <= 3e12
+    model = number.letter == "b" or scene.has("near:model", max(number.start - 4, 0), number.end + 4, denied=True)
+    size = number.letter in ("b", "m") and 1e7 <= number.value <= 3e12 and model
     if not (size or named) or number.value < 1e6:
         return None
     if not named:
@@ -89,7 +91,8 @@ def _time(scene: Scene, number: Number) -> list[Evidence] | None:
         return None
     low = max(number.start - 9, 0)
     if unit.label in SECONDS:
-        if not scene.has("near:latency", low, min(unit.end + 6, len(s.words)), denied=True):
+        high = next((at for at in range(unit.end, len(s.words)) if s.words[at] == ";"), len(s.words))
+        if not scene.has("near:latency", low, min(unit.end + 6, high), denied=True):
             return []
         value = number.value * SECONDS[unit.label]
         return [scene.evidence("constraints.latency_s", value, number.start, unit.end, number=number)]
@@ -121,6 +124,8 @@ def _rate(scene: Scene, number: Number) -> list[Evidence] | None:
         if period is not None and unit.end <= per.start <= unit.end + 2 and not joined:
             value = number.value / DAYS[period.label]
             guess = unit.named("unit:request") is None
+            if guess and value < 1:
+                return []  # a new policy each month
             name = "constraints.requests_per_day"
             return [scene.evidence(name, value, number.start, period.end, number=number, vague=guess)]
     return None
@@ -129,6 +134,8 @@ def _rate(scene: Scene, number: Number) -> list[Evidence] | None:
 def _rules(scene: Scene, number: Number) -> list[Evidence] | None:
     unit = noun(scene, number)
     if number.value != int(number.value) or not 1 <= number.value <= MOST_RULES or number.letter:
+        return None
+    if scene.measured_on(number):
         return None
     if unit.named("unit:rule"):
         start, end = number.start, unit.end

@@ -84,6 +84,18 @@ class Scene:
             and (self.sentence.words[number.start - 1] not in _PREPOSITIONS or 1900 <= number.value <= 2100)
         )
 
+    def measured_on(self, number: Number) -> bool:
+        """Whether a number is of what was measured on: `tested on 250 cases`, `on 420 tickets it gets 71%`."""
+        if any(m.end == number.start for m in self.named("near:measured")):
+            return True
+        things = number.end < len(self.sentence.words) and self.sentence.kinds[number.end] != "mark"
+        over = things and any(m.end == number.start for m in self.named("near:over"))
+        return (
+            over
+            and any(n.share for n in self.numbers)
+            and not any(True for _ in self.among("cue:method.", 0, len(self.sentence.words)))
+        )
+
     def named(self, label: str) -> list[Match]:
         """The phrases of one label."""
         return self._labels.get(label, [])

@@ -14,7 +14,7 @@ from align.advisor.facts import Status
 from align.advisor.text.lexicon import Match
 from align.advisor.text.words import Sentence
 
-REACH = {"noun": 6, "verb": 9, "before": 14, "near": 5, "after": 7}
+REACH = {"noun": 6, "verb": 9, "before": 14, "near": 5, "after": 7, "whole": 40}
 """Words that a trigger rules, by its kind: no, not; other triggers before and behind."""
 
 _ORDER: tuple[Status, ...] = ("negated", "tried", "attributed", "done", "planned")
@@ -65,6 +65,8 @@ class Scopes:
         return any(t.kind == "near" and self._rules(t, start, end) for t in self._triggers)
 
     def _rules(self, t: _Trigger, start: int, end: int) -> bool:
+        if t.kind == "whole":  # "live status is shown elsewhere, that is out of scope"
+            return end <= t.start <= end + REACH["whole"]
         if t.kind == "after":
             return end <= t.start <= end + REACH["after"] and self._open(t, end, t.start)
         return t.end <= start <= t.end + REACH[t.kind] and self._open(t, t.end, start)

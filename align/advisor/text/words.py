@@ -19,7 +19,7 @@ SHORT_LINE = 60
 """Characters; a line shorter than this was ended by its author, not wrapped."""
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:e\.g|i\.e|etc|approx|ca|vs|no|nos|nr|bzw|usw|z\. ?b|d\. ?h|u\. ?a|ggf|inkl|mrd|mio|tsd|bio|bspw|sog"
-    r"|evtl|max|min|dr|prof|st|art|fig|p\. ?ej|aprox|núm|incl|resp|\d{1,2}|[a-z])\.$",
+    r"|evtl|max|min|dr|prof|st|art|fig|p\. ?ej|aprox|núm|incl|resp|\d{1,2}|(?-i:[a-z]))\.$",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(
