@@ -143,6 +143,7 @@ def _contradicted(name: str, claims: list[Claim]) -> Iterator[Conflict]:
         e = claim.evidence
         within = e.vague and isinstance(taken.value, int | float) and (e.low or 0) <= taken.value <= (e.high or 0)
         absent = claim.value == "none" and e.status == "negated"
+        within |= e.vague and isinstance(claim.value, str)  # one hint beside another
         if claim.value != taken.value and not (within or absent or e.status == "attributed"):
             if isinstance(taken.value, list) or isinstance(claim.value, list):
                 continue

@@ -90,6 +90,7 @@ def assumptions(facts: Facts, limit: Thresholds, loose: Sequence[Evidence]) -> l
 def unsteady(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], decision: Decision) -> list[Evidence]:
     """Rough numbers within whose bounds the answer changes."""
     rough = [e for e in facts.evidence if e.vague and e.status == "asserted" and e is facts.why(e.field)]
+    rough = [e for e in rough if (e.low, e.high) != (None, None)]
     return [
         e for e in rough if any(_answer(facts, limit, rules, e, b) != decision.plan.primary for b in (e.low, e.high))
     ]
@@ -111,8 +112,8 @@ def _with(project: Project, path: str, value: float) -> Project:
         size = held[at].size.model_copy(update={rest[1]: round(value)})
         held[at] = held[at].model_copy(update={"size": size})
         return project.model_copy(update={"data": held})
-    if len(rest) != 1:
+    below = getattr(project, first, None)
+    present = getattr(below, rest[0], None) if len(rest) == 1 else None
+    if below is None or not isinstance(present, int | float):
         return project
-    below = getattr(project, first)
-    kept = type(getattr(below, rest[0]))
-    return project.model_copy(update={first: below.model_copy(update={rest[0]: kept(value)})})
+    return project.model_copy(update={first: below.model_copy(update={rest[0]: type(present)(value)})})

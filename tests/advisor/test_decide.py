@@ -152,6 +152,13 @@ def test_a_rough_number_on_which_the_answer_hangs_makes_it_doubtful() -> None:
     assert doubtful.assumptions[0].effect == "the answer hangs on it"
 
 
+def test_a_rough_number_that_does_not_fit_is_left_out_and_hurts_nothing() -> None:
+    wrong = Evidence("hardware.gpus", -3, quote="minus three", source="text", vague=True, low=-5, high=1)
+    odd = Evidence("hardware.cards", 3, quote="three cards", source="text", vague=True, low=2, high=5)
+    advised = advice(gather([wrong, odd, *from_form(form(behaviour__rules_count=3))]))
+    assert advised.primary == "prompting" and len(advised.not_understood) == 2
+
+
 # Reasons
 
 
