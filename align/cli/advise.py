@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -168,8 +169,9 @@ def _show(advice: Advice, read: Brief, format_: Format, output: Path | None) -> 
 
     brief = Written(read.name, read.source, read.offset) if Path(read.name).is_file() else None
     terminal = output is None and sys.stdout.isatty()
+    colour = terminal and not os.environ.get("NO_COLOR")
     width = shutil.get_terminal_size().columns if terminal else 100
-    shown = render(advice, format_, brief=brief, width=width, colour=terminal)
+    shown = render(advice, format_, brief=brief, width=width, colour=colour)
     if output is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a terminal may lack signs

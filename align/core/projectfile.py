@@ -96,6 +96,8 @@ def _form(name: str, text: str, parse: Callable[[str, str], Parsed]) -> Brief:
     if not isinstance(values, dict | None):
         mend = "start with `description:`, or write free words into a .md or .txt file"
         raise AlignError("is not a mapping of keys to values", mend, where=name)
+    if values is not None and "output" in values:
+        raise AlignError("is a run file", f"its project: is advised by `align train {name} --check`", where=name)
 
     def where(path: Path) -> str:
         near = next((place for n in range(len(path), 0, -1) if (place := places.get(dotted(path[:n])))), name)

@@ -70,6 +70,7 @@ def test_standard_input_is_a_form_where_it_reads_as_one() -> None:
         ("a.yaml", "evals: {baseline: yes}\n", "is 'yes'; must be a number"),
         ("a.yaml", "behaviour: {rules_count: -1}\n", "line 1: behaviour.rules_count\n    is -1; must be greater than"),
         ("a.yaml", "- a list\n", "is not a mapping"),
+        ("a.yaml", "output: o\nproject: {}\n", "is a run file\n    its project: is advised by `align train"),
         ("a.yaml", "a: [\n", "is not YAML"),
         ("a.json", '{"tried": [}', "line 1\n    is no JSON"),
         ("a.json", '{"tried": [], "tried": []}', "has the key 'tried' twice"),
