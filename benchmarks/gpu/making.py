@@ -28,7 +28,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "large": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128_256}
     | {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True},
 }
-"""Llamas: 58M with all heads their own keys, 345M with grouped ones, 1.24B with a large vocabulary and tied ends."""
+"""Llamas: 58M with all heads their own keys, 336M with grouped ones, 1.24B with a large vocabulary and tied ends."""
 
 TEMPLATE = (
     "{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
