@@ -3,8 +3,8 @@
     python -m benchmarks.advisor
 
 A one-page brief and five megabytes of several kinds: briefs one after another, their words in any order, one word
-without an end, bytes. The best of five runs (of three for the large ones) with start-up; wall, and of the CPU, which other
-work on the machine does not stretch.
+without an end, bytes. The best of five runs (of three for the large ones) with start-up; wall, and of the CPU, which
+other work on the machine does not stretch.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from align.advisor.text import HEAD, PLACES, TAIL, read
 
 TALK = """
 no not 5,000 labelled examples tokens 3B 8x80GB two A100 every week sources (a) (b) must rules: 27 , . ; - 81% need 97
-don't we tried RAG pairs better of two thumbs 没有 标注 数据 六万 条 keine Beispiele 1.200 ni 10^9 $5 k half a billion several
-thousand 200 300 one in eight + 60k @5 §3 #1 llama-2 1:1 " ' “ ( [ … 000 1.
+don't we tried RAG pairs better of two thumbs 没有 标注 数据 六万 条 keine Beispiele 1.200 ni 10^9 $5 k half a billion
+several thousand 200 300 one in eight + 60k @5 §3 #1 llama-2 1:1 " ' “ ( [ … 000 1. from 60 to 90% ** 1/2
 """
 WORDS = [*TALK.split(), "\n", "\n\n", "\n- ", "\t"]
 

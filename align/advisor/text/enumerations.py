@@ -10,8 +10,9 @@ from align.advisor.text.scene import Scene, moved
 from align.advisor.text.words import cut
 
 _ITEM = re.compile(r"^[ \t]{0,8}(?:[-*•]|\(?\d{1,2}[.)]|\(?[a-z]\))[ \t]+\S.*$", re.MULTILINE)
-_INLINE = re.compile(r"[(（]([a-h1-8])[)）]|第?([一二三四五六七八])[，、]")
-_ORDER = {c: i % 8 for i, c in enumerate("abcdefgh12345678一二三四五六七八")}
+_ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
+_INLINE = re.compile(r"(?:[(（]|(?<!\S)(?=[iv]))([a-h1-8]|viii|vii?|iv|v|i{1,3})[)）]|第?([一二三四五六七八])[，、]")
+_ORDER = {mark: i % 8 for i, mark in enumerate((*"abcdefgh12345678一二三四五六七八", *_ROMAN))}
 LEAD = 200
 """Characters before a list that say what it is of."""
 MOST = 60
@@ -29,15 +30,15 @@ def enumerated(text: str, languages: Sequence[str]) -> Iterator[Evidence]:
 
 def _lines(text: str) -> Iterator[tuple[int, int, int, int]]:
     """Lists of one item a line: where the lead starts, where the list starts and ends, how many items it has."""
-    items = [match.span() for match in _ITEM.finditer(text)]
     group: list[tuple[int, int]] = []
-    for span in [*items, (len(text) + 2, 0)]:
-        if group and not _continued(text, group[-1][1], span[0]):
+    for span in [*(match.span() for match in _ITEM.finditer(text)), None]:
+        if group and (span is None or not _continued(text, group[-1][1], span[0])):
             if len(group) > 1:
                 lead = text.rfind("\n\n", max(group[0][0] - LEAD, 0), max(group[0][0] - 2, 0))
                 yield max(lead, group[0][0] - LEAD, 0), group[0][0], group[-1][1], len(group)
             group = []
-        group.append(span)
+        if span is not None:
+            group.append(span)
 
 
 def _continued(text: str, end: int, start: int) -> bool:
@@ -48,7 +49,7 @@ def _continued(text: str, end: int, start: int) -> bool:
 
 
 def _inline(text: str) -> Iterator[tuple[int, int, int, int]]:
-    """Lists in a sentence: (a) ... (b) ...; 第一，... 第二，..."""
+    """Lists in a sentence: (a) ... (b) ...; (i) ... (ii) ..., i) ... ii) ...; 第一，... 第二，..."""
     run: list[re.Match[str]] = []
     for match in _INLINE.finditer(text):
         mark = _ORDER[match[1] or match[2]]
