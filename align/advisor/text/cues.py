@@ -30,7 +30,8 @@ def cues(scene: Scene) -> Iterator[Evidence]:
                 yield from _read(scene, match, cue)
     spans: list[int] = []
     for match in scene.named("rules:duty"):
-        if not spans or match.start >= spans[-1]:
+        ours = any(free.start < match.end and match.start < free.end for free in scene.named("rules:free"))
+        if not ours and (not spans or match.start >= spans[-1]):
             spans.append(match.end)
             yield scene.evidence("_duty", True, match.start, match.end)
 
