@@ -62,3 +62,23 @@ def test_questions_that_people_ask_are_about_facts_unless_it_should_act_otherwis
     assert {("knowledge.source", "proprietary"), ("task.type", "qa")} <= told
     ruled = read(f"{asked} It must never mention prices.").evidence
     assert not any(e.field == "knowledge.source" for e in ruled)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("It shall (i) answer politely, (ii) give no legal advice and (iii) end with a name.", 3),
+        ("The rules: i) no advice ii) no names iii) max 5 sentences iv) no slang.", 4),
+        ("It must (ii) do this and (iii) that.", None),
+        ("Must do what volume (i) says, and again (i) and (i).", None),
+    ],
+)
+def test_roman_numbers_count_rules_where_they_begin_at_one(text: str, count: int | None) -> None:
+    counted = [e.value for e in read(text).evidence if e.field == "behaviour.rules_count" and not e.vague]
+    assert counted == ([] if count is None else [count])
+
+
+def test_what_we_should_do_is_no_rule_for_the_model() -> None:
+    fields = {e.field for e in read("We should use reinforcement learning.").evidence}
+    assert "behaviour.rules_count" not in fields
+    assert any(e.field == "behaviour.rules_count" for e in read("It should use short words.").evidence)
