@@ -9,7 +9,7 @@ from align.advisor.text.hardware import FAMILIES
 from align.advisor.text.nouns import noun, noun_before
 from align.advisor.text.number import Number
 from align.advisor.text.scene import Scene
-from align.advisor.text.shares import is_target, share
+from align.advisor.text.shares import is_score, is_target, share
 
 DAYS = {"unit:day": 1.0, "unit:week": 7.0, "unit:month": 30.0}
 SECONDS = {"unit:second": 1.0, "unit:millisecond": 0.001, "unit:minute": 60.0}
@@ -34,7 +34,7 @@ def quantities(scene: Scene) -> Iterator[Evidence]:
 
 
 def _of(scene: Scene, number: Number) -> list[Evidence] | None:
-    if number.share or is_target(scene, number):
+    if number.share or is_target(scene, number) or is_score(scene, number):
         return share(scene, number)
     for reader in (_params, _money, _time, _length, _rate, _rules, _samples):
         found = reader(scene, number)

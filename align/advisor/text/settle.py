@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import get_args
 
 from align.advisor.facts import Evidence
+from align.schemas.project import Knowledge
 
+RHYTHMS = get_args(get_args(Knowledge.model_fields["changes"].annotation)[0])[::-1]
+"""How often facts change, the fastest first."""
 CORPUS = 1e8
 """Tokens from which on a text is a corpus, so that its documents are not there to be looked up."""
 TASKS = (
@@ -33,7 +37,7 @@ def settled(found: Iterable[Evidence]) -> list[Evidence]:
     evidence = list(found)
     facts = [e for e in evidence if not e.field.startswith("_")]
     hints = [e for e in evidence if e.field.startswith("_")]
-    facts = list(_corpus(_formats(facts)))
+    facts = list(_corpus(_formats(_rhythms(facts))))
     hinted = frozenset(hint.field for hint in hints)
     facts += [fact for hint in hints for fact in _of_hint(hint, facts, hinted)]
     facts += _duties(hints, facts)
@@ -45,6 +49,21 @@ def _telling(e: Evidence) -> tuple[int, int]:
     """Task types by how telling they are, all else by where it stands (each field is read for itself)."""
     rank = TASKS.index(e.value) if e.field == "task.type" and e.value in TASKS else 0
     return rank, e.span[0] if e.span else 0
+
+
+def _rhythms(facts: list[Evidence]) -> list[Evidence]:
+    """Of phrases of change that overlap the longest counts, of two as long the faster: `revised every few weeks`."""
+    told = [e for e in facts if e.field == "knowledge.changes" and e.span]
+    beaten = {id(e) for e in told for other in told if _overlap(e, other) and _weight(other) > _weight(e)}
+    return [e for e in facts if id(e) not in beaten]
+
+
+def _overlap(a: Evidence, b: Evidence) -> bool:
+    return bool(a.span and b.span and a.span[0] < b.span[1] and b.span[0] < a.span[1])
+
+
+def _weight(e: Evidence) -> tuple[int, int]:
+    return len(e.quote), -RHYTHMS.index(e.value)
 
 
 def _formats(facts: list[Evidence]) -> list[Evidence]:
@@ -124,7 +143,8 @@ def _asked(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
     asked = [hint for hint in hints if hint.field == "_asked" and hint.status == "asserted"]
     other = any(e.field.startswith(ACTS) and e.status == "asserted" and e.value is not False for e in facts)
     held = any(e.field in (f"data.{kind}" for kind in TRAINED_ON) and e.value is True for e in facts)
-    if not asked or other or held:
+    goal = any(e.field == "task.description" for e in facts)
+    if not asked or not goal or other or held:
         return []
     hint = replace(asked[0], status="asserted", vague=True)
     return [

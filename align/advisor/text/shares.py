@@ -23,9 +23,15 @@ def is_target(scene: Scene, number: Number) -> bool:
     return number.plain and 1 < number.value <= 100 and wanted and beside and not noun(scene, number).labels
 
 
+def is_score(scene: Scene, number: Number) -> bool:
+    """Whether a number between 0 and 1 is a share because a metric stands beside it: `F1 0.62 today`."""
+    named = any(m.end <= number.start <= m.end + 3 or 0 <= m.start - number.end <= 1 for m in scene.named("near:metric"))
+    return 0 < number.value < 1 and named and not noun(scene, number).labels
+
+
 def share(scene: Scene, number: Number) -> list[Evidence]:
     """What a share is: the target, the score today, or neither (a discount, an overlap, a rate of errors)."""
-    if not number.share:
+    if not number.share and number.value > 1:
         number = number.as_share(number.end)
     low, high = _room(scene, number)
     side = _side_of_a_rise(scene, number)
