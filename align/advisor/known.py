@@ -81,9 +81,13 @@ def own_wish(facts: Facts) -> bool:
 
 
 def wants_scorer(facts: Facts) -> bool:
-    """Whether a reward model is to be trained, and there are comparisons for it."""
+    """Whether a reward model is to be trained, and there are comparisons for it.
+
+    It is asked for or planned, or is all that comparisons can be used for: the model's own weights must stay.
+    """
     planned = any(e.value == "reward_model" for e in facts.all("reward.kind", "planned"))
-    return (asked(facts, "reward_model") or planned) and facts.coming("preference_pairs") is not None
+    left = facts.project.constraints.weights_frozen and scorer(facts) is None
+    return bool(asked(facts, "reward_model") or planned or left) and facts.coming("preference_pairs") is not None
 
 
 def wants_behaviour(facts: Facts) -> bool:

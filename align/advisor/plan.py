@@ -71,6 +71,7 @@ class _Draft:
         scoring = wants_scorer(self.facts)
         if self.facts.project.constraints.weights_frozen:
             self._step("reward_model", why, self._lacking("reward_model"))  # all that may be trained beside them
+            self._step("best_of_n", why, "a use for its scores while answering", optional=True)
             return
         after_cpt = any(step.stage == "continual_pretraining" for step in self.steps)
         raw = self.facts.project.model.type == "base" or after_cpt

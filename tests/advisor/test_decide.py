@@ -80,6 +80,7 @@ def test_the_answer(settings: dict[str, Any], primary: str, companions: list[str
         ({"data": [COMPARED], "requested": "rlhf"}, ["dpo"]),
         ({"data": [COMPARED], "requested": "reward_model"}, ["reward_model"]),
         ({"data": [PAIRS], **SQL, **CHECKED}, ["sft", "grpo"]),
+        ({"data": [COMPARED], "constraints__weights_frozen": True}, ["reward_model", "best_of_n"]),
         (
             {"data": [corpus(10**10), COMPARED], "knowledge__unseen_domain": True},
             ["continual_pretraining", "sft", "dpo"],
