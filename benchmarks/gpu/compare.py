@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +47,23 @@ def estimated(check: dict[str, Any]) -> dict[str, float]:
     return {phase: sum(parts.values()) - BASE + WORKSPACES for phase, parts in phases.items()}
 
 
-def main() -> int:
-    """A table, and how far the ratios lie apart."""
-    checks = json.loads(Path(sys.argv[1]).read_text())["checks"]
-    ratios: dict[str, list[float]] = {"training": [], "generation": []}
+def compared(checks: dict[str, Any]) -> Iterator[tuple[str, str, float, float]]:
+    """Of every measured run and phase: its name, the phase, bytes measured, bytes by the formulas."""
     for name, check in checks.items():
         if "stage" not in check:
             continue
-        says = estimated(check)
         found = {"training": check["bytes_by_step"][-1], "generation": check["bytes_between"][-1]}
-        for phase, value in says.items():
-            measured = found[phase] - check["bytes_at_start"]
-            ratio = value / measured if measured > 0 else float("nan")
-            ratios[phase].append(ratio)
-            print(
-                f"{name:64} {phase:10} measured {measured / GIB:7.3f}  formulas {value / GIB:7.3f}  ratio {ratio:.3f}"
-            )
+        for phase, says in estimated(check).items():
+            yield name, phase, found[phase] - check["bytes_at_start"], says
+
+
+def main() -> int:
+    """A table, and how far the ratios lie apart."""
+    ratios: dict[str, list[float]] = {"training": [], "generation": []}
+    for name, phase, measured, says in compared(json.loads(Path(sys.argv[1]).read_text())["checks"]):
+        ratios[phase].append(says / measured if measured > 0 else float("nan"))
+        told = f"measured {measured / GIB:7.3f}  formulas {says / GIB:7.3f}  ratio {ratios[phase][-1]:.3f}"
+        print(f"{name:64} {phase:10} {told}")
     for phase, of in ratios.items():
         print(f"{phase}: ratio {min(of):.3f} to {max(of):.3f}, median {statistics.median(of):.3f}, {len(of)} runs")
     return 0
