@@ -23,12 +23,16 @@ COUNTS = [
     ("There are 13k puzzles and a program that says solved or not solved.", "prompts", 13000),
     ("On 420 fresh tickets the prompt gets 71%.", "eval_set", 420),
     ("Our prompt hits the position in 39% of 220 clauses no one had looked at.", "eval_set", 220),
+    ("Testers were shown pairs of jokes and swiped. 70,000 swipes.", "preference_pairs", 70000),
+    ("For every one of 2,900 old incidents there is the report that went out.", "sft_pairs", 2900),
     ("(a) 35k solved examples; (b) 60k times a tutor preferred one answer over the other.", "preference_pairs", 60000),
 ]
 NOT_COUNTED = [
     "The hospital has 900 beds and answers questions.",
     "Staff marked which answer they liked. We pay 48,000 for it.",
     "We labelled reviews ourselves and it agreed on 188, which is fine.",
+    "The building has 600 rooms and was finished in 1998.",
+    "A fleet of 1,200 trucks is tracked and corrected by dispatchers.",
     "The prompt has a style guide and ten samples.",
     "The company was founded in 1923. Examples exist.",
 ]
@@ -57,3 +61,8 @@ def test_what_comes_less_than_daily_is_no_request() -> None:
 def test_millions_are_of_parameters_only_beside_a_model() -> None:
     fields = [{e.field for e in read(text).evidence} for text in ("It is a 500M student.", "Is 900M enough?")]
     assert ["model.params_b" in said for said in fields] == [True, False]
+
+
+def test_a_number_below_one_beside_a_metric_is_a_score() -> None:
+    said = {e.field: e.value for e in read("F1 0.62 today, at temperature 0.7.").evidence}
+    assert said["evals.baseline"] == 0.62

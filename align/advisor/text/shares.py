@@ -25,7 +25,9 @@ def is_target(scene: Scene, number: Number) -> bool:
 
 def is_score(scene: Scene, number: Number) -> bool:
     """Whether a number between 0 and 1 is a share because a metric stands beside it: `F1 0.62 today`."""
-    named = any(m.end <= number.start <= m.end + 3 or 0 <= m.start - number.end <= 1 for m in scene.named("near:metric"))
+    named = any(
+        m.end <= number.start <= m.end + 3 or 0 <= m.start - number.end <= 1 for m in scene.named("near:metric")
+    )
     return 0 < number.value < 1 and named and not noun(scene, number).labels
 
 
