@@ -60,7 +60,7 @@ def examined(
         if dry:
             each = replace(each, counted=_counted(known, here, each))
         if measure:
-            each = _measured(run, known, here, asked, each, prices, currency)
+            each = _measured(known, here, asked, each, prices, currency)
         found.append(each)
     return found
 
@@ -99,7 +99,6 @@ def _counted(known: Ready, here: Machine, said: StageEstimate) -> Mapping[str, d
 
 
 def _measured(
-    run: Run,
     known: Ready,
     here: Machine,
     asked: Asked,
@@ -116,14 +115,13 @@ def _measured(
             "learns from rows that are not there yet", "calibrate it once they are", where=known.stage.name
         )
     seen = calibrate(known.stage, local)
-    theirs = replace(known, planned=seen.planned)
     there = estimated(
-        replace(asked, batches=theirs.planned.batches, device=_device(local), devices=1, accelerator=local.accelerator)
+        replace(asked, batches=seen.planned.batches, device=_device(local), devices=1, accelerator=local.accelerator)
     )
     phase = "training" if "training" in seen.peaks else "generation"
     parts = there.phases[phase]
-    loose = sum(parts.get(name, 0.0) for name in ("activations", "logits", "base"))
-    guessed = sum(parts.values())
+    loose = sum(parts.get(name, 0.0) for name in ("activations", "logits"))
+    guessed = sum(parts.values()) - parts.get("base", 0.0)  # which no allocator sees
     factor = max(0.1, (seen.peaks[phase] - (guessed - loose)) / loose) if loose else 1.0
     after = estimated(asked, prices, currency, factor)
     told = {"peak": float(seen.peaks[phase]), "estimated": guessed, "factor": factor, "step_seconds": seen.seconds}

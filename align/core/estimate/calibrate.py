@@ -27,8 +27,8 @@ from align.schemas.errors import AlignError
 from align.schemas.estimate import Micro
 from align.schemas.run import Run, Stage
 
-STEPS = 3
-"""The first makes the optimizer's state, the second is watched, the third is timed."""
+MANY = 1000
+"""Steps that the plan is made for; few of them are run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,13 @@ class Seen:
 
 
 def calibrate(stage: Stage, machine: Machine) -> Seen:
-    """Run three steps of a stage on one device here. Raises AlignError where training would."""
+    """Run a few steps of a stage on one device here. Raises AlignError where training would.
+
+    All of a first phase (offline: one step), which makes the optimizer's state; then one step that is watched, with its
+    phase's answering; then one that is timed.
+    """
     devices = stage.devices.model_copy(update={"count": 1, "nodes": 1})
-    train = stage.train.model_copy(update={"max_steps": STEPS})
+    train = stage.train.model_copy(update={"max_steps": MANY})
     stage = stage.model_copy(update={"devices": devices, "train": train})
     with tempfile.TemporaryDirectory() as scratch:
         directory = RunDirectory(Run(output=scratch, stages=[stage]))
@@ -63,7 +67,7 @@ def calibrate(stage: Stage, machine: Machine) -> Seen:
 
 def _run(setup: Setup, machine: Machine) -> Seen:
     cuda = machine.accelerator == "cuda"
-    module = AlignModule(setup.stage, setup.policy, setup.algorithm, setup.reference, STEPS, critic=setup.critic)
+    module = AlignModule(setup.stage, setup.policy, setup.algorithm, setup.reference, MANY, critic=setup.critic)
     module.trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=1, global_step=0, strategy=SimpleNamespace(backward=lambda loss, _: loss.backward())
     )
@@ -71,25 +75,29 @@ def _run(setup: Setup, machine: Machine) -> Seen:
     module.to(device)
     optimizer = module.configure_optimizers()["optimizer"]
     peaks: dict[str, int] = {}
+    spent: list[tuple[float, float]] = []  # seconds of getting a step's batch and of the step itself
+    phase = setup.phases.steps_per_phase if isinstance(setup.phases, RolloutPhases) else 1
     steps = _steps(setup)
-    for turn in range(STEPS):
+    for turn in range(phase + 2):
         watch: AbstractContextManager[dict[str, Any]] = nullcontext({})
-        if turn == STEPS - 2:
+        if turn == phase:
             watch = _watch(module, optimizer, cuda)
         started = time.perf_counter()
         with watch as seen:
             step: StepBatch = next(steps).to(device)
-            if isinstance(setup.phases, RolloutPhases) and "peak" in seen:
+            fetched = time.perf_counter()
+            if isinstance(setup.phases, RolloutPhases) and seen:
                 peaks["generation"] = seen["peak"]()
                 seen["restart"]()
             optimizer_step(module, step, optimizer, setup.stage, device.type)
-            if "peak" in seen:
+            if seen:
                 peaks["training"] = seen["peak"]()
                 watched = step
         if cuda:
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-    return Seen(peaks, seconds, _as_planned(setup, watched, machine))
+        spent.append((fetched - started, time.perf_counter() - fetched))
+    answering = min(spent[0][0], spent[phase][0])  # the first is cold, the other watched
+    return Seen(peaks, answering / phase + spent[-1][1], _as_planned(setup, watched, machine))
 
 
 def _steps(setup: Setup) -> Iterator[StepBatch]:
