@@ -20,8 +20,8 @@ from align.advisor.text.words import cut, sentences
 
 __all__ = ["Reading", "parse", "read"]
 
-HEAD, TAIL = 100_000, 20_000
-"""Characters read of a long text, from its start and its end: some forty pages. A description has one or two."""
+HEAD, TAIL = 60_000, 20_000
+"""Characters read of a long text, from its start and its end: some thirty pages. A description has one or two."""
 PLACES = 20
 """Most places kept that say the same of one field."""
 

@@ -58,6 +58,7 @@ class Lexicon:
         self._classes: dict[str, str] = {}
         for name, words in content.get("classes", {}).items():
             self._classes[name] = "|".join(self._classes[w[1:]] if w[0] == "@" else w for w in words.split())
+        self._parts_known: dict[tuple[str, int], _Part] = {}
         self._sets: dict[str, int] = {}
         self._exact: dict[str, list[int]] = {}
         self._heads: dict[str, list[int]] = {}
@@ -84,11 +85,15 @@ class Lexicon:
             if word == "...":
                 gap = self._gap
                 continue
-            yield _Part(self._set(word.removeprefix("?")), gap, word[0] == "?")
+            part = self._parts_known.get((word, gap))
+            if part is None:
+                part = self._parts_known[word, gap] = _Part(self._set(word.removeprefix("?")), gap, word[0] == "?")
+            yield part
             gap = 0
 
     def _set(self, words: str) -> int:
-        words = "|".join(self._classes[w[1:]] if w[0] == "@" else w for w in words.split("|"))
+        if "@" in words:
+            words = "|".join(self._classes[w[1:]] if w[0] == "@" else w for w in words.split("|"))
         if words not in self._sets:
             self._sets[words] = number = len(self._sets)
             for word in words.split("|"):
@@ -160,7 +165,8 @@ def _labelled(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, list
 def _spaced(phrase: str) -> Iterator[str]:
     """A phrase's words; Chinese characters one by one."""
     for word in str(phrase).split():
-        if any("\u4e00" <= letter <= "\u9fff" for letter in word) and "|" not in word and len(word) > 1:
+        han = not word.isascii() and any("\u4e00" <= letter <= "\u9fff" for letter in word)
+        if han and "|" not in word and len(word) > 1:
             optional = "?" if word[0] == "?" else ""
             yield from _characters(word.removeprefix("?"), optional)
         else:

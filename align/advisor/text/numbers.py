@@ -16,6 +16,7 @@ from align.advisor.text.words import Sentence, cut
 LETTERS = {"k": 1e3, "m": 1e6, "mm": 1e6, "mn": 1e6, "mln": 1e6, "b": 1e9, "bn": 1e9, "bln": 1e9, "t": 1e12, "tn": 1e12}
 """Scales in letters; one letter only where it is joined to its number or a capital."""
 _POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+_DIGITS = frozenset("0123456789")
 _COMMA = ("de", "es")
 """Languages that write 1.234,5."""
 _LARGEST = 1e300
@@ -86,8 +87,8 @@ def _power(s: Sentence, at: int, end: int, value: float) -> Number | None:
         number = (value if scaled else 1) * _raised(10.0 if scaled else value, int(written[2]))
         return exact(number, at, end + (4 if scaled else 2 - starred))
     raised = behind[:2].translate(_POWERS)
-    if behind and behind[0] not in "0123456789" and raised[:1].isdigit():
-        exponent = int("".join(digit for digit in raised if digit.isdigit()))
+    if behind and behind[0] not in _DIGITS and raised[:1] in _DIGITS:
+        exponent = int("".join(digit for digit in raised if digit in _DIGITS))
         return exact(_raised(value, exponent), at, end + 1)
     return None
 
