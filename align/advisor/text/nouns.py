@@ -65,7 +65,10 @@ def _behind(scene: Scene, number: Number) -> Noun:
     else:
         end = max(m.end for m in found)
         first = min(m.start for m in found if m.end == end)
-    return Noun(frozenset(m.label for m in found if m.start == first and m.end == end), number.start, end)
+    labels = frozenset(m.label for m in found if m.start == first and m.end == end)
+    if labels == {"unit:other"} and end < limit and scene.sentence.kinds[end] == "word":
+        return Noun(frozenset(), number.start, number.end)  # customer complaints are no customers
+    return Noun(labels, number.start, end)
 
 
 def _shared(scene: Scene, number: Number) -> Noun:
