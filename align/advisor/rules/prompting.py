@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.advisor.facts import Facts
-from align.advisor.known import JUDGED, falls_short, gap, purpose, scorer, tried
+from align.advisor.known import JUDGED, ONLINE, asked, falls_short, gap, own_wish, purpose, scorer, tried
 from align.advisor.rule import Finding
 from align.advisor.stock import denied, enough, some
 from align.advisor.thresholds import Thresholds
@@ -71,6 +71,8 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
         return None
     if scorer(facts) and some(facts, "prompts", limit):
         return None
+    if own_wish(facts) and asked(facts, "rlhf", *ONLINE) and not scorer(facts):
+        return None  # what is wanted is learning from rewards: what scores has to be known first
     if tried(facts, "prompting", "few_shot") and falls_short(facts) and not denied(facts, "sft_pairs"):
         return None
     because = "there is a goal and too little to train on: a good prompt with a few examples in it comes first"
