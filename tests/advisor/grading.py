@@ -78,7 +78,7 @@ def judged_keys(all_cases: Iterable[dict[str, Any]]) -> set[str]:
 
 
 def f1(counts: Counter[str]) -> float:
-    return 2 * counts["tp"] / (2 * counts["tp"] + counts["fp"] + counts["fn"])
+    return 2 * counts["tp"] / max(2 * counts["tp"] + counts["fp"] + counts["fn"], 1)
 
 
 def grade_words(case: dict[str, Any], evidence: Iterable[Evidence]) -> Counter[str]:

@@ -15,6 +15,7 @@ from tests.advisor import grading
 from tests.advisor.deciding import advice
 
 CASES = Path(__file__).parent / "cases"
+SETS = ["shared", "dev", "fresh"]
 
 
 @functools.cache
@@ -45,7 +46,7 @@ def test_numbers_are_found(name: str) -> None:
     assert graded(name)[0] >= 0.95
 
 
-@pytest.mark.parametrize("name", ["shared", "dev"])
+@pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize(
     ("key", "least"), [("primary", 0.95), ("must_warn", 0.95), ("algorithm", 0.9), ("pipeline", 0.9)]
 )
@@ -53,6 +54,6 @@ def test_advice_is_as_expected(name: str, key: str, least: float) -> None:
     assert graded(name)[1][key] >= least
 
 
-@pytest.mark.parametrize("name", ["shared", "dev"])
+@pytest.mark.parametrize("name", SETS)
 def test_nothing_forbidden_is_advised(name: str) -> None:
     assert graded(name)[2] == []

@@ -97,6 +97,8 @@ def phrase_end(scene: Scene, number: Number) -> int:
     while at < len(s.words) and at < start + length:
         here = s.kinds[at] == "mark" and s.words[at] not in _JOINTS
         stop = at in scene.phrase_stops and s.text[s.ends[at] : s.ends[at] + 1] != "-"  # on-policy pairs
+        if stop and at > start and s.words[at : at + 1] in _ANDS:  # formatting and wording rules
+            stop = any(start <= m.start < at for m in scene.countable)
         if at not in s.quoted and (at in scene.number_starts or stop or here):
             break
         at += 1
