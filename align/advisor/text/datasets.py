@@ -135,15 +135,17 @@ def _unnamed(scene: Scene, number: Number, behind: Noun, guess: str | None) -> s
     pointed = words[number.start - 1 : number.start] == (":",)
     if guess and (told or (number.value >= THINGS and (end > number.end or them or pointed))):
         return guess
-    alone = number.end == len(words) or scene.sentence.kinds[number.end] == "mark" or len(words) <= BRIEF
+    alone = len(words) <= BRIEF or them == len(words) or (them and scene.sentence.kinds[them] == "mark")
     headed = number.start <= 1 and len(words) <= BRIEF and scene.before in JUDGED  # 70,000 swipes.
     return scene.before if ((them and alone) or headed) and number.value >= THINGS else None
 
 
-def _counted(scene: Scene, number: Number) -> bool:
-    """Whether a number counts what was spoken of before: `leaving 8,800`, `41 thousand of them`."""
+def _counted(scene: Scene, number: Number) -> int:
+    """Where the words end in which a number counts what was spoken of before: `leaving 8,800`, `41k of them`; or 0."""
     told = scene.named("phrase:counted")
-    return any(m.end <= number.start <= m.end + 2 or 0 <= m.start - number.end <= 1 for m in told)
+    behind = [m.end for m in told if 0 <= m.start - number.end <= 1]
+    before = [number.end for m in told if m.end <= number.start <= m.end + 2]
+    return max(behind + before, default=0)
 
 
 def _kind(scene: Scene, start: int, end: int, low: int, high: int) -> str | None:
