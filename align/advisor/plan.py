@@ -68,7 +68,7 @@ class _Draft:
 
     def _train(self) -> None:
         why = self._why("post_training")
-        scoring = wants_scorer(self.facts)
+        scoring = wants_scorer(self.facts) and not self._learns_from_it()
         if self.facts.project.constraints.weights_frozen:
             self._step("reward_model", why, self._lacking("reward_model"))  # all that may be trained beside them
             self._step("best_of_n", why, "a use for its scores while answering", optional=True)
@@ -99,10 +99,14 @@ class _Draft:
         rewards = asked(self.facts, "rlhf", *ONLINE) and own_wish(self.facts) and scorer(self.facts) not in AUTOMATIC
         if wanted or (rewards and self._usable("prompts")):
             self._step("reward_model", why, self._lacking("reward_model"))
-            if self._usable("prompts"):
+            if self._usable("prompts") or self._learns_from_it():
                 self._step(self._online("ppo"), why, self._lacking("ppo"))
         else:
             self._step("dpo", why, self._lacking("dpo"))
+
+    def _learns_from_it(self) -> bool:
+        """Whether a scorer is wanted for the sake of learning from it: both are named."""
+        return any(e.value in ("rlhf", *ONLINE) for e in self.facts.all("requested", "asserted", "planned"))
 
     def _rewards(self, why: list[str]) -> None:
         """Prompts and a score: learning from rewards, or from the best of several answers."""
@@ -123,8 +127,9 @@ class _Draft:
             self._step(online, why, self._lacking(online))
 
     def _online(self, default: str) -> str:
+        named = [e.value for e in self.facts.all("requested", "asserted", "planned") if e.value in ONLINE]
         wanted = self.facts.project.requested
-        return wanted if wanted in ONLINE else default
+        return wanted if wanted in ONLINE else named[0] if named else default
 
     def _sample(self, learn: bool) -> None:
         """The best of several answers; learn: and sft on them, which is rejection sampling."""
