@@ -49,7 +49,7 @@ def problems(run: Run, hardware: Hardware) -> Iterator[Problem]:
         else:
             mend = f"{found.mend}; or launch all the same: --override {found.ids[0]} --reason TEXT"
             yield Problem(f"project: {found.ids[0]}", found.what, mend)
-    for rule in reasons.keys() - used:
+    for rule in sorted(reasons.keys() - used):
         yield Problem(f"override {rule}", "overrides nothing: no such finding stops this run", level="warning")
 
 
