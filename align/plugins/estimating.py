@@ -9,7 +9,7 @@ from align.advisor.estimate import hardware
 from align.advisor.estimate.hardware import Device
 from align.advisor.estimate.knobs import Asked
 from align.advisor.estimate.report import StageEstimate, estimated
-from align.advisor.estimate.shape import of_directory
+from align.advisor.estimate.shape import Shape, named_size, of_directory, typical
 from align.core.estimate.here import Machine, Ready, machine, ready
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
@@ -46,11 +46,13 @@ def examined(
     found = []
     for stage in run.stages:
         here = where(place, machine(stage.devices) if place.device is None and place.memory is None else None)
-        known = ready(run.stages, stage, here.accelerator, here.count)
+        billions = run.project.model.params_b if run.project else None
+        billions = billions or named_size(stage.model.path)
+        known = ready(run.stages, stage, here.accelerator, here.count, sized=billions is not None)
         asked = Asked(
             stage=known.stage,
             needs=known.needs,
-            shape=of_directory(known.directory),
+            shape=_shape(known, billions, exactly="--dry-run" if dry else "--calibrate" if measure else None),
             batches=known.planned.batches,
             device=_device(here),
             devices=here.count,
@@ -63,6 +65,23 @@ def examined(
             each = _measured(known, here, asked, each, prices, currency)
         found.append(each)
     return found
+
+
+def _shape(known: Ready, billions: float | None, exactly: str | None) -> Shape:
+    """The model's shape: its config's, else one that is typical of so many billion parameters.
+
+    Raises AlignError where an option, ``exactly``, needs the model itself and there is none.
+    """
+    if known.directory is not None:
+        return of_directory(known.directory)
+    if exactly is not None:
+        raise AlignError(
+            f"{exactly} needs a model whose config.json can be had",
+            f"give a directory that holds one, or leave out {exactly}: a typical shape is taken then",
+            where=f"{known.stage.name}: model.path: {known.stage.model.path}",
+        )
+    assert billions is not None
+    return typical(billions)
 
 
 def where(place: Place, here: Machine | None) -> Machine:

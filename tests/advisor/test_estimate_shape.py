@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.advisor.estimate import hardware
-from align.advisor.estimate.shape import Shape, from_config, of_directory, typical
+from align.advisor.estimate.shape import Shape, from_config, named_size, of_directory, typical
 from align.schemas.errors import AlignError
 
 QWEN25_05B = {
@@ -114,3 +114,20 @@ def test_every_device_is_complete_and_sourced() -> None:
         assert row["source"] in read["sources"], row["name"]
         assert 8 <= row["memory"] <= 300 and 0.1 <= row["bandwidth"] <= 10 and 20 <= row["peak"] <= 3000, row["name"]
         assert row["fp32"] <= row["peak"]
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", 8),
+        ("Qwen/Qwen2.5-0.5B", 0.5),
+        ("models/llama-2-70b-chat-hf/", 70),
+        ("8B/own", None),
+        ("mistralai/Mixtral-8x7B-v0.1", None),
+        ("Qwen/Qwen3-30B-A3B", None),
+        ("gpt2", None),
+        ("some/0B", None),
+    ],
+)
+def test_a_name_tells_a_size(name: str, billions: float | None) -> None:
+    assert named_size(name) == billions

@@ -166,3 +166,19 @@ def test_memory_alone_is_enough(large: Path, tmp_path: Path) -> None:
     (found,) = stages(estimate(file, "--memory", "500", "--format", "json"))
     assert found["capacity"] == 500_000_000_000 and found["verdict"] == "fits"
     assert found["work"]["flops"] is not None and found["work"]["wall_hours"] is None
+
+
+@pytest.mark.parametrize(("path", "said"), [("no/such-8B-Chat", None), ("no/such-model", 8)])
+def test_a_model_that_cannot_be_had_is_estimated_by_its_size(
+    path: str, said: float | None, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    file = run_file(tiny_model_dir, tmp_path)
+    if said is not None:
+        file.write_text(file.read_text() + f"project: {{model: {{params_b: {said}}}}}\n")
+    laid = (f"stages.0.model.path={path}", "--device", "H100", "--format", "json")
+    (found,) = stages(estimate(file, *laid))
+    assert found["parameters"] == 8_030_261_248
+    assert "a typical shape of 8.03B parameters" in [each["fact"] for each in found["assumptions"]]
+    for option in ("--dry-run", "--calibrate"):
+        refused = estimate(file, *laid, option)
+        assert refused.exit_code == 2 and f"{option} needs a model" in refused.output

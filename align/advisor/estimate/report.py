@@ -189,7 +189,8 @@ def _assumptions(asked: Asked) -> Iterator[Assumption]:
             effect="training would refuse: take rollout.generator: vllm, an adapter, or devices.strategy: ddp",
         )
     if not asked.shape.exact:
-        yield Assumption(fact="shape typical of its size", why="no config.json", effect="memory +-15%")
+        size = f"a typical shape of {asked.shape.params / 1e9:.3g}B parameters"
+        yield Assumption(fact=size, why="no config.json can be had", effect="memory +-15%")
     if stage.rollout is not None and any(reward.type == "reward_model" for reward in stage.rollout.rewards):
         yield Assumption(
             fact="the reward model is not counted",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,13 @@ def of_directory(directory: Path) -> Shape:
     if not isinstance(config, dict):
         raise AlignError("is not a mapping", "give a model's directory", where=str(path))
     return from_config(config)
+
+
+def named_size(name: str) -> float | None:
+    """The billions of parameters that a model's name tells (``Qwen2.5-0.5B``); None for none, or for experts (8x7B)."""
+    last = name.rstrip("/").rpartition("/")[2]
+    sizes = re.findall(r"(?i)(?<![a-z0-9.])(\d+(?:\.\d+)?)b(?![a-z0-9])", last)
+    return float(sizes[0]) or None if sizes and not re.search(r"(?i)\d+x\d|-a\d+(\.\d+)?b", last) else None
 
 
 KNOWN = {

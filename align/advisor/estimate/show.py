@@ -49,9 +49,10 @@ def show(found: StageEstimate, console: Console) -> None:
 def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
     """What is printed of a stage, from top to bottom."""
     devices = f"{found.devices} x {found.device}" if found.devices > 1 else found.device
+    params = f"{found.shape.params / 1e6:,.1f}M" if found.shape.params >= 1e6 else f"{found.shape.params:,}"
     yield Text.assemble(
         (f"{found.name} ({found.algorithm})", "bold"),
-        f"  {found.shape.params / 1e6:,.1f}M parameters on {devices}, {size(found.capacity)} each, {found.strategy}",
+        f"  {params} parameters on {devices}, {size(found.capacity)} each, {found.strategy}",
     )
     scale = max([found.capacity, *(sum(parts.values()) for parts in found.phases.values())])
     longest = max((sum(parts.values()) for parts in found.phases.values()), default=0.0)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from align.core.algorithm import Algorithm
 from align.core.data.plan import Layout
@@ -38,12 +38,12 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A stage with what is known of it. directory: of its model's config."""
+    """A stage with what is known of it. directory: of its model's config; None where that cannot be had."""
 
     stage: Stage
     algorithm: Algorithm
     needs: Needs
-    directory: Path
+    directory: Path | None
     planned: Planned
     layout: Layout
 
@@ -63,10 +63,11 @@ def machine(devices: Devices) -> Machine:
     return Machine("cpu", "CPU", float(memory), 1 if devices.count == "auto" else devices.count * devices.nodes)
 
 
-def ready(stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int) -> Ready:
+def ready(stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int, *, sized: bool = False) -> Ready:
     """A stage made ready for estimating. Raises AlignError for a model whose config cannot be had.
 
-    One that starts from what an earlier stage will export is taken to start from that one's model.
+    sized: the model's size is known, so its config may be missing. One that starts from what an earlier stage will
+    export is taken to start from that one's model.
     """
     by_name = {other.name: other for other in stages}
 
@@ -77,8 +78,14 @@ def ready(stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int)
         return root(path.removeprefix("stage:"), False) if path.startswith("stage:") else path
 
     stage = located(stage, root)
-    directory = config_of(stage)
-    if is_adapter(directory):
+    directory: Path | None
+    try:
+        directory = config_of(stage)
+    except AlignError:
+        if not sized:
+            raise
+        directory = None
+    if directory is not None and is_adapter(directory):
         stage, directory = _continued(stage, directory)
     algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
     if isinstance(algorithm, Online):
@@ -103,13 +110,22 @@ def config_of(stage: Stage) -> Path:
     if local.is_dir():
         return local.absolute()
     try:
-        return Path(hf_hub_download(path, "config.json", revision=stage.model.revision)).parent
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        return Path(_of_hub(path, stage.model.revision)).parent
+    except Exception as error:  # of whichever HTTP library the hub's client uses
         raise AlignError(
             "is neither a directory here nor a hub id whose config.json can be had",
-            "give a directory that holds at least a config.json",
+            "give a directory that holds at least a config.json, or say the size: project.model.params_b",
             where=f"{stage.name}: model.path: {path}",
         ) from error
+
+
+def _of_hub(name: str, revision: str | None) -> str:
+    """The cache's config.json, or the hub's where one try reaches it: the hub's client would try six times."""
+    try:
+        return hf_hub_download(name, "config.json", revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision))
+        return hf_hub_download(name, "config.json", revision=revision)
 
 
 def _continued(stage: Stage, directory: Path) -> tuple[Stage, Path]:
