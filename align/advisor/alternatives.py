@@ -163,7 +163,7 @@ def why_not(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], option: 
         tuple(f"{f.rule}: {f.because}" for f in findings if f.option == within and f.weight != "veto"),
         tuple(f"{f.rule}: {f.because}" for f in findings if (f.option == within) == (f.weight == "veto")),
         settings or (),
-        "it is advised" if chosen else told(settings) if settings else NOTHING_NEAR,
+        "it is advised" if chosen else told(settings, facts) if settings else NOTHING_NEAR,
     )
 
 
@@ -186,7 +186,7 @@ def alternatives(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], dec
             option=option,
             rank=rank,
             because=_because(decision, option),
-            flips_if=told(settings) if settings else NOTHING_NEAR,
+            flips_if=told(settings, facts) if settings else NOTHING_NEAR,
             what_if=list(settings or ()),
         )
         for rank, (_, _, option, settings) in enumerate(sorted(listed, key=lambda each: each[:2]), start=2)

@@ -23,6 +23,7 @@ from align.advisor.thresholds import Thresholds
 from align.advisor.weigh import hear
 from align.advisor.wish import requested, summary
 from align.schemas.advice import Advice, Confidence, Disagreement, Question, Quote, Reason, Warned
+from align.schemas.project import Size
 
 DECIDING = ("goal", "data", "data_kind", "data_size", "reward")
 """Questions whose answers may change the answer itself, in the order to ask them."""
@@ -108,6 +109,8 @@ def _quotes(facts: Facts, fields: Sequence[str]) -> list[Quote]:
     found: list[Evidence] = []
     for name in fields:
         said = [e for e in facts.all(name) if e.quote]
+        if name.startswith("data.") and name.count(".") == 1:
+            said = [e for e in said if e.field == name or e.field.rpartition(".")[2] in Size.model_fields]
         counted = [e for e in said if e.status in ("asserted", "negated", "done", "tried")] or said
         strongest = {e.field: e for e in reversed(counted)}
         found += [e for e in counted if strongest[e.field] is e and not any(e is other for other in found)]

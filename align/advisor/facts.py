@@ -170,9 +170,12 @@ def _of_data(held: Sequence[DataSet] | None, places: dict[str, str], source: Sou
         where = places.get(f"data[{i}]", "")
         yield Evidence(f"data.{data.kind}", True, quote=f"kind: {data.kind}", source=source, place=where)
         plain = data.model_dump(exclude={"kind", "size", "note"})
-        for key, value in {**data.size.model_dump(), **plain}.items():
+        sizes = data.size.model_dump()
+        for key, value in {**sizes, **plain}.items():
             if value is not None:
-                yield Evidence(f"data.{data.kind}.{key}", value, "asserted", f"{key}: {_yaml(value)}", None, source)
+                place = places.get(f"data[{i}].{'size.' if key in sizes else ''}{key}", where)
+                told = f"{key}: {_yaml(value)}"
+                yield Evidence(f"data.{data.kind}.{key}", value, quote=told, source=source, place=place)
 
 
 def _yaml(value: Any) -> str:

@@ -53,18 +53,19 @@ WHETHER: dict[str, str] = {
 }
 
 
-def told(settings: Sequence[str]) -> str:
+def told(settings: Sequence[str], facts: Facts) -> str:
     """Settings as a sentence: ``it would be, if 25 instructions had to hold at once``."""
     pairs = [_parts(setting) for setting in settings]
-    kinds = {path.rsplit(".", 1)[0]: value for path, value in pairs if path.endswith(".kind")}
+    kinds: dict[str, str] = {f"data.{i}": body.kind for i, body in enumerate(facts.project.data or ())}
+    kinds |= {path[:-5]: value for path, value in pairs if path.startswith("data.") and path.endswith(".kind")}
     sized = {path.split(".size.")[0] for path, _ in pairs if ".size." in path}
     words = [_words(path, value, kinds) for path, value in pairs if not (path.endswith(".kind") and path[:-5] in sized)]
-    return "it would be, if " + " and ".join(words)
+    return "it would be, if " + " and ".join(dict.fromkeys(words))
 
 
 def _words(path: str, value: str, kinds: dict[str, str]) -> str:
     plain = value.replace("_", " ") if value != "null" else "another"
-    if path.endswith(".kind"):
+    if path.startswith("data.") and path.endswith(".kind"):
         return f"there were {plain}"
     if ".size." in path:
         body, unit = path.split(".size.")

@@ -67,12 +67,17 @@ def _effect(facts: Facts) -> tuple[float, float | None]:
 
 
 def _capability(facts: Facts, limit: Thresholds, table: dict[str, Any]) -> str:
-    """A skill is measured as such; many rules are, whatever they are for; else the task says how."""
+    """A skill is measured as such; without one many rules are, whatever they are for; else the task says how."""
     wanted = skill(facts)
-    if wanted is None and (facts.project.behaviour.rules_count or 0) > limit.few_rules:
+    if wanted is None and _rules(facts, limit):
         return "instruction_following"
     known = ALIKE.get(wanted or "", wanted or facts.project.task.type or "")
     return known if known in table and known not in ("rag", "domain_model") else "chat"
+
+
+def _rules(facts: Facts, limit: Thresholds) -> bool:
+    """Whether there are so many rules that keeping them is a measure of its own."""
+    return (facts.project.behaviour.rules_count or 0) > limit.few_rules
 
 
 def _suites(facts: Facts, limit: Thresholds, plan: Plan) -> tuple[list[str], list[str]]:
@@ -81,6 +86,8 @@ def _suites(facts: Facts, limit: Thresholds, plan: Plan) -> tuple[list[str], lis
     trained = [stage for stage in plan.stages if stage not in ("rag", "prompting", "continual_pretraining")]
     if trained:
         names.append(_capability(facts, limit, table))
+        if _rules(facts, limit):
+            names.append("instruction_following")  # beside a skill; once where it is the capability itself
     names += [stage for stage in ("rag", "prompting") if stage in plan.stages]
     own = [facts.project.evals.metric] if facts.project.evals.metric else []
     target = [*own, *facts.project.evals.suite, *(s for name in names for s in table[name]["target"])]

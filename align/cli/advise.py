@@ -126,8 +126,8 @@ def _case(read: Brief, options: dict[str, Any], limit: Thresholds) -> Case:
     case = read_by_model(case, options)
     for word in options["data"]:
         case = case.and_also(advice.of_word(word))
-    if options["model"]:
-        case = case.and_also(advice.of_model(options["model"]))
+    named = options["model"]
+    case = case.and_also(advice.of_model(named) if named else advice.size_of(read.project.model.name))
     if options["hardware"]:
         case = case.and_also(advice.of_hardware(options["hardware"]))
     if options["answers"]:
@@ -242,6 +242,8 @@ def _what_if(facts: Facts, limit: Thresholds, before: Advice, options: dict[str,
     if options["format_"] != "text":
         raise click.UsageError("--what-if prints text or json")
     click.echo("Nothing would be otherwise." if not differences else f"{', '.join(options['what_if'])}:")
+    if after.primary == before.primary:
+        click.echo(f"  {'primary':<11} {after.primary}, as before")
     for what, now, then in differences:
         click.echo(f"  {what:<11} {now}  →  {then}")
 

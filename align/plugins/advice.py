@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from align import __version__
 from align.advisor.decide import advise
+from align.advisor.estimate.shape import of_directory
 from align.advisor.facts import Evidence, Facts, Source, from_form, gather
 from align.advisor.measured import added
 from align.advisor.rule import Rule
@@ -20,6 +21,7 @@ from align.core.settings import check, dotted
 from align.schemas.advice import Advice
 from align.schemas.errors import AlignError, did_you_mean
 from align.schemas.project import DataKind, HardwareFacts, Measured, Project
+from align.schemas.text import number
 
 if TYPE_CHECKING:
     from align.advisor.model_parser import Asker
@@ -86,7 +88,11 @@ def weigh(
     facts: Facts, limit: Thresholds, prices: Path | None = None, parser: str = "rules", *, others: bool = True
 ) -> Advice:
     """Advice by the installed rules. others: with what would flip to other ways."""
-    return advise(facts, limit, rules(), tool=__version__, parser=parser, prices=prices, others=others)
+    usable = rules()
+    lost = sorted(set(registry.offers("rule")) - set(usable))
+    said = (f"rule {name} cannot be loaded and was left out: align plugins doctor" for name in lost)
+    facts = replace(facts, rejected=(*facts.rejected, *said))
+    return advise(facts, limit, usable, tool=__version__, parser=parser, prices=prices, others=others)
 
 
 def counted(project: Project) -> tuple[list[Evidence], list[str]]:
@@ -99,6 +105,19 @@ def counted(project: Project) -> tuple[list[Evidence], list[str]]:
         elif body.path and Path(body.path).suffix:
             missing.append(f"data.{body.kind}: {body.path} is not there, so what is claimed of it counts")
     return found, missing
+
+
+def size_of(name: str | None) -> list[Evidence]:
+    """The parameters of a model that is a directory here, by its config.json; an unreadable one tells nothing."""
+    home = Path(name or "").expanduser()
+    if not name or not (home / "config.json").is_file():
+        return []
+    try:
+        billions = of_directory(home).params / 1e9
+    except AlignError:
+        return []
+    quote = f"config.json: {number(billions * 1e9)} parameters"
+    return [Evidence("model.params_b", billions, quote=quote, source="file", place=name)]
 
 
 def of_word(word: str) -> list[Evidence]:
@@ -133,7 +152,8 @@ def _shown(value: Any) -> str:
 
 def of_model(name: str) -> list[Evidence]:
     """``--model``."""
-    return [Evidence("model.name", name, quote=f"--model {name}", source="answer", place="command line")]
+    named = Evidence("model.name", name, quote=f"--model {name}", source="answer", place="command line")
+    return [named, *size_of(name)]
 
 
 def of_hardware(word: str) -> list[Evidence]:

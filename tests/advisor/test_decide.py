@@ -322,6 +322,8 @@ def test_the_gate_knows_what_can_be_seen() -> None:
 
 
 def test_suites_follow_the_capability() -> None:
+    ruled = advice(behaviour__rules_count=27, data=[PAIRS], **SQL).evals
+    assert ruled is not None and ruled.target == ["execution_accuracy", "all_rules_pass", "ifeval"]
     sql = advice(data=[PAIRS], **SQL, evals__metric="own_accuracy", evals__suite=["bird"]).evals
     assert sql is not None
     assert sql.target == ["own_accuracy", "bird", "execution_accuracy"] and "empty_result_rate" in sql.guard

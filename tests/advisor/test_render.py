@@ -20,7 +20,7 @@ from align.advisor.render import FORMATS, Format, Written, render
 from align.advisor.render.outline import Bar, outline
 from align.advisor.render.page import shares
 from align.advisor.render.place import Region
-from align.schemas.advice import Advice, Quote
+from align.schemas.advice import Advice, Quote, Range
 from tests.advisor.advices import BRIEF, everywhere, full, insufficient
 from tests.core.reports import Shape
 from tests.core.test_report_hostile import PAYLOADS
@@ -156,3 +156,21 @@ def test_rendering_imports_no_torch() -> None:
     check += "print([name for name in ('torch', 'numpy', 'transformers', 'align.core') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_same_is_said_once() -> None:
+    advised = full()
+    twice = advised.model_copy(update={"conflicts": advised.conflicts * 2})
+    assert outline(twice) == outline(advised)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.05, 0.1, "3 to 6 minutes"), (1.5, 4, "1.5 to 4 hours"), (60, 72, "2.5 to 3 days"), (0, 0.01, "under a minute")],
+)
+def test_time_has_the_unit_that_suits_it(low: float, high: float, said: str) -> None:
+    advised = full()
+    assert advised.estimate is not None
+    estimate = advised.estimate.model_copy(update={"wall_hours": Range(low=low, high=high)})
+    shown = outline(advised.model_copy(update={"estimate": estimate}))
+    assert said in [item.text for section in shown for item in section.items]

@@ -292,3 +292,38 @@ def test_every_option_is_in_the_manuals() -> None:
     options = [option for parameter in advise.params for option in parameter.opts if option.startswith("--")]
     assert len(options) > 20
     assert [option for option in options if option not in pages] == []
+
+
+def test_a_model_that_is_here_is_as_large_as_its_config_says(tiny_model_dir: Path) -> None:
+    Path("brief.yaml").write_text(FORM + f"model: {{name: {tiny_model_dir}}}\n")
+    for found in (advice("brief.yaml"), advice("--text", "One answer keeps 27 rules.", "--model", str(tiny_model_dir))):
+        assert "model.name" not in [question.field for question in found.missing]
+    Path("torn").mkdir()
+    Path("torn/config.json").write_text("{")
+    assert "model.name" in [question.field for question in advice("brief.yaml", "--model", "torn").missing]
+
+
+def test_what_if_says_that_the_answer_stays() -> None:
+    assert (
+        "primary     post_training, as before" in run("brief.yaml", "--what-if", "behaviour.output_format=fixed").output
+    )
+
+
+def test_what_scores_is_no_kind_of_data() -> None:
+    words = run("brief.yaml", "--why-not", "grpo").output
+    assert "there were prompts and what scores an answer were verifier" in words
+
+
+def test_a_line_is_named_for_what_stands_within_a_body_of_data() -> None:
+    places = {q.quote: q.source for reason in advice("brief.yaml").reasons for q in reason.quotes}
+    assert places["rows: 14000"] == "brief.yaml line 5"
+
+
+def test_a_rule_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from align.plugins import advice as case
+
+    usable = dict(case.rules())
+    usable.pop("R-POST-1")
+    monkeypatch.setattr(case, "rules", lambda: usable)
+    left_out = "rule R-POST-1 cannot be loaded and was left out: align plugins doctor"
+    assert left_out in advice("brief.yaml").not_understood

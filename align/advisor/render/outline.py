@@ -82,7 +82,7 @@ def outline(advice: Advice) -> list[Section]:
         Section("gate", "Before it ships", list(_gate(advice))),
         Section("missing", "Not known", list(_missing(advice))),
         Section("assumed", "Assumed", list(_assumed(advice))),
-        Section("conflicts", "Said twice", [Item(c.fact, f"{c.taken}, not {c.dropped}") for c in advice.conflicts]),
+        Section("conflicts", "Said twice", list(_conflicts(advice))),
         Section("unread", "Not understood", [Item("", said) for said in advice.not_understood]),
     ]
     if advice.primary == "insufficient":  # then the questions are the answer
@@ -118,7 +118,8 @@ def _reasons(advice: Advice) -> Iterator[Item]:
 def _plan(advice: Advice) -> Iterator[Item]:
     for count, step in enumerate(advice.plan, 1):
         needs = [f"needs {step.needs}"] if step.needs else []
-        because = [f"because of {', '.join(step.why)}"] if step.why else []
+        rules = [rule for rule in step.why if rule != "CODESIGN"] or step.why
+        because = [f"because of {', '.join(rules)}"] if rules else []
         yield Item(f"{count}. {_words(step.stage)}", "; ".join([*["optional"] * step.optional, *needs, *because]))
     stages = {step.stage for step in advice.plan}
     for companion in advice.companions:
@@ -144,6 +145,8 @@ def _data(advice: Advice) -> Iterator[Item]:
     for need in advice.data:
         given = "" if need.given is None else f": {need.given:,} {need.unit}"
         wanted = f"at least {need.floor:,} {need.unit}, comfortable from {need.comfortable:,}"
+        if need.comfortable <= 1:
+            wanted = f"any {need.unit}"
         code, tone = (need.lint,) if need.lint else (), tones.get(need.verdict, "plain")
         yield Item(_words(need.need), f"{_words(need.verdict)}{given}; {wanted}", code=code, tone=tone)
 
@@ -169,7 +172,8 @@ def _fit(fit: Fit, hardware: Hardware, before: str) -> Item:
     tones: dict[str, Tone] = {"fits": "good", "tight": "warning", "does_not_fit": "error"}
     of = f" of {hardware.capacity_gb:.4g}" if hardware.capacity_gb else ""
     lacking = f", {fit.short_gb:.3g} GB too much" if fit.verdict == "does_not_fit" else ""
-    text = f"{before}{_words(fit.verdict)}: {fit.total_gb:.3g}{of} GB on each GPU{lacking}"
+    verdict = _words(fit.verdict) if hardware.capacity_gb else "takes"
+    text = f"{before}{verdict}: {fit.total_gb:.3g}{of} GB on each GPU{lacking}"
     more = (f"cheapest mend: {fit.knob}",) if fit.knob else ()
     bar = Bar(fit.per_gpu_gb, fit.total_gb, hardware.capacity_gb)
     return Item(fit.strategy, text, more, tone=tones[fit.verdict], bar=bar)
@@ -183,13 +187,13 @@ def _estimate(advice: Advice) -> Iterator[Item]:
         ("tokens", found.tokens, ""),
         ("arithmetic", found.flops, " FLOPs"),
         ("GPU time", found.gpu_hours, " GPU-hours"),
-        ("time", found.wall_hours, " hours"),
+        ("time", found.wall_hours, None),
         ("cost", found.cost, f" {found.currency}"),
     ):
         if value is not None:
-            yield Item(name, between(value) + unit)
+            yield Item(name, _lasting(value) if unit is None else between(value) + unit)
     if found.basis:
-        yield Item("", found.basis)
+        yield Item("", "; ".join(dict.fromkeys(found.basis.split("; "))))
 
 
 def _warnings(advice: Advice) -> Iterator[Item]:
@@ -222,15 +226,30 @@ def _assumed(advice: Advice) -> Iterator[Item]:
         yield Item(fact if equals else "", f"{value or fact}, {taken.why}", (taken.effect,))
 
 
+def _conflicts(advice: Advice) -> Iterator[Item]:
+    for fact, words in dict.fromkeys((c.fact, f"{c.taken}, not {c.dropped}") for c in advice.conflicts):
+        yield Item(fact, words)
+
+
 def between(value: Range) -> str:
     """``1.5 to 4``."""
     low, high = number(value.low), number(value.high)
     return low if low == high else f"{low} to {high}"
 
 
+def _lasting(hours: Range) -> str:
+    """Hours in the unit that suits them: ``3 to 5 minutes``."""
+    for unit, name in ((48.0, "days"), (1.0, "hours"), (1 / 60, "minutes")):
+        if hours.high >= unit:
+            size = 24.0 if name == "days" else unit
+            return f"{between(Range(low=hours.low / size, high=hours.high / size))} {name}"
+    return "under a minute"
+
+
 def _once(quotes: Sequence[Quote]) -> tuple[Quote, ...]:
     """The same words may bear out several fields."""
-    return tuple({(quote.quote, quote.source): quote for quote in reversed(quotes)}.values())[::-1]
+    said = [quote for quote in quotes if quote.fact != "nothing"]
+    return tuple({(quote.quote, quote.source): quote for quote in reversed(said)}.values())[::-1]
 
 
 def _words(name: str) -> str:

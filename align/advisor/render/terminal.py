@@ -13,7 +13,7 @@ from align.advisor.render.outline import Bar, Item, Section, Tone, footer, headi
 from align.schemas.advice import Advice
 from align.schemas.text import visible
 
-MARKS = 24
+MARKS = 28
 """Widest column of marks; a longer one is folded."""
 CELLS = 40
 STYLES: dict[Tone, str] = {"plain": "", "good": "green", "warning": "yellow", "error": "red"}
