@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from align.core.model.export import export_from_state
 from align.core.registry import registry
 from align.core.rollout.collect import Prompts
+from align.core.rollout.functions import STATE
 from align.core.rollout.online import Harvest
 from align.core.train import checkpoint, spawn
 from align.core.train.alarms import Alarms
@@ -179,8 +180,11 @@ def rolling_out(directory: RunDirectory, place: StageDirectory, setup: Setup, mo
     held_out = [Prompts(held.examples, setup.prepared.rows) for held in setup.prepared.held_out]
     module.rehearse = lambda index: phases.evaluate(held_out[index], module.trainer.global_step)
     phases.collector.stop = lambda: module.stop_requested()
-    with opened(phases.collector):
-        yield
+    try:
+        with opened(phases.collector):
+            yield
+    finally:
+        STATE.global_step = 0  # outside training
 
 
 class Steps(LightningDataModule):
