@@ -122,10 +122,11 @@ def _case(read: Brief, options: dict[str, Any], limit: Thresholds) -> Case:
     from align.plugins import advice
     from align.schemas.errors import AlignError
 
-    case = advice.Case.of(read, limit).and_also(*advice.counted(read.project))
+    suites = advice.evaluations(read.project, options["data"])
+    case = advice.Case.of(read, limit).and_also(*advice.counted(read.project, suites))
     case = read_by_model(case, options)
     for word in options["data"]:
-        case = case.and_also(advice.of_word(word))
+        case = case.and_also(advice.of_word(word, suites))
     named = options["model"]
     case = case.and_also(advice.of_model(named) if named else advice.size_of(read.project.model.name))
     if options["hardware"]:

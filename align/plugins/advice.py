@@ -95,13 +95,23 @@ def weigh(
     return advise(facts, limit, usable, tool=__version__, parser=parser, prices=prices, others=others)
 
 
-def counted(project: Project) -> tuple[list[Evidence], list[str]]:
-    """The files that a form names, counted, where they are on this machine; and those that are missing, in words."""
+def evaluations(project: Project, words: Sequence[str] = ()) -> list[str]:
+    """The files on this machine that will be measured with: a form's, and those of ``--data eval_set=FILE``."""
+    held = [body.path for body in project.data or () if body.kind == "eval_set" and body.path]
+    named = [path for word in words for kind, _, path in [word.partition("=")] if kind == "eval_set"]
+    return [path for path in (*held, *named) if Path(path).expanduser().is_file()]
+
+
+def counted(project: Project, suites: Sequence[str] = ()) -> tuple[list[Evidence], list[str]]:
+    """The files that a form names, counted, where they are on this machine; and those that are missing, in words.
+
+    suites: evaluations whose rows must not be in the others.
+    """
     found: list[Evidence] = []
     missing: list[str] = []
     for body in project.data or ():
         if body.path and Path(body.path).expanduser().exists():
-            found += of_file(body.path, body.kind)
+            found += of_file(body.path, body.kind, suites)
         elif body.path and Path(body.path).suffix:
             missing.append(f"data.{body.kind}: {body.path} is not there, so what is claimed of it counts")
     return found, missing
@@ -120,21 +130,24 @@ def size_of(name: str | None) -> list[Evidence]:
     return [Evidence("model.params_b", billions, quote=quote, source="file", place=name)]
 
 
-def of_word(word: str) -> list[Evidence]:
-    """``--data FILE`` or ``--data KIND=FILE``, counted. Raises AlignError for what cannot be read."""
+def of_word(word: str, suites: Sequence[str] = ()) -> list[Evidence]:
+    """``--data FILE`` or ``--data KIND=FILE``, counted (see ``of_file``). Raises AlignError for what cannot be read."""
     kind, equals, path = word.partition("=")
     if not equals or Path(word).exists():
-        return of_file(word)
+        return of_file(word, None, suites)
     if kind not in get_args(DataKind):
         raise AlignError(f"{kind!r} is no kind of data", did_you_mean(kind, get_args(DataKind)), where=f"--data {word}")
-    return of_file(path, kind)  # type: ignore[arg-type]  # it is one of them
+    return of_file(path, kind, suites)  # type: ignore[arg-type]  # it is one of them
 
 
-def of_file(path: str, kind: DataKind | None = None) -> list[Evidence]:
-    """A data file, counted and checked. kind: what it is for, where that is known better than its rows tell."""
+def of_file(path: str, kind: DataKind | None = None, suites: Sequence[str] = ()) -> list[Evidence]:
+    """A data file, counted and checked. kind: what it is for, where that is known better than its rows tell.
+
+    suites: evaluations whose rows must not be in it, unless it is one itself.
+    """
     from align.core.data.lint.measure import measure
 
-    found = measure(path)
+    found = measure(path, against=() if kind == "eval_set" else suites)
     held = f"data.{kind or found.kind}"
     told = {"path": path, **found.facts}
     return [

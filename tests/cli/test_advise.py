@@ -327,3 +327,19 @@ def test_a_rule_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(case, "rules", lambda: usable)
     left_out = "rule R-POST-1 cannot be loaded and was left out: align plugins doctor"
     assert left_out in advice("brief.yaml").not_understood
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_rows_of_the_evaluation_among_those_to_learn_from_stop_a_launch(shared: bool) -> None:
+    def rows(words: str) -> str:
+        turns = (
+            {"role": "user", "content": f"{words} {{}}, please, in one short line?"},
+            {"role": "assistant", "content": "Yes."},
+        )
+        return "".join(json.dumps({"messages": turns}).replace("{}", str(i)) + "\n" for i in range(60))
+
+    Path("train.jsonl").write_text(rows("What would you say of number"))
+    Path("exam.jsonl").write_text(rows("What would you say of number" if shared else "Who has ever counted up to"))
+    Path("brief.yaml").write_text(FORM.replace("size: {rows: 14000}", "path: train.jsonl"))
+    found = advice("brief.yaml", "--data", "eval_set=exam.jsonl")
+    assert ("contamination" in {warning.id for warning in found.warnings}) is shared
