@@ -414,3 +414,9 @@ def _paths() -> list[str]:
         below = getattr(field.annotation, "model_fields", None)
         paths += [name] + [f"{name}.{key}" for key in below or ()]
     return paths
+
+
+@pytest.mark.parametrize(("changes", "level"), [("yearly", "note"), ("monthly", "warning")])
+def test_what_changes_once_a_year_is_worth_a_note(changes: str, level: str) -> None:
+    found = advice(knowledge__changes=changes, requested="sft").warnings
+    assert [warning.level for warning in found if warning.id == "data_freshness"] == [level]

@@ -134,7 +134,7 @@ def data_freshness(facts: Facts, limit: Thresholds) -> Warn | None:
     text = (
         f"the facts change ({changes}), and what is trained in is stale from then on: keep them in the index, renew it"
     )
-    return Warn("data_freshness", text, ("knowledge.changes",))
+    return Warn("data_freshness", text, ("knowledge.changes",), "note" if changes == "yearly" else "warning")
 
 
 def reward_hacking(facts: Facts, limit: Thresholds) -> Warn | None:
