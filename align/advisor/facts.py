@@ -96,13 +96,16 @@ class Facts:
     plan: Plan | None = None
 
     def all(self, name: str, *statuses: Status) -> list[Evidence]:
-        """Every place that speaks of a field (or of any below it), strongest first; of the statuses named, or all."""
+        """Every place that speaks of a field (or of any below it), the strongest and surest first.
+
+        Of the statuses named, or all.
+        """
         found = [
             e
             for e in self.evidence
             if (e.field == name or e.field.startswith(name + ".")) and (not statuses or e.status in statuses)
         ]
-        return sorted(found, key=lambda e: -STRENGTH[e.source])  # stable: the first mention first
+        return sorted(found, key=lambda e: (-STRENGTH[e.source], e.vague))  # stable: the first mention first
 
     def why(self, name: str) -> Evidence | None:
         """The place that the form's value of a field rests on."""
