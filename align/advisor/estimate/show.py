@@ -124,10 +124,10 @@ def components(found: StageEstimate, colour: bool) -> Table:
 def ways(found: StageEstimate) -> Table:
     """Each way of holding the model, and whether it fits."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("way", "a device", "verdict", "by"):
-        table.add_column(name, justify="right" if name in ("a device", "by") else "left")
+    for name in ("way", "a device", "verdict", ""):
+        table.add_column(name, justify="right" if name in ("a device", "") else "left")
     for way in found.ways:
-        by = f"{'+' if way.short_gb > 0 else '-'}{size(abs(way.short_gb) * 1e9)}"
+        by = f"{size(abs(way.short_gb) * 1e9)} {'too much' if way.short_gb > 0 else 'to spare'}"
         table.add_row(way.strategy, size(way.total_gb * 1e9), Text(SAID[way.verdict], STYLE[way.verdict]), by)
     return table
 
