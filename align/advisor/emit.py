@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from os.path import isdir
 from typing import Any
 
-from align.advisor.known import DATA_OF
+from align.advisor.known import ALGORITHM, DATA_OF, SAMPLING
 from align.schemas.advice import Advice, Algorithm, Step
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
 from align.schemas.run import Stage
 from align.schemas.text import visible
 
-ALGORITHM = {"continual_pretraining": "pretrain"}
-"""Stages whose algorithm has another name."""
-ONLINE = ("grpo", "rloo", "ppo", "best_of_n")
 OUTPUT = "runs/advised"
 WIDTH = 110
 MODEL = "models/start"
@@ -84,7 +81,7 @@ class _Draft:
             "data": self._data(kind),
             "algorithm": {"type": ALGORITHM.get(kind, kind)},
         }
-        if kind in ONLINE:
+        if kind in SAMPLING:
             half = (self.project.training.max_length or 2 * ANSWER) // 2  # of the sequence; the prompt has the other
             stage["rollout"] = {"rewards": [self._reward()], "sampling": {"max_tokens": max(1, half)}}
             stage["data"]["max_length"] = max(1, half)
@@ -96,7 +93,7 @@ class _Draft:
             stage["devices"] = devices
         for key, value in chosen.start.items() if chosen else ():
             _lay(stage, key.split("."), value)
-        if (longest := self.project.training.max_length) and kind not in ONLINE:
+        if (longest := self.project.training.max_length) and kind not in SAMPLING:
             stage["data"]["max_length"] = longest
         self.stages.append({key: stage[key] for key in Stage.model_fields if key in stage})
         if kind not in ("reward_model", "best_of_n"):

@@ -7,6 +7,10 @@ from align.schemas.project import DataKind
 
 ONLINE = ("grpo", "rloo", "ppo")
 """Algorithms that learn from rewards."""
+SAMPLING = (*ONLINE, "best_of_n")
+"""Stages that sample their answers to prompts, and have them scored."""
+ALGORITHM = {"continual_pretraining": "pretrain"}
+"""What the run file calls a stage's algorithm, where the plan says it in other words."""
 TRAINING = ("post_training", "sft", "dpo", "kto", "reward_model", "rlhf", *ONLINE)
 """Methods that fit weights to behaviour."""
 TRAINED_ON: tuple[DataKind, ...] = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts")

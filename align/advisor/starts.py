@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from align.advisor.estimate.memory import Tuning
 from align.advisor.facts import Facts, Plan
-from align.advisor.known import DATA_OF, scorer
+from align.advisor.known import ALGORITHM, DATA_OF, scorer
 from align.advisor.thresholds import Thresholds
 from align.schemas.advice import Algorithm, Hardware
 
-Tuning = Literal["full", "lora", "qlora"]
-PLUGIN = {"continual_pretraining": "pretrain"}
-"""What the run file calls a stage's algorithm, where the plan says it in other words."""
+HEAVIEST: tuple[Tuning, ...] = ("full", "lora", "qlora")
+"""By what they take, the heaviest first."""
 
 
 def algorithms(facts: Facts, limit: Thresholds, plan: Plan, hardware: Hardware | None) -> list[Algorithm]:
@@ -27,8 +27,7 @@ def algorithms(facts: Facts, limit: Thresholds, plan: Plan, hardware: Hardware |
 def planned_tuning(facts: Facts, limit: Thresholds, plan: Plan) -> Tuning | None:
     """What memory is reckoned for: the heaviest that any stage wants; None where nothing is fitted."""
     wanted = {wanted_tuning(facts, limit, step.stage) for step in plan.steps if step.stage in _table()}
-    heaviest: tuple[Tuning, ...] = ("full", "lora", "qlora")
-    return next((tuning for tuning in heaviest if tuning in wanted), None)
+    return min(wanted, key=HEAVIEST.index, default=None)
 
 
 def wanted_tuning(facts: Facts, limit: Thresholds, stage: str) -> Tuning:
@@ -50,10 +49,8 @@ def _tuning(facts: Facts, limit: Thresholds, stage: str, hardware: Hardware | No
     asked_fits = hardware is None or hardware.asked is None or hardware.asked.verdict != "does_not_fit"
     if chosen is None or (facts.project.training.tuning and asked_fits):
         return wanted
-    fitting: dict[str, Tuning] = {"full": "full", "lora": "lora", "qlora": "qlora"}
-    found = fitting.get(chosen.strategy.split("-")[0], wanted)
-    cost = ("full", "lora", "qlora")
-    return max(wanted, found, key=cost.index)
+    found = next((tuning for tuning in HEAVIEST if tuning == chosen.strategy.split("-")[0]), wanted)
+    return max(wanted, found, key=HEAVIEST.index)
 
 
 def _start(facts: Facts, stage: str, tuning: Tuning) -> Algorithm:
@@ -63,7 +60,7 @@ def _start(facts: Facts, stage: str, tuning: Tuning) -> Algorithm:
         start["model.adapter.quantize"] = "nf4"
     source = "; ".join(entry["source"] for entry in chosen)
     ordered = dict(sorted(start.items()))
-    return Algorithm(stage=stage, name=PLUGIN.get(stage, stage), tuning=tuning, start=ordered, source=source)
+    return Algorithm(stage=stage, name=ALGORITHM.get(stage, stage), tuning=tuning, start=ordered, source=source)
 
 
 def _holds(entry: dict[str, Any], facts: Facts, stage: str, tuning: Tuning) -> bool:

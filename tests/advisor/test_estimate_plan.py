@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from align.advisor.estimate import memory, strategy
 from align.advisor.estimate.memory import Setting
-from align.advisor.estimate.plan import LEARNS, plan_fit
+from align.advisor.estimate.plan import plan_fit
 from align.advisor.estimate.shape import typical
 from align.advisor.facts import Facts
+from align.advisor.known import DATA_OF
 from align.schemas.advice import Assumption, Estimate, Hardware, Step
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
@@ -119,7 +120,7 @@ def test_cost_needs_a_price(tmp_path: Path) -> None:
 
 
 Sizes = st.floats(0.2, 200)
-Stages = st.lists(st.sampled_from(sorted(LEARNS)), min_size=1, max_size=3)
+Stages = st.lists(st.sampled_from(sorted(DATA_OF)), min_size=1, max_size=3)
 Forms = st.fixed_dictionaries(
     {
         "model": st.fixed_dictionaries({"params_b": st.none() | Sizes}),

@@ -12,20 +12,11 @@ from align.advisor.estimate.memory import Setting, Tuning
 from align.advisor.estimate.shape import Shape, of_directory, typical
 from align.advisor.estimate.work import Load
 from align.advisor.facts import Facts
+from align.advisor.known import DATA_OF, SAMPLING
 from align.schemas.advice import Assumption, Estimate, Fit, Hardware, Range, Step
 from align.schemas.errors import AlignError
-from align.schemas.project import DataKind, Project
+from align.schemas.project import Project
 
-ONLINE = ("grpo", "rloo", "ppo", "best_of_n")
-LEARNS: dict[str, DataKind] = {
-    "continual_pretraining": "corpus",
-    "sft": "sft_pairs",
-    "dpo": "preference_pairs",
-    "reward_model": "preference_pairs",
-    "kto": "unpaired_feedback",
-    **dict.fromkeys(ONLINE, "prompts"),
-}
-"""Stages that are estimated, and what each learns from."""
 GROUP = {"grpo": 8, "rloo": 4, "ppo": 1, "best_of_n": 8}
 """Answers to a prompt, where nobody says."""
 
@@ -56,7 +47,7 @@ def plan_fit(
     files named.
     """
     project, assumed = facts.project, list[Assumption]()
-    stages = [step.stage for step in steps if step.stage in LEARNS]
+    stages = [step.stage for step in steps if step.stage in DATA_OF]
     shape = shape_of(project, assumed)
     if not stages or shape is None:
         return None, None, assumed
@@ -115,7 +106,7 @@ def _reckon(name: str, facts: Facts, shape: Shape, devices: int, assumed: list[A
         )
     load = _load(name, facts, assumed)
     pairs = 2 if name in ("dpo", "reward_model", "kto") else 1
-    online = name in ONLINE
+    online = name in SAMPLING
     setting = Setting(
         devices=devices,
         tokens=pairs * length,
@@ -127,12 +118,12 @@ def _reckon(name: str, facts: Facts, shape: Shape, devices: int, assumed: list[A
 
 
 def _load(name: str, facts: Facts, assumed: list[Assumption]) -> Load | None:
-    data = facts.data(LEARNS[name])
+    data = facts.data(DATA_OF[name])
     if data is None and name == "continual_pretraining":
         data = facts.data("documents")
     size = None if data is None else data.size
     tokens: float | None = None if size is None else size.tokens
-    if tokens is None and size is not None and size.bytes and name not in ONLINE:
+    if tokens is None and size is not None and size.bytes and name not in SAMPLING:
         tokens = size.bytes / BYTES_PER_TOKEN
         assumed.append(
             Assumption(
@@ -140,7 +131,7 @@ def _load(name: str, facts: Facts, assumed: list[Assumption]) -> Load | None:
             )
         )
     rows = None if size is None else size.rows
-    if name in ONLINE:
+    if name in SAMPLING:
         if rows is None:
             return None
         made = float(rows * GROUP[name] * ANSWER_TOKENS)
@@ -170,7 +161,7 @@ def _load(name: str, facts: Facts, assumed: list[Assumption]) -> Load | None:
 
 
 def _rows(facts: Facts, stages: Sequence[str]) -> int:
-    held = [facts.data(LEARNS[stage]) for stage in stages]
+    held = [facts.data(DATA_OF[stage]) for stage in stages]
     return max((data.size.rows or 0 for data in held if data is not None), default=0)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from align.advisor.known import DATA_OF
 from align.schemas.advice import Advice, Fit, Hardware, Quote, Range
 from align.schemas.text import number
 
@@ -55,9 +56,6 @@ PRIMARY = {
     "post_training": "Post-training",
     "insufficient": "Not enough is known",
 }
-
-
-_TRAINS = frozenset({"sft", "dpo", "kto", "reward_model", "grpo", "rloo", "ppo", "best_of_n"})
 
 
 def heading(advice: Advice) -> str:
@@ -123,7 +121,9 @@ def _plan(advice: Advice) -> Iterator[Item]:
         yield Item(f"{count}. {_words(step.stage)}", "; ".join([*["optional"] * step.optional, *needs, *because]))
     stages = {step.stage for step in advice.plan}
     for companion in advice.companions:
-        if companion not in stages and not (companion == "post_training" and stages & _TRAINS):
+        if companion not in stages and not (
+            companion == "post_training" and stages & (DATA_OF.keys() - {"continual_pretraining"})
+        ):
             yield Item(f"with {_words(companion)}", "beside it, whatever else is done")
 
 

@@ -7,14 +7,24 @@ from dataclasses import replace
 from typing import Literal
 
 from align.advisor.facts import Facts
-from align.advisor.known import DATA_OF, ONLINE, TRAINED_ON, TRAINING, asked, falls_short, own_wish, scorer, tried
+from align.advisor.known import (
+    DATA_OF,
+    ONLINE,
+    SAMPLING,
+    TRAINED_ON,
+    TRAINING,
+    asked,
+    falls_short,
+    own_wish,
+    scorer,
+    tried,
+)
 from align.advisor.rule import Warn
 from align.advisor.rules.knowledge import CHANGING
 from align.advisor.stock import big, denied, stock
 from align.advisor.thresholds import Thresholds
 
 FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", "reward_model", *ONLINE)
-LEARNS_FROM_REWARDS = (*ONLINE, "best_of_n")
 RESTRICTED = re.compile(
     r"mixed|vari|unknown|unclear|restrict|proprietary|copyright|non-?commercial|\bnc\b|licen[cs]ed|client"
 )
@@ -139,7 +149,7 @@ def data_freshness(facts: Facts, limit: Thresholds) -> Warn | None:
 
 def reward_hacking(facts: Facts, limit: Thresholds) -> Warn | None:
     """W-HACK: whatever is rewarded is what is learned."""
-    planned = facts.plan is not None and any(s in LEARNS_FROM_REWARDS for s in facts.plan.stages)
+    planned = facts.plan is not None and any(s in SAMPLING for s in facts.plan.stages)
     wanted = asked(facts, "rlhf", *ONLINE) and scorer(facts)
     if not planned and not wanted:
         return None
