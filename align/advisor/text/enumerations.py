@@ -11,8 +11,11 @@ from align.advisor.text.words import cut
 
 _ITEM = re.compile(r"^[ \t]{0,8}(?:[-*•]|\(?\d{1,2}[.)]|\(?[a-z]\))[ \t]+\S.*$", re.MULTILINE)
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
-_INLINE = re.compile(r"(?:[(（]|(?<!\S)(?=[iv]))([a-h1-8]|viii|vii?|iv|v|i{1,3})[)）]|第?([一二三四五六七八])[，、]")
-_ORDER = {mark: i % 8 for i, mark in enumerate((*"abcdefgh12345678一二三四五六七八", *_ROMAN))}
+_INLINE = re.compile(
+    r"(?:[(（]|(?<!\S)(?=[iv]))([a-h1-8]|viii|vii?|iv|v|i{1,3})[)）]"
+    r"|[第其]?([一二三四五六七八])[，、,是]|([①-⑧])|(?<![\d.])([1-8])、"
+)
+_ORDER = {mark: i % 8 for i, mark in enumerate((*"abcdefgh12345678一二三四五六七八①②③④⑤⑥⑦⑧", *_ROMAN))}
 LEAD = 200
 """Characters before a list that say what it is of."""
 MOST = 60
@@ -49,10 +52,10 @@ def _continued(text: str, end: int, start: int) -> bool:
 
 
 def _inline(text: str) -> Iterator[tuple[int, int, int, int]]:
-    """Lists in a sentence: (a) ... (b) ...; (i) ... (ii) ..., i) ... ii) ...; 第一，... 第二，..."""
+    """Lists in a sentence: (a) ... (b) ...; (i) ... (ii) ..., i) ... ii) ...; 第一，...; 一是 ...; 1、...; ① ..."""
     run: list[re.Match[str]] = []
     for match in _INLINE.finditer(text):
-        mark = _ORDER[match[1] or match[2]]
+        mark = _ORDER[next(filter(None, match.groups()))]
         if mark == 0:
             run = [match]
         elif run and mark == len(run) and match.start() - run[-1].end() < 400:

@@ -54,7 +54,7 @@ def languages_of(text: str) -> tuple[list[str], list[str]]:
             unknown.append(code)
             han = 0 if code == "ja" else han
     letters = sum(map(len, _WORD.findall(sample))) - han
-    if han >= 8:
+    if han >= 8 or han > letters:
         known = ["zh", *known] if han * 3 > letters else [*known, "zh"]
         unknown = [code for code in unknown if code in _tables()["scripts"]]
     if not known and not unknown:

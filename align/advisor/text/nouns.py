@@ -19,7 +19,27 @@ _THE = frozenset(
 )
 _ANDS = (("and",), ("und",), ("y",), ("plus",), ("和",))
 _POINTERS = frozenset(
-    (":", ",", "(", "=", "~", "，", "：", "（", "约", "共", "就", "is", "are", "about", "total", "son", "sind", "met")
+    (
+        ":",
+        ",",
+        "(",
+        "=",
+        "~",
+        "，",
+        "：",
+        "（",
+        "约",
+        "共",
+        "有",
+        "就",
+        "is",
+        "are",
+        "about",
+        "total",
+        "son",
+        "sind",
+        "met",
+    )
 )
 
 
@@ -55,7 +75,7 @@ def _behind(scene: Scene, number: Number) -> Noun:
     found = [m for m in scene.countable if begin <= m.start < limit]
     if not found:
         return _shared(scene, number)
-    ends = ("tokens", "token") if scene.languages[0] == "de" else ("tokens",)
+    ends = ("tokens", "token", "词") if scene.languages[0] in ("de", "zh") else ("tokens",)
     tokens = [m.end for m in found if m.label == "unit:tokens" and scene.sentence.words[m.start] in ends]
     found = [m for m in found if m.end <= min(tokens, default=limit + LEFT)]  # 2 Mrd. Tokens Fachtexte
     text, after = scene.sentence.text, scene.sentence.ends[number.end - 1]

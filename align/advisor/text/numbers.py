@@ -69,6 +69,8 @@ def _digits(s: Sentence, at: int, known: Vocabulary, decimal_comma: bool) -> Num
         return power
     if follows in LETTERS and (len(follows) > 1 or follows == "k" or s.joined(end) or s.text[s.starts[end]].isupper()):
         return exact(value * LETTERS[follows], at, end + 1, letter=follows[0])
+    if follows == "w" and s.joined(end) and end + 1 < len(s.words) and s.kinds[end + 1] == "han":  # 3w条
+        return exact(value * 1e4, at, end + 1)
     if follows and s.kinds[end] == "han" and follows in HAN_SCALES:
         return chinese(s, end, value, at)
     mixed = role == "and" and [known.role(word)[0] for word in s.words[end + 1 : end + 3]] == ["articles", "half"]

@@ -120,7 +120,12 @@ def _rate(scene: Scene, number: Number) -> list[Evidence] | None:
     unit = noun(scene, number)
     for per in scene.named("near:per"):
         period = next((d for d in scene.matches if d.start == per.end and d.label in DAYS), None)
-        joined = scene.sentence.words[per.start - 1] in ("and", "und", "y")  # 2,900 rules and each month a new one
+        joined = scene.sentence.words[per.start - 1] in (
+            "and",
+            "und",
+            "y",
+            "，",
+        )  # 2,900 rules and each month a new one
         if period is not None and unit.end <= per.start <= unit.end + 2 and not joined:
             value = number.value / DAYS[period.label]
             guess = unit.named("unit:request") is None
@@ -139,7 +144,7 @@ def _rules(scene: Scene, number: Number) -> list[Evidence] | None:
         return None
     if unit.named("unit:rule"):
         start, end = number.start, unit.end
-    elif not unit.labels and (before := noun_before(scene, number, "unit:rule")):
+    elif unit.labels <= {"data:weak"} and (before := noun_before(scene, number, "unit:rule")):
         start, end = before.start, number.end
     else:
         return None

@@ -16,6 +16,9 @@ ARROWS = ("->", "→", "=>")
 FROM = frozenset(("from", "von", "de", "del", "desde", "从", "由"))
 """Before the first of two shares these say that it is to rise to the second, which is no range."""
 
+RISE = frozenset("提升高涨拉增加改进善做")
+"""Before 到 these say that it is to rise."""
+
 
 def merged(s: Sentence, found: Sequence[Number], known: Vocabulary) -> Iterator[Number]:
     """The numbers of a sentence, those that are two in one joined."""
@@ -33,6 +36,8 @@ def merged(s: Sentence, found: Sequence[Number], known: Vocabulary) -> Iterator[
 def rises(s: Sentence, first: Number, second: Number, known: Vocabulary) -> bool:
     """Whether two shares are where it stands and where it should be: `from 60% to 90%`, `60% -> 90%`."""
     between = s.words[first.end : second.start]
+    if between[-1:] in (("到",), ("至",)) and RISE.issuperset(between[:-1]):  # 从 60% 提高到 90%
+        between = between[-1:]
     if len(between) != 1:
         return False
     led = bool(set(s.words[max(first.start - 1, 0) : first.start]) & FROM)

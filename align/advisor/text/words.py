@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from align.advisor.text.traditional import SIMPLER
+
 LONGEST_SENTENCE = 1000
 """Characters; what is longer is cut at a space, so that whatever looks around in a sentence stays cheap."""
 
@@ -41,7 +43,8 @@ class Sentence:
     """One sentence, cut into words, numbers and marks.
 
     words: in lower case, quotation marks and joining hyphens left out. kinds: number, word, name (letters and digits:
-    A100), han (one Chinese character), mark. starts, ends: character places in the sentence. clauses: which clause
+    A100), han (one Chinese character, a traditional one as its simplified
+    form), mark. starts, ends: character places in the sentence. clauses: which clause
     each word is in; what stands in brackets is a clause of its own. quoted: words inside quotation marks, which are
     somebody's example.
     """
@@ -107,7 +110,10 @@ def cut(text: str) -> Sentence:
                 clause = opened.pop() if len(opened) > 1 else clause
             elif word in ";:；：—–，。!?！？…" or (word == "-" and text[match.end() : match.end() + 1].isspace()):
                 clause = last = last + 1
-        words.append("x" if kind == "times" or word == "×" else word.lower().replace("’", "'"))
+        if kind == "han":
+            words.append(word.translate(SIMPLER))
+        else:
+            words.append("x" if kind == "times" or word == "×" else word.lower().replace("’", "'"))
         kinds.append("word" if kind == "times" or word == "×" else str(kind))
         starts.append(match.start())
         ends.append(match.end())
