@@ -169,7 +169,7 @@ def parsed(question: Question, words: str) -> tuple[Answer, str]:
         by_number = {str(number): choice for number, choice in enumerate(question.choices, 1)}
         found = {**by_number, **named}.get({"y": "yes", "n": "no"}.get(word, word))
         return found, "" if found is not None else f"one of: {', '.join(named)}; or its number"
-    number = re.fullmatch(r"(\d+(?:\.\d+)?|\d{1,3}(?:,\d{3})+)([kmb]?)", word)
+    number = re.fullmatch(r"(\d{1,18}(?:\.\d+)?|\d{1,3}(?:,\d{3}){1,5})([kmb]?)", word)
     if number is None:
         return None, "a number: 27, 14000, 14k, 2.5b"
     value = float(number[1].replace(",", "")) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[number[2]]

@@ -217,6 +217,7 @@ def test_what_is_typed(field: str, words: str, value: Any) -> None:
     ("field", "words", "fault"),
     [
         ("behaviour.rules_count", "many", "a number"),
+        ("behaviour.rules_count", "9" * 400, "a number"),
         ("behaviour.rules_count", "2.5", "integer"),
         ("model.params_b", "0", "greater than 0"),
         ("knowledge.changes", "7", "one of: never, yearly"),
