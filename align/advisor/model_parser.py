@@ -19,8 +19,8 @@ from typing import Any, get_args
 from align.advisor import text as rules
 from align.advisor.facts import Evidence, Status
 from align.advisor.fields import FieldOf, fields
-from align.advisor.text.number import Number
 from align.advisor.text.lexicon import LANGUAGES
+from align.advisor.text.number import Number
 from align.advisor.text.numbers import numbers
 from align.advisor.text.words import cut
 from align.schemas.text import visible
