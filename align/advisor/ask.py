@@ -12,8 +12,9 @@ from typing import Any, get_args
 
 import yaml
 
-from align.advisor.facts import Evidence, Facts, gather
+from align.advisor.facts import Evidence, Facts
 from align.advisor.fields import fields
+from align.advisor.gathering import gather
 from align.advisor.thresholds import Floor, Thresholds
 from align.schemas.advice import Advice
 from align.schemas.errors import AlignError, Problem, did_you_mean

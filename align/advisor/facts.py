@@ -7,7 +7,7 @@ field: a line of the form, words of the description, a counted file, an answer i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -187,14 +187,3 @@ def _yaml(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_yaml, value))}]"
     return str(value)
-
-
-def gather(evidence: Iterable[Evidence], **known: Any) -> Facts:
-    """The facts that evidence adds up to: per field the strongest place wins, among equals the first sure one.
-
-    A negated fact is its opposite where the field has one: false, or none. Conflicts are kept. What was tried, and
-    what is done, stays known. ``known`` goes to ``Facts`` (languages, rejected).
-    """
-    from align.advisor.gathering import gathered  # it is made of the classes above
-
-    return gathered(tuple(evidence), **known)

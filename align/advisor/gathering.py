@@ -20,9 +20,14 @@ TUNED = ("sft", "dpo", "kto", "rlhf", "grpo", "rloo", "ppo", "post_training")
 """Methods behind which a model answers, and does not only continue text."""
 
 
-def gathered(evidence: tuple[Evidence, ...], **known: Any) -> Facts:
-    """``align.advisor.facts.gather``."""
-    evidence = (*evidence, *_implied(evidence))
+def gather(said: Iterable[Evidence], **known: Any) -> Facts:
+    """The facts that evidence adds up to: per field the strongest place wins, among equals the first sure one.
+
+    A negated fact is its opposite where the field has one: false, or none. Conflicts are kept. What was tried, and
+    what is done, stays known. ``known`` goes to ``Facts`` (languages, rejected).
+    """
+    told = tuple(said)
+    evidence = (*told, *_implied(told))
     values: dict[str, Any] = {}
     conflicts: list[Conflict] = []
     rejected: list[str] = list(known.pop("rejected", ()))

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from align.advisor.facts import Evidence, Status, gather
+from align.advisor.facts import Evidence, Status
+from align.advisor.gathering import gather
 from align.advisor.thresholds import Thresholds
 from align.schemas.project import Measured, Measurement, Project
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from align import __version__
 from align.advisor.decide import advise
 from align.advisor.estimate.shape import of_directory
-from align.advisor.facts import Evidence, Facts, Source, from_form, gather
+from align.advisor.facts import Evidence, Facts, Source, from_form
+from align.advisor.gathering import gather
 from align.advisor.measured import added
 from align.advisor.rule import Rule
 from align.advisor.text import read

@@ -6,7 +6,8 @@ import functools
 from typing import Any
 
 from align.advisor.decide import advise
-from align.advisor.facts import Facts, from_form, gather
+from align.advisor.facts import Facts, from_form
+from align.advisor.gathering import gather
 from align.advisor.rule import Rule
 from align.advisor.thresholds import Thresholds
 from align.core.registry import registry

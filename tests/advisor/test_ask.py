@@ -22,8 +22,9 @@ from align.advisor.ask import (
     said,
 )
 from align.advisor.decide import advise
-from align.advisor.facts import Evidence, gather
+from align.advisor.facts import Evidence
 from align.advisor.fields import fields
+from align.advisor.gathering import gather
 from align.advisor.thresholds import Thresholds
 from align.core.registry import registry
 from align.schemas.advice import Advice

@@ -10,8 +10,9 @@ import pytest
 
 from align.advisor.alternatives import CLASSES, OPTIONS, compare, suppose, what_if, why_not
 from align.advisor.decide import advise
-from align.advisor.facts import Evidence, Facts, from_form, gather
+from align.advisor.facts import Evidence, Facts, from_form
 from align.advisor.gate import detectable, rows_needed
+from align.advisor.gathering import gather
 from align.advisor.plan import decide
 from align.advisor.rule import Ask, Finding
 from align.advisor.starts import algorithms

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.advisor.emit import OUTPUT, comments, emit
-from align.advisor.facts import Facts, Plan, from_form, gather
+from align.advisor.facts import Facts, Plan, from_form
+from align.advisor.gathering import gather
 from align.advisor.starts import algorithms
 from align.advisor.thresholds import Thresholds
 from align.cli import main

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from align.advisor.facts import Evidence, Facts, from_form, gather
+from align.advisor.facts import Evidence, Facts, from_form
+from align.advisor.gathering import gather
 from align.schemas.project import Project
 
 

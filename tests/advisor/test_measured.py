@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.advisor.facts import Facts, from_form, gather
+from align.advisor.facts import Facts, from_form
+from align.advisor.gathering import gather
 from align.advisor.measured import added, apart, rows_to_settle
 from align.advisor.rule import Ask, Finding, Warn
 from align.advisor.rules import measured as rules

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from align.advisor import text as words
 from align.advisor.decide import advise
-from align.advisor.facts import Evidence, Status, gather
+from align.advisor.facts import Evidence, Status
 from align.advisor.fields import KINDS, fields
+from align.advisor.gathering import gather
 from align.advisor.model_parser import LONGEST, MOST, Asker, find, prompt, read, schema
 from align.core import asker as askers
 from align.core.asker import Recorded, local
