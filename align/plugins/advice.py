@@ -50,7 +50,7 @@ class Case:
         evidence = [*from_form(brief.project, dict(brief.places)), *reading.evidence]
         if brief.project.measured != Measured():
             evidence = added(evidence, brief.project.measured, limit or Thresholds.load())
-        return cls(tuple(evidence), brief.text, tuple(reading.languages))
+        return cls(tuple(evidence), brief.text, tuple(reading.languages), tuple(reading.passed_over))
 
     def read_by(self, ask: Asker, model: str) -> Case:
         """With what a model finds in the free words too, as far as they bear it out."""

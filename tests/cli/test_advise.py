@@ -319,6 +319,12 @@ def test_a_line_is_named_for_what_stands_within_a_body_of_data() -> None:
     assert places["rows: 14000"] == "brief.yaml line 5"
 
 
+def test_what_is_passed_over_of_a_long_brief_is_said(tmp_path: Path) -> None:
+    (tmp_path / "long.md").write_text("The prices change daily. " * 4000)
+    (told,) = advice(str(tmp_path / "long.md")).not_understood
+    assert told == "of 100,000 characters only the first 60,000 and the last 20,000 were read"
+
+
 def test_a_rule_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from align.plugins import advice as case
 

@@ -31,12 +31,19 @@ class Reading:
     """What was read.
 
     evidence: in the order of the text; ``text[e.span[0]:e.span[1]] == e.quote`` for each. languages: ISO codes, the
-    main one first, one that has no lexicon with ``?`` behind. not_understood: what was left unread, in words.
+    main one first, one that has no lexicon with ``?`` behind. passed_over: parts that were not looked at, in words.
     """
 
     evidence: list[Evidence]
     languages: list[str]
-    not_understood: list[str]
+    passed_over: list[str]
+
+    @property
+    def not_understood(self) -> list[str]:
+        """Everything that was left unread, in words: languages, then parts."""
+        unknown = [code.removesuffix("?") for code in self.languages if code.endswith("?")]
+        partly = len(unknown) < len(self.languages)
+        return [*(_unread(code, partly) for code in unknown), *self.passed_over]
 
 
 def read(text: str, place: str = "") -> Reading:
@@ -46,14 +53,13 @@ def read(text: str, place: str = "") -> Reading:
     of more than ``HEAD`` + ``TAIL`` characters what lies between is not read, and ``not_understood`` says so.
     """
     languages, unknown = languages_of(text[:HEAD])
-    unread = [_unread(code, bool(languages)) for code in unknown]
-    parts = [(0, text)]
+    parts, passed_over = [(0, text)], list[str]()
     if len(text) > HEAD + TAIL:
         parts = [(0, text[:HEAD]), (len(text) - TAIL, text[-TAIL:])]
-        unread.append(f"of {len(text):,} characters only the first {HEAD:,} and the last {TAIL:,} were read")
+        passed_over.append(f"of {len(text):,} characters only the first {HEAD:,} and the last {TAIL:,} were read")
     said = [moved(e, start) for start, part in parts for e in _evidence(part, languages or ["xx"])]
     evidence = [replace(e, place=place) for e in settled(_once(said))]
-    return Reading(evidence, [*languages, *(f"{code}?" for code in unknown)], unread)
+    return Reading(evidence, [*languages, *(f"{code}?" for code in unknown)], passed_over)
 
 
 def _unread(code: str, partly: bool) -> str:
