@@ -10,11 +10,11 @@ from typing import Protocol, TypeVar
 from align.core.measure.agreement import f1
 from align.core.measure.interval import mean
 from align.core.measure.material import Material, Question, plain
-from align.core.measure.prompts import as_chat, with_examples, with_passages
+from align.core.measure.prompts import with_examples, with_passages
 from align.core.measure.retrieve import Retriever, passages
 from align.core.rollout.bestof import pass_at_k
 from align.core.rollout.score import Scorer
-from align.core.rollout.speak import Said, score
+from align.core.rollout.speak import Said, as_message, score
 from align.schemas.errors import AlignError
 from align.schemas.project import Measured, Measurement
 from align.schemas.records import Record
@@ -159,7 +159,7 @@ class _Probes:
         return {name: mean(value) if value else None for name, value in values.items()}
 
     def _put(self, record: Record) -> Record:
-        return as_chat(record) if self.settings.chat else record
+        return as_message(record) if self.settings.chat else record
 
 
 def _rewards(groups: Sequence[Sequence[Said]], scorer: Scorer) -> list[list[float | None]]:

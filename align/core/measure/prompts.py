@@ -7,16 +7,11 @@ from dataclasses import replace
 
 from align.core.measure.material import Question, plain
 from align.core.measure.retrieve import Retriever
+from align.core.rollout.speak import as_message
 from align.schemas.records import Content, Message, Record
 
 FOUND = 5
 """Passages put before a question."""
-
-
-def as_chat(record: Record) -> Record:
-    """A prompt that is a string as a user's message."""
-    said = record.prompt
-    return replace(record, prompt=[{"role": "user", "content": said}]) if isinstance(said, str) else record
 
 
 def with_examples(record: Record, shown: Sequence[Question], fits: Callable[[Record], bool]) -> Record:
@@ -46,7 +41,7 @@ def _examples(prompt: Content, shown: Sequence[Question]) -> Content:
     turns = [
         message
         for q in shown
-        for message in (*_without_system(as_chat(q.record)), {"role": "assistant", "content": q.wanted})
+        for message in (*_without_system(as_message(q.record)), {"role": "assistant", "content": q.wanted})
     ]
     system = [message for message in prompt if message["role"] == "system"]
     return [*system, *turns, *(message for message in prompt if message["role"] != "system")]

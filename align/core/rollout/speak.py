@@ -192,12 +192,13 @@ def prompts_for(asked: str, tokenizer: PreTrainedTokenizerBase, chat: bool | Non
     given = os.path.expanduser(asked)  # which leaves a ~ alone that names nobody, where Path's raises
     if os.path.exists(given) and (os.sep in asked or not os.path.isdir(given)):
         records = load_records(Data(train=[Source(path=given)]), ("prompt",)).train
-        return [_as_message(record) for record in records] if chat else records
+        return [as_message(record) for record in records] if chat else records
     record = Record("prompt", "the prompt", prompt=asked)
-    return [_as_message(record) if (tokenizer.chat_template is not None if chat is None else chat) else record]
+    return [as_message(record) if (tokenizer.chat_template is not None if chat is None else chat) else record]
 
 
-def _as_message(record: Record) -> Record:
+def as_message(record: Record) -> Record:
+    """A prompt that is a string as a user's message."""
     said = record.prompt
     return replace(record, prompt=[{"role": "user", "content": said}]) if isinstance(said, str) else record
 
