@@ -133,11 +133,6 @@ def test_every_command_is_documented(command: str) -> None:
     assert any(re.search(rf"\balign {command}\b", page) for page in pages)
 
 
-def test_a_file_is_a_page_or_two() -> None:
-    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in (ROOT / "align").rglob("*.py")}
-    assert {path: length for path, length in lengths.items() if length > 300} == {}
-
-
 def test_nothing_in_the_tree_speaks_of_one_machine() -> None:
     machine = re.compile(r"/(wor[k]|roo[t]|hom[e]|farm|mn[t])/\w|/tmp/brie[f]|/op[t]/(pypi|wheels)|file://[/]")
     found = []
