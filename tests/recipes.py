@@ -15,14 +15,14 @@ from align.core import runfile
 from align.schemas.run import Run
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-ONLINE = [recipe for recipe in RECIPES if "rollout:" in recipe.read_text()]
+ONLINE = [recipe for recipe in RECIPES if "rollout:" in recipe.read_text(encoding="utf-8")]
 OFFLINE = [recipe for recipe in RECIPES if recipe not in ONLINE]
 
 
 def shrunk(recipe: Path, *more: str) -> Run:
     """A recipe with few steps and a high rate."""
     laid_over = ["train.max_steps=24", "optimizer.learning_rate=5e-3", "data.workers=1"]
-    written = yaml.safe_load(recipe.read_text())
+    written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     places = [("", written), *((f"stages.{stage['name']}.", stage) for stage in written.get("stages", ()))]
     for section, key, value in (
         ("data", "validation_fraction", 0.25),

@@ -22,15 +22,16 @@ from align.testing import check_algorithm
 from tests.core.runs import write_rows
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def add_rows(algorithm: str, file: Path) -> None:
     """More rows of the kind shown, the bad ones gone: 'mended'."""
-    shown = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("]}\n") and '""' not in line]
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    shown = [line for line in lines if line.endswith("]}\n") and '""' not in line]
     write_rows(algorithm, file, count=24)
-    file.write_text("".join(shown) + file.read_text())
+    file.write_text("".join(shown) + file.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_what_it_points_at_is_there() -> None:
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
 def test_whole_run_files_in_the_manuals_load(page: Path, tmp_path: Path) -> None:
-    blocks = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     for number, text in enumerate(blocks):
         if "output:" in text:
             (tmp_path / f"{number}.yaml").write_text(text)

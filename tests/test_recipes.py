@@ -68,7 +68,7 @@ def home(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def header(recipe: Path) -> list[str]:
     """The comment lines at the top."""
-    return [line.removeprefix("#") for line in recipe.read_text().split("\noutput:")[0].splitlines()]
+    return [line.removeprefix("#") for line in recipe.read_text(encoding="utf-8").split("\noutput:")[0].splitlines()]
 
 
 def sample_rows(recipe: Path) -> Iterator[dict[str, Any]]:

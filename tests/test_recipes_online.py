@@ -132,7 +132,7 @@ def test_a_recipe_learns_from_rewards(recipe: Path, learned: Path, monkeypatch: 
 def rows_are_learned(maker: Path, learner: Path) -> list[dict[str, Any]]:
     """The rows that one stage made: the next has read them all, and asks with the same template variables."""
     file = maker / "export" / "rows.jsonl"
-    made = [json.loads(line) for line in file.read_text().splitlines()]
+    made = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     (source,) = json.loads((learner / "data_report.json").read_bytes())["sources"]
     (read,) = source["files"]
     assert source["rows"] == len(made) >= 8 and read["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -199,7 +199,7 @@ def test_the_manual_s_example_runs(learned: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Qwen").symlink_to(learned / "Qwen")
-    manual = (ROOT / "docs" / "online.md").read_text()
+    manual = (ROOT / "docs" / "online.md").read_text(encoding="utf-8")
     for name, text in re.findall(r"^```\w+ (\S+)\n(.*?)^```$", manual, re.MULTILINE | re.DOTALL):
         (tmp_path / name).write_text(text)
     (result,) = train(runfile.load("online.yaml"), progress=False)

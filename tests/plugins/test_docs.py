@@ -13,7 +13,7 @@ from align.core.registry import registry
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.dpo.equations import DIVERGENCES, LOSSES, reads
 
-DOCS = (Path(__file__).parents[2] / "docs/algorithms.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs/algorithms.md").read_text(encoding="utf-8")
 LEARNING = ("sft", "pretrain", "reward_model", "dpo", "simpo", "cpo", "orpo", "kto")
 LEARNING += ("rloo", "reinforce", "grpo", "ppo", "online_dpo")
 OURS = (*LEARNING, "best_of_n")

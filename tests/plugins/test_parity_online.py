@@ -114,7 +114,7 @@ def ours(
     algorithm: Online,
     rewards: list[float | None],
     weight: np.ndarray | None = None,
-    cut: Any = ([0, 3, 4], [1, 2, 5, 6, 7]),
+    cut: Any = ((0, 3, 4), (1, 2, 5, 6, 7)),
 ) -> tuple[Result, list[float]]:
     algorithm.settle(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_tokens": MOST}}))
     groups = experience(rewards)

@@ -62,7 +62,7 @@ FAMILIES = [
 
 @lru_cache(maxsize=1)
 def _memory() -> dict[str, list[int]]:
-    table: dict[str, Any] = yaml.load((Path(__file__).parent / "gpus.yaml").read_text(), yaml.CSafeLoader)
+    table: dict[str, Any] = yaml.load((Path(__file__).parent / "gpus.yaml").read_text("utf-8"), yaml.CSafeLoader)
     return {str(name): sizes for name, sizes in table["memory"].items()}
 
 

@@ -200,7 +200,7 @@ def _ended(pid: int, patience: float = 0.05) -> str:
 def _reap(workers: set[int]) -> None:
     """Kill every child that is no worker (what workers forked and left behind), and take in the dead."""
     with contextlib.suppress(OSError):
-        for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()):
+        for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()):
             if pid not in workers:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, os.WNOHANG)

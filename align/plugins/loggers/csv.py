@@ -34,7 +34,7 @@ class CSVFile(LightningLogger):
         rows = []
         if path.exists():
             # A kill may have left half a line: only whole lines count.
-            whole = path.read_text().rpartition("\n")[0]
+            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
             rows = [
                 row for row in csv.DictReader(io.StringIO(whole)) if resume_step and int(row["step"]) <= resume_step
             ]
@@ -59,11 +59,11 @@ class CSVFile(LightningLogger):
         row: dict[str, Any] = {"step": step, **metrics}
         new = [name for name in row if name not in self.columns]
         if new:
-            with open(self.path, newline="") as file:
+            with open(self.path, encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
             self.columns += new
             self._rewrite(rows)
-        with open(self.path, "a", newline="") as file:
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
     def _rewrite(self, rows: list[Any]) -> None:

@@ -34,7 +34,7 @@ def enter(directories: Iterable[str]) -> None:
         user, group = os.geteuid(), os.getegid()
         system.libc("unshare", APART | NEWUSER)
         for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with open(f"/proc/self/{name}", "w") as file:
+            with open(f"/proc/self/{name}", "w", encoding="utf-8") as file:
                 file.write(line)
     _new_root(directories)
 
