@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from align.core.interpreter import safe_spawning
 from align.schemas.errors import AlignError
 
 State = TypeVar("State")
@@ -34,10 +35,13 @@ def ordered_map(
         return
     context = multiprocessing.get_context("spawn")
     waiting: deque[Future[Result]] = deque()
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(state,)) as pool:
+    with safe_spawning():  # multiprocessing's own helper is started with the pool
+        pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(state,))
+    with pool:
         try:
             for item in items:
-                waiting.append(pool.submit(_work, work, item))
+                with safe_spawning():  # and a process when there is work for it
+                    waiting.append(pool.submit(_work, work, item))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:

@@ -18,7 +18,6 @@ import pickle
 import selectors
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from align.core import interpreter
 from align.core.rollout.reward import Answer, Outcome, Place, Score
 from align.core.rollout.worker_main import LONGEST_REPLY
 from align.schemas.errors import AlignError, Problem
@@ -245,16 +245,15 @@ class Workers:
             "memory": self.memory,
             "starter": os.getpid(),
         }
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         with theirs, tempfile.TemporaryFile() as said:
             self._zygote = subprocess.Popen(
-                [sys.executable, "-m", "align.core.rollout.worker_main", str(theirs.fileno())],
+                interpreter.command("-m", "align.core.rollout.worker_main", str(theirs.fileno())),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=said,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path},
+                env={"OMP_NUM_THREADS": "1", **interpreter.environment()},
             )
             theirs.close()
             assert self._zygote.stdin is not None

@@ -12,10 +12,11 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
+
+from align.core import interpreter
 
 GRACE_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
@@ -36,7 +37,7 @@ def run_workers(arguments: Sequence[str], count: int) -> int:
 
     A negative status is the number of the signal that killed the worker.
     """
-    environment = os.environ | {
+    environment = interpreter.environment() | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(count),
@@ -48,7 +49,7 @@ def run_workers(arguments: Sequence[str], count: int) -> int:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "align", *arguments],
+            interpreter.command("-m", "align", *arguments),
             env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)},
             preexec_fn=die_with_parent,
         )

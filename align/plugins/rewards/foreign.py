@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from align.core.interpreter import importing_beside
 from align.core.rollout.functions import from_function, parts_of, told_of
 from align.core.rollout.reward import Answer, Reward, Score
 from align.schemas.errors import AlignError
@@ -20,6 +21,8 @@ from align.schemas.errors import AlignError
 
 def load(file: str, function: str) -> Callable[..., Any]:
     """A function of a Python file. The file is run once a process, and may import its neighbours while it is.
+
+    A neighbour never stands in for a module of the standard library.
 
     Raises AlignError where it cannot be run or does not hold the function.
     """
@@ -31,14 +34,12 @@ def load(file: str, function: str) -> Callable[..., Any]:
         if not path.is_file() or spec is None or spec.loader is None:
             raise AlignError("is no Python file", "give the path of a .py file", where=file)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(path.parent))
         try:
-            spec.loader.exec_module(module)
+            with importing_beside(path.parent):
+                spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
             raise AlignError(f"fails to load: {type(error).__name__}: {error}", "mend it", where=file) from error
-        finally:
-            sys.path.remove(str(path.parent))
     found = getattr(module, function, None)
     if not callable(found):
         own = [name for name, thing in vars(module).items() if inspect.isfunction(thing) and name[0] != "_"]

@@ -1,0 +1,104 @@
+"""How align starts another Python: the child imports what this process would, and nothing that lies about by chance.
+
+``python -m`` and ``python -c`` look for every module in the working directory first, so a user's ``random.py`` there is
+executed in place of Python's. A child is therefore started with ``-P``, and is given this process's path without the
+entry that Python itself put first.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+HOME = Path(__file__).resolve().parents[2]
+"""The directory that the package ``align`` is imported from."""
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line that runs this interpreter with ``arguments``; give it ``environment()``."""
+    return [sys.executable, "-P", *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment, with a PYTHONPATH from which a child imports the same modules."""
+    path = os.pathsep.join(import_path())
+    without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return without | ({"PYTHONPATH": path} if path else {})
+
+
+def import_path() -> list[str]:
+    """Return the entries of ``sys.path`` that a child started with ``-P`` lacks, in their order.
+
+    Left out are the interpreter's own directories, which PYTHONPATH would put before the standard library, and the
+    directory of the script or the working directory, unless PYTHONPATH names it or align itself lives there.
+    """
+    wanted = [Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    left_out = {_resolved(entry) for entry in (*_own_directories(), *_implicit_directories())}
+    left_out -= {HOME, *wanted}
+    return [entry for entry in sys.path if _resolved(entry) not in left_out]
+
+
+@contextmanager
+def safe_spawning() -> Iterator[None]:
+    """Have ``multiprocessing`` start children with ``-P``, which it can be told through the environment only."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextmanager
+def importing_beside(directory: Path) -> Iterator[None]:
+    """Have modules of ``directory`` found first, but never in place of the standard library's."""
+    sys.path.insert(0, str(directory))
+    sys.meta_path.insert(0, _StandardLibrary)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(_StandardLibrary)
+        sys.path.remove(str(directory))
+
+
+class _StandardLibrary(MetaPathFinder):
+    """Finds Python's own modules in their own directories, wherever those stand on the path."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return the spec of a top-level module of the standard library, None for any other."""
+        if path is not None or name not in sys.stdlib_module_names:
+            return None
+        return PathFinder.find_spec(name, _standard_directories())
+
+
+def _standard_directories() -> list[str]:
+    bundled = (f"python{sys.version_info.major}{sys.version_info.minor}.zip", "lib-dynload")
+    found = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    return [*found, *(entry for entry in sys.path if entry.endswith(bundled))]
+
+
+def _own_directories() -> list[str]:
+    """Where every process of this interpreter looks: the standard library and site-packages."""
+    return [*_standard_directories(), *site.getsitepackages(), site.getusersitepackages()]
+
+
+def _implicit_directories() -> list[str]:
+    """What Python puts first on the path unasked: the working directory, or that of the script."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return ["", *([os.path.dirname(os.path.abspath(script))] if script else [])]
+
+
+def _resolved(entry: str) -> Path:
+    return Path(entry or os.curdir).resolve()
