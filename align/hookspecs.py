@@ -30,10 +30,11 @@ class Register(Protocol):
     """The callback that registration hooks receive.
 
     ``register(SimPO)`` takes a class with a ``name``, or (rewards) a function;
+    ``register("ACME-1", house_rule)`` gives a class or function a name of your choice, and
     ``register("simpo", "align_simpo.loss:SimPO")`` imports the module only when the name is used.
     """
 
-    def __call__(self, thing: Callable[..., Any] | str, target: str | None = None, /) -> None:
+    def __call__(self, thing: Callable[..., Any] | str, target: Callable[..., Any] | str | None = None, /) -> None:
         """Register one thing of the hook's kind."""
 
 

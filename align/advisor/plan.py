@@ -59,7 +59,10 @@ class _Draft:
         found = stock(self.facts.data(kind), stage, self.limit)
         if kind in self.facts.kinds and not found.thin:
             return ""
-        return f"at least {big(found.floor.warn)} {found.unit} of {kind.replace('_', ' ')}"
+        wanted, name = big(found.floor.warn), kind.replace("_", " ")
+        if found.given is not None and not found.hopeless:
+            return f"more {name}: {big(found.given)} {found.unit} are few, {wanted} are wanted"
+        return f"at least {wanted} {found.unit} of {name}"
 
     def _usable(self, kind: DataKind) -> bool:
         """Whether there is data of a kind, or will be, and more than nothing can be learned from."""

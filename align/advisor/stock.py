@@ -67,6 +67,15 @@ def some(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
     return kind in facts.kinds and not stock(facts.data(kind), first_use(kind), limit).hopeless
 
 
+def fewer(facts: Facts, kind: DataKind, limit: Thresholds) -> str:
+    """``fewer than 500 of them``: what a finding that rests on data of a kind would not survive as it stands.
+
+    That is the floor just under what is given: with 60 pairs there are fewer than 500 already.
+    """
+    found = stock(facts.data(kind), first_use(kind), limit)
+    return f"fewer than {big(found.floor.below if found.thin else found.floor.warn)} {found.unit} of them"
+
+
 def denied(facts: Facts, kind: DataKind) -> bool:
     """Whether it is said that there is nothing of a kind."""
     said = [e for e in facts.evidence if e.field in (f"data.{kind}", f"data.{kind}.rows")]

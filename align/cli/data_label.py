@@ -7,11 +7,14 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from align.cli.choices import REWARD, SPELT, choice_of, reward_of
+
+if TYPE_CHECKING:
+    from align.core.rollout.label import Labels
 
 
 @click.command()
@@ -42,7 +45,7 @@ def label(
     """Make a preference file OUTPUT of PROMPTS: of each prompt's answers the best over the worst, by a reward.
 
     Answers are the row's own `completions` (a list), or sampled from --model. A run that was stopped goes on where it
-    was, by the same command.
+    was, by the same command. Exits with 1, without an OUTPUT, where no prompt gives a pair.
     """
     from align.core.disk import cache_directory
     from align.core.registry import registry
@@ -81,10 +84,23 @@ def label(
         found = work(records, scorer, journal, speaker, lambda done: bar.update(done - bar.pos))
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
-        return
+    else:
+        _print(found)
+    if not found.counts["labelled"]:
+        more = (
+            "sample more answers, or more varied ones: -n, --temperature" if model else "give answers that differ more"
+        )
+        click.echo(f"{output}: not written: no prompt has an answer that is scored better than another", err=True)
+        click.echo(
+            f"    take a reward that tells them apart (align reward score shows what it gives), or {more}", err=True
+        )
+        sys.exit(1)
+
+
+def _print(found: Labels) -> None:
     counts = found.counts
     click.echo(
-        f"{output}: {counts['labelled']} of {found.prompts} prompts; "
+        f"{found.output}: {counts['labelled']} of {found.prompts} prompts; "
         f"{counts['tied']} tied, {counts['abstained']} without two scores; {counts['blank']} blank answers left out"
     )
     for name, spent in found.spent.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -155,18 +156,29 @@ def _registered(kind: str, plugin: Plugin, call: Callable[..., Any]) -> list[Off
     """All that a plugin registers of a kind; raises when it fails on the way, and then none of it counts."""
     offers: list[Offer] = []
 
-    def register(thing: Any, target: str | None = None, /) -> None:
-        name = (
-            thing if isinstance(thing, str) else getattr(thing, "name" if inspect.isclass(thing) else "__name__", None)
-        )
-        if not isinstance(name, str):
+    def register(thing: Any, target: Any = None, /) -> None:
+        name = thing if isinstance(thing, str) else _own_name(thing)
+        if target is None:
+            target = thing
+        elif not isinstance(thing, str):
+            raise AlignError(f"register({thing!r}, {target!r}) has no name first: write register('name', target)")
+        if not isinstance(name, str) or not name:
             raise AlignError(f"register({thing!r}) lacks a name: give the class a class attribute `name`")
-        if isinstance(thing, str) and ":" not in (target or ""):
-            raise AlignError(f"register({thing!r}) lacks its target: write register({thing!r}, 'module:Class')")
-        offers.append(Offer(kind, name, plugin, target or thing))
+        if not callable(target) and not (isinstance(target, str) and re.fullmatch(r"[\w.]+:[\w.]+", target)):
+            given = repr(thing) if target is thing else f"{thing!r}, {target!r}"
+            raise AlignError(
+                f"register({given}) lacks its target: write register({thing!r}, 'module:Class'), or give the class or "
+                "function itself"
+            )
+        offers.append(Offer(kind, name, plugin, target))
 
     call(register=register)
     return offers
+
+
+def _own_name(thing: Any) -> Any:
+    """The name that a class or function brings along: ``name`` of a class, ``__name__`` of a function."""
+    return getattr(thing, "name" if inspect.isclass(thing) else "__name__", None)
 
 
 def _commands(plugin: Plugin, call: Callable[..., Any]) -> list[Offer]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from align.core import registry
-from align.core.settings import Path, check, homes
+from align.core.settings import Path, check, homes, takes_null
 from align.schemas.choice import spelt_out
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.rollout import BESIDE_REWARD, Mismatch, Rollout, Watch
@@ -125,6 +125,21 @@ def _choice_problems(kind: str, choice: dict[str, Any], path: Path, where: Where
     except AlignError as error:
         for problem in error.problems:
             yield problem if problem.where else Problem(where((*path, "type")), problem.what, problem.mend)
+
+
+def accepts_null(stage: dict[str, Any], path: Path) -> bool:
+    """Whether ``null`` is a value of the setting at ``path``; else it stands for "not said"."""
+    for above, kind, holder, key in choices(stage):
+        below = path[len(above) :]
+        if path[: len(above)] != above or not below or below[0] in beside(kind):
+            continue
+        choice = holder[key]
+        name = choice.get("type") if isinstance(choice, dict) else None
+        try:
+            return takes_null(registry.config_of(registry.get(kind, name)), below) if isinstance(name, str) else True
+        except AlignError:  # reported with the choice itself
+            return True
+    return takes_null(Stage, path)
 
 
 def unread(stage: dict[str, Any]) -> dict[Path, str]:

@@ -1,7 +1,8 @@
 """Run files: YAML and overrides to a checked Run, with everything that is wrong said at once; and back.
 
 Top-level keys are the defaults of every stage, and a stage's own are laid over them. A file without ``stages`` is
-one stage, named after its algorithm.
+one stage, named after its algorithm. ``null`` laid over a value undoes it: the setting's own default stands again,
+unless null is itself a value of that setting (``clip_norm: null``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path as File
 from typing import Any
 
 from align.core import strictyaml
-from align.core.runcheck import HOMES, choices, every_problem, unread
+from align.core.runcheck import HOMES, accepts_null, choices, every_problem, unread
 from align.core.settings import Path, check, dotted, unknown
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Run, Stage
@@ -82,6 +83,8 @@ class _RunFile:
         self.values: dict[str, Any] = document.values
         self.places = {path: f"{name} line {line}" for path, line in document.lines.items()}
         self.problems = document.problems
+        self.undone: set[Path] = set()
+        """Where the command line lays null over a value."""
         self._spell_out()
 
     def _spell_out(self) -> None:
@@ -126,6 +129,8 @@ class _RunFile:
             self.problems += error.problems
             return
         self.problems += document.problems
+        if document.values is None and isinstance(holder, dict) and holder.get(part) is not None:
+            self.undone.add(path)
         holder[path[-1]] = document.values
         self.places = {old: place for old, place in self.places.items() if old[: len(path)] != path}
         self.places[path] = "command line"
@@ -160,7 +165,9 @@ class _RunFile:
             self._problem((key,), "is not a key here", unknown(key, known, HOMES))
         defaults = {key: value for key, value in self.values.items() if key in known and key not in RUN_KEYS}
         if "stages" not in self.values:
-            return [_named(copy.deepcopy(defaults))], [{()}]
+            only = copy.deepcopy(defaults)
+            _undo(only, self.undone)
+            return [_named(only)], [{()}]
         own = self.values["stages"]
         if not isinstance(own, list) or not all(isinstance(stage, dict) for stage in own):
             self._problem(("stages",), "must be a list of stages", "start each with `- name: NAME`")
@@ -169,7 +176,12 @@ class _RunFile:
             self._problem(("name",), "belongs to one stage", "move it into the stage")
             del defaults["name"]
         inherited: list[set[Path]] = [set() for _ in own]
-        stages = [_named(_overlay(defaults, stage, (), origin)) for stage, origin in zip(own, inherited, strict=True)]
+        stages = []
+        for index, (stage, origin) in enumerate(zip(own, inherited, strict=True)):
+            undone = {path[2:] if path[:2] == ("stages", index) else path for path in self.undone}
+            laid = _overlay(defaults, stage, (), origin, undone)
+            _undo(laid, undone)
+            stages.append(_named(laid))
         return stages, inherited
 
     def _drop_unread_defaults(self, stages: list[Any], inherited: list[set[Path]]) -> None:
@@ -195,8 +207,13 @@ class _RunFile:
         self.problems.append(Problem(f"{place}: {dotted(path)}", what, mend))
 
 
-def _overlay(default: Any, own: Any, path: Path, inherited: set[Path]) -> Any:
-    """``own`` over ``default``, mapping by mapping; ``inherited`` gathers the paths taken from ``default``."""
+def _overlay(default: Any, own: Any, path: Path, inherited: set[Path], undone: set[Path]) -> Any:
+    """``own`` over ``default``, mapping by mapping.
+
+    ``inherited`` gathers the paths taken from ``default``, ``undone`` those where ``own`` is null over a value.
+    """
+    if own is None and default is not None:
+        undone.add(path)
     if not isinstance(default, dict) or not isinstance(own, dict):
         return copy.deepcopy(own)
     if path in _WHOLE and own.get("type", default.get("type")) != default.get("type"):
@@ -207,8 +224,23 @@ def _overlay(default: Any, own: Any, path: Path, inherited: set[Path]) -> Any:
             inherited.add((*path, key))
             laid[key] = copy.deepcopy(default[key])
         else:
-            laid[key] = _overlay(default.get(key), own[key], (*path, key), inherited)
+            laid[key] = _overlay(default.get(key), own[key], (*path, key), inherited, undone)
     return laid
+
+
+def _undo(stage: dict[str, Any], undone: set[Path]) -> None:
+    """Remove each null in ``undone`` that is no value of its setting, so that the setting's default stands."""
+    for path in undone:
+        holder: Any = stage
+        for key in path[:-1]:
+            holder = holder.get(key) if isinstance(holder, dict) else _item(holder, key)
+        is_null = isinstance(holder, dict) and path[-1] in holder and holder[path[-1]] is None
+        if is_null and not accepts_null(stage, path):
+            del holder[path[-1]]
+
+
+def _item(holder: Any, key: str | int) -> Any:
+    return holder[key] if isinstance(holder, list) and isinstance(key, int) and key < len(holder) else None
 
 
 def _named(stage: dict[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,16 @@ def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
     return model
 
 
+def takes_null(model: type[BaseModel], path: Path) -> bool:
+    """Whether ``null`` is a value of the field at ``path``: ``clip_norm: null`` is no clipping.
+
+    Where there is no such field it is so too: an unknown key is for ``check`` to report.
+    """
+    owner = model_at(model, path[:-1])
+    field = owner.model_fields.get(str(path[-1])) if owner is not None else None
+    return field is None or field.annotation is Any or type(None) in typing.get_args(field.annotation)
+
+
 def homes(model: type[BaseModel], leave_out: type[BaseModel] | None = None) -> dict[str, str]:
     """Keys that stand in one section of a model only, and where: ``epochs`` is ``train.epochs``."""
     found: dict[str, list[str]] = {}

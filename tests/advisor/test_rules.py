@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -284,6 +285,22 @@ WARNINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"data": [rows("preference_pairs", 900, labelled_by="gpt-4")]},
         {"data": [rows("preference_pairs", 900, labelled_by="three experts")]},
     ),
+    *(
+        (
+            "judge_bias",
+            {"data": [rows("preference_pairs", 900, labelled_by=model)]},
+            {"data": [rows("preference_pairs", 900, labelled_by=people)]},
+        )
+        for model, people in (
+            ("model", "shop"),
+            ("yi-34b-chat", "Maria"),
+            ("reward_model", "model railway customers"),
+            ("GPT4o", "us"),
+            ("ein Sprachmodell: ki", "email"),
+            ("Qwen/Qwen3-8B", "annotator_7"),
+            ("大模型", "marketing"),
+        )
+    ),
     ("judge_bias", {"evals__judge": "model"}, {"evals__judge": "human"}),
     ("license_or_privacy", {"constraints__regulated": True}, {"constraints__regulated": False}),
     ("license_or_privacy", {"data": [rows("logs", pii=True)]}, {"data": [rows("logs", pii=False)]}),
@@ -420,3 +437,34 @@ def _paths() -> list[str]:
 def test_what_changes_once_a_year_is_worth_a_note(changes: str, level: str) -> None:
     found = advice(knowledge__changes=changes, requested="sft").warnings
     assert [warning.level for warning in found if warning.id == "data_freshness"] == [level]
+
+
+SCARCE = re.compile(r"there were fewer than ([\d,]+) rows")
+
+
+@pytest.mark.parametrize("count", [10, 49, 50, 60, 99, 100, 499, 500, 999, 1000, 20_000])
+@pytest.mark.parametrize("kind", ["preference_pairs", "unpaired_feedback", "sft_pairs", "prompts"])
+def test_a_finding_is_not_said_to_end_below_what_is_there_already(kind: str, count: int) -> None:
+    """60 pairs spoke for training, "not if there were fewer than 500 of them". With one row less it does end."""
+
+    def heard(number: int, scored: bool) -> dict[str, Finding]:
+        scores = {"reward__kind": "verifier"} if scored else {}
+        known = facts(data=[rows(kind, number)], behaviour__target_capability="sql", **scores)
+        found = {name: rule(known, LIMIT) for name, rule in rules().items()}
+        return {name: each for name, each in found.items() if isinstance(each, Finding)}
+
+    scored = kind == "prompts"
+    for name, finding in heard(count, scored).items():
+        for number in SCARCE.findall(finding.flips_if):
+            least = int(number.replace(",", ""))
+            assert least <= count, finding
+            after = heard(least - 1, scored and "nothing could score" not in finding.flips_if).get(name)
+            assert after is None or (finding.weight, after.weight) == ("hard", "soft"), finding
+
+
+def test_what_a_step_needs_counts_what_is_there() -> None:
+    """``needs at least 500 rows`` beside ``at least 50 rows`` and 60 of them."""
+    (step,) = advice(data=[rows("preference_pairs", 60)], requested="dpo").plan
+    assert step.needs == "more preference pairs: 60 rows are few, 500 are wanted"
+    (step,) = advice(data=[rows("preference_pairs", 500)], requested="dpo").plan
+    assert step.needs == ""

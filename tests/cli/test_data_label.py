@@ -153,8 +153,24 @@ def test_a_judge_that_is_down_labels_nothing(server: Server, tmp_path: Path) -> 
     server.always = status(503)
     prompts, out = write(tmp_path / "p.jsonl", [{"prompt": PROMPT, "completions": ["a", "b"]}]), tmp_path / "out.jsonl"
     done = label(prompts, out, by(server, retries=1))
-    assert done.exit_code == 0 and out.read_text() == ""
+    assert done.exit_code == 1 and "not written" in done.stderr
+    assert list(tmp_path.glob("out*")) == []  # neither an empty file nor a journal that would be taken up again
     assert "0 of 1 prompts; 0 tied, 1 without two scores; 0 blank" in done.stdout and "error 2" in done.stdout
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_answers_that_all_tie_give_no_file(tmp_path: Path, form: tuple[str, ...]) -> None:
+    """An empty preference file and status 0 would end the pipeline one command later, for a reason nobody sees."""
+    made = [{"prompt": PROMPT, "completions": ["abc", "xyz"]}, {"prompt": PROMPT, "completions": ["ab", "cd"]}]
+    prompts, out = write(tmp_path / "p.jsonl", made), tmp_path / "out.jsonl"
+    for _ in range(2):  # the second is no continuation of the first
+        done = label(prompts, out, "--reward=length:shape=target,target=10,unit=characters", *form)
+        assert done.exit_code == 1 and f"{out}: not written" in done.stderr
+        assert list(tmp_path.glob("out*")) == []
+    assert ("2 tied" in done.stdout) if not form else (json.loads(done.stdout)["tied"] == 2)
+    prompts = write(tmp_path / "p.jsonl", [*made, {"prompt": PROMPT, "completions": ["a", "abcdef"]}])
+    assert label(prompts, out, "--reward=length:shape=target,target=10,unit=characters").exit_code == 0
+    assert [row["chosen"] for row in rows(out)] == ["abcdef"]
 
 
 @pytest.mark.parametrize(

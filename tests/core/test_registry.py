@@ -171,6 +171,36 @@ def test_what_cannot_be_registered_is_said(make: Make) -> None:
         registry.get("reward", "mine")
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("register('mine', 5)", r"register\('mine', 5\) lacks its target"),
+        ("register('mine', 'a.b.C')", "lacks its target: write register"),
+        ("register(max, 'mine')", "has no name first"),
+        ("register(5)", "lacks a name"),
+        ("register('', max)", "lacks a name"),
+        ("register(None, max)", "has no name first"),
+    ],
+)
+def test_a_registration_that_makes_no_sense_is_said_with_what_to_write(make: Make, call: str, message: str) -> None:
+    registry = make({"odd": f"@hookimpl\ndef register_rewards(register): {call}"})
+    with pytest.raises(AlignError, match=message) as raised:
+        registry.get("reward", "mine")
+    assert "TypeError" not in str(raised.value)
+
+
+def test_a_class_or_function_is_registered_under_an_id(make: Make) -> None:
+    """``register("ACME-1", function)``, as docs/rules.md writes it with a target."""
+    source = REWARD.format(name="brevity").replace("register(brevity)", "register('acme/short', brevity)")
+    rule = "def long(facts, limit): 'Too long.'\n@hookimpl\ndef register_rules(register): register('ACME-1', long)\n"
+    registry = make({"mine": source + rule})
+    assert registry.build("reward", Choice(type="acme/short", settings={"limit": 10}))("four") == 0.6
+    assert "brevity" not in registry.names("reward")
+    assert registry.get("rule", "ACME-1").__name__ == "long"
+    logger = "class Mine(align.Logger):\n    pass\n@hookimpl\ndef register_loggers(register): register('own', Mine)\n"
+    assert make({"other": logger}).get("logger", "own").__name__ == "Mine"
+
+
 def test_what_is_chosen_by_trying_goes_on_without_the_broken_and_says_so(make: Make) -> None:
     hook = "@hookimpl\ndef register_formats(register): register('{}', 'no_such_module:Format')"
     registry = make({"bad": hook.format("odd"), "taken": hook.format("alpaca")})

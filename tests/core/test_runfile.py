@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from align.core.runfile import dump, load, overriding
 from align.core.strictyaml import write
 from align.schemas.errors import AlignError
-from align.schemas.run import Adapter, Choice, Run
+from align.schemas.run import Adapter, Choice, Run, Train, Validation
 
 Check = Callable[..., Run]
 
@@ -68,6 +68,61 @@ stages:
     assert b.algorithm == Choice(type="dpo", settings={"beta": 0.3, "loss": "ipo"})
     assert c.algorithm == Choice(type="sft"), "another type is another thing"
     assert [source.path for source in c.data.train] == ["x", "y"], "lists are replaced"
+
+
+HELD_OUT = """
+data: {train: rows.jsonl, validation_fraction: 0.1}
+train: {epochs: 3, clip_norm: 0.5}
+validation: {every: 5}
+algorithm: {type: dpo, beta: 0.3}
+stages:
+  - {name: a}
+  - {name: b, data: {validation_fraction: null}, train: {epochs: null}, algorithm: {beta: null}}
+"""
+
+
+def test_null_in_a_stage_undoes_the_default_above(run: Check) -> None:
+    a, b = run("output: out\nmodel: {path: base}\n" + HELD_OUT).stages
+    assert (a.data.validation_fraction, a.train.epochs, a.validation.every) == (0.1, 3.0, 5)
+    assert (b.data.validation_fraction, b.train.epochs, b.validation.every) == (0.0, 1.0, None)
+    assert a.algorithm == Choice(type="dpo", settings={"beta": 0.3}) and b.algorithm == Choice(type="dpo")
+    assert b.data.train[0].path == "rows.jsonl" and b.train.clip_norm == 0.5, "what stands beside it is left alone"
+
+
+def test_null_undoes_a_whole_section(run: Check) -> None:
+    text = "output: out\nmodel: {path: base}\n" + HELD_OUT
+    a, b = run(
+        text.replace("name: b, ", "name: b, validation: null, train: null, ").replace(", train: {epochs: null}", "")
+    ).stages
+    assert (a.validation.every, a.train.epochs, b.validation, b.train) == (5, 3.0, Validation(), Train())
+    gone = said(run, text.replace("data: {validation_fraction: null}", "data: null"))
+    assert "stages[1].data\n    is missing" in gone
+
+
+def test_null_that_is_a_value_stays_one(run: Check) -> None:
+    """``clip_norm: null`` is no clipping, not the default of 1."""
+    _, b = run(("output: out\nmodel: {path: base}\n" + HELD_OUT).replace("epochs: null", "clip_norm: null")).stages
+    assert b.train.clip_norm is None
+    text = STAGES.replace("path: base", "path: base, adapter: {rank: 4}")
+    a, b = run(text + "algorithm: sft\nstages: [{name: a}, {name: b, model: {adapter: null}}]\n").stages
+    assert a.model.adapter == Adapter(rank=4) and b.model.adapter is None
+
+
+@pytest.mark.parametrize("key", ["data.validation_fraction", "stages.a.data.validation_fraction"])
+def test_null_on_the_command_line_undoes_what_the_file_says(run: Check, key: str) -> None:
+    (only,) = run(GOOD + "train: {epochs: 2}\n", "train.epochs=null").stages
+    assert only.train.epochs == 1.0
+    text = ("output: out\nmodel: {path: base}\n" + HELD_OUT).replace("data: {validation_fraction: null}, ", "")
+    other = f"stages.{'b' if key == 'data.validation_fraction' else 'a'}.data.validation_fraction"
+    fractions = [stage.data.validation_fraction for stage in run(text, f"{key}=null", f"{other}=0.2").stages]
+    assert fractions == ([0.0, 0.2] if key == "data.validation_fraction" else [0.2, 0.1])
+    assert run(text, "stages.b.algorithm.beta=null").stages[1].algorithm == Choice(type="dpo")
+
+
+@pytest.mark.parametrize("text", ["train: {epochs: }", "train: {epochs: null}", "optimizer: {weight_decay: ~}"])
+def test_null_over_nothing_is_a_value_that_was_forgotten(run: Check, text: str) -> None:
+    assert "is null; must be a number" in said(run, GOOD + text)
+    assert "is null; must be a number" in said(run, STAGES + "stages:\n- {algorithm: dpo, " + text + "}")
 
 
 def test_a_default_that_only_some_stages_read_is_theirs_alone(run: Check) -> None:

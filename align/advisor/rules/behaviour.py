@@ -5,7 +5,7 @@ from __future__ import annotations
 from align.advisor.facts import Facts
 from align.advisor.known import AUTOMATIC, JUDGED, asked, falls_short, gap, purpose, scorer, skill, tried, wants_scorer
 from align.advisor.rule import Finding, Option, Weight
-from align.advisor.stock import denied, enough, first_use, floor_of, some
+from align.advisor.stock import denied, enough, fewer, some
 from align.advisor.thresholds import Thresholds
 from align.schemas.project import DataKind
 
@@ -33,7 +33,12 @@ def skill_with_data(facts: Facts, limit: Thresholds) -> Finding | None:
     weight: Weight = "hard" if any(plenty for _, plenty in found) and not near else "soft"
     because = f"{wanted.replace('_', ' ')} can be trained, and there is something to learn it from"
     fields = ("behaviour.target_capability", "task.type", *(field for field, _ in found))
-    flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt came within {limit.near_target:g}"
+    order: tuple[DataKind, ...] = ("sft_pairs", *JUDGED, "prompts")
+    learned = next((kind for kind in order if f"data.{kind}" in fields), None)
+    scored = scorer(facts) in ("verifier", "reward_model")  # then it can be learned without any of these
+    lacking = [] if learned is None else [f"there were {fewer(facts, learned, limit)}"]
+    lacking += ["nothing could score an answer"] if scored and weight == "soft" else []
+    flips = f"{' and '.join(lacking)}, or a prompt came within {limit.near_target:g}"
     return Finding("post_training", weight, because, fields, flips, "POST")
 
 
@@ -85,7 +90,8 @@ def judged_answers(facts: Facts, limit: Thresholds) -> Finding | None:
     plenty = any(enough(facts, kind, limit) for kind in held)
     because = "judged answers say what is liked better than any instruction could, and a model can learn from them"
     fields = (*(f"data.{kind}" for kind in held), "model.type")
-    flips = f"there were fewer than {floor_of(first_use(held[0]), limit).warn} of them"
+    standing = next((kind for kind in held if enough(facts, kind, limit)), held[0])
+    flips = f"there were {fewer(facts, standing, limit)}"
     return Finding("post_training", "hard" if plenty else "soft", because, fields, flips, "ALG_DPO")
 
 

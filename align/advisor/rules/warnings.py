@@ -204,9 +204,24 @@ def judge_bias(facts: Facts, limit: Thresholds) -> Warn | None:
     return Warn("judge_bias", text, ("data.preference_pairs.labelled_by", "evals.judge", "reward.kind"))
 
 
+MODELS = re.compile(
+    r"(?<![a-z])(?:llms?|(?:chat)?gpt|ai|a\.i|ki|ia|models?|modell|modelo|"
+    r"\w*sprachmodell|teacher|machine|synthetic|distill\w*|rlai[fh]|auto|automatic(?:ally)?|bots?|"
+    r"claude|gemini|gemma|bard|palm|llama|vicuna|alpaca|qwen|mistral|mixtral|deepseek|grok|command-r|phi|nemotron|olmo|"
+    r"tulu|glm|kimi|yi|falcon|prometheus|skywork|sonnet|opus|haiku|o[134])(?![a-z])|模型|(?<![a-z\d])\d+(?:\.\d+)?b(?![a-z\d])",
+    re.IGNORECASE,
+)
+"""What names a model among those who label; a number of parameters (``yi-34b``) does too."""
+PEOPLE = re.compile(
+    r"human|expert|user|people|person|rater|annotator|crowd|staff|doctor|resident|lawyer|customer|team|editor|agents?\b|"
+    r"student|clerk|nurse|by hand|manual",
+    re.IGNORECASE,
+)
+
+
 def _by_a_model(labeller: str | None) -> bool:
-    people = r"human|expert|user|people|rater|annotator|crowd|staff|doctor|resident|lawyer|customer|team|editor|agent"
-    return labeller is not None and not re.search(people, labeller, re.IGNORECASE)
+    """Whether the labels are said to be a model's; who is not known to be one (``shop``, ``us``) counts as people."""
+    return labeller is not None and MODELS.search(labeller) is not None and not PEOPLE.search(labeller)
 
 
 def license_or_privacy(facts: Facts, limit: Thresholds) -> Warn | None:

@@ -76,6 +76,11 @@ class Journal:
         self._file.flush()
         self.lines += lines
 
+    def discard(self) -> None:
+        """Remove what was kept: nothing in it is worth going on from."""
+        self.close()
+        shutil.rmtree(self.directory)
+
     def finish(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write the output, and forget how it came about."""
         write_whole(self.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
@@ -112,7 +117,8 @@ def label(
     """Judge what is not judged yet, then write the preference file.
 
     scorer: open. speaker: answers prompts that bring no answers along. heard: told how many prompts are done.
-    Raises AlignError for rewards that are normalised: a label may not depend on the prompts before it.
+    Raises AlignError for rewards that are normalised: a label may not depend on the prompts before it. Where no
+    prompt gives a pair no file is written, since the next stage would refuse an empty one.
     """
     if any(choice.normalize for choice in scorer.choices.values()):
         raise AlignError("is for training: running means would make labels depend on their order", where="normalize")
@@ -124,7 +130,10 @@ def label(
     counts = Counter(line["came"] for line in journal.lines)
     counts["blank"] = sum(line["blank"] for line in journal.lines)
     spent = {name: dict(opened.reward.counts()) for name, opened in scorer.rewards.items()}
-    journal.finish([line["row"] for line in journal.lines if line["came"] == "labelled"])
+    if counts["labelled"]:
+        journal.finish([line["row"] for line in journal.lines if line["came"] == "labelled"])
+    else:
+        journal.discard()
     return Labels(journal.output, len(records), counts, spent)
 
 
