@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from align.core import contract
 from align.core.algorithm import Algorithm
 from align.core.data import plan
 from align.core.data.examples import Example, Examples, InMemory
@@ -197,11 +198,11 @@ def _learned(stage: Stage, algorithm: Online, heard: Sequence[Group]) -> list[Ex
     assert stage.rollout is not None
     if isinstance(algorithm, Harvest):
         return []
-    credit = algorithm.credit(heard)
+    credit = contract.credit(algorithm, heard)
     along = dict(credit.along)
     if stage.rollout.batches * algorithm.passes > 1:
         along["old_logp"] = [e.sampled_logp for group in heard for e in group]
-    made = algorithm.examples(heard, type(credit)(along, credit.keep, credit.metrics))
+    made = contract.examples(algorithm, heard, type(credit)(along, credit.keep, credit.metrics))
     return [example for group in made[: max(1, len(made) // stage.rollout.batches)] for example in group]
 
 

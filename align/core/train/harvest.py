@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from align.core import disk
+from align.core import contract, disk
 from align.core.registry import registry
 from align.core.rollout.metrics import answer_metrics, score_metrics
 from align.core.rollout.online import Harvest
@@ -52,7 +52,9 @@ def harvest(place: StageDirectory, setup: Setup) -> None:
             else:
                 phases.collector.scorer.load_state_dict(kept["scorer"])
             done.append(kept)
-    metrics = {**algorithm.curves([rewards for kept in done for rewards in kept["rewards"]]), **_means(done)}
+    with contract.calling(algorithm, "curves"):
+        curves = algorithm.curves([rewards for kept in done for rewards in kept["rewards"]])
+    metrics = {**curves, **_means(done)}
     rows = [row for kept in done for row in kept["rows"]]
     if not rows:
         raise AlignError(
@@ -95,7 +97,9 @@ def _ask(phases: RolloutPhases, algorithm: Harvest, which: Sequence[int], phase:
         record = phases.prompts.rows[each.source]
         template = {"tools": record.tools, "chat_template_kwargs": dict(record.chat_template_kwargs)}
         rendered = {name: value for name, value in template.items() if value}  # else the prompt would be another later
-        rows += [row | rendered for row in algorithm.rows(each.content, ended)]
+        with contract.calling(algorithm, "rows"):
+            made = algorithm.rows(each.content, ended)
+        rows += [row | rendered for row in made]
     for hear in phases.heard:
         hear(phase, asked, scored)
     return {

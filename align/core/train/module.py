@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from align.core import contract
 from align.core.algorithm import Algorithm, Batch, Metric
 from align.core.data.collate import MicroBatch
 from align.core.model.policy import Policy
@@ -106,7 +107,9 @@ class AlignModule(LightningModule):
         books = Books()
         with torch.no_grad():
             for micro in step.auxiliary:
-                for name, values in self.algorithm.statistics(self._batch(micro, {})[0]).items():
+                with contract.calling(self.algorithm, "statistics"):
+                    found = self.algorithm.statistics(self._batch(micro, {})[0])
+                for name, values in found.items():
                     books.add(name, values)
         torch.clear_autocast_cache()  # what it cast without a graph must not be learned with
         return {name: torch.tensor(value, device=self.device) for name, value in books.close().items()}
@@ -117,7 +120,7 @@ class AlignModule(LightningModule):
         if not counts["example"]:  # an online phase in which no answer taught anything
             self._books.add("loss", Metric(anchor, "sum"))
             return anchor
-        outcome = self.algorithm.loss(batch)
+        outcome = contract.loss(self.algorithm, batch)
         share = outcome.share(counts) + anchor
         self._books.add("loss", Metric(share, "sum"))
         for name, metric in outcome.metrics.items():
@@ -165,7 +168,8 @@ class AlignModule(LightningModule):
         metrics = self._books.close()
         self.stopping = metrics.pop("_stop") > 0
         bad = metrics.pop("_bad") > 0
-        metrics |= self.algorithm.derived(metrics)
+        with contract.calling(self.algorithm, "derived"):
+            metrics |= self.algorithm.derived(metrics)
         for name, network in self.networks.items():
             metrics[_of("grad_norm", name)] = gradient_norm(network.parameters())
         for group in optimizer.param_groups:
@@ -231,7 +235,7 @@ class AlignModule(LightningModule):
         held_out.counts.update(step.denominators)
         statistics = self._statistics(step)
         for micro in step.micros:
-            held_out.enter(self.algorithm.loss(self._batch(micro, statistics)[0]))
+            held_out.enter(contract.loss(self.algorithm, self._batch(micro, statistics)[0]))
 
     def on_validation_epoch_end(self) -> None:
         """Close the books: ``val/loss`` for the only or first set, ``val/NAME/loss`` for named ones."""
@@ -239,7 +243,8 @@ class AlignModule(LightningModule):
         closes = {index: held_out.close() for index, held_out in sorted(self._held_out.items())}
         for index, closed in sorted((closes | self._rehearsed).items()):
             prefix = f"val/{self.held_out_names[index]}/" if self.held_out_names[index] else "val/"
-            closed |= self.algorithm.derived(closed)
+            with contract.calling(self.algorithm, "derived"):
+                closed |= self.algorithm.derived(closed)
             self.held_out_metrics |= {prefix + name: value for name, value in closed.items()}
             if index == 0:
                 self.held_out_metrics |= {"val/" + name: value for name, value in closed.items()}

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from align.core import contract
 from align.core.data import plan
 from align.core.data.examples import Example
 from align.core.rollout import mismatch
@@ -121,19 +122,22 @@ class RolloutPhases:
         if ratio and flat:
             weights, found = mismatch.weights(flat, self.rollout.mismatch)
             metrics |= found
-        credit = self.algorithm.credit(learned)
+        # What was measured first: a model that gives NaN is no fault of the algorithm's.
+        measured = [name for name in ("logp", "ref_logp", "value") if flat and getattr(flat[0], name) is not None]
+        _finite(flat, {name: [getattr(experience, name) for experience in flat] for name in measured})
+        credit = contract.credit(self.algorithm, learned)
         along = dict(credit.along)
         if several or weights is not None:
             along["old_logp"] = [_measured(experience) for experience in flat]
         if weights is not None:
             along["weight"] = weights
         credit = type(credit)(along, credit.keep, credit.metrics)
-        _finite(flat, credit.along)
+        _finite(flat, credit.along)  # the weights too
         metrics |= {"rollout/masked": float(np.mean(~credit.keep)) if len(credit.keep) else 0.0}
         metrics |= {name: float(value) for name, value in credit.metrics.items()}
         if self.collector.gap is not None:
             metrics["sampling/sync_gap"] = self.collector.gap
-        self._examples = self.algorithm.examples(learned, credit)
+        self._examples = contract.examples(self.algorithm, learned, credit)
         self._phase, self.metrics = phase, metrics
         for hear in self.heard:
             hear(phase, asked, scored)

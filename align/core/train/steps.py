@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from align.core import contract
 from align.core.algorithm import Algorithm
 from align.core.data import plan
 from align.core.data.collate import MicroBatch, collate
@@ -75,7 +76,8 @@ class Cutter:
 
     def step(self, index: int, examples: Sequence[Example]) -> StepBatch:
         """One whole optimizer step."""
-        auxiliary = self.algorithm.auxiliary(examples)
+        with contract.calling(self.algorithm, "auxiliary"):
+            auxiliary = self.algorithm.auxiliary(examples)
         return StepBatch(
             index,
             self.micros(examples),

@@ -1,0 +1,216 @@
+"""The contract of algorithm plugins, held where the engine calls them: a breach is told with the plugin's name.
+
+``align.testing`` makes the same calls, so what stops a run here fails a plugin's own test first.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.core.algorithm import Algorithm, Batch, Metric, Outcome, Term
+from align.core.data.examples import Example
+from align.core.hooks import reason
+from align.core.registry import registry
+from align.core.rollout.online import Credit, Experience, Group, Online
+from align.schemas.errors import AlignError
+
+_FIX = "this is the plugin's to fix; align.testing.check_algorithm shows it in a test"
+_MEASURED = ("sampled_logp", "logp", "ref_logp", "value", "tokens", "prompt")
+
+
+def name_of(algorithm: Algorithm) -> str:
+    """Return the algorithm's name with the plugin that offers it, for messages."""
+    name = getattr(algorithm, "name", type(algorithm).__qualname__)
+    try:
+        return f"algorithm {name!r} of plugin {registry.find('algorithm', name).plugin}"
+    except AlignError:  # not registered: a class that somebody tries out
+        return f"algorithm {name!r} of {type(algorithm).__module__}"
+
+
+@contextmanager
+def calling(algorithm: Algorithm, method: str) -> Iterator[None]:
+    """Raise what fails in the block as an AlignError that names the plugin, its method and the line.
+
+    AlignErrors pass unchanged, and so does running out of memory, which is no fault of the plugin's.
+    """
+    try:
+        yield
+    except (AlignError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise AlignError(
+            f"failed in {method}: {reason(error)}{_line_of(algorithm, error)}", _FIX, where=name_of(algorithm)
+        ) from error
+
+
+def loss(algorithm: Algorithm, batch: Batch) -> Outcome:
+    """Return ``algorithm.loss(batch)``.
+
+    Raises AlignError where it fails, where a term has another number of values than what it is counted per, where a
+    metric is no tensor, and where it changes a tensor of the batch in place.
+    """
+    tensors = _tensors(batch)
+    before = {name: _version(tensor) for name, tensor in tensors.items()}
+    with calling(algorithm, "loss"):
+        outcome = algorithm.loss(batch)
+    if fault := _outcome_fault(outcome, batch):
+        raise _breach(algorithm, "loss", fault)
+    if changed := [name for name, tensor in tensors.items() if _version(tensor) != before[name]]:
+        raise _breach(algorithm, "loss", f"changed batch.{changed[0]} in place, which others read after it")
+    return outcome
+
+
+def credit(algorithm: Online, groups: Sequence[Group]) -> Credit:
+    """Return ``algorithm.credit(groups)``.
+
+    Raises AlignError where it fails, where it has not one finite number for each token of each answer, where it keeps
+    an answer that no reward scored, and where it changes what was measured.
+    """
+    flat = [experience for group in groups for experience in group]
+    before = [[getattr(experience, name) for name in _MEASURED] for experience in flat]
+    with calling(algorithm, "credit"), _read_only(before):
+        given = algorithm.credit(groups)
+    for experience, own in zip(flat, before, strict=True):
+        for name, value in zip(_MEASURED, own, strict=True):
+            if getattr(experience, name) is not value:
+                raise _breach(algorithm, "credit", f"replaced the {name} of an answer, which the engine has measured")
+    if fault := _credit_fault(given, flat):
+        raise _breach(algorithm, "credit", fault)
+    return given
+
+
+def examples(algorithm: Online, groups: Sequence[Group], given: Credit) -> list[list[Example]]:
+    """Return ``algorithm.examples(groups, given)``.
+
+    Raises AlignError where it fails, and where it gives not one list for each group, or sequences that do not fit
+    together in a batch.
+    """
+    with calling(algorithm, "examples"):
+        made = [list(group) for group in algorithm.examples(groups, given)]
+    if len(made) != len(groups):
+        raise _breach(algorithm, "examples", f"gave {len(made)} lists of examples for {len(groups)} groups")
+    if fault := _examples_fault([example for group in made for example in group]):
+        raise _breach(algorithm, "examples", fault)
+    return made
+
+
+# --- faults --------------------------------------------------------------------------------------------------------
+
+
+def _outcome_fault(outcome: Any, batch: Batch) -> str:
+    if not isinstance(outcome, Outcome):
+        return f"returned a {type(outcome).__name__}; return align.Outcome(terms, metrics)"
+    if not outcome.terms:
+        return "returned no term; there is nothing to learn from"
+    sizes = {"token": batch.logp_T.numel(), "sequence": batch.sequences, "example": batch.examples}
+    terms: Sequence[Any] = outcome.terms
+    for term in terms:
+        if not (isinstance(term, Term) and isinstance(term.values, Tensor)):
+            return f"returned a {type(term).__name__} as a term; return align.Term(values, per)"
+        role = term.per.removeprefix("token:")
+        if term.per not in sizes and (role == term.per or role not in batch.roles):
+            known = [*sizes, *(f"token:{name}" for name in batch.roles)]
+            return f"counts a term per {term.per!r}; there is {', '.join(known)}"
+        if term.per not in sizes and term.values.is_cuda:
+            continue  # counting a role's tokens would make the host wait for the device
+        want = sizes[term.per] if term.per in sizes else batch.tokens_of(role, batch.sequence_T).numel()
+        if term.values.numel() != want:
+            return f"gave {term.values.numel()} values per {term.per}, of which the micro-batch has {want}"
+    for name, metric in outcome.metrics.items():
+        if not isinstance(metric.values if isinstance(metric, Metric) else metric, Tensor):
+            return f"gave the metric {name!r} as a {type(metric).__name__}; give a tensor of values, not averaged"
+    return ""
+
+
+def _credit_fault(given: Any, flat: Sequence[Experience]) -> str:
+    if not isinstance(given, Credit):
+        return f"returned a {type(given).__name__}; return align.Credit(along, keep)"
+    for name, values in given.along.items():
+        if len(values) != len(flat):
+            return f"gave {len(values)} arrays of {name!r} for {len(flat)} answers"
+        for experience, array in zip(flat, values, strict=True):
+            numbers = np.asarray(array)
+            if numbers.shape != (len(experience.tokens),):
+                return (
+                    f"gave {name!r} of shape {numbers.shape} for an answer of {len(experience.tokens)} tokens to "
+                    f"{experience.source}"
+                )
+            if not np.isfinite(numbers).all():
+                scored = "" if experience.reward is not None else ", which no reward scored"
+                return f"gave a {name!r} that is not finite for an answer to {experience.source}{scored}"
+    keep = np.asarray(given.keep)
+    if keep.shape != (len(flat),) or keep.dtype != bool:
+        return f"gave keep of shape {keep.shape} and type {keep.dtype}; it is one bool for each of {len(flat)} answers"
+    if kept := [e.source for e, stays in zip(flat, keep, strict=True) if stays and e.reward is None]:
+        return f"keeps an answer to {kept[0]} that no reward scored: abstaining is not a reward of 0"
+    return ""
+
+
+def _examples_fault(made: Sequence[Any]) -> str:
+    names: set[str] | None = None
+    for example in made:
+        if not isinstance(example, Example):
+            return f"gave a {type(example).__name__} among its examples; use align.Example"
+        for sequence in example.sequences:
+            scored = int(np.asarray(sequence.scored).sum())
+            if not len(sequence) or sequence.scored[0]:
+                return f"gave a sequence from {example.source} that is empty, or whose first token is scored"
+            for name, values in sequence.along.items():
+                if len(values) != scored:
+                    return f"gave {len(values)} {name!r} for {scored} scored tokens from {example.source}"
+            if names is not None and set(sequence.along) != names:
+                return f"gave {sorted(sequence.along)} for the tokens of {example.source}, {sorted(names)} for others"
+            names = set(sequence.along)
+    return ""
+
+
+# --- help ----------------------------------------------------------------------------------------------------------
+
+
+def _breach(algorithm: Algorithm, method: str, fault: str) -> AlignError:
+    return AlignError(f"{method} {fault}", _FIX, where=name_of(algorithm))
+
+
+def _line_of(algorithm: Algorithm, error: BaseException) -> str:
+    """Return where in the plugin's own code it failed, ``", align_x.py line 12"``, or nothing."""
+    try:
+        own = inspect.getsourcefile(type(algorithm))
+    except TypeError:  # defined where there is no file
+        return ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
+    return f", {own} line {lines[-1]}" if own and lines else ""
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    """Return the batch's tensors by the name that a plugin knows them under."""
+    found: dict[str, Any] = {name: getattr(batch, name) for name in Batch.__slots__}
+    for group in ("columns", "along", "step"):
+        mapping: Mapping[str, Any] = found.pop(group)
+        found |= {f"{group}[{name!r}]": value for name, value in mapping.items()}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often the tensor was changed in place; autograd counts that, except of inference tensors."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def _read_only(rows: Sequence[Sequence[Any]]) -> Iterator[None]:
+    """Let NumPy refuse changes in place to these arrays."""
+    arrays = [value for row in rows for value in row if isinstance(value, np.ndarray) and value.flags.writeable]
+    for array in arrays:
+        array.flags.writeable = False
+    try:
+        yield
+    finally:
+        for array in arrays:
+            array.flags.writeable = True
