@@ -19,6 +19,8 @@ import pytest
 import torch
 from _pytest.approx import ApproxScalar
 
+from align.testing import algorithms as kit
+
 _BOUND = re.compile(r"^(?:tensor\()?([-+.e\d]+)(?:, [^<]*\))? <=? (\d\S*e-\d+|0\.0\d+)$")
 _margins: dict[str, float] = {}
 
@@ -31,13 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
     scalar = ApproxScalar.__eq__
 
     def equal(self: Any, actual: Any) -> bool:
-        if isinstance(actual, int | float | np.number) and isinstance(self.expected, int | float | np.number):
+        numbers = int | float | np.number
+        if isinstance(actual, numbers) and isinstance(self.expected, numbers) and self.expected == self.expected:
             _record(abs(actual - self.expected), self.tolerance)
         return bool(scalar(self, actual))
 
     ApproxScalar.__eq__ = equal  # type: ignore[method-assign]
     for owner, name in ((torch, "allclose"), (np, "allclose"), (np.testing, "assert_allclose")):
         setattr(owner, name, _watched(getattr(owner, name)))
+    kit._same = _watched_law(kit._same)
     torch.testing.assert_close = _watched(torch.testing.assert_close)  # type: ignore[attr-defined]
 
 
@@ -56,16 +60,29 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def _watched(compare: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(actual: Any, expected: Any, *args: Any, **settings: Any) -> Any:
-        a, b = (np.asarray(x.detach().double() if isinstance(x, torch.Tensor) else x, float) for x in (actual, expected))
-        rtol, atol = settings.get("rtol"), settings.get("atol")
+        a, b = _array(actual), _array(expected)
         if a.size and a.shape == b.shape:
-            near = 1.3e-6 if compare.__name__ == "assert_close" else 1e-5  # torch's defaults for float32
-            bound = (atol if atol is not None else near if near > 5e-6 else 1e-5) + (near if rtol is None else rtol) * np.abs(b)
+            # Without settings: torch's for float32, whichever function it is.
+            bound = settings.get("atol", 1e-5) + settings.get("rtol", 1.3e-6) * np.abs(b)
             with np.errstate(invalid="ignore", divide="ignore"):
                 _record(float(np.nanmax(np.abs(a - b) / bound, initial=0.0)), 1.0)
         return compare(actual, expected, *args, **settings)
 
     return wrapped
+
+
+def _watched_law(compare: Callable[..., None]) -> Callable[..., None]:
+    """Record the law's own margin: the gap between two gradients over the first one's norm."""
+
+    def wrapped(where: str, want: Any, got: Any, tolerance: float) -> None:
+        _record(float((want[1] - got[1]).norm() / want[1].norm()), tolerance)
+        compare(where, want, got, tolerance)
+
+    return wrapped
+
+
+def _array(values: Any) -> Any:
+    return np.asarray(values.detach().double() if isinstance(values, torch.Tensor) else values, float)
 
 
 def _record(difference: float, tolerance: float) -> None:

@@ -185,12 +185,12 @@ def _expected(error: ErrorDetails) -> list[str]:
 
 
 def _said(message: str, model: type[BaseModel], path: Path, where: Where) -> Iterator[Problem]:
-    """A validator's own words: each line is a problem, at the field it begins with."""
-    owner = model_at(model, path)
+    """A validator's own words: each line is a problem, at the field it begins with (``beta``, ``model.dtype``)."""
     for line in message.splitlines():
         word, _, rest = line.partition(" ")
-        name = word.strip("`':,")
+        *parents, name = word.strip("`':,").split(".")
+        owner = model_at(model, (*path, *parents))
         if owner is not None and name in owner.model_fields:
-            yield Problem(where((*path, name)), rest)
+            yield Problem(where((*path, *parents, name)), rest)
         else:
             yield Problem(where(path), line)

@@ -44,8 +44,9 @@ class Model(Config):
     trained on; with ``adapter`` it is merged into its base first and a new one is trained."""
     revision: str | None = None
     """A hub revision (branch, tag or commit)."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type the weights are held in; float32 under ``train.precision: bf16-mixed`` is the safe choice."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Type the weights are held in; float32 under ``train.precision: bf16-mixed`` is the safe choice. float64 is slow
+    and for comparisons: what still differs between two runs is then no rounding."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     """Attention implementation; ``auto`` leaves it to transformers."""
     adapter: Adapter | None = None
@@ -233,6 +234,12 @@ class Stage(Config):
     """Logger plugins: ``csv``, ``tensorboard``, ``wandb``."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Everything random follows from it."""
+
+    @model_validator(mode="after")
+    def _computes_in_what_it_holds(self) -> Self:
+        if self.model.dtype == "float64" and self.train.precision != "32-true":
+            raise ValueError("model.dtype is float64, which train.precision 32-true alone computes in")
+        return self
 
 
 class Override(Config):

@@ -58,7 +58,11 @@ ONE_STEP: dict[str, dict[str, Any]] = {
     "checkpoint": {"every": 1},
     "data": {"validation_fraction": 0.0},
     "schedule": {"type": "constant", "warmup": 0.0},
+    # What the law says is exact, so it is shown where rounding hides nothing.
+    "model": {"dtype": "float64"},
 }
+LAW = 1e-10
+"""Most that two gradients may differ, over the norm of one: float64's rounding is 1e-16, a wrong average 1e-3."""
 
 
 def test_the_law_over_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +95,7 @@ def test_the_law_over_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: p
         one, two = (gradients_of_first_step(tmp_path / ranks / name) for ranks in ("1", "2"))
         whole, gap = one.norm(), (one - two).norm()
         assert whole > 1e-4
-        assert gap / whole < 1e-6, name
+        assert gap / whole < LAW, name
 
 
 def test_answers_and_weights_do_not_depend_on_the_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:

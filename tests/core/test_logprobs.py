@@ -53,11 +53,13 @@ HEADS = {
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 3e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("chunk", [1, 5, 37, 1000])
 def test_values_and_gradients_equal_full_logits(
-    head: dict[str, float], bias: bool, dtype: torch.dtype, near: float, chunk: int
+    head: dict[str, float], bias: bool, dtype: torch.dtype, chunk: int
 ) -> None:
+    # Each logit is a sum of 16 products of normal numbers, of size 4, and at most 15 after scale and temperature.
+    near = 16 * 15 * torch.finfo(dtype).eps
     given_ = inputs(dtype, bias=bias)
     ours, theirs = token_logprobs(*given_, chunk, **head), naive(*given_, **head)
     for mine, other in zip(ours, theirs, strict=True):

@@ -225,7 +225,7 @@ run.yaml line 2: modell
     is not a key here
     did you mean 'model'?
 run.yaml line 3: model.dtype
-    is 'float23'; must be 'float32', 'bfloat16' or 'float16'
+    is 'float23'; must be 'float32', 'bfloat16', 'float16' or 'float64'
     did you mean 'float32'?
 run.yaml line 3: model.adapter.rank
     is 0; must be greater than 0

@@ -63,7 +63,8 @@ tokens = st.integers(1, 30)
 
 @ours
 def test_law_in_float32(algorithm: type[Algorithm], chosen: dict[str, Any]) -> None:
-    check_algorithm(algorithm, chosen, dtype=torch.float32, tolerance=1e-6)
+    """To rounding: sums of some 60 tokens, whose gradients cancel to about a tenth of their size (measured: 7 eps)."""
+    check_algorithm(algorithm, chosen, dtype=torch.float32, tolerance=64 * torch.finfo(torch.float32).eps)
 
 
 @ours

@@ -94,8 +94,11 @@ def test_without_kl_the_first_gradient_is_that_of_reinforce(
     examples = [first_step(example) for example in toy_experience(it, policy)]
     _, mine = step_gradients(it, policy, None, examples, [range(3), range(3, 8)], critic=critic if it.critic else None)
     _, plain = step_gradients(Plain(Algorithm.Config()), policy, None, examples, [range(8)])
+    # In float64 but for old_logp, which is kept in float32: the ratio is 1 to float32's rounding of log-probabilities
+    # of size 8, and its error weighs tokens of either sign.
+    near = 64 * np.finfo(np.float32).eps
     for name, gradient in plain.items():
-        assert torch.allclose(mine[name], gradient, rtol=1e-6, atol=1e-7), name
+        assert float((mine[name] - gradient).norm()) <= near * float(gradient.norm()), name
 
 
 def first_step(example: Example) -> Example:

@@ -44,7 +44,7 @@ class Types:
 
 def types(dtype: str, precision: str) -> Types:
     """What a run file's ``model.dtype`` and ``train.precision`` mean."""
-    weight = 4 if dtype == "float32" and precision != "bf16-true" else 2
+    weight = 2 if precision == "bf16-true" else {"float64": 8, "float32": 4}.get(dtype, 2)
     mixed = precision.endswith("-mixed")
     return Types(weight, 2 if mixed else weight, weight, mixed, 2 if precision == "bf16-true" else 4)
 
