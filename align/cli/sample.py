@@ -68,7 +68,7 @@ def sample(
         raise click.UsageError(f"{jsonl} exists: give --jsonl another path, or --force to write over it")
 
     from align.core.registry import registry
-    from align.core.rollout.speak import Speaker, Stream, answers, prompts_for, subject_for, token_ids
+    from align.core.rollout.speak import Speaker, answers, prompts_for, subject_for, token_ids
     from align.core.settings import check, dotted
     from align.schemas.rollout import Sampling
     from align.schemas.run import Model
@@ -86,7 +86,7 @@ def sample(
         speaks.open(subject)
         speaker = Speaker(speaks, subject, sampling, best_of or n, seed)
         if jsonl is None and len(records) == 1 and n == 1:
-            stream = Stream(subject.tokenizer, lambda text: click.echo(text, nl=False))
+            stream = speaker.stream(records[0], lambda text: click.echo(text, nl=False))
             if rewards:
                 (said,) = answers(speaker, records, scorer, choose=True)
             else:

@@ -17,6 +17,7 @@ from align.core.data.encode import Encoder
 from align.core.hooks import Plugin
 from align.core.registry import Offer
 from align.core.rollout.speak import Stream, prompts_for, subject_for, token_ids, tokens_of
+from align.core.rollout.turn import Turns
 from align.schemas.run import Model
 from tests.tiny import EOS, tiny_tokenizer
 
@@ -128,7 +129,7 @@ def test_mistakes_are_told_without_a_traceback(tiny_model_dir: Path, words: list
 
 def test_an_answer_is_written_as_it_comes_whole_characters_at_a_time() -> None:
     tokenizer, written = tiny_tokenizer(), list[str]()
-    stream, text = Stream(tokenizer, written.append), "The sea\x1b[2J \u00e9\u4e2d\U0001f600."
+    stream, text = Stream(Turns(tokenizer), "", written.append), "The sea\x1b[2J \u00e9\u4e2d\U0001f600."
     for token in tokenizer(text)["input_ids"]:
         stream.heard(token)
     stream.end(text)

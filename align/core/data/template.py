@@ -57,6 +57,17 @@ def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[l
     return [[_scored(draft, settings) for draft in example] for example in examples], row.notes
 
 
+def rendered(
+    record: Record, encoder: Encoder, settings: Settings, *, added: Sequence[Message] = (), opens: bool = False
+) -> str:
+    """Return a prompt of messages as the chat template writes it, followed by the messages ``added``.
+
+    opens: with the generation prompt at its end. Raises as ``drafts`` does.
+    """
+    row = _Row(record, encoder, settings)
+    return row.render([*row.prompt, *added], prompt=opens)[0]
+
+
 def _scored(draft: Draft, settings: Settings) -> Draft:
     """The scored mask as the algorithm wants it: the answers, everything, or the last token alone."""
     scored = np.ones_like(draft.scored) if settings.scores_prompt else draft.scored

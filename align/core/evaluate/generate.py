@@ -10,7 +10,8 @@ from align.core.data.encode import Encoder
 from align.core.model.tokenizer import end_tokens
 from align.core.rollout.decode import Voice
 from align.core.rollout.generator import Request
-from align.core.rollout.speak import CONTEXT, text_of, tokens_of
+from align.core.rollout.speak import CONTEXT, tokens_of
+from align.core.rollout.turn import Turns
 from align.schemas.records import Content, Record
 from align.schemas.rollout import Sampling
 
@@ -25,14 +26,19 @@ def generate(
 ) -> list[str]:
     """Greedy answers, in the order of the prompts: text as it is continued, conversations through the chat template.
 
-    Decoded without special tokens. The model's own generation settings are not used, save where it ends a turn.
+    Read as turns, without special tokens. The model's own generation settings are not used, save where it ends a turn.
     """
     encoder = Encoder(tokenizer)
-    asked = [tokens_of(Record("prompt", f"prompt {i}", prompt=prompt), encoder) for i, prompt in enumerate(prompts, 1)]
+    turns = Turns(tokenizer, encoder)
+    records = [Record("prompt", f"prompt {i}", prompt=prompt) for i, prompt in enumerate(prompts, 1)]
+    asked = [tokens_of(record, encoder) for record in records]
     ends = end_tokens(model, tokenizer)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", CONTEXT)
     tokens = batch_size * (max(map(len, asked), default=0) + max_new_tokens)
     said = Voice(model, tokenizer, ends, context, tokens).answer(
         [Request(tokens_P, (0,)) for tokens_P in asked], Sampling(max_tokens=max_new_tokens, temperature=0)
     )
-    return [text_of(tokenizer, sample.tokens) for (sample,) in said]
+    return [
+        turns.text(sample.tokens.tolist(), turns.opening(record))
+        for record, (sample,) in zip(records, said, strict=True)
+    ]

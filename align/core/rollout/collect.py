@@ -27,6 +27,7 @@ from align.core.rollout.online import Group, example_of
 from align.core.rollout.reward import Answer, Score
 from align.core.rollout.sampling import seed_of
 from align.core.rollout.score import Said, Scorer
+from align.core.rollout.turn import Turns
 from align.core.train.random import everyone
 from align.core.train.steps import Cutter
 from align.schemas.errors import AlignError, Problem
@@ -104,6 +105,7 @@ class Collector:
         self.rollout, self.generator, self.subject, self.scorer, self.gold = rollout, generator, subject, scorer, gold
         self.policy, self.critic, self.reference = subject.policy, critic, reference
         self.cutter, self.seed, self.forward = cutter, seed, forward
+        self.turns = Turns(subject.tokenizer)
         self.stop: Callable[[], bool] = lambda: False
         self.synced: int | None = None
         """The optimizer step whose weights the generator holds."""
@@ -166,10 +168,11 @@ class Collector:
         answers, flat = list[Answer](), [sample for group_ in samples for sample in group_]
         for i, place, group_ in zip(which, places, samples, strict=True):
             row = prompts.row(i)
+            opening = self.turns.opening(row)
             for sample in group_:
-                text = str(self.subject.tokenizer.decode(sample.tokens.tolist(), skip_special_tokens=True))
-                said: Content = [{"role": "assistant", "content": text}] if row.conversational else text
                 tokens = tuple(sample.tokens.tolist())
+                text = self.turns.text(tokens, opening)
+                said: Content = [{"role": "assistant", "content": text}] if row.conversational else text
                 answers.append(Answer(row.prompt or "", said, text, tokens, sample.finish, row.columns, place))
         scores = self.scorer.ask(answers)
         golds = [next(iter(each.values())) for each in self.gold.ask(answers)] if self.gold else [None] * len(answers)

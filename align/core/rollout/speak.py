@@ -24,6 +24,7 @@ from align.core.model.tokenizer import ends_of, load_tokenizer
 from align.core.rollout.generator import Generator, Request, Sample, Subject, Tokens
 from align.core.rollout.reward import Answer
 from align.core.rollout.sampling import seed_of
+from align.core.rollout.turn import Turns
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record
 from align.schemas.rollout import Sampling
@@ -83,15 +84,15 @@ class Said:
 class Stream:
     """An answer written as it comes, a whole character at a time and harmless to look at."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], None]) -> None:
-        self._tokenizer, self._write = tokenizer, write
+    def __init__(self, turns: Turns, opening: str, write: Callable[[str], None]) -> None:
+        self._turns, self._opening, self._write = turns, opening, write
         self._tokens: list[int] = []
         self._written = ""
 
     def heard(self, token: int) -> None:
         """One more token."""
         self._tokens.append(token)
-        text = text_of(self._tokenizer, np.array(self._tokens, np.int32))
+        text = self._turns.text(self._tokens, self._opening)
         if not text.endswith("\ufffd"):  # else half a character
             self.end(text)
 
@@ -111,9 +112,15 @@ class Speaker:
     n: int = 1
     seed: int = 0
     _encoder: Encoder = field(init=False)
+    _turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
         self._encoder = Encoder(self.subject.tokenizer)
+        self._turns = Turns(self.subject.tokenizer, self._encoder)
+
+    def stream(self, record: Record, write: Callable[[str], None]) -> Stream:
+        """Return what writes the answer to ``record`` as it comes."""
+        return Stream(self._turns, self._turns.opening(record), write)
 
     def ask(
         self, records: Sequence[Record], heard: Callable[[int], None] | None = None, first: int = 0
@@ -129,9 +136,11 @@ class Speaker:
             groups = self.generator.generate(requests, self.sampling)
         else:
             groups = self.generator.generate(requests, self.sampling, heard=lambda _i, _k, token: heard(token))
+        read = self._turns.text
+        openings = [self._turns.opening(record) for record in records]
         return [
-            [Said(record, sample, text_of(self.subject.tokenizer, sample.tokens)) for sample in group]
-            for record, group in zip(records, groups, strict=True)
+            [Said(record, sample, read(sample.tokens.tolist(), opening)) for sample in group]
+            for record, opening, group in zip(records, openings, groups, strict=True)
         ]
 
 
@@ -180,7 +189,7 @@ def tokens_of(record: Record, encoder: Encoder) -> Tokens:
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> str:
-    """The answer alone, without special tokens."""
+    """Return what was sampled alone, without special tokens (``Turns.text`` reads it as a turn)."""
     return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
 
