@@ -68,3 +68,13 @@ def breaks(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], trai
 def silent(completion_ids: Sequence[Sequence[int]]) -> list[None]:
     """No opinion on anything."""
     return [None] * len(completion_ids)
+
+
+def rounded(completion_ids: Sequence[Sequence[int]]) -> list[float]:
+    """The same for everybody, rounded on two ways."""
+    return [0.3 if i % 2 else 0.1 + 0.2 for i in range(len(completion_ids))]
+
+
+def late(completion_ids: Sequence[Sequence[int]], trainer_state: object) -> list[float | None]:
+    """Nothing in the first two phases, then something."""
+    return [None if getattr(trainer_state, "global_step", 0) < 2 else score for score in low_ids(completion_ids)]

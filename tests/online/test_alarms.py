@@ -100,3 +100,74 @@ def test_a_rollback_hands_on_the_best_by_gold(hacked: Any) -> None:
     kept = checkpoint.load(checkpoint.at(Path(run.output) / "only" / "checkpoints", best))["state_dict"]
     exported = load_file(result.export / "model.safetensors")
     assert all((kept["policy.model." + name] == value).all() for name, value in exported.items())
+
+
+class TestNothingToLearnFrom:
+    """Said at the phase, at the end and in the manifest, in a run of a single phase too."""
+
+    def of(self, tiny_model_dir: Path, tmp_path: Path, reward: str, steps: int, **sections: Any) -> Run:
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text("".join(json.dumps({"prompt": f"the sea {i}"}) + "\n" for i in range(4)))
+        stage = {
+            "name": "only",
+            "model": {"path": str(tiny_model_dir)},
+            "data": {"train": str(prompts), "workers": 1},
+            "algorithm": {"type": "grpo", "group": 4},
+            "train": {"batch_size": 16, "max_steps": steps},
+            "rollout": {"rewards": [python(reward)], "sampling": {"max_tokens": 6}, **sections.pop("rollout", {})},
+            **sections,
+        }
+        return Run.model_validate({"output": str(tmp_path / "run"), "stages": [stage]})
+
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+
+    @pytest.mark.parametrize(
+        ("reward", "steps", "words"),
+        [
+            ("silent", 1, ["no answer was scored", "abstained 100.0 %", "in its only phase no answer was scored"]),
+            ("not_a_number", 2, ["error 100.0 %", "its score was nan", "in its 2 phases no answer was scored"]),
+            ("equal", 1, ["in every group all answers got the same reward", "in its only phase the answers of each"]),
+            ("rounded", 2, ["in every group all answers got the same reward", "in its 2 phases the answers of each"]),
+        ],
+    )
+    def test_in_short_runs(
+        self, tiny_model_dir: Path, tmp_path: Path, capfd: Any, reward: str, steps: int, words: list[str]
+    ) -> None:
+        run = self.of(tiny_model_dir, tmp_path, reward, steps)
+        train(run, progress=False)
+        told = capfd.readouterr().err
+        assert all(word in told for word in words), told
+        assert told.count("only, phase 1") == 1 and "only, phase 2" not in told, "once an episode"
+        assert len(alarms(run)) == 2 and alarms(run)[1].startswith("learned nothing")
+        before = load_file(tiny_model_dir / "model.safetensors")
+        after = load_file(Path(run.output) / "only" / "export" / "model.safetensors")
+        assert all((after[name] == value).all() for name, value in before.items()), "to the bit"
+
+    def test_a_stage_that_ends_within_its_only_phase(self, tiny_model_dir: Path, tmp_path: Path, capfd: Any) -> None:
+        algorithm = {"type": "grpo", "group": 4, "passes": 3}
+        train(self.of(tiny_model_dir, tmp_path, "equal", 2, algorithm=algorithm), progress=False)
+        told = capfd.readouterr().err
+        assert "only, phase 1" in told and "learned nothing from its rewards: in its only phase" in told
+
+    def test_a_stage_that_learned_in_the_end_did_not_learn_nothing(
+        self, tiny_model_dir: Path, tmp_path: Path, capfd: Any
+    ) -> None:
+        run = self.of(tiny_model_dir, tmp_path, "late", 4)
+        train(run, progress=False)
+        told = capfd.readouterr().err
+        assert told.count("no answer was scored") == 1 and "learned nothing" not in told
+        assert [row["reward/scored"] for row in log(run)] == ["0.0", "0.0", "1.0", "1.0"]
+
+    def test_a_run_that_shall_pause_pauses_where_nothing_is_scored(self, tiny_model_dir: Path, tmp_path: Path) -> None:
+        run = self.of(tiny_model_dir, tmp_path, "silent", 3, rollout={"watch": {"action": "pause"}})
+        with pytest.raises(AlignError, match="no answer was scored") as caught:
+            train(run, progress=False)
+        assert "is paused and saved" in str(caught.value)
+
+    def test_best_of_n(self, tiny_model_dir: Path, tmp_path: Path, capfd: Any) -> None:
+        run = self.of(tiny_model_dir, tmp_path, "not_a_number", 1, algorithm={"type": "best_of_n", "group": 4})
+        with pytest.raises(AlignError, match="made no row: no answer was scored"):
+            train(run, progress=False)
+        assert "only, phase 1" in (told := capfd.readouterr().err) and "its score was nan" in told

@@ -75,8 +75,10 @@ def std(x: Numbers) -> float:
 
 
 def less_mean(reward: Numbers) -> Numbers:
-    """R_i − mean(R). GRPO, 2402.03300 Section 4.1.2."""
-    return reward - mean(reward)
+    """R_i − mean(R). GRPO, 2402.03300 Section 4.1.2. Exactly 0 where all are equal, as a rounded mean would not be."""
+    known = reward[~np.isnan(reward)]
+    apart = reward - known[0] if len(known) else reward
+    return apart - mean(apart)
 
 
 def less_siblings(reward_G: Numbers) -> Numbers:

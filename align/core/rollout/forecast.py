@@ -16,6 +16,7 @@ from math import comb
 from align.core.rollout.lines import Line, ask
 from align.core.rollout.score import Opened
 from align.core.rollout.speak import Speaker
+from align.core.rollout.ties import classes
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 
@@ -60,7 +61,7 @@ class Forecast:
 
 def dead_share(scores: Sequence[float], size: int) -> float:
     """Estimated probability that ``size`` answers to this prompt score the same; see the module's equations."""
-    counts, n = Counter(scores).values(), len(scores)
+    counts, n = [len(same) for same in classes(scores)], len(scores)
     if size <= n:
         return sum(comb(count, size) for count in counts) / comb(n, size)
     return sum((count / n) ** size for count in counts)

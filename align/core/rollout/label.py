@@ -20,6 +20,7 @@ from align.core.data.sources import load_records
 from align.core.disk import write_whole
 from align.core.rollout.reward import Answer
 from align.core.rollout.score import Scorer
+from align.core.rollout.ties import tied
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source
@@ -144,7 +145,7 @@ def pair(record: Record, answers: Sequence[Answer], rewards: Sequence[float | No
         return "abstained", {}
     (high, best), (low, worst) = max(scored, key=lambda each: (each[0], -each[1])), min(scored)
     chosen, rejected = answers[best].completion, answers[worst].completion
-    if high == low or chosen == rejected:
+    if tied((high, low)) or chosen == rejected:
         return "tied", {}
     kept = {name: value for name, value in record.columns.items() if name != GIVEN}
     told = {"scores": [high, low], "answers": len(answers), "source": Path(record.source).name}

@@ -10,6 +10,7 @@ import numpy as np
 from align.core.rollout.online import Group
 from align.core.rollout.reward import Score
 from align.core.rollout.score import Scored
+from align.core.rollout.ties import tied
 
 FAILURES = ("unparsed", "abstained", "timeout", "error")
 
@@ -28,7 +29,10 @@ def score_metrics(scored: Sequence[Scored], gold: Sequence[Score | None], group:
 
     group: how many answers, one after the other, were given to each prompt.
     """
-    found = _estimate("reward", [each.reward for each in scored], group)
+    rewards = [each.reward for each in scored]
+    found = _estimate("reward", rewards, group)
+    if scored:
+        found["reward/scored"] = sum(reward is not None for reward in rewards) / len(rewards)
     for name in scored[0].said if scored else ():
         said = [each.said[name] for each in scored]
         values = [score.value for score in said if score.value is not None]
@@ -46,20 +50,31 @@ def score_metrics(scored: Sequence[Scored], gold: Sequence[Score | None], group:
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """How rewards spread within groups: mean standard deviation, and the share of groups without any."""
-    spread = [_spread(group) for group in groups if len(group) > 1]
-    if not spread:
+    compared = [group for group in groups if len(group) > 1]
+    if not compared:
         return {}
-    return {"reward_std": float(np.mean(spread)), "frac_reward_zero_std": float(np.mean([s == 0 for s in spread]))}
+    spread, none = [_spread(group) for group in compared], [dead(group) for group in compared]
+    return {"reward_std": float(np.mean(spread)), "frac_reward_zero_std": float(np.mean(none))}
 
 
 def dead(group: Group) -> bool:
-    """Whether a group cannot tell better from worse: all its rewards are equal, or fewer than two are known."""
-    return len(group) > 1 and _spread(group) == 0
+    """Whether a group cannot tell better from worse: its rewards are the same (``ties``), or fewer than two known."""
+    return len(group) > 1 and tied(_known(group), max(experience.size for experience in group))
+
+
+def level(group: Group) -> None:
+    """Make the rewards of a dead group equal where rounding alone tells them apart, so that its advantages are 0."""
+    known = [experience for experience in group if experience.reward is not None]
+    for experience in known:
+        experience.reward = known[0].reward
 
 
 def _spread(group: Group) -> float:
-    known = [experience.reward for experience in group if experience.reward is not None]
-    return float(np.std(known, ddof=1)) if len(known) > 1 and min(known) < max(known) else 0.0
+    return 0.0 if dead(group) else float(np.std(_known(group), ddof=1))
+
+
+def _known(group: Group) -> list[float]:
+    return [experience.reward for experience in group if experience.reward is not None]
 
 
 def _estimate(name: str, values: Sequence[float | None], group: int) -> dict[str, float]:

@@ -32,6 +32,7 @@ class Experience:
     sampled_logp, logp, ref_logp   log-probability [T] of each token under the generator, the trainer's policy before
                 the phase's first step, and the reference; at the sampling temperature. None where not measured
     value       [T] the critic's value of the state before each token (prompt and the tokens until then)
+    size        of the numbers that were added up to the reward; rewards that differ by rounding alone are the same
     """
 
     source: str
@@ -44,6 +45,7 @@ class Experience:
     logp: Floats | None = None
     ref_logp: Floats | None = None
     value: Floats | None = None
+    size: float = 0.0
 
 
 Group = Sequence[Experience]

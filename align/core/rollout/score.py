@@ -29,11 +29,13 @@ class Scored:
     """One answer's reward (None: nobody scored it), and what each reward said.
 
     learned: the reward made of normalised scores, to be learned from; where nothing is normalised it is the reward.
+    size: of the numbers that were added up to it; its rounding error is a tiny part of that.
     """
 
     reward: float | None
     said: Said
     learned: float | None
+    size: float = 0.0
 
     @property
     def parts(self) -> dict[str, float | None]:
@@ -149,17 +151,22 @@ class Scorer:
         """The weighted sums. Running means move on with these answers first: give all processes the same ones."""
         for name, running in self._running.items() if moves else ():
             running.enter([s[name].value for s in said])
-        return [Scored(self._sum(each, {}), each, self._sum(each, self._running)) for each in said]
+        made = []
+        for each in said:
+            learned, size = self._sum(each, self._running)
+            made.append(Scored(self._sum(each, {})[0], each, learned, size))
+        return made
 
-    def _sum(self, said: Said, running: Mapping[str, _Running]) -> float | None:
-        total = spoken = 0.0
+    def _sum(self, said: Said, running: Mapping[str, _Running]) -> tuple[float | None, float]:
+        """The weighted sum, and that of the terms' absolute values."""
+        total = size = spoken = 0.0
         for name, choice in self.choices.items():
             value = said[name].value
             if value is not None:
-                total += choice.weight * (running[name].normal(value) if name in running else value)
-                spoken += abs(choice.weight)
+                term = choice.weight * (running[name].normal(value) if name in running else value)
+                total, size, spoken = total + term, size + abs(term), spoken + abs(choice.weight)
         whole = sum(abs(choice.weight) for choice in self.choices.values())
-        return total * whole / spoken if spoken else None
+        return (total * whole / spoken, size * whole / spoken) if spoken else (None, 0.0)
 
     def state_dict(self) -> dict[str, list[float]]:
         """The running means."""

@@ -1,9 +1,10 @@
 """Alarms on the metrics of an online stage's phases: is it still learning what it was meant to?
 
-Each detector says of a phase whether it is past its threshold. ``patience`` such phases in a row raise one alarm; as
-many normal ones end the episode, and the next may be raised. Nothing is said in the first ``warmup`` phases, whose mean
-is the base line. A metric that a phase lacks, or that is not finite, leaves its detector as it was; only a failure of
-a reward that is not named did not happen.
+Whether there was anything to learn from is said of the first phase already (``signal``). Every other detector says of a
+phase whether it is past its threshold. ``patience`` such phases in a row raise one alarm; as many normal ones end the
+episode, and the next may be raised. They say nothing in the first ``warmup`` phases, whose mean is the base line. A
+metric that a phase lacks, or that is not finite, leaves its detector as it was; only a failure of a reward that is not
+named did not happen.
 
 Reward hacking (reward r, gold reward g, both with standard errors; 0: the mean of the first W phases; *: the mean of
 those W phases in a row whose gold is the best so far, as gold often rises before it falls, 2210.10760 Fig. 1):
@@ -22,8 +23,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from align.core.rollout.metrics import FAILURES
 from align.schemas.rollout import Watch
 from align.schemas.text import number, percent
+
+UNSCORED, EQUAL = "nothing scored", "all groups equal"
+"""The two ways in which a phase has nothing to learn from; names of their alarms."""
 
 DEAD, CUT_OFF, LOST, FAILED = 0.8, 0.5, 0.1, 0.05
 """Shares above which a hint is given: groups without variance, answers cut off, importance mass lost, answers on which
@@ -47,6 +52,13 @@ Judged = Iterator[tuple[Alarm, bool]]
 """What a detector would say, and whether the phase is past its threshold."""
 
 
+def signal(metrics: Mapping[str, float]) -> str:
+    """Return why a phase had nothing to learn from: ``UNSCORED``, ``EQUAL``, or "" where it had."""
+    if metrics.get("reward/scored") == 0:
+        return UNSCORED
+    return EQUAL if metrics.get("frac_reward_zero_std") == 1 else ""
+
+
 class Watcher:
     """Looks at every phase's metrics in turn."""
 
@@ -55,6 +67,7 @@ class Watcher:
         self._first: dict[str, list[float]] = {"entropy": [], "completions/mean_length": []}
         self._streak: dict[str, int] = {}  # phases in a row that differ from the detector's state
         self._raised: set[str] = set()
+        self._learned = False  # whether any phase had something to learn from
         self._recent: list[Pair] = []
         self._start: Pair | None = None
         self._best: Pair | None = None
@@ -62,18 +75,18 @@ class Watcher:
     def look(self, phase: int, metrics: Mapping[str, float]) -> list[Alarm]:
         """The alarms that this phase raises. phase: counted from 1; metrics: under TRL's names."""
         now = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        alarms: list[Alarm] = []
+        alarms = [alarm for alarm, past, at_once in self._signal(now) if self._begins(alarm.name, past, at_once)]
         if phase > self.settings.warmup:
             for judged in (self._entropy(now), self._kl(now), self._length(now), self._gold(now), self._hints(now)):
                 alarms += [alarm for alarm, past in judged if self._begins(alarm.name, past)]
         self._remember(now)
         return alarms
 
-    def _begins(self, name: str, past: bool) -> bool:
-        """Whether an episode begins with this phase."""
+    def _begins(self, name: str, past: bool, at_once: bool = False) -> bool:
+        """Whether an episode begins with this phase. at_once: without patience."""
         raised = name in self._raised
         self._streak[name] = self._streak.get(name, 0) + 1 if past != raised else 0
-        if self._streak[name] < self.settings.patience:
+        if self._streak[name] < (1 if at_once else self.settings.patience):
             return False
         self._streak[name] = 0
         self._raised ^= {name}
@@ -98,6 +111,24 @@ class Watcher:
     @property
     def _phases(self) -> str:
         return f"for {self.settings.patience} phases in a row"
+
+    def _signal(self, now: Mapping[str, float]) -> Iterator[tuple[Alarm, bool, bool]]:
+        """Whether there was anything to learn from, and whether that is to be said at once.
+
+        A phase without any score is a failure. One whose groups are all dead may come by chance among others, but as
+        long as no phase was better nothing has been learned at all.
+        """
+        if "reward/scored" not in now:
+            return
+        found = signal(now)
+        self._learned = self._learned or not found
+        yield (
+            Alarm(UNSCORED, f"no answer was scored, so there was nothing to learn from{_failures(now)}", CHECK),
+            found == UNSCORED,
+            True,
+        )
+        what = "in every group all answers got the same reward, so there was nothing to learn from"
+        yield Alarm(EQUAL, what, VARY, hint=True), found == EQUAL, not self._learned
 
     def _entropy(self, now: Mapping[str, float]) -> Judged:
         share, entropy, base = self.settings.entropy, now.get("entropy"), self._base("entropy")
@@ -152,7 +183,10 @@ class Watcher:
     def _hints(self, now: Mapping[str, float]) -> Judged:
         """Shares that waste samples, each with its own episode."""
         failures = {name: 0.0 for name in self._streak if name.startswith("rewards/")}
+        unscored = signal(now) == UNSCORED  # then its groups are no more equal than unequal
         for name, share in {**failures, **now}.items():
+            if unscored and name == "frac_reward_zero_std":
+                continue
             if hint := _hint(name):
                 limit, what, mend = hint
                 yield Alarm(name, f"{what} {self._phases}: {percent(share)}", mend, hint=True), share > limit
@@ -163,6 +197,7 @@ class Watcher:
             "first": {name: list(values) for name, values in self._first.items()},
             "streak": dict(self._streak),
             "raised": sorted(self._raised),
+            "learned": self._learned,
             "recent": [list(pair) for pair in self._recent],
             "start": list(self._start or ()),
             "best": list(self._best or ()),
@@ -172,6 +207,7 @@ class Watcher:
         """Take it back."""
         self._first = {name: list(values) for name, values in state["first"].items()}
         self._streak, self._raised = dict(state["streak"]), set(state["raised"])
+        self._learned = state.get("learned", True)
         self._recent = [Pair(*pair) for pair in state["recent"]]
         self._start = Pair(*state["start"]) if state["start"] else None
         self._best = Pair(*state["best"]) if state["best"] else None
@@ -208,14 +244,26 @@ def _errors(high: float, low: float, variance: float) -> float:
     return math.inf if high > low else 0.0
 
 
+CHECK = "run `align reward score` on some answers of the samples: it says why there is no score"
+VARY = "these groups teach nothing: choose harder or easier prompts, more answers each, or dead_groups: refill"
+
+
+def _failures(now: Mapping[str, float]) -> str:
+    """What became of the scores: `` (python: error 100.0 %)``."""
+    found = []
+    for name, share in now.items():
+        head, _, rest = name.partition("/")
+        reward, _, outcome = rest.rpartition("/")
+        if head == "rewards" and outcome in FAILURES:
+            found.append(f"{reward}: {outcome} {percent(share)}")
+    return f" ({', '.join(found)})" if found else ""
+
+
 def _hint(name: str) -> tuple[float, str, str] | None:
     """Limit, what is wrong above it, and the next step."""
     match name:
         case "frac_reward_zero_std":
-            mend = (
-                "these groups teach nothing: choose harder or easier prompts, more answers each, or dead_groups: refill"
-            )
-            return DEAD, "most groups got the same reward for all their answers", mend
+            return DEAD, "most groups got the same reward for all their answers", VARY
         case "completions/clipped_ratio":
             return CUT_OFF, "many answers were cut off", "raise sampling.max_tokens, or reward shorter answers"
         case "sampling/lost_mass":

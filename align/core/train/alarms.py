@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from align.core.rollout.watch import Alarm, Watcher
+from align.core.rollout.watch import CHECK, EQUAL, UNSCORED, VARY, Alarm, Watcher, signal
 from align.core.train.module import AlignModule
 from align.core.train.online import RolloutPhases
 from align.schemas.errors import AlignError, Problem
@@ -32,16 +33,22 @@ class Alarms(Callback):
         self.watcher = Watcher(settings)
         self.said: list[str] = []
         self.sums: dict[str, tuple[float, int]] = {}
+        self.taught: Counter[str] = Counter()
+        """Phases by what they lacked to be learned from; "" where nothing."""
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Look at the phase that ends with this step."""
+        """Look at the phase that ends with this step, the last one also where the stage ends within it."""
         assert isinstance(module, AlignModule)
         phase, within = self.phases.locate(trainer.global_step)
         for name in AVERAGED & module.metrics.keys():  # a step that taught nothing has none of them
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = (total + module.metrics[name], count + 1)
         if within:
-            return
+            if trainer.global_step < self.phases.total_steps:
+                return
+            phase += 1
+        if "reward/scored" in module.metrics:
+            self.taught[signal(module.metrics)] += 1
         means = {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         alarms = self.watcher.look(phase, {**module.metrics, **means})
@@ -50,7 +57,10 @@ class Alarms(Callback):
             print(ZERO_LOSS, file=sys.stderr)
         if alarms and trainer.is_global_zero:
             for alarm in alarms:
-                print(Problem(f"{module.stage.name}, phase {phase}", alarm.what, alarm.mend), file=sys.stderr)
+                what = alarm.what
+                if alarm.name == UNSCORED and self.phases.unscored:
+                    what = f"{what}: {self.phases.unscored}"
+                print(Problem(f"{module.stage.name}, phase {phase}", what, alarm.mend), file=sys.stderr)
             self.said += [f"phase {phase}: {alarm.what}" for alarm in alarms]
             self.note(self.said)
         serious = [alarm for alarm in alarms if not alarm.hint]
@@ -59,15 +69,44 @@ class Alarms(Callback):
         elif serious and self.settings.action == "rollback":
             module.rolled_back = trainer.should_stop = True
 
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Say so where no phase of the stage had anything to learn from."""
+        assert isinstance(module, AlignModule)
+        phases = self.taught.total()
+        if not phases or self.taught[""]:
+            return
+        last = Problem(module.stage.name, f"learned nothing from its rewards: {lacked(self.taught)}", _fix(self.taught))
+        if trainer.is_global_zero:
+            print(last, file=sys.stderr)
+            self.said.append(last.what)
+            self.note(self.said)
+
     def state_dict(self) -> dict[str, Any]:
         """What the watcher remembers, and what was said."""
-        return {"watcher": self.watcher.state_dict(), "said": list(self.said), "sums": dict(self.sums)}
+        return {
+            "watcher": self.watcher.state_dict(),
+            "said": list(self.said),
+            "sums": dict(self.sums),
+            "taught": dict(self.taught),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self.watcher.load_state_dict(state["watcher"])
         self.said = list(state["said"])
+        self.taught = Counter(state.get("taught", {}))
         self.sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
+
+
+def lacked(taught: Counter[str]) -> str:
+    """Return what the phases lacked, in words."""
+    phases = f"its {taught.total()} phases" if taught.total() > 1 else "its only phase"
+    words = {UNSCORED: "no answer was scored", EQUAL: "the answers of each group all got the same reward"}
+    return f"in {phases} " + ", or ".join(words[name] for name in words if taught[name])
+
+
+def _fix(taught: Counter[str]) -> str:
+    return CHECK if taught[UNSCORED] else VARY
 
 
 def _pause(stage: str, phase: int, alarms: Sequence[Alarm]) -> AlignError:

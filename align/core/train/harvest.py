@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,12 +21,13 @@ from align.core.rollout.metrics import answer_metrics, score_metrics
 from align.core.rollout.online import Harvest
 from align.core.rollout.reward import Score
 from align.core.rollout.score import Scored
+from align.core.rollout.watch import CHECK
 from align.core.train import spawn
-from align.core.train.online import RolloutPhases
+from align.core.train.online import RolloutPhases, why_unscored
 from align.core.train.rollout import opened
 from align.core.train.rundir import ROWS, StageDirectory, digest, what_is_learned
 from align.core.train.setup import Setup
-from align.schemas.errors import AlignError
+from align.schemas.errors import AlignError, Problem
 
 
 def harvest(place: StageDirectory, setup: Setup) -> None:
@@ -57,9 +59,14 @@ def harvest(place: StageDirectory, setup: Setup) -> None:
     metrics = {**curves, **_means(done)}
     rows = [row for kept in done for row in kept["rows"]]
     if not rows:
+        scored = any(reward is not None for kept in done for rewards in kept["rewards"] for reward in rewards)
+        mend = "see its samples; ask more often (group), allow longer answers, or lower the minimum"
         raise AlignError(
-            "made no row: no prompt had an answer that ended by itself and was good enough",
-            "see its samples; ask more often (group), allow longer answers, or lower the minimum",
+            "made no row: "
+            + (
+                "no prompt had an answer that ended by itself and was good enough" if scored else "no answer was scored"
+            ),
+            mend if scored else CHECK,
             where=str(place.path),
         )
     if spawn.rank() == 0:
@@ -102,6 +109,10 @@ def _ask(phases: RolloutPhases, algorithm: Harvest, which: Sequence[int], phase:
         rows += [row | rendered for row in made]
     for hear in phases.heard:
         hear(phase, asked, scored)
+    if all(score.reward is None for score in scored) and spawn.rank() == 0:
+        why = why_unscored(scored)
+        what = f"no answer was scored{f': {why}' if why else ''}"
+        print(Problem(f"{phases.stage}, phase {phase + 1}", what, CHECK), file=sys.stderr)
     return {
         "rows": rows,
         "rewards": rewards,

@@ -19,7 +19,7 @@ from align.core.rollout import mismatch
 from align.core.rollout.collect import Asked, Collector, Failed, Prompts
 from align.core.rollout.functions import STATE
 from align.core.rollout.generator import Interrupt
-from align.core.rollout.metrics import answer_metrics, dead, group_metrics, score_metrics
+from align.core.rollout.metrics import answer_metrics, dead, group_metrics, level, score_metrics
 from align.core.rollout.online import Experience, Group, Online
 from align.core.rollout.score import Scored
 from align.core.train.kept import from_plain, plain
@@ -42,7 +42,7 @@ class RolloutPhases:
     def __init__(self, prompts: Prompts, collector: Collector, algorithm: Online, cutter: Cutter, stage: Stage) -> None:
         assert stage.rollout is not None
         self.prompts, self.collector, self.algorithm, self.cutter = prompts, collector, algorithm, cutter
-        self.rollout, self.seed = stage.rollout, stage.seed
+        self.rollout, self.seed, self.stage = stage.rollout, stage.seed, stage.name
         self.groups_per_phase = groups_per_phase(stage, algorithm)
         self.steps_per_phase = self.rollout.batches * algorithm.passes
         self.evaluate_every: int | None = -(-len(prompts) // self.groups_per_phase) * self.steps_per_phase
@@ -51,6 +51,8 @@ class RolloutPhases:
         columns = [[source, dict(row.columns)] for source, row in sorted(prompts.rows.items())]
         self.fingerprint = digest([prompts.examples.fingerprint, columns])
         self.metrics: Mapping[str, float] = {}
+        self.unscored = ""
+        """Why the phase's first answer without a score has none."""
         self.heard: list[Callable[[int, Sequence[Asked], Sequence[Scored]], None]] = []
         self.broken_off: Callable[[BaseException], NoReturn] = _raise
         self._place = 0  # prompts asked so far
@@ -104,6 +106,9 @@ class RolloutPhases:
         self.collector.sync(phase * self.steps_per_phase, self.prompts)
         asked, scored, groups = self._ask()
         alive = [not dead(group) for group in groups]
+        for group, lives in zip(groups, alive, strict=True):
+            if not lives:
+                level(group)
         metrics = answer_metrics(
             [len(e.tokens) for group in groups for e in group], [e.finish == "length" for g in groups for e in g]
         )
@@ -138,7 +143,7 @@ class RolloutPhases:
         if self.collector.gap is not None:
             metrics["sampling/sync_gap"] = self.collector.gap
         self._examples = contract.examples(self.algorithm, learned, credit)
-        self._phase, self.metrics = phase, metrics
+        self._phase, self.metrics, self.unscored = phase, metrics, why_unscored(scored)
         for hear in self.heard:
             hear(phase, asked, scored)
 
@@ -237,11 +242,17 @@ def experiences(asked: Sequence[Asked], scored: Sequence[Scored]) -> list[Group]
         group = []
         for heard in each.answers:
             score = next(rewards)
-            group.append(
-                Experience(each.source, each.prompt, heard.tokens, heard.finish, heard.logp, score.learned, score.parts)
-            )
+            experience = Experience(each.source, each.prompt, heard.tokens, heard.finish, heard.logp)
+            experience.reward, experience.parts, experience.size = score.learned, score.parts, score.size
+            group.append(experience)
         groups.append(group)
     return groups
+
+
+def why_unscored(scored: Sequence[Scored]) -> str:
+    """Return what a reward says of the first answer without a score; "" where it says nothing."""
+    without = (each.said for each in scored if each.reward is None)
+    return next((f"{name}: {score.why}" for said in without for name, score in said.items() if score.why), "")
 
 
 def _raise(error: BaseException) -> NoReturn:

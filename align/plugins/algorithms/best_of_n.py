@@ -10,6 +10,7 @@ from pydantic import Field
 
 from align.core.rollout.bestof import best_of_k, kl_bound, pass_at_k, powers
 from align.core.rollout.online import Harvest
+from align.core.rollout.ties import reaches, tied
 from align.schemas.records import Content
 
 
@@ -45,7 +46,7 @@ class BestOfN(Harvest):
         curves = {"kl_bound": kl_bound(self.config.group)}
         for k in powers(self.config.group):
             if known := [each for each in scored if len(each) >= k]:
-                right = [sum(reward >= self.config.success for reward in each) for each in known]
+                right = [sum(reaches(reward, self.config.success) for reward in each) for each in known]
                 passes = [pass_at_k(len(each), c, k) for each, c in zip(known, right, strict=True)]
                 curves[f"pass@{k}"] = float(np.mean(passes))
                 curves[f"best@{k}"] = float(np.mean([best_of_k(each, k) for each in known]))
@@ -60,7 +61,7 @@ class BestOfN(Harvest):
         if not scored:
             return []
         best, worst = max(scored, key=lambda each: each[0]), min(scored, key=lambda each: each[0])
-        if self.config.minimum is not None and best[0] < self.config.minimum:
+        if self.config.minimum is not None and not reaches(best[0], self.config.minimum):
             return []
 
         def said(text: str) -> Any:
@@ -68,6 +69,6 @@ class BestOfN(Harvest):
 
         if self.config.make == "completions":
             return [{"prompt": prompt, "completion": said(best[1])}]
-        if best[0] == worst[0]:
+        if tied((best[0], worst[0])):
             return []
         return [{"prompt": prompt, "chosen": said(best[1]), "rejected": said(worst[1])}]

@@ -1,0 +1,101 @@
+"""Rewards that differ by rounding are one reward, and no others are."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.core.rollout.credit import less_mean, less_siblings
+from align.core.rollout.forecast import dead_share
+from align.core.rollout.metrics import dead, group_metrics, level
+from align.core.rollout.online import Experience
+from align.core.rollout.reward import Place, Score
+from align.core.rollout.score import Scorer
+from align.core.rollout.ties import classes, reaches, tied
+from align.plugins.algorithms.best_of_n import BestOfN
+from align.schemas.rollout import RewardChoice
+
+
+def group(*rewards: float | None, size: float = 0.0) -> list[Experience]:
+    none = np.zeros(1, np.float32)
+    return [Experience("r", none.astype(np.int32), none.astype(np.int32), "stop", none, r, size=size) for r in rewards]
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [0.3, 0.1 + 0.2],
+        [1.0, sum([0.1] * 10)],
+        [1 / 3 + 1 / 3 + 1 / 3, 1.0],
+        [-0.3, -(0.1 + 0.2)],
+        [1e9 / 3 * 3, 1e9],
+        [1e300, math.nextafter(1e300, math.inf)],
+        [0.0, 0.0, -0.0],
+        [7.0],
+    ],
+)
+def test_the_same(rewards: list[float]) -> None:
+    assert tied(rewards) and dead(group(*rewards, None)) and group_metrics([group(*rewards, None)])["reward_std"] == 0
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [0.3, 0.3 + 1e-9],
+        [1e9, 1e9 + 1],
+        [0.0, 1e-300],
+        [1e-20, 2e-20],
+        [0.0, 5e-324],
+        [-1.0, 1.0],
+        [1.0, float(np.nextafter(np.float32(1), np.float32(2)))],  # neighbours of a reward model in float32
+        [0.3, 0.1 + 0.2, 0.4],
+    ],
+)
+def test_not_the_same(rewards: list[float]) -> None:
+    assert (
+        not tied(rewards)
+        and not dead(group(*rewards))
+        and group_metrics([group(*rewards)])["frac_reward_zero_std"] == 0
+    )
+
+
+def test_what_cancels_is_measured_by_what_was_added() -> None:
+    """1 x 0.3 - 1 x (0.1 + 0.2) is -5.6e-17 where 0.3 - 0.3 is 0."""
+    choices = [RewardChoice(type="exact", weight=1.0), RewardChoice(type="length", weight=-1.0)]
+    scorer = Scorer(choices, Place.__new__(Place))
+    said = [{"exact": Score(0.3), "length": Score(b)} for b in (0.3, 0.1 + 0.2)]
+    one, two = scorer.combine(said)
+    assert one.reward == 0 and two.reward not in (0, None) and one.size == pytest.approx(0.6)
+    assert not tied([0.0, two.reward]) and tied([0.0, two.reward], one.size)
+    assert dead(group(one.reward, two.reward, size=one.size)) and not dead(group(one.reward, two.reward))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8), st.floats(0.5, 2))
+def test_the_unit_does_not_matter(rewards: list[float], unit: float) -> None:
+    power = 2.0 ** round(20 * unit)  # exact
+    assert tied(rewards) == tied([power * reward for reward in rewards])
+
+
+def test_a_dead_group_has_no_advantage_at_all() -> None:
+    """Not 1e-17 either, which an optimizer that divides by the gradient's size would make a step of."""
+    made = group(0.3, 0.1 + 0.2, None, 0.3)
+    level(made)
+    rewards = np.array([np.nan if e.reward is None else e.reward for e in made])
+    for advantage in (less_mean(rewards), less_siblings(rewards), less_mean(np.array([0.1] * 3))):
+        assert set(advantage[~np.isnan(advantage)]) == {0.0}
+
+
+def test_groups_that_are_forecast_and_chosen_by_the_same_rule() -> None:
+    assert list(classes([1, 0.1 + 0.2, 0.3, 2])) == [[0.3, 0.1 + 0.2], [1], [2]]
+    assert dead_share([0.3, 0.1 + 0.2, 0.3], 3) == 1
+    assert reaches(sum([0.1] * 10), 1.0) and not reaches(0.999, 1.0) and reaches(2, 1)
+    pairs = BestOfN(BestOfN.Config(make="pairs", group=2))
+    assert pairs.rows("p", [("a", 0.3), ("b", 0.1 + 0.2)]) == []
+    assert pairs.rows("p", [("a", 0.3), ("b", 0.31)]) == [{"prompt": "p", "chosen": "b", "rejected": "a"}]
+    whole = BestOfN(BestOfN.Config(minimum=1.0, group=2))
+    assert whole.rows("p", [("a", sum([0.1] * 10)), ("b", 0.5)]) == [{"prompt": "p", "completion": "a"}]
+    assert whole.curves([[sum([0.1] * 10), 0.0]])["pass@2"] == 1
