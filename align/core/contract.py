@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,13 +58,13 @@ def loss(algorithm: Algorithm, batch: Batch) -> Outcome:
     Raises AlignError where it fails, where a term has another number of values than what it is counted per, where a
     metric is no tensor, and where it changes a tensor of the batch in place.
     """
-    tensors = _tensors(batch)
-    before = {name: _version(tensor) for name, tensor in tensors.items()}
+    given = tensors(batch)
+    before = {name: _version(tensor) for name, tensor in given.items()}
     with calling(algorithm, "loss"):
         outcome = algorithm.loss(batch)
     if fault := _outcome_fault(outcome, batch):
         raise _breach(algorithm, "loss", fault)
-    if changed := [name for name, tensor in tensors.items() if _version(tensor) != before[name]]:
+    if changed := [name for name, tensor in given.items() if _version(tensor) != before[name]]:
         raise _breach(algorithm, "loss", f"changed batch.{changed[0]} in place, which others read after it")
     return outcome
 
@@ -137,13 +138,13 @@ def _credit_fault(given: Any, flat: Sequence[Experience]) -> str:
         if len(values) != len(flat):
             return f"gave {len(values)} arrays of {name!r} for {len(flat)} answers"
         for experience, array in zip(flat, values, strict=True):
-            numbers = np.asarray(array)
-            if numbers.shape != (len(experience.tokens),):
+            found = np.asarray(array)
+            if found.shape != (len(experience.tokens),):
                 return (
-                    f"gave {name!r} of shape {numbers.shape} for an answer of {len(experience.tokens)} tokens to "
+                    f"gave {name!r} of shape {found.shape} for an answer of {len(experience.tokens)} tokens to "
                     f"{experience.source}"
                 )
-            if not np.isfinite(numbers).all():
+            if not np.isfinite(found).all():
                 scored = "" if experience.reward is not None else ", which no reward scored"
                 return f"gave a {name!r} that is not finite for an answer to {experience.source}{scored}"
     keep = np.asarray(given.keep)
@@ -151,6 +152,9 @@ def _credit_fault(given: Any, flat: Sequence[Experience]) -> str:
         return f"gave keep of shape {keep.shape} and type {keep.dtype}; it is one bool for each of {len(flat)} answers"
     if kept := [e.source for e, stays in zip(flat, keep, strict=True) if stays and e.reward is None]:
         return f"keeps an answer to {kept[0]} that no reward scored: abstaining is not a reward of 0"
+    for name, value in given.metrics.items():
+        if not isinstance(value, numbers.Real | np.ndarray | Tensor) or np.size(value) != 1:
+            return f"gave the metric {name!r} as a {type(value).__name__}; give one number"
     return ""
 
 
@@ -189,7 +193,7 @@ def _line_of(algorithm: Algorithm, error: BaseException) -> str:
     return f", {own} line {lines[-1]}" if own and lines else ""
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
+def tensors(batch: Batch) -> dict[str, Tensor]:
     """Return the batch's tensors by the name that a plugin knows them under."""
     found: dict[str, Any] = {name: getattr(batch, name) for name in Batch.__slots__}
     for group in ("columns", "along", "step"):

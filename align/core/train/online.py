@@ -198,12 +198,14 @@ class RolloutPhases:
 
     def state_dict(self) -> dict[str, Any]:
         """The phase's answers while it has steps left, and what is carried from phase to phase."""
+        with contract.calling(self.algorithm, "state_dict"):
+            carried = self.algorithm.state_dict()
         return {
             "place": self._place,
             "phase": self._phase,
             "metrics": dict(self.metrics),
             "examples": None if self._examples is None else [[plain(e) for e in group] for group in self._examples],
-            "algorithm": self.algorithm.state_dict(),
+            "algorithm": carried,
             "scorer": self.collector.scorer.state_dict(),
         }
 
@@ -212,7 +214,8 @@ class RolloutPhases:
         self._place, self._phase, self.metrics = state["place"], state["phase"], state["metrics"]
         groups = state["examples"]
         self._examples = None if groups is None else [[from_plain(kept) for kept in group] for group in groups]
-        self.algorithm.load_state_dict(state["algorithm"])
+        with contract.calling(self.algorithm, "load_state_dict"):
+            self.algorithm.load_state_dict(state["algorithm"])
         self.collector.scorer.load_state_dict(state["scorer"])
 
 

@@ -1,0 +1,392 @@
+"""The conformance kit fails wrong algorithms, each for what is wrong with it, and the engine names the plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from align.core import contract
+from align.core.algorithm import Algorithm, Batch, Metric, Outcome, Term
+from align.core.data.examples import Example
+from align.core.rollout.credit import kept, less_mean, per_answer, rewards
+from align.core.rollout.online import Credit, Group, Online
+from align.core.train.launch import train
+from align.plugins.algorithms.best_of_n import BestOfN
+from align.plugins.algorithms.grpo import GRPO
+from align.plugins.algorithms.sft import SFT
+from align.schemas.errors import AlignError
+from align.schemas.rollout import Rollout
+from align.testing import check_algorithm, toy_experience, toy_policy
+from align.testing.online import toy_groups
+from tests.core.runs import run_for, write_rows
+
+
+class Pairs(Algorithm):
+    """A slot for losses over pairs: −log σ of how much better the chosen answer became than the rejected one."""
+
+    name = "pairs"
+    paper = "none"
+    learns_from = ("preference",)
+    learning_rate = 1.0
+
+    @property
+    def uses_reference(self) -> bool:
+        return True
+
+    def margin(self, batch: Batch) -> Tensor:
+        assert batch.ref_logp_T is not None
+        gain_B = batch.sum_per_sequence(batch.logp_T - batch.ref_logp_T)
+        return batch.of("chosen", gain_B) - batch.of("rejected", gain_B)
+
+    def loss(self, batch: Batch) -> Outcome:
+        """DPO's, whole."""
+        return Outcome([Term(-torch.nn.functional.logsigmoid(self.margin(batch)), "example")], {})
+
+
+class Rescaling(Pairs):
+    def loss(self, batch: Batch) -> Outcome:
+        """Scales the reference where it stands: the margin of a first step is then not 0."""
+        assert batch.ref_logp_T is not None
+        batch.ref_logp_T.mul_(0.9)
+        return super().loss(batch)
+
+
+class Unseen(Pairs):
+    def loss(self, batch: Batch) -> Outcome:
+        """The same by a way that autograd does not see."""
+        assert batch.ref_logp_T is not None
+        batch.ref_logp_T.data.mul_(0.9)
+        return super().loss(batch)
+
+
+class Overflowing(Pairs):
+    def loss(self, batch: Batch) -> Outcome:
+        """log(1 + exp(−m)), right until exp(−m) is infinite."""
+        return Outcome([Term((1 + (-self.margin(batch)).exp()).log(), "example")], {})
+
+
+class Averaging(Pairs):
+    def loss(self, batch: Batch) -> Outcome:
+        """A metric that is a mean over the micro-batch already."""
+        margin_E = self.margin(batch).detach()
+        return super().loss(batch)._replace(metrics={"margin": margin_E.sum() / max(1, len(margin_E))})
+
+
+class Dropping(Pairs):
+    def loss(self, batch: Batch) -> Outcome:
+        """Leaves pairs out at random."""
+        keep_E = torch.rand(batch.examples, dtype=batch.logp_T.dtype)
+        return Outcome([Term(-keep_E * torch.nn.functional.logsigmoid(self.margin(batch)), "example")], {})
+
+
+class Counting(Pairs):
+    calls = 0
+
+    def loss(self, batch: Batch) -> Outcome:
+        """Remembers how often it was asked."""
+        self.calls += 1
+        return Outcome([Term(-torch.nn.functional.logsigmoid(self.margin(batch)), "example", 1 / self.calls)], {})
+
+
+class PerPair(Pairs):
+    def loss(self, batch: Batch) -> Outcome:
+        """Counted by a unit that there is not."""
+        return Outcome([Term(-torch.nn.functional.logsigmoid(self.margin(batch)), "pair")], {})
+
+
+class Plain(Pairs):
+    def loss(self, batch: Batch) -> Outcome:
+        """A number for a metric."""
+        return super().loss(batch)._replace(metrics={"margin": 0.5})  # type: ignore[dict-item]
+
+
+def test_a_right_one_passes() -> None:
+    check_algorithm(Pairs)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (Rescaling, "changed batch.ref_logp_T in place"),
+        (Unseen, "changed batch.ref_logp_T in place"),
+        (Overflowing, "not finite where log-probabilities are hundreds of nats apart"),
+        (Averaging, "the metric 'margin' is .*, in one micro-batch"),
+        (Dropping, "differs from run to run"),
+        (Counting, "differs from run to run"),
+        (PerPair, "counts a term per 'pair'; there is token, sequence, example, token:chosen, token:rejected"),
+        (Plain, "gave the metric 'margin' as a float"),
+    ],
+)
+def test_a_wrong_loss_fails(algorithm: type[Algorithm], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_algorithm(algorithm)
+
+
+# --- online --------------------------------------------------------------------------------------------------------
+
+
+class Centred(Online):
+    """A slot for credit: R less its group's mean, and −A log π."""
+
+    name = "centred"
+    paper = "none"
+    learning_rate = 1.0
+
+    class Config(Online.Config):
+        group: int = 4
+        """Answers to each prompt."""
+
+    def advantages(self, group: Group) -> np.ndarray[Any, Any]:
+        return less_mean(rewards(group))
+
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """Every token its answer's advantage."""
+        return per_answer(groups, [self.advantages(group) for group in groups])
+
+    def loss(self, batch: Batch) -> Outcome:
+        """Over tokens."""
+        return Outcome([Term(-batch.along["advantage"] * batch.logp_T, "token")], {})
+
+
+class Short(Centred):
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """One value too few."""
+        whole = super().credit(groups)
+        return Credit({"advantage": whole.along["advantage"][:-1]}, whole.keep)
+
+
+class ShortAnswer(Centred):
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """One token too few."""
+        whole = super().credit(groups)
+        return Credit({"advantage": [values[1:] for values in whole.along["advantage"]]}, whole.keep)
+
+
+class NotANumber(Centred):
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """NaN for answers that nobody scored, as the means give it."""
+        answers = [e for group in groups for e in group]
+        values = np.concatenate([self.advantages(group) for group in groups])
+        spread = [np.full(len(e.tokens), a, np.float32) for e, a in zip(answers, values, strict=True)]
+        return Credit({"advantage": spread}, kept(groups))
+
+
+class Zeroed(Centred):
+    def advantages(self, group: Group) -> np.ndarray[Any, Any]:
+        """Abstaining as 0: in the mean, but not in the loss."""
+        return np.array([e.reward or 0.0 for e in group]) - sum(e.reward or 0.0 for e in group) / len(group)
+
+
+class ZeroedWhole(Zeroed):
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """The same by arrays of whole groups, which no smaller group fits."""
+        np.array([[e.reward or 0.0 for e in group] for group in groups]).reshape(-1, 4)
+        return super().credit(groups)
+
+
+class Wordy(Centred):
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """A metric in words."""
+        whole = super().credit(groups)
+        return Credit(whole.along, whole.keep, {"mood": "good"})  # type: ignore[dict-item]
+
+
+class Keeping(Centred):
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """Nothing left out."""
+        whole = super().credit(groups)
+        return Credit(whole.along, np.ones_like(whole.keep))
+
+
+class Noisy(Centred):
+    def advantages(self, group: Group) -> np.ndarray[Any, Any]:
+        """A little noise of its own."""
+        return super().advantages(group) + np.random.default_rng().normal(size=len(group))
+
+
+class Forgetful(Centred):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.mean = 0.0
+
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """A running mean over phases."""
+        known = [e.reward for group in groups for e in group if e.reward is not None]
+        baseline, self.mean = self.mean, 0.9 * self.mean + 0.1 * float(np.mean(known))
+        return per_answer(groups, [rewards(group) - baseline for group in groups])
+
+
+class Remembering(Forgetful):
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.mean = state["mean"]
+
+
+class Pickling(Remembering):
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "path": Path("x")}
+
+
+class Overwriting(Centred):
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """Forgets what the generator said."""
+        for group in groups:
+            for e in group:
+                e.sampled_logp *= 0
+        return super().credit(groups)
+
+
+class Replacing(Centred):
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """The same with new arrays."""
+        for group in groups:
+            for e in group:
+                e.sampled_logp = np.zeros_like(e.sampled_logp)
+        return super().credit(groups)
+
+
+class Rewarding(Centred):
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """Writes its shaped reward back."""
+        given = super().credit(groups)
+        for group in groups:
+            for e in group:
+                e.reward = None if e.reward is None else e.reward * 2
+        return given
+
+
+class Presuming(Centred):
+    def loss(self, batch: Batch) -> Outcome:
+        """Reads what a phase of one step does not measure."""
+        ratio_T = (batch.logp_T - batch.along["old_logp"]).exp()
+        return Outcome([Term(-ratio_T * batch.along["advantage"], "token")], {})
+
+
+class Mistyped(Centred):
+    def loss(self, batch: Batch) -> Outcome:
+        """Reads what nobody gives."""
+        return Outcome([Term(-batch.along["advantages"] * batch.logp_T, "token")], {})
+
+
+class Uneven(Centred):
+    def examples(self, groups: Sequence[Group], credit: Credit) -> list[list[Example]]:
+        """Drops groups without examples, so that the rest stand in the wrong places."""
+        return [made for made in super().examples(groups, credit) if made]
+
+
+def test_right_ones_pass() -> None:
+    check_algorithm(Centred)
+    check_algorithm(Remembering)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (Short, r"gave 35 arrays of 'advantage' for 36 answers"),
+        (ShortAnswer, r"gave 'advantage' of shape \(\d+,\) for an answer of \d+ tokens"),
+        (NotANumber, "gave a 'advantage' that is not finite for an answer to toy:0, which no reward scored"),
+        (Zeroed, "an answer that no reward scored changes the advantage of the others"),
+        (ZeroedWhole, "an answer that no reward scored changes the advantage of the others"),
+        (Wordy, "gave the metric 'mood' as a str"),
+        (Keeping, "keeps an answer to toy:0 that no reward scored"),
+        (Noisy, "credit differs from run to run"),
+        (Forgetful, "credit after resuming differs"),
+        (Pickling, "state_dict has more than plain values and tensors"),
+        (Overwriting, "failed in credit: ValueError: output array is read-only"),
+        (Replacing, "replaced the sampled_logp of an answer"),
+        (Rewarding, "credit changed the reward of an answer"),
+        (Presuming, r"failed in loss: KeyError: 'old_logp', .*test_kit.py line \d+"),
+        (Mistyped, "failed in loss: KeyError: 'advantages'"),
+        (Uneven, "gave 8 lists of examples for 9 groups"),
+    ],
+)
+def test_wrong_credit_fails(algorithm: type[Online], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_algorithm(algorithm)
+
+
+# --- the engine ----------------------------------------------------------------------------------------------------
+
+
+def test_what_credit_is_given_can_be_written_again_after_it() -> None:
+    algorithm = GRPO(GRPO.Config())
+    algorithm.settle(Rollout.model_validate({"rewards": ["toy"]}))
+    groups = toy_groups(algorithm, toy_policy())
+    contract.credit(algorithm, groups)
+    groups[0][0].sampled_logp *= 2
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def method(*_: object) -> Any:
+        raise error
+
+    return method
+
+
+@pytest.mark.parametrize(
+    ("name", "plugin", "method", "stand_in", "message"),
+    [
+        ("sft", SFT, "loss", failing(KeyError("advantage")), "failed in loss: KeyError: 'advantage'"),
+        ("sft", SFT, "loss", lambda *_: None, "loss returned a NoneType; return align.Outcome(terms, metrics)"),
+        ("sft", SFT, "derived", failing(KeyError("loss")), "failed in derived: KeyError: 'loss'"),
+        ("sft", SFT, "auxiliary", failing(IndexError("x")), "failed in auxiliary: IndexError: x"),
+        (
+            "grpo",
+            GRPO,
+            "credit",
+            failing(ValueError("zip() argument 2 is longer")),
+            "failed in credit: ValueError: zip()",
+        ),
+        ("grpo", GRPO, "credit", lambda *_: Credit({}, np.ones(3, bool)), "credit gave keep of shape (3,)"),
+        ("grpo", GRPO, "state_dict", failing(TypeError("x")), "failed in state_dict: TypeError: x"),
+        ("grpo", GRPO, "examples", lambda *_: [], "examples gave 0 lists of examples for"),
+        ("best_of_n", BestOfN, "rows", failing(TypeError("x")), "failed in rows: TypeError: x"),
+        ("best_of_n", BestOfN, "curves", failing(TypeError("x")), "failed in curves: TypeError: x"),
+    ],
+)
+def test_a_breach_stops_a_run_with_the_plugins_name(
+    name: str,
+    plugin: type[Algorithm],
+    method: str,
+    stand_in: Callable[..., Any],
+    message: str,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(plugin, method, stand_in)
+    rows, sections = write_rows(name, tmp_path / "rows.jsonl"), {"train": {"batch_size": 16}}
+    run = run_for(name, tiny_model_dir, rows, tmp_path / "out", **sections)
+    with pytest.raises(AlignError) as raised:
+        train(run, progress=False)
+    (problem,) = raised.value.problems
+    assert problem.where.startswith(f"algorithm '{name}' of plugin 'builtin' (align-llm")
+    assert problem.what.startswith(message)
+    assert "align.testing.check_algorithm" in problem.mend
+
+
+def test_a_metric_of_the_whole_step_is_the_mean_over_its_tokens() -> None:
+    """The kit reduces metrics as the engine does: by hand, over two micro-batches of 1 and 3 tokens."""
+
+    class Fixed(Centred):
+        def loss(self, batch: Batch) -> Outcome:
+            """A metric that is the position of each token."""
+            return Outcome([Term(-batch.logp_T, "token")], {"place": Metric(batch.position_T.double())})
+
+    from align.testing import step
+
+    algorithm = Fixed(Fixed.Config())
+    examples = sorted(toy_experience(algorithm, toy_policy()), key=lambda e: e.lengths)
+    lengths = [int(e.sequences[0].scored.sum()) for e in examples]
+    by_hand = sum(n * (n - 1) / 2 for n in lengths) / sum(lengths)
+    made = step(algorithm, toy_policy(), None, examples, [[0], range(1, len(examples))])
+    assert made.metrics["place"] == pytest.approx(by_hand)
