@@ -152,8 +152,10 @@ def _credit_fault(given: Any, flat: Sequence[Experience]) -> str:
         return f"gave keep of shape {keep.shape} and type {keep.dtype}; it is one bool for each of {len(flat)} answers"
     if kept := [e.source for e, stays in zip(flat, keep, strict=True) if stays and e.reward is None]:
         return f"keeps an answer to {kept[0]} that no reward scored: abstaining is not a reward of 0"
-    for name, value in given.metrics.items():
-        if not isinstance(value, numbers.Real | np.ndarray | Tensor) or np.size(value) != 1:
+    metrics: Mapping[str, Any] = given.metrics
+    for name, value in metrics.items():
+        array = isinstance(value, np.ndarray | Tensor) and len(value.reshape(-1)) == 1
+        if not (array or isinstance(value, numbers.Real)):
             return f"gave the metric {name!r} as a {type(value).__name__}; give one number"
     return ""
 

@@ -10,27 +10,43 @@ def test_my_reward() -> None:
     check_reward(my_reward, [{"prompt": "2+2?", "completion": "4", "solution": "4"}, ...])
 """
 
-from align.testing.algorithms import check_algorithm, check_description
-from align.testing.online import check_online, toy_experience
-from align.testing.rewards import check_reward
-from align.testing.steps import CUTS, Cut, Scorer, Step, step, step_gradients, step_statistics
-from align.testing.toys import LENGTHS, VOCABULARY, toy_examples, toy_policy
+from __future__ import annotations
 
-__all__ = [
-    "CUTS",
-    "LENGTHS",
-    "VOCABULARY",
-    "Cut",
-    "Scorer",
-    "Step",
-    "check_algorithm",
-    "check_description",
-    "check_online",
-    "check_reward",
-    "step",
-    "step_gradients",
-    "step_statistics",
-    "toy_examples",
-    "toy_experience",
-    "toy_policy",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.testing.algorithms import check_algorithm as check_algorithm
+    from align.testing.algorithms import check_description as check_description
+    from align.testing.online import check_online as check_online
+    from align.testing.online import toy_experience as toy_experience
+    from align.testing.rewards import check_reward as check_reward
+    from align.testing.steps import CUTS as CUTS
+    from align.testing.steps import Cut as Cut
+    from align.testing.steps import Scorer as Scorer
+    from align.testing.steps import Step as Step
+    from align.testing.steps import step as step
+    from align.testing.steps import step_gradients as step_gradients
+    from align.testing.steps import step_statistics as step_statistics
+    from align.testing.toys import LENGTHS as LENGTHS
+    from align.testing.toys import VOCABULARY as VOCABULARY
+    from align.testing.toys import toy_examples as toy_examples
+    from align.testing.toys import toy_policy as toy_policy
+
+_HOMES = {
+    "algorithms": ("check_algorithm", "check_description"),
+    "online": ("check_online", "toy_experience"),
+    "rewards": ("check_reward",),
+    "steps": ("CUTS", "Cut", "Scorer", "Step", "step", "step_gradients", "step_statistics"),
+    "toys": ("LENGTHS", "VOCABULARY", "toy_examples", "toy_policy"),
+}
+_HOME = {name: f"align.testing.{home}" for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its home on first use: rewards are checked without torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'align.testing' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import functools
+import importlib
 import inspect
 import math
+import os
+import pickle
+import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from align.core import interpreter
 from align.core.registry import config_of
 from align.core.rollout.functions import from_function
 from align.core.rollout.reward import Answer, Place, Reward, Score
 
 Plugin = type[Reward] | Callable[..., Any]
+
+_ELSEWHERE = "in another process (hash() of text and the order of a set differ in each; use hashlib, and sort)"
+_CHILD_SECONDS = 300.0
+_CHILD = """
+import pickle, sys
+from align.testing.rewards import score_here
+given = pickle.load(sys.stdin.buffer)
+sys.stdout.buffer.write(pickle.dumps(score_here(*given)))
+"""
 
 
 def check_reward(
@@ -24,9 +40,11 @@ def check_reward(
     """Check a reward on rows with TRL's columns, and give back its scores for them.
 
     - Every setting is described (of a class), the defaults and ``settings`` are valid.
-    - It gives one score for each answer: a finite number, or None for no opinion.
+    - It gives one score for each answer: a finite number, or None for no opinion. It fails on none.
     - A score is the same when asked again, in another order, and without the answers to other prompts: in training, who
-      else is scored beside an answer depends on the number of processes.
+      else is scored together with an answer depends on the number of processes.
+    - A score is the same in another process: ``hash()`` of text, and the order of a set, differ in each. (Of a reward
+      in a module, which another process can import; of others ``hash()`` alone is watched.)
     - It changes nothing of what it is given.
 
     rows: ``prompt``, ``completion`` and the columns that it needs; rows with the same prompt are one group. tolerance:
@@ -47,9 +65,61 @@ def check_reward(
                 mine = [i for i, answer in enumerate(answers) if answer.group == group]
                 alone = _scores(made, [answers[i] for i in mine])
                 _same(reward, "without the other prompts", [first[i] for i in mine], alone, tolerance)
+            with _salted_hash():
+                _same(reward, _ELSEWHERE, first, _scores(made, answers), tolerance)
         finally:
             made.close()
+    if (others := _scores_of_another_process(reward, rows, settings or {})) is not None:
+        _same(reward, _ELSEWHERE, first, others, tolerance)
     return first
+
+
+def score_here(
+    module: str, name: str, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> list[float | None]:
+    """Return the scores of the reward ``module.name`` for these rows, which ``check_reward`` asks of a child."""
+    reward: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    made = _made(reward, settings)
+    with tempfile.TemporaryDirectory() as cache:
+        made.open(Place(Path(cache)))
+        try:
+            return [score.value for score in _scores(made, [_answer(row, rows) for row in rows])]
+        finally:
+            made.close()
+
+
+def _scores_of_another_process(
+    reward: Plugin, rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> list[Score] | None:
+    """Return the scores that a new process with another hash seed gives, None where it cannot import the reward."""
+    module, name = getattr(reward, "__module__", "__main__"), getattr(reward, "__qualname__", "<lambda>")
+    if module == "__main__" or "<" in name:
+        return None
+    done = subprocess.run(
+        interpreter.command("-c", _CHILD),
+        input=pickle.dumps((module, name, [dict(row) for row in rows], dict(settings))),
+        env=interpreter.environment() | {"PYTHONHASHSEED": "77" if os.environ.get("PYTHONHASHSEED") != "77" else "78"},
+        capture_output=True,
+        timeout=_CHILD_SECONDS,
+    )
+    last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    assert done.returncode == 0, f"{_name(reward)} fails in another process: {last}"
+    return [Score(value) for value in pickle.loads(done.stdout)]
+
+
+@contextmanager
+def _salted_hash() -> Iterator[None]:
+    """Let ``hash()`` of all but numbers give what another process might."""
+    plain = builtins.hash
+
+    def salted(thing: Any) -> int:
+        return plain(thing) if isinstance(thing, int | float) else plain(("another process", plain(thing)))
+
+    builtins.hash = salted
+    try:
+        yield
+    finally:
+        builtins.hash = plain
 
 
 def _made(reward: Plugin, settings: Mapping[str, Any]) -> Reward:
@@ -80,6 +150,8 @@ def _scores(reward: Reward, answers: Sequence[Answer]) -> list[Score]:
     for score, answer in zip(found, answers, strict=True):
         finite = score.value is None or math.isfinite(score.value)
         assert finite, f"the score of {answer.text[:40]!r} is {score.value}"
+        failed = score.outcome == "error"
+        assert not failed, f"it failed on {answer.text[:40]!r}: {score.why}; return None where it has no opinion"
     return found
 
 

@@ -39,6 +39,15 @@ def test_a_function_with_settings_and_opinions_of_its_own() -> None:
     assert [score.value for score in check_reward(wordy, ROWS, {"most": 8})] == [0.5, 0.5, None]
 
 
+def hashing(completions: Sequence[str]) -> list[float]:
+    return [float(hash(said) % 97) for said in completions]
+
+
+def first_of_a_set(completions: Sequence[str]) -> list[float]:
+    """No call of hash() in sight: the order of a set of letters follows it."""
+    return [float(ord(next(iter({*"abcdefghijklmnopqrstuvwxyz"}))) + len(said)) for said in completions]
+
+
 def test_what_breaks_the_contract_is_named() -> None:
     calls = count()
 
@@ -55,6 +64,12 @@ def test_what_breaks_the_contract_is_named() -> None:
     def infinite(completions: Sequence[str]) -> list[float]:
         return [float("inf")] * len(completions)
 
+    def unknown(completions: Sequence[str]) -> list[float]:
+        return [float("nan")] * len(completions)
+
+    def hashing_tuples(completions: Sequence[str]) -> list[float]:
+        return [float(hash((said, 1)) % 97) for said in completions]
+
     def meddling(completions: list[Any], columns: None = None) -> list[float]:
         for said in completions:
             said[0]["content"] = ""
@@ -67,7 +82,15 @@ def test_what_breaks_the_contract_is_named() -> None:
     ):
         with pytest.raises(AssertionError, match=words):
             check_reward(reward, ROWS)
-    assert {score.outcome for score in check_reward(infinite, ROWS)} == {"error"}
+    for reward, words in (
+        (infinite, "failed on 'The answer is 4.': its score was inf; return None where it has no opinion"),
+        (unknown, "failed on 'The answer is 4.': its score was nan"),
+        (hashing, "hashing, in another process .hash"),
+        (hashing_tuples, "hashing_tuples, in another process .hash"),
+        (first_of_a_set, "first_of_a_set, in another process .hash"),
+    ):
+        with pytest.raises(AssertionError, match=words):
+            check_reward(reward, ROWS)
     chats = [{**row, "completion": [{"role": "assistant", "content": row["completion"]}]} for row in ROWS]
     with pytest.raises(AssertionError, match="changed what it was given"):
         check_reward(meddling, chats)
