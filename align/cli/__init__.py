@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import re
+import os
 import sys
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 import rich_click as click
 
@@ -24,8 +24,6 @@ COMMANDS = {
     "worker": ("align.cli.train:worker", ""),
 }
 """Where each command lives, and its line in ``align --help``; one without a line is not listed."""
-
-_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Align(click.RichGroup):
@@ -57,12 +55,39 @@ class Align(click.RichGroup):
         return name, registry.get("command", name), args[1:]
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """As click's; an AlignError is printed without traceback and ends with status 2."""
+        """As click's; what a user or the machine is at fault for is printed without traceback, with status 2."""
         try:
-            return super().main(*args, **kwargs)
+            try:
+                return super().main(*args, **kwargs)
+            finally:
+                sys.stdout.flush()  # a full disk is met here, where it can be told, and not as the interpreter ends
         except AlignError as error:
-            click.echo(_CONTROL.sub("", str(error)), err=True)
-            sys.exit(2)
+            _fail(error)
+        except Exception as error:
+            from align.core.system_errors import explain
+
+            if isinstance(error, BrokenPipeError):  # ``align ... | head``
+                _silence(sys.stdout)
+                sys.exit(1)
+            found = explain(error)
+            if found is None:
+                raise
+            _fail(found)
+
+
+def _fail(error: AlignError) -> NoReturn:
+    _silence(sys.stdout)
+    click.echo(str(error), err=True)
+    sys.exit(2)
+
+
+def _silence(stream: TextIO) -> None:
+    """Flush; where that fails, leave nothing for the interpreter to fail on once more at its end."""
+    try:
+        stream.flush()
+    except OSError:
+        if stream is sys.__stdout__:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @click.group(cls=Align, context_settings={"help_option_names": ["-h", "--help"]})

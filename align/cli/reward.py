@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from align.cli.choices import reward_named
+from align.schemas.text import stripped
 
 if TYPE_CHECKING:
     from align.core.rollout.audit import Audit
@@ -103,7 +104,7 @@ def score(
         _summary(summary(verdicts))
     bad = [verdict for verdict in verdicts if verdict.line.fault]
     for verdict in bad:
-        click.echo(_plain(f"{verdict.line.where}\n    {verdict.line.fault}"), err=True)
+        click.echo(stripped(f"{verdict.line.where}\n    {verdict.line.fault}"), err=True)
     if bad:
         sys.exit(1)
 
@@ -145,7 +146,7 @@ def audit(
     lines = read_lines(file, completion=False)
     for line in lines:
         if line.fault:
-            click.echo(_plain(f"{line.where}\n    {line.fault}"), err=True)
+            click.echo(stripped(f"{line.where}\n    {line.fault}"), err=True)
     lines = [line for line in lines if not line.fault][:rows]
     with closing(_open(name, pairs, device)) as opened:
         speaker = _speaker(model, n, max_tokens, seed) if model else None
@@ -175,9 +176,9 @@ def _tell(found: Audit) -> None:
     click.echo(f"\ngold against wrong: AUC {_number(found.auc)}, mean gap {_number(found.gap)}")
     _summary(found.latency)
     for fault in found.faults:
-        click.echo(f"FAULT {_plain(fault)}")
+        click.echo(f"FAULT {stripped(fault)}")
     for note in found.notes:
-        click.echo(f"note  {_plain(note)}")
+        click.echo(f"note  {stripped(note)}")
     if not found.faults:
         click.echo("no attack is paid as much as gold")
 
@@ -227,14 +228,8 @@ def _number(value: float | None, kind: str = ".4g") -> str:
     return "-" if value is None else f"{value:.0%}" if kind == "%" else f"{value:{kind}}"
 
 
-def _plain(text: str) -> str:
-    from align.cli import _CONTROL
-
-    return _CONTROL.sub("", text)
-
-
 def _columns(rows: Iterable[tuple[Any, ...]]) -> None:
-    cells = [[_plain(" ".join(str(cell).split())) for cell in row] for row in rows]
+    cells = [[stripped(" ".join(str(cell).split())) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     for row in cells:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 PARTIAL = ".tmp-"
 """What the names of half-written files and directories begin with."""
+_PARTIAL = re.compile(re.escape(PARTIAL) + r"(\d+)-")
 
 
 def cache_directory() -> Path:
@@ -20,23 +25,100 @@ def cache_directory() -> Path:
 
 
 def partial(path: Path) -> Path:
-    """Where this process writes what will become ``path``: beside it, as a rename is atomic within one filesystem."""
+    """Where this process writes what will become ``path``: beside it, as a rename is atomic within one filesystem.
+
+    The first use of a directory removes what processes that are gone have left half-written in it.
+    """
+    if path.parent not in _swept:
+        _swept.add(path.parent)
+        remove_partial(path.parent)
     return path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+
+
+_swept: set[Path] = set()
+
+
+def remove_partial(directory: Path, recursive: bool = False) -> None:
+    """Remove what processes that are gone have left half-written; what living ones are writing stays."""
+    walk = os.walk(directory) if recursive else [(str(directory), *_listing(directory))]
+    for place, directories, files in walk:
+        for name in [*directories, *files]:
+            stray = Path(place) / name
+            if _PARTIAL.match(name) and not _being_written(stray):
+                # Of two processes that both find it one is quicker: nothing is wrong then, nor on a read-only disk.
+                shutil.rmtree(stray, ignore_errors=True)
+                with suppress(OSError):
+                    stray.unlink(missing_ok=True)
+        directories[:] = [name for name in directories if not _PARTIAL.match(name)]
+
+
+def _listing(directory: Path) -> tuple[list[str], list[str]]:
+    try:
+        return [], os.listdir(directory)
+    except OSError:  # it is yet to be made, or cannot be read
+        return [], []
+
+
+def _being_written(stray: Path) -> bool:
+    """Whether the process that a partial file is named after may still be writing it.
+
+    On this machine that process must be there, and be older than the file (process ids come again, in containers all
+    the time). On a shared disk it may be another machine's: such a writer holds a lock (``whole_file``).
+    """
+    named = _PARTIAL.match(stray.name)
+    assert named is not None
+    try:
+        if _started(int(named.group(1))) <= stray.stat().st_mtime + _CLOCK:
+            return True
+        descriptor = os.open(stray, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:  # it is gone, or not ours to judge
+        return not stray.is_symlink() and stray.exists()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+_CLOCK = 2.0
+"""Seconds that a file's time and a process's may disagree."""
+
+
+def _started(pid: int) -> float:
+    """When a process of this machine began, in seconds since the epoch; infinite where there is none."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return float("inf")
+    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears at ``path`` when all is written and flushed, or never."""
+    """A file to write that appears at ``path`` when all is written and flushed, or never.
+
+    An OSError names ``path``, also where the system names no file (a full disk) or the temporary one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)
     try:
         with open(temporary, "wb") as file:
+            with suppress(OSError):  # tells others, on a shared disk too, that it is being written
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
         raise
     fsync_directory(path.parent)
 

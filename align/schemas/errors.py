@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from align.schemas.text import stripped
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -16,6 +18,8 @@ class Problem:
     what:  what is wrong there, as a sentence without a subject (``is -1; must be greater than 0``).
     mend:  what to do about it; may be empty where ``what`` says it already.
     level: an ``error`` stops a launch, a ``warning`` is printed and kept in the manifest.
+
+    As text it is safe to print: what rows, files and servers put into it can neither steer a terminal nor hide.
     """
 
     where: str
@@ -27,7 +31,7 @@ class Problem:
         lines = [self.where, f"    {self.what}"] if self.where else [self.what]
         if self.mend:
             lines.append(f"    {self.mend}")
-        return "\n".join(lines)
+        return stripped("\n".join(lines))
 
 
 class AlignError(Exception):

@@ -11,6 +11,20 @@ _UNSEEN = re.compile(
     "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e007f]"  # surrogates, noncharacters, tags
 )
 
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"  # OSC, DCS: titles, links, clipboard
+    r"|\x1b[ -/]*[0-~]"
+)
+
+
+def stripped(text: str) -> str:
+    """Return a message without terminal escapes, control characters, bidirectional overrides and other unseen ones.
+
+    Tabs and newlines stay, and so do letters of right-to-left scripts and the joiners that emoji and Persian need.
+    """
+    return _UNSEEN.sub("", _ESCAPES.sub("", text))
+
 
 def visible(text: str) -> str:
     r"""Control characters, bidirectional overrides and other unseen ones as signs that can be seen.
