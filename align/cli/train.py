@@ -70,10 +70,11 @@ def worker(directory: Path, stage: str, progress: bool) -> None:
 def _one_voice(again: str = "") -> Iterator[None]:
     """Of a group of processes only the first says what went wrong; all end with the status that says it too.
 
-    again: the command that goes on after a signal; without it nothing is said of signals.
+    again: the command that goes on after a signal; without it nothing is said of signals, nor of lost processes.
     """
     from align.core.train.callbacks import Interrupted
-    from align.core.train.spawn import rank
+    from align.core.train.failures import Lost
+    from align.core.train.spawn import LOST, rank
     from align.schemas.errors import AlignError
 
     try:
@@ -82,6 +83,10 @@ def _one_voice(again: str = "") -> Iterator[None]:
         if again and rank() == 0:
             click.echo(f"{stop}; go on with: {again}", err=True)
         sys.exit(128 + stop.signal_number)
+    except Lost:
+        if again and rank() == 0:
+            raise
+        sys.exit(LOST)  # the command that started this process names the one that was lost
     except AlignError:
         if rank() == 0:
             raise

@@ -91,8 +91,8 @@ _CLOCK = 2.0
 def _started(pid: int) -> float:
     """When a process of this machine began, in seconds since the epoch; infinite where there is none."""
     try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
     except (OSError, ValueError, IndexError):
         return float("inf")
     return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")

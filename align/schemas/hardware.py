@@ -10,13 +10,15 @@ from typing import Literal
 class Hardware:
     """The devices a run is to use.
 
-    devices: devices (processes) per node. nodes: machines. memory: bytes of one device.
+    devices: devices (processes) per node. nodes: machines. memory: bytes of one device. timeout: seconds that
+    a collective waits for the other processes.
     """
 
     accelerator: Literal["cpu", "cuda"]
     devices: int
     nodes: int
     memory: int
+    timeout: float = 1800.0
 
     @property
     def world_size(self) -> int:

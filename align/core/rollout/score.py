@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from align.core.liveness import waiting
 from align.core.registry import registry
 from align.core.rollout.functions import from_function
 from align.core.rollout.reward import Answer, Outcome, Place, Reward, Score
@@ -22,6 +23,11 @@ from align.schemas.rollout import RewardChoice
 
 Said = Mapping[str, Score]
 """What each reward said of one answer, by the reward's name in the run."""
+
+BOUND = (
+    "set the reward's timeout: then it runs in workers, and an answer that takes longer costs only its own score; "
+    "a slow reward that does end needs a longer devices.timeout"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,8 @@ class Opened:
             )
         self._workers = None if limit is None else Workers(choice, limit, place=place)
         if self._workers is None:
-            self.reward.open(place)
+            with waiting(f"{self._where} opens"):
+                self.reward.open(place)
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """A checked score for each answer; numbers that are not finite are no scores.
@@ -87,7 +94,8 @@ class Opened:
             if self._workers is not None:
                 said: Sequence[Score | float | None] = self._workers.score(answers)
             else:
-                said = self.reward.score(answers)
+                with waiting(f"{self._where} scores {len(answers)} answers", BOUND):
+                    said = self.reward.score(answers)
         except AlignError:
             raise
         except Exception as error:

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from align.core.liveness import SIGNALS, at_step
 from align.core.train import checkpoint
 from align.core.train.module import AlignModule
 from align.core.train.random import set_random_state
@@ -48,10 +49,15 @@ class Signals(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Take over the signals (only a main thread may)."""
         assert isinstance(module, AlignModule)
+        at_step(trainer.global_step + 1)
         module.stop_requested = lambda: self.received != 0
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._flag)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Note which step is next, for whoever asks what this process is at."""
+        at_step(trainer.global_step + 1)
 
     def _flag(self, number: int, frame: object) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch import LightningDataModule, Trainer
 from transformers.utils import logging as transformers_logging
 
+from align.core.liveness import Limits, watched
 from align.core.model.export import export_from_state
 from align.core.registry import registry
 from align.core.rollout.collect import Prompts
@@ -26,6 +28,7 @@ from align.core.rollout.online import Harvest
 from align.core.train import checkpoint, spawn
 from align.core.train.alarms import Alarms
 from align.core.train.callbacks import Bar, Keeper, Metrics, Signals
+from align.core.train.failures import told
 from align.core.train.harvest import harvest
 from align.core.train.module import AlignModule
 from align.core.train.nonfinite import NonFinite
@@ -42,6 +45,17 @@ from align.schemas.run import Stage
 def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
     """Train one stage in this process (and its group), export it and mark it as done."""
     place = directory.stage(stage.name)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    with watched(place.path, spawn.rank(), world, limits(stage)), told(place):
+        _fit(directory, place, stage, progress)
+
+
+def limits(stage: Stage) -> Limits:
+    """Return how long the stage's processes wait."""
+    return Limits(stage.devices.timeout, stage.devices.stop_timeout)
+
+
+def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress: bool) -> None:
     setup = set_up(directory, located(stage, directory.export_of), progress)
     if isinstance(setup.phases, RolloutPhases):
         setup.phases.heard = [PhaseLog(directory.run, place, setup.phases.rollout)] if spawn.rank() == 0 else []

@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from align.core.train.rollout import opened
 from align.core.train.rundir import ROWS, StageDirectory, digest, what_is_learned
 from align.core.train.setup import Setup
 from align.schemas.errors import AlignError, Problem
+from align.schemas.hardware import Hardware
 
 
 def harvest(place: StageDirectory, setup: Setup) -> None:
@@ -40,7 +42,7 @@ def harvest(place: StageDirectory, setup: Setup) -> None:
     key = digest([what_is_learned(setup.stage), phases.fingerprint])
     size, count = phases.groups_per_phase, math.ceil(len(phases.prompts) / phases.groups_per_phase)
     done: list[Mapping[str, Any]] = []
-    _join(phases, setup.hardware.accelerator)
+    _join(phases, setup.hardware)
     with opened(phases.collector):
         phases.collector.sync(0, phases.prompts)
         for phase in range(count):
@@ -80,12 +82,13 @@ def harvest(place: StageDirectory, setup: Setup) -> None:
         dist.barrier()
 
 
-def _join(phases: RolloutPhases, accelerator: str) -> None:
+def _join(phases: RolloutPhases, hardware: Hardware) -> None:
     """What Lightning does where there is something to fit: the model to its device, the ranks to one group."""
-    if accelerator == "cuda":
+    if hardware.accelerator == "cuda":
         phases.collector.policy.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     if phases.cutter.world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if accelerator == "cuda" else "gloo")
+        backend = "nccl" if hardware.accelerator == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=hardware.timeout))
 
 
 def _ask(phases: RolloutPhases, algorithm: Harvest, which: Sequence[int], phase: int) -> dict[str, Any]:

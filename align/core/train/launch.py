@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +10,13 @@ from pathlib import Path
 import torch.distributed as dist
 
 from align.core import runfile
+from align.core.liveness import RANKS, failed
 from align.core.registry import registry
 from align.core.rollout.online import Harvest
-from align.core.train import checkpoint, spawn
-from align.core.train.callbacks import Interrupted
-from align.core.train.fit import fit
-from align.core.train.rundir import RunDirectory, StageDirectory, remembered
+from align.core.train import spawn
+from align.core.train.failures import worker_failed
+from align.core.train.fit import fit, limits
+from align.core.train.rundir import RunDirectory, remembered
 from align.core.train.strategy import detect
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Hardware
@@ -82,9 +83,11 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageResult
             fit(directory, stage, progress)
         else:
             arguments = ["worker", str(directory.path), stage.name, *["--progress"] * progress]
-            status = spawn.run_workers(arguments, hardware.devices)
-            if status:
-                raise _worker_failed(status, place)
+            ended = spawn.run_workers(arguments, hardware.devices, limits(stage))
+            failure = None if ended is None else worker_failed(ended, place)
+            shutil.rmtree(place.path / RANKS, ignore_errors=True)
+            if failure is not None:
+                raise failure
     result = place.result()
     assert result is not None
     return result
@@ -96,23 +99,9 @@ def work(directory: Path, name: str, progress: bool) -> None:
     stage = next(stage for stage in run.stages if stage.name == name)
     try:
         fit(RunDirectory(run), stage, progress and spawn.rank() == 0)
+    except AlignError as error:
+        failed(str(error))  # only the first process prints it, and may have lost its connection for that very reason
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _worker_failed(status: int, place: StageDirectory) -> BaseException:
-    number = -status if status < 0 else status - 128
-    saved = checkpoint.last_step(place.checkpoints)
-    if number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        return Interrupted(number, saved)
-    if status == WORKER_TOLD:
-        return AlignError("a worker stopped for the reason above", where=str(place.path))
-    how = f"was killed by {signal.Signals(number).name}" if 0 < number < 65 else f"ended with status {status}"
-    return AlignError(
-        f"a worker {how}", f"step {saved} is saved; --resume goes on from there" if saved else "", where=str(place.path)
-    )
-
-
-WORKER_TOLD = 2
-"""Exit status of a worker that has printed an AlignError."""

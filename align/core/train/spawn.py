@@ -1,24 +1,40 @@
 """Several processes on this node: a small supervisor that leaves no orphan and no half-dead group.
 
 Workers get the same environment torchrun gives, so ``torchrun -m align train RUN`` and ``devices.count: 2`` take one
-path from there. Signals are passed on; when one worker ends badly the others have a grace time, then are killed;
-when the supervisor dies, the kernel kills the workers (PR_SET_PDEATHSIG).
+path from there. Signals are passed on, with a deadline; when one worker ends badly the others have a grace time, then
+are killed, and the first to die is named; when the supervisor dies, the kernel kills the workers (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+import select
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Any
 
 from align.core import interpreter
+from align.core.liveness import SIGNALS, Limits
 
 GRACE_SECONDS = 30.0
+"""How long the others have to end when one has ended badly."""
+STOP_MARGIN = 5.0
+"""How much longer than its workers the supervisor waits after a signal: they can say which step they were in."""
+LOST = 3
+"""Exit status of a worker whose connection to another broke: that one is to blame."""
+TAIL_LINES = 5
+POLL_MILLISECONDS = 200
+"""How often the supervisor looks at the clock; the death of a worker wakes it at once."""
+LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -32,44 +48,135 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def run_workers(arguments: Sequence[str], count: int) -> int:
-    """Run ``python -m align ARGUMENTS`` ``count`` times as one group; returns the first bad exit status, else 0.
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a group of workers ended: the first that ended badly, by its own fault.
 
-    A negative status is the number of the signal that killed the worker.
+    status: as ``subprocess`` gives it, the negative number of the signal that killed it. stderr: its last lines.
     """
+
+    rank: int
+    status: int
+    stderr: str
+
+
+def run_workers(arguments: Sequence[str], count: int, limits: Limits) -> Ended | None:
+    """Run ``python -m align ARGUMENTS`` ``count`` times as one group; return how it failed, or None.
+
+    A group that was sent a signal and is still there ``limits.stop`` seconds later (one of it is stopped itself, or
+    hangs) is killed, and has failed by that signal.
+    """
+    store, port = _store(count)
     environment = interpreter.environment() | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(port),
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "align",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     if "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        environment.setdefault(name, "lo")
     workers = [
         subprocess.Popen(
             interpreter.command("-m", "align", *arguments),
             env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)},
+            # The first owns the screen: its progress bar asks what it is written to.
+            stderr=None if number == 0 and os.isatty(2) else subprocess.PIPE,
             preexec_fn=die_with_parent,
         )
         for number in range(count)
     ]
-    with _passing_on(workers):
-        return _wait(workers)
+    tails = [_Tail(worker) for worker in workers]
+    with _passing_on(workers) as received:
+        ended = _wait(workers, received, limits.stop + STOP_MARGIN)
+    del store  # the workers' meeting place, until the last of them is gone
+    if ended is None:
+        return None
+    rank, status = ended
+    return Ended(rank, status, tails[rank].text())
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
-    first_bad, deadline = 0, float("inf")
-    while any(worker.poll() is None for worker in workers):
-        bad = [worker.returncode for worker in workers if worker.returncode]
-        if bad and not first_bad:
-            first_bad, deadline = bad[0], time.monotonic() + GRACE_SECONDS
+def _store(count: int) -> tuple[Any, int]:
+    """Return the store that workers meet at, served by this process on loopback only, and its port.
+
+    Where rank 0 serves it torch listens on every interface, and a rank 0 that is stopped takes it along.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch forgot it in __all__
+
+    listening = socket.create_server((LOOPBACK, 0))
+    port: int = listening.getsockname()[1]
+    descriptor = listening.detach()
+    store = TCPStore(LOOPBACK, port, count, is_master=True, wait_for_workers=False, master_listen_fd=descriptor)
+    return store, port
+
+
+def _wait(
+    workers: Sequence[subprocess.Popen[bytes]], received: Mapping[int, float], stop: float
+) -> tuple[int, int] | None:
+    """Wait for all; return rank and status of the one to blame, or None where all ended well.
+
+    received: signals that this process was sent, and when; ``stop`` seconds after the first the rest are killed.
+    """
+    poll = select.poll()
+    waiting: dict[int, int] = {}
+    for rank, worker in enumerate(workers):
+        descriptor = os.pidfd_open(worker.pid)
+        waiting[descriptor] = rank
+        poll.register(descriptor, select.POLLIN)
+    bad: list[tuple[int, int]] = []  # rank and status, in the order in which they died
+    killed: set[int] = set()
+    deadline = math.inf
+    while waiting:
+        found = []
+        for descriptor, _ in poll.poll(POLL_MILLISECONDS):
+            rank = waiting.pop(descriptor)
+            poll.unregister(descriptor)
+            os.close(descriptor)
+            status = workers[rank].wait()
+            if status and rank not in killed:
+                found.append((rank, status))
+        if found:
+            # Of two that are found dead at once the one that a signal killed was first: the other noticed.
+            bad += sorted(found, key=lambda each: each[1] > 0)
+            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        if received:
+            deadline = min(deadline, min(received.values()) + stop)
         if time.monotonic() > deadline:
-            for worker in workers:
-                worker.kill()
-        time.sleep(0.02)
-    return first_bad or next((worker.returncode for worker in workers if worker.returncode), 0)
+            killed |= set(waiting.values())
+            for rank in waiting.values():
+                workers[rank].kill()
+    if received and killed and not bad:
+        return min(killed), -min(received, key=received.__getitem__)
+    by_their_own_fault = [each for each in bad if each[1] != LOST]
+    return next(iter(by_their_own_fault or bad), None)
+
+
+class _Tail:
+    """Passes a worker's stderr on as it comes, and keeps its last lines."""
+
+    def __init__(self, worker: subprocess.Popen[bytes]) -> None:
+        self._lines: deque[bytes] = deque(maxlen=TAIL_LINES)
+        self._thread = None
+        if worker.stderr is not None:
+            self._thread = threading.Thread(target=self._pass_on, args=(worker.stderr,), daemon=True)
+            self._thread.start()
+
+    def _pass_on(self, stream: IO[bytes]) -> None:
+        for line in stream:
+            self._lines.append(line)
+            with suppress(OSError):
+                os.write(2, line)
+
+    def text(self) -> str:
+        """Return the last lines, without what is empty."""
+        if self._thread is not None:
+            self._thread.join(1.0)  # a grandchild may hold the pipe open
+        lines = [line.decode(errors="replace").rstrip() for line in self._lines]
+        return "\n".join(line for line in lines if line)
 
 
 class _passing_on:
@@ -77,14 +184,17 @@ class _passing_on:
 
     def __init__(self, workers: Sequence[subprocess.Popen[bytes]]) -> None:
         self.workers = workers
+        self.received: dict[int, float] = {}  # by the signal's number, when it first came
         self.before: dict[int, object] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Mapping[int, float]:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            for number in SIGNALS:
                 self.before[number] = signal.signal(number, self._pass_on)
+        return self.received
 
     def _pass_on(self, number: int, frame: object) -> None:
+        self.received.setdefault(number, time.monotonic())
         for worker in self.workers:
             if worker.poll() is None:
                 worker.send_signal(number)
@@ -102,6 +212,6 @@ def die_with_parent() -> None:
 def free_port() -> int:
     """A port of this machine that nobody uses now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port

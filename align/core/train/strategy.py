@@ -14,6 +14,9 @@ from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Devices
 
+COLLECTIVE_MARGIN = 30.0
+"""Seconds that a collective waits longer than the watch over the processes, which can say whom it waits for."""
+
 
 class Strategy:
     """How processes share the work: subclass, name it, and return what Lightning's Trainer takes."""
@@ -74,7 +77,7 @@ def detect(devices: Devices) -> Hardware:
             f"start it on each: torchrun --nnodes={nodes} --nproc-per-node={count} --rdzv-endpoint=HOST:PORT -m align",
             where="devices.nodes",
         )
-    return Hardware("cuda" if cuda else "cpu", count, nodes, memory)
+    return Hardware("cuda" if cuda else "cpu", count, nodes, memory, devices.timeout + COLLECTIVE_MARGIN)
 
 
 def footprint(*networks: torch.nn.Module) -> Footprint:

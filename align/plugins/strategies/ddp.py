@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
@@ -17,4 +18,7 @@ class DDP(Strategy):
 
     def trainer_strategy(self, hardware: Hardware) -> Any:
         """Gloo on CPUs, NCCL on GPUs."""
-        return DDPStrategy(process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo")
+        return DDPStrategy(
+            process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo",
+            timeout=timedelta(seconds=hardware.timeout),
+        )

@@ -8,6 +8,7 @@ sharded checkpoint's metadata is a raw pickle.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class FSDP(Strategy):
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
             process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo",
+            timeout=timedelta(seconds=hardware.timeout),
         )
 
 

@@ -1,0 +1,122 @@
+"""What the operating system refuses, as sentences: where, what, and the fix. No torch.
+
+One table for every command: a full disk, a path that cannot be written, memory or file descriptors that ran out are
+limits of the machine and no bugs of ours, wherever in the code they are met.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from align.core.disk import cache_directory
+from align.schemas.errors import AlignError, Problem
+
+_ROOM = "free some room, or write to another place"
+_ELSEWHERE = "choose another place, or make this one writable"
+_MEMORY = "close what else uses memory, or make the work smaller: train.micro_batch_tokens, data.workers, data.stream"
+
+_TABLE: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("no room is left on its disk", _ROOM),
+    errno.EDQUOT: ("the disk quota is used up", _ROOM),
+    errno.EFBIG: ("would be larger than files may be here", "raise the limit (ulimit -f), or write to another place"),
+    errno.EROFS: ("lies on a read-only file system", _ELSEWHERE),
+    errno.EACCES: ("permission denied", _ELSEWHERE),
+    errno.EPERM: ("the operation is not permitted", _ELSEWHERE),
+    errno.ENAMETOOLONG: ("its name is too long", "choose a shorter one"),
+    errno.ENOTDIR: ("a part of this path is a file, where a directory is needed", "choose another path"),
+    errno.EISDIR: ("is a directory, where a file is needed", "choose another path"),
+    errno.EEXIST: ("is there already, and is not a directory", "choose another path, or remove it"),
+    errno.ENOENT: ("does not exist", "give a path that does"),
+    errno.ELOOP: ("is a link that leads back to itself", "choose another path, or remove the link"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk; the system log (dmesg) tells more"),
+    errno.ESTALE: ("its network file system has lost it", "mount it again"),
+    errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 65536; or lower data.workers"),
+    errno.ENFILE: ("too many files are open on this machine", "close other programs"),
+    errno.ENOMEM: ("memory ran out", _MEMORY),
+    errno.EAGAIN: ("no more processes or threads can be started", "raise the limit: ulimit -u; or lower data.workers"),
+}
+_OURS = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD, errno.ESRCH, errno.ENOTTY, errno.EPIPE}
+"""What a program of ours has done wrong, and no machine: a traceback helps more."""
+
+_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers, which are Rust, tell an errno
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cannot allocate memory", re.I)
+_NO_THREAD = "can't start new thread"
+
+
+def explain(error: BaseException) -> AlignError | None:
+    """Return what the machine refused as an AlignError, or None where ``error`` is something else.
+
+    Looks through what an error was raised from or during: torch's zip writer hides a full disk behind its own.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, AlignError):
+            return None  # it was explained where it happened, and what followed is another matter
+        if problem := _problem(current):
+            return AlignError("", problems=[problem])
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return None
+
+
+@contextmanager
+def explained(after: Sequence[Problem] = ()) -> Iterator[None]:
+    """Raise AlignError in place of whatever the machine refuses inside, with the problems of ``after`` appended."""
+    try:
+        yield
+    except AlignError:
+        raise
+    except Exception as error:
+        found = explain(error)
+        if found is None:
+            raise
+        raise AlignError("", problems=[*found.problems, *after]) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the machine or on a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def _problem(error: BaseException) -> Problem | None:
+    if out_of_memory(error):
+        size = re.search(r"tried to allocate ([\d.]+ ?\w*)", str(error))
+        return Problem("", "memory ran out" + (f": {size.group(1)} more were asked for" if size else ""), _MEMORY)
+    if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
+        return Problem("", *_TABLE[errno.EAGAIN])
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := _RUST.search(str(error))):
+        number = int(found.group(1))
+    if number is None or number in _OURS:
+        return None
+    name = getattr(error, "filename", None)
+    path = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else ""
+    if number == errno.ENOENT and "temporary directory" in str(error):
+        return Problem("TMPDIR", "there is no directory for temporary files that can be written", "set TMPDIR to one")
+    what, fix = _TABLE.get(number, (os.strerror(number), ""))
+    if number in (errno.EEXIST, errno.ENOENT) and path and os.path.islink(path) and not os.path.exists(path):
+        what, fix = f"is a link to {os.readlink(path)}, which does not exist", "choose another path, or remove the link"
+    if number == errno.EEXIST and path and os.path.isfile(path):
+        what = "is a file, where a directory is needed"
+    return Problem(path, what, _setting(path) or fix)
+
+
+def _setting(path: str) -> str:
+    """The environment variable that moves a path of align's own choosing, as a fix."""
+    if not path:
+        return ""
+    place = Path(path).absolute()
+    if place.is_relative_to(cache_directory().absolute()):
+        return "free some room or make it writable, or set ALIGN_CACHE to another directory"
+    if tempfile.tempdir is not None and place.parent == Path(tempfile.tempdir).absolute():
+        return "free some room there, or set TMPDIR to another directory"
+    return ""
