@@ -123,6 +123,7 @@ class _Watch:
                 self.publish()
             self._look_at_waits()
             self._look_at_next()
+            time.sleep(BEAT / 4)  # a wake-up for every step of a small model would be too much writing
             self._wake.wait(BEAT if self.waits or self.world > 1 else None)
             self._wake.clear()
 
@@ -147,7 +148,8 @@ class _Watch:
             waited = time.monotonic() - wait.since
             who = named(self.rank, replace(self.sign(), doing=""))
             if waited > self.limits.silence:
-                self.give_up(Problem(who, f"{wait.what}: no end after {waited:.0f} s; given up", wait.fix))
+                fix = "; ".join([wait.fix, "--resume goes on from the last checkpoint"]).removeprefix("; ")
+                self.give_up(Problem(who, f"{wait.what}: no end after {waited:.0f} s; given up", fix))
             if waited > wait.reported:
                 wait.reported = 2 * waited
                 limit = self.limits.silence
@@ -219,6 +221,7 @@ def waiting(what: str, fix: str = "") -> Iterator[None]:
 def at_step(step: int) -> None:
     """Note the optimizer step that is being made, for messages."""
     _watch.step = step
+    _watch._wake.set()
 
 
 def failed(error: str) -> None:
@@ -270,12 +273,11 @@ def signal_deadline(seconds: float) -> Iterator[None]:
 
 
 def _late(number: int, seconds: float) -> None:
-    name = signal.Signals(number).name
-    who = named(_watch.rank, _watch.sign())
-    _say(
-        f"{who}: {name} came {seconds:g} s ago and the step has not ended; ending now, "
-        "--resume goes on from the last checkpoint (devices.stop_timeout is how long to wait)"
-    )
+    if _watch.rank == 0 or _watch.waits:  # the others wait for those
+        _say(
+            f"{named(_watch.rank, _watch.sign())}: {signal.Signals(number).name} came {seconds:g} s ago and the step has "
+            "not ended; ending now. --resume goes on from the last checkpoint (devices.stop_timeout is how long to wait)"
+        )
     _end(128 + number)
 
 

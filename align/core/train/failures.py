@@ -53,7 +53,8 @@ def worker_failed(ended: spawn.Ended, place: StageDirectory) -> BaseException:
     sign = liveness.signs(place.path).get(ended.rank)
     word = sign.error if sign is not None else ""
     if status == liveness.FAILED and not (ended.rank and word and word not in ended.stderr):
-        return AlignError("a worker stopped for the reason above", where=str(place.path))
+        above = Problem(str(place.path), "a worker stopped for the reason above")
+        return AlignError("", problems=[above, *_saved(place)])
     who = liveness.named(ended.rank, sign) if sign else f"rank {ended.rank} on {socket.gethostname()}"
     if word:
         what, fix = f"stopped:\n{word}", ""
