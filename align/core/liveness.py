@@ -274,9 +274,10 @@ def signal_deadline(seconds: float) -> Iterator[None]:
 
 def _late(number: int, seconds: float) -> None:
     if _watch.rank == 0 or _watch.waits:  # the others wait for those
+        who, name = named(_watch.rank, _watch.sign()), signal.Signals(number).name
         _say(
-            f"{named(_watch.rank, _watch.sign())}: {signal.Signals(number).name} came {seconds:g} s ago and the step has "
-            "not ended; ending now. --resume goes on from the last checkpoint (devices.stop_timeout is how long to wait)"
+            f"{who}: {name} came {seconds:g} s ago and the step has not ended; ending now. "
+            "--resume goes on from the last checkpoint (devices.stop_timeout is how long to wait)"
         )
     _end(128 + number)
 
