@@ -78,3 +78,8 @@ def rounded(completion_ids: Sequence[Sequence[int]]) -> list[float]:
 def late(completion_ids: Sequence[Sequence[int]], trainer_state: object) -> list[float | None]:
     """Nothing in the first two phases, then something."""
     return [None if getattr(trainer_state, "global_step", 0) < 2 else score for score in low_ids(completion_ids)]
+
+
+def first_most(completion_ids: Sequence[Sequence[int]]) -> list[float]:
+    """Each answer less than the one before."""
+    return [-float(i) for i in range(len(completion_ids))]

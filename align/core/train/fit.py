@@ -60,7 +60,7 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
     if isinstance(setup.phases, RolloutPhases):
         setup.phases.heard = [PhaseLog(directory.run, place, setup.phases.rollout)] if spawn.rank() == 0 else []
     if isinstance(setup.algorithm, Harvest):
-        harvest(place, setup)
+        harvest(place, setup, directory)
         return
     module = AlignModule(
         setup.stage,
