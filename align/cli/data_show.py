@@ -15,6 +15,8 @@ import rich_click as click
 @click.option("--max-length", default=1024, show_default=True, type=click.IntRange(min=1), help="As data.max_length.")
 @click.option("--format", "format_", default="auto", show_default=True, help="A format by name.")
 @click.option("--chat-template", type=click.Path(exists=True), help="A Jinja file in place of the model's template.")
+@click.option("--allow", multiple=True, help="A finding to accept, by its id, as in data.allow. May be given again.")
+@click.option("--special-token", multiple=True, help="As data.special_tokens: one that rows mean. May be given again.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def show(
     file: str,
@@ -24,6 +26,8 @@ def show(
     max_length: int,
     format_: str,
     chat_template: str | None,
+    allow: tuple[str, ...],
+    special_token: tuple[str, ...],
     quiet: bool,
 ) -> None:
     """Show the first rows of FILE as the tokens a model learns from, and what is wrong with any row.
@@ -41,7 +45,8 @@ def show(
 
     source = Source(path=file, format=format_)
     learner = registry.build("algorithm", Choice(type=algorithm))
-    settings = Settings.of(learner, Data(train=[source], max_length=max_length))
+    data = Data(train=[source], max_length=max_length, allow=list(allow), special_tokens=list(special_token))
+    settings = Settings.of(learner, data)
     encoder = Encoder(load_tokenizer(Model(path=model, chat_template=chat_template), learner.head))
     seen = look(source, encoder, settings, rows, progress=not quiet and sys.stderr.isatty())
 

@@ -104,6 +104,9 @@ class Data(Config):
     """Rows that cannot be read: stop before training, or skip them and keep the report in the run directory."""
     allow: list[str] = Field(default_factory=list)
     """Findings of the template doctor to accept, by id (``boundary-merge``); each is recorded in the manifest."""
+    special_tokens: list[str] = Field(default_factory=list)
+    """Special tokens that rows may spell, messages too: there the spelling (``<think>``) is the token. Any other stays
+    text."""
     stream: bool = False
     """Read and tokenise in windows instead of all at once (pretrain); needs ``train.max_steps``."""
     stream_window: PositiveInt = 10_000

@@ -6,7 +6,6 @@ scored is written out by hand.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from align.core.data import template
 from align.core.data.doctor import Draft
 from align.core.data.encode import Encoder
 from align.core.data.guard import MAX_CHARACTERS, Guard, Refusal, respelt
-from align.core.data.template import deadline, drafts
+from align.core.data.template import drafts
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from tests.core import families
@@ -160,13 +159,6 @@ def test_a_template_that_writes_without_measure_is_stopped() -> None:
     flood = "{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}"
     finding, detail = refused(Record("text", "f:1", text=CHAT), tokenizer(flood))
     assert (finding, "more than 8,000,000 characters" in detail) == ("template-failed", True)
-
-
-def test_a_deadline_gives_back_the_timer_that_ran_before() -> None:
-    with pytest.raises(TimeoutError), deadline(0.1):
-        with deadline(5):
-            pass
-        time.sleep(1)
 
 
 # Prompts with answers.

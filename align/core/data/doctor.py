@@ -37,6 +37,8 @@ class Settings:
     max_length: int
     truncation: str
     allow: frozenset[str]
+    special_tokens: frozenset[str] = frozenset()
+    """Special tokens that a row means where it spells them."""
 
     @classmethod
     def of(cls, algorithm: Algorithm, data: Data) -> Settings:
@@ -62,7 +64,22 @@ class Settings:
             max_length=data.max_length,
             truncation=data.truncation,
             allow=frozenset(data.allow),
+            special_tokens=frozenset(data.special_tokens),
         )
+
+    def check(self, encoder: Encoder) -> None:
+        """Raise AlignError where a special token is named that the tokenizer does not have."""
+        unknown = sorted(self.special_tokens - encoder.names)
+        problems = [
+            Problem(
+                "data.special_tokens",
+                f"{name!r} is no special token of this tokenizer",
+                did_you_mean(name, sorted(encoder.names)) or "add it to the tokenizer first",
+            )
+            for name in unknown
+        ]
+        if problems:
+            raise AlignError.gather(problems)
 
 
 class Note(NamedTuple):

@@ -53,10 +53,14 @@ class Encoder:
         added = backend.get_added_tokens_decoder()
         self.special: dict[str, int] = {token.content: i for i, token in added.items() if token.special}
         self.added = frozenset[int](added)
+        self.names = frozenset(token.content for token in added.values())
         fit = (i for i, token in sorted(added.items()) if token.special and not (token.rstrip or token.single_word))
         self._anchor = next(((added[i].content, i) for i in fit), ("", -1))  # after it, text is a continuation
         self.variables: dict[str, str] = dict(tokenizer.special_tokens_map)
         self.eos = self.variables.get("eos_token", "")
+        edges = ("bos_token", "eos_token", "pad_token", "unk_token")
+        self.edges = frozenset(self.variables[name] for name in edges if name in self.variables)
+        """Tokens that stand before, after or in place of a text, never inside one."""
         self.templates: str | dict[str, str] | None = tokenizer.chat_template
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id

@@ -60,10 +60,18 @@ CATALOGUE: Mapping[str, Entry] = {
         "(model.chat_template)",
         "each answer becomes an example of its own, after the turns before it as the template then writes them",
     ),
-    "answer-lost": Entry(
+    "text-lost": Entry(
         "error",
-        "the chat template leaves out how an answer ends",
-        "use a template (model.chat_template) that writes content given as a string, and the whole of it",
+        "the chat template leaves out text of the row, or changes it",
+        "use a template (model.chat_template) that writes such a row whole, with its roles, its tool calls and content "
+        "that is a string; or take the text out of the row",
+        KEPT,
+    ),
+    "reasoning-lost": Entry(
+        "error",
+        "the chat template leaves out what the assistant thinks before it answers",
+        "use a template (model.chat_template) that writes it, with the field's name that the template knows "
+        "(reasoning_content, reasoning, thinking), or take it out of the row",
         KEPT,
     ),
     "boundary-merge": Entry(
@@ -90,7 +98,7 @@ CATALOGUE: Mapping[str, Entry] = {
     ),
     "full-mask": Entry(
         "error",
-        "every token carries loss, the user's words too",
+        "words of others than the assistant carry loss",
         "put {% generation %} and {% endgeneration %} around the assistant's text only",
         KEPT,
     ),
@@ -100,16 +108,42 @@ CATALOGUE: Mapping[str, Entry] = {
         "raise data.max_length, or choose data.truncation: drop, keep_start, keep_end (or split, for text)",
         "the rows are kept whole",
     ),
+    "special-token-unclear": Entry(
+        "error",
+        "the row spells a special token where the model's own format may be meant, in what the assistant says or in a "
+        "string; it would be learned as ordinary text, not as that token",
+        "name the tokens that are meant in data.special_tokens; where the text itself is meant",
+        "the spelling stays text",
+    ),
     "special-token-in-text": Entry(
         "warning",
         "the row's text spells a special token; it is learned as ordinary text, not as that token",
-        "nothing need be done, unless string rows were rendered beforehand and mean the token: then accept it",
-        "in rows that are strings the spelling becomes the token; in messages it stays text",
+        "nothing need be done, unless the token is meant: then name it in data.special_tokens",
+        "in rows that are strings every spelling becomes its token; in messages it stays text",
+    ),
+    "special-token-meant": Entry(
+        "warning",
+        "the row spells special tokens that data.special_tokens names; they are learned as those tokens",
+        "nothing need be done",
+        KEPT,
     ),
     "end-of-turn-not-eos": Entry(
         "warning",
         "answers end with another token than the tokenizer's eos",
         "see that the model's generation_config.json lists it in eos_token_id, or generation will not stop there",
+        KEPT,
+    ),
+    "history-dropped": Entry(
+        "warning",
+        "the chat template leaves out of the prompt what the assistant thought in earlier turns, as when the model is "
+        "used",
+        "nothing need be done, unless the model is to see it: then use another template (model.chat_template)",
+        KEPT,
+    ),
+    "tools-dropped": Entry(
+        "warning",
+        "the chat template does not write the row's tools, so the model is not told of what it learns to call",
+        "use a template (model.chat_template) that writes tools",
         KEPT,
     ),
     "identical-pair": Entry(

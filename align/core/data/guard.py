@@ -10,7 +10,7 @@ of a hidden text.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ MAX_CHARACTERS = 8_000_000
 """Most characters in one row. A tokenizer needs some 150 bytes for each, and aborts the process when it gets none."""
 
 _NONCHARACTER = re.compile("[\ufdd0-\ufdd3]")
+_HIDDEN = re.compile("\ufdd2(\\d+)\ufdd3")
 
 
 class Refusal(Exception):
@@ -37,20 +38,22 @@ class Refusal(Exception):
 class Guard:
     """Takes one row's text into a chat template and out again.
 
-    ``found`` lists what spelt a special token. With ``honour`` it is let through: the row was rendered beforehand.
+    ``meant``: special tokens whose spelling in the row is the token, as in a row that was rendered beforehand.
+    ``found`` lists the others that the row spells, ``honoured`` these.
     """
 
-    def __init__(self, encoder: Encoder, honour: bool = False) -> None:
+    def __init__(self, encoder: Encoder, meant: Collection[str] = ()) -> None:
         self._encoder = encoder
-        self._honour = honour
+        self._meant = meant
         self._left = MAX_CHARACTERS
         self._odd = False
         self.found: list[str] = []
+        self.honoured: list[str] = []
 
     @property
     def active(self) -> bool:
         """Whether what ``leave`` gives must be encoded with ``guarded=True``."""
-        return bool(self.found) and not self._honour
+        return bool(self.found)
 
     def enter(self, value: Any) -> Any:
         """A string, or dicts and lists of strings, with every spelling of a special token hidden.
@@ -80,9 +83,15 @@ class Guard:
         return hidden
 
     def _hide(self, match: re.Match[str]) -> str:
-        if match[0] not in self.found:
-            self.found.append(match[0])
-        return match[0] if self._honour else f"\ufdd2{self.found.index(match[0])}\ufdd3"
+        meant = match[0] in self._meant
+        seen = self.honoured if meant else self.found
+        if match[0] not in seen:
+            seen.append(match[0])
+        return match[0] if meant else f"\ufdd2{self.found.index(match[0])}\ufdd3"
+
+    def shown(self, text: str) -> str:
+        """Hidden text as the row has it, for messages."""
+        return _HIDDEN.sub(lambda match: self.found[int(match[1])], text)
 
     def leave(self, text: str, spans: Sequence[Span] = ()) -> tuple[str, list[Span]]:
         """What a template made of hidden text, as the guarded tokenizer must see it, and where ``spans`` now lie."""

@@ -46,6 +46,7 @@ def look(source: Source, encoder: Encoder, settings: Settings, first: int, progr
 
     Raises AlignError where the source cannot be read, or holds nothing that the algorithm learns from.
     """
+    settings.check(encoder)
     seen, tally = Look(), Tally()
     reading = Reading(source, settings.learns_from)
 

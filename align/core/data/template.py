@@ -3,24 +3,28 @@
 A conversation is rendered and tokenised as one text, as it will be when the model is used. The assistant's words are
 found as character spans: by the template's ``{% generation %}`` marks, else by rendering the conversation up to each
 turn and checking that this is a prefix of the whole. Spans become tokens by the tokenizer's offsets, and every edge is
-checked: the tokens before it must be those that the model sees when it is given that prompt alone.
+checked: the tokens before it must be those that the model sees when it is given that prompt alone. What of the row the
+template leaves out or changes is found by ``trace``.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import signal
-import threading
+import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
-from transformers.utils.chat_template_utils import _compile_jinja_template  # the public one never stops writing
 
+from align.core.data import sandbox
 from align.core.data.doctor import Draft, Note, Settings
 from align.core.data.encode import Encoder
+from align.core.data.findings import CATALOGUE
 from align.core.data.guard import MAX_CHARACTERS, Guard, Refusal, Span
+from align.core.data.sandbox import Failed, Job
+from align.core.data.trace import REASONING, Lost, Trace, Tracer, spans_in
 from align.schemas.errors import AlignError
 from align.schemas.records import Message, Record
 
@@ -30,6 +34,10 @@ RENDER_SECONDS = 10.0
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _RESERVED = {"messages", "tools", "chat_template", "add_generation_prompt"}
 """What a row's chat_template_kwargs may not set, being set already."""
+
+_NONCE = secrets.token_hex(8)
+_GENERATION = (f"\ufdd4{_NONCE}\ufdd5", f"\ufdd4{_NONCE}\ufdd6")
+"""Written around what a template marks as the assistant's, where that is asked for; no row can know it."""
 
 
 def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[list[Draft]], list[Note]]:
@@ -52,8 +60,7 @@ def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[l
         examples = [[row.answered(role, row.prompt, row.enter(answer)) for role, answer in pair.items()]]
     else:
         examples = [[row.answered("completion", row.prompt, row.enter(record.completion))]]
-    if row.guard.found:
-        row.notes.append(Note("special-token-in-text", row.guard.found[0]))
+    row.spelt(record)
     return [[_scored(draft, settings) for draft in example] for example in examples], row.notes
 
 
@@ -69,31 +76,77 @@ def rendered(
 
 
 def _scored(draft: Draft, settings: Settings) -> Draft:
-    """The scored mask as the algorithm wants it: the answers, everything, or the last token alone."""
-    scored = np.ones_like(draft.scored) if settings.scores_prompt else draft.scored
-    if settings.reward:
-        scored = np.arange(len(scored)) == len(scored) - 1
+    """The scored mask as the algorithm wants it: of a reward the last token alone; never the first token."""
+    scored = np.arange(len(draft.scored)) == len(draft.scored) - 1 if settings.reward else draft.scored
     return draft._replace(scored=scored & (np.arange(len(scored)) > 0))
+
+
+class _Rendered(NamedTuple):
+    """A conversation as its template writes it, and what became of the row in it.
+
+    messages: spelt as the template takes them. weights: how much is learned of each. views: the text of the same cut
+    short, by (messages, generation prompt).
+    """
+
+    messages: list[Message]
+    weights: list[float]
+    text: str
+    trace: Trace
+    views: dict[tuple[int, bool], str | Failed]
+
+    def view(self, upto: int, prompt: bool) -> str:
+        """Raises Refusal where the template refuses it."""
+        found = self.views[upto, prompt]
+        if isinstance(found, Failed):
+            raise Refusal("template-failed", found.why)
+        return found
+
+    def role(self, i: int) -> str:
+        return str(self.messages[i].get("role"))
 
 
 class _Row:
     """One record on its way through the template."""
 
     def __init__(self, record: Record, encoder: Encoder, settings: Settings) -> None:
-        self.encoder, self.settings, self.source = encoder, settings, record.source
+        self.encoder, self.settings, self.where = encoder, settings, record.source
         self.notes: list[Note] = []
         if reserved := _RESERVED & record.chat_template_kwargs.keys():
             raise Refusal("template-failed", f"chat_template_kwargs may not set {', '.join(sorted(reserved))}")
-        self.guard = Guard(encoder, "special-token-in-text" in settings.allow and not record.conversational)
+        every = "special-token-in-text" in settings.allow and not record.conversational
+        self.guard = Guard(encoder, frozenset(encoder.special) if every else settings.special_tokens)
         self.tools = self.guard.enter(record.tools)
         self.variables = encoder.variables | self.guard.enter(record.chat_template_kwargs)
         self.prompt = self.guard.enter(record.prompt)
+        self.source = encoder.template(self.tools) if record.conversational else ""
+        self.marked = _MARKS.search(self.source) is not None
 
     def note(self, finding: str, detail: str) -> None:
         """An error of this row: a refusal unless the run file accepts it."""
         if finding not in self.settings.allow:
             raise Refusal(finding, detail)
         self.notes.append(Note(finding, detail))
+
+    def spelt(self, record: Record) -> None:
+        """Note special tokens that the row spells.
+
+        What a user or a tool says is text. In the assistant's own words and in strings the model's format may be meant,
+        but for tokens that begin or end a text, which no answer has inside.
+        """
+        if self.guard.honoured:
+            self.notes.append(Note("special-token-meant", " ".join(self.guard.honoured)))
+        if not self.guard.found:
+            return
+        own = Guard(self.encoder, self.settings.special_tokens | self.encoder.edges)
+        for part in (record.text, record.prompt, record.completion, record.chosen, record.rejected):
+            if isinstance(part, str):
+                own.enter(part)
+            elif part is not None:
+                own.enter([message for message in part if message.get("role") == "assistant"])
+        if own.found:
+            self.notes.append(Note("special-token-unclear", " ".join(own.found)))
+        if text := [token for token in self.guard.found if token not in own.found]:
+            self.notes.append(Note("special-token-in-text", " ".join(text)))
 
     def enter(self, said: Any) -> Any:
         """What the row says, its special tokens hidden; but eos at the very end of a string means just that."""
@@ -116,7 +169,8 @@ class _Row:
             ids, start = self.encoder.encode(self.guard.leave(answer)[0], self.guard.active), 0
         front, end = self.encoder.prefix, [] if eos is None else [eos]
         ids = np.concatenate([front, ids, end]).astype(np.int32)
-        return Draft(role, ids, np.arange(len(ids)) >= (len(front) + start if prompt else 0))
+        given = len(front) + start if prompt and not self.settings.scores_prompt else 0
+        return Draft(role, ids, np.arange(len(ids)) >= given)
 
     def asked(self) -> Draft:
         """A prompt alone, as the model is given it to answer."""
@@ -124,97 +178,267 @@ class _Row:
             ids = self.encoder.encode(self.guard.leave(self.prompt)[0], self.guard.active)
             ids = np.concatenate([self.encoder.prefix, ids]).astype(np.int32)
         else:
-            ids, _ = self.tokens(*self.guard.leave(self.render(self.prompt, prompt=True)[0], []))
+            done = self.render(self.prompt or [], prompt=True)
+            self.keeps(done, learned_from=len(done.messages))
+            ids, _ = self.tokens(*self.guard.leave(done.text, []))
         if not len(ids):
             raise Refusal("wrong-kind", "an empty prompt")
         return Draft("prompt", ids, np.zeros(len(ids), dtype=bool))
 
     def conversation(self, messages: list[Message]) -> list[list[Draft]]:
-        """A whole conversation; the assistant's turns are scored."""
-        text, marked = self.render(messages, marks=True)
-        self.keeps(messages, text)
-        spans = marked or []
+        """A whole conversation; the assistant's turns are scored, for pretraining everything."""
+        answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+        if self.settings.scores_prompt:
+            left_out = [i for i, message in enumerate(messages) if not _weight(message)]
+            done = self.render(messages, [(end, False) for i in left_out for end in (i, i + 1)])
+            self.keeps(done)
+            return [[self.draft("text", done.text, self.without(done, left_out))]]
+        turns = [] if self.marked else answers
+        done = self.render(messages, [view for i in turns for view in ((i, True), (i + 1, False))])
         try:
-            if marked is None and not self.settings.scores_prompt:
-                spans = self.turns(messages, text)
+            self.stays(messages, done)
+            spans = self.spans(done, answers)
         except Refusal as refusal:
             self.note(refusal.finding, refusal.detail)
-            said = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
-            return [[self.answered("text", messages[:i], messages[i : i + 1])] for i in said]
+            learned = [i for i in answers if done.weights[i]]
+            return [[self.answered("text", messages[:i], messages[i : i + 1], again=True)] for i in learned]
+        self.keeps(done)
         given = any(message.get("role") != "assistant" for message in messages)
-        return [[self.draft("text", text, spans, given=given)]]
+        return [[self.draft("text", done.text, spans, given=given)]]
 
-    def answered(self, role: str, prompt: Any, answer: Any) -> Draft:
-        """A prompt and an answer; what the answer adds is scored, except what others than the assistant say in it."""
+    def answered(self, role: str, prompt: Any, answer: Any, again: bool = False) -> Draft:
+        """A prompt and an answer; what the answer adds is scored, except what others than the assistant say in it.
+
+        again: the prompt was seen before, as the start of a conversation.
+        """
         if not (isinstance(answer, list) and answer) or isinstance(prompt, str):
             return self.string(role, prompt or "", answer)
         prompt = prompt or []
-        text, marked = self.render(prompt + answer, marks=True)
-        self.keeps(answer, text)
+        first, messages = len(prompt), [*prompt, *answer]
+        said = [i for i in range(first, len(messages)) if messages[i].get("role") == "assistant"]
+        apart = len(said) < len(answer) or any(_weight(messages[i]) != 1 for i in said)
+        views = [(first, first in said)]
+        if apart and not self.marked:
+            views += [view for i in said for view in ((i, True), (i + 1, False))]
+        done = self.render(messages, views)
+        self.keeps(done, first, again)
+        text = done.text
         if self.settings.reward:
             return self.draft(role, text, [])
-        head = self.render(prompt, prompt=answer[0].get("role") == "assistant")[0] if prompt else ""
-        start = _common(head, text)
-        if start < len(head):
-            self.note("prompt-not-prefix", f"{head[start:][:40]!r} alone, {text[start:][:40]!r} with an answer")
-        if all(message.get("role") == "assistant" for message in answer):
-            return self.draft(role, text, [(start, len(text))], check=start == len(head))
-        spans = self.turns(prompt + answer, text, len(prompt)) if marked is None else marked
-        return self.draft(role, text, [(max(a, start), b) for a, b in spans if b > start])
+        if self.settings.scores_prompt:
+            return self.draft(role, text, [(0, len(text))])
+        start, parted = self.begins(done, first, text), False
+        if start is None:
+            head = done.view(first, first in said)
+            start = _common(head, text)
+            if parted := start < len(head):
+                self.note("prompt-not-prefix", f"{head[start:][:40]!r} alone, {text[start:][:40]!r} with an answer")
+        spans = self.spans(done, said) if apart else [(start, len(text))]
+        return self.draft(role, text, [(max(a, start), b) for a, b in spans if b > start], check=apart or not parted)
 
-    def turns(self, messages: list[Message], text: str, since: int = 0) -> list[Span]:
-        """Where the assistant speaks in ``text``, from message ``since`` on, with the token that ends the turn.
+    def spans(self, done: _Rendered, said: Sequence[int]) -> list[Span]:
+        """What is learned of the turns ``said``: by the template's own marks, where it has them."""
+        if not self.marked:
+            return [span for i, span in zip(said, self.turns(done, said), strict=True) if done.weights[i]]
+        marked = done.trace.spans or []
+        for i, places in done.trace.places.items():
+            others = i >= 0 and done.role(i) != "assistant"
+            if others and any(a <= place < b for a, b in marked for place in places):
+                self.note("full-mask", f"message {i + 1} ({done.role(i)})")
+                break
+        return marked if all(done.weights) else [span for span in marked if self.weight(done, span)]
+
+    def weight(self, done: _Rendered, span: Span) -> float:
+        """The weight of the message that a template's mark is around; of one around no text, of the one before it."""
+        a, b = span
+        places = {i: some for i, some in done.trace.places.items() if i >= 0 and some}
+        inside = {i for i, some in places.items() if any(a <= place < b for place in some)}
+        inside = inside or set(sorted((i for i in places if places[i][0] < b), key=lambda i: places[i][0])[-1:])
+        weights = {done.weights[i] for i in inside}
+        if len(weights) != 1:
+            raise Refusal("template-failed", "which message stands in which {% generation %} mark cannot be told")
+        return weights.pop()
+
+    def turns(self, done: _Rendered, said: Sequence[int]) -> list[Span]:
+        """Where the assistant speaks in the text, in each of the messages ``said``, with the token that ends the turn.
 
         A turn starts where the prompt for it ends, and ends where the conversation up to it does; both must be prefixes
         of the whole. Whitespace that a template puts after the end-of-turn token is no part of it.
         """
         spans = []
-        for i, message in enumerate(messages):
-            if i < since or message.get("role") != "assistant":
-                continue
+        for i in said:
             try:
-                head, tail = self.render(messages[:i], prompt=True)[0], self.render(messages[: i + 1])[0]
+                tail = self.upto(done, i)
+                start = self.begins(done, i, tail)
+                head = tail[:start] if start is not None else done.view(i, True)
             except Refusal as refusal:
                 raise Refusal("turn-not-prefix", f"turn {i + 1}: {refusal.detail}") from None
-            if not text.startswith(tail):  # some templates end whatever they write with eos
-                tail = tail.removesuffix(self.encoder.eos)
-            if not (text.startswith(tail) and tail.startswith(head)):
+            if not (done.text.startswith(tail) and tail.startswith(head)):
                 raise Refusal("turn-not-prefix", f"turn {i + 1}")
             ends = [match.end() for match in self.encoder.spelt.finditer(tail, len(head))]
             spans.append((len(head), ends[-1] if ends and not tail[ends[-1] :].strip() else len(tail)))
         return spans
 
-    def keeps(self, messages: list[Message], text: str) -> None:
-        """Note where the template leaves out how an answer ends: a template made for images leaves out all strings."""
-        for i, message in enumerate(messages, 1):
-            if message.get("role") == "assistant" and isinstance(said := message.get("content"), str):
-                end = said.rpartition(">")[2].strip()[-32:]  # thoughts in tags may well be left out
-                if end not in text:
-                    self.note("answer-lost", f"answer {i} ends {end!r}")
+    def upto(self, done: _Rendered, i: int) -> str:
+        """The conversation up to message ``i``, with it."""
+        tail = done.views[i + 1, False]
+        if isinstance(tail, Failed) and self.opens(done, i):  # many a template wants a question first
+            places, following = done.trace.places.get(i), done.trace.places.get(i + 1)
+            end = self.encoder.spelt.search(done.text, places[-1]) if places else None
+            if end and (not following or end.end() <= following[0]):
+                return done.text[: end.end()]
+        tail = done.view(i + 1, False)
+        return tail if done.text.startswith(tail) else tail.removesuffix(self.encoder.eos)  # which some write last
+
+    def opens(self, done: _Rendered, i: int) -> bool:
+        """Whether nobody speaks before message ``i``."""
+        return all(done.role(earlier) in ("system", "developer") for earlier in range(i))
+
+    def begins(self, done: _Rendered, i: int, text: str) -> int | None:
+        """Where in ``text`` message ``i`` begins, if it opens the conversation; None for one that answers.
+
+        What comes before it is no prompt, which many a template refuses to write. So it begins where the header ends
+        that the template puts before any answer.
+        """
+        if not self.opens(done, i):
+            return None
+        head = done.views.get((i, True))
+        if i and isinstance(head, str) and text.startswith(head):
+            return len(head)
+        probe = [{"role": "user", "content": "x"}]
+        alone, asked = self._texts([(probe, self.tools, False), (probe, self.tools, True)])
+        if isinstance(alone, str) and isinstance(asked, str):
+            header = asked[_common(alone, asked) :]
+            places = done.trace.places.get(i) or [len(text)]
+            at = text.rfind(header, 0, places[0])
+            if header and at >= 0:
+                return at + len(header)
+        raise Refusal("prompt-not-prefix", f"where message {i + 1}, which opens the conversation, begins")
+
+    def stays(self, messages: list[Message], done: _Rendered) -> None:
+        """Refuse a turn of which the template leaves out, once more turns follow, what it writes in the last."""
+        if not self.marked:  # then turns sees it
+            return
+        for lost in done.trace.lost:
+            i = lost.message
+            if not 0 <= i < len(done.messages) - 1 or done.role(i) != "assistant":
+                continue
+            alone = {(one.message, one.field) for one in self.render(messages[: i + 1]).trace.lost}
+            if (i, lost.field) not in alone:
+                raise Refusal("turn-not-prefix", f"turn {i + 1} without {self._told(done, lost)}")
+
+    def without(self, done: _Rendered, left_out: Sequence[int]) -> list[Span]:
+        """The text but for the messages ``left_out``."""
+        edges = [0]
+        for i in left_out:
+            head, tail = done.view(i, False) if i else "", done.view(i + 1, False)
+            if not (done.text.startswith(tail) and tail.startswith(head)):
+                raise Refusal("turn-not-prefix", f"turn {i + 1}")
+            edges += (len(head), len(tail))
+        edges.append(len(done.text))
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    def keeps(self, done: _Rendered, learned_from: int = 0, again: bool = False) -> None:
+        """Note what of the row the template leaves out.
+
+        learned_from: the first message that is learned. What the assistant thought in earlier turns a model is not
+        shown when it is used either, so a prompt may lack that; it may lack no other message's text.
+        """
+        found: dict[str, list[Lost]] = {
+            "text-lost": [],
+            "reasoning-lost": [],
+            "history-dropped": [],
+            "tools-dropped": [],
+        }
+        for lost in done.trace.lost:
+            if lost.message < 0:
+                found["tools-dropped"].append(lost)
+            elif lost.reasoning:
+                earlier = lost.message < learned_from and done.role(lost.message) == "assistant"
+                found["history-dropped" if earlier else "reasoning-lost"].append(lost)
+            else:
+                found["text-lost"].append(lost)
+        for name, some in found.items():
+            if some:
+                detail = self._told(done, some[0]) + (f" and {len(some) - 1} more" if len(some) > 1 else "")
+                if CATALOGUE[name].level == "error":
+                    self.note(name, detail)
+                elif not again:
+                    self.notes.append(Note(name, detail))
+
+    def _told(self, done: _Rendered, lost: Lost) -> str:
+        """``message 2 (assistant), tool_calls[0].function.name: 'get_weather'``."""
+        where = f"message {lost.message + 1} ({done.role(lost.message)}), " if lost.message >= 0 else ""
+        text = self.guard.shown(lost.text)
+        return f"{where}{lost.field}: {text[:40] + '...' * (len(text) > 40)!r}"
 
     def render(
-        self, messages: list[Message], prompt: bool = False, marks: bool = False
-    ) -> tuple[str, list[Span] | None]:
-        """The conversation as one text, and the spans that its template marks (None: it has no marks)."""
-        source = self.encoder.template(self.tools)
-        variables = {"documents": None, **self.variables, "messages": messages, "tools": self.tools}
-        variables["add_generation_prompt"] = prompt
-        blocks, spans, left = list[str](), list[Span](), MAX_CHARACTERS
+        self, messages: Sequence[Message], views: Sequence[tuple[int, bool]] = (), prompt: bool = False
+    ) -> _Rendered:
+        """The conversation as one text, with its ``views``.
+
+        Of the spellings of the row that mean the same, the first of which nothing is lost; where there is none, the
+        one of which least is. Raises Refusal where the template takes none.
+        """
+        weights = [_weight(message) for message in messages]
+        best: _Rendered | None = None
+        failed: Failed | None = None
+        for form in forms(messages, self.source):
+            done = self._try(form, weights, views, prompt)
+            if isinstance(done, Failed):
+                failed = failed or done
+            elif best is None or len(done.trace.lost) < len(best.trace.lost):
+                best = done
+            if best is not None and not best.trace.lost:
+                break
+        if best is None:
+            raise Refusal("template-failed", failed.why if failed else "")
+        return best
+
+    def _try(
+        self, form: list[Message], weights: list[float], views: Sequence[tuple[int, bool]], prompt: bool
+    ) -> _Rendered | Failed:
+        """One spelling of the row and its views, rendered.
+
+        Once more with marks in it, unless the text shows at once what became of the row.
+        """
+        tracer = Tracer(self.source, form, self.tools)
+        jobs: list[tuple[Sequence[Message], Any, bool]] = [(form, self.tools, prompt)]
+        jobs += [(form[:upto], self.tools, asked) for upto, asked in views]
+        if self.marked or not tracer.plain:
+            jobs.append((form, self.tools, prompt) if tracer.plain else (*tracer.traced, prompt))
+        text, *rest = self._texts(jobs, marked=len(jobs) - 1)
+        if isinstance(text, Failed):
+            return text
+        trace = tracer.look(text)
+        if trace is None:
+            traced = rest[-1] if not tracer.plain else self._texts([(*tracer.traced, prompt)], marked=0)[0]
+            trace = tracer.read(text, traced, _GENERATION)
+        if self.marked and trace.spans is None:
+            spanned = rest[-1] if tracer.plain else self._texts(jobs[:1], marked=0)[0]
+            spans = spans_in(text, spanned, _GENERATION)
+            if spans is None:
+                return Failed("its {% generation %} marks change what it writes")
+            trace = trace._replace(spans=spans)
+        return _Rendered(form, weights, text, trace, dict(zip(views, rest, strict=False)))
+
+    def _texts(
+        self, jobs: Sequence[tuple[Sequence[Message], Any, bool]], marked: int | None = None
+    ) -> list[str | Failed]:
+        """Conversations with tools and generation prompt as texts; in one of them is written where the marks are."""
+        asked = []
+        for number, (messages, tools, prompt) in enumerate(jobs):
+            variables = {"documents": None, **self.variables, "messages": messages, "tools": tools}
+            variables["add_generation_prompt"] = prompt
+            asked.append(Job(variables, _GENERATION if self.marked and number == marked else ("", "")))
         try:
-            with deadline(RENDER_SECONDS):
-                template = _compile_jinja_template(source)
-                with template.environment.activate_tracker(blocks, spans):
-                    for block in template.generate(variables):
-                        blocks.append(block)
-                        left -= len(block)
-                        if left < 0:
-                            raise ValueError(f"it writes more than {MAX_CHARACTERS:,} characters")
+            return sandbox.render(self.source, asked, RENDER_SECONDS, MAX_CHARACTERS)
         except TimeoutError as error:  # at once: it may be so for every row
-            mend = "give another template in model.chat_template, or leave the row out"
-            raise AlignError(f"the chat template {error}", mend, where=self.source) from None
-        except Exception as error:  # a template is a program that works on the row: anything may come out
-            raise Refusal("template-failed", f"{type(error).__name__}: {error}"[:200]) from None
-        return "".join(blocks), spans if marks and _MARKS.search(source) else None
+            fix = "give another template in model.chat_template, or leave the row out"
+            raise AlignError(f"the chat template {error}", fix, where=self.where) from None
+        except OSError as error:
+            what = f"the process that renders chat templates does not start: {error.strerror}"
+            raise AlignError(what, "free memory or end other processes, then run again") from None
 
     def draft(self, role: str, text: str, spans: Sequence[Span], given: bool = False, check: bool = True) -> Draft:
         """The tokens of a rendered conversation, those in ``spans`` scored."""
@@ -233,23 +457,78 @@ class _Row:
         return encoded.ids, encoded.spans
 
 
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after so many seconds. Only a process's main thread can be interrupted so."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def forms(messages: Sequence[Message], source: str) -> Iterator[list[Message]]:
+    """The spellings of a conversation that mean the same, the most usual first.
 
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"took longer than {seconds:g} s")
+    Reasoning under each name that the template ``source`` knows; the text of a turn that has only calls as "" or as
+    null; a call's arguments as an object or as its JSON; calls bare or as OpenAI wraps them.
+    """
+    base = [_bare(message) for message in messages]
+    calls = [call for message in base for call in message.get("tool_calls") or ()]
+    silent = any(message.get("role") == "assistant" and not message.get("content") for message in base)
+    names = {key for message in base for key in REASONING if key in message}
+    ways = product(
+        [None, *(name for name in REASONING if names and {name} != names and name in source)],
+        ["", None] if silent else [""],
+        [False, True] if calls else [False],
+        [False, True] if any("function" not in call or "type" not in call for call in calls) else [False],
+    )
+    for name, empty, as_string, wrapped in ways:
+        form = []
+        for each in base:
+            message = dict(each)
+            if message.get("role") == "assistant" and not message.get("content"):
+                message["content"] = empty
+            if "tool_calls" in message:
+                message["tool_calls"] = [_call(call, as_string, wrapped) for call in message["tool_calls"]]
+            own = next((key for key in REASONING if key in message), None)
+            if name and own:
+                message = {name if key == own else key: value for key, value in message.items()}
+            form.append(message)
+        yield form
 
-    handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+
+def _bare(message: Message) -> Message:
+    """A message without fields that hold nothing, and without what is told to align and to no template."""
+    return {
+        key: value
+        for key, value in message.items()
+        if value is not None and key not in ("weight", "train") and not (key == "tool_calls" and value == [])
+    }
+
+
+def _call(call: Any, as_string: bool, wrapped: bool) -> Any:
+    """A tool call with its arguments as JSON or as an object, and if ``wrapped`` in OpenAI's form."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return call
+    arguments = {} if function.get("arguments") is None else function["arguments"]
+    if isinstance(arguments, str) and not as_string:
+        arguments = _object(arguments)
+    elif as_string and not isinstance(arguments, str):
+        arguments = getattr(arguments, "text", "") or json.dumps(arguments, ensure_ascii=False)
+    function = {**function, "arguments": arguments}
+    if "function" in call:
+        return {"type": "function", **call, "function": function} if wrapped else {**call, "function": function}
+    if not wrapped:
+        return function
+    own = {key: function.pop(key) for key in ("id", "type") if key in function}
+    return {"type": "function", **own, "function": function}
+
+
+def _object(text: str) -> Any:
+    """The object that a call's arguments spell, else the text itself."""
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, dict) else text
+
+
+def _weight(message: Message) -> float:
+    """How much is learned of a message: 0 nothing."""
+    weight = message.get("weight")
+    return 0.0 if message.get("train") is False else 1.0 if weight is None else float(weight)
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Counted up when the same record becomes other tokens than before: caches of another version are not read."""
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 1_000_000
@@ -73,6 +73,7 @@ def tokenise(
     Raises AlignError with every finding that is an error and not in ``data.allow``, and where no row is left.
     """
     settings, encoder = Settings.of(algorithm, data), Encoder(tokenizer)
+    settings.check(encoder)
     which = np.zeros(len(records), np.int32) if sources is None else np.asarray(sources, np.int32)
     name = fingerprint(records, encoder, settings, which, weights)
     done = None if cache is None else _kept(cache, name)
@@ -105,7 +106,8 @@ def fingerprint(
     weights: Sequence[float],
 ) -> str:
     """sha256 over everything that the examples depend on."""
-    settled = dataclasses.asdict(settings) | {"allow": sorted(settings.allow)}
+    settled = dataclasses.asdict(settings)
+    settled |= {name: sorted(settled[name]) for name in ("allow", "special_tokens")}
     versions = [VERSION, tokenizers.__version__, transformers.__version__]
     digest = hashlib.sha256(json.dumps([versions, encoder.fingerprint, settled, list(weights)]).encode())
     digest.update(sources.tobytes())

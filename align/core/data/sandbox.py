@@ -1,0 +1,234 @@
+"""Chat templates rendered in a process of their own, under limits of time and memory.
+
+A template is a program that came with a model. jinja2's sandbox keeps it from the machine, yet not from working for
+ever or filling the memory: ``{{ 10 ** 10 ** 9 }}`` is one operation in C, which no signal handler and no other thread
+can interrupt. The kernel can: this process has a limited address space and an alarm whose action is to end it. So the
+limits hold for whatever a template does and from whichever thread it is asked for.
+
+The environment is that of transformers' ``apply_chat_template``; the process imports jinja2 alone and starts in a
+tenth of a second, once for each process that renders.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, NamedTuple
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+MEMORY = 2 << 30
+"""Address space of the process in bytes: some forty times the longest text that is let in."""
+
+GRACE_SECONDS = 5.0
+"""How long after its own alarm the process is waited for before it is killed."""
+
+
+class Job(NamedTuple):
+    """One rendering. marks: written around what stands between ``{% generation %}`` and ``{% endgeneration %}``."""
+
+    variables: dict[str, Any]
+    marks: tuple[str, str] = ("", "")
+
+
+class Failed(NamedTuple):
+    """What became of a rendering that gave no text."""
+
+    why: str
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}``: the assistant's own text."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2's own declaration)
+    marks = ("", "")
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
+
+    def _write(self, caller: Callable[[], str]) -> str:
+        start, end = type(self).marks
+        return f"{start}{caller()}{end}"
+
+
+def _raise(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _tojson(
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str) -> jinja2.Template:
+    extensions = [_Generation, jinja2.ext.loopcontrols]
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=extensions
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(source)
+
+
+def _rendered(source: str, job: Job, characters: int) -> str:
+    _Generation.marks = job.marks
+    blocks, left = list[str](), characters
+    for block in _compiled(source).generate(job.variables):
+        blocks.append(block)
+        left -= len(block)
+        if left < 0:
+            raise ValueError(f"it writes more than {characters:,} characters")
+    return "".join(blocks)
+
+
+def _reply(source: str, jobs: Sequence[tuple[Any, ...]], seconds: float, characters: int) -> bytes:
+    """The texts, or ``[why]`` where there is none, as JSON: nothing that a template makes is unpickled."""
+    found: list[str | list[str]] = []
+    for job in map(Job._make, jobs):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            found.append(_rendered(source, job, characters))
+        except Exception as error:  # a template is a program that works on the row: anything may come out
+            found.append([_why(error)])
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    return json.dumps(found).encode()
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"it takes more than {MEMORY >> 30} GiB of memory"
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+def _serve(connection: Connection) -> None:
+    """Render until the other end is closed, as it is when the process there ends in whatever way."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends this process, in the middle of whatever it does
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    with suppress(ValueError, OSError):  # a system without such limits
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sources: dict[int, str] = {}
+    with suppress(EOFError, OSError):
+        while True:
+            request = connection.recv_bytes()
+            try:
+                number, source, *rest = pickle.loads(request)
+                if source:
+                    sources[number] = source
+                reply = _reply(sources[number], *rest)
+            except Exception as error:  # as no memory for the request, or for the reply
+                reply = json.dumps(_why(error)).encode()
+            connection.send_bytes(reply)
+
+
+class _Process:
+    """The renderer of this process, started when it is first needed and again after it had to be ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner = 0
+        self._child: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._sources: dict[str, int] = {}
+        """Templates that the process knows, and by what number."""
+
+    def ask(self, source: str, jobs: Sequence[Job], seconds: float, characters: int) -> list[str | Failed]:
+        """Raises TimeoutError where a job takes longer, OSError where there is no process to be had."""
+        plain = [tuple(job) for job in jobs]  # the process does not import this module
+        with self._lock:
+            connection = self._open()
+            number = self._sources.get(source)
+            try:
+                told = (len(self._sources), source) if number is None else (number, "")
+                connection.send_bytes(pickle.dumps((*told, plain, seconds, characters)))
+                self._sources[source] = told[0]
+                if not connection.poll(seconds * len(jobs) + GRACE_SECONDS):
+                    raise TimeoutError
+                found = json.loads(connection.recv_bytes())
+            except (EOFError, ConnectionError, TimeoutError) as error:
+                status = self._end()
+                if isinstance(error, TimeoutError) or status == -signal.SIGALRM:
+                    raise TimeoutError(f"took longer than {seconds:g} s") from None
+                name = signal.Signals(-status).name if status < 0 else f"status {status}"
+                return [Failed(f"the process that renders it ended with {name}")] * len(jobs)
+            except BaseException:  # Ctrl-C between request and reply: the next reply would be this one's
+                self._end()
+                raise
+        if isinstance(found, str):
+            return [Failed(found)] * len(jobs)
+        return [one if isinstance(one, str) else Failed(one[0]) for one in found]
+
+    def _open(self) -> Connection:
+        if self._connection is None or self._owner != os.getpid():  # a fork has its parent's: it needs its own
+            ours, theirs = Pipe()
+            command = [sys.executable, "-P", __file__, str(theirs.fileno())]
+            try:
+                self._child = subprocess.Popen(
+                    command,
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            finally:
+                theirs.close()
+            self._connection, self._owner, self._sources = ours, os.getpid(), {}
+        return self._connection
+
+    def _end(self) -> int:
+        """Close the connection, end the process and return its status."""
+        child, connection = self._child, self._connection
+        self._child = self._connection = None
+        assert child is not None
+        assert connection is not None
+        connection.close()
+        try:
+            return child.wait(1)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return child.wait()
+
+    def close(self) -> None:
+        """End the process, if it is this one's."""
+        if self._connection is not None and self._owner == os.getpid():
+            self._end()
+
+
+_process = _Process()
+atexit.register(_process.close)
+
+
+def render(source: str, jobs: Sequence[Job], seconds: float, characters: int) -> list[str | Failed]:
+    """The text of each job under the template ``source``, or why there is none.
+
+    seconds: longest that one of them may take. characters: most that one may write. Raises TimeoutError, and OSError
+    where no process can be started.
+    """
+    return _process.ask(source, jobs, seconds, characters)
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,389 @@
+"""Which text of a row a chat template keeps.
+
+Whether a string is somewhere in the rendered text cannot be seen from the text: what is lost may stand elsewhere by
+chance, and what is there may be escaped, trimmed or moved. So every string of the row gets marks, characters that no
+text uses, inside its words, and the row is rendered a second time. Where that is the first text with marks in it, the
+marks tell what became of each string, whatever the template did with it on the way; a mark that is missing is text
+that is missing. Where it is not (a template that counts letters), the strings are looked for in the text itself.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from math import isfinite
+from typing import Any, NamedTuple
+
+import jinja2
+
+from align.core.data.guard import Span
+from align.core.data.sandbox import Failed
+from align.schemas.records import Message
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""The names of a message's field for what the assistant thinks before it speaks."""
+
+STRIDE = 256
+"""Characters from one mark to the next; each piece of a string has one at its start and one at its end."""
+
+_FIRST, _LAST = 0xF0000, 0x10FFFD  # planes for private use: no font and no standard gives them a meaning
+_PRIVATE = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
+_MARK = (  # as itself, as JSON escapes it, as Python does
+    f"[{chr(_FIRST)}-{chr(_LAST)}]" + r"|\\u[dD][bB][89a-fA-F][0-9a-fA-F]\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    r"|\\U00(?:0[fF]|10)[0-9a-fA-F]{4}"
+)
+_INK = re.compile(r"\S")
+_HIDDEN = "\ufdd2\\d+\ufdd3"  # a special token's spelling, as the Guard hides it
+_AFTER_THOUGHT = re.compile(r"</\W?(?:think|thought|reason)\w*\W?>|\[/THINK\]|<\|?end_of_thought\|?>|<channel\|>", re.I)
+_PARTS = ("text", "thinking", "reasoning", "value", "content")  # fields of a content part that hold text
+_NUMBER = 81_270_000_000
+_NUMBERS = r"8127\d{7}(?:\.5)?"
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2}|.)", re.S)
+_CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
+
+
+class Lost(NamedTuple):
+    """Text of the row that the rendered conversation does not hold. message: its index, -1 for the tools."""
+
+    message: int
+    field: str
+    text: str
+    reasoning: bool
+
+
+class _Leaf(NamedTuple):
+    """One string of the row, or a number or truth value of a call's arguments."""
+
+    message: int
+    field: str
+    value: Any
+
+
+class Trace(NamedTuple):
+    """What became of the row's strings. places: where text of each message stands in the rendered text, ascending."""
+
+    lost: list[Lost]
+    places: dict[int, list[int]]
+    spans: list[Span] | None
+    """What the template marks as the assistant's; None where that could not be seen."""
+
+
+class Tracer:
+    """Marks one row's messages and tools for the template ``source``, and reads the marks again."""
+
+    def __init__(self, source: str, messages: Sequence[Message], tools: Any) -> None:
+        self._source, self._messages, self._tools = source, messages, tools
+        self._leaves: list[_Leaf] = []
+        self._marks: list[tuple[int, int]] = []  # of each mark, its leaf and its place there
+        self._numbers: dict[str, tuple[int, str]] = {}
+        self._next = _FIRST
+        self._usable = True
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the row is messages with a content each and nothing more, which the text alone may tell about."""
+        others = {"tool_calls", *REASONING}
+        return not self._tools and all(
+            isinstance(message.get("content"), str) and not others & message.keys() for message in self._messages
+        )
+
+    def look(self, text: str) -> Trace | None:
+        """All that is there where each content stands in the text as it is, after the one before; else None.
+
+        One that the template itself may write ("user", a default system prompt) does not count.
+        """
+        if not self.plain:
+            return None
+        places, end = dict[int, list[int]](), 0
+        for i, message in enumerate(self._messages):
+            content = message["content"].strip()
+            start = text.find(content, end)
+            if start < 0 or content in self._source:
+                return None
+            end = start + len(content)
+            places[i] = [start, end - 1]
+        return Trace([], places, None)
+
+    # Marking.
+
+    @cached_property
+    def traced(self) -> tuple[list[Message], Any]:
+        """Messages and tools with marks."""
+        messages = [self._message(i, message) for i, message in enumerate(self._messages)]
+        return messages, [self._tool(f"tools[{n}]", tool) for n, tool in enumerate(self._tools or ())] or self._tools
+
+    @cached_property
+    def _whole(self) -> re.Pattern[str]:
+        """Matches what no mark may stand within."""
+        return whole_in(self._source)
+
+    def _message(self, i: int, message: Message) -> Message:
+        marked = dict(message)
+        for key in ("content", *REASONING):
+            value = message.get(key)
+            if isinstance(value, str):
+                marked[key] = self._string(i, key, value)
+            elif key == "content" and isinstance(value, list):
+                marked[key] = [self._part(i, f"content[{n}]", part) for n, part in enumerate(value)]
+        if isinstance(calls := message.get("tool_calls"), list):
+            marked["tool_calls"] = [self._call(i, f"tool_calls[{n}]", call) for n, call in enumerate(calls)]
+        return marked
+
+    def _part(self, i: int, field: str, part: Any) -> Any:
+        if isinstance(part, str):
+            return self._string(i, field, part)
+        if not isinstance(part, dict):
+            return part
+        return {
+            key: self._string(i, f"{field}.{key}", value) if key in _PARTS and isinstance(value, str) else value
+            for key, value in part.items()
+        }
+
+    def _call(self, i: int, field: str, call: Any) -> Any:
+        if not isinstance(call, dict):
+            return call
+        if isinstance(call.get("function"), dict):
+            return {**call, "function": self._call(i, f"{field}.function", call["function"])}
+        marked = dict(call)
+        if isinstance(name := call.get("name"), str):
+            marked["name"] = self._string(i, f"{field}.name", name)
+        if "arguments" in call:
+            marked["arguments"] = self._value(i, f"{field}.arguments", call["arguments"])
+        return marked
+
+    def _value(self, i: int, field: str, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._string(i, field, value)
+        if isinstance(value, dict):
+            return {self._key(i, field, k): self._value(i, f"{field}.{k}", v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._value(i, f"{field}[{n}]", v) for n, v in enumerate(value)]
+        if isinstance(value, bool):
+            self._leaves.append(_Leaf(i, field, value))
+        elif isinstance(value, (int, float)):
+            return self._number(i, field, value)
+        return value
+
+    def _tool(self, field: str, tool: Any) -> Any:
+        """What a tool is called and what it is for; of its parameters the template may write as much as it likes."""
+        if not isinstance(tool, dict):
+            return tool
+        if isinstance(tool.get("function"), dict):
+            return {**tool, "function": self._tool(f"{field}.function", tool["function"])}
+        told = ("name", "description")
+        return {
+            key: self._string(-1, f"{field}.{key}", value) if key in told and isinstance(value, str) else value
+            for key, value in tool.items()
+        }
+
+    def _string(self, i: int, field: str, text: str) -> str:
+        """The string with its marks."""
+        if not text.strip():
+            return text
+        if _PRIVATE.search(text):
+            self._usable = False
+        leaf = len(self._leaves)
+        self._leaves.append(_Leaf(i, field, text))
+        pieces, last = list[str](), 0
+        for place in _places(text, self._whole):
+            pieces += (text[last:place], self._mark(leaf, place))
+            last = place
+        return "".join([*pieces, text[last:]])
+
+    def _key(self, i: int, field: str, key: Any) -> Any:
+        """A key with one mark, at its end: there it does not change how keys are sorted."""
+        if not isinstance(key, str) or not key.strip():
+            return key
+        if _PRIVATE.search(key):
+            self._usable = False
+        self._leaves.append(_Leaf(i, field, key))
+        return key + self._mark(len(self._leaves) - 1, len(key))
+
+    def _mark(self, leaf: int, place: int) -> str:
+        if self._next > _LAST:
+            self._usable = False
+            return ""
+        self._marks.append((leaf, place))
+        self._next += 1
+        return chr(self._next - 1)
+
+    def _number(self, i: int, field: str, value: float) -> Any:
+        """Another number of the same type, which no row holds."""
+        leaf = len(self._leaves)
+        self._leaves.append(_Leaf(i, field, value))
+        if not isfinite(value):  # JSON and Python spell it unlike
+            return value
+        other = _NUMBER + leaf + (0.5 if isinstance(value, float) else 0)
+        self._numbers[repr(other)] = (leaf, repr(value))
+        return other
+
+    # Reading.
+
+    def read(self, plain: str, traced: str | Failed, generation: tuple[str, str]) -> Trace:
+        """What became of the row in ``plain``, told by the same with marks in it, if such could be rendered.
+
+        generation: what stands in ``traced`` around the template's own marks.
+        """
+        found = self._found(plain, traced, generation) if self._usable and isinstance(traced, str) else None
+        if found is None:
+            missing = [self._looked_for(leaf, plain) for leaf in self._leaves]
+            return Trace([one for one in missing if one is not None], {}, None)
+        seen, leaves, spans = found
+        lost: dict[int, Lost] = {}
+        places: dict[int, list[int]] = {}
+        marks: dict[int, list[int]] = {}  # of each leaf
+        for mark, (index, place) in enumerate(self._marks):
+            leaf = self._leaves[index]
+            before = marks.setdefault(index, [])
+            places.setdefault(leaf.message, []).extend(seen[mark])
+            if not seen[mark] and index not in lost:
+                lost[index] = _lost(leaf, place, self._marks[before[-1]][1] if before else place - 1)
+            before.append(mark)
+        for index, leaf in enumerate(self._leaves):
+            if index in lost or index in leaves:
+                continue
+            if index not in marks:  # nothing in it takes a mark
+                if absent := self._looked_for(leaf, plain):
+                    lost[index] = absent
+            elif (changed := self._change(leaf.value, marks[index], plain, seen)) is not None:
+                lost[index] = _lost(leaf, changed + 1)
+        return Trace([lost[index] for index in sorted(lost)], {i: sorted(some) for i, some in places.items()}, spans)
+
+    def _found(
+        self, plain: str, traced: str, generation: tuple[str, str]
+    ) -> tuple[list[list[int]], set[int], list[Span]] | None:
+        """Where in ``plain`` each mark stands, the numbers seen, and the spans; None where the marks changed more."""
+        seen: list[list[int]] = [[] for _ in self._marks]
+        numbers, spans, starts = set[int](), list[Span](), list[int]()
+        pieces, last, length = list[str](), 0, 0
+        names = [re.escape(mark) for mark in generation if mark]
+        for match in re.finditer("|".join([*names, _MARK, _NUMBERS]), traced):
+            pieces.append(traced[last : match.start()])
+            length += match.start() - last
+            last, written, own = match.end(), match[0], ""
+            if written == generation[0]:
+                starts.append(length)
+            elif written == generation[1]:
+                if not starts:
+                    return None
+                spans.append((starts.pop(), length))
+            elif written in self._numbers:
+                index, own = self._numbers[written]
+                numbers.add(index)
+            elif 0 <= (mark := _code(written) - _FIRST) < len(seen):
+                seen[mark].append(length)
+            else:
+                own = written
+            pieces.append(own)
+            length += len(own)
+        pieces.append(traced[last:])
+        return (seen, numbers, sorted(spans)) if "".join(pieces) == plain and not starts else None
+
+    def _change(self, text: str, marks: Sequence[int], plain: str, seen: Sequence[Sequence[int]]) -> int | None:
+        """The place in ``text`` from which on it is written otherwise; None where it is the same, escapes aside."""
+        for a, b in pairwise(marks):
+            start, end = self._marks[a][1], self._marks[b][1]
+            if self._whole.search(text, start, end):  # a piece each, which may stand apart
+                continue
+            ends = seen[b]
+            for place in seen[a]:
+                following = bisect_right(ends, place)
+                if following < len(ends) and _same(text[start:end], plain[place : ends[following]]):
+                    break
+            else:
+                return start
+        first, last = marks[0], marks[-1]
+        before, after = self._marks[first][1] - 1, self._marks[last][1]
+        if not any(_alike(text[before], plain[place - 1 : place]) for place in seen[first]):
+            return before
+        if after < len(text) and not any(_alike(text[after], plain[place : place + 1]) for place in seen[last]):
+            return after
+        return None
+
+    def _looked_for(self, leaf: _Leaf, plain: str) -> Lost | None:
+        """A string that is not there in any spelling, by its pieces between what the template may look for."""
+        if not isinstance(leaf.value, str):
+            there = json.dumps(leaf.value) in plain or str(leaf.value) in plain
+            return None if there else _lost(leaf, 1)
+        pieces = [piece.strip() for piece in self._whole.split(leaf.value)]
+        for piece in filter(None, pieces):
+            escaped = (json.dumps(piece)[1:-1], json.dumps(piece, ensure_ascii=False)[1:-1], html.escape(piece))
+            if not any(spelling in plain for spelling in (piece, *escaped)):
+                return _lost(leaf, leaf.value.index(piece) + 1)
+        return None
+
+
+def spans_in(text: str, marked: str | Failed, generation: tuple[str, str]) -> list[Span] | None:
+    """What is between the ``generation`` marks of ``marked``, as spans of ``text``; None where that is another text."""
+    return Tracer("", [], None).read(text, marked, generation).spans
+
+
+@lru_cache(maxsize=8)
+def whole_in(source: str) -> re.Pattern[str]:
+    """Matches what a template may look for in a row's strings: those of its own that are more than a word.
+
+    ``</think>``, but not ``user``, which it compares with roles.
+    """
+    try:
+        tokens = list(jinja2.Environment().lex(source))
+    except jinja2.TemplateSyntaxError:  # of no template: rendering it says so
+        tokens = []
+    own = {_unescaped(text[1:-1]).strip() for _, kind, text in tokens if kind == "string"}
+    names = sorted((one for one in own if len(one) > 1 and not one.isalnum()), key=lambda one: (-len(one), one))
+    return re.compile("|".join([_HIDDEN, *map(re.escape, names)]))
+
+
+def _places(text: str, whole: re.Pattern[str]) -> Iterator[int]:
+    """Where marks go: in each piece between what must stay whole, after its first character and before its last."""
+    edges = [0, *(edge for match in whole.finditer(text) for edge in match.span()), len(text)]
+    for start, end in zip(edges[::2], edges[1::2], strict=True):
+        ink = _INK.search(text, start, end)
+        if ink is None:
+            continue
+        first, last = ink.start(), start + len(text[start:end].rstrip()) - 1
+        yield first + 1
+        yield from range(first + 1 + STRIDE, last, STRIDE)
+        if last > first + 1:
+            yield last
+
+
+def _code(written: str) -> int:
+    if len(written) == 1:
+        return ord(written)
+    return ord(_unescaped(written)) if written[0] == "\\" else -1
+
+
+def _unescaped(text: str) -> str:
+    """Without the escapes of JSON and Python."""
+
+    def meant(match: re.Match[str]) -> str:
+        code = match[1]
+        return chr(int(code[1:], 16)) if len(code) > 1 else _CONTROLS.get(code, code)
+
+    found = _ESCAPE.sub(meant, text)
+    return found if found.isascii() else found.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _same(text: str, written: str) -> bool:
+    if written == text:
+        return True
+    once = _unescaped(written)  # a string inside a string is escaped twice
+    return text in (once, _unescaped(once), html.unescape(written))
+
+
+def _alike(character: str, written: str) -> bool:
+    return character == written or not (character.isascii() and character.isalnum())
+
+
+def _lost(leaf: _Leaf, place: int, start: int | None = None) -> Lost:
+    """What is missing at a place, told from ``start`` on (None: from the character before)."""
+    if not isinstance(leaf.value, str):
+        return Lost(leaf.message, leaf.field, json.dumps(leaf.value), False)
+    thought = max((match.start() for match in _AFTER_THOUGHT.finditer(leaf.value)), default=-1)
+    reasoning = leaf.field.rpartition(".")[2] in REASONING or (leaf.field.startswith("content") and place <= thought)
+    return Lost(leaf.message, leaf.field, leaf.value[place - 1 if start is None else start :].strip(), reasoning)
