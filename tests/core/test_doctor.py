@@ -53,6 +53,9 @@ HAS_NO_EOS.eos_token = None
 PAD_IS_EOS = tiny_tokenizer()
 PAD_IS_EOS.pad_token = PAD_IS_EOS.eos_token
 BOS_TWICE = tokenizer("{{ bos_token }}" + families.LLAMA3, families.LLAMA3_SPECIAL, "<|eot_id|>")
+THINKS = {"role": "assistant", "content": "Wide.", "reasoning_content": "Let me see."}
+LOOKS = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {}}}]}
+TOOL = {"type": "function", "function": {"name": "look", "description": "Looks out of the window."}}
 SAME = Record("preference", "f:1", prompt=CHAT[:1], chosen=[assistant("No. ")], rejected=[assistant("No.")])
 
 
@@ -68,6 +71,10 @@ SAME = Record("preference", "f:1", prompt=CHAT[:1], chosen=[assistant("No. ")], 
         ("prompt-not-prefix", Record("completion", "f:1", prompt=CHAT[:1], completion=CHAT[1:]), None, 1),
         ("turn-not-prefix", chat(CHAT[0], THOUGHT, *CHAT), tokenizer(families.THINKING), 2),
         ("text-lost", chat(*CHAT), tokenizer(FOR_PARTS), 1),
+        ("text-lost", chat(CHAT[0], LOOKS), tokenizer(families.CHATML), 1),
+        ("reasoning-lost", chat(CHAT[0], THINKS), tokenizer(families.CHATML), 1),
+        ("special-token-unclear", chat(CHAT[0], assistant("<|im_start|>Yes.")), tokenizer(families.CHATML), 1),
+        ("special-token-unclear", Record("text", "f:1", text="<|im_start|>user\nWide?"), tiny_tokenizer(), 1),
         ("boundary-merge", Record("completion", "f:1", prompt="What is t", completion="he sum"), tiny_tokenizer(), 1),
         ("double-bos", chat(*CHAT), BOS_TWICE, 1),
         ("end-of-turn-untrained", chat(*CHAT), tokenizer(UNMARKED_END), 1),
@@ -107,12 +114,19 @@ def test_errors_stop_a_run_and_accepting_one_does_what_it_says(
         ("special-token-in-text", chat(user("<|im_end|>"), CHAT[1]), tokenizer(families.CHATML)),
         ("end-of-turn-not-eos", chat(*CHAT), families.gemma()),
         ("identical-pair", SAME, families.gemma()),
+        (
+            "history-dropped",
+            Record("completion", "f:1", prompt=[CHAT[0], THINKS, CHAT[0]], completion=CHAT[1:]),
+            tokenizer(families.CHATML),
+        ),
+        ("tools-dropped", Record("text", "f:1", text=CHAT, tools=[TOOL]), tokenizer(families.CHATML)),
+        ("special-token-meant", chat(CHAT[0], assistant("<|im_start|>Yes.")), tokenizer(families.CHATML)),
         ("eos-is-pad", chat(*CHAT), PAD_IS_EOS),
         ("template-dated", chat(*CHAT), tokenizer("{{ strftime_now('%d %b %Y') }}\n" + families.CHATML)),
     ],
 )
 def test_warnings_do_not_stop_a_run(finding: str, record: Record, tok: PreTrainedTokenizerFast) -> None:
-    made, found = seen(record, tok)
+    made, found = seen(record, tok, special_tokens=frozenset(["<|im_start|>"] * (finding == "special-token-meant")))
     assert found[finding].level == "warning"
     assert len(made) == 1
     stop_on_errors(found.values())

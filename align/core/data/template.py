@@ -72,7 +72,7 @@ def rendered(
     opens: with the generation prompt at its end. Raises as ``drafts`` does.
     """
     row = _Row(record, encoder, settings)
-    return row.render([*row.prompt, *added], prompt=opens)[0]
+    return row.render([*row.prompt, *added], prompt=opens).text
 
 
 def _scored(draft: Draft, settings: Settings) -> Draft:
