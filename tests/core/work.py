@@ -15,3 +15,10 @@ def fall(state: int, item: int) -> int:
     if item == 3:
         os._exit(9)
     return item + state
+
+
+def environment_here() -> dict[str, str]:
+    """This process's environment, in which a child started with ``-P`` imports the package that is tested."""
+    from align.core.interpreter import environment
+
+    return environment()

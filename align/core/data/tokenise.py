@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from align.core.cache import making
 from align.core.data.doctor import Finding, Settings, Tally, stop_on_errors
 from align.core.data.encode import Encoder
 from align.core.data.parallel import ordered_map
@@ -76,8 +78,8 @@ def tokenise(
     settings.check(encoder)
     which = np.zeros(len(records), np.int32) if sources is None else np.asarray(sources, np.int32)
     name = fingerprint(records, encoder, settings, which, weights)
-    done = None if cache is None else _kept(cache, name)
-    if done is None:
+
+    def make() -> Tokenised:
         workers = data.workers or len(os.sched_getaffinity(0))
         tally, findings = Tally(), list[Finding]()
         batches = _batches(records, which, encoder, settings, workers, progress, tally)
@@ -92,7 +94,12 @@ def tokenise(
         else:
             store = Store(list(batches), name, weights)
             judge()
-        done = Tokenised(store, findings)
+        return Tokenised(store, findings)
+
+    done = None if cache is None else _kept(cache, name)
+    if done is None:
+        with nullcontext(False) if cache is None else making(cache / name) as waited:
+            done = (_kept(cache, name) if cache is not None and waited else None) or make()
     if not len(done.examples):
         raise AlignError("no row is left to learn from", "give more rows, or accept less: data.truncation, data.allow")
     return done

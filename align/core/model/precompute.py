@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
+from align.core.cache import making
 from align.core.data.collate import MicroBatch, collate
 from align.core.data.examples import Example, Examples
 from align.core.data.plan import FORWARD, Layout, cut
@@ -94,15 +96,20 @@ def precompute(
     if _everywhere(values is not None, device) and values is not None:
         return WithReference(examples, values, starts, key)
 
-    micros = _micros(examples, layout, micro_tokens, micro_size, FORWARD[device.type])
-    shown = track(micros, "Reference log-probabilities", disable=not progress)
-    (values,) = _measure(examples, shown, starts, counts, [partial(detached_logp, policy)], layout, pad_id, device)
-    if len(bad := np.flatnonzero(~np.isfinite(values))):
-        row = examples[int(np.searchsorted(starts, bad[0], side="right")) - 1].source
-        what = "has a log-probability under the reference that is not finite"
-        raise AlignError(what, "check the model that training starts from", where=row)
-    if cache is not None and (not _joined() or dist.get_rank() == 0):
-        _write(cache, key, values)
+    # Joined processes share the work; else one computes, and the others find what it kept.
+    with nullcontext(False) if cache is None or _joined() else making(cache / f"ref_logp-{key}") as waited:
+        found = _read(cache, key, int(counts.sum())) if waited else None
+        if found is not None:
+            return WithReference(examples, found, starts, key)
+        micros = _micros(examples, layout, micro_tokens, micro_size, FORWARD[device.type])
+        shown = track(micros, "Reference log-probabilities", disable=not progress)
+        (values,) = _measure(examples, shown, starts, counts, [partial(detached_logp, policy)], layout, pad_id, device)
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            row = examples[int(np.searchsorted(starts, bad[0], side="right")) - 1].source
+            what = "has a log-probability under the reference that is not finite"
+            raise AlignError(what, "check the model that training starts from", where=row)
+        if cache is not None and (not _joined() or dist.get_rank() == 0):
+            _write(cache, key, values)
     return WithReference(examples, values, starts, key)
 
 

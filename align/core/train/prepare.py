@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -46,7 +45,7 @@ class Prepared:
 class Preparation:
     """From a stage's settings to examples; raises AlignError with every row named that must not be trained on.
 
-    Several ranks may come at once: one works, the others find its cache.
+    Several ranks may come at once: all read, one tokenises, and the others find what it kept.
     """
 
     def __init__(
@@ -65,18 +64,17 @@ class Preparation:
     def prepare(self) -> Prepared:
         """Read, split, check and tokenise."""
         data = self.stage.data
-        with FileLock(self.cache / ".lock"):
-            records = load_records(data, self.algorithm.learns_from, self.report, self.progress)
-            if data.stream:
-                first = next(self.windows(None))
-                train = self._tokenise(first.records)
-            else:
-                train = self._tokenise(records.train, records.train_sources, records.weights)
-            names = [records.validation_names[source] for source in records.validation_sources]
-            held_out = {
-                name: self._tokenise([r for r, own in zip(records.validation, names, strict=True) if own == name])
-                for name in dict.fromkeys(names)
-            }
+        records = load_records(data, self.algorithm.learns_from, self.report, self.progress)
+        if data.stream:
+            first = next(self.windows(None))
+            train = self._tokenise(first.records)
+        else:
+            train = self._tokenise(records.train, records.train_sources, records.weights)
+        names = [records.validation_names[source] for source in records.validation_sources]
+        held_out = {
+            name: self._tokenise([r for r, own in zip(records.validation, names, strict=True) if own == name])
+            for name in dict.fromkeys(names)
+        }
         return Prepared(
             train.examples,
             [HeldOutSet(name, done.examples) for name, done in held_out.items()],

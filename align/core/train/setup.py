@@ -9,8 +9,6 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from filelock import FileLock
 from lightning.pytorch import seed_everything
 from transformers import PreTrainedTokenizerBase
 
@@ -161,10 +159,8 @@ def _measured(
                 progress=progress,
             )
 
-        # Ranks that are joined already share the work; else one computes, and the others find its cache.
-        with nullcontext() if dist.is_initialized() else FileLock(cache_directory() / ".lock"):
-            held_out = [HeldOutSet(held.name, measure(held.examples)) for held in prepared.held_out]
-            prepared = replace(prepared, train=measure(prepared.train), held_out=held_out)
+        held_out = [HeldOutSet(held.name, measure(held.examples)) for held in prepared.held_out]
+        prepared = replace(prepared, train=measure(prepared.train), held_out=held_out)
     first = collate([_something_scored(prepared.train[0])], cutter.layout, cutter.pad_id)
     assert_zero_kl(reference, policy, first.to(next(policy.parameters()).device))
     return prepared
