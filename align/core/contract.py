@@ -154,8 +154,8 @@ def _credit_fault(given: Any, flat: Sequence[Experience]) -> str:
         return f"keeps an answer to {kept[0]} that no reward scored: abstaining is not a reward of 0"
     metrics: Mapping[str, Any] = given.metrics
     for name, value in metrics.items():
-        array = isinstance(value, np.ndarray | Tensor) and len(value.reshape(-1)) == 1
-        if not (array or isinstance(value, numbers.Real)):
+        one = isinstance(value, np.ndarray | Tensor) and len(value.reshape(-1)) == 1
+        if not (one or isinstance(value, numbers.Real)):
             return f"gave the metric {name!r} as a {type(value).__name__}; give one number"
     return ""
 
