@@ -116,7 +116,8 @@ def test_the_documentation_names_no_hook_that_is_not_there() -> None:
 
 def test_the_examples_of_the_documentation_are_plugins() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/plugins.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    blocks = [block for block in blocks if "hookimpl" in block]
+    assert len(blocks) == 18
     for number, source in enumerate(blocks):
         manager = pluggy.PluginManager("align")
         manager.add_hookspecs(hookspecs)

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import numbers
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,6 @@ from align.core.rollout.online import Credit, Experience, Group, Online
 from align.schemas.errors import AlignError
 
 _FIX = "this is the plugin's to fix; align.testing.check_algorithm shows it in a test"
-_MEASURED = ("sampled_logp", "logp", "ref_logp", "value", "tokens", "prompt")
 
 
 def name_of(algorithm: Algorithm) -> str:
@@ -76,13 +77,13 @@ def credit(algorithm: Online, groups: Sequence[Group]) -> Credit:
     an answer that no reward scored, and where it changes what was measured.
     """
     flat = [experience for group in groups for experience in group]
-    before = [[getattr(experience, name) for name in _MEASURED] for experience in flat]
-    with calling(algorithm, "credit"), _read_only(before):
+    before = copy.deepcopy(flat)
+    with calling(algorithm, "credit"):
         given = algorithm.credit(groups)
-    for experience, own in zip(flat, before, strict=True):
-        for name, value in zip(_MEASURED, own, strict=True):
-            if getattr(experience, name) is not value:
-                raise _breach(algorithm, "credit", f"replaced the {name} of an answer, which the engine has measured")
+    for experience, was in zip(flat, before, strict=True):
+        for each in fields(Experience):
+            if not _same(getattr(experience, each.name), getattr(was, each.name)):
+                raise _breach(algorithm, "credit", f"changed the {each.name} of an answer, which others read after it")
     if fault := _credit_fault(given, flat):
         raise _breach(algorithm, "credit", fault)
     return given
@@ -209,14 +210,7 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-@contextmanager
-def _read_only(rows: Sequence[Sequence[Any]]) -> Iterator[None]:
-    """Let NumPy refuse changes in place to these arrays."""
-    arrays = [value for row in rows for value in row if isinstance(value, np.ndarray) and value.flags.writeable]
-    for array in arrays:
-        array.flags.writeable = False
-    try:
-        yield
-    finally:
-        for array in arrays:
-            array.flags.writeable = True
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+    return bool(one == other)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.core import contract
 from align.core.algorithm import Algorithm, Batch, Metric, Outcome, Term
 from align.core.data.examples import Example
 from align.core.rollout.credit import kept, less_mean, per_answer, rewards
@@ -21,9 +20,7 @@ from align.plugins.algorithms.best_of_n import BestOfN
 from align.plugins.algorithms.grpo import GRPO
 from align.plugins.algorithms.sft import SFT
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Rollout
 from align.testing import check_algorithm, toy_experience, toy_policy
-from align.testing.online import toy_groups
 from tests.core.runs import run_for, write_rows
 
 
@@ -300,8 +297,8 @@ def test_right_ones_pass() -> None:
         (Noisy, "credit differs from run to run"),
         (Forgetful, "credit after resuming differs"),
         (Pickling, "state_dict has more than plain values and tensors"),
-        (Overwriting, "failed in credit: ValueError: output array is read-only"),
-        (Replacing, "replaced the sampled_logp of an answer"),
+        (Overwriting, "credit changed the sampled_logp of an answer"),
+        (Replacing, "credit changed the sampled_logp of an answer"),
         (Rewarding, "credit changed the reward of an answer"),
         (Presuming, r"failed in loss: KeyError: 'old_logp', .*test_kit.py line \d+"),
         (Mistyped, "failed in loss: KeyError: 'advantages'"),
@@ -314,14 +311,6 @@ def test_wrong_credit_fails(algorithm: type[Online], message: str) -> None:
 
 
 # --- the engine ----------------------------------------------------------------------------------------------------
-
-
-def test_what_credit_is_given_can_be_written_again_after_it() -> None:
-    algorithm = GRPO(GRPO.Config())
-    algorithm.settle(Rollout.model_validate({"rewards": ["toy"]}))
-    groups = toy_groups(algorithm, toy_policy())
-    contract.credit(algorithm, groups)
-    groups[0][0].sampled_logp *= 2
 
 
 def failing(error: Exception) -> Callable[..., Any]:
