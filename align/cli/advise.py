@@ -14,6 +14,7 @@ import rich_click as click
 
 from align.advisor.render import FORMATS, Format
 from align.cli.advise_model import measured, model_options, read_by_model
+from align.cli.progress import quiet, show_progress
 
 if TYPE_CHECKING:
     from align.advisor.ask import Question
@@ -55,8 +56,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--what-if", multiple=True, metavar="KEY=VALUE", help="What would be otherwise with it; repeatable.")
 @click.option("--thresholds", type=FILE, help="Thresholds of your own over the shipped ones.")
 @click.option("--prices", type=FILE, help="Prices of GPU-hours, for costs.")
+@quiet
 @click.option_panel("What is known", options=["--text", "--data", "--model", "--hardware", "--ask", "--answers"])
-@click.option_panel("What comes out", options=["--format", "--output", "--save", "--emit", "--force"])
+@click.option_panel("What comes out", options=["--format", "--output", "--save", "--emit", "--force", "--quiet"])
 @click.option_panel("Questions to it", options=["--why-not", "--what-if", "--thresholds", "--prices"])
 @click.option_panel("How it ends", options=["--fail-on", "--exit-zero"])
 @model_options
@@ -69,6 +71,7 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
     """
     from align.advisor.thresholds import Thresholds
 
+    show_progress(not options["quiet"] and options["format_"] != "json")
     limit = Thresholds.load(options["thresholds"])
     read = measured(_brief(brief, text, ask=options["ask"]), options)
     case = _case(read, options, limit)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import rich_click as click
 
 from align.cli.choices import REWARD, reward_of
+from align.core.progress import working
 
 if TYPE_CHECKING:
     from align.core.projectfile import Brief
@@ -97,7 +98,8 @@ def read_by_model(case: Case, options: Mapping[str, Any]) -> Case:
         offline=options["offline"],
         record=options["record"],
     )
-    return case.read_by(ask, options["llm_model"])
+    with working(f"{options['llm_model']} reads the brief"):
+        return case.read_by(ask, options["llm_model"])
 
 
 def measured(read: Brief, options: Mapping[str, Any]) -> Brief:
@@ -112,7 +114,8 @@ def measured(read: Brief, options: Mapping[str, Any]) -> Brief:
     rewards = [reward_of(word) for word in options["reward"]]
     wish = Wish(options["model"], options["data"], rewards, options["reference"], options["chat"])
     settings = Settings(rows=options["measure_rows"], k=options["samples"], max_tokens=options["max_tokens"])
-    return work(read, wish, settings, lambda probe: click.echo(f"measuring: {probe}", err=True))
+    tell = (lambda _: None) if options["quiet"] else (lambda probe: click.echo(f"measuring: {probe}", err=True))
+    return work(read, wish, settings, tell)
 
 
 def _refuse(options: Mapping[str, Any], names: tuple[str, ...], without: str) -> None:

@@ -12,6 +12,7 @@ import rich_click as click
 
 from align.cli.data_label import label
 from align.cli.data_show import show
+from align.cli.progress import loading, quiet, show_progress
 from align.schemas.records import Kind
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ data.add_command(label)
     help="The least finding to exit with 1 for.",
 )
 @click.option("--skip", multiple=True, metavar="ID", help="Do not report this finding; repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and no progress.")
+@quiet
 def check(
     files: tuple[str, ...],
     format_: str,
@@ -74,6 +75,7 @@ def check(
     from align.core.data.survey import survey
     from align.schemas.run import Source
 
+    show_progress(not (quiet or as_json))
     pairs = [word.partition("=") for word in column]
     if wrong := [word for word, (ours, _, theirs) in zip(column, pairs, strict=True) if not (ours and theirs)]:
         raise click.BadParameter(f"{wrong[0]!r} is not OURS=THEIRS", param_hint="--column")
@@ -84,13 +86,13 @@ def check(
     if model is not None:
         from align.core.data.lint.tokens import counter
 
-        count = counter(model)
+        with loading(f"the tokenizer of {model}"):
+            count = counter(model)
     looking = Looking([read_suite(path) for path in against], count, max_length, skip)
-    progress = not quiet and sys.stderr.isatty()
     surveys = []
     for file in files:
         source = Source(path=file, format=format_, columns=columns)
-        surveys.append(survey(source, kind or get_args(Kind), looking, progress=progress))
+        surveys.append(survey(source, kind or get_args(Kind), looking))
         if not as_json:
             _print(surveys[-1])
     following = [shlex.join(["align", "reward", "audit", reward, file]) for file in files] if reward else []

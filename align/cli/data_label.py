@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from align.cli.choices import REWARD, SPELT, choice_of, reward_of
+from align.cli.progress import loading, quiet, show_progress
 
 if TYPE_CHECKING:
     from align.core.rollout.label import Labels
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest that reach this.")
 @click.option("--generator", default="local", show_default=True, metavar="GENERATOR", help=f"{SPELT}.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="All draws follow from it.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and no progress.")
+@quiet
 def label(
     prompts: str,
     output: Path,
@@ -48,6 +49,7 @@ def label(
     was, by the same command. Exits with 1, without an OUTPUT, where no prompt gives a pair.
     """
     from align.core.disk import cache_directory
+    from align.core.progress import Work
     from align.core.registry import registry
     from align.core.rollout.label import Journal, read_prompts
     from align.core.rollout.label import label as work
@@ -57,6 +59,7 @@ def label(
     from align.schemas.rollout import Sampling
     from align.schemas.run import Model
 
+    show_progress(not (quiet or as_json))
     rewards = [reward_of(word) for word in reward]
     sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))
     asks = None if model is None else choice_of(generator, "generator")
@@ -71,17 +74,15 @@ def label(
         scorer = opened.enter_context(Scorer(rewards, place))
         speaker = None
         if asks is not None:
-            from align.core.rollout.speak import Speaker, subject_for
+            with loading(f"PyTorch and {model}"):
+                from align.core.rollout.speak import Speaker, subject_for
 
-            speaks, subject = registry.build("generator", asks), subject_for(Model(path=str(model)))
-            opened.callback(speaks.close)
-            speaks.open(subject)
+                speaks, subject = registry.build("generator", asks), subject_for(Model(path=str(model)))
+                opened.callback(speaks.close)
+                speaks.open(subject)
             speaker = Speaker(speaks, subject, sampling, n, seed)
-        hidden = quiet or not sys.stderr.isatty()
-        bar = opened.enter_context(
-            click.progressbar(length=len(records), label="judging", file=sys.stderr, hidden=hidden)
-        )
-        found = work(records, scorer, journal, speaker, lambda done: bar.update(done - bar.pos))
+        bar = opened.enter_context(Work("judging prompts", len(records)))
+        found = work(records, scorer, journal, speaker, bar.update)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
     else:

@@ -6,6 +6,8 @@ import sys
 
 import rich_click as click
 
+from align.cli.progress import loading, quiet, show_progress
+
 
 @click.command()
 @click.argument("file")
@@ -17,7 +19,7 @@ import rich_click as click
 @click.option("--chat-template", type=click.Path(exists=True), help="A Jinja file in place of the model's template.")
 @click.option("--allow", multiple=True, help="A finding to accept, by its id, as in data.allow. May be given again.")
 @click.option("--special-token", multiple=True, help="As data.special_tokens: one that rows mean. May be given again.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@quiet
 def show(
     file: str,
     model: str,
@@ -34,21 +36,23 @@ def show(
 
     FILE is a data file, a directory of them or a hub id. Exits with 1 where training on it would not start.
     """
-    from rich.console import Console
+    show_progress(not quiet)
+    with loading(f"PyTorch, and the tokenizer of {model}"):
+        from rich.console import Console
 
-    from align.core import registry
-    from align.core.data.doctor import Settings
-    from align.core.data.encode import Encoder
-    from align.core.data.look import legend, look, shown, visible
-    from align.core.model.tokenizer import load_tokenizer
-    from align.schemas.run import Choice, Data, Model, Source
+        from align.core import registry
+        from align.core.data.doctor import Settings
+        from align.core.data.encode import Encoder
+        from align.core.data.look import legend, look, shown, visible
+        from align.core.model.tokenizer import load_tokenizer
+        from align.schemas.run import Choice, Data, Model, Source
 
-    source = Source(path=file, format=format_)
-    learner = registry.build("algorithm", Choice(type=algorithm))
-    data = Data(train=[source], max_length=max_length, allow=list(allow), special_tokens=list(special_token))
-    settings = Settings.of(learner, data)
-    encoder = Encoder(load_tokenizer(Model(path=model, chat_template=chat_template), learner.head))
-    seen = look(source, encoder, settings, rows, progress=not quiet and sys.stderr.isatty())
+        source = Source(path=file, format=format_)
+        learner = registry.build("algorithm", Choice(type=algorithm))
+        data = Data(train=[source], max_length=max_length, allow=list(allow), special_tokens=list(special_token))
+        settings = Settings.of(learner, data)
+        encoder = Encoder(load_tokenizer(Model(path=model, chat_template=chat_template), learner.head))
+    seen = look(source, encoder, settings, rows)
 
     console = Console(highlight=False)
     colour = console.color_system is not None

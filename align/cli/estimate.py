@@ -6,7 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-import click
+import rich_click as click
+
+from align.cli.progress import loading, quiet, show_progress
 
 
 @click.command()
@@ -19,6 +21,7 @@ import click
 @click.option("--calibrate", is_flag=True, help="Run a few real steps here, and correct the estimate by them.")
 @click.option("--prices", type=click.Path(path_type=Path), help="A YAML file with what an hour of each device costs.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
+@quiet
 def estimate(
     run: Path,
     overrides: tuple[str, ...],
@@ -29,14 +32,17 @@ def estimate(
     calibrate: bool,
     prices: Path | None,
     form: str,
+    quiet: bool,
 ) -> None:
     """Say what RUN takes: memory on each device, whether it fits, what would help, and how long.
 
     Ends with status 1 where it does not fit. KEY=VALUE lays single settings over the file: train.micro_batch_size=1
     """
-    from align.advisor.estimate.work import read_prices
-    from align.core import runfile
-    from align.plugins.estimating import Place, examined
+    show_progress(not quiet and form == "text")
+    with loading():
+        from align.advisor.estimate.work import read_prices
+        from align.core import runfile
+        from align.plugins.estimating import Place, examined
 
     asked = runfile.load(run, list(overrides))
     table, currency, _ = (None, "", "") if prices is None else read_prices(prices)

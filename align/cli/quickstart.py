@@ -6,7 +6,9 @@ import shlex
 import sys
 from pathlib import Path
 
-import click
+import rich_click as click
+
+from align.cli.progress import loading, quiet, show_progress
 
 
 @click.command()
@@ -14,7 +16,7 @@ import click
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, help="Everything random follows from it.")
 @click.option("--model", help="Your own model instead of a small new one: a directory or a hub id. Needs --data.")
 @click.option("--data", help="Your own rows instead of sums: chats, prompts with answers, or preferences.")
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@quiet
 def quickstart(output: Path, seed: int, model: str | None, data: str | None, quiet: bool) -> None:
     """Train a model end to end and see that it learned; a minute or two on two cores, without a download.
 
@@ -22,12 +24,14 @@ def quickstart(output: Path, seed: int, model: str | None, data: str | None, qui
     and to be right (grpo, its own answers checked). Every stage is measured on questions that are in no training file.
     What is written is an ordinary run: its run file, its data, and models that transformers and vLLM load.
     """
-    from align.core.report import print_table
-    from align.core.train.callbacks import Interrupted
-    from align.quickstart.story import quickstart as tell
+    show_progress(not quiet)
+    with loading():
+        from align.core.report import print_table
+        from align.core.train.callbacks import Interrupted
+        from align.quickstart.story import quickstart as tell
 
     try:
-        story = tell(output, seed=seed, model=model, data=data, progress=not quiet and sys.stderr.isatty())
+        story = tell(output, seed=seed, model=model, data=data, progress=not quiet)
     except Interrupted as stop:
         click.echo(f"{stop}; the same command goes on", err=True)
         sys.exit(128 + stop.signal_number)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from align.cli.choices import reward_named
+from align.cli.progress import loading, quiet, show_progress
 from align.schemas.text import stripped
 
 if TYPE_CHECKING:
@@ -74,14 +75,24 @@ def list_(as_json: bool) -> None:
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON lines here.")
 @_device
 @_json
+@quiet
 def score(
-    name: str, file: Path, pairs: tuple[str, ...], together: int, output: Path | None, device: str, as_json: bool
+    name: str,
+    file: Path,
+    pairs: tuple[str, ...],
+    together: int,
+    output: Path | None,
+    device: str,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """What the reward NAME says of each line of FILE (JSONL with `completion`, `prompt`, `solution`, ...).
 
     A line out for every line in. Exits with 1 where a line could not be asked.
     """
-    from align.core.rollout.lines import ask, read_lines, summary
+    show_progress(not (quiet or as_json))
+    with loading("the reward"):
+        from align.core.rollout.lines import ask, read_lines, summary
 
     lines, verdicts = read_lines(file), []
     with closing(_open(name, pairs, device)) as opened:
@@ -122,6 +133,7 @@ def score(
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="--model: of the answers.")
 @_device
 @_json
+@quiet
 def audit(
     name: str,
     file: Path,
@@ -133,6 +145,7 @@ def audit(
     seed: int,
     device: str,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Attack the reward NAME with junk on the rows of FILE before a model does.
 
@@ -140,8 +153,10 @@ def audit(
     """
     from dataclasses import asdict
 
-    from align.core.rollout.audit import audit as attack
-    from align.core.rollout.lines import read_lines
+    show_progress(not (quiet or as_json))
+    with loading("the reward"):
+        from align.core.rollout.audit import audit as attack
+        from align.core.rollout.lines import read_lines
 
     lines = read_lines(file, completion=False)
     for line in lines:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from align.cli.choices import REWARD, SPELT, choice_of, reward_of
+from align.cli.progress import loading, quiet, show_progress
 
 if TYPE_CHECKING:
     from align.core.rollout.score import Scorer
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--jsonl", type=click.Path(path_type=Path, dir_okay=False), help="Write the answers as JSON lines.")
 @click.option("--force", is_flag=True, help="Write over the file that --jsonl names.")
 @click.option("--trust-remote-code", is_flag=True, help="Run model code that comes with the weights.")
+@quiet
 def sample(
     model: str,
     prompt: str,
@@ -52,6 +54,7 @@ def sample(
     jsonl: Path | None,
     force: bool,
     trust_remote_code: bool,
+    quiet: bool,
     greedy: bool,
     stop: tuple[str, ...],
     stop_token: tuple[str, ...],
@@ -67,11 +70,13 @@ def sample(
     if jsonl is not None and jsonl.is_file() and not force:
         raise click.UsageError(f"{jsonl} exists: give --jsonl another path, or --force to write over it")
 
-    from align.core.registry import registry
-    from align.core.rollout.speak import Speaker, answers, prompts_for, subject_for, token_ids
-    from align.core.settings import check, dotted
-    from align.schemas.rollout import Sampling
-    from align.schemas.run import Model
+    show_progress(not quiet)
+    with loading():
+        from align.core.registry import registry
+        from align.core.rollout.speak import Speaker, answers, prompts_for, subject_for, token_ids
+        from align.core.settings import check, dotted
+        from align.schemas.rollout import Sampling
+        from align.schemas.run import Model
 
     subject = subject_for(Model(path=model, trust_remote_code=trust_remote_code), context)
     drawn |= {"stop": list(stop), "stop_tokens": token_ids(subject.tokenizer, stop_token)}
@@ -83,7 +88,8 @@ def sample(
     with ExitStack() as opened:
         scorer = opened.enter_context(_scorer(rewards, seed)) if rewards else None
         opened.callback(speaks.close)
-        speaks.open(subject)
+        with loading(f"the model {model}"):
+            speaks.open(subject)
         speaker = Speaker(speaks, subject, sampling, best_of or n, seed)
         if jsonl is None and len(records) == 1 and n == 1:
             stream = speaker.stream(records[0], lambda text: click.echo(text, nl=False))
@@ -96,6 +102,8 @@ def sample(
             _tell(said)
             return
         out = opened.enter_context(jsonl.open("w", encoding="utf-8")) if jsonl else sys.stdout
+        if out.isatty():
+            show_progress(False)  # the answers show how far it is, and a bar among them would tear them apart
         for said in answers(speaker, records, scorer, choose=best_of is not None):
             out.write(said.line() + "\n")
             out.flush()

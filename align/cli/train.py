@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
+import rich_click as click
+
+from align.cli.progress import loading, quiet, show_progress
 
 
 @click.command()
@@ -15,7 +17,7 @@ import click
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--check", is_flag=True, help="Everything but training: settings, data, template, plan, the first batch.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished stages are skipped either way.")
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@quiet
 @click.option("--override", multiple=True, metavar="RULE", help="Launch in spite of this finding of the advice.")
 @click.option("--reason", multiple=True, metavar="TEXT", help="Why; one to each --override, kept in the manifest.")
 def train(
@@ -29,29 +31,35 @@ def train(
 ) -> None:
     """Train what RUN describes, stage by stage.
 
-    RUN is a YAML file; KEY=VALUE lays single settings over it: algorithm.beta=0.2 stages.1.train.epochs=3
-    A RUN with a `project:` is advised first (`align advise --help`), and does not start against a blocking finding.
+    RUN is a YAML file (docs/runfile.md); KEY=VALUE lays single settings over it. A RUN with a `project:` is advised
+    first (`align advise --help`), and does not start against a blocking finding. Where stderr is no terminal, progress
+    comes as lines for a log.
+
+    Example: align train run.yaml algorithm.beta=0.2 stages.1.train.epochs=3
     """
     from align.core import runfile
 
+    show_progress(not quiet)
     asked = runfile.overriding(runfile.load(run, list(overrides)), override, reason)
     if check:
-        from align.core.train.check import check as check_run
-        from align.core.train.check import render
+        with loading():
+            from align.core.train.check import check as check_run
+            from align.core.train.check import render
 
-        render(check_run(asked))
+        render(check_run(asked, progress=not quiet))
         return
 
-    from align.core.train.launch import train as launch
-    from align.core.train.spawn import rank
+    with loading():
+        from align.core.train.launch import train as launch
+        from align.core.train.spawn import rank
+        from align.core.train.summary import summary
 
     again = f"align train {run} {' '.join([*overrides, '--resume'])}"
     with _one_voice(again):
-        results = launch(asked, resume=resume, progress=not quiet and sys.stderr.isatty())
-    for result in results if rank() == 0 else ():
-        told = ("reward", "gold", "rows") if "reward" in result.metrics else ("loss",)
-        values = (f"{name} {value:.4g}" for name, value in result.metrics.items() if name.rpartition("/")[2] in told)
-        click.echo(f"{result.name}: {result.export}  {'  '.join(values)}")
+        results = launch(asked, resume=resume, progress=not quiet)
+    if rank() == 0:
+        for line in summary(asked, results, brief=quiet):
+            click.echo(line)
 
 
 @click.command(hidden=True)

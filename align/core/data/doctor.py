@@ -141,9 +141,30 @@ class Finding:
         accept = f"; or accept it: with data.allow: [{self.id}] {CATALOGUE[self.id].accepted}"
         return Problem(rows, what, self.mend + accept * (self.level == "error"), self.level)
 
+    def joined(self, other: Finding) -> Finding:
+        """The same thing seen in other rows too."""
+        return replace(
+            self,
+            count=self.count + other.count,
+            rows=(*self.rows, *other.rows)[:ROWS_NAMED],
+            detail=self.detail or other.detail,
+            tokens=self.tokens + other.tokens,
+            left_out=self.left_out + other.left_out,
+        )
+
     def dump(self) -> dict[str, Any]:
         """As plain data, for reports."""
         return asdict(self)
+
+
+def merged(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings of several sets of rows, each thing that is wrong once: counts added, the first rows named."""
+    found: dict[tuple[str, str, str, str], Finding] = {}
+    for finding in findings:
+        key = (finding.id, finding.level, finding.what, finding.mend)
+        first = found.get(key)
+        found[key] = finding if first is None else first.joined(finding)
+    return list(found.values())
 
 
 @dataclass
@@ -164,17 +185,7 @@ class Tally:
 
     def _put(self, new: Finding) -> None:
         old = self._found.get(new.id)
-        self._found[new.id] = (
-            new
-            if old is None
-            else replace(
-                old,
-                count=old.count + new.count,
-                rows=(old.rows + new.rows)[:ROWS_NAMED],
-                tokens=old.tokens + new.tokens,
-                left_out=old.left_out + new.left_out,
-            )
-        )
+        self._found[new.id] = new if old is None else old.joined(new)
 
     def findings(self, settings: Settings, encoder: Encoder) -> list[Finding]:
         """Everything found, the tokenizer's own faults included, errors first."""

@@ -41,7 +41,7 @@ class Look:
         return not len(self.bad) and all(finding.level != "error" for finding in self.findings)
 
 
-def look(source: Source, encoder: Encoder, settings: Settings, first: int, progress: bool = False) -> Look:
+def look(source: Source, encoder: Encoder, settings: Settings, first: int, progress: bool | None = None) -> Look:
     """Read a source, make examples of all its rows and keep those of the ``first``.
 
     Raises AlignError where the source cannot be read, or holds nothing that the algorithm learns from.

@@ -8,9 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
 from align.core import registry
 from align.core.data.chunks import Table
 from align.core.data.faults import BadRow, RowError
@@ -18,9 +15,11 @@ from align.core.data.formats import KINDS, Format
 from align.core.data.locate import Part, locate
 from align.core.data.parallel import ordered_map
 from align.core.data.rows import Form, Job, Reader, Row, bad_row, fitting, pruned, work
+from align.core.progress import Work
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind
 from align.schemas.run import Source
+from align.schemas.text import visible
 
 SAMPLE = 64
 """Rows by the majority of which a source's form is recognised."""
@@ -48,11 +47,12 @@ class Reading:
         self.form = self._recognised()
 
     def rows(
-        self, *, workers: int | None = None, progress: bool = False, start: int = 0, unique: bool = True
+        self, *, workers: int | None = None, progress: bool | None = None, start: int = 0, unique: bool = True
     ) -> Iterator[Row | BadRow]:
         """All rows in order.
 
-        workers: processes, by default one per core where the source is large enough. start: leave out that many (a
+        workers: processes, by default one per core where the source is large enough. progress: shown or not; None: as
+        ``align.core.progress`` is set. start: leave out that many (a
         file without rows is a BadRow, but counts as none). unique: whether no two rows may have the same ``id``.
         A file that breaks off ends with a BadRow ``damaged-file``.
         """
@@ -63,12 +63,10 @@ class Reading:
         form, ids, rows = self.form, dict[str | int, str](), 0
         reader, under_way = Reader(form, self.formats, self.source.columns), deque[_Piece]()
         found_in_order = ordered_map(work, reader, self._jobs(start, under_way), workers)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
-            task = bar.add_task(f"reading {self.source.path}", total=total or None)
+        with Work(f"reading {visible(self.source.path)}", total / 1e6 or None, unit="MB", shown=progress) as bar:
             for found in found_in_order:
                 piece = under_way.popleft()
-                bar.update(task, completed=piece.done)
+                bar.update(piece.done / 1e6)
                 rows += piece.skipped + len(found)
                 for item in found:
                     if isinstance(item, Row):

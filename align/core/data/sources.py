@@ -49,7 +49,7 @@ class Records:
 
 
 def load_records(
-    data: Data, learns_from: Sequence[Kind], report_dir: Path | None = None, progress: bool = False
+    data: Data, learns_from: Sequence[Kind], report_dir: Path | None = None, progress: bool | None = None
 ) -> Records:
     """Read everything; of a stream (``data.stream``) the held-out rows only.
 
@@ -133,7 +133,12 @@ def _stop(data: Data, bad: BadRows) -> None:
 
 
 def _rows(
-    source: Source, data: Data, kinds: Iterable[Kind], bad: BadRows, reports: list[dict[str, Any]], progress: bool
+    source: Source,
+    data: Data,
+    kinds: Iterable[Kind],
+    bad: BadRows,
+    reports: list[dict[str, Any]],
+    progress: bool | None,
 ) -> Iterator[Row]:
     """The good rows of a source; the bad ones go into the book, and what was read into ``reports``."""
     reading, good, before = Reading(source, kinds), 0, len(bad)
@@ -225,7 +230,7 @@ class _Stream:
         self.reading = Reading(source, kinds, stream=True)
         self.passes, self.row, self.drawn = place
         self.fruitful = place.row > 0
-        self.items = self.reading.rows(workers=1, start=place.row, unique=False)
+        self.items = self.reading.rows(workers=1, progress=False, start=place.row, unique=False)
 
     @property
     def place(self) -> Place:
@@ -244,4 +249,4 @@ class _Stream:
             if not self.fruitful:
                 return None
             self.passes, self.row, self.fruitful = self.passes + 1, 0, False
-            self.items = self.reading.rows(workers=1, unique=False)
+            self.items = self.reading.rows(workers=1, progress=False, unique=False)

@@ -62,7 +62,7 @@ class Survey:
 
 
 def survey(
-    source: Source, kinds: Iterable[Kind] = KINDS, looking: Looking | None = None, *, progress: bool = False
+    source: Source, kinds: Iterable[Kind] = KINDS, looking: Looking | None = None, *, progress: bool | None = None
 ) -> Survey:
     """Read everything, count, and lint what is good. A source that cannot be read is told in ``error``."""
     found, linter = Survey(source.path), Linter(looking)

@@ -18,8 +18,6 @@ import pyarrow as pa
 import tokenizers
 import transformers
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from align.core.cache import making
 from align.core.data.doctor import Finding, Settings, Tally, stop_on_errors
@@ -27,6 +25,7 @@ from align.core.data.encode import Encoder
 from align.core.data.parallel import ordered_map
 from align.core.data.prepare import prepare
 from align.core.data.store import Store
+from align.core.progress import Work
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Data
@@ -64,7 +63,7 @@ def tokenise(
     sources: Sequence[int] | NDArray[np.int32] | None = None,
     weights: Sequence[float] = (1.0,),
     cache: Path | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Tokenised:
     """Make the examples that ``algorithm`` learns from.
 
@@ -143,7 +142,7 @@ def _batches(
     encoder: Encoder,
     settings: Settings,
     workers: int,
-    progress: bool,
+    progress: bool | None,
     tally: Tally,
 ) -> Iterator[pa.RecordBatch]:
     """Record batches in the order of the records; what is noticed goes into ``tally`` in the same order."""
@@ -152,14 +151,12 @@ def _batches(
     if workers == 1 or sum(sizes) < WORTH_PROCESSES:
         workers = 0
     items = ((records[chunk.start : chunk.stop], which[chunk.start : chunk.stop].tolist()) for chunk in chunks)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        task = bar.add_task("tokenising", total=len(records))
+    with Work("tokenising rows", len(records), shown=progress) as work:
         results = ordered_map(prepare, (encoder, settings), items, workers)
         for chunk, (batch, noticed) in zip(chunks, results, strict=True):
             tally.merge(noticed)
             yield batch
-            bar.advance(task, len(chunk))
+            work.advance(len(chunk))
 
 
 def _chunks(sizes: Sequence[int]) -> Iterator[range]:

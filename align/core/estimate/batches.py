@@ -86,7 +86,7 @@ def measured(stage: Stage, algorithm: Algorithm) -> tuple[Examples | None, str]:
         return None, f"the data have {size / 2**20:.0f} MiB"
     try:
         tokenizer = load_tokenizer(stage.model, algorithm.head)
-        return Preparation(stage, tokenizer, algorithm, None, False).prepare().train, ""
+        return Preparation(stage, tokenizer, algorithm, None).prepare().train, ""
     except AlignError as error:
         return None, f"the data cannot be prepared: {error.problems[0].what}"
 

@@ -16,6 +16,7 @@ from align.core.estimate.batches import Planned, planned
 from align.core.estimate.dryrun import held_tensors, optimizer_step
 from align.core.estimate.here import Machine
 from align.core.estimate.track import Tracker
+from align.core.progress import is_showing, track
 from align.core.rollout.online import Harvest
 from align.core.train.module import AlignModule
 from align.core.train.online import RolloutPhases
@@ -55,7 +56,7 @@ def calibrate(stage: Stage, machine: Machine) -> Seen:
     with tempfile.TemporaryDirectory() as scratch:
         directory = RunDirectory(Run(output=scratch, stages=[stage]))
         directory.stage(stage.name).path.mkdir(parents=True)
-        setup = set_up(directory, stage, progress=False)
+        setup = set_up(directory, stage, progress=is_showing())
         if isinstance(setup.algorithm, Harvest):
             raise AlignError("learns nothing, so there is no step to measure", where=stage.name)
         speaking: AbstractContextManager[None] = nullcontext()
@@ -78,7 +79,7 @@ def _run(setup: Setup, machine: Machine) -> Seen:
     spent: list[tuple[float, float]] = []  # seconds of getting a step's batch and of the step itself
     phase = setup.phases.steps_per_phase if isinstance(setup.phases, RolloutPhases) else 1
     steps = _steps(setup)
-    for turn in range(phase + 2):
+    for turn in track(range(phase + 2), f"{setup.stage.name}: measured steps"):
         watch: AbstractContextManager[dict[str, Any]] = nullcontext({})
         if turn == phase:
             watch = _watch(module, optimizer, cuda)

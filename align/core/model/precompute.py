@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
 from align.core.cache import making
@@ -24,6 +23,7 @@ from align.core.data.plan import FORWARD, Layout, cut
 from align.core.disk import whole_file
 from align.core.model.policy import Policy, Scores
 from align.core.model.weights import weights_hash, without_gradient_or_dropout
+from align.core.progress import track
 from align.schemas.errors import AlignError
 
 WINDOW = 256
@@ -80,7 +80,7 @@ def precompute(
     micro_tokens: int | None,
     micro_size: int | None = None,
     cache: Path | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Examples:
     """The examples with the log-probability of each scored token under the policy as it is now.
 
@@ -102,7 +102,7 @@ def precompute(
         if found is not None:
             return WithReference(examples, found, starts, key)
         micros = _micros(examples, layout, micro_tokens, micro_size, FORWARD[device.type])
-        shown = track(micros, "Reference log-probabilities", disable=not progress)
+        shown = track(micros, "reference log-probabilities", shown=progress)
         (values,) = _measure(examples, shown, starts, counts, [partial(detached_logp, policy)], layout, pad_id, device)
         if len(bad := np.flatnonzero(~np.isfinite(values))):
             row = examples[int(np.searchsorted(starts, bad[0], side="right")) - 1].source

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
+from align.core.progress import working
 from align.core.rollout.lines import Line, ask
 from align.core.rollout.score import Opened
 from align.core.rollout.speak import Speaker
@@ -79,7 +80,9 @@ def forecast(reward: Opened, lines: Sequence[Line], speaker: Speaker) -> Forecas
     ]
     groups: list[list[float | None]] = []
     outcomes: list[Counter[str]] = []
-    for place, said in enumerate(speaker.ask(records)):
+    with working(f"sampling {speaker.n} answers to each of {len(records):,} prompts"):
+        heard = speaker.ask(records)
+    for place, said in enumerate(heard):
         answers = [each.answer(place) for each in said]
         verdicts = list(ask(reward, [Line(asked[place].where, answer) for answer in answers], len(answers)))
         groups.append([verdict.score.value for verdict in verdicts])

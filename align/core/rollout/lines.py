@@ -14,6 +14,7 @@ import numpy as np
 
 from align.core.data.faults import RowError
 from align.core.data.strict import parse
+from align.core.progress import Work
 from align.core.rollout.reward import Answer, Score
 from align.core.rollout.score import Opened
 from align.schemas.errors import AlignError
@@ -101,12 +102,20 @@ def words(said: Any, field: str) -> str:
     return "\n".join(spoken)
 
 
+def _counted(batches: Sequence[list[Line]], lines: int) -> Iterator[list[Line]]:
+    """The batches, their lines counted as they are done."""
+    with Work("scoring lines", lines) as work:
+        for batch in batches:
+            yield batch
+            work.advance(len(batch))
+
+
 def ask(reward: Opened, lines: Sequence[Line], together: int = 1) -> Iterator[Verdict]:
     """What a reward says of every line, in order. A failure costs its lines their scores and is said there.
 
     together: answers asked at once, at least those of a prompt in successive lines; they share their time evenly.
     """
-    for batch in _batches(lines, together):
+    for batch in _counted(list(_batches(lines, together)), len(lines)):
         faults = {i: why for i, line in enumerate(batch) if (why := _fault(reward, line))}
         answers = [line.answer for i, line in enumerate(batch) if i not in faults and line.answer is not None]
         started = time.perf_counter()

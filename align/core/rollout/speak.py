@@ -21,6 +21,7 @@ from align.core.data.template import drafts
 from align.core.model.adapter import base_of, is_adapter
 from align.core.model.source import LOADING_FAULTS, not_loadable, resolve_model_path
 from align.core.model.tokenizer import ends_of, load_tokenizer
+from align.core.progress import Work
 from align.core.rollout.generator import Generator, Request, Sample, Subject, Tokens
 from align.core.rollout.reward import Answer
 from align.core.rollout.sampling import seed_of
@@ -148,11 +149,13 @@ def answers(
     speaker: Speaker, records: Sequence[Record], scorer: Scorer | None = None, choose: bool = False
 ) -> Iterator[Said]:
     """The answers to all records, scored; with ``choose`` only each prompt's best."""
-    for start in range(0, len(records), CHUNK):
-        groups = speaker.ask(records[start : start + CHUNK], first=start)
-        groups = groups if scorer is None else score(groups, scorer, start)
-        for group in groups:
-            yield from [best(group)] if choose else group
+    with Work("answering prompts", len(records)) as work:
+        for start in range(0, len(records), CHUNK):
+            groups = speaker.ask(records[start : start + CHUNK], first=start)
+            groups = groups if scorer is None else score(groups, scorer, start)
+            for group in groups:
+                yield from [best(group)] if choose else group
+            work.update(min(len(records), start + CHUNK))
 
 
 def subject_for(model: Model, context: int | None = None) -> Subject:

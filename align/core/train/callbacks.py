@@ -7,21 +7,28 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from align.core.algorithm import Algorithm
 from align.core.liveness import SIGNALS, at_step
+from align.core.progress import Work, interval, on_terminal, say, working
 from align.core.train import checkpoint
 from align.core.train.module import AlignModule
 from align.core.train.random import set_random_state
 from align.core.train.steps import Phases, StepBatch
 from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.run import Stage
 
+LINES = 10
+"""Lines about steps that a run has at least where it is not on a terminal, if it has so many steps."""
+LONG_WAIT = 15.0
+"""Seconds between two steps after which a line says what is being waited for."""
 SILENT = ("reward", "gold")
 """Held-out metrics that an evaluation may lack: when every reward abstains (a judge that is down)."""
 
@@ -194,11 +201,15 @@ class Keeper(Checkpoint):
 
 
 def _goal(module: AlignModule) -> tuple[str, str]:
+    return goal_of(module.stage, module.algorithm)
+
+
+def goal_of(stage: Stage, algorithm: Algorithm) -> tuple[str, str]:
     """The held-out metric that judges checkpoints, and ``min`` or ``max``. Where there is a gold reward, that."""
-    wanted, (metric, mode) = module.stage.validation, module.algorithm.goal
-    if module.stage.rollout is not None and module.stage.rollout.gold is not None:
+    metric, mode = algorithm.goal
+    if stage.rollout is not None and stage.rollout.gold is not None:
         metric = "gold"
-    return wanted.metric or metric, wanted.mode or mode
+    return stage.validation.metric or metric, stage.validation.mode or mode
 
 
 def _no_such_metric(module: AlignModule, metric: str) -> AlignError:
@@ -235,44 +246,110 @@ class Metrics(Callback):
 
 
 class Bar(Callback):
-    """A rich progress bar: loss, tokens a second, scored tokens a second, time left, memory."""
+    """Where training stands, on stderr of one process: a bar on a terminal, else lines that a log can hold.
+
+    A line comes at the first and the last step, at every evaluation, after each tenth of the steps, and in between as
+    often as ``progress.interval`` lets it. ``sft: step 12/120  loss 2.3124  1,234 tok/s  0:02:10 left``
+    """
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.progress: Progress | None = None
+        self._bar: Work | None = None
+        self._waiting: Work | None = None  # for answers, or for an evaluation
+        self._rows = False
+        self._last_step = 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Show it, on one process only."""
+        """Start the bar, or say that training starts."""
         assert isinstance(module, AlignModule)
         if not trainer.is_global_zero:
             return
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn())
-        self.progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[facts]}"))
-        self.task = self.progress.add_task(
-            self.title, total=module.total_steps, completed=trainer.global_step, facts="", start=True
-        )
-        self.progress.start()
-        self._since, self._tokens, self._scored = time.monotonic(), 0, 0.0
+        self._rows = not on_terminal()
+        self._since = self._last = time.monotonic()
+        self._first = self._last_step = trainer.global_step
+        self._tokens, self._scored = 0, 0.0
+        if self._rows:
+            done = f", {trainer.global_step:,} of them done before" if trainer.global_step else ""
+            say(f"{self.title}: training, {module.total_steps:,} steps{done}")
+        else:
+            self._bar = Work(self.title, module.total_steps, shown=True).__enter__()
+            self._bar.update(trainer.global_step)
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """An online phase begins with sampling, which may take longer than all of its steps."""
+        assert isinstance(module, AlignModule)
+        if module.stage.rollout is not None:
+            self._wait(trainer, "sampling and scoring answers")
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """The answers are there."""
+        self._wait_no_more()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
         """One step further."""
         assert isinstance(module, AlignModule) and isinstance(batch, StepBatch)
-        if self.progress is None:
+        if self._bar is None and not self._rows:
             return
         self._tokens += batch.tokens
         self._scored += batch.denominators.get("token", 0.0)
-        seconds = max(time.monotonic() - self._since, 1e-9)
-        facts = (
-            f"loss {module.metrics['loss']:.4f}  {self._tokens / seconds:,.0f} tok/s  "
-            f"{self._scored / seconds:,.0f} scored/s  {_memory_gib():.1f} GiB"
-        )
-        self.progress.update(self.task, completed=trainer.global_step, facts=facts)
+        now, step = time.monotonic(), trainer.global_step
+        seconds = max(now - self._since, 1e-9)
+        shown = ("reward", "loss") if module.stage.rollout is not None else ("loss",)
+        facts = [f"{name} {module.metrics[name]:.4f}" for name in shown if name in module.metrics]
+        facts.append(f"{self._tokens / seconds:,.0f} tok/s")
+        if self._bar is not None:
+            facts += [f"{self._scored / seconds:,.0f} scored/s", f"{_memory_gib():.1f} GiB"]
+            self._bar.update(step, "  ".join(facts))
+        elif (
+            step == self._first + 1
+            or step >= module.total_steps
+            or step - self._last_step >= module.total_steps / LINES
+            or now - self._last >= interval(seconds)
+        ):
+            left = seconds / max(1, step - self._first) * (module.total_steps - step)
+            facts.append(f"{timedelta(seconds=round(left))} left")
+            self._say(f"step {step:,}/{module.total_steps:,}  {'  '.join(facts)}", step)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Held-out rows, before the first step too."""
+        self._wait(trainer, "evaluating held-out rows")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """What they gave."""
+        assert isinstance(module, AlignModule)
+        self._wait_no_more()
+        metric, _ = _goal(module)
+        value = module.held_out_metrics.get("val/" + metric)
+        if not on_terminal() and trainer.is_global_zero and value is not None:
+            self._say(f"step {trainer.global_step:,}/{module.total_steps:,}  held-out {metric} {value:.4f}")
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back: Lightning calls no teardown then."""
+        self.teardown(trainer, module, "")
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Leave the last state on the screen."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        self._wait_no_more()
+        if self._bar is not None:
+            last = self._bar.line()
+            self._bar.__exit__()
+            self._bar = None
+            say(last)
+
+    def _wait(self, trainer: Trainer, what: str) -> None:
+        self._wait_no_more()
+        if trainer.is_global_zero:
+            self._waiting = working(f"{self.title}: {what}", shown=True, patience=LONG_WAIT).__enter__()
+
+    def _wait_no_more(self) -> None:
+        if self._waiting is not None:
+            self._waiting.__exit__()
+            self._waiting = None
+
+    def _say(self, line: str, step: int | None = None) -> None:
+        self._last = time.monotonic()
+        self._last_step = self._last_step if step is None else step
+        say(f"{self.title}: {line}")
 
 
 def _memory_gib() -> float:

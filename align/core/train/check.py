@@ -43,7 +43,7 @@ class StageCheck:
     shown: RenderableType
 
 
-def check(run: Run) -> list[StageCheck]:
+def check(run: Run, progress: bool = True) -> list[StageCheck]:
     """Make every stage ready and build its first batch; nothing is written to the run's output.
 
     A stage that starts from what an earlier one will export is checked with the model that the chain starts from; one
@@ -53,7 +53,8 @@ def check(run: Run) -> list[StageCheck]:
     look_over(remembered(run))
     with tempfile.TemporaryDirectory() as scratch:
         directory = RunDirectory(run.model_copy(update={"output": scratch}))
-        return [_stage(directory, _rooted(run.stages, stage)) for stage in run.stages if not _awaits_rows(stage)]
+        stages = [_rooted(run.stages, stage) for stage in run.stages if not _awaits_rows(stage)]
+        return [_stage(directory, stage, progress) for stage in stages]
 
 
 def _rooted(stages: Sequence[Stage], stage: Stage) -> Stage:
@@ -76,10 +77,10 @@ def _awaits_rows(stage: Stage) -> bool:
     return any(source.path.startswith("stage:") for source in stage.data.train)
 
 
-def _stage(directory: RunDirectory, stage: Stage) -> StageCheck:
+def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageCheck:
     place = directory.path / stage.name
     place.mkdir(parents=True)
-    setup = set_up(directory, stage, progress=True)
+    setup = set_up(directory, stage, progress)
     online = isinstance(setup.phases, RolloutPhases)
     step = None if online else next(iter(setup.phases.loader(0, 0)))
     lengths = setup.prepared.train.lengths

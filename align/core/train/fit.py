@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from align.core.liveness import Limits, watched
 from align.core.model.export import export_from_state
+from align.core.progress import showing, working
 from align.core.registry import registry
 from align.core.rollout.collect import Prompts
 from align.core.rollout.functions import STATE
@@ -44,6 +45,11 @@ from align.schemas.run import Stage
 
 def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
     """Train one stage in this process (and its group), export it and mark it as done."""
+    with showing(progress):
+        _fit(directory, stage, progress)
+
+
+def _fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
     place = directory.stage(stage.name)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     with watched(place.path, spawn.rank(), world, limits(stage)), told(place):
@@ -87,7 +93,8 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
             if isinstance(setup.phases, RolloutPhases):
                 setup.phases.broken_off = partial(keeper.break_off, trainer, module)
             trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
-            _hand_on(directory, place, setup, module, keeper)
+            with working(f"{stage.name}: writing the model to {place.export}"):
+                _hand_on(directory, place, setup, module, keeper)
     except NonFinite as error:
         saved = checkpoint.last_step(place.checkpoints)
         mend = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint had been made yet"

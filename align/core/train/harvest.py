@@ -22,6 +22,7 @@ from align.core.data.accept import Acceptance
 from align.core.data.doctor import Settings
 from align.core.data.encode import Encoder
 from align.core.model.tokenizer import load_tokenizer
+from align.core.progress import track
 from align.core.registry import registry
 from align.core.rollout.metrics import answer_metrics, score_metrics
 from align.core.rollout.online import Harvest
@@ -52,7 +53,7 @@ def harvest(place: StageDirectory, setup: Setup, directory: RunDirectory) -> Non
     _join(phases, setup.hardware)
     with opened(phases.collector):
         phases.collector.sync(0, phases.prompts)
-        for phase in range(count):
+        for phase in track(range(count), f"{setup.stage.name}: asking prompts, phases"):
             path = place.path / "phases" / f"phase-{phase + 1:06d}.json"
             kept = _read(path, key)
             if kept is None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from align.core.algorithm import Algorithm
-from align.core.data.doctor import Finding
+from align.core.data.doctor import Finding, merged
 from align.core.data.examples import Examples
 from align.core.data.lint.finding import LintFinding
 from align.core.data.sources import Window, load_records, stream_records
@@ -54,7 +54,7 @@ class Preparation:
         tokenizer: PreTrainedTokenizerBase,
         algorithm: Algorithm,
         report: Path | None,
-        progress: bool,
+        progress: bool | None = None,
     ) -> None:
         self.stage, self.tokenizer, self.algorithm = stage, tokenizer, algorithm
         self.report, self.progress = report, progress
@@ -78,7 +78,7 @@ class Preparation:
         return Prepared(
             train.examples,
             [HeldOutSet(name, done.examples) for name, done in held_out.items()],
-            [*records.findings, *(finding for done in (train, *held_out.values()) for finding in done.findings)],
+            [*records.findings, *merged(finding for done in (train, *held_out.values()) for finding in done.findings)],
             dict(records.bad.counts),
             _by_source([r for r in (*records.train, *records.validation) if r.kind == "prompt"]),
         )

@@ -13,6 +13,7 @@ from align.core.model.load import build_policy, resolve_model_path
 from align.core.model.policy import Policy
 from align.core.model.reference import Reference
 from align.core.model.tokenizer import end_tokens
+from align.core.progress import working
 from align.core.registry import registry
 from align.core.rollout.collect import Collector
 from align.core.rollout.generator import Generator, Subject
@@ -140,10 +141,11 @@ def make_collector(
 def opened(collector: Collector) -> Iterator[None]:
     """Generator and rewards at work, and given back whatever happens."""
     try:
-        collector.scorer.open()
-        if collector.gold is not None:
-            collector.gold.open()
-        collector.generator.open(collector.subject)
+        with working("starting rewards and generator"):
+            collector.scorer.open()
+            if collector.gold is not None:
+                collector.gold.open()
+            collector.generator.open(collector.subject)
         yield
     finally:
         collector.generator.close()

@@ -21,6 +21,7 @@ from align.core.model.load import build_policy, load_tokenizer
 from align.core.model.packing import layout_for
 from align.core.model.policy import Policy
 from align.core.model.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
+from align.core.progress import working
 from align.core.registry import registry
 from align.core.rollout.collect import Prompts
 from align.core.rollout.online import Harvest, Online
@@ -90,12 +91,14 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
 
     seed_everything(stage.seed, verbose=False)
     dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
-    policy, tokenizer = build_policy(stage.model, algorithm.head, seed=stage.seed, dropout=dropout)
+    with working(f"{stage.name}: loading the model {stage.model.path}", shown=progress):
+        policy, tokenizer = build_policy(stage.model, algorithm.head, seed=stage.seed, dropout=dropout)
     critic = build_critic(algorithm, stage, tokenizer) if isinstance(algorithm, Online) else None
     if stage.rollout is not None:
         policy.temperature = stage.rollout.sampling.temperature or 1.0
     pad_id = int(tokenizer.pad_token_id or 0)
-    layout = layout_for(policy, hardware.accelerator, stage.train.layout, prepared.train, pad_id)
+    with working(f"{stage.name}: trying a forward pass", shown=progress):
+        layout = layout_for(policy, hardware.accelerator, stage.train.layout, prepared.train, pad_id)
     reference = None
     if algorithm.uses_reference:
         known_ahead = type(algorithm).auxiliary is Algorithm.auxiliary and not isinstance(algorithm, Online)

@@ -1,0 +1,84 @@
+"""What a finished run says on the terminal: where each model lies, what improved, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from align.core.registry import registry
+from align.core.report.read import StageFacts, read_run
+from align.core.rollout.online import Harvest
+from align.core.train.callbacks import goal_of
+from align.schemas.results import StageResult
+from align.schemas.run import Run, Stage
+from align.schemas.text import number
+
+SHOWN = ("reward", "gold", "rows")
+"""Metrics that a stage's first line shows in place of its losses, where it has one of them."""
+
+
+def summary(run: Run, results: Sequence[StageResult], brief: bool = False) -> Iterator[str]:
+    """Lines about every stage, then what to do with the last one's model. brief: one line a stage, nothing else."""
+    known = {facts.name: facts for facts in read_run(Path(run.output)).stages}
+    for stage, result in zip(run.stages, results, strict=True):
+        names = SHOWN if "reward" in result.metrics or "rows" in result.metrics else ("loss",)
+        values = (f"{name} {value:.4g}" for name, value in result.metrics.items() if name.rpartition("/")[2] in names)
+        yield f"{result.name}: {result.export}  {'  '.join(values)}".rstrip()
+        if not brief:
+            yield f"    {_change(stage, known[result.name])}"
+    if not brief and results:
+        yield ""
+        yield from _next(run, results)
+
+
+def _change(stage: Stage, facts: StageFacts) -> str:
+    """What of the stage's own measure changed, on held-out rows where there are some."""
+    algorithm = registry.build("algorithm", stage.algorithm)
+    if isinstance(algorithm, Harvest):
+        return "made rows, learned nothing"
+    metric, mode = goal_of(stage, algorithm)
+    better = "higher" if mode == "max" else "lower"
+    held_out, learned = facts.curves.get(f"val/{metric}", []), facts.curves.get(metric, [])
+    if len(held_out) > 1:
+        start, (step, end) = held_out[0][1], held_out[-1]
+        if stage.checkpoint.export == "best":
+            step, end = (max if mode == "max" else min)(held_out[1:], key=lambda point: point[1])
+        improved = end > start if mode == "max" else end < start
+        verdict = "improved" if improved else "unchanged" if end == start else "got worse"
+        values = f"{number(start)} before, {number(end)} after step {step:.0f}"
+        return f"held-out {metric} {verdict}: {values} ({better} is better)"
+    if len(learned) > 1:
+        (_, start), (step, end) = learned[0], learned[-1]
+        return (
+            f"{metric} {number(start)} at the first step, {number(end)} at step {step:.0f}, on what it learned from; "
+            "nothing is held out to tell by: set data.validation_fraction"
+        )
+    return "one step or none was logged, so no change can be told"
+
+
+def _next(run: Run, results: Sequence[StageResult]) -> Iterator[str]:
+    """Commands that can be pasted."""
+    last, stage = results[-1], run.stages[-1]
+    export, start = shlex.quote(str(last.export)), shlex.quote(_start(run, stage))
+    algorithm = registry.build("algorithm", stage.algorithm)
+    if isinstance(algorithm, Harvest):
+        yield f"look      align data check {export}"
+        yield f"train on  data: {{train: {export}}} in a run file"
+    elif algorithm.head == "reward":
+        yield f"score     align reward score reward_model FILE --set path={export}"
+        yield f"use it    rollout: {{rewards: [{{type: reward_model, path: {export}}}]}} in a run file"
+    else:
+        yield f'ask it    align sample {export} "YOUR PROMPT"'
+        yield f'compare   align sample {start} "YOUR PROMPT"'
+        yield f"serve     vllm serve {export}"
+        yield f"train on  model: {{path: {export}}} in another run file"
+    yield f"curves    {shlex.quote(str(last.directory / 'metrics.csv'))}"
+
+
+def _start(run: Run, stage: Stage) -> str:
+    """The model that the stage's chain began with."""
+    by_name = {other.name: other for other in run.stages}
+    while stage.model.path.startswith("stage:"):
+        stage = by_name[stage.model.path.removeprefix("stage:")]
+    return stage.model.path
