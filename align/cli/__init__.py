@@ -49,6 +49,8 @@ class Align(click.RichGroup):
             return super().resolve_command(ctx, args)
         from align.core import registry
 
+        if ctx.resilient_parsing and name not in registry.names("command"):
+            return None, None, []  # a shell that completes a word wants no message about another one
         own = did_you_mean(name, self.list_commands(ctx))
         if name not in registry.names("command") and own.startswith("did"):
             raise AlignError(f"no command is called {name!r}", own)
@@ -93,7 +95,14 @@ def _silence(stream: TextIO) -> None:
 @click.group(cls=Align, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="align-llm", prog_name="align")
 def main() -> None:
-    """Align a language model: fine-tune it, teach it what is preferred, see what changed.
+    r"""Align a language model: fine-tune it, teach it what is preferred, see what changed.
 
     Start with `align quickstart`. Plugins may add commands; `align plugins list` shows what they offer.
+    To complete commands and options by TAB: eval "$(_ALIGN_COMPLETE=bash_source align)" (docs/quickstart.md).
+
+    \b
+    Example:
+      align data check chats.jsonl
+      align train run.yaml
+      align sample runs/first/sft/export "Is 7 prime?"
     """

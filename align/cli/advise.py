@@ -14,9 +14,12 @@ import rich_click as click
 
 from align.advisor.render import FORMATS, Format
 from align.cli.advise_model import measured, model_options, read_by_model
+from align.cli.choices import files
 from align.cli.progress import quiet, show_progress
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from align.advisor.ask import Question
     from align.advisor.facts import Facts
     from align.advisor.thresholds import Thresholds
@@ -37,8 +40,20 @@ class _WithInit(click.RichCommand):
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
+def _init_or_file(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Complete the subcommand, or a file's name."""
+    from click.shell_completion import CompletionItem
+
+    return [*([CompletionItem("init")] if "init".startswith(begun) else []), *files(context, parameter, begun)]
+
+
 @click.command(cls=_WithInit)
-@click.argument("brief", required=False)
+@click.argument(
+    "brief",
+    required=False,
+    shell_complete=_init_or_file,
+    help="A form (.yaml, .json), free words (.md, .txt), or - for standard input.",
+)
 @click.option("--text", help="The brief itself, in free words.")
 @click.option("--data", multiple=True, metavar="[KIND=]FILE", help="Count and check a data file; repeatable.")
 @click.option("--model", metavar="DIR-OR-ID", help="The model to start from.")
@@ -48,9 +63,17 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--save", type=FILE, help="Write the form, filled with all that is known.")
 @click.option("--emit", type=FILE, help="Write a run file for `align train`.")
 @click.option("--force", is_flag=True, help="Let --save and --emit write over a file.")
-@click.option("--format", "format_", type=click.Choice(FORMATS), default="text", show_default=True)
+@click.option(
+    "--format", "format_", type=click.Choice(FORMATS), default="text", show_default=True, help="How to print."
+)
 @click.option("--output", type=FILE, help="Write the advice there instead of printing it.")
-@click.option("--fail-on", type=click.Choice(["error", "warning", "never"]), default="error", show_default=True)
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning", "never"]),
+    default="error",
+    show_default=True,
+    help="The least finding to exit with 1 for.",
+)
 @click.option("--exit-zero", is_flag=True, help="End with status 0, whatever the advice is.")
 @click.option("--why-not", metavar="OPTION", help="What speaks for and against an option, and what would flip to it.")
 @click.option("--what-if", multiple=True, metavar="KEY=VALUE", help="What would be otherwise with it; repeatable.")
@@ -63,11 +86,16 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option_panel("How it ends", options=["--fail-on", "--exit-zero"])
 @model_options
 def advise(brief: str | None, text: str | None, **options: Any) -> None:
-    """Is training the answer, which kind, will it fit, and what must hold before it ships?
+    r"""Is training the answer, which kind, will it fit, and what must hold before it ships?
 
-    BRIEF is a form (.yaml, .json), free words (.md, .txt), or - for standard input; `align advise init` writes a form
-    to fill in. Exits with 0; with 1 where the advice stops a launch; with 3 where too little is known; with 2 for
-    mistakes.
+    `align advise init` writes a form to fill in. Exits with 0; with 1 where the advice stops a launch; with 3 where
+    too little is known; with 2 for mistakes.
+
+    \b
+    Example:
+      align advise brief.md --data sft_pairs=letters.jsonl --hardware auto
+      align advise brief.md --what-if knowledge.changes=daily
+      align advise brief.md --emit run.yaml
     """
     from align.advisor.thresholds import Thresholds
 
@@ -92,12 +120,19 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("file", type=FILE, default="brief.yaml")
+@click.argument(
+    "file", type=FILE, default="brief.yaml", help="Where the form is written: .yaml. Never over a file that is there."
+)
 def init(file: Path) -> None:
-    """Write a form to fill in to FILE: every field with what it means. Never over a file that is there."""
+    r"""Write a form to fill in to FILE: every field with what it means.
+
+    \b
+    Example:
+      align advise init brief.yaml
+    """
     from align.advisor.form import blank
 
-    _write(file, blank(str(file)), force=False)
+    _write(file, blank(str(file)), force=None)
     click.echo(f"{file}: fill in what you know, then: align advise {file}")
 
 
@@ -203,12 +238,14 @@ def _yaml(values: Any) -> str:
     return write(values)
 
 
-def _write(file: Path, text: str, force: bool) -> None:
+def _write(file: Path, text: str, force: bool | None) -> None:
+    """Write a file whole. force: over one that is there; None: never, and the command has no option for it."""
     from align.core.disk import write_whole
     from align.schemas.errors import AlignError
 
     if file.exists() and not force:
-        raise AlignError("is there already", "choose another name, or add --force", where=str(file))
+        mend = "choose another name" + ("" if force is None else ", or add --force")
+        raise AlignError("is there already", mend, where=str(file))
     try:
         write_whole(file, text.encode())
     except OSError as error:

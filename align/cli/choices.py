@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from align.schemas.choice import Choice
     from align.schemas.rollout import RewardChoice
 
@@ -16,8 +18,30 @@ REWARD = f"{SPELT}, where path.py:function is a NAME too"
 _WORD = re.compile(r"([^:]*\.py:\w+(?=:|$)|[^:]*):?(.*)", re.DOTALL)
 
 
+def files(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Complete a word that may be a file's name: the shell does it."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(begun, type="file")]
+
+
+def plugin_names(*kinds: str) -> Any:
+    """Complete the names of plugins of these kinds; of every kind where none is given."""
+
+    def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        from align.core.kinds import KINDS
+        from align.core.registry import registry
+
+        known = {name for kind in kinds or KINDS for name in registry.names(kind)}
+        return [CompletionItem(name) for name in sorted(known) if name.startswith(begun)]
+
+    return complete
+
+
 def choice_of(word: str, option: str) -> Choice:
-    """The plugin that ``--option`` chose; values are YAML. Raises AlignError for those that are not."""
+    """Return the plugin that ``option`` chose; values are YAML. Raises AlignError for those that are not."""
     from align.core import strictyaml
     from align.schemas.choice import Choice
     from align.schemas.errors import AlignError

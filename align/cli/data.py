@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 import rich_click as click
 
+from align.cli.choices import files as files_
 from align.cli.data_label import label
 from align.cli.data_show import show
 from align.cli.progress import loading, quiet, show_progress
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Look at data as the model will see it, and check it."""
+    r"""Look at data as the model will see it, and check it.
+
+    \b
+    Example:
+      align data check chats.jsonl
+      align data show chats.jsonl --model Qwen/Qwen3-0.6B --rows 1
+    """
 
 
 data.add_command(show)
@@ -29,7 +36,14 @@ data.add_command(label)
 
 
 @data.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    metavar="FILE...",
+    shell_complete=files_,
+    help="Data files, directories of them, or hub ids.",
+)
 @click.option("--format", "format_", default="auto", show_default=True, help="A format by name.")
 @click.option(
     "--kind", type=click.Choice(get_args(Kind)), multiple=True, help="What the rows are to teach; repeatable."
@@ -65,10 +79,14 @@ def check(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Name every bad row of each FILE, count them by kind, and say what is doubtful about the good ones.
+    r"""Name every bad row of each FILE, count them by kind, and say what is doubtful about the good ones.
 
-    FILE is a data file, a directory of them or a hub id. Exits with 1 where a row is bad, a file cannot be read, or
-    something is found that is as bad as --fail-on.
+    Exits with 1 where a row is bad, a file cannot be read, or something is found that is as bad as --fail-on.
+
+    \b
+    Example:
+      align data check train.jsonl --against test.jsonl
+      align data check pairs.parquet --kind preference --column chosen=better --html page.html
     """
     from align.core.data.lint.linter import Looking
     from align.core.data.lint.overlap import read_suite

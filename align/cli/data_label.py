@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from align.cli.choices import REWARD, SPELT, choice_of, reward_of
+from align.cli.choices import REWARD, SPELT, choice_of, files, reward_of
 from align.cli.progress import loading, quiet, show_progress
 
 if TYPE_CHECKING:
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("prompts")
-@click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("prompts", shell_complete=files, help="A data file of prompts.")
+@click.argument(
+    "output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The preference file to write: .jsonl, not there yet.",
+)
 @click.option("--reward", multiple=True, required=True, metavar="REWARD", help=f"{REWARD}; repeatable, summed.")
 @click.option("--model", help="Whose answers are judged, where a row has none: a model directory or hub id.")
 @click.option("-n", "n", type=click.IntRange(min=2), default=4, show_default=True, help="Answers to each prompt.")
@@ -43,10 +47,15 @@ def label(
     quiet: bool,
     **drawn: Any,
 ) -> None:
-    """Make a preference file OUTPUT of PROMPTS: of each prompt's answers the best over the worst, by a reward.
+    r"""Make a preference file OUTPUT of PROMPTS: of each prompt's answers the best over the worst, by a reward.
 
     Answers are the row's own `completions` (a list), or sampled from --model. A run that was stopped goes on where it
     was, by the same command. Exits with 1, without an OUTPUT, where no prompt gives a pair.
+
+    \b
+    Example:
+      align data label prompts.jsonl pairs.jsonl --model ./base --reward math -n 8
+      align data label answered.jsonl pairs.jsonl --reward judge.py:score
     """
     from align.core.disk import cache_directory
     from align.core.progress import Work

@@ -6,11 +6,12 @@ import sys
 
 import rich_click as click
 
+from align.cli.choices import files
 from align.cli.progress import loading, quiet, show_progress
 
 
 @click.command()
-@click.argument("file")
+@click.argument("file", shell_complete=files, help="A data file, a directory of them, or a hub id.")
 @click.option("--model", required=True, help="A model directory or hub id, for its tokenizer and chat template.")
 @click.option("--rows", default=3, show_default=True, type=click.IntRange(min=0), help="How many rows to show.")
 @click.option("--algorithm", default="sft", show_default=True, help="What is to learn from them.")
@@ -32,9 +33,14 @@ def show(
     special_token: tuple[str, ...],
     quiet: bool,
 ) -> None:
-    """Show the first rows of FILE as the tokens a model learns from, and what is wrong with any row.
+    r"""Show the first rows of FILE as the tokens a model learns from, and what is wrong with any row.
 
-    FILE is a data file, a directory of them or a hub id. Exits with 1 where training on it would not start.
+    Exits with 1 where training on it would not start.
+
+    \b
+    Example:
+      align data show chats.jsonl --model Qwen/Qwen3-0.6B --rows 1
+      align data show pairs.jsonl --model ./base --algorithm dpo
     """
     show_progress(not quiet)
     with loading(f"PyTorch, and the tokenizer of {model}"):

@@ -12,8 +12,8 @@ from align.cli.progress import loading, quiet, show_progress
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.argument("run", type=click.Path(path_type=Path), help="A run file (docs/runfile.md).")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", help="Single settings laid over the file.")
 @click.option("--device", help="An accelerator by name (H100, A100-80, RTX 4090); default: what this machine has.")
 @click.option("--devices", type=click.IntRange(min=1), help="How many of them share each step.")
 @click.option("--memory", type=click.FloatRange(min=0, min_open=True), help="Memory of each, in GB (10^9 bytes).")
@@ -34,9 +34,14 @@ def estimate(
     form: str,
     quiet: bool,
 ) -> None:
-    """Say what RUN takes: memory on each device, whether it fits, what would help, and how long.
+    r"""Say what RUN takes: memory on each device, whether it fits, what would help, and how long.
 
-    Ends with status 1 where it does not fit. KEY=VALUE lays single settings over the file: train.micro_batch_size=1
+    Ends with status 1 where it does not fit.
+
+    \b
+    Example:
+      align estimate run.yaml --calibrate
+      align estimate run.yaml --device H100 --devices 8 train.micro_batch_size=1
     """
     show_progress(not quiet and form == "text")
     with loading():

@@ -9,6 +9,7 @@ from typing import Any
 
 import rich_click as click
 
+from align.cli.choices import plugin_names
 from align.core.kinds import KINDS
 from align.core.registry import Offer, config_of, registry
 from align.schemas.errors import AlignError, did_you_mean
@@ -18,9 +19,14 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def plugins() -> None:
-    """List, show and examine plugins.
+    r"""List, show and examine plugins.
 
     ALIGN_PLUGINS=NAME,NAME lets only those plugins (or distributions) take part; the others are not imported.
+
+    \b
+    Example:
+      align plugins list --kind algorithm
+      align plugins show dpo
     """
 
 
@@ -29,7 +35,12 @@ def plugins() -> None:
 @click.option("--no-load", is_flag=True, help="Only what is installed; import none of it.")
 @as_json
 def list_(kind: str | None, no_load: bool, as_json: bool) -> None:
-    """What plugins offer, by kind and name."""
+    r"""List what plugins offer, by kind and name, each with what it is.
+
+    \b
+    Example:
+      align plugins list --kind reward
+    """
     installed = registry.hooks.installed() if no_load else registry.hooks.plugins()
     kinds = [] if no_load else [kind] if kind else list(KINDS)
     offers = [offer for kind in kinds for offers in registry.offers(kind).values() for offer in offers]
@@ -57,11 +68,16 @@ def list_(kind: str | None, no_load: bool, as_json: bool) -> None:
 
 
 @plugins.command()
-@click.argument("name")
+@click.argument("name", shell_complete=plugin_names(), help="A name from `align plugins list`.")
 @click.option("--kind", type=click.Choice(list(KINDS)), help="Only of this kind.")
 @as_json
 def show(name: str, kind: str | None, as_json: bool) -> None:
-    """What NAME is, where it comes from, and its settings."""
+    r"""Show what NAME is, where it comes from, and its settings.
+
+    \b
+    Example:
+      align plugins show dpo
+    """
     kinds = [kind] if kind else list(KINDS)
     found = [offer for kind in kinds for offer in registry.offers(kind).get(name, [])]
     if not found and kind:
@@ -88,7 +104,12 @@ def show(name: str, kind: str | None, as_json: bool) -> None:
 @plugins.command()
 @as_json
 def doctor(as_json: bool) -> None:
-    """Load every plugin and everything it offers; status 1 when something is broken."""
+    r"""Load every plugin and everything it offers; status 1 when something is broken.
+
+    \b
+    Example:
+      align plugins doctor
+    """
     from align.cli import COMMANDS
     from align.core.examine import examine
 

@@ -18,11 +18,16 @@ from align.cli.progress import loading, quiet, show_progress
 @click.option("--data", help="Your own rows instead of sums: chats, prompts with answers, or preferences.")
 @quiet
 def quickstart(output: Path, seed: int, model: str | None, data: str | None, quiet: bool) -> None:
-    """Train a model end to end and see that it learned; a minute or two on two cores, without a download.
+    r"""Train a model end to end and see that it learned; a minute or two on two cores, without a download.
 
     A small model is made and taught to read sums (pretrain), to answer questions (sft), to answer as people like (dpo)
     and to be right (grpo, its own answers checked). Every stage is measured on questions that are in no training file.
     What is written is an ordinary run: its run file, its data, and models that transformers and vLLM load.
+
+    \b
+    Example:
+      align quickstart
+      align quickstart --model Qwen/Qwen3-0.6B --data chats.jsonl --output mine
     """
     show_progress(not quiet)
     with loading():

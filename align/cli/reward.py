@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from align.cli.choices import reward_named
+from align.cli.choices import plugin_names, reward_named
 from align.cli.progress import loading, quiet, show_progress
 from align.schemas.text import stripped
 
@@ -27,21 +27,34 @@ _set = click.option(
 _device = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="For models."
 )
+_name = click.argument(
+    "name", shell_complete=plugin_names("reward"), help="A reward of `align reward list`, or path.py:function."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
 def reward() -> None:
-    """Rewards: what there is, what one says of a file, and whether it can be gamed.
+    r"""Rewards: what there is, what one says of a file, and whether it can be gamed.
 
     A reward is a NAME from `align reward list`, or path.py:function for a function of your own.
+
+    \b
+    Example:
+      align reward list
+      align reward audit math prompts.jsonl
     """
 
 
 @reward.command("list")
 @_json
 def list_(as_json: bool) -> None:
-    """All rewards: where from, the columns they need, whether each answer has a killable process, what they are."""
+    r"""List all rewards: where from, the columns they need, whether each answer has its own process, what they are.
+
+    \b
+    Example:
+      align reward list --json
+    """
     from align.core.registry import config_of, registry
     from align.core.rollout.functions import from_function
 
@@ -68,8 +81,10 @@ def list_(as_json: bool) -> None:
 
 
 @reward.command()
-@click.argument("name")
-@click.argument("file", type=click.Path(path_type=Path))
+@_name
+@click.argument(
+    "file", type=click.Path(path_type=Path), help="JSONL with `completion`, and what else the reward needs."
+)
 @_set
 @click.option("--together", type=click.IntRange(min=1), default=1, help="Answers asked at once; they share their time.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON lines here.")
@@ -86,9 +101,14 @@ def score(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """What the reward NAME says of each line of FILE (JSONL with `completion`, `prompt`, `solution`, ...).
+    r"""Score each line of FILE with the reward NAME.
 
     A line out for every line in. Exits with 1 where a line could not be asked.
+
+    \b
+    Example:
+      align reward score math answers.jsonl
+      align reward score rewards.py:polite answers.jsonl --set limit=200 --json
     """
     show_progress(not (quiet or as_json))
     with loading("the reward"):
@@ -121,8 +141,8 @@ def score(
 
 
 @reward.command()
-@click.argument("name")
-@click.argument("file", type=click.Path(path_type=Path))
+@_name
+@click.argument("file", type=click.Path(path_type=Path), help="JSONL with `prompt`, and `solution` or `completion`.")
 @_set
 @click.option("--rows", type=click.IntRange(min=1), default=100, show_default=True, help="How many rows to attack.")
 @click.option("--model", help="A model directory or hub id: its answers show how many groups will teach nothing.")
@@ -147,9 +167,14 @@ def audit(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Attack the reward NAME with junk on the rows of FILE before a model does.
+    r"""Attack the reward NAME with junk on the rows of FILE before a model does.
 
-    FILE is JSONL with `prompt`, and `solution` or `completion`. Exits with 1 where junk is paid as much as gold.
+    Exits with 1 where junk is paid as much as gold.
+
+    \b
+    Example:
+      align reward audit math prompts.jsonl
+      align reward audit rewards.py:polite prompts.jsonl --model ./base -n 8
     """
     from dataclasses import asdict
 

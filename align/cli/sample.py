@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from align.cli.choices import REWARD, SPELT, choice_of, reward_of
+from align.cli.choices import REWARD, SPELT, choice_of, files, reward_of
 from align.cli.progress import loading, quiet, show_progress
 
 if TYPE_CHECKING:
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
-@click.argument("prompt", metavar="PROMPT|FILE")
+@click.argument("model", shell_complete=files, help="A model directory or hub id; an adapter is one too.")
+@click.argument(
+    "prompt", metavar="PROMPT|FILE", shell_complete=files, help="A prompt, or a file whose rows have a `prompt`."
+)
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer, in tokens.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0: the likeliest.")
 @click.option("--greedy", is_flag=True, help="The same as --temperature 0.")
@@ -60,10 +62,15 @@ def sample(
     stop_token: tuple[str, ...],
     **drawn: Any,
 ) -> None:
-    """Answers of MODEL to a PROMPT, or to every row of a FILE that has a `prompt`.
+    r"""Answers of MODEL to a PROMPT, or to every row of a FILE that has a `prompt`.
 
     One answer is printed as it comes; several are JSON lines. A prompt on the command line is a user's message where
     the model has a chat template (--raw: it is continued); strings in a FILE are continued (--chat: messages).
+
+    \b
+    Example:
+      align sample runs/first/sft/export "Is 7 prime?"
+      align sample runs/first/sft/export prompts.jsonl -n 4 --reward math --jsonl answers.jsonl
     """
     if best_of and (n != 1 or not reward):
         raise click.UsageError("--best-of takes the place of -n, and needs a --reward")

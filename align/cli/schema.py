@@ -9,10 +9,13 @@ import rich_click as click
 
 @click.command()
 def schema() -> None:
-    """Print the JSON schema of run files, the settings of every installed plugin in it.
+    r"""Print the JSON schema of run files, the settings of every installed plugin in it.
 
-    Save it (`align schema > run.schema.json`) and start a run file with
-    `# yaml-language-server: $schema=run.schema.json`.
+    Start a run file with `# yaml-language-server: $schema=run.schema.json`, and editors complete and check it.
+
+    \b
+    Example:
+      align schema > run.schema.json
     """
     from align.core.registry import registry
     from align.core.schema import run_schema

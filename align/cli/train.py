@@ -13,8 +13,8 @@ from align.cli.progress import loading, quiet, show_progress
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.argument("run", type=click.Path(path_type=Path), help="A run file (docs/runfile.md).")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", help="Single settings laid over the file.")
 @click.option("--check", is_flag=True, help="Everything but training: settings, data, template, plan, the first batch.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished stages are skipped either way.")
 @quiet
@@ -29,13 +29,16 @@ def train(
     override: tuple[str, ...],
     reason: tuple[str, ...],
 ) -> None:
-    """Train what RUN describes, stage by stage.
+    r"""Train what RUN describes, stage by stage.
 
-    RUN is a YAML file (docs/runfile.md); KEY=VALUE lays single settings over it. A RUN with a `project:` is advised
-    first (`align advise --help`), and does not start against a blocking finding. Where stderr is no terminal, progress
-    comes as lines for a log.
+    A RUN with a `project:` is advised first (`align advise --help`), and does not start against a blocking finding.
+    Where stderr is no terminal, progress comes as lines for a log.
 
-    Example: align train run.yaml algorithm.beta=0.2 stages.1.train.epochs=3
+    \b
+    Example:
+      align train run.yaml --check
+      align train run.yaml algorithm.beta=0.2 stages.1.train.epochs=3
+      align train run.yaml --resume
     """
     from align.core import runfile
 
@@ -63,11 +66,16 @@ def train(
 
 
 @click.command(hidden=True)
-@click.argument("directory", type=click.Path(path_type=Path, exists=True))
-@click.argument("stage")
-@click.option("--progress/--quiet", default=False)
+@click.argument("directory", type=click.Path(path_type=Path, exists=True), help="The run's directory.")
+@click.argument("stage", help="The stage's name.")
+@click.option("--progress/--quiet", default=False, help="Whether progress is shown.")
 def worker(directory: Path, stage: str, progress: bool) -> None:
-    """One process of a stage's group; ``align train`` starts it and speaks for it where it is stopped."""
+    r"""Run one process of a stage's group; ``align train`` starts it, and reports for it where it is stopped.
+
+    \b
+    Example:
+      align worker runs/first sft
+    """
     from align.core.train.launch import work
 
     with _one_voice():
