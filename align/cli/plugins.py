@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import sys
 from typing import Any
 
 import rich_click as click
 
 from align.cli.choices import plugin_names
+from align.core.about import about
 from align.core.kinds import KINDS
 from align.core.registry import Offer, config_of, registry
 from align.schemas.errors import AlignError, did_you_mean
+from align.schemas.text import visible
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -52,12 +55,15 @@ def list_(kind: str | None, no_load: bool, as_json: bool) -> None:
                     | {"left_out": p.left_out, "broken": p.broken}
                     for p in installed
                 ],
-                "offers": [{"kind": o.kind, "name": o.name, "plugin": o.plugin.name} for o in offers],
+                "offers": [
+                    {"kind": o.kind, "name": o.name, "plugin": o.plugin.name, "about": about(o)} for o in offers
+                ],
             }
         )
         return
     if offers:
-        _print_columns([("KIND", "NAME", "PLUGIN"), *((o.kind, o.name, o.plugin.name) for o in offers)])
+        shown = [(o.kind, o.name, o.plugin.name, visible(about(o))) for o in offers]
+        _print_columns([("KIND", "NAME", "PLUGIN", "ABOUT"), *shown])
         click.echo()
     status = {
         p.name: "left out by ALIGN_PLUGINS" if p.left_out else "broken: align plugins doctor" if p.broken else ""
@@ -167,5 +173,7 @@ def _print_json(value: Any) -> None:
 
 def _print_columns(rows: list[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    most = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        click.echo(line if len(line) <= most else f"{line[: most - 1]}…")

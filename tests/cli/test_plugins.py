@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,8 +44,14 @@ def read_json(done: subprocess.CompletedProcess[str]) -> Any:
 
 def test_list_shows_what_each_offers_and_who_is_broken(strangers: Path) -> None:
     done = align(strangers, "plugins", "list")
-    rows = [line.split() for line in done.stdout.splitlines()]
+    shown = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
+    rows = [line[:3] for line in shown] + [line.split() for line in done.stdout.splitlines()]
     assert done.returncode == 0
+    about = {name: text for _, name, _, text in (line for line in shown if len(line) == 4)}
+    assert about["brevity"] == "1 for an answer of no length, falling to 0 at ``limit`` characters."
+    assert about["plain_nll"] == "Scale * -log p of every scored token.", "read from its source: torch is not imported"
+    assert about["shortness"] == "Print the reward of TEXT."
+    assert about["R-RAG-2"] == "Only what was looked up can be cited."
     assert ["reward", "brevity", "brevity"] in rows
     assert ["algorithm", "plain_nll", "brevity"] in rows and ["algorithm", "dpo", "builtin"] in rows
     assert ["command", "shortness", "brevity"] in rows
@@ -54,7 +61,8 @@ def test_list_shows_what_each_offers_and_who_is_broken(strangers: Path) -> None:
 
 def test_list_as_json(strangers: Path) -> None:
     found = read_json(align(strangers, "plugins", "list", "--json", "--kind", "reward"))
-    assert {"kind": "reward", "name": "brevity", "plugin": "brevity"} in found["offers"]
+    said = "1 for an answer of no length, falling to 0 at ``limit`` characters."
+    assert {"kind": "reward", "name": "brevity", "plugin": "brevity", "about": said} in found["offers"]
     assert all(offer["kind"] == "reward" and offer["plugin"] in ("builtin", "brevity") for offer in found["offers"])
     broken = {plugin["name"]: plugin["broken"] for plugin in found["plugins"]}
     assert broken == {"builtin": {}, "brevity": {}, "broken": {"load": "SystemExit: licence server not found"}}
@@ -189,3 +197,12 @@ def test_the_schema_takes_what_load_takes(schema: dict[str, Any], text: str) -> 
 def test_the_schema_refuses_what_load_refuses(schema: dict[str, Any], text: str) -> None:
     with pytest.raises(fastjsonschema.JsonSchemaValueException):
         fastjsonschema.compile(schema)(yaml.safe_load(text))
+
+
+def test_list_says_of_every_builtin_what_it_is(strangers: Path) -> None:
+    """In words, on its line: no name without any, no formula alone."""
+    found = read_json(align(strangers, "plugins", "list", "--json", ALIGN_PLUGINS="builtin"))
+    assert len(found["offers"]) > 90
+    assert [offer for offer in found["offers"] if not offer["about"] or "\n" in offer["about"]] == []
+    words = {offer["name"]: offer["about"] for offer in found["offers"] if offer["kind"] == "algorithm"}
+    assert [name for name, text in words.items() if not re.match(r"(Learns|Samples) ", text)] == []

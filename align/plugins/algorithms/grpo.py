@@ -25,8 +25,9 @@ from align.core.rollout.online import Credit, Group, Online
 
 
 class GRPO(Online):
-    """−min(ρ_t A, clip(ρ_t) A) + β k_t for each token, A_i = (R_i − mean R) / std R over the prompt's answers.
+    """Learns from rewards, each answer held against the others to its prompt; no critic.
 
+    −min(ρ_t A, clip(ρ_t) A) + β k_t for each token, A_i = (R_i − mean R) / std R over the prompt's answers.
     2402.03300 Eqs 3 and 4.
     """
 

@@ -33,7 +33,10 @@ def nll(chosen_logp_T: Tensor) -> Tensor:
 
 
 class ORPO(Algorithm):
-    """L_SFT + λ L_OR (2403.07691 Eq 6): instruction tuning and preference learning at once, from a base model."""
+    """Learns to answer and what is preferred at once, from pairs and a base model.
+
+    L_SFT + λ L_OR (2403.07691 Eq 6).
+    """
 
     name = "orpo"
     paper = "https://arxiv.org/abs/2403.07691"

@@ -44,8 +44,9 @@ def value_loss(value_T: Tensor, old_T: Tensor, return_T: Tensor, clip: float | N
 
 
 class PPO(Online):
-    """−min(ρ_t A_t, clip(ρ_t) A_t) for the policy and ½ (V_t − R_t)² for the critic, A_t and R_t by GAE.
+    """Learns from rewards with a critic that values every token.
 
+    −min(ρ_t A_t, clip(ρ_t) A_t) for the policy and ½ (V_t − R_t)² for the critic, A_t and R_t by GAE.
     1707.06347 Eq 7, 1506.02438 Eq 16; each token costs β k_t, and the last one brings the answer's reward
     (1909.08593 Eq 2).
     """

@@ -34,8 +34,9 @@ from align.core.rollout.online import Credit, Group, Online
 
 
 class Reinforce(Online):
-    """−A_t log π(y_t), A_t = Σ_{s≥t} γ^(s−t) r_s of r_s = −β k_s and the answer's R − b at its last token.
+    """Learns from rewards with one answer to a prompt (REINFORCE, REINFORCE++).
 
+    −A_t log π(y_t), A_t = Σ_{s≥t} γ^(s−t) r_s of r_s = −β k_s and the answer's R − b at its last token.
     Williams 1992; 2501.03262. Written as −min(ρ_t A_t, clip(ρ_t) A_t), which has the same gradient in a phase's first
     step and stays right in those after it.
     """

@@ -22,7 +22,7 @@ from align.schemas.rollout import Sampling
 
 
 class Local(Generator):
-    """``Voice`` over the trainer's own tensors, or over a model that is loaded where there is no trainer."""
+    """Samples with the trainer's own weights, or with a model that is loaded where there is no trainer."""
 
     name = "local"
     shares_weights: ClassVar[bool] = True

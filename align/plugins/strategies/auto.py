@@ -9,7 +9,7 @@ from align.schemas.hardware import Footprint, Hardware
 
 
 class Auto(Strategy):
-    """One device: single. Several: ddp where a replica fits, else fsdp. A plugin may decide otherwise."""
+    """Chooses: single on one device; on several ddp where a replica fits, else fsdp. A plugin may decide otherwise."""
 
     name = "auto"
 
