@@ -45,14 +45,9 @@ from align.schemas.run import Stage
 
 def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
     """Train one stage in this process (and its group), export it and mark it as done."""
-    with showing(progress):
-        _fit(directory, stage, progress)
-
-
-def _fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
     place = directory.stage(stage.name)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    with watched(place.path, spawn.rank(), world, limits(stage)), told(place):
+    with showing(progress), watched(place.path, spawn.rank(), world, limits(stage)), told(place):
         _fit(directory, place, stage, progress)
 
 
