@@ -161,6 +161,61 @@ def test_a_template_that_writes_without_measure_is_stopped() -> None:
     assert (finding, "more than 8,000,000 characters" in detail) == ("template-failed", True)
 
 
+# Who speaks first, and what is learned of whom.
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [families.CHATML, families.CHATML_MARKED, families.DEFAULT_SYSTEM, families.GEMMA],
+    ids=lambda chat: chat[:9],
+)
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be kind."}]], ids=["", "system"])
+def test_the_assistant_may_open(chat: str, system: list[Any]) -> None:
+    tok = tokenizer(chat, ("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"))
+    end = "<end_of_turn>" if chat == families.GEMMA else "<|im_end|>"
+    row = [*system, assistant("I help."), user("Is it wide?"), assistant("Yes.")]
+    assert scored_text(one(Record("text", "f:1", text=row), tok), tok) == [f"I help.{end}", f"Yes.{end}"]
+    alone = one(Record("completion", "f:1", prompt=system or None, completion=row[len(system) :][:1]), tok)
+    assert scored_text(alone, tok)[0].strip() == f"I help.{end}"
+
+
+def test_the_assistant_may_open_where_the_template_wants_a_question_first() -> None:
+    wants = "{% if messages | selectattr('role', 'equalto', 'user') | list | length == 0 %}{{ raise_exception('no') }}"
+    tok = tokenizer(wants + "{% endif %}" + families.CHATML)
+    row = [assistant("I help."), user("Is it wide?"), assistant("Yes.")]
+    assert scored_text(one(Record("text", "f:1", text=row), tok), tok) == ["I help.<|im_end|>", "Yes.<|im_end|>"]
+
+
+LEAVES_OUT = [{"weight": 0}, {"weight": 0.0}, {"train": False}]
+
+
+@pytest.mark.parametrize("said", LEAVES_OUT, ids=str)
+@pytest.mark.parametrize("chat", [families.CHATML, families.CHATML_MARKED], ids=["chatml", "marked"])
+def test_a_message_may_be_left_out_of_what_is_learned(chat: str, said: dict[str, Any]) -> None:
+    tok = tokenizer(chat)
+    whole = tok.apply_chat_template(CHAT, tokenize=True)["input_ids"]
+    for place, learned in ((1, "Not always."), (3, "Yes, it is.")):
+        row = [message | (said if i == place else {"weight": 1}) for i, message in enumerate(CHAT)]
+        draft = one(Record("text", "f:1", text=row), tok)
+        assert draft.ids.tolist() == whole
+        assert scored_text(draft, tok) == [f"{learned}<|im_end|>"]
+    none = [message | said for message in CHAT]
+    assert scored_text(one(Record("text", "f:1", text=none), tok), tok) == []
+
+
+def test_of_an_answer_and_of_pretraining_too() -> None:
+    tok = tokenizer(families.CHATML)
+    answer = [assistant("Let me look.") | {"weight": 0}, {"role": "tool", "content": "12:00"}, assistant("Noon.")]
+    draft = one(Record("completion", "f:1", prompt=CHAT[:1], completion=answer), tok)
+    assert scored_text(draft, tok) == ["Noon.<|im_end|>"]
+    row = [*CHAT[:1], CHAT[1] | {"weight": 0}, *CHAT[2:]]
+    scored = scored_text(one(Record("text", "f:1", text=row), tok, scores_prompt=True), tok)
+    assert len(scored) == 2
+    assert scored[0].endswith("<|im_start|>assistant\n") or scored[0].endswith("wide?<|im_end|>\n")
+    assert "Yes, it is." not in "".join(scored)
+    assert scored[1].endswith("Not always.<|im_end|>\n")
+
+
 # Prompts with answers.
 
 
@@ -338,6 +393,45 @@ def test_nor_can_a_string_row_unless_the_run_file_says_so() -> None:
     assert honoured.ids.tolist() == [*tok(row.text)["input_ids"], tok.eos_token_id]
     chat = Record("text", "f:1", text=[user("<|im_end|>"), assistant("No.")])
     assert one(chat, tok, allow=frozenset(["special-token-in-text"])).ids.tolist().count(tok.eos_token_id) == 2
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content"])
+def test_special_tokens_that_the_run_file_names_are_tokens(field: str) -> None:
+    """In messages too; others stay text, and the row says which were meant."""
+    tok = tokenizer(
+        families.CHATML.replace("m['content']", "(m.reasoning_content or '') + m['content']"),
+        ("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+    )
+    think, text = tok.convert_tokens_to_ids("<think>"), "<think>Hm.</think><|im_start|>So."
+    row = Record("text", "f:1", text=[user("<think>?"), {"role": "assistant", "content": "", field: text}])
+    (((draft,),), notes) = drafts(row, Encoder(tok), settings())
+    assert think not in draft.ids
+    assert [(n.finding, n.detail) for n in notes] == [("special-token-unclear", "<think> </think> <|im_start|>")]
+    meant = frozenset(["<think>", "</think>"])
+    (((draft,),), notes) = drafts(row, Encoder(tok), settings(special_tokens=meant))
+    assert draft.ids.tolist().count(think) == 2
+    assert draft.ids.tolist().count(tok.convert_tokens_to_ids("<|im_start|>")) == 2
+    assert tok.decode(draft.ids).endswith(f"{text}<|im_end|>\n")
+    assert [(n.finding, n.detail) for n in notes] == [
+        ("special-token-meant", "<think> </think>"),
+        ("special-token-unclear", "<|im_start|>"),
+    ]
+
+
+def test_tokens_that_only_end_a_text_are_text_inside_an_answer() -> None:
+    tok = families.mistral()  # <s> and </s> are HTML's too
+    row = Record("text", "f:1", text=[user("How?"), assistant("Write <s>so</s>, then go on.")])
+    assert [note.finding for note in drafts(row, Encoder(tok), settings())[1]] == ["special-token-in-text"]
+    text = Record("text", "f:1", text="Write <s>so</s>, then go on.</s>")
+    (((draft,),), notes) = drafts(text, Encoder(tok), settings())
+    assert [note.finding for note in notes] == ["special-token-in-text"]
+    assert draft.ids.tolist().count(tok.eos_token_id) == 1
+
+
+def test_a_special_token_that_the_tokenizer_does_not_have_is_refused() -> None:
+    with pytest.raises(AlignError, match=r"'<thnk>' is no special token .*\n.*<think>"):
+        settings(special_tokens=frozenset(["<thnk>"])).check(Encoder(tokenizer(special=("<think>",))))
+    settings(special_tokens=frozenset(["<think>"])).check(Encoder(tokenizer(special=("<think>",))))
 
 
 def test_the_signs_of_the_guard_in_a_row_gain_nothing() -> None:

@@ -136,7 +136,7 @@ def _serve(connection: Connection) -> None:
             request = connection.recv_bytes()
             try:
                 number, source, *rest = pickle.loads(request)
-                if source:
+                if source is not None:
                     sources[number] = source
                 reply = _reply(sources[number], *rest)
             except Exception as error:  # as no memory for the request, or for the reply
@@ -162,7 +162,7 @@ class _Process:
             connection = self._open()
             number = self._sources.get(source)
             try:
-                told = (len(self._sources), source) if number is None else (number, "")
+                told = (len(self._sources), source) if number is None else (number, None)
                 connection.send_bytes(pickle.dumps((*told, plain, seconds, characters)))
                 self._sources[source] = told[0]
                 if not connection.poll(seconds * len(jobs) + GRACE_SECONDS):

@@ -13,6 +13,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -118,8 +119,16 @@ class _Row:
         self.tools = self.guard.enter(record.tools)
         self.variables = encoder.variables | self.guard.enter(record.chat_template_kwargs)
         self.prompt = self.guard.enter(record.prompt)
-        self.source = encoder.template(self.tools) if record.conversational else ""
-        self.marked = _MARKS.search(self.source) is not None
+
+    @cached_property
+    def source(self) -> str:
+        """The template. Raises Refusal where there is none."""
+        return self.encoder.template(self.tools)
+
+    @cached_property
+    def marked(self) -> bool:
+        """Whether it marks what is the assistant's."""
+        return _MARKS.search(self.source) is not None
 
     def note(self, finding: str, detail: str) -> None:
         """An error of this row: a refusal unless the run file accepts it."""
@@ -387,7 +396,7 @@ class _Row:
             done = self._try(form, weights, views, prompt)
             if isinstance(done, Failed):
                 failed = failed or done
-            elif best is None or len(done.trace.lost) < len(best.trace.lost):
+            elif best is None or len(_parts(done)) < len(_parts(best)):
                 best = done
             if best is not None and not best.trace.lost:
                 break
@@ -402,7 +411,7 @@ class _Row:
 
         Once more with marks in it, unless the text shows at once what became of the row.
         """
-        tracer = Tracer(self.source, form, self.tools)
+        tracer = Tracer(self.source, form, self.tools, self.variables)
         jobs: list[tuple[Sequence[Message], Any, bool]] = [(form, self.tools, prompt)]
         jobs += [(form[:upto], self.tools, asked) for upto, asked in views]
         if self.marked or not tracer.plain:
@@ -486,6 +495,10 @@ def forms(messages: Sequence[Message], source: str) -> Iterator[list[Message]]:
                 message = {name if key == own else key: value for key, value in message.items()}
             form.append(message)
         yield form
+
+
+def _parts(done: _Rendered) -> set[tuple[int, str]]:
+    return {lost.part for lost in done.trace.lost}
 
 
 def _bare(message: Message) -> Message:

@@ -13,7 +13,7 @@ import html
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from math import isfinite
@@ -55,6 +55,11 @@ class Lost(NamedTuple):
     text: str
     reasoning: bool
 
+    @property
+    def part(self) -> tuple[int, str]:
+        """Where it was, all of a call's arguments being one place."""
+        return self.message, self.field.partition(".arguments")[0]
+
 
 class _Leaf(NamedTuple):
     """One string of the row, or a number or truth value of a call's arguments."""
@@ -74,10 +79,13 @@ class Trace(NamedTuple):
 
 
 class Tracer:
-    """Marks one row's messages and tools for the template ``source``, and reads the marks again."""
+    """Marks one row's messages and tools for the template ``source``, and reads the marks again.
 
-    def __init__(self, source: str, messages: Sequence[Message], tools: Any) -> None:
-        self._source, self._messages, self._tools = source, messages, tools
+    variables: what else the template is handed.
+    """
+
+    def __init__(self, source: str, messages: Sequence[Message], tools: Any, variables: Mapping[str, Any]) -> None:
+        self._source, self._messages, self._tools, self._variables = source, messages, tools, variables
         self._leaves: list[_Leaf] = []
         self._marks: list[tuple[int, int]] = []  # of each mark, its leaf and its place there
         self._numbers: dict[str, tuple[int, str]] = {}
@@ -95,15 +103,17 @@ class Tracer:
     def look(self, text: str) -> Trace | None:
         """All that is there where each content stands in the text as it is, after the one before; else None.
 
-        One that the template itself may write ("user", a default system prompt) does not count.
+        One that the template may have written for another reason ("user", a default system prompt) does not count.
         """
         if not self.plain:
             return None
+        rest = [{key: value for key, value in message.items() if key != "content"} for message in self._messages]
+        others = f"{self._source}\n{self._variables}\n{rest}"
         places, end = dict[int, list[int]](), 0
         for i, message in enumerate(self._messages):
             content = message["content"].strip()
             start = text.find(content, end)
-            if start < 0 or content in self._source:
+            if start < 0 or content in others:
                 return None
             end = start + len(content)
             places[i] = [start, end - 1]
@@ -320,12 +330,12 @@ class Tracer:
 
 def spans_in(text: str, marked: str | Failed, generation: tuple[str, str]) -> list[Span] | None:
     """What is between the ``generation`` marks of ``marked``, as spans of ``text``; None where that is another text."""
-    return Tracer("", [], None).read(text, marked, generation).spans
+    return Tracer("", [], None, {}).read(text, marked, generation).spans
 
 
 @lru_cache(maxsize=8)
 def whole_in(source: str) -> re.Pattern[str]:
-    """Matches what a template may look for in a row's strings: those of its own that are more than a word.
+    """Matches what a template may look for in a row's strings: words of its own that are no plain ones.
 
     ``</think>``, but not ``user``, which it compares with roles.
     """
@@ -333,8 +343,8 @@ def whole_in(source: str) -> re.Pattern[str]:
         tokens = list(jinja2.Environment().lex(source))
     except jinja2.TemplateSyntaxError:  # of no template: rendering it says so
         tokens = []
-    own = {_unescaped(text[1:-1]).strip() for _, kind, text in tokens if kind == "string"}
-    names = sorted((one for one in own if len(one) > 1 and not one.isalnum()), key=lambda one: (-len(one), one))
+    words = {word for _, kind, text in tokens if kind == "string" for word in _unescaped(text[1:-1]).split()}
+    names = sorted((word for word in words if len(word) > 1 and not word.isalnum()), key=lambda w: (-len(w), w))
     return re.compile("|".join([_HIDDEN, *map(re.escape, names)]))
 
 
@@ -372,8 +382,8 @@ def _unescaped(text: str) -> str:
 def _same(text: str, written: str) -> bool:
     if written == text:
         return True
-    once = _unescaped(written)  # a string inside a string is escaped twice
-    return text in (once, _unescaped(once), html.unescape(written))
+    once, page = _unescaped(written), html.unescape(written)
+    return text in (once, _unescaped(once), page, _unescaped(page))  # a string inside a string is escaped twice
 
 
 def _alike(character: str, written: str) -> bool:
