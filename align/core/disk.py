@@ -91,6 +91,8 @@ _CLOCK = 2.0
 def _started(pid: int) -> float:
     """When a process of this machine began, in seconds since the epoch; infinite where there is none."""
     try:
+        if not Path(f"/proc/{pid}/cmdline").read_bytes():  # a thread of the kernel's, or a process that has ended
+            return float("inf")
         ticks = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
     except (OSError, ValueError, IndexError):

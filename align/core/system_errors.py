@@ -22,7 +22,7 @@ _ELSEWHERE = "choose another place, or make this one writable"
 _MEMORY = "close what else uses memory, or make the work smaller: train.micro_batch_tokens, data.workers, data.stream"
 
 _TABLE: dict[int, tuple[str, str]] = {
-    errno.ENOSPC: ("no room is left on its disk", _ROOM),
+    errno.ENOSPC: ("no room is left on the disk", _ROOM),
     errno.EDQUOT: ("the disk quota is used up", _ROOM),
     errno.EFBIG: ("would be larger than files may be here", "raise the limit (ulimit -f), or write to another place"),
     errno.EROFS: ("lies on a read-only file system", _ELSEWHERE),
@@ -45,7 +45,14 @@ _OURS = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD, errno.ESRCH, err
 """What a program of ours has done wrong, and no machine: a traceback helps more."""
 
 _RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers, which are Rust, tell an errno
-_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cannot allocate memory", re.I)
+_IN_WORDS = {
+    os.strerror(number): number
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
+}
+"""Limits that libraries in C++ tell in the words of ``strerror`` only, the dynamic linker among them."""
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cannot allocate memory|failed to map segment", re.I
+)
 _NO_THREAD = "can't start new thread"
 
 
@@ -84,7 +91,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the machine or on a GPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, RuntimeError | ImportError) and bool(_NO_MEMORY.search(str(error)))
 
 
 def _problem(error: BaseException) -> Problem | None:
@@ -96,6 +103,8 @@ def _problem(error: BaseException) -> Problem | None:
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := _RUST.search(str(error))):
         number = int(found.group(1))
+    if number is None:
+        number = next((number for words, number in _IN_WORDS.items() if words in str(error)), None)
     if number is None or number in _OURS:
         return None
     name = getattr(error, "filename", None)
@@ -103,7 +112,9 @@ def _problem(error: BaseException) -> Problem | None:
     if number == errno.ENOENT and "temporary directory" in str(error):
         return Problem("TMPDIR", "there is no directory for temporary files that can be written", "set TMPDIR to one")
     what, fix = _TABLE.get(number, (os.strerror(number), ""))
-    if number in (errno.EEXIST, errno.ENOENT) and path and os.path.islink(path) and not os.path.exists(path):
+    if number in (errno.EEXIST, errno.ENOENT) and os.path.islink(path) and not os.path.exists(path):
+        if os.path.realpath(path) == os.path.abspath(path):
+            return Problem(path, *_TABLE[errno.ELOOP])
         what, fix = f"is a link to {os.readlink(path)}, which does not exist", "choose another path, or remove the link"
     if number == errno.EEXIST and path and os.path.isfile(path):
         what = "is a file, where a directory is needed"

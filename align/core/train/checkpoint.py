@@ -20,6 +20,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from align.core import disk
+from align.core.system_errors import explain
 from align.schemas.errors import AlignError
 
 FORMAT = 1
@@ -51,8 +52,10 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
         disk.fsync_directory(directory.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError where the disk is full
         shutil.rmtree(temporary, ignore_errors=True)
+        refused = explain(error)
+        why = error if refused is None else refused.problems[0].what
         raise AlignError(
-            f"the checkpoint could not be written: {getattr(error, 'strerror', None) or error}",
+            f"the checkpoint could not be written: {why}",
             "free some room or choose another output; the earlier checkpoints are intact",
             where=str(directory),
         ) from error
@@ -109,9 +112,8 @@ def newest(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def tidy(root: Path) -> None:
-    """Remove what killed processes left half-written."""
-    for stray in root.glob(f"{disk.PARTIAL}*") if root.is_dir() else ():
-        shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+    """Remove what killed processes left half-written, at any depth."""
+    disk.remove_partial(root, recursive=True)
 
 
 def rotate(root: Path, keep: int, protect: int | None) -> None:
