@@ -70,9 +70,8 @@ def measure(count: int, asked: list[Answer], seconds: float) -> dict[str, object
 
 
 def main() -> None:
-    power = "(x+y+z+w)^{30}"
-    hang = rf"\boxed{{{power}(x+y)+{power}(z+w)}}"  # right, but only for those who wait
-    bomb = Answer("q", hang, hang, columns={"solution": "(x+y+z+w)^{31}"})
+    hang = r"\boxed{2\sin(60x)\cos(60x)}"  # right, but only for those who wait for sympy's proof
+    bomb = Answer("q", hang, hang, columns={"solution": r"\sin(120x)"})
     mixed = [bomb if i % 20 == 10 else answer for i, answer in enumerate(answers(KINDS[:1], 67)[:533])]
     results = {
         "date": datetime.now(UTC).date().isoformat(),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import signal
@@ -19,6 +20,10 @@ from hypothesis import strategies as st
 from align.core.rollout.reward import Answer, Place
 from align.core.rollout.workers import Workers
 from align.plugins.rewards.math import Math
+from align.plugins.rewards.math.exact import equal, separation, sign
+from align.plugins.rewards.math.grammar import parse
+from align.plugins.rewards.math.notation import Unparsed, clean
+from align.plugins.rewards.math.reals import Reals
 from align.schemas.rollout import RewardChoice
 
 CASES = [json.loads(line) for line in Path(__file__).with_name("math_cases.jsonl").read_text().splitlines()]
@@ -174,6 +179,12 @@ def test_order_counts_in_tuples_and_not_in_sets(verifier: Math, points: list[int
 @pytest.mark.parametrize(
     ("gold", "why"),
     [
+        (r"1/2\sqrt3", "ambiguous"),
+        (r"\sin x/2", "ambiguous"),
+        (r"2\frac{3}{2}", "ambiguous"),
+        (r"\sin(x)^2", "ambiguous"),
+        (r"\arcsin 2", "no value"),
+        (r"\frac{1}{\sqrt{2}\sqrt{3}-\sqrt{6}}", "divides by zero"),
         (None, "has no 'solution'"),
         ("", "empty"),
         (r"\frac{0}{0}", "divides by zero"),
@@ -202,6 +213,130 @@ def test_settings() -> None:
     assert strict.unfit({"solution": "7"}) == "has no 'answer'" and strict.needs == ("answer",)
     free, boxed = (Answer("q", text, text, columns={"answer": "7"}) for text in ("The answer is 7.", r"\boxed{7}"))
     assert [(s.value, s.outcome) for s in strict.score([free, boxed])] == [(None, "unparsed"), (1.0, "right")]
+
+
+def test_a_bare_number_is_its_percentage_only_where_the_run_says_so() -> None:
+    strict, loose = Math(Math.Config()), Math(Math.Config(bare_percent=True))
+    for gold, said in ((r"28\%", "28"), ("28", r"28\%"), ("28", "28 percent")):
+        assert strict.verdict(gold, rf"\boxed{{{said}}}").outcome == "wrong"
+        assert loose.verdict(gold, rf"\boxed{{{said}}}").outcome == "right"
+    assert loose.verdict("28", r"\boxed{29\%}").outcome == loose.verdict("0.28", r"\boxed{28\%}").outcome == "wrong"
+
+
+SURDS = st.lists(st.integers(2, 60), min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(inside=SURDS, whole=st.integers(-20, 20), digits=st.integers(1, 90))
+def test_roots_are_compared_exactly(inside: list[int], whole: int, digits: int) -> None:
+    """The square of a sum of roots, by hand: both sides are one number, and a difference of 10^-90 is seen."""
+    made = "+".join([str(whole), *(rf"\sqrt{{{n}}}" for n in inside)])
+    squares = [f"({whole})^{{2}}", *map(str, inside)]
+    twice = [rf"2 \cdot ({whole}) \cdot \sqrt{{{n}}}" for n in inside]
+    mixed = [rf"2\sqrt{{{a * b}}}" for i, a in enumerate(inside) for b in inside[:i]]
+    gold, answer = f"({made})^{{2}}", "+".join([*squares, *twice, *mixed])
+    assert equal(parse(gold), parse(answer))
+    assert not equal(parse(gold), parse(f"{answer}+10^{{-{digits}}}"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(10, 10**12))
+def test_near_equal_roots_are_told_apart(n: int) -> None:
+    r"""\sqrt{n-1} + \sqrt{n+1} < 2\sqrt{n} by about n^{-3/2} / 4."""
+    near = rf"\sqrt{{{n - 1}}}+\sqrt{{{n + 1}}}"
+    assert not equal(parse(rf"2\sqrt{{{n}}}"), parse(near))
+    assert sign(parse(rf"{near}-2\sqrt{{{n}}}")) == -1
+
+
+POLYNOMIALS = st.lists(st.tuples(st.integers(-9, 9).filter(bool), st.integers(-9, 9)), min_size=1, max_size=7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(factors=POLYNOMIALS, at=st.integers(0, 7), off=st.integers(1, 3))
+def test_a_product_is_its_expansion_and_no_other(factors: list[tuple[int, int]], at: int, off: int) -> None:
+    coefficients = [1]
+    for a, b in factors:  # times a x + b
+        shifted = [*(a * c for c in coefficients), 0]
+        coefficients = [x + b * c for x, c in zip(shifted, [0, *coefficients], strict=True)]
+    degree = len(factors)
+
+    def written(values: list[int]) -> str:
+        return "".join(f"{c:+d}x^{{{degree - i}}}" for i, c in enumerate(values))
+
+    product = "".join(f"({a}x{b:+d})" for a, b in factors)
+    assert equal(parse(product), parse(written(coefficients)))
+    changed = list(coefficients)
+    changed[at % (degree + 1)] += off
+    assert not equal(parse(product), parse(written(changed)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(parts=st.lists(st.integers(100, 999), min_size=1, max_size=3), first=st.integers(1, 999))
+def test_a_list_is_never_paid_for_a_number(verifier: Math, parts: list[int], first: int) -> None:
+    value = int("".join(map(str, [first, *parts])))
+    together = [sep.join(map(str, [first, *parts])) for sep in (",", r",\!", r",\! ", "{,}", r"\,", " ", "")]
+    apart = [sep.join(map(str, [first, *parts])) for sep in (", ", ",~", "; ", ";", r" \text{ and } ", ",\\ ", " or ")]
+    for gold in [str(value), *together]:
+        for said in together:
+            assert verifier.verdict(gold, rf"\boxed{{{said}}}").outcome == "right", (gold, said)
+        for said in [*apart, *(f"({said})" for said in apart[:4]), rf"\{{{apart[0]}\}}"]:
+            assert verifier.verdict(gold, rf"\boxed{{{said}}}").outcome != "right", (gold, said)
+
+
+INTERVALS_OF_REALS = st.lists(
+    st.tuples(st.integers(-4, 4), st.integers(-4, 4), st.booleans(), st.booleans()), min_size=1, max_size=3
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(first=INTERVALS_OF_REALS, second=INTERVALS_OF_REALS)
+def test_sets_of_reals_are_those_of_sympy(first: list[tuple[int, ...]], second: list[tuple[int, ...]]) -> None:
+    import sympy
+
+    ours, theirs = [], []
+    for parts in (first, second):
+        made = [Reals.interval(parse(str(a)), parse(str(b)), c, d) for a, b, c, d in map(tuple, parts)]
+        ours.append(Reals.union(made))
+        theirs.append(sympy.Union(*(sympy.Interval(a, b, not c, not d) for a, b, c, d in parts)))
+    assert ours[0].same(ours[1]) == (theirs[0] == theirs[1])
+    assert ours[0].without(ours[1]).same(Reals.union([])) == (theirs[0] - theirs[1] == sympy.EmptySet)
+    assert ours[0].without(ours[0].without(ours[1])).same(Reals.intersection(ours))
+
+
+def test_a_separation_bound_is_below_the_value() -> None:
+    """(\\sqrt{2} - 1)^{40}, about 2^-50.9, and 10^{-30} are above their bounds; what is zero is found so."""
+    for text, exponent in ((r"(\sqrt{2}-1)^{40}", 51), (r"10^{-30}", 100), (r"\sqrt{10^{20}+1}-10^{10}", 35)):
+        bits = separation(parse(text))
+        assert bits is not None and bits >= exponent
+    assert separation(parse(r"\ln 2")) is None
+    assert sign(parse(r"\sqrt{2}\sqrt{3}-\sqrt{6}")) == 0
+
+
+def test_what_cannot_be_decided_is_not_judged() -> None:
+    r"""\arctan(1/2) + \arctan(1/3) is \pi/4; that no digit tells them apart proves nothing."""
+    with contextlib.suppress(Unparsed):
+        assert equal(parse(r"\frac{\pi}{4}"), parse(r"\arctan\frac{1}{2}+\arctan\frac{1}{3}"))
+    assert not equal(parse(r"\frac{\pi}{4}"), parse(r"\arctan\frac{1}{2}+\arctan\frac{1}{3}+10^{-200}"))
+
+
+TEX = [
+    (r"\frac1{2}\pi", r"\frac{1}{2}\pi"),
+    (r"\sqrt[3]2", r"\sqrt[3]{2}"),
+    (r"{1\over 2}", r"\frac{1}{2}"),
+    (r"x^{a\over b}", r"x^{\frac{a}{b}}"),
+    (r"\frac \pi4", r"\frac{\pi}{4}"),
+    (r"\sqrt{\frac\sqrt2 2}", r"\sqrt{\frac{\sqrt{2}}{2}}"),
+    (r"\dbinom52", r"\binom{5}{2}"),
+    (r"\operatorname{arcsin} x", r"\arcsin x"),
+    (r"1-\mathrm{e}", "1-e"),
+    (r"11,\! 111", "11111"),
+    (r"14{,}912", "14912"),
+]
+
+
+@pytest.mark.parametrize(("written", "form"), TEX)
+def test_arguments_are_taken_as_tex_takes_them(written: str, form: str) -> None:
+    assert clean(written) == form
 
 
 def test_memory_stays_flat(verifier: Math) -> None:

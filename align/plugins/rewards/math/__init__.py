@@ -1,22 +1,23 @@
-"""Whether a mathematical answer is right. The policy is a table in docs/math_verifier.md.
+"""The math verifier. Its policy is a table in docs/math_verifier.md.
 
-text --extract--> the one answer --notation--> one form --tree--> types --compare, leaf--> right or wrong
+text --extract--> the one answer --notation--> one form --tree--> types --compare--> right or wrong
+
+The leaves of a tree are numbers (numeral) and expressions (grammar, expression), compared exactly (exact, reals).
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
 from align.core.rollout.reward import Answer, Place, Reward, Score
 from align.plugins.rewards.math.compare import check, same
-from align.plugins.rewards.math.extract import Unparsed, answers_of
-from align.plugins.rewards.math.notation import clean
+from align.plugins.rewards.math.extract import Found, answer_of
+from align.plugins.rewards.math.notation import Unparsed, clean
 from align.plugins.rewards.math.tree import Tree, read
 from align.plugins.rewards.math.units import contradicts
 
@@ -35,13 +36,13 @@ _WARM = (
     (r"(x+1)(x-2)", "x^2-x-2"),
     ("2n+1", "1+2n"),
 )
-"""Equal pairs that exercise the parser, whose tables are filled as it goes, and sympy."""
+"""Equal pairs that need sympy, which is imported where it is first needed."""
 
 
 class Math(Reward):
-    """1 for the right final answer and 0 for a wrong one, decided by math-verify under a strict policy.
+    """1 for the right final answer and 0 for a wrong one, decided exactly.
 
-    Runs in workers: what reaches sympy is bounded, and what is slow all the same costs its answer the score.
+    Runs in workers: expressions are bounded, and what is slow all the same costs its answer the score.
     """
 
     name = "math"
@@ -54,6 +55,8 @@ class Math(Reward):
         """The column with the gold answer: bare, in a ``\\boxed{}``, or after ``####``."""
         boxed: bool = False
         """Only an answer in a ``\\boxed{}`` counts; else "the answer is 7", ``#### 7``, or the bare answer do too."""
+        bare_percent: bool = False
+        """Whether 28 and 28% are the same."""
         unparsed: Annotated[float, Field(allow_inf_nan=False)] | None = 0.0
         """The score where no answer is found or it cannot be judged; null leaves it out."""
 
@@ -64,8 +67,7 @@ class Math(Reward):
         self.needs = (config.column,)  # type: ignore[misc]  # whatever its name is here
 
     def open(self, place: Place) -> None:
-        """Import sympy and build the parser's tables, once for all workers."""
-        logging.getLogger("math_verify").setLevel(logging.ERROR)
+        """Import sympy once for all workers."""
         for gold, answer in _WARM:
             assert self.verdict(gold, rf"\boxed{{{answer}}}").outcome == "right", (gold, answer)
 
@@ -86,33 +88,85 @@ class Math(Reward):
     def verdict(self, gold: str, text: str) -> Score:
         """One answer. An unfit gold is an ``error``: neither right nor wrong can be said."""
         try:
-            written, ours = _gold(gold)
+            golds = _gold(gold)
         except Unparsed as error:
             return Score(None, "error", why=f"the gold answer {error}")
         try:
-            first, *later = map(clean, answers_of(text, self.config.boxed))
-            right = _agree(written, ours, first)
-            if right and not all(_agree(written, ours, said) for said in later):
-                raise Unparsed("is followed by another one")
+            found = answer_of(text, self.config.boxed)
+            right = self._right(golds, found)
         except Unparsed as error:
             return Score(self.config.unparsed, "unparsed", why=f"the answer {error}")
         return Score(1.0, "right") if right else Score(0.0, "wrong")
 
+    def _right(self, golds: Sequence[Gold], found: Found) -> bool:
+        """Whether the answer is right, and so is all that it is said to be. Raises Unparsed."""
+        forms = _forms(found)
+        if self.config.bare_percent:
+            golds, forms = [gold.without_percent() for gold in golds], [form.replace("%", "") for form in forms]
+        agreed = [gold for gold in golds if any(gold.agrees(form) for form in forms)]
+        if not agreed and len(found.answers) > 1:  # one answer in several forms
+            agreed = [gold for gold in golds if all(gold.agrees(clean(one)) for one in found.answers)]
+        if agreed and not any(gold.agrees_with_all(found.restated) for gold in agreed):
+            raise Unparsed("is followed by another one")
+        return bool(agreed)
+
+
+class Gold(NamedTuple):
+    """A gold answer, cleaned, and as a tree."""
+
+    written: str
+    tree: Tree
+
+    def agrees(self, said: str, worked_out: bool = True) -> bool:
+        """Whether a cleaned answer says the same. worked_out: whether a number wants a number. Raises Unparsed."""
+        return (
+            _bare(said) == _bare(self.written)
+            or _choice(said) == self.tree.text
+            or same(self.tree, read(said), worked_out)
+        )
+
+    def agrees_with_all(self, restated: Sequence[str]) -> bool:
+        """Whether what an answer is said to be is so, worked out or not."""
+        return all(self.agrees(clean(one), worked_out=False) for one in restated)
+
+    def without_percent(self) -> Gold:
+        """50% as 50."""
+        return _as_gold(self.written.replace("%", "")) if "%" in self.written else self
+
 
 @lru_cache(maxsize=4096)
-def _gold(text: str) -> tuple[str, Tree]:
-    """A gold answer as written and as a tree. Raises Unparsed where it is none."""
+def _gold(text: str) -> tuple[Gold, ...]:
+    """A gold answer, with and without a percent sign that stands outside its box. Raises Unparsed where it is none."""
     if len(text) > LONGEST_GOLD:
         raise Unparsed(f"is longer than {LONGEST_GOLD} characters")
-    marked = "box" in text or "####" in text
-    said = clean(answers_of(text, boxed=False)[0] if marked else text)
-    tree = read(said)
-    check(tree)
-    return _bare(said), tree
+    if "box" not in text and "####" not in text:
+        return (_as_gold(clean(text)),)
+    found = answer_of(text, boxed=False)
+    first = _as_gold(clean(found.answers[0]))
+    if len(found.answers) > 1 and all(first.agrees(clean(one)) for one in found.answers[1:]):
+        return (first,)  # one answer in several forms
+    if found.alternatives:
+        raise Unparsed("gives several answers")
+    return tuple(map(_as_gold, _forms(found)))
 
 
-def _agree(written: str, gold: Tree, said: str) -> bool:
-    return _bare(said) == written or _choice(said) == gold.text or same(gold, read(said))
+@lru_cache(maxsize=4096)
+def _as_gold(written: str) -> Gold:
+    try:
+        tree = read(written)
+        check(tree)
+    except Unparsed:
+        letter = _choice(written)  # (D) Alina
+        if letter is None:
+            raise
+        tree = Tree("words", letter)
+    return Gold(written, tree)
+
+
+def _forms(found: Found) -> list[str]:
+    r"""The texts to compare: behind ``\boxed{28}`` a percent sign may count or not."""
+    form = clean(found.joined)
+    return [form, form + "%"] if found.percent and form[-1:].isdigit() else [form]
 
 
 def _choice(text: str) -> str | None:
@@ -124,5 +178,5 @@ def _choice(text: str) -> str | None:
 
 
 def _bare(text: str) -> str:
-    """Without spaces, but for those between digits."""
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+    """Without spaces, but for those beside digits and commas, which 11, 111 and 11,111 differ in."""
+    return re.sub(r"(?<![\d,])\s+(?![\d,])", "", text)

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
-from align.plugins.rewards.math import leaf
-from align.plugins.rewards.math.extract import Unparsed
+from align.plugins.rewards.math import grammar
+from align.plugins.rewards.math.exact import equal, is_real, sign
+from align.plugins.rewards.math.expression import (
+    Term,
+    add,
+    divide,
+    mul,
+    negative,
+    number,
+    substitute,
+    symbols,
+    value_of,
+)
+from align.plugins.rewards.math.notation import OR, Unparsed
+from align.plugins.rewards.math.reals import End, Reals
 from align.plugins.rewards.math.tree import Tree, is_name
 
 _FLIPPED = {">": "<", r"\ge": r"\le"}
+_STARTS = (2, 5, 11)
+"""Values at which two equations are told to be multiples of each other."""
 _DECIMALS = 6
 """Significant digits that a rounded answer to an exact gold needs."""
 
@@ -23,6 +37,12 @@ def same(gold: Tree, answer: Tree, worked_out: bool = True) -> bool:
         return False
     if not gold.unit and not answer.certain:
         raise Unparsed("has words beside its number")
+    if any(tree.kind == "list" and any(map(_bounds, tree.parts)) for tree in (gold, answer)):
+        ours, theirs = _set(gold), _set(answer)
+        if ours is not None and theirs is not None:
+            return ours.same(theirs)
+        if gold.brackets != answer.brackets:
+            return False
     if {gold.kind, answer.kind} <= {"list", "set"}:
         as_list = gold.kind == answer.kind == "list"
         return (len(gold.parts) == len(answer.parts) or not as_list) and _unordered(gold.parts, answer.parts)
@@ -35,49 +55,45 @@ def same(gold: Tree, answer: Tree, worked_out: bool = True) -> bool:
         return alike and all(map(same, gold.parts, answer.parts))
     if "union" in (gold.kind, answer.kind):
         ours, theirs = _set(gold), _set(answer)
-        return ours is not None and theirs is not None and bool(ours == theirs)
+        return ours is not None and theirs is not None and ours.same(theirs)
     if "words" in (gold.kind, answer.kind):
-        return gold.kind == answer.kind and gold.text == answer.text
+        return _spelt(gold) == _spelt(answer)
     if not {gold.kind, answer.kind} <= {"number", "expression"}:
         return False
     return _leaves(gold, answer, worked_out)
+
+
+def _spelt(tree: Tree) -> str:
+    """Words as written; a short one that is not marked as text looks like a product."""
+    return tree.text.casefold() if tree.kind == "expression" and tree.text.isalpha() else tree.text
 
 
 def check(gold: Tree) -> None:
     """Raises Unparsed where a gold answer has a leaf that nothing could be compared with."""
     for part in gold.parts:
         check(part)
-    if gold.kind == "expression" and not gold.parts and not leaf.same_power(gold.text, gold.text) and not is_name(gold):
-        leaf.parse(gold.text)
+    if gold.kind == "expression" and not gold.parts and not is_name(gold):
+        grammar.parse(gold.text)
 
 
 def _leaves(gold: Tree, answer: Tree, worked_out: bool) -> bool:
     if gold.number is not None and answer.number is not None:
         return gold.number == answer.number or _rounded(gold, answer)
-    if restated := leaf.undone(answer.text) - leaf.undone(gold.text):
+    if restated := grammar.undone(answer.text) - grammar.undone(gold.text):
         raise Unparsed(f"leaves {', '.join(sorted(restated))} to be worked out")
-    if leaf.same_power(gold.text, answer.text):
-        return True
-    used = leaf.letters(gold.text) | leaf.letters(answer.text)
-    if any(letter.isupper() and letter.lower() in used for letter in used):
-        return "".join(gold.text.split()) == "".join(answer.text.split())
     ours, theirs = _value(gold), _value(answer)
-    right = leaf.equal(ours, theirs) or _rounded(gold, answer)
-    if right and worked_out and _worked(gold) and not _worked(answer) and leaf.exact(ours) is not None:
+    right = equal(ours, theirs) or _rounded(gold, answer)
+    if right and worked_out and _worked(gold) and not _worked(answer) and value_of(ours) is not None:
         raise Unparsed("leaves arithmetic to be worked out")
     return right
 
 
 def _worked(tree: Tree) -> bool:
-    return tree.number is not None or leaf.single_power(tree.text)
+    return tree.number is not None or grammar.single_power(tree.text)
 
 
-def _value(tree: Tree) -> Any:
-    if tree.number is None:
-        return leaf.parse(tree.text)
-    from sympy import Rational
-
-    return Rational(tree.number.numerator, tree.number.denominator)
+def _value(tree: Tree) -> Term:
+    return grammar.parse(tree.text) if tree.number is None else number(tree.number)
 
 
 def _rounded(gold: Tree, answer: Tree) -> bool:
@@ -88,23 +104,23 @@ def _rounded(gold: Tree, answer: Tree) -> bool:
         assert decimal.number is not None
         if decimal.number.denominator == 1:  # 10000.0 is a whole number, not a rounded one
             continue
-        if other.number is not None:
-            if _ends(other.number):  # it has decimals of its own, and these are not they
-                continue
-            value: float | None = float(other.number)
-        else:
-            value = leaf.near(leaf.parse(other.text))
-        if value is None or value * decimal.number < 0:
+        if other.number is not None and _ends(other.number):  # it has decimals of its own, and these are not they
             continue
-        excess = (abs(float(decimal.number)) - abs(value)) * 10.0**decimal.decimals
-        if -1 < excess <= 0.5:
+        value = _value(other)
+        if symbols(value) or not is_real(value):
+            continue
+        size = 1 if decimal.number > 0 else -1
+        unit = Fraction(size, 10**decimal.decimals)
+        above = sign(add(value, number(unit / 2 - decimal.number)))  # |decimal| - |value| is at most half a unit
+        below = sign(add(value, number(-unit - decimal.number)))  # and more than minus one
+        if above * size >= 0 and below * size < 0:
             return True
     return False
 
 
-def _ends(number: Fraction) -> bool:
+def _ends(value: Fraction) -> bool:
     """Whether it has finitely many decimals."""
-    bottom = number.denominator
+    bottom = value.denominator
     for prime in (2, 5):
         while bottom % prime == 0:
             bottom //= prime
@@ -125,23 +141,27 @@ def _unordered(gold: Sequence[Tree], answer: Sequence[Tree]) -> bool:
 def _relations(gold: Tree, answer: Tree, worked_out: bool) -> bool:
     gold, answer = _turned(gold), _turned(answer)
     if gold.kind == "relation" and answer.kind == "relation":
-        if gold.brackets == answer.brackets and all(map(_alike, gold.parts, answer.parts)):
+        if gold.brackets == answer.brackets and all(
+            _alike(ours, theirs, worked_out) for ours, theirs in zip(gold.parts, answer.parts, strict=True)
+        ):
             return True
         if gold.brackets[0] == "=" and set(answer.brackets) <= {"=", r"\approx"}:
             if is_name(gold.parts[0]) and is_name(answer.parts[0]):
-                named = _alike(gold.parts[0], answer.parts[0])
+                named = _alike(gold.parts[0], answer.parts[0], worked_out)
                 return named and _chain(gold.parts[-1], answer, worked_out)
             return len(answer.parts) == 2 and not _solved(gold) and _proportional(gold, answer)
         return gold.brackets == answer.brackets and not _solved(gold) and _proportional(gold, answer)
     if gold.kind == "relation":
+        if gold.brackets[0] == r"\approx" and not is_name(gold.parts[0]):  # what is rounded behind it says no more
+            return same(gold.parts[0], answer, worked_out)
         if gold.brackets[-1] == "=" and is_name(gold.parts[0]):
             return same(gold.parts[-1], answer, worked_out)
         ours, theirs = _set(gold), _set(answer)
-        return ours is not None and theirs is not None and bool(ours == theirs)
+        return ours is not None and theirs is not None and ours.same(theirs)
     if set(answer.brackets) <= {"=", r"\approx"}:
         return _chain(gold, answer, worked_out)
     ours, theirs = _set(gold), _set(answer)
-    return ours is not None and theirs is not None and bool(ours == theirs)
+    return ours is not None and theirs is not None and ours.same(theirs)
 
 
 def _turned(tree: Tree) -> Tree:
@@ -156,10 +176,14 @@ def _turned(tree: Tree) -> Tree:
     return tree
 
 
-def _alike(a: Tree, b: Tree) -> bool:
+def _bounds(tree: Tree) -> bool:
+    return tree.kind == "relation" and bool({"<", ">", r"\le", r"\ge", r"\ne"} & set(tree.brackets))
+
+
+def _alike(a: Tree, b: Tree, worked_out: bool) -> bool:
     if is_name(a) and is_name(b):
         return a.text.replace(" ", "") == b.text.replace(" ", "")
-    return not is_name(a) and not is_name(b) and same(a, b)
+    return not is_name(a) and not is_name(b) and same(a, b, worked_out)
 
 
 def _chain(gold: Tree, answer: Tree, worked_out: bool) -> bool:
@@ -178,7 +202,7 @@ def _solved(tree: Tree) -> bool:
     if not any(map(is_name, tree.parts)):
         return False
     rest = [part for part in tree.parts if not is_name(part)]
-    return bool(rest) and all(not getattr(_value(part), "free_symbols", None) for part in rest if _is_leaf(part))
+    return bool(rest) and all(not symbols(_value(part)) for part in rest if _is_leaf(part))
 
 
 def _is_leaf(tree: Tree) -> bool:
@@ -187,50 +211,91 @@ def _is_leaf(tree: Tree) -> bool:
 
 def _proportional(gold: Tree, answer: Tree) -> bool:
     """Whether left less right of one is a constant (above 0 for an inequality) times that of the other."""
-    from sympy import simplify
-
     sides = (*gold.parts, *answer.parts)
     if len(gold.parts) != 2 or len(answer.parts) != 2 or any(not _is_leaf(side) or side.unit for side in sides):
         return False
-    ours, theirs = (_value(t.parts[0]) - _value(t.parts[1]) for t in (gold, answer))
-    if ours.free_symbols != theirs.free_symbols or not ours.free_symbols:
+    ours, theirs = (add(_value(t.parts[0]), negative(_value(t.parts[1]))) for t in (gold, answer))
+    if symbols(ours) != symbols(theirs) or not symbols(ours):
         return False
-    ratio = simplify(ours / theirs)
-    return bool(ratio.is_number and ratio.is_nonzero and (gold.brackets[0] == "=" or ratio.is_positive))
+    ratio = _ratio(ours, theirs)
+    if ratio is None or not equal(ours, mul(ratio, theirs)):
+        return False
+    return gold.brackets[0] in ("=", r"\ne") or sign(ratio) > 0
 
 
-def _set(tree: Tree) -> Any:
-    """Intervals, unions of them, finite sets and solved inequalities as sympy's sets of reals; None for all else."""
-    from sympy import EmptySet, FiniteSet, Interval, Union, oo
+def _ratio(a: Term, b: Term) -> Term | None:
+    """What a is times b at a point: if it is a constant times b at all, then this constant."""
+    for start in _STARTS:
+        point = {name: number(start + 7 * i * i) for i, name in enumerate(sorted(symbols(b)))}
+        under = substitute(b, point)
+        if sign(under):
+            return divide(substitute(a, point), under)
+    return None
 
+
+def _set(tree: Tree) -> Reals | None:
+    """Intervals, unions of them, finite sets and solved inequalities as sets of reals; None for all else."""
     if tree.kind == "union":
         parts = [_set(part) for part in tree.parts]
-        if any(part is None for part in parts):
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts):
             return None
-        return parts[0] - parts[1] if tree.brackets else Union(*parts)
+        return found[0].without(found[1]) if tree.brackets else Reals.union(found)
+    if tree.kind == "list":
+        return _either(tree)
     if tree.kind == "set":
         points = [_real(part) for part in tree.parts]
-        return None if any(point is None for point in points) else FiniteSet(*points) if points else EmptySet
+        values = [point for point in points if point is not None]
+        return None if len(values) < len(points) else Reals.points(values)
     if tree.kind == "bracket" and len(tree.parts) == 2:
-        ends = [_real(part) for part in tree.parts]
-        opens = tree.brackets[0] == "(", tree.brackets[1] == ")"
-    elif tree.kind == "relation" and all(op in ("<", r"\le", r"\ne") for op in tree.brackets):
-        names = [is_name(part) for part in tree.parts]
-        if sum(names) != 1 or len(names) > 3 or (len(names) == 3 and not names[1]):
+        low, high = (_end(part) for part in tree.parts)
+        closed = tree.brackets[0] == "[", tree.brackets[1] == "]"
+        if low is None or high is None or (closed[0] and low == "-") or (closed[1] and high == "+"):
             return None
-        if tree.brackets == (r"\ne",):
-            point = _real(tree.parts[names.index(False)])
-            return None if point is None else Interval(-oo, oo) - FiniteSet(point)
-        at = names.index(True)
-        ends = [_real(tree.parts[at - 1]) if at else -oo, _real(tree.parts[at + 1]) if at + 1 < len(names) else oo]
-        opens = at == 0 or tree.brackets[at - 1] == "<", at + 1 == len(names) or tree.brackets[at] == "<"
-    else:
+        return Reals.interval(low, high, *closed)
+    if tree.kind == "relation" and all(op in ("<", r"\le", r"\ne", "=") for op in tree.brackets):
+        return _solution(tree)
+    return None
+
+
+def _either(tree: Tree) -> Reals | None:
+    """The solutions of inequalities for one name with "or" between all of them, or "and"."""
+    names = {part.text for relation in tree.parts for part in relation.parts if is_name(part)}
+    if len(names) != 1 or len(tree.brackets) != 1 or any(part.kind != "relation" for part in tree.parts):
         return None
-    return None if None in ends else Interval(*ends, *opens)
+    found = [solution for part in tree.parts if (solution := _set(_turned(part))) is not None]
+    if len(found) < len(tree.parts):
+        return None
+    return Reals.union(found) if tree.brackets == (OR,) else Reals.intersection(found)
 
 
-def _real(tree: Tree) -> Any:
+def _solution(tree: Tree) -> Reals | None:
+    r"""The solutions of x < 1, 0 < x < 1, x \ne 2."""
+    names = [is_name(part) for part in tree.parts]
+    if sum(names) != 1 or len(names) > 3 or (len(names) == 3 and not names[1]):
+        return None
+    at = names.index(True)
+    if {r"\ne", "="} & set(tree.brackets):
+        point = _real(tree.parts[1 - at]) if len(names) == 2 else None
+        if point is None:
+            return None
+        return Reals.points([point]) if tree.brackets == ("=",) else Reals.line().without(Reals.points([point]))
+    low = _end(tree.parts[at - 1]) if at else "-"
+    high = _end(tree.parts[at + 1]) if at + 1 < len(names) else "+"
+    if low is None or high is None:
+        return None
+    closed = bool(at) and tree.brackets[at - 1] == r"\le", at + 1 < len(names) and tree.brackets[at] == r"\le"
+    return Reals.interval(low, high, *closed)
+
+
+def _end(tree: Tree) -> End | None:
+    if tree.kind == "words" and tree.text.endswith(r"\infty"):
+        return "-" if tree.text[0] == "-" else "+"
+    return _real(tree)
+
+
+def _real(tree: Tree) -> Term | None:
     if not _is_leaf(tree) or tree.kind == "words" or tree.unit:
         return None
     value = _value(tree)
-    return value if not value.free_symbols and value.is_extended_real else None
+    return value if not symbols(value) and is_real(value) else None

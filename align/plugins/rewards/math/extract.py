@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from typing import NamedTuple
 
-from align.plugins.rewards.math.notation import plain
+from align.plugins.rewards.math.notation import Unparsed, plain
 
 LONGEST_TEXT = 2**20
 """Characters of a whole answer."""
@@ -19,37 +20,76 @@ _BOXES = 20
 """Boxes that are looked at, the last ones."""
 
 _BOX = re.compile(r"\\f?boxed\s*(?=\{)|\\fbox\s*(?=\{)|\\boxed|\\fbox")
+_BARE_BOX = re.compile(r"\s+(-?(?:\d(?:[\d.,/]*\d)?|\\[a-zA-Z]+\S*?|[a-zA-Z]))(?=[.,;]?(?:[\s$]|\\[)\]]|$))")
+"""What ``\boxed 4`` holds."""
 _CORRECTED = re.compile(
     r"\b(?:wait|actually|no|not|sorry|correction|corrected|mistake|wrong|error|recheck|instead|rather|hmm|oops|redo|"
     r"let me|check|verify|so|therefore|thus|hence|final|finally|then|next)\b",
     re.I,
 )
-_HEDGED = re.compile(
-    r"\b(?:or|and|alternatively|maybe|perhaps|possibly|otherwise|either|could|might|also)\b|[,;&/]", re.I
-)
+_JOINED = re.compile(r"\b(?:or|and|also)\b|[,;]", re.I)
 _BEGINS_HEDGED = re.compile(
     r"\W*(?:(?:or|alternatively|maybe|perhaps|possibly|otherwise|also)\b|it (?:could|might|may))", re.I
 )
-_HEDGE_AFTER = re.compile(
-    r"[\s$*)\]\\.,;(]*(?:and/)?\b(?:or|alternatively|maybe|perhaps|possibly|otherwise)\b\s+\S"
-    r"|[\s$*)\]\\]*(?:and\b|[,;&/])[\s$\\({]*-?\.?\d",
-    re.I,
+_DOUBTED = re.compile(
+    r"\b(?:alternatively|maybe|perhaps|possibly|otherwise|either|could|might|may be)\b|[/&|=<>]", re.I
 )
-"""Another value beside a box."""
+"""Beside two boxes: they are no list then."""
+_NAMED = re.compile(r"(?<![a-zA-Z])\\?[a-zA-Z]\w*'?(?:_\{?\w+\}?)?(?:\([a-zA-Z0-9]\))?\s*=\s*[$\s({\\\[]*$")
+"""A name before a box: ``a = \boxed{2}``."""
+_VALUE = re.compile(
+    r"[\s$]*(?:\\[(\[]\s*)?"
+    r"(-?\.?\d(?:[\d.,/]*\d)?|(?<=\$)[^$]+(?=\$)|(?<=\\\()(?:[^\\]|\\(?!\)))+(?=\\\)))(?![\d\w])"
+)
+_OR_AFTER = re.compile(
+    r"[\s$*)\]\\.,;(]*(?:and/)?\b(?P<word>or|alternatively|maybe|perhaps|possibly|otherwise)\b(?P<rest>\s+\S.{0,300})",
+    re.I | re.S,
+)
+_SAME_AFTER = re.compile(r"\s+(?:else|equivalently|approximately|about|roughly)\b", re.I)
+_AND_AFTER = re.compile(
+    r"[\s$*)\]\\]*(?:and\b|[,;&/])[\s$\\({]*-?\.?\d[\d.,]*(?![\d.,]|[a-zA-Z]|\s*[-+*^=]|\s*\\(?![)\]]))", re.I
+)
+"""Another value behind a box, and not a formula that begins with a number."""
+_OR_BEFORE = re.compile(r"\bor\b[\s$*(\\\[]*(?:(\\?[a-zA-Z]+)\s*=\s*)?[\s$*(\\\[{}]*$", re.I)
 _HEDGE_BEFORE = re.compile(
-    r"\b(?:not|isn't|n't be|cannot be|never|or|except|unlike)(?: (?:equal to|the|a|number))*[\s$*(\\\[]*$"
+    r"\b(?:not|isn't|n't be|cannot be|never|except|unlike)(?: (?:equal to|the|a|number))*[\s$*(\\\[]*$"
     r"|\b(?:could|might|may)(?: also)? be[\s$*(\\\[]*$"
-    r"|\b(?:either|neither|maybe|perhaps|possibly|probably|doubt|wrong|incorrect)\b[^,;:.!?\n]*$",
+    r"|\b(?:either|neither)\b(?:(?!\b(?:is|are|was|were|equals?|gives?|yields?)\b|=)[^,;:.!?\n])*$"
+    r"|\b(?:maybe|perhaps|possibly|probably|doubt|wrong|incorrect)\b[^,;:.!?\n]*$",
     re.I,
 )
-_DENIED = r"(?:wrong|incorrect|false|mistaken|impossible|invalid|not (?:the|correct|right|true|it|valid|an?|-?\d))\b"
+_LAST_FORMULA = re.compile(
+    r"\$([^$]+)\$$|\\\(((?:[^\\]|\\(?![()]))+)\\\)$|\\\[((?:[^\\]|\\(?![\[\]]))+)\\\]$"
+    r"|(?<![\w.])(-?(?:\\?\$)?\.?\d(?:[\d.,/]*\d)?\s*\\?%?)$|([^$\n]*[\]}])$"
+)
+"""A formula, or a number, at the end."""
+_SHARE = re.compile(
+    r"(?:[\d}$%]|\b(?:half|halves|thirds?|quarters?|fourths?|fifths?|twice))\s*(?:of|times)\s*$|\b(?:in|per|past)\s*$"
+    r"|\b(?:reciprocal|negative|opposite|inverse|square|root|cube|double|triple)s? of\s*$",
+    re.I,
+)
+"""Before a value that is not the whole of what is said: two thirds of 6."""
+_NUMBER_WORD = re.compile(
+    r"zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|hundred|thousand", re.I
+)
+_SOLUTION = r"(?:an? |the |one of the )?(?:\w+ )?(?:answer|solution|root|option|choice|value|result)\b"
+_DENIED = (
+    r"(?:(?:wrong|incorrect|false|mistaken|invalid)\b|impossible\b(?! (?:for|to|that))"
+    rf"|not (?:(?:correct|right|true|it|valid|possible|-?\d)\b|(?!an? extraneous){_SOLUTION}))"
+)
+_CANNOT = r"(?:isn't|wasn't|cannot be|can't be)(?:\W*[.!?]|\W*$| {})"
+_REFUTED = rf"(?:(?:correct|right|true|it|valid|possible|equal|the case)\b|{_SOLUTION}|[$\\({{-]*\d)"
 _RETRACTED = re.compile(
     r"(?:[.!?\n]|^)\W{0,20}(?:wait|nope|hmm+|oops|actually|sorry|correction|scratch that|never ?mind|on second thought|"
     r"let me (?:re|correct|fix)\w*|no(?=[,.!:;]|\s+(?:wait|it|that|this)\b))\b"
-    rf"|^\W{{0,20}}(?:is|was|seems|looks|must be)(?: \w+)? {_DENIED}|^\W{{0,20}}(?:isn't|wasn't|cannot be|can't be)\b"
+    rf"|^\W{{0,20}}(?:is|was|seems|looks|must be)(?: \w+)? {_DENIED}"
+    rf"|^\W{{0,20}}{_CANNOT.format(_REFUTED)}"
     rf"|\b(?:it|this|that|which|above|answer|result|value|solution|box)(?:'s| is| was| seems)(?: \w+)? {_DENIED}"
-    r"|\b(?:it|this|that|answer|above|result|value|solution) (?:isn't|wasn't|cannot be|can't be|(?:could|might|may)"
-    r"(?: also)? be)\b|\bI (?:made|have made) an? (?:\w+ )?(?:mistake|error)",
+    rf"|\b(?:it|this|that|answer|above|result|value|solution) {_CANNOT.format(_REFUTED)}"
+    r"|\b(?:it|this|that|answer|above|result|value|solution) (?:could|might|may)(?: also)? be"
+    r"(?: (?:wrong|incorrect|false|mistaken|another|different|something)\b|[\s$\\({-]*\d"
+    r"|\s+\$?[a-zA-Z]\b[\s$]*(?:=|[.!]|$))"
+    r"|\bI (?:made|have made) an? (?:\w+ )?(?:mistake|error)",
     re.I,
 )
 """An answer taken back, in what follows it."""
@@ -59,7 +99,8 @@ _MARKERS = (
     re.compile(r"####(?![ \t*]*(?:final )?answer[ \t*:]*\n)[ \t]*([^\n]+)", re.I),
     re.compile(r"<answer>(.*?)</answer>", re.S | re.I),
     re.compile(
-        r"\banswer\b(?: (?:to|of|for) [^\n.:]{1,60}?)?[ \t]*(?:\*\*)?[ \t]*(?:is|:|=)"
+        r"(?:\banswer\b(?: (?:to|of|for) [^\n.:]{1,60}?)?[ \t]*(?:\*\*)?[ \t]*(?:is\b|:|=)"
+        r"|(?:^|\n)[ \t]*(?:final )?answer[ \t]*(?=\$|\\\(|\\\[))"
         rf"(?:[ \t]*(?:\*\*|:))*{_BELOW}",
         re.I,
     ),
@@ -69,33 +110,64 @@ _GOES_ON = re.compile(
     r"[\s$\])\\*]*(?:(?:or|and|alternatively)\b|[-$\\(\[ ]{0,9}\d[\d.,/]*[$)\]\\ ]{0,9}(?:\n|$))", re.I
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_CHECKING = re.compile(r"\b(?:check|verif|confirm)\w*(?: \w+){0,3} $", re.I)
+"""Before a marker that announces no answer: "we check our answer: 2 + 3 = 5"."""
+_PROSE = re.compile(
+    r"\*{0,2}(?:the|an?|our|his|her|their|so|thus|therefore|hence)\b[^=<>\n]{1,120}?\b(?:is|are|equals)\b\s*:?\s*(?=\S)",
+    re.I,
+)
+"""What a final answer may open with: "the largest n is 34"."""
+_DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.S)
+_FENCE = re.compile(r"^[ \t]*```\w*[ \t]*$", re.M)
+_PERCENT = re.compile(
+    r"[\s$*)\]]*(?:\\[)\]])?[\s$]*(?:\\?%|\\text\s*\{\s*(?:percent|\\%)\s*\}|per\s?cent\b|pct\b)", re.I
+)
 _WORDS_OF_DOUBT = re.compile(r"\b(?:either|maybe|perhaps|possibly|probably|not|between|unknown|unclear)\b", re.I)
 
 _REASONS = re.compile(r",?\s+\(?(?:because|since|which|as)\b")
 
 
-class Unparsed(Exception):
-    """There is no answer, or not exactly one; says why."""
+_VALUE_DENIED = re.compile(
+    r"(?:\$|\\\(|\s)\s*([^$\s]{1,80}|[^$\n]{1,80}(?=\$))(?:\$|\\\))? "
+    rf"(?:(?:is|was)(?: \w+)? {_DENIED}|{_CANNOT.format(_REFUTED)})",
+    re.I,
+)
+"""A value, and that it is not the answer."""
 
 
-def answers_of(text: str, boxed: bool) -> list[str]:
-    """The one answer of a text, and what restates it behind. boxed: whether only a box counts. Raises Unparsed.
+class Found(NamedTuple):
+    """The answer that a text gives.
 
-    The last box counts, so a correction is heard; two boxes given side by side are two answers, which is none, and so
-    is one that is denied, doubted or taken back.
+    answers: one, or several boxes side by side, which are a list. joined: these as one text. restated: values that
+    are said to be the same, before and behind. percent: whether a percent sign stands behind the box. alternatives:
+    whether nothing but "or" stands between boxes, which may be one answer or the other.
+    """
+
+    answers: tuple[str, ...]
+    joined: str
+    restated: tuple[str, ...] = ()
+    percent: bool = False
+    alternatives: bool = False
+
+
+def answer_of(text: str, boxed: bool) -> Found:
+    """The answer of a text. boxed: whether only a box counts. Raises Unparsed.
+
+    The last box counts, so a correction is taken; an answer that is denied, doubted or taken back is none.
     """
     if len(text) > LONGEST_TEXT:
         raise Unparsed(f"is longer than {LONGEST_TEXT} characters")
     _, thought, text = text.rpartition("</think>")
+    text = _DRAWING.sub("", text) if "[asy]" in text else text
     if not thought and "<think>" in text:
         raise Unparsed("never stops thinking")
     found = _boxed(text) if "box" in text else None
     if found is None:
         if boxed:
             raise Unparsed("has no box")
-        found = _free(text[-_TAIL:], whole=len(text) <= _TAIL)
-    said, rest = found
-    return [_checked(said), *_restated(rest)]
+        said, rest = _free(_FENCE.sub("", text[-_TAIL:]).replace("`", ""), whole=len(text) <= _TAIL)
+        return Found((_checked(said),), _checked(said), tuple(_restated(rest)))
+    return found
 
 
 def _checked(found: str) -> str:
@@ -112,43 +184,144 @@ def _restated(rest: str) -> list[str]:
     rest = plain(rest if len(rest) <= 2 * _TAIL else f"{rest[:_TAIL]}\n{rest[-_TAIL:]}").replace("\u2019", "'")
     if _RETRACTED.search(rest):
         raise Unparsed("is taken back")
-    found = [match[1].strip() for marker in _MARKERS for match in marker.finditer(rest)]
+    found = [_innermost(match[1]) for marker in _MARKERS for match in _marked(marker, rest)]
     cut = [_SENTENCE_END.split(said)[0] for said in found]
     return [said for said in cut if re.search(r"\d|\\|\$", said) or re.fullmatch(r"\W*[A-J]\W*", said)]
 
 
-def _boxed(text: str) -> tuple[str, str] | None:
-    """What the last box holds, and what follows it; None without boxes."""
-    boxes: list[tuple[int, int, str]] = []  # start, end, content; outermost ones
+def _marked(marker: re.Pattern[str], text: str) -> list[re.Match[str]]:
+    """The places that announce an answer, and do not check one."""
+    return [m for m in marker.finditer(text) if not _CHECKING.search(text[max(0, m.start() - 40) : m.start()])]
+
+
+def _denies(rest: str, answer: str) -> bool:
+    """Return whether what follows says of the very answer that it is none: "but 5 is not a solution"."""
+    bare = "".join(answer.split())
+    said = (match[1] for match in _VALUE_DENIED.finditer(plain(rest[: 2 * _TAIL]).replace("\u2019", "'")))
+    return any("".join(value.split()).rpartition("=")[2] == bare for value in said)
+
+
+def _innermost(said: str) -> str:
+    """The value of "the final answer is: the largest n is 7"."""
+    said = said.strip()
+    while inner := next((match for marker in _MARKERS[2:] if (match := marker.search(said))), None):
+        said = inner[1].strip()
+    if opened := _PROSE.match(said):
+        said = said[opened.end() :]
+    return said
+
+
+class _Box(NamedTuple):
+    start: int
+    end: int
+    content: str
+
+
+def _boxes(text: str) -> list[_Box]:
+    """The last boxes, outermost ones. Raises Unparsed where the last is not closed."""
+    boxes: list[_Box] = []
     for match in deque(_BOX.finditer(text), maxlen=_BOXES):
-        if boxes and match.start() < boxes[-1][1]:
+        if boxes and match.start() < boxes[-1].end:
+            continue
+        if bare := _BARE_BOX.match(text, match.end()):
+            boxes.append(_Box(match.start(), bare.end(1), bare[1]))
             continue
         end = _closing(text, match.end())
-        if end is None:
-            if _BOX.search(text, match.end()) is None:
-                raise Unparsed("ends in a box that is not closed")
-            continue
-        boxes.append((match.start(), end, text[match.end() + 1 : end - 1]))
+        if end is not None:
+            boxes.append(_Box(match.start(), end, text[match.end() + 1 : end - 1]))
+        elif _BOX.search(text, match.end()) is None:
+            raise Unparsed("ends in a box that is not closed")
+    return boxes
+
+
+def _boxed(text: str) -> Found | None:
+    """Find the last box, with those beside it; None without boxes."""
+    boxes = _boxes(text)
     if not boxes:
         return None
-    start, end, content = boxes[-1]
+    last = boxes[-1]
+    start, contents, joined, alternatives = last.start, [last.content], last.content, False
     for earlier in reversed(boxes[:-1]):
-        between = plain(text[earlier[1] : start][:300])
-        if "".join(earlier[2].split()) == "".join(content.split()):
-            start = earlier[0]
-            continue
-        if start - earlier[1] < 100 and not _CORRECTED.search(between):
-            words = re.sub(r"\\(?:text|quad|qquad|hspace|\W)|\W", "", between)
-            sentences = re.split(r"[.!?]\s|\n", between)
-            hedged = _HEDGED.search(between) if len(sentences) == 1 else _BEGINS_HEDGED.match(sentences[-1])
-            if not words or hedged:
-                raise Unparsed("gives several answers")
-        break
-    if _HEDGE_AFTER.match(text, end):
-        raise Unparsed("gives another answer after its box")
-    if _HEDGE_BEFORE.search(_SENTENCE_END.split(plain(text[max(0, start - _LINE) : start]))[-1]):
+        between = plain(text[earlier.end : start][:300])
+        if "".join(earlier.content.split()) != "".join(contents[0].split()):
+            if not _beside(between):
+                break
+            word = r"\text{or}" if re.search(r"\bor\b", between, re.I) else ","
+            alternatives = alternatives or (word != "," and not _NAMED.search(between))
+            contents.insert(0, earlier.content)
+            joined = f"{earlier.content} {word} {joined}"
+        start = earlier.start
+    restated = [*_said_before(text, start, contents[0]), *_said_after(text, last.end), *_restated(text[last.end :])]
+    answers = tuple(map(_checked, contents))
+    if any(_denies(text[last.end :], answer) for answer in answers):
+        raise Unparsed("is taken back")
+    return Found(answers, _checked(joined), tuple(restated), _PERCENT.match(text, last.end) is not None, alternatives)
+
+
+def _beside(between: str) -> bool:
+    """Return whether two boxes with this between them are one list. Raises Unparsed where they exclude each other."""
+    if len(between) >= 100 or _CORRECTED.search(between):
+        return False
+    bare = _NAMED.sub("", between)
+    words = re.sub(r"\\(?:text|quad|qquad|hspace|\W)|\W", "", bare)
+    *earlier, sentence = re.split(r"[.!?]\s|\n", bare)
+    joined = _BEGINS_HEDGED.match(sentence) if earlier else _JOINED.search(sentence)
+    if words and not joined:
+        return False
+    if not joined or _DOUBTED.search(bare):
+        raise Unparsed("gives several answers")
+    return True
+
+
+def _said_before(text: str, start: int, content: str) -> list[str]:
+    r"""The value before "or" and a box, as in ``12/4, or \boxed{3}``. Raises Unparsed where the box is doubted."""
+    sentence = _SENTENCE_END.split(plain(text[max(0, start - _LINE) : start]))[-1]
+    if _HEDGE_BEFORE.search(sentence):
         raise Unparsed("denies or doubts its box")
-    return content, text[end:]
+    match = _OR_BEFORE.search(sentence)
+    if match is None:
+        return []
+    before = sentence[: match.start()].rstrip(" ,\n").removesuffix(r"\text{")
+    formula = _LAST_FORMULA.search(before)
+    if formula is None:
+        return _described(before, content)
+    value = next(filter(None, formula.groups())).strip().rstrip(",.;")
+    left, equals, right = value.rpartition("=")
+    if match[1] and equals:  # 5x = 180, or x = 36; but x = 35 or x = 36
+        return [right] if left.strip() == match[1] else []
+    if "=" not in content:
+        value = re.split(r"=|\\equiv|\\approx", value)[-1]
+    named = re.fullmatch(r"\\?[A-Za-z]{1,5}'?|\\triangle ?[A-Z]+", value) and re.search(r"\d", content)
+    chosen = re.search(r"\d", value) and re.fullmatch(r"\W*[A-J]\W*", content)
+    return [] if named or chosen or _SHARE.search(before[: formula.start()]) else [value]
+
+
+def _described(before: str, content: str) -> list[str]:
+    """Return nothing where words stand before "or" and a formula behind: "the area of the circle, or ..."."""
+    word = re.split(r"[^a-zA-Z]", before)[-1]
+    if re.search(r"\([^()]*[a-z]{2,} [^()]*\)$", before):  # an aside
+        return []
+    counted = _NUMBER_WORD.fullmatch(word) and not _SHARE.search(before.removesuffix(word))
+    if not word or counted or not _is_formula(content):
+        raise Unparsed("gives several answers")
+    return []
+
+
+def _is_formula(content: str) -> bool:
+    return re.search(r"\d|\\(?!text|mbox|mathrm)", content) is not None
+
+
+def _said_after(text: str, end: int) -> list[str]:
+    """The value after a box and "or". Raises Unparsed where another one follows."""
+    if _AND_AFTER.match(text, end):
+        raise Unparsed("gives another answer after its box")
+    match = _OR_AFTER.match(text, end)
+    if match is None or (match["word"].lower() == "or" and _SAME_AFTER.match(match["rest"])):
+        return []
+    value = _VALUE.match(match["rest"]) if match["word"].lower() == "or" else None
+    if value is None:
+        raise Unparsed("gives another answer after its box")
+    return [value[1]]
 
 
 def _closing(text: str, brace: int) -> int | None:
@@ -166,11 +339,9 @@ def _closing(text: str, brace: int) -> int | None:
 def _free(text: str, whole: bool) -> tuple[str, str]:
     """An answer without a box, and what follows: after ``####``, in ``<answer>``, after "the answer is", or alone."""
     for marker in _MARKERS:
-        places = list(marker.finditer(text))
+        places = _marked(marker, text)
         if places:
-            said = places[-1][1].strip()
-            while inner := marker.search(said):  # Final answer: the answer is 7
-                said = inner[1].strip()
+            said = _innermost(places[-1][1])
             rest = text[places[-1].end() :]
             if marker is not _MARKERS[1] and (end := _SENTENCE_END.search(said)):
                 if re.match(r"\s*(?:or|alternatively|maybe)\b", said[end.end() :], re.I):

@@ -5,6 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 
+
+class Unparsed(Exception):
+    """There is no answer, or not exactly one; says why."""
+
+
+_DEEPEST = 20
+"""Braces within braces."""
 _SUPER = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 _SUB = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _SIGNS = {
@@ -44,9 +51,14 @@ _SIGNS = {
     "…": r"\ldots ",
 }
 
+AND, OR = "\u2227", "\u2228"
+"""What the words become: a comma in a list of values, and more between inequalities."""
+_FUNCTIONS = "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
 _LATEX = [
     (re.compile(pattern), put)
     for pattern, put in (
+        (r"`+|\\hline(?![a-zA-Z])|(?<=\\\\)\s*\[-?[\d.]+\s*(?:mm|cm|pt|em|ex|in)\]", ""),
+        (r"(?<=\d)\s*(?:\{,\}|,\s*\\!)\s*(?=\d{3}(?!\d))", ""),  # a comma that is marked as within a number
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", ""),
         (r"\\(?:displaystyle|textstyle|limits|bf|rm)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[,;:!]|\\(?:thinspace|hspace\{[^{}]*\})", ""),
@@ -54,7 +66,12 @@ _LATEX = [
         (r"\\(?:tiny|small|normalsize|large|Large|huge)(?![a-zA-Z])|\\color\s*\{\w+\}|\\textcolor\s*\{\w+\}", ""),
         (r"\\(?:underline|emph)\s*(?=\{)", ""),
         (r"\{,\}", ","),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\[dtcs]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
+        (r"\\(?:mathrm|operatorname|rm)\s*\{([ei])\}", r"\1"),
+        (rf"\\(?:mathrm|operatorname|text)\s*\{{({_FUNCTIONS})\}}", r"\\\1 "),
+        (r"\\(?:mathbf|boldsymbol|bm)\s*\{([a-z])\}", r"\\vec{\1}"),
+        (r"\\(?:cdotp|bullet)(?![a-zA-Z])", r"\\cdot"),
         (r"\\(?:textbf|textrm|textit|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname\*?|bold)"
          r"\s*(?=\{)", r"\\text"),
         (r"\\text\s*\{\s*R\s*\}|\\mathbb\s*\{\s*R\s*\}|\\mathbb\s+R|\\(?:R|Reals|reals)(?![a-zA-Z])", r"\\reals "),
@@ -72,24 +89,24 @@ _LATEX = [
         (r"\\lbrack", "["),
         (r"\\rbrack", "]"),
         (r"\\l?vert(?![a-zA-Z])|\\rvert(?![a-zA-Z])|\\mid(?![a-zA-Z])", "|"),
-        (r"\\(?:varnothing)(?![a-zA-Z])", r"\\emptyset"),
+        (r"\\(?:varnothing|oslash)(?![a-zA-Z])", r"\\emptyset"),
+        (r"\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda m: "'" * m[1].count("prime")),
         (r"\\infin(?![a-zA-Z])", r"\\infty"),
         (r"(?<![a-zA-Z\\])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
         (r"(?<![a-zA-Z\\])sqrt(?=\s*\()", r"\\sqrt"),
         (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
-        (r"(?<![a-zA-Z\\])(arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|log|ln|exp)(?=[\s\d(\\])", r"\\\1 "),
+        (rf"(?<![a-zA-Z\\])({_FUNCTIONS})(?=[\s\d(\\])", r"\\\1 "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])", r"\\text{deg}"),
-        (r"\\(?:%|text\s*\{\s*(?:\\?%|percent)\s*\})|\\?%|(?<=\d)\s*per\s?cent(?![a-z])", "%"),
+        (r"\\?%|\\text\s*\{\s*(?:\\?%|per\s?cent|pct)\s*\}|(?<=[\d$])\s*(?:per\s?cent(?:age)?|pct)(?![a-z])", "%"),
         (r"\\(?:textdollar|\$)", r"\\text{dollar}"),
         (r"\\[()\[\]]|\$", ""),
         (r"\\text\s*\{([^{}]*)\}", lambda m: rf"\text{{{m[1].strip()}}}"),
-        (r"\\text\{([-+\d., /]*\d[-+\d., /]*)\}", r"\1"),
-        (r"\\text\{(?:and|or),?\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])|;", ","),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-        (r"(\\frac\s*\{[^{}]*\})\s*([0-9a-zA-Z])", r"\1{\2}"),
-        (r"\\frac\s+([a-zA-Z])\s*([a-zA-Z])(?![a-zA-Z])", r"\\frac{\1}{\2}"),
-        (r"\\sqrt\s*([0-9a-zA-Z])", r"\\sqrt{\1}"),
+        (r"\\text\{([-+\d., /]*\d[-+\d., /]*|\d+:\d\d[^{}]*)\}", r"\1"),
+        (r"(?<=\d:\d\d)\s*([AaPp])\.?\s?[Mm]\b\.?", lambda m: rf"\text{{{m[1].lower()}m}}"),
+        (r"\\text\{,? ?and,?\}|(?<![a-zA-Z\\])and(?![a-zA-Z])|\\(?:land|wedge)(?![a-zA-Z])", f" {AND} "),
+        (r"\\text\{,? ?or,?\}|(?<![a-zA-Z\\])or(?![a-zA-Z])|\\(?:lor|vee)(?![a-zA-Z])", f" {OR} "),
+        (rf"[,;]\s*(?=[{AND}{OR}])|(?<=[{AND}{OR}])\s*,", " "),
+        (r";", ", "),  # the space keeps 11;111 from being thousands
         (r"√\s*(\d+|[a-zA-Z])", r"\\sqrt{\1}"),
         (r"(?:√|\\sqrt)\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\*\*", "^"),
@@ -132,8 +149,14 @@ def _plain_character(c: str) -> str:
     return "".join(_SIGNS.get(d, d) for d in wide)
 
 
+_PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+"""What most answers are: nothing to clean."""
+
+
 def clean(answer: str) -> str:
     r"""An extracted answer in one form: no ``$``, no spacing; ``\frac{a}{b}``, ``\sqrt{a}``, ``^{n}``."""
+    if _PLAIN.fullmatch(answer):
+        return answer
     text = re.sub(r"^\*\*|\*\*(?=\.?$)", "", plain(answer).strip()).strip()
     if re.fullmatch(r"\$\s?[\d,.]+", text):  # a price, not mathematics
         text = rf"\text{{dollar}}{text[1:]}"
@@ -142,4 +165,73 @@ def clean(answer: str) -> str:
     text = re.sub(r"(?<=[^.])\.$", "", text.strip()).strip(" ,:")
     while re.fullmatch(r"\{[^{}]*\}", text):
         text = text[1:-1].strip()
-    return text
+    return braced(text)
+
+
+_TAKING = re.compile(r"\\(frac|binom|sqrt|vec|hat|bar|overline)(?![a-zA-Z])\s*")
+_OVER = re.compile(r"\\over(?![a-zA-Z])")
+
+
+def braced(text: str, depth: int = 0) -> str:
+    r"""Every argument in braces, as TeX takes it: ``\frac1{2}\pi``, ``\sqrt[3]2`` and ``{1\over 2}`` among others."""
+    if depth > _DEEPEST:
+        raise Unparsed("is nested too deeply")
+    while match := _OVER.search(text):
+        start, end = _around(text, match.start())
+        top, bottom = text[start : match.start()].strip(), text[match.end() : end].strip()
+        if start and end < len(text) and not re.search(r"[\^_}\]a-zA-Z]\s*$", text[: start - 1]):
+            start, end = start - 1, end + 1  # these braces held the fraction alone, and no argument
+        text = rf"{text[:start]}\frac{{{top}}}{{{bottom}}}{text[end:]}"
+    made, at = [], 0
+    while match := _TAKING.search(text, at):
+        made.append(text[at : match.start()] + rf"\{match[1]}")
+        at = match.end()
+        if match[1] == "sqrt" and text.startswith("[", at) and (close := text.find("]", at)) > 0:
+            made.append(text[at : close + 1])
+            at = close + 1
+        for _ in range(2 if match[1] in ("frac", "binom") else 1):
+            argument, at = _argument(text, at, depth)
+            made.append(argument)
+    return "".join(made) + text[at:]
+
+
+def _argument(text: str, at: int, depth: int) -> tuple[str, int]:
+    """One argument, in braces, and where it ends."""
+    while text.startswith(" ", at):
+        at += 1
+    if text.startswith("{", at):
+        end = _group_end(text, at)
+        return "{" + braced(text[at + 1 : end - 1], depth + 1) + "}" if end <= len(text) else text[at:], end
+    match = re.compile(r"\\[a-zA-Z]+|[^\\]").match(text, at)
+    if match is None:
+        return "", at
+    if match[0] == r"\sqrt":  # \frac\sqrt2 2 is no TeX, but meant so
+        inner, end = _argument(text, match.end(), depth)
+        return rf"{{\sqrt{inner}}}", end
+    return "{" + match[0] + "}", match.end()
+
+
+def _group_end(text: str, at: int) -> int:
+    """The place after the brace that closes the one here; past the end where none does."""
+    depth = 0
+    for match in re.compile(r"\\[{}\\]|[{}]").finditer(text, at):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.end()
+    return len(text) + 1
+
+
+def _around(text: str, at: int) -> tuple[int, int]:
+    """The inside of the braces around a place, or all."""
+    depth, start = 0, at
+    while start > 0 and depth >= 0:
+        start -= 1
+        depth += {"}": 1, "{": -1}.get(text[start], 0)
+    start = start + 1 if depth < 0 else 0
+    end, depth = at, 0
+    while end < len(text):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth < 0:
+            break
+        end += 1
+    return start, end

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from align.plugins.rewards.math.extract import Unparsed
+from align.plugins.rewards.math.notation import Unparsed
 
 _DIGITS = r"\d+(?:\.\d*)?|\.\d+"
 _NUMBER = re.compile(rf"-?(?:{_DIGITS})")
@@ -54,6 +54,8 @@ def numeral(text: str) -> Numeral | None:
         value = Fraction(top, bottom) * (-1) ** len(signs)
     elif match := _MIXED.fullmatch(body):
         top, bottom = int(match[3] or match[5]), int(match[4] or match[6])
+        if bottom and top >= bottom:
+            raise Unparsed("is ambiguous: a mixed number or a product")
         if bottom == 0:
             raise Unparsed("divides by zero")
         value = (int(match[2]) + Fraction(top, bottom)) * (-1 if match[1] else 1)

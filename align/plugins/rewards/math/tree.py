@@ -7,12 +7,12 @@ The outer structure is read here, strictly; only the leaves are mathematics for 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from align.plugins.rewards.math.extract import Unparsed
+from align.plugins.rewards.math.notation import AND, OR, Unparsed
 from align.plugins.rewards.math.numeral import numeral
 from align.plugins.rewards.math.units import BARE_UNITS, SCALES, contradicts, denies, is_unit, unit_of
 
@@ -20,11 +20,12 @@ Kind = Literal["number", "expression", "words", "list", "set", "bracket", "union
 MOST_PARTS = 64
 """Elements of one list, set, union or matrix."""
 
-_RELATION = re.compile(r"\\(?:le|ge|ne|approx|in)(?![a-zA-Z])|<|>|(?<![<>!:])=")
+_RELATION = re.compile(r"\\(?:le|ge|ne|approx|equiv)(?![a-zA-Z])|<|>|(?<![<>!:])=")
 _NAME = re.compile(
     r"(?:\\text\{[^{}]*\}"
     r"|\\?[a-zA-Z]+'*(?:_(?:\{[^{}]*\}|\w))?(?:\^\{-1\})?(?:\([a-zA-Z0-9,. ]*\))?"
-    r"|\\angle ?[A-Z]+|\|[A-Z]+\||\([a-zA-Z](?:, ?[a-zA-Z])+\))"
+    r"|\\angle ?[A-Z]+|\|[A-Z]+\||\([a-zA-Z](?:, ?[a-zA-Z])+\)|\\frac\{[A-Z]{1,4}\}\{[A-Z]{1,4}\}"
+    r"|[A-Z](?:_\{?\w+\}?)? ?: ?[A-Z](?:_\{?\w+\}?)?)"
 )
 
 
@@ -52,19 +53,21 @@ def read(text: str, depth: int = 0) -> Tree:
     text = text.strip()
     if not depth and not re.search(r"[(\[]|\\\{", text):  # thousands; in brackets commas separate
         text = re.sub(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])", lambda m: m[0].replace(",", ""), text)
+    if (inside := re.fullmatch(r"\\text\{([-+.\d][^{}]*)\}", text)) and "\\" not in inside[1]:
+        text = inside[1].strip()
     if not text or depth > 6:
         raise Unparsed("has an answer that is empty, or nested too deeply")
     return (
         _number(text)
-        or _relation(text, depth)
+        or _member(text, depth)
         or _list(text, depth)
         or _union(text, depth)
+        or _relation(text, depth)
         or _matrix(text, depth)
         or _bracketed(text, depth)
         or _with_unit(text, depth)
         or _words(text)
-        or _plus_minus(text, depth)
-        or Tree("expression", _mixed_within(text))
+        or Tree("expression", text)
     )
 
 
@@ -73,18 +76,24 @@ def _number(text: str) -> Tree | None:
     return made and Tree("number", text, number=made.value, decimals=made.decimals, significant=made.significant)
 
 
+def _member(text: str, depth: int) -> Tree | None:
+    r"""``x \in (0, 1)`` is the set."""
+    name, found, rest = text.partition(r"\in")
+    if not found or rest[:1].isalpha() or not _NAME.fullmatch(name.strip()):
+        return None
+    return read(rest, depth + 1)
+
+
 def _relation(text: str, depth: int) -> Tree | None:
-    r"""``x = 3``, ``1 < x \le 2``, ``x \in (0, 1)``: parts and the operators between."""
+    r"""``x = 3``, ``1 < x \le 2``: parts and the operators between."""
     cuts = [m for m in _RELATION.finditer(text) if _depth_at(text, m.start()) == 0]
-    if not cuts or (len(_split(text, ",")) > 1 and cuts[0][0] != r"\in"):
+    if not cuts:
         return None
     if len(cuts) > 6:
         raise Unparsed("has too many relations")
     ends = [0, *(m.end() for m in cuts)]
     starts = [*(m.start() for m in cuts), len(text)]
     pieces = [text[a:b].strip() for a, b in zip(ends, starts, strict=True)]
-    if cuts[0][0] == r"\in" and len(cuts) == 1 and _NAME.fullmatch(pieces[0]):
-        return read(pieces[1], depth + 1)
     if cuts[0][0] == r"\approx" and not pieces[0]:
         return read(pieces[-1], depth + 1)
     if not all(pieces):
@@ -103,24 +112,32 @@ def _side(text: str, depth: int) -> Tree:
 def is_name(tree: Tree) -> bool:
     r"""Whether it is what an answer may be said to be: ``x``, ``f(2)``, ``\angle ABC``, ``\text{Area}``."""
     named = _NAME.fullmatch(tree.text) and not re.fullmatch(r"\\pi|\\infty|e|i", tree.text)
-    return bool(named) and not contradicts(tree.text)
+    return bool(named) and (tree.text.startswith(r"\frac") or not contradicts(tree.text))
 
 
 def _list(text: str, depth: int) -> Tree | None:
-    pieces = _split(text, ",")
+    r"""``1, 2``, ``x = 1 \text{ or } x = 2``; of a sign \pm both; brackets: the words between its parts."""
+    pieces = _split(text, ",", AND, OR)
     if len(pieces) < 2:
-        return None
+        return _plus_minus(text, depth)
     if not all(pieces) or len(pieces) > MOST_PARTS:
         raise Unparsed("is a list with gaps, or a very long one")
-    parts = tuple(read(piece, depth + 1) for piece in pieces)
-    if any(part.kind == "list" for part in parts):
-        raise Unparsed("is a list of lists")
-    if _solves_one_name(parts):  # x = 1, x = 2
-        parts = tuple(part.parts[-1] if part.kind == "relation" else part for part in parts)
-    return Tree("list", text, parts)
+    parts = [part for piece in pieces for part in _flattened(read(piece, depth + 1))]
+    if _solves_one_name(parts):  # x = 1, 2 is x = 1, x = 2
+        name = parts[0].parts[0]
+        parts = [p if p.kind == "relation" else Tree("relation", p.text, (name, p), ("=",)) for p in parts]
+    words = tuple(word for word in (AND, OR) if len(_split(text, word)) > 1)
+    return Tree("list", text, tuple(parts), words)
 
 
-def _solves_one_name(parts: tuple[Tree, ...]) -> bool:
+def _flattened(tree: Tree) -> tuple[Tree, ...]:
+    r"""The parts of a list, and ``x = 1, x = 2`` of ``x = \pm 1``."""
+    if tree.kind == "relation" and tree.brackets == ("=",) and tree.parts[1].kind == "list":
+        return tuple(Tree("relation", tree.text, (tree.parts[0], value), ("=",)) for value in tree.parts[1].parts)
+    return tree.parts if tree.kind == "list" else (tree,)
+
+
+def _solves_one_name(parts: Sequence[Tree]) -> bool:
     solved = [p for p in parts if p.kind == "relation" and p.brackets == ("=",) and is_name(p.parts[0])]
     names = {p.parts[0].text for p in solved}
     return (
@@ -147,7 +164,10 @@ _MATRIX = re.compile(
 
 
 def _matrix(text: str, depth: int) -> Tree | None:
-    match = _MATRIX.fullmatch(text)
+    """A matrix, perhaps times a number."""
+    times, begins, _ = text.partition(r"\begin")
+    factor = numeral(times.strip(" ([").removesuffix(r"\cdot").strip()) if begins and re.search(r"\d", times) else None
+    match = _MATRIX.fullmatch(text if factor is None else text[len(times) :])
     if match is None:
         return None
     if match[1] == "v":
@@ -157,7 +177,15 @@ def _matrix(text: str, depth: int) -> Tree | None:
     if not cells or len({len(row) for row in cells}) != 1 or sum(map(len, cells)) > MOST_PARTS:
         raise Unparsed("is a matrix of unequal rows, or a very large one")
     parts = tuple(read(cell, depth + 1) for row in cells for cell in row)
+    if factor is not None:
+        parts = tuple(_times(factor.value, part) for part in parts)
     return Tree("matrix", text, parts, (str(len(cells)), str(len(cells[0]))))
+
+
+def _times(factor: Fraction, part: Tree) -> Tree:
+    if part.number is not None:
+        return Tree("number", part.text, number=factor * part.number)
+    return Tree("expression", rf"({factor.numerator})({part.text})/({factor.denominator})")
 
 
 def _bracketed(text: str, depth: int) -> Tree | None:
@@ -166,7 +194,7 @@ def _bracketed(text: str, depth: int) -> Tree | None:
         inner = text[2:-2].strip()
         if built := re.fullmatch(r"([a-zA-Z])(?: ?\\in ?\\reals ?)? ?[|:] ?(.+)", inner):  # {x | x < 3}
             condition = read(built[2], depth + 1)
-            if condition.kind == "relation":
+            if condition.kind == "relation" or condition.brackets in ((AND,), (OR,)):
                 return condition
         pieces = _split(inner, ",")
         if not all(pieces) or len(pieces) > MOST_PARTS or re.search(r"\||:", inner):
@@ -186,19 +214,27 @@ _LETTERS = r"\\(?:pi|theta|alpha|beta|gamma|lambda|phi|infty)|(?<![a-zA-Z\\])[a-
 """What a value with a unit may end in, other than a digit or a bracket: an operator wants more."""
 
 
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^+]*$")
+"""A function whose argument degrees belong to."""
+
+
 def _with_unit(text: str, depth: int) -> Tree | None:
     r"""``5 \text{ km}``, ``90\text{deg}``, ``\text{dollar}5``, ``5 km``, ``3 apples``, ``2 million``."""
     if match := re.fullmatch(r"(-?)\\text\{(dollar|euro|pound|yen)\} ?(.+)", text):
         return _united(match[1] + match[3], match[2], depth)
     value = rf".*(?:[^\\a-zA-Z_^{{( ,+*/=<>-]|{_LETTERS})"
-    match = re.fullmatch(rf"({value})\s*((?:\\text\{{[^{{}}]+\}}(?:\^\{{?[123]\}}?)?[ /]?)+)", text)
+    match = re.fullmatch(rf"({value})\s*((?:\\text\{{[^{{}}]+\}}(?:\^\{{?[123]\}}?)?(?: ?/ ?| ?))+)", text)
+    if match is None:
+        match = re.fullmatch(r"(.*\d)\s*\((?:\\text\{)?([a-z]{2,}(?: [a-z]+){0,3})\}?\)", text)  # 9 (apples)
     if match is None:
         plain = (
             rf"(.*[\d}})%])\s*((?:square |cubic |sq\.? )?(?:{BARE_UNITS})(?:\^\{{?[123]\}}?)?|"
             r"(?<= )[a-z]{4,}(?: [a-z]{2,}){0,2})"
         )
         match = re.fullmatch(plain, text)
-    return _united(match[1], match[2], depth) if match else None
+    if match is None or (r"\text{deg}" in match[2] and _ANGLE.search(match[1])):
+        return None
+    return _united(match[1], match[2], depth)
 
 
 def _united(value: str, unit: str, depth: int) -> Tree | None:
@@ -226,6 +262,8 @@ def _united(value: str, unit: str, depth: int) -> Tree | None:
 
 def _words(text: str) -> Tree | None:
     """Words and single letters: a name is compared as it is written, not as a product of letters."""
+    if infinite := re.fullmatch(r"([-+]?) ?\\infty ?", text):  # nothing is reckoned with it
+        return Tree("words", infinite[1].replace("+", "") + r"\infty")
     inner = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip()
     marked = inner != text
     inner = re.sub(r"^(?:option|choice) (?=\(?[A-Z]\)?$)", "", inner, flags=re.I)
@@ -233,28 +271,30 @@ def _words(text: str) -> Tree | None:
         return Tree("words", match[1])
     if not marked and re.fullmatch(r"[a-zA-Z](?: ?- ?[a-zA-Z])+", inner):  # a difference
         return None
-    if re.fullmatch(r"[a-zA-Z][a-zA-Z' .-]*", inner) and (marked or " " in inner.strip() or len(inner) > 3):
+    letters = r"[a-zA-Z][a-zA-Z\d' ,.:-]*" if marked else r"[a-zA-Z][a-zA-Z' .-]*"
+    if re.fullmatch(letters, inner) and (marked or " " in inner.strip() or len(inner) > 3):
         return Tree("words", " ".join(inner.rstrip(".").casefold().split()))
     if re.fullmatch(r"yes|no", inner, re.I):
         return Tree("words", inner.casefold())
     if re.fullmatch(r"\d+(?: ?: ?\d+)+", inner):  # a ratio, or a time of day
         return Tree("words", inner.replace(" ", ""))
-    if match := re.fullmatch(r"([0-9A-F]+)_\{?(\d+)\}?", inner):  # a numeral in a base
+    if match := re.fullmatch(r"(-?[0-9A-F]+(?:\.[0-9A-F]+)?)_\{?(\d+)\}?", inner):  # a numeral in a base
         return Tree("words", f"{match[1]}_{match[2]}")
     return None
 
 
 def _plus_minus(text: str, depth: int) -> Tree | None:
-    r"""``a \pm b`` is the list ``a + b, a - b``."""
-    if text.count(r"\pm") != 1 or _depth_at(text, text.index(r"\pm")):
+    r"""``a \pm b`` is the list ``a + b, a - b``; \mp has the other sign each time."""
+    signs = re.findall(r"\\(?:pm|mp)(?![a-zA-Z])", text)
+    if not signs or _RELATION.search(text):
         return None
-    both = (text.replace(r"\pm", sign).strip().removeprefix("+").strip() for sign in ("+", "-"))
-    return Tree("list", text, tuple(read(one, depth + 1) for one in both))
-
-
-def _mixed_within(text: str) -> str:
-    """A whole number before a fraction of numbers is added to it, as it is read in print."""
-    return re.sub(r"(?<![\d.}^_])(\d+)(\\frac\{\d+\}\{\d+\})", r"(\1+\2)", text)
+    if len(signs) > 1 and r"\mp" not in signs:
+        raise Unparsed("has several signs that may each be either")
+    made = []
+    for plus_minus, minus_plus in ("+-", "-+"):
+        signed = re.sub(r"\\pm(?![a-zA-Z])\s*", plus_minus, re.sub(r"\\mp(?![a-zA-Z])\s*", minus_plus, text))
+        made.append(re.sub(r"(^|[({\[,])\s*\+", r"\1", signed))  # {+1} is 1
+    return Tree("list", text, tuple(read(one, depth + 1) for one in made))
 
 
 def _depth_at(text: str, place: int) -> int:
@@ -278,7 +318,7 @@ def _closes_before_end(text: str) -> bool:
     return depth != 0
 
 
-def _split(text: str, separator: str) -> list[str]:
+def _split(text: str, *separators: str) -> list[str]:
     """Pieces between separators outside all brackets. Raises Unparsed where brackets do not close."""
     pieces, depth, start, i = [], 0, 0, 0
     while i < len(text):
@@ -288,9 +328,9 @@ def _split(text: str, separator: str) -> list[str]:
             depth -= 1
             if depth < 0:
                 raise Unparsed("has brackets that do not close")
-        elif depth == 0 and text.startswith(separator, i):
+        elif depth == 0 and (found := next((one for one in separators if text.startswith(one, i)), None)):
             pieces.append(text[start:i].strip())
-            i = start = i + len(separator)
+            i = start = i + len(found)
             continue
         i += 1
     if depth:

@@ -51,11 +51,16 @@ _UNITS = {
     "way": "ways",
     "person": "people persons",
     "unit": "units",
+    "point": "points pts",
+    "am": "a.m. a.m AM A.M.",
+    "pm": "p.m. p.m PM P.M.",
 }
 _UNIT = {spelling: unit for unit, spellings in _UNITS.items() for spelling in [unit, *spellings.split()]}
 _RATES = ("mph", "kph", "km/h", "m/s", "cm/s", "miles per hour")
 BARE_UNITS = "|".join(
-    sorted((u for u in (*_UNIT, *_RATES) if len(u) > 1 and u not in ("mg", "ms")), key=len, reverse=True)
+    re.escape(unit)
+    for unit in sorted((*_UNIT, *_RATES), key=len, reverse=True)
+    if len(unit) > 1 and unit not in ("mg", "ms", "am", "pm")
 )
 r"""A pattern for units that are known without ``\text``; one letter is a variable, and ``mg`` two."""
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
