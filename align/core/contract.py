@@ -1,4 +1,4 @@
-"""The contract of algorithm plugins, held where the engine calls them: a breach is told with the plugin's name.
+"""The contract of plugins, held where the engine calls them: a breach is told with the plugin's name.
 
 ``align.testing`` makes the same calls, so what stops a run here fails a plugin's own test first.
 """
@@ -9,7 +9,7 @@ import copy
 import inspect
 import numbers
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -21,36 +21,39 @@ from torch import Tensor
 from align.core.algorithm import Algorithm, Batch, Metric, Outcome, Term
 from align.core.data.examples import Example
 from align.core.hooks import reason
+from align.core.kinds import KINDS
 from align.core.registry import registry
+from align.core.rollout.generator import Floats, Generator, Interrupt, Request, Sample, Tokens
 from align.core.rollout.online import Credit, Experience, Group, Online
 from align.schemas.errors import AlignError
+from align.schemas.rollout import Sampling
 
-_FIX = "this is the plugin's to fix; align.testing.check_algorithm shows it in a test"
 
-
-def name_of(algorithm: Algorithm) -> str:
-    """Return the algorithm's name with the plugin that offers it, for messages."""
-    name = getattr(algorithm, "name", type(algorithm).__qualname__)
+def name_of(plugin: Any) -> str:
+    """Return what a plugin's object is, its name and the plugin that offers it, for messages."""
+    bases = (base for base in type(plugin).__mro__)
+    kinds = {kind.base: kind.name for kind in KINDS.values() if kind.base}
+    kind = next((kinds[home] for base in bases if (home := f"{base.__module__}:{base.__name__}") in kinds), "plugin")
+    name = getattr(plugin, "name", type(plugin).__qualname__)
     try:
-        return f"algorithm {name!r} of plugin {registry.find('algorithm', name).plugin}"
-    except AlignError:  # not registered: a class that somebody tries out
-        return f"algorithm {name!r} of {type(algorithm).__module__}"
+        return f"{kind} {name!r} of plugin {registry.find(kind, name).plugin}"
+    except (AlignError, KeyError):  # not registered: a class that somebody tries out
+        return f"{kind} {name!r} of {type(plugin).__module__}"
 
 
 @contextmanager
-def calling(algorithm: Algorithm, method: str) -> Iterator[None]:
+def calling(plugin: Any, method: str) -> Iterator[None]:
     """Raise what fails in the block as an AlignError that names the plugin, its method and the line.
 
-    AlignErrors pass unchanged, and so does running out of memory, which is no fault of the plugin's.
+    AlignErrors and interrupts pass unchanged, and so does what the machine refuses (memory, disk, network), which is no
+    fault of the plugin's.
     """
     try:
         yield
-    except (AlignError, MemoryError, torch.OutOfMemoryError):
+    except (AlignError, Interrupt, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise AlignError(
-            f"failed in {method}: {reason(error)}{_line_of(algorithm, error)}", _FIX, where=name_of(algorithm)
-        ) from error
+        raise _breach(plugin, f"failed in {method}: {reason(error)}{_line_of(plugin, error)}") from error
 
 
 def loss(algorithm: Algorithm, batch: Batch) -> Outcome:
@@ -64,9 +67,9 @@ def loss(algorithm: Algorithm, batch: Batch) -> Outcome:
     with calling(algorithm, "loss"):
         outcome = algorithm.loss(batch)
     if fault := _outcome_fault(outcome, batch):
-        raise _breach(algorithm, "loss", fault)
+        raise _breach(algorithm, f"loss {fault}")
     if changed := [name for name, tensor in given.items() if _version(tensor) != before[name]]:
-        raise _breach(algorithm, "loss", f"changed batch.{changed[0]} in place, which others read after it")
+        raise _breach(algorithm, f"loss changed batch.{changed[0]} in place, which others read after it")
     return outcome
 
 
@@ -83,9 +86,9 @@ def credit(algorithm: Online, groups: Sequence[Group]) -> Credit:
     for experience, was in zip(flat, before, strict=True):
         for each in fields(Experience):
             if not _same(getattr(experience, each.name), getattr(was, each.name)):
-                raise _breach(algorithm, "credit", f"changed the {each.name} of an answer, which others read after it")
+                raise _breach(algorithm, f"credit changed the {each.name} of an answer, which others read after it")
     if fault := _credit_fault(given, flat):
-        raise _breach(algorithm, "credit", fault)
+        raise _breach(algorithm, f"credit {fault}")
     return given
 
 
@@ -98,10 +101,35 @@ def examples(algorithm: Online, groups: Sequence[Group], given: Credit) -> list[
     with calling(algorithm, "examples"):
         made = [list(group) for group in algorithm.examples(groups, given)]
     if len(made) != len(groups):
-        raise _breach(algorithm, "examples", f"gave {len(made)} lists of examples for {len(groups)} groups")
+        raise _breach(algorithm, f"examples gave {len(made)} lists of examples for {len(groups)} groups")
     if fault := _examples_fault([example for group in made for example in group]):
-        raise _breach(algorithm, "examples", fault)
+        raise _breach(algorithm, f"examples {fault}")
     return made
+
+
+def generate(
+    generator: Generator, requests: Sequence[Request], sampling: Sampling, **how: Callable[..., Any]
+) -> list[list[Sample]]:
+    """Return ``generator.generate(requests, sampling, **how)``.
+
+    Raises AlignError where it fails, and where it has not a sample for each seed of each request, with a finite
+    log-probability for each token (a generator that is not trainable may have none).
+    """
+    with calling(generator, "generate"):
+        groups = generator.generate(requests, sampling, **how)
+    if fault := _samples_fault(groups, requests, sampling, generator.trainable):
+        raise _breach(generator, f"generate {fault}")
+    return groups
+
+
+def logp(generator: Generator, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
+    """Return ``generator.logp(sequences)``. Raises AlignError where it fails or has not a number for each token."""
+    with calling(generator, "logp"):
+        found = generator.logp(sequences)
+    lengths = [len(answer) for _, answer in sequences]
+    if [len(values) for values in found] != lengths:
+        raise _breach(generator, f"logp gave {[len(v) for v in found]} numbers for answers of {lengths} tokens")
+    return found
 
 
 # --- faults --------------------------------------------------------------------------------------------------------
@@ -179,17 +207,38 @@ def _examples_fault(made: Sequence[Any]) -> str:
     return ""
 
 
+def _samples_fault(groups: Any, requests: Sequence[Request], sampling: Sampling, trainable: bool) -> str:
+    if len(groups) != len(requests):
+        return f"gave answers to {len(groups)} prompts of {len(requests)}"
+    for request, group in zip(requests, groups, strict=True):
+        if len(group) != len(request.seeds):
+            return f"gave {len(group)} answers to a prompt that has {len(request.seeds)} seeds"
+        for sample in group:
+            if not isinstance(sample, Sample):
+                return f"gave a {type(sample).__name__}; give align.Sample(tokens, logp, finish)"
+            if not 1 <= len(sample.tokens) <= sampling.max_tokens:
+                return f"gave an answer of {len(sample.tokens)} tokens; it may have 1 to {sampling.max_tokens}"
+            if len(sample.logp) != len(sample.tokens) and (trainable or len(sample.logp)):
+                return f"gave {len(sample.logp)} log-probabilities for an answer of {len(sample.tokens)} tokens"
+            if not np.isfinite(sample.logp).all():
+                return "gave a log-probability that is not finite for a token that it has drawn"
+            if sample.finish not in ("stop", "length"):
+                return f"gave the finish {sample.finish!r}; it is 'stop' or 'length'"
+    return ""
+
+
 # --- help ----------------------------------------------------------------------------------------------------------
 
 
-def _breach(algorithm: Algorithm, method: str, fault: str) -> AlignError:
-    return AlignError(f"{method} {fault}", _FIX, where=name_of(algorithm))
+def _breach(plugin: Any, fault: str) -> AlignError:
+    shown = "; align.testing.check_algorithm shows it in a test" if isinstance(plugin, Algorithm) else ""
+    return AlignError(fault, f"this is the plugin's to fix{shown}", where=name_of(plugin))
 
 
-def _line_of(algorithm: Algorithm, error: BaseException) -> str:
+def _line_of(plugin: Any, error: BaseException) -> str:
     """Return where in the plugin's own code it failed, ``", align_x.py line 12"``, or nothing."""
     try:
-        own = inspect.getsourcefile(type(algorithm))
+        own = inspect.getsourcefile(type(plugin))
     except TypeError:  # defined where there is no file
         return ""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]

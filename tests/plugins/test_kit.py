@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from align.core import contract
 from align.core.algorithm import Algorithm, Batch, Metric, Outcome, Term
 from align.core.data.examples import Example
 from align.core.rollout.credit import kept, less_mean, per_answer, rewards
+from align.core.rollout.generator import Generator, Request, Sample
 from align.core.rollout.online import Credit, Group, Online
 from align.core.train.launch import train
 from align.plugins.algorithms.best_of_n import BestOfN
 from align.plugins.algorithms.grpo import GRPO
 from align.plugins.algorithms.sft import SFT
+from align.plugins.loggers.csv import CSV
 from align.schemas.errors import AlignError
+from align.schemas.rollout import Sampling
 from align.testing import check_algorithm, toy_experience, toy_policy
 from tests.core.runs import run_for, write_rows
 
@@ -379,3 +384,64 @@ def test_a_metric_of_the_whole_step_is_the_mean_over_its_tokens() -> None:
     by_hand = sum(n * (n - 1) / 2 for n in lengths) / sum(lengths)
     made = step(algorithm, toy_policy(), None, examples, [[0], range(1, len(examples))])
     assert made.metrics["place"] == pytest.approx(by_hand)
+
+
+def samples(tokens: int = 3, numbers: int = 3, count: int = 1, **changes: Any) -> list[list[Sample]]:
+    made = Sample(np.arange(tokens, dtype=np.int32), np.zeros(numbers, np.float32), "stop")
+    return [[replace(made, **changes)] * count]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "generate gave answers to 0 prompts of 1"),
+        (samples(count=2), "generate gave 2 answers to a prompt that has 1 seeds"),
+        (samples(numbers=2), "generate gave 2 log-probabilities for an answer of 3 tokens"),
+        (samples(numbers=0), "generate gave 0 log-probabilities for an answer of 3 tokens"),
+        (samples(tokens=0, numbers=0), "generate gave an answer of 0 tokens; it may have 1 to 8"),
+        (samples(tokens=9, numbers=9), "generate gave an answer of 9 tokens; it may have 1 to 8"),
+        (samples(logp=np.full(3, -np.inf, np.float32)), "generate gave a log-probability that is not finite"),
+        (samples(finish="eos"), "generate gave the finish 'eos'; it is 'stop' or 'length'"),
+        ([["text"]], "generate gave a str; give align.Sample"),
+        (KeyError("x"), "failed in generate: KeyError: 'x'"),
+    ],
+)
+def test_a_generators_breach_has_its_name(given: Any, message: str) -> None:
+    class Odd(Generator):
+        name = "odd"
+
+        def generate(self, *_: Any, **__: Any) -> Any:
+            if isinstance(given, Exception):
+                raise given
+            return given
+
+        def logp(self, sequences: Any) -> Any:
+            return [np.zeros(1, np.float32)]
+
+    odd, request = Odd(Odd.Config()), Request(np.arange(2, dtype=np.int32), (1,))
+    with pytest.raises(AlignError) as raised:
+        contract.generate(odd, [request], Sampling(max_tokens=8))
+    (problem,) = raised.value.problems
+    assert problem.where == f"generator 'odd' of {__name__}" and problem.what.startswith(message)
+    with pytest.raises(AlignError, match=r"logp gave \[1\] numbers for answers of \[2\] tokens"):
+        contract.logp(odd, [(request.prompt, request.prompt)])
+
+
+def test_a_generator_that_only_judges_may_have_no_log_probabilities() -> None:
+    class Mute(Generator):
+        name, trainable = "mute", False
+
+        def generate(self, *_: Any, **__: Any) -> Any:
+            return samples(numbers=0)
+
+    request = Request(np.arange(2, dtype=np.int32), (1,))
+    ((sample,),) = contract.generate(Mute(Mute.Config()), [request], Sampling(max_tokens=8))
+    assert (len(sample.tokens), len(sample.logp)) == (3, 0)
+
+
+def test_a_loggers_failure_has_its_name(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(CSV, "open", failing(ValueError("x")))
+    run = run_for("sft", tiny_model_dir, write_rows("sft", tmp_path / "rows.jsonl"), tmp_path / "out")
+    with pytest.raises(AlignError, match=r"logger 'csv' of plugin 'builtin' .*\n.*failed in open: ValueError: x"):
+        train(run, progress=False)

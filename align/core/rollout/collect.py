@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from align.core import contract
 from align.core.data.collate import MicroBatch
 from align.core.data.examples import Examples, InMemory
 from align.core.model.policy import Policy, Scores
@@ -116,7 +117,8 @@ class Collector:
         """Give the generator the policy's weights, and check by log-probabilities that it has them."""
         if self.generator.shares_weights or self.synced == version:
             return
-        self.generator.sync(self.policy, version)
+        with contract.calling(self.generator, "sync"):
+            self.generator.sync(self.policy, version)
         asked = (prompts.tokens(i) for i in range(len(prompts)))
         probe = [(tokens[:1], tokens[1:]) for tokens in islice((t for t in asked if len(t) > 1), PROBED)]
         with self.forward():
@@ -164,7 +166,7 @@ class Collector:
         ]
         forward = self.forward() if self.generator.shares_weights else nullcontext()  # an engine has its own precision
         with forward, torch.random.fork_rng(devices=[]):
-            samples = self.generator.generate(requests, sampling, stop=self.stop)
+            samples = contract.generate(self.generator, requests, sampling, stop=self.stop)
         answers, flat = list[Answer](), [sample for group_ in samples for sample in group_]
         for i, place, group_ in zip(which, places, samples, strict=True):
             row = prompts.row(i)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from align.core import contract
 from align.core.data.collate import collate
 from align.core.data.examples import Example
 from align.core.data.examples import Sequence as TokenSequence
@@ -44,12 +45,11 @@ def check_sync(
     """
     if not probe:
         return 0.0
-    said = generator.logp(probe)
+    said = contract.logp(generator, probe)
     pairs, texts = list(probe), [np.concatenate(pair).astype(np.int32) for pair in probe]
     one_more = Sampling(max_tokens=1, temperature=HOT)
-    for text, (sample,) in zip(
-        texts, generator.generate([Request(text, (i,)) for i, text in enumerate(texts)], one_more), strict=True
-    ):
+    requests = [Request(text, (i,)) for i, text in enumerate(texts)]
+    for text, (sample,) in zip(texts, contract.generate(generator, requests, one_more), strict=True):
         pairs.append((text, sample.tokens))
         said.append(sample.logp)
     own = np.concatenate([_measured(policy, probe, pad_id, 1.0), _measured(policy, pairs[len(probe) :], pad_id, HOT)])

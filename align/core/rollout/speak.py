@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
+from align.core import contract
 from align.core.data.doctor import Settings
 from align.core.data.encode import Encoder
 from align.core.data.findings import CATALOGUE
@@ -134,9 +135,10 @@ class Speaker:
         seeds = [tuple(seed_of(self.seed, first + i, k) for k in range(self.n)) for i in range(len(records))]
         requests = [Request(prompt, own) for prompt, own in zip(tokens, seeds, strict=True)]
         if heard is None:
-            groups = self.generator.generate(requests, self.sampling)
+            groups = contract.generate(self.generator, requests, self.sampling)
         else:
-            groups = self.generator.generate(requests, self.sampling, heard=lambda _i, _k, token: heard(token))
+            each = lambda _i, _k, token: heard(token)  # noqa: E731
+            groups = contract.generate(self.generator, requests, self.sampling, heard=each)
         read = self._turns.text
         openings = [self._turns.opening(record) for record in records]
         return [

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from align.core import contract
 from align.core.algorithm import Algorithm
 from align.core.liveness import SIGNALS, at_step
 from align.core.progress import Work, interval, on_terminal, say, working
@@ -241,7 +242,8 @@ class Metrics(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         step = trainer.global_step
         for logger in trainer.loggers:
-            logger.log_metrics({**metrics, "epoch": self.phases.epochs(step)}, step)
+            with contract.calling(logger, "log_metrics"):
+                logger.log_metrics({**metrics, "epoch": self.phases.epochs(step)}, step)
             logger.save()
 
 

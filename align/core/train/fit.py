@@ -19,6 +19,7 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.pytorch import LightningDataModule, Trainer
 from transformers.utils import logging as transformers_logging
 
+from align.core import contract
 from align.core.liveness import Limits, watched
 from align.core.model.export import export_from_state
 from align.core.progress import showing, working
@@ -146,7 +147,11 @@ def _trainer(
     loggers = []
     if spawn.rank() == 0:
         made = [registry.build("logger", choice) for choice in stage.loggers]
-        loggers = [logger.open(place.path, f"{directory.path.name}/{stage.name}", steps_done) for logger in made]
+        for logger in made:
+            with contract.calling(logger, "open"):
+                loggers.append(logger.open(place.path, f"{directory.path.name}/{stage.name}", steps_done))
+    with contract.calling(setup.strategy, "trainer_strategy"):
+        strategy = setup.strategy.trainer_strategy(hardware)
     io = checkpoint.DirectoryIO()
     io.facts = facts
     signals = Signals()
@@ -164,7 +169,7 @@ def _trainer(
         accelerator="gpu" if hardware.accelerator == "cuda" else "cpu",
         devices=hardware.devices,
         num_nodes=hardware.nodes,
-        strategy=setup.strategy.trainer_strategy(hardware),
+        strategy=strategy,
         plugins=[io, TorchElasticEnvironment() if spawn.under_launcher() else LightningEnvironment()],
         precision="32-true" if stage.train.precision == "bf16-true" else stage.train.precision,
         max_steps=setup.phases.total_steps,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from align.core import contract
 from align.core.disk import cache_directory
 from align.core.model.load import build_policy, resolve_model_path
 from align.core.model.policy import Policy
@@ -145,7 +146,8 @@ def opened(collector: Collector) -> Iterator[None]:
             collector.scorer.open()
             if collector.gold is not None:
                 collector.gold.open()
-            collector.generator.open(collector.subject)
+            with contract.calling(collector.generator, "open"):
+                collector.generator.open(collector.subject)
         yield
     finally:
         collector.generator.close()

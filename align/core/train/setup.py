@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import seed_everything
 from transformers import PreTrainedTokenizerBase
 
+from align.core import contract
 from align.core.algorithm import Algorithm
 from align.core.data.collate import collate
 from align.core.data.examples import Example, Examples
@@ -105,7 +106,8 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         reference = make_reference(stage.reference, policy, stage, known_ahead=known_ahead)
     strategy: Strategy = registry.build("strategy", stage.devices.strategy)
     size = footprint(*filter(None, (policy, critic)))
-    strategy = strategy.settle(hardware, size, lambda: _chosen(hardware, size))
+    with contract.calling(strategy, "settle"):
+        strategy = strategy.settle(hardware, size, lambda: _chosen(hardware, size))
     cutter = Cutter(
         algorithm,
         stage.train,
