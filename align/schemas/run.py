@@ -63,8 +63,8 @@ class Source(Config):
     """One file, directory or hub dataset, with its weight in a mixture."""
 
     path: str
-    """A file (.jsonl .json .csv .parquet, .gz or .zst), a directory of such files, a hub dataset id, or ``stage:NAME``
-    for the rows that an earlier stage made (best_of_n)."""
+    """A file (.jsonl .json .csv .txt .parquet, .gz or .zst), a directory of such files, a hub dataset id, or
+    ``stage:NAME`` for the rows that an earlier stage made (best_of_n)."""
     name: str | None = None
     """Held-out sources only: measured apart as ``val/NAME/...`` (continual pre-training: ``domain``, ``general``)."""
     split: str = "train"
@@ -77,6 +77,8 @@ class Source(Config):
     """Share in the mixture: each epoch draws from the sources by weight. All equal: every row once."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Rename the file's columns: ``{prompt: question}`` reads ``question`` as ``prompt``."""
+    documents: Literal["file", "blank_lines", "lines"] = "file"
+    """What one row of a .txt file is: the whole file, what stands between blank lines, or a line."""
 
 
 def _sources(value: Any) -> Any:

@@ -62,7 +62,13 @@ def _edit(change: Callable[[Row], Any]) -> bytes:
 
 
 USER, YES = {"role": "user", "content": "and?"}, {"role": "assistant", "content": "yes"}
-CALL = {"type": "function", "function": {"name": "look", "arguments": "{"}}
+
+
+def call_of(arguments: str) -> Row:
+    return {"type": "function", "function": {"name": "look", "arguments": arguments}}
+
+
+CALL = call_of("{")
 CHOSEN = "chosen[0].content"
 
 POISON: list[tuple[str, bytes, str, str]] = [
@@ -116,7 +122,22 @@ POISON: list[tuple[str, bytes, str, str]] = [
     ("chosen is an object", _with(chosen=YES), "wrong-type", "chosen"),
     ("messages are strings", _with(chosen=["yes"]), "wrong-type", "chosen[0]"),
     ("content is a number", _answer(content=4), "wrong-type", CHOSEN),
-    ("content is parts", _answer(content=[{"type": "text", "text": "yes"}]), "wrong-type", CHOSEN),
+    ("a part of no known type", _answer(content=[{"type": "vibe", "text": "yes"}]), "wrong-type", f"{CHOSEN}[0]"),
+    ("a part that is a number", _answer(content=[1]), "wrong-type", f"{CHOSEN}[0]"),
+    (
+        "parts of unequal weight",
+        _answer(content=[{"type": "text", "text": "a", "train": False}, "b"]),
+        "wrong-type",
+        CHOSEN,
+    ),
+    ("a picture", _answer(content=[{"type": "image_url", "image_url": {"url": "a.png"}}]), "media", f"{CHOSEN}[0]"),
+    ("images beside", _with(images=["a.png"]), "media", "images"),
+    (
+        "a place for a picture",
+        _edit(lambda row: row["prompt"][1].update(content="<image>who?")),
+        "media",
+        "prompt[1].content",
+    ),
     ("role is a number", _answer(role=1), "wrong-type", "chosen[0].role"),
     ("margin is a word", _with(margin="big"), "wrong-type", "margin"),
     ("margin is a list", _with(margin=[1]), "wrong-type", "margin"),
@@ -133,7 +154,22 @@ POISON: list[tuple[str, bytes, str, str]] = [
         "malformed-json",
         "chosen[0].tool_calls[0].function.arguments",
     ),
-    ("weighted message", _answer(weight=0), "wrong-type", "chosen[0].weight"),
+    ("weight below 0", _answer(weight=-1), "wrong-type", "chosen[0].weight"),
+    ("weight is a word", _answer(train="maybe"), "wrong-type", "chosen[0].train"),
+    ("user to be learned", _edit(lambda row: row["prompt"][1].update(train=True)), "wrong-type", "prompt[1].train"),
+    (
+        "parts of a message to be learned",
+        _answer(train_detail=[{"begin_offset": 0}]),
+        "wrong-type",
+        "chosen[0].train_detail",
+    ),
+    ("NaN is no JSON", b'{"text": NaN x}', "malformed-json", ""),
+    (
+        "surrogate in JSON in a string",
+        _answer(tool_calls=[call_of('{"a": "\\ud800"}')]),
+        "lone-surrogate",
+        "chosen[0].tool_calls[0].function.arguments.a",
+    ),
     ("null content", _answer(content=None), "null", CHOSEN),
     ("null answer", _with(chosen=None), "null", "chosen"),
     ("no messages", _with(chosen=[]), "empty", "chosen"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -30,7 +30,7 @@ def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def assistant(text: str) -> dict[str, Any]:
+def assistant(text: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
@@ -49,6 +49,11 @@ def one(
     [found] = read(tmp_path, [row], kinds, format, **columns)
     assert isinstance(found, Record), found
     return found
+
+
+def v1(role: str, text: str, weight: float) -> dict[str, Any]:
+    """A message as LLaMA-Factory's new rows have it."""
+    return {"role": role, "content": [{"type": "text", "value": text}], "loss_weight": weight}
 
 
 SAYS = [user("hi"), assistant("hello")]
@@ -139,7 +144,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "kind": "text",
             "text": [
                 user("q"),
-                {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
                 {"role": "tool", "name": "look", "content": ""},
                 assistant("a"),
             ],
@@ -167,7 +172,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "text": [
                 system("s"),
                 user("q"),
-                {"role": "assistant", "tool_calls": [CALL]},
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
                 {"role": "tool", "content": "1"},
                 assistant("a"),
             ],
@@ -232,6 +237,224 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
                 "extra_info": {"split": "train", "index": 0},
             },
         },
+    ),
+    (
+        "Alpaca prompt",
+        {"instruction": "Add.", "input": "1 1", "solution": "2"},
+        {"kind": "prompt", "prompt": [user("Add.\n1 1")], "columns": {"solution": "2"}},
+    ),
+    (
+        "judged messages",
+        {"messages": [*SAYS, user("q"), assistant("a")], "label": False},
+        {"kind": "unpaired", "prompt": [*SAYS, user("q")], "completion": [assistant("a")], "label": False},
+    ),
+    (
+        "ms-swift preference",
+        {"messages": [user("q"), assistant("a")], "rejected_response": "b", "margin": 1},
+        {
+            "kind": "preference",
+            "prompt": [user("q")],
+            "chosen": [assistant("a")],
+            "rejected": [assistant("b")],
+            "margin": 1.0,
+        },
+    ),
+    (
+        "LLaMA-Factory v1 preference",
+        {
+            "chosen_messages": [v1("user", "q", 0.0), v1("assistant", "a", 1.0)],
+            "rejected_messages": [v1("user", "q", 0.0), v1("assistant", "b", 1.0)],
+        },
+        {
+            "kind": "preference",
+            "prompt": [user("q")],
+            "chosen": [assistant("a") | {"weight": 1.0}],
+            "rejected": [assistant("b") | {"weight": 1.0}],
+        },
+    ),
+    (
+        "LLaMA-Factory v1 messages",
+        {
+            "messages": [
+                v1("system", "s", 0.0),
+                v1("user", "q", 0.0),
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "reasoning", "value": "hm"},
+                        {"type": "tool_call", "value": '{"name": "look", "arguments": {"at": 1}}'},
+                    ],
+                    "loss_weight": 0.5,
+                },
+                v1("tool", "1", 0.0),
+                v1("assistant", "a", 1.0),
+            ],
+            "tools": "[]",
+        },
+        {
+            "kind": "text",
+            "text": [
+                system("s"),
+                user("q"),
+                {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [CALL], "weight": 0.5},
+                {"role": "tool", "content": "1"},
+                assistant("a") | {"weight": 1.0},
+            ],
+        },
+    ),
+    (
+        "ms-swift rounds",
+        {"system": "s", "conversation": [{"human": "hi", "assistant": "hello"}, {"human": "q", "assistant": "a"}]},
+        {"kind": "text", "text": [system("s"), *SAYS, user("q"), assistant("a")]},
+    ),
+    ("Capybara", {"conversation": [{"input": "hi", "output": "hello"}]}, {"kind": "text", "text": SAYS}),
+    ("LMSYS", {"conversation": SAYS, "model": "m"}, {"kind": "text", "text": SAYS, "columns": {"model": "m"}}),
+    (
+        "judged ShareGPT",
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "label": True},
+        {"kind": "unpaired", "prompt": [user("q")], "completion": [assistant("a")], "label": True},
+    ),
+    (
+        "ms-swift agent: calls in a row are made at once",
+        {
+            "tools": json.dumps([{"name": "look", "arguments": {"at": 1}, "parameters": {}}]),
+            "messages": [
+                user("q"),
+                {"role": "tool_call", "content": '{"name": "look", "arguments": {"at": 1}}', "loss": False},
+                {"role": "tool_call", "content": '{"name": "look", "arguments": "{\\"at\\": 1}"}'},
+                {"role": "tool_response", "content": "1"},
+                {"role": "tool_response", "content": "2"},
+                assistant("a"),
+            ],
+        },
+        {
+            "kind": "text",
+            "tools": [{"type": "function", "function": {"name": "look", "arguments": {"at": 1}, "parameters": {}}}],
+            "text": [
+                user("q"),
+                {"role": "assistant", "content": "", "tool_calls": [CALL, CALL], "weight": 0.0},
+                {"role": "tool", "content": "1"},
+                {"role": "tool", "content": "2"},
+                assistant("a"),
+            ],
+        },
+    ),
+    (
+        "Anthropic",
+        {
+            "system": "s",
+            "messages": [
+                user("q"),
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "text", "text": "I look."},
+                        {"type": "tool_use", "id": "t1", "name": "look", "input": {"at": 1}},
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "1"}]},
+                        {"type": "text", "text": "So?"},
+                    ],
+                },
+                assistant("a"),
+            ],
+        },
+        {
+            "kind": "text",
+            "text": [
+                system("s"),
+                user("q"),
+                assistant("I look.") | {"tool_calls": [{"id": "t1", **CALL}]},
+                {"role": "tool", "content": "1", "tool_call_id": "t1"},
+                user("So?"),
+                assistant("a"),
+            ],
+        },
+    ),
+    (
+        "OpenAI before tools",
+        {
+            "messages": [
+                user("q"),
+                {"role": "assistant", "content": None, "function_call": {"name": "look", "arguments": '{"at": 1}'}},
+                {"role": "function", "name": "look", "content": "1"},
+                {"role": "assistant", "content": "a", "weight": 1},
+            ],
+            "functions": [{"name": "look", "parameters": {"type": "object"}}],
+        },
+        {
+            "kind": "text",
+            "tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}],
+            "text": [
+                user("q"),
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                {"role": "tool", "name": "look", "content": "1"},
+                assistant("a") | {"weight": 1.0},
+            ],
+        },
+    ),
+    (
+        "a system prompt in a column of its own makes strings a conversation",
+        {"system": "s", "prompt": "q", "chosen": "a", "rejected": "b"},
+        {
+            "kind": "preference",
+            "prompt": [system("s"), user("q")],
+            "chosen": [assistant("a")],
+            "rejected": [assistant("b")],
+        },
+    ),
+    (
+        "an empty one too, or the rows of one file would be of two styles",
+        {"system_prompt": "", "prompt": "q", "completion": "a"},
+        {"kind": "completion", "prompt": [user("q")], "completion": [assistant("a")]},
+    ),
+    (
+        "a conversation that has one keeps its own",
+        {"system": "other", "messages": [system("s"), *SAYS]},
+        {"kind": "text", "text": [system("s"), *SAYS]},
+    ),
+    (
+        "Magpie preference",
+        {"instruction": "q", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
+        {"kind": "preference", "prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
+    ),
+    (
+        "columns that hold no pictures, tags that are no places for them, null and NaN where nobody reads",
+        {
+            "messages": [
+                user("Is `<image>` a tag? <video></video> is. So is <image>x</image>.\n```\n<audio>\n```"),
+                {**assistant("<image>"), "tool_calls": None, "weight": None, "name": None},
+            ],
+            "images": [],
+            "video": None,
+            "audio": False,
+            "label": None,
+            "score": float("nan"),
+            "more": {"a": [float("nan"), 1]},
+        },
+        {
+            "kind": "text",
+            "text": [
+                user("Is `<image>` a tag? <video></video> is. So is <image>x</image>.\n```\n<audio>\n```"),
+                assistant("<image>"),
+            ],
+            "columns": {
+                "images": [],
+                "video": None,
+                "audio": False,
+                "label": None,
+                "score": None,
+                "more": {"a": [None, 1]},
+            },
+        },
+    ),
+    (
+        "a label that is no judgement",
+        {"messages": SAYS, "label": "math"},
+        {"kind": "text", "text": SAYS, "columns": {"label": "math"}},
     ),
     ("OpenRLHF", {"input": "q", "output": "a"}, {"kind": "completion", "prompt": "q", "completion": "a"}),
     (
@@ -330,6 +553,144 @@ class TestRecognition:
             ("refused", "this is no limerick"),
             ("refused", "makes its format plugin fail: KeyError: 'b'"),
         ]
+
+
+class TestJudgedAnswers:
+    """What KTO would take as a bad answer, SFT must not take as a good one."""
+
+    GOOD: ClassVar = [
+        {"messages": SAYS, "label": True},
+        {"conversations": SAYS, "kto_tag": "true"},
+        {"conversations": SAYS, "label": 1},
+        {"prompt": "q", "completion": "a", "label": True},
+        {"instruction": "q", "output": "a", "kto_tag": True},
+        {"input": "q", "output": "a", "label": 1},
+    ]
+
+    @pytest.mark.parametrize("row", GOOD, ids=lambda row: ",".join(row))
+    def test_bad_ones_are_refused(self, tmp_path: Path, row: dict[str, Any]) -> None:
+        *_, label = row
+        kinds: list[Kind] = ["text", "completion"]
+        good, bad = read(tmp_path, [row, {**row, label: not fields.boolean(row, label)}], kinds)
+        assert isinstance(good, Record) and isinstance(bad, BadRow)
+        assert (bad.kind, bad.field) == ("bad-answer", label) and "kto" in bad.what
+        assert [r.label for r in read(tmp_path, [row], ["unpaired"]) if isinstance(r, Record)] == [True]
+
+    def test_labels_of_texts_are_no_judgement(self, tmp_path: Path) -> None:
+        assert one(tmp_path, {"text": "a", "label": False}, ["text"]).columns == {"label": False}
+        assert one(tmp_path, {"messages": SAYS, "label": 7}, ["text"]).columns == {"label": 7}
+        renamed = read(tmp_path, [{"messages": SAYS, "label": 0}], ["text"], topic="label")
+        assert [r.columns for r in renamed if isinstance(r, Record)] == [{"topic": 0}]
+
+
+class TestMedia:
+    PLACES = (
+        "<image>Who?",
+        "Who?<image>",
+        "Compare <image> and <image>.",
+        "<video><audio>What?",
+        "What?\n<video>\n",
+        "<image_1> What?",
+        "<img>https://example.org/a.png</img>What?",
+    )
+
+    @pytest.mark.parametrize("text", PLACES)
+    def test_a_place_for_a_picture_is_refused(self, tmp_path: Path, text: str) -> None:
+        rows = [{"messages": SAYS}, {"messages": [user(text), assistant("a")]}]
+        bad = read(tmp_path, rows)[1]
+        assert isinstance(bad, BadRow) and (bad.kind, bad.field) == ("media", "messages[0].content")
+        pair = read(tmp_path, [{"prompt": "q", "completion": "a"}, {"prompt": text, "completion": "a"}])[1]
+        assert isinstance(pair, BadRow) and (pair.kind, pair.field) == ("media", "prompt")
+
+    @pytest.mark.parametrize("key", fields.MEDIA)
+    def test_a_column_is_refused_and_may_be_renamed(self, tmp_path: Path, key: str) -> None:
+        rows = [{"messages": SAYS}, {"messages": SAYS, key: ["a"]}]
+        bad = read(tmp_path, rows)[1]
+        assert isinstance(bad, BadRow) and (bad.kind, bad.field) == ("media", key)
+        assert f"columns: {{unread: {key}}}" in bad.what
+        assert len([r for r in read(tmp_path, rows, unread=key) if isinstance(r, Record)]) == 2
+
+    @pytest.mark.parametrize("kind", ["image", "image_url", "input_image", "video", "video_url", "input_audio", "file"])
+    def test_a_part_is_refused(self, tmp_path: Path, kind: str) -> None:
+        message = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": kind, "value": "a"}]}
+        bad = read(tmp_path, [{"messages": SAYS}, {"messages": [message, assistant("a")]}])[1]
+        assert isinstance(bad, BadRow) and (bad.kind, bad.field) == ("media", "messages[0].content[1]")
+
+
+class TestWeights:
+    @pytest.mark.parametrize(
+        ("given", "weight"),
+        [
+            ({"train": False}, 0.0),
+            ({"train": True}, 1.0),
+            ({"weight": 0}, 0.0),
+            ({"weight": 0.5}, 0.5),
+            ({"loss_weight": 1.0}, 1.0),
+            ({"loss": False, "loss_scale": 2.0}, 0.0),
+            ({"loss": True, "loss_scale": 2.0}, 2.0),
+            ({"train": False, "weight": 1}, 0.0),
+            ({"weight": None}, None),
+        ],
+        ids=str,
+    )
+    def test_one_rule_for_all_spellings(self, tmp_path: Path, given: dict[str, Any], weight: float | None) -> None:
+        expected = [user("hi"), assistant("hello") | ({} if weight is None else {"weight": weight})]
+        assert one(tmp_path, {"messages": [user("hi"), assistant("hello") | given]}).text == expected
+        turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello", **given}]
+        assert one(tmp_path, {"conversations": turns}).text == expected
+        parts = [{"type": "text", "text": "hel", **given}, {"type": "text", "text": "lo", **given}]
+        assert one(tmp_path, {"messages": [user("hi"), assistant(parts)]}).text == expected
+
+    def test_of_others_than_the_assistant_only_0_is_taken(self, tmp_path: Path) -> None:
+        zero = {"messages": [user("hi") | {"train": False, "weight": 0.0}, assistant("hello")]}
+        assert one(tmp_path, zero).text == SAYS
+        bad = read(tmp_path, [zero, {"messages": [user("hi") | {"train": True}, assistant("hello")]}])[1]
+        assert isinstance(bad, BadRow) and bad.field == "messages[0].train" and "only what the assistant" in bad.what
+
+
+class TestRefusedWithAWayOn:
+    @pytest.mark.parametrize(
+        ("row", "kinds", "what"),
+        [
+            ({"input_ids": [1], "labels": [1]}, ["text"], "these are tokens already"),
+            ({"segments": [{"label": True, "text": "a"}]}, ["text"], "messages with train"),
+            ({"system": "s", "query": "q", "response": "a"}, ["completion"], "{prompt: query, completion: response}"),
+            (
+                {"query": "q", "response": "a", "history": []},
+                ["completion"],
+                "{instruction: query, output: response}",
+            ),
+            (
+                {"instruction": "q", "context": "c", "response": "a"},
+                ["completion"],
+                "{output: response, input: context}",
+            ),
+            ({"problem": "q", "solution": "a"}, ["completion"], "{prompt: problem, completion: solution}"),
+            ({"problem": "q", "solution": "a"}, ["prompt"], "{prompt: problem}"),
+            ({"messages": [user("q")]}, ["prompt"], "{prompt: messages}"),
+            ({"system": "s", "question": "q", "chosen": "a", "rejected": "b"}, ["prompt"], "{prompt: question}"),
+        ],
+    )
+    def test_says_how(self, tmp_path: Path, row: dict[str, Any], kinds: list[Kind], what: str) -> None:
+        with pytest.raises(AlignError) as caught:
+            one(tmp_path, row, kinds)
+        assert what in str(caught.value)
+
+    def test_what_is_said_works(self, tmp_path: Path) -> None:
+        swift = {"system": "s", "query": "q", "response": "a", "history": [["hi", "hello"]]}
+        record = one(tmp_path, swift, instruction="query", output="response")
+        assert (record.prompt, record.completion) == ([system("s"), *SAYS, user("q")], [assistant("a")])
+        assert one(tmp_path, {"messages": [user("q")]}, ["prompt"], prompt="messages").prompt == [user("q")]
+
+    def test_prompts_of_preferences_are_no_conversations(self, tmp_path: Path) -> None:
+        row = {"conversations": [*SAYS, user("q")], "chosen": assistant("a"), "rejected": assistant("b")}
+        with pytest.raises(AlignError, match="holds preference rows"):
+            one(tmp_path, row, ["text", "completion"])
+
+    def test_hundreds_of_columns_are_not_all_named(self, tmp_path: Path) -> None:
+        with pytest.raises(AlignError) as caught:
+            one(tmp_path, {f"k{i}": 1 for i in range(500)})
+        assert "'k11' and 488 more" in str(caught.value) and "k12'" not in str(caught.value)
 
 
 class TestColumns:

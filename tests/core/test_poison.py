@@ -109,7 +109,7 @@ if __name__ == "__main__":
 
 def test_every_kind_of_fault_is_described() -> None:
     named = {kind for _, _, kind, _ in POISON}
-    elsewhere = {"malformed-csv", "empty-file", "damaged-file", "refused"}
+    elsewhere = {"malformed-csv", "empty-file", "damaged-file", "refused", "bad-answer"}
     assert named | elsewhere == set(FAULTS)
 
 

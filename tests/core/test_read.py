@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from align.core.data import files
 from align.core.data.faults import BadRow
 from align.core.data.read import Reading, read_rows
 from align.core.data.rows import Row
@@ -205,19 +206,299 @@ class TestCSV:
         assert isinstance(bad, BadRow) and bad.kind == "damaged-file" and what in bad.what
 
 
+class TestCSVOfOtherMakes:
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+    def test_line_ends(self, tmp_path: Path, end: str) -> None:
+        path = tmp_path / "a.csv"
+        path.write_bytes(end.join(["prompt,completion", "q,a", '"two","b"', ""]).encode())
+        assert [(r.prompt, r.completion) for r in items(path) if isinstance(r, Record)] == [("q", "a"), ("two", "b")]
+        assert not faults(path)
+
+    def test_a_carriage_return_alone_among_line_feeds(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_bytes(b"prompt,completion\nq,a\nq\rr,a\nq,b\n")
+        assert faults(path) == [(3, "malformed-csv")] and "carriage return" in str(items(path)[1])
+        assert [r.completion for r in items(path) if isinstance(r, Record)] == ["a", "b"]
+
+    @pytest.mark.parametrize("head", [b'"prompt,completion\nq,a\n', b'"prompt"x,completion\n', b'prompt,"comp\nq,a\n'])
+    def test_broken_header(self, tmp_path: Path, head: bytes) -> None:
+        path = tmp_path / "a.csv"
+        path.write_bytes(head)
+        [bad] = items(path)
+        assert isinstance(bad, BadRow) and bad.kind == "damaged-file" and "its header" in bad.what
+
+
+class TestText:
+    WHOLE = "One\nline.\n\n\nTwo.\n \nThree\n"
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+    @pytest.mark.parametrize(
+        ("documents", "rows"),
+        [
+            ("file", [(1, "One\nline.\n\n\nTwo.\n \nThree")]),
+            ("blank_lines", [(1, "One\nline."), (5, "Two."), (7, "Three")]),
+            ("lines", [(1, "One"), (2, "line."), (5, "Two."), (7, "Three")]),
+        ],
+    )
+    def test_documents(self, tmp_path: Path, end: str, documents: str, rows: list[tuple[int, str]]) -> None:
+        path = tmp_path / "a.txt"
+        path.write_bytes(self.WHOLE.replace("\n", end).encode())
+        found = [i for i in items(path, documents=documents) if isinstance(i, Record)]
+        assert [(int(r.source.rpartition(":")[2]), r.text) for r in found] == rows
+
+    def test_a_directory_of_documents(self, tmp_path: Path) -> None:
+        for name in ("a.txt", "b.txt", "README.txt"):
+            (tmp_path / name).write_text(name)
+        assert [r.text for r in items(tmp_path) if isinstance(r, Record)] == ["a.txt", "b.txt"]
+        (tmp_path / "rows.jsonl").write_text('{"text": "c"}\n')  # beside data, text files are notes
+        assert [r.text for r in items(tmp_path) if isinstance(r, Record)] == ["c"]
+        assert Reading(Source(path=str(tmp_path))).left_out == ["README.txt", "a.txt", "b.txt"]
+
+    def test_faults(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.txt"
+        path.write_bytes(b"a\n\n\xff\n\n" + b"x" * (2**24 + 1) + b"\n\nb\n\n\0\n")
+        assert faults(path, documents="blank_lines") == [(3, "invalid-utf8"), (5, "too-long"), (9, "nul")]
+        [(_, kind)] = faults(path)
+        assert kind == "too-long" and "documents: blank_lines" in str(items(path)[0])
+        path.write_bytes(b"\n \n")
+        assert faults(path) == [(0, "empty-file")]
+        path.write_bytes("a".encode("utf-16"))
+        assert "UTF-16" in str(items(path)[0])
+
+    def test_compressed(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.txt.gz"
+        path.write_bytes(gzip.compress(b"\xef\xbb\xbfa\n", mtime=0))
+        assert [r.text for r in items(path) if isinstance(r, Record)] == ["a"]
+
+
+def conversation(arguments: dict[str, Any], **more: Any) -> dict[str, Any]:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    said = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "1"},
+        {"role": "assistant", "content": "a", **more},
+    ]
+    return {
+        "messages": said,
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    }
+
+
+ROWS_WITH_NULLS: dict[str, list[dict[str, Any]]] = {
+    "arguments of other names": [conversation({"content": "x"}), conversation({"city": "y"})],
+    "arguments that are null": [conversation({"content": None, "city": "y"}), conversation({"content": "x"})],
+    "arguments with objects in them": [conversation({"a": {"content": None, "b": 1}}), conversation({"a": {"c": [1]}})],
+    "weights and reasons of some": [conversation({"a": 1}, weight=0.0), conversation({"a": 1}, reasoning_content="r")],
+    "plain beside calls": [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": None}
+    ],
+    "parts": [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "q"}]},
+                {"role": "assistant", "content": p},
+            ]
+        }
+        for p in ([{"type": "text", "text": "a"}], [{"type": "reasoning", "value": "r"}, {"type": "text", "text": "a"}])
+    ],
+    "columns of some": [
+        {"prompt": "q", "completion": "a", "label": None},
+        {"prompt": "q", "completion": "b", "n": 1.0},
+    ],
+}
+ROWS_WITH_NULLS["plain beside calls"] += ROWS_WITH_NULLS["arguments of other names"]
+
+
+@pytest.mark.parametrize("rows", ROWS_WITH_NULLS.values(), ids=ROWS_WITH_NULLS)
+@pytest.mark.parametrize("writer", ["json", "datasets", "pandas"])
+def test_null_is_as_good_as_absent(tmp_path: Path, rows: list[dict[str, Any]], writer: str) -> None:
+    """The same rows teach the same, by the digest over all that is tokenised, whoever wrote them into what file."""
+    import datasets
+    import pandas  # type: ignore[import-untyped]
+
+    plain, table = tmp_path / "a.jsonl", tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    if writer == "json":
+        plain.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif writer == "datasets":
+        datasets.Dataset(pa.Table.from_pylist(rows)).to_json(plain)
+    else:
+        pandas.DataFrame(rows).to_json(plain, orient="records", lines=True)
+    first, second = (list(read_rows(Source(path=str(path)))) for path in (plain, table))
+    good = [(one, two) for one, two in zip(first, second, strict=True) if isinstance(one, Row) and isinstance(two, Row)]
+    assert len(good) == len(rows), [*first, *second]
+    for one, two in good:
+        assert one.digest == two.digest
+        assert (one.record.text, one.record.completion, one.record.tools) == (
+            two.record.text,
+            two.record.completion,
+            two.record.tools,
+        )
+        assert "None" not in f"{one.record.text or ''}{one.record.tools or ''}"
+
+
+def test_a_string_of_json_keeps_its_nulls(tmp_path: Path) -> None:
+    row = conversation({})
+    row["messages"][1]["tool_calls"][0]["function"]["arguments"] = '{"city": null}'
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        [record] = items(tmp_path / name)
+        assert isinstance(record, Record) and isinstance(record.text, list)
+        assert record.text[1]["tool_calls"][0]["function"]["arguments"] == {"city": None}
+
+
+class TestNaN:
+    def test_where_nobody_reads_it_is_null(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_text('{"text": "a", "score": NaN, "more": [{"x": NaN}]}\n{"text": "NaN", "score": 1}\n')
+        first, second = items(path)
+        assert isinstance(first, Record) and first.columns == {"score": None, "more": [{"x": None}]}
+        assert isinstance(second, Record) and second.text == "NaN"
+
+    @pytest.mark.parametrize(
+        ("row", "kind", "field"),
+        [
+            ('{"text": NaN}', "number", "text"),
+            ('{"text": "a", "tools": [{"name": "f", "parameters": {"x": NaN}}]}', "number", "tools[0].parameters.x"),
+            ('{"text": "a", "score": Infinity}', "number", "score"),
+            ('{"text": "a", "score": [NaN, -Infinity]}', "number", "score[1]"),
+            ('{"text": NaN x}', "malformed-json", ""),
+            ('{"text": "a", "score": NaN', "malformed-json", ""),
+            ('{"text": "a", "score": nan}', "malformed-json", ""),
+            ('{"text": Infinity x', "malformed-json", ""),
+            ('{"text": NaN, "text": "a"}', "duplicate-key", "text"),
+            ('{"text": Infinity, "n": ' + "1" * 5000 + "}", "number", ""),
+            ('{"text": "a", "n": 1e999, "m": ' + "[" * 5000, "too-deep", ""),
+        ],
+    )
+    def test_elsewhere_it_is_told(self, tmp_path: Path, row: str, kind: str, field: str) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_text(f'{{"text": "a"}}\n{row}\n{{"text": "b"}}\n')
+        [bad] = [i for i in items(path) if isinstance(i, BadRow)]
+        assert (bad.line, bad.field) == (2, field)
+        assert bad.kind == kind or kind == "too-deep"
+
+
+class TestSize:
+    """A file of a kilobyte may unpack to gigabytes: what is read of it is bounded by bytes, not by rows."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "UNPACKED", 2**22)
+        monkeypatch.setattr(files, "CHUNK", 2**20)
+        monkeypatch.setattr(files, "BLOCK", 2**16)
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+    @pytest.mark.parametrize("compress", [lambda data: gzip.compress(data, mtime=0), zst], ids=["gz", "zst"])
+    def test_compressed(self, tmp_path: Path, name: str, compress: Any) -> None:
+        row = b'{"text": "%b"}\n' % (b"a" * 20_000) if "json" in name else b"a" * 20_000 + b"\n"
+        head = {"a.csv": b"text\n", "a.json": b"["}.get(name, b"")
+        data = compress(head + (row[:-1] + b",\n" if name == "a.json" else row) * 1000)
+        path = tmp_path / (name + (".gz" if data[0] == 0x1F else ".zst"))
+        path.write_bytes(data)
+        *good, bad = items(path, documents="lines")
+        assert isinstance(bad, BadRow) and bad.kind == "damaged-file" and "it unpacks to more than" in bad.what
+        assert len(good) * 20_000 <= 2**22 + 200 * len(data)
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_a_value_that_stands_in_every_row(self, tmp_path: Path, nested: bool) -> None:
+        path = tmp_path / "a.parquet"
+        column = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["a" * 300_000]))
+        if nested:
+            roles = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 32, pa.int32()), pa.array(["user", "assistant"]))
+            says = pa.StructArray.from_arrays([roles, column], names=["role", "content"])
+            column = pa.ListArray.from_arrays(pa.array(range(0, 65, 2), pa.int32()), says)
+        pq.write_table(pa.table({"messages" if nested else "text": column}), path, store_schema=False)
+        sizes = [chunk.batch.nbytes for chunk, _ in files.chunks(path) if hasattr(chunk, "batch")]
+        assert sizes and max(sizes) < 2 * 2**20  # 64 rows are 19 MB
+        *good, bad = items(path)
+        assert good and isinstance(bad, BadRow) and "it unpacks to more than" in bad.what and len(good) < 40
+
+    def test_one_row_too_large(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.parquet"
+        inner = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), pa.array(["a" * 300_000]))
+        lists = pa.ListArray.from_arrays(pa.array([0, 1, 63, 64], pa.int32()), inner)
+        pq.write_table(pa.table({"text": ["a", "b", "c"], "more": lists}), path, store_schema=False)
+        assert faults(path) == [(2, "too-long")]
+        assert [r.text for r in items(path) if isinstance(r, Record)] == ["a", "c"]
+
+    def test_what_is_said_to_be_large_is_not_even_begun(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.parquet"
+        texts = [f"{i:03}" + "a" * 100_000 for i in range(100)]
+        pq.write_table(pa.table({"text": texts}), path, use_dictionary=False, compression="zstd")
+        [bad] = items(path)
+        assert isinstance(bad, BadRow) and bad.kind == "damaged-file" and "it unpacks to more than" in bad.what
+
+    def test_large_rows_are_not_many_at_a_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "UNPACKED", 2**28)
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"text": [f"{i:03}" + "a" * 100_000 for i in range(64)]}), path, use_dictionary=False)
+        (tmp_path / "a.csv").write_text("text\n" + "".join("a" * 100_000 + "\n" for _ in range(64)))
+        for name in ("a.parquet", "a.csv"):
+            assert all(len(chunk) <= 2**20 // 100_000 + 1 for chunk, _ in files.chunks(tmp_path / name))
+            assert len(items(tmp_path / name)) == 64
+
+
+class TestPlaces:
+    """What is wrong with the machine is no fault of the file's."""
+
+    def test_no_room_to_unpack(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import tempfile
+
+        path = tmp_path / "a.json.gz"
+        path.write_bytes(gzip.compress(b'[{"text": "a"}]', mtime=0))
+        assert len(items(path)) == 1
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        with pytest.raises(AlignError, match=r"gone\n.*no room to unpack.*No such file.*\n.*TMPDIR"):
+            items(path)
+        full = Path("/dev/full")
+        if full.exists():
+            monkeypatch.setattr(tempfile, "tempdir", None)
+            monkeypatch.setattr(tempfile, "TemporaryFile", lambda: full.open("wb", buffering=0))
+            with pytest.raises(AlignError, match="no room to unpack a file in: No space left"):
+                items(path)
+
+    def test_an_unpacked_array_needs_no_room(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import tempfile
+
+        path = tmp_path / "a.json"
+        path.write_text('[{"text": "a"}]')
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+        assert len(items(path)) == 1
+
+    @pytest.mark.parametrize(
+        ("name", "data", "what"),
+        [
+            ("a.jsonl", gzip.compress(b"{}", mtime=0), "gzip"),
+            ("a.csv", zst(b"text\na\n"), "zstd"),
+            ("a.json", b"PAR1....", "Parquet"),
+            ("a.txt", b"PK\x03\x04....", "zip"),
+        ],
+        ids=["gzip", "zstd", "parquet", "zip"],
+    )
+    def test_another_type_than_the_name_says(self, tmp_path: Path, name: str, data: bytes, what: str) -> None:
+        (tmp_path / name).write_bytes(data)
+        [bad] = items(tmp_path / name)
+        assert isinstance(bad, BadRow) and bad.kind == "damaged-file" and f"it is {what}" in bad.what
+
+
 class TestParquet:
     def test_nulls_of_arrow_are_no_keys(self, tmp_path: Path) -> None:
         """Arrow gives every message every key that any message has; a template would see them."""
         call = {"type": "function", "function": {"name": "f", "arguments": {"city": "Paris"}}}
         other = {"type": "function", "function": {"name": "f", "arguments": {"unit": "K"}}}
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [c]}]}
             for c in (call, other)
         ]
-        rows[0]["note"] = {"x": 1}  # type: ignore[assignment]
+        rows[0]["note"] = {"x": 1}
         path = tmp_path / "a.parquet"
         pq.write_table(pa.Table.from_pylist(rows), path)
         found = items(path)
+        for row in rows:
+            row["messages"][1]["content"] = ""  # beside a call null is no text
         assert [r.text for r in found if isinstance(r, Record)] == [row["messages"] for row in rows]
         assert [r.columns for r in found if isinstance(r, Record)] == [{"note": {"x": 1}}, {"note": None}]
 
@@ -227,7 +508,9 @@ class TestParquet:
         score = pa.array([1.0, 2.0, float("nan"), 4.0, 5.0, 6.0])
         path = tmp_path / "a.parquet"
         pq.write_table(pa.table({"text": text, "score": score}), path)
-        assert faults(path) == [(2, "invalid-utf8"), (3, "number"), (4, "nul"), (5, "null")]
+        assert faults(path) == [(2, "invalid-utf8"), (4, "nul"), (5, "null")]
+        third = items(path)[2]
+        assert isinstance(third, Record) and third.columns == {"score": None}  # nobody reads this NaN
 
     def test_damaged(self, tmp_path: Path) -> None:
         path = tmp_path / "a.parquet"

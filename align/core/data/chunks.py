@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from align.core.data.faults import RowError
-from align.core.data.strict import inspect, parse
+from align.core.data.strict import checked, parse
 
 Parsed = tuple[int, dict[str, Any] | RowError]
 """A row's line (of a table: its number), and the row or what is wrong with it."""
@@ -15,9 +15,6 @@ Parsed = tuple[int, dict[str, Any] | RowError]
 
 class Chunk(Protocol):
     """Some rows of one file, not parsed yet."""
-
-    nullable: bool
-    """Whether nested fields that a row does not have read as null (Arrow)."""
 
     def __len__(self) -> int:
         """How many rows, good and bad."""
@@ -34,7 +31,6 @@ class Lines:
 
     first: int
     data: bytes
-    nullable: bool = False
 
     def __len__(self) -> int:
         return sum(1 for line in self.data.split(b"\n") if line.strip())
@@ -49,7 +45,6 @@ class Elements:
     """Elements of a JSON array, each with its line."""
 
     elements: list[tuple[int, bytes]]
-    nullable: bool = False
 
     def __len__(self) -> int:
         return len(self.elements)
@@ -64,7 +59,6 @@ class Table:
     """Rows that a library has parsed: of a CSV file or a hub data set."""
 
     parsed: list[Parsed]
-    nullable: bool = False
 
     def __len__(self) -> int:
         return len(self.parsed)
@@ -81,7 +75,6 @@ class Batch:
 
     first: int
     batch: Any
-    nullable: bool = True
 
     def __len__(self) -> int:
         return int(self.batch.num_rows)
@@ -90,7 +83,7 @@ class Batch:
         """Rows as dicts; Arrow does not check that strings are UTF-8, decoding does."""
         try:
             found: list[dict[str, Any] | RowError] = self.batch.to_pylist()
-        except UnicodeDecodeError:
+        except Exception:  # bytes that are no UTF-8, dates that Python does not know: of some rows only
             found = [self._row(index) for index in range(len(self))]
         for number, row in enumerate(found, self.first):
             yield number, _inspected(row)
@@ -102,6 +95,8 @@ class Batch:
                 row[key] = self.batch[key][index].as_py()
             except UnicodeDecodeError as error:
                 return RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8", key)
+            except Exception as error:
+                return RowError("wrong-type", f"cannot be read: {type(error).__name__}: {error}", key)
         return row
 
 
@@ -115,8 +110,6 @@ def _parsed(lines: Iterable[tuple[int, bytes]]) -> Iterator[Parsed]:
 
 def _inspected(row: dict[str, Any] | RowError) -> dict[str, Any] | RowError:
     try:
-        if not isinstance(row, RowError):
-            inspect(row)
+        return row if isinstance(row, RowError) else checked(row)
     except RowError as error:
         return error
-    return row

@@ -29,6 +29,8 @@ FAULTS: Mapping[str, str] = {
     "wrong-type": "a field holds another type than the format says",
     "null": "content is null",
     "empty": "content is empty or white space",
+    "media": "the row holds pictures, video or sound, or has a place for them: only text is learned",
+    "bad-answer": "the answer is marked as a bad one (label: false), and the algorithm would learn it as a good one",
     "same-answers": "chosen and rejected are the same",
     "unknown-role": "a message's role is unknown",
     "message-order": "a turn is missing or out of place",

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
-from collections.abc import Mapping
-from math import isfinite
+from collections.abc import Iterable, Mapping
+from math import isfinite, prod
 from typing import Any
 
 from align.core.data.faults import RowError
-from align.core.data.strict import a, decode
+from align.core.data.strict import a, decode, inspect
 from align.schemas.errors import did_you_mean
 from align.schemas.records import Content, Message
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+ROLES = {
+    **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("observation", "function", "function_response", "tool_response"), "tool"),
+}
+"""What files call a speaker (OpenAI, ShareGPT, LLaMA-Factory, ms-swift), and the role that chat templates know."""
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios", "rejected_images")
+"""Columns that hold pictures or sound, which are never learned here."""
 
 Row = Mapping[str, Any]
 
@@ -47,13 +57,19 @@ def optional_string(row: Row, key: str) -> str:
     raise RowError("wrong-type", f"is {a(value)}, not a string", key)
 
 
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def is_boolean(value: Any) -> bool:
+    """Whether ``boolean`` can read it."""
+    return isinstance(value, (bool, int, str)) and str(value).lower() in _BOOLEANS
+
+
 def boolean(row: Row, key: str) -> bool:
     """True or false; 1, 0 and, as CSV has no other way, the words for it."""
     value = row[key]
-    known = {"true": True, "1": True, "false": False, "0": False}
-    word = str(value).lower() if isinstance(value, (bool, int, str)) else ""
-    if word in known:
-        return known[word]
+    if is_boolean(value):
+        return _BOOLEANS[str(value).lower()]
     if value is None:
         raise RowError("null", "is null", key)
     raise RowError("wrong-type", f"is {_shown(value)}, not true or false", key)
@@ -77,32 +93,83 @@ def structure(row: Row, key: str, of: type[list[Any]] | type[dict[str, Any]]) ->
     value = row.get(key)
     if value is None or value == "":
         return None
-    if isinstance(value, str):
-        try:
-            value = decode(value)
-        except RowError as error:
-            raise RowError(error.kind, error.what, key) from None
+    value = unpacked(value, key) if isinstance(value, str) else pruned(value)
     if not isinstance(value, of):
         raise RowError("wrong-type", f"is {a(value)}, not {a(of())}", key)
     return value
 
 
+def unpacked(text: str, field: str) -> Any:
+    """The value that a string of JSON holds. Raises RowError for what no row may hold, in the string too."""
+    try:
+        value = decode(text)
+    except RowError as error:
+        raise RowError(error.kind, error.what, field) from None
+    inspect(value, field)
+    return value
+
+
+def pruned(value: Any) -> Any:
+    """The value without the keys of objects that are null.
+
+    Arrow gives every object each key that any row's has, as null, and nobody can tell afterwards which were written.
+    So a null key means an absent one in every kind of file, and the same rows give the same tokens.
+    """
+    if isinstance(value, Mapping):
+        return {key: pruned(item) for key, item in value.items() if item is not None}
+    return [pruned(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def tools(row: Row) -> list[dict[str, Any]] | None:
-    """The column ``tools``: JSON schemas of functions, as a list or a string of JSON."""
-    found: list[dict[str, Any]] | None = structure(row, "tools", list)
-    for index, tool in enumerate(found or ()):
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
-            raise RowError("wrong-type", "is no JSON schema of a function with a name", f"tools[{index}]")
-    return found
+    """The column ``tools``: JSON schemas of functions, as a list or a string of JSON; None where there are none.
+
+    Each may be a string of JSON, and so may its ``parameters``. A bare schema is put under ``function``, as templates
+    and servers have it. OpenAI's older ``functions`` are read where there are no ``tools``.
+    """
+    key = "functions" if reads_functions(row) else "tools"
+    found = [_tool(tool, f"{key}[{index}]") for index, tool in enumerate(structure(row, key, list) or ())]
+    return found or None
+
+
+def reads_functions(row: Row) -> bool:
+    """Whether the row's ``functions`` are its tools: schemas, and nothing under the newer name."""
+    value = row.get("functions")
+    listed = isinstance(value, list) and all(isinstance(item, dict) and "parameters" in item for item in value)
+    return bool(value) and listed and row.get("tools") is None
+
+
+def _tool(tool: Any, where: str) -> dict[str, Any]:
+    if isinstance(tool, str) and tool.lstrip().startswith("{"):
+        tool = unpacked(tool, where)
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
+        raise RowError("wrong-type", "is no JSON schema of a function with a name", where)
+    if isinstance(function.get("parameters"), str):
+        function = {**function, "parameters": unpacked(function["parameters"], f"{where}.parameters")}
+    if "function" in tool:
+        return {**tool, "function": function}
+    return {"type": "function", "function": {k: v for k, v in function.items() if (k, v) != ("type", "function")}}
 
 
 def dialogue(row: Row, key: str) -> list[Message]:
     """A whole conversation, a list or a string of JSON: somebody speaks and the assistant answers."""
-    found = structure(row, key, list)
+    return answered(turns(row, key), key)
+
+
+def turns(row: Row, key: str) -> list[Message]:
+    """Messages, as a list, a single one, or a string of JSON."""
+    value = row[key]
+    found = [value] if isinstance(value, dict) else structure(row, key, list)
     if found is None:
         raise RowError("null", "is null", key)
-    return answered(messages(found, key), key)
+    return messages(found, key)
+
+
+def judged(found: list[Message], key: str) -> dict[str, Content]:
+    """A conversation whose last message was judged, as prompt and completion."""
+    if len(found) < 2:
+        raise RowError("message-order", "has no answer after a prompt", key)
+    return join(found[:-1], key, {"completion": found[-1:]}, key)
 
 
 def answered(found: list[Message], key: str) -> list[Message]:
@@ -115,31 +182,27 @@ def answered(found: list[Message], key: str) -> list[Message]:
     return found
 
 
-def messages(value: list[Any], field: str, names: tuple[str, str] = ("role", "content")) -> list[Message]:
-    """Messages as they are, but that a tool call's arguments spelt as JSON become the object that templates expect.
+def messages(value: list[Any], field: str) -> list[Message]:
+    """Messages in one spelling, whoever wrote them: what a chat template expects.
 
-    names: what the file calls role and content, for messages about them.
+    Every message has ``role`` and a string as ``content``; where the row has them, ``tool_calls`` (their arguments an
+    object), ``reasoning_content`` and ``weight``, how much of it is learned. Its other keys stay as they are, but that
+    null ones are left out. Raises RowError naming the field for whatever is no text.
     """
     if not value:
         raise RowError("empty", "has no messages", field)
-    found, previous = [], ""
-    for index, message in enumerate(value):
+    found: list[Message] = []
+    calling = False
+    for index, raw in enumerate(value):
         where = f"{field}[{index}]"
-        if not isinstance(message, dict):
-            raise RowError("wrong-type", f"is {a(message)}, not a message with role and content", where)
-        role = message.get("role")
-        if role not in ROLES:
-            raise _bad_role(message, role, f"{where}.{names[0]}")
-        if role == "tool" and previous not in ("assistant", "tool"):
-            raise RowError("message-order", "answers a call, but no assistant message comes before it", where)
-        calls = message.get("tool_calls")
-        if calls is not None:
-            message = {**message, "tool_calls": _calls(calls, f"{where}.tool_calls")}
-        if message.get("weight", 1) != 1:
-            raise RowError("wrong-type", "is not read: weights of single messages are unknown here", f"{where}.weight")
-        _check_content(message, f"{where}.{names[1]}")
-        found.append(message)
-        previous = role
+        for message in _message(raw, where):
+            if message["role"] == "tool" and (not found or found[-1]["role"] not in ("assistant", "tool")):
+                raise RowError("message-order", "answers a call, but no assistant message comes before it", where)
+            found.append(message)
+        # Calls made at once are messages in a row in ms-swift; templates have them as one message's list.
+        was, calling = calling, isinstance(raw, dict) and _speaker(raw)[1] in _CALLERS
+        if was and calling:
+            found[-2]["tool_calls"] += found.pop()["tool_calls"]
     return found
 
 
@@ -149,6 +212,8 @@ def join(prompt: Content, key: str, answers: Mapping[str, Content], called: str 
     key: what the file calls the prompt. called: and the answer, where it is not its Record field's name.
     Raises RowError where it is not the assistant's turn to answer.
     """
+    if isinstance(prompt, str):
+        no_media(prompt, key)
     if isinstance(prompt, list) or any(isinstance(answer, list) for answer in answers.values()):
         prompt = as_message("user", prompt)
         answers = {name: as_message("assistant", answer) for name, answer in answers.items()}
@@ -159,6 +224,23 @@ def join(prompt: Content, key: str, answers: Mapping[str, Content], called: str 
         for name, answer in answers.items():
             begins(answer, called or name)
     return {"prompt": prompt, **answers}
+
+
+def with_system(found: Mapping[str, Any], row: Row, keys: Iterable[str]) -> tuple[dict[str, Any], bool]:
+    """Put the system prompt that stands in a column of its own first; also whether there is such a column.
+
+    It makes strings a conversation, unless they are plain text; a conversation that has a system message keeps its own.
+    """
+    given = [row[key] for key in keys if isinstance(row.get(key), str)]
+    head = "prompt" if found.get("prompt") is not None else "text"
+    if not given or not (head == "prompt" or isinstance(found.get("text"), list)):
+        return dict(found), False
+    system = next(filter(str.strip, given), "")
+    answers = {k: as_message("assistant", v) for k, v in found.items() if k in ("completion", "chosen", "rejected")}
+    said = as_message("user", found[head])
+    if system and said[0]["role"] not in ("system", "developer"):
+        said = [{"role": "system", "content": system}, *said]
+    return {**found, **answers, head: said}, True
 
 
 def begins(answer: Content, key: str) -> None:
@@ -192,38 +274,166 @@ def as_message(role: str, value: Content) -> list[Message]:
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
-def _bad_role(message: Message, role: Any, field: str) -> RowError:
-    if "role" not in message:
-        return RowError("missing-field", "is missing", field)
-    if not isinstance(role, str):
-        return RowError("wrong-type", f"is {a(role)}, not a string", field)
-    return RowError("unknown-role", f"is {_shown(role)}; {did_you_mean(role, ROLES)}", field)
+_CALLERS = ("function_call", "tool_call")
+_ACTS = ("tool_calls", "thinking", "reasoning_content")
+"""What an assistant's message may hold in place of content."""
+_WEIGHTS = ("weight", "loss_weight", "loss_scale", "train", "loss")
+"""How much of a message is learned, as OpenAI, LLaMA-Factory, ms-swift, axolotl and ms-swift again call it."""
+_PICTURED = re.compile(
+    r"<image(?:[ _]?\d+)?>|<img>[^<\s]+</img>|^[ \t]*<(?:video|audio)>|<(?:video|audio)>[ \t]*$", re.M
+)
+"""Where a picture or a sound goes. ``<video>`` and ``<audio>`` are HTML's too, so they count at a line's edge only."""
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
 
 
-def _check_content(message: Message, field: str) -> None:
-    says = message.get("content")
-    if isinstance(says, str):
-        if says.strip() or message["role"] not in ("user", "assistant") or _acts(message):
-            return
-        raise RowError("empty", "is empty", field)
+def _message(raw: Any, where: str) -> list[Message]:
+    """One message of a file in our spelling; several where one holds the results of calls beside text (Anthropic)."""
+    if not isinstance(raw, dict):
+        raise RowError("wrong-type", f"is {a(raw)}, not a message with role and content", where)
+    message = pruned(raw)
+    key, speaker = _speaker(raw)
+    if not isinstance(speaker, str):
+        kind, what = ("wrong-type", f"is {a(speaker)}, not a string") if key in raw else ("missing-field", "is missing")
+        raise RowError(kind, what, f"{where}.{key}")
+    if speaker not in ROLES:
+        raise RowError("unknown-role", f"is {_shown(speaker)}; {did_you_mean(speaker, ROLES)}", f"{where}.{key}")
+    role = ROLES[speaker]
+    inside = next((k for k in ("content", "value") if k in message), "value" if key == "from" else "content")
+    at, says, results = f"{where}.{inside}", message.pop(inside, None), list[Message]()
+    if key == "from":
+        del message["from"]
+    message = {"role": role, "content": says, **{k: v for k, v in message.items() if k != "role"}}
+    if isinstance(says, list):
+        results = _parts(message, says, at)
+    elif speaker in _CALLERS and says is not None:
+        calls = unpacked(says, at) if isinstance(says, str) else says
+        message |= {"content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}
+    if isinstance(message.get("reasoning_content"), list):  # axolotl
+        message["reasoning_content"] = _text(message["reasoning_content"], f"{where}.reasoning_content")
+    if isinstance(message.get("function_call"), dict):  # OpenAI, before tool_calls
+        message["tool_calls"] = [message.pop("function_call")]
+    if calls := message.pop("tool_calls", None):
+        message["tool_calls"] = _calls(calls, at if speaker in _CALLERS else f"{where}.tool_calls")
+    _weigh(message, where)
+    if results and not message["content"]:
+        return results
+    _check_content(message, at, inside in raw)
+    return [*results, message]
+
+
+def _speaker(raw: Mapping[str, Any]) -> tuple[str, Any]:
+    """The key by which a message names who speaks, and whom it names."""
+    ours = raw.get("role") is not None or not (raw.keys() & {"from", "value"})
+    return ("role", raw.get("role")) if ours else ("from", raw.get("from"))
+
+
+def _check_content(message: Message, field: str, there: bool) -> None:
+    """Make content a string where something else is said in its place; raise RowError where it is none."""
+    says, role = message["content"], message["role"]
+    acts = role == "assistant" and any(message.get(key) for key in _ACTS)
+    if says is None and acts:
+        message["content"] = says = ""
     if says is None:
-        if _acts(message):
-            return
-        raise (
-            RowError("null", "is null", field)
-            if "content" in message
-            else RowError("missing-field", "is missing", field)
-        )
-    raise RowError("wrong-type", f"is {a(says)}, not a string (only text is read)", field)
+        raise RowError("null", "is null", field) if there else RowError("missing-field", "is missing", field)
+    if not isinstance(says, str):
+        raise RowError("wrong-type", f"is {a(says)}, not a string (only text is read)", field)
+    if not says.strip() and role in ("user", "assistant") and not acts:
+        raise RowError("empty", "is empty", field)
+    if role != "assistant":
+        no_media(says, field)
 
 
-def _acts(message: Message) -> bool:
-    return message["role"] == "assistant" and any(
-        message.get(key) for key in ("tool_calls", "thinking", "reasoning_content")
-    )
+def no_media(text: str, field: str) -> None:
+    """Raise RowError where a text has a place for a picture or a sound. Code and tags that are closed are no such."""
+    if "<" not in text:
+        return
+    for match in _PICTURED.finditer(_CODE.sub("", text)):
+        mark = match[0].strip()
+        if mark.startswith("<img>") or f"</{mark[1:]}" not in text:
+            raise RowError(
+                "media", f"has a place for a picture or a sound, {_shown(mark)}: only text is learned", field
+            )
+
+
+def _weigh(message: Message, where: str) -> None:
+    """Put how much of a message is learned under ``weight``: the product of all that say it, so any 0 leaves it out."""
+    if message.pop("train_detail", None):
+        what = "is not read: give the parts that are learned as messages, or the whole with train: true or false"
+        raise RowError("wrong-type", what, f"{where}.train_detail")
+    weights = list[float]()
+    for key in [key for key in _WEIGHTS if key in message]:
+        value = message.pop(key)
+        known = isinstance(value, bool | int | float) and isfinite(value) and value >= 0
+        if not known:
+            raise RowError("wrong-type", f"is {_shown(value)}, not a weight of 0 or more", f"{where}.{key}")
+        if value and message["role"] != "assistant":
+            what = f"is {_shown(value)}, but only what the assistant says is learned: leave it out"
+            raise RowError("wrong-type", what, f"{where}.{key}")
+        weights.append(float(value))
+    if weights and message["role"] == "assistant":
+        message["weight"] = prod(weights)
+
+
+def _parts(message: Message, parts: list[Any], field: str) -> list[Message]:
+    """Move the parts of a content into a message, its text joined; the results of calls among them are returned."""
+    texts, reasons, calls, results = list[str](), list[str](), list[Any](), list[Message]()
+    weights = list[dict[str, Any]]()
+    for index, part in enumerate(parts):
+        where = f"{field}[{index}]"
+        if isinstance(part, str):
+            part = {"type": "text", "text": part}
+        if not isinstance(part, dict):
+            raise RowError("wrong-type", f"is {a(part)}, not a part of a content", where)
+        type_ = part.get("type", "text" if "text" in part else None)
+        weights.append({key: part[key] for key in _WEIGHTS if key in part})
+        if type_ in ("text", "input_text", "output_text", "refusal"):
+            texts.append(_text(part, where))
+        elif type_ in ("reasoning", "thinking"):
+            reasons.append(_text(part, where))
+        elif type_ == "tool_call":
+            call = next((part[key] for key in ("value", "tool_call", "function") if key in part), part)
+            call = unpacked(call, where) if isinstance(call, str) else call
+            calls += call if isinstance(call, list) else [call]
+        elif type_ == "tool_use":  # Anthropic
+            function = {"name": part.get("name"), "arguments": part.get("input", {})}
+            calls.append({**({"id": part["id"]} if "id" in part else {}), "type": "function", "function": function})
+        elif type_ == "tool_result":
+            result = {"role": "tool", "content": _text(part.get("content", ""), f"{where}.content")}
+            results.append(result | ({"tool_call_id": part["tool_use_id"]} if "tool_use_id" in part else {}))
+        elif isinstance(type_, str) and re.search("image|video|audio|file|document", type_):
+            raise RowError("media", f"is a part of type {_shown(type_)}: only text is learned", where)
+        else:
+            what = "has no type" if type_ is None else f"is a part of type {_shown(type_)}, which is not read"
+            raise RowError("wrong-type", f"{what}; parts of text, reasoning and tool calls are", where)
+    if any(weight != weights[0] for weight in weights):
+        what = "has parts that are learned and parts that are not: give the message one weight, or cut it in several"
+        raise RowError("wrong-type", what, field)
+    message |= {"content": "".join(texts), **(weights[0] if weights else {})}
+    if reasons:
+        message["reasoning_content"] = "".join(reasons)
+    if calls:
+        message["tool_calls"] = [*message.get("tool_calls", ()), *calls]
+    return results
+
+
+def _text(value: Any, field: str) -> str:
+    """The text of a string, of a part, or of a list of parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(_text(item, f"{field}[{index}]") for index, item in enumerate(value))
+    if isinstance(value, dict):
+        if re.search("image|video|audio|file|document", str(value.get("type"))):
+            raise RowError("media", f"is a part of type {_shown(value['type'])}: only text is learned", field)
+        for key in ("text", "value", "thinking", "reasoning", "refusal", "content"):
+            if key in value:
+                return _text(value[key], f"{field}.{key}")
+    raise RowError("wrong-type", f"is {a(value)}, not text", field)
 
 
 def _calls(calls: Any, field: str) -> list[Any]:
+    if isinstance(calls, str) and calls.lstrip().startswith("["):
+        calls = unpacked(calls, field)
     if not isinstance(calls, list):
         raise RowError("wrong-type", f"is {a(calls)}, not a list", field)
     found = []
@@ -232,13 +442,16 @@ def _calls(calls: Any, field: str) -> list[Any]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
             raise RowError("wrong-type", "is no call of a function with a name", where)
-        if isinstance(function.get("arguments"), str):
-            try:
-                function = {**function, "arguments": structure(function, "arguments", dict) or {}}
-            except RowError as error:
-                raise error.under(f"{where}.function.") from None
-            call = {**call, "function": function} if "function" in call else function
-        found.append(call)
+        try:
+            function = {**function, "arguments": structure(function, "arguments", dict) or {}}
+        except RowError as error:
+            raise error.under(f"{where}.function.") from None
+        if "function" in call:
+            found.append({**call, "function": function})
+        else:
+            rest = {key: value for key, value in function.items() if key not in ("name", "arguments")}
+            bare = {"name": function["name"], "arguments": function["arguments"]}
+            found.append({"type": "function", **rest, "function": bare})
     return found
 
 

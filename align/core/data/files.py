@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import mmap
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 from align.core.data.chunks import Batch, Chunk, Elements, Lines, Parsed, Table
 from align.core.data.faults import RowError
@@ -20,35 +22,55 @@ from align.schemas.errors import AlignError
 BLOCK = 2**20
 """Bytes read at a time."""
 ROWS = 256
-"""Rows of a table (CSV, Parquet, hub) in one chunk."""
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+"""Most rows of a table (CSV, Parquet, hub) in one chunk."""
+CHUNK = 32 * BLOCK
+"""Bytes at which a table's chunk is full, however few its rows are."""
+UNPACKED, RATIO = 2**28, 200
+"""A file may unpack to so many bytes, and so many times its own size: text that is written by anybody is far below."""
+SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+MAGIC = {
+    b"\x1f\x8b": "gzip (.gz)",
+    b"\x28\xb5\x2f\xfd": "zstd (.zst)",
+    b"PAR1": "Parquet (.parquet)",
+    b"PK\x03\x04": "zip",
+}
+"""How files begin that are no text, and what they are."""
+Documents = Literal["file", "blank_lines", "lines"]
 
 
-def chunks(path: Path) -> Iterator[tuple[Chunk, int]]:
+def chunks(path: Path, documents: Documents = "file") -> Iterator[tuple[Chunk, int]]:
     """The rows of one file in order, each chunk with how many bytes of the file have been read when it is there.
 
-    A file that breaks off ends with the RowError ``damaged-file``. Raises AlignError where it cannot be opened.
+    documents: what one row of a .txt file is. A file that breaks off ends with the RowError ``damaged-file``. Raises
+    AlignError where it cannot be opened or read, or there is no room to unpack it: that is no fault of the file's.
     """
     kind, compression = file_kind(path)
     line = 0
     try:
         with path.open("rb") as raw:
+            unpacked = _unpacked(raw, compression) if kind != ".parquet" else raw
             if kind == ".parquet":
                 source: Iterable[Chunk] = _parquet(raw)
             elif kind == ".csv":
-                source = _csv(_decompressed(raw, compression))
+                source = _csv(unpacked)
+            elif kind == ".txt":
+                source = _documents(unpacked, documents)
             elif kind == ".json":
-                source = _json(_decompressed(raw, compression))
+                source = _json(unpacked, spool=compression is not None)
             else:
-                source = _lines(_decompressed(raw, compression))
+                source = _lines(unpacked)
             for chunk in source:
                 if isinstance(chunk, Lines):
                     line = chunk.first + chunk.data.count(b"\n")
                 yield chunk, raw.tell()
-    except (FileNotFoundError, PermissionError) as error:
-        raise AlignError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (OSError, ValueError, EOFError) as error:  # what pyarrow raises for a truncated or corrupt file
+    except MemoryError:
+        raise AlignError("does not fit into memory", "split it into smaller files or rows", where=str(path)) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's; a damaged file's has no number
+            raise AlignError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        if not (isinstance(error, OSError | ValueError | EOFError) or type(error).__module__.startswith("pyarrow")):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         yield Table([(line, RowError("damaged-file", f"cannot be read any further: {reason}"))]), path.stat().st_size
 
@@ -62,18 +84,46 @@ def file_kind(path: Path) -> tuple[str, str | None]:
     return kind, compression
 
 
-def _decompressed(raw: IO[bytes], compression: str | None) -> IO[bytes]:
+def _unpacked(raw: IO[bytes], compression: str | None) -> IO[bytes]:
     if compression is None:
         return raw
     import pyarrow as pa
 
-    return cast("IO[bytes]", pa.input_stream(raw, compression=compression))
+    return cast("IO[bytes]", _Bounded(pa.input_stream(raw, compression=compression), _limit(raw)))
+
+
+def _limit(raw: IO[bytes]) -> int:
+    """How many bytes a file may unpack to."""
+    return UNPACKED + RATIO * os.fstat(raw.fileno()).st_size
+
+
+def _swollen(limit: int) -> ValueError:
+    what = f"it unpacks to more than {limit >> 20:,} MiB, far over its own size, as no text does"
+    return ValueError(f"{what}; if that is meant, give its rows as JSONL")
+
+
+class _Bounded:
+    """A stream of which no more is read than a limit."""
+
+    def __init__(self, stream: IO[bytes], limit: int) -> None:
+        self.stream, self.limit, self.left = stream, limit, limit
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's. Raises ValueError past the limit."""
+        block = self.stream.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise _swollen(self.limit)
+        return block
 
 
 def _start(block: bytes) -> bytes:
-    """The first bytes of a text file without the mark that says it is UTF-8; ValueError if it says it is UTF-16."""
+    """The first bytes of a text file without the mark that says it is UTF-8; ValueError if they say it is other."""
     if block.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16; save it as UTF-8")
+    for magic, name in MAGIC.items():
+        if block.startswith(magic):
+            raise ValueError(f"it is {name}, whatever its name says; name it so, or unpack it")
     return block.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -103,11 +153,12 @@ def _lines(stream: IO[bytes]) -> Iterator[Lines]:
 _TOKEN = re.compile(rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"|[\[\]{},]')
 
 
-def _json(stream: IO[bytes]) -> Iterator[Chunk]:
-    """A JSON array, cut at the commas between its elements; also JSON lines under a .json name."""
-    with tempfile.TemporaryFile() as file:
-        shutil.copyfileobj(stream, file)
-        file.seek(0)
+def _json(stream: IO[bytes], spool: bool) -> Iterator[Chunk]:
+    """A JSON array, cut at the commas between its elements; also JSON lines under a .json name.
+
+    spool: whether the stream must be kept in a temporary file, to go back in it.
+    """
+    with _spooled(stream) if spool else nullcontext(stream) as file:
         head = _start(file.read(BLOCK)).lstrip()
         if head.startswith(b"["):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -115,9 +166,33 @@ def _json(stream: IO[bytes]) -> Iterator[Chunk]:
         elif head:
             first, *others = [line.strip() for line in head.splitlines() if line.strip()]
             if others and not others[0].startswith(b"{") and not first.endswith(b"}"):
-                raise ValueError("it is one JSON object over several lines, not an array of rows")
+                what = "it is one JSON object over several lines, not an array of rows"
+                raise ValueError(f"{what}; write the rows as [{{...}}, ...], or each on a line of its own")
             file.seek(0)
-            yield from _lines(cast("IO[bytes]", file))
+            yield from _lines(file)
+
+
+@contextmanager
+def _spooled(stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The stream's bytes in a temporary file, at its start. Raises AlignError where there is no room for it."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(stream, file, BLOCK)
+            file.seek(0)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            what = f"there is no room to unpack a file in: {error.strerror}"
+            raise AlignError(what, "free some, or name another directory in TMPDIR", where=_temporary()) from None
+        yield file
+
+
+def _temporary() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return "TMPDIR"
 
 
 def _elements(data: mmap.mmap) -> Iterator[Elements]:
@@ -160,17 +235,22 @@ def _csv(stream: IO[bytes]) -> Iterator[Table]:
     marks: dict[int, RowError] = {}
     csv.field_size_limit(MAX_ROW)
     reader = csv.reader(_text_lines(stream, marks), strict=True)
-    header = next(reader, [])
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise ValueError(f"its header {_csv_fault(error)}") from None
     if marks:
-        raise ValueError(f"its header {marks[1].what}")
+        raise ValueError(f"its header {next(iter(marks.values())).what}")
     if len(set(header)) != len(header):
         raise ValueError("its header names a column twice")
     found: list[Parsed] = []
+    size = 0
     while True:
         first = reader.line_num + 1
         row: dict[str, Any] | RowError | None = None
         try:
             cells = next(reader)
+            size += sum(map(len, cells))
             if len(cells) == len(header):
                 row = dict(zip(header, cells, strict=True))
             elif cells:
@@ -180,19 +260,42 @@ def _csv(stream: IO[bytes]) -> Iterator[Table]:
         except csv.Error as error:
             kind = "too-long" if "field limit" in str(error) else "malformed-csv"
             span = f" (lines {first} to {reader.line_num})" if reader.line_num > first else ""
-            row = RowError(kind, f"{error}{span}")
+            row = RowError(kind, f"{_csv_fault(error)}{span}")
         row = next((marks.pop(n) for n in range(first, reader.line_num + 1) if n in marks), row)
         if row is not None:
             found.append((first, row))
-        if len(found) == ROWS:
+        if len(found) == ROWS or size > CHUNK:
             yield Table(found)
-            found = []
+            found, size = [], 0
     yield Table(found)
+
+
+def _csv_fault(error: csv.Error) -> str:
+    """What is wrong with a row, for one who did not write the program."""
+    text = str(error)
+    if "new-line character" in text:
+        return "has a carriage return alone outside quotes; end lines with a line feed"
+    return "has a quote that is never closed" if "unexpected end of data" in text else f"is no CSV: {text}"
+
+
+class _CarriageReturns:
+    """A stream in which line feeds stand for carriage returns, if lines of its first block end with those alone."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.alone: bool | None = None
+
+    def read(self, size: int) -> bytes:
+        """As a file's."""
+        block = self.stream.read(size)
+        if self.alone is None:
+            self.alone = b"\r" in block and b"\n" not in block
+        return block.replace(b"\r", b"\n") if self.alone else block
 
 
 def _text_lines(stream: IO[bytes], marks: dict[int, RowError]) -> Iterator[str]:
     """Lines as text; what is wrong with one is left in ``marks`` by its number."""
-    for chunk in _lines(stream):
+    for chunk in _lines(cast("IO[bytes]", _CarriageReturns(stream))):
         for number, line in enumerate(io.BytesIO(chunk.data), chunk.first):
             if len(line) > MAX_ROW:
                 marks[number] = RowError("too-long", f"is longer than {MAX_ROW >> 20} MiB")
@@ -206,14 +309,137 @@ def _text_lines(stream: IO[bytes], marks: dict[int, RowError]) -> Iterator[str]:
                 yield line.decode("utf-8", "replace")
 
 
-def _parquet(raw: IO[bytes]) -> Iterator[Batch]:
+def _documents(stream: IO[bytes], by: Documents) -> Iterator[Table]:
+    """Rows ``{"text": ...}`` of a text file: the whole of it, its lines, or what stands between blank lines.
+
+    Line ends become line feeds; blank lines around a document are no part of it.
+    """
+    found: list[Parsed] = []
+    size = 0
+    for first, lines in _groups(stream, by):
+        document = b"".join(lines).strip(b"\n")
+        if not document.strip():
+            continue
+        row: dict[str, Any] | RowError
+        try:
+            row = {"text": document.decode("utf-8")}
+        except UnicodeDecodeError as error:
+            row = RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({document[error.start]:#04x})")
+        if len(document) > MAX_ROW:
+            mend = "" if by == "lines" else "; say where documents end, with documents: blank_lines or lines"
+            row = RowError("too-long", f"is longer than {MAX_ROW >> 20} MiB{mend}")
+        found.append((first, row))
+        size += len(document)
+        if len(found) == ROWS or size > CHUNK:
+            yield Table(found)
+            found, size = [], 0
+    yield Table(found)
+
+
+def _groups(stream: IO[bytes], by: Documents) -> Iterator[tuple[int, list[bytes]]]:
+    """The first line and the lines of each document; of one that is too long no more than shows it."""
+    first, lines, size = 1, list[bytes](), 0
+    for chunk in _lines(cast("IO[bytes]", _CarriageReturns(stream))):
+        for number, line in enumerate(io.BytesIO(chunk.data), chunk.first):
+            blank = not line.strip()
+            if by == "lines" or (by == "blank_lines" and blank):
+                yield first, lines
+                first, lines, size = number, [], 0
+            if blank and not lines:
+                first = number + 1
+            elif size <= MAX_ROW:
+                lines.append(line[:-2] + b"\n" if line.endswith(b"\r\n") else line)
+                size += len(line)
+    yield first, lines
+
+
+def _parquet(raw: IO[bytes]) -> Iterator[Chunk]:
+    """Record batches, of few rows where rows are large.
+
+    A file of 1 kB may hold gigabytes: a value that is stored once can stand in every row. Columns with such values stay
+    dictionaries until the size of each row is known.
+    """
     import pyarrow.parquet as pq
 
-    first = 1
+    left, first = _limit(raw), 1
     with pq.ParquetFile(raw) as file:
-        for batch in file.iter_batches(batch_size=ROWS):
-            yield Batch(first, batch)
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > left:
+            raise _swollen(left)
+        average = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+        rows, schema = max(1, min(ROWS, CHUNK // max(1, average))), file.schema_arrow
+        shared = {
+            column.path_in_schema
+            for group in groups
+            for column in map(group.column, range(group.num_columns))
+            if column.has_dictionary_page and _page_size(raw, column.dictionary_page_offset) > BLOCK
+        }
+    with pq.ParquetFile(raw, read_dictionary=sorted(shared)) as file:
+        for batch in file.iter_batches(batch_size=rows):
+            pieces = _pieces(batch, first, schema) if shared else [(batch.nbytes, Batch(first, batch))]
+            for size, piece in pieces:
+                left -= size
+                if left < 0:
+                    raise _swollen(_limit(raw))
+                yield piece
             first += batch.num_rows
+
+
+def _page_size(raw: IO[bytes], offset: int) -> int:
+    """Bytes of the page at this offset once it is unpacked, from its header (Thrift's compact protocol)."""
+    place = raw.tell()
+    raw.seek(offset)
+    head = raw.read(16)
+    raw.seek(place)
+    fields, at = list[int](), 0
+    while len(fields) < 2 and at < len(head) and head[at] == 0x15:  # an i32: the page's type, then its size
+        value = shift = 0
+        at += 1
+        while at < len(head):
+            value |= (head[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if head[at - 1] < 0x80:
+                break
+        fields.append(value >> 1)  # zigzag
+    return fields[1] if len(fields) == 2 else 2**31
+
+
+def _pieces(batch: Any, first: int, schema: Any) -> Iterator[tuple[int, Chunk]]:
+    """A batch with dictionaries cut into chunks of some size, and their sizes; a row that is too large is told."""
+    waiting, size = list[int](), 0
+
+    def spelt_out() -> Iterator[tuple[int, Chunk]]:
+        if waiting:  # taken, not sliced: a slice keeps all values of nested columns, and a cast would spell them out
+            yield size, Batch(first + waiting[0], batch.take(waiting).cast(schema))
+
+    for row in range(batch.num_rows):
+        more = sum(map(_size, batch.slice(row, 1).columns))
+        if waiting and size + more > CHUNK:
+            yield from spelt_out()
+            waiting, size = [], 0
+        if more > 2 * CHUNK:
+            what = f"holds {more >> 20:,} MiB; more than {2 * CHUNK >> 20} MiB are not read"
+            yield 0, Table([(first + row, RowError("too-long", what))])
+        else:
+            waiting.append(row)
+            size += more
+    yield from spelt_out()
+
+
+def _size(array: Any) -> int:
+    """Bytes of an Arrow array once its dictionaries are spelt out."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(array.type):
+        lengths = pc.binary_length(array.dictionary)
+        return int(pc.sum(lengths.take(array.indices.drop_null())).as_py() or 0)
+    if pa.types.is_struct(array.type) or pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        inner = array.flatten()
+        return sum(map(_size, inner if isinstance(inner, list) else [inner]))
+    if pa.types.is_map(array.type):
+        return _size(array.keys) + _size(array.items)
+    return int(array.nbytes)
 
 
 def tables(dataset: Iterable[dict[str, list[Any]]]) -> Iterator[Table]:
@@ -221,5 +447,5 @@ def tables(dataset: Iterable[dict[str, list[Any]]]) -> Iterator[Table]:
     number = 1
     for columns in dataset:
         rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-        yield Table([(number + i, row) for i, row in enumerate(rows)], nullable=True)
+        yield Table([(number + i, row) for i, row in enumerate(rows)])
         number += len(rows)

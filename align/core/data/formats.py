@@ -14,6 +14,10 @@ from align.schemas import base
 from align.schemas.records import Kind, Record
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+SYSTEM = ("system", "system_prompt")
+"""Columns that hold a system prompt for what stands beside it."""
+ANYWHERE = ("tools", "functions", "chat_template_kwargs", *SYSTEM)
+"""Keys that are read in rows of every shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +25,19 @@ class Shape:
     """The keys by which a row of one kind is known.
 
     required must be there, optional may be; both are read, and all other columns are handed on in ``Record.columns``.
-    kept: required or optional keys that are handed on as well.
+    kept: required or optional keys that are handed on as well. unless: keys beside which the row is something else.
     """
 
     kind: Kind
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
 
     @property
     def keys(self) -> frozenset[str]:
-        """Every key that is read; any row may carry ``tools`` and ``chat_template_kwargs``."""
-        return frozenset((*self.required, *self.optional, "tools", "chat_template_kwargs"))
+        """Every key that is read; any row may carry those of ``ANYWHERE``."""
+        return frozenset((*self.required, *self.optional, *ANYWHERE))
 
 
 class Format:
@@ -72,9 +77,16 @@ class Format:
         return other
 
     def shape(self, row: Mapping[str, Any]) -> Shape | None:
-        """The shape that reads most of the row's keys, None where none fits."""
-        fitting = [s for s in self._shapes() if all(key in row for key in s.required)]
-        return max(fitting, key=lambda s: len(s.keys & row.keys()), default=None)
+        """The shape that reads most of the row's keys, None where none fits. A null is as good as no key, if it can be.
+
+        A label that is neither true nor false is no judgement, so the row is rather of a shape that does not read it.
+        """
+        given = {key for key, value in row.items() if value is not None}
+        shapes = [s for s in self._shapes() if not (s.unless and given.issuperset(s.unless))]
+        fitting = [s for s in shapes if given.issuperset(s.required)]
+        fitting = fitting or [s for s in shapes if row.keys() >= set(s.required)]
+        judged = {s: s.kind != "unpaired" or any(fields.is_boolean(row[key]) for key in s.required) for s in fitting}
+        return max(fitting, key=lambda s: (judged[s], len(s.keys & given)), default=None)
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         """Whether the row has the keys of this format."""
@@ -93,16 +105,22 @@ class Format:
         shape = self.shape(row)
         if shape is None:
             raise self._missing(row)
-        found = self.read(row, shape.kind)
+        found, system = fields.with_system(self.read(row, shape.kind), row, SYSTEM)
         if shape.kind == "preference" and found.get("chosen") == found.get("rejected"):
             raise RowError("same-answers", "is the same as chosen", "rejected")
-        taken = shape.keys.difference(shape.kept)
+        taken = shape.keys.difference(shape.kept, () if system else SYSTEM)
+        if not fields.reads_functions(row):
+            taken -= {"functions"}
         return Record(
             kind=shape.kind,
             source=source,
             tools=fields.tools(row),
             chat_template_kwargs=fields.structure(row, "chat_template_kwargs", dict) or {},
-            columns={key: value for key, value in row.items() if key not in taken},
+            columns={
+                key: fields.pruned(value) if key in shape.kept else value
+                for key, value in row.items()
+                if key not in taken
+            },
             **found,
         )
 
@@ -115,6 +133,9 @@ class Format:
         return [shape for shape in self.shapes if shape.kind in self.kinds]
 
     def _missing(self, row: Mapping[str, Any]) -> RowError:
-        lacking = min(([k for k in s.required if k not in row] for s in self._shapes()), key=len)
+        lacks = [lacking for s in self._shapes() if (lacking := [k for k in s.required if k not in row])]
+        if not lacks:
+            return RowError("mixed", f"is a row of another kind than {' or '.join(self.kinds)}")
+        lacking = min(lacks, key=len)
         near = difflib.get_close_matches(lacking[0], row, n=1)
         return RowError("missing-field", f"is missing; the row has {near[0]!a}" if near else "is missing", lacking[0])

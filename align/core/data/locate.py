@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.data.chunks import Chunk
-from align.core.data.files import COMPRESSIONS, ROWS, SUFFIXES, chunks, file_kind, tables
+from align.core.data.files import CHUNK, COMPRESSIONS, ROWS, SUFFIXES, chunks, file_kind, tables
 from align.schemas.errors import AlignError, did_you_mean
 from align.schemas.run import Source
 
@@ -18,7 +18,7 @@ _SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-_METADATA = ("dataset_info.json", "dataset_infos.json")
+_METADATA = ("dataset_info.json", "dataset_infos.json", "readme.txt", "license.txt", "requirements.txt")
 _WORD = re.compile(r"[a-z]+")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _KNOWN = f"known: {' '.join(SUFFIXES)}, all but the last also with {' or '.join(COMPRESSIONS)}"
@@ -49,11 +49,11 @@ def locate(source: Source, stream: bool = False) -> tuple[list[Part], list[str]]
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return [_dataset(source, lambda datasets: datasets.load_from_disk(str(path)))], []
-        return _files(path, source.split)
+        return _files(path, source)
     if path.is_file():
         if not file_kind(path)[0]:
             raise AlignError("is a file of an unknown type", _KNOWN, where=str(path))
-        return [_file(path)], []
+        return [_file(path, source)], []
     looks_like_file = file_kind(path)[0] or source.path.startswith((".", "/", "~"))
     if path.exists() or looks_like_file or not _HUB_ID.fullmatch(source.path):
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*")][:1000]) if path.parent.is_dir() else ""
@@ -65,18 +65,20 @@ def locate(source: Source, stream: bool = False) -> tuple[list[Part], list[str]]
     return [_dataset(source, load)], []
 
 
-def _file(path: Path) -> Part:
-    return Part(str(path), path.stat().st_size, path, lambda: chunks(path))
+def _file(path: Path, source: Source) -> Part:
+    return Part(str(path), path.stat().st_size, path, lambda: chunks(path, source.documents))
 
 
-def _files(directory: Path, split: str) -> tuple[list[Part], list[str]]:
-    """All data files below but hidden ones and ``datasets``' own.
+def _files(directory: Path, source: Source) -> tuple[list[Part], list[str]]:
+    """All data files below but hidden ones and ``datasets``' own; .txt files where there are no others.
 
     Where names tell splits apart (``train-00000.parquet``, ``data/test.jsonl``), those of one split only.
     """
     inside = [path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file()]
     visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
-    found = [path for path in visible if file_kind(path)[0] and path.name not in _METADATA]
+    split = source.split
+    found = [path for path in visible if file_kind(path)[0] and path.name.lower() not in _METADATA]
+    found = [path for path in found if file_kind(path)[0] != ".txt"] or found
     if not found:
         raise AlignError("has no data files in it", _KNOWN, where=str(directory))
     splits = {path: _split_of(path) for path in found}
@@ -88,7 +90,7 @@ def _files(directory: Path, split: str) -> tuple[list[Part], list[str]]:
         if split not in names:
             raise AlignError(f"has no files of the split {split!r}", f"split: {', '.join(names)}", where=str(directory))
         found = [path for path in found if splits[path] == split]
-    return [_file(directory / path) for path in found], [str(path) for path in visible if path not in found]
+    return [_file(directory / path, source) for path in found], [str(path) for path in visible if path not in found]
 
 
 def _split_of(path: Path) -> str:
@@ -120,7 +122,7 @@ def _dataset(source: Source, load: Callable[[Any], Any]) -> Part:
 
     def read() -> Iterator[tuple[Chunk, int]]:
         done = 0
-        for chunk in tables(dataset.iter(ROWS)):
+        for chunk in tables(dataset.iter(max(1, min(ROWS, CHUNK * (rows or 1) // max(1, size))))):
             done += len(chunk)
             yield chunk, done * size // (rows or 1)
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from align.core import registry
 from align.core.data.chunks import Table
 from align.core.data.faults import BadRow, RowError
-from align.core.data.formats import KINDS, Format
+from align.core.data.formats import KINDS, Format, Shape
 from align.core.data.locate import Part, locate
 from align.core.data.parallel import ordered_map
-from align.core.data.rows import Form, Job, Reader, Row, bad_row, fitting, pruned, work
+from align.core.data.rows import Form, Job, Reader, Row, bad_row, fitting, work
 from align.core.progress import Work
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind
@@ -139,7 +139,7 @@ class Reading:
                     try:
                         if isinstance(row, RowError):
                             raise row
-                        yield {key: pruned(value) for key, value in reader.renamed(row).items() if value is not None}
+                        yield {key: value for key, value in reader.renamed(row).items() if value is not None}
                     except RowError:
                         continue
 
@@ -164,29 +164,62 @@ class _Vote(NamedTuple):
 
 def unknown_keys(formats: Sequence[Format], keys: Iterable[str], kinds: Sequence[Kind]) -> tuple[str, str]:
     """What is wrong with rows of these keys, and the mend."""
-    row = dict.fromkeys(keys)
+    row = dict.fromkeys(keys, True)  # so that a label is a judgement
+    shapes = [(format.name, shape) for format in formats for shape in format.shapes if shape.kind in kinds]
+    guesses = [guess for _, shape in shapes if (guess := _renamed(shape, row)) is not None]
+    # The best guess reads most of the row; of several that do, it is the one that renames least.
+    columns, _ = max(guesses, key=lambda guess: (guess[1], -len(guess[0]), "prompt" in guess[0]), default=({}, 0))
+    renames = ", ".join(f"{key}: {alias}" for key, alias in columns.items())
+    mend = f"rename them, perhaps with columns: {{{renames}}}" if renames else ""
     for other in fitting(formats, row):
         held = shape.kind if (shape := other.shape(row)) else "other"
-        return f"holds {held} rows (format {other.name}); {' or '.join(kinds)} rows are wanted", ""
-    what = f"has the columns {', '.join(ascii(key)[:40] for key in row)}, which no format has"
-    shapes = [(format.name, shape) for format in formats for shape in format.shapes if shape.kind in kinds]
-    for _, shape in shapes:
-        missing = [key for key in shape.required if key not in row]
-        renamed = {key: alias for key in missing for alias in _ALIASES.get(key, ()) if alias in row}
-        if len(renamed) == len(missing):
-            columns = ", ".join(f"{key}: {alias}" for key, alias in renamed.items())
-            return what, f"rename them, perhaps with columns: {{{columns}}}"
+        what = f"holds {held} rows (format {other.name}); {' or '.join(kinds)} rows are wanted"
+        said = next((key for key in _CONVERSATIONS if key in row), None)
+        if "prompt" in kinds and said and "prompt" not in row:
+            mend = f"read conversations that end with the user as prompts, with columns: {{prompt: {said}}}"
+        return what, mend
+    named = [ascii(key)[:40] for key in row]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    what = f"has the columns {', '.join(named[:_NAMED])}{more}, which no format has"
+    foreign = next((mend for key, mend in _FOREIGN.items() if key in row), None)
+    if foreign or mend:
+        return what, foreign or mend
     known = "; ".join(f"{name} ({shape.kind}): {', '.join(shape.required)}" for name, shape in shapes)
     return what, f"rename them with columns: {{OURS: THEIRS}}. Known: {known}"
 
 
+def _renamed(shape: Shape, row: Mapping[str, Any]) -> tuple[dict[str, str], int] | None:
+    """Our names to the row's with which this shape would fit, and how many columns it would read; None for no such."""
+    columns: dict[str, str] = {}
+    for key in (*shape.required, *shape.optional):
+        free = [alias for alias in _ALIASES.get(key, ()) if alias in row and alias not in columns.values()]
+        if key not in row and free:
+            columns[key] = free[0]
+        elif key not in row and key in shape.required:
+            return None
+    return columns, len(columns) + len(shape.keys & row.keys())
+
+
+_NAMED = 12
+"""Most columns named in a message."""
+_CONVERSATIONS = ("messages", "conversations", "conversation")
+_FOREIGN = {
+    "input_ids": "these are tokens already: give the text or the messages that they were made from, since the model's "
+    "own tokenizer and chat template make them again",
+    "segments": "text in labelled pieces is not read: give prompt and completion, or messages with train: true or "
+    "false",
+}
+"""Columns of rows that no renaming helps."""
 _ALIASES = {
-    "prompt": ("question", "query", "instruction", "input"),
-    "completion": ("response", "answer", "output", "target"),
-    "chosen": ("preferred", "winner"),
-    "rejected": ("dispreferred", "loser"),
+    "prompt": ("question", "query", "instruction", "input", "problem"),
+    "completion": ("response", "answer", "output", "target", "solution", "generation"),
+    "chosen": ("preferred", "winner", "chosen_response"),
+    "rejected": ("dispreferred", "loser", "rejected_response"),
     "text": ("content", "document"),
-    "messages": ("conversation", "dialogue", "dialog"),
+    "messages": ("dialogue", "dialog"),
+    "instruction": ("query", "question"),
+    "output": ("response",),
+    "input": ("context",),
 }
 
 

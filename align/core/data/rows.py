@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
+from align.core.data import fields
 from align.core.data.chunks import Chunk
 from align.core.data.faults import BadRow, RowError
 from align.core.data.formats import KINDS, Format
+from align.core.data.strict import HasNaN, inspect, without_nan
 from align.schemas.records import Kind, Record
 
 
@@ -51,19 +53,23 @@ class Reader:
     """How the rows of one source are read.
 
     form: None where no row parses. formats: all there are, to tell what a row is that does not fit. columns: ours to
-    the file's.
+    the file's. judging: the keys by which a row says whether its answer is good.
     """
 
     form: Form | None
     formats: Collection[Format]
     columns: Mapping[str, str]
+    judging: frozenset[str] = field(init=False)
 
-    def row(self, file: str, line: int, row: dict[str, Any] | RowError, nullable: bool) -> Row | BadRow:
-        """Understand one row. nullable: whether null may stand for what is not there (Arrow)."""
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "judging", frozenset(_judging(self.formats)))
+
+    def row(self, file: str, line: int, row: dict[str, Any] | RowError) -> Row | BadRow:
+        """Understand one row."""
         try:
             if isinstance(row, RowError):
                 raise row
-            record = self._convert(self.renamed(row), f"{file}:{line}", nullable)
+            record = self._convert(self.renamed(row), f"{file}:{line}")
             return Row(record, digest(record))
         except RowError as error:
             fault = error
@@ -74,32 +80,65 @@ class Reader:
         return bad_row(file, line, fault, self.columns)
 
     def renamed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The row under our names. Raises RowError where a column would take the place of another."""
-        if not self.columns:
-            return row
-        ours = {theirs: own for own, theirs in self.columns.items()}
-        found = {ours.get(key, key): value for key, value in row.items()}
-        if len(found) < len(row):
-            own, theirs = next((o, t) for o, t in self.columns.items() if t in row and o in row and o not in ours)
-            raise RowError("duplicate-key", f"is there beside {theirs!r}, which is to be read as {own!r}", own)
+        """The row under our names, null for every NaN that nobody reads.
+
+        Raises RowError where a column would take the place of another, and for a NaN that is read.
+        """
+        found = row
+        if self.columns:
+            ours = {theirs: own for own, theirs in self.columns.items()}
+            found = {ours.get(key, key): value for key, value in row.items()}
+            if len(found) < len(row):
+                own, theirs = next((o, t) for o, t in self.columns.items() if t in row and o in row and o not in ours)
+                raise RowError("duplicate-key", f"is there beside {theirs!r}, which is to be read as {own!r}", own)
+        if isinstance(row, HasNaN):
+            for key in self.form.format.known & found.keys() if self.form else ():
+                inspect(found[key], key)
+            found = without_nan(found)
         return found
 
-    def _convert(self, row: Mapping[str, Any], source: str, nullable: bool) -> Record:
+    def _convert(self, row: Mapping[str, Any], source: str) -> Record:
         assert self.form is not None  # a row that parses has been seen by then
         format = self.form.format
-        if nullable:
-            row = {key: pruned(value) if key in format.known else value for key, value in row.items()}
         if not format.matches(row):
             for other in fitting(self.formats, row):
                 if not other.keys(row) <= format.known:
                     raise RowError("mixed", f"is a row of format {other.name} among {self.form}")
-        return format.convert(row, source)
+        record = format.convert(row, source)
+        for key in fields.MEDIA:
+            held = record.columns.get(key)
+            if not isinstance(held, bool | int | float | None) and held not in ("", b"", [], {}):
+                mend = f"take the column away if the text is whole without it, with columns: {{unread: {key}}}"
+                raise RowError("media", f"holds pictures or sound: only text is learned ({mend})", key)
+        if record.kind in ("text", "completion"):
+            self._refuse_answers_marked_bad(row, format)
+        return record
+
+    def _refuse_answers_marked_bad(self, row: Mapping[str, Any], format: Format) -> None:
+        """Raise RowError where the row, read as one whose answer was judged, says that the answer is a bad one."""
+        labels = self.judging & row.keys() - format.known
+        for other in fitting(self.formats, row, ("unpaired",)) if labels else ():
+            try:
+                good = other.convert(row, "").label
+            except Exception:  # so it is no judgement
+                continue
+            for label in sorted(labels & other.keys(row)):
+                if good is False:
+                    what = f"is {row[label]!a}: the answer is marked as a bad one, and would be learned as a good one"
+                    raise RowError("bad-answer", f"{what}; kto learns from such rows", label)
+
+
+def _judging(formats: Iterable[Format]) -> Iterator[str]:
+    """The keys that make a row one whose answer was judged."""
+    for format in formats:
+        for shape in getattr(format, "shapes", ()):  # a broken plugin has none
+            yield from shape.required if shape.kind == "unpaired" else ()
 
 
 def work(reader: Reader, job: Job) -> list[Row | BadRow]:
     """All rows of a chunk."""
     wanted = islice(job.chunk.rows(), job.skip, None)
-    return [reader.row(job.file, line, row, job.chunk.nullable) for line, row in wanted]
+    return [reader.row(job.file, line, row) for line, row in wanted]
 
 
 def fitting(formats: Iterable[Format], row: Mapping[str, Any], kinds: Iterable[Kind] = KINDS) -> list[Format]:
@@ -120,13 +159,6 @@ def bad_row(file: str, line: int, fault: RowError, columns: Mapping[str, str] | 
     head = fault.field.partition(".")[0].partition("[")[0]
     field = (columns or {}).get(head, head) + fault.field[len(head) :]
     return BadRow(file, line, fault.kind, _printable(field), _printable(fault.what))
-
-
-def pruned(value: Any) -> Any:
-    """A value of Arrow without the keys that it has only because other rows have them; null content stays."""
-    if isinstance(value, dict):
-        return {key: pruned(item) for key, item in value.items() if item is not None or key == "content"}
-    return [pruned(item) for item in value] if isinstance(value, list) else value
 
 
 def digest(record: Record) -> bytes:

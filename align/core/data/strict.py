@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from math import isfinite
+from math import isfinite, isnan
 from typing import Any, NoReturn
 
 from align.core.data.faults import RowError
@@ -20,8 +20,33 @@ MAX_DEPTH = 64
 _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
+class HasNaN(dict[str, Any]):
+    """A row with NaN somewhere: pandas' spelling of a missing value, and good where nobody reads it."""
+
+
+def without_nan(value: Any) -> Any:
+    """The value with null for every NaN in it."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and isnan(value) else value
+
+
+def checked(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, once ``inspect`` has found nothing in it but NaN."""
+    try:
+        inspect(row)
+    except RowError as error:
+        if error.kind != "number":
+            raise
+        inspect(row, nan=True)
+        return HasNaN(row)
+    return row
+
+
 def parse(line: bytes) -> dict[str, Any]:
-    """The row on a line of JSON.
+    """The row on a line of JSON, a ``HasNaN`` where it holds that.
 
     Raises RowError: malformed-json, invalid-utf8, lone-surrogate, nul, too-long, too-deep, number, duplicate-key, or
     wrong-type where the line holds something else than an object.
@@ -32,19 +57,19 @@ def parse(line: bytes) -> dict[str, Any]:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({line[error.start]:#04x})") from None
-    row = decode(text)
+    row = decode(text, nan=True)
     if not isinstance(row, dict):
         raise RowError("wrong-type", f"is {a(row)}, not an object")
     suspicious = b"\\u" in line and _SUSPICIOUS.search(line)
-    if suspicious or line.count(b"{") + line.count(b"[") > MAX_DEPTH:
-        inspect(row)
+    if suspicious or b"NaN" in line or line.count(b"{") + line.count(b"[") > MAX_DEPTH:
+        return checked(row)
     return row
 
 
-def decode(text: str) -> Any:
-    """A JSON value; strict where Python's json is not. Raises RowError as ``parse`` does."""
+def decode(text: str, nan: bool = False) -> Any:
+    """A JSON value; strict where Python's json is not. nan: let NaN through. Raises RowError as ``parse`` does."""
     try:
-        return _strict.decode(text)
+        return (_with_nan if nan else _strict).decode(text)
     except RecursionError:
         raise RowError("too-deep", f"is nested more than {MAX_DEPTH} deep") from None
     except RowError:
@@ -56,14 +81,29 @@ def decode(text: str) -> Any:
             "malformed-json", f"is no JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
         ) from None
     except _Number as error:
-        inspect(json.loads(text))  # to name the field
-        raise RowError("number", f"has the number {error}") from None
+        number = error
     except ValueError:  # Python's limit on the digits of an int
         raise RowError("number", "has an integer of more than 4,300 digits") from None
+    inspect(_lax(text), nan=nan)  # to name the field
+    raise RowError("number", f"has the number {number}")
 
 
-def inspect(value: Any, field: str = "", depth: int = 0) -> None:
-    """Raise RowError where a value from JSON, CSV, Parquet or the hub holds what no row may hold, naming the field."""
+def _lax(text: str) -> Any:
+    """The value with whatever numbers it has; the rest of the text may be no JSON, or a number too long for Python."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        what = f"is no JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+        raise RowError("malformed-json", what) from None
+    except (ValueError, RecursionError):
+        return None
+
+
+def inspect(value: Any, field: str = "", depth: int = 0, nan: bool = False) -> None:
+    """Raise RowError where a value from JSON, CSV, Parquet or the hub holds what no row may hold, naming the field.
+
+    nan: let NaN pass.
+    """
     if isinstance(value, str):
         if len(value) > MAX_ROW:
             raise RowError("too-long", f"is longer than {MAX_ROW >> 20} Mi characters", field)
@@ -76,7 +116,7 @@ def inspect(value: Any, field: str = "", depth: int = 0) -> None:
                 what = f"has the lone surrogate {value[error.start]!a} at character {error.start + 1}"
                 raise RowError("lone-surrogate", what, field) from None
     elif isinstance(value, float):
-        if not isfinite(value):
+        if not (isfinite(value) or (nan and isnan(value))):
             raise RowError("number", f"is {value}", field)
     elif isinstance(value, (dict, list, tuple)):
         if depth >= MAX_DEPTH:
@@ -86,10 +126,10 @@ def inspect(value: Any, field: str = "", depth: int = 0) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
                 inspect(key, f"{field}.{key!a}" if field else f"{key!a}", depth + 1)
-                inspect(item, f"{field}.{key}" if field else str(key), depth + 1)
+                inspect(item, f"{field}.{key}" if field else str(key), depth + 1, nan)
         else:
             for index, item in enumerate(value):
-                inspect(item, f"{field}[{index}]", depth + 1)
+                inspect(item, f"{field}[{index}]", depth + 1, nan)
 
 
 def a(value: Any) -> str:
@@ -115,6 +155,10 @@ def _constant(literal: str) -> NoReturn:
     raise _Number(literal)
 
 
+def _nan(literal: str) -> float:
+    return float(literal) if literal == "NaN" else _constant(literal)
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -124,4 +168,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_with_nan = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_nan)
 _strict = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)

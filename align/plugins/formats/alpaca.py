@@ -11,19 +11,20 @@ from align.core.data.formats import Format, Shape
 from align.core.data.strict import a
 from align.schemas.records import Kind, Message
 
-_BESIDE = ("input", "system", "history")
+_BESIDE = ("input", "history")
 
 
 class Alpaca(Format):
     """``{"instruction": str, "input": str, "output": str}``, read as a conversation.
 
-    The user says the instruction and, below it, the input where there is one. ``system`` and ``history`` (pairs of
-    what was said and answered before) come first. With ``chosen`` and ``rejected`` in place of ``output`` it is a
-    preference; with ``kto_tag`` (a boolean) beside it, an unpaired row.
+    The user says the instruction and, below it, the input where there is one. ``history`` (pairs of what was said and
+    answered before) comes first. With ``chosen`` and ``rejected`` in place of ``output`` it is a preference; with
+    ``kto_tag`` (a boolean) beside it, an unpaired row; where prompts are wanted, the instruction is one.
     """
 
     name = "alpaca"
     shapes = (
+        Shape("prompt", ("instruction",), optional=_BESIDE),
         Shape("completion", ("instruction", "output"), optional=_BESIDE),
         Shape("preference", ("instruction", "chosen", "rejected"), optional=_BESIDE),
         Shape("unpaired", ("instruction", "output", "kto_tag"), optional=_BESIDE),
@@ -34,17 +35,17 @@ class Alpaca(Format):
         asked = [fields.string(row, "instruction"), fields.optional_string(row, "input")]
         prompt: list[Message] = _history(row)
         prompt.append({"role": "user", "content": "\n".join(filter(None, asked))})
+        answers: dict[str, Any] = {}
         if kind == "preference":
-            answers = {name: fields.string(row, name) for name in ("chosen", "rejected")}
-        else:
+            answers = {name: fields.content(row, name) for name in ("chosen", "rejected")}
+        elif kind != "prompt":
             answers = {"completion": fields.string(row, "output")}
-        found: dict[str, Any] = fields.join(prompt, "instruction", answers)
+        found: dict[str, Any] = fields.join(prompt, "instruction", answers, "" if kind == "preference" else "output")
         return {**found, "label": fields.boolean(row, "kto_tag")} if kind == "unpaired" else found
 
 
 def _history(row: Mapping[str, Any]) -> list[Message]:
-    system = fields.optional_string(row, "system")
-    found: list[Message] = [{"role": "system", "content": system}] if system else []
+    found: list[Message] = []
     for index, turn in enumerate(fields.structure(row, "history", list) or ()):
         where = f"history[{index}]"
         if not (isinstance(turn, list) and len(turn) == 2):

@@ -11,11 +11,25 @@ from align.schemas.records import Kind
 
 
 class Messages(Format):
-    """``{"messages": [{"role": str, "content": str}, ...]}``, the list also as a string of JSON."""
+    """``{"messages": [{"role": str, "content": str}, ...]}``, the list also as a string of JSON.
+
+    With a boolean ``label`` the last message is what is judged. With ``rejected_response`` (ms-swift: a string, or the
+    messages that would have ended the conversation otherwise) the last message is what is chosen.
+    """
 
     name = "messages"
-    shapes = (Shape("text", ("messages",)),)
+    shapes = (
+        Shape("text", ("messages",)),
+        Shape("unpaired", ("messages", "label")),
+        Shape("preference", ("messages", "rejected_response"), optional=("margin",)),
+    )
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
-        """The conversation, in which the assistant must speak."""
-        return {"text": fields.dialogue(row, "messages")}
+        """The conversation, in which the assistant must speak; or what came before its last message, and that."""
+        said = fields.dialogue(row, "messages")
+        if kind == "text":
+            return {"text": said}
+        if kind == "unpaired":
+            return {**fields.judged(said, "messages"), "label": fields.boolean(row, "label")}
+        answers = {"chosen": said[-1:], "rejected": fields.content(row, "rejected_response")}
+        return {**fields.join(said[:-1], "messages", answers), "margin": fields.number(row, "margin")}

@@ -15,15 +15,22 @@ class Preference(Format):
     """``{"chosen": str or messages, "rejected": ..., "prompt": ..., "margin": number}``; the last two may be absent.
 
     Without a prompt it is the longest prefix that chosen and rejected share. A prompt given as a string beside whole
-    conversations (UltraFeedback) must be the last thing said in that prefix.
+    conversations (UltraFeedback) must be the last thing said in that prefix. LLaMA-Factory's whole conversations are
+    called ``chosen_messages`` and ``rejected_messages``.
     """
 
     name = "preference"
-    shapes = (Shape("preference", ("chosen", "rejected"), optional=("prompt", "margin")),)
+    shapes = (
+        Shape("preference", ("chosen", "rejected"), optional=("prompt", "margin")),
+        Shape("preference", ("chosen_messages", "rejected_messages"), optional=("prompt", "margin")),
+    )
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
         """Prompt, chosen, rejected and margin."""
-        chosen, rejected = fields.content(row, "chosen"), fields.content(row, "rejected")
+        names = ("chosen", "rejected") if row.get("chosen") is not None else ("chosen_messages", "rejected_messages")
+        chosen, rejected = (
+            fields.content(row, name) for name in (names if names[0] in row else ("chosen", "rejected"))
+        )
         prompt = None if row.get("prompt") is None else fields.content(row, "prompt")
         return {**_pair(prompt, chosen, rejected), "margin": fields.number(row, "margin")}
 
