@@ -90,7 +90,7 @@ def where(place: Place, here: Machine | None) -> Machine:
         return replace(here, count=place.devices or here.count)
     if place.device is None:
         assert place.memory is not None
-        return Machine("cuda", f"{place.memory / 1e9:g} GB", place.memory, place.devices or 1)
+        return Machine("cuda", "GPU", place.memory, place.devices or 1)
     device = hardware.named(place.device)
     return Machine("cuda", device.name, place.memory or device.memory, place.devices or 1)
 

@@ -66,4 +66,6 @@ class Batches:
     tokens: int | None = None
     """Tokens of an epoch of what is learned from, padding not counted; None where unknown."""
     steps: int | None = None
-    """Optimizer steps in all."""
+    """Optimizer steps in all; None where unknown."""
+    unknown: str = ""
+    """Why ``steps`` is unknown."""

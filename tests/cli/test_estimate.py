@@ -182,3 +182,71 @@ def test_a_model_that_cannot_be_had_is_estimated_by_its_size(
     for option in ("--dry-run", "--calibrate"):
         refused = estimate(file, *laid, option)
         assert refused.exit_code == 2 and f"{option} needs a model" in refused.output
+
+
+def test_a_device_of_which_only_the_memory_is_known_is_not_called_by_it(large: Path, tmp_path: Path) -> None:
+    """It was "on 80 GB, 80 GB each"."""
+    done = estimate(run_file(large, tmp_path), "--memory", "80")
+    assert "parameters on GPU, 80 GB each, single" in done.output.splitlines()[0]
+    assert "4 x GPU, 24 GB each" in estimate(tmp_path / "run.yaml", "--memory", "24", "--devices", "4").output
+
+
+def test_rows_that_are_here_are_counted_though_the_model_is_not(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """48 rows, of which a fifth is held out, three epochs of batches of 8."""
+    file = run_file(tiny_model_dir, tmp_path)
+    (here,) = stages(estimate(file, "--device", "L4", "--format", "json"))
+    (away,) = stages(estimate(file, "stages.0.model.path=no/such-8B", "--device", "L4", "--format", "json"))
+    assert here["work"] is not None and away["work"] is not None
+    shown = estimate(file, "stages.0.model.path=no/such-8B", "--device", "L4").output
+    assert "Time: not known" not in shown and "data.max_length (1024): the model's tokenizer is not here" in shown
+    rows, batch = 18 * 8, 1024  # 18 steps of 8 rows, each as long as may be
+    assert away["work"]["tokens"]["high"] == rows * batch
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("stages.0.data.train=[nowhere.jsonl]", "nowhere.jsonl: not here"),
+        ("stages.0.data.train=[bad.jsonl]", "the data cannot be read: bad.jsonl:1: "),
+    ],
+)
+def test_what_keeps_the_time_from_being_known_is_named(
+    setting: str, why: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.jsonl").write_text('{"messages": 5}\n')
+    shown = estimate(run_file(tiny_model_dir, tmp_path), setting).output
+    (line,) = [line for line in shown.splitlines() if line.startswith("Time: ")]
+    assert line.startswith("Time: not known: ") and why in line and line.endswith("; train.max_steps would tell")
+    told = estimate(tmp_path / "run.yaml", setting, "stages.0.train.max_steps=9").output
+    assert "Time: not known" not in told
+
+
+ONLINE = {"rollout": {"rewards": [{"type": "math"}]}, "train": {"batch_size": 8, "precision": "bf16-mixed"}}
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "online_dpo", "dpo", "sft", "reward_model"])
+@pytest.mark.parametrize("place", [("H100", 8, ()), ("A100-40", 4, ("stages.0.devices.strategy=fsdp",)), ("L4", 1, ())])
+def test_a_plan_that_training_refuses_is_not_recommended(
+    algorithm: str, place: tuple[str, int, tuple[str, ...]], large: Path, tmp_path: Path
+) -> None:
+    """8B over several devices needs fsdp, under which the generator local cannot sample; nor can a 4-bit base be split.
+
+    What would help, laid over the file, is a run file that loads, that fits, and that is not refused.
+    """
+    device, count, more = place
+    file = run_file(large, tmp_path, algorithm, train={"micro_batch_size": None, "precision": "bf16-mixed"})
+    on = ("--device", device, "--devices", str(count), "--format", "json")
+    done = estimate(file, *more, *on)
+    (found,) = stages(done)
+    split = found["strategy"] == "fsdp" and algorithm in ("grpo", "rloo", "online_dpo")
+    assert (found["refused"] is not None) == split
+    if split:
+        assert found["refused"] == "the generator local cannot sample from weights that fsdp splits"
+        assert done.exit_code == 1 and "training would refuse it: " in estimate(file, *more, *on[:4]).output
+        assert not [way for way in found["ways"] if way["strategy"].endswith("-fsdp")]
+    assert "qlora-fsdp" not in {way["strategy"] for way in found["ways"]}
+    if found["knobs"] and found["knobs"][-1]["verdict"] == "fits":
+        settings = [f"stages.0.{knob['set']}" for knob in found["knobs"]]
+        (helped,) = stages(estimate(file, *more, *settings, *on))
+        assert helped["refused"] is None and helped["verdict"] == "fits"

@@ -13,13 +13,14 @@ from align.advisor.estimate.shape import Shape
 from align.advisor.estimate.strategy import judge
 from align.schemas.advice import Fit
 from align.schemas.estimate import Batches, Micro, Needs
-from align.schemas.run import Adapter, Stage
+from align.schemas.run import Adapter, Choice, Stage
 
 KNOBS: tuple[tuple[str, str], ...] = (
     ("micro", "train.micro_batch_size=1"),
     ("checkpointing", "model.gradient_checkpointing=true"),
     ("answers", "rollout.generator.batch_tokens=8192"),
     ("fsdp", "devices.strategy=fsdp"),
+    ("vllm", "rollout.generator=vllm"),
     ("lora", "model.adapter.rank=16"),
     ("16bit", "model.dtype=bfloat16"),
     ("qlora", "model.adapter.quantize=nf4"),
@@ -76,64 +77,91 @@ def strategy_of(asked: Asked) -> str:
     return "ddp" if replica < AUTO * asked.device.memory else "fsdp"
 
 
+def refusal(asked: Asked, stage: Stage, name: str) -> str:
+    """Why training would refuse to hold a stage so, whatever the memory; empty where it would not."""
+    adapter, rollout = stage.model.adapter, stage.rollout
+    quantised = adapter is not None and adapter.quantize is not None
+    if asked.devices > 1 and name == "single":
+        return f"devices.strategy is single, and there are {asked.devices} devices"
+    if quantised and asked.accelerator == "cpu":
+        return "model.adapter.quantize needs a GPU"
+    if asked.devices > 1 and name == "fsdp" and quantised:
+        return "fsdp cannot split a quantised base"
+    if asked.devices > 1 and name == "fsdp" and rollout is not None and rollout.generator.type == "local":
+        return "the generator local cannot sample from weights that fsdp splits"
+    return ""
+
+
 def scaled(parts: Parts, factor: float) -> Parts:
     """What depends on the batch times a factor."""
     return {name: size * factor if name in ("activations", "logits") else size for name, size in parts.items()}
 
 
 def knobs_for(asked: Asked, factor: float) -> Iterator[tuple[str, Fit]]:
-    """Settings that help, the cheapest first, each on top of those before, until it fits."""
-    stage, name, before = asked.stage, strategy_of(asked), float("inf")
+    """Settings that help, the cheapest first, each on top of those before, until it fits and training would take it.
+
+    One that leads to what training refuses is passed over, unless what there is is refused already.
+    """
+    own = strategy_of(asked)
+    refused, before = refusal(asked, asked.stage, own), float("inf")
+    fits = judge(own, scaled(fullest(phases_of(asked)), factor), asked.device.memory).verdict == "fits"
     for kind, setting in KNOBS:
-        turned, wanted = _turned(kind, asked, stage, name)
+        turned = _turned(kind, asked)
         if turned is None:
             continue
-        parts = scaled(fullest(phases_of(turned, turned.stage, wanted)), factor)
-        fit = judge(wanted, parts, asked.device.memory)
-        if fit.total_gb >= 0.99 * before:
+        name = strategy_of(turned)
+        still = refusal(turned, turned.stage, name)
+        fit = judge(name, scaled(fullest(phases_of(turned, turned.stage, name)), factor), asked.device.memory)
+        allows = bool(refused) and not still
+        helps = allows or (fit.total_gb < 0.99 * before and not fits)
+        if (still and not refused) or not helps:
             continue
-        asked, stage, name, before = turned, turned.stage, wanted, fit.total_gb
+        asked, refused, before, fits = turned, still, fit.total_gb, fit.verdict == "fits"
         yield setting.format(half=asked.stage.data.max_length), fit
-        if fit.verdict == "fits":
+        if fits and not refused:
             return
 
 
-def _turned(kind: str, asked: Asked, stage: Stage, name: str) -> tuple[Asked | None, str]:
+def _turned(kind: str, asked: Asked) -> Asked | None:
     """The same with one setting changed; None where it is so already or has no meaning here."""
-    model, batches, cuda = stage.model, asked.batches, asked.accelerator == "cuda"
+    stage, batches, cuda = asked.stage, asked.batches, asked.accelerator == "cuda"
+    model, rollout, name = stage.model, stage.rollout, strategy_of(asked)
 
     def over(**changes: Any) -> Asked:
-        return replace(asked, stage=stage.model_copy(update={"model": model.model_copy(update=changes)}))
+        return replace(asked, stage=stage.model_copy(update=changes))
 
+    def modelled(**changes: Any) -> Asked:
+        return over(model=model.model_copy(update=changes))
+
+    local = rollout is not None and rollout.generator.type == "local"
     match kind:
         case "checkpointing" if not model.gradient_checkpointing:
-            return over(gradient_checkpointing=True), name
+            return modelled(gradient_checkpointing=True)
         case "micro" if batches.micros and max(m.rows for m in batches.micros) > asked.needs.sequences:
-            return replace(
-                asked, batches=replace(batches, micros=_singles(batches.micros, asked.needs.sequences))
-            ), name
-        case "answers" if batches.answers * (batches.prompt + batches.answer) > 8192:
+            return replace(asked, batches=replace(batches, micros=_singles(batches.micros, asked.needs.sequences)))
+        case "answers" if local and batches.answers * (batches.prompt + batches.answer) > 8192:
             few = max(1, 8192 // (batches.prompt + batches.answer))
             prompts = min(batches.prompts, few)
-            return replace(asked, batches=replace(batches, answers=few, prompts=prompts)), name
-        case "fsdp" if asked.devices > 1 and name != "fsdp" and not asked.needs.online:
-            return asked, "fsdp"  # the generator local cannot speak for split weights
+            return replace(asked, batches=replace(batches, answers=few, prompts=prompts))
+        case "fsdp" if asked.devices > 1 and name != "fsdp":
+            return over(devices=stage.devices.model_copy(update={"strategy": Choice(type="fsdp")}))
+        case "vllm" if local and cuda and refusal(asked, stage, name) and rollout is not None:
+            generator = rollout.generator.model_copy(update={"type": "vllm", "settings": {}})
+            return over(rollout=rollout.model_copy(update={"generator": generator}))
         case "lora" if model.adapter is None:
-            return over(adapter=Adapter()), "ddp" if name == "fsdp" else name
+            return modelled(adapter=Adapter())
         case "16bit" if model.dtype == "float32" and model.adapter is not None and cuda:
-            return over(dtype="bfloat16"), name
+            return modelled(dtype="bfloat16")
         case "qlora" if model.adapter is not None and model.adapter.quantize is None and cuda:
-            return over(adapter=model.adapter.model_copy(update={"quantize": "nf4"})), "ddp" if name == "fsdp" else name
+            return modelled(adapter=model.adapter.model_copy(update={"quantize": "nf4"}))
         case "half" if batches.micros and not asked.needs.online:
             half = max(1, stage.data.max_length // 2)
             short = tuple(
                 replace(m, width=min(m.width, half), scored=min(m.scored, m.rows * half)) for m in batches.micros
             )
-            data = stage.data.model_copy(update={"max_length": half})
-            return replace(
-                asked, stage=stage.model_copy(update={"data": data}), batches=replace(batches, micros=short)
-            ), name
-    return None, name
+            shorter = over(data=stage.data.model_copy(update={"max_length": half}))
+            return replace(shorter, batches=replace(batches, micros=short))
+    return None
 
 
 def _singles(micros: tuple[Micro, ...], sequences: int) -> tuple[Micro, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from align.advisor.estimate import work
 from align.advisor.estimate.engine import Parts
 from align.advisor.estimate.hardware import Device
-from align.advisor.estimate.knobs import Asked, fullest, knobs_for, phases_of, scaled, strategy_of
+from align.advisor.estimate.knobs import Asked, fullest, knobs_for, phases_of, refusal, scaled, strategy_of
 from align.advisor.estimate.shape import Shape
 from align.advisor.estimate.strategy import judge
 from align.advisor.estimate.work import Load
@@ -39,13 +39,17 @@ class StageEstimate:
     knobs: list[tuple[str, Fit]]
     work: Estimate | None
     assumptions: list[Assumption]
+    refused: str = ""
+    """Why training would refuse it, whatever the memory."""
+    unknown: str = ""
+    """Why it cannot be told how long it takes."""
     counted: Mapping[str, Parts] | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
-        """Whether it can be launched: it fits, if tightly."""
-        return self.fit.verdict != "does_not_fit"
+        """Whether it can be launched: it fits, if tightly, and training does not refuse it."""
+        return self.fit.verdict != "does_not_fit" and not self.refused
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; bytes as whole numbers."""
@@ -58,6 +62,7 @@ class StageEstimate:
             "capacity": round(self.capacity),
             "strategy": self.strategy,
             "verdict": self.fit.verdict,
+            "refused": self.refused or None,
             "phases": _whole(self.phases),
             "totals": {phase: round(sum(parts.values())) for phase, parts in self.phases.items()},
             "ways": [way.model_dump() for way in self.ways],
@@ -81,7 +86,8 @@ def estimated(
     name = strategy_of(asked)
     phases = {phase: scaled(parts, factor) for phase, parts in phases_of(asked, name=name).items()}
     fit = judge(name, fullest(phases), capacity)
-    knobs = [] if fit.verdict == "fits" else list(knobs_for(asked, factor))
+    refused = refusal(asked, stage, name)
+    knobs = [] if fit.verdict == "fits" and not refused else list(knobs_for(asked, factor))
     load = load_of(asked)
     tuning = "full" if stage.model.adapter is None else "qlora" if stage.model.adapter.quantize else "lora"
     spent = None
@@ -110,6 +116,8 @@ def estimated(
         knobs=knobs,
         work=spent,
         assumptions=list(_assumptions(asked)),
+        refused=refused,
+        unknown="" if load is not None else asked.batches.unknown,
     )
 
 
@@ -133,7 +141,7 @@ def _ways(asked: Asked, factor: float) -> Iterator[Fit]:
             continue  # its kernels need a GPU
         stage = asked.stage.model_copy(update={"model": model.model_copy(update={"adapter": own})})
         for name in ("single",) if asked.devices == 1 else ("ddp", "fsdp"):
-            if own is not None and own.quantize and name == "fsdp":
+            if refusal(asked, stage, name):
                 continue
             parts = scaled(fullest(phases_of(asked, stage, name)), factor)
             yield judge(f"{tuning}-{name}", parts, capacity)
@@ -180,13 +188,6 @@ def _assumptions(asked: Asked) -> Iterator[Assumption]:
             fact=f"answers are {batches.answer} tokens long",
             why="rollout.sampling.max_tokens",
             effect="an upper bound of memory and time",
-        )
-    generator = "" if stage.rollout is None else stage.rollout.generator.type
-    if generator == "local" and strategy_of(asked) == "fsdp":
-        yield Assumption(
-            fact="the generator local cannot speak for weights that fsdp splits",
-            why="devices.strategy",
-            effect="training would refuse: take rollout.generator: vllm, an adapter, or devices.strategy: ddp",
         )
     if not asked.shape.exact:
         size = f"a typical shape of {asked.shape.params / 1e9:.3g}B parameters"

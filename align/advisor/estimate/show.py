@@ -61,17 +61,20 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
     for phase, parts in found.phases.items():
         yield _bar(phase, parts, scale, found.capacity, colour)
     yield verdict(found.fit)
+    if found.refused:
+        yield Text(f"training would refuse it: {found.refused}", style="red")
     yield components(found, colour)
     if len(found.ways) > 1:
         yield ways(found)
     if found.knobs:
         yield Group(Text("What would help, each on top of those before:", style="bold"), *_knobs(found))
     elif not found.fits:
-        yield Text("No setting makes it fit: more memory, or a smaller model.", style="red")
+        wanted = "acceptable to training" if found.refused else "fit: more memory, or a smaller model"
+        yield Text(f"No setting makes it {wanted}.", style="red")
     if found.measured:
         yield Text(f"Measured here: {_measured(found.measured)}")
-    known = "not known: neither data nor train.max_steps say how many steps there are"
-    yield Text(f"Time: {known if found.work is None else time_of(found.work)}")
+    unknown = f"not known: {found.unknown or 'the number of steps is not'}; train.max_steps would tell"
+    yield Text(f"Time: {unknown if found.work is None else time_of(found.work)}")
     for assumption in found.assumptions:
         yield Text(f"Assumed: {assumption.fact} ({assumption.why}; {assumption.effect})", style="dim")
 

@@ -18,6 +18,7 @@ from align.core.algorithm import Algorithm
 from align.core.data import plan
 from align.core.data.examples import Example, Examples, InMemory
 from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.sources import load_records
 from align.core.model.load import load_tokenizer
 from align.core.model.packing import VARLEN
 from align.core.rollout.online import Experience, Group, Harvest, Online
@@ -74,14 +75,13 @@ def measures(algorithm: Online) -> bool:
 
 def measured(stage: Stage, algorithm: Algorithm) -> tuple[Examples | None, str]:
     """The training examples where looking at them is cheap; else None and why not."""
-    paths = [Path(source.path).expanduser() for source in stage.data.train]
     if stage.data.stream:
         return None, "data.stream"
     if not Path(stage.model.path).expanduser().is_dir():
         return None, "the model's tokenizer is not here"
-    if not all(path.exists() for path in paths):
+    size = _size(stage)
+    if size is None:
         return None, "the data are not here"
-    size = sum(file.stat().st_size for path in paths for file in ([path] if path.is_file() else path.rglob("*.*")))
     if size > CHEAP:
         return None, f"the data have {size / 2**20:.0f} MiB"
     try:
@@ -89,6 +89,29 @@ def measured(stage: Stage, algorithm: Algorithm) -> tuple[Examples | None, str]:
         return Preparation(stage, tokenizer, algorithm, None).prepare().train, ""
     except AlignError as error:
         return None, f"the data cannot be prepared: {error.problems[0].what}"
+
+
+def _rows(stage: Stage, algorithm: Algorithm, why: str) -> tuple[int | None, str]:
+    """The rows to learn from where only the tokenizer is missing, and they are few enough to count; else why not."""
+    if stage.data.stream:
+        return None, "a stream has no end"
+    size = _size(stage)
+    if size is None:
+        return None, f"{', '.join(source.path for source in stage.data.train)}: not here"
+    if size > CHEAP:
+        return None, f"the data have {size / 2**20:,.0f} MiB, too many to count here"
+    try:
+        return len(load_records(stage.data, algorithm.learns_from).train), ""
+    except AlignError as error:
+        return None, f"the data cannot be read: {error.problems[0]}".replace("\n    ", ": ") or why
+
+
+def _size(stage: Stage) -> int | None:
+    """Bytes of the data, None where some of them are not here."""
+    paths = [Path(source.path).expanduser() for source in stage.data.train]
+    if not all(path.exists() for path in paths):
+        return None
+    return sum(file.stat().st_size for path in paths for file in ([path] if path.is_file() else path.rglob("*.*")))
 
 
 def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: plan.Layout = "padded") -> Planned:
@@ -101,7 +124,7 @@ def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: p
         held: Examples = examples if examples is not None and known else _longest(stage, algorithm)
         step, speak = _dearest(stage, held, kind, world, layout), {}
     micros = micros_of(stage, step, kind, world, layout)
-    rows = len(examples) if examples is not None and known else None
+    rows, unknown = (len(examples), "") if examples is not None and known else _rows(stage, algorithm, why)
     tokens = int(examples.lengths.sum()) if examples is not None and known else None
     batches = Batches(
         micros=tuple(micros),
@@ -110,6 +133,7 @@ def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: p
         rows=rows,
         tokens=tokens,
         steps=_steps(stage, algorithm, rows),
+        unknown=unknown,
         **speak,
     )
     return Planned(step, batches)
