@@ -241,6 +241,7 @@ def _yaml(values: Any) -> str:
 def _write(file: Path, text: str, force: bool | None) -> None:
     """Write a file whole. force: over one that is there; None: never, and the command has no option for it."""
     from align.core.disk import write_whole
+    from align.core.system_errors import explain
     from align.schemas.errors import AlignError
 
     if file.exists() and not force:
@@ -249,7 +250,9 @@ def _write(file: Path, text: str, force: bool | None) -> None:
     try:
         write_whole(file, text.encode())
     except OSError as error:
-        raise AlignError(f"cannot be written: {error.strerror}", "choose another name", where=str(file)) from None
+        refused = explain(error)
+        why = error.strerror if refused is None else refused.problems[0].what
+        raise AlignError(f"cannot be written: {why}", "choose another name", where=str(file)) from None
 
 
 def _why_not(facts: Facts, limit: Thresholds, option: str) -> None:

@@ -6,7 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,21 +112,19 @@ def score(
     """
     show_progress(not (quiet or as_json))
     with loading("the reward"):
+        from align.core.disk import growing_file
         from align.core.rollout.lines import ask, read_lines, summary
 
     lines, verdicts = read_lines(file), []
-    with closing(_open(name, pairs, device)) as opened:
-        out = output.open("w", encoding="utf-8") if output else None
-        try:
-            for verdict in ask(opened, lines, together):
-                verdicts.append(verdict)
-                if out:
-                    out.write(json.dumps(verdict.row()) + "\n")
-                if as_json and not out:
-                    click.echo(json.dumps(verdict.row()))
-        finally:
+    with ExitStack() as stack:
+        opened = stack.enter_context(closing(_open(name, pairs, device)))
+        out = stack.enter_context(growing_file(output)) if output else None
+        for verdict in ask(opened, lines, together):
+            verdicts.append(verdict)
             if out:
-                out.close()
+                out.write(json.dumps(verdict.row()) + "\n")
+            elif as_json:
+                click.echo(json.dumps(verdict.row()))
     if not as_json:
         shown = [(_number(v.score.value), v.score.outcome, f"{v.milliseconds:.1f}", v.score.why) for v in verdicts]
         places = [v.line.where for v in verdicts]

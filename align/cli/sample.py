@@ -79,6 +79,7 @@ def sample(
 
     show_progress(not quiet)
     with loading():
+        from align.core.disk import growing_file
         from align.core.registry import registry
         from align.core.rollout.speak import Speaker, answers, prompts_for, subject_for, token_ids
         from align.core.settings import check, dotted
@@ -108,7 +109,7 @@ def sample(
             click.echo()
             _tell(said)
             return
-        out = opened.enter_context(jsonl.open("w", encoding="utf-8")) if jsonl else sys.stdout
+        out = opened.enter_context(growing_file(jsonl)) if jsonl else sys.stdout
         if out.isatty():
             show_progress(False)  # the answers show how far it is, and a bar among them would tear them apart
         for said in answers(speaker, records, scorer, choose=best_of is not None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TextIO
 
 PARTIAL = ".tmp-"
 """What the names of half-written files and directories begin with."""
@@ -100,6 +101,36 @@ def _started(pid: int) -> float:
     return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
+"""What a write may fail with, and no connection that is used meanwhile."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError from inside name ``path`` where the system names no file (a full disk) or the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == str(partial(path)) or (error.filename is None and error.errno in _OF_THE_DISK):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextmanager
+def growing_file(path: Path) -> Iterator[TextIO]:
+    """A text file that may be read while it grows, as lines are written and flushed; never with half a line in it."""
+    with naming(path), open(path, "w", encoding="utf-8", newline="") as file:
+        try:
+            yield file
+            file.flush()
+        except OSError:
+            with open(path, "rb+") as written:
+                written.truncate(written.read().rfind(b"\n") + 1)
+            with suppress(OSError):  # what could not be written is tried again, and fails again
+                file.close()
+            raise
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that appears at ``path`` when all is written and flushed, or never.
@@ -108,21 +139,20 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)
-    try:
-        with open(temporary, "wb") as file:
-            with suppress(OSError):  # tells others, on a shared disk too, that it is being written
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(path), None
-        raise
-    fsync_directory(path.parent)
+    with naming(path):
+        try:
+            with open(temporary, "wb") as file:
+                with suppress(OSError):  # tells others, on a shared disk too, that it is being written
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        fsync_directory(path.parent)
 
 
 def write_whole(path: Path, content: bytes) -> None:

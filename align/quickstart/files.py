@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.data.sources import Records, load_records
+from align.core.disk import write_whole
 from align.quickstart import sums
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
@@ -110,7 +111,7 @@ def write_sums(place: Path, seed: int) -> Path:
     _write_rows(paths["prompts_held_out"], sums.prompts(held_out, 100, random.Random(3)))
     said = [message["content"] for row in answers[:500] for message in row["messages"]]
     write_model(place / "model", [row["text"] for row in pages[:500]] + said, seed)
-    (place / RUN_FILE).write_text(text, encoding="utf-8")
+    write_whole(place / RUN_FILE, text.encode())
     return place / RUN_FILE
 
 
@@ -131,7 +132,7 @@ def write_own(place: Path, model: str, records: Records, seed: int, precision: s
         for stage in stages:
             for part, rows in parts.items():
                 _write_rows(place / "data" / f"{stage}-{part}.jsonl", (_row(record, stage) for record in rows))
-        (place / RUN_FILE).write_text(text, encoding="utf-8")
+        write_whole(place / RUN_FILE, text.encode())
     return place / RUN_FILE
 
 
@@ -187,5 +188,4 @@ def _is_written(place: Path, text: str) -> bool:
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

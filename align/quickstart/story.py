@@ -13,6 +13,7 @@ import torch
 
 from align.core import runfile
 from align.core.data.sources import load_records
+from align.core.disk import write_whole
 from align.core.evaluate.statistics import wilson
 from align.core.measure.probed import Probed
 from align.core.report import Answer, Figure, Row, Sample, Table, write_report
@@ -154,7 +155,7 @@ def _tell(
     place: Path, file: Path, results: list[StageResult], title: str, table: Table, samples: list[Sample]
 ) -> Story:
     page = place / "report.html"
-    (place / "figures.json").write_text(json.dumps(asdict(table), indent=1) + "\n", encoding="utf-8")
+    write_whole(place / "figures.json", (json.dumps(asdict(table), indent=1) + "\n").encode())
     write_report(place / "run", page, title=title, table=table, samples=samples)
     return Story(file, table, page, results[-1].export)
 

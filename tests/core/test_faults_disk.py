@@ -272,6 +272,46 @@ def test_a_disk_that_is_full_at_the_export(run_file: Path, tmp_path: Path) -> No
     assert load_file(tmp_path / "disk" / "run" / "only" / "export" / "model.safetensors")
 
 
+def test_a_file_of_lines_never_holds_half_of_one(tmp_path: Path) -> None:
+    line = json.dumps({"text": "x" * 90}) + "\n"
+    with small_disk(tmp_path / "disk", 16) as place:
+        with pytest.raises(OSError, match="No space left") as caught, disk.growing_file(place / "out.jsonl") as file:
+            for _ in range(1000):
+                file.write(line)
+        written = (place / "out.jsonl").read_text()
+    assert caught.value.filename == str(place / "out.jsonl")
+    assert written == line * (len(written) // len(line)) and len(written) > 8_000
+
+
+def test_a_connection_that_breaks_while_a_file_is_written_is_not_the_files_fault(tmp_path: Path) -> None:
+    for writer in (disk.growing_file, disk.whole_file):
+        with pytest.raises(ConnectionRefusedError) as caught, writer(tmp_path / "out"):
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        assert caught.value.filename is None
+
+
+def test_every_command_that_writes_tells_a_full_disk(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    row = {"prompt": "the cat", "completion": "sat " * 20, "completions": ["a b c d", "a a a a a a a a"]}
+    rows.write_text((json.dumps(row) + "\n") * 40)
+    brief = tmp_path / "brief.yaml"
+    brief.write_text("project: {description: answer support mail}\n")
+    with small_disk(tmp_path / "disk", 4) as place:
+        (place / "filler").write_bytes(b"x")
+        for arguments in (
+            ("reward", "score", "repetition", rows, "--output", place / "scores"),
+            ("data", "label", rows, place / "labels", "--reward", "repetition"),
+            ("data", "check", rows, "--html", place / "page.html"),
+            ("sample", tiny_model_dir, rows, "--jsonl", place / "answers", "--max-tokens", 4, "--quiet"),
+            ("advise", "init", place / "advice.yaml"),
+            ("quickstart", "--output", place / "quick"),
+        ):
+            done = align(*arguments)
+            assert done.exit_code == 2, (arguments, done.output)
+            assert "no room is left on the disk" in done.stderr and str(place) in done.stderr, (arguments, done.stderr)
+            assert not leftovers(place)
+
+
 # --- what dead processes left --------------------------------------------------------------------------------------
 
 

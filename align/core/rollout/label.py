@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.core.data.sources import load_records
-from align.core.disk import write_whole
+from align.core.disk import naming, write_whole
 from align.core.rollout.reward import Answer
 from align.core.rollout.score import Scorer
 from align.core.rollout.ties import tied
@@ -73,8 +73,9 @@ class Journal:
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """Keep some more."""
-        self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-        self._file.flush()
+        with naming(self._path):
+            self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            self._file.flush()
         self.lines += lines
 
     def discard(self) -> None:

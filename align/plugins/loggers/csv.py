@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
-from align.core.disk import write_whole
+from align.core.disk import naming, write_whole
 from align.core.train.logger import Logger
 
 
@@ -63,7 +63,7 @@ class CSVFile(LightningLogger):
                 rows = list(csv.DictReader(file))
             self.columns += new
             self._rewrite(rows)
-        with open(self.path, "a", encoding="utf-8", newline="") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
     def _rewrite(self, rows: list[Any]) -> None:
