@@ -9,6 +9,7 @@ from pathlib import Path
 import rich_click as click
 
 from align.cli.progress import loading, quiet, show_progress
+from align.cli.signals import ends_on_signals
 
 
 @click.command()
@@ -29,10 +30,12 @@ def quickstart(output: Path, seed: int, model: str | None, data: str | None, qui
       align quickstart
       align quickstart --model Qwen/Qwen3-0.6B --data chats.jsonl --output mine
     """
+    from align.core.interrupt import Interrupted
+
+    ends_on_signals("the same command")
     show_progress(not quiet)
     with loading():
         from align.core.report import print_table
-        from align.core.train.callbacks import Interrupted
         from align.quickstart.story import quickstart as tell
 
     try:

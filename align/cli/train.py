@@ -10,6 +10,7 @@ from pathlib import Path
 import rich_click as click
 
 from align.cli.progress import loading, quiet, show_progress
+from align.cli.signals import ends_on_signals
 
 
 @click.command()
@@ -41,7 +42,10 @@ def train(
       align train run.yaml --resume
     """
     from align.core import runfile
+    from align.core.train.spawn import rank
 
+    again = f"align train {run} {' '.join([*overrides, '--resume'])}"
+    ends_on_signals(again if rank() == 0 else "")
     show_progress(not quiet)
     asked = runfile.overriding(runfile.load(run, list(overrides)), override, reason)
     if check:
@@ -54,10 +58,8 @@ def train(
 
     with loading():
         from align.core.train.launch import train as launch
-        from align.core.train.spawn import rank
         from align.core.train.summary import summary
 
-    again = f"align train {run} {' '.join([*overrides, '--resume'])}"
     with _one_voice(again):
         results = launch(asked, resume=resume, progress=not quiet)
     if rank() == 0:
@@ -76,6 +78,7 @@ def worker(directory: Path, stage: str, progress: bool) -> None:
     Example:
       align worker runs/first sft
     """
+    ends_on_signals()
     from align.core.train.launch import work
 
     with _one_voice():
@@ -88,7 +91,7 @@ def _one_voice(again: str = "") -> Iterator[None]:
 
     again: the command that goes on after a signal; without it nothing is said of signals, nor of lost processes.
     """
-    from align.core.train.callbacks import Interrupted
+    from align.core.interrupt import Interrupted
     from align.core.train.failures import Lost
     from align.core.train.spawn import LOST, rank
     from align.schemas.errors import AlignError

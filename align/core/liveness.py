@@ -282,6 +282,13 @@ def _late(number: int, seconds: float) -> None:
     _end(128 + number)
 
 
+def give_up(message: str, status: int) -> None:
+    """Print a message and end this process, whatever its main thread is in."""
+    if message:
+        _say(message)
+    _end(status)
+
+
 def _say(message: str) -> None:
     """Print past Python's buffers and locks, which the main thread may hold."""
     with suppress(OSError):

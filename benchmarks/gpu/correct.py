@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.core import runfile
+from align.core.interrupt import Interrupted
 from align.core.rollout.decode import Voice
 from align.core.rollout.generator import Request
-from align.core.train.callbacks import Interrupted, Metrics
+from align.core.train.callbacks import Metrics
 from align.core.train.launch import train
 from align.schemas.rollout import Sampling
 from align.schemas.run import Run

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.core.algorithm import Algorithm, Batch, Outcome, Term
+from align.core.interrupt import Interrupted
 from align.core.registry import registry
 from align.core.train import checkpoint
-from align.core.train.callbacks import Interrupted
 from align.core.train.check import check
 from align.core.train.launch import train
 from align.schemas.errors import AlignError

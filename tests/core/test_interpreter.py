@@ -29,7 +29,12 @@ from align.core.data.parallel import ordered_map
 
 print(list(ordered_map(operator.mul, 2, [1, 2, 3], 1)))
 """
-RANKS = "from align.core.train.spawn import run_workers; sys.exit(run_workers(['--version'], 2))"
+RANKS = """
+from align.core.liveness import Limits
+from align.core.train.spawn import run_workers
+
+assert run_workers(['--version'], 2, Limits(100.0, 100.0)) is None
+"""
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from align.core import contract
 from align.core.algorithm import Algorithm
+from align.core.interrupt import Interrupted
 from align.core.liveness import SIGNALS, at_step
 from align.core.progress import Work, interval, on_terminal, say, working
 from align.core.train import checkpoint
@@ -32,15 +33,6 @@ LONG_WAIT = 15.0
 """Seconds between two steps after which a line says what is being waited for."""
 SILENT = ("reward", "gold")
 """Held-out metrics that an evaluation may lack: when every reward abstains (a judge that is down)."""
-
-
-class Interrupted(BaseException):
-    """Stopped by a signal, after saving. Not an Exception, so that nothing takes it for a failure."""
-
-    def __init__(self, signal_number: int, step: int) -> None:
-        self.signal_number, self.step = signal_number, step
-        where = f"after step {step}, which is saved" if step else "before the first step"
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} {where}")
 
 
 class Signals(Callback):

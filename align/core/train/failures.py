@@ -12,9 +12,9 @@ from contextlib import contextmanager
 import torch.distributed as dist
 
 from align.core import liveness
+from align.core.interrupt import Interrupted
 from align.core.system_errors import explain
 from align.core.train import checkpoint, spawn
-from align.core.train.callbacks import Interrupted
 from align.core.train.rundir import StageDirectory
 from align.schemas.errors import AlignError, Problem
 

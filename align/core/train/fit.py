@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from transformers.utils import logging as transformers_logging
 
 from align.core import contract
+from align.core.interrupt import Interrupted
 from align.core.liveness import Limits, watched
 from align.core.model.export import export_from_state
 from align.core.progress import showing, working
@@ -91,6 +93,8 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
             trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
             with working(f"{stage.name}: writing the model to {place.export}"):
                 _hand_on(directory, place, setup, module, keeper)
+        if module.stopping or keeper.signals.received:  # during the last step: the stage is done, the run is not
+            raise Interrupted(keeper.signals.received or signal.SIGTERM, setup.phases.total_steps)
     except NonFinite as error:
         saved = checkpoint.last_step(place.checkpoints)
         mend = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint had been made yet"

@@ -87,6 +87,7 @@ def run_workers(arguments: Sequence[str], count: int, limits: Limits) -> Ended |
             # The first owns the screen: its progress bar asks what it is written to.
             stderr=None if number == 0 and os.isatty(2) else subprocess.PIPE,
             preexec_fn=die_with_parent,
+            process_group=0,  # a terminal's Ctrl-C goes to a whole group, and would come twice
         )
         for number in range(count)
     ]
