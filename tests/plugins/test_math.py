@@ -312,6 +312,17 @@ def test_a_separation_bound_is_below_the_value() -> None:
     assert sign(parse(r"\sqrt{2}\sqrt{3}-\sqrt{6}")) == 0
 
 
+@settings(max_examples=30, deadline=None)
+@given(a=st.integers(-99, 99), gap=st.integers(1, 9))
+def test_a_root_of_a_square_is_an_absolute_value_everywhere(a: int, gap: int) -> None:
+    """(x-a)(x-b) is negative between a and b alone, however narrow the gap."""
+    inside = f"(x-({a}))(x-({a + gap}))"
+    gold = rf"\sqrt{{({inside})^{{2}}}}"
+    assert equal(parse(gold), parse(f"|{inside}|"))
+    assert not equal(parse(gold), parse(inside))
+    assert not equal(parse(f"|{inside}|"), parse(f"-{inside}"))
+
+
 def test_what_cannot_be_decided_is_not_judged() -> None:
     r"""\arctan(1/2) + \arctan(1/3) is \pi/4; that no digit tells them apart proves nothing."""
     with contextlib.suppress(Unparsed):

@@ -19,6 +19,7 @@ import random
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from mpmath.ctx_iv import MPIntervalContext
@@ -121,7 +122,7 @@ def exists(term: Term) -> None:
 
 def _vanishes(difference: Term, gold: Term) -> bool:
     """Decide whether a difference from the gold is zero at all points where the gold is real. Raises Unparsed."""
-    points = _points(difference)
+    points = [*_points(difference), *_points_between_signs(difference)]
     real = [point for point in points if is_real(substitute(gold, point))]
     outcomes = []
     for point in real or points:
@@ -139,6 +140,45 @@ def _vanishes(difference: Term, gold: Term) -> bool:
     raise Unparsed("can neither be told from the gold answer nor shown to equal it")
 
 
+def _points_between_signs(term: Term) -> list[dict[str, Term]]:
+    """Points on each side of each zero of what stands in | | or under an even root, where the formula changes.
+
+    With several variables, these lie on lines: all others are fixed.
+    """
+    inside = {part.args[-1] for part in walk(term) if part.op == "call" and part.args[0] == "abs"}
+    for part in walk(term):
+        n = value_of(part.args[1]) if part.op == "pow" else None
+        if n is not None and n.denominator % 2 == 0:
+            inside.add(part.args[0])
+    points: list[dict[str, Term]] = []
+    for radicand in inside:
+        if radicand.op in ("add", "mul", "pow"):
+            points.extend(_points_around_zeros(radicand, sorted(symbols(term))))
+    return points
+
+
+def _points_around_zeros(radicand: Term, names: list[str]) -> list[dict[str, Term]]:
+    from sympy import Poly, Symbol, fraction, together
+    from sympy.polys.polyerrors import BasePolynomialError
+
+    points: list[dict[str, Term]] = []
+    for name in symbols(radicand):
+        others = {other: number(Fraction(7 * k + 3, 2)) for k, other in enumerate(names) if other != name}
+        try:
+            top, bottom = fraction(together(_as_sympy(substitute(radicand, others))))
+            polynomial = Poly(top * bottom, Symbol(name, positive=True), domain="QQ")
+            if polynomial.degree() > _HIGHEST_DEGREE:
+                continue
+            zeros = [Fraction(int(end.p), int(end.q)) for ends, _ in polynomial.intervals() for end in ends]
+        except (BasePolynomialError, NotImplementedError, Unparsed):
+            continue
+        if zeros:
+            cuts = sorted({zeros[0] - 2, *zeros, zeros[-1] + 2})
+            between = [(a + b) / 2 for a, b in pairwise(cuts)]
+            points.extend({**others, name: number(value)} for value in between)
+    return points
+
+
 def _points(term: Term) -> list[dict[str, Term]]:
     """Values for its variables: small and large, of either sign; whole and of all residues mod 12 in exponents."""
     names = sorted(symbols(term))
@@ -146,7 +186,7 @@ def _points(term: Term) -> list[dict[str, Term]]:
         return [{}]
     draw = random.Random(int.from_bytes(hashlib.sha256(key_of(term).encode()).digest(), "big"))
     whole = _whole_variables(term)
-    points = []
+    points: list[dict[str, Term]] = []
     for i in range(12 if whole else 6):
         point = {}
         for k, name in enumerate(names):
@@ -172,6 +212,8 @@ def _whole_variables(term: Term) -> set[str]:
     return found
 
 
+_HIGHEST_DEGREE = 12
+"""Degree of a polynomial whose zeros are looked for."""
 _WHOLE = frozenset(("factorial", "binom", "gcd", "lcm", "mod", "sum"))
 """Functions of whole numbers."""
 _POSITIVE = frozenset(("log",))
@@ -455,7 +497,7 @@ def _sympy_zero(term: Term) -> bool:
         lambda made: simplify(expand_trig(made)),
     )
     try:
-        made = _as_sympy(term)
+        made = _as_sympy(term, frozenset(_whole_variables(term)))
         return any(bool(form(made) == 0) for form in forms)
     except (ArithmeticError, TypeError, ValueError, NotImplementedError, AttributeError, RecursionError):
         return False
@@ -469,16 +511,18 @@ _SYMPY = {"sin": "sin", "cos": "cos", "floor": "floor", "max": "Max", "min": "Mi
 """sympy's names of functions."""
 
 
-def _as_sympy(term: Term) -> Any:
+def _as_sympy(term: Term, whole: frozenset[str] = frozenset()) -> Any:
+    """The term as sympy's, with positive variables; some of them whole numbers."""
     import sympy
 
     if term.op == "number":
         return sympy.Rational(term.args[0].numerator, term.args[0].denominator)
     if term.op == "symbol":
-        return sympy.Symbol(term.args[0], positive=True)
+        name = term.args[0]
+        return sympy.Symbol(name, positive=True, integer=True) if name in whole else sympy.Symbol(name, positive=True)
     if term.op == "constant":
         return {"pi": sympy.pi, "e": sympy.E, "i": sympy.I}[term.args[0]]
-    args = [_as_sympy(arg) for arg in term.args if isinstance(arg, Term)]
+    args = [_as_sympy(arg, whole) for arg in term.args if isinstance(arg, Term)]
     if term.op == "call":
         if term.args[0] not in _SYMPY:
             raise NotImplementedError

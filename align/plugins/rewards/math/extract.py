@@ -20,7 +20,7 @@ _BOXES = 20
 """Boxes that are looked at, the last ones."""
 
 _BOX = re.compile(r"\\f?boxed\s*(?=\{)|\\fbox\s*(?=\{)|\\boxed|\\fbox")
-_BARE_BOX = re.compile(r"\s+(-?(?:\d(?:[\d.,/]*\d)?|\\[a-zA-Z]+\S*?|[a-zA-Z]))(?=[.,;]?(?:[\s$]|\\[)\]]|$))")
+_BARE_BOX = re.compile(r"\s*(-?(?:\d(?:[\d.,/]*\d)?|\\[a-zA-Z]+\S*?)|(?<=\s)-?[a-zA-Z])(?=[.,;]?(?:[\s$]|\\[)\]]|$))")
 """What ``\boxed 4`` holds."""
 _CORRECTED = re.compile(
     r"\b(?:wait|actually|no|not|sorry|correction|corrected|mistake|wrong|error|recheck|instead|rather|hmm|oops|redo|"
@@ -35,6 +35,7 @@ _DOUBTED = re.compile(
     r"\b(?:alternatively|maybe|perhaps|possibly|otherwise|either|could|might|may be)\b|[/&|=<>]", re.I
 )
 """Beside two boxes: they are no list then."""
+_EQUAL = re.compile(r"[\s$]*=[\s$]*")
 _NAMED = re.compile(r"(?<![a-zA-Z])\\?[a-zA-Z]\w*'?(?:_\{?\w+\}?)?(?:\([a-zA-Z0-9]\))?\s*=\s*[$\s({\\\[]*$")
 """A name before a box: ``a = \boxed{2}``."""
 _VALUE = re.compile(
@@ -52,9 +53,11 @@ _AND_AFTER = re.compile(
 """Another value behind a box, and not a formula that begins with a number."""
 _OR_BEFORE = re.compile(r"\bor\b[\s$*(\\\[]*(?:(\\?[a-zA-Z]+)\s*=\s*)?[\s$*(\\\[{}]*$", re.I)
 _HEDGE_BEFORE = re.compile(
-    r"\b(?:not|isn't|n't be|cannot be|never|except|unlike)(?: (?:equal to|the|a|number))*[\s$*(\\\[]*$"
+    r"\b(?:not|isn't|n't be|cannot be|never|except|unlike|anything but|(?:other|rather) than|instead of)"
+    r"(?: (?:be|equal to|the|a|number))*[\s$*(\\\[]*$"
     r"|\b(?:could|might|may)(?: also)? be[\s$*(\\\[]*$"
-    r"|\b(?:either|neither)\b(?:(?!\b(?:is|are|was|were|equals?|gives?|yields?)\b|=)[^,;:.!?\n])*$"
+    r"|\b(?:either(?! (?:way|case|side)\b)|neither)\b"
+    r"(?:(?!\b(?:is|are|was|were|equals?|gives?|yields?)\b|=)[^,;:.!?\n])*$"
     r"|\b(?:maybe|perhaps|possibly|probably|doubt|wrong|incorrect)\b[^,;:.!?\n]*$",
     re.I,
 )
@@ -84,6 +87,7 @@ _RETRACTED = re.compile(
     r"let me (?:re|correct|fix)\w*|no(?=[,.!:;]|\s+(?:wait|it|that|this)\b))\b"
     rf"|^\W{{0,20}}(?:is|was|seems|looks|must be)(?: \w+)? {_DENIED}"
     rf"|^\W{{0,20}}{_CANNOT.format(_REFUTED)}"
+    r"|^\W{0,20}(?:is|was|are|were) (?:one of|among|possibly|probably|perhaps|maybe|an? (?:possib|probab|likely)\w*)\b"
     rf"|\b(?:it|this|that|which|above|answer|result|value|solution|box)(?:'s| is| was| seems)(?: \w+)? {_DENIED}"
     rf"|\b(?:it|this|that|answer|above|result|value|solution) {_CANNOT.format(_REFUTED)}"
     r"|\b(?:it|this|that|answer|above|result|value|solution) (?:could|might|may)(?: also)? be"
@@ -241,9 +245,12 @@ def _boxed(text: str) -> Found | None:
         return None
     last = boxes[-1]
     start, contents, joined, alternatives = last.start, [last.content], last.content, False
+    equal: list[str] = []
     for earlier in reversed(boxes[:-1]):
         between = plain(text[earlier.end : start][:300])
-        if "".join(earlier.content.split()) != "".join(contents[0].split()):
+        if _EQUAL.fullmatch(between):
+            equal.append(earlier.content)
+        elif "".join(earlier.content.split()) != "".join(contents[0].split()):
             if not _beside(between):
                 break
             word = r"\text{or}" if re.search(r"\bor\b", between, re.I) else ","
@@ -251,7 +258,12 @@ def _boxed(text: str) -> Found | None:
             contents.insert(0, earlier.content)
             joined = f"{earlier.content} {word} {joined}"
         start = earlier.start
-    restated = [*_said_before(text, start, contents[0]), *_said_after(text, last.end), *_restated(text[last.end :])]
+    restated = [
+        *equal,
+        *_said_before(text, start, contents[0]),
+        *_said_after(text, last.end),
+        *_restated(text[last.end :]),
+    ]
     answers = tuple(map(_checked, contents))
     if any(_denies(text[last.end :], answer) for answer in answers):
         raise Unparsed("is taken back")

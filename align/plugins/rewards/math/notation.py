@@ -39,6 +39,7 @@ _SIGNS = {
     "ℝ": r"\mathbb{R}",
     "°": r"^\circ ",
     "º": r"^\circ ",
+    "¢": r"\text{cent}",
     "€": r"\text{euro}",
     "£": r"\text{pound}",
     "¥": r"\text{yen}",
@@ -57,7 +58,7 @@ _FUNCTIONS = "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc
 _LATEX = [
     (re.compile(pattern), put)
     for pattern, put in (
-        (r"`+|\\hline(?![a-zA-Z])|(?<=\\\\)\s*\[-?[\d.]+\s*(?:mm|cm|pt|em|ex|in)\]", ""),
+        (r"`+|\\hline(?![a-zA-Z])|(?<=\\\\)\*?\s*\[-?[\d.]+\s*(?:mm|cm|pt|em|ex|in)\]|(?<=\\\\)\*", ""),
         (r"(?<=\d)\s*(?:\{,\}|,\s*\\!)\s*(?=\d{3}(?!\d))", ""),  # a comma that is marked as within a number
         (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", ""),
         (r"\\(?:displaystyle|textstyle|limits|bf|rm)(?![a-zA-Z])", ""),
@@ -65,7 +66,7 @@ _LATEX = [
         (r"\\(?:quad|qquad)(?![a-zA-Z])|~|(?<!\\)\\ ", " "),
         (r"\\(?:tiny|small|normalsize|large|Large|huge)(?![a-zA-Z])|\\color\s*\{\w+\}|\\textcolor\s*\{\w+\}", ""),
         (r"\\(?:underline|emph)\s*(?=\{)", ""),
-        (r"\{,\}", ","),
+        (r"\{([,:])\}", r"\1"),
         (r"\\[dtcs]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
         (r"\\(?:mathrm|operatorname|rm)\s*\{([ei])\}", r"\1"),
@@ -98,6 +99,7 @@ _LATEX = [
         (rf"(?<![a-zA-Z\\])({_FUNCTIONS})(?=[\s\d(\\])", r"\\\1 "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])", r"\\text{deg}"),
         (r"\\?%|\\text\s*\{\s*(?:\\?%|per\s?cent|pct)\s*\}|(?<=[\d$])\s*(?:per\s?cent(?:age)?|pct)(?![a-z])", "%"),
+        (r"\\text\{deg\}\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF])(?![a-zA-Z]))", r"\\text{deg\1\2}"),
         (r"\\(?:textdollar|\$)", r"\\text{dollar}"),
         (r"\\[()\[\]]|\$", ""),
         (r"\\text\s*\{([^{}]*)\}", lambda m: rf"\text{{{m[1].strip()}}}"),

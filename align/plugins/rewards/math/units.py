@@ -6,6 +6,8 @@ import re
 
 _UNITS = {
     "deg": "degree degrees",
+    "degC": "celsius",
+    "degF": "fahrenheit",
     "dollar": "dollars usd bucks",
     "euro": "euros eur",
     "pound": "pounds gbp",
@@ -52,8 +54,8 @@ _UNITS = {
     "person": "people persons",
     "unit": "units",
     "point": "points pts",
-    "am": "a.m. a.m AM A.M.",
-    "pm": "p.m. p.m PM P.M.",
+    "am": "a.m. a.m AM A.M. A.M",
+    "pm": "p.m. p.m PM P.M. P.M",
 }
 _UNIT = {spelling: unit for unit, spellings in _UNITS.items() for spelling in [unit, *spellings.split()]}
 _RATES = ("mph", "kph", "km/h", "m/s", "cm/s", "miles per hour")
