@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from align.core.data.examples import Example
+from align.core.data.examples import MESSAGE_WEIGHT, Example
 from align.schemas.base import Config
 from align.schemas.records import Kind
 
@@ -85,6 +85,10 @@ class Batch:
             raise ValueError(f"not every example has one {role!r} sequence")
         return x_B.new_zeros(self.examples).index_copy(0, self.example_B[mine_B], x_B[mine_B])
 
+    def by_message(self, x_T: Tensor) -> Tensor:
+        """Multiply each token's value by what its message weighs. The engine counts it as much: see ``Term``."""
+        return x_T * self.along[MESSAGE_WEIGHT] if MESSAGE_WEIGHT in self.along else x_T
+
     def tokens_of(self, role: str, x_T: Tensor) -> Tensor:
         """The tokens of one role's sequences: [T] -> [T']."""
         return x_T[self.role_B[self.sequence_T] == self.roles.index(role)]
@@ -94,7 +98,8 @@ class Term(NamedTuple):
     """One summand of a loss, unreduced: the engine makes it ``weight * sum(values) / count over the whole step``.
 
     per names what one value stands for: ``token``, ``sequence``, ``example``, or ``token:ROLE`` for the scored
-    tokens of one role. The count is over all micro-batches and all ranks, so gradients do not depend on the cut.
+    tokens of one role. The count is over all micro-batches and all ranks, so gradients do not depend on the cut. Where
+    messages have weights a token counts as much as its message; its value is then to be ``Batch.by_message``.
     """
 
     values: Tensor
@@ -141,6 +146,8 @@ class Algorithm:
     """The model it trains: token log-probabilities, or one score per sequence."""
     learning_rate: ClassVar[float]
     """The vetted peak rate for full fine-tuning; the run file may set another."""
+    weighs_messages: ClassVar[bool] = False
+    """Whether its loss heeds weights of messages between 0 and 1 (``Batch.by_message``); others take only 0 and 1."""
     dropout: ClassVar[bool] = True
     """Whether the model's dropout is on while training."""
     goal: ClassVar[tuple[str, Literal["min", "max"]]] = ("loss", "min")

@@ -52,6 +52,25 @@ def test_the_algorithm_decides_what_is_scored(tmp_path: Path, tiny_model_dir: Pa
     assert "What is the sum[[<|im_end|>]]" in result.output
 
 
+def test_weights_and_special_tokens_are_shown(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Through the readers: what a message weighs, and that a spelt token is refused until it is named."""
+    chat = [user("Why?"), {**assistant("So."), "train": False}, user("Why?"), assistant("So.")]
+    result = show(written(tmp_path / "chat.jsonl", {"messages": chat}), "--model", tiny_model_dir)
+    assert result.output.count("[[So.<|im_end|>]]") == 1, result.output
+    assert "assistant↵\nSo.<|im_end|>" in result.output
+    file = written(tmp_path / "spelt.jsonl", {"messages": [user("Why?"), assistant("<|im_start|>So.")]})
+    result = show(file, "--model", tiny_model_dir)
+    assert result.exit_code == 1
+    assert "special-token-unclear" in result.output
+    result = show(file, "--model", tiny_model_dir, "--special-token", "<|im_start|>")
+    assert result.exit_code == 0, result.output
+    assert "special-token-meant" in result.output
+    result = show(file, "--model", tiny_model_dir, "--allow", "special-token-unclear")
+    assert result.exit_code == 0, result.output
+    result = show(file, "--model", tiny_model_dir, "--special-token", "<|im_stort|>")
+    assert "did you mean '<|im_start|>'?" in result.output + str(result.exception)
+
+
 def test_findings_are_over_all_rows_and_errors_end_with_1(tmp_path: Path, tiny_model_dir: Path) -> None:
     good = {"messages": [user("Why?"), assistant("So.")]}
     bad = {"messages": [user("Why?"), assistant("So. " * 400)]}

@@ -63,6 +63,7 @@ SAME = Record("preference", "f:1", prompt=CHAT[:1], chosen=[assistant("No. ")], 
     ("finding", "record", "tok", "left"),
     [
         ("wrong-kind", Record("prompt", "f:1", prompt="Why?"), tiny_tokenizer(), 0),
+        ("fractional-weight", chat(CHAT[0], CHAT[1] | {"weight": 0.5}), tiny_tokenizer(), 0),  # type: ignore[dict-item]
         ("bad-unicode", Record("text", "f:1", text="\ud83d"), tiny_tokenizer(), 0),
         ("text-too-long", Record("text", "f:1", text="a" * 8_000_001), tiny_tokenizer(), 0),
         ("no-chat-template", chat(*CHAT), tokenizer(None), 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,6 +170,17 @@ def test_denominators_by_hand() -> None:
         "token:chosen": 2.0,
         "token:rejected": 2.0,
     }
+
+
+def test_a_token_counts_as_much_as_its_message_weighs() -> None:
+    """Two tokens of 1/2 and one of 1/4, beside three that have no weights: 1.25 + 3."""
+    weighed = replace(
+        example(("text", [False, True, True, True])).sequences[0],
+        along={"message_weight": np.array([0.5, 0.5, 0.25], np.float32)},
+    )
+    plain = example(("text", [False, True, True, True]))
+    found = denominators([Example("a", (weighed,)), plain])
+    assert found == {"token": 4.25, "token:text": 4.25, "sequence": 2.0, "example": 2.0}
 
 
 @given(

@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from align.core.algorithm import Batch
+from align.core.data.collate import collate
 from align.core.data.doctor import Settings
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example, Sequence
 from align.core.data.parallel import ordered_map
+from align.core.data.plan import denominators
 from align.core.data.prepare import prepare
 from align.core.data.store import Store, to_batch
 from align.core.data.tokenise import Tokenised, tokenise
@@ -64,6 +68,67 @@ def test_examples_are_those_of_the_records_in_order(tmp_path: Path) -> None:
     assert done.examples.weights == (3, 1)
     with pytest.raises(IndexError):
         done.examples[601]
+
+
+HALF = [user("Is it right?"), assistant("Yes.") | {"weight": 0.5}, user("Is it?"), assistant("No, no.")]
+
+
+def test_weights_of_messages_are_kept_with_their_tokens(tmp_path: Path) -> None:
+    """Through the store, beside rows that have none; where rows are cut; and 0 as if the turn were not scored."""
+    rows = [
+        Record("text", "f:1", text=HALF),
+        ROWS[0],
+        Record("completion", "f:2", prompt=HALF[:1], completion=HALF[1:2]),
+    ]
+    done = tokenise(rows, TOKENIZER, SFT_, data(), cache=tmp_path)
+    again = tokenise(rows, TOKENIZER, SFT_, data(), cache=tmp_path)
+    first, later = TOKENIZER("Yes.<|im_end|>")["input_ids"], TOKENIZER("No, no.<|im_end|>")["input_ids"]
+    for found in (done.examples, again.examples):
+        (sequence,) = found[0].sequences
+        assert sequence.tokens[sequence.scored].tolist() == [*first, *later]
+        assert sequence.along["message_weight"].tolist() == [0.5] * len(first) + [1.0] * len(later)
+        assert not found[1].sequences[0].along
+        assert found[2].sequences[0].along["message_weight"].tolist()[: len(first)] == [0.5] * len(first)
+    start = int(sequence.scored.argmax())
+    short = tokenise(rows[:1], TOKENIZER, SFT_, data(truncation="keep_start", max_length=start + 1))
+    assert short.examples[0].sequences[0].along["message_weight"].tolist() == [0.5]
+    batch = collate([done.examples[0], done.examples[1]], "packed", 0)
+    plain = int(done.examples[1].sequences[0].scored.sum())
+    assert batch.along["message_weight"].tolist() == [0.5] * len(first) + [1.0] * (len(later) + plain)
+    nought = [message | {"weight": 0} if "weight" in message else message for message in HALF]
+    (sequence,) = tokenise([Record("text", "f:1", text=nought)], TOKENIZER, SFT_, data()).examples[0].sequences
+    assert sequence.tokens[sequence.scored].tolist() == later
+    assert not sequence.along
+
+
+def test_the_loss_of_weighed_messages_is_the_weighted_mean_however_the_step_is_cut() -> None:
+    """sum of w l over sum of w, in float64 by hand."""
+    rows = [Record("text", "f:1", text=HALF), ROWS[0], ROWS[1]]
+    examples = tokenise(rows, TOKENIZER, SFT_, data()).examples
+    step = [examples[i] for i in range(3)]
+    weights = np.concatenate([example.sequences[0].weights.astype(float) for example in step])
+    logp = -np.random.default_rng(0).random(len(weights))
+    expected = -(weights * logp).sum() / weights.sum()
+    slope = -weights / weights.sum()
+    counts = denominators(step)
+    for cut in ([step], [step[:1], step[1:]], [[each] for each in step]):
+        leaf, start, loss = torch.tensor(logp, requires_grad=True), 0, torch.zeros((), dtype=torch.float64)
+        for micro in cut:
+            made = collate(micro, "padded", 0, like=step)
+            end = start + len(made.target_T)
+            shared = ("sequence_T", "position_T", "example_B", "role_B", "roles", "examples", "along")
+            batch = Batch(logp_T=leaf[start:end], **{name: getattr(made, name) for name in shared})
+            loss, start = loss + SFT_.loss(batch).share(counts), end
+        loss.backward()
+        assert float(loss) == pytest.approx(expected, rel=1e-12)
+        assert leaf.grad is not None
+        assert leaf.grad.numpy() == pytest.approx(slope, rel=1e-12)
+
+
+def test_weights_between_0_and_1_are_refused_by_who_compares_answers() -> None:
+    row = Record("preference", "f:1", prompt=HALF[:1], chosen=HALF[1:2], rejected=[assistant("No.")])
+    with pytest.raises(AlignError, match=r"(?s)message 2 has weight 0\.5.*give each message weight 0 .* or 1"):
+        tokenise([row], TOKENIZER, DPO(DPO.Config()), data())
 
 
 def test_processes_change_nothing() -> None:

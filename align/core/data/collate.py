@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from align.core.data.examples import Example
+from align.core.data.examples import MESSAGE_WEIGHT, Example
 from align.core.data.examples import Sequence as TokenSequence
 from align.core.data.plan import Layout
 from align.schemas.errors import AlignError
@@ -152,6 +152,8 @@ def _reference(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> T
 def _along(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> dict[str, Tensor]:
     """What the scored tokens carry beside them, each [T] in float32."""
     names = dict.fromkeys(name for e in step for s in e.sequences for name in s.along)
-    if any(names.keys() - s.along.keys() for e in step for s in e.sequences):
+    needed = names.keys() - {MESSAGE_WEIGHT}
+    if any(needed - s.along.keys() for e in step for s in e.sequences):
         raise ValueError(f"some sequences of the step lack some of {', '.join(names)}")
-    return {name: torch.from_numpy(_join([s.along[name] for s in sequences]).astype(np.float32)) for name in names}
+    parts = {name: [s.along.get(name, s.weights) for s in sequences] for name in names}
+    return {name: torch.from_numpy(_join(arrays).astype(np.float32)) for name, arrays in parts.items()}

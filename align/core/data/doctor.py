@@ -39,6 +39,8 @@ class Settings:
     allow: frozenset[str]
     special_tokens: frozenset[str] = frozenset()
     """Special tokens that a row means where it spells them."""
+    weighs: bool = False
+    """Whether messages may have weights other than 0 and 1."""
 
     @classmethod
     def of(cls, algorithm: Algorithm, data: Data) -> Settings:
@@ -65,6 +67,7 @@ class Settings:
             truncation=data.truncation,
             allow=frozenset(data.allow),
             special_tokens=frozenset(data.special_tokens),
+            weighs=algorithm.weighs_messages,
         )
 
     def check(self, encoder: Encoder) -> None:
@@ -100,6 +103,8 @@ class Draft(NamedTuple):
     answers: Sequence[Span] = ()
     given: bool = False
     """Whether something in it was said by another than the assistant, so that not all of it may be scored."""
+    weights: NDArray[np.float32] | None = None
+    """What each token weighs by its message; None where all weigh 1."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+MESSAGE_WEIGHT = "message_weight"
+"""What each scored token weighs by its message; without it 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
@@ -17,7 +20,8 @@ class Sequence:
 
     role: ``text``, ``completion``, ``chosen``, ``rejected``; the algorithm's Batch tells them apart by it.
     ref_logp: the reference's log-probability of each scored token, once computed; else None.
-    along: other numbers for each scored token (``advantage``, ``old_logp``, ...), for the loss.
+    along: other numbers for each scored token (``advantage``, ``old_logp``, ...), for the loss; ``message_weight``
+    where not every message counts alike.
     """
 
     role: str
@@ -28,6 +32,16 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def counts(self) -> float:
+        """How many scored tokens it has, each as much as its message weighs: its share of an average over tokens."""
+        return float(self.weights.sum(dtype=np.float64) if MESSAGE_WEIGHT in self.along else self.scored.sum())
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """What each scored token weighs."""
+        return self.along.get(MESSAGE_WEIGHT, np.ones(int(self.scored.sum()), np.float32))
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,12 @@ CATALOGUE: Mapping[str, Entry] = {
         "choose an algorithm for such rows, or rename the columns with data.train[].columns",
         LEFT_OUT,
     ),
+    "fractional-weight": Entry(
+        "error",
+        "a message has a weight other than 0 and 1, and this algorithm compares whole answers",
+        "give each message weight 0 (read, not learned) or 1 (learned); sft and pretrain take weights between them",
+        LEFT_OUT,
+    ),
     "bad-unicode": Entry("error", "the text is not valid Unicode", "mend the text where it was written", LEFT_OUT),
     "text-too-long": Entry("error", "the text is too long to be tokenised", "split it into several rows", LEFT_OUT),
     "no-chat-template": Entry(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import numpy as np
 from rich.text import Text
 
 from align.core.data.doctor import Finding, Settings, Tally
@@ -83,6 +84,8 @@ def shown(example: Example, encoder: Encoder, colour: bool) -> Text:
     text = Text.assemble((visible(example.source) + numbers, "bold"))
     for sequence in example.sequences:
         counts = f"{len(sequence)} tokens, {int(sequence.scored.sum())} scored"
+        weights, sizes = np.unique(sequence.weights, return_counts=True)
+        counts += "".join(f", {n} with weight {w:g}" for w, n in zip(weights, sizes, strict=True) if w != 1)
         text.append(f"\n{visible(sequence.role)}: {counts}\n", "italic")
         text.append_text(Text().join(_tokens(sequence, encoder, colour)))
     return text

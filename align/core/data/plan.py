@@ -7,7 +7,6 @@ portions it is computed, and ``denominators`` counts over the whole step, so gra
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -184,12 +183,13 @@ def _deal(groups: list[list[int]], step: _Padded | _Packed, world_size: int, per
 def denominators(examples: Sequence[Example]) -> dict[str, float]:
     """What a step's sums are divided by: how many of each unit the whole step holds.
 
-    ``token`` scored tokens, ``sequence``, ``example``, and ``token:ROLE`` for each role that occurs.
+    ``token`` scored tokens, ``sequence``, ``example``, and ``token:ROLE`` for each role that occurs. A token counts as
+    much as its message weighs, so that the average is the weighted one: a message of weight 0 might as well not be
+    scored.
     """
     sequences = [sequence for example in examples for sequence in example.sequences]
-    counts = Counter({"token": 0, "sequence": len(sequences), "example": len(examples)})
+    counts = {"token": 0.0, "sequence": float(len(sequences)), "example": float(len(examples))}
     for sequence in sequences:
-        scored = int(sequence.scored.sum())
-        counts["token"] += scored
-        counts[f"token:{sequence.role}"] += scored
-    return {unit: float(count) for unit, count in counts.items()}
+        for unit in ("token", f"token:{sequence.role}"):
+            counts[unit] = counts.get(unit, 0.0) + sequence.counts
+    return counts

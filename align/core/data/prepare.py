@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from align.core.data.doctor import Draft, Note, Settings, Tally, examine
 from align.core.data.encode import Encoder
-from align.core.data.examples import Example
+from align.core.data.examples import MESSAGE_WEIGHT, Example
 from align.core.data.examples import Sequence as TokenSequence
 from align.core.data.findings import CATALOGUE, LEFT_OUT
 from align.core.data.guard import Refusal
@@ -43,8 +44,17 @@ def examples_of(record: Record, encoder: Encoder, settings: Settings) -> tuple[l
     elif record.kind == "unpaired":
         columns["label"] = float(bool(record.label))
     return [
-        Example(record.source, tuple(TokenSequence(d.role, d.ids, d.scored) for d in part), columns) for part in made
+        Example(
+            record.source,
+            tuple(TokenSequence(d.role, d.ids, d.scored, along=_along(d)) for d in part),
+            columns,
+        )
+        for part in made
     ], notes
+
+
+def _along(draft: Draft) -> dict[str, NDArray[np.float32]]:
+    return {} if draft.weights is None else {MESSAGE_WEIGHT: draft.weights[draft.scored]}
 
 
 def _cut(made: list[Draft], settings: Settings) -> list[list[Draft]]:
@@ -67,7 +77,8 @@ def _cut(made: list[Draft], settings: Settings) -> list[list[Draft]]:
 def _piece(draft: Draft, start: int, stop: int) -> Draft:
     scored = draft.scored[start:stop].copy()
     scored[:1] = False
-    return draft._replace(ids=draft.ids[start:stop], scored=scored)
+    weights = None if draft.weights is None else draft.weights[start:stop]
+    return draft._replace(ids=draft.ids[start:stop], scored=scored, weights=weights)
 
 
 def prepare(

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from align.core.data.examples import Example
+from align.core.data.examples import MESSAGE_WEIGHT, Example
 from align.core.data.examples import Sequence as TokenSequence
 from align.core.disk import sha256, whole_file
 from align.schemas.errors import AlignError
@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         "lengths": pa.list_(pa.int32()),
         "tokens": pa.list_(pa.int32()),  # of all the example's sequences, one after the other
         "scored": pa.list_(pa.uint8()),
+        "weights": pa.list_(pa.float32()),  # of the scored tokens, by message; of an example that has none, empty
     }
 )
 
@@ -48,8 +49,15 @@ def to_batch(examples: Sequence[Example], which: Sequence[int]) -> pa.RecordBatc
         pa.array([list(e.lengths) for e in examples], pa.list_(pa.int32())),
         ragged([[s.tokens for s in e.sequences] for e in examples], np.int32),
         ragged([[s.scored for s in e.sequences] for e in examples], np.uint8),
+        ragged([_weights(e) for e in examples], np.float32),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _weights(example: Example) -> list[NDArray[Any]]:
+    """What the scored tokens of each sequence weigh; nothing where all weigh 1."""
+    weighed = any(MESSAGE_WEIGHT in s.along for s in example.sequences)
+    return [s.weights for s in example.sequences] if weighed else []
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Store:
         self._said = [[batch[name] for name in ("source", "roles", "columns")] for batch in batches]
         self._tokens = [_Ragged.of(batch["tokens"]) for batch in batches]
         self._scored = [_Ragged.of(batch["scored"]) for batch in batches]
+        self._weights = [_Ragged.of(batch["weights"]) for batch in batches]
         self._parts = [_Ragged.of(batch["lengths"]) for batch in batches]
         empty = np.zeros(0, np.int64)
         self.lengths: NDArray[np.int64] = np.concatenate([empty, *(np.diff(t.offsets) for t in self._tokens)])
@@ -94,9 +103,12 @@ class Store:
         source, roles, columns = (column[i].as_py() for column in self._said[part])
         edges = [0, *accumulate(self._parts[part][i].tolist())]
         tokens, scored = self._tokens[part][i], self._scored[part][i].view(np.bool_)
-        sequences = (
-            TokenSequence(r, tokens[a:b], scored[a:b]) for r, (a, b) in zip(roles, pairwise(edges), strict=True)
-        )
+        weights, seen, sequences = self._weights[part][i], 0, list[TokenSequence]()
+        for role, (a, b) in zip(roles, pairwise(edges), strict=True):
+            count = int(scored[a:b].sum()) if len(weights) else 0
+            along = {MESSAGE_WEIGHT: weights[seen : seen + count]} if count else {}
+            sequences.append(TokenSequence(role, tokens[a:b], scored[a:b], along=along))
+            seen += count
         return Example(source, tuple(sequences), json.loads(columns))
 
     @classmethod

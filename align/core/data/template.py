@@ -82,6 +82,14 @@ def _scored(draft: Draft, settings: Settings) -> Draft:
     return draft._replace(scored=scored & (np.arange(len(scored)) > 0))
 
 
+class _Piece(NamedTuple):
+    """A span of a text that is learned, and how much."""
+
+    start: int
+    end: int
+    weight: float = 1.0
+
+
 class _Rendered(NamedTuple):
     """A conversation as its template writes it, and what became of the row in it.
 
@@ -198,10 +206,10 @@ class _Row:
         """A whole conversation; the assistant's turns are scored, for pretraining everything."""
         answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if self.settings.scores_prompt:
-            left_out = [i for i, message in enumerate(messages) if not _weight(message)]
-            done = self.render(messages, [(end, False) for i in left_out for end in (i, i + 1)])
+            weighed = [i for i, message in enumerate(messages) if _weight(message) != 1]
+            done = self.render(messages, [(end, False) for i in weighed for end in (i, i + 1)])
             self.keeps(done)
-            return [[self.draft("text", done.text, self.without(done, left_out))]]
+            return [[self.draft("text", done.text, self.everything(done, weighed))]]
         turns = [] if self.marked else answers
         done = self.render(messages, [view for i in turns for view in ((i, True), (i + 1, False))])
         try:
@@ -235,27 +243,35 @@ class _Row:
         if self.settings.reward:
             return self.draft(role, text, [])
         if self.settings.scores_prompt:
-            return self.draft(role, text, [(0, len(text))])
+            return self.draft(role, text, [_Piece(0, len(text))])
         start, parted = self.begins(done, first, text), False
         if start is None:
             head = done.view(first, first in said)
             start = _common(head, text)
             if parted := start < len(head):
                 self.note("prompt-not-prefix", f"{head[start:][:40]!r} alone, {text[start:][:40]!r} with an answer")
-        spans = self.spans(done, said) if apart else [(start, len(text))]
-        return self.draft(role, text, [(max(a, start), b) for a, b in spans if b > start], check=apart or not parted)
+        pieces = self.spans(done, said) if apart else [_Piece(start, len(text))]
+        pieces = [_Piece(max(a, start), b, weight) for a, b, weight in pieces if b > start]
+        return self.draft(role, text, pieces, check=apart or not parted)
 
-    def spans(self, done: _Rendered, said: Sequence[int]) -> list[Span]:
+    def spans(self, done: _Rendered, said: Sequence[int]) -> list[_Piece]:
         """What is learned of the turns ``said``: by the template's own marks, where it has them."""
+        if not self.settings.weighs:
+            for i in said:
+                if done.weights[i] not in (0, 1):
+                    raise Refusal("fractional-weight", f"message {i + 1} has weight {done.weights[i]:g}")
         if not self.marked:
-            return [span for i, span in zip(said, self.turns(done, said), strict=True) if done.weights[i]]
+            turns = zip(said, self.turns(done, said), strict=True)
+            return [_Piece(*span, done.weights[i]) for i, span in turns if done.weights[i]]
         marked = done.trace.spans or []
         for i, places in done.trace.places.items():
             others = i >= 0 and done.role(i) != "assistant"
             if others and any(a <= place < b for a, b in marked for place in places):
                 self.note("full-mask", f"message {i + 1} ({done.role(i)})")
                 break
-        return marked if all(done.weights) else [span for span in marked if self.weight(done, span)]
+        if all(weight == 1 for weight in done.weights):
+            return [_Piece(*span) for span in marked]
+        return [_Piece(*span, weight) for span in marked if (weight := self.weight(done, span))]
 
     def weight(self, done: _Rendered, span: Span) -> float:
         """The weight of the message that a template's mark is around; of one around no text, of the one before it."""
@@ -336,16 +352,16 @@ class _Row:
             if (i, lost.field) not in alone:
                 raise Refusal("turn-not-prefix", f"turn {i + 1} without {self._told(done, lost)}")
 
-    def without(self, done: _Rendered, left_out: Sequence[int]) -> list[Span]:
-        """The text but for the messages ``left_out``."""
-        edges = [0]
-        for i in left_out:
+    def everything(self, done: _Rendered, weighed: Sequence[int]) -> list[_Piece]:
+        """The whole text, the messages ``weighed`` by what they weigh."""
+        pieces, end = list[_Piece](), 0
+        for i in weighed:
             head, tail = done.view(i, False) if i else "", done.view(i + 1, False)
             if not (done.text.startswith(tail) and tail.startswith(head)):
                 raise Refusal("turn-not-prefix", f"turn {i + 1}")
-            edges += (len(head), len(tail))
-        edges.append(len(done.text))
-        return list(zip(edges[::2], edges[1::2], strict=True))
+            pieces += (_Piece(end, len(head)), _Piece(len(head), len(tail), done.weights[i]))
+            end = len(tail)
+        return [piece for piece in (*pieces, _Piece(end, len(done.text))) if piece.weight]
 
     def keeps(self, done: _Rendered, learned_from: int = 0, again: bool = False) -> None:
         """Note what of the row the template leaves out.
@@ -449,13 +465,14 @@ class _Row:
             what = f"the process that renders chat templates does not start: {error.strerror}"
             raise AlignError(what, "free memory or end other processes, then run again") from None
 
-    def draft(self, role: str, text: str, spans: Sequence[Span], given: bool = False, check: bool = True) -> Draft:
-        """The tokens of a rendered conversation, those in ``spans`` scored."""
-        ids, answers = self.tokens(*self.guard.leave(text, _joined(spans)), check)
-        scored = np.zeros(len(ids), dtype=bool)
-        for start, end in answers:
-            scored[start:end] = True
-        return Draft(role, ids, scored, answers, given)
+    def draft(self, role: str, text: str, pieces: Sequence[_Piece], given: bool = False, check: bool = True) -> Draft:
+        """The tokens of a rendered conversation, those in ``pieces`` scored."""
+        pieces = _joined(pieces)
+        ids, answers = self.tokens(*self.guard.leave(text, [(piece.start, piece.end) for piece in pieces]), check)
+        scored, weights = np.zeros(len(ids), dtype=bool), np.ones(len(ids), dtype=np.float32)
+        for (start, end), piece in zip(answers, pieces, strict=True):
+            scored[start:end], weights[start:end] = True, piece.weight
+        return Draft(role, ids, scored, answers, given, None if (weights == 1).all() else weights)
 
     def tokens(self, text: str, spans: Sequence[Span], check: bool = True) -> tuple[Any, list[Span]]:
         """Token ids [T] and the spans in tokens."""
@@ -544,14 +561,15 @@ def _weight(message: Message) -> float:
     return 0.0 if message.get("train") is False else 1.0 if weight is None else float(weight)
 
 
-def _joined(spans: Sequence[Span]) -> list[Span]:
-    """In order, with those that touch made one and empty ones left out."""
-    joined = list[Span]()
-    for a, b in sorted(spans):
-        if joined and a <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(b, joined[-1][1]))
-        elif a < b:
-            joined.append((a, b))
+def _joined(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """In order and disjoint, with those of one weight that touch made one, and empty ones left out."""
+    joined = list[_Piece]()
+    for start, end, weight in sorted(pieces):
+        last = joined[-1] if joined else _Piece(0, -1)
+        if start <= last.end and weight == last.weight:
+            joined[-1] = last._replace(end=max(end, last.end))
+        elif max(start, last.end) < end:
+            joined.append(_Piece(max(start, last.end), end, weight))
     return joined
 
 

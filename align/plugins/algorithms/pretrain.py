@@ -29,6 +29,7 @@ class Pretrain(Algorithm):
     name = "pretrain"
     paper = "https://arxiv.org/abs/2403.08763"
     learns_from = ("text",)
+    weighs_messages = True
     learning_rate = 2e-5
     """TRL 1.16's SFTConfig, whose trainer takes plain text too."""
 
@@ -43,4 +44,4 @@ class Pretrain(Algorithm):
 
     def loss(self, batch: Batch) -> Outcome:
         """One value per token."""
-        return Outcome([Term(nll(batch.logp_T), "token")], token_metrics(batch))
+        return Outcome([Term(batch.by_message(nll(batch.logp_T)), "token")], token_metrics(batch))

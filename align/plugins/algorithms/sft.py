@@ -35,6 +35,7 @@ class SFT(Algorithm):
     name = "sft"
     paper = "https://arxiv.org/abs/2203.02155"
     learns_from = ("completion", "text")
+    weighs_messages = True
     learning_rate = 2e-5
     """TRL 1.16's SFTConfig."""
 
@@ -48,4 +49,5 @@ class SFT(Algorithm):
 
     def loss(self, batch: Batch) -> Outcome:
         """One value per scored token."""
-        return Outcome([Term(LOSSES[self.config.loss](batch.logp_T), "token")], token_metrics(batch))
+        loss_T = batch.by_message(LOSSES[self.config.loss](batch.logp_T))
+        return Outcome([Term(loss_T, "token")], token_metrics(batch))
