@@ -18,7 +18,10 @@ from rich.console import Console
 
 from align.core.report import Figure, Row, Table, print_table
 from align.core.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, chart, smooth, thin, ticks
-from align.core.report.page import Bar, _bars
+from align.core.report.facts import chosen
+from align.core.report.page import Bar, _bars, _stage
+from align.core.report.read import read_run
+from align.core.runfile import dump, parse
 from align.schemas.errors import AlignError
 from align.schemas.text import number
 from tests.core.reports import SECTIONS, Shape, measures, page_of, write_run
@@ -226,3 +229,52 @@ def test_five_models_stay_whole_in_eighty_columns() -> None:
     )
     for cell in ("liked answer likelier", "0–1 %", "97–100 %", "49–60 %", "99–100 %"):
         assert cell in text.getvalue()
+
+
+GRPO_RUN = """
+output: {output}
+stages:
+- name: one
+  model: {{path: base, adapter: {{rank: 8}}}}
+  data: {{train: prompts.jsonl, validation_fraction: 0.2}}
+  algorithm: {{type: grpo, beta: 0.04}}
+  rollout: {{rewards: [math], gold: exact, sampling: {{max_tokens: 64}}}}
+"""
+
+
+@pytest.fixture
+def grpo(tmp_path: Path) -> Path:
+    """A run that learns from rewards, as ``align train`` resolves and logs it; its values are by hand."""
+    run = parse(GRPO_RUN.format(output=tmp_path / "run"), "run.yaml")
+    place = tmp_path / "run" / "one"
+    place.mkdir(parents=True)
+    (tmp_path / "run" / "run.yaml").write_text(dump(run))
+    names = ["loss", "reward", "kl", "grad_norm", "entropy", "clip_ratio/low_mean", "val/reward", "val/gold"]
+    rows = [[1, 0, 0.01, 0.2, 0.001, 1, 2, 0, 0.25, 0.5], [2, 0, 0.02, 0.4, 0.002, 1, 2, 0, 0.75, 0.625]]
+    text = "\n".join(",".join(map(str, row)) for row in [["step", "epoch", *names], *rows])
+    (place / "metrics.csv").write_text(text + "\n")
+    return tmp_path / "run"
+
+
+def test_what_was_chosen_is_what_is_not_at_its_default(grpo: Path) -> None:
+    """Of sections too that are absent by default (adapter, rollout), and of a plugin's own settings."""
+    (stage,) = read_run(grpo).stages
+    assert dict(chosen(stage)) == {
+        "model.adapter.rank": "8",
+        "data.validation_fraction": "0.2",
+        "algorithm.beta": "0.04",
+        "rollout.sampling.max_tokens": "64",
+        "rollout.rewards": "math",
+        "rollout.gold.type": "exact",
+    }
+
+
+def test_the_reward_stands_first_and_is_told_before_and_after(grpo: Path) -> None:
+    (stage,) = read_run(grpo).stages
+    shown = _stage(stage)
+    assert [name for name, _ in shown["main"]] == ["gold", "reward", "loss", "kl", "grad_norm"]
+    assert [name for name, _ in shown["rest"]] == ["clip_ratio/low_mean", "entropy"]
+    assert shown["held_out"] == [("gold", "0.5", "0.625"), ("reward", "0.25", "0.75")]
+    page = page_of(grpo)
+    assert "Nothing was held out" not in page
+    assert page.index("<bdi>reward</bdi>") < page.index("<details>")

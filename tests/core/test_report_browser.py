@@ -15,6 +15,7 @@ import pytest
 from align.core.report import write_report
 from align.core.report.facts import chosen
 from align.core.report.read import read_run
+from align.core.strictyaml import write
 from align.core.train.launch import train
 from align.schemas.run import Choice
 from align.schemas.text import number
@@ -116,6 +117,50 @@ def test_in_a_browser(real: Path, tmp_path: Path, width: int, dark: bool) -> Non
     assert (said["width"], said["wide"]) == (width, 0)  # nothing sticks out
     light_page, light_ink = "rgb(247, 247, 245)", "rgb(27, 29, 34)"
     assert (said["page"] == light_page, said["ink"] == light_ink) == (not dark, not dark)
+
+
+VALUES = """<script>
+const cells = [...document.querySelectorAll('.settings dd')].map(dd => dd.getBoundingClientRect());
+const box = document.createElement('span');
+box.textContent = '0'.repeat(9);
+document.querySelector('.settings dd').append(box);
+const said = {narrowest: Math.min(...cells.map(c => c.width)), nine: box.getBoundingClientRect().width,
+  tallest: Math.max(...cells.map(c => c.height)), cells: cells.length};
+document.body.append('PROBE' + JSON.stringify(said) + 'EBORP');
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_values_have_room_beside_long_names(tmp_path: Path, width: int) -> None:
+    """At 1280 px three cards stand side by side, and the longest key left its value the room of two letters."""
+    longest = {"max_tokens": 8, "repetition_penalty": 1.1}
+    reward = {"type": "grpo", "beta": 0.1, "importance_sampling_level": "sequence"}
+    stages = [
+        {
+            "name": name,
+            "model": {"path": "base"},
+            "data": {"train": [{"path": "rows.jsonl"}]},
+            "algorithm": reward,
+            "rollout": {"rewards": [{"type": "reward_model"}], "sampling": longest},
+            "train": {"batch_size": 8},
+            "seed": 0,
+        }
+        for name in ("one", "two", "three", "four")
+    ]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").write_text(write({"output": "run", "stages": stages}))
+    write_report(tmp_path / "run", tmp_path / "page.html", title="Four stages")
+    page = (tmp_path / "page.html").read_text()
+    copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace("</body>", VALUES)
+    (tmp_path / "copy.html").write_text(copy)
+    found = re.search(
+        r"PROBE(\{.*\})EBORP", browse(tmp_path / "copy.html", tmp_path, width, False, "--dump-dom").stdout
+    )
+    assert found
+    said = json.loads(found[1])
+    assert said["cells"] >= 16 and said["narrowest"] + 1 > said["nine"] > 50
+    assert said["tallest"] < 60, "no value is broken letter by letter"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH")

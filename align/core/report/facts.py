@@ -6,9 +6,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
+from align.core import registry
 from align.core.report.read import StageFacts
 from align.core.runcheck import choices
-from align.schemas.run import Stage
+from align.core.settings import model_at
+from align.schemas.errors import AlignError
+from align.schemas.run import Choice, Stage
 from align.schemas.text import number
 
 _TOLD = ("name", "model.path", "data.train", "algorithm.type", "seed")
@@ -38,13 +43,41 @@ def facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
 
 def chosen(stage: StageFacts) -> list[tuple[str, str]]:
     """(dotted key, value) of every setting that is not at its default, but for those which ``facts`` tells."""
-    least = {"name": "", "model": {"path": ""}, "data": {"train": ""}, "algorithm": ""}
-    values: dict[str, Any] = Stage.model_validate(least).model_dump()
-    for _, _, holder, key in choices(values):
-        holder[key] = {"type": holder[key]["type"], **holder[key]["settings"]}
-    defaults = dict(_leaves(values))
+    defaults = dict(_leaves(_defaults(Stage, stage.settings)))
+    for path, kind, holder, key in choices(dict(stage.settings)):
+        if all(isinstance(part, str) for part in path) and isinstance(holder[key], Mapping):  # of a list only names
+            defaults |= _leaves(_plugin_defaults(kind, holder[key].get("type")), f"{'.'.join(map(str, path))}.")
     differing = [(key, value) for key, value in _leaves(stage.settings) if defaults.get(key, _ABSENT) != value]
     return [(key, _written(value)) for key, value in differing if key not in _TOLD]
+
+
+def _defaults(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The default of every setting that ``given`` has, of sections too that are absent by default (``adapter``)."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        section, value = model_at(model, (name,)), given.get(name)
+        if section is Choice or section is None or not isinstance(value, Mapping):
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            found[name] = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+            if isinstance(default, Choice):
+                found[name] = {"type": default.type, **default.settings}
+            elif isinstance(default, list):
+                found[name] = [
+                    {"type": each.type, **each.settings} if isinstance(each, Choice) else each for each in default
+                ]
+        else:
+            found[name] = _defaults(section, value)
+    return found
+
+
+def _plugin_defaults(kind: str, name: Any) -> dict[str, Any]:
+    """The defaults of a plugin's own settings; nothing where it is not installed any more."""
+    try:
+        config = registry.config_of(registry.get(kind, name))
+    except AlignError:
+        return {}
+    fields = {key: field for key, field in config.model_fields.items() if not field.is_required()}
+    return {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

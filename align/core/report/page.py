@@ -22,8 +22,12 @@ HERE = Path(__file__).parent
 STYLE = HERE / "style.css"
 """Of every page that the engine writes."""
 
+REWARDS = ("reward", "gold")
+"""What learning from rewards is about: shown before its losses, which say little."""
 MAIN = ("rewards/accuracies", "rewards/margins", "accuracy", "margin", "mean_token_accuracy")
 """Between the losses and the course of the optimiser: the two first of these that a stage has."""
+SAMPLED = ("completions/mean_length", "kl")
+"""The same for a stage that samples its answers."""
 OPTIMISER = ("grad_norm", "learning_rate")
 EXACT = ("learning_rate", "num_tokens")
 """Known, not measured: not smoothed."""
@@ -78,7 +82,9 @@ def _stage(stage: StageFacts) -> dict[str, Any]:
     names = sorted({name.removeprefix("val/") for name in stage.curves}, key=lambda name: (name != "loss", name))
     drawn = {name: picture for name in names if (picture := _picture(stage, name))}
     losses = [name for name in drawn if name.split("/")[-1] in LOWER]
-    main = [*losses[:3], *[name for name in MAIN if name in drawn][:2], *[name for name in OPTIMISER if name in drawn]]
+    rewards = [name for name in drawn if name.split("/")[-1] in REWARDS]
+    beside = [name for name in (SAMPLED if rewards else MAIN) if name in drawn][:2]
+    main = [*rewards, *losses[:3], *beside, *[name for name in OPTIMISER if name in drawn]]
     return {
         "name": stage.name,
         "state": "finished" if stage.finished else "unfinished" if stage.curves else "not begun",
@@ -86,7 +92,7 @@ def _stage(stage: StageFacts) -> dict[str, Any]:
         "chosen": chosen(stage),
         "held_out": [
             (name, *drawn[name].ends)
-            for name in [*losses, *MAIN]
+            for name in [*rewards, *losses, *MAIN]
             if name in drawn and len(stage.curves.get("val/" + name, [])) > 1
         ],
         "main": [(name, drawn[name]) for name in main],
