@@ -152,6 +152,8 @@ class Algorithm:
     """Whether the model's dropout is on while training."""
     goal: ClassVar[tuple[str, Literal["min", "max"]]] = ("loss", "min")
     """The held-out metric that says which checkpoint is best, and whether lower or higher is better."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Settings that name a file or a model: a resumed run compares what lies there, not how its path is spelt."""
 
     class Config(Config):
         """Settings in the run file; every field has a docstring that names its source."""

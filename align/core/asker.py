@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from align.core import disk
+from align.core import checksum, disk
 from align.core.http import Client, Refused, checked_url, secret
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
@@ -69,7 +69,7 @@ class Recorded:
     def keep(self, prompt: str, schema: dict[str, Any], reply: str) -> None:
         """Record a reply, over the one that was there."""
         record = {"model": self._model, "prompt": prompt, "reply": reply}
-        disk.write_whole(self._path(prompt, schema), json.dumps(record, indent=1, ensure_ascii=True).encode())
+        checksum.write_json(self._path(prompt, schema), record)
 
     def _path(self, prompt: str, schema: dict[str, Any]) -> Path:
         asked = {"model": self._model, "prompt": prompt, "schema": schema}
@@ -77,8 +77,8 @@ class Recorded:
 
     def _recorded(self, path: Path) -> str:
         try:
-            reply = json.loads(path.read_bytes())["reply"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            reply = checksum.opened(path.read_bytes(), must=False).get("reply")  # one written by hand has no sum
+        except (OSError, ValueError):
             reply = None
         if not isinstance(reply, str):
             raise AlignError("is no recorded reply", "remove it, and it is asked again", where=str(path))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.core.checksum import Damaged, read_json, sealed
 from align.core.disk import write_whole
 from align.schemas.errors import AlignError, Problem
 
@@ -120,9 +122,16 @@ class BadRows:
 
 
 def write_report(
-    path: Path, sources: Iterable[Mapping[str, Any]], bad: BadRows, findings: Iterable[LintFinding] = ()
+    path: Path,
+    sources: Iterable[Mapping[str, Any]],
+    bad: BadRows,
+    findings: Iterable[LintFinding] = (),
+    counted_on: bool = False,
 ) -> None:
-    """Keep what was read and what was bad; replaces an older report in one piece."""
+    """Keep what was read and what was bad; replaces an older report in one piece.
+
+    counted_on: ``read_report`` will read it, so it gets a sum.
+    """
     report = {
         "sources": list(sources),
         "bad": len(bad),
@@ -132,12 +141,16 @@ def write_report(
     }
     if dumped := [finding.dump() for finding in findings]:
         report["findings"] = dumped
-    write_whole(path, (json.dumps(report, indent=1) + "\n").encode())
+    write_whole(path, sealed(report, 1) if counted_on else (json.dumps(report, indent=1) + "\n").encode())
 
 
 def read_report(path: Path) -> BadRows:
-    """The bad rows of a report, none if there is no report."""
-    if not path.is_file():
+    """The bad rows of a report that is counted on; none if there is no report or it is damaged (which is said)."""
+    try:
+        report = read_json(path)
+    except FileNotFoundError:
         return BadRows()
-    report = json.loads(path.read_text(encoding="utf-8"))
+    except Damaged as error:
+        print(Problem(str(path), f"is damaged: {error.why}", "the bad rows in it are left out"), file=sys.stderr)
+        return BadRows()
     return BadRows(Counter(report["bad_by_kind"]), [BadRow(**row) for row in report["bad_rows"]])

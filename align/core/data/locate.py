@@ -65,6 +65,19 @@ def locate(source: Source, stream: bool = False) -> tuple[list[Part], list[str]]
     return [_dataset(source, load)], []
 
 
+def data_files(source: Source) -> list[Path]:
+    """The files of this machine that a source's rows are in, none where it is a data set of the hub.
+
+    Raises AlignError where its directory holds none.
+    """
+    path = Path(source.path).expanduser()
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [part.path for part in _files(path, source)[0] if part.path is not None]
+
+
 def _file(path: Path, source: Source) -> Part:
     return Part(str(path), path.stat().st_size, path, lambda: chunks(path, source.documents))
 

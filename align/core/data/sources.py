@@ -218,7 +218,7 @@ def stream_records(
         if len(bad):
             everything.merge(bad)
             if report is not None:
-                write_report(report, [{"path": source.path} for source in data.train], everything)
+                write_report(report, [{"path": source.path} for source in data.train], everything, counted_on=True)
             _stop(data, bad)
         yield Window(records, np.array(sources, np.int32), tuple(stream.place for stream in streams), bad)
 

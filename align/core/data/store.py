@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from align.core.checksum import Damaged, difference, read_json, write_json
 from align.core.data.examples import MESSAGE_WEIGHT, Example
 from align.core.data.examples import Sequence as TokenSequence
 from align.core.disk import sha256, whole_file
-from align.schemas.errors import AlignError
 
 SCHEMA = pa.schema(
     {
@@ -76,10 +76,19 @@ class _Ragged:
 
 
 class Store:
-    """The ``Examples`` protocol over Arrow record batches, in memory or memory-mapped; no array is copied."""
+    """The ``Examples`` protocol over Arrow record batches, in memory or memory-mapped; no array is copied.
 
-    def __init__(self, batches: Sequence[pa.RecordBatch], fingerprint: str, weights: Sequence[float] = (1.0,)) -> None:
-        self.fingerprint = fingerprint
+    taught: a hash of what the examples teach, whatever their rows are called; the fingerprint covers both.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        fingerprint: str,
+        weights: Sequence[float] = (1.0,),
+        taught: str | None = None,
+    ) -> None:
+        self.fingerprint, self.taught = fingerprint, taught or fingerprint
         self.weights = tuple(weights)
         batches = [batch for batch in batches if len(batch)]
         self._firsts = np.cumsum([0, *map(len, batches)])
@@ -119,6 +128,7 @@ class Store:
         weights: Sequence[float],
         batches: Iterable[pa.RecordBatch],
         notes: Callable[[], Any] = lambda: None,
+        taught: str | None = None,
     ) -> Store:
         """Write the batches as they come and, once they are all there, a manifest with ``notes()``.
 
@@ -131,10 +141,9 @@ class Store:
             with pa.ipc.new_file(file, SCHEMA) as writer:
                 for batch in batches:
                     writer.write_batch(batch)
-            manifest = {"weights": list(weights), "notes": notes()}
-        manifest |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        with whole_file(path.with_suffix(".json")) as file:
-            file.write(json.dumps(manifest).encode())
+            manifest = {"weights": list(weights), "notes": notes(), "taught": taught}
+        manifest["files"] = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)}}
+        write_json(path.with_suffix(".json"), manifest)
         store, _ = cls.open(directory, fingerprint) or (None, None)
         assert store is not None
         return store
@@ -144,14 +153,11 @@ class Store:
         """A store and its notes, or None where there is none. Raises AlignError where the files are damaged."""
         path = directory / f"{fingerprint}.arrow"
         try:
-            manifest = json.loads(path.with_suffix(".json").read_bytes())
-            whole = path.stat().st_size == manifest["bytes"] and sha256(path) == manifest["sha256"]
+            manifest = read_json(path.with_suffix(".json"), "delete it")
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError):
-            whole = False
-        if not whole:
-            raise AlignError("is damaged: its bytes are not those that were written", "delete it", where=str(path))
+        if (why := difference(directory, manifest["files"])) is not None:
+            raise Damaged(path, why, "delete it")
         file = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [file.get_batch(i) for i in range(file.num_record_batches)]
-        return cls(batches, fingerprint, manifest["weights"]), manifest["notes"]
+        return cls(batches, fingerprint, manifest["weights"], manifest["taught"]), manifest["notes"]

@@ -76,7 +76,7 @@ def tokenise(
     settings, encoder = Settings.of(algorithm, data), Encoder(tokenizer)
     settings.check(encoder)
     which = np.zeros(len(records), np.int32) if sources is None else np.asarray(sources, np.int32)
-    name = fingerprint(records, encoder, settings, which, weights)
+    name, taught = fingerprints(records, encoder, settings, which, weights)
 
     def make() -> Tokenised:
         workers = data.workers or len(os.sched_getaffinity(0))
@@ -89,9 +89,9 @@ def tokenise(
             return [finding.dump() for finding in findings]
 
         if cache is not None:
-            store = Store.write(cache, name, weights, batches, judge)
+            store = Store.write(cache, name, weights, batches, judge, taught)
         else:
-            store = Store(list(batches), name, weights)
+            store = Store(list(batches), name, weights, taught)
             judge()
         return Tokenised(store, findings)
 
@@ -104,23 +104,30 @@ def tokenise(
     return done
 
 
-def fingerprint(
+def fingerprints(
     records: Sequence[Record],
     encoder: Encoder,
     settings: Settings,
     sources: NDArray[np.int32],
     weights: Sequence[float],
-) -> str:
-    """sha256 over everything that the examples depend on."""
+) -> tuple[str, str]:
+    """Two hashes over everything that the examples depend on: with what the rows are called, and without.
+
+    The first names them in the cache, as they hold the names; the second is the same wherever the rows lie.
+    """
     settled = dataclasses.asdict(settings)
     settled |= {name: sorted(settled[name]) for name in ("allow", "special_tokens")}
     versions = [VERSION, tokenizers.__version__, transformers.__version__]
     digest = hashlib.sha256(json.dumps([versions, encoder.fingerprint, settled, list(weights)]).encode())
     digest.update(sources.tobytes())
+    names = hashlib.sha256()
     for r in records:
-        said = [r.kind, r.source, r.text, r.prompt, r.completion, r.chosen, r.rejected, r.label, r.margin, r.tools]
+        said = [r.kind, r.text, r.prompt, r.completion, r.chosen, r.rejected, r.label, r.margin, r.tools]
         digest.update(json.dumps([*said, dict(r.chat_template_kwargs)], default=repr).encode())
-    return digest.hexdigest()
+        names.update(json.dumps(r.source).encode())
+    taught = digest.hexdigest()
+    names.update(taught.encode())
+    return names.hexdigest(), taught
 
 
 def _kept(cache: Path, name: str) -> Tokenised | None:

@@ -193,7 +193,7 @@ def _read(cache: Path | None, key: str, size: int) -> NDArray[np.float32] | None
     for path in sorted(cache.glob(f"ref_logp-{key}-*.npy")) if cache is not None else ():
         try:
             values: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError):
+        except Exception:  # numpy's reader of a damaged header raises whatever its parts raise
             continue
         if values.dtype == np.float32 and values.shape == (size,) and path.stem.endswith(_digest(values)):
             return values

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import math
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.core import strictyaml
-from align.schemas.errors import AlignError
+from align.core import checksum, metrics_file, strictyaml
+from align.core.disk import sha256
+from align.schemas.errors import AlignError, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,48 +47,92 @@ def read_run(directory: Path) -> RunFacts:
 
     Raises AlignError where ``directory`` is not a run's.
     """
+    file = directory / "run.yaml"
+    if not file.is_file():
+        raise AlignError("has no run.yaml", "give a run's directory", where=str(directory))
+    manifest = _json(directory / "manifest.json") or {}
+    sums = manifest.get("files", {})
     try:
-        file = directory / "run.yaml"
+        if not _as_noted(file, sums):
+            raise ValueError("is not what the run wrote")
         document = strictyaml.read(file.read_text(encoding="utf-8"), str(file))
-    except FileNotFoundError:
-        raise AlignError("has no run.yaml", "give a run's directory", where=str(directory)) from None
+    except ValueError as error:
+        fix = "start the run again with its own run file and --resume: it is written anew"
+        raise AlignError(str(error), fix, where=str(file)) from None
     if document.problems:
         raise AlignError.gather(document.problems)
     run = document.values
     if outside := [stage["name"] for stage in run["stages"] if Path(stage["name"]).name != stage["name"]]:
         raise AlignError(f"has a stage named {outside[0]!r}, which is no name of a directory", where=str(file))
-    manifest = _json(directory / "manifest.json")
     stages = [_stage(directory / stage["name"], stage, manifest) for stage in run["stages"]]
-    return RunFacts(directory, stages, manifest, _json(directory / "advice.json"))
+    return RunFacts(directory, stages, manifest, _plain(directory / "advice.json", sums))
 
 
 def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> StageFacts:
+    done = _json(directory / "done.json")
+    noted = manifest.get("stages", {}).get(settings["name"], {})
     return StageFacts(
         name=settings["name"],
         settings=settings,
-        noted=manifest.get("stages", {}).get(settings["name"], {}),
-        data=_json(directory / "data_report.json"),
-        curves=_curves(directory / "metrics.csv"),
-        finished=(directory / "done.json").is_file(),
+        noted=noted,
+        data=_plain(directory / "data_report.json", noted.get("files", {})),
+        curves=_curves(directory / "metrics.csv", *_known_sum(directory, done or {})),
+        finished=done is not None,
     )
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    """Empty where there is no such file yet."""
-    if not path.is_file():
+def _json(path: Path) -> Mapping[str, Any] | None:
+    """A file's content; None where there is none yet, or where it is damaged, which is said."""
+    try:
+        return checksum.read_json(path, must=False)
+    except FileNotFoundError:
+        return None
+    except checksum.Damaged as error:
+        _say(path, error.why)
+        return None
+
+
+def _as_noted(path: Path, sums: Mapping[str, str]) -> bool:
+    return path.name not in sums or sha256(path) == sums[path.name]
+
+
+def _plain(path: Path, sums: Mapping[str, str]) -> Mapping[str, Any]:
+    """A file without a sum of its own: the manifest has it."""
+    if path.is_file() and not _as_noted(path, sums):
+        _say(path, "it is not what the run wrote")
         return {}
-    read: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return read
+    return _json(path) or {}
 
 
-def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Every column of numbers. Half a line, left by a kill, is left out."""
+def _say(path: Path, why: str) -> None:
+    print(Problem(str(path), f"is damaged: {why}", "the report is made without it"), file=sys.stderr)
+
+
+def _known_sum(stage: Path, done: Mapping[str, Any]) -> tuple[str | None, float]:
+    """What the sum of ``metrics.csv`` must be, and up to which step; None where nobody has noted it."""
+    if "csv" in done.get("logs", {}):
+        return done["logs"]["csv"], math.inf
+    for path in sorted(stage.glob("checkpoints/step-*/MANIFEST.json"), reverse=True):
+        with suppress(checksum.Damaged):
+            facts = checksum.read_json(path)
+            return facts["logs"].get("csv"), int(facts["name"].partition("-")[2])
+    return None, math.inf
+
+
+def _curves(path: Path, known: str | None, last: float) -> dict[str, list[tuple[float, float]]]:
+    """Every column of numbers; none of a file that is damaged, which is said."""
     curves: dict[str, list[tuple[float, float]]] = {}
     if not path.is_file():
         return curves
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    for row in csv.DictReader(whole.splitlines()):
-        for name, text in row.items():
-            if name not in (None, "step", "epoch") and text:
-                curves.setdefault(name, []).append((float(row["step"]), float(text)))
+    try:
+        rows = metrics_file.read_rows(path)
+        if known is not None and metrics_file.total(row for row in rows if int(row["step"]) <= last) != known:
+            raise ValueError("its rows are not those that were written")
+        for row in rows:
+            for name, text in row.items():
+                if name not in ("step", "epoch") and text:
+                    curves.setdefault(name, []).append((float(row["step"]), float(text)))
+    except ValueError as error:
+        _say(path, str(error))
+        return {}
     return curves

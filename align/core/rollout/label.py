@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,12 +17,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.core.checksum import opened, sealed
 from align.core.data.sources import load_records
 from align.core.disk import naming, write_whole
 from align.core.rollout.reward import Answer
 from align.core.rollout.score import Scorer
 from align.core.rollout.ties import tied
-from align.schemas.errors import AlignError
+from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source
 
@@ -66,15 +68,19 @@ class Journal:
         if whole[:1] != [f"{head}\n".encode()]:
             mend = "give it the same prompts and settings, or remove that directory to begin again"
             raise AlignError("was begun from other prompts or settings", mend, where=str(self.directory))
-        self.lines = [json.loads(line) for line in whole[1:]]
+        sound = list(_opened(whole[1:]))
+        if len(sound) < len(whole) - 1:
+            told = f"line {len(sound) + 2} of it is damaged", "what stands from there on is labelled again"
+            print(Problem(str(self._path), *told), file=sys.stderr)
+        self.lines = sound
         self._file = self._path.open("r+b")
-        self._file.truncate(sum(map(len, whole)))
+        self._file.truncate(sum(map(len, whole[: 1 + len(sound)])))
         self._file.seek(0, 2)
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """Keep some more."""
         with naming(self._path):
-            self._file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+            self._file.write(b"".join(sealed(line) + b"\n" for line in lines))
             self._file.flush()
         self.lines += lines
 
@@ -92,6 +98,15 @@ class Journal:
     def close(self) -> None:
         """Safe to call twice."""
         self._file.close()
+
+
+def _opened(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    """The lines up to the first that is not as it was written."""
+    for line in lines:
+        try:
+            yield opened(line)
+        except ValueError:
+            return
 
 
 def read_prompts(path: str, sampled: bool) -> tuple[list[Record], str]:

@@ -82,6 +82,8 @@ class Reward:
 
     limits: ClassVar[frozenset[str]] = frozenset()
     """Settings that bound its work and decide no score: a run may go on with others."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Settings that name a file or a model: a resumed run compares what lies there, not how its path is spelt."""
 
     class Config(Config):
         """Settings in the run file."""

@@ -6,7 +6,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -84,6 +84,7 @@ class Keeper(Checkpoint):
         self.best_step: int | None = None
         self.evaluations_without_gain = 0
         self.saved_step = 0
+        self.on_pause: Callable[[int], None] = lambda step: None  # called once a pause is saved, before it is raised
 
     def evaluation_due(self, module: AlignModule, step: int) -> bool:
         """Whether Lightning evaluates after this step."""
@@ -107,8 +108,10 @@ class Keeper(Checkpoint):
         assert isinstance(module, AlignModule)
         if trainer.global_step >= module.total_steps:
             trainer.should_stop = True  # Lightning then evaluates once more, also off the interval
-        if not self.evaluation_due(module, trainer.global_step):
-            self._save_if_due(trainer, module, now=module.stopping)
+        # Whoever decided to stop, Lightning evaluates once more, and that may have been the best yet.
+        evaluates = self.evaluation_due(module, trainer.global_step) or (self.validates and trainer.should_stop)
+        if not evaluates:
+            self._save_if_due(trainer, module, now=module.stopping or trainer.should_stop)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Judge the evaluation, then save. The one before the first step is not judged, but must have the metric."""
@@ -136,6 +139,7 @@ class Keeper(Checkpoint):
         if now or module.paused or step % module.stage.checkpoint.every == 0 or step >= module.total_steps:
             self.save(trainer, module)
         if module.paused is not None and step < module.total_steps:
+            self.on_pause(step)
             raise module.paused
         if module.stopping and step < module.total_steps:
             raise Interrupted(self.signals.received or signal.SIGTERM, step)

@@ -1,9 +1,9 @@
 """Checkpoints that are complete or absent, checksummed, and loaded without executing code.
 
 A checkpoint is a directory ``step-00000012`` holding ``state.pt`` and ``MANIFEST.json``. It is written beside its
-place as ``.tmp-...``, every file is fsynced, the manifest (sha256 and size of each file) comes last, then one rename
-puts it in place and the parent is fsynced. The newest is found by looking, never by a pointer. Neither torch nor
-safetensors notices a flipped bit; the manifest does.
+place as ``.tmp-...``, every file is fsynced, the manifest (sha256 and size of each file, and of its own content) comes
+last, then one rename puts it in place and the parent is fsynced. The newest is found by looking, never by a pointer.
+Neither torch nor safetensors notices a flipped bit; the manifest does.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from align.core import disk
+from align.core import checksum, disk
 from align.core.system_errors import explain
 from align.schemas.errors import AlignError
 
-FORMAT = 1
+FORMAT = 2
+"""2: the manifest has a sum of its own, and the state says whether training has ended."""
 STATE = "state.pt"
 MANIFEST = "MANIFEST.json"
 _NAME = re.compile(r"step-(\d{8})")
@@ -42,10 +43,8 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        size = (temporary / STATE).stat().st_size
-        files = {STATE: {"sha256": disk.sha256(temporary / STATE), "size": size}}
-        manifest = {"format": FORMAT, **facts, "files": files}
-        disk.write_whole(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        manifest = {"format": FORMAT, "name": directory.name, **facts, "files": checksum.file_sums(temporary)}
+        checksum.write_json(temporary / MANIFEST, manifest)
         if directory.exists():
             shutil.rmtree(directory)
         os.rename(temporary, directory)
@@ -64,23 +63,49 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
 def damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every byte is as it was written."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
-        files = manifest["files"]
-        if manifest["format"] > FORMAT:
-            return f"written by a newer align (format {manifest['format']}, this one reads up to {FORMAT})"
-        for name, expected in files.items():
-            path = directory / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["size"]:
-                return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
-            if disk.sha256(path) != expected["sha256"]:
-                return f"{name} differs from its sha256"
-        return None if STATE in files else f"{STATE} is missing from the manifest"
+        manifest = facts(directory)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
+    except checksum.Damaged as error:
+        return f"{MANIFEST}: {error.why}"
+    if manifest["format"] != FORMAT:
+        return f"written by another align (format {manifest['format']}, this one reads {FORMAT})"
+    if manifest["name"] != directory.name:
+        return f"it is {manifest['name']}"
+    if STATE not in manifest["files"]:
+        return f"{STATE} is missing from the manifest"
+    return checksum.difference(directory, manifest["files"])
+
+
+def facts(directory: Path) -> dict[str, Any]:
+    """A checkpoint's manifest. Raises Damaged, and FileNotFoundError where there is none."""
+    return checksum.read_json(directory / MANIFEST)
+
+
+def newest_facts(root: Path) -> dict[str, Any] | None:
+    """The newest manifest under ``root`` that is as it was written, whatever its checkpoint's state."""
+    for step in steps(root):
+        try:
+            return facts(at(root, step))
+        except (FileNotFoundError, checksum.Damaged):
+            continue
+    return None
+
+
+def refuse_other_formats(root: Path) -> None:
+    """Raise AlignError where an older align wrote the newest checkpoint: it is not damaged, and is not written over."""
+    for path in (at(root, step) for step in steps(root)[:1]):
+        try:
+            manifest = json.loads((path / MANIFEST).read_bytes())
+            format = manifest["format"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # damaged
+        if format < FORMAT if isinstance(format, int) else False:
+            raise AlignError(
+                f"was saved by an older align (checkpoint format {format}; this one reads {FORMAT})",
+                "finish the run with that version, or choose another output",
+                where=str(path),
+            )
 
 
 def steps(root: Path) -> list[int]:
@@ -136,10 +161,12 @@ class DirectoryIO(CheckpointIO):
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
+        self.logs: Callable[[], dict[str, str]] = dict  # the sums of what loggers have written
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Lightning calls it on rank 0 only."""
-        save(Path(path), checkpoint, self.facts)
+        paused = checkpoint.get("align", {}).get("paused")
+        save(Path(path), checkpoint, {**self.facts, "paused": paused, "logs": self.logs()})
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Every rank reads the same directory."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from transformers.utils import logging as transformers_logging
 
 from align.core import contract
+from align.core.checksum import digest
 from align.core.interrupt import Interrupted
 from align.core.liveness import Limits, watched
 from align.core.model.export import export_from_state
@@ -34,16 +34,20 @@ from align.core.train.alarms import Alarms
 from align.core.train.callbacks import Bar, Keeper, Metrics, Signals
 from align.core.train.failures import told
 from align.core.train.harvest import harvest
+from align.core.train.logger import Verified
 from align.core.train.module import AlignModule
 from align.core.train.nonfinite import NonFinite
 from align.core.train.online import RolloutPhases
 from align.core.train.phaselog import PhaseLog
 from align.core.train.rollout import opened
-from align.core.train.rundir import RunDirectory, StageDirectory, digest, located, what_is_learned
+from align.core.train.rundir import RunDirectory, StageDirectory, located, what_is_learned
 from align.core.train.setup import Setup, set_up
 from align.core.train.steps import StepLoader, fixed_steps
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Stage
+
+COMPARED = ("settings", "data", "steps")
+"""Facts of a checkpoint that a resumed run must have too."""
 
 
 def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
@@ -64,7 +68,7 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
     if isinstance(setup.phases, RolloutPhases):
         setup.phases.heard = [PhaseLog(directory.run, place, setup.phases.rollout)] if spawn.rank() == 0 else []
     if isinstance(setup.algorithm, Harvest):
-        harvest(place, setup, directory)
+        harvest(place, stage, setup, directory)
         return
     module = AlignModule(
         setup.stage,
@@ -78,21 +82,23 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
     if setup.strategy.shards:
         module.shard = lambda policy, mesh: setup.strategy.shard(policy, mesh, stage.train.precision)
     start, damaged = checkpoint.newest(place.checkpoints)
-    facts = _facts(setup)
+    facts = _facts(stage, place, setup)
     if spawn.rank() == 0:
         for sentence in damaged:
             print(sentence, file=sys.stderr)
-        directory.note(stage.name, **facts)
+        directory.note(stage.name, **facts, files=directory.sums(place.path / "data_report.json"))
     if start is not None:
         _check_same(start, facts)
     try:
         with _quiet(), rolling_out(directory, place, setup, module):
             trainer, keeper = _trainer(directory, place, setup, start, progress, facts)
+            if spawn.rank() == 0:
+                keeper.on_pause = lambda step: directory.note(stage.name, paused_at=checkpoint.at(Path(), step).name)
             if isinstance(setup.phases, RolloutPhases):
                 setup.phases.broken_off = partial(keeper.break_off, trainer, module)
             trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
             with working(f"{stage.name}: writing the model to {place.export}"):
-                _hand_on(directory, place, setup, module, keeper)
+                _hand_on(directory, place, stage, setup, module, keeper, trainer)
         if module.stopping or keeper.signals.received:  # during the last step: the stage is done, the run is not
             raise Interrupted(keeper.signals.received or signal.SIGTERM, setup.phases.total_steps)
     except NonFinite as error:
@@ -119,11 +125,12 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _facts(setup: Setup) -> dict[str, Any]:
-    """What a checkpoint's manifest says about the stage; a resumed run must match the first three."""
+def _facts(stage: Stage, place: StageDirectory, setup: Setup) -> dict[str, Any]:
+    """What a checkpoint's manifest says about the stage; a resumed run must match those of ``COMPARED``."""
     return {
-        "settings": digest(what_is_learned(setup.stage)),
-        "data": setup.phases.fingerprint,
+        "settings": digest(what_is_learned(stage)),
+        "inputs": place.inputs() if spawn.rank() == 0 else {},  # compared before (RunDirectory.begin_stage)
+        "data": setup.prepared.taught,
         "steps": setup.phases.total_steps,
         "seed": setup.stage.seed,
         "world_size": setup.cutter.world_size,
@@ -133,8 +140,8 @@ def _facts(setup: Setup) -> dict[str, Any]:
 
 
 def _check_same(start: Path, facts: Mapping[str, Any]) -> None:
-    before = json.loads((start / checkpoint.MANIFEST).read_bytes())
-    changed = [name for name in ("settings", "data", "steps") if before[name] != facts[name]]
+    before = checkpoint.facts(start)
+    changed = [name for name in COMPARED if before[name] != facts[name]]
     if changed:
         raise AlignError(
             f"its {' and '.join(changed)} are not what this run has",
@@ -154,6 +161,8 @@ def _trainer(
         for logger in made:
             with contract.calling(logger, "open"):
                 loggers.append(logger.open(place.path, f"{directory.path.name}/{stage.name}", steps_done))
+        if start is not None:
+            _verify_logs(loggers, checkpoint.facts(start)["logs"])
     with contract.calling(setup.strategy, "trainer_strategy"):
         strategy = setup.strategy.trainer_strategy(hardware)
     io = checkpoint.DirectoryIO()
@@ -191,7 +200,15 @@ def _trainer(
         limit_val_batches=1.0 if validates else 0,
         default_root_dir=place.path,
     )
+    io.logs = partial(log_sums, trainer)
     return trainer, keeper
+
+
+def _verify_logs(loggers: Sequence[Any], sums: Mapping[str, str]) -> None:
+    """Set aside a log that is not what was written before the checkpoint: it goes on from there, and this is said."""
+    for logger in loggers:
+        if isinstance(logger, Verified) and sums.get(str(logger.name), logger.digest()) != logger.digest():
+            logger.set_aside("its rows are not those that were written")
 
 
 @contextmanager
@@ -241,20 +258,47 @@ def _alarms(directory: RunDirectory, setup: Setup) -> list[Alarms]:
     return [Alarms(setup.phases.rollout.watch, setup.phases, lambda said: directory.note(name, alarms=list(said)))]
 
 
-def _hand_on(directory: RunDirectory, place: StageDirectory, setup: Setup, module: AlignModule, keeper: Keeper) -> None:
+def _hand_on(
+    directory: RunDirectory,
+    place: StageDirectory,
+    stage: Stage,
+    setup: Setup,
+    module: AlignModule,
+    keeper: Keeper,
+    trainer: Trainer,
+) -> None:
     """Export what was trained (rank 0, from the checkpoint, so that sharded and whole policies take one path)."""
     if spawn.rank() == 0:
         wanted = setup.stage.checkpoint.export == "best" or module.rolled_back
-        best = wanted and keeper.best_step is not None
-        chosen = checkpoint.at(place.checkpoints, keeper.best_step or 0) if best else None
-        source = chosen or checkpoint.newest(place.checkpoints)[0]
-        assert source is not None
+        best = keeper.best_step if wanted else None
+        source = _verified(place, trainer.global_step, best, module.rolled_back)
         weights = checkpoint.load(source)["state_dict"]
         mine = (name for name in weights if name.startswith("policy."))
         weights = {name.removeprefix("policy."): weights[name] for name in mine}
         export_from_state(weights, setup.stage.model, setup.algorithm.head, place.export)
         if module.rolled_back:
             directory.note(setup.stage.name, rolled_back_to=keeper.best_step)
-        place.finish({**module.metrics, **module.held_out_metrics})
+        place.finish(stage, {**module.metrics, **module.held_out_metrics}, log_sums(trainer))
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+
+
+def _verified(place: StageDirectory, last: int, best: int | None, rolled_back: bool) -> Path:
+    """The checkpoint to export. Raises AlignError where it is damaged, as any other is not what was asked for."""
+    path = checkpoint.at(place.checkpoints, last if best is None else best)
+    fault = checkpoint.damage(path)
+    if fault is None:
+        return path
+    if best is None or best == last:
+        mend = "--resume trains its steps again, from the last checkpoint before it"
+    elif rolled_back:
+        mend = "put it back, or choose another output and train again"
+    else:
+        mend = "put it back; or hand on the last one, with checkpoint.export=last --resume"
+    named = "checkpoint to export" if best is None else "best checkpoint"
+    raise AlignError(f"the {named} is damaged: {fault}", mend, where=str(path))
+
+
+def log_sums(trainer: Trainer) -> dict[str, str]:
+    """Sums of what the loggers have written so far, of those that keep it in files of the run (rank 0)."""
+    return {str(logger.name): logger.digest() for logger in trainer.loggers if isinstance(logger, Verified)}

@@ -12,12 +12,14 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from align.core import contract, disk
+from align.core.checksum import Damaged, digest, read_json, sealed
 from align.core.data.accept import Acceptance
 from align.core.data.doctor import Settings
 from align.core.data.encode import Encoder
@@ -32,13 +34,14 @@ from align.core.rollout.watch import CHECK
 from align.core.train import spawn
 from align.core.train.online import RolloutPhases, why_unscored
 from align.core.train.rollout import opened
-from align.core.train.rundir import ROWS, RunDirectory, StageDirectory, digest, located, what_is_learned
+from align.core.train.rundir import ROWS, RunDirectory, StageDirectory, located, what_is_learned
 from align.core.train.setup import Setup
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Hardware
+from align.schemas.run import Stage
 
 
-def harvest(place: StageDirectory, setup: Setup, directory: RunDirectory) -> None:
+def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDirectory) -> None:
     """Ask every prompt, phase by phase; write ``export/rows.jsonl``; mark the stage as done. Every rank calls it.
 
     Answers that a stage of this run would refuse to learn from are left out. Raises AlignError where no prompt gave a
@@ -46,7 +49,7 @@ def harvest(place: StageDirectory, setup: Setup, directory: RunDirectory) -> Non
     """
     phases, algorithm = setup.phases, setup.algorithm
     assert isinstance(phases, RolloutPhases) and isinstance(algorithm, Harvest)
-    key = digest([what_is_learned(setup.stage), phases.fingerprint])
+    key = digest([what_is_learned(stage), setup.prepared.taught])
     size, count = phases.groups_per_phase, math.ceil(len(phases.prompts) / phases.groups_per_phase)
     done: list[Mapping[str, Any]] = []
     readers = _readers(directory, setup)
@@ -54,13 +57,13 @@ def harvest(place: StageDirectory, setup: Setup, directory: RunDirectory) -> Non
     with opened(phases.collector):
         phases.collector.sync(0, phases.prompts)
         for phase in track(range(count), f"{setup.stage.name}: asking prompts, phases"):
-            path = place.path / "phases" / f"phase-{phase + 1:06d}.json"
+            path = place.phases / f"phase-{phase + 1:06d}.json"
             kept = _read(path, key)
             if kept is None:
                 which = range(phase * size, min(len(phases.prompts), (phase + 1) * size))
                 kept = {"key": key, **_ask(phases, algorithm, readers, which, phase)}
                 if spawn.rank() == 0:
-                    disk.write_whole(path, json.dumps(kept).encode())
+                    disk.write_whole(path, sealed({**kept, "inputs": place.inputs()}))
             else:
                 phases.collector.scorer.load_state_dict(kept["scorer"])
             done.append(kept)
@@ -89,7 +92,7 @@ def harvest(place: StageDirectory, setup: Setup, directory: RunDirectory) -> Non
             logger = registry.build("logger", choice).open(place.path, place.path.name, 0)
             logger.log_metrics(metrics, count)
             logger.save()
-        place.finish({"rows": float(len(rows)), "refused": float(refused.total()), **metrics})
+        place.finish(stage, {"rows": float(len(rows)), "refused": float(refused.total()), **metrics})
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
 
@@ -181,11 +184,18 @@ def _means(done: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return over
 
 
-def _read(path: Any, key: str) -> dict[str, Any] | None:
-    """A phase that was done before. Raises AlignError where it was done with other settings."""
+def _read(path: Path, key: str) -> dict[str, Any] | None:
+    """A phase that was done before, None where its file is damaged: its answers are sampled again, and alike.
+
+    Raises AlignError where it was done with other settings.
+    """
     try:
-        kept: dict[str, Any] = json.loads(path.read_bytes())
+        kept = read_json(path)
     except FileNotFoundError:
+        return None
+    except Damaged as error:
+        if spawn.rank() == 0:
+            print(Problem(str(path), f"is damaged: {error.why}", "its prompts are asked again"), file=sys.stderr)
         return None
     if kept["key"] != key:
         raise AlignError(

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from align.core import runfile
 from align.core.liveness import RANKS, failed
+from align.core.progress import working
 from align.core.registry import registry
 from align.core.rollout.online import Harvest
 from align.core.train import spawn
@@ -37,6 +38,7 @@ def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[Stag
     with directory:
         directory.begin(resume)
         registry.notify("run_started", run=run, directory=directory.path)
+        directory.note_files()
         results = [_stage(directory, stage, progress) for stage in run.stages]
     registry.notify("run_finished", run=run, directory=directory.path, results=results)
     return results
@@ -78,6 +80,9 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageResult
     """One stage: skipped when done, here when one process does it or this is one of a group, else in workers."""
     place = directory.stage(stage.name)
     if place.result() is None:
+        if spawn.rank() == 0:
+            with working(f"{stage.name}: verifying what it learns from"):
+                directory.begin_stage(stage)
         hardware = detect(stage.devices)
         if spawn.under_launcher() or hardware.world_size == 1:
             fit(directory, stage, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
@@ -28,3 +28,24 @@ class Logger:
         resume_step: steps done; what was logged after them is about to be logged again and must go (0: a new run).
         """
         raise NotImplementedError
+
+
+@runtime_checkable
+class Verified(Protocol):
+    """What ``open`` may return as well: a logger whose file is verified when the run is resumed.
+
+    Checkpoints keep its sum, so the file itself stays an ordinary one.
+    """
+
+    @property
+    def name(self) -> str | None:
+        """What checkpoints keep the sum under."""
+        ...
+
+    def digest(self) -> str:
+        """Return the sum of what was logged so far: of names and values, not of how they are laid out."""
+        ...
+
+    def set_aside(self, why: str) -> None:
+        """Put the file away under another name and begin anew, because it is not what was written."""
+        ...

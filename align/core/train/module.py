@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -269,6 +270,10 @@ class AlignModule(LightningModule):
             "skipped_in_a_row": self.skipped_in_a_row,
             "metrics": self.metrics,
             "held_out_metrics": self.held_out_metrics,
+            # Decisions: a run that is killed before it has acted on one must not train on when it is resumed.
+            "ended": self.trainer.should_stop,
+            "rolled_back": self.rolled_back,
+            "paused": None if self.paused is None else [asdict(problem) for problem in self.paused.problems],
             "reference": self.reference.state_dict() if self.reference is not None else {},
             "random": everyone(random_state()),
         }
@@ -279,6 +284,8 @@ class AlignModule(LightningModule):
         self.tokens_seen = state["tokens_seen"]
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.metrics, self.held_out_metrics = state["metrics"], state["held_out_metrics"]
+        self.rolled_back = state["rolled_back"]
+        self.trainer.should_stop = state["ended"]  # Lightning then leaves its loop before the first step
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
         self.restored_random = state["random"]

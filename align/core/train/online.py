@@ -23,7 +23,6 @@ from align.core.rollout.metrics import answer_metrics, dead, group_metrics, leve
 from align.core.rollout.online import Experience, Group, Online
 from align.core.rollout.score import Scored
 from align.core.train.kept import from_plain, plain
-from align.core.train.rundir import digest
 from align.core.train.steps import Cutter, StepBatch, StepLoader
 from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling
@@ -48,8 +47,6 @@ class RolloutPhases:
         self.evaluate_every: int | None = -(-len(prompts) // self.groups_per_phase) * self.steps_per_phase
         wanted = max(1, round(stage.train.epochs * len(prompts) / self.groups_per_phase))
         self.total_steps = stage.train.max_steps or wanted * self.steps_per_phase
-        columns = [[source, dict(row.columns)] for source, row in sorted(prompts.rows.items())]
-        self.fingerprint = digest([prompts.examples.fingerprint, columns])
         self.metrics: Mapping[str, float] = {}
         self.unscored = ""
         """Why the phase's first answer without a score has none."""

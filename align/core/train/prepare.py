@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from align.core.algorithm import Algorithm
+from align.core.checksum import digest
 from align.core.data.doctor import Finding, merged
 from align.core.data.examples import Examples
 from align.core.data.lint.finding import LintFinding
@@ -40,6 +41,8 @@ class Prepared:
     bad_rows: dict[str, int]
     rows: Mapping[str, Record]
     """The rows of prompts, held-out ones too, by source; of other kinds none."""
+    taught: str
+    """A hash of what all these rows teach, in their order, wherever their files lie."""
 
 
 class Preparation:
@@ -75,12 +78,16 @@ class Preparation:
             name: self._tokenise([r for r, own in zip(records.validation, names, strict=True) if own == name])
             for name in dict.fromkeys(names)
         }
+        rows = _by_source([r for r in (*records.train, *records.validation) if r.kind == "prompt"])
+        held_out_taught = [[name, done.examples.taught] for name, done in held_out.items()]
+        columns = [dict(row.columns) for row in rows.values()]
         return Prepared(
             train.examples,
             [HeldOutSet(name, done.examples) for name, done in held_out.items()],
             [*records.findings, *merged(finding for done in (train, *held_out.values()) for finding in done.findings)],
             dict(records.bad.counts),
-            _by_source([r for r in (*records.train, *records.validation) if r.kind == "prompt"]),
+            rows,
+            digest([train.examples.taught, held_out_taught, columns]),
         )
 
     def windows(self, places: Sequence[Sequence[int]] | None) -> Iterator[Window]:

@@ -2,15 +2,18 @@
 
 run.yaml  manifest.json  .lock
 STAGE/  stage.json  metrics.csv  data_report.json  checkpoints/  export/  done.json
+
+Every JSON file carries the sha256 of its content (``align.core.checksum``). None of them is the only one that knows
+something that training depends on, so a damaged one is named and does not stop the run: settings and inputs are in the
+checkpoints too, a stage whose ``done.json`` is damaged is finished again from its last checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +21,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from align.core import disk, runfile
-from align.core.rollout.score import decisive
-from align.core.train import checkpoint
-from align.schemas.errors import AlignError
+from align.core import checksum, disk, runfile
+from align.core.checksum import Damaged, digest
+from align.core.registry import registry
+from align.core.rollout.score import decisive, reward_of
+from align.core.train import checkpoint, inputs
+from align.core.train.inputs import Content, Input, without_paths
+from align.schemas.errors import AlignError, Problem
 from align.schemas.results import StageResult
+from align.schemas.rollout import RewardChoice
 from align.schemas.run import Override, Run, Stage
 
 ROWS = "rows.jsonl"
@@ -32,22 +39,39 @@ _SPEED_ONLY = ("devices", "loggers", "checkpoint")
 _SPEED_ONLY_TRAIN = ("micro_batch_tokens", "micro_batch_size", "layout")
 _SPEED_ONLY_DATA = ("workers",)
 _SPEED_ONLY_ROLLOUT = ("watch", "samples", "show", "sync_tolerance")
+_SPEED_ONLY_MODEL = ("attention", "gradient_checkpointing")
+_BY_CONTENT_MODEL = ("path", "revision", "chat_template")
 
 
 def what_is_learned(stage: Stage) -> dict[str, Any]:
-    """The settings that decide the weights: all but those that change speed, memory or bookkeeping only."""
+    """The settings that decide the weights: all but those that change speed, memory or bookkeeping only.
+
+    Paths are left out: what lies there is compared by content (``align.core.train.inputs``). ``stage`` is as the run
+    file has it, so that a run directory may be moved.
+    """
     facts = stage.model_dump(mode="json", exclude=set(_SPEED_ONLY))
     for key in _SPEED_ONLY_TRAIN:
         facts["train"].pop(key)
     for key in _SPEED_ONLY_DATA:
         facts["data"].pop(key)
+    for key in (*_SPEED_ONLY_MODEL, *_BY_CONTENT_MODEL):
+        facts["model"].pop(key)
+    for source in (*facts["data"]["train"], *(facts["data"]["validation"] or ())):
+        source.pop("path")
+    algorithm = registry.build("algorithm", stage.algorithm)
+    facts["algorithm"]["settings"] = without_paths(facts["algorithm"]["settings"], algorithm.reads)
     if stage.rollout is not None:
-        facts["rollout"]["rewards"] = [decisive(choice) for choice in stage.rollout.rewards]
+        facts["rollout"]["rewards"] = [_decisive(choice) for choice in stage.rollout.rewards]
         for key in _SPEED_ONLY_ROLLOUT:
             facts["rollout"].pop(key)
         facts["rollout"]["generator"] = stage.rollout.generator.type
-        facts["rollout"]["gold"] = stage.rollout.gold and decisive(stage.rollout.gold)
+        facts["rollout"]["gold"] = stage.rollout.gold and _decisive(stage.rollout.gold)
     return facts
+
+
+def _decisive(choice: RewardChoice) -> dict[str, Any]:
+    plain = decisive(choice)
+    return {**plain, "settings": without_paths(plain["settings"], reward_of(choice).reads)}
 
 
 def located(stage: Stage, export_of: Callable[[str, bool], str]) -> Stage:
@@ -65,9 +89,16 @@ def located(stage: Stage, export_of: Callable[[str, bool], str]) -> Stage:
     return Stage.model_validate({key: walk(value, key == "data") for key, value in plain.items()})
 
 
-def digest(value: Any) -> str:
-    """sha256 of a plain value, or of one that holds dates and the like, by what they print."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+def _stages_read(stage: Stage) -> set[str]:
+    """The names of the stages whose exports a stage reads."""
+    names = set[str]()
+
+    def note(name: str, rows: bool) -> str:
+        names.add(name)
+        return f"stage:{name}"
+
+    located(stage, note)
+    return names
 
 
 class StageDirectory:
@@ -76,49 +107,124 @@ class StageDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.phases = path / "phases"
         self.export = path / "export"
 
+    @property
+    def begun(self) -> bool:
+        """Whether something is there that the stage may go on from."""
+        return bool(checkpoint.steps(self.checkpoints)) or any(self.phases.glob("*.json"))
+
     def result(self) -> StageResult | None:
-        """The finished stage, or None."""
+        """The finished stage, or None; of a stage whose ``done.json`` is damaged nothing is known."""
         try:
-            metrics = json.loads((self.path / "done.json").read_bytes())["metrics"]
-        except FileNotFoundError:
+            metrics = checksum.read_json(self.path / "done.json")["metrics"]
+        except (FileNotFoundError, Damaged):
             return None
         return StageResult(self.path.name, self.path, self.export, metrics)
 
-    def finish(self, metrics: Mapping[str, float]) -> None:
-        """Mark the stage as finished; the last thing written."""
-        disk.write_whole(self.path / "done.json", json.dumps({"metrics": metrics}, indent=1).encode())
+    def finish(self, stage: Stage, metrics: Mapping[str, float], logs: Mapping[str, str] | None = None) -> None:
+        """Mark the stage as finished; the last thing written.
 
-    def check(self, stage: Stage, resume: bool) -> None:
-        """Raise AlignError where another stage is here, or an interrupted one and ``resume`` is not set."""
-        before = self._noted()
-        changed = [] if before is None else _differences(before, what_is_learned(stage))
-        started = self.result() is not None or bool(checkpoint.steps(self.checkpoints))
-        if started and changed:
+        logs: the sums of its loggers' files (``align.core.train.logger.Verified``).
+        """
+        facts = {
+            "metrics": dict(metrics),
+            "settings": digest(what_is_learned(stage)),
+            "logs": dict(logs or {}),
+            "files": checksum.file_sums(self.export),
+        }
+        checksum.write_json(self.path / "done.json", facts)
+
+    def verify_export(self) -> None:
+        """Raise AlignError unless the export is, to the byte, what the finished stage wrote."""
+        again = f"remove {self.path / 'done.json'}, and --resume exports it again from the last checkpoint"
+        try:
+            files = checksum.read_json(self.path / "done.json", again)["files"]
+        except FileNotFoundError:
+            raise AlignError("is not there yet", "train that stage first", where=str(self.export)) from None
+        if why := checksum.difference(self.export, files):
+            raise AlignError(f"is not what the stage exported: {why}", again, where=str(self.export))
+
+    def check(self, stage: Stage, output: Path, resume: bool) -> None:
+        """Raise AlignError where another stage is here, or an interrupted one and ``resume`` is not set.
+
+        Damaged files are named on stderr; what they said is known from the others.
+        """
+        checkpoint.refuse_other_formats(self.checkpoints)
+        finishing = "the stage is finished again from what it saved"
+        done = self._read("done.json", finishing if self.begun else "the stage is trained again")
+        noted = self._read("stage.json", "its settings are compared with those in the checkpoints")
+        if done is None and not self.begun:
+            return
+        now = what_is_learned(stage)
+        known = done or checkpoint.newest_facts(self.checkpoints) or {}
+        if noted is not None:
+            changed = _differences(noted["settings"], now)
+        else:
+            changed = ["which ones cannot be told"] if known.get("settings", digest(now)) != digest(now) else []
+        if done is not None and noted is not None:
+            changed += _moved_to_other(noted, stage, output)
+        if changed:
             raise AlignError(
                 "holds a stage that was started with other settings: " + "; ".join(changed),
                 "choose another output, or put the settings back",
                 where=str(self.path),
             )
-        if started and not resume and self.result() is None:
+        if done is None and not resume:
             raise AlignError(
                 f"holds an interrupted run, saved after step {checkpoint.last_step(self.checkpoints)}",
                 "add --resume to go on, or choose another output",
                 where=str(self.path),
             )
 
-    def begin(self, stage: Stage) -> None:
-        """Note what the stage is, and clear away what a killed process left half-written."""
-        checkpoint.tidy(self.checkpoints)
-        disk.write_whole(self.path / "stage.json", json.dumps(what_is_learned(stage), indent=1).encode())
+    def begin(self, stage: Stage, output: Path, find: Callable[[str, bool], str]) -> None:
+        """Hold what the stage reads against what it began with, and note it.
 
-    def _noted(self) -> dict[str, Any] | None:
+        find: where an earlier stage's export is. Raises AlignError where something has changed since it began.
+        """
+        here = located(stage, find)
+        named = list(inputs.inputs(here))
+        rows = list(inputs.rows(here))
+        if stage.data.stream:  # its rows are not seen as a whole, so its files are compared
+            named, rows = [*named, *rows], []
+        found = {each.name: each.content() for each in named}
+        noted = self._read("stage.json", None)
+        before = noted or checkpoint.newest_facts(self.checkpoints) or self._phase()
+        if self.begun and before is not None and (changed := list(_changed(before["inputs"], found))):
+            raise AlignError(
+                "learns from other things than it began with: " + "; ".join(changed),
+                "put them back as they were, or choose another output",
+                where=str(self.path),
+            )
+        facts = {
+            "settings": what_is_learned(stage),
+            "inputs": found,
+            "rows": {each.name: each.content() for each in rows},
+            "places": {each.name: each.place(output) for each in (*named, *rows)},
+        }
+        checksum.write_json(self.path / "stage.json", facts)
+
+    def inputs(self) -> dict[str, Any]:
+        """What the stage learns from, as ``begin`` noted it."""
+        found: dict[str, Any] = checksum.read_json(self.path / "stage.json", "start again with --resume")["inputs"]
+        return found
+
+    def _phase(self) -> dict[str, Any] | None:
+        """A phase of a stage that makes rows, of those that are as they were written."""
+        found = (self._read(str(path.relative_to(self.path)), None) for path in sorted(self.phases.glob("*.json")))
+        return next(filter(None, found), None)
+
+    def _read(self, name: str, otherwise: str | None) -> dict[str, Any] | None:
+        """A file's content; None where it is not there or damaged, which is said with what follows from it."""
         try:
-            noted: dict[str, Any] = json.loads((self.path / "stage.json").read_bytes())
+            return checksum.read_json(self.path / name)
         except FileNotFoundError:
             return None
-        return noted
+        except Damaged as error:
+            if otherwise is not None:
+                print(Problem(str(self.path / name), f"is damaged: {error.why}", otherwise), file=sys.stderr)
+            return None
 
 
 class RunDirectory:
@@ -157,11 +263,11 @@ class RunDirectory:
     def begin(self, resume: bool) -> None:
         """Check every stage, then write ``run.yaml`` and open the manifest."""
         for stage in self.run.stages:
-            self.stage(stage.name).check(stage, resume)
+            self.stage(stage.name).check(stage, self.path, resume)
         checkpoint.tidy(self.path)
         disk.write_whole(self.path / "run.yaml", runfile.dump(self.run).encode())  # first: it marks the directory
         for stage in self.run.stages:
-            self.stage(stage.name).begin(stage)
+            checkpoint.tidy(self.stage(stage.name).checkpoints)
         self.note(
             versions={name: _version(name) for name in ("align-llm", "torch", "lightning", "transformers", "peft")},
             python=platform.python_version(),
@@ -170,23 +276,99 @@ class RunDirectory:
             overrides=[override.model_dump() for override in self.run.overrides],
         )
 
+    def note_files(self) -> None:
+        """Note the sums of those files of the run that carry none, because people and other programs read them."""
+        self.note(files=self.sums(self.path / "run.yaml", self.path / "advice.json"))
+
+    def sums(self, *files: Path) -> dict[str, str]:
+        """The sha256 of those of the files that are there, by name."""
+        return {path.name: disk.sha256(path) for path in files if path.is_file()}
+
+    def begin_stage(self, stage: Stage) -> None:
+        """Verify what the stage reads: earlier stages' exports, and everything else against what it began with.
+
+        Raises AlignError where it differs, and where the stage was paused and killed before anybody was told.
+        """
+        for name in sorted(_stages_read(stage)):
+            self.stage(name).verify_export()
+        place = self.stage(stage.name)
+        place.begin(stage, self.path, self.export_of)
+        newest = checkpoint.newest_facts(place.checkpoints) or {}
+        if newest.get("paused") and self.noted(stage.name).get("paused_at") != newest["name"]:
+            self.note(stage.name, paused_at=newest["name"])
+            raise AlignError.gather(Problem(**problem) for problem in newest["paused"])
+
+    def noted(self, stage: str) -> dict[str, Any]:
+        """What the manifest says of a stage; nothing where it is damaged."""
+        found: dict[str, Any] = _manifest(self.path).get("stages", {}).get(stage, {})
+        return found
+
     def note(self, stage: str | None = None, **facts: Any) -> None:
-        """Add facts to ``manifest.json``, of the run or of one stage."""
-        path = self.path / "manifest.json"
-        manifest: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"stages": {}}
+        """Add facts to ``manifest.json``, of the run or of one stage. A damaged one is begun anew, which is said."""
+        manifest = _manifest(self.path) or {"stages": {}}
         (manifest if stage is None else manifest["stages"].setdefault(stage, {})).update(facts)
-        disk.write_whole(path, json.dumps(manifest, indent=1).encode())
+        checksum.write_json(self.path / "manifest.json", manifest)
+
+
+def _manifest(output: Path) -> dict[str, Any]:
+    """Its content. A damaged one is said and set aside: it tells of the run, and nothing is trained by it."""
+    path = output / "manifest.json"
+    try:
+        return checksum.read_json(path)
+    except FileNotFoundError:
+        return {}
+    except Damaged as error:
+        aside = checksum.set_aside(path).name
+        print(Problem(str(path), f"is damaged: {error.why}", f"it is begun anew; kept as {aside}"), file=sys.stderr)
+        return {}
 
 
 def remembered(run: Run) -> Run:
-    """The run with the overrides that its directory has recorded: what has been answered once is not asked again."""
-    manifest = Path(run.output) / "manifest.json"
-    if run.project is None or not manifest.is_file():
+    """The run with the overrides that its directory has recorded: what has been answered once is not asked again.
+
+    What a damaged manifest recorded is asked again.
+    """
+    if run.project is None:
         return run
-    noted = json.loads(manifest.read_bytes()).get("overrides", [])
+    try:
+        noted = checksum.read_json(Path(run.output) / "manifest.json").get("overrides", [])
+    except (FileNotFoundError, Damaged):
+        return run
     given = {override.rule for override in run.overrides}
     kept = [override for override in map(Override.model_validate, noted) if override.rule not in given]
     return run.model_copy(update={"overrides": [*run.overrides, *kept]})
+
+
+def _changed(before: Mapping[str, Content], now: Mapping[str, Content]) -> Iterator[str]:
+    """``model.path (model.safetensors)`` for every input that has other content than it had.
+
+    An argument of a function that names a file only now is none: the function may have written it.
+    """
+    for name in sorted(before.keys() | {name for name in now if ".settings." not in name}):
+        old, new = before.get(name, {}), now.get(name, {})
+        files = sorted(file for file in old.keys() | new.keys() if old.get(file) != new.get(file))
+        if files:
+            more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+            named = ", ".join(filter(None, files[:3]))
+            yield f"{name} ({named}{more})" if named else name
+
+
+def _moved_to_other(noted: Mapping[str, Any], stage: Stage, output: Path) -> Iterator[str]:
+    """Inputs of a finished stage that lie elsewhere than they did and are not the same.
+
+    Of those that lie where they did nothing is read: the stage will not read them again.
+    """
+    before: dict[str, Content] = {**noted["inputs"], **noted["rows"]}
+    for each in _readable(stage, output):
+        places = (each.place(output), each.path, os.path.realpath(each.path))
+        if each.name in before and noted["places"].get(each.name) not in places:
+            yield from _changed({each.name: before[each.name]}, {each.name: each.content()})
+
+
+def _readable(stage: Stage, output: Path) -> Iterator[Input]:
+    here = located(stage, lambda name, rows: str(output / name / "export" / (ROWS if rows else "")))
+    yield from inputs.inputs(here)
+    yield from inputs.rows(here)
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -30,7 +30,7 @@ from align.core.train import spawn
 from align.core.train.online import RolloutPhases
 from align.core.train.prepare import HeldOutSet, Preparation, Prepared
 from align.core.train.rollout import build_critic, make_collector, refuse_unfit, settle
-from align.core.train.rundir import RunDirectory, digest
+from align.core.train.rundir import RunDirectory
 from align.core.train.steps import Cutter, EpochPhases, Phases
 from align.core.train.strategy import Strategy, detect, footprint
 from align.core.train.stream import StreamPhases
@@ -131,8 +131,7 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         )
         phases = RolloutPhases(prompts, collector, algorithm, cutter, stage)
     elif stage.data.stream:
-        fingerprint = digest(stage.data.model_dump(mode="json"))
-        phases = StreamPhases(preparation.windows, preparation.window, cutter, stage.train, stage.seed, fingerprint)
+        phases = StreamPhases(preparation.windows, preparation.window, cutter, stage.train, stage.seed)
     else:
         phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
     return Setup(stage, algorithm, tokenizer, policy, critic, reference, prepared, cutter, phases, strategy, hardware)

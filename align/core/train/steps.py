@@ -105,7 +105,6 @@ class Phases(Protocol):
     """Where steps come from."""
 
     total_steps: int
-    fingerprint: str
     evaluate_every: int | None
     """Steps between evaluations where the run file does not say; None: at the end of each phase."""
 
@@ -141,7 +140,6 @@ class EpochPhases:
         self.steps_per_epoch = len(self._compose(0))
         wanted = max(1, round(train.epochs * self.steps_per_epoch))
         self.total_steps = train.max_steps or wanted
-        self.fingerprint = examples.fingerprint
 
     def _compose(self, epoch: int) -> list[NDArray[Any]]:
         return plan.compose(self.examples.sources, self.examples.weights, self.seed, epoch, self.batch_size)

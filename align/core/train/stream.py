@@ -32,10 +32,9 @@ class StreamPhases:
         cutter: Cutter,
         train: Train,
         seed: int,
-        fingerprint: str,
     ) -> None:
         assert train.max_steps is not None, "a stream without it was refused"
-        self.total_steps, self.fingerprint = train.max_steps, fingerprint
+        self.total_steps = train.max_steps
         self._from, self._tokenise, self._cutter = windows, tokenise, cutter
         self._batch_size, self._seed = train.batch_size, seed
         self._ends: list[int] = []  # steps done at the end of each window begun so far

@@ -55,6 +55,7 @@ class PPO(Online):
     paper = "https://arxiv.org/abs/1707.06347"
     learning_rate = 1e-6
     """OpenRLHF's, veRL's and NeMo-RL's; TRL's (3e-6) was one rate for policy and critic."""
+    reads = frozenset({"critic"})
 
     class Config(Online.Config):
         """Settings of PPO."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
+from align.core.checksum import set_aside
 from align.core.disk import naming, write_whole
+from align.core.metrics_file import chained, read_rows, total
 from align.core.train.logger import Logger
+from align.schemas.errors import Problem
 
 
 class CSV(Logger):
@@ -30,15 +34,17 @@ class CSVFile(LightningLogger):
     def __init__(self, path: Path, resume_step: int) -> None:
         super().__init__()
         self.path = path
-        self.columns: list[str] = []
-        rows = []
-        if path.exists():
-            # A kill may have left half a line: only whole lines count.
-            whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-            rows = [
-                row for row in csv.DictReader(io.StringIO(whole)) if resume_step and int(row["step"]) <= resume_step
-            ]
-        self.columns = [name for name in rows[0] if name is not None] if rows else ["step", "epoch"]
+        rows: list[dict[str, str]] = []
+        if path.exists() and resume_step:
+            try:
+                rows = read_rows(path, resume_step)
+            except ValueError as error:
+                self.set_aside(str(error))
+        self._begin(rows)
+
+    def _begin(self, rows: list[dict[str, str]]) -> None:
+        self.columns = list(rows[0]) if rows else ["step", "epoch"]
+        self._sum = total(rows)
         self._rewrite(rows)
 
     @property
@@ -56,7 +62,8 @@ class CSVFile(LightningLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """One row."""
-        row: dict[str, Any] = {"step": step, **metrics}
+        row = {name: _text(value) for name, value in {"step": step, **metrics}.items()}
+        self._sum = chained(self._sum, row)
         new = [name for name in row if name not in self.columns]
         if new:
             with open(self.path, encoding="utf-8", newline="") as file:
@@ -66,9 +73,24 @@ class CSVFile(LightningLogger):
         with naming(self.path), open(self.path, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
+    def digest(self) -> str:
+        """Return the sum of all rows."""
+        return self._sum
+
+    def set_aside(self, why: str) -> None:
+        """Keep the file as ``metrics.csv.damaged`` and begin anew, which is said."""
+        aside = set_aside(self.path)
+        told = Problem(str(self.path), f"is damaged: {why}", f"the log goes on in a new file; kept as {aside.name}")
+        print(told, file=sys.stderr)
+        self._begin([])
+
     def _rewrite(self, rows: list[Any]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path, text.getvalue().encode())
+
+
+def _text(value: Any) -> str:
+    return repr(float(value)) if isinstance(value, float) else str(value)

@@ -50,6 +50,8 @@ def load(file: str, function: str) -> Callable[..., Any]:
 class _FromFile(Reward):
     """What the three have in common: a function of a file, asked as TRL asks."""
 
+    reads = frozenset({"file"})
+
     class Config(Reward.Config):
         """Where the function is."""
 

@@ -1,6 +1,7 @@
 """What a judge has said, and what it has cost, on disk: SQLite files that all ranks share and no kill damages.
 
-They are written ahead of (WAL), which wants a directory on one machine's own disk.
+They are written ahead of (WAL), which wants a directory on one machine's own disk. SQLite notices no flipped bit in a
+row, so each row carries a sum.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
+from align.core.checksum import digest
 from align.schemas.errors import AlignError
 
 
@@ -96,16 +99,27 @@ class Memory(_File):
         super().__init__(path, "verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
 
     def get(self, key: str) -> str | None:
-        """The verdict, or None."""
+        """The verdict, or None; a damaged one is removed, so that the judge is asked again."""
         with self._told():
             found = self._database.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
-        return found[0] if found else None
+            if found is None:
+                return None
+            verdict = str(found[0]).partition(" ")[2]
+            if found[0] == _with_sum(key, verdict):
+                return verdict
+            self._database.execute("DELETE FROM verdicts WHERE key = ? AND verdict = ?", (key, found[0]))
+        return None
 
     def put(self, key: str, verdict: str) -> str:
         """Keep a verdict; gives back the one that holds: the first, where another process was there before."""
         with self._told():
-            self._database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (key, verdict))
+            kept = (key, _with_sum(key, verdict))
+            self._database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", kept)
         return self.get(key) or verdict
+
+
+def _with_sum(key: str, verdict: str) -> str:
+    return f"{digest([key, verdict])} {verdict}"
 
 
 class Ledger(_File):
@@ -116,11 +130,13 @@ class Ledger(_File):
     """
 
     def __init__(self, path: Path | None, owner: str, cap: Cap) -> None:
-        columns = "requests INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER"
+        columns = "requests INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER, sum TEXT"
         super().__init__(path, f"spent (owner TEXT PRIMARY KEY, {columns})")
         self.cap, self._owner = cap, owner
         with self._told():
-            self._database.execute("INSERT OR IGNORE INTO spent VALUES (?, 0, 0, 0)", (owner,))
+            self._database.execute("INSERT OR IGNORE INTO spent VALUES (?, ?, ?, ?, ?)", self._row(owner, Use()))
+            for row in self._database.execute("SELECT * FROM spent"):
+                self._verified(row)  # each of them: whose name is damaged is found under no name
 
     @property
     def spent(self) -> Use:
@@ -130,26 +146,42 @@ class Ledger(_File):
 
     def reserve(self, most: Use) -> bool:
         """Write down what a request may cost at most, if the cap then still holds."""
-        with self._told():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                holds = self.cap.holds(self._spent() + most)
-                if holds:
-                    self._add(most)
-            finally:
-                self._database.execute("COMMIT")
+        with self._told(), self._alone():
+            spent = self._spent()
+            holds = self.cap.holds(spent + most)
+            if holds:
+                self._keep(spent + most)
         return holds
 
     def settle(self, most: Use, used: Use) -> None:
         """Correct a reservation to what was used."""
-        with self._told():
-            self._add(used - most)
+        with self._told(), self._alone():
+            self._keep(self._spent() + (used - most))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A transaction that no other process writes in."""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            self._database.execute("COMMIT")
 
     def _spent(self) -> Use:
-        columns = "requests, prompt_tokens, completion_tokens"
-        found = self._database.execute(f"SELECT {columns} FROM spent WHERE owner = ?", (self._owner,)).fetchone()
-        return Use(*found)
+        return self._verified(self._database.execute("SELECT * FROM spent WHERE owner = ?", (self._owner,)).fetchone())
 
-    def _add(self, use: Use) -> None:
-        more = "requests = requests + ?, prompt_tokens = prompt_tokens + ?, completion_tokens = completion_tokens + ?"
-        self._database.execute(f"UPDATE spent SET {more} WHERE owner = ?", (*astuple(use), self._owner))
+    def _keep(self, spent: Use) -> None:
+        self._database.execute("INSERT OR REPLACE INTO spent VALUES (?, ?, ?, ?, ?)", self._row(self._owner, spent))
+
+    def _verified(self, row: Any) -> Use:
+        """What a row says. Raises AlignError where it is not what was written."""
+        with suppress(TypeError):
+            owner, *numbers, _ = row
+            if tuple(row) == self._row(owner, Use(*numbers)):
+                return Use(*numbers)
+        mend = "lower the caps by what was spent so far, as your provider tells, and remove the file"
+        raise AlignError("is damaged: what it says was spent differs from its sum", mend, where=str(self._path))
+
+    @staticmethod
+    def _row(owner: str, spent: Use) -> tuple[Any, ...]:
+        return (owner, *astuple(spent), digest([owner, *astuple(spent)]))

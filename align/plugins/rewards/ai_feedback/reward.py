@@ -45,6 +45,8 @@ class AIFeedback(Reward):
         }
     )
 
+    reads = frozenset({"constitution", "model"})
+
     class Config(Settings, Reward.Config):
         """Settings in the run file."""
 

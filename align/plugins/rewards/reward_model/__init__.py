@@ -17,6 +17,7 @@ class RewardModelScore(Reward):
     """The score that a reward model gives to prompt and answer, read as it read those it was trained on."""
 
     name = "reward_model"
+    reads = frozenset({"path", "chat_template"})
 
     class Config(Reward.Config):
         """Which model, and how it is run."""
