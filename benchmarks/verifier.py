@@ -20,6 +20,7 @@ from pathlib import Path
 
 from align.core.rollout.reward import Answer, Place
 from align.core.rollout.workers import Workers
+from align.plugins.rewards.math import Math
 from align.schemas.rollout import RewardChoice
 
 KINDS = [
@@ -69,6 +70,16 @@ def measure(count: int, asked: list[Answer], seconds: float) -> dict[str, object
     }
 
 
+def per_cpu_second(asked: list[Answer]) -> int:
+    """Verifications a second of processor time in this process, which other load does not change much."""
+    math = Math(Math.Config())
+    math.open(Place(Path()))
+    math.score(asked[: len(asked) // 4])
+    started = time.process_time()
+    said = math.score(asked[len(asked) // 4 :])
+    return round(len(said) / (time.process_time() - started))
+
+
 def main() -> None:
     hang = r"\boxed{2\sin(60x)\cos(60x)}"  # right, but only for those who wait for sympy's proof
     bomb = Answer("q", hang, hang, columns={"solution": r"\sin(120x)"})
@@ -78,6 +89,8 @@ def main() -> None:
         "python": platform.python_version(),
         "cpus": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 2),
+        "mixed_notations_per_cpu_second": per_cpu_second(answers(KINDS, 240)),
+        "integers_per_cpu_second": per_cpu_second(answers(KINDS[:1], 480)),
         "mixed_notations": measure(1, answers(KINDS, 240), 3.0),
         "integers": measure(1, answers(KINDS[:1], 480), 3.0),
         "mixed_notations_two_workers": measure(2, answers(KINDS, 240), 3.0),

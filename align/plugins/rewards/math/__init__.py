@@ -56,7 +56,7 @@ class Math(Reward):
         boxed: bool = False
         """Only an answer in a ``\\boxed{}`` counts; else "the answer is 7", ``#### 7``, or the bare answer do too."""
         bare_percent: bool = False
-        """Whether 28 and 28% are the same."""
+        """28 and 28% are the same."""
         unparsed: Annotated[float, Field(allow_inf_nan=False)] | None = 0.0
         """The score where no answer is found or it cannot be judged; null leaves it out."""
 
@@ -72,7 +72,7 @@ class Math(Reward):
             assert self.verdict(gold, rf"\boxed{{{answer}}}").outcome == "right", (gold, answer)
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
-        """Why a row's gold answer is none."""
+        """Say why a row's gold answer is none; None where it is one."""
         if lacking := super().unfit(columns):
             return lacking
         try:
@@ -99,7 +99,7 @@ class Math(Reward):
         return Score(1.0, "right") if right else Score(0.0, "wrong")
 
     def _right(self, golds: Sequence[Gold], found: Found) -> bool:
-        """Whether the answer is right, and so is all that it is said to be. Raises Unparsed."""
+        """Return whether the answer is right, and so is all that it is said to be. Raises Unparsed."""
         forms = _forms(found)
         if self.config.bare_percent:
             golds, forms = [gold.without_percent() for gold in golds], [form.replace("%", "") for form in forms]
@@ -118,7 +118,7 @@ class Gold(NamedTuple):
     tree: Tree
 
     def agrees(self, said: str, worked_out: bool = True) -> bool:
-        """Whether a cleaned answer says the same. worked_out: whether a number wants a number. Raises Unparsed."""
+        """Compare a cleaned answer. worked_out: whether a number wants a number, not arithmetic. Raises Unparsed."""
         return (
             _bare(said) == _bare(self.written)
             or _choice(said) == self.tree.text
@@ -126,7 +126,7 @@ class Gold(NamedTuple):
         )
 
     def agrees_with_all(self, restated: Sequence[str]) -> bool:
-        """Whether what an answer is said to be is so, worked out or not."""
+        """Return whether what an answer is said to be is so, worked out or not."""
         return all(self.agrees(clean(one), worked_out=False) for one in restated)
 
     def without_percent(self) -> Gold:
@@ -178,5 +178,5 @@ def _choice(text: str) -> str | None:
 
 
 def _bare(text: str) -> str:
-    """Without spaces, but for those beside digits and commas, which 11, 111 and 11,111 differ in."""
+    """Drop spaces, but for those beside digits and commas, which 11, 111 and 11,111 differ in."""
     return re.sub(r"(?<![\d,])\s+(?![\d,])", "", text)

@@ -1,4 +1,4 @@
-"""Whether an answer says what the gold answer says: tree against tree, type by type."""
+"""Comparison of an answer with the gold answer: tree against tree, type by type."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _spelt(tree: Tree) -> str:
 
 
 def check(gold: Tree) -> None:
-    """Raises Unparsed where a gold answer has a leaf that nothing could be compared with."""
+    """Raise Unparsed where a gold answer has a leaf that nothing could be compared with."""
     for part in gold.parts:
         check(part)
     if gold.kind == "expression" and not gold.parts and not is_name(gold):
@@ -97,7 +97,7 @@ def _value(tree: Tree) -> Term:
 
 
 def _rounded(gold: Tree, answer: Tree) -> bool:
-    """Whether one is a decimal of six digits or more, and the other, no such one itself, is it rounded or cut off."""
+    """Return whether one is a decimal of six digits or more, and the other, which is none, is it rounded or cut off."""
     for decimal, other in ((gold, answer), (answer, gold)):
         if decimal.decimals is None or decimal.significant < _DECIMALS or other.decimals is not None:
             continue
@@ -119,7 +119,7 @@ def _rounded(gold: Tree, answer: Tree) -> bool:
 
 
 def _ends(value: Fraction) -> bool:
-    """Whether it has finitely many decimals."""
+    """Return whether it has finitely many decimals."""
     bottom = value.denominator
     for prime in (2, 5):
         while bottom % prime == 0:
@@ -198,7 +198,7 @@ def _chain(gold: Tree, answer: Tree, worked_out: bool) -> bool:
 
 
 def _solved(tree: Tree) -> bool:
-    """Whether it is a name and its value or bounds: then an answer that is not is no answer."""
+    """Return whether it is a name and its value or bounds: then an answer that is not is no answer."""
     if not any(map(is_name, tree.parts)):
         return False
     rest = [part for part in tree.parts if not is_name(part)]
@@ -210,7 +210,7 @@ def _is_leaf(tree: Tree) -> bool:
 
 
 def _proportional(gold: Tree, answer: Tree) -> bool:
-    """Whether left less right of one is a constant (above 0 for an inequality) times that of the other."""
+    """Return whether left less right of one is a constant (above 0 for an inequality) times that of the other."""
     sides = (*gold.parts, *answer.parts)
     if len(gold.parts) != 2 or len(answer.parts) != 2 or any(not _is_leaf(side) or side.unit for side in sides):
         return False
@@ -224,7 +224,7 @@ def _proportional(gold: Tree, answer: Tree) -> bool:
 
 
 def _ratio(a: Term, b: Term) -> Term | None:
-    """What a is times b at a point: if it is a constant times b at all, then this constant."""
+    """The quotient of a and b at a point: if a is a constant times b at all, then this constant."""
     for start in _STARTS:
         point = {name: number(start + 7 * i * i) for i, name in enumerate(sorted(symbols(b)))}
         under = substitute(b, point)

@@ -457,7 +457,7 @@ def _rational(end: Any) -> Fraction:
 
 
 def _small(value: Any, limit: int = 2**48) -> None:
-    """Raises Unparsed for an exponent, or an angle, of astronomical size."""
+    """Raise Unparsed for an exponent, or an angle, of astronomical size."""
     parts = (value.real, value.imag) if isinstance(value, _iv.mpc) else (value,)
     if any(max(abs(part.a), abs(part.b)) > limit for part in parts):
         raise Unparsed("has too large a power")

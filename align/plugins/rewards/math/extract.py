@@ -1,4 +1,4 @@
-"""Which part of a text is its answer: exactly one, clearly marked, and meant."""
+"""Extraction of the answer of a text: exactly one, clearly marked, and meant."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BOXES = 20
 
 _BOX = re.compile(r"\\f?boxed\s*(?=\{)|\\fbox\s*(?=\{)|\\boxed|\\fbox")
 _BARE_BOX = re.compile(r"\s*(-?(?:\d(?:[\d.,/]*\d)?|\\[a-zA-Z]+\S*?)|(?<=\s)-?[a-zA-Z])(?=[.,;]?(?:[\s$]|\\[)\]]|$))")
-"""What ``\boxed 4`` holds."""
+"""The content of ``\boxed 4``."""
 _CORRECTED = re.compile(
     r"\b(?:wait|actually|no|not|sorry|correction|corrected|mistake|wrong|error|recheck|instead|rather|hmm|oops|redo|"
     r"let me|check|verify|so|therefore|thus|hence|final|finally|then|next)\b",
@@ -120,7 +120,7 @@ _PROSE = re.compile(
     r"\*{0,2}(?:the|an?|our|his|her|their|so|thus|therefore|hence)\b[^=<>\n]{1,120}?\b(?:is|are|equals)\b\s*:?\s*(?=\S)",
     re.I,
 )
-"""What a final answer may open with: "the largest n is 34"."""
+"""Words that a final answer may open with: "the largest n is 34"."""
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.S)
 _FENCE = re.compile(r"^[ \t]*```\w*[ \t]*$", re.M)
 _PERCENT = re.compile(
@@ -378,7 +378,7 @@ def _free(text: str, whole: bool) -> tuple[str, str]:
 
 
 def _right_of(line: str) -> str:
-    """What the last ``=`` says; with what is left of it where that is numbers, so that ``1 = 7`` is heard."""
+    """The value right of the last ``=``; with numbers left of it, so that ``1 = 7`` is seen to be false."""
     before, _, value = line.rpartition("=")
     if _WORDS_OF_DOUBT.search(before) or re.search(r"\b(?:or|guess|suppose|could|might)\b", before, re.I):
         raise Unparsed("gives several answers, or doubts")
@@ -391,7 +391,7 @@ def _right_of(line: str) -> str:
 
 
 def _meant(said: str) -> str:
-    """Raises Unparsed where more than one formula is there, or doubt."""
+    """Raise Unparsed where more than one formula is there, or doubt."""
     formulas = re.findall(r"(?<!\\)\$[^$]+(?<!\\)\$", said)
     if len(formulas) > 1 or _WORDS_OF_DOUBT.search(said):
         raise Unparsed("gives several answers, or doubts")

@@ -64,7 +64,7 @@ _OVER = frozenset(("/", r"\div"))
 _CALLED = frozenset("fghFGHP")
 """Letters that call what is in brackets behind them, unless they stand alone elsewhere."""
 _SHORT_WORD = re.compile(r"[aie]|if|is|in|it|to|no|of|on|or|at|as|an|by|be|do|so|we", re.I)
-"""What is no product of letters, if it is set upright."""
+"""Words, which are no product of letters if they are set upright."""
 _CLOSE = {"(": ")", "{": "}", "[": "]", r"\{": r"\}"}
 
 _UNDONE = re.compile(r"\\(?:sum|prod|binom|choose|mod|gcd|lcm|max|min|[lr]floor|[lr]ceil)(?![a-zA-Z])|!|(?<!\\)\|")

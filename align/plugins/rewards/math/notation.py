@@ -53,7 +53,7 @@ _SIGNS = {
 }
 
 AND, OR = "\u2227", "\u2228"
-"""What the words become: a comma in a list of values, and more between inequalities."""
+"""Signs for the words: commas in a list of values, and more between inequalities."""
 _FUNCTIONS = "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
 _LATEX = [
     (re.compile(pattern), put)
@@ -152,7 +152,7 @@ def _plain_character(c: str) -> str:
 
 
 _PLAIN = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
-"""What most answers are: nothing to clean."""
+"""Numbers, which most answers are: nothing to clean."""
 
 
 def clean(answer: str) -> str:

@@ -15,9 +15,9 @@ End = Term | str
 
 @dataclass(frozen=True)
 class Reals:
-    """Ends in order, and for each whether it belongs, and whether what follows it does.
+    """Ends in order; at and after: whether each belongs to the set, and whether what follows it does.
 
-    A set is told by these alone: before the first end is ``starts``, which an end at minus infinity stands for.
+    Nothing before the first end does. Ends at which nothing changes are left out, so equal sets have equal ends.
     """
 
     ends: tuple[End, ...]
@@ -56,11 +56,11 @@ class Reals:
         return _combined(sets, all)
 
     def without(self, other: Reals) -> Reals:
-        """What is in this and not in the other."""
+        """The elements that are not in the other."""
         return _combined([self, other], lambda inside: inside[0] and not inside[1])
 
     def same(self, other: Reals) -> bool:
-        """Whether they have the same elements."""
+        """Return whether they have the same elements."""
         return (
             self.at == other.at
             and self.after == other.after

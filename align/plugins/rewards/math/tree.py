@@ -110,7 +110,7 @@ def _side(text: str, depth: int) -> Tree:
 
 
 def is_name(tree: Tree) -> bool:
-    r"""Whether it is what an answer may be said to be: ``x``, ``f(2)``, ``\angle ABC``, ``\text{Area}``."""
+    r"""Return whether it is what an answer may be said to be: ``x``, ``f(2)``, ``\angle ABC``, ``\text{Area}``."""
     named = _NAME.fullmatch(tree.text) and not re.fullmatch(r"\\pi|\\infty|e|i", tree.text)
     return bool(named) and (tree.text.startswith(r"\frac") or not contradicts(tree.text))
 
@@ -211,7 +211,7 @@ def _bracketed(text: str, depth: int) -> Tree | None:
 
 
 _LETTERS = r"\\(?:pi|theta|alpha|beta|gamma|lambda|phi|infty)|(?<![a-zA-Z\\])[a-zA-Z]{1,3}"
-"""What a value with a unit may end in, other than a digit or a bracket: an operator wants more."""
+"""Letters that a value with a unit may end in, besides a digit or a bracket: an operator wants more."""
 
 
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^+]*$")

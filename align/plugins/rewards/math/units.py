@@ -91,7 +91,7 @@ _WITH_TH = frozenset({"month", "path", "length", "width", "depth", "birth", "mot
 
 
 def denies(word: str) -> bool:
-    """Whether a word beside a number changes or denies it: ``tenths``, ``sevens``, ``million``, ``wrong``."""
+    """Return whether a word beside a number changes or denies it: ``tenths``, ``sevens``, ``million``, ``wrong``."""
     word = word.lower()
     stems = {word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ves$", "f", word)}
     if stems & NO_UNIT or re.search("illi(?:on|ard)(?:th)?s?$", word):
@@ -100,12 +100,12 @@ def denies(word: str) -> bool:
 
 
 def contradicts(text: str) -> bool:
-    """Whether words deny, doubt or change what stands beside them, as in ``wrong = 3`` and ``(A) is not it``."""
+    """Return whether words deny, doubt or change what stands beside them, as in ``wrong = 3`` and ``(A) is not it``."""
     return any(word in _DENIALS or word.endswith("n't") for word in re.findall("[a-z']+", text.lower()))
 
 
 def is_unit(words: str) -> bool:
-    """Whether words are a unit whatever was asked: a known one, or counted things (``apples``, ``red marbles``)."""
+    """Return whether words are a unit whatever was asked: a known one, or counted things (``red marbles``)."""
     whole, *per = re.split(r"/| per ", _spelt(words))
     return _is_single_unit(whole.strip(), plural=True) and all(_is_single_unit(p.strip(), plural=False) for p in per)
 
