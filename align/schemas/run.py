@@ -32,6 +32,14 @@ class Adapter(Config):
     """Dropout on the adapter's input."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Module names to adapt; ``all-linear`` is every linear layer but the head (QLoRA 2305.14314 section 4)."""
+    target_parameters: list[str] = Field(default_factory=list)
+    """Parameters to adapt that lie in no linear layer, by the end of their names: the fused experts of a mixture
+    (``experts.gate_up_proj``). For lora without dropout."""
+    modules_to_save: list[str] = Field(default_factory=list)
+    """Modules to train whole beside the adapter (``embed_tokens``, ``lm_head``); tied ones stay tied."""
+    trainable_token_indices: list[int | str] = Field(default_factory=list)
+    """Tokens whose rows of the embeddings (and of an untied head) are trained: ids, or the tokens as they are spelt.
+    For tokens that were added to the vocabulary."""
     quantize: Literal["nf4", "int8"] | None = None
     """Load the frozen base in 4 or 8 bits (QLoRA); needs ``pip install 'align-llm[quant]'`` and a GPU."""
 

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.core.algorithm import Algorithm
 from align.core.data.collate import MicroBatch
@@ -29,6 +28,7 @@ from align.core.estimate.track import Tracker
 from align.core.model import policy as policies
 from align.core.model import reference as references
 from align.core.model.adapter import add_adapter
+from align.core.model.architecture import choose_family, read_config
 from align.core.model.policy import Policy, Tail
 from align.core.model.reference import Precomputed, Reference, make_reference
 from align.core.model.source import first_line, quiet, resolve_model_path, trust
@@ -89,13 +89,13 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode, dropout: bool) -> Policy
     """The policy as ``build_policy`` makes it, of a config and without numbers."""
     model = stage.model
     directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
-    config: Any = AutoConfig.from_pretrained(str(directory), **trust(model))
+    config = read_config(directory, model)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
     if model.attention != "auto":
         options["attn_implementation"] = model.attention
     if head == "reward":
         config.num_labels = 1
-    auto: Any = AutoModelForCausalLM if head == "language" else AutoModelForSequenceClassification
+    auto = choose_family(config, head, directory)
     with quiet(), torch.device("meta"):
         network = auto.from_config(
             config, **options, **{k: v for k, v in trust(model).items() if k != "local_files_only"}
@@ -103,7 +103,9 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode, dropout: bool) -> Policy
         network.get_input_embeddings().padding_idx = None
         whole = network
         if model.adapter is not None:
-            network = add_adapter(network, model.adapter, head, None)
+            network = add_adapter(
+                network, model.adapter, head, None, range(len(set(model.adapter.trainable_token_indices)))
+            )
         set_dropout(network, dropout)
         if model.gradient_checkpointing:
             whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

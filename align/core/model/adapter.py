@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors.torch import load_file
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from align.core.model.architecture import Head, recall
 from align.core.model.source import LOADING_FAULTS, not_loadable
-from align.schemas.errors import AlignError
+from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.run import Adapter
 
-Head = Literal["language", "reward"]
 TASKS: dict[Head, TaskType] = {"language": TaskType.CAUSAL_LM, "reward": TaskType.SEQ_CLS}
 REWARD_HEAD = "score"
 """What every decoder for sequence classification in transformers calls its head."""
@@ -57,19 +61,30 @@ def base_of(directory: Path) -> Origin:
     return Origin(str(near)) if near.is_dir() else Origin(base, revision)
 
 
-def add_adapter(network: PreTrainedModel, spec: Adapter, head: Head, base: Origin | None) -> PeftModel:
+def add_adapter(
+    network: PreTrainedModel, spec: Adapter, head: Head, base: Origin | None, tokens: Sequence[int] = ()
+) -> PeftModel:
     """A new adapter that changes nothing yet (B = 0); a reward head is trained whole beside it.
 
     base: where the network's weights can be had, for the adapter's own config; None when they are nowhere on disk.
-    A is drawn from torch's global generator.
+    tokens: ids whose rows are trained (``token_ids``). A is drawn from torch's global generator.
+    Raises AlignError for names that match nothing, and for what could not be merged at the end.
     """
+    if missed := _match_nothing(network, spec):
+        raise AlignError.gather(missed)
+    tied, rows = _shared(network), _rows(network, head, tokens)
+    _refuse_twice(network, spec, rows, tied)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]  # peft divides by the rank; any number serves
         lora_dropout=spec.dropout,
         use_dora=spec.type == "dora",
         target_modules=spec.targets,
-        modules_to_save=[REWARD_HEAD] if head == "reward" else None,
+        target_parameters=spec.target_parameters or None,
+        exclude_modules=_not_adapted(network),
+        modules_to_save=[*spec.modules_to_save, *[REWARD_HEAD] * (head == "reward")] or None,
+        trainable_token_indices=rows or None,
+        ensure_weight_tying=bool(spec.modules_to_save or tokens),  # else a tied head would part from its embeddings
         task_type=TASKS[head],
     )
     try:
@@ -79,8 +94,135 @@ def add_adapter(network: PreTrainedModel, spec: Adapter, head: Head, base: Origi
         raise AlignError(
             f"model.adapter.targets: {error}", f"linear layers of this model: {', '.join(linear)}"
         ) from error
+    _refuse_parted(adapted, tied)
     _record(config, base)
     return adapted
+
+
+def token_ids(spec: Adapter, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that ``trainable_token_indices`` names, in order. Raises AlignError for what is no token."""
+    vocabulary = tokenizer.get_vocab()
+    known, where = set(vocabulary.values()), "model.adapter.trainable_token_indices"
+    found = set[int]()
+    for token in spec.trainable_token_indices:
+        number = token if isinstance(token, int) else vocabulary.get(token)
+        if number not in known:
+            raise AlignError(
+                f"{token!r} is no token of this tokenizer",
+                "give ids, or tokens spelt as in tokenizer.json; a new one is added with tokenizer.add_tokens and "
+                "model.resize_token_embeddings, and both are saved",
+                where=where,
+            )
+        found.add(number)
+    return sorted(found)
+
+
+def _rows(network: PreTrainedModel, head: Head, tokens: Sequence[int]) -> dict[str, list[int]]:
+    """The rows to train, by layer: of the embeddings, and of a head that is not tied to them."""
+    if not tokens:
+        return {}
+    whole: Any = network
+    inner, outer = whole.get_input_embeddings(), whole.get_output_embeddings()
+    layers = [inner]
+    if head == "language" and outer is not None and outer.weight is not inner.weight:
+        layers.append(outer)
+    return {name: list(tokens) for name, module in network.named_modules() if any(module is one for one in layers)}
+
+
+def _match_nothing(network: PreTrainedModel, spec: Adapter) -> list[Problem]:
+    """Names in the settings that are the end of no module's or parameter's name: peft passes over them in silence."""
+    modules = [name for name, _ in network.named_modules()]
+    parameters = [name for name, _ in network.named_parameters()]
+    targets = spec.targets if isinstance(spec.targets, list) else []
+    linear = {name.rsplit(".", 1)[-1] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    problems = []
+    for field, names, known in (
+        ("targets", targets, modules),
+        ("target_parameters", spec.target_parameters, parameters),
+        ("modules_to_save", spec.modules_to_save, modules),
+    ):
+        ends = {name.rsplit(".", 1)[-1] for name in known}
+        for wanted in names:
+            if not any(_ends_with(name, wanted) for name in known):
+                near = did_you_mean(wanted, linear if field == "targets" else (e for e in ends if not e.isdecimal()))
+                problems.append(Problem(f"model.adapter.{field}", f"{wanted!r} is the name of nothing in it", near))
+    return problems
+
+
+def _ends_with(name: str, wanted: str) -> bool:
+    return f".{name}".endswith(f".{wanted}")
+
+
+def _refuse_twice(network: nn.Module, spec: Adapter, rows: Iterable[str], tied: Iterable[Sequence[str]]) -> None:
+    """Raise AlignError where two settings would train the same weight, each in its own way."""
+    chosen = {
+        "targets": spec.targets if isinstance(spec.targets, list) else [],
+        "modules_to_save": spec.modules_to_save,
+        "trainable_token_indices": list(rows),
+    }
+    first = {name: names[0] for names in tied for name in names}  # one name for all that share a weight
+    trained_by = dict[str, str]()
+    for field, wanted in chosen.items():
+        names = [name for name, _ in network.named_modules() if any(_ends_with(name, one) for one in wanted)]
+        for name in {first.get(name, name) for name in names}:
+            if (other := trained_by.setdefault(name, field)) != field:
+                raise AlignError(
+                    f"{other} and {field} both train {name}", "name it in one of the two", where="model.adapter"
+                )
+
+
+def _shared(network: nn.Module) -> list[list[str]]:
+    """Names of the modules that hold the same parameter, for each parameter that several hold."""
+    holders = dict[int, list[str]]()
+    for name, module in network.named_modules():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(name)
+    return [names for names in holders.values() if len(names) > 1]
+
+
+def _refuse_parted(adapted: PeftModel, shared: Iterable[Sequence[str]]) -> None:
+    """Raise AlignError where the adapter gives modules that share a weight different ones.
+
+    Merging would change the weight for all of them, and an export can hold it only once.
+    """
+    base = adapted.get_base_model()
+    for names in shared:
+        trained = {_trained_instead(base.get_submodule(name)) for name in names}
+        if len(trained) > 1 or "adapter" in trained:
+            parts = [name for name in names if _trained_instead(base.get_submodule(name)) is not None]
+            raise AlignError(
+                f"{parts[0]} is adapted, but shares its weight with "
+                f"{', '.join(name for name in names if name != parts[0])} (tie_word_embeddings): the two would part, "
+                "and no export could hold both",
+                "leave it out of model.adapter.targets. To train the embeddings whole: model.adapter.modules_to_save: "
+                f"[{names[0].rsplit('.', 1)[-1]}]; to train the rows of single tokens: "
+                "model.adapter.trainable_token_indices",
+                where="model.adapter",
+            )
+
+
+def _trained_instead(module: nn.Module) -> int | str | None:
+    """What is trained in place of a module's weight: the parameter, for two of which it may be one; or an adapter."""
+    if isinstance(module, ModulesToSaveWrapper):
+        return id(module.modules_to_save[module.active_adapters[0]].weight)
+    if isinstance(module, TrainableTokensWrapper):
+        return id(module.token_adapter.trainable_tokens_delta[module.active_adapters[0]])
+    return "adapter" if isinstance(module, BaseTunerLayer) else None
+
+
+def _not_adapted(network: PreTrainedModel) -> str | None:
+    """A pattern of what no adapter belongs on: parts that text does not reach, and layers that only look linear.
+
+    (A router may be a linear layer that returns more than its product.)
+    """
+    loaded = recall(network)
+    names = [*(loaded.left_out if loaded else ())]
+    names += [name for name, m in network.named_modules() if isinstance(m, nn.Linear) and not _is_plain(m)]
+    return "|".join(rf"{re.escape(name)}(\..*)?" for name in names) or None
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    return type(layer).forward is nn.Linear.forward or type(layer).__module__.startswith("bitsandbytes")
 
 
 def read_adapter(network: PreTrainedModel, directory: Path, head: Head) -> PeftModel:
@@ -92,7 +234,7 @@ def read_adapter(network: PreTrainedModel, directory: Path, head: Head) -> PeftM
             "convert it where you trust it: load it with peft and call save_pretrained",
             where=str(directory),
         )
-    base = base_of(directory)
+    base, tied = base_of(directory), _shared(network)
     try:
         config = PeftConfig.from_pretrained(str(directory))
     except (*LOADING_FAULTS, TypeError) as error:
@@ -110,6 +252,7 @@ def read_adapter(network: PreTrainedModel, directory: Path, head: Head) -> PeftM
         result: Any = set_peft_model_state_dict(adapted, load_file(weights))
     except LOADING_FAULTS as error:
         raise AlignError(f"does not fit its base model {base.path}: {error}", where=str(directory)) from error
+    _refuse_parted(adapted, tied)
     _record(config, base)
     own = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     wrong = sorted(own & set(result.missing_keys)) + sorted(result.unexpected_keys)

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.disk import fsync_directory, fsync_tree
-from align.core.model.adapter import Head, merge
+from align.core.model.adapter import merge
+from align.core.model.architecture import Head, Loaded, recall
 from align.core.model.load import build_policy
 from align.core.model.policy import Policy
 from align.core.model.source import quiet
+from align.core.model.tensors import Inventory, add_tensors, copy_processors, read_tensors, tensors_of
 from align.core.model.weights import nonfinite, set_dropout, without_gradient_or_dropout
 from align.schemas.errors import AlignError
 from align.schemas.run import Model
@@ -32,9 +34,12 @@ def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) 
     """Write config, safetensors, tokenizer with its chat template, and generation config to ``directory``.
 
     An adapter is merged, checked to give the same outputs (``TOLERANCE``), and written as itself to ``adapter/``
-    too, if its base can be had. The policy is left as it was, to the bit. Everything is written to a sibling
-    directory and flushed to disk before it takes the name, in place of an older export if there is one.
-    Raises AlignError for weights that are not finite and for a merge that changes the outputs.
+    too, if its base can be had. Tensors of the original checkpoint that its class does not load are copied as they
+    are, and so is what prepares images and sound for it. The policy is left as it was, to the bit. Everything is
+    written to a sibling directory and flushed to disk before it takes the name, in place of an older export if there
+    is one.
+    Raises AlignError for weights that are not finite, for a merge that changes the outputs, and where a tensor of the
+    original is missing.
     """
     if bad := nonfinite(policy.model):
         raise AlignError(f"{len(bad)} tensors hold NaN or infinity, such as {bad[0]}; nothing was exported")
@@ -45,6 +50,8 @@ def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) 
     for stale in (partial, older):
         shutil.rmtree(stale, ignore_errors=True)
     _write(plain, partial)
+    if (loaded := recall(policy.unwrapped)) is not None:
+        _complete(plain, loaded, policy.head, partial)
     tokenizer.save_pretrained(partial)
     if isinstance(policy.model, PeftModel) and policy.model.active_peft_config.base_model_name_or_path:
         policy.model.save_pretrained(str(partial / "adapter"), save_embedding_layers=False)
@@ -113,6 +120,17 @@ def _check_merge(adapted: PeftModel, plain: PreTrainedModel) -> None:
             f"(tolerance {TOLERANCE[dtype]:g} of the largest); nothing was exported",
             "hold the weights in float32 (model.dtype), which loses nothing in the sum",
         )
+
+
+def _complete(plain: PreTrainedModel, loaded: Loaded, head: str, directory: Path) -> None:
+    """Add what the original checkpoint holds and the network does not. Raises AlignError where a tensor is lost."""
+    if lost := loaded.inventory.lost(Inventory.of(plain, tensors_of(directory))):
+        raise AlignError(
+            f"the export lacks {len(lost)} tensors of {loaded.directory}, such as {lost[0]}; nothing was exported"
+        )
+    if loaded.inventory.not_loaded and head == "language":
+        add_tensors(directory, read_tensors(loaded.directory, loaded.inventory.not_loaded))
+    copy_processors(loaded.directory, directory)
 
 
 def _write(plain: PreTrainedModel, directory: Path) -> None:

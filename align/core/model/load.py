@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.model.adapter import (
     REWARD_HEAD,
-    Head,
     Origin,
     add_adapter,
     base_of,
@@ -25,9 +20,12 @@ from align.core.model.adapter import (
     merge,
     quantisation,
     read_adapter,
+    token_ids,
 )
+from align.core.model.architecture import Head, Loaded, choose_family, freeze_unread, read_config, remember
 from align.core.model.policy import Policy
 from align.core.model.source import LOADING_FAULTS, not_loadable, quiet, refuse_pickles, resolve_model_path, trust
+from align.core.model.tensors import Inventory, names_to_export, tensors_of
 from align.core.model.tokenizer import fit, load_tokenizer
 from align.core.model.weights import set_dropout
 from align.schemas.errors import AlignError
@@ -45,7 +43,8 @@ def build_policy(model: Model, head: Head, *, seed: int, dropout: bool) -> tuple
     """
     directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
     tokenizer = load_tokenizer(model, head)
-    network = _load_adapted(directory, model, head, seed)
+    tokens = token_ids(model.adapter, tokenizer) if model.adapter is not None else []
+    network = _load_adapted(directory, model, head, seed, tokens)
     whole: Any = network.get_base_model() if isinstance(network, PeftModel) else network
     fit(whole, tokenizer, directory)
     set_dropout(network, dropout)
@@ -62,8 +61,9 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
     """A whole model from a directory, complete or not at all.
 
     Only a reward head may be missing, where the directory holds a language model: it is then drawn from
-    N(0, initializer_range) with ``seed``. Raises AlignError for weights that are missing, left over, of another
-    shape, pickled, or in need of code that the run file does not trust.
+    N(0, initializer_range) with ``seed``. Parts that rows of text do not reach are frozen. Raises AlignError for
+    weights that are missing, left over, of another shape, pickled, or in need of code that the run file does not
+    trust, and for such as an export could not hold.
     """
     refuse_pickles(directory)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "use_safetensors": True, **trust(model)}
@@ -73,10 +73,10 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
         options |= quantisation(model.adapter.quantize, options["dtype"])
     if head == "reward":
         options["num_labels"] = 1
-    auto: Any = AutoModelForCausalLM if head == "language" else AutoModelForSequenceClassification
+    family = choose_family(read_config(directory, model), head, directory)
     try:
         with quiet():
-            network, info = auto.from_pretrained(str(directory), output_loading_info=True, **options)
+            network, info = family.from_pretrained(str(directory), output_loading_info=True, **options)
     except LOADING_FAULTS as error:
         raise not_loadable(error, directory, "model") from error
     # torch gives the row of padding_idx no gradient: where padding is the end token, that would never be learned
@@ -94,10 +94,21 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
             f"give the directory of {needed}, as save_pretrained writes it",
             where=str(directory),
         )
+    inventory = Inventory.of(network, tensors_of(directory))
+    remember(network, Loaded(directory, freeze_unread(network, head, directory), inventory))
+    quantised = getattr(network, "is_quantized", False)
+    if not quantised and (lost := inventory.lost(Inventory.of(network, names_to_export(network)))):
+        raise AlignError(
+            f"holds tensors that an export of {type(network).__name__} would lose: {_some(set(lost))}",
+            "load and save it once with transformers (from_pretrained, save_pretrained), and start from that directory",
+            where=str(directory),
+        )
     return network  # type: ignore[no-any-return]
 
 
-def _load_adapted(directory: Path, model: Model, head: Head, seed: int) -> PreTrainedModel | PeftModel:
+def _load_adapted(
+    directory: Path, model: Model, head: Head, seed: int, tokens: Sequence[int]
+) -> PreTrainedModel | PeftModel:
     """The network with the adapter that the run file asks for or the directory holds, if any."""
     local = Path(model.path).expanduser().is_dir()
     origin: Origin | None = Origin(str(directory)) if local else Origin(model.path, model.revision)
@@ -121,7 +132,7 @@ def _load_adapted(directory: Path, model: Model, head: Head, seed: int) -> PreTr
         return network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return add_adapter(network, model.adapter, head, origin)
+        return add_adapter(network, model.adapter, head, origin, tokens)
 
 
 def _draw_head(score: nn.Linear, config: Any, seed: int) -> None:

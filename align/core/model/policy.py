@@ -15,12 +15,16 @@ from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from align.core.algorithm import Batch
 from align.core.data.collate import MicroBatch
+from align.core.model.architecture import score_head
 from align.core.model.logprobs import TokenScores, token_logprobs
 from align.schemas.errors import AlignError
 
@@ -104,13 +108,14 @@ class Policy(nn.Module):
         tail = self.tail
         found: list[TokenScores] = []
 
-        def head(layer: nn.Linear, hidden_RLD: Tensor) -> Tensor:
+        def head(layer: nn.Linear | TrainableTokensLayer, hidden_RLD: Tensor) -> Tensor:
+            weight_VD, bias_V = _weights(layer)
             scores = token_logprobs(
                 hidden_RLD.flatten(0, -2)[micro.predict_T],
-                _whole(layer.weight),
-                None if layer.bias is None else _whole(layer.bias),
+                weight_VD,
+                bias_V,
                 micro.target_T,
-                LOGITS[hidden_RLD.device.type] // layer.out_features,
+                LOGITS[hidden_RLD.device.type] // len(weight_VD),
                 logit_scale=tail.scale,
                 softcap=tail.softcap,
                 temperature=self.temperature,
@@ -202,17 +207,25 @@ class Policy(nn.Module):
         model: Any = self.unwrapped
         if self.head == "language":
             return model.get_output_embeddings()
-        return getattr(model, "score", getattr(model, "classifier", None))
+        return score_head(model)
 
-    def _head_layers(self) -> list[nn.Linear]:
-        """The linear layers of which one is the head: one, or under peft's ``modules_to_save`` the old and the new."""
+    def _head_layers(self) -> list[nn.Linear | TrainableTokensLayer]:
+        """The layers of which one is the head: one, or the old and the new.
+
+        The new one is peft's copy under ``modules_to_save``, or its layer with some rows replaced
+        (``trainable_token_indices``).
+        """
         module, name = self._head_module(), type(self.unwrapped).__name__
-        saved = getattr(module, "modules_to_save", None)
-        layers = [module] if saved is None else [module.original_module, *saved.values()]
-        if not all(isinstance(layer, nn.Linear) for layer in layers):
+        layers: list[Any] = [module]
+        if isinstance(module, ModulesToSaveWrapper):
+            layers = [module.original_module, *module.modules_to_save.values()]
+        elif isinstance(module, TrainableTokensWrapper):
+            layers = [module.token_adapter]  # which runs when its adapter is off too
+        if not all(_is_linear(layer) for layer in layers):
             raise AlignError(
                 f"the head of {name} is {type(module).__name__}, not a plain linear layer",
-                "take a causal language model, and leave its head out of the adapter's targets"
+                "take a causal language model, and leave its head out of model.adapter.targets; "
+                "model.adapter.modules_to_save trains it whole"
                 if self.head == "language"
                 else "take a sequence-classification model with num_labels=1",
             )
@@ -221,7 +234,7 @@ class Policy(nn.Module):
         return layers
 
     @contextmanager
-    def _head_as(self, head: Callable[[nn.Linear, Tensor], Tensor]) -> Iterator[None]:
+    def _head_as(self, head: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
         """Let ``head`` answer in the head's place. Hooks on the layer run as ever."""
         layers = self._head_layers()
         for layer in layers:
@@ -231,6 +244,21 @@ class Policy(nn.Module):
         finally:
             for layer in layers:
                 del layer.forward
+
+
+def _is_linear(layer: Any) -> bool:
+    if isinstance(layer, TrainableTokensLayer):  # it forgets a bias
+        layer = layer.get_base_layer()
+        return isinstance(layer, nn.Linear) and layer.bias is None
+    return isinstance(layer, nn.Linear) and not isinstance(layer, BaseTunerLayer)
+
+
+def _weights(layer: nn.Linear | TrainableTokensLayer) -> tuple[Tensor, Tensor | None]:
+    """A head's weight, with the rows of trained tokens in their place, and its bias."""
+    if isinstance(layer, TrainableTokensLayer):
+        active = [] if layer.disable_adapters else layer.active_adapters
+        return layer.get_merged_weights(active), None
+    return _whole(layer.weight), None if layer.bias is None else _whole(layer.bias)
 
 
 def _whole(parameter: Tensor) -> Tensor:

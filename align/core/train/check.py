@@ -96,7 +96,7 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageCheck:
         longest=int(np.max(lengths)),
         steps=0 if isinstance(setup.algorithm, Harvest) else setup.phases.total_steps,
         first_step=_online(setup.phases) if step is None else _offline(step, setup.cutter.layout),
-        findings=[str(finding) for finding in setup.prepared.findings],
+        findings=[str(finding) for finding in (*setup.prepared.findings, *setup.notes)],
         first=setup.prepared.train[0],
         shown=shown(setup.prepared.train[0], Encoder(setup.tokenizer), _colour(Console())),
     )

@@ -65,6 +65,9 @@ def limits(stage: Stage) -> Limits:
 
 def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress: bool) -> None:
     setup = set_up(directory, located(stage, directory.export_of), progress)
+    if spawn.rank() == 0:
+        for note in setup.notes:
+            print(note, file=sys.stderr)
     if isinstance(setup.phases, RolloutPhases):
         setup.phases.heard = [PhaseLog(directory.run, place, setup.phases.rollout)] if spawn.rank() == 0 else []
     if isinstance(setup.algorithm, Harvest):

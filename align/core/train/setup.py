@@ -19,6 +19,7 @@ from align.core.data.examples import Example, Examples
 from align.core.data.plan import FORWARD
 from align.core.disk import cache_directory
 from align.core.model.load import build_policy, load_tokenizer
+from align.core.model.notes import notes
 from align.core.model.packing import layout_for
 from align.core.model.policy import Policy
 from align.core.model.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
@@ -34,7 +35,7 @@ from align.core.train.rundir import RunDirectory
 from align.core.train.steps import Cutter, EpochPhases, Phases
 from align.core.train.strategy import Strategy, detect, footprint
 from align.core.train.stream import StreamPhases
-from align.schemas.errors import AlignError
+from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice, Stage
 
@@ -58,6 +59,8 @@ class Setup:
     phases: Phases
     strategy: Strategy
     hardware: Hardware
+    notes: list[Problem]
+    """What should be known before the first step."""
 
 
 def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
@@ -134,7 +137,10 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         phases = StreamPhases(preparation.windows, preparation.window, cutter, stage.train, stage.seed)
     else:
         phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
-    return Setup(stage, algorithm, tokenizer, policy, critic, reference, prepared, cutter, phases, strategy, hardware)
+    known = notes(policy, tokenizer, prepared.train)
+    return Setup(
+        stage, algorithm, tokenizer, policy, critic, reference, prepared, cutter, phases, strategy, hardware, known
+    )
 
 
 def autocast(hardware: Hardware, precision: str) -> AbstractContextManager[object]:
