@@ -60,6 +60,7 @@ def register_formats(register: Register) -> None:
     register("unpaired", "align.plugins.formats.unpaired:Unpaired")
     register("sharegpt", "align.plugins.formats.sharegpt:ShareGPT")
     register("alpaca", "align.plugins.formats.alpaca:Alpaca")
+    register("xlam", "align.plugins.formats.xlam:XLAM")
     register("verl", "align.plugins.formats.verl:Verl")
     register("openrlhf", "align.plugins.formats.openrlhf:OpenRLHF")
 

@@ -155,6 +155,7 @@ POISON: list[tuple[str, bytes, str, str]] = [
         "chosen[0].tool_calls[0].function.arguments",
     ),
     ("weight below 0", _answer(weight=-1), "wrong-type", "chosen[0].weight"),
+    ("weight of 400 digits", _answer(weight=10**400), "wrong-type", "chosen[0].weight"),
     ("weight is a word", _answer(train="maybe"), "wrong-type", "chosen[0].train"),
     ("user to be learned", _edit(lambda row: row["prompt"][1].update(train=True)), "wrong-type", "prompt[1].train"),
     (

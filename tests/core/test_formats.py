@@ -342,7 +342,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (
         "Anthropic",
         {
-            "system": "s",
+            "system": [{"type": "text", "text": "s"}],
             "messages": [
                 user("q"),
                 {
@@ -417,6 +417,22 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"kind": "text", "text": [system("s"), *SAYS]},
     ),
     (
+        "xLAM",
+        {
+            "id": 1,
+            "query": "q",
+            "answers": '[{"name": "look", "arguments": {"at": 1}}]',
+            "tools": '[{"name": "look", "parameters": {}}]',
+        },
+        {
+            "kind": "completion",
+            "prompt": [user("q")],
+            "completion": [{"role": "assistant", "content": "", "tool_calls": [CALL]}],
+            "tools": [{"type": "function", "function": {"name": "look", "parameters": {}}}],
+            "columns": {"id": 1},
+        },
+    ),
+    (
         "Magpie preference",
         {"instruction": "q", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
         {"kind": "preference", "prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
@@ -429,7 +445,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
                 {**assistant("<image>"), "tool_calls": None, "weight": None, "name": None},
             ],
             "images": [],
+            "image": {"bytes": None, "path": ""},
             "video": None,
+            "videos": [None],
             "audio": False,
             "label": None,
             "score": float("nan"),
@@ -443,7 +461,9 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             ],
             "columns": {
                 "images": [],
+                "image": {"bytes": None, "path": ""},
                 "video": None,
+                "videos": [None],
                 "audio": False,
                 "label": None,
                 "score": None,
@@ -654,7 +674,9 @@ class TestRefusedWithAWayOn:
         [
             ({"input_ids": [1], "labels": [1]}, ["text"], "these are tokens already"),
             ({"segments": [{"label": True, "text": "a"}]}, ["text"], "messages with train"),
-            ({"system": "s", "query": "q", "response": "a"}, ["completion"], "{prompt: query, completion: response}"),
+            ({"query": "q", "response": "a"}, ["completion"], "{instruction: query, output: response}"),
+            ({"response": "a"}, ["text", "completion"], "{text: response}"),
+            ({f"a/{i}.json": {"problem": "q"} for i in range(100)}, ["text"], "write its values as an array"),
             (
                 {"query": "q", "response": "a", "history": []},
                 ["completion"],
@@ -686,6 +708,13 @@ class TestRefusedWithAWayOn:
         row = {"conversations": [*SAYS, user("q")], "chosen": assistant("a"), "rejected": assistant("b")}
         with pytest.raises(AlignError, match="holds preference rows"):
             one(tmp_path, row, ["text", "completion"])
+
+    def test_what_answers_share_is_no_prompt_beside_a_question(self, tmp_path: Path) -> None:
+        row = {"system": "s", "question": "q", "chosen": "It is a", "rejected": "It is b"}
+        [bad] = read(tmp_path, [row])
+        assert isinstance(bad, BadRow) and bad.kind == "missing-field" and "columns: {prompt: question}" in bad.what
+        record = one(tmp_path, row, prompt="question")
+        assert (record.prompt, record.chosen) == ([system("s"), user("q")], [assistant("It is a")])
 
     def test_hundreds_of_columns_are_not_all_named(self, tmp_path: Path) -> None:
         with pytest.raises(AlignError) as caught:

@@ -220,6 +220,12 @@ class TestCSVOfOtherMakes:
         assert faults(path) == [(3, "malformed-csv")] and "carriage return" in str(items(path)[1])
         assert [r.completion for r in items(path) if isinstance(r, Record)] == ["a", "b"]
 
+    @pytest.mark.parametrize("mark", [";", "\t"], ids=["semicolon", "tab"])
+    def test_other_separators(self, tmp_path: Path, mark: str) -> None:
+        (tmp_path / "a.csv").write_text(f"prompt{mark}completion\nq{mark}a\n")
+        with pytest.raises(AlignError, match="separate columns with commas"):
+            items(tmp_path / "a.csv")
+
     @pytest.mark.parametrize("head", [b'"prompt,completion\nq,a\n', b'"prompt"x,completion\n', b'prompt,"comp\nq,a\n'])
     def test_broken_header(self, tmp_path: Path, head: bytes) -> None:
         path = tmp_path / "a.csv"
@@ -511,6 +517,18 @@ class TestParquet:
         assert faults(path) == [(2, "invalid-utf8"), (4, "nul"), (5, "null")]
         third = items(path)[2]
         assert isinstance(third, Record) and third.columns == {"score": None}  # nobody reads this NaN
+
+    def test_a_column_twice(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path)
+        [bad] = items(path)
+        assert isinstance(bad, BadRow) and bad.kind == "damaged-file" and "names a column twice" in bad.what
+
+    def test_values_that_python_has_none_of(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.parquet"
+        days = pa.array([0, 10**9, 1], pa.int32()).cast(pa.date32())  # the second is past the year 9999
+        pq.write_table(pa.table({"text": ["a", "b", "c"], "day": days}), path)
+        assert faults(path) == [(2, "wrong-type")] and len(items(path)) == 3
 
     def test_damaged(self, tmp_path: Path) -> None:
         path = tmp_path / "a.parquet"

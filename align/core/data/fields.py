@@ -34,7 +34,8 @@ def content(row: Row, key: str) -> Content:
         return messages(value, key)
     if value is None or isinstance(value, str):
         return string(row, key)
-    raise RowError("wrong-type", f"is {a(value)}, not a string or a list of messages", key)
+    single = "; put a single message in a list" if isinstance(value, dict) else ""
+    raise RowError("wrong-type", f"is {a(value)}, not a string or a list of messages{single}", key)
 
 
 def string(row: Row, key: str) -> str:
@@ -159,7 +160,9 @@ def dialogue(row: Row, key: str) -> list[Message]:
 def turns(row: Row, key: str) -> list[Message]:
     """Messages, as a list, a single one, or a string of JSON."""
     value = row[key]
-    found = [value] if isinstance(value, dict) else structure(row, key, list)
+    if isinstance(value, dict | list):
+        return messages([value] if isinstance(value, dict) else value, key)
+    found = structure(row, key, list)
     if found is None:
         raise RowError("null", "is null", key)
     return messages(found, key)
@@ -195,12 +198,12 @@ def messages(value: list[Any], field: str) -> list[Message]:
     calling = False
     for index, raw in enumerate(value):
         where = f"{field}[{index}]"
-        for message in _message(raw, where):
+        for message in [raw] if _plain(raw) else _message(raw, where):
             if message["role"] == "tool" and (not found or found[-1]["role"] not in ("assistant", "tool")):
                 raise RowError("message-order", "answers a call, but no assistant message comes before it", where)
             found.append(message)
         # Calls made at once are messages in a row in ms-swift; templates have them as one message's list.
-        was, calling = calling, isinstance(raw, dict) and _speaker(raw)[1] in _CALLERS
+        was, calling = calling, "tool_calls" in found[-1] and _speaker(raw)[1] in _CALLERS
         if was and calling:
             found[-2]["tool_calls"] += found.pop()["tool_calls"]
     return found
@@ -231,9 +234,11 @@ def with_system(found: Mapping[str, Any], row: Row, keys: Iterable[str]) -> tupl
 
     It makes strings a conversation, unless they are plain text; a conversation that has a system message keeps its own.
     """
-    given = [row[key] for key in keys if isinstance(row.get(key), str)]
+    given = [_text(row[key], key) for key in keys if isinstance(row.get(key), str) or _is_parts(row.get(key))]
+    if not given:
+        return dict(found), False
     head = "prompt" if found.get("prompt") is not None else "text"
-    if not given or not (head == "prompt" or isinstance(found.get("text"), list)):
+    if not (head == "prompt" or isinstance(found.get("text"), list)):
         return dict(found), False
     system = next(filter(str.strip, given), "")
     answers = {k: as_message("assistant", v) for k, v in found.items() if k in ("completion", "chosen", "rejected")}
@@ -241,6 +246,10 @@ def with_system(found: Mapping[str, Any], row: Row, keys: Iterable[str]) -> tupl
     if system and said[0]["role"] not in ("system", "developer"):
         said = [{"role": "system", "content": system}, *said]
     return {**found, **answers, head: said}, True
+
+
+def _is_parts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) and "text" in part for part in value)
 
 
 def begins(answer: Content, key: str) -> None:
@@ -284,6 +293,17 @@ _PICTURED = re.compile(
 )
 """Where a picture or a sound goes. ``<video>`` and ``<audio>`` are HTML's too, so they count at a line's edge only."""
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
+
+
+def _plain(raw: Any) -> bool:
+    """Whether a message is in our spelling already, as nearly all are: role, and text that holds no tag."""
+    if not (isinstance(raw, dict) and raw.keys() == {"role", "content"}):
+        return False
+    role, text = raw["role"], raw["content"]
+    return isinstance(role, str) and role in _OURS and isinstance(text, str) and "<" not in text and bool(text.strip())
+
+
+_OURS = frozenset(ROLES.values())
 
 
 def _message(raw: Any, where: str) -> list[Message]:
@@ -363,7 +383,7 @@ def _weigh(message: Message, where: str) -> None:
     weights = list[float]()
     for key in [key for key in _WEIGHTS if key in message]:
         value = message.pop(key)
-        known = isinstance(value, bool | int | float) and isfinite(value) and value >= 0
+        known = isinstance(value, bool | int | float) and 0 <= value <= 2**53
         if not known:
             raise RowError("wrong-type", f"is {_shown(value)}, not a weight of 0 or more", f"{where}.{key}")
         if value and message["role"] != "assistant":

@@ -368,6 +368,8 @@ def _parquet(raw: IO[bytes]) -> Iterator[Chunk]:
             raise _swollen(left)
         average = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
         rows, schema = max(1, min(ROWS, CHUNK // max(1, average))), file.schema_arrow
+        if len(set(schema.names)) != len(schema.names):
+            raise ValueError("it names a column twice")
         shared = {
             column.path_in_schema
             for group in groups
@@ -431,13 +433,15 @@ def _size(array: Any) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if pa.types.is_dictionary(array.type):
+    kind = array.type
+    if pa.types.is_dictionary(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_binary(kind.value_type)):
         lengths = pc.binary_length(array.dictionary)
         return int(pc.sum(lengths.take(array.indices.drop_null())).as_py() or 0)
-    if pa.types.is_struct(array.type) or pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if pa.types.is_struct(kind) or any(known(kind) for known in lists):
         inner = array.flatten()
         return sum(map(_size, inner if isinstance(inner, list) else [inner]))
-    if pa.types.is_map(array.type):
+    if pa.types.is_map(kind):
         return _size(array.keys) + _size(array.items)
     return int(array.nbytes)
 

@@ -6,6 +6,7 @@ import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Self, get_args
 
 from align.core.data import fields
@@ -37,7 +38,12 @@ class Shape:
     @property
     def keys(self) -> frozenset[str]:
         """Every key that is read; any row may carry those of ``ANYWHERE``."""
-        return frozenset((*self.required, *self.optional, *ANYWHERE))
+        return _keys(self)
+
+
+@lru_cache(1024)
+def _keys(shape: Shape) -> frozenset[str]:
+    return frozenset((*shape.required, *shape.optional, *ANYWHERE))
 
 
 class Format:
@@ -85,8 +91,10 @@ class Format:
         shapes = [s for s in self._shapes() if not (s.unless and given.issuperset(s.unless))]
         fitting = [s for s in shapes if given.issuperset(s.required)]
         fitting = fitting or [s for s in shapes if row.keys() >= set(s.required)]
+        if len(fitting) < 2:
+            return fitting[0] if fitting else None
         judged = {s: s.kind != "unpaired" or any(fields.is_boolean(row[key]) for key in s.required) for s in fitting}
-        return max(fitting, key=lambda s: (judged[s], len(s.keys & given)), default=None)
+        return max(fitting, key=lambda s: (judged[s], len(s.keys & given)))
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         """Whether the row has the keys of this format."""
@@ -105,12 +113,12 @@ class Format:
         shape = self.shape(row)
         if shape is None:
             raise self._missing(row)
-        found, system = fields.with_system(self.read(row, shape.kind), row, SYSTEM)
+        beside = [key for key in SYSTEM if key not in (*shape.required, *shape.optional)]
+        found, system = fields.with_system(self.read(row, shape.kind), row, beside)
         if shape.kind == "preference" and found.get("chosen") == found.get("rejected"):
             raise RowError("same-answers", "is the same as chosen", "rejected")
-        taken = shape.keys.difference(shape.kept, () if system else SYSTEM)
-        if not fields.reads_functions(row):
-            taken -= {"functions"}
+        unread = (*shape.kept, *(() if system else beside), *(() if fields.reads_functions(row) else ("functions",)))
+        taken = shape.keys.difference(unread)
         return Record(
             kind=shape.kind,
             source=source,

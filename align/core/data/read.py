@@ -184,6 +184,10 @@ def unknown_keys(formats: Sequence[Format], keys: Iterable[str], kinds: Sequence
     foreign = next((mend for key, mend in _FOREIGN.items() if key in row), None)
     if foreign or mend:
         return what, foreign or mend
+    if len(named) == 1 and (";" in named[0] or "\\t" in named[0]):
+        return what, "separate columns with commas"
+    if len(named) > 8 * _NAMED:
+        return what, "if the file is one object of rows by name, write its values as an array, [{...}, ...]"
     known = "; ".join(f"{name} ({shape.kind}): {', '.join(shape.required)}" for name, shape in shapes)
     return what, f"rename them with columns: {{OURS: THEIRS}}. Known: {known}"
 
@@ -211,11 +215,11 @@ _FOREIGN = {
 }
 """Columns of rows that no renaming helps."""
 _ALIASES = {
-    "prompt": ("question", "query", "instruction", "input", "problem"),
+    "prompt": ("question", "instruction", "input", "problem"),
     "completion": ("response", "answer", "output", "target", "solution", "generation"),
     "chosen": ("preferred", "winner", "chosen_response"),
     "rejected": ("dispreferred", "loser", "rejected_response"),
-    "text": ("content", "document"),
+    "text": ("content", "document", "response"),
     "messages": ("dialogue", "dialog"),
     "instruction": ("query", "question"),
     "output": ("response",),

@@ -53,7 +53,7 @@ class Reader:
     """How the rows of one source are read.
 
     form: None where no row parses. formats: all there are, to tell what a row is that does not fit. columns: ours to
-    the file's. judging: the keys by which a row says whether its answer is good.
+    the file's. judging: the further keys by which a row says whether its answer is good.
     """
 
     form: Form | None
@@ -62,7 +62,8 @@ class Reader:
     judging: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "judging", frozenset(_judging(self.formats)))
+        known = self.form.format.known if self.form else frozenset[str]()
+        object.__setattr__(self, "judging", frozenset(_judging(self.formats)) - known)
 
     def row(self, file: str, line: int, row: dict[str, Any] | RowError) -> Row | BadRow:
         """Understand one row."""
@@ -100,23 +101,24 @@ class Reader:
     def _convert(self, row: Mapping[str, Any], source: str) -> Record:
         assert self.form is not None  # a row that parses has been seen by then
         format = self.form.format
-        if not format.matches(row):
-            for other in fitting(self.formats, row):
+        try:
+            record = format.convert(row, source)
+        except RowError:
+            for other in fitting(self.formats, row) if not format.matches(row) else ():
                 if not other.keys(row) <= format.known:
-                    raise RowError("mixed", f"is a row of format {other.name} among {self.form}")
-        record = format.convert(row, source)
+                    raise RowError("mixed", f"is a row of format {other.name} among {self.form}") from None
+            raise
         for key in fields.MEDIA:
-            held = record.columns.get(key)
-            if not isinstance(held, bool | int | float | None) and held not in ("", b"", [], {}):
+            if _holds(record.columns.get(key)):
                 mend = f"take the column away if the text is whole without it, with columns: {{unread: {key}}}"
                 raise RowError("media", f"holds pictures or sound: only text is learned ({mend})", key)
         if record.kind in ("text", "completion"):
-            self._refuse_answers_marked_bad(row, format)
+            self._refuse_answers_marked_bad(row)
         return record
 
-    def _refuse_answers_marked_bad(self, row: Mapping[str, Any], format: Format) -> None:
+    def _refuse_answers_marked_bad(self, row: Mapping[str, Any]) -> None:
         """Raise RowError where the row, read as one whose answer was judged, says that the answer is a bad one."""
-        labels = self.judging & row.keys() - format.known
+        labels = self.judging & row.keys()
         for other in fitting(self.formats, row, ("unpaired",)) if labels else ():
             try:
                 good = other.convert(row, "").label
@@ -126,6 +128,15 @@ class Reader:
                 if good is False:
                     what = f"is {row[label]!a}: the answer is marked as a bad one, and would be learned as a good one"
                     raise RowError("bad-answer", f"{what}; kto learns from such rows", label)
+
+
+def _holds(value: Any) -> bool:
+    """Whether a column of media has anything in it."""
+    if isinstance(value, list | tuple):
+        return any(map(_holds, value))
+    if isinstance(value, Mapping):
+        return any(map(_holds, value.values()))
+    return bool(value) if isinstance(value, str | bytes) else not isinstance(value, bool | int | float | None)
 
 
 def _judging(formats: Iterable[Format]) -> Iterator[str]:

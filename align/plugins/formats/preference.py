@@ -10,6 +10,9 @@ from align.core.data.faults import RowError
 from align.core.data.formats import Format, Shape
 from align.schemas.records import Content, Kind
 
+_ASKED = ("question", "query", "problem")
+"""Columns that hold a prompt under another name: what strings share at their start is no prompt beside one."""
+
 
 class Preference(Format):
     """``{"chosen": str or messages, "rejected": ..., "prompt": ..., "margin": number}``; the last two may be absent.
@@ -32,6 +35,12 @@ class Preference(Format):
             fields.content(row, name) for name in (names if names[0] in row else ("chosen", "rejected"))
         )
         prompt = None if row.get("prompt") is None else fields.content(row, "prompt")
+        asked = next((key for key in _ASKED if isinstance(row.get(key), str) and row[key].strip()), None)
+        if prompt is None and asked and isinstance(chosen, str):
+            what = (
+                f"is missing, and {asked!r} is not read; if that is it, read it so, with columns: {{prompt: {asked}}}"
+            )
+            raise RowError("missing-field", what, "prompt")
         return {**_pair(prompt, chosen, rejected), "margin": fields.number(row, "margin")}
 
 
