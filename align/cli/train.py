@@ -43,8 +43,9 @@ def train(
     """
     from align.core import runfile
     from align.core.train.spawn import rank
+    from align.schemas.secrets import shown_argument
 
-    again = f"align train {run} {' '.join([*overrides, '--resume'])}"
+    again = f"align train {run} {' '.join([*map(shown_argument, overrides), '--resume'])}"
     ends_on_signals(again if rank() == 0 else "")
     show_progress(not quiet)
     asked = runfile.overriding(runfile.load(run, list(overrides)), override, reason)

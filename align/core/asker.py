@@ -105,7 +105,7 @@ def endpoint(url: str, model: str, *, key_env: str | None = None, allow_network:
         with Client(address, key=key, timeout=300.0, retries=2) as client:
             for settings, structure in itertools.product((GREEDY, {}), _structures(schema)):
                 try:
-                    return _text(client.post("/chat/completions", asked | settings | structure), address)
+                    return _text(client, client.post("/chat/completions", asked | settings | structure))
                 except Refused as error:
                     if error.status not in (400, 422):
                         raise
@@ -124,13 +124,13 @@ def _structures(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {}
 
 
-def _text(reply: dict[str, Any], where: str) -> str:
+def _text(client: Client, reply: dict[str, Any]) -> str:
     try:
         text = reply["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
         text = None
     if not isinstance(text, str):
-        raise AlignError(f"answered in an unknown form: {str(reply)[:200]}", where=where)
+        raise AlignError(f"answered in an unknown form: {client.blotted(str(reply))[:200]}", where=client.base_url)
     return text
 
 

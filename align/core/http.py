@@ -13,6 +13,7 @@ import ipaddress
 import json
 import os
 import random
+import re
 import threading
 import time
 from concurrent.futures import Future
@@ -24,6 +25,7 @@ from typing import Any
 import httpx2
 
 from align.schemas.errors import AlignError
+from align.schemas.secrets import blotted
 
 CONNECT = 10.0
 """Most seconds for a connection, TLS included."""
@@ -148,7 +150,8 @@ class Client:
                 failed.late = True
             except httpx2.HTTPError as error:
                 # some of these have no text of their own
-                failed, wait = Unavailable(f"cannot be reached: {str(error) or type(error).__name__}", where=url), None
+                said = self.blotted(str(error)) or type(error).__name__
+                failed, wait = Unavailable(f"cannot be reached: {said}", where=url), None
             except _Again as again:
                 failed, wait = again.failed, again.wait
                 failed.wait = wait
@@ -182,7 +185,8 @@ class Client:
             raise _Again(failed, retry_after(response.headers.get("Retry-After")))
         mend = ""
         if 300 <= status < 400:
-            text, mend = f"go to {response.headers.get('Location', 'nowhere')}", "give the address that it leads to"
+            location = self.blotted(harmless(response.headers.get("Location", "")))
+            text, mend = f"go to {location or 'nowhere'}", "give the address that it leads to"
         elif status in (401, 403):
             mend = "check the key"
         raise Refused(f"answered {status}: {text}", mend, where=url, status=status, text=text)
@@ -197,9 +201,11 @@ class Client:
         except (ValueError, AttributeError, RecursionError):
             pass
         text = " ".join(text.split())
-        if self._key:
-            text = text.replace(self._key, "[key]")
-        return text[:QUOTED] or "(nothing)"
+        return self.blotted(text)[:QUOTED] or "(nothing)"
+
+    def blotted(self, text: str) -> str:
+        """Return what a server says without the key, should it repeat it, nor what looks like one."""
+        return blotted(text.replace(self._key, "[key]") if self._key else text)
 
 
 class _Again(Exception):
@@ -217,11 +223,11 @@ def checked_url(url: str) -> tuple[str, bool]:
     try:
         found = httpx2.URL(url)
     except (httpx2.InvalidURL, TypeError) as error:
-        raise AlignError(f"is no address: {error}", "write https://HOST[:PORT]/v1") from None
+        raise AlignError(f"is no address: {blotted(str(error))}", "write https://HOST[:PORT]/v1") from None
     if found.userinfo:
         raise AlignError("the address holds a user name or a password", "give the key by environment variable or file")
     if found.scheme not in ("http", "https") or not found.host or found.query or found.fragment:
-        raise AlignError(f"{url!r} is no address of a service", "write https://HOST[:PORT]/v1")
+        raise AlignError(f"{harmless(url)!r} is no address of a service", "write https://HOST[:PORT]/v1")
     local = is_loopback(found.host)
     if found.scheme == "http" and not local:
         raise AlignError(
@@ -229,6 +235,17 @@ def checked_url(url: str) -> tuple[str, bool]:
             "use https, or reach it through a tunnel that ends on this machine",
         )
     return url.rstrip("/"), local
+
+
+def harmless(url: str) -> str:
+    """Return an address as a message may show it: without user, password, query and fragment, and long words cut.
+
+    A query or a fragment often carries a token, and so does a part of the path that no one would type.
+    """
+    bare = re.sub(r"(?<=//)[^/?#]*@", "", url)
+    path, mark, _ = bare.partition("?") if "?" in bare else bare.partition("#")
+    path = re.sub(r"(?<=/)(?=[^/]*\d)[\w.~%+=-]{20,}", "\N{HORIZONTAL ELLIPSIS}", path)
+    return path[:QUOTED] + ("?\N{HORIZONTAL ELLIPSIS}" if mark else "")
 
 
 def is_loopback(host: str) -> bool:

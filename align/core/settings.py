@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from align.schemas.base import Config
 from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.secrets import blotted, is_secret
 
 Path = tuple[str | int, ...]
 Where = Callable[[Path], str]
@@ -32,7 +33,6 @@ _WORDS = {
     "a valid number": "a number",
     "a valid boolean": "true or false",
 }
-_SECRET = re.compile(r"secret|passw|token$|api_?key|credential", re.IGNORECASE)
 
 
 def dotted(path: Path) -> str:
@@ -167,9 +167,9 @@ def _shown(path: Path, value: Any) -> str:
         return "a list"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if _SECRET.search(str(path[-1]) if path else ""):
+    if path and is_secret(str(path[-1])):
         return "hidden here"
-    text = repr(value)
+    text = blotted(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

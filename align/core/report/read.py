@@ -13,6 +13,7 @@ from typing import Any
 from align.core import checksum, metrics_file, strictyaml
 from align.core.disk import sha256
 from align.schemas.errors import AlignError, Problem
+from align.schemas.secrets import concealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, 
     noted = manifest.get("stages", {}).get(settings["name"], {})
     return StageFacts(
         name=settings["name"],
-        settings=settings,
+        settings=concealed(settings),
         noted=noted,
         data=_plain(directory / "data_report.json", noted.get("files", {})),
         curves=_curves(directory / "metrics.csv", *_known_sum(directory, done or {})),

@@ -13,11 +13,15 @@ import functools
 import inspect
 import math
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from align.core.interpreter import HOME
 from align.core.rollout.reward import Answer, Reward, Score
 from align.schemas.errors import AlignError
 
@@ -143,6 +147,23 @@ class FunctionReward(Reward):
 def from_function(function: Callable[..., Any], name: str) -> Reward:
     """A function in TRL's signature as a reward called ``name``."""
     return FunctionReward(function, name)
+
+
+def told(error: BaseException, longest: int = 500) -> str:
+    """Return an exception in one line, with the place in the user's own code that it came from.
+
+    Its own words may be hostile too (a worker's deadline meets an endless ``__str__``).
+    """
+    line = f"{type(error).__name__}: {' '.join(str(error)[:longest].split())}".removesuffix(": ")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
+    return f"{line} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else line
+
+
+_NOT_THEIRS = tuple(
+    {str(HOME / "align"), "<", *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
+)
+"""Where code lies that is not a reward's: align's, Python's and what is installed."""
 
 
 def parts_of(beside: Mapping[str, Any]) -> dict[str, float]:

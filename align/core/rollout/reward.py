@@ -96,6 +96,11 @@ class Reward:
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    @property
+    def label(self) -> str:
+        """What tells it from others of its name in messages, as the file of a function does; "" for nothing."""
+        return ""
+
     def open(self, place: Place) -> None:
         """Get ready; raises AlignError where it cannot work here."""
 

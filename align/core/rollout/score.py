@@ -9,17 +9,20 @@ there is no reward.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from align.core.liveness import waiting
 from align.core.registry import registry
-from align.core.rollout.functions import from_function
+from align.core.rollout.functions import from_function, told
 from align.core.rollout.reward import Answer, Outcome, Place, Reward, Score
 from align.core.rollout.workers import Workers
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice
+from align.schemas.secrets import blotted, concealed, secrets_of
 
 Said = Mapping[str, Score]
 """What each reward said of one answer, by the reward's name in the run."""
@@ -61,18 +64,24 @@ def reward_of(choice: RewardChoice) -> Reward:
 
 
 def decisive(choice: RewardChoice) -> dict[str, Any]:
-    """A choice as plain data, without the settings that decide no score (``Reward.limits``)."""
+    """A choice as plain data, without settings that decide no score (``Reward.limits``), its secrets concealed."""
     limits = reward_of(choice).limits
     settings = {name: value for name, value in choice.settings.items() if name not in limits}
-    return {**choice.model_dump(mode="json"), "settings": settings}
+    return {**choice.model_dump(mode="json"), "settings": concealed(settings)}
 
 
 class Opened:
     """One reward at work: in this process, or in workers where it has a limit for each answer."""
 
     def __init__(self, choice: RewardChoice, place: Place) -> None:
-        self.reward = reward_of(choice)
         self.choice = choice
+        self._secrets = [*secrets_of(choice.settings), *secrets_of(os.environ)]
+        with self._discreet():
+            self._open(place)
+
+    def _open(self, place: Place) -> None:
+        choice = self.choice
+        self.reward = reward_of(choice)
         limit = choice.timeout or self.reward.seconds
         if limit is not None and self.reward.compares:
             raise AlignError(
@@ -90,6 +99,10 @@ class Opened:
 
         Raises AlignError where a reward without a time limit fails, or gives another number of scores.
         """
+        with self._discreet():
+            return [self._without_secrets(_checked(score)) for score in self._score(answers)]
+
+    def _score(self, answers: Sequence[Answer]) -> Sequence[Score | float | None]:
         try:
             if self._workers is not None:
                 said: Sequence[Score | float | None] = self._workers.score(answers)
@@ -100,14 +113,32 @@ class Opened:
             raise
         except Exception as error:
             mend = "mend it, or set its timeout: then it runs in workers, and a failure costs one answer its score"
-            raise AlignError(f"failed: {type(error).__name__}: {error}", mend, where=self._where) from error
+            raise AlignError(f"failed: {told(error)}", mend, where=self._where) from error
         if len(said) != len(answers):
             raise AlignError(f"gave {len(said)} scores for {len(answers)} answers", where=self._where)
-        return [_checked(score) for score in said]
+        return said
 
     @property
     def _where(self) -> str:
-        return f"reward {self.choice.type}"
+        label = self.reward.label
+        return f"reward {self.choice.type}" + (f" ({label})" if label else "")
+
+    @contextmanager
+    def _discreet(self) -> Iterator[None]:
+        """Errors of a reward, which may quote what it was set to, without the secrets among that."""
+        try:
+            yield
+        except AlignError as error:
+            found = [
+                replace(p, what=blotted(p.what, self._secrets), mend=blotted(p.mend, self._secrets))
+                for p in error.problems
+            ]
+            if found == list(error.problems):
+                raise
+            raise AlignError.gather(found) from None
+
+    def _without_secrets(self, score: Score) -> Score:
+        return replace(score, why=blotted(score.why, self._secrets)) if score.why else score
 
     def close(self) -> None:
         """Stop it."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.registry import registry
+from align.core.rollout.functions import from_function, told
 from align.core.rollout.reward import Place, Reward, Score
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice
@@ -48,7 +49,7 @@ def main() -> None:
         control.send(json.dumps({"problems": [[p.what, p.mend, p.where] for p in error.problems]}).encode()[:100_000])
         return
     except Exception as error:
-        control.send(json.dumps({"problems": [[f"failed to open: {_told(error)}", "", ""]]}).encode())
+        control.send(json.dumps({"problems": [[f"failed to open: {told(error)}", "", ""]]}).encode())
         return
     gc.freeze()  # what is shared by fork stays shared
     control.send(b"{}")
@@ -68,8 +69,6 @@ def _opened(spec: dict[str, Any]) -> Reward:
     choice = RewardChoice.model_validate(spec["choice"])
     made = registry.build("reward", choice)
     if not isinstance(made, Reward):
-        from align.core.rollout.functions import from_function
-
         made = from_function(made, choice.type)
     place = spec["place"]
     made.open(Place(**place | {name: place[name] and Path(place[name]) for name in ("cache", "home")}))
@@ -150,7 +149,7 @@ def _work(line: socket.socket, reward: Reward, memory: int) -> None:
         except MemoryError:
             reply = {"value": None, "outcome": "error", "why": f"needed more than {memory / 2**30:.3g} GiB of memory"}
         except BaseException as error:
-            reply = {"value": None, "outcome": "error", "why": _told(error)}
+            reply = {"value": None, "outcome": "error", "why": told(error)}
         if os.getpid() != me:  # the reward forked, and this is the child
             return
         encoded = json.dumps({"number": number, **reply}).encode()
@@ -174,11 +173,6 @@ def _plain(scores: Any) -> dict[str, Any]:
     plain["parts"] = {str(name): float(value) for name, value in score.parts.items()}
     plain["why"] = score.why[:_LONGEST_WHY]
     return plain
-
-
-def _told(error: BaseException) -> str:
-    """An exception in one line. Its own words may be hostile too (an endless ``__str__`` meets the deadline)."""
-    return f"{type(error).__name__}: {' '.join(str(error)[:_LONGEST_WHY].split())}".removesuffix(": ")
 
 
 def _ended(pid: int, patience: float = 0.05) -> str:

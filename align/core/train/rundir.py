@@ -31,6 +31,7 @@ from align.schemas.errors import AlignError, Problem
 from align.schemas.results import StageResult
 from align.schemas.rollout import RewardChoice
 from align.schemas.run import Override, Run, Stage
+from align.schemas.secrets import shown_argument
 
 ROWS = "rows.jsonl"
 """What a stage that makes rows leaves in its export."""
@@ -271,7 +272,7 @@ class RunDirectory:
         self.note(
             versions={name: _version(name) for name in ("align-llm", "torch", "lightning", "transformers", "peft")},
             python=platform.python_version(),
-            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+            command=[Path(sys.argv[0]).name, *map(shown_argument, sys.argv[1:])],
             started=datetime.now(UTC).isoformat(timespec="seconds"),
             overrides=[override.model_dump() for override in self.run.overrides],
         )

@@ -158,7 +158,9 @@ class Endpoint(Generator):
             finish = FINISHED.get(choice["finish_reason"])
             logp = _logp(choice.get("logprobs"))
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise AlignError(f"answered in an unknown form: {str(reply)[:200]}", where=self.config.url) from None
+            assert self.client is not None
+            told = self.client.blotted(str(reply))[:200]
+            raise AlignError(f"answered in an unknown form: {told}", where=self.config.url) from None
         if not isinstance(text, str) or finish is None:
             raise AlignError(f"ended an answer with {choice['finish_reason']!r}", where=self.config.url)
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]

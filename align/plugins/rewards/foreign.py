@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from align.core.interpreter import importing_beside
-from align.core.rollout.functions import from_function, parts_of, told_of
+from align.core.rollout.functions import from_function, parts_of, told, told_of
 from align.core.rollout.reward import Answer, Reward, Score
 from align.schemas.errors import AlignError
 
@@ -39,7 +39,7 @@ def load(file: str, function: str) -> Callable[..., Any]:
                 spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
-            raise AlignError(f"fails to load: {type(error).__name__}: {error}", "mend it", where=file) from error
+            raise AlignError(f"fails to load: {told(error)}", "mend it", where=file) from error
     found = getattr(module, function, None)
     if not callable(found):
         own = [name for name, thing in vars(module).items() if inspect.isfunction(thing) and name[0] != "_"]
@@ -73,6 +73,11 @@ class _FromFile(Reward):
 
     def _adapt(self, function: Callable[..., Any], name: str) -> Reward:
         return from_function(function, name)
+
+    @property
+    def label(self) -> str:
+        """The function's file and name."""
+        return f"{self.config.file}:{self.config.function}"
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
         """A column that the function must be given."""

@@ -1,0 +1,68 @@
+"""Keeping keys and passwords out of whatever is printed, logged or written beside a run. Pure text, no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from typing import Any
+
+HIDDEN = "[hidden]"
+SHORTEST = 6
+"""Characters below which a value is too common a text to be blotted out wherever it occurs."""
+
+_NAME = re.compile(
+    r"secret|passw|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!stop_)(?<!mask_)token$|(api|access|private|auth)[_-]?key"
+    r"|credential|authorization|bearer",
+    re.IGNORECASE,
+)
+_FORM = re.compile(
+    r"\b(?:sk|pk|rk)-[\w-]{16,}|\bhf_\w{16,}|\bgh[pousr]_\w{20,}|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b"
+    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|(?<=//)[^/@\s]+(?=@)|(?<=Bearer )\S+"
+)
+"""Keys by their form, and user name and password in an address."""
+
+
+def is_secret(name: str) -> bool:
+    """Return whether a setting, variable or header of this name holds a secret."""
+    return _NAME.search(name) is not None
+
+
+def secrets_of(settings: Any, named: bool = False) -> Iterator[str]:
+    """Yield the secrets among settings: strings under a name that says so, at any depth."""
+    if isinstance(settings, Mapping):
+        for name, value in settings.items():
+            yield from secrets_of(value, named or is_secret(str(name)))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from secrets_of(value, named)
+    elif named and isinstance(settings, str) and len(settings) >= SHORTEST:
+        yield settings
+
+
+def blotted(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return a text without the given secrets, nor what has the form of one."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return _FORM.sub(HIDDEN, text)
+
+
+def concealed(settings: Any, named: bool = False) -> Any:
+    """Return settings whose secrets are replaced by a mark that tells two of them apart and neither of them."""
+    if isinstance(settings, Mapping):
+        return {name: concealed(value, named or is_secret(str(name))) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [concealed(value, named) for value in settings]
+    if not isinstance(settings, str) or not settings:
+        return settings
+    return _mark(settings) if named else _FORM.sub(lambda found: _mark(found.group()), settings)
+
+
+def shown_argument(argument: str) -> str:
+    """Return a word of a command line as it may be kept: the value of ``a.b.api_key=VALUE`` is hidden."""
+    name, equals, _ = argument.partition("=")
+    return f"{name}={HIDDEN}" if equals and is_secret(name) else blotted(argument)
+
+
+def _mark(secret: str) -> str:
+    return f"[hidden {sha256(secret.encode()).hexdigest()[:8]}]"
