@@ -15,6 +15,23 @@ Message = dict[str, Any]
 
 Content = str | list[Message]
 
+
+class Arguments(dict[str, Any]):
+    """A tool call's arguments that the row spells as a string of JSON: the object, and the string itself in ``text``.
+
+    Some chat templates write the one and some the other.
+    """
+
+    text: str = ""
+
+    @classmethod
+    def spelt(cls, text: str, found: Mapping[str, Any]) -> Arguments:
+        """What ``text`` spells."""
+        made = cls(found)
+        made.text = text
+        return made
+
+
 Kind = Literal["text", "prompt", "completion", "preference", "unpaired"]
 """What a record can teach.
 

@@ -13,6 +13,7 @@ from align.core.data.doctor import Note
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
 from align.core.data.prepare import examples_of
+from align.plugins.formats.messages import Messages
 from align.schemas.records import Message, Record
 from tests.core import families
 from tests.core.families import settings, tokenizer, user
@@ -175,6 +176,10 @@ def test_a_row_is_spelt_as_its_template_takes_it() -> None:
         text = tokenizer(joins).decode(example.sequences[0].tokens)
         assert f"look{expected}<|im_end|>" in text
         assert "None" not in text
+        if isinstance(given, str):  # as it is spelt, after the readers made an object of it
+            row = {"messages": [ASK, says(None, tool_calls=[call(given)])]}
+            ((example,), _) = seen(joins, *Messages().convert(row, "f:1").text)
+            assert tokenizer(joins).decode(example.sequences[0].tokens) == text
     bare = {"name": "look", "arguments": {}}
     wrapped = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.type ~ c.function.name }}{% endfor %}"
     assert found(wrapped + "{{ m.content }}<|im_end|>{% endfor %}", ASK, says(tool_calls=[bare])) == []

@@ -11,7 +11,7 @@ from typing import Any
 from align.core.data.faults import RowError
 from align.core.data.strict import a, decode, inspect
 from align.schemas.errors import did_you_mean
-from align.schemas.records import Content, Message
+from align.schemas.records import Arguments, Content, Message
 
 ROLES = {
     **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
@@ -463,7 +463,9 @@ def _calls(calls: Any, field: str) -> list[Any]:
         if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
             raise RowError("wrong-type", "is no call of a function with a name", where)
         try:
-            function = {**function, "arguments": structure(function, "arguments", dict) or {}}
+            spelt, values = function.get("arguments"), structure(function, "arguments", dict) or {}
+            arguments = Arguments.spelt(spelt, values) if isinstance(spelt, str) else values
+            function = {**function, "arguments": arguments}
         except RowError as error:
             raise error.under(f"{where}.function.") from None
         if "function" in call:

@@ -118,7 +118,7 @@ CATALOGUE: Mapping[str, Entry] = {
         "error",
         "the row spells a special token where the model's own format may be meant, in what the assistant says or in a "
         "string; it would be learned as ordinary text, not as that token",
-        "name the tokens that are meant in data.special_tokens; where the text itself is meant",
+        "name the tokens that are meant in data.special_tokens",
         "the spelling stays text",
     ),
     "special-token-in-text": Entry(

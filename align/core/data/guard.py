@@ -15,6 +15,8 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
+from align.schemas.records import Arguments
+
 if TYPE_CHECKING:
     from align.core.data.encode import Encoder
 
@@ -62,6 +64,8 @@ class Guard:
         """
         if isinstance(value, str):
             return self._enter(value)
+        if isinstance(value, Arguments):
+            return Arguments.spelt(self.enter(value.text), {self.enter(k): self.enter(v) for k, v in value.items()})
         if isinstance(value, Mapping):
             return {self.enter(key): self.enter(item) for key, item in value.items()}
         if isinstance(value, list | tuple):

@@ -27,7 +27,7 @@ from align.core.data.guard import MAX_CHARACTERS, Guard, Refusal, Span
 from align.core.data.sandbox import Failed, Job
 from align.core.data.trace import REASONING, Lost, Trace, Tracer, spans_in
 from align.schemas.errors import AlignError
-from align.schemas.records import Message, Record
+from align.schemas.records import Arguments, Message, Record
 
 RENDER_SECONDS = 10.0
 """Longest that a template may work on one conversation: it is a program, and may be made never to end."""
@@ -154,15 +154,16 @@ class _Row:
             self.notes.append(Note("special-token-meant", " ".join(self.guard.honoured)))
         if not self.guard.found:
             return
-        own = Guard(self.encoder, self.settings.special_tokens | self.encoder.edges)
+        own = Guard(self.encoder, self.settings.special_tokens)
         for part in (record.text, record.prompt, record.completion, record.chosen, record.rejected):
             if isinstance(part, str):
                 own.enter(part)
             elif part is not None:
                 own.enter([message for message in part if message.get("role") == "assistant"])
-        if own.found:
-            self.notes.append(Note("special-token-unclear", " ".join(own.found)))
-        if text := [token for token in self.guard.found if token not in own.found]:
+        unclear = own.found if set(own.found) - self.encoder.edges else []
+        if unclear:
+            self.notes.append(Note("special-token-unclear", " ".join(unclear)))
+        if text := [token for token in self.guard.found if token not in unclear]:
             self.notes.append(Note("special-token-in-text", " ".join(text)))
 
     def enter(self, said: Any) -> Any:
@@ -536,7 +537,8 @@ def _call(call: Any, as_string: bool, wrapped: bool) -> Any:
     if isinstance(arguments, str) and not as_string:
         arguments = _object(arguments)
     elif as_string and not isinstance(arguments, str):
-        arguments = getattr(arguments, "text", "") or json.dumps(arguments, ensure_ascii=False)
+        spelt = arguments.text if isinstance(arguments, Arguments) else ""
+        arguments = spelt or json.dumps(arguments, ensure_ascii=False)
     function = {**function, "arguments": arguments}
     if "function" in call:
         return {"type": "function", **call, "function": function} if wrapped else {**call, "function": function}

@@ -6,17 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-from jinja2 import TemplateError
-
+from align.core.data.encode import Encoder
 from align.core.registry import registry
 from align.core.rollout.generator import Generator, Request, Tokens
-from align.core.rollout.speak import subject_for, text_of
+from align.core.rollout.speak import subject_for, text_of, tokens_of
 from align.plugins.rewards.ai_feedback.judge import Reply
 from align.plugins.rewards.ai_feedback.memory import Ledger, Use
 from align.plugins.rewards.ai_feedback.prompts import Conversation
 from align.plugins.rewards.ai_feedback.settings import Settings
 from align.schemas.choice import Choice
+from align.schemas.errors import AlignError
+from align.schemas.records import Record
 from align.schemas.rollout import Sampling
 from align.schemas.run import Model
 
@@ -37,6 +37,7 @@ class Local:
         # A directory may be written anew: its files' sizes and times stand for what is in them.
         files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in directory.iterdir())
         self.identity = json.dumps([str(directory), files, self._sampling.model_dump(), seed])
+        self._encoder = Encoder(tokenizer)
         self._generator: Generator = registry.build("generator", Choice(type="local"))
         self._generator.open(self._subject)
 
@@ -67,18 +68,13 @@ class Local:
     def _tokens(self, conversation: Conversation) -> Tokens:
         """[P] what the model is asked; one without a chat template, or without a system role, is asked in one piece."""
         whole = "\n\n".join(message["content"] for message in conversation)
-        text, tokenizer = whole, self._subject.tokenizer
-        if tokenizer.chat_template:
-            try:
-                text = self._rendered(conversation)
-            except TemplateError:
-                text = self._rendered([{"role": "user", "content": whole}])
-        return np.array(tokenizer(text, add_special_tokens=text is whole)["input_ids"], np.int32)
-
-    def _rendered(self, conversation: Conversation) -> str:
-        return str(
-            self._subject.tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        )
+        if not self._encoder.templates:
+            return tokens_of(Record("prompt", "what to judge", prompt=whole), self._encoder)
+        try:
+            return tokens_of(Record("prompt", "what to judge", prompt=list(conversation)), self._encoder)
+        except AlignError:  # refused, or without the system message
+            asked = [{"role": "user", "content": whole}]
+            return tokens_of(Record("prompt", "what to judge", prompt=asked), self._encoder)
 
     def _seed_of(self, tokens: Tokens) -> int:
         """Of a request's own random numbers: from what is asked and the run's seed, not from what else is asked."""

@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     from align.plugins.rewards.reward_model import RewardModelScore
 
 _WHOLE = Settings(
-    ("completion",), scores_prompt=False, reward=True, max_length=0, truncation="error", allow=frozenset()
+    ("completion",),
+    scores_prompt=False,
+    reward=True,
+    max_length=0,
+    truncation="error",
+    allow=frozenset({"reasoning-lost"}),  # many a reward model is made to judge the answer without the thoughts
 )
 
 
