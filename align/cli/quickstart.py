@@ -11,6 +11,9 @@ import rich_click as click
 from align.cli.progress import loading, quiet, show_progress
 from align.cli.signals import ends_on_signals
 
+SHOWN, WIDTH = 2, 160
+"""Prompts whose answers are printed before and after, and characters of each."""
+
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), default="quickstart", help="Where everything is written.")
@@ -44,7 +47,24 @@ def quickstart(output: Path, seed: int, model: str | None, data: str | None, qui
         click.echo(f"{stop}; the same command goes on", err=True)
         sys.exit(128 + stop.signal_number)
     print_table(story.table)
+    for sample in story.changes[:SHOWN]:
+        click.echo(f"prompt     {_line(sample.prompt)}")
+        for answer in sample.answers:
+            click.echo(f"  {answer.stage:<9}{_line(answer.text)}")
+        if sample.expected is not None:
+            click.echo(f"  {'wanted':<9}{_line(sample.expected)}")
+    if story.agreement is not None:
+        before, after = story.agreement
+        click.echo(f"words shared with the answer wanted: {before:.0%} before, {after:.0%} after")
     click.echo(f"picture   {story.page}")
     click.echo(f"model     {story.model}")
     click.echo(f"run file  {story.run_file}")
     click.echo(f"again     align train {shlex.quote(str(story.run_file))} output=runs/other")
+
+
+def _line(text: str) -> str:
+    """What of a text one line shows."""
+    from align.schemas.text import visible
+
+    flat = visible(" ".join(text.split()))
+    return flat if len(flat) <= WIDTH else f"{flat[: WIDTH - 1]}…"

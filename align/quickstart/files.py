@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from align.core.data.sources import Records, load_records
 from align.core.disk import write_whole
@@ -24,6 +25,14 @@ PAIRS = 300
 
 OWN_SHARE = 0.1
 """Share of a user's own rows that is held out."""
+OWN_STEPS = 150
+"""Optimizer steps after which an adapter at these rates answers visibly otherwise; many rows make more of them."""
+OWN_EPOCHS = {"sft": 8, "dpo": 3}
+"""Most passes over few rows: beyond them a model learns them by heart. (It is the best checkpoint that is exported.)"""
+OWN_BATCHES = ((1_000, 8), (math.inf, 16))
+"""Rows up to which a step has so many of them: few rows are worth more steps than exact ones."""
+OWN_EVALUATIONS = 8
+"""How often the held-out rows are measured in a stage."""
 
 SUMS_RUN = """\
 # Written by align quickstart; try things: align train {file} output=runs/other stages.dpo.algorithm.beta=0.3
@@ -71,8 +80,8 @@ output: {output}
 seed: {seed}
 model: {{adapter: {{type: lora}}}}
 data: {{max_length: 2048}}
-train: {{batch_size: 16, precision: {precision}}}
-validation: {{every: 50}}
+train: {{precision: {precision}}}
+checkpoint: {{export: best}}
 stages:
 """
 
@@ -82,7 +91,27 @@ OWN_STAGE = """\
     data: {{train: {train}, validation: {held_out}}}
     algorithm: {name}
     schedule: {{warmup: 0.1}}
+    train: {{batch_size: {batch}, epochs: {epochs}}}  # {rows} rows: {steps} steps
+    validation: {{every: {every}}}
 """
+
+
+class Course(NamedTuple):
+    """How long a stage learns from a user's rows."""
+
+    batch: int
+    epochs: int
+    steps: int
+    every: int
+    """Steps between two evaluations."""
+
+
+def course(rows: int, stage: str) -> Course:
+    """As many passes over so many rows as make ``OWN_STEPS`` steps, one at least and ``OWN_EPOCHS`` at most."""
+    batch = next(batch for most, batch in OWN_BATCHES if rows <= most)
+    each = math.ceil(rows / batch)
+    epochs = min(OWN_EPOCHS[stage], max(1, math.ceil(OWN_STEPS / each)))
+    return Course(batch, epochs, epochs * each, max(1, epochs * each // OWN_EVALUATIONS))
 
 
 def write_sums(place: Path, seed: int) -> Path:
@@ -126,7 +155,11 @@ def write_own(place: Path, model: str, records: Records, seed: int, precision: s
     start = model
     for stage in stages:
         train, held_out = (_quoted(place / "data" / f"{stage}-{part}.jsonl") for part in parts)
-        text += OWN_STAGE.format(name=stage, model=_quoted(start), train=train, held_out=held_out)
+        count = len(records.train)
+        long = course(count, stage)._asdict()
+        text += OWN_STAGE.format(
+            name=stage, model=_quoted(start), train=train, held_out=held_out, rows=f"{count:,}", **long
+        )
         start = f"stage:{stage}"
     if not _is_written(place, text):
         for stage in stages:

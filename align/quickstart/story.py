@@ -6,7 +6,7 @@ import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,9 @@ from align.core import runfile
 from align.core.data.sources import load_records
 from align.core.disk import write_whole
 from align.core.evaluate.statistics import wilson
+from align.core.measure.agreement import f1
 from align.core.measure.probed import Probed
+from align.core.progress import say, track, working
 from align.core.report import Answer, Figure, Row, Sample, Table, write_report
 from align.core.report.read import read_run
 from align.core.train.launch import train
@@ -23,9 +25,11 @@ from align.quickstart import files, sums
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.results import StageResult
-from align.schemas.run import Data, Source
+from align.schemas.run import Data, Run, Source
 
 SAMPLES = 6
+SPREAD = (0.9, 1.7)
+"""What a stage takes beside its steps: evaluations, checkpoints, loading."""
 START = "start"
 
 
@@ -38,6 +42,10 @@ class Story:
     page: Path
     model: Path
     """The last stage's export."""
+    changes: Sequence[Sample] = ()
+    """Of a user's own held-out prompts those whose answers changed most, the most changed first."""
+    agreement: tuple[float, float] | None = None
+    """F1 of the words of answers and hoped-for answers, of the first model and the last."""
 
 
 def quickstart(
@@ -118,14 +126,18 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story
     records = files.own_records(data)
     precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
     file = files.write_own(place, model, records, seed, precision)
-    results = train(runfile.load(file), resume=True, progress=progress)
+    run = runfile.load(file)
+    if progress:
+        for line in expected(run):
+            say(line)
+    results = train(run, resume=True, progress=progress)
     models = {START: model, **{result.name: str(result.export) for result in results}}
 
     prompts = [(record, files.prompt_of(record)) for record in records.validation]
     asked = [(record, prompt) for record, prompt in prompts if prompt is not None][:SAMPLES]
     pairs = records.validation if records.train[0].kind == "preference" else []
     liked, said = [], []
-    for path in models.values():
+    for path in track(list(models.values()), "asking the models", shown=progress):
         subject = Probed.load(path)
         said.append(subject.answers([prompt for _, prompt in asked], max_new_tokens=128))
         if pairs:
@@ -141,14 +153,67 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story
         )
         for i, (record, prompt) in enumerate(asked)
     ]
-    return _tell(place, file, results, f"{model} on {data}", Table(tuple(models), tuple(rows)), samples)
+    told = _tell(place, file, results, f"{model} on {data}", Table(tuple(models), tuple(rows)), samples)
+    return replace(told, changes=sorted(samples, key=_likeness), agreement=_agreement(samples))
 
 
 def _loss(results: list[StageResult]) -> list[Row]:
-    """The only stage's held-out loss, before and after."""
+    """The only stage's held-out loss, before and after: at the checkpoint that is exported, the best."""
     (stage,) = read_run(results[0].directory.parent).stages
-    course = stage.curves["val/loss"]
-    return [Row("held-out loss", (Figure(course[0][1]), Figure(course[-1][1])), unit="number", better="lower")]
+    (_, first), *later = stage.curves["val/loss"]
+    best = min(value for _, value in later)
+    return [Row("held-out loss", (Figure(first), Figure(best)), unit="number", better="lower")]
+
+
+def _likeness(sample: Sample) -> float:
+    """How much the last answer says of the first."""
+    return f1(sample.answers[0].text, sample.answers[-1].text)
+
+
+def _agreement(samples: Sequence[Sample]) -> tuple[float, float] | None:
+    """How much of the hoped-for answers the first and the last model say, in the mean."""
+    wanted = [sample for sample in samples if sample.expected]
+    if not wanted:
+        return None
+    first, last = (
+        sum(f1(sample.answers[end].text, sample.expected or "") for sample in wanted) / len(wanted) for end in (0, -1)
+    )
+    return first, last
+
+
+def expected(run: Run) -> Iterator[str]:
+    """How long each stage that is not finished will take, by a few real steps of it on this machine."""
+    from align.core.estimate.calibrate import calibrate
+    from align.core.estimate.here import machine, ready
+
+    low = high = 0.0
+    for stage in run.stages:
+        if (Path(run.output) / stage.name / "done.json").is_file():
+            continue
+        here = machine(stage.devices)
+        try:
+            known = ready(run.stages, stage, here.accelerator, here.count)
+            with working(f"{stage.name}: timing a few steps"):
+                seconds = calibrate(known.stage, here).seconds
+        except AlignError:  # training meets it too, and says it
+            return
+        steps = known.planned.batches.steps or 0
+        least, most = SPREAD[0] * seconds * steps, SPREAD[1] * seconds * steps
+        low, high = low + least, high + most
+        yield (
+            f"{stage.name}: {known.planned.batches.rows:,} rows, {stage.train.epochs:g} epochs in batches of "
+            f"{stage.train.batch_size}: {steps:,} steps of about {seconds:.2g} s, {_minutes(least, most)}"
+        )
+    if high:
+        yield f"in all {_minutes(low, high)} on this machine, and answers to {SAMPLES} prompts after it"
+
+
+def _minutes(low: float, high: float) -> str:
+    """``40 to 70 s``, ``3 to 5 min``, ``1.5 to 2.5 h``."""
+    for unit, name in ((3600.0, "h"), (60.0, "min")):
+        if high >= 1.5 * unit:
+            return f"{low / unit:.2g} to {high / unit:.2g} {name}"
+    return f"{low:.0f} to {max(1.0, high):.0f} s"
 
 
 def _tell(

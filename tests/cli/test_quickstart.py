@@ -17,6 +17,7 @@ from align.core.evaluate.statistics import wilson
 from align.core.registry import registry
 from align.core.rollout.reward import Answer
 from align.quickstart import sums
+from align.quickstart.files import course
 from align.quickstart.model import make_model, make_tokenizer
 from align.schemas.run import Choice
 from tests.core.runs import write_rows
@@ -166,6 +167,43 @@ def test_own_chats_and_texts_are_learned_in_one(kind: str, tiny_model_dir: Path,
     assert done.exit_code == 0, done.output
     (loss,) = figures(tmp_path / "out").values()
     assert list(loss) == ["start", "sft"] and loss["sft"]["value"] < loss["start"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "stage", "long"),
+    [
+        (180, "sft", (8, 7, 161, 20)),  # 23 steps an epoch: 7 epochs are the first 150 and more
+        (5, "sft", (8, 8, 8, 1)),
+        (54, "dpo", (8, 3, 21, 2)),
+        (1_000, "sft", (8, 2, 250, 31)),
+        (1_001, "sft", (16, 3, 189, 23)),
+        (1_800, "dpo", (16, 2, 226, 28)),
+        (100_000, "sft", (16, 1, 6250, 781)),
+    ],
+)
+def test_few_rows_are_passed_over_often_enough_to_be_learned(
+    rows: int, stage: str, long: tuple[int, int, int, int]
+) -> None:
+    assert course(rows, stage) == long
+
+
+def test_own_rows_the_time_is_told_first_and_a_difference_shown_last(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rows, out = write_rows("sft", tmp_path / "own.jsonl", 60), tmp_path / "out"
+    words = ["quickstart", "--model", str(tiny_model_dir), "--data", str(rows), "--output", str(out)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    learned = len((out / "data" / "sft-train.jsonl").read_text().splitlines())
+    long = course(learned, "sft")
+    told = re.search(
+        r"^sft: (\d+) rows, (\d+) epochs in batches of 8: (\d+) steps of about \S+ s, .* to .*$", done.stderr, re.M
+    )
+    assert told and (int(told[1]), int(told[2]), int(told[3])) == (learned, long.epochs, long.steps)
+    assert done.stderr.index("in all ") < done.stderr.index("sft: training, ")
+    assert f"sft: training, {long.steps} steps" in done.stderr, "as many as were told"
+    for head in ("prompt     ", "  start    ", "  sft      ", "  wanted   ", "words shared with the answer wanted: "):
+        assert f"\n{head}" in done.stdout
+    again = CliRunner().invoke(main, words)  # nothing is left to train, so no time is told
+    assert again.exit_code == 0 and again.stdout == done.stdout and "steps of about" not in again.stderr
 
 
 def test_mistakes_are_answered(tiny_model_dir: Path, tmp_path: Path) -> None:
