@@ -34,6 +34,7 @@ from align.plugins.rewards.math.expression import (
     rebuild,
     substitute,
     symbol,
+    symbols,
     value_of,
     walk,
 )
@@ -171,7 +172,8 @@ class _Reader:
             elif self.begins() and not (argument and self.function_ahead()):
                 if after_slash:
                     raise Unparsed("is ambiguous: what follows the slash may be above or below it")
-                if self.tokens[self.at].kind == "number" and last.op != "pow":
+                beside = self.tokens[self.at].kind == "number" and self.tokens[self.at - 1].text != "!"
+                if beside and not (last.op == "pow" and symbols(last)):
                     raise Unparsed("has numbers side by side")
                 last = self.power()
                 made = mul(made, last)

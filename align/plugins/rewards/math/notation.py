@@ -60,7 +60,8 @@ _LATEX = [
     for pattern, put in (
         (r"`+|\\hline(?![a-zA-Z])|(?<=\\\\)\*?\s*\[-?[\d.]+\s*(?:mm|cm|pt|em|ex|in)\]|(?<=\\\\)\*", ""),
         (r"(?<=\d)\s*(?:\{,\}|,\s*\\!)\s*(?=\d{3}(?!\d))", ""),  # a comma that is marked as within a number
-        (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", ""),
+        (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
+        (r"(?:\\text\s*\{)?\s*\ball real numbers\b\s*\}?", r"\\reals "),
         (r"\\(?:displaystyle|textstyle|limits|bf|rm)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[,;:!]|\\(?:thinspace|hspace\{[^{}]*\})", ""),
         (r"\\(?:quad|qquad)(?![a-zA-Z])|~|(?<!\\)\\ ", " "),
@@ -96,7 +97,7 @@ _LATEX = [
         (r"(?<![a-zA-Z\\])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
         (r"(?<![a-zA-Z\\])sqrt(?=\s*\()", r"\\sqrt"),
         (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
-        (rf"(?<![a-zA-Z\\])({_FUNCTIONS})(?=[\s\d(\\])", r"\\\1 "),
+        (rf"(?<![a-zA-Z\\])({_FUNCTIONS})(?=[\s\d(\\_])", r"\\\1 "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])", r"\\text{deg}"),
         (r"\\?%|\\text\s*\{\s*(?:\\?%|per\s?cent|pct)\s*\}|(?<=[\d$])\s*(?:per\s?cent(?:age)?|pct)(?![a-z])", "%"),
         (r"\\text\{deg\}\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF])(?![a-zA-Z]))", r"\\text{deg\1\2}"),
@@ -171,6 +172,7 @@ def clean(answer: str) -> str:
 
 
 _TAKING = re.compile(r"\\(frac|binom|sqrt|vec|hat|bar|overline)(?![a-zA-Z])\s*")
+_ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1}
 _OVER = re.compile(r"\\over(?![a-zA-Z])")
 
 
@@ -191,7 +193,7 @@ def braced(text: str, depth: int = 0) -> str:
         if match[1] == "sqrt" and text.startswith("[", at) and (close := text.find("]", at)) > 0:
             made.append(text[at : close + 1])
             at = close + 1
-        for _ in range(2 if match[1] in ("frac", "binom") else 1):
+        for _ in range(_ARGUMENTS.get(rf"\{match[1]}", 1)):
             argument, at = _argument(text, at, depth)
             made.append(argument)
     return "".join(made) + text[at:]
@@ -207,9 +209,12 @@ def _argument(text: str, at: int, depth: int) -> tuple[str, int]:
     match = re.compile(r"\\[a-zA-Z]+|[^\\]").match(text, at)
     if match is None:
         return "", at
-    if match[0] == r"\sqrt":  # \frac\sqrt2 2 is no TeX, but meant so
-        inner, end = _argument(text, match.end(), depth)
-        return rf"{{\sqrt{inner}}}", end
+    if match[0] in _ARGUMENTS:  # \frac\sqrt2 2 is no TeX, but meant so
+        made, end = match[0], match.end()
+        for _ in range(_ARGUMENTS[match[0]]):
+            inner, end = _argument(text, end, depth)
+            made += inner
+        return "{" + made + "}", end
     return "{" + match[0] + "}", match.end()
 
 

@@ -65,6 +65,7 @@ def read(text: str, depth: int = 0) -> Tree:
         or _relation(text, depth)
         or _matrix(text, depth)
         or _bracketed(text, depth)
+        or _residue(text, depth)
         or _with_unit(text, depth)
         or _words(text)
         or Tree("expression", text)
@@ -101,7 +102,7 @@ def _relation(text: str, depth: int) -> Tree | None:
             return read(pieces[1], depth + 1)
         raise Unparsed("has a relation with one side")
     parts = tuple(_side(piece, depth) for piece in pieces)
-    return Tree("relation", text, parts, tuple(m[0] for m in cuts))
+    return Tree("relation", text, parts, tuple(m[0].replace(r"\equiv", "=") for m in cuts))
 
 
 def _side(text: str, depth: int) -> Tree:
@@ -214,6 +215,14 @@ _LETTERS = r"\\(?:pi|theta|alpha|beta|gamma|lambda|phi|infty)|(?<![a-zA-Z\\])[a-
 """Letters that a value with a unit may end in, besides a digit or a bracket: an operator wants more."""
 
 
+def _residue(text: str, depth: int) -> Tree | None:
+    r"""``3 \pmod{5}``: the modulus is like a unit that only a gold answer with it allows."""
+    match = re.fullmatch(r"(.+?)\s*(?:\\p?mod ?\{?|\((?:\\text\{)?\\?mod\}? ?)(\d+)[})]?", text)
+    if match is None:
+        return None
+    return Tree(**{**read(match[1], depth + 1).__dict__, "unit": f"mod {match[2]}", "certain": False})
+
+
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^+]*$")
 """A function whose argument degrees belong to."""
 
@@ -222,6 +231,7 @@ def _with_unit(text: str, depth: int) -> Tree | None:
     r"""``5 \text{ km}``, ``90\text{deg}``, ``\text{dollar}5``, ``5 km``, ``3 apples``, ``2 million``."""
     if match := re.fullmatch(r"(-?)\\text\{(dollar|euro|pound|yen)\} ?(.+)", text):
         return _united(match[1] + match[3], match[2], depth)
+    text = re.sub(r"(\\text\{[^{}]*)\^\{([123])\}", r"\1^\2", text)
     value = rf".*(?:[^\\a-zA-Z_^{{( ,+*/=<>-]|{_LETTERS})"
     match = re.fullmatch(rf"({value})\s*((?:\\text\{{[^{{}}]+\}}(?:\^\{{?[123]\}}?)?(?: ?/ ?| ?))+)", text)
     if match is None:

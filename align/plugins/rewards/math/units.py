@@ -8,7 +8,7 @@ _UNITS = {
     "deg": "degree degrees",
     "degC": "celsius",
     "degF": "fahrenheit",
-    "dollar": "dollars usd bucks",
+    "dollar": "dollars usd USD bucks",
     "euro": "euros eur",
     "pound": "pounds gbp",
     "cent": "cents",
