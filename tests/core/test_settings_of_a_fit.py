@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from align.core.train import checkpoint
 from align.core.train.launch import train
+from align.core.train.rundir import what_is_learned
 from align.plugins.loggers.csv import CSVFile
 from tests.core.runs import run_for, write_rows
 
@@ -50,6 +52,49 @@ def test_clipping_scales_the_gradient_to_the_norm(tiny_model_dir: Path, tmp_path
     assert free["row"]["grad_norm"] == clipped["row"]["grad_norm"], "the norm that is logged is the one before clipping"
     assert moment_norm(free["optimizer"]) == pytest.approx(0.1 * float(free["row"]["grad_norm"]), rel=1e-4)
     assert moment_norm(clipped["optimizer"]) == pytest.approx(0.1 * 0.25, rel=1e-4)
+
+
+def test_a_step_is_adamws_with_the_settings_given(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """After the first step m = (1 − β1) g, v = (1 − β2) g², and θ moved by −lr g / (|g| + ε): 1711.05101, no decay."""
+    beta1, beta2, epsilon, rate = 0.8, 0.95, 0.01, 0.02
+    settings = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon, "learning_rate": rate}
+    one_step(tiny_model_dir, tmp_path, "run", optimizer=settings, train={"clip_norm": None})
+    saved = checkpoint.load(tmp_path / "run" / "only" / "checkpoints" / "step-00000001")
+    (optimizer,) = saved["optimizer_states"]
+    start = load_file(tiny_model_dir / "model.safetensors")
+    weights = {name.removeprefix("policy.model."): value for name, value in saved["state_dict"].items()}
+    # The states are in the optimizer's order: matrices first, then norms, each in the model's order.
+    names = [n for n in weights if weights[n].ndim >= 2] + [n for n in weights if weights[n].ndim < 2]
+    states = [state for _, state in sorted(optimizer["state"].items())]
+    assert len(names) == len(states) and weights.keys() <= start.keys()
+    for name, state in zip(names, states, strict=True):
+        gradient = state["exp_avg"] / (1 - beta1)
+        torch.testing.assert_close(state["exp_avg_sq"], (1 - beta2) * gradient**2, rtol=1e-5, atol=1e-12)
+        moved = -rate * gradient / (gradient.abs() + epsilon)
+        torch.testing.assert_close(weights[name] - start[name], moved, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("section", ["optimizer", "schedule", "reference"])
+def test_a_run_does_not_go_on_with_another(section: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Every setting of these sections decides the weights, so resuming compares it."""
+    rows = write_rows("dpo", tmp_path / "dpo.jsonl")
+    (stage,) = run_for("dpo", tiny_model_dir, rows, tmp_path / "run").stages
+    before = what_is_learned(stage)
+    other = {"type": "constant", "mode": "copy", "every": 7}
+    mine = getattr(stage, section)
+    for name in type(mine).model_fields:
+        old = getattr(mine, name)
+        new = (
+            other[name]
+            if name in other
+            else 0.5
+            if old is None
+            else old / 2
+            if isinstance(old, float) and old
+            else 0.25
+        )
+        changed = stage.model_copy(update={section: mine.model_copy(update={name: new})})
+        assert old != new and what_is_learned(changed) != before, f"{section}.{name}"
 
 
 def test_the_vetted_rate_and_ten_times_it_for_an_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
+import torch
 
+from align.core.data.collate import collate
 from align.core.train import checkpoint
 from align.core.train.launch import train
+from align.core.train.rundir import RunDirectory
+from align.core.train.setup import set_up
 from align.schemas.errors import AlignError
 from tests.core.runs import run_for, write_rows
 
@@ -21,3 +26,27 @@ def test_a_validation_metric_that_is_not_there_stops_before_the_first_step(
     with pytest.raises(AlignError, match=r"validation\.metric\n.*is 'acuracy'[\s\S]*did you mean 'accuracy'"):
         train(run, progress=False)
     assert checkpoint.steps(tmp_path / "run" / "only" / "checkpoints") == []
+
+
+def test_the_held_out_loss_is_the_mean_over_all_held_out_tokens(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step it is −log p of the starting weights, over every scored token of the set at once.
+
+    In steps of 5, of which the last is short; steps hold unlike numbers of tokens, so neither a mean of means nor
+    the last step's count gives this number.
+    """
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    rows = write_rows("sft", tmp_path / "rows.jsonl")
+    sections = {"data": {"validation_fraction": 0.4}, "train": {"batch_size": 5, "max_steps": 1}}
+    run = run_for("sft", tiny_model_dir, rows, tmp_path / "run", **sections)
+    train(run, progress=False)
+    with open(tmp_path / "run" / "only" / "metrics.csv", newline="", encoding="utf-8") as file:
+        logged = [row for row in csv.DictReader(file) if row["step"] == "0"]
+    setup = set_up(RunDirectory(run), run.stages[0], progress=False)
+    (held_out,) = setup.prepared.held_out
+    examples = [held_out.examples[i] for i in range(len(held_out.examples))]
+    assert len(examples) > 10 and len(examples) % 5
+    with torch.no_grad():
+        logp_T = setup.policy.eval()(collate(examples, "padded", 0)).logp_T
+    assert float(logged[0]["val/loss"]) == pytest.approx(-float(logp_T.double().mean()), rel=1e-5)

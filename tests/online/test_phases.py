@@ -24,6 +24,7 @@ from align.core.train.online import RolloutPhases
 from align.core.train.rollout import opened
 from align.core.train.rundir import RunDirectory
 from align.core.train.setup import set_up
+from align.plugins.generators.local import Local
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.online.probes import python
@@ -285,3 +286,25 @@ def test_normalising_changes_what_is_learned_and_not_what_is_told(run: Any) -> N
     for row in samples(made, 2):
         assert row["reward"] == row["parts"]["python"]
     assert 0 < result.metrics["reward"] < 1
+
+
+def test_held_out_prompts_get_the_likeliest_answer_whatever_the_temperature(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sampling of the run is watched: training prompts at the stage's temperature, held-out ones at 0."""
+    asked: list[tuple[int, float]] = []
+    generate = Local.generate
+
+    def watched(self: Any, requests: Any, sampling: Any, **how: Any) -> Any:
+        asked.append((sum(len(request.seeds) for request in requests), sampling.temperature))
+        return generate(self, requests, sampling, **how)
+
+    monkeypatch.setattr(Local, "generate", watched)
+    data = {"train": str(tmp_path / "prompts.jsonl"), "validation_fraction": 0.25, "workers": 1}
+    made = run("low_ids", rollout={"sampling": {"max_tokens": 6, "temperature": 1.7}}, data=data)
+    train(made, progress=False)
+    # Two held-out prompts, once each, before the first step, after each pass over the rest, and at the end.
+    greedy = [answers for answers, temperature in asked if temperature == 0.0]
+    assert greedy and set(greedy) == {2}
+    assert {answers for answers, temperature in asked if temperature == 1.7} == {16}
+    assert {temperature for _, temperature in asked} == {0.0, 1.7}
