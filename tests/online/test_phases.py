@@ -75,6 +75,46 @@ def test_every_prompt_is_asked_once_an_epoch_and_no_answer_twice_alike(run: Any)
     assert [row["rollout/prompts"] for row in log(made)] == ["4.0"] * 6
 
 
+@pytest.mark.parametrize(
+    ("prompts", "answers", "batches", "passes", "epochs", "phases", "steps"),
+    [
+        (3, 8, 1, 1, 1, [2, 1], 2),  # 2 prompts a phase
+        (5, 16, 1, 1, 1, [4, 1], 2),  # 4 a phase: none is left unasked
+        (3, 8, 1, 1, 2, [2, 2, 2], 3),
+        (5, 8, 2, 2, 1, [4, 1], 6),  # 4 a phase in 2 batches, each learned from twice; what is left fills one
+        (3, 16, 1, 1, 1, [3], 1),
+        (4, 8, 1, 1, 0.5, [2], 1),
+    ],
+)
+def test_an_epoch_asks_each_prompt_once(
+    run: Any,
+    tmp_path: Path,
+    prompts: int,
+    answers: int,
+    batches: int,
+    passes: int,
+    epochs: float,
+    phases: Any,
+    steps: int,
+) -> None:
+    file = tmp_path / "few.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"the sea {i}"}) + "\n" for i in range(prompts)))
+    made = run(
+        "low_ids",
+        rollout={"batches": batches},
+        data={"train": str(file), "workers": 1},
+        algorithm={"type": "grpo", "group": 4, "passes": passes},
+        train={"batch_size": answers, "epochs": epochs},
+    )
+    train(made, progress=False)
+    asked = [[row["source"] for row in samples(made, phase)[::4]] for phase in range(1, len(phases) + 1)]
+    assert [len(sources) for sources in asked] == phases
+    counts = Counter(source for sources in asked for source in sources)
+    assert len(counts) == min(prompts, round(prompts * epochs)) and set(counts.values()) == {max(1, int(epochs))}
+    rows = log(made)
+    assert len(rows) == steps and float(rows[-1]["epoch"]) == pytest.approx(epochs)
+
+
 def test_groups_without_a_difference_stay_leave_or_are_replaced(run: Any) -> None:
     """Prompts with an even number are dead: half of them. Kept ones share the average, dropped ones do not."""
     gradients, dead, asked = {}, {}, {}
@@ -168,15 +208,26 @@ def test_the_gold_reward_is_measured_and_never_learned_from(run: Any) -> None:
         ({"train": {"batch_size": 10}}, ["train.batch_size", "groups of 4", "multiple of 4"]),
         ({"algorithm": {"type": "ppo"}, "rollout": {"dead_groups": "drop"}}, ["asks each prompt once"]),
         ({"rollout": {"sampling": {"top_p": 0.9}}}, ["rollout.sampling", "under the policy", "top_p"]),
-        ({"rollout": {"sampling": {"max_tokens": 5000}}}, ["max_tokens", "512 positions"]),
+        (
+            {"rollout": {"sampling": {"max_tokens": 5000}}},
+            ["max_tokens", "512 positions", "prompts.jsonl:", "for 12 of 12 prompts", "take at most 50"],
+        ),
+        ({"data": {"train": "overlong"}}, ["prompts.jsonl.long:2\n    has ", "no answer fits", "data.max_length: 506"]),
         ({"rollout": {"rewards": ["math"]}}, ["prompts.jsonl:1", "solution", "7 rows more"]),
         ({"rollout": {"generator": "endpoint"}}, ["endpoint"]),
     ],
 )
-def test_what_cannot_work_is_said_before_training(run: Any, sections: dict[str, Any], words: list[str]) -> None:
+def test_what_cannot_work_is_said_before_training(
+    run: Any, tmp_path: Path, sections: dict[str, Any], words: list[str]
+) -> None:
     rollout = sections.pop("rollout", {})
     if rollout.get("generator") == "endpoint":
         rollout["generator"] = {"type": "endpoint", "url": "http://127.0.0.1:9", "model": "x"}
+    if "data" in sections:
+        long = tmp_path / "prompts.jsonl.long.jsonl"
+        long.write_text('{"prompt": "the sea"}\n' + json.dumps({"prompt": "zq " * 400}) + "\n")
+        sections["data"] = {"train": str(long), "workers": 1, "max_length": 4096}
+        words = [word.replace("prompts.jsonl.long:", "prompts.jsonl.long.jsonl:") for word in words]
     with pytest.raises(AlignError) as caught:
         train(run("low_ids", rollout=rollout, **sections), progress=False)
     assert all(word in str(caught.value) for word in words), str(caught.value)

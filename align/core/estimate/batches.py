@@ -22,7 +22,7 @@ from align.core.data.sources import load_records
 from align.core.model.load import load_tokenizer
 from align.core.model.packing import VARLEN
 from align.core.rollout.online import Experience, Group, Harvest, Online
-from align.core.train.online import groups_per_phase
+from align.core.train.online import extent, groups_per_phase
 from align.core.train.prepare import Preparation
 from align.core.train.setup import MICRO_TOKENS
 from align.schemas.errors import AlignError
@@ -254,6 +254,5 @@ def _steps(stage: Stage, algorithm: Algorithm, rows: int | None) -> int | None:
     if stage.train.max_steps is not None or rows is None:
         return stage.train.max_steps
     if isinstance(algorithm, Online) and stage.rollout is not None:
-        phases = max(1, round(stage.train.epochs * rows / groups_per_phase(stage, algorithm)))
-        return phases * stage.rollout.batches * algorithm.passes
+        return extent(stage, algorithm, rows)[1]
     return max(1, round(stage.train.epochs * -(-rows // stage.train.batch_size)))

@@ -35,6 +35,8 @@ REFILL = 3
 class RolloutPhases:
     """Phases of ``batches`` * ``passes`` optimizer steps over the same answers; at most ``total_steps`` in all.
 
+    Where the stage ends after a number of epochs its last phase asks what is left, in as many steps as that fills.
+
     heard: told every phase's answers and scores, before the first step on them (samples, notices).
     """
 
@@ -45,8 +47,7 @@ class RolloutPhases:
         self.groups_per_phase = groups_per_phase(stage, algorithm)
         self.steps_per_phase = self.rollout.batches * algorithm.passes
         self.evaluate_every: int | None = -(-len(prompts) // self.groups_per_phase) * self.steps_per_phase
-        wanted = max(1, round(stage.train.epochs * len(prompts) / self.groups_per_phase))
-        self.total_steps = stage.train.max_steps or wanted * self.steps_per_phase
+        self._wanted, self.total_steps = extent(stage, algorithm, len(prompts))
         self.metrics: Mapping[str, float] = {}
         self.unscored = ""
         """Why the phase's first answer without a score has none."""
@@ -73,11 +74,12 @@ class RolloutPhases:
                     self.broken_off(stop)
             assert self._examples is not None
             self.metrics = {**self.metrics, "rollout/staleness": float(index)}
-            turn, batch = divmod(index, self.rollout.batches)
+            batches = self._batches(phase)
+            turn, batch = divmod(index, batches)
             order = self._order(len(self._examples), phase * self.algorithm.passes + turn)
-            chosen = np.array_split(order, self.rollout.batches)[batch]
+            chosen = np.array_split(order, batches)[batch]
             step = self.cutter.step(index, [example for group in chosen for example in self._examples[group]])
-            if index == self.steps_per_phase - 1:
+            if index == batches * self.algorithm.passes - 1:
                 self._examples = None  # a checkpoint after the phase need not hold it
             return step
 
@@ -93,7 +95,19 @@ class RolloutPhases:
 
     def epochs(self, steps_done: int) -> float:
         """Passes over the prompts, replacements of dead groups not counted."""
-        return steps_done / self.steps_per_phase * self.groups_per_phase / len(self.prompts)
+        phase, within = self.locate(steps_done)
+        part = within / (self._batches(phase) * self.algorithm.passes) if within else 0.0
+        asked = phase * self.groups_per_phase + part * self._groups(phase)
+        return (asked if self._wanted is None else min(asked, self._wanted)) / len(self.prompts)
+
+    def _groups(self, phase: int) -> int:
+        """Prompts that a phase asks: in the last one those that are left."""
+        left = self.groups_per_phase if self._wanted is None else self._wanted - phase * self.groups_per_phase
+        return max(1, min(self.groups_per_phase, left))
+
+    def _batches(self, phase: int) -> int:
+        """Steps' worth of answers in a phase."""
+        return -(-self._groups(phase) * self.rollout.batches // self.groups_per_phase)
 
     # --- one phase -------------------------------------------------------------------------------------------------
 
@@ -101,7 +115,7 @@ class RolloutPhases:
         """Ask, score, measure, credit."""
         STATE.global_step = phase * self.steps_per_phase
         self.collector.sync(phase * self.steps_per_phase, self.prompts)
-        asked, scored, groups = self._ask()
+        asked, scored, groups = self._ask(self._groups(phase))
         alive = [not dead(group) for group in groups]
         for group, lives in zip(groups, alive, strict=True):
             if not lives:
@@ -144,10 +158,10 @@ class RolloutPhases:
         for hear in self.heard:
             hear(phase, asked, scored)
 
-    def _ask(self) -> tuple[list[Asked], list[Scored], list[Group]]:
-        """Enough groups for a phase; dead ones replaced while the token budget lasts, where that is wanted."""
+    def _ask(self, full: int) -> tuple[list[Asked], list[Scored], list[Group]]:
+        """The ``full`` groups of a phase; dead ones replaced while the token budget lasts, where that is wanted."""
         asked, scored, groups = list[Asked](), list[Scored](), list[Group]()
-        spent, budget, wanted = 0, 0, self.groups_per_phase
+        spent, budget, wanted = 0, 0, full
         while wanted > 0:
             places = range(self._place, self._place + wanted)
             which = [self._prompt(place) for place in places]
@@ -160,7 +174,7 @@ class RolloutPhases:
                 break
             spent += sum(len(heard.tokens) for each in new for heard in each.answers)
             budget = budget or self.rollout.refill_tokens or REFILL * spent
-            wanted = self.groups_per_phase - sum(not dead(group) for group in groups)
+            wanted = full - sum(not dead(group) for group in groups)
             if spent >= budget:
                 break
         return asked, scored, groups
@@ -232,6 +246,21 @@ def groups_per_phase(stage: Stage, algorithm: Online) -> int:
             where=f"{stage.name}: rollout.dead_groups",
         )
     return stage.train.batch_size * stage.rollout.batches // algorithm.group
+
+
+def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, int]:
+    """Return how many prompts a stage asks in all, None where it goes by steps, and its optimizer steps.
+
+    An epoch asks each prompt exactly once (``dead_groups: refill`` asks others beside), so the last phase may be short.
+    """
+    assert stage.rollout is not None
+    if stage.train.max_steps:
+        return None, stage.train.max_steps
+    full = groups_per_phase(stage, algorithm)
+    wanted = max(1, round(stage.train.epochs * prompts))
+    phases, left = divmod(wanted, full)
+    batches = phases * stage.rollout.batches - (-left * stage.rollout.batches // full)
+    return wanted, batches * algorithm.passes
 
 
 def experiences(asked: Sequence[Asked], scored: Sequence[Scored]) -> list[Group]:

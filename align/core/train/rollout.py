@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from align.core import contract
+from align.core.data.examples import Examples
 from align.core.disk import cache_directory
 from align.core.model.load import build_policy, resolve_model_path
 from align.core.model.policy import Policy
@@ -107,16 +108,9 @@ def make_collector(
         )
     place = Place(cache_directory() / "rewards", cutter.rank, cutter.world_size, stage.seed, hardware.accelerator, home)
     gold = stage.rollout.gold
-    longest = max(int(held.lengths.max()) for held in (prepared.train, *(h.examples for h in prepared.held_out)))
-    context = longest + stage.rollout.sampling.max_tokens
-    limit = getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and context > limit:
-        raise AlignError(
-            f"is {stage.rollout.sampling.max_tokens}: with the longest prompt ({longest} tokens) that is {context}, "
-            f"and the model has {limit} positions",
-            f"take at most {max(1, limit - longest)}, or drop long prompts (data.max_length, data.truncation: drop)",
-            where=f"{stage.name}: rollout.sampling.max_tokens",
-        )
+    prompts = [prepared.train, *(held_out.examples for held_out in prepared.held_out)]
+    context = max(int(held.lengths.max()) for held in prompts) + stage.rollout.sampling.max_tokens
+    refuse_overlong(stage, prompts, getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None))
     return Collector(
         stage.rollout,
         generator,
@@ -135,6 +129,33 @@ def make_collector(
         cutter,
         stage.seed,
         forward,
+    )
+
+
+def refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | None) -> None:
+    """Raise AlignError for prompts that leave no room for an answer in the model's ``limit`` positions, by row.
+
+    Else for a ``max_tokens`` that does not fit after the longest of them.
+    """
+    assert stage.rollout is not None
+    wanted = stage.rollout.sampling.max_tokens
+    if limit is None or max(int(held.lengths.max()) for held in prompts) + wanted <= limit:
+        return
+    rows = [(int(length), held[i].source) for held in prompts for i, length in enumerate(held.lengths.tolist())]
+    fix = f"leave long prompts out (data.max_length: {max(1, limit - wanted)}, data.truncation: drop)"
+    if none_fits := [(length, source) for length, source in rows if length >= limit]:
+        more = f" (and {len(none_fits) - NAMED} rows more)" if len(none_fits) > NAMED else ""
+        raise AlignError.gather(
+            Problem(source, f"has {length} tokens, and the model {limit} positions: no answer fits", fix + more)
+            for length, source in none_fits[:NAMED]
+        )
+    longest, source = max(rows, key=lambda row: row[0])
+    over = sum(length + wanted > limit for length, _ in rows)
+    raise AlignError(
+        f"is {wanted}: with the longest prompt ({longest} tokens, {source}) that is {longest + wanted}, and the model "
+        f"has {limit} positions; so it is for {over} of {len(rows)} prompts",
+        f"take at most {limit - longest}, or {fix}",
+        where=f"{stage.name}: rollout.sampling.max_tokens",
     )
 
 
