@@ -13,6 +13,7 @@ from align.core.data.examples import Examples
 from align.core.disk import cache_directory
 from align.core.model.load import build_policy, resolve_model_path
 from align.core.model.policy import Policy
+from align.core.model.positions import limits_for
 from align.core.model.reference import Reference
 from align.core.model.tokenizer import end_tokens
 from align.core.progress import working
@@ -110,7 +111,10 @@ def make_collector(
     gold = stage.rollout.gold
     prompts = [prepared.train, *(held_out.examples for held_out in prepared.held_out)]
     context = max(int(held.lengths.max()) for held in prompts) + stage.rollout.sampling.max_tokens
-    refuse_overlong(stage, prompts, getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None))
+    for whose, network in (("model", policy), ("critic", critic)):
+        if network is not None:
+            known = [limit for limit in limits_for(network, context) if limit is not None]
+            refuse_overlong(stage, prompts, min(known, default=None), whose)
     return Collector(
         stage.rollout,
         generator,
@@ -132,10 +136,10 @@ def make_collector(
     )
 
 
-def refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | None) -> None:
-    """Raise AlignError for prompts that leave no room for an answer in the model's ``limit`` positions, by row.
+def refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | None, whose: str = "model") -> None:
+    """Raise AlignError for prompts that leave no room for an answer in the ``limit`` positions of a network, by row.
 
-    Else for a ``max_tokens`` that does not fit after the longest of them.
+    Else for a ``max_tokens`` that does not fit after the longest of them. whose: ``model`` or ``critic``.
     """
     assert stage.rollout is not None
     wanted = stage.rollout.sampling.max_tokens
@@ -146,14 +150,14 @@ def refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | None
     if none_fits := [(length, source) for length, source in rows if length >= limit]:
         more = f" (and {len(none_fits) - NAMED} rows more)" if len(none_fits) > NAMED else ""
         raise AlignError.gather(
-            Problem(source, f"has {length} tokens, and the model {limit} positions: no answer fits", fix + more)
+            Problem(source, f"has {length} tokens, and the {whose} {limit} positions: no answer fits", fix + more)
             for length, source in none_fits[:NAMED]
         )
     longest, source = max(rows, key=lambda row: row[0])
     over = sum(length + wanted > limit for length, _ in rows)
     raise AlignError(
-        f"is {wanted}: with the longest prompt ({longest} tokens, {source}) that is {longest + wanted}, and the model "
-        f"has {limit} positions; so it is for {over} of {len(rows)} prompts",
+        f"is {wanted}: with the longest prompt ({longest} tokens, {source}) that is {longest + wanted}, and the "
+        f"{whose} has {limit} positions; so it is for {over} of {len(rows)} prompts",
         f"take at most {limit - longest}, or {fix}",
         where=f"{stage.name}: rollout.sampling.max_tokens",
     )

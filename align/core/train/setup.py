@@ -17,11 +17,13 @@ from align.core.algorithm import Algorithm
 from align.core.data.collate import collate
 from align.core.data.examples import Example, Examples
 from align.core.data.plan import FORWARD
+from align.core.data.sources import Window
 from align.core.disk import cache_directory
 from align.core.model.load import build_policy, load_tokenizer
 from align.core.model.notes import notes
 from align.core.model.packing import layout_for
 from align.core.model.policy import Policy
+from align.core.model.positions import check_lengths, limits_for, longest_sequence
 from align.core.model.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
 from align.core.progress import working
 from align.core.registry import registry
@@ -97,6 +99,10 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
     with working(f"{stage.name}: loading the model {stage.model.path}", shown=progress):
         policy, tokenizer = build_policy(stage.model, algorithm.head, seed=stage.seed, dropout=dropout)
+    sets = [prepared.train, *(held.examples for held in prepared.held_out)]
+    longest = max(map(longest_sequence, sets))
+    limits = limits_for(policy, max(longest, stage.data.max_length) if stage.data.stream else longest)
+    too_long = check_lengths(policy, limits, sets)
     critic = build_critic(algorithm, stage, tokenizer) if isinstance(algorithm, Online) else None
     if stage.rollout is not None:
         policy.temperature = stage.rollout.sampling.temperature or 1.0
@@ -134,10 +140,16 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         )
         phases = RolloutPhases(prompts, collector, algorithm, cutter, stage)
     elif stage.data.stream:
-        phases = StreamPhases(preparation.windows, preparation.window, cutter, stage.train, stage.seed)
+
+        def tokenise(window: Window) -> Examples:
+            examples = preparation.window(window)
+            check_lengths(policy, limits, [examples])
+            return examples
+
+        phases = StreamPhases(preparation.windows, tokenise, cutter, stage.train, stage.seed)
     else:
         phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
-    known = notes(policy, tokenizer, prepared.train)
+    known = [*too_long, *notes(policy, tokenizer, prepared.train)]
     return Setup(
         stage, algorithm, tokenizer, policy, critic, reference, prepared, cutter, phases, strategy, hardware, known
     )

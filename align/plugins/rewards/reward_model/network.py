@@ -23,6 +23,7 @@ from align.core.model.adapter import is_adapter
 from align.core.model.load import build_policy
 from align.core.model.packing import layout_for
 from align.core.model.policy import Scores
+from align.core.model.positions import limits_for
 from align.core.model.source import resolve_model_path
 from align.core.model.weights import without_gradient_or_dropout
 from align.core.rollout.reward import Answer, Score
@@ -57,10 +58,11 @@ class Network:
                 mend = "give a sequence-classification model with one label; algorithm reward_model trains one"
                 raise AlignError(found, mend, where=f"reward reward_model: {model.path}")
         policy, tokenizer = build_policy(model, "reward", seed=0, dropout=False)
+        told = getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None)
+        wanted = config.max_length or int(told or 2**31)
+        self._longest = limits_for(policy, wanted).taken or wanted
         self._policy, self._encoder, self._device = policy.to(device), Encoder(tokenizer), device
         self._pad, self._tokens = self._encoder.pad_id or 0, config.batch_tokens
-        told = getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None)
-        self._longest = config.max_length or int(told or 2**31)
         self._wanted: Literal["auto", "packed", "padded"] = config.layout
         self._layout: Layout | None = None
 
