@@ -630,6 +630,11 @@ class TestMedia:
         assert f"columns: {{unread: {key}}}" in bad.what
         assert len([r for r in read(tmp_path, rows, unread=key) if isinstance(r, Record)]) == 2
 
+    def test_rows_of_verl_too(self, tmp_path: Path) -> None:
+        row = {"data_source": "geo3k", "prompt": [user("q")], "reward_model": {"style": "rule", "ground_truth": "4"}}
+        good, bad = read(tmp_path, [{**row, "images": []}, {**row, "images": [{"bytes": "aGk="}]}])
+        assert isinstance(good, Record) and isinstance(bad, BadRow) and (bad.kind, bad.field) == ("media", "images")
+
     @pytest.mark.parametrize("kind", ["image", "image_url", "input_image", "video", "video_url", "input_audio", "file"])
     def test_a_part_is_refused(self, tmp_path: Path, kind: str) -> None:
         message = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": kind, "value": "a"}]}

@@ -60,6 +60,14 @@ class TestMixture:
         both: dict[str, Any] = {"train": [write(tmp_path / f"{i}.jsonl", [row]) for i, row in enumerate(rows)]}
         assert load(**both).fingerprint != first
 
+    def test_documents_of_a_text_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+        path = str(tmp_path / "a.txt")
+        assert texts(load(train=path).train) == ["one\n\ntwo"]
+        assert texts(load(train={"path": path, "documents": "blank_lines"}).train) == ["one", "two"]
+        with pytest.raises(ValueError, match="documents"):
+            Data(train=[{"path": path, "documents": "pages"}])  # type: ignore[list-item]
+
     def test_no_row_is_left(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", ["{", '{"text": 1}'])
         with pytest.raises(
@@ -184,6 +192,17 @@ class TestBadRows:
             ],
         }
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "data_report.json"]
+
+    def test_bad_answers_and_pictures_can_be_skipped(self, tmp_path: Path) -> None:
+        said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+        shown = [{"role": "user", "content": "<image>q"}, {"role": "assistant", "content": "a"}]
+        rows = [{"messages": said, "label": label, "id": str(label)} for label in (True, False)]
+        path = write(tmp_path / "a.jsonl", [*rows, {"messages": shown, "label": True}])
+        with pytest.raises(AlignError, match=r"(?s)marked as a bad one.*has a place for a picture.*on_bad_rows: skip"):
+            load(train=path)
+        assert [record.columns for record in load(train=path, on_bad_rows="skip").train] == [
+            {"label": True, "id": "True"}
+        ]
 
     def test_clean_data_has_a_report_too(self, tmp_path: Path) -> None:
         load(tmp_path, train=write(tmp_path / "a.jsonl", [{"text": "a"}]))

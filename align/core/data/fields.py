@@ -24,6 +24,8 @@ ROLES = {
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "rejected_images")
 """Columns that hold pictures or sound, which are never learned here."""
 
+ONLY_TEXT = "only text is learned (data.on_bad_rows: skip leaves such rows out)"
+
 Row = Mapping[str, Any]
 
 
@@ -370,9 +372,7 @@ def no_media(text: str, field: str) -> None:
     for match in _PICTURED.finditer(_CODE.sub("", text)):
         mark = match[0].strip()
         if mark.startswith("<img>") or f"</{mark[1:]}" not in text:
-            raise RowError(
-                "media", f"has a place for a picture or a sound, {_shown(mark)}: only text is learned", field
-            )
+            raise RowError("media", f"has a place for a picture or a sound, {_shown(mark)}: {ONLY_TEXT}", field)
 
 
 def _weigh(message: Message, where: str) -> None:
@@ -421,7 +421,7 @@ def _parts(message: Message, parts: list[Any], field: str) -> list[Message]:
             result = {"role": "tool", "content": _text(part.get("content", ""), f"{where}.content")}
             results.append(result | ({"tool_call_id": part["tool_use_id"]} if "tool_use_id" in part else {}))
         elif isinstance(type_, str) and re.search("image|video|audio|file|document", type_):
-            raise RowError("media", f"is a part of type {_shown(type_)}: only text is learned", where)
+            raise RowError("media", f"is a part of type {_shown(type_)}: {ONLY_TEXT}", where)
         else:
             what = "has no type" if type_ is None else f"is a part of type {_shown(type_)}, which is not read"
             raise RowError("wrong-type", f"{what}; parts of text, reasoning and tool calls are", where)
@@ -444,7 +444,7 @@ def _text(value: Any, field: str) -> str:
         return "".join(_text(item, f"{field}[{index}]") for index, item in enumerate(value))
     if isinstance(value, dict):
         if re.search("image|video|audio|file|document", str(value.get("type"))):
-            raise RowError("media", f"is a part of type {_shown(value['type'])}: only text is learned", field)
+            raise RowError("media", f"is a part of type {_shown(value['type'])}: {ONLY_TEXT}", field)
         for key in ("text", "value", "thinking", "reasoning", "refusal", "content"):
             if key in value:
                 return _text(value[key], f"{field}.{key}")
