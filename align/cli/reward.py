@@ -86,7 +86,9 @@ def list_(as_json: bool) -> None:
     "file", type=click.Path(path_type=Path), help="JSONL with `completion`, and what else the reward needs."
 )
 @_set
-@click.option("--together", type=click.IntRange(min=1), default=1, help="Answers asked at once; they share their time.")
+@click.option(
+    "--together", type=click.IntRange(min=1), default=1, help="Answers asked at once; their time is the call's."
+)
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON lines here.")
 @_device
 @_json

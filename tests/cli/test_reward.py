@@ -56,6 +56,24 @@ def test_every_line_in_is_a_line_out(tmp_path: Path) -> None:
     assert len((tmp_path / "out").read_text().splitlines()) == 5
 
 
+def test_lines_that_are_asked_in_one_call_say_so(tmp_path: Path) -> None:
+    """Two answers to one prompt are asked together, as the function may compare them; the third is alone."""
+    rows = [{"prompt": prompt, "completion": "4", "solution": "4"} for prompt in ("p", "p", "q")]
+    file = write(tmp_path / "a.jsonl", *rows)
+    out = CliRunner().invoke(main, ["reward", "score", "exact", file, "--json"]).stdout.splitlines()
+    assert [json.loads(line).get("together", 1) for line in out] == [2, 2, 1]
+    times = [json.loads(line)["milliseconds"] for line in out]
+    assert times[0] == times[1]
+
+
+def test_a_function_that_fails_is_named_with_file_function_and_line(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("def f(completions):\n    return [len(c) / 0 for c in completions]\n")
+    file = write(tmp_path / "a.jsonl", {"completion": "abc"})
+    done = CliRunner().invoke(main, ["reward", "score", f"{tmp_path}/f.py:f", file, "--json"])
+    why = json.loads(done.stdout)["why"]
+    assert all(word in why for word in ("f.py:f", "ZeroDivisionError", "(f.py, line 2)")), why
+
+
 def test_a_function_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "f.py").write_text("def f(completions, k=1):\n    return [k * len(c) for c in completions]\n")
     file = write(tmp_path / "a.jsonl", {"completion": "abc"})

@@ -115,6 +115,11 @@ def test_what_fails_costs_its_answer_alone(workers: Workers, deed: str, why: str
     assert said[1].why.startswith(why)
 
 
+def test_each_answer_has_its_own_time(workers: Workers) -> None:
+    (_, quick), (late, slow), _ = workers.timed(answers("1", "spin", "2"))
+    assert late.outcome == "timeout" and slow >= LIMIT and quick != slow
+
+
 def test_a_reply_too_long_is_an_error(workers: Workers) -> None:
     said = workers.score(answers("1", "long", "2"))
     assert [score.value for score in said] == [1.0, None, 2.0]

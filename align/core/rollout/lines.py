@@ -16,8 +16,8 @@ from align.core.data.faults import RowError
 from align.core.data.strict import parse
 from align.core.progress import Work
 from align.core.rollout.reward import Answer, Score
-from align.core.rollout.score import Opened
-from align.schemas.errors import AlignError
+from align.core.rollout.score import Opened, Timed
+from align.schemas.errors import AlignError, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +31,19 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a reward said of one line."""
+    """What a reward said of one line, and how long the call took in which it was asked, alone or with others."""
 
     line: Line
     score: Score
     milliseconds: float
+    together: int = 1
 
     def row(self) -> dict[str, Any]:
         """As a line of JSON."""
         said = self.score
         row: dict[str, Any] = {"score": said.value, "parts": dict(said.parts), "outcome": said.outcome}
         row |= {"milliseconds": round(self.milliseconds, 3), "why": said.why}
+        row |= {"together": self.together} if self.together > 1 else {}
         return row if not self.line.fault else {**row, "where": self.line.where}
 
 
@@ -113,24 +115,31 @@ def _counted(batches: Sequence[list[Line]], lines: int) -> Iterator[list[Line]]:
 def ask(reward: Opened, lines: Sequence[Line], together: int = 1) -> Iterator[Verdict]:
     """What a reward says of every line, in order. A failure costs its lines their scores and is said there.
 
-    together: answers asked at once, at least those of a prompt in successive lines; they share their time evenly.
+    together: answers asked at once, at least those of a prompt in successive lines.
     """
     for batch in _counted(list(_batches(lines, together)), len(lines)):
         faults = {i: why for i, line in enumerate(batch) if (why := _fault(reward, line))}
         answers = [line.answer for i, line in enumerate(batch) if i not in faults and line.answer is not None]
         started = time.perf_counter()
         try:
-            scores = reward.score(answers) if answers else []
+            scores = reward.timed(answers) if answers else []
         except AlignError as error:
-            why = "; ".join(" ".join((p.what + (f" ({p.mend})" if p.mend else "")).split()) for p in error.problems)
-            scores = [Score(None, "error", why=why)] * len(answers)
-        each = 1000 * (time.perf_counter() - started) / max(1, len(answers))
+            why = "; ".join(_in_one_line(problem) for problem in error.problems)
+            seconds = time.perf_counter() - started
+            scores = [Timed(Score(None, "error", why=why), seconds, len(answers))] * len(answers)
         said = iter(scores)
         for i, line in enumerate(batch):
             if i in faults:
                 yield Verdict(line, Score(None, "error", why=faults[i]), 0.0)
             else:
-                yield Verdict(line, next(said), each)
+                timed = next(said)
+                yield Verdict(line, timed.score, 1000 * timed.seconds, timed.together)
+
+
+def _in_one_line(problem: Problem) -> str:
+    """Where, what and the fix."""
+    where = f"{problem.where}: " if problem.where else ""
+    return " ".join((where + problem.what + (f" ({problem.mend})" if problem.mend else "")).split())
 
 
 def _fault(reward: Opened, line: Line) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -70,6 +71,15 @@ def decisive(choice: RewardChoice) -> dict[str, Any]:
     return {**choice.model_dump(mode="json"), "settings": concealed(settings)}
 
 
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A score, and the seconds that the call took in which so many answers were asked ``together``."""
+
+    score: Score
+    seconds: float
+    together: int
+
+
 class Opened:
     """One reward at work: in this process, or in workers where it has a limit for each answer."""
 
@@ -99,16 +109,25 @@ class Opened:
 
         Raises AlignError where a reward without a time limit fails, or gives another number of scores.
         """
+        return [timed.score for timed in self.timed(answers)]
+
+    def timed(self, answers: Sequence[Answer]) -> list[Timed]:
+        """As ``score``, each with the time that it took: its own in workers, else that of the call for all."""
+        since = time.perf_counter()
         with self._discreet():
-            return [self._without_secrets(_checked(score)) for score in self._score(answers)]
+            if self._workers is not None:
+                return [
+                    Timed(self._without_secrets(_checked(score)), seconds, 1)
+                    for score, seconds in self._workers.timed(answers)
+                ]
+            scores = [self._without_secrets(_checked(score)) for score in self._score(answers)]
+        seconds = time.perf_counter() - since
+        return [Timed(score, seconds, len(answers)) for score in scores]
 
     def _score(self, answers: Sequence[Answer]) -> Sequence[Score | float | None]:
         try:
-            if self._workers is not None:
-                said: Sequence[Score | float | None] = self._workers.score(answers)
-            else:
-                with waiting(f"{self._where} scores {len(answers)} answers", BOUND):
-                    said = self.reward.score(answers)
+            with waiting(f"{self._where} scores {len(answers)} answers", BOUND):
+                said = self.reward.score(answers)
         except AlignError:
             raise
         except Exception as error:

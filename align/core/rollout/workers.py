@@ -49,13 +49,14 @@ class _Broken(Exception):
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker as the trainer sees it. due: when its answer must be there (monotonic seconds)."""
+    """A worker as the trainer sees it. since, due: when it was given its answer, and must have it (monotonic)."""
 
     line: socket.socket | None = None
     pid: int | None = None
     number: int = -1
     index: int = -1
     due: float = math.inf
+    since: float = 0.0
     heard: bytes = b""
 
 
@@ -88,8 +89,12 @@ class Workers:
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """A score for each answer, in their order; no value where the reward took too long (``timeout``) or failed."""
+        return [score for score, _ in self.timed(answers)]
+
+    def timed(self, answers: Sequence[Answer]) -> list[tuple[Score, float]]:
+        """As ``score``, each with the seconds that its answer took."""
         with self._lock:
-            scores: dict[int, Score] = {}
+            scores: dict[int, tuple[Score, float]] = {}
             waiting = deque(enumerate(answers))
             try:
                 while len(scores) < len(answers):
@@ -97,7 +102,7 @@ class Workers:
                         if waiting and worker.due == math.inf:
                             index, answer = waiting.popleft()
                             scores |= self._give(worker, index, answer)
-                    scores |= dict(self._hear())
+                    scores |= {index: (score, seconds) for index, score, seconds in self._hear()}
             finally:
                 for worker in self._workers:
                     if worker.due < math.inf:  # interrupted: what it is about concerns nobody any more
@@ -111,32 +116,38 @@ class Workers:
                 self._hang_up(worker)
             self._hang_up_zygote()
 
-    def _give(self, worker: _Worker, index: int, answer: Answer) -> dict[int, Score]:
+    def _give(self, worker: _Worker, index: int, answer: Answer) -> dict[int, tuple[Score, float]]:
         """Send an answer to an idle worker, freshly forked where there is none; its score where that fails."""
+        since = time.monotonic()
+        failed = self._sent(worker, index, answer, since)
+        return {} if failed is None else {index: (failed, time.monotonic() - since)}
+
+    def _sent(self, worker: _Worker, index: int, answer: Answer, since: float) -> Score | None:
         try:
             if worker.line is None:
                 self._fork(worker)
             assert worker.line is not None
             self._asked += 1
-            worker.number, worker.index, worker.due = self._asked, index, time.monotonic() + self.seconds
+            worker.number, worker.index, worker.since = self._asked, index, since
+            worker.due = time.monotonic() + self.seconds
             body = pickle.dumps((self._asked, answer))
             worker.line.settimeout(self.seconds)
             worker.line.sendall(len(body).to_bytes(8, "big") + body)
             worker.line.settimeout(0)
-            return {}
+            return None
         except _Down as error:
-            return {index: Score(None, "error", why=f"no worker could be started: {error}")}
+            return Score(None, "error", why=f"no worker could be started: {error}")
         except TimeoutError:
             self._retire(worker)
-            return {index: self._late}
+            return self._late
         except OSError:
-            return {index: Score(None, "error", why=f"its worker process died ({self._retire(worker)})")}
+            return Score(None, "error", why=f"its worker process died ({self._retire(worker)})")
         except Exception as error:  # an answer that cannot be sent
             self._retire(worker)
-            return {index: Score(None, "error", why=f"cannot be sent to a worker: {error}"[:500])}
+            return Score(None, "error", why=f"cannot be sent to a worker: {error}"[:500])
 
-    def _hear(self) -> Iterator[tuple[int, Score]]:
-        """Wait until a worker says something or the first deadline passes; scores by their answer's index."""
+    def _hear(self) -> Iterator[tuple[int, Score, float]]:
+        """Wait until a worker replies or the first deadline passes; yield answers' index, score and seconds."""
         busy = [worker for worker in self._workers if worker.due < math.inf]
         if not busy:
             return
@@ -150,18 +161,19 @@ class Workers:
                 score = self._read(worker)
             except _Broken as error:
                 how = self._retire(worker)
-                yield worker.index, Score(None, "error", why=str(error) or f"its worker process died ({how})")
+                score = Score(None, "error", why=str(error) or f"its worker process died ({how})")
+                yield worker.index, score, time.monotonic() - worker.since
                 continue
             if score is not None:
                 worker.due = math.inf
                 if score.outcome == "error":  # whatever it left half done goes with it
                     self._retire(worker)
-                yield worker.index, score
+                yield worker.index, score, time.monotonic() - worker.since
         now = time.monotonic()
         for worker in busy:
             if worker.due <= now and worker.line is not None:
                 self._retire(worker)
-                yield worker.index, self._late
+                yield worker.index, self._late, now - worker.since
 
     @property
     def _late(self) -> Score:
