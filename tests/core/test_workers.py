@@ -120,8 +120,11 @@ def test_each_answer_has_its_own_time(workers: Workers) -> None:
     assert late.outcome == "timeout" and slow >= LIMIT and quick != slow
 
 
-def test_a_reply_too_long_is_an_error(workers: Workers) -> None:
+def test_a_reply_too_long_is_an_error(site: Path) -> None:
+    """Given time enough: to write so long a reply takes a busy machine longer than the others' limit."""
+    workers = opened(site, seconds=60)
     said = workers.score(answers("1", "long", "2"))
+    workers.close()
     assert [score.value for score in said] == [1.0, None, 2.0]
     assert said[1].outcome == "error" and "bytes" in said[1].why
 
