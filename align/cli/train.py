@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def train(
     from align.core.train.spawn import rank
     from align.schemas.secrets import shown_argument
 
-    again = f"align train {run} {' '.join([*map(shown_argument, overrides), '--resume'])}"
+    again = shlex.join(["align", "train", str(run), *map(shown_argument, overrides), "--resume"])
     ends_on_signals(again if rank() == 0 else "")
     show_progress(not quiet)
     asked = runfile.overriding(runfile.load(run, list(overrides)), override, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,7 +74,8 @@ def test_a_bad_row_is_named_by_file_and_line(tiny_model_dir: Path, tmp_path: Pat
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_model_dir: Path, tmp_path: Path) -> None:
-    file = run_file(tiny_model_dir, tmp_path)
+    """As a command that a shell reads back, whatever the file is called."""
+    file = run_file(tiny_model_dir, tmp_path).rename(tmp_path / "my run's.yaml")
     command = [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "stages.only.train.epochs=200"]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     root = tmp_path / "run" / "only" / "checkpoints"
@@ -85,6 +87,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_model_dir: Path, tmp_path: Path
     assert started.returncode == 128 + signal.SIGINT
     step = checkpoint.steps(root)[0]
     assert f"stopped by SIGINT after step {step}, which is saved" in said
-    assert f"go on with: align train {file} stages.only.train.epochs=200 --resume" in said
+    again = said.partition("go on with: ")[2].splitlines()[0]
+    assert shlex.split(again) == ["align", "train", str(file), "stages.only.train.epochs=200", "--resume"]
     refused = CliRunner().invoke(main, ["train", str(file), "stages.only.train.epochs=200"])
     assert refused.exit_code == 2 and "--resume" in refused.output

@@ -1,6 +1,10 @@
 """Kill a training run again and again; it must end with the same bits as one left alone.
 
     python -m tests.core.killloop --algorithm sft --kills 60
+    python -m tests.core.killloop --algorithm early_stop --kills 20
+
+``early_stop`` and ``rollback`` are killed once more, right after the checkpoint that holds the decision; ``lora`` finds
+its base changed once, and must refuse to go on until it is as it was.
 
 A fork server imports everything once; each child is one ``align train --resume`` in all but the interpreter's start,
 and dies by SIGKILL at a random moment: while reading, tokenising, stepping, writing or rotating checkpoints, exporting.
@@ -18,20 +22,84 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.core.runs import run_for
+
+REFUSED = 3
+"""Exit status of a child that ended with an AlignError."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An algorithm with sections laid over ``run_for``'s. decides: it ends before its last step."""
+
+    algorithm: str
+    sections: Mapping[str, Any] = field(default_factory=dict)
+    decides: bool = False
+
+
+CASES: Mapping[str, Case] = {
+    "early_stop": Case(
+        "sft",
+        {
+            "optimizer": {"learning_rate": 0.05},
+            "schedule": {"type": "constant", "warmup": 0.0},
+            "train": {"epochs": 20},
+            "validation": {"every": 1, "patience": 3},
+            "checkpoint": {"every": 100, "export": "best"},
+        },
+        decides=True,
+    ),
+    "rollback": Case(
+        "grpo",
+        {
+            "train": {"max_steps": 24, "batch_size": 8},
+            "validation": {"every": 4},
+            "checkpoint": {"every": 4, "keep": 99},
+            "rollout": {"watch": {"action": "rollback", "warmup": 1, "patience": 1, "length": 1.0001, "kl": None}},
+        },
+        decides=True,
+    ),
+    "best_of_n": Case("best_of_n", {"train": {"batch_size": 64}}),
+    "lora": Case("sft", {"model": {"adapter": {"rank": 2}}}),
+}
+"""By name; any other name is an algorithm as it is."""
 
 
 def outcome(output: Path) -> dict[str, str]:
     """sha256 of everything that must not depend on interruptions."""
     stage = output / "only"
     kept = [stage / "metrics.csv", stage / "done.json", stage / "export" / "model.safetensors"]
+    kept[2:] = [path for path in (kept[2], stage / "export" / "rows.jsonl") if path.exists()]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
 
-def child(algorithm: str, model: Path, data: Path, output: Path) -> int:
-    """Fork a process that trains to the end; returns its pid."""
+def saved(output: Path) -> bool:
+    """Whether a killed run has left something to go on from."""
+    stage = output / "only"
+    return any((stage / "checkpoints").glob("step-*")) or any((stage / "phases").glob("*.json"))
+
+
+def die_once_decided() -> None:
+    """Kill this process as soon as a checkpoint says that training has ended before its last step."""
+    from align.core.train import checkpoint
+
+    save = checkpoint.save
+
+    def save_and_die(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        save(directory, state, facts)
+        if state["align"]["ended"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.save = save_and_die
+
+
+def child(case: Case, model: Path, data: Path, output: Path, decided: bool = False) -> int:
+    """Fork a process that trains to the end; returns its pid. decided: it dies once it has decided to stop."""
     pid = os.fork()
     if pid:
         return pid
@@ -40,9 +108,16 @@ def child(algorithm: str, model: Path, data: Path, output: Path) -> int:
         os.environ["ALIGN_CACHE"] = str(output.parent / "cache")
         sys.stderr = open(output.parent / "child.log", "a")  # noqa: SIM115 - until the process ends
         from align.core.train.launch import train
+        from align.schemas.errors import AlignError
 
-        train(run_for(algorithm, model, data, output), resume=True, progress=False)
-        status = 0
+        if decided:
+            die_once_decided()
+        try:
+            train(run_for(case.algorithm, model, data, output, **case.sections), resume=True, progress=False)
+            status = 0
+        except AlignError:
+            status = REFUSED
+            raise
     except BaseException:
         import traceback
 
@@ -52,26 +127,54 @@ def child(algorithm: str, model: Path, data: Path, output: Path) -> int:
         os._exit(status)
 
 
-def kill_loop(algorithm: str, model: Path, kills: int, seed: int, root: Path) -> dict[str, int]:
+def ended(pid: int) -> int:
+    """Wait for a child; its exit status."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def refuses_another_base(case: Case, model: Path, data: Path, output: Path) -> None:
+    """With one bit of the base changed nothing is trained; afterwards the base is as it was."""
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    changed = bytearray(whole)
+    changed[len(changed) // 2] ^= 1
+    before = sorted((output / "only" / "checkpoints").glob("step-*"))
+    weights.write_bytes(changed)
+    status = ended(child(case, model, data, output))
+    weights.write_bytes(whole)
+    log = (output.parent / "child.log").read_text()
+    assert status == REFUSED and "model.path (model.safetensors)" in log, log
+    assert before == sorted((output / "only" / "checkpoints").glob("step-*")), "it trained on another base"
+
+
+def kill_loop(name: str, model: Path, kills: int, seed: int, root: Path) -> dict[str, int]:
     """Run once to the end, then again under ``kills`` SIGKILLs; raises AssertionError at the first difference."""
     from tests.core.runs import write_rows
 
-    data = write_rows(algorithm, root / "rows.jsonl")
+    case = CASES.get(name, Case(name))
+    data = write_rows(case.algorithm, root / "rows.jsonl")
     quiet = root / "quiet" / "run"
     quiet.parent.mkdir(parents=True)
     started = time.monotonic()
-    _, status = os.waitpid(child(algorithm, model, data, quiet), 0)
+    status = ended(child(case, model, data, quiet))
     assert status == 0, (quiet.parent / "child.log").read_text()
     whole = time.monotonic() - started
     expected = outcome(quiet)
     dice, killed, finished, resumed, reach = random.Random(seed), 0, 0, 0, whole
-    while killed < kills or not resumed:
+    to_decide, to_refuse = case.decides, name == "lora"
+    while killed < kills or not resumed or to_refuse:
         output = root / f"killed-{finished}" / "run"
         output.parent.mkdir(parents=True)
+        if to_decide:
+            assert ended(child(case, model, data, output, decided=True)) == -signal.SIGKILL, "it decided nothing"
+            killed, to_decide = killed + 1, False
         while True:
-            resumed += bool(list((output / "only" / "checkpoints").glob("step-*")))
-            pid = child(algorithm, model, data, output)
-            wanted = killed < kills or not resumed
+            if to_refuse and saved(output):
+                refuses_another_base(case, model, data, output)
+                to_refuse = False
+            resumed += saved(output)
+            pid = child(case, model, data, output)
+            wanted = killed < kills or not resumed or to_refuse
             deadline = time.monotonic() + dice.uniform(0, reach) if wanted else float("inf")
             while time.monotonic() < deadline:
                 done, status = os.waitpid(pid, os.WNOHANG)
@@ -83,7 +186,7 @@ def kill_loop(algorithm: str, model: Path, kills: int, seed: int, root: Path) ->
                 os.waitpid(pid, 0)
                 killed += 1
                 # Where kills always come before the first checkpoint, the machine is busier than it was.
-                reach = whole if list((output / "only" / "checkpoints").glob("step-*")) else 1.3 * reach
+                reach = whole if saved(output) else 1.3 * reach
                 continue
             assert status == 0, (output.parent / "child.log").read_text()
             break

@@ -145,14 +145,24 @@ def test_tensorboard_gets_what_the_file_gets(tiny_model_dir: Path, tmp_path: Pat
     assert (scalar.step, scalar.value) == (1, pytest.approx(float(found["row"]["loss"])))
 
 
-def test_the_bar_shows_loss_speed_and_memory(
-    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_loss_and_speed_and_on_a_terminal_memory(
+    terminal: bool,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """On stderr: a bar on a terminal, elsewhere lines, which leave out what changes little."""
+    for module in ("align.core.progress", "align.core.train.callbacks"):
+        monkeypatch.setattr(f"{module}.on_terminal", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "200")
     rows = write_rows("sft", tmp_path / "rows.jsonl")
     train(run_for("sft", tiny_model_dir, rows, tmp_path / "run", **ONE_STEP), progress=True)
-    shown = capsys.readouterr().out
-    for fact in ("only", "18/18", "loss ", "tok/s", "scored/s", "GiB"):
-        assert fact in shown
+    shown = capsys.readouterr()
+    assert not shown.out
+    for fact in ("only", "loss ", "tok/s", *(("scored/s", "GiB") if terminal else ("18/18",))):
+        assert fact in shown.err
 
 
 def test_a_csv_log_goes_back_to_the_resumed_step(tmp_path: Path) -> None:
