@@ -8,7 +8,8 @@ convolution, mixes them all the same, and one that takes no positions cannot be 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from align.core.data.examples import Example, Examples
 from align.core.data.examples import Sequence as TokenSequence
 from align.core.data.plan import Layout
 from align.core.model.policy import Policy, Scores
+from align.core.model.positions import limits_for
 
 log = logging.getLogger(__name__)
 
@@ -31,34 +33,103 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torc
 """How far rounding alone may move a log-probability."""
 
 
-ROWS, LENGTH = 4, 64
-"""How many sequences the probe takes, and how many tokens of each."""
+LENGTHS = (64, 61, 57, 53)
+"""Tokens of the sequences that the probe packs: unequal, so that they begin at no multiple of a chunk."""
+
+SIZE = re.compile(r"(^|_)(window|window_size|chunk_size|local_attention)$|^index_topk$")
+"""Names under which configs say how far attention reaches: ``sliding_window``, ``attention_chunk_size``, ..."""
+
+SMALL = 11
+"""What the probe puts in place of such a size, so that its short rows reach across several of them."""
+
+CHEAP = 1024
+"""The largest size that is tried out as it is, where the model does not heed the smaller one: rows of twice as much."""
 
 
 def probe(policy: Policy, examples: Examples | Sequence[Example], pad_id: int = 0) -> bool:
-    """Whether the model scores the first of these examples the same in one row as each sequence in its own.
+    """Whether the model scores sequences of these examples the same in one row as each in its own.
 
-    Runs where the model is. Leaves its mode, its attention and the random state as they were.
+    Windows and chunks that the config names are made small meanwhile, so that a few hundred tokens show whether they
+    are counted within each sequence or, as chunks of Llama 4 are, along the row. Where a model does not heed that, the
+    size itself is tried if it is ``CHEAP``; else there is no telling, and it is not packed.
+    Runs where the model is. Leaves its mode, its attention, its config and the random state as they were.
     """
     if not policy.takes_positions:
         return False
-    sequences = [s for i in range(min(ROWS, len(examples))) for s in examples[i].sequences]
-    alone = [_beginning(s) for s in (sequences if len(sequences) > 1 else 2 * sequences)[:ROWS]]
-    parameter, training = next(policy.parameters()), policy.training
+    most = limits_for(policy, max(LENGTHS)).taken or max(LENGTHS)
+    sequences = [s for i in range(min(len(LENGTHS), len(examples))) for s in examples[i].sequences]
+    lengths = [min(most, length) for length in LENGTHS]
+    parameter, training, sizes = next(policy.parameters()), policy.training, _sizes(policy)
     policy.eval()
     try:
         with torch.no_grad(), _attention(policy, parameter.device):
-            packed = _scores(policy, alone, pad_id)
-            single = torch.cat([_scores(policy, [one], pad_id) for one in alone])
+            with _made_small(policy, sizes):
+                if not _apart(policy, _laid_out(sequences, lengths), pad_id):
+                    return False
+            heeded = {size for name, size in sizes.items() if _heeds(policy, name, size, sequences, pad_id)}
+            # ModernBERT makes a window of half of one that its config names, and heeds the half
+            unheeded = {size for size in sizes.values() if not {size, size // 2} & heeded}
+            if not unheeded:
+                return True
+            size = max(unheeded)
+            if size > CHEAP:
+                return False
+            most = limits_for(policy, size + max(LENGTHS)).taken or size + max(LENGTHS)
+            rows = -(-2 * size // most) + 1
+            return _apart(policy, _laid_out(sequences, [max(1, most - 3 * i) for i in range(rows)]), pad_id)
     finally:
         policy.train(training)
-    return bool(((packed - single).abs() <= TOLERANCE[parameter.dtype] * (1 + single.abs())).all())
 
 
-def _beginning(sequence: TokenSequence) -> Example:
-    """Its first tokens, all scored: there is something to compare even where a prompt is long."""
-    tokens = sequence.tokens[:LENGTH]
-    return Example("probe", (TokenSequence("text", tokens, np.arange(len(tokens)) > 0),))
+def _sizes(policy: Policy) -> dict[str, int]:
+    """How far attention reaches, by the names that the config has for it; without those that no layer uses."""
+    config = policy.unwrapped.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds and all(kind == "full_attention" for kind in kinds):
+        return {}
+    found = {name: value for name, value in vars(config).items() if SIZE.search(name)}
+    return {name: value for name, value in found.items() if type(value) is int and value > SMALL}
+
+
+@contextmanager
+def _made_small(policy: Policy, sizes: Mapping[str, int]) -> Iterator[None]:
+    """Each size replaced by ``SMALL``, in configs and in modules that have taken it from there."""
+    holders: list[Any] = list(policy.unwrapped.modules())
+    holders += list({id(m.config): m.config for m in holders if hasattr(m, "config")}.values())
+    changed = [(h, name, size) for h in holders for name, size in sizes.items() if vars(h).get(name) == size]
+    for holder, name, _ in changed:
+        setattr(holder, name, SMALL)
+    try:
+        yield
+    finally:
+        for holder, name, size in changed:
+            setattr(holder, name, size)
+
+
+def _heeds(policy: Policy, name: str, size: int, sequences: Sequence[TokenSequence], pad_id: int) -> bool:
+    """Whether a smaller size changes what the model says of one sequence."""
+    most = limits_for(policy, max(LENGTHS)).taken or max(LENGTHS)
+    (row,) = _laid_out(sequences, [most])
+    before = _scores(policy, [row], pad_id)
+    with _made_small(policy, {name: size}):
+        return not torch.equal(before, _scores(policy, [row], pad_id))
+
+
+def _laid_out(sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> list[Example]:
+    """Sequences of these lengths, their tokens repeated where there are too few, all scored."""
+    made = []
+    for i, length in enumerate(lengths):
+        tokens = np.resize(sequences[i % len(sequences)].tokens, length)
+        made.append(Example("probe", (TokenSequence("text", tokens, np.arange(length) > 0),)))
+    return made
+
+
+def _apart(policy: Policy, alone: Sequence[Example], pad_id: int) -> bool:
+    """Whether sequences have the same scores in one row as each has by itself."""
+    packed = _scores(policy, alone, pad_id)
+    single = torch.cat([_scores(policy, [one], pad_id) for one in alone])
+    tolerance = TOLERANCE[next(policy.parameters()).dtype]
+    return bool(((packed - single).abs() <= tolerance * (1 + single.abs())).all())
 
 
 @contextmanager
