@@ -11,6 +11,7 @@ from typing import Any
 import rich_click as click
 
 from align.cli.choices import plugin_names
+from align.cli.progress import loading, show_progress
 from align.core.about import about
 from align.core.kinds import KINDS
 from align.core.registry import Offer, config_of, registry
@@ -119,7 +120,9 @@ def doctor(as_json: bool) -> None:
     from align.cli import COMMANDS
     from align.core.examine import examine
 
-    problems = list(examine(registry, reserved=COMMANDS))
+    show_progress(not as_json)
+    with loading("every plugin"):
+        problems = list(examine(registry, reserved=COMMANDS))
     if as_json:
         _print_json([{"level": p.level, "where": p.where, "what": p.what, "mend": p.mend} for p in problems])
     else:

@@ -18,4 +18,4 @@ def show_progress(shown: bool) -> None:
 
 def loading(what: str = "PyTorch and transformers") -> Work:
     """The seconds of imports before anything else can be said."""
-    return working(f"loading {what}", patience=1.0)
+    return working(f"loading {what}")

@@ -42,14 +42,16 @@ def train(
       align train run.yaml algorithm.beta=0.2 stages.1.train.epochs=3
       align train run.yaml --resume
     """
-    from align.core import runfile
     from align.core.train.spawn import rank
     from align.schemas.secrets import shown_argument
 
     again = shlex.join(["align", "train", str(run), *map(shown_argument, overrides), "--resume"])
     ends_on_signals(again if rank() == 0 else "")
     show_progress(not quiet)
-    asked = runfile.overriding(runfile.load(run, list(overrides)), override, reason)
+    with loading():  # to check its settings a run file's algorithm is made, and with it comes PyTorch
+        from align.core import runfile
+
+        asked = runfile.overriding(runfile.load(run, list(overrides)), override, reason)
     if check:
         with loading():
             from align.core.train.check import check as check_run

@@ -75,7 +75,7 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
         Data(train=[Source(path=str(place / "data" / "preferences-held-out.jsonl"))], workers=1), ("preference",)
     ).train
     right, liked, said = [], [], []
-    for path in models.values():
+    for path in track(list(models.values()), "asking the models", shown=progress):
         subject = Probed.load(path)
         answers = subject.answers([[{"role": "user", "content": question}] for question in asked], max_new_tokens=24)
         marks = [sums.answer_in(answer) == a + b for answer, (a, b) in zip(answers, held_out, strict=True)]

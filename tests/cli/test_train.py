@@ -91,3 +91,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_model_dir: Path, tmp_path: Path
     assert shlex.split(again) == ["align", "train", str(file), "stages.only.train.epochs=200", "--resume"]
     refused = CliRunner().invoke(main, ["train", str(file), "stages.only.train.epochs=200"])
     assert refused.exit_code == 2 and "--resume" in refused.output
+
+
+def test_check_prints_each_finding_once_for_rows_of_both_sides(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """48 rows, some of them held out, all longer than 4 tokens: one finding over 48 rows, not one for each side."""
+    file = run_file(tiny_model_dir, tmp_path)
+    cut = ["stages.only.data.max_length=4", "stages.only.data.truncation=keep_end"]
+    done = CliRunner().invoke(main, ["train", str(file), "--check", *cut], env={"COLUMNS": "400"})
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.stdout.splitlines() if "truncation: " in line]
+    assert "48 rows" in line

@@ -222,7 +222,7 @@ def test_a_cache_that_cannot_be_written(run_file: Path, tmp_path: Path, monkeypa
 def test_no_directory_for_temporary_files(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
     monkeypatch.setattr(tempfile, "tempdir", None)
-    done = align("train", run_file, "--check")
+    done = align("train", run_file, "--check", "--quiet")
     assert done.exit_code == 2 and done.stderr.startswith("TMPDIR\n    there is no directory for temporary files")
 
 

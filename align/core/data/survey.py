@@ -12,9 +12,11 @@ from align.core.data.lint.finding import RANK, Level, LintFinding
 from align.core.data.lint.lengths import Lengths
 from align.core.data.lint.linter import Linter, Looking
 from align.core.data.read import Reading
+from align.core.progress import working
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind
 from align.schemas.run import Source
+from align.schemas.text import visible
 
 
 @dataclass(slots=True)
@@ -77,7 +79,8 @@ def survey(
                 found.rows += 1
                 linter.see(item.record)
         if found.rows:
-            found.findings, found.lengths = linter.findings(), linter.lengths
+            with working(f"comparing the rows of {visible(source.path)}", shown=progress):
+                found.findings, found.lengths = linter.findings(), linter.lengths
             found.languages = linter.languages.shares
     except AlignError as error:
         found.error = str(error)
