@@ -312,3 +312,31 @@ def test_what_real_templates_leave_out(path: Path) -> None:
             assert lost == {finding} or refused, row
         else:
             assert not lost, (row, notes)
+
+
+def test_a_prompt_alone_is_held_against_its_row_too() -> None:
+    tok = tokenizer(writing("m.content if m.role != 'developer' else ''"))
+    encoder, asks = Encoder(tok), settings(learns_from=("prompt",))
+    lost = Record("prompt", "f:1", prompt=[{"role": "developer", "content": "Be kind."}, ASK])
+    assert [(n.finding, n.detail) for n in examples_of(lost, encoder, asks)[1]] == [
+        ("text-lost", "message 1 (developer), content: 'Be kind.'")
+    ]
+    thought = Record("prompt", "f:1", prompt=[ASK, says("So.", reasoning_content="Hm."), ASK])
+    made, notes = examples_of(thought, encoder, asks)
+    assert ([note.finding for note in notes], len(made)) == (["history-dropped"], 1)
+
+
+def test_both_answers_of_a_pair_are_held_against_the_row() -> None:
+    """Under a template that knows no tools both are the same empty answer."""
+    row = Record(
+        "preference",
+        "f:1",
+        prompt=[ASK],
+        chosen=[says(tool_calls=[call(name="look")])],
+        rejected=[says(tool_calls=[call(name="wait")])],
+    )
+    made, notes = examples_of(row, Encoder(tokenizer(writing())), settings())
+    assert made == []
+    assert [(note.finding, note.detail) for note in notes] == [
+        ("text-lost", "message 2 (assistant), tool_calls[0].function.name: 'look'")
+    ]
