@@ -186,6 +186,20 @@ def test_the_assistant_may_open_where_the_template_wants_a_question_first() -> N
     assert scored_text(one(Record("text", "f:1", text=row), tok), tok) == ["I help.<|im_end|>", "Yes.<|im_end|>"]
 
 
+def test_where_the_assistant_opens_is_not_taken_from_what_is_said() -> None:
+    tok = tokenizer(
+        "{% for m in messages %}{{ m.role + ':\\n' + m.content + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+    )
+    system = {"role": "system", "content": "You are the assistant:\nbe kind."}
+    opens = Record("text", "f:1", text=[assistant("assistant:\nI help."), *CHAT[:2]])
+    assert scored_text(one(opens, tok), tok)[0] == "assistant:\nI help.<|im_end|>"
+    row = Record("text", "f:1", text=[system, assistant("I help."), *CHAT[:2]])
+    assert scored_text(one(row, tok), tok) == ["I help.<|im_end|>", "Yes, it is.<|im_end|>"]
+    alone = Record("completion", "f:1", prompt=[system], completion=[assistant("I help.")])
+    assert scored_text(one(alone, tok), tok) == ["I help.<|im_end|>"]
+
+
 LEAVES_OUT = [{"weight": 0}, {"weight": 0.0}, {"train": False}]
 
 

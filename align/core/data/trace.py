@@ -32,7 +32,6 @@ STRIDE = 256
 """Characters from one mark to the next; each piece of a string has one at its start and one at its end."""
 
 _FIRST, _LAST = 0xF0000, 0x10FFFD  # planes for private use: no font and no standard gives them a meaning
-_PRIVATE = re.compile(f"[{chr(_FIRST)}-{chr(_LAST)}]")
 _MARK = (  # as itself, as JSON escapes it, as Python does
     f"[{chr(_FIRST)}-{chr(_LAST)}]" + r"|\\u[dD][bB][89a-fA-F][0-9a-fA-F]\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     r"|\\U00(?:0[fF]|10)[0-9a-fA-F]{4}"
@@ -195,8 +194,6 @@ class Tracer:
         """The string with its marks."""
         if not text.strip():
             return text
-        if _PRIVATE.search(text):
-            self._usable = False
         leaf = len(self._leaves)
         self._leaves.append(_Leaf(i, field, text))
         pieces, last = list[str](), 0
@@ -209,8 +206,6 @@ class Tracer:
         """A key with one mark, at its end: there it does not change how keys are sorted."""
         if not isinstance(key, str) or not key.strip():
             return key
-        if _PRIVATE.search(key):
-            self._usable = False
         self._leaves.append(_Leaf(i, field, key))
         return key + self._mark(len(self._leaves) - 1, len(key))
 
