@@ -130,7 +130,8 @@ def test_a_quiet_run_is_quiet(tiny_model_dir: Path, check: tuple[str, ...]) -> N
     loud, quiet = align("train", file, "output=loud", *check), align("train", file, "output=quiet", "--quiet", *check)
     assert loud.exit_code == quiet.exit_code == 0, loud.output + quiet.output
     assert quiet.stderr == ""
-    for said in ("loading the model", "tokenising rows", "reference log-probabilities"):
+    written = [] if check else ["writing the model to "]
+    for said in ("loading the model", "tokenising rows", "reference log-probabilities", *written):
         assert said in loud.stderr, loud.stderr
     if check:
         assert quiet.stdout == loud.stdout
@@ -201,6 +202,12 @@ def test_a_run_without_held_out_rows_does_not_claim_to_have_improved(tiny_model_
     assert data and done.exit_code == 0, done.output
     change = done.stdout.splitlines()[1]
     assert "improved" not in change and "on what it learned from" in change and "data.validation_fraction" in change
+
+
+def test_without_a_log_no_change_is_claimed(tiny_model_dir: Path) -> None:
+    first, change, *following = summary(tiny_model_dir, "sft", loggers=[], train={"max_steps": 2})
+    assert first.startswith("only: ") and "without the logger csv" in change
+    assert "metrics.csv" not in "".join(following)
 
 
 def test_a_change_for_the_worse_is_called_so(tiny_model_dir: Path) -> None:

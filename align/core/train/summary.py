@@ -54,7 +54,9 @@ def _change(stage: Stage, facts: StageFacts) -> str:
             f"{metric} {number(start)} at the first step, {number(end)} at step {step:.0f}, on what it learned from; "
             "nothing is held out to tell by: set data.validation_fraction"
         )
-    return "one step or none was logged, so no change can be told"
+    if not facts.curves:
+        return "no change can be told: without the logger csv nothing is kept here to compare"
+    return "no change can be told: it learned in one step, and nothing is held out"
 
 
 def _next(run: Run, results: Sequence[StageResult]) -> Iterator[str]:
@@ -73,7 +75,8 @@ def _next(run: Run, results: Sequence[StageResult]) -> Iterator[str]:
         yield f'compare   align sample {start} "YOUR PROMPT"'
         yield f"serve     vllm serve {export}"
         yield f"train on  model: {{path: {export}}} in another run file"
-    yield f"curves    {shlex.quote(str(last.directory / 'metrics.csv'))}"
+    if (metrics := last.directory / "metrics.csv").is_file():
+        yield f"curves    {shlex.quote(str(metrics))}"
 
 
 def _start(run: Run, stage: Stage) -> str:
