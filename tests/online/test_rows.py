@@ -33,7 +33,7 @@ def answered(text: Any, prompt: Any = ASKED) -> dict[str, Any]:
     ("row", "kind"),
     [
         (answered("4"), ""),
-        (answered("4 <|im_start|>"), ""),  # learned as characters, which is only worth a warning
+        (answered("4 <|im_start|>"), "special-token-unclear"),
         (answered("\U0001f600 \u4e2d"), ""),
         (answered("4", "2+2 is"), ""),
         ({"prompt": ASKED, "chosen": answered("4")["completion"], "rejected": answered("5")["completion"]}, ""),
@@ -95,7 +95,7 @@ def pipeline(tiny_model_dir: Path, place: Path, make: str, then: str, conversati
         "data": {"train": str(place / "prompts.jsonl"), "workers": 1},
         "algorithm": {"type": "best_of_n", "group": 6, "make": make},
         "train": {"batch_size": 24},
-        "rollout": {"rewards": [python("first_most")], "sampling": {"max_tokens": 64}},
+        "rollout": {"rewards": [python("first_most")], "sampling": {"max_tokens": 200}},
     }
     learn = {
         "name": "learn",
