@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -185,8 +186,8 @@ def test_signals_and_deaths_on_any_rank_lose_nothing(tiny_model_dir: Path, tmp_p
     """SIGTERM to rank 0, to rank 1, to the supervisor, then SIGKILL to rank 1, each time resumed.
 
     After a SIGTERM all ranks stop at one step, which is saved, and the exit status is 143; no process is ever left
-    over; log and weights are in the end those of the run that was left alone, to the bit. ALIGN_SIGNAL_ROUNDS=4 does
-    it four times over: twelve SIGTERMs.
+    over, and the rank that was killed is named; log and weights are in the end those of the run that was left alone,
+    to the bit. ALIGN_SIGNAL_ROUNDS=4 does it four times over: twelve SIGTERMs.
     """
     rounds = int(os.environ.get("ALIGN_SIGNAL_ROUNDS", "1"))
     sections: dict[str, dict[str, Any]] = {"devices": {"count": 2}, "train": {"epochs": 12 * rounds}}
@@ -195,15 +196,21 @@ def test_signals_and_deaths_on_any_rank_lose_nothing(tiny_model_dir: Path, tmp_p
     root = tmp_path / "disturbed" / "only" / "checkpoints"
     for target in ("rank 0", "rank 1", "supervisor", "killed") * rounds:
         before = (checkpoint.steps(root) or [0])[0]
-        started = subprocess.Popen(arguments, env=environment(tmp_path), stderr=subprocess.DEVNULL)
+        started = subprocess.Popen(arguments, env=environment(tmp_path), stderr=subprocess.PIPE)
         wait_for_step(started, tmp_path / "disturbed", before + 2)
         workers = workers_of(started.pid)
         victim = {"rank 0": workers[0], "supervisor": started.pid}.get(target, workers[1])
         os.kill(victim, signal.SIGKILL if target == "killed" else signal.SIGTERM)
-        status = started.wait(60)
+        said = started.communicate(timeout=120)[1].decode()
+        status = started.returncode
         assert status == 128 + signal.SIGTERM if target != "killed" else status not in (0, 128 + signal.SIGTERM)
         assert not [pid for pid in workers if alive(pid)]
-        if target != "killed":
+        if target == "killed":  # the other lost its connection to it, and is not the one to name
+            assert said.startswith(f"rank 1 on {socket.gethostname()} (")
+            assert "\n    was killed by SIGKILL: memory may have run out\n" in said
+            assert said.endswith(f"step {checkpoint.steps(root)[0]} is saved\n    --resume goes on from there\n")
+            assert "rank 0" not in said and "Traceback" not in said
+        else:
             assert checkpoint.steps(root)[0] == max(int(row["step"]) for row in log(tmp_path / "disturbed"))
         arguments = arguments if "--resume" in arguments else [*arguments, "--resume"]
     finish(arguments, tmp_path)

@@ -80,19 +80,21 @@ def run_workers(arguments: Sequence[str], count: int, limits: Limits) -> Ended |
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         environment.setdefault(name, "lo")
-    workers = [
-        subprocess.Popen(
-            interpreter.command("-m", "align", *arguments),
-            env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)},
-            # The first owns the screen: its progress bar asks what it is written to.
-            stderr=None if number == 0 and os.isatty(2) else subprocess.PIPE,
-            preexec_fn=die_with_parent,
-            process_group=0,  # a terminal's Ctrl-C goes to a whole group, and would come twice
-        )
-        for number in range(count)
-    ]
-    tails = [_Tail(worker) for worker in workers]
+    workers: list[subprocess.Popen[bytes]] = []
     with _passing_on(workers) as received:
+        for number in range(count):
+            worker = subprocess.Popen(
+                interpreter.command("-m", "align", *arguments),
+                env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)},
+                # The first owns the screen: its progress bar asks what it is written to.
+                stderr=None if number == 0 and os.isatty(2) else subprocess.PIPE,
+                preexec_fn=die_with_parent,
+                process_group=0,  # a terminal's Ctrl-C goes to a whole group, and would come twice
+            )
+            workers.append(worker)
+            for early in list(received):  # it came while there was no such worker to pass it on to
+                worker.send_signal(early)
+        tails = [_Tail(worker) for worker in workers]
         ended = _wait(workers, received, limits.stop + STOP_MARGIN)
     del store  # the workers' meeting place, until the last of them is gone
     if ended is None:
