@@ -21,6 +21,7 @@ from align.core.train.rundir import RunDirectory, located, remembered
 from align.core.train.setup import set_up
 from align.core.train.steps import Phases, StepBatch
 from align.schemas.run import Run, Stage
+from align.schemas.text import stripped
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def render(checks: Sequence[StageCheck]) -> None:
             ("first step", found.first_step),
         ):
             table.add_row(name, value)
-        console.print(table, *(Text(finding, style="yellow") for finding in found.findings))
+        console.print(table, *(Text(stripped(finding), style="yellow") for finding in found.findings))
         console.print(legend(_colour(console)), soft_wrap=True)
         console.print(found.shown, soft_wrap=True)
     console.print("[green]ready to train[/green]")

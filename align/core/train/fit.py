@@ -45,6 +45,7 @@ from align.core.train.setup import Setup, set_up
 from align.core.train.steps import StepLoader, fixed_steps
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Stage
+from align.schemas.text import stripped
 
 COMPARED = ("settings", "data", "steps")
 """Facts of a checkpoint that a resumed run must have too."""
@@ -67,7 +68,7 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
     setup = set_up(directory, located(stage, directory.export_of), progress)
     if spawn.rank() == 0:
         for note in setup.notes:
-            print(note, file=sys.stderr)
+            print(stripped(str(note)), file=sys.stderr)
     if isinstance(setup.phases, RolloutPhases):
         setup.phases.heard = [PhaseLog(directory.run, place, setup.phases.rollout)] if spawn.rank() == 0 else []
     if isinstance(setup.algorithm, Harvest):
@@ -88,7 +89,7 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
     facts = _facts(stage, place, setup)
     if spawn.rank() == 0:
         for sentence in damaged:
-            print(sentence, file=sys.stderr)
+            print(stripped(sentence), file=sys.stderr)
         directory.note(stage.name, **facts, files=directory.sums(place.path / "data_report.json"))
     if start is not None:
         _check_same(start, facts)
