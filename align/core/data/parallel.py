@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from align.core.interpreter import safe_spawning
+from align.core.liveness import waiting
 from align.schemas.errors import AlignError
 
 State = TypeVar("State")
@@ -34,18 +35,18 @@ def ordered_map(
         yield from (work(state, item) for item in items)
         return
     context = multiprocessing.get_context("spawn")
-    waiting: deque[Future[Result]] = deque()
+    futures: deque[Future[Result]] = deque()
     with safe_spawning():  # multiprocessing's own helper is started with the pool
         pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(state,))
     with pool:
         try:
             for item in items:
                 with safe_spawning():  # and a process when there is work for it
-                    waiting.append(pool.submit(_work, work, item))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                    futures.append(pool.submit(_work, work, item))
+                if len(futures) > 2 * workers:
+                    yield _result(futures.popleft())
+            while futures:
+                yield _result(futures.popleft())
         except BrokenProcessPool:
             raise AlignError(
                 "a worker process died: out of memory, or killed",
@@ -54,6 +55,11 @@ def ordered_map(
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(future: Future[Result]) -> Result:
+    with waiting("a worker process that reads rows", "set data.workers: 1, which shows where it stands"):
+        return future.result()
 
 
 def _begin(state: Any) -> None:
