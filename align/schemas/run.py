@@ -224,10 +224,10 @@ class Devices(Config):
     nodes: PositiveInt = 1
     """Number of nodes."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    timeout: Annotated[float, Field(gt=0)] = 1800.0
+    timeout: Annotated[float, Field(gt=0, le=30 * 86400)] = 1800.0
     """Seconds to wait for what may never end: another process that gives no sign of life, a reward without a time limit
     of its own. Then the run stops, says what it waited for, and can be resumed."""
-    stop_timeout: Annotated[float, Field(gt=0)] = 90.0
+    stop_timeout: Annotated[float, Field(gt=0, le=30 * 86400)] = 90.0
     """Seconds after SIGTERM, SIGINT or SIGUSR1 in which the step must end and be saved; then the run ends all the same,
     and goes on from the last checkpoint."""
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from align.core import liveness, runfile
 from align.core.liveness import Limits, Sign
@@ -25,6 +26,7 @@ from align.core.train.callbacks import Interrupted
 from align.core.train.failures import Lost, told, worker_failed
 from align.core.train.rundir import StageDirectory
 from align.schemas.errors import AlignError
+from align.schemas.run import Devices
 from tests.core.runs import run_for, write_rows
 from tests.core.test_distributed import alive, environment, wait_for_step, workers_of
 from tests.core.work import environment_here
@@ -133,6 +135,13 @@ def test_a_reward_that_hangs_ends_a_run_of_one_process(tiny_model_dir: Path, tmp
     assert done.returncode == (2 if ends_by == "timeout" else 128 + signal.SIGTERM), done.stderr
     assert f"rank 0 on {HOST} (step 1" in done.stderr and "reward python scores 16 answers" in done.stderr
     assert "--resume" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("setting", ["timeout", "stop_timeout"])
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan"), 1e9])
+def test_a_wait_has_an_end_whatever_is_asked_for(setting: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=setting):
+        Devices.model_validate({setting: value})
 
 
 # --- the supervisor alone, with workers that are no trainers -------------------------------------------------------
