@@ -192,6 +192,16 @@ class _Watch:
 _watch = _Watch()
 
 
+def _forget_in_child() -> None:
+    """A forked child is no process of the group, and a signal to it is none to its parent, whose pipe it shares."""
+    _watch.__init__()  # type: ignore[misc]
+    with suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 @contextmanager
 def watched(directory: Path | None, rank: int, world: int, limits: Limits) -> Iterator[None]:
     """Watch this process, one of a group of ``world``, until the end of the block; signals have a deadline in it."""

@@ -144,6 +144,38 @@ def test_a_wait_has_an_end_whatever_is_asked_for(setting: str, value: float) -> 
         Devices.model_validate({setting: value})
 
 
+def test_a_signal_to_a_forked_child_is_none_to_its_parent() -> None:
+    """As pools end their children; and a child does not give the parent's signs of life."""
+    program = """
+        import os, signal, time
+        from align.core import liveness
+
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        with liveness.watched(None, 0, 1, liveness.Limits(1000.0, 0.2)):
+            liveness.at_step(5)
+            child = os.fork()
+            if not child:
+                assert liveness._watch.step is None
+                time.sleep(1000)
+                os._exit(0)
+            os.kill(child, signal.SIGTERM)
+            time.sleep(1)
+            os.kill(child, signal.SIGKILL)
+            print("alive", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1000)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-P", "-c", textwrap.dedent(program)],
+        env=environment_here(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.stdout, done.returncode) == ("alive\n", 128 + signal.SIGTERM), done.stderr
+    assert done.stderr.startswith(f"rank 0 on {HOST} (step 5): SIGTERM came 0.2 s ago")
+
+
 # --- the supervisor alone, with workers that are no trainers -------------------------------------------------------
 
 
