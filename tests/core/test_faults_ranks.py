@@ -133,7 +133,8 @@ def test_a_reward_that_hangs_ends_a_run_of_one_process(tiny_model_dir: Path, tmp
         timeout=120,
     )
     assert done.returncode == (2 if ends_by == "timeout" else 128 + signal.SIGTERM), done.stderr
-    assert f"rank 0 on {HOST} (step 1" in done.stderr and "reward python scores 16 answers" in done.stderr
+    assert f"rank 0 on {HOST} (step 1" in done.stderr and " scores 16 answers" in done.stderr
+    assert f"reward python ({tmp_path / 'hangs.py'}:hangs)" in done.stderr
     assert "--resume" in done.stderr and "Traceback" not in done.stderr
 
 
