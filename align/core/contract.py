@@ -1,4 +1,4 @@
-"""The contract of plugins, held where the engine calls them: a breach is told with the plugin's name.
+"""The contract of plugins, checked where the engine calls them: a breach names the plugin.
 
 ``align.testing`` makes the same calls, so what stops a run here fails a plugin's own test first.
 """

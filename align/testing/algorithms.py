@@ -1,4 +1,4 @@
-"""What every algorithm promises that can be checked without knowing what it is for.
+"""The promises of every algorithm, checked without knowing what it is for.
 
 It trains a tiny random model on random rows of every kind the algorithm learns from, and fails with a sentence. An
 online algorithm gets random answers with random rewards, and makes its own rows of them.
@@ -37,7 +37,7 @@ def check_algorithm(
     dtype: torch.dtype = torch.float64,
     tolerance: float = 1e-9,
 ) -> None:
-    """Everything an algorithm promises that can be checked without knowing what it is for.
+    """Check everything that an algorithm promises, whatever it is for.
 
     - It says its name, paper, kinds of data and learning rate; its defaults are valid, every setting is described.
     - The loss of a step is the same when it is computed again.
@@ -76,7 +76,7 @@ def check_algorithm(
 
 
 def check_description(algorithm: type[Algorithm]) -> None:
-    """Whether an algorithm says what it is. Raises AssertionError with what is missing."""
+    """Check that an algorithm says what it is. Raises AssertionError with what is missing."""
     for attribute in ("name", "paper", "learns_from", "learning_rate"):
         assert getattr(algorithm, attribute, None), f"{algorithm.__qualname__} does not say its {attribute!r}"
     assert algorithm.learning_rate > 0, f"{algorithm.name}: the learning rate must be positive"

@@ -1,4 +1,4 @@
-"""What algorithms that sample their own answers promise of ``credit`` and ``examples``, checked on toy answers."""
+"""The promises of algorithms that sample their own answers, checked on toy answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every reward promises that can be checked without knowing what it is for."""
+"""The promises of every reward, checked without knowing what it is for."""
 
 from __future__ import annotations
 
@@ -135,11 +135,11 @@ def _made(reward: Plugin, settings: Mapping[str, Any]) -> Reward:
 
 
 def _answer(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Answer:
-    said = row["completion"]
-    text = said if isinstance(said, str) else said[-1]["content"]
+    completion = row["completion"]
+    text = completion if isinstance(completion, str) else completion[-1]["content"]
     group = next(i for i, other in enumerate(rows) if other["prompt"] == row["prompt"])
     columns = {name: value for name, value in row.items() if name not in ("prompt", "completion", "completion_ids")}
-    return Answer(row["prompt"], said, text, tuple(row.get("completion_ids", ())), "stop", columns, group)
+    return Answer(row["prompt"], completion, text, tuple(row.get("completion_ids", ())), "stop", columns, group)
 
 
 def _scores(reward: Reward, answers: Sequence[Answer]) -> list[Score]:

@@ -20,7 +20,7 @@ from align.core.train.books import Books
 from align.schemas.errors import AlignError
 
 Cut = Sequence[Sequence[int]]
-"""How a step is cut: the positions of its examples in each micro-batch."""
+"""A way to cut a step: the positions of its examples in each micro-batch."""
 
 CUTS: Mapping[str, Cut] = {
     "1x8": [range(8)],

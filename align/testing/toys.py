@@ -15,7 +15,7 @@ from align.schemas.records import Kind
 
 VOCABULARY = 64
 LENGTHS = ((3, 2, 5), (1, 7, 1), (6, 1, 4), (2, 9, 9), (4, 3, 2), (9, 1, 1), (1, 1, 8), (5, 6, 3))
-"""Of eight examples: tokens of the prompt, of an answer, and of a second answer where the kind has two."""
+"""Tokens of the prompt, of an answer, and of a second answer where the kind has two; eight examples."""
 
 
 def toy_examples(
