@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import ParamWrapper
@@ -21,6 +22,9 @@ NAMED = 4
 
 SCANNED = 4096
 """Examples that are searched for added tokens."""
+
+SAMPLE = 4096
+"""Embeddings that the mean is taken of."""
 
 NEAR = 0.1
 """Distance from the mean of all embeddings, as a share of the usual one, below which an embedding was never trained:
@@ -87,7 +91,8 @@ def _added_tokens(
     if not isinstance(policy.model, PeftModel):
         return
     added = tokenizer.added_tokens_decoder
-    used = {int(i) for e in _first(examples) for s in e.sequences for i in s.tokens if int(i) in added}
+    known = np.array(sorted(added), np.int64)
+    used = {int(i) for e in _first(examples) for s in e.sequences for i in np.intersect1d(s.tokens, known)}
     frozen = dict[int, list[str]]()
     network: Any = policy.unwrapped
     layers = {"embeddings": network.get_input_embeddings()}
@@ -127,13 +132,13 @@ def _untouched(
     """
     if not tokens:
         return []
+    others = np.setdiff1d(np.arange(len(weight_VD)), added)
+    others = others[:: max(1, len(others) // SAMPLE)]
     with torch.no_grad():
-        weight_VD = weight_VD.detach().float()
-        plain = torch.ones(len(weight_VD), dtype=torch.bool, device=weight_VD.device)
-        plain[[i for i in added if i < len(weight_VD)]] = False
-        mean_D = weight_VD[plain].mean(0)
-        usual = float((weight_VD[plain] - mean_D).norm(dim=1).median())
-        rows = weight_VD[list(tokens)]
+        sample = weight_VD[torch.from_numpy(others).to(weight_VD.device)].float()
+        rows = weight_VD[list(tokens)].float()
+        mean_D = sample.mean(0)
+        usual = float((sample - mean_D).norm(dim=1).median())
         near = torch.minimum((rows - mean_D).norm(dim=1), rows.norm(dim=1)) < NEAR * usual
     roles = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
     known = " ".join(map(str, (tokenizer.chat_template, *roles)))
