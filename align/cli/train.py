@@ -83,7 +83,11 @@ def worker(directory: Path, stage: str, progress: bool) -> None:
       align worker runs/first sft
     """
     ends_on_signals()
-    from align.core.train.launch import work
+    from align.core.train.spawn import rank
+
+    show_progress(progress and rank() == 0)
+    with loading():
+        from align.core.train.launch import work
 
     with _one_voice():
         work(directory, stage, progress)
