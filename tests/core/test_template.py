@@ -196,8 +196,12 @@ def test_where_the_assistant_opens_is_not_taken_from_what_is_said() -> None:
     assert scored_text(one(opens, tok), tok)[0] == "assistant:\nI help.<|im_end|>"
     row = Record("text", "f:1", text=[system, assistant("I help."), *CHAT[:2]])
     assert scored_text(one(row, tok), tok) == ["I help.<|im_end|>", "Yes, it is.<|im_end|>"]
-    alone = Record("completion", "f:1", prompt=[system], completion=[assistant("I help.")])
-    assert scored_text(one(alone, tok), tok) == ["I help.<|im_end|>"]
+    tok.chat_template = "{{ 'You are the assistant:\\nbe kind.' }}" + tok.chat_template
+    opens = Record("text", "f:1", text=[assistant("I help."), *CHAT[:2]])
+    tok.chat_template = tok.chat_template.replace(
+        "{% for", "{% if not messages %}{{ messages[0].role }}{% endif %}{% for", 1
+    )
+    assert scored_text(one(opens, tok), tok)[0] == "I help.<|im_end|>"
 
 
 LEAVES_OUT = [{"weight": 0}, {"weight": 0.0}, {"train": False}]
