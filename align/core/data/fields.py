@@ -19,7 +19,7 @@ ROLES = {
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("observation", "function", "function_response", "tool_response"), "tool"),
 }
-"""What files call a speaker (OpenAI, ShareGPT, LLaMA-Factory, ms-swift), and the role that chat templates know."""
+"""What files call a message's author (OpenAI, ShareGPT, LLaMA-Factory, ms-swift), and the role that templates know."""
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "rejected_images")
 """Columns that hold pictures or sound, which are never learned here."""
@@ -244,10 +244,10 @@ def with_system(found: Mapping[str, Any], row: Row, keys: Iterable[str]) -> tupl
         return dict(found), False
     system = next(filter(str.strip, given), "")
     answers = {k: as_message("assistant", v) for k, v in found.items() if k in ("completion", "chosen", "rejected")}
-    said = as_message("user", found[head])
-    if system and said[0]["role"] not in ("system", "developer"):
-        said = [{"role": "system", "content": system}, *said]
-    return {**found, **answers, head: said}, True
+    first = as_message("user", found[head])
+    if system and first[0]["role"] not in ("system", "developer"):
+        first = [{"role": "system", "content": system}, *first]
+    return {**found, **answers, head: first}, True
 
 
 def _is_parts(value: Any) -> bool:
@@ -309,7 +309,7 @@ _OURS = frozenset(ROLES.values())
 
 
 def _message(raw: Any, where: str) -> list[Message]:
-    """One message of a file in our spelling; several where one holds the results of calls beside text (Anthropic)."""
+    """One message of a file in our spelling; several where one holds results of calls and text (Anthropic)."""
     if not isinstance(raw, dict):
         raise RowError("wrong-type", f"is {a(raw)}, not a message with role and content", where)
     message = pruned(raw)
@@ -321,14 +321,14 @@ def _message(raw: Any, where: str) -> list[Message]:
         raise RowError("unknown-role", f"is {_shown(speaker)}; {did_you_mean(speaker, ROLES)}", f"{where}.{key}")
     role = ROLES[speaker]
     inside = next((k for k in ("content", "value") if k in message), "value" if key == "from" else "content")
-    at, says, results = f"{where}.{inside}", message.pop(inside, None), list[Message]()
+    at, inner, results = f"{where}.{inside}", message.pop(inside, None), list[Message]()
     if key == "from":
         del message["from"]
-    message = {"role": role, "content": says, **{k: v for k, v in message.items() if k != "role"}}
-    if isinstance(says, list):
-        results = _parts(message, says, at)
-    elif speaker in _CALLERS and says is not None:
-        calls = unpacked(says, at) if isinstance(says, str) else says
+    message = {"role": role, "content": inner, **{k: v for k, v in message.items() if k != "role"}}
+    if isinstance(inner, list):
+        results = _parts(message, inner, at)
+    elif speaker in _CALLERS and inner is not None:
+        calls = unpacked(inner, at) if isinstance(inner, str) else inner
         message |= {"content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}
     if isinstance(message.get("reasoning_content"), list):  # axolotl
         message["reasoning_content"] = _text(message["reasoning_content"], f"{where}.reasoning_content")
@@ -344,25 +344,25 @@ def _message(raw: Any, where: str) -> list[Message]:
 
 
 def _speaker(raw: Mapping[str, Any]) -> tuple[str, Any]:
-    """The key by which a message names who speaks, and whom it names."""
+    """The key by which a message names its author, and whom it names."""
     ours = raw.get("role") is not None or not (raw.keys() & {"from", "value"})
     return ("role", raw.get("role")) if ours else ("from", raw.get("from"))
 
 
 def _check_content(message: Message, field: str, there: bool) -> None:
-    """Make content a string where something else is said in its place; raise RowError where it is none."""
-    says, role = message["content"], message["role"]
+    """Make content a string where something else takes its place; raise RowError where it is none."""
+    inner, role = message["content"], message["role"]
     acts = role == "assistant" and any(message.get(key) for key in _ACTS)
-    if says is None and acts:
-        message["content"] = says = ""
-    if says is None:
+    if inner is None and acts:
+        message["content"] = inner = ""
+    if inner is None:
         raise RowError("null", "is null", field) if there else RowError("missing-field", "is missing", field)
-    if not isinstance(says, str):
-        raise RowError("wrong-type", f"is {a(says)}, not a string (only text is read)", field)
-    if not says.strip() and role in ("user", "assistant") and not acts:
+    if not isinstance(inner, str):
+        raise RowError("wrong-type", f"is {a(inner)}, not a string (only text is read)", field)
+    if not inner.strip() and role in ("user", "assistant") and not acts:
         raise RowError("empty", "is empty", field)
     if role != "assistant":
-        no_media(says, field)
+        no_media(inner, field)
 
 
 def no_media(text: str, field: str) -> None:
@@ -387,7 +387,7 @@ def _weigh(message: Message, where: str) -> None:
         if not known:
             raise RowError("wrong-type", f"is {_shown(value)}, not a weight of 0 or more", f"{where}.{key}")
         if value and message["role"] != "assistant":
-            what = f"is {_shown(value)}, but only what the assistant says is learned: leave it out"
+            what = f"is {_shown(value)}, but only what the assistant writes is learned: leave it out"
             raise RowError("wrong-type", what, f"{where}.{key}")
         weights.append(float(value))
     if weights and message["role"] == "assistant":

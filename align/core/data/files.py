@@ -326,8 +326,8 @@ def _documents(stream: IO[bytes], by: Documents) -> Iterator[Table]:
         except UnicodeDecodeError as error:
             row = RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({document[error.start]:#04x})")
         if len(document) > MAX_ROW:
-            mend = "" if by == "lines" else "; say where documents end, with documents: blank_lines or lines"
-            row = RowError("too-long", f"is longer than {MAX_ROW >> 20} MiB{mend}")
+            fix = "" if by == "lines" else "; say where documents end, with documents: blank_lines or lines"
+            row = RowError("too-long", f"is longer than {MAX_ROW >> 20} MiB{fix}")
         found.append((first, row))
         size += len(document)
         if len(found) == ROWS or size > CHUNK:
@@ -407,7 +407,7 @@ def _page_size(raw: IO[bytes], offset: int) -> int:
 
 
 def _pieces(batch: Any, first: int, schema: Any) -> Iterator[tuple[int, Chunk]]:
-    """A batch with dictionaries cut into chunks of some size, and their sizes; a row that is too large is told."""
+    """A batch with dictionaries cut into chunks of some size, and their sizes; too large a row becomes a bad one."""
     waiting, size = list[int](), 0
 
     def spelt_out() -> Iterator[tuple[int, Chunk]]:

@@ -16,7 +16,7 @@ from align.schemas.records import Kind, Record
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SYSTEM = ("system", "system_prompt")
-"""Columns that hold a system prompt for what stands beside it."""
+"""Columns that hold a system prompt for the rest of the row."""
 ANYWHERE = ("tools", "functions", "chat_template_kwargs", *SYSTEM)
 """Keys that are read in rows of every shape."""
 
@@ -26,7 +26,7 @@ class Shape:
     """The keys by which a row of one kind is known.
 
     required must be there, optional may be; both are read, and all other columns are handed on in ``Record.columns``.
-    kept: required or optional keys that are handed on as well. unless: keys beside which the row is something else.
+    kept: required or optional keys that stay in ``Record.columns``, too. unless: keys with which the row is another.
     """
 
     kind: Kind
@@ -113,11 +113,11 @@ class Format:
         shape = self.shape(row)
         if shape is None:
             raise self._missing(row)
-        beside = [key for key in SYSTEM if key not in (*shape.required, *shape.optional)]
-        found, system = fields.with_system(self.read(row, shape.kind), row, beside)
+        columns = [key for key in SYSTEM if key not in (*shape.required, *shape.optional)]
+        found, system = fields.with_system(self.read(row, shape.kind), row, columns)
         if shape.kind == "preference" and found.get("chosen") == found.get("rejected"):
             raise RowError("same-answers", "is the same as chosen", "rejected")
-        unread = (*shape.kept, *(() if system else beside), *(() if fields.reads_functions(row) else ("functions",)))
+        unread = (*shape.kept, *(() if system else columns), *(() if fields.reads_functions(row) else ("functions",)))
         taken = shape.keys.difference(unread)
         return Record(
             kind=shape.kind,

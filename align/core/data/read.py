@@ -163,27 +163,27 @@ class _Vote(NamedTuple):
 
 
 def unknown_keys(formats: Sequence[Format], keys: Iterable[str], kinds: Sequence[Kind]) -> tuple[str, str]:
-    """What is wrong with rows of these keys, and the mend."""
+    """Return what is wrong with rows of these keys, and how to fix it."""
     row = dict.fromkeys(keys, True)  # so that a label is a judgement
     shapes = [(format.name, shape) for format in formats for shape in format.shapes if shape.kind in kinds]
     guesses = [guess for _, shape in shapes if (guess := _renamed(shape, row)) is not None]
     # The best guess reads most of the row; of several that do, it is the one that renames least.
     columns, _ = max(guesses, key=lambda guess: (guess[1], -len(guess[0]), "prompt" in guess[0]), default=({}, 0))
     renames = ", ".join(f"{key}: {alias}" for key, alias in columns.items())
-    mend = f"rename them, perhaps with columns: {{{renames}}}" if renames else ""
+    fix = f"rename them, perhaps with columns: {{{renames}}}" if renames else ""
     for other in fitting(formats, row):
         held = shape.kind if (shape := other.shape(row)) else "other"
         what = f"holds {held} rows (format {other.name}); {' or '.join(kinds)} rows are wanted"
-        said = next((key for key in _CONVERSATIONS if key in row), None)
-        if "prompt" in kinds and said and "prompt" not in row:
-            mend = f"read conversations that end with the user as prompts, with columns: {{prompt: {said}}}"
-        return what, mend
+        messages = next((key for key in _CONVERSATIONS if key in row), None)
+        if "prompt" in kinds and messages and "prompt" not in row:
+            fix = f"read conversations that end with the user as prompts, with columns: {{prompt: {messages}}}"
+        return what, fix
     named = [ascii(key)[:40] for key in row]
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
     what = f"has the columns {', '.join(named[:_NAMED])}{more}, which no format has"
-    foreign = next((mend for key, mend in _FOREIGN.items() if key in row), None)
-    if foreign or mend:
-        return what, foreign or mend
+    foreign = next((fix for key, fix in _FOREIGN.items() if key in row), None)
+    if foreign or fix:
+        return what, foreign or fix
     if len(named) == 1 and (";" in named[0] or "\\t" in named[0]):
         return what, "separate columns with commas"
     if len(named) > 8 * _NAMED:

@@ -110,8 +110,8 @@ class Reader:
             raise
         for key in fields.MEDIA:
             if _holds(record.columns.get(key)):
-                mend = f"take the column away if the text is whole without it, with columns: {{unread: {key}}}"
-                raise RowError("media", f"holds pictures or sound: only text is learned ({mend})", key)
+                fix = f"take the column away if the text is whole without it, with columns: {{unread: {key}}}"
+                raise RowError("media", f"holds pictures or sound: only text is learned ({fix})", key)
         if record.kind in ("text", "completion"):
             self._refuse_answers_marked_bad(row)
         return record

@@ -26,10 +26,10 @@ class Messages(Format):
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
         """The conversation, in which the assistant must speak; or what came before its last message, and that."""
-        said = fields.dialogue(row, "messages")
+        messages = fields.dialogue(row, "messages")
         if kind == "text":
-            return {"text": said}
+            return {"text": messages}
         if kind == "unpaired":
-            return {**fields.judged(said, "messages"), "label": fields.boolean(row, "label")}
-        answers = {"chosen": said[-1:], "rejected": fields.content(row, "rejected_response")}
-        return {**fields.join(said[:-1], "messages", answers), "margin": fields.number(row, "margin")}
+            return {**fields.judged(messages, "messages"), "label": fields.boolean(row, "label")}
+        answers = {"chosen": messages[-1:], "rejected": fields.content(row, "rejected_response")}
+        return {**fields.join(messages[:-1], "messages", answers), "margin": fields.number(row, "margin")}

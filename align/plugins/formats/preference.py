@@ -11,7 +11,7 @@ from align.core.data.formats import Format, Shape
 from align.schemas.records import Content, Kind
 
 _ASKED = ("question", "query", "problem")
-"""Columns that hold a prompt under another name: what strings share at their start is no prompt beside one."""
+"""Columns that hold a prompt under another name: what strings share at their start is no prompt where there is one."""
 
 
 class Preference(Format):

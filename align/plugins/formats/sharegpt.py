@@ -31,26 +31,26 @@ class ShareGPT(Format):
     )
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
-        """The conversation, or what was said before the answers, and those."""
+        """The conversation, or what came before the answers, and those."""
         if kind == "preference":
             answers = {name: fields.turns(row, name) for name in ("chosen", "rejected")}
             return fields.join(fields.turns(row, "conversations"), "conversations", answers)
         key = "conversations" if row.get("conversations") is not None else "conversation"
-        said = fields.answered(_rounds(row, key) or fields.turns(row, key), key)
+        messages = fields.answered(_rounds(row, key) or fields.turns(row, key), key)
         if kind == "text":
-            return {"text": said}
+            return {"text": messages}
         tag = "kto_tag" if row.get("kto_tag") is not None else "label"
-        return {**fields.judged(said, key), "label": fields.boolean(row, tag)}
+        return {**fields.judged(messages, key), "label": fields.boolean(row, tag)}
 
 
 def _rounds(row: Mapping[str, Any], key: str) -> list[Message]:
     """The messages of a list of rounds; none where it is no such list."""
     for pair in _PAIRS:
         if isinstance(row[key], list) and all(isinstance(item, dict) and item.keys() >= {*pair} for item in row[key]):
-            said = [
+            turns = [
                 {"role": role, "content": item[side]}
                 for item in row[key]
                 for role, side in zip(("user", "assistant"), pair, strict=True)
             ]
-            return fields.messages(said, key) if said else []
+            return fields.messages(turns, key) if turns else []
     return []

@@ -14,7 +14,7 @@ from align.schemas.records import Kind
 class XLAM(Format):
     """``{"query": str, "tools": list, "answers": list of calls}``, the lists also as strings of JSON.
 
-    The user says the query, and the assistant makes the calls.
+    The user asks the query, and the assistant makes the calls.
     """
 
     name = "xlam"
