@@ -527,6 +527,10 @@ class TestRecognition:
         record = one(tmp_path, {"prompt": "q", "completion": "a", "label": True}, ["completion"])
         assert (record.kind, record.completion, record.columns) == ("completion", "a", {"label": True})
 
+    def test_a_null_key_makes_no_row_of_another_kind(self) -> None:
+        shape = registry.get("format", "messages")().shape({"messages": SAYS, "label": None})
+        assert shape is not None and shape.kind == "text"
+
     def test_wrong_kind(self, tmp_path: Path) -> None:
         with pytest.raises(AlignError, match=r"holds text rows \(format messages\); preference rows are wanted"):
             one(tmp_path, {"messages": SAYS}, ["preference"])
