@@ -2,8 +2,9 @@
 
 A template is a program that came with a model. jinja2's sandbox keeps it from the machine, yet not from working for
 ever or filling the memory: ``{{ 10 ** 10 ** 9 }}`` is one operation in C, which no signal handler and no other thread
-can interrupt. The kernel can: this process has a limited address space and an alarm whose action is to end it. So the
-limits hold for whatever a template does and from whichever thread it is asked for.
+can interrupt. The kernel can: this process has a limited address space and a limit of processor time at which it is
+ended. So the limits hold for whatever a template does and from whichever thread it is asked for, and a busy machine
+does not make a good template a slow one.
 
 The environment is that of transformers' ``apply_chat_template``; the process imports jinja2 alone and starts in a
 tenth of a second, once for each process that renders.
@@ -12,6 +13,7 @@ tenth of a second, once for each process that renders.
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import os
 import pickle
@@ -34,8 +36,11 @@ import jinja2.sandbox
 MEMORY = 2 << 30
 """Address space of the process in bytes: some forty times the longest text that is let in."""
 
-GRACE_SECONDS = 5.0
-"""How long after its own alarm the process is waited for before it is killed."""
+WAIT_FACTOR, GRACE_SECONDS = 10.0, 30.0
+"""Seconds of waiting for each second of processor time that the process has, and beyond, before it is killed."""
+
+FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
+"""Exit statuses of a process that somebody else has ended, or the kernel for want of memory: no template's doing."""
 
 
 class Job(NamedTuple):
@@ -104,13 +109,13 @@ def _reply(source: str, jobs: Sequence[tuple[Any, ...]], seconds: float, charact
     """The texts, or ``[why]`` where there is none, as JSON: nothing that a template makes is unpickled."""
     found: list[str | list[str]] = []
     for job in map(Job._make, jobs):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             found.append(_rendered(source, job, characters))
         except Exception as error:  # a template is a program that works on the row: anything may come out
             found.append([_why(error)])
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     return json.dumps(found).encode()
 
 
@@ -122,9 +127,10 @@ def _why(error: Exception) -> str:
 
 def _serve(connection: Connection) -> None:
     """Render until the other end is closed, as it is when the process there ends in whatever way."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends this process, in the middle of whatever it does
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group, they are for the process that asks
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends this process, in the middle of whatever it does
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     with suppress(ValueError, OSError):  # a system without such limits
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
@@ -156,27 +162,38 @@ class _Process:
         """Templates that the process knows, and by what number."""
 
     def ask(self, source: str, jobs: Sequence[Job], seconds: float, characters: int) -> list[str | Failed]:
-        """Raises TimeoutError where a job takes longer, OSError where there is no process to be had."""
-        plain = [tuple(job) for job in jobs]  # the process does not import this module
+        """Raises TimeoutError where a job takes longer, OSError where no process is to be had or none survives."""
         with self._lock:
-            connection = self._open()
-            number = self._sources.get(source)
-            try:
-                told = (len(self._sources), source) if number is None else (number, None)
-                connection.send_bytes(pickle.dumps((*told, plain, seconds, characters)))
-                self._sources[source] = told[0]
-                if not connection.poll(seconds * len(jobs) + GRACE_SECONDS):
-                    raise TimeoutError
-                found = json.loads(connection.recv_bytes())
-            except (EOFError, ConnectionError, TimeoutError) as error:
-                status = self._end()
-                if isinstance(error, TimeoutError) or status == -signal.SIGALRM:
-                    raise TimeoutError(f"took longer than {seconds:g} s") from None
-                name = signal.Signals(-status).name if status < 0 else f"status {status}"
-                return [Failed(f"the process that renders it ended with {name}")] * len(jobs)
-            except BaseException:  # Ctrl-C between request and reply: the next reply would be this one's
-                self._end()
-                raise
+            found = self._ask(source, jobs, seconds, characters)
+            if found is None:  # once more in a new process: a busy machine is no reason to refuse a good row
+                found = self._ask(source, jobs, seconds, characters)
+        if found is None:
+            raise OSError(errno.ECHILD, "it was killed twice")
+        return found
+
+    def _ask(self, source: str, jobs: Sequence[Job], seconds: float, characters: int) -> list[str | Failed] | None:
+        """As ``ask``; None where the process was ended from outside."""
+        plain = [tuple(job) for job in jobs]  # the process does not import this module
+        connection = self._open()
+        number = self._sources.get(source)
+        try:
+            told = (len(self._sources), source) if number is None else (number, None)
+            connection.send_bytes(pickle.dumps((*told, plain, seconds, characters)))
+            self._sources[source] = told[0]
+            if not connection.poll(WAIT_FACTOR * seconds * len(jobs) + GRACE_SECONDS):
+                raise TimeoutError
+            found = json.loads(connection.recv_bytes())
+        except (EOFError, ConnectionError, TimeoutError) as error:
+            status = self._end()
+            if isinstance(error, TimeoutError) or status == -signal.SIGPROF:
+                raise TimeoutError(f"took longer than {seconds:g} s") from None
+            if status in FROM_OUTSIDE:
+                return None
+            name = signal.Signals(-status).name if status < 0 else f"status {status}"
+            return [Failed(f"the process that renders it ended with {name}")] * len(jobs)
+        except BaseException:  # Ctrl-C between request and reply: the next reply would be this one's
+            self._end()
+            raise
         if isinstance(found, str):
             return [Failed(found)] * len(jobs)
         return [one if isinstance(one, str) else Failed(one[0]) for one in found]
