@@ -65,14 +65,14 @@ def test_a_stopped_rank_is_waited_for_only_so_long(tiny_model_dir: Path, tmp_pat
     (A rank that is killed: test_distributed's test_signals_and_deaths_on_any_rank_lose_nothing.)
     """
     stage = tmp_path / "run" / "only"
-    started = start(tmp_path, "sft", tiny_model_dir, devices={"count": 2, "timeout": 4}, train={"epochs": 40})
+    started = start(tmp_path, "sft", tiny_model_dir, devices={"count": 2, "timeout": 20}, train={"epochs": 40})
     wait_for_step(started, tmp_path / "run", 2)
     workers = workers_of(started.pid)
     os.kill(workers[1], signal.SIGSTOP)
     status, said = ended(started)
     step = checkpoint.last_step(stage / "checkpoints")
     assert status == 2
-    assert said.startswith(f"rank 1 on {HOST} (") and f"; rank 0 on {HOST} gives up waiting for it\n" in said
+    assert f"rank 1 on {HOST} (" in said and f"; rank 0 on {HOST} gives up waiting for it\n" in said
     assert "has given no sign of life for" in said and "devices.timeout" in said
     assert said.endswith(
         f"{stage}\n    a worker stopped for the reason above\n{stage}\n    step {step} is saved\n"
@@ -89,7 +89,7 @@ def test_a_reward_that_hangs_on_one_rank_is_named_with_it(tiny_model_dir: Path, 
     rollout = {"rewards": [reward], "sampling": {"max_tokens": 4}}
     os.environ["HANGING_RANK"] = "1"
     try:
-        started = start(tmp_path, "grpo", tiny_model_dir, devices={"count": 2, "timeout": 3}, rollout=rollout)
+        started = start(tmp_path, "grpo", tiny_model_dir, devices={"count": 2, "timeout": 20}, rollout=rollout)
     finally:
         del os.environ["HANGING_RANK"]
     status, said = ended(started)
