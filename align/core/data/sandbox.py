@@ -1,6 +1,6 @@
-"""Chat templates rendered in a process of their own, under limits of time and memory.
+"""Render chat templates in a process of their own, under limits of time and memory.
 
-A template is a program that came with a model. jinja2's sandbox keeps it from the machine, yet not from working for
+A template is a program that came with a model. jinja2's sandbox keeps it from the machine, but not from running for
 ever or filling the memory: ``{{ 10 ** 10 ** 9 }}`` is one operation in C, which no signal handler and no other thread
 can interrupt. The kernel can: this process has a limited address space and a limit of processor time at which it is
 ended. So the limits hold for whatever a template does and from whichever thread it is asked for, and a busy machine
@@ -37,21 +37,24 @@ MEMORY = 2 << 30
 """Address space of the process in bytes: some forty times the longest text that is let in."""
 
 WAIT_FACTOR, GRACE_SECONDS = 10.0, 30.0
-"""Seconds of waiting for each second of processor time that the process has, and beyond, before it is killed."""
+"""The longest wait for a reply: so many seconds for each second of processor time, and so many more.
+
+The limit proper is processor time; this only bounds the wait for a process that stands still."""
 
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
-"""Exit statuses of a process that somebody else has ended, or the kernel for want of memory: no template's doing."""
+"""Exit statuses of a process that was ended from outside (by a person, a scheduler, the kernel out of memory): the
+template is not at fault."""
 
 
 class Job(NamedTuple):
-    """One rendering. marks: written around what stands between ``{% generation %}`` and ``{% endgeneration %}``."""
+    """One rendering. marks: texts to write at ``{% generation %}`` and at ``{% endgeneration %}``."""
 
     variables: dict[str, Any]
     marks: tuple[str, str] = ("", "")
 
 
 class Failed(NamedTuple):
-    """What became of a rendering that gave no text."""
+    """The reason why a rendering gave no text."""
 
     why: str
 
@@ -106,13 +109,13 @@ def _rendered(source: str, job: Job, characters: int) -> str:
 
 
 def _reply(source: str, jobs: Sequence[tuple[Any, ...]], seconds: float, characters: int) -> bytes:
-    """The texts, or ``[why]`` where there is none, as JSON: nothing that a template makes is unpickled."""
+    """Return the texts as JSON, with ``[why]`` for one that failed. No pickle: what a template makes is not trusted."""
     found: list[str | list[str]] = []
     for job in map(Job._make, jobs):
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             found.append(_rendered(source, job, characters))
-        except Exception as error:  # a template is a program that works on the row: anything may come out
+        except Exception as error:  # a template is a program: it may raise anything
             found.append([_why(error)])
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -126,7 +129,7 @@ def _why(error: Exception) -> str:
 
 
 def _serve(connection: Connection) -> None:
-    """Render until the other end is closed, as it is when the process there ends in whatever way."""
+    """Render until the other end is closed, which also happens when that process is killed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group, they are for the process that asks
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends this process, in the middle of whatever it does
@@ -145,13 +148,13 @@ def _serve(connection: Connection) -> None:
                 if source is not None:
                     sources[number] = source
                 reply = _reply(sources[number], *rest)
-            except Exception as error:  # as no memory for the request, or for the reply
+            except Exception as error:  # such as no memory for the request or for the reply
                 reply = json.dumps(_why(error)).encode()
             connection.send_bytes(reply)
 
 
 class _Process:
-    """The renderer of this process, started when it is first needed and again after it had to be ended."""
+    """The renderer of this process, started when it is first needed and again after it was ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -159,10 +162,14 @@ class _Process:
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._sources: dict[str, int] = {}
-        """Templates that the process knows, and by what number."""
+        """Templates that were sent to the process, with their numbers: each is sent once."""
 
     def ask(self, source: str, jobs: Sequence[Job], seconds: float, characters: int) -> list[str | Failed]:
-        """Raises TimeoutError where a job takes longer, OSError where no process is to be had or none survives."""
+        """Return what ``render`` does.
+
+        Raises TimeoutError where a job exceeds its limit, OSError where no process can be started or two are
+        killed.
+        """
         with self._lock:
             found = self._ask(source, jobs, seconds, characters)
             if found is None:  # once more in a new process: a busy machine is no reason to refuse a good row
@@ -172,14 +179,14 @@ class _Process:
         return found
 
     def _ask(self, source: str, jobs: Sequence[Job], seconds: float, characters: int) -> list[str | Failed] | None:
-        """As ``ask``; None where the process was ended from outside."""
+        """Ask once; return None where the process was ended from outside."""
         plain = [tuple(job) for job in jobs]  # the process does not import this module
         connection = self._open()
         number = self._sources.get(source)
         try:
-            told = (len(self._sources), source) if number is None else (number, None)
-            connection.send_bytes(pickle.dumps((*told, plain, seconds, characters)))
-            self._sources[source] = told[0]
+            template = (len(self._sources), source) if number is None else (number, None)
+            connection.send_bytes(pickle.dumps((*template, plain, seconds, characters)))
+            self._sources[source] = template[0]
             if not connection.poll(WAIT_FACTOR * seconds * len(jobs) + GRACE_SECONDS):
                 raise TimeoutError
             found = json.loads(connection.recv_bytes())
@@ -191,7 +198,7 @@ class _Process:
                 return None
             name = signal.Signals(-status).name if status < 0 else f"status {status}"
             return [Failed(f"the process that renders it ended with {name}")] * len(jobs)
-        except BaseException:  # Ctrl-C between request and reply: the next reply would be this one's
+        except BaseException:  # Ctrl-C between request and reply: else the next request would read this reply
             self._end()
             raise
         if isinstance(found, str):
@@ -199,7 +206,7 @@ class _Process:
         return [one if isinstance(one, str) else Failed(one[0]) for one in found]
 
     def _open(self) -> Connection:
-        if self._connection is None or self._owner != os.getpid():  # a fork has its parent's: it needs its own
+        if self._connection is None or self._owner != os.getpid():  # a forked child must not share its parent's
             ours, theirs = Pipe()
             command = [sys.executable, "-P", __file__, str(theirs.fileno())]
             try:
@@ -239,10 +246,10 @@ atexit.register(_process.close)
 
 
 def render(source: str, jobs: Sequence[Job], seconds: float, characters: int) -> list[str | Failed]:
-    """The text of each job under the template ``source``, or why there is none.
+    """Return the text of each job under the template ``source``, or why there is none.
 
-    seconds: longest that one of them may take. characters: most that one may write. Raises TimeoutError, and OSError
-    where no process can be started.
+    seconds: limit of processor time for each job. characters: longest text. Raises TimeoutError for a job over its
+    limit, and OSError where no process can be started or it is killed twice.
     """
     return _process.ask(source, jobs, seconds, characters)
 

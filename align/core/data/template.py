@@ -1,4 +1,4 @@
-"""One record to token sequences: rendering, and which of the tokens are the assistant's.
+"""Render one record and turn it into token sequences with a mask of the tokens that are learned.
 
 A conversation is rendered and tokenised as one text, as it will be when the model is used. The assistant's words are
 found as character spans: by the template's ``{% generation %}`` marks, else by rendering the conversation up to each
@@ -30,23 +30,23 @@ from align.schemas.errors import AlignError
 from align.schemas.records import Arguments, Message, Record
 
 RENDER_SECONDS = 10.0
-"""Longest that a template may work on one conversation: it is a program, and may be made never to end."""
+"""Limit of processor time for one conversation: a template is a program, and may be written never to end."""
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _RESERVED = {"messages", "tools", "chat_template", "add_generation_prompt"}
-"""What a row's chat_template_kwargs may not set, being set already."""
+"""Variables that a row's chat_template_kwargs may not set, because the renderer sets them."""
 
 _NONCE = secrets.token_hex(8)
 _GENERATION = (f"\ufdd4{_NONCE}\ufdd5", f"\ufdd4{_NONCE}\ufdd6")
-"""Written around what a template marks as the assistant's, where that is asked for; no row can know it."""
+"""Markers written around what a template marks as the assistant's. Random in each process, so no row can spell them."""
 
 
 def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[list[Draft]], list[Note]]:
-    """The uncut examples of one record, each a list of sequences, and what was noticed while making them.
+    """Return the uncut examples of one record, each a list of sequences, and the findings made on the way.
 
     text -> ``text``; prompt -> ``prompt``, nothing scored; completion, unpaired -> ``completion``; preference ->
-    ``chosen``, ``rejected``. One example, save where the run file accepts turn-not-prefix. Raises Refusal, and
-    AlignError where the template does not end.
+    ``chosen``, ``rejected``. There is one example, or one per answer where the run file accepts turn-not-prefix. Raises
+    Refusal for a row that cannot be used, and AlignError where the template exceeds its time limit.
     """
     if record.kind not in settings.learns_from:
         raise Refusal("wrong-kind", f"a {record.kind} row")
@@ -55,13 +55,13 @@ def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[l
         text = row.enter(record.text)
         examples = row.conversation(text) if record.conversational else [[row.string("text", "", text)]]
     elif record.kind == "prompt":
-        examples = [[row.asked()]]
+        examples = [[row.prompt_alone()]]
     elif record.kind == "preference":
         pair = {"chosen": record.chosen, "rejected": record.rejected}
         examples = [[row.answered(role, row.prompt, row.enter(answer)) for role, answer in pair.items()]]
     else:
         examples = [[row.answered("completion", row.prompt, row.enter(record.completion))]]
-    row.spelt(record)
+    row.note_special_tokens(record)
     return [[_scored(draft, settings) for draft in example] for example in examples], row.notes
 
 
@@ -70,20 +70,21 @@ def rendered(
 ) -> str:
     """Return a prompt of messages as the chat template writes it, followed by the messages ``added``.
 
-    opens: with the generation prompt at its end. Raises as ``drafts`` does.
+    opens: append the generation prompt. Raises as ``drafts`` does.
     """
     row = _Row(record, encoder, settings)
     return row.render([*row.prompt, *added], prompt=opens).text
 
 
 def _scored(draft: Draft, settings: Settings) -> Draft:
-    """The scored mask as the algorithm wants it: of a reward the last token alone; never the first token."""
+    """Return the draft with the algorithm's scored mask: a reward model scores the last token alone."""
     scored = np.arange(len(draft.scored)) == len(draft.scored) - 1 if settings.reward else draft.scored
+    # Nothing predicts the first token, so it never carries loss.
     return draft._replace(scored=scored & (np.arange(len(scored)) > 0))
 
 
 class _Piece(NamedTuple):
-    """A span of a text that is learned, and how much."""
+    """A span of characters that is learned, and its weight in the loss."""
 
     start: int
     end: int
@@ -91,10 +92,10 @@ class _Piece(NamedTuple):
 
 
 class _Rendered(NamedTuple):
-    """A conversation as its template writes it, and what became of the row in it.
+    """A conversation as its template writes it, and a trace of the row's strings in it.
 
-    messages: spelt as the template takes them. weights: how much is learned of each. views: the text of the same cut
-    short, by (messages, generation prompt).
+    messages: in the form that the template accepts. weights: the loss weight of each message. views: the renderings of
+    shorter prefixes, keyed by (number of messages, with a generation prompt).
     """
 
     messages: list[Message]
@@ -104,7 +105,7 @@ class _Rendered(NamedTuple):
     views: dict[tuple[int, bool], str | Failed]
 
     def view(self, upto: int, prompt: bool) -> str:
-        """Raises Refusal where the template refuses it."""
+        """Return the rendering of the first ``upto`` messages. Raises Refusal where the template rejects them."""
         found = self.views[upto, prompt]
         if isinstance(found, Failed):
             raise Refusal("template-failed", found.why)
@@ -130,25 +131,26 @@ class _Row:
 
     @cached_property
     def source(self) -> str:
-        """The template. Raises Refusal where there is none."""
+        """The chat template's source. Raises Refusal where there is none."""
         return self.encoder.template(self.tools)
 
     @cached_property
     def marked(self) -> bool:
-        """Whether it marks what is the assistant's."""
+        """True if the template has ``{% generation %}`` marks around the assistant's text."""
         return _MARKS.search(self.source) is not None
 
     def note(self, finding: str, detail: str) -> None:
-        """An error of this row: a refusal unless the run file accepts it."""
+        """Record an error of this row. Raises Refusal unless the run file accepts that finding."""
         if finding not in self.settings.allow:
             raise Refusal(finding, detail)
         self.notes.append(Note(finding, detail))
 
-    def spelt(self, record: Record) -> None:
-        """Note special tokens that the row spells.
+    def note_special_tokens(self, record: Record) -> None:
+        """Record the special tokens that the row spells.
 
-        What a user or a tool says is text. In the assistant's own words and in strings the model's format may be meant,
-        but for tokens that begin or end a text, which no answer has inside.
+        In messages of users and tools such a spelling is text. In the assistant's messages and in plain strings the
+        model's format may be meant: that is ``special-token-unclear``, except for tokens that only ever begin or end a
+        text (bos, eos, pad, unk).
         """
         if self.guard.honoured:
             self.notes.append(Note("special-token-meant", " ".join(self.guard.honoured)))
@@ -166,14 +168,16 @@ class _Row:
         if text := [token for token in self.guard.found if token not in unclear]:
             self.notes.append(Note("special-token-in-text", " ".join(text)))
 
-    def enter(self, said: Any) -> Any:
-        """What the row says, its special tokens hidden; but eos at the very end of a string means just that."""
-        return self.guard.enter(said.removesuffix(self.encoder.eos) if isinstance(said, str) else said)
+    def enter(self, content: Any) -> Any:
+        """Return content of the row with its special tokens hidden."""
+        if isinstance(content, str):  # a string ends with eos anyway, so one that the row spells out there is dropped
+            content = content.removesuffix(self.encoder.eos)
+        return self.guard.enter(content)
 
     def string(self, role: str, prompt: str, answer: Any) -> Draft:
-        """A text, or a prompt and the answer that goes on from it.
+        """Return the draft of a plain text, or of a prompt and the answer that continues it.
 
-        First what the tokenizer puts before any text, last eos, once, whether or not the row spells it out.
+        It starts with the tokenizer's own prefix (bos, or nothing) and ends with one eos.
         """
         if not isinstance(answer, str) or not isinstance(prompt, str):
             raise Refusal("wrong-kind", "prompt and answer are not both strings, or not both messages")
@@ -190,79 +194,80 @@ class _Row:
         given = len(front) + start if prompt and not self.settings.scores_prompt else 0
         return Draft(role, ids, np.arange(len(ids)) >= given)
 
-    def asked(self) -> Draft:
-        """A prompt alone, as the model is given it to answer."""
+    def prompt_alone(self) -> Draft:
+        """Return the draft of a prompt that the model is to answer, with nothing scored."""
         if isinstance(self.prompt, str):
             ids = self.encoder.encode(self.guard.leave(self.prompt)[0], self.guard.active)
             ids = np.concatenate([self.encoder.prefix, ids]).astype(np.int32)
         else:
             done = self.render(self.prompt or [], prompt=True)
-            self.keeps(done, learned_from=len(done.messages))
+            self.note_lost(done, learned_from=len(done.messages))
             ids, _ = self.tokens(*self.guard.leave(done.text, []))
         if not len(ids):
             raise Refusal("wrong-kind", "an empty prompt")
         return Draft("prompt", ids, np.zeros(len(ids), dtype=bool))
 
     def conversation(self, messages: list[Message]) -> list[list[Draft]]:
-        """A whole conversation; the assistant's turns are scored, for pretraining everything."""
+        """Return the drafts of a whole conversation. The assistant's turns are scored; for pretraining, everything."""
         answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if self.settings.scores_prompt:
             weighed = [i for i, message in enumerate(messages) if _weight(message) != 1]
             done = self.render(messages, [(end, False) for i in weighed for end in (i, i + 1)])
-            self.keeps(done)
+            self.note_lost(done)
             return [[self.draft("text", done.text, self.everything(done, weighed))]]
         turns = [] if self.marked else answers
         done = self.render(messages, [view for i in turns for view in ((i, True), (i + 1, False))])
         try:
-            self.stays(messages, done)
+            self.refuse_changed_turns(messages, done)
             spans = self.spans(done, answers)
         except Refusal as refusal:
             self.note(refusal.finding, refusal.detail)
             learned = [i for i in answers if done.weights[i]]
             return [[self.answered("text", messages[:i], messages[i : i + 1], again=True)] for i in learned]
-        self.keeps(done)
+        self.note_lost(done)
         given = any(message.get("role") != "assistant" for message in messages)
         return [[self.draft("text", done.text, spans, given=given)]]
 
     def answered(self, role: str, prompt: Any, answer: Any, again: bool = False) -> Draft:
-        """A prompt and an answer; what the answer adds is scored, except what others than the assistant say in it.
+        """Return the draft of a prompt and an answer, of which the answer's assistant messages are scored.
 
-        again: the prompt was seen before, as the start of a conversation.
+        again: the prompt is part of a conversation whose warnings were recorded before.
         """
         if not (isinstance(answer, list) and answer) or isinstance(prompt, str):
             return self.string(role, prompt or "", answer)
         prompt = prompt or []
         first, messages = len(prompt), [*prompt, *answer]
-        said = [i for i in range(first, len(messages)) if messages[i].get("role") == "assistant"]
-        apart = len(said) < len(answer) or any(_weight(messages[i]) != 1 for i in said)
-        views = [(first, first in said)]
+        own = [i for i in range(first, len(messages)) if messages[i].get("role") == "assistant"]
+        # One span from the prompt to the end would also score tool results and messages of weight 0.
+        apart = len(own) < len(answer) or any(_weight(messages[i]) != 1 for i in own)
+        views = [(first, first in own)]
         if apart and not self.marked:
-            views += [view for i in said for view in ((i, True), (i + 1, False))]
+            views += [view for i in own for view in ((i, True), (i + 1, False))]
         done = self.render(messages, views)
-        self.keeps(done, first, again)
+        self.note_lost(done, first, again)
         text = done.text
         if self.settings.reward:
             return self.draft(role, text, [])
         if self.settings.scores_prompt:
             return self.draft(role, text, [_Piece(0, len(text))])
-        start, parted = self.begins(done, first, text), False
+        start, parted = self.answer_start(done, first, text), False
         if start is None:
-            head = done.view(first, first in said)
+            head = done.view(first, first in own)
             start = _common(head, text)
             if parted := start < len(head):
                 self.note("prompt-not-prefix", f"{head[start:][:40]!r} alone, {text[start:][:40]!r} with an answer")
-        pieces = self.spans(done, said) if apart else [_Piece(start, len(text))]
+        pieces = self.spans(done, own) if apart else [_Piece(start, len(text))]
         pieces = [_Piece(max(a, start), b, weight) for a, b, weight in pieces if b > start]
         return self.draft(role, text, pieces, check=apart or not parted)
 
-    def spans(self, done: _Rendered, said: Sequence[int]) -> list[_Piece]:
-        """What is learned of the turns ``said``: by the template's own marks, where it has them."""
+    def spans(self, done: _Rendered, answers: Sequence[int]) -> list[_Piece]:
+        """Return the learned spans of the messages ``answers``, by the template's own marks where it has them."""
         if not self.settings.weighs:
-            for i in said:
+            for i in answers:
                 if done.weights[i] not in (0, 1):
                     raise Refusal("fractional-weight", f"message {i + 1} has weight {done.weights[i]:g}")
         if not self.marked:
-            turns = zip(said, self.turns(done, said), strict=True)
+            turns = zip(answers, self.turns(done, answers), strict=True)
             return [_Piece(*span, done.weights[i]) for i, span in turns if done.weights[i]]
         marked = done.trace.spans or []
         for i, places in done.trace.places.items():
@@ -275,7 +280,7 @@ class _Row:
         return [_Piece(*span, weight) for span in marked if (weight := self.weight(done, span))]
 
     def weight(self, done: _Rendered, span: Span) -> float:
-        """The weight of the message that a template's mark is around; of one around no text, of the one before it."""
+        """Return the weight of the message that a template's marks enclose; or of the one before them."""
         a, b = span
         places = {i: some for i, some in done.trace.places.items() if i >= 0 and some}
         inside = {i for i, some in places.items() if any(a <= place < b for place in some)}
@@ -285,17 +290,18 @@ class _Row:
             raise Refusal("template-failed", "which message stands in which {% generation %} mark cannot be told")
         return weights.pop()
 
-    def turns(self, done: _Rendered, said: Sequence[int]) -> list[Span]:
-        """Where the assistant speaks in the text, in each of the messages ``said``, with the token that ends the turn.
+    def turns(self, done: _Rendered, answers: Sequence[int]) -> list[Span]:
+        """Return the span of each of the messages ``answers`` in the text, with the token that ends the turn.
 
-        A turn starts where the prompt for it ends, and ends where the conversation up to it does; both must be prefixes
-        of the whole. Whitespace that a template puts after the end-of-turn token is no part of it.
+        A turn starts where its prompt ends, and ends where the conversation up to and including it ends; both must be
+        prefixes of the whole. Whitespace that a template puts after the end-of-turn token is not included, because
+        generation stops at the token.
         """
         spans = []
-        for i in said:
+        for i in answers:
             try:
-                tail = self.upto(done, i)
-                start = self.begins(done, i, tail)
+                tail = self.conversation_to(done, i)
+                start = self.answer_start(done, i, tail)
                 head = tail[:start] if start is not None else done.view(i, True)
             except Refusal as refusal:
                 raise Refusal("turn-not-prefix", f"turn {i + 1}: {refusal.detail}") from None
@@ -305,10 +311,10 @@ class _Row:
             spans.append((len(head), ends[-1] if ends and not tail[ends[-1] :].strip() else len(tail)))
         return spans
 
-    def upto(self, done: _Rendered, i: int) -> str:
-        """The conversation up to message ``i``, with it."""
+    def conversation_to(self, done: _Rendered, i: int) -> str:
+        """Return the text of the conversation up to and including message ``i``."""
         tail = done.views[i + 1, False]
-        if isinstance(tail, Failed) and self.opens(done, i):  # many a template wants a question first
+        if isinstance(tail, Failed) and self.opens(done, i):  # many templates require a user message
             places, following = done.trace.places.get(i), done.trace.places.get(i + 1)
             end = self.encoder.spelt.search(done.text, places[-1]) if places else None
             if end and (not following or end.end() <= following[0]):
@@ -317,14 +323,14 @@ class _Row:
         return tail if done.text.startswith(tail) else tail.removesuffix(self.encoder.eos)  # which some write last
 
     def opens(self, done: _Rendered, i: int) -> bool:
-        """Whether nobody speaks before message ``i``."""
+        """True if only system messages come before message ``i``."""
         return all(done.role(earlier) in ("system", "developer") for earlier in range(i))
 
-    def begins(self, done: _Rendered, i: int, text: str) -> int | None:
-        """Where in ``text`` message ``i`` begins, if it opens the conversation; None for one that answers.
+    def answer_start(self, done: _Rendered, i: int, text: str) -> int | None:
+        """Return where message ``i`` begins in ``text`` if it opens the conversation; None for one that answers.
 
-        What comes before it is no prompt, which many a template refuses to write. So it begins where the header ends
-        that the template puts before any answer.
+        Without a user message many templates refuse to render a prompt, so its end cannot serve as the start. The
+        message then begins after the header that the template puts before every answer, found by a probe.
         """
         if not self.opens(done, i):
             return None
@@ -341,9 +347,9 @@ class _Row:
                 return at + len(header)
         raise Refusal("prompt-not-prefix", f"where message {i + 1}, which opens the conversation, begins")
 
-    def stays(self, messages: list[Message], done: _Rendered) -> None:
-        """Refuse a turn of which the template leaves out, once more turns follow, what it writes in the last."""
-        if not self.marked:  # then turns sees it
+    def refuse_changed_turns(self, messages: list[Message], done: _Rendered) -> None:
+        """Raise Refusal for a turn that loses text once more turns follow it."""
+        if not self.marked:  # the prefix checks of ``turns`` find such a turn
             return
         for lost in done.trace.lost:
             i = lost.message
@@ -351,10 +357,10 @@ class _Row:
                 continue
             alone = {(one.message, one.field) for one in self.render(messages[: i + 1]).trace.lost}
             if (i, lost.field) not in alone:
-                raise Refusal("turn-not-prefix", f"turn {i + 1} without {self._told(done, lost)}")
+                raise Refusal("turn-not-prefix", f"turn {i + 1} without {self._describe(done, lost)}")
 
     def everything(self, done: _Rendered, weighed: Sequence[int]) -> list[_Piece]:
-        """The whole text, the messages ``weighed`` by what they weigh."""
+        """Return the whole text as pieces: the messages ``weighed`` with their own weights, the rest with 1."""
         pieces, end = list[_Piece](), 0
         for i in weighed:
             head, tail = done.view(i, False) if i else "", done.view(i + 1, False)
@@ -364,11 +370,11 @@ class _Row:
             end = len(tail)
         return [piece for piece in (*pieces, _Piece(end, len(done.text))) if piece.weight]
 
-    def keeps(self, done: _Rendered, learned_from: int = 0, again: bool = False) -> None:
-        """Note what of the row the template leaves out.
+    def note_lost(self, done: _Rendered, learned_from: int = 0, again: bool = False) -> None:
+        """Record text of the row that the template leaves out.
 
-        learned_from: the first message that is learned. What the assistant thought in earlier turns a model is not
-        shown when it is used either, so a prompt may lack that; it may lack no other message's text.
+        learned_from: the first message that is learned. Before it the assistant's reasoning may be missing (a warning),
+        since a deployed model does not see it either; any other missing text is an error. again: leave out warnings.
         """
         found: dict[str, list[Lost]] = {
             "text-lost": [],
@@ -385,15 +391,17 @@ class _Row:
             else:
                 found["text-lost"].append(lost)
         for name, some in found.items():
-            if some:
-                detail = self._told(done, some[0]) + (f" and {len(some) - 1} more" if len(some) > 1 else "")
-                if CATALOGUE[name].level == "error":
-                    self.note(name, detail)
-                elif not again:
-                    self.notes.append(Note(name, detail))
+            if not some:
+                continue
+            more = f" and {len(some) - 1} more" if len(some) > 1 else ""
+            detail = self._describe(done, some[0]) + more
+            if CATALOGUE[name].level == "error":
+                self.note(name, detail)
+            elif not again:
+                self.notes.append(Note(name, detail))
 
-    def _told(self, done: _Rendered, lost: Lost) -> str:
-        """``message 2 (assistant), tool_calls[0].function.name: 'get_weather'``."""
+    def _describe(self, done: _Rendered, lost: Lost) -> str:
+        """Return the place and the text: ``message 2 (assistant), tool_calls[0].function.name: 'get_weather'``."""
         where = f"message {lost.message + 1} ({done.role(lost.message)}), " if lost.message >= 0 else ""
         text = self.guard.shown(lost.text)
         return f"{where}{lost.field}: {text[:40] + '...' * (len(text) > 40)!r}"
@@ -401,10 +409,10 @@ class _Row:
     def render(
         self, messages: Sequence[Message], views: Sequence[tuple[int, bool]] = (), prompt: bool = False
     ) -> _Rendered:
-        """The conversation as one text, with its ``views``.
+        """Return the conversation as one text, with its ``views``.
 
-        Of the spellings of the row that mean the same, the first of which nothing is lost; where there is none, the
-        one of which least is. Raises Refusal where the template takes none.
+        Templates expect different forms of the same message (``forms``): the first form that loses nothing is taken,
+        else the one that loses least. Raises Refusal where the template rejects all of them.
         """
         weights = [_weight(message) for message in messages]
         best: _Rendered | None = None
@@ -424,13 +432,14 @@ class _Row:
     def _try(
         self, form: list[Message], weights: list[float], views: Sequence[tuple[int, bool]], prompt: bool
     ) -> _Rendered | Failed:
-        """One spelling of the row and its views, rendered.
+        """Render one form of the row and its views.
 
-        Once more with marks in it, unless the text shows at once what became of the row.
+        The row is rendered a second time, with marks in its strings, unless the plain text already shows that nothing
+        is lost. Whatever is sure to be needed goes to the renderer in one request, to save round trips.
         """
         tracer = Tracer(self.source, form, self.tools, self.variables)
         jobs: list[tuple[Sequence[Message], Any, bool]] = [(form, self.tools, prompt)]
-        jobs += [(form[:upto], self.tools, asked) for upto, asked in views]
+        jobs += [(form[:upto], self.tools, opens) for upto, opens in views]
         if self.marked or not tracer.plain:
             jobs.append((form, self.tools, prompt) if tracer.plain else (*tracer.traced, prompt))
         text, *rest = self._texts(jobs, marked=len(jobs) - 1)
@@ -451,15 +460,16 @@ class _Row:
     def _texts(
         self, jobs: Sequence[tuple[Sequence[Message], Any, bool]], marked: int | None = None
     ) -> list[str | Failed]:
-        """Conversations with tools and generation prompt as texts; in one of them is written where the marks are."""
-        asked = []
+        """Render jobs of (messages, tools, with a generation prompt). marked: the job that gets generation markers."""
+        requests = []
         for number, (messages, tools, prompt) in enumerate(jobs):
             variables = {"documents": None, **self.variables, "messages": messages, "tools": tools}
             variables["add_generation_prompt"] = prompt
-            asked.append(Job(variables, _GENERATION if self.marked and number == marked else ("", "")))
+            markers = _GENERATION if self.marked and number == marked else ("", "")
+            requests.append(Job(variables, markers))
         try:
-            return sandbox.render(self.source, asked, RENDER_SECONDS, MAX_CHARACTERS)
-        except TimeoutError as error:  # at once: it may be so for every row
+            return sandbox.render(self.source, requests, RENDER_SECONDS, MAX_CHARACTERS)
+        except TimeoutError as error:  # stops the run: were it a bad row, each further row might cost the whole limit
             fix = "give another template in model.chat_template, or leave the row out"
             raise AlignError(f"the chat template {error}", fix, where=self.where) from None
         except OSError as error:
@@ -467,7 +477,7 @@ class _Row:
             raise AlignError(what, "free memory or end other processes, then run again") from None
 
     def draft(self, role: str, text: str, pieces: Sequence[_Piece], given: bool = False, check: bool = True) -> Draft:
-        """The tokens of a rendered conversation, those in ``pieces`` scored."""
+        """Return the tokens of a rendered conversation, with those in ``pieces`` scored."""
         pieces = _joined(pieces)
         ids, answers = self.tokens(*self.guard.leave(text, [(piece.start, piece.end) for piece in pieces]), check)
         scored, weights = np.zeros(len(ids), dtype=bool), np.ones(len(ids), dtype=np.float32)
@@ -476,7 +486,10 @@ class _Row:
         return Draft(role, ids, scored, answers, given, None if (weights == 1).all() else weights)
 
     def tokens(self, text: str, spans: Sequence[Span], check: bool = True) -> tuple[Any, list[Span]]:
-        """Token ids [T] and the spans in tokens."""
+        """Return token ids [T] and ``spans`` in tokens.
+
+        check: report a token that crosses the edge of a span (``boundary-merge``).
+        """
         encoded = self.encoder.encode_spans(text, spans, self.guard.active)
         if encoded.merged and check and not self.settings.reward:
             self.note("boundary-merge", encoded.merged)
@@ -485,20 +498,23 @@ class _Row:
 
 
 def forms(messages: Sequence[Message], source: str) -> Iterator[list[Message]]:
-    """The spellings of a conversation that mean the same, the most usual first.
+    """Yield equivalent forms of a conversation, the most usual first.
 
-    Reasoning under each name that the template ``source`` knows; the text of a turn that has only calls as "" or as
-    null; a call's arguments as an object or as its JSON; calls bare or as OpenAI wraps them.
+    They differ in the name of the reasoning field (among those that the template ``source`` mentions), in the content
+    of a turn that has only calls ("" or null), in a call's arguments (an object or its JSON) and in calls being bare
+    or wrapped as OpenAI does.
     """
     base = [_bare(message) for message in messages]
     calls = [call for message in base for call in message.get("tool_calls") or ()]
     silent = any(message.get("role") == "assistant" and not message.get("content") for message in base)
     names = {key for message in base for key in REASONING if key in message}
+    bare = any("function" not in call or "type" not in call for call in calls)
+    other_names = [name for name in REASONING if names and {name} != names and name in source]
     ways = product(
-        [None, *(name for name in REASONING if names and {name} != names and name in source)],
+        [None, *other_names],
         ["", None] if silent else [""],
         [False, True] if calls else [False],
-        [False, True] if any("function" not in call or "type" not in call for call in calls) else [False],
+        [False, True] if bare else [False],
     )
     for name, empty, as_string, wrapped in ways:
         form = []
@@ -516,11 +532,12 @@ def forms(messages: Sequence[Message], source: str) -> Iterator[list[Message]]:
 
 
 def _parts(done: _Rendered) -> set[tuple[int, str]]:
+    """The fields of which something is lost."""
     return {lost.part for lost in done.trace.lost}
 
 
 def _bare(message: Message) -> Message:
-    """A message without fields that hold nothing, and without what is told to align and to no template."""
+    """Return a message without its null fields, and without the fields that only align reads (weight, train)."""
     return {
         key: value
         for key, value in message.items()
@@ -529,7 +546,7 @@ def _bare(message: Message) -> Message:
 
 
 def _call(call: Any, as_string: bool, wrapped: bool) -> Any:
-    """A tool call with its arguments as JSON or as an object, and if ``wrapped`` in OpenAI's form."""
+    """Return a tool call with its arguments as JSON or as an object, and if ``wrapped`` in OpenAI's form."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict):
         return call
@@ -537,8 +554,9 @@ def _call(call: Any, as_string: bool, wrapped: bool) -> Any:
     if isinstance(arguments, str) and not as_string:
         arguments = _object(arguments)
     elif as_string and not isinstance(arguments, str):
-        spelt = arguments.text if isinstance(arguments, Arguments) else ""
-        arguments = spelt or json.dumps(arguments, ensure_ascii=False)
+        # The row's own JSON where it has one, so that its spacing and escapes stay as they were written.
+        text = arguments.text if isinstance(arguments, Arguments) else ""
+        arguments = text or json.dumps(arguments, ensure_ascii=False)
     function = {**function, "arguments": arguments}
     if "function" in call:
         return {"type": "function", **call, "function": function} if wrapped else {**call, "function": function}
@@ -549,7 +567,7 @@ def _call(call: Any, as_string: bool, wrapped: bool) -> Any:
 
 
 def _object(text: str) -> Any:
-    """The object that a call's arguments spell, else the text itself."""
+    """Return the object that a JSON text holds, else the text itself."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -558,13 +576,15 @@ def _object(text: str) -> Any:
 
 
 def _weight(message: Message) -> float:
-    """How much is learned of a message: 0 nothing."""
+    """Return the loss weight of a message; 0 means that it is read and not learned."""
+    if message.get("train") is False:
+        return 0.0
     weight = message.get("weight")
-    return 0.0 if message.get("train") is False else 1.0 if weight is None else float(weight)
+    return 1.0 if weight is None else float(weight)
 
 
 def _joined(pieces: Sequence[_Piece]) -> list[_Piece]:
-    """In order and disjoint, with those of one weight that touch made one, and empty ones left out."""
+    """Return pieces in order and disjoint: touching ones of one weight are merged, empty ones dropped."""
     joined = list[_Piece]()
     for start, end, weight in sorted(pieces):
         last = joined[-1] if joined else _Piece(0, -1)
@@ -576,7 +596,7 @@ def _joined(pieces: Sequence[_Piece]) -> list[_Piece]:
 
 
 def _common(a: str, b: str) -> int:
-    """Characters that two texts share at their start."""
+    """Return how many characters two texts share at their start."""
     if b.startswith(a):
         return len(a)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,4 +1,4 @@
-"""Which text of a row a chat template keeps.
+"""Find the text of a row that a chat template leaves out or changes.
 
 Whether a string is somewhere in the rendered text cannot be seen from the text: what is lost may stand elsewhere by
 chance, and what is there may be escaped, trimmed or moved. So every string of the row gets marks, characters that no
@@ -26,10 +26,10 @@ from align.core.data.sandbox import Failed
 from align.schemas.records import Message
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""The names of a message's field for what the assistant thinks before it speaks."""
+"""Names of the message field that holds the assistant's reasoning."""
 
 STRIDE = 256
-"""Characters from one mark to the next; each piece of a string has one at its start and one at its end."""
+"""Characters between two marks inside a string; every piece also has one at its start and one at its end."""
 
 _FIRST, _LAST = 0xF0000, 0x10FFFD  # planes for private use: no font and no standard gives them a meaning
 _MARK = (  # as itself, as JSON escapes it, as Python does
@@ -40,6 +40,7 @@ _INK = re.compile(r"\S")
 _HIDDEN = "\ufdd2\\d+\ufdd3"  # a special token's spelling, as the Guard hides it
 _AFTER_THOUGHT = re.compile(r"</\W?(?:think|thought|reason)\w*\W?>|\[/THINK\]|<\|?end_of_thought\|?>|<channel\|>", re.I)
 _PARTS = ("text", "thinking", "reasoning", "value", "content")  # fields of a content part that hold text
+# Numbers take no mark, so each is replaced by one that no row is likely to hold: this plus the number of its leaf.
 _NUMBER = 81_270_000_000
 _NUMBERS = r"8127\d{7}(?:\.5)?"
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2}|.)", re.S)
@@ -47,7 +48,7 @@ _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
 
 
 class Lost(NamedTuple):
-    """Text of the row that the rendered conversation does not hold. message: its index, -1 for the tools."""
+    """Text of the row that is missing in the rendered conversation. message: its index, -1 for the tools."""
 
     message: int
     field: str
@@ -56,7 +57,7 @@ class Lost(NamedTuple):
 
     @property
     def part(self) -> tuple[int, str]:
-        """Where it was, all of a call's arguments being one place."""
+        """The message and field, with all of a call's arguments counted as one field."""
         return self.message, self.field.partition(".arguments")[0]
 
 
@@ -69,40 +70,43 @@ class _Leaf(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What became of the row's strings. places: where text of each message stands in the rendered text, ascending."""
+    """The result of tracing a row. places: positions of each message's text in the rendered one, ascending."""
 
     lost: list[Lost]
     places: dict[int, list[int]]
     spans: list[Span] | None
-    """What the template marks as the assistant's; None where that could not be seen."""
+    """Spans that the template marks as the assistant's; None where they could not be determined."""
 
 
 class Tracer:
-    """Marks one row's messages and tools for the template ``source``, and reads the marks again.
+    """Puts marks into one row's messages and tools, and reads them in what the template ``source`` makes of it.
 
-    variables: what else the template is handed.
+    variables: the other variables that the template is given.
     """
 
     def __init__(self, source: str, messages: Sequence[Message], tools: Any, variables: Mapping[str, Any]) -> None:
         self._source, self._messages, self._tools, self._variables = source, messages, tools, variables
         self._leaves: list[_Leaf] = []
-        self._marks: list[tuple[int, int]] = []  # of each mark, its leaf and its place there
+        self._marks: list[tuple[int, int]] = []  # of each mark, the index of its leaf and its position there
         self._numbers: dict[str, tuple[int, str]] = {}
         self._next = _FIRST
         self._usable = True
 
     @cached_property
     def plain(self) -> bool:
-        """Whether the row is messages with a content each and nothing more, which the text alone may tell about."""
+        """True if every message has a string as content and nothing else that is rendered.
+
+        For such rows, the most common, ``look`` saves the second rendering.
+        """
         others = {"tool_calls", *REASONING}
         return not self._tools and all(
             isinstance(message.get("content"), str) and not others & message.keys() for message in self._messages
         )
 
     def look(self, text: str) -> Trace | None:
-        """All that is there where each content stands in the text as it is, after the one before; else None.
+        """Return a trace without losses if each content stands unchanged in the text, in order; else None.
 
-        One that the template may have written for another reason ("user", a default system prompt) does not count.
+        A content that the template might write by itself ("user", a default system prompt) proves nothing: then None.
         """
         if not self.plain:
             return None
@@ -122,13 +126,13 @@ class Tracer:
 
     @cached_property
     def traced(self) -> tuple[list[Message], Any]:
-        """Messages and tools with marks."""
+        """The messages and the tools with marks in their strings."""
         messages = [self._message(i, message) for i, message in enumerate(self._messages)]
         return messages, [self._tool(f"tools[{n}]", tool) for n, tool in enumerate(self._tools or ())] or self._tools
 
     @cached_property
     def _whole(self) -> re.Pattern[str]:
-        """Matches what no mark may stand within."""
+        """A pattern of what a mark may not split: a template that looks for ``</think>`` must still find it."""
         return whole_in(self._source)
 
     def _message(self, i: int, message: Message) -> Message:
@@ -179,19 +183,22 @@ class Tracer:
         return value
 
     def _tool(self, field: str, tool: Any) -> Any:
-        """What a tool is called and what it is for; of its parameters the template may write as much as it likes."""
+        """Return the tool with marks in its name and description.
+
+        Parameters get none: templates write them in forms of their own and may leave out parts.
+        """
         if not isinstance(tool, dict):
             return tool
         if isinstance(tool.get("function"), dict):
             return {**tool, "function": self._tool(f"{field}.function", tool["function"])}
-        told = ("name", "description")
+        traced = ("name", "description")
         return {
-            key: self._string(-1, f"{field}.{key}", value) if key in told and isinstance(value, str) else value
+            key: self._string(-1, f"{field}.{key}", value) if key in traced and isinstance(value, str) else value
             for key, value in tool.items()
         }
 
     def _string(self, i: int, field: str, text: str) -> str:
-        """The string with its marks."""
+        """Return the string with its marks."""
         if not text.strip():
             return text
         leaf = len(self._leaves)
@@ -203,7 +210,7 @@ class Tracer:
         return "".join([*pieces, text[last:]])
 
     def _key(self, i: int, field: str, key: Any) -> Any:
-        """A key with one mark, at its end: there it does not change how keys are sorted."""
+        """Return a key with one mark, at its end, where it does not change the order in which ``tojson`` sorts keys."""
         if not isinstance(key, str) or not key.strip():
             return key
         self._leaves.append(_Leaf(i, field, key))
@@ -218,7 +225,7 @@ class Tracer:
         return chr(self._next - 1)
 
     def _number(self, i: int, field: str, value: float) -> Any:
-        """Another number of the same type, which no row holds."""
+        """Return the number of the same type that stands for this one."""
         leaf = len(self._leaves)
         self._leaves.append(_Leaf(i, field, value))
         if not isfinite(value):  # JSON and Python spell it unlike
@@ -230,13 +237,14 @@ class Tracer:
     # Reading.
 
     def read(self, plain: str, traced: str | Failed, generation: tuple[str, str]) -> Trace:
-        """What became of the row in ``plain``, told by the same with marks in it, if such could be rendered.
+        """Return the trace of the row in ``plain``, from the same text with marks in it.
 
-        generation: what stands in ``traced`` around the template's own marks.
+        generation: the markers in ``traced`` around what the template marks as the assistant's. Where ``traced`` is not
+        ``plain`` with marks, the row's strings are searched for in ``plain``, and there are no places and no spans.
         """
         found = self._found(plain, traced, generation) if self._usable and isinstance(traced, str) else None
         if found is None:
-            missing = [self._looked_for(leaf, plain) for leaf in self._leaves]
+            missing = [self._search(leaf, plain) for leaf in self._leaves]
             return Trace([one for one in missing if one is not None], {}, None)
         seen, leaves, spans = found
         lost: dict[int, Lost] = {}
@@ -253,7 +261,7 @@ class Tracer:
             if index in lost or index in leaves:
                 continue
             if index not in marks:  # nothing in it takes a mark
-                if absent := self._looked_for(leaf, plain):
+                if absent := self._search(leaf, plain):
                     lost[index] = absent
             elif (changed := self._change(leaf.value, marks[index], plain, seen)) is not None:
                 lost[index] = _lost(leaf, changed + 1)
@@ -262,7 +270,10 @@ class Tracer:
     def _found(
         self, plain: str, traced: str, generation: tuple[str, str]
     ) -> tuple[list[list[int]], set[int], list[Span]] | None:
-        """Where in ``plain`` each mark stands, the numbers seen, and the spans; None where the marks changed more."""
+        """Return the positions of each mark in ``plain``, the leaves of the numbers seen, and the spans.
+
+        None where ``traced`` without its marks is not ``plain``: then the marks changed what the template did.
+        """
         seen: list[list[int]] = [[] for _ in self._marks]
         numbers, spans, starts = set[int](), list[Span](), list[int]()
         pieces, last, length = list[str](), 0, 0
@@ -290,10 +301,10 @@ class Tracer:
         return (seen, numbers, sorted(spans)) if "".join(pieces) == plain and not starts else None
 
     def _change(self, text: str, marks: Sequence[int], plain: str, seen: Sequence[Sequence[int]]) -> int | None:
-        """The place in ``text`` from which on it is written otherwise; None where it is the same, escapes aside."""
+        """Return the position from which ``text`` is written otherwise; None where it is the same, escapes aside."""
         for a, b in pairwise(marks):
             start, end = self._marks[a][1], self._marks[b][1]
-            if self._whole.search(text, start, end):  # a piece each, which may stand apart
+            if self._whole.search(text, start, end):  # two pieces, which a template may write in different places
                 continue
             ends = seen[b]
             for place in seen[a]:
@@ -310,8 +321,8 @@ class Tracer:
             return after
         return None
 
-    def _looked_for(self, leaf: _Leaf, plain: str) -> Lost | None:
-        """A string that is not there in any spelling, by its pieces between what the template may look for."""
+    def _search(self, leaf: _Leaf, plain: str) -> Lost | None:
+        """Return a leaf as lost if a piece of it is in ``plain`` neither as it is nor escaped for JSON or HTML."""
         if not isinstance(leaf.value, str):
             there = json.dumps(leaf.value) in plain or str(leaf.value) in plain
             return None if there else _lost(leaf, 1)
@@ -324,19 +335,20 @@ class Tracer:
 
 
 def spans_in(text: str, marked: str | Failed, generation: tuple[str, str]) -> list[Span] | None:
-    """What is between the ``generation`` marks of ``marked``, as spans of ``text``; None where that is another text."""
+    """Return the spans of ``text`` between the ``generation`` markers of ``marked``; None where the texts differ."""
     return Tracer("", [], None, {}).read(text, marked, generation).spans
 
 
 @lru_cache(maxsize=8)
 def whole_in(source: str) -> re.Pattern[str]:
-    """Matches what a template may look for in a row's strings: words of its own that are no plain ones.
+    """Return a pattern of the words that a template may look for in a row's strings.
 
-    ``</think>``, but not ``user``, which it compares with roles.
+    These are the words of its own string literals that hold more than letters and digits: ``</think>``, but not
+    ``user``, which it compares with roles.
     """
     try:
         tokens = list(jinja2.Environment().lex(source))
-    except jinja2.TemplateSyntaxError:  # of no template: rendering it says so
+    except jinja2.TemplateSyntaxError:  # reported when it is rendered
         tokens = []
     words = {word for _, kind, text in tokens if kind == "string" for word in _unescaped(text[1:-1]).split()}
     names = sorted((word for word in words if len(word) > 1 and not word.isalnum()), key=lambda w: (-len(w), w))
@@ -344,7 +356,10 @@ def whole_in(source: str) -> re.Pattern[str]:
 
 
 def _places(text: str, whole: re.Pattern[str]) -> Iterator[int]:
-    """Where marks go: in each piece between what must stay whole, after its first character and before its last."""
+    """Yield the positions of marks: in each piece, after its first character, at every stride and before its last.
+
+    Not at its edges, since a template may trim those or test how a string starts and ends.
+    """
     edges = [0, *(edge for match in whole.finditer(text) for edge in match.span()), len(text)]
     for start, end in zip(edges[::2], edges[1::2], strict=True):
         ink = _INK.search(text, start, end)
@@ -358,13 +373,14 @@ def _places(text: str, whole: re.Pattern[str]) -> Iterator[int]:
 
 
 def _code(written: str) -> int:
+    """Return the code point of a mark, written as itself or escaped; -1 for a number that is no mark."""
     if len(written) == 1:
         return ord(written)
     return ord(_unescaped(written)) if written[0] == "\\" else -1
 
 
 def _unescaped(text: str) -> str:
-    """Without the escapes of JSON and Python."""
+    """Return a text without the escapes of JSON and Python."""
 
     def meant(match: re.Match[str]) -> str:
         code = match[1]
@@ -375,6 +391,7 @@ def _unescaped(text: str) -> str:
 
 
 def _same(text: str, written: str) -> bool:
+    """Return whether ``written`` is the text, as it is or escaped for JSON or HTML."""
     if written == text:
         return True
     once, page = _unescaped(written), html.unescape(written)
@@ -382,11 +399,12 @@ def _same(text: str, written: str) -> bool:
 
 
 def _alike(character: str, written: str) -> bool:
+    """Return whether a character is unchanged; only ASCII letters and digits, which nothing escapes, are compared."""
     return character == written or not (character.isascii() and character.isalnum())
 
 
 def _lost(leaf: _Leaf, place: int, start: int | None = None) -> Lost:
-    """What is missing at a place, told from ``start`` on (None: from the character before)."""
+    """Return the loss of a leaf's text at a position, quoted from ``start`` (None: from the character before)."""
     if not isinstance(leaf.value, str):
         return Lost(leaf.message, leaf.field, json.dumps(leaf.value), False)
     thought = max((match.start() for match in _AFTER_THOUGHT.finditer(leaf.value)), default=-1)
