@@ -17,16 +17,16 @@ Content = str | list[Message]
 
 
 class Arguments(dict[str, Any]):
-    """A tool call's arguments that the row spells as a string of JSON: the object, and the string itself in ``text``.
+    """A tool call's arguments that the row gives as a string of JSON: the object, with that string in ``text``.
 
-    Some chat templates write the one and some the other.
+    Some chat templates write the object and some the string.
     """
 
     text: str = ""
 
     @classmethod
-    def spelt(cls, text: str, found: Mapping[str, Any]) -> Arguments:
-        """What ``text`` spells."""
+    def parsed(cls, text: str, found: Mapping[str, Any]) -> Arguments:
+        """Return the arguments ``found`` with the JSON ``text`` that they were parsed from."""
         made = cls(found)
         made.text = text
         return made

@@ -19,10 +19,10 @@ ROLES = {
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("observation", "function", "function_response", "tool_response"), "tool"),
 }
-"""What files call a message's author (OpenAI, ShareGPT, LLaMA-Factory, ms-swift), and the role that templates know."""
+"""The role that templates know for each name of a message's author (OpenAI, ShareGPT, LLaMA-Factory, ms-swift)."""
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios", "rejected_images")
-"""Columns that hold pictures or sound, which are never learned here."""
+"""Columns that hold pictures, video or sound, which are never learned here."""
 
 ONLY_TEXT = "only text is learned (data.on_bad_rows: skip leaves such rows out)"
 
@@ -64,7 +64,7 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def is_boolean(value: Any) -> bool:
-    """Whether ``boolean`` can read it."""
+    """Return whether ``boolean`` can read a value."""
     return isinstance(value, (bool, int, str)) and str(value).lower() in _BOOLEANS
 
 
@@ -103,7 +103,7 @@ def structure(row: Row, key: str, of: type[list[Any]] | type[dict[str, Any]]) ->
 
 
 def unpacked(text: str, field: str) -> Any:
-    """The value that a string of JSON holds. Raises RowError for what no row may hold, in the string too."""
+    """Return the value that a string of JSON holds. Raises RowError for anything that no row may hold."""
     try:
         value = decode(text)
     except RowError as error:
@@ -113,10 +113,10 @@ def unpacked(text: str, field: str) -> Any:
 
 
 def pruned(value: Any) -> Any:
-    """The value without the keys of objects that are null.
+    """Return the value without the keys of objects that are null, at any depth.
 
-    Arrow gives every object each key that any row's has, as null, and nobody can tell afterwards which were written.
-    So a null key means an absent one in every kind of file, and the same rows give the same tokens.
+    Arrow gives every object the keys of all others, as null, and nothing tells afterwards which ones were written. So a
+    null key means an absent one in every kind of file, and the same rows give the same tokens.
     """
     if isinstance(value, Mapping):
         return {key: pruned(item) for key, item in value.items() if item is not None}
@@ -135,13 +135,14 @@ def tools(row: Row) -> list[dict[str, Any]] | None:
 
 
 def reads_functions(row: Row) -> bool:
-    """Whether the row's ``functions`` are its tools: schemas, and nothing under the newer name."""
+    """Return whether the row's ``functions`` are its tools: schemas of functions, in a row without ``tools``."""
     value = row.get("functions")
     listed = isinstance(value, list) and all(isinstance(item, dict) and "parameters" in item for item in value)
     return bool(value) and listed and row.get("tools") is None
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:
+    """Return one tool in OpenAI's form, ``{"type": "function", "function": {...}}``."""
     if isinstance(tool, str) and tool.lstrip().startswith("{"):
         tool = unpacked(tool, where)
     function = tool.get("function", tool) if isinstance(tool, dict) else None
@@ -171,28 +172,28 @@ def turns(row: Row, key: str) -> list[Message]:
 
 
 def judged(found: list[Message], key: str) -> dict[str, Content]:
-    """A conversation whose last message was judged, as prompt and completion."""
+    """Split a conversation whose last message was judged into prompt and completion."""
     if len(found) < 2:
         raise RowError("message-order", "has no answer after a prompt", key)
     return join(found[:-1], key, {"completion": found[-1:]}, key)
 
 
 def answered(found: list[Message], key: str) -> list[Message]:
-    """The same messages, if the assistant speaks in them and somebody else does too."""
-    speakers = {message["role"] == "assistant" for message in found}
-    if True not in speakers:
+    """Return the messages unchanged. Raises RowError unless there are some of the assistant and some of others."""
+    from_assistant = {message["role"] == "assistant" for message in found}
+    if True not in from_assistant:
         raise RowError("message-order", "has no assistant message", key)
-    if False not in speakers:
+    if False not in from_assistant:
         raise RowError("message-order", "has nothing but assistant messages", key)
     return found
 
 
 def messages(value: list[Any], field: str) -> list[Message]:
-    """Messages in one spelling, whoever wrote them: what a chat template expects.
+    """Convert the messages of any supported format into the form that chat templates expect.
 
-    Every message has ``role`` and a string as ``content``; where the row has them, ``tool_calls`` (their arguments an
-    object), ``reasoning_content`` and ``weight``, how much of it is learned. Its other keys stay as they are, but that
-    null ones are left out. Raises RowError naming the field for whatever is no text.
+    Every message has ``role`` and a string as ``content``; where the row has them, ``tool_calls`` (with an object as
+    arguments), ``reasoning_content`` and ``weight`` (0 or more: its weight in the loss). Other keys stay, except null
+    ones. Raises RowError naming the field for content that is not text.
     """
     if not value:
         raise RowError("empty", "has no messages", field)
@@ -212,9 +213,9 @@ def messages(value: list[Any], field: str) -> list[Message]:
 
 
 def join(prompt: Content, key: str, answers: Mapping[str, Content], called: str = "") -> dict[str, Content]:
-    """Prompt and answers by Record field: of one style (messages if any is), the prompt not repeated in the answers.
+    """Return prompt and answers by Record field: of one style (messages if any is), the prompt not repeated in answers.
 
-    key: what the file calls the prompt. called: and the answer, where it is not its Record field's name.
+    key: the prompt's column. called: the answer's column, where it is not named as its Record field.
     Raises RowError where it is not the assistant's turn to answer.
     """
     if isinstance(prompt, str):
@@ -232,9 +233,10 @@ def join(prompt: Content, key: str, answers: Mapping[str, Content], called: str 
 
 
 def with_system(found: Mapping[str, Any], row: Row, keys: Iterable[str]) -> tuple[dict[str, Any], bool]:
-    """Put the system prompt that stands in a column of its own first; also whether there is such a column.
+    """Put the system prompt of a separate column first. Returns the fields, and whether such a column was read.
 
-    It makes strings a conversation, unless they are plain text; a conversation that has a system message keeps its own.
+    keys: the columns to look in. A prompt and answers that are strings become messages; a plain text stays one and the
+    column is not read. A conversation with a system message of its own keeps that.
     """
     given = [_text(row[key], key) for key in keys if isinstance(row.get(key), str) or _is_parts(row.get(key))]
     if not given:
@@ -255,7 +257,7 @@ def _is_parts(value: Any) -> bool:
 
 
 def begins(answer: Content, key: str) -> None:
-    """Raise RowError unless an answer is there and, of messages, the first is the assistant's."""
+    """Raise RowError unless there is an answer and, if it is messages, the first is the assistant's."""
     if not answer:
         raise RowError("empty", "adds nothing to the prompt", key)
     if isinstance(answer, list) and answer[0]["role"] != "assistant":
@@ -287,18 +289,21 @@ def as_message(role: str, value: Content) -> list[Message]:
 
 _CALLERS = ("function_call", "tool_call")
 _ACTS = ("tool_calls", "thinking", "reasoning_content")
-"""What an assistant's message may hold in place of content."""
+"""Fields that an assistant's message may have in place of content."""
 _WEIGHTS = ("weight", "loss_weight", "loss_scale", "train", "loss")
-"""How much of a message is learned, as OpenAI, LLaMA-Factory, ms-swift, axolotl and ms-swift again call it."""
+"""Names of a message's weight in OpenAI, LLaMA-Factory, ms-swift, axolotl and ms-swift again."""
 _PICTURED = re.compile(
     r"<image(?:[ _]?\d+)?>|<img>[^<\s]+</img>|^[ \t]*<(?:video|audio)>|<(?:video|audio)>[ \t]*$", re.M
 )
-"""Where a picture or a sound goes. ``<video>`` and ``<audio>`` are HTML's too, so they count at a line's edge only."""
+"""Placeholders of pictures and sound. ``<video>`` and ``<audio>`` are HTML's too: they count only at a line's edge."""
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
 
 
 def _plain(raw: Any) -> bool:
-    """Whether a message is in our spelling already, as nearly all are: role, and text that holds no tag."""
+    """Return whether a message is already in our form: role and content, and no tag in it.
+
+    Nearly all messages are: this check saves them the full conversion.
+    """
     if not (isinstance(raw, dict) and raw.keys() == {"role", "content"}):
         return False
     role, text = raw["role"], raw["content"]
@@ -309,7 +314,7 @@ _OURS = frozenset(ROLES.values())
 
 
 def _message(raw: Any, where: str) -> list[Message]:
-    """One message of a file in our spelling; several where one holds results of calls and text (Anthropic)."""
+    """Convert one message; it becomes several where it holds both results of calls and text (Anthropic)."""
     if not isinstance(raw, dict):
         raise RowError("wrong-type", f"is {a(raw)}, not a message with role and content", where)
     message = pruned(raw)
@@ -324,33 +329,34 @@ def _message(raw: Any, where: str) -> list[Message]:
     at, inner, results = f"{where}.{inside}", message.pop(inside, None), list[Message]()
     if key == "from":
         del message["from"]
-    message = {"role": role, "content": inner, **{k: v for k, v in message.items() if k != "role"}}
+    others = {k: v for k, v in message.items() if k != "role"}
+    message = {"role": role, "content": inner, **others}
     if isinstance(inner, list):
         results = _parts(message, inner, at)
     elif speaker in _CALLERS and inner is not None:
         calls = unpacked(inner, at) if isinstance(inner, str) else inner
         message |= {"content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}
-    if isinstance(message.get("reasoning_content"), list):  # axolotl
+    if isinstance(message.get("reasoning_content"), list):  # axolotl's form
         message["reasoning_content"] = _text(message["reasoning_content"], f"{where}.reasoning_content")
     if isinstance(message.get("function_call"), dict):  # OpenAI, before tool_calls
         message["tool_calls"] = [message.pop("function_call")]
     if calls := message.pop("tool_calls", None):
         message["tool_calls"] = _calls(calls, at if speaker in _CALLERS else f"{where}.tool_calls")
     _weigh(message, where)
-    if results and not message["content"]:
+    if results and not message["content"]:  # Anthropic sends results as a user's message with nothing else in it
         return results
     _check_content(message, at, inside in raw)
     return [*results, message]
 
 
 def _speaker(raw: Mapping[str, Any]) -> tuple[str, Any]:
-    """The key by which a message names its author, and whom it names."""
+    """Return the key that names a message's author, and its value."""
     ours = raw.get("role") is not None or not (raw.keys() & {"from", "value"})
     return ("role", raw.get("role")) if ours else ("from", raw.get("from"))
 
 
 def _check_content(message: Message, field: str, there: bool) -> None:
-    """Make content a string where something else takes its place; raise RowError where it is none."""
+    """Make absent content "" where calls or reasoning stand for it. Raises RowError for content that is no text."""
     inner, role = message["content"], message["role"]
     acts = role == "assistant" and any(message.get(key) for key in _ACTS)
     if inner is None and acts:
@@ -366,7 +372,7 @@ def _check_content(message: Message, field: str, there: bool) -> None:
 
 
 def no_media(text: str, field: str) -> None:
-    """Raise RowError where a text has a place for a picture or a sound. Code and tags that are closed are no such."""
+    """Raise RowError where a text has a placeholder of a picture or a sound, outside code and not a closed tag."""
     if "<" not in text:
         return
     for match in _PICTURED.finditer(_CODE.sub("", text)):
@@ -376,15 +382,15 @@ def no_media(text: str, field: str) -> None:
 
 
 def _weigh(message: Message, where: str) -> None:
-    """Put how much of a message is learned under ``weight``: the product of all that say it, so any 0 leaves it out."""
+    """Put the product of all weights of a message under ``weight``, so that any 0 excludes the message."""
     if message.pop("train_detail", None):
         what = "is not read: give the parts that are learned as messages, or the whole with train: true or false"
         raise RowError("wrong-type", what, f"{where}.train_detail")
     weights = list[float]()
     for key in [key for key in _WEIGHTS if key in message]:
         value = message.pop(key)
-        known = isinstance(value, bool | int | float) and 0 <= value <= 2**53
-        if not known:
+        # The bound also refuses NaN, infinity and integers that no float holds.
+        if not (isinstance(value, bool | int | float) and 0 <= value <= 2**53):
             raise RowError("wrong-type", f"is {_shown(value)}, not a weight of 0 or more", f"{where}.{key}")
         if value and message["role"] != "assistant":
             what = f"is {_shown(value)}, but only what the assistant writes is learned: leave it out"
@@ -395,7 +401,10 @@ def _weigh(message: Message, where: str) -> None:
 
 
 def _parts(message: Message, parts: list[Any], field: str) -> list[Message]:
-    """Move the parts of a content into a message, its text joined; the results of calls among them are returned."""
+    """Merge the parts of a content into the message and return the results of calls among them as messages.
+
+    Text parts are joined to its content, reasoning to ``reasoning_content``, calls to ``tool_calls``.
+    """
     texts, reasons, calls, results = list[str](), list[str](), list[Any](), list[Message]()
     weights = list[dict[str, Any]]()
     for index, part in enumerate(parts):
@@ -437,7 +446,7 @@ def _parts(message: Message, parts: list[Any], field: str) -> list[Message]:
 
 
 def _text(value: Any, field: str) -> str:
-    """The text of a string, of a part, or of a list of parts."""
+    """Return the text of a string, of a part, or of a list of parts. Raises RowError for media and other types."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -452,6 +461,7 @@ def _text(value: Any, field: str) -> str:
 
 
 def _calls(calls: Any, field: str) -> list[Any]:
+    """Return tool calls in OpenAI's form, with arguments as an object that keeps the text it was parsed from."""
     if isinstance(calls, str) and calls.lstrip().startswith("["):
         calls = unpacked(calls, field)
     if not isinstance(calls, list):
@@ -463,8 +473,8 @@ def _calls(calls: Any, field: str) -> list[Any]:
         if not (isinstance(function, dict) and isinstance(function.get("name"), str)):
             raise RowError("wrong-type", "is no call of a function with a name", where)
         try:
-            spelt, values = function.get("arguments"), structure(function, "arguments", dict) or {}
-            arguments = Arguments.spelt(spelt, values) if isinstance(spelt, str) else values
+            text, values = function.get("arguments"), structure(function, "arguments", dict) or {}
+            arguments = Arguments.parsed(text, values) if isinstance(text, str) else values
             function = {**function, "arguments": arguments}
         except RowError as error:
             raise error.under(f"{where}.function.") from None
@@ -478,5 +488,6 @@ def _calls(calls: Any, field: str) -> list[Any]:
 
 
 def _shown(value: Any) -> str:
+    """Return a value for a message: ASCII, at most 40 characters."""
     text = ascii(value)
     return text if len(text) <= 40 else text[:37] + "..."

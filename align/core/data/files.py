@@ -1,4 +1,4 @@
-"""Files to chunks: the reading process only finds where rows end, and decompresses."""
+"""Cut files into chunks of rows: the reading process decompresses and finds where rows end, workers parse."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = 256
 CHUNK = 32 * BLOCK
 """Bytes at which a table's chunk is full, however few its rows are."""
 UNPACKED, RATIO = 2**28, 200
-"""A file may unpack to so many bytes, and so many times its own size: text that is written by anybody is far below."""
+"""A file may unpack to so many bytes plus so many times its own size; real text stays far below."""
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAGIC = {
@@ -35,15 +35,16 @@ MAGIC = {
     b"PAR1": "Parquet (.parquet)",
     b"PK\x03\x04": "zip",
 }
-"""How files begin that are no text, and what they are."""
+"""First bytes of files that are no text, and their names."""
 Documents = Literal["file", "blank_lines", "lines"]
 
 
 def chunks(path: Path, documents: Documents = "file") -> Iterator[tuple[Chunk, int]]:
-    """The rows of one file in order, each chunk with how many bytes of the file have been read when it is there.
+    """Yield the rows of one file in order, each chunk with the number of the file's bytes read so far.
 
-    documents: what one row of a .txt file is. A file that breaks off ends with the RowError ``damaged-file``. Raises
-    AlignError where it cannot be opened or read, or there is no room to unpack it: that is no fault of the file's.
+    documents: what one row of a .txt file is. A file that is cut short or damaged ends with the RowError
+    ``damaged-file``. Raises AlignError where it cannot be opened or read, or there is no room to unpack it: then the
+    file itself may be good.
     """
     kind, compression = file_kind(path)
     line = 0
@@ -76,7 +77,7 @@ def chunks(path: Path, documents: Documents = "file") -> Iterator[tuple[Chunk, i
 
 
 def file_kind(path: Path) -> tuple[str, str | None]:
-    """``.jsonl`` and how it is compressed; an empty string for a file that is none of ours."""
+    """Return a file's suffix (``.jsonl``) and its compression; an empty suffix for a type that is not read."""
     compression = COMPRESSIONS.get(path.suffix.lower())
     kind = Path(path.stem if compression else path.name).suffix.lower()
     if kind not in SUFFIXES or (compression and kind == ".parquet"):
@@ -93,7 +94,7 @@ def _unpacked(raw: IO[bytes], compression: str | None) -> IO[bytes]:
 
 
 def _limit(raw: IO[bytes]) -> int:
-    """How many bytes a file may unpack to."""
+    """Return how many bytes a file may unpack to."""
     return UNPACKED + RATIO * os.fstat(raw.fileno()).st_size
 
 
@@ -103,13 +104,13 @@ def _swollen(limit: int) -> ValueError:
 
 
 class _Bounded:
-    """A stream of which no more is read than a limit."""
+    """A stream that raises once more than ``limit`` bytes were read: a few kB may unpack to terabytes."""
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
         self.stream, self.limit, self.left = stream, limit, limit
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's. Raises ValueError past the limit."""
+        """Return up to ``size`` bytes, as a file does. Raises ValueError past the limit."""
         block = self.stream.read(size)
         self.left -= len(block)
         if self.left < 0:
@@ -118,7 +119,7 @@ class _Bounded:
 
 
 def _start(block: bytes) -> bytes:
-    """The first bytes of a text file without the mark that says it is UTF-8; ValueError if they say it is other."""
+    """Return the first bytes of a text file without a UTF-8 mark. Raises ValueError if they are no UTF-8 text."""
     if block.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16; save it as UTF-8")
     for magic, name in MAGIC.items():
@@ -128,7 +129,7 @@ def _start(block: bytes) -> bytes:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[Lines]:
-    """Blocks cut at line ends. Of a line that is too long only as much is kept as shows it."""
+    """Yield blocks cut at line ends. A line that is too long is kept only as far as to show that it is."""
     line, rest, skipping = 1, b"", False
     while block := stream.read(BLOCK):
         if line == 1 and not rest:
@@ -154,9 +155,9 @@ _TOKEN = re.compile(rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"|[\[\]{},]')
 
 
 def _json(stream: IO[bytes], spool: bool) -> Iterator[Chunk]:
-    """A JSON array, cut at the commas between its elements; also JSON lines under a .json name.
+    """Yield a JSON array cut at the commas between its elements; or JSON lines under a .json name.
 
-    spool: whether the stream must be kept in a temporary file, to go back in it.
+    spool: copy the stream into a temporary file, since an array is read through a memory map.
     """
     with _spooled(stream) if spool else nullcontext(stream) as file:
         head = _start(file.read(BLOCK)).lstrip()
@@ -174,14 +175,14 @@ def _json(stream: IO[bytes], spool: bool) -> Iterator[Chunk]:
 
 @contextmanager
 def _spooled(stream: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The stream's bytes in a temporary file, at its start. Raises AlignError where there is no room for it."""
+    """Give the stream's bytes as a temporary file, at its start. Raises AlignError where there is no room for it."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stream, file, BLOCK)
             file.seek(0)
         except OSError as error:
-            if error.errno is None:
+            if error.errno is None:  # not the system's: the stream is damaged
                 raise
             what = f"there is no room to unpack a file in: {error.strerror}"
             raise AlignError(what, "free some, or name another directory in TMPDIR", where=_temporary()) from None
@@ -271,7 +272,7 @@ def _csv(stream: IO[bytes]) -> Iterator[Table]:
 
 
 def _csv_fault(error: csv.Error) -> str:
-    """What is wrong with a row, for one who did not write the program."""
+    """Return what is wrong with a row, in words for the user: Python's own message is about its parser."""
     text = str(error)
     if "new-line character" in text:
         return "has a carriage return alone outside quotes; end lines with a line feed"
@@ -279,14 +280,14 @@ def _csv_fault(error: csv.Error) -> str:
 
 
 class _CarriageReturns:
-    """A stream in which line feeds stand for carriage returns, if lines of its first block end with those alone."""
+    """A stream with line feeds for carriage returns, if lines of its first block end with those alone (old Macs)."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
         self.alone: bool | None = None
 
     def read(self, size: int) -> bytes:
-        """As a file's."""
+        """Return up to ``size`` bytes, as a file does."""
         block = self.stream.read(size)
         if self.alone is None:
             self.alone = b"\r" in block and b"\n" not in block
@@ -294,7 +295,7 @@ class _CarriageReturns:
 
 
 def _text_lines(stream: IO[bytes], marks: dict[int, RowError]) -> Iterator[str]:
-    """Lines as text; what is wrong with one is left in ``marks`` by its number."""
+    """Yield lines as text; a fault in one is put into ``marks`` under its number."""
     for chunk in _lines(cast("IO[bytes]", _CarriageReturns(stream))):
         for number, line in enumerate(io.BytesIO(chunk.data), chunk.first):
             if len(line) > MAX_ROW:
@@ -310,9 +311,9 @@ def _text_lines(stream: IO[bytes], marks: dict[int, RowError]) -> Iterator[str]:
 
 
 def _documents(stream: IO[bytes], by: Documents) -> Iterator[Table]:
-    """Rows ``{"text": ...}`` of a text file: the whole of it, its lines, or what stands between blank lines.
+    """Yield rows ``{"text": ...}`` of a text file: the whole file, its lines, or blocks between blank lines.
 
-    Line ends become line feeds; blank lines around a document are no part of it.
+    Line ends become line feeds; blank lines around a document are dropped.
     """
     found: list[Parsed] = []
     size = 0
@@ -337,7 +338,7 @@ def _documents(stream: IO[bytes], by: Documents) -> Iterator[Table]:
 
 
 def _groups(stream: IO[bytes], by: Documents) -> Iterator[tuple[int, list[bytes]]]:
-    """The first line and the lines of each document; of one that is too long no more than shows it."""
+    """Yield the first line's number and the lines of each document; one that is too long only in part."""
     first, lines, size = 1, list[bytes](), 0
     for chunk in _lines(cast("IO[bytes]", _CarriageReturns(stream))):
         for number, line in enumerate(io.BytesIO(chunk.data), chunk.first):
@@ -354,10 +355,10 @@ def _groups(stream: IO[bytes], by: Documents) -> Iterator[tuple[int, list[bytes]
 
 
 def _parquet(raw: IO[bytes]) -> Iterator[Chunk]:
-    """Record batches, of few rows where rows are large.
+    """Yield record batches, with few rows where rows are large.
 
-    A file of 1 kB may hold gigabytes: a value that is stored once can stand in every row. Columns with such values stay
-    dictionaries until the size of each row is known.
+    A file of 1 kB may hold gigabytes, because Parquet stores a value once that stands in every row. Columns with large
+    values stay dictionaries until the size of each row is known.
     """
     import pyarrow.parquet as pq
 
@@ -388,7 +389,10 @@ def _parquet(raw: IO[bytes]) -> Iterator[Chunk]:
 
 
 def _page_size(raw: IO[bytes], offset: int) -> int:
-    """Bytes of the page at this offset once it is unpacked, from its header (Thrift's compact protocol)."""
+    """Return the unpacked size of the page at this offset, from its header (Thrift's compact protocol).
+
+    pyarrow has no call for it. A header that is not understood counts as 2 GiB, so that its column stays a dictionary.
+    """
     place = raw.tell()
     raw.seek(offset)
     head = raw.read(16)
@@ -407,17 +411,17 @@ def _page_size(raw: IO[bytes], offset: int) -> int:
 
 
 def _pieces(batch: Any, first: int, schema: Any) -> Iterator[tuple[int, Chunk]]:
-    """A batch with dictionaries cut into chunks of some size, and their sizes; too large a row becomes a bad one."""
+    """Cut a batch with dictionaries into chunks of bounded size, each with its size; too large a row is a bad one."""
     waiting, size = list[int](), 0
 
-    def spelt_out() -> Iterator[tuple[int, Chunk]]:
-        if waiting:  # taken, not sliced: a slice keeps all values of nested columns, and a cast would spell them out
+    def expanded() -> Iterator[tuple[int, Chunk]]:
+        if waiting:  # taken, not sliced: a slice keeps all values of nested columns, and the cast would expand them all
             yield size, Batch(first + waiting[0], batch.take(waiting).cast(schema))
 
     for row in range(batch.num_rows):
         more = sum(map(_size, batch.slice(row, 1).columns))
         if waiting and size + more > CHUNK:
-            yield from spelt_out()
+            yield from expanded()
             waiting, size = [], 0
         if more > 2 * CHUNK:
             what = f"holds {more >> 20:,} MiB; more than {2 * CHUNK >> 20} MiB are not read"
@@ -425,11 +429,11 @@ def _pieces(batch: Any, first: int, schema: Any) -> Iterator[tuple[int, Chunk]]:
         else:
             waiting.append(row)
             size += more
-    yield from spelt_out()
+    yield from expanded()
 
 
 def _size(array: Any) -> int:
-    """Bytes of an Arrow array once its dictionaries are spelt out."""
+    """Return the bytes of an Arrow array with its dictionaries expanded."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -447,7 +451,7 @@ def _size(array: Any) -> int:
 
 
 def tables(dataset: Iterable[dict[str, list[Any]]]) -> Iterator[Table]:
-    """Chunks of what ``datasets`` yields in batches: columns of equal length."""
+    """Yield chunks of the batches that ``datasets`` gives, each a dict of columns of equal length."""
     number = 1
     for columns in dataset:
         rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]

@@ -41,7 +41,7 @@ class Guard:
     """Takes one row's text into a chat template and out again.
 
     ``meant``: special tokens whose spelling in the row is the token, as in a row that was rendered beforehand.
-    ``found`` lists the others that the row spells, ``honoured`` these.
+    ``honoured`` lists those of them that the row spells, ``found`` the other special tokens that it spells.
     """
 
     def __init__(self, encoder: Encoder, meant: Collection[str] = ()) -> None:
@@ -65,7 +65,7 @@ class Guard:
         if isinstance(value, str):
             return self._enter(value)
         if isinstance(value, Arguments):
-            return Arguments.spelt(self.enter(value.text), {self.enter(k): self.enter(v) for k, v in value.items()})
+            return Arguments.parsed(self.enter(value.text), {self.enter(k): self.enter(v) for k, v in value.items()})
         if isinstance(value, Mapping):
             return {self.enter(key): self.enter(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -94,7 +94,7 @@ class Guard:
         return match[0] if meant else f"\ufdd2{self.found.index(match[0])}\ufdd3"
 
     def shown(self, text: str) -> str:
-        """Hidden text as the row has it, for messages."""
+        """Return hidden text as the row has it, for messages."""
         return _HIDDEN.sub(lambda match: self.found[int(match[1])], text)
 
     def leave(self, text: str, spans: Sequence[Span] = ()) -> tuple[str, list[Span]]:
