@@ -95,7 +95,7 @@ def _silence(stream: TextIO) -> None:
 @click.group(cls=Align, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="align-llm", prog_name="align")
 def main() -> None:
-    r"""Align a language model: fine-tune it, teach it what is preferred, see what changed.
+    """Align a language model: fine-tune it, teach it what is preferred, see what changed.
 
     Start with `align quickstart`. Plugins may add commands; `align plugins list` shows what they offer.
     To complete commands and options by TAB: eval "$(_ALIGN_COMPLETE=bash_source align)" (docs/quickstart.md).

@@ -86,7 +86,7 @@ def _init_or_file(context: click.Context, parameter: click.Parameter, begun: str
 @click.option_panel("How it ends", options=["--fail-on", "--exit-zero"])
 @model_options
 def advise(brief: str | None, text: str | None, **options: Any) -> None:
-    r"""Is training the answer, which kind, will it fit, and what must hold before it ships?
+    """Is training the answer, which kind, will it fit, and what must hold before it ships?
 
     `align advise init` writes a form to fill in. Exits with 0; with 1 where the advice stops a launch; with 3 where
     too little is known; with 2 for mistakes.
@@ -124,7 +124,7 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
     "file", type=FILE, default="brief.yaml", help="Where the form is written: .yaml. Never over a file that is there."
 )
 def init(file: Path) -> None:
-    r"""Write a form to fill in to FILE: every field with what it means.
+    """Write a form to fill in to FILE: every field with what it means.
 
     \b
     Example:

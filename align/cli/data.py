@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    r"""Look at data as the model will see it, and check it.
+    """Look at data as the model will see it, and check it.
 
     \b
     Example:
@@ -79,7 +79,7 @@ def check(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Name every bad row of each FILE, count them by kind, and say what is doubtful about the good ones.
+    """Name every bad row of each FILE, count them by kind, and say what is doubtful about the good ones.
 
     Exits with 1 where a row is bad, a file cannot be read, or something is found that is as bad as --fail-on.
 

@@ -47,7 +47,7 @@ def label(
     quiet: bool,
     **drawn: Any,
 ) -> None:
-    r"""Make a preference file OUTPUT of PROMPTS: of each prompt's answers the best over the worst, by a reward.
+    """Make a preference file OUTPUT of PROMPTS: of each prompt's answers the best over the worst, by a reward.
 
     Answers are the row's own `completions` (a list), or sampled from --model. A run that was stopped goes on where it
     was, by the same command. Exits with 1, without an OUTPUT, where no prompt gives a pair.

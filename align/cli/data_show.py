@@ -33,7 +33,7 @@ def show(
     special_token: tuple[str, ...],
     quiet: bool,
 ) -> None:
-    r"""Show the first rows of FILE as the tokens a model learns from, and what is wrong with any row.
+    """Show the first rows of FILE as the tokens a model learns from, and what is wrong with any row.
 
     Exits with 1 where training on it would not start.
 

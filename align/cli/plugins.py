@@ -23,7 +23,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def plugins() -> None:
-    r"""List, show and examine plugins.
+    """List, show and examine plugins.
 
     ALIGN_PLUGINS=NAME,NAME lets only those plugins (or distributions) take part; the others are not imported.
 
@@ -39,7 +39,7 @@ def plugins() -> None:
 @click.option("--no-load", is_flag=True, help="Only what is installed; import none of it.")
 @as_json
 def list_(kind: str | None, no_load: bool, as_json: bool) -> None:
-    r"""List what plugins offer, by kind and name, each with what it is.
+    """List what plugins offer, by kind and name, each with what it is.
 
     \b
     Example:
@@ -79,7 +79,7 @@ def list_(kind: str | None, no_load: bool, as_json: bool) -> None:
 @click.option("--kind", type=click.Choice(list(KINDS)), help="Only of this kind.")
 @as_json
 def show(name: str, kind: str | None, as_json: bool) -> None:
-    r"""Show what NAME is, where it comes from, and its settings.
+    """Show what NAME is, where it comes from, and its settings.
 
     \b
     Example:
@@ -111,7 +111,7 @@ def show(name: str, kind: str | None, as_json: bool) -> None:
 @plugins.command()
 @as_json
 def doctor(as_json: bool) -> None:
-    r"""Load every plugin and everything it offers; status 1 when something is broken.
+    """Load every plugin and everything it offers; status 1 when something is broken.
 
     \b
     Example:

@@ -22,7 +22,7 @@ SHOWN, WIDTH = 2, 160
 @click.option("--data", help="Your own rows instead of sums: chats, prompts with answers, or preferences.")
 @quiet
 def quickstart(output: Path, seed: int, model: str | None, data: str | None, quiet: bool) -> None:
-    r"""Train a model end to end and see that it learned; a minute or two on two cores, without a download.
+    """Train a model end to end and see that it learned; a minute or two on two cores, without a download.
 
     A small model is made and taught to read sums (pretrain), to answer questions (sft), to answer as people like (dpo)
     and to be right (grpo, its own answers checked). Every stage is measured on questions that are in no training file.

@@ -35,7 +35,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def reward() -> None:
-    r"""Rewards: what there is, what one says of a file, and whether it can be gamed.
+    """Rewards: what there is, what one says of a file, and whether it can be gamed.
 
     A reward is a NAME from `align reward list`, or path.py:function for a function of your own.
 
@@ -49,7 +49,7 @@ def reward() -> None:
 @reward.command("list")
 @_json
 def list_(as_json: bool) -> None:
-    r"""List all rewards: where from, the columns they need, whether each answer has its own process, what they are.
+    """List all rewards: where from, the columns they need, whether each answer has its own process, what they are.
 
     \b
     Example:
@@ -103,7 +103,7 @@ def score(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Score each line of FILE with the reward NAME.
+    """Score each line of FILE with the reward NAME.
 
     A line out for every line in. Exits with 1 where a line could not be asked.
 
@@ -167,7 +167,7 @@ def audit(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Attack the reward NAME with junk on the rows of FILE before a model does.
+    """Attack the reward NAME with junk on the rows of FILE before a model does.
 
     Exits with 1 where junk is paid as much as gold.
 

@@ -62,7 +62,7 @@ def sample(
     stop_token: tuple[str, ...],
     **drawn: Any,
 ) -> None:
-    r"""Answers of MODEL to a PROMPT, or to every row of a FILE that has a `prompt`.
+    """Answers of MODEL to a PROMPT, or to every row of a FILE that has a `prompt`.
 
     One answer is printed as it comes; several are JSON lines. A prompt on the command line is a user's message where
     the model has a chat template (--raw: it is continued); strings in a FILE are continued (--chat: messages).

@@ -9,7 +9,7 @@ import rich_click as click
 
 @click.command()
 def schema() -> None:
-    r"""Print the JSON schema of run files, the settings of every installed plugin in it.
+    """Print the JSON schema of run files, the settings of every installed plugin in it.
 
     Start a run file with `# yaml-language-server: $schema=run.schema.json`, and editors complete and check it.
 

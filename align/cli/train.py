@@ -31,7 +31,7 @@ def train(
     override: tuple[str, ...],
     reason: tuple[str, ...],
 ) -> None:
-    r"""Train what RUN describes, stage by stage.
+    """Train what RUN describes, stage by stage.
 
     A RUN with a `project:` is advised first (`align advise --help`), and does not start against a blocking finding.
     Where stderr is no terminal, progress comes as lines for a log.
@@ -76,7 +76,7 @@ def train(
 @click.argument("stage", help="The stage's name.")
 @click.option("--progress/--quiet", default=False, help="Whether progress is shown.")
 def worker(directory: Path, stage: str, progress: bool) -> None:
-    r"""Run one process of a stage's group; ``align train`` starts it, and reports for it where it is stopped.
+    """Run one process of a stage's group; ``align train`` starts it, and reports for it where it is stopped.
 
     \b
     Example:

@@ -71,8 +71,10 @@ def test_a_help_page_has_examples_that_parse_and_describes_every_parameter(words
     assert examples, f"align {words} has no example"
     lines = [line.strip() for line in examples[1].splitlines() if line.strip()]
     assert lines and any(line.startswith(f"align {words}".strip()) for line in lines)
+    shown = [line.strip() for line in page.output.splitlines()]
+    assert "Example:" in shown and "\\b" not in page.output and "\b" not in page.output
     for line in lines:
-        assert line in page.output, "shown as it is written, on a line of its own"
+        assert line in shown, "shown as it is written, on a line of its own"
         parse(shlex.split(line.partition(" > ")[0])[1:])
     for parameter in command.params:
         assert getattr(parameter, "help", None), f"align {words}: {parameter.name} is not described"
