@@ -19,7 +19,7 @@ class Problem:
     mend:  what to do about it; may be empty where ``what`` says it already.
     level: an ``error`` stops a launch, a ``warning`` is printed and kept in the manifest.
 
-    As text it is safe to print: what rows, files and servers put into it can neither steer a terminal nor hide.
+    As text it is safe to print: control characters that rows, files or servers put into it are removed.
     """
 
     where: str

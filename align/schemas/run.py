@@ -36,9 +36,9 @@ class Adapter(Config):
     """Parameters to adapt that lie in no linear layer, by the end of their names: the fused experts of a mixture
     (``experts.gate_up_proj``). For lora without dropout."""
     modules_to_save: list[str] = Field(default_factory=list)
-    """Modules to train whole beside the adapter (``embed_tokens``, ``lm_head``); tied ones stay tied."""
+    """Modules to train fully in addition to the adapter (``embed_tokens``, ``lm_head``); tied ones stay tied."""
     trainable_token_indices: list[int | str] = Field(default_factory=list)
-    """Tokens whose rows of the embeddings (and of an untied head) are trained: ids, or the tokens as they are spelt.
+    """Tokens whose rows of the embeddings (and of an untied head) are trained: ids, or the tokens' text.
     For tokens that were added to the vocabulary."""
     quantize: Literal["nf4", "int8"] | None = None
     """Load the frozen base in 4 or 8 bits (QLoRA); needs ``pip install 'align-llm[quant]'`` and a GPU."""
@@ -54,7 +54,7 @@ class Model(Config):
     """A hub revision (branch, tag or commit)."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Type the weights are held in; float32 under ``train.precision: bf16-mixed`` is the safe choice. float64 is slow
-    and for comparisons: what still differs between two runs is then no rounding."""
+    and for comparisons: a difference between two runs is then not due to rounding."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     """Attention implementation; ``auto`` leaves it to transformers."""
     adapter: Adapter | None = None
@@ -86,7 +86,7 @@ class Source(Config):
     columns: dict[str, str] = Field(default_factory=dict)
     """Rename the file's columns: ``{prompt: question}`` reads ``question`` as ``prompt``."""
     documents: Literal["file", "blank_lines", "lines"] = "file"
-    """What one row of a .txt file is: the whole file, what stands between blank lines, or a line."""
+    """The unit that becomes one row of a .txt file: the whole file, a block between blank lines, or a line."""
 
 
 def _sources(value: Any) -> Any:
@@ -115,8 +115,7 @@ class Data(Config):
     allow: list[str] = Field(default_factory=list)
     """Findings of the template doctor to accept, by id (``boundary-merge``); each is recorded in the manifest."""
     special_tokens: list[str] = Field(default_factory=list)
-    """Special tokens that rows may spell, messages too: there the spelling (``<think>``) is the token. Any other stays
-    text."""
+    """Special tokens (``<think>``) whose spelling in a row becomes the token, in messages too. All others stay text."""
     stream: bool = False
     """Read and tokenise in windows instead of all at once (pretrain); needs ``train.max_steps``."""
     stream_window: PositiveInt = 10_000
@@ -225,11 +224,11 @@ class Devices(Config):
     """Number of nodes."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     timeout: Annotated[float, Field(gt=0, le=30 * 86400)] = 1800.0
-    """Seconds to wait for what may never end: another process that gives no sign of life, a reward without a time limit
-    of its own. Then the run stops, says what it waited for, and can be resumed."""
+    """Seconds to wait for anything that may never end: another process that gives no sign of life, a reward without a
+    time limit of its own. Then the run stops, names what it waited for, and can be resumed."""
     stop_timeout: Annotated[float, Field(gt=0, le=30 * 86400)] = 90.0
-    """Seconds after SIGTERM, SIGINT or SIGUSR1 in which the step must end and be saved; then the run ends all the same,
-    and goes on from the last checkpoint."""
+    """Seconds after SIGTERM, SIGINT or SIGUSR1 to end and save the step. After that the run ends without it; resuming
+    starts from the last checkpoint."""
 
 
 class Stage(Config):

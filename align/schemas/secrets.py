@@ -1,4 +1,4 @@
-"""Keeping keys and passwords out of whatever is printed, logged or written beside a run. Pure text, no torch."""
+"""Keep keys and passwords out of everything that is printed, logged or written with a run. Pure text, no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 HIDDEN = "[hidden]"
 SHORTEST = 6
-"""Characters below which a value is too common a text to be blotted out wherever it occurs."""
+"""Shortest secret that is replaced wherever it occurs: a shorter one is too likely to be an ordinary word."""
 
 _NAME = re.compile(
     r"secret|passw|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!stop_)(?<!mask_)token$|(api|access|private|auth)[_-]?key"
@@ -29,7 +29,7 @@ def is_secret(name: str) -> bool:
 
 
 def secrets_of(settings: Any, named: bool = False) -> Iterator[str]:
-    """Yield the secrets among settings: strings under a name that says so, at any depth."""
+    """Yield the secrets among settings: strings under a name for which ``is_secret`` holds, at any depth."""
     if isinstance(settings, Mapping):
         for name, value in settings.items():
             yield from secrets_of(value, named or is_secret(str(name)))
@@ -41,14 +41,14 @@ def secrets_of(settings: Any, named: bool = False) -> Iterator[str]:
 
 
 def blotted(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return a text without the given secrets, nor what has the form of one."""
-    for secret in sorted(secrets, key=len, reverse=True):
+    """Return a text with the given secrets, and everything that has the form of one, replaced by ``HIDDEN``."""
+    for secret in sorted(secrets, key=len, reverse=True):  # longest first: one may contain another
         text = text.replace(secret, HIDDEN)
     return _FORM.sub(HIDDEN, text)
 
 
 def concealed(settings: Any, named: bool = False) -> Any:
-    """Return settings whose secrets are replaced by a mark that tells two of them apart and neither of them."""
+    """Return settings with each secret replaced by a mark: two secrets can be told apart, and neither can be read."""
     if isinstance(settings, Mapping):
         return {name: concealed(value, named or is_secret(str(name))) for name, value in settings.items()}
     if isinstance(settings, list | tuple):

@@ -12,7 +12,7 @@ _UNSEEN = re.compile(
 )
 
 _ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]")
-"""Colours, cursor movements and the like. Of other sequences only the escape goes: what is hidden in one stays."""
+"""Terminal escapes for colours and cursor movements. Of other sequences only the escape character is removed."""
 
 
 def stripped(text: str) -> str:

@@ -743,7 +743,9 @@ class TestColumns:
     def test_nothing_is_overwritten_in_silence(self, tmp_path: Path) -> None:
         good = {"question": "q", "completion": "a"}
         found = read(tmp_path, [good, {**good, "prompt": "p"}], prompt="question")
-        assert str(found[1]).endswith("is there beside 'question', which is to be read as 'prompt' [duplicate-key]")
+        assert str(found[1]).endswith(
+            "is there in addition to 'question', which is to be read as 'prompt' [duplicate-key]"
+        )
 
     def test_faults_speak_of_the_files_names(self, tmp_path: Path) -> None:
         found = read(tmp_path, [{"q": [user("q")], "a": "a"}, {"q": [user("")], "a": "a"}], prompt="q", completion="a")

@@ -1,6 +1,6 @@
-"""Whether a row that is about to be written would be learned from: read and tokenised as the stage after it does.
+"""Check rows before they are written, by reading and tokenising them as the next stage will.
 
-Whoever makes rows asks here, so that what is written and what is accepted have one definition.
+Every stage that makes rows checks them here, so that writing and reading share one definition of a good row.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from align.core.registry import registry
 from align.schemas.errors import AlignError
 
 ANY = Settings((), scores_prompt=False, reward=False, max_length=2**31, truncation="error", allow=frozenset())
-"""For rows whose reader is not known: whatever is no fault of length."""
+"""Settings for rows whose reader is not known: every fault but length counts."""
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """How rows will be read. encoder: of the tokenizer that they are read with."""
+    """The check of a row before it is written. encoder: of the tokenizer that will read it."""
 
     encoder: Encoder
     settings: Settings = ANY
@@ -34,7 +34,7 @@ class Acceptance:
     )
 
     def fault(self, row: Mapping[str, Any]) -> str:
-        """Return what is wrong with a row, beginning with the kind of fault; "" for a good one."""
+        """Return what is wrong with a row, starting with the kind of fault; "" for a good row."""
         try:
             record = fitting(self.formats, row)[0].convert(row, "row")
             examples, notes = examples_of(record, self.encoder, replace(self.settings, learns_from=(record.kind,)))
@@ -44,7 +44,8 @@ class Acceptance:
             return "; ".join(problem.what for problem in error.problems)
         for note in notes:
             if self._stops(note):
-                return f"{note.finding}: {CATALOGUE[note.finding].what}" + (f" ({note.detail})" if note.detail else "")
+                detail = f" ({note.detail})" if note.detail else ""
+                return f"{note.finding}: {CATALOGUE[note.finding].what}{detail}"
         return "" if examples else "empty: nothing in it is learned from"
 
     def _stops(self, note: Note) -> bool:

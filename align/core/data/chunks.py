@@ -83,7 +83,7 @@ class Batch:
         """Rows as dicts; Arrow does not check that strings are UTF-8, decoding does."""
         try:
             found: list[dict[str, Any] | RowError] = self.batch.to_pylist()
-        except Exception:  # bytes that are no UTF-8, dates that Python does not know: of some rows only
+        except Exception:  # bytes that are no UTF-8, dates that Python does not have: find the rows that hold them
             found = [self._row(index) for index in range(len(self))]
         for number, row in enumerate(found, self.first):
             yield number, _inspected(row)
@@ -109,6 +109,7 @@ def _parsed(lines: Iterable[tuple[int, bytes]]) -> Iterator[Parsed]:
 
 
 def _inspected(row: dict[str, Any] | RowError) -> dict[str, Any] | RowError:
+    """Return the row, or the fault that is in it."""
     try:
         return row if isinstance(row, RowError) else checked(row)
     except RowError as error:

@@ -152,7 +152,7 @@ def _reference(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> T
 def _along(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> dict[str, Tensor]:
     """What the scored tokens carry beside them, each [T] in float32."""
     names = dict.fromkeys(name for e in step for s in e.sequences for name in s.along)
-    needed = names.keys() - {MESSAGE_WEIGHT}
+    needed = names.keys() - {MESSAGE_WEIGHT}  # which has a default, 1: ``Sequence.weights``
     if any(needed - s.along.keys() for e in step for s in e.sequences):
         raise ValueError(f"some sequences of the step lack some of {', '.join(names)}")
     parts = {name: [s.along.get(name, s.weights) for s in sequences] for name in names}

@@ -38,9 +38,9 @@ class Settings:
     truncation: str
     allow: frozenset[str]
     special_tokens: frozenset[str] = frozenset()
-    """Special tokens that a row means where it spells them."""
+    """Special tokens whose spelling in a row becomes the token."""
     weighs: bool = False
-    """Whether messages may have weights other than 0 and 1."""
+    """True if messages may have weights other than 0 and 1."""
 
     @classmethod
     def of(cls, algorithm: Algorithm, data: Data) -> Settings:
@@ -104,7 +104,7 @@ class Draft(NamedTuple):
     given: bool = False
     """Whether something in it was said by another than the assistant, so that not all of it may be scored."""
     weights: NDArray[np.float32] | None = None
-    """What each token weighs by its message; None where all weigh 1."""
+    """The weight of each token by its message [T]; None where all are 1."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Finding:
         return Problem(rows, what, self.mend + accept * (self.level == "error"), self.level)
 
     def joined(self, other: Finding) -> Finding:
-        """The same thing seen in other rows too."""
+        """Return this finding with the rows and counts of another set of rows added."""
         return replace(
             self,
             count=self.count + other.count,
@@ -163,7 +163,7 @@ class Finding:
 
 
 def merged(findings: Iterable[Finding]) -> list[Finding]:
-    """Return findings of several sets of rows, each thing that is wrong once: counts added, the first rows named."""
+    """Merge the findings of several sets of rows: equal ones become one, with counts added and the first rows named."""
     found: dict[tuple[str, str, str, str], Finding] = {}
     for finding in findings:
         key = (finding.id, finding.level, finding.what, finding.mend)

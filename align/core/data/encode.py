@@ -60,7 +60,7 @@ class Encoder:
         self.eos = self.variables.get("eos_token", "")
         edges = ("bos_token", "eos_token", "pad_token", "unk_token")
         self.edges = frozenset(self.variables[name] for name in edges if name in self.variables)
-        """Tokens that stand before, after or in place of a text, never inside one."""
+        """Spellings of tokens that stand before, after or in place of a text, never inside one."""
         self.templates: str | dict[str, str] | None = tokenizer.chat_template
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id

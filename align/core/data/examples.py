@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MESSAGE_WEIGHT = "message_weight"
-"""What each scored token weighs by its message; without it 1."""
+"""Key in ``Sequence.along``: the weight of each scored token by its message. Absent where all are 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,14 @@ class Sequence:
 
     @property
     def counts(self) -> float:
-        """How many scored tokens it has, each as much as its message weighs: its share of an average over tokens."""
-        return float(self.weights.sum(dtype=np.float64) if MESSAGE_WEIGHT in self.along else self.scored.sum())
+        """The sum of the scored tokens' weights, which an average over tokens divides by; their number if all are 1."""
+        if MESSAGE_WEIGHT not in self.along:
+            return float(self.scored.sum())
+        return float(self.weights.sum(dtype=np.float64))
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """What each scored token weighs."""
+        """The weight of each scored token [scored tokens], float32."""
         return self.along.get(MESSAGE_WEIGHT, np.ones(int(self.scored.sum()), np.float32))
 
 

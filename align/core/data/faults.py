@@ -65,6 +65,11 @@ class RowError(ValueError):
         return RowError(self.kind, self.what, parent + self.field)
 
 
+def not_utf8(error: UnicodeDecodeError) -> RowError:
+    """Return the fault of a row whose bytes are no UTF-8, naming the first such byte."""
+    return RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({error.object[error.start]:#04x})")
+
+
 @dataclass(frozen=True, slots=True)
 class BadRow:
     """One row that cannot be used; line 0 means the file as a whole."""
@@ -128,9 +133,9 @@ def write_report(
     findings: Iterable[LintFinding] = (),
     counted_on: bool = False,
 ) -> None:
-    """Keep what was read and what was bad; replaces an older report in one piece.
+    """Write what was read and which rows were bad; replaces an older report atomically.
 
-    counted_on: ``read_report`` will read it, so it gets a sum.
+    counted_on: ``read_report`` will read it when the run resumes, so it gets a checksum.
     """
     report = {
         "sources": list(sources),
@@ -141,11 +146,12 @@ def write_report(
     }
     if dumped := [finding.dump() for finding in findings]:
         report["findings"] = dumped
-    write_whole(path, sealed(report, 1) if counted_on else (json.dumps(report, indent=1) + "\n").encode())
+    content = sealed(report, 1) if counted_on else (json.dumps(report, indent=1) + "\n").encode()
+    write_whole(path, content)
 
 
 def read_report(path: Path) -> BadRows:
-    """The bad rows of a report that is counted on; none if there is no report or it is damaged (which is said)."""
+    """Return the bad rows of a report; none if there is no report. A damaged one gives none too, and a message."""
     try:
         report = read_json(path)
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from align.core.data.chunks import Batch, Chunk, Elements, Lines, Parsed, Table
-from align.core.data.faults import RowError
+from align.core.data.faults import RowError, not_utf8
 from align.core.data.strict import MAX_ROW
 from align.schemas.errors import AlignError
 
@@ -304,9 +304,7 @@ def _text_lines(stream: IO[bytes], marks: dict[int, RowError]) -> Iterator[str]:
             try:
                 yield line.decode("utf-8")
             except UnicodeDecodeError as error:
-                marks[number] = RowError(
-                    "invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({line[error.start]:#04x})"
-                )
+                marks[number] = not_utf8(error)
                 yield line.decode("utf-8", "replace")
 
 
@@ -325,7 +323,7 @@ def _documents(stream: IO[bytes], by: Documents) -> Iterator[Table]:
         try:
             row = {"text": document.decode("utf-8")}
         except UnicodeDecodeError as error:
-            row = RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({document[error.start]:#04x})")
+            row = not_utf8(error)
         if len(document) > MAX_ROW:
             fix = "" if by == "lines" else "; say where documents end, with documents: blank_lines or lines"
             row = RowError("too-long", f"is longer than {MAX_ROW >> 20} MiB{fix}")

@@ -31,7 +31,7 @@ CATALOGUE: Mapping[str, Entry] = {
         "give each message weight 0 (read, not learned) or 1 (learned); sft and pretrain take weights between them",
         LEFT_OUT,
     ),
-    "bad-unicode": Entry("error", "the text is not valid Unicode", "mend the text where it was written", LEFT_OUT),
+    "bad-unicode": Entry("error", "the text is not valid Unicode", "fix the text where it was written", LEFT_OUT),
     "text-too-long": Entry("error", "the text is too long to be tokenised", "split it into several rows", LEFT_OUT),
     "no-chat-template": Entry(
         "error",
@@ -75,7 +75,7 @@ CATALOGUE: Mapping[str, Entry] = {
     ),
     "reasoning-lost": Entry(
         "error",
-        "the chat template leaves out what the assistant thinks before it answers",
+        "the chat template leaves out the assistant's reasoning",
         "use a template (model.chat_template) that writes it, with the field's name that the template knows "
         "(reasoning_content, reasoning, thinking), or take it out of the row",
         KEPT,
@@ -104,7 +104,7 @@ CATALOGUE: Mapping[str, Entry] = {
     ),
     "full-mask": Entry(
         "error",
-        "words of others than the assistant carry loss",
+        "text of others than the assistant carries loss",
         "put {% generation %} and {% endgeneration %} around the assistant's text only",
         KEPT,
     ),
@@ -116,7 +116,7 @@ CATALOGUE: Mapping[str, Entry] = {
     ),
     "special-token-unclear": Entry(
         "error",
-        "the row spells a special token where the model's own format may be meant, in what the assistant says or in a "
+        "the row spells a special token where the model's own format may be meant, in an assistant's message or in a "
         "string; it would be learned as ordinary text, not as that token",
         "name the tokens that are meant in data.special_tokens",
         "the spelling stays text",
@@ -141,14 +141,14 @@ CATALOGUE: Mapping[str, Entry] = {
     ),
     "history-dropped": Entry(
         "warning",
-        "the chat template leaves out of the prompt what the assistant thought in earlier turns, as when the model is "
-        "used",
+        "the chat template leaves the assistant's reasoning of earlier turns out of the prompt, as it does when the "
+        "model is used",
         "nothing need be done, unless the model is to see it: then use another template (model.chat_template)",
         KEPT,
     ),
     "tools-dropped": Entry(
         "warning",
-        "the chat template does not write the row's tools, so the model is not told of what it learns to call",
+        "the chat template does not write the row's tools, so the model does not see what it learns to call",
         "use a template (model.chat_template) that writes tools",
         KEPT,
     ),

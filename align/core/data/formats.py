@@ -25,8 +25,9 @@ ANYWHERE = ("tools", "functions", "chat_template_kwargs", *SYSTEM)
 class Shape:
     """The keys by which a row of one kind is known.
 
-    required must be there, optional may be; both are read, and all other columns are handed on in ``Record.columns``.
-    kept: required or optional keys that stay in ``Record.columns``, too. unless: keys with which the row is another.
+    required must be there, optional may be; both are read, and all other columns are passed on in ``Record.columns``.
+    kept: required or optional keys that stay in ``Record.columns`` too. unless: a row that has all of these keys is not
+    of this shape.
     """
 
     kind: Kind
@@ -41,7 +42,7 @@ class Shape:
         return _keys(self)
 
 
-@lru_cache(1024)
+@lru_cache(1024)  # asked for every row
 def _keys(shape: Shape) -> frozenset[str]:
     return frozenset((*shape.required, *shape.optional, *ANYWHERE))
 
@@ -83,9 +84,10 @@ class Format:
         return other
 
     def shape(self, row: Mapping[str, Any]) -> Shape | None:
-        """The shape that reads most of the row's keys, None where none fits. A null is as good as no key, if it can be.
+        """Return the shape that reads most of the row's keys, None where none fits.
 
-        A label that is neither true nor false is no judgement, so the row is rather of a shape that does not read it.
+        Keys that are null count only if no shape fits without them, because Arrow adds such keys. A shape whose label
+        would be neither true nor false comes last: such a column is no judgement of the answer.
         """
         given = {key for key, value in row.items() if value is not None}
         shapes = [s for s in self._shapes() if not (s.unless and given.issuperset(s.unless))]
@@ -117,8 +119,12 @@ class Format:
         found, system = fields.with_system(self.read(row, shape.kind), row, columns)
         if shape.kind == "preference" and found.get("chosen") == found.get("rejected"):
             raise RowError("same-answers", "is the same as chosen", "rejected")
-        unread = (*shape.kept, *(() if system else columns), *(() if fields.reads_functions(row) else ("functions",)))
-        taken = shape.keys.difference(unread)
+        unread = set(shape.kept)
+        if not system:
+            unread.update(columns)
+        if not fields.reads_functions(row):
+            unread.add("functions")
+        taken = shape.keys - unread
         return Record(
             kind=shape.kind,
             source=source,
@@ -141,8 +147,9 @@ class Format:
         return [shape for shape in self.shapes if shape.kind in self.kinds]
 
     def _missing(self, row: Mapping[str, Any]) -> RowError:
-        lacks = [lacking for s in self._shapes() if (lacking := [k for k in s.required if k not in row])]
-        if not lacks:
+        lacks = [[key for key in shape.required if key not in row] for shape in self._shapes()]
+        lacks = [lacking for lacking in lacks if lacking]
+        if not lacks:  # the row has the keys of some shape, and ``unless`` excludes it
             return RowError("mixed", f"is a row of another kind than {' or '.join(self.kinds)}")
         lacking = min(lacks, key=len)
         near = difflib.get_close_matches(lacking[0], row, n=1)

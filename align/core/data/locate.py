@@ -66,7 +66,7 @@ def locate(source: Source, stream: bool = False) -> tuple[list[Part], list[str]]
 
 
 def data_files(source: Source) -> list[Path]:
-    """The files of this machine that a source's rows are in, none where it is a data set of the hub.
+    """Return the local files that hold a source's rows; none for a dataset of the hub.
 
     Raises AlignError where its directory holds none.
     """
@@ -83,7 +83,9 @@ def _file(path: Path, source: Source) -> Part:
 
 
 def _files(directory: Path, source: Source) -> tuple[list[Part], list[str]]:
-    """All data files below but hidden ones and ``datasets``' own; .txt files where there are no others.
+    """Return the data files below a directory, and the other visible files.
+
+    Hidden files and those of ``datasets`` itself are left out; .txt files are read where there are no others.
 
     Where names tell splits apart (``train-00000.parquet``, ``data/test.jsonl``), those of one split only.
     """

@@ -36,12 +36,12 @@ def ordered_map(
         return
     context = multiprocessing.get_context("spawn")
     futures: deque[Future[Result]] = deque()
-    with safe_spawning():  # multiprocessing's own helper is started with the pool
+    with safe_spawning():  # the pool starts multiprocessing's own helper process
         pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(state,))
     with pool:
         try:
             for item in items:
-                with safe_spawning():  # and a process when there is work for it
+                with safe_spawning():  # submitting may start a worker process
                     futures.append(pool.submit(_work, work, item))
                 if len(futures) > 2 * workers:
                     yield _result(futures.popleft())

@@ -181,10 +181,10 @@ def _deal(groups: list[list[int]], step: _Padded | _Packed, world_size: int, per
 
 
 def denominators(examples: Sequence[Example]) -> dict[str, float]:
-    """What a step's sums are divided by: how many of each unit the whole step holds.
+    """Return the denominators of a step's sums: how many of each unit the whole step holds.
 
-    ``token`` scored tokens, ``sequence``, ``example``, and ``token:ROLE`` for each role that occurs. A token counts as
-    much as its message weighs, so that the average is the weighted one: a message of weight 0 might as well not be
+    ``token`` scored tokens, ``sequence``, ``example``, and ``token:ROLE`` for each role that occurs. Each token counts
+    with the weight of its message, so averages are weighted ones, and a message of weight 0 acts as if it were not
     scored.
     """
     sequences = [sequence for example in examples for sequence in example.sequences]

@@ -54,6 +54,7 @@ def examples_of(record: Record, encoder: Encoder, settings: Settings) -> tuple[l
 
 
 def _along(draft: Draft) -> dict[str, NDArray[np.float32]]:
+    """Return the weights of the scored tokens, if they are not all 1."""
     return {} if draft.weights is None else {MESSAGE_WEIGHT: draft.weights[draft.scored]}
 
 

@@ -49,12 +49,12 @@ class Reading:
     def rows(
         self, *, workers: int | None = None, progress: bool | None = None, start: int = 0, unique: bool = True
     ) -> Iterator[Row | BadRow]:
-        """All rows in order.
+        """Yield all rows in order.
 
-        workers: processes, by default one per core where the source is large enough. progress: shown or not; None: as
-        ``align.core.progress`` is set. start: leave out that many (a
-        file without rows is a BadRow, but counts as none). unique: whether no two rows may have the same ``id``.
-        A file that breaks off ends with a BadRow ``damaged-file``.
+        workers: processes, by default one per core where the source is large enough. progress: show it; None: as
+        ``align.core.progress`` is set. start: leave out that many (a file without rows is a BadRow, but counts as
+        none). unique: refuse a second row with the same ``id``. A file that is cut short or damaged ends with a BadRow
+        ``damaged-file``.
         """
         total = sum(part.size for part in self.parts)
         workers = workers or len(os.sched_getaffinity(0))
@@ -164,7 +164,7 @@ class _Vote(NamedTuple):
 
 def unknown_keys(formats: Sequence[Format], keys: Iterable[str], kinds: Sequence[Kind]) -> tuple[str, str]:
     """Return what is wrong with rows of these keys, and how to fix it."""
-    row = dict.fromkeys(keys, True)  # so that a label is a judgement
+    row = dict.fromkeys(keys, True)  # a value with which a label counts as a judgement
     shapes = [(format.name, shape) for format in formats for shape in format.shapes if shape.kind in kinds]
     guesses = [guess for _, shape in shapes if (guess := _renamed(shape, row)) is not None]
     # The best guess reads most of the row; of several that do, it is the one that renames least.
@@ -193,7 +193,10 @@ def unknown_keys(formats: Sequence[Format], keys: Iterable[str], kinds: Sequence
 
 
 def _renamed(shape: Shape, row: Mapping[str, Any]) -> tuple[dict[str, str], int] | None:
-    """Our names to the row's with which this shape would fit, and how many columns it would read; None for no such."""
+    """Return the renaming (our names to the row's) with which a shape fits, and how many columns it would then read.
+
+    None where no renaming makes it fit.
+    """
     columns: dict[str, str] = {}
     for key in (*shape.required, *shape.optional):
         free = [alias for alias in _ALIASES.get(key, ()) if alias in row and alias not in columns.values()]
@@ -213,7 +216,7 @@ _FOREIGN = {
     "segments": "text in labelled pieces is not read: give prompt and completion, or messages with train: true or "
     "false",
 }
-"""Columns of rows that no renaming helps."""
+"""The fix for rows with columns that no renaming makes readable."""
 _ALIASES = {
     "prompt": ("question", "instruction", "input", "problem"),
     "completion": ("response", "answer", "output", "target", "solution", "generation"),

@@ -52,8 +52,8 @@ class Job(NamedTuple):
 class Reader:
     """How the rows of one source are read.
 
-    form: None where no row parses. formats: all there are, to tell what a row is that does not fit. columns: ours to
-    the file's. judging: the further keys by which a row says whether its answer is good.
+    form: None where no row parses. formats: all there are, to name the format of a row that does not fit. columns: our
+    names to the file's. judging: keys that the form does not read and that mark an answer as good or bad.
     """
 
     form: Form | None
@@ -76,14 +76,14 @@ class Reader:
             fault = error
         except ValueError as error:
             fault = RowError("refused", str(error))
-        except Exception as error:  # a plugin's bug is told with its row, like all else about a row
+        except Exception as error:  # a plugin's bug is reported with its row, like any other fault of a row
             fault = RowError("refused", f"makes its format plugin fail: {type(error).__name__}: {error}")
         return bad_row(file, line, fault, self.columns)
 
     def renamed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The row under our names, null for every NaN that nobody reads.
+        """Return the row under our names, with null for every NaN in columns that are not read.
 
-        Raises RowError where a column would take the place of another, and for a NaN that is read.
+        Raises RowError where a renamed column would replace another, and for a NaN in a column that is read.
         """
         found = row
         if self.columns:
@@ -91,7 +91,9 @@ class Reader:
             found = {ours.get(key, key): value for key, value in row.items()}
             if len(found) < len(row):
                 own, theirs = next((o, t) for o, t in self.columns.items() if t in row and o in row and o not in ours)
-                raise RowError("duplicate-key", f"is there beside {theirs!r}, which is to be read as {own!r}", own)
+                raise RowError(
+                    "duplicate-key", f"is there in addition to {theirs!r}, which is to be read as {own!r}", own
+                )
         if isinstance(row, HasNaN):
             for key in self.form.format.known & found.keys() if self.form else ():
                 inspect(found[key], key)
@@ -117,12 +119,12 @@ class Reader:
         return record
 
     def _refuse_answers_marked_bad(self, row: Mapping[str, Any]) -> None:
-        """Raise RowError where the row, read as one whose answer was judged, says that the answer is a bad one."""
+        """Raise RowError where a label that the form does not read marks the row's answer as bad."""
         labels = self.judging & row.keys()
         for other in fitting(self.formats, row, ("unpaired",)) if labels else ():
             try:
                 good = other.convert(row, "").label
-            except Exception:  # so it is no judgement
+            except Exception:  # the label is no judgement
                 continue
             for label in sorted(labels & other.keys(row)):
                 if good is False:
@@ -131,7 +133,7 @@ class Reader:
 
 
 def _holds(value: Any) -> bool:
-    """Whether a column of media has anything in it."""
+    """Return whether a column of media has anything in it."""
     if isinstance(value, list | tuple):
         return any(map(_holds, value))
     if isinstance(value, Mapping):
@@ -140,7 +142,7 @@ def _holds(value: Any) -> bool:
 
 
 def _judging(formats: Iterable[Format]) -> Iterator[str]:
-    """The keys that make a row one whose answer was judged."""
+    """Yield the keys that make a row one whose answer was judged."""
     for format in formats:
         for shape in getattr(format, "shapes", ()):  # a broken plugin has none
             yield from shape.required if shape.kind == "unpaired" else ()
@@ -174,7 +176,7 @@ def bad_row(file: str, line: int, fault: RowError, columns: Mapping[str, str] | 
 
 def digest(record: Record) -> bytes:
     """8 bytes over what a record teaches: the same in every process, file type and version of Python."""
-    said: list[Any] = [
+    contents: list[Any] = [
         record.kind,
         record.text,
         record.prompt,
@@ -183,9 +185,9 @@ def digest(record: Record) -> bytes:
         record.rejected,
         record.label,
     ]
-    said += [record.margin, record.tools, dict(record.chat_template_kwargs)]
+    contents += [record.margin, record.tools, dict(record.chat_template_kwargs)]
     pieces: list[str] = []
-    _netstrings(said, pieces)
+    _netstrings(contents, pieces)
     return hashlib.blake2b("".join(pieces).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 

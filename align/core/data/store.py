@@ -55,7 +55,7 @@ def to_batch(examples: Sequence[Example], which: Sequence[int]) -> pa.RecordBatc
 
 
 def _weights(example: Example) -> list[NDArray[Any]]:
-    """What the scored tokens of each sequence weigh; nothing where all weigh 1."""
+    """Return the weights of each sequence's scored tokens; no arrays where all are 1, so most rows store none."""
     weighed = any(MESSAGE_WEIGHT in s.along for s in example.sequences)
     return [s.weights for s in example.sequences] if weighed else []
 
@@ -78,7 +78,7 @@ class _Ragged:
 class Store:
     """The ``Examples`` protocol over Arrow record batches, in memory or memory-mapped; no array is copied.
 
-    taught: a hash of what the examples teach, whatever their rows are called; the fingerprint covers both.
+    taught: a hash of the examples' content without the names of their rows; the fingerprint covers both.
     """
 
     def __init__(

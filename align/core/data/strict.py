@@ -10,7 +10,7 @@ import re
 from math import isfinite, isnan
 from typing import Any, NoReturn
 
-from align.core.data.faults import RowError
+from align.core.data.faults import RowError, not_utf8
 
 MAX_ROW = 16 * 2**20
 """Longest row (bytes of a line) and longest string in it: about four million tokens."""
@@ -21,11 +21,11 @@ _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 class HasNaN(dict[str, Any]):
-    """A row with NaN somewhere: pandas' spelling of a missing value, and good where nobody reads it."""
+    """A row with NaN somewhere, which pandas writes for a missing value: accepted in columns that are not read."""
 
 
 def without_nan(value: Any) -> Any:
-    """The value with null for every NaN in it."""
+    """Return the value with null for every NaN in it."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -34,7 +34,7 @@ def without_nan(value: Any) -> Any:
 
 
 def checked(row: dict[str, Any]) -> dict[str, Any]:
-    """The row, once ``inspect`` has found nothing in it but NaN."""
+    """Return the row, as a ``HasNaN`` where it holds NaN. Raises RowError for all else that ``inspect`` finds."""
     try:
         inspect(row)
     except RowError as error:
@@ -46,7 +46,7 @@ def checked(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """The row on a line of JSON, a ``HasNaN`` where it holds that.
+    """Return the row on a line of JSON, as a ``HasNaN`` where it holds NaN.
 
     Raises RowError: malformed-json, invalid-utf8, lone-surrogate, nul, too-long, too-deep, number, duplicate-key, or
     wrong-type where the line holds something else than an object.
@@ -56,7 +56,7 @@ def parse(line: bytes) -> dict[str, Any]:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({line[error.start]:#04x})") from None
+        raise not_utf8(error) from None
     row = decode(text, nan=True)
     if not isinstance(row, dict):
         raise RowError("wrong-type", f"is {a(row)}, not an object")
@@ -67,7 +67,7 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 def decode(text: str, nan: bool = False) -> Any:
-    """A JSON value; strict where Python's json is not. nan: let NaN through. Raises RowError as ``parse`` does."""
+    """Return a JSON value; strict where Python's json is not. nan: accept NaN. Raises RowError as ``parse`` does."""
     try:
         return (_with_nan if nan else _strict).decode(text)
     except RecursionError:
@@ -77,9 +77,7 @@ def decode(text: str, nan: bool = False) -> Any:
     except json.JSONDecodeError as error:
         if "\0" in text:
             raise RowError("nul", "has a NUL byte") from None
-        raise RowError(
-            "malformed-json", f"is no JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-        ) from None
+        raise _malformed(error) from None
     except _Number as error:
         number = error
     except ValueError:  # Python's limit on the digits of an int
@@ -89,20 +87,26 @@ def decode(text: str, nan: bool = False) -> Any:
 
 
 def _lax(text: str) -> Any:
-    """The value with whatever numbers it has; the rest of the text may be no JSON, or a number too long for Python."""
+    """Return the value with NaN and infinities in it; None where Python cannot read it.
+
+    Raises RowError where the text after the bad number, which the strict decoder has not seen, is no JSON.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        what = f"is no JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-        raise RowError("malformed-json", what) from None
+        raise _malformed(error) from None
     except (ValueError, RecursionError):
         return None
+
+
+def _malformed(error: json.JSONDecodeError) -> RowError:
+    return RowError("malformed-json", f"is no JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
 
 
 def inspect(value: Any, field: str = "", depth: int = 0, nan: bool = False) -> None:
     """Raise RowError where a value from JSON, CSV, Parquet or the hub holds what no row may hold, naming the field.
 
-    nan: let NaN pass.
+    nan: accept NaN.
     """
     if isinstance(value, str):
         if len(value) > MAX_ROW:

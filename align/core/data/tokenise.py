@@ -98,7 +98,9 @@ def tokenise(
     done = None if cache is None else _kept(cache, name)
     if done is None:
         with nullcontext(False) if cache is None else making(cache / name) as waited:
-            done = (_kept(cache, name) if cache is not None and waited else None) or make()
+            # After a wait another process has made them.
+            done = _kept(cache, name) if cache is not None and waited else None
+            done = done or make()
     if not len(done.examples):
         raise AlignError("no row is left to learn from", "give more rows, or accept less: data.truncation, data.allow")
     return done
@@ -111,9 +113,10 @@ def fingerprints(
     sources: NDArray[np.int32],
     weights: Sequence[float],
 ) -> tuple[str, str]:
-    """Two hashes over everything that the examples depend on: with what the rows are called, and without.
+    """Return two hashes over everything that the examples depend on: with the names of the rows, and without.
 
-    The first names them in the cache, as they hold the names; the second is the same wherever the rows lie.
+    The first is the key in the cache, because stored examples hold their rows' names; the second stays the same when
+    the files are moved, so a run can be resumed.
     """
     settled = dataclasses.asdict(settings)
     settled |= {name: sorted(settled[name]) for name in ("allow", "special_tokens")}
@@ -122,8 +125,8 @@ def fingerprints(
     digest.update(sources.tobytes())
     names = hashlib.sha256()
     for r in records:
-        said = [r.kind, r.text, r.prompt, r.completion, r.chosen, r.rejected, r.label, r.margin, r.tools]
-        digest.update(json.dumps([*said, dict(r.chat_template_kwargs)], default=repr).encode())
+        contents = [r.kind, r.text, r.prompt, r.completion, r.chosen, r.rejected, r.label, r.margin, r.tools]
+        digest.update(json.dumps([*contents, dict(r.chat_template_kwargs)], default=repr).encode())
         names.update(json.dumps(r.source).encode())
     taught = digest.hexdigest()
     names.update(taught.encode())

@@ -11,23 +11,23 @@ from align.core.data.formats import Format, Shape
 from align.core.data.strict import a
 from align.schemas.records import Kind, Message
 
-_BESIDE = ("input", "history")
+_OPTIONAL = ("input", "history")
 
 
 class Alpaca(Format):
     """``{"instruction": str, "input": str, "output": str}``, read as a conversation.
 
-    The user says the instruction and, below it, the input where there is one. ``history`` (pairs of what was said and
-    answered before) comes first. With ``chosen`` and ``rejected`` in place of ``output`` it is a preference; with
-    ``kto_tag`` (a boolean) beside it, an unpaired row; where prompts are wanted, the instruction is one.
+    The instruction and, below it, the input become one message of the user. ``history`` (pairs of an earlier message
+    and its answer) comes first. With ``chosen`` and ``rejected`` in place of ``output`` it is a preference; with a
+    boolean ``kto_tag``, an unpaired row; for a stage that learns from prompts, the prompt alone.
     """
 
     name = "alpaca"
     shapes = (
-        Shape("prompt", ("instruction",), optional=_BESIDE),
-        Shape("completion", ("instruction", "output"), optional=_BESIDE),
-        Shape("preference", ("instruction", "chosen", "rejected"), optional=_BESIDE),
-        Shape("unpaired", ("instruction", "output", "kto_tag"), optional=_BESIDE),
+        Shape("prompt", ("instruction",), optional=_OPTIONAL),
+        Shape("completion", ("instruction", "output"), optional=_OPTIONAL),
+        Shape("preference", ("instruction", "chosen", "rejected"), optional=_OPTIONAL),
+        Shape("unpaired", ("instruction", "output", "kto_tag"), optional=_OPTIONAL),
     )
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
@@ -40,7 +40,8 @@ class Alpaca(Format):
             answers = {name: fields.content(row, name) for name in ("chosen", "rejected")}
         elif kind != "prompt":
             answers = {"completion": fields.string(row, "output")}
-        found: dict[str, Any] = fields.join(prompt, "instruction", answers, "" if kind == "preference" else "output")
+        called = "" if kind == "preference" else "output"
+        found: dict[str, Any] = fields.join(prompt, "instruction", answers, called)
         return {**found, "label": fields.boolean(row, "kto_tag")} if kind == "unpaired" else found
 
 

@@ -13,8 +13,8 @@ from align.schemas.records import Kind
 class Messages(Format):
     """``{"messages": [{"role": str, "content": str}, ...]}``, the list also as a string of JSON.
 
-    With a boolean ``label`` the last message is what is judged. With ``rejected_response`` (ms-swift: a string, or the
-    messages that would have ended the conversation otherwise) the last message is what is chosen.
+    With a boolean ``label``, it judges the last message. With ``rejected_response`` (ms-swift: a string or messages),
+    the last message is the chosen answer and that the rejected one.
     """
 
     name = "messages"
@@ -25,7 +25,7 @@ class Messages(Format):
     )
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
-        """The conversation, in which the assistant must speak; or what came before its last message, and that."""
+        """The conversation, which must have an assistant message; or its last message as the answer to the rest."""
         messages = fields.dialogue(row, "messages")
         if kind == "text":
             return {"text": messages}

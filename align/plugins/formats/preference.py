@@ -11,15 +11,15 @@ from align.core.data.formats import Format, Shape
 from align.schemas.records import Content, Kind
 
 _ASKED = ("question", "query", "problem")
-"""Columns that hold a prompt under another name: what strings share at their start is no prompt where there is one."""
+"""Columns that probably hold the prompt: with one of them, a shared start of two strings is not taken for it."""
 
 
 class Preference(Format):
     """``{"chosen": str or messages, "rejected": ..., "prompt": ..., "margin": number}``; the last two may be absent.
 
     Without a prompt it is the longest prefix that chosen and rejected share. A prompt given as a string beside whole
-    conversations (UltraFeedback) must be the last thing said in that prefix. LLaMA-Factory's whole conversations are
-    called ``chosen_messages`` and ``rejected_messages``.
+    conversations (UltraFeedback) must be the last message of that prefix. ``chosen_messages`` and ``rejected_messages``
+    are LLaMA-Factory's names for whole conversations.
     """
 
     name = "preference"
@@ -30,10 +30,9 @@ class Preference(Format):
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
         """Prompt, chosen, rejected and margin."""
-        names = ("chosen", "rejected") if row.get("chosen") is not None else ("chosen_messages", "rejected_messages")
-        chosen, rejected = (
-            fields.content(row, name) for name in (names if names[0] in row else ("chosen", "rejected"))
-        )
+        whole = row.get("chosen") is None and "chosen_messages" in row
+        names = ("chosen_messages", "rejected_messages") if whole else ("chosen", "rejected")
+        chosen, rejected = (fields.content(row, name) for name in names)
         prompt = None if row.get("prompt") is None else fields.content(row, "prompt")
         asked = next((key for key in _ASKED if isinstance(row.get(key), str) and row[key].strip()), None)
         if prompt is None and asked and isinstance(chosen, str):

@@ -10,15 +10,15 @@ from align.core.data.formats import Format, Shape
 from align.schemas.records import Kind, Message
 
 _PAIRS = (("human", "assistant"), ("input", "output"))
-"""What ms-swift and Capybara call the two sides of a round."""
+"""Names of the two sides of a round in ms-swift and in Capybara."""
 
 
 class ShareGPT(Format):
     """``{"conversations": [{"from": str, "value": str}, ...]}``; ``role`` and ``content`` also serve.
 
     A ``function_call`` turn holds JSON with ``name`` and ``arguments`` and becomes a tool call. With ``chosen`` and
-    ``rejected`` (one turn each) the conversation is their prompt; with ``kto_tag`` or ``label`` its last turn is what
-    is judged. ``conversation`` may also hold rounds, ``[{"human": str, "assistant": str}, ...]``.
+    ``rejected`` (one turn each) the conversation is their prompt; ``kto_tag`` or ``label`` judges its last turn.
+    ``conversation`` may also hold rounds, ``[{"human": str, "assistant": str}, ...]``.
     """
 
     name = "sharegpt"
@@ -31,7 +31,7 @@ class ShareGPT(Format):
     )
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
-        """The conversation, or what came before the answers, and those."""
+        """The conversation, or a prompt and its answers."""
         if kind == "preference":
             answers = {name: fields.turns(row, name) for name in ("chosen", "rejected")}
             return fields.join(fields.turns(row, "conversations"), "conversations", answers)
@@ -44,7 +44,7 @@ class ShareGPT(Format):
 
 
 def _rounds(row: Mapping[str, Any], key: str) -> list[Message]:
-    """The messages of a list of rounds; none where it is no such list."""
+    """Return the messages of a list of rounds; none where the column holds no such list."""
     for pair in _PAIRS:
         if isinstance(row[key], list) and all(isinstance(item, dict) and item.keys() >= {*pair} for item in row[key]):
             turns = [

@@ -14,7 +14,7 @@ from align.schemas.records import Kind
 class XLAM(Format):
     """``{"query": str, "tools": list, "answers": list of calls}``, the lists also as strings of JSON.
 
-    The user asks the query, and the assistant makes the calls.
+    The query becomes the user's message, the answers become the assistant's calls.
     """
 
     name = "xlam"
