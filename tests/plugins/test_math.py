@@ -208,6 +208,24 @@ def test_a_gold_answer_in_every_place_is_found(verifier: Math, gold: object) -> 
     assert verifier.unfit({"solution": gold}) is None
 
 
+@pytest.mark.parametrize(
+    ("gold", "response", "outcome"),
+    [
+        (r"\{1,1,2\}", r"\{1,3\}", "wrong"),  # a value that the gold repeats is no licence to skip another
+        ("1,1,2", r"\{1,3\}", "wrong"),
+        (r"\{1,1,2\}", r"\{1\}", "wrong"),
+        (r"\{1\}", r"\{1,2\}", "wrong"),
+        (r"\{1,1,2\}", r"\{2,1\}", "right"),  # a set has each element once, however often it is written
+        (r"\{1,1,2\}", r"\{1,2,2\}", "right"),
+        ("1,1,2", "2,1,1", "right"),  # a list as often as it is written
+        ("1,1,2", "1,2,2", "wrong"),
+        ("1,1,2", "1,2", "wrong"),
+    ],
+)
+def test_repeated_elements(verifier: Math, gold: str, response: str, outcome: str) -> None:
+    assert verifier.verdict(gold, rf"\boxed{{{response}}}").outcome == outcome
+
+
 def test_settings() -> None:
     strict = Math(Math.Config(column="answer", boxed=True, unparsed=None))
     assert strict.unfit({"solution": "7"}) == "has no 'answer'" and strict.needs == ("answer",)

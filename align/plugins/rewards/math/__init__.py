@@ -36,7 +36,7 @@ _WARM = (
     (r"(x+1)(x-2)", "x^2-x-2"),
     ("2n+1", "1+2n"),
 )
-"""Equal pairs that need sympy, which is imported where it is first needed."""
+"""Equal pairs that need sympy, so that its import does not count against the time limit of the first answer."""
 
 
 class Math(Reward):
@@ -72,7 +72,7 @@ class Math(Reward):
             assert self.verdict(gold, rf"\boxed{{{answer}}}").outcome == "right", (gold, answer)
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
-        """Say why a row's gold answer is none; None where it is one."""
+        """Return why a row's gold answer cannot be used; None where it can."""
         if lacking := super().unfit(columns):
             return lacking
         try:
@@ -82,11 +82,11 @@ class Math(Reward):
         return None
 
     def score(self, answers: Sequence[Answer]) -> Sequence[Score]:
-        """A verdict on each answer, against its own gold."""
+        """Return a verdict on each answer, against its own gold."""
         return [self.verdict(str(answer.columns.get(self.config.column, "")), answer.text) for answer in answers]
 
     def verdict(self, gold: str, text: str) -> Score:
-        """One answer. An unfit gold is an ``error``: neither right nor wrong can be said."""
+        """Judge one answer. An unfit gold is an ``error``: the answer is neither right nor wrong."""
         try:
             golds = _gold(gold)
         except Unparsed as error:
@@ -99,10 +99,11 @@ class Math(Reward):
         return Score(1.0, "right") if right else Score(0.0, "wrong")
 
     def _right(self, golds: Sequence[Gold], found: Found) -> bool:
-        """Return whether the answer is right, and so is all that it is said to be. Raises Unparsed."""
+        """Return whether the answer is right, and so is all that the text equates with it. Raises Unparsed."""
         forms = _forms(found)
         if self.config.bare_percent:
             golds, forms = [gold.without_percent() for gold in golds], [form.replace("%", "") for form in forms]
+        # Each has at most two forms, with and without a percent sign (``_forms``).
         agreed = [gold for gold in golds if any(gold.agrees(form) for form in forms)]
         if not agreed and len(found.answers) > 1:  # one answer in several forms
             agreed = [gold for gold in golds if all(gold.agrees(clean(one)) for one in found.answers)]
@@ -117,16 +118,14 @@ class Gold(NamedTuple):
     written: str
     tree: Tree
 
-    def agrees(self, said: str, worked_out: bool = True) -> bool:
+    def agrees(self, answer: str, worked_out: bool = True) -> bool:
         """Compare a cleaned answer. worked_out: whether a number wants a number, not arithmetic. Raises Unparsed."""
-        return (
-            _bare(said) == _bare(self.written)
-            or _choice(said) == self.tree.text
-            or same(self.tree, read(said), worked_out)
-        )
+        if _bare(answer) == _bare(self.written):  # a copy of the gold is right, even one that cannot be parsed
+            return True
+        return _choice(answer) == self.tree.text or same(self.tree, read(answer), worked_out)
 
     def agrees_with_all(self, restated: Sequence[str]) -> bool:
-        """Return whether what an answer is said to be is so, worked out or not."""
+        """Return whether all values that a text equates with its answer equal this one, worked out or not."""
         return all(self.agrees(clean(one), worked_out=False) for one in restated)
 
     def without_percent(self) -> Gold:
@@ -156,7 +155,7 @@ def _as_gold(written: str) -> Gold:
         tree = read(written)
         check(tree)
     except Unparsed:
-        letter = _choice(written)  # (D) Alina
+        letter = _choice(written)  # ``(D) Alina`` is no mathematics, but a choice
         if letter is None:
             raise
         tree = Tree("words", letter)
@@ -178,5 +177,5 @@ def _choice(text: str) -> str | None:
 
 
 def _bare(text: str) -> str:
-    """Drop spaces, but for those beside digits and commas, which 11, 111 and 11,111 differ in."""
+    """Drop spaces, but for those next to digits and commas: 11, 111 and 11,111 differ in them."""
     return re.sub(r"(?<![\d,])\s+(?![\d,])", "", text)

@@ -24,13 +24,17 @@ from align.plugins.rewards.math.tree import Tree, is_name
 
 _FLIPPED = {">": "<", r"\ge": r"\le"}
 _STARTS = (2, 5, 11)
-"""Values at which two equations are told to be multiples of each other."""
+"""Values of the first variable at which the ratio of two equations is taken: the next where one is zero there."""
 _DECIMALS = 6
 """Significant digits that a rounded answer to an exact gold needs."""
 
 
 def same(gold: Tree, answer: Tree, worked_out: bool = True) -> bool:
-    """worked_out: whether a rational gold wants a number, not arithmetic. Raises Unparsed for what cannot be judged."""
+    """Return whether an answer equals the gold answer, in structure and in value.
+
+    worked_out: whether a rational gold wants a number, not arithmetic. Raises Unparsed for what cannot be judged.
+    The order of the cases matters: relations first, since each may hold any other kind, and leaves last.
+    """
     if gold.kind == "relation" or answer.kind == "relation":
         return _relations(gold, answer, worked_out)
     if gold.unit and answer.unit and gold.unit != answer.unit:
@@ -43,9 +47,10 @@ def same(gold: Tree, answer: Tree, worked_out: bool = True) -> bool:
             return ours.same(theirs)
         if gold.brackets != answer.brackets:
             return False
+    if gold.kind == answer.kind == "list":
+        return _rearranged(gold.parts, answer.parts)
     if {gold.kind, answer.kind} <= {"list", "set"}:
-        as_list = gold.kind == answer.kind == "list"
-        return (len(gold.parts) == len(answer.parts) or not as_list) and _unordered(gold.parts, answer.parts)
+        return _contains(gold.parts, answer.parts) and _contains(answer.parts, gold.parts)
     if gold.kind == "set" and len(gold.parts) == 1:
         return same(gold.parts[0], answer)
     if answer.kind == "set" and len(answer.parts) == 1:
@@ -97,7 +102,7 @@ def _value(tree: Tree) -> Term:
 
 
 def _rounded(gold: Tree, answer: Tree) -> bool:
-    """Return whether one is a decimal of six digits or more, and the other, which is none, is it rounded or cut off."""
+    """Return whether one is a decimal of six digits or more, and is the other, which is none, rounded or cut off."""
     for decimal, other in ((gold, answer), (answer, gold)):
         if decimal.decimals is None or decimal.significant < _DECIMALS or other.decimals is not None:
             continue
@@ -127,15 +132,22 @@ def _ends(value: Fraction) -> bool:
     return bottom == 1
 
 
-def _unordered(gold: Sequence[Tree], answer: Sequence[Tree]) -> bool:
-    """Every part of each has its like in the other."""
+def _rearranged(gold: Sequence[Tree], answer: Sequence[Tree]) -> bool:
+    """Return whether two lists have the same parts, each as often, in any order."""
+    if len(gold) != len(answer):
+        return False
     left = list(answer)
     for ours in gold:
-        like = [i for i, theirs in enumerate(left) if same(ours, theirs)]
-        if not like:
-            return any(same(ours, theirs) for theirs in answer) and len(gold) > len(answer)
-        del left[like[0]]
-    return all(any(same(ours, theirs) for ours in gold) for theirs in left)
+        equals = [i for i, theirs in enumerate(left) if same(ours, theirs)]
+        if not equals:
+            return False
+        del left[equals[0]]
+    return True
+
+
+def _contains(parts: Sequence[Tree], others: Sequence[Tree]) -> bool:
+    """Return whether each of the others equals one of the parts. Sets are equal where it holds both ways."""
+    return all(any(same(part, other) for part in parts) for other in others)
 
 
 def _relations(gold: Tree, answer: Tree, worked_out: bool) -> bool:
@@ -198,7 +210,7 @@ def _chain(gold: Tree, answer: Tree, worked_out: bool) -> bool:
 
 
 def _solved(tree: Tree) -> bool:
-    """Return whether it is a name and its value or bounds: then an answer that is not is no answer."""
+    """Return whether it is a name and its value or bounds: such a gold wants such an answer, and no ``x^2 = 4``."""
     if not any(map(is_name, tree.parts)):
         return False
     rest = [part for part in tree.parts if not is_name(part)]

@@ -47,8 +47,9 @@ from align.plugins.rewards.math.notation import Unparsed
 _BITS = (80, 320, 1280)
 """Precisions at which terms without a separation bound are told apart."""
 _MOST_BITS = 24_000
-"""Largest separation bound that is reckoned up to."""
+"""Largest separation bound up to which precision grows."""
 _iv = MPIntervalContext()
+"""Intervals of our own: the precision of mpmath's shared ``iv`` is anybody's to change."""
 
 
 class _Unclear(Exception):
@@ -74,7 +75,7 @@ def equal(gold: Term, answer: Term) -> bool:
 
 
 def sign(term: Term) -> int:
-    """-1, 0 or 1 for a real constant. Raises Unparsed where it is none, or cannot be told."""
+    """Return -1, 0 or 1 for a real constant. Raises Unparsed where it is none, or its sign cannot be decided."""
     if (value := value_of(term)) is not None:
         return (value > 0) - (value < 0)
     if symbols(term):
@@ -125,7 +126,7 @@ def _vanishes(difference: Term, gold: Term) -> bool:
     points = [*_points(difference), *_points_between_signs(difference)]
     real = [point for point in points if is_real(substitute(gold, point))]
     outcomes = []
-    for point in real or points:
+    for point in real or points:  # a gold that is real nowhere, as ``i x``, is compared at all points
         try:
             outcome = _zero(substitute(difference, point))
         except Unparsed:
@@ -133,6 +134,7 @@ def _vanishes(difference: Term, gold: Term) -> bool:
         if outcome is False:
             return False
         outcomes.append(outcome)
+    # A few points may be poles; where most are, too little has been seen to call them equal.
     if 2 * len(outcomes) >= len(real or points) and all(outcomes):
         return True
     if _proved(difference):
@@ -158,6 +160,7 @@ def _points_between_signs(term: Term) -> list[dict[str, Term]]:
 
 
 def _points_around_zeros(radicand: Term, names: list[str]) -> list[dict[str, Term]]:
+    """Points between the real zeros of a radicand, and outside of them, along a line for each variable."""
     from sympy import Poly, Symbol, fraction, together
     from sympy.polys.polyerrors import BasePolynomialError
 
@@ -243,7 +246,7 @@ def _zero(term: Term) -> bool | None:
                 return True
         if bits >= limit:
             return None
-        bits = min(4 * bits, limit) if bits < limit else limit
+        bits = min(4 * bits, limit)
 
 
 @lru_cache(maxsize=4096)
@@ -252,6 +255,7 @@ def separation(term: Term) -> int | None:
     if not _algebraic(term):
         return None
     roots = {part for part in walk(term) if part.op == "pow" and part.args[1].args[0].denominator != 1}
+    # The degree of the field that all roots lie in is at most the product of theirs.
     degree = math.prod(part.args[1].args[0].denominator for part in roots)
     if degree > _MOST_BITS:
         return None
@@ -277,7 +281,10 @@ def _algebraic(term: Term) -> bool:
 
 
 def _sizes(term: Term) -> tuple[float, float]:
-    """log2 of bounds of all conjugates of the numerator and of the denominator, which are algebraic integers."""
+    """Return log2 of bounds of all conjugates of the numerator and of the denominator, which are algebraic integers.
+
+    The rules are those of Burnikel et al. for each operation (see the head of this file).
+    """
     if term.op == "number":
         value = term.args[0]
         return _log2(abs(value.numerator)), _log2(value.denominator)
@@ -332,6 +339,7 @@ def _interval(term: Term, real: bool) -> Any:
     if term.op == "symbol":
         raise Unparsed("has a variable where a number belongs")
     name, *args = term.args
+    # Interval arithmetic has atan2 alone of the inverse functions: arcsin x = atan2(x, sqrt(1 - x^2)).
     if name == "arcsin":
         other = power(add(ONE, negative(power(args[0], number(2)))), HALF)
         return _iv.atan2(_interval(args[0], True), _interval(other, True))
@@ -348,6 +356,7 @@ def _interval(term: Term, real: bool) -> Any:
     if name in ("max", "min"):
         return _extreme(name, values)
     if name in ("floor", "ceil"):
+        # An interval around a whole number has two floors however narrow it is: only a proof could tell.
         ends = {(math.floor if name == "floor" else math.ceil)(_rational(end)) for end in (values[0].a, values[0].b)}
         if len(ends) > 1:
             raise _Unclear
@@ -368,6 +377,7 @@ def _interval_power(base: Term, exponent: Term, real: bool) -> Any:
         return _iv.exp(made)
     if isinstance(x, _iv.mpc):
         x = _narrowed(x)
+    # Near zero neither a reciprocal nor a root has bounds: is the base exactly zero, or only the interval too wide?
     if (n < 0 or n.denominator > 1) and _may_be_zero(x):
         if _zero_within(base):
             if n < 0:
@@ -380,9 +390,10 @@ def _interval_power(base: Term, exponent: Term, real: bool) -> Any:
     if isinstance(x, _iv.mpc):
         return _iv.exp(_log(x, base, real) * n.numerator / n.denominator)
     size = abs(x)
-    for _ in range((n.denominator & -n.denominator).bit_length() - 1):
+    twos = n.denominator & -n.denominator  # the power of two in it: square roots are quicker and narrower than exp
+    for _ in range(twos.bit_length() - 1):
         size = _iv.sqrt(size)
-    odd = n.denominator // (n.denominator & -n.denominator)
+    odd = n.denominator // twos
     size = _iv.exp(_iv.log(size) / odd) if odd > 1 else size
     size = size ** abs(n.numerator) if n > 0 else 1 / size ** abs(n.numerator)
     if x.a > 0:
@@ -404,7 +415,7 @@ def _may_be_zero(x: Any) -> bool:
 
 
 def _zero_within(term: Term) -> bool:
-    """Decide whether a part is zero at the precision it needs, and keep that of the whole."""
+    """Decide whether a part is zero, at the precision that this takes, and restore that of the whole."""
     bits = _iv.prec
     try:
         return _zero(term) is True or _proved(term)
@@ -452,6 +463,7 @@ def _extreme(name: str, values: list[Any]) -> Any:
 
 
 def _rational(end: Any) -> Fraction:
+    """Return an interval's end as an exact fraction, from the mantissa and exponent that mpmath keeps."""
     below_zero, mantissa, exponent, _ = end._mpi_[0]
     return Fraction(int(-mantissa if below_zero else mantissa)) * Fraction(2) ** int(exponent)
 
@@ -465,7 +477,10 @@ def _small(value: Any, limit: int = 2**48) -> None:
 
 @lru_cache(maxsize=1024)
 def _proved(term: Term) -> bool:
-    """Return whether it is zero whatever its logarithms and the like are, or sympy proves it to be."""
+    r"""Return whether it is zero whatever its logarithms and the like are, or sympy proves it to be.
+
+    Each of them is replaced by a variable of its own, so that ``(1+\ln 3)^2 - 1 - 2\ln 3`` is compared as a polynomial.
+    """
     hidden: dict[Term, Term] = {}
 
     def hide(part: Term) -> Term | None:

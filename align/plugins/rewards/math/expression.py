@@ -1,4 +1,8 @@
-"""Expressions as exact terms: numbers are rationals, like terms and like powers are collected, nothing is rounded."""
+"""Expressions as exact terms: numbers are rationals, like terms and like powers are collected, nothing is rounded.
+
+Terms are made by ``add``, ``mul``, ``power`` and ``call`` alone, never by ``Term`` itself: these bring them to a normal
+form, in which many equal answers are the same term and need no further proof.
+"""
 
 from __future__ import annotations
 
@@ -153,6 +157,7 @@ def _symbolic_power(base: Term, exponent: Term) -> Term:
 
 
 def _numeric_power(b: Fraction, n: Fraction) -> Term:
+    """A power of numbers: worked out where it is rational and small, else with an exponent between 0 and 1."""
     if b == 0:
         if n < 0:
             raise Unparsed("divides by zero")
@@ -179,6 +184,7 @@ def _numeric_power(b: Fraction, n: Fraction) -> Term:
 
 
 def _large_power(b: Fraction, n: int) -> Term:
+    """A power too large to write out, as powers of primes: 4^{10^9} and 2^{2 * 10^9} are one term."""
     if b < 0:
         return mul(number(-1 if n % 2 else 1), _large_power(-b, n))
     if b.denominator != 1:
@@ -304,6 +310,7 @@ def _flat(op: str, terms: Any) -> Iterator[Term]:
 
 
 def _coefficient(term: Term) -> tuple[Fraction, Term]:
+    """Split a term into its rational factor and the rest."""
     if term.op != "mul":
         return Fraction(1), term
     factor = next((part.args[0] for part in term.args if part.op == "number"), None)
@@ -327,6 +334,7 @@ def _exact_root(value: int, k: int) -> int | None:
 
 @lru_cache(maxsize=1024)
 def _perfect_power(value: int) -> tuple[int, int] | None:
+    """Return (base, exponent) of a perfect power, with the largest exponent; None for other numbers, and large ones."""
     if value > _FACTORED:
         return None
     for k in range(value.bit_length(), 1, -1):

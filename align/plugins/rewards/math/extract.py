@@ -22,6 +22,8 @@ _BOXES = 20
 _BOX = re.compile(r"\\f?boxed\s*(?=\{)|\\fbox\s*(?=\{)|\\boxed|\\fbox")
 _BARE_BOX = re.compile(r"\s*(-?(?:\d(?:[\d.,/]*\d)?|\\[a-zA-Z]+\S*?)|(?<=\s)-?[a-zA-Z])(?=[.,;]?(?:[\s$]|\\[)\]]|$))")
 """The content of ``\boxed 4``."""
+# The patterns below are the wordings of real model answers and of attacks on the reward. Where one is missed, a right
+# answer loses its point or a hedged one is paid; tests/plugins/math_cases.jsonl has examples.
 _CORRECTED = re.compile(
     r"\b(?:wait|actually|no|not|sorry|correction|corrected|mistake|wrong|error|recheck|instead|rather|hmm|oops|redo|"
     r"let me|check|verify|so|therefore|thus|hence|final|finally|then|next)\b",
@@ -34,7 +36,7 @@ _BEGINS_HEDGED = re.compile(
 _DOUBTED = re.compile(
     r"\b(?:alternatively|maybe|perhaps|possibly|otherwise|either|could|might|may be)\b|[/&|=<>]", re.I
 )
-"""Beside two boxes: they are no list then."""
+"""Words and signs between two boxes with which they are no list."""
 _EQUAL = re.compile(r"[\s$]*=[\s$]*")
 _NAMED = re.compile(r"(?<![a-zA-Z])\\?[a-zA-Z]\w*'?(?:_\{?\w+\}?)?(?:\([a-zA-Z0-9]\))?\s*=\s*[$\s({\\\[]*$")
 """A name before a box: ``a = \boxed{2}``."""
@@ -99,17 +101,17 @@ _RETRACTED = re.compile(
 """An answer taken back, in what follows it."""
 _BELOW = r"(?:[ \t]*\n){0,3}[ \t]*(?:(?:\$\$|\\\[)[ \t]*\n[ \t]*(?=[^\n]+\n[ \t]*(?:\$\$|\\\])))?([^\n]+)"
 """A line, perhaps below blank ones, or alone in a displayed formula."""
-_MARKERS = (
-    re.compile(r"####(?![ \t*]*(?:final )?answer[ \t*:]*\n)[ \t]*([^\n]+)", re.I),
-    re.compile(r"<answer>(.*?)</answer>", re.S | re.I),
-    re.compile(
-        r"(?:\banswer\b(?: (?:to|of|for) [^\n.:]{1,60}?)?[ \t]*(?:\*\*)?[ \t]*(?:is\b|:|=)"
-        r"|(?:^|\n)[ \t]*(?:final )?answer[ \t]*(?=\$|\\\(|\\\[))"
-        rf"(?:[ \t]*(?:\*\*|:))*{_BELOW}",
-        re.I,
-    ),
-    re.compile(rf"(?:^|\n)[ \t]*(?:#{{1,6}}|\*\*)[ \t*]*(?:final )?answer[ \t*]*\n{_BELOW}", re.I),
+_HASHES = re.compile(r"####(?![ \t*]*(?:final )?answer[ \t*:]*\n)[ \t]*([^\n]+)", re.I)
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.S | re.I)
+_PHRASE = re.compile(
+    r"(?:\banswer\b(?: (?:to|of|for) [^\n.:]{1,60}?)?[ \t]*(?:\*\*)?[ \t]*(?:is\b|:|=)"
+    r"|(?:^|\n)[ \t]*(?:final )?answer[ \t]*(?=\$|\\\(|\\\[))"
+    rf"(?:[ \t]*(?:\*\*|:))*{_BELOW}",
+    re.I,
 )
+_HEADING = re.compile(rf"(?:^|\n)[ \t]*(?:#{{1,6}}|\*\*)[ \t*]*(?:final )?answer[ \t*]*\n{_BELOW}", re.I)
+_MARKERS = (_HASHES, _TAG, _PHRASE, _HEADING)
+"""What announces an answer without a box, the most explicit first."""
 _GOES_ON = re.compile(
     r"[\s$\])\\*]*(?:(?:or|and|alternatively)\b|[-$\\(\[ ]{0,9}\d[\d.,/]*[$)\]\\ ]{0,9}(?:\n|$))", re.I
 )
@@ -143,7 +145,7 @@ class Found(NamedTuple):
     """The answer that a text gives.
 
     answers: one, or several boxes side by side, which are a list. joined: these as one text. restated: values that
-    are said to be the same, before and behind. percent: whether a percent sign stands behind the box. alternatives:
+    the text equates with it, before and after. percent: whether a percent sign stands behind the box. alternatives:
     whether nothing but "or" stands between boxes, which may be one answer or the other.
     """
 
@@ -155,7 +157,7 @@ class Found(NamedTuple):
 
 
 def answer_of(text: str, boxed: bool) -> Found:
-    """The answer of a text. boxed: whether only a box counts. Raises Unparsed.
+    """Return the answer of a text. boxed: whether only a box counts. Raises Unparsed.
 
     The last box counts, so a correction is taken; an answer that is denied, doubted or taken back is none.
     """
@@ -169,12 +171,14 @@ def answer_of(text: str, boxed: bool) -> Found:
     if found is None:
         if boxed:
             raise Unparsed("has no box")
-        said, rest = _free(_FENCE.sub("", text[-_TAIL:]).replace("`", ""), whole=len(text) <= _TAIL)
-        return Found((_checked(said),), _checked(said), tuple(_restated(rest)))
+        answer, rest = _free(_FENCE.sub("", text[-_TAIL:]).replace("`", ""), whole=len(text) <= _TAIL)
+        answer = _checked(answer)
+        return Found((answer,), answer, tuple(_restated(rest)))
     return found
 
 
 def _checked(found: str) -> str:
+    """Return an answer without boxes inside it. Raises Unparsed where it is empty or too long."""
     found = re.sub(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\1", found).strip()
     if not found:
         raise Unparsed("has an empty answer")
@@ -189,8 +193,8 @@ def _restated(rest: str) -> list[str]:
     if _RETRACTED.search(rest):
         raise Unparsed("is taken back")
     found = [_innermost(match[1]) for marker in _MARKERS for match in _marked(marker, rest)]
-    cut = [_SENTENCE_END.split(said)[0] for said in found]
-    return [said for said in cut if re.search(r"\d|\\|\$", said) or re.fullmatch(r"\W*[A-J]\W*", said)]
+    cut = [_SENTENCE_END.split(value)[0] for value in found]
+    return [value for value in cut if re.search(r"\d|\\|\$", value) or re.fullmatch(r"\W*[A-J]\W*", value)]
 
 
 def _marked(marker: re.Pattern[str], text: str) -> list[re.Match[str]]:
@@ -201,18 +205,18 @@ def _marked(marker: re.Pattern[str], text: str) -> list[re.Match[str]]:
 def _denies(rest: str, answer: str) -> bool:
     """Return whether what follows says of the very answer that it is none: "but 5 is not a solution"."""
     bare = "".join(answer.split())
-    said = (match[1] for match in _VALUE_DENIED.finditer(plain(rest[: 2 * _TAIL]).replace("\u2019", "'")))
-    return any("".join(value.split()).rpartition("=")[2] == bare for value in said)
+    denied = (match[1] for match in _VALUE_DENIED.finditer(plain(rest[: 2 * _TAIL]).replace("\u2019", "'")))
+    return any("".join(value.split()).rpartition("=")[2] == bare for value in denied)
 
 
-def _innermost(said: str) -> str:
-    """The value of "the final answer is: the largest n is 7"."""
-    said = said.strip()
-    while inner := next((match for marker in _MARKERS[2:] if (match := marker.search(said))), None):
-        said = inner[1].strip()
-    if opened := _PROSE.match(said):
-        said = said[opened.end() :]
-    return said
+def _innermost(text: str) -> str:
+    """Return 7 of "the final answer is: the answer is: the largest n is 7"."""
+    text = text.strip()
+    while inner := _PHRASE.search(text) or _HEADING.search(text):
+        text = inner[1].strip()
+    if opened := _PROSE.match(text):
+        text = text[opened.end() :]
+    return text
 
 
 class _Box(NamedTuple):
@@ -239,7 +243,7 @@ def _boxes(text: str) -> list[_Box]:
 
 
 def _boxed(text: str) -> Found | None:
-    """Find the last box, with those beside it; None without boxes."""
+    """Find the last box, with those that are one list with it; None without boxes."""
     boxes = _boxes(text)
     if not boxes:
         return None
@@ -251,7 +255,7 @@ def _boxed(text: str) -> Found | None:
         if _EQUAL.fullmatch(between):
             equal.append(earlier.content)
         elif "".join(earlier.content.split()) != "".join(contents[0].split()):
-            if not _beside(between):
+            if not _are_one_list(between):
                 break
             word = r"\text{or}" if re.search(r"\bor\b", between, re.I) else ","
             alternatives = alternatives or (word != "," and not _NAMED.search(between))
@@ -260,17 +264,18 @@ def _boxed(text: str) -> Found | None:
         start = earlier.start
     restated = [
         *equal,
-        *_said_before(text, start, contents[0]),
-        *_said_after(text, last.end),
+        *_restated_before(text, start, contents[0]),
+        *_restated_after(text, last.end),
         *_restated(text[last.end :]),
     ]
     answers = tuple(map(_checked, contents))
     if any(_denies(text[last.end :], answer) for answer in answers):
         raise Unparsed("is taken back")
-    return Found(answers, _checked(joined), tuple(restated), _PERCENT.match(text, last.end) is not None, alternatives)
+    percent = _PERCENT.match(text, last.end) is not None
+    return Found(answers, _checked(joined), tuple(restated), percent, alternatives)
 
 
-def _beside(between: str) -> bool:
+def _are_one_list(between: str) -> bool:
     """Return whether two boxes with this between them are one list. Raises Unparsed where they exclude each other."""
     if len(between) >= 100 or _CORRECTED.search(between):
         return False
@@ -285,8 +290,8 @@ def _beside(between: str) -> bool:
     return True
 
 
-def _said_before(text: str, start: int, content: str) -> list[str]:
-    r"""The value before "or" and a box, as in ``12/4, or \boxed{3}``. Raises Unparsed where the box is doubted."""
+def _restated_before(text: str, start: int, content: str) -> list[str]:
+    r"""Return the value before "or" and a box: ``12/4, or \boxed{3}``. Raises Unparsed where the box is doubted."""
     sentence = _SENTENCE_END.split(plain(text[max(0, start - _LINE) : start]))[-1]
     if _HEDGE_BEFORE.search(sentence):
         raise Unparsed("denies or doubts its box")
@@ -323,8 +328,8 @@ def _is_formula(content: str) -> bool:
     return re.search(r"\d|\\(?!text|mbox|mathrm)", content) is not None
 
 
-def _said_after(text: str, end: int) -> list[str]:
-    """The value after a box and "or". Raises Unparsed where another one follows."""
+def _restated_after(text: str, end: int) -> list[str]:
+    """Return the value after a box and "or". Raises Unparsed where another one follows."""
     if _AND_AFTER.match(text, end):
         raise Unparsed("gives another answer after its box")
     match = _OR_AFTER.match(text, end)
@@ -337,7 +342,7 @@ def _said_after(text: str, end: int) -> list[str]:
 
 
 def _closing(text: str, brace: int) -> int | None:
-    """The place after the brace that closes the one at ``brace``."""
+    """Return the place after the brace that closes the one at ``brace``; None where none does."""
     if brace >= len(text) or text[brace] != "{":
         return None
     depth = 0
@@ -349,25 +354,28 @@ def _closing(text: str, brace: int) -> int | None:
 
 
 def _free(text: str, whole: bool) -> tuple[str, str]:
-    """An answer without a box, and what follows: after ``####``, in ``<answer>``, after "the answer is", or alone."""
+    """Find an answer without a box, and the text after it. Raises Unparsed.
+
+    It stands after ``####``, in ``<answer>``, after "the answer is", right of a last ``=``, or alone. whole: whether
+    ``text`` is all that was written, so that it may be nothing but the answer.
+    """
     for marker in _MARKERS:
         places = _marked(marker, text)
         if places:
-            said = _innermost(places[-1][1])
+            answer = _innermost(places[-1][1])
             rest = text[places[-1].end() :]
-            if marker is not _MARKERS[1] and (end := _SENTENCE_END.search(said)):
-                if re.match(r"\s*(?:or|alternatively|maybe)\b", said[end.end() :], re.I):
+            if marker is not _TAG and (end := _SENTENCE_END.search(answer)):
+                if re.match(r"\s*(?:or|alternatively|maybe)\b", answer[end.end() :], re.I):
                     raise Unparsed("gives several answers")
-                said, rest = said[: end.start()], f"{said[end.end() :]}{rest}"
+                answer, rest = answer[: end.start()], f"{answer[end.end() :]}{rest}"
             if len(places) > 1:
                 between = text[places[-2].end(1) : places[-1].start()]
-                if places[-2][1].strip(" .$*") != said.strip(" .$*") and re.match(
-                    r"\W*(?:or|and|alternatively)\b", between, re.I
-                ):
+                differs = places[-2][1].strip(" .$*") != answer.strip(" .$*")
+                if differs and re.match(r"\W*(?:or|and|alternatively)\b", between, re.I):
                     raise Unparsed("gives several answers")
-            if _GOES_ON.match(rest) or re.search(r"(?:\b(?:or|and)|[,;/&=])[\s$*]*$", said, re.I):
+            if _GOES_ON.match(rest) or re.search(r"(?:\b(?:or|and)|[,;/&=])[\s$*]*$", answer, re.I):
                 raise Unparsed("gives several answers")
-            return _meant(said), rest
+            return _meant(answer), rest
     last = text.strip().rpartition("\n")[2]
     if whole and last == text.strip():
         worded = "=" in last and re.search(r"[a-zA-Z]{2,} ", last.rpartition("=")[0])
@@ -378,22 +386,19 @@ def _free(text: str, whole: bool) -> tuple[str, str]:
 
 
 def _right_of(line: str) -> str:
-    """The value right of the last ``=``; with numbers left of it, so that ``1 = 7`` is seen to be false."""
+    """Return the value right of the last ``=``; with numbers left of it, so that ``1 = 7`` is seen to be false."""
     before, _, value = line.rpartition("=")
     if _WORDS_OF_DOUBT.search(before) or re.search(r"\b(?:or|guess|suppose|could|might)\b", before, re.I):
         raise Unparsed("gives several answers, or doubts")
     numbers = re.split(r"(?<!\\)\b[a-zA-Z]{2,}|[,;:]", before)[-1].strip()
-    return (
-        f"{numbers}={value}"
-        if re.search(r"\d", numbers) and not re.search(r"(?<![a-zA-Z\\])[a-zA-Z]", numbers)
-        else value
-    )
+    arithmetic = re.search(r"\d", numbers) and not re.search(r"(?<![a-zA-Z\\])[a-zA-Z]", numbers)
+    return f"{numbers}={value}" if arithmetic else value
 
 
-def _meant(said: str) -> str:
-    """Raise Unparsed where more than one formula is there, or doubt."""
-    formulas = re.findall(r"(?<!\\)\$[^$]+(?<!\\)\$", said)
-    if len(formulas) > 1 or _WORDS_OF_DOUBT.search(said):
+def _meant(answer: str) -> str:
+    """Return an answer without opening words and reasons. Raises Unparsed for several formulas, or doubt."""
+    formulas = re.findall(r"(?<!\\)\$[^$]+(?<!\\)\$", answer)
+    if len(formulas) > 1 or _WORDS_OF_DOUBT.search(answer):
         raise Unparsed("gives several answers, or doubts")
-    said = re.sub(r"^(?:therefore|thus|then|simply|just|equal to|indeed|hence)\b", "", said.strip(), flags=re.I)
-    return _REASONS.split(said)[0]
+    answer = re.sub(r"^(?:therefore|thus|then|simply|just|equal to|indeed|hence)\b", "", answer.strip(), flags=re.I)
+    return _REASONS.split(answer)[0]

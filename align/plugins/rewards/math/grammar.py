@@ -62,9 +62,9 @@ _ACCENTS = frozenset(
 _TIMES = frozenset((r"\cdot", r"\times", "*", r"\ast"))
 _OVER = frozenset(("/", r"\div"))
 _CALLED = frozenset("fghFGHP")
-"""Letters that call what is in brackets behind them, unless they stand alone elsewhere."""
+"""Letters that are functions before brackets, f(x), unless they stand alone too: g(x + 1) + g is a sum of products."""
 _SHORT_WORD = re.compile(r"[aie]|if|is|in|it|to|no|of|on|or|at|as|an|by|be|do|so|we", re.I)
-"""Words, which are no product of letters if they are set upright."""
+"""Short words: in roman type they are words, where other letters (``\\mathrm{gb}``) are a product."""
 _CLOSE = {"(": ")", "{": "}", "[": "]", r"\{": r"\}"}
 
 _UNDONE = re.compile(r"\\(?:sum|prod|binom|choose|mod|gcd|lcm|max|min|[lr]floor|[lr]ceil)(?![a-zA-Z])|!|(?<!\\)\|")
@@ -109,7 +109,7 @@ class _Reader:
     """Recursive descent over the tokens of one expression."""
 
     def __init__(self, text: str) -> None:
-        if re.search(r"(?<![a-zA-Z\\])[a-zA-Z]{5,}", text):
+        if re.search(r"(?<![a-zA-Z\\])[a-zA-Z]{5,}", text):  # a word, and no product of five variables
             raise Unparsed("is no expression")
         self.tokens: list[_Token] = []
         spaced = False
@@ -122,8 +122,8 @@ class _Reader:
             spaced = False
         self.at = 0
         self.depth = 0
-        self.bars = 0
-        self.angles = 0
+        self.bars = 0  # open | in this group: the next one closes
+        self.angles = 0  # functions around this place: only in them do degrees count as pi/180
         alone = Counter(re.findall(r"(?<![\\a-zA-Z])([a-zA-Z])(?!\s*[(a-zA-Z])", text))
         self.called = _CALLED - set(alone)
 
@@ -169,8 +169,9 @@ class _Reader:
             elif self.begins() and not (argument and self.function_ahead()):
                 if after_slash:
                     raise Unparsed("is ambiguous: what follows the slash may be above or below it")
-                beside = self.tokens[self.at].kind == "number" and self.tokens[self.at - 1].text != "!"
-                if beside and not (last.op == "pow" and symbols(last)):
+                # ``2 3`` may be 23 or 6; but ``3! 2`` and ``x^2 3`` are products.
+                adjacent = self.tokens[self.at].kind == "number" and self.tokens[self.at - 1].text != "!"
+                if adjacent and not (last.op == "pow" and symbols(last)):
                     raise Unparsed("has numbers side by side")
                 last = self.power()
                 made = mul(made, last)
@@ -422,7 +423,7 @@ class _Reader:
             after = self.tokens[self.at + 1].text if self.at + 1 < len(self.tokens) else ""
             if after.removeprefix("\\") not in _FUNCTIONS or not after.startswith("\\"):
                 raise Unparsed("is ambiguous: what follows the slash may be inside the function")
-        if exponent is not None and value_of(exponent) == -1:
+        if exponent is not None and value_of(exponent) == -1:  # sin^{-1} x is arcsin x
             if name not in _INVERSE:
                 raise Unparsed("is ambiguous: an inverse or a reciprocal")
             name, exponent = _INVERSE[name], None

@@ -55,6 +55,7 @@ _SIGNS = {
 AND, OR = "\u2227", "\u2228"
 """Signs for the words: commas in a list of values, and more between inequalities."""
 _FUNCTIONS = "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
+# The order matters: a rule sees the result of those before it, such as ``\text`` in place of every font.
 _LATEX = [
     (re.compile(pattern), put)
     for pattern, put in (

@@ -76,7 +76,10 @@ def _order(a: End, b: End) -> int:
 
 
 def _combined(sets: Sequence[Reals], rule: Callable[[list[bool]], bool]) -> Reals:
-    """The set that the rule makes of being in each: ends are merged, and those that change nothing dropped."""
+    """Return the set of those that the rule accepts, given in which of the sets each is.
+
+    A sweep from left to right over all ends; those at which the result does not change are dropped.
+    """
     merged: list[End] = []
     for end in sorted((end for part in sets for end in part.ends), key=cmp_to_key(_order)):
         if not merged or _order(merged[-1], end):

@@ -1,6 +1,6 @@
 """An answer as a typed tree: numbers, expressions, words, lists, sets, intervals, unions, matrices, relations.
 
-The outer structure is read here, strictly; only the leaves are mathematics for ``leaf``. So a list is never a tuple,
+The outer structure is read here, strictly; ``grammar`` reads the leaves. So a list is never a tuple,
 ``(1, 2]`` never ``[1, 2]``, and a unit never a variable.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -117,7 +117,7 @@ def is_name(tree: Tree) -> bool:
 
 
 def _list(text: str, depth: int) -> Tree | None:
-    r"""``1, 2``, ``x = 1 \text{ or } x = 2``; of a sign \pm both; brackets: the words between its parts."""
+    r"""A list as ``1, 2``, ``x = 1 \text{ or } x = 2`` or ``\pm 1``; ``brackets`` are the words between its parts."""
     pieces = _split(text, ",", AND, OR)
     if len(pieces) < 2:
         return _plus_minus(text, depth)
@@ -220,7 +220,7 @@ def _residue(text: str, depth: int) -> Tree | None:
     match = re.fullmatch(r"(.+?)\s*(?:\\p?mod ?\{?|\((?:\\text\{)?\\?mod\}? ?)(\d+)[})]?", text)
     if match is None:
         return None
-    return Tree(**{**read(match[1], depth + 1).__dict__, "unit": f"mod {match[2]}", "certain": False})
+    return replace(read(match[1], depth + 1), unit=f"mod {match[2]}", certain=False)
 
 
 _ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])[^+]*$")
@@ -267,12 +267,12 @@ def _united(value: str, unit: str, depth: int) -> Tree | None:
         if tree.number is None:
             raise Unparsed("has words beside its number")
         tree = Tree("number", text=value + unit, number=tree.number * 10**scale)
-    return Tree(**{**tree.__dict__, "unit": unit_of(words), "certain": certain})
+    return replace(tree, unit=unit_of(words), certain=certain)
 
 
 def _words(text: str) -> Tree | None:
     """Words and single letters: a name is compared as it is written, not as a product of letters."""
-    if infinite := re.fullmatch(r"([-+]?) ?\\infty ?", text):  # nothing is reckoned with it
+    if infinite := re.fullmatch(r"([-+]?) ?\\infty ?", text):  # a word: nothing is calculated with it
         return Tree("words", infinite[1].replace("+", "") + r"\infty")
     inner = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip()
     marked = inner != text

@@ -91,7 +91,7 @@ _WITH_TH = frozenset({"month", "path", "length", "width", "depth", "birth", "mot
 
 
 def denies(word: str) -> bool:
-    """Return whether a word beside a number changes or denies it: ``tenths``, ``sevens``, ``million``, ``wrong``."""
+    """Return whether a word next to a number changes or denies it: ``tenths``, ``sevens``, ``million``, ``wrong``."""
     word = word.lower()
     stems = {word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ves$", "f", word)}
     if stems & NO_UNIT or re.search("illi(?:on|ard)(?:th)?s?$", word):
@@ -100,7 +100,7 @@ def denies(word: str) -> bool:
 
 
 def contradicts(text: str) -> bool:
-    """Return whether words deny, doubt or change what stands beside them, as in ``wrong = 3`` and ``(A) is not it``."""
+    """Return whether words deny, doubt or change what they stand next to, as in ``wrong = 3`` and ``(A) is not it``."""
     return any(word in _DENIALS or word.endswith("n't") for word in re.findall("[a-z']+", text.lower()))
 
 
