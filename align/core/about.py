@@ -1,4 +1,4 @@
-"""What an offered thing is, in a line, without importing it: its docstring is read from its module's source."""
+"""One line about each thing that plugins offer, read from source files: importing them all would take seconds."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from typing import Any
 from align.core.registry import Offer
 
 FOLLOWED = 3
-"""Modules through which a name is followed that is imported from another."""
+"""Most imports (``from .module import Name``) through which a name is followed to its definition."""
 
 
 def about(offer: Offer) -> str:
-    """The first sentence of its docstring; empty where it has none, or its source cannot be had."""
+    """Return the first sentence of an offer's docstring; empty where it has none, or its source cannot be read."""
     if isinstance(offer.target, str):
         module, _, name = offer.target.partition(":")
         text = _documented(module, name.partition(".")[0], FOLLOWED)
     else:
         text = getattr(offer.target, "help", None) or inspect.getdoc(offer.target) or ""
-    said = re.sub(r"^[A-Z]+-[A-Z0-9-]+: ", "", first_sentence(text))  # a rule's id
-    return said[:1].upper() + said[1:]
+    sentence = re.sub(r"^[A-Z]+-[A-Z0-9-]+: ", "", first_sentence(text))  # without a rule's id
+    return sentence[:1].upper() + sentence[1:]
 
 
 def first_sentence(text: str) -> str:
-    """Up to the first full stop of the first paragraph, on one line."""
+    """Return the first sentence of a text's first paragraph, on one line."""
     paragraph = " ".join(inspect.cleandoc(text).partition("\n\n")[0].split())
     return re.split(r"(?<=[.!?])\s+(?=[A-Z`(])", paragraph, maxsplit=1)[0]
 
 
 def _documented(module: str, name: str, steps: int) -> str:
-    """The docstring of a name of a module, or that of the module."""
+    """Return the docstring of a class or function; that of its module where the source does not define it."""
     tree = _parsed(module)
     if tree is None:
         return ""
@@ -44,9 +44,20 @@ def _documented(module: str, name: str, steps: int) -> str:
         if isinstance(node, ast.ImportFrom) and steps:
             for alias in node.names:
                 if name == (alias.asname or alias.name):
-                    above = module.split(".")[: -node.level] if node.level else []
-                    return _documented(".".join([*above, *filter(None, [node.module])]), alias.name, steps - 1)
+                    return _documented(_imported_from(node, module), alias.name, steps - 1)
     return ast.get_docstring(tree) or ""
+
+
+def _imported_from(node: ast.ImportFrom, module: str) -> str:
+    """Return the absolute name of the module that an import in ``module`` names."""
+    if not node.level:
+        return node.module or ""
+    package = module.split(".")
+    spec = _found(module)
+    if spec is None or spec.submodule_search_locations is None:  # one dot is the package that a plain module is in,
+        package.pop()  # but in a package's own __init__ it is that package
+    package = package[: len(package) - (node.level - 1)]
+    return ".".join([*package, *filter(None, [node.module])])
 
 
 @functools.cache
@@ -61,7 +72,7 @@ def _parsed(module: str) -> ast.Module | None:
 
 
 def _found(module: str) -> ModuleSpec | None:
-    """Where a module is; ``importlib.util.find_spec`` would import the packages above it."""
+    """Find a module's spec. ``importlib.util.find_spec`` would import the packages that it is in."""
     places: Any = None
     spec = None
     parts = module.split(".")

@@ -15,6 +15,10 @@ import fastjsonschema
 import pytest
 import yaml
 
+from align.core.about import about
+from align.core.hooks import Plugin
+from align.core.registry import Offer
+
 STRANGERS = Path(__file__).parents[1] / "strangers"
 
 
@@ -47,16 +51,33 @@ def test_list_shows_what_each_offers_and_who_is_broken(strangers: Path) -> None:
     shown = [line.split(maxsplit=3) for line in done.stdout.splitlines()]
     rows = [line[:3] for line in shown] + [line.split() for line in done.stdout.splitlines()]
     assert done.returncode == 0
-    about = {name: text for _, name, _, text in (line for line in shown if len(line) == 4)}
-    assert about["brevity"] == "1 for an answer of no length, falling to 0 at ``limit`` characters."
-    assert about["plain_nll"] == "Scale * -log p of every scored token.", "read from its source: torch is not imported"
-    assert about["shortness"] == "Print the reward of TEXT."
-    assert about["R-RAG-2"] == "Only what was looked up can be cited."
+    texts = {name: text for _, name, _, text in (line for line in shown if len(line) == 4)}
+    assert texts["brevity"] == "1 for an answer of no length, falling to 0 at ``limit`` characters."
+    assert texts["plain_nll"] == "Scale * -log p of every scored token.", "read from its source: torch is not imported"
+    assert texts["shortness"] == "Print the reward of TEXT."
+    assert texts["R-RAG-2"] == "Only what was looked up can be cited."
     assert ["reward", "brevity", "brevity"] in rows
     assert ["algorithm", "plain_nll", "brevity"] in rows and ["algorithm", "dpo", "builtin"] in rows
     assert ["command", "shortness", "brevity"] in rows
     assert ["brevity", "align-brevity", "1.2", "align_brevity"] in rows
     assert "broken   align-broken   0.3      align_broken           broken: align plugins doctor" in done.stdout
+
+
+def test_about_follows_names_through_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a package's own __init__ one dot is the package itself, in a module the package that it is in."""
+    sources = {
+        "outer_room/__init__.py": "from .inner import Thing",
+        "outer_room/inner/__init__.py": "from .impl import Thing",
+        "outer_room/inner/impl.py": 'class Thing:\n    """The thing. And more."""',
+        "outer_room/inner/other.py": "from ..inner import Thing as Renamed",
+    }
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin = Plugin("rooms", "outer_room", "rooms", "1.0")
+    for target in ("outer_room:Thing", "outer_room.inner:Thing", "outer_room.inner.other:Renamed"):
+        assert about(Offer("reward", "thing", plugin, target)) == "The thing."
 
 
 def test_list_as_json(strangers: Path) -> None:
