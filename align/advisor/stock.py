@@ -68,9 +68,9 @@ def some(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
 
 
 def fewer(facts: Facts, kind: DataKind, limit: Thresholds) -> str:
-    """``fewer than 500 of them``: what a finding that rests on data of a kind would not survive as it stands.
+    """Return below which amount of data a finding that rests on it changes: ``fewer than 500 rows of them``.
 
-    That is the floor just under what is given: with 60 pairs there are fewer than 500 already.
+    That is the next floor below what is given: with 60 pairs there are fewer than 500 already.
     """
     found = stock(facts.data(kind), first_use(kind), limit)
     return f"fewer than {big(found.floor.below if found.thin else found.floor.warn)} {found.unit} of them"

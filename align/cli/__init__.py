@@ -50,19 +50,19 @@ class Align(click.RichGroup):
         from align.core import registry
 
         if ctx.resilient_parsing and name not in registry.names("command"):
-            return None, None, []  # a shell that completes a word wants no message about another one
+            return None, None, []  # TAB completion: a message about a mistyped command would land in the prompt
         own = did_you_mean(name, self.list_commands(ctx))
         if name not in registry.names("command") and own.startswith("did"):
             raise AlignError(f"no command is called {name!r}", own)
         return name, registry.get("command", name), args[1:]
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """As click's; what a user or the machine is at fault for is printed without traceback, with status 2."""
+        """Run a command; print what a user or the machine is at fault for without a traceback, and exit with 2."""
         try:
             try:
                 return super().main(*args, **kwargs)
             finally:
-                sys.stdout.flush()  # a full disk is met here, where it can be told, and not as the interpreter ends
+                sys.stdout.flush()  # a full disk fails here, where it is reported, and not as the interpreter ends
         except AlignError as error:
             _fail(error)
         except Exception as error:
@@ -84,7 +84,7 @@ def _fail(error: AlignError) -> NoReturn:
 
 
 def _silence(stream: TextIO) -> None:
-    """Flush; where that fails, leave nothing for the interpreter to fail on once more at its end."""
+    """Flush a stream; where that fails, send it to nowhere, since the interpreter flushes once more at its end."""
     try:
         stream.flush()
     except OSError:

@@ -44,7 +44,8 @@ def _init_or_file(context: click.Context, parameter: click.Parameter, begun: str
     """Complete the subcommand, or a file's name."""
     from click.shell_completion import CompletionItem
 
-    return [*([CompletionItem("init")] if "init".startswith(begun) else []), *files(context, parameter, begun)]
+    subcommands = [CompletionItem(name) for name in ("init",) if name.startswith(begun)]
+    return [*subcommands, *files(context, parameter, begun)]
 
 
 @click.command(cls=_WithInit)
@@ -86,7 +87,7 @@ def _init_or_file(context: click.Context, parameter: click.Parameter, begun: str
 @click.option_panel("How it ends", options=["--fail-on", "--exit-zero"])
 @model_options
 def advise(brief: str | None, text: str | None, **options: Any) -> None:
-    """Is training the answer, which kind, will it fit, and what must hold before it ships?
+    """Say whether training is the answer, which kind, whether it fits, and what must hold before it ships.
 
     `align advise init` writes a form to fill in. Exits with 0; with 1 where the advice stops a launch; with 3 where
     too little is known; with 2 for mistakes.
@@ -239,14 +240,14 @@ def _yaml(values: Any) -> str:
 
 
 def _write(file: Path, text: str, force: bool | None) -> None:
-    """Write a file whole. force: over one that is there; None: never, and the command has no option for it."""
+    """Write a file atomically. force: also over an existing one; None: never, and the command has no such option."""
     from align.core.disk import write_whole
     from align.core.system_errors import explain
     from align.schemas.errors import AlignError
 
     if file.exists() and not force:
-        mend = "choose another name" + ("" if force is None else ", or add --force")
-        raise AlignError("is there already", mend, where=str(file))
+        fix = "choose another name" if force is None else "choose another name, or add --force"
+        raise AlignError("is there already", fix, where=str(file))
     try:
         write_whole(file, text.encode())
     except OSError as error:

@@ -114,8 +114,12 @@ def measured(read: Brief, options: Mapping[str, Any]) -> Brief:
     rewards = [reward_of(word) for word in options["reward"]]
     wish = Wish(options["model"], options["data"], rewards, options["reference"], options["chat"])
     settings = Settings(rows=options["measure_rows"], k=options["samples"], max_tokens=options["max_tokens"])
-    tell = (lambda _: None) if options["quiet"] else (lambda probe: click.echo(f"measuring: {probe}", err=True))
-    return work(read, wish, settings, tell)
+
+    def report(probe: str) -> None:
+        if not options["quiet"]:
+            click.echo(f"measuring: {probe}", err=True)
+
+    return work(read, wish, settings, report)
 
 
 def _refuse(options: Mapping[str, Any], names: tuple[str, ...], without: str) -> None:

@@ -71,10 +71,10 @@ def label(
     show_progress(not (quiet or as_json))
     rewards = [reward_of(word) for word in reward]
     sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))
-    asks = None if model is None else choice_of(generator, "generator")
+    chosen = None if model is None else choice_of(generator, "generator")
     records, digest = read_prompts(prompts, sampled=model is not None)
     settings = [digest, [decisive(choice) for choice in rewards], seed]
-    settings += [] if asks is None else [model, n, sampling.model_dump(), asks.model_dump()]
+    settings += [] if chosen is None else [model, n, sampling.model_dump(), chosen.model_dump()]
     fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     with ExitStack() as opened:
         journal = Journal(output, fingerprint)
@@ -82,28 +82,28 @@ def label(
         place = Place(cache_directory() / "rewards", seed=seed, home=journal.directory)
         scorer = opened.enter_context(Scorer(rewards, place))
         speaker = None
-        if asks is not None:
+        if chosen is not None:
             with loading(f"PyTorch and {model}"):
                 from align.core.rollout.speak import Speaker, subject_for
 
-                speaks, subject = registry.build("generator", asks), subject_for(Model(path=str(model)))
-                opened.callback(speaks.close)
-                speaks.open(subject)
-            speaker = Speaker(speaks, subject, sampling, n, seed)
-        bar = opened.enter_context(Work("judging prompts", len(records)))
-        found = work(records, scorer, journal, speaker, bar.update)
+                backend, subject = registry.build("generator", chosen), subject_for(Model(path=str(model)))
+                opened.callback(backend.close)
+                backend.open(subject)
+            speaker = Speaker(backend, subject, sampling, n, seed)
+        progress = opened.enter_context(Work("judging prompts", len(records)))
+        found = work(records, scorer, journal, speaker, progress.update)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
     else:
         _print(found)
     if not found.counts["labelled"]:
-        more = (
-            "sample more answers, or more varied ones: -n, --temperature" if model else "give answers that differ more"
-        )
+        fix = "take a reward that tells them apart (align reward score shows what it gives), or "
+        if model:
+            fix += "sample more answers, or more varied ones: -n, --temperature"
+        else:
+            fix += "give answers that differ more"
         click.echo(f"{output}: not written: no prompt has an answer that is scored better than another", err=True)
-        click.echo(
-            f"    take a reward that tells them apart (align reward score shows what it gives), or {more}", err=True
-        )
+        click.echo(f"    {fix}", err=True)
         sys.exit(1)
 
 

@@ -18,8 +18,10 @@ from align.cli.progress import loading, quiet, show_progress
 @click.option("--max-length", default=1024, show_default=True, type=click.IntRange(min=1), help="As data.max_length.")
 @click.option("--format", "format_", default="auto", show_default=True, help="A format by name.")
 @click.option("--chat-template", type=click.Path(exists=True), help="A Jinja file in place of the model's template.")
-@click.option("--allow", multiple=True, help="A finding to accept, by its id, as in data.allow. May be given again.")
-@click.option("--special-token", multiple=True, help="As data.special_tokens: one that rows mean. May be given again.")
+@click.option("--allow", multiple=True, help="A finding to accept, by its id, as in data.allow; repeatable.")
+@click.option(
+    "--special-token", multiple=True, help="As data.special_tokens: one that rows contain on purpose; repeatable."
+)
 @quiet
 def show(
     file: str,

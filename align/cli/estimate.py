@@ -34,7 +34,7 @@ def estimate(
     form: str,
     quiet: bool,
 ) -> None:
-    """Say what RUN takes: memory on each device, whether it fits, what would help, and how long.
+    """Estimate what RUN takes: memory on each device, whether it fits, what would help, and how long.
 
     Ends with status 1 where it does not fit.
 

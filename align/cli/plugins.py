@@ -176,6 +176,7 @@ def _print_json(value: Any) -> None:
 
 def _print_columns(rows: list[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # Only a terminal gets lines cut to its width: in a pipe, for grep, they stay whole.
     most = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for row in rows:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,4 +1,4 @@
-"""What commands share about progress: shown unless they are told to be quiet or to print for a program."""
+"""Progress of commands: shown on stderr, unless --quiet is given or the output is for a program."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def show_progress(shown: bool) -> None:
 
 
 def loading(what: str = "PyTorch and transformers") -> Work:
-    """The seconds of imports before anything else can be said."""
+    """Return the work of imports: they take seconds, before a command can show anything of its own."""
     return working(f"loading {what}")

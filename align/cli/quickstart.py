@@ -39,10 +39,10 @@ def quickstart(output: Path, seed: int, model: str | None, data: str | None, qui
     show_progress(not quiet)
     with loading():
         from align.core.report import print_table
-        from align.quickstart.story import quickstart as tell
+        from align.quickstart.story import quickstart as train_and_compare
 
     try:
-        story = tell(output, seed=seed, model=model, data=data, progress=not quiet)
+        story = train_and_compare(output, seed=seed, model=model, data=data, progress=not quiet)
     except Interrupted as stop:
         click.echo(f"{stop}; the same command goes on", err=True)
         sys.exit(128 + stop.signal_number)
@@ -63,7 +63,7 @@ def quickstart(output: Path, seed: int, model: str | None, data: str | None, qui
 
 
 def _line(text: str) -> str:
-    """What of a text one line shows."""
+    """Return a text on one line of at most ``WIDTH`` characters, control characters made visible."""
     from align.schemas.text import visible
 
     flat = visible(" ".join(text.split()))

@@ -87,7 +87,10 @@ def list_(as_json: bool) -> None:
 )
 @_set
 @click.option(
-    "--together", type=click.IntRange(min=1), default=1, help="Answers asked at once; their time is the call's."
+    "--together",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Answers per call of the reward; the time shown is then the call's.",
 )
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON lines here.")
 @_device
@@ -105,7 +108,7 @@ def score(
 ) -> None:
     """Score each line of FILE with the reward NAME.
 
-    A line out for every line in. Exits with 1 where a line could not be asked.
+    A line out for every line in. Exits with 1 where a line could not be scored.
 
     \b
     Example:

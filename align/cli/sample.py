@@ -62,7 +62,7 @@ def sample(
     stop_token: tuple[str, ...],
     **drawn: Any,
 ) -> None:
-    """Answers of MODEL to a PROMPT, or to every row of a FILE that has a `prompt`.
+    """Print answers of MODEL to a PROMPT, or to every row of a FILE that has a `prompt`.
 
     One answer is printed as it comes; several are JSON lines. A prompt on the command line is a user's message where
     the model has a chat template (--raw: it is continued); strings in a FILE are continued (--chat: messages).
@@ -92,42 +92,42 @@ def sample(
     sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))
     records = prompts_for(prompt, subject.tokenizer, chat)
     rewards = [reward_of(word) for word in reward]
-    speaks = registry.build("generator", choice_of(generator, "generator"))
+    backend = registry.build("generator", choice_of(generator, "generator"))
     with ExitStack() as opened:
         scorer = opened.enter_context(_scorer(rewards, seed)) if rewards else None
-        opened.callback(speaks.close)
+        opened.callback(backend.close)
         with loading(f"the model {model}"):
-            speaks.open(subject)
-        speaker = Speaker(speaks, subject, sampling, best_of or n, seed)
+            backend.open(subject)
+        speaker = Speaker(backend, subject, sampling, best_of or n, seed)
         if jsonl is None and len(records) == 1 and n == 1:
             stream = speaker.stream(records[0], lambda text: click.echo(text, nl=False))
             if rewards:
-                (said,) = answers(speaker, records, scorer, choose=True)
+                (answer,) = answers(speaker, records, scorer, choose=True)
             else:
-                ((said,),) = speaker.ask(records, heard=stream.heard)
-            stream.end(said.text)
+                ((answer,),) = speaker.ask(records, heard=stream.heard)
+            stream.end(answer.text)
             click.echo()
-            _tell(said)
+            _print_facts(answer)
             return
         out = opened.enter_context(growing_file(jsonl)) if jsonl else sys.stdout
         if out.isatty():
-            show_progress(False)  # the answers show how far it is, and a bar among them would tear them apart
-        for said in answers(speaker, records, scorer, choose=best_of is not None):
-            out.write(said.line() + "\n")
+            show_progress(False)  # the answers show the progress, and a bar would break their lines
+        for answer in answers(speaker, records, scorer, choose=best_of is not None):
+            out.write(answer.line() + "\n")
             out.flush()
 
 
-def _tell(said: Said) -> None:
-    """What there is to know of one answer beside its text."""
-    if said.sample.finish == "length":
-        click.echo(f"(cut off after {len(said.sample.tokens)} tokens)", err=True)
-    if said.scored is None:
+def _print_facts(answer: Said) -> None:
+    """Print on stderr what is known of an answer in addition to its text."""
+    if answer.sample.finish == "length":
+        click.echo(f"(cut off after {len(answer.sample.tokens)} tokens)", err=True)
+    if answer.scored is None:
         return
-    if said.scored.reward is None:
-        click.echo(f"(no reward scored any of {said.best_of} answers; this is the first)", err=True)
+    if answer.scored.reward is None:
+        click.echo(f"(no reward scored any of {answer.best_of} answers; this is the first)", err=True)
     else:
-        parts = ", ".join(f"{name} {value}" for name, value in said.scored.parts.items())
-        click.echo(f"(reward {said.scored.reward:.4g}, best of {said.best_of}: {parts})", err=True)
+        parts = ", ".join(f"{name} {value}" for name, value in answer.scored.parts.items())
+        click.echo(f"(reward {answer.scored.reward:.4g}, best of {answer.best_of}: {parts})", err=True)
 
 
 def _scorer(rewards: list[RewardChoice], seed: int) -> Scorer:

@@ -1,4 +1,4 @@
-"""Commands that train end by a signal with its status and a sentence, from their first line on."""
+"""Signals to commands that train: they end with the signal's exit status and a message, from their first line on."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import click
 
 
 def ends_on_signals(again: str = "") -> None:
-    """Have the command that is running end on a signal; ``again`` is how to go on, as the message says it.
+    """Make the running command end on a signal. again: the command that goes on, for the message.
 
-    Not only while it trains: importing torch alone takes seconds.
+    Called before training begins: importing torch alone takes seconds, in which a signal may come.
     """
     from align.core.interrupt import ending_on_signals
 

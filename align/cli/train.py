@@ -48,7 +48,7 @@ def train(
     again = shlex.join(["align", "train", str(run), *map(shown_argument, overrides), "--resume"])
     ends_on_signals(again if rank() == 0 else "")
     show_progress(not quiet)
-    with loading():  # to check its settings a run file's algorithm is made, and with it comes PyTorch
+    with loading():  # checking a run file builds its algorithm, which imports PyTorch
         from align.core import runfile
 
         asked = runfile.overriding(runfile.load(run, list(overrides)), override, reason)
@@ -64,7 +64,7 @@ def train(
         from align.core.train.launch import train as launch
         from align.core.train.summary import summary
 
-    with _one_voice(again):
+    with _first_reports(again):
         results = launch(asked, resume=resume, progress=not quiet)
     if rank() == 0:
         for line in summary(asked, results, brief=quiet):
@@ -89,15 +89,15 @@ def worker(directory: Path, stage: str, progress: bool) -> None:
     with loading():
         from align.core.train.launch import work
 
-    with _one_voice():
+    with _first_reports():
         work(directory, stage, progress)
 
 
 @contextmanager
-def _one_voice(again: str = "") -> Iterator[None]:
-    """Of a group of processes only the first says what went wrong; all end with the status that says it too.
+def _first_reports(again: str = "") -> Iterator[None]:
+    """Let only the first process of a group report what went wrong; all exit with the status that stands for it.
 
-    again: the command that goes on after a signal; without it nothing is said of signals, nor of lost processes.
+    again: the command that goes on after a signal; without it neither signals nor lost processes are reported.
     """
     from align.core.interrupt import Interrupted
     from align.core.train.failures import Lost
@@ -113,7 +113,7 @@ def _one_voice(again: str = "") -> Iterator[None]:
     except Lost:
         if again and rank() == 0:
             raise
-        sys.exit(LOST)  # the command that started this process names the one that was lost
+        sys.exit(LOST)  # the launcher reports which process was lost
     except AlignError:
         if rank() == 0:
             raise

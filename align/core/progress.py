@@ -1,4 +1,4 @@
-"""How long work shows that it goes on: a bar on a terminal, a line now and then elsewhere, nothing where it is quiet.
+"""Progress of long work: a bar on a terminal, a line now and then elsewhere, nothing where it is quiet.
 
 Everything goes to stderr, so that what a command prints can be piped. Work is shown only inside ``showing(True)``,
 which the command line and ``align.train`` enter; a library call is silent unless it is asked.
@@ -25,6 +25,7 @@ PATIENCE = 3.0
 INTERVAL = 10.0
 """Least seconds between two lines about one piece of work. The interval grows to a twentieth of the time spent."""
 LONGEST_INTERVAL = 300.0
+"""Seconds beyond which the interval does not grow."""
 
 _shown = False
 _display: Progress | None = None
@@ -45,12 +46,12 @@ def showing(shown: bool) -> Iterator[None]:
 
 
 def is_showing() -> bool:
-    """Whether work is shown."""
+    """Return whether work is shown."""
     return _shown
 
 
 def on_terminal() -> bool:
-    """Whether stderr is a terminal that can redraw a line."""
+    """Return whether stderr is a terminal that can redraw a line."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -65,7 +66,7 @@ def say(line: str) -> None:
 class Work:
     """One piece of work under way, of ``total`` parts where that is known.
 
-    shown: as ``showing`` says by default. patience: seconds until the first line off a terminal, which a timer prints:
+    shown: None is as ``showing`` sets it. patience: seconds until the first line off a terminal, which a timer prints:
     work that hangs in its first part must not be silent.
     """
 
@@ -79,23 +80,23 @@ class Work:
         patience: float | None = None,
     ) -> None:
         self.what, self.total, self.done, self.facts = what, total, 0.0, ""
-        self.unit = unit and f" {unit}"
+        self.unit = f" {unit}" if unit else ""
         self.shown = _shown if shown is None else shown
         self._patience = PATIENCE if patience is None else patience
         self._task: Any = None
         self._timer: threading.Timer | None = None
-        self._said = False
+        self._printed = False
 
     def __enter__(self) -> Work:
         self._since = self._last = time.monotonic()
         if self.shown and on_terminal():
             self._task = _open_line(self.what, self.total)
         elif self.shown and self._patience > 0:
-            self._timer = threading.Timer(self._patience, self._say)
+            self._timer = threading.Timer(self._patience, self._print)
             self._timer.daemon = True
             self._timer.start()
         elif self.shown:
-            self._say()
+            self._print()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,42 +104,46 @@ class Work:
             self._timer.cancel()
         if self._task is not None:
             _close_line(self._task)
-        elif self._said and self.total is not None:
+        elif self._printed and self.total is not None:
             say(f"{self.what}: {self.done:,.0f}{self.unit} done in {_clock(time.monotonic() - self._since)}")
 
     def advance(self, parts: float = 1.0) -> None:
-        """So many parts further."""
+        """Count more parts as done."""
         self.update(self.done + parts)
 
     def update(self, done: float, facts: str = "") -> None:
-        """So many parts are done. facts: what else there is to say, such as the loss."""
+        """Set how many parts are done. facts: what else to show, such as the loss."""
         self.done, self.facts = done, facts
         if self._task is not None and _display is not None:
             _display.update(self._task, completed=done, facts=facts)
-        elif self._said and time.monotonic() - self._last >= interval(time.monotonic() - self._since):
-            self._say()
+        elif self._printed and time.monotonic() - self._last >= interval(time.monotonic() - self._since):
+            self._print()
 
     def line(self) -> str:
-        """``tokenising: 12,288 of 40,000 (31 %), 0:00:21 left``; ``loading the model ...`` where nothing is counted."""
+        """Return ``tokenising: 12,288 of 40,000 (31 %), 0:00:21 left``; ``loading the model ...`` without a count."""
         if self.total is None and not self.done:
             return f"{self.what} ..."
-        told = [f"{self.done:,.0f}{self.unit}"]
+        parts = [f"{self.done:,.0f}{self.unit}"]
         if self.total:
-            told = [
-                f"{self.done:,.0f} of {self.total:,.0f}{self.unit} ({100 * min(1.0, self.done / self.total):.0f} %)"
-            ]
+            percent = 100 * min(1.0, self.done / self.total)  # an estimated total may be passed
+            parts = [f"{self.done:,.0f} of {self.total:,.0f}{self.unit} ({percent:.0f} %)"]
             if 0 < self.done < self.total:
                 spent = time.monotonic() - self._since
-                told.append(f"{_clock(spent / self.done * (self.total - self.done))} left")
-        return f"{self.what}: {', '.join([*told, *filter(None, [self.facts])])}"
+                parts.append(f"{_clock(spent / self.done * (self.total - self.done))} left")
+        if self.facts:
+            parts.append(self.facts)
+        return f"{self.what}: {', '.join(parts)}"
 
-    def _say(self) -> None:
-        self._said, self._last = True, time.monotonic()
+    def _print(self) -> None:
+        self._printed, self._last = True, time.monotonic()
         say(self.line())
 
 
 def interval(spent: float) -> float:
-    """Seconds between two lines when so many have been spent: many in a short run, few in a long one."""
+    """Return the seconds between two lines of work that has taken ``spent`` seconds: more of them the longer it runs.
+
+    An ``INTERVAL`` of 0 prints every update.
+    """
     return INTERVAL and min(max(INTERVAL, spent / 20), LONGEST_INTERVAL)
 
 
@@ -148,7 +153,7 @@ def working(what: str, *, shown: bool | None = None, patience: float | None = No
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None, *, shown: bool | None = None) -> Iterator[Item]:
-    """The items, each counted once the next is asked for."""
+    """Yield the items, and count each as done once the next is asked for."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Work(what, total, shown=shown) as work:

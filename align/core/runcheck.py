@@ -128,16 +128,18 @@ def _choice_problems(kind: str, choice: dict[str, Any], path: Path, where: Where
 
 
 def accepts_null(stage: dict[str, Any], path: Path) -> bool:
-    """Whether ``null`` is a value of the setting at ``path``; else it stands for "not said"."""
+    """Return whether ``null`` is a value of the setting at ``path``; else it stands for "not set"."""
     for above, kind, holder, key in choices(stage):
         below = path[len(above) :]
         if path[: len(above)] != above or not below or below[0] in beside(kind):
             continue
         choice = holder[key]
         name = choice.get("type") if isinstance(choice, dict) else None
+        if not isinstance(name, str):
+            return True
         try:
-            return takes_null(registry.config_of(registry.get(kind, name)), below) if isinstance(name, str) else True
-        except AlignError:  # reported with the choice itself
+            return takes_null(registry.config_of(registry.get(kind, name)), below)
+        except AlignError:  # an unknown plugin is reported with the choice itself
             return True
     return takes_null(Stage, path)
 

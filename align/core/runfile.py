@@ -1,4 +1,4 @@
-"""Run files: YAML and overrides to a checked Run, with everything that is wrong said at once; and back.
+"""Run files: YAML and overrides to a checked Run, with everything that is wrong reported at once; and back.
 
 Top-level keys are the defaults of every stage, and a stage's own are laid over them. A file without ``stages`` is
 one stage, named after its algorithm. ``null`` laid over a value undoes it: the setting's own default stands again,
@@ -84,7 +84,7 @@ class _RunFile:
         self.places = {path: f"{name} line {line}" for path, line in document.lines.items()}
         self.problems = document.problems
         self.undone: set[Path] = set()
-        """Where the command line lays null over a value."""
+        """Paths at which the command line lays null over a value."""
         self._spell_out()
 
     def _spell_out(self) -> None:
@@ -178,6 +178,7 @@ class _RunFile:
         inherited: list[set[Path]] = [set() for _ in own]
         stages = []
         for index, (stage, origin) in enumerate(zip(own, inherited, strict=True)):
+            # ``stages.1.train.epochs=null`` is ``train.epochs`` of that stage; ``train.epochs=null`` applies to all.
             undone = {path[2:] if path[:2] == ("stages", index) else path for path in self.undone}
             laid = _overlay(defaults, stage, (), origin, undone)
             _undo(laid, undone)
@@ -208,7 +209,7 @@ class _RunFile:
 
 
 def _overlay(default: Any, own: Any, path: Path, inherited: set[Path], undone: set[Path]) -> Any:
-    """``own`` over ``default``, mapping by mapping.
+    """Lay ``own`` over ``default``, mapping by mapping.
 
     ``inherited`` gathers the paths taken from ``default``, ``undone`` those where ``own`` is null over a value.
     """

@@ -87,9 +87,9 @@ def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
 
 
 def takes_null(model: type[BaseModel], path: Path) -> bool:
-    """Whether ``null`` is a value of the field at ``path``: ``clip_norm: null`` is no clipping.
+    """Return whether ``null`` is a value of the field at ``path``: ``clip_norm: null`` is no clipping.
 
-    Where there is no such field it is so too: an unknown key is for ``check`` to report.
+    True also where there is no such field: an unknown key is for ``check`` to report.
     """
     owner = model_at(model, path[:-1])
     field = owner.model_fields.get(str(path[-1])) if owner is not None else None
@@ -132,7 +132,7 @@ def _problems(
             first_sentence = re.split(r"(?<=[.;])\s", " ".join(about.split()), maxsplit=1)[0]
             yield Problem(where(path), "is missing", first_sentence)
         elif first["type"] == "value_error":
-            yield from _said(str(first["ctx"]["error"]), model, path, where)
+            yield from _from_message(str(first["ctx"]["error"]), model, path, where)
         elif not any(len(other) > len(path) and other[: len(path)] == path for other in by_place):
             wanted = " or ".join(dict.fromkeys(_wanted(error) for error in found)).replace(" or must be ", " or ")
             expected = [word for error in found for word in _expected(error)]
@@ -184,8 +184,8 @@ def _expected(error: ErrorDetails) -> list[str]:
     return re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", "")))
 
 
-def _said(message: str, model: type[BaseModel], path: Path, where: Where) -> Iterator[Problem]:
-    """A validator's own words: each line is a problem, at the field it begins with (``beta``, ``model.dtype``)."""
+def _from_message(message: str, model: type[BaseModel], path: Path, where: Where) -> Iterator[Problem]:
+    """Yield a problem for each line of a validator's message, at the field it begins with (``model.dtype``)."""
     for line in message.splitlines():
         word, _, rest = line.partition(" ")
         *parents, name = word.strip("`':,").split(".")

@@ -26,13 +26,13 @@ PAIRS = 300
 OWN_SHARE = 0.1
 """Share of a user's own rows that is held out."""
 OWN_STEPS = 150
-"""Optimizer steps after which an adapter at these rates answers visibly otherwise; many rows make more of them."""
+"""Optimizer steps after which an adapter's answers visibly differ, at the default learning rates."""
 OWN_EPOCHS = {"sft": 8, "dpo": 3}
-"""Most passes over few rows: beyond them a model learns them by heart. (It is the best checkpoint that is exported.)"""
+"""Most epochs over few rows: with more of them a model memorizes its rows. (The best checkpoint is exported.)"""
 OWN_BATCHES = ((1_000, 8), (math.inf, 16))
-"""Rows up to which a step has so many of them: few rows are worth more steps than exact ones."""
+"""Pairs (rows up to, batch size): on few rows, many noisy steps teach more than few exact ones."""
 OWN_EVALUATIONS = 8
-"""How often the held-out rows are measured in a stage."""
+"""Evaluations on the held-out rows in one stage."""
 
 SUMS_RUN = """\
 # Written by align quickstart; try things: align train {file} output=runs/other stages.dpo.algorithm.beta=0.3
@@ -97,7 +97,7 @@ OWN_STAGE = """\
 
 
 class Course(NamedTuple):
-    """How long a stage learns from a user's rows."""
+    """Batch size, epochs and steps of a stage on a user's rows."""
 
     batch: int
     epochs: int
@@ -107,11 +107,12 @@ class Course(NamedTuple):
 
 
 def course(rows: int, stage: str) -> Course:
-    """As many passes over so many rows as make ``OWN_STEPS`` steps, one at least and ``OWN_EPOCHS`` at most."""
+    """Return as many epochs over ``rows`` rows as make ``OWN_STEPS`` steps: one at least, ``OWN_EPOCHS`` at most."""
     batch = next(batch for most, batch in OWN_BATCHES if rows <= most)
-    each = math.ceil(rows / batch)
-    epochs = min(OWN_EPOCHS[stage], max(1, math.ceil(OWN_STEPS / each)))
-    return Course(batch, epochs, epochs * each, max(1, epochs * each // OWN_EVALUATIONS))
+    steps_per_epoch = math.ceil(rows / batch)
+    epochs = min(OWN_EPOCHS[stage], max(1, math.ceil(OWN_STEPS / steps_per_epoch)))
+    steps = epochs * steps_per_epoch
+    return Course(batch, epochs, steps, every=max(1, steps // OWN_EVALUATIONS))
 
 
 def write_sums(place: Path, seed: int) -> Path:
@@ -156,9 +157,9 @@ def write_own(place: Path, model: str, records: Records, seed: int, precision: s
     for stage in stages:
         train, held_out = (_quoted(place / "data" / f"{stage}-{part}.jsonl") for part in parts)
         count = len(records.train)
-        long = course(count, stage)._asdict()
+        planned = course(count, stage)._asdict()
         text += OWN_STAGE.format(
-            name=stage, model=_quoted(start), train=train, held_out=held_out, rows=f"{count:,}", **long
+            name=stage, model=_quoted(start), train=train, held_out=held_out, rows=f"{count:,}", **planned
         )
         start = f"stage:{stage}"
     if not _is_written(place, text):

@@ -29,7 +29,7 @@ from align.schemas.run import Data, Run, Source
 
 SAMPLES = 6
 SPREAD = (0.9, 1.7)
-"""What a stage takes beside its steps: evaluations, checkpoints, loading."""
+"""Least and most time of a stage, in units of its steps' time: with evaluations, checkpoints and loading."""
 START = "start"
 
 
@@ -43,9 +43,9 @@ class Story:
     model: Path
     """The last stage's export."""
     changes: Sequence[Sample] = ()
-    """Of a user's own held-out prompts those whose answers changed most, the most changed first."""
+    """Held-out prompts of a user's own rows with their answers, the most changed first."""
     agreement: tuple[float, float] | None = None
-    """F1 of the words of answers and hoped-for answers, of the first model and the last."""
+    """F1 of the words of answers and expected answers, of the first model and of the last."""
 
 
 def quickstart(
@@ -153,12 +153,12 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story
         )
         for i, (record, prompt) in enumerate(asked)
     ]
-    told = _tell(place, file, results, f"{model} on {data}", Table(tuple(models), tuple(rows)), samples)
-    return replace(told, changes=sorted(samples, key=_likeness), agreement=_agreement(samples))
+    story = _tell(place, file, results, f"{model} on {data}", Table(tuple(models), tuple(rows)), samples)
+    return replace(story, changes=sorted(samples, key=_likeness), agreement=_agreement(samples))
 
 
 def _loss(results: list[StageResult]) -> list[Row]:
-    """The only stage's held-out loss, before and after: at the checkpoint that is exported, the best."""
+    """The held-out loss of the only stage before training, and at the best checkpoint, which is exported."""
     (stage,) = read_run(results[0].directory.parent).stages
     (_, first), *later = stage.curves["val/loss"]
     best = min(value for _, value in later)
@@ -166,23 +166,24 @@ def _loss(results: list[StageResult]) -> list[Row]:
 
 
 def _likeness(sample: Sample) -> float:
-    """How much the last answer says of the first."""
+    """Return the F1 of the words of the first answer and the last."""
     return f1(sample.answers[0].text, sample.answers[-1].text)
 
 
 def _agreement(samples: Sequence[Sample]) -> tuple[float, float] | None:
-    """How much of the hoped-for answers the first and the last model say, in the mean."""
+    """Return the mean F1 of answers and expected answers, of the first model and of the last; None without any."""
     wanted = [sample for sample in samples if sample.expected]
     if not wanted:
         return None
-    first, last = (
-        sum(f1(sample.answers[end].text, sample.expected or "") for sample in wanted) / len(wanted) for end in (0, -1)
-    )
-    return first, last
+
+    def mean_f1(model: int) -> float:
+        return sum(f1(sample.answers[model].text, sample.expected or "") for sample in wanted) / len(wanted)
+
+    return mean_f1(0), mean_f1(-1)
 
 
 def expected(run: Run) -> Iterator[str]:
-    """How long each stage that is not finished will take, by a few real steps of it on this machine."""
+    """Yield how long each unfinished stage will take, from a few real steps of it on this machine."""
     from align.core.estimate.calibrate import calibrate
     from align.core.estimate.here import machine, ready
 
@@ -195,7 +196,7 @@ def expected(run: Run) -> Iterator[str]:
             known = ready(run.stages, stage, here.accelerator, here.count)
             with working(f"{stage.name}: timing a few steps"):
                 seconds = calibrate(known.stage, here).seconds
-        except AlignError:  # training meets it too, and says it
+        except AlignError:  # training meets the same error, and reports it
             return
         steps = known.planned.batches.steps or 0
         least, most = SPREAD[0] * seconds * steps, SPREAD[1] * seconds * steps
@@ -209,7 +210,7 @@ def expected(run: Run) -> Iterator[str]:
 
 
 def _minutes(low: float, high: float) -> str:
-    """``40 to 70 s``, ``3 to 5 min``, ``1.5 to 2.5 h``."""
+    """Return a range of seconds in words: ``40 to 70 s``, ``3 to 5 min``, ``1.5 to 2.5 h``."""
     for unit, name in ((3600.0, "h"), (60.0, "min")):
         if high >= 1.5 * unit:
             return f"{low / unit:.2g} to {high / unit:.2g} {name}"

@@ -217,7 +217,7 @@ def test_what_keeps_the_time_from_being_known_is_named(
     Path("bad.jsonl").write_text('{"messages": 5}\n')
     shown = estimate(run_file(tiny_model_dir, tmp_path), setting).output
     (line,) = [line for line in shown.splitlines() if line.startswith("Time: ")]
-    assert line.startswith("Time: not known: ") and why in line and line.endswith("; train.max_steps would tell")
+    assert line.startswith("Time: not known: ") and why in line and line.endswith("; set train.max_steps to know it")
     told = estimate(tmp_path / "run.yaml", setting, "stages.0.train.max_steps=9").output
     assert "Time: not known" not in told
 

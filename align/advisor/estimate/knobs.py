@@ -78,7 +78,7 @@ def strategy_of(asked: Asked) -> str:
 
 
 def refusal(asked: Asked, stage: Stage, name: str) -> str:
-    """Why training would refuse to hold a stage so, whatever the memory; empty where it would not."""
+    """Return why training would refuse a stage under a strategy, whatever the memory; empty where it would not."""
     adapter, rollout = stage.model.adapter, stage.rollout
     quantised = adapter is not None and adapter.quantize is not None
     if asked.devices > 1 and name == "single":
@@ -100,7 +100,7 @@ def scaled(parts: Parts, factor: float) -> Parts:
 def knobs_for(asked: Asked, factor: float) -> Iterator[tuple[str, Fit]]:
     """Settings that help, the cheapest first, each on top of those before, until it fits and training would take it.
 
-    One that leads to what training refuses is passed over, unless what there is is refused already.
+    A setting under which training would refuse the stage is skipped, unless it is refused as it is.
     """
     own = strategy_of(asked)
     refused, before = refusal(asked, asked.stage, own), float("inf")
@@ -113,7 +113,7 @@ def knobs_for(asked: Asked, factor: float) -> Iterator[tuple[str, Fit]]:
         still = refusal(turned, turned.stage, name)
         fit = judge(name, scaled(fullest(phases_of(turned, turned.stage, name)), factor), asked.device.memory)
         allows = bool(refused) and not still
-        helps = allows or (fit.total_gb < 0.99 * before and not fits)
+        helps = allows or (fit.total_gb < 0.99 * before and not fits)  # less than 1% is not worth a setting
         if (still and not refused) or not helps:
             continue
         asked, refused, before, fits = turned, still, fit.total_gb, fit.verdict == "fits"
@@ -123,20 +123,20 @@ def knobs_for(asked: Asked, factor: float) -> Iterator[tuple[str, Fit]]:
 
 
 def _turned(kind: str, asked: Asked) -> Asked | None:
-    """The same with one setting changed; None where it is so already or has no meaning here."""
+    """Return the same plan with one setting changed; None where it is so already, or has no meaning here."""
     stage, batches, cuda = asked.stage, asked.batches, asked.accelerator == "cuda"
     model, rollout, name = stage.model, stage.rollout, strategy_of(asked)
 
-    def over(**changes: Any) -> Asked:
+    def with_stage(**changes: Any) -> Asked:
         return replace(asked, stage=stage.model_copy(update=changes))
 
-    def modelled(**changes: Any) -> Asked:
-        return over(model=model.model_copy(update=changes))
+    def with_model(**changes: Any) -> Asked:
+        return with_stage(model=model.model_copy(update=changes))
 
     local = rollout is not None and rollout.generator.type == "local"
     match kind:
         case "checkpointing" if not model.gradient_checkpointing:
-            return modelled(gradient_checkpointing=True)
+            return with_model(gradient_checkpointing=True)
         case "micro" if batches.micros and max(m.rows for m in batches.micros) > asked.needs.sequences:
             return replace(asked, batches=replace(batches, micros=_singles(batches.micros, asked.needs.sequences)))
         case "answers" if local and batches.answers * (batches.prompt + batches.answer) > 8192:
@@ -144,22 +144,23 @@ def _turned(kind: str, asked: Asked) -> Asked | None:
             prompts = min(batches.prompts, few)
             return replace(asked, batches=replace(batches, answers=few, prompts=prompts))
         case "fsdp" if asked.devices > 1 and name != "fsdp":
-            return over(devices=stage.devices.model_copy(update={"strategy": Choice(type="fsdp")}))
+            return with_stage(devices=stage.devices.model_copy(update={"strategy": Choice(type="fsdp")}))
         case "vllm" if local and cuda and refusal(asked, stage, name) and rollout is not None:
+            # The settings of ``local`` are no settings of ``vllm``: it starts from its own defaults.
             generator = rollout.generator.model_copy(update={"type": "vllm", "settings": {}})
-            return over(rollout=rollout.model_copy(update={"generator": generator}))
+            return with_stage(rollout=rollout.model_copy(update={"generator": generator}))
         case "lora" if model.adapter is None:
-            return modelled(adapter=Adapter())
+            return with_model(adapter=Adapter())
         case "16bit" if model.dtype == "float32" and model.adapter is not None and cuda:
-            return modelled(dtype="bfloat16")
+            return with_model(dtype="bfloat16")
         case "qlora" if model.adapter is not None and model.adapter.quantize is None and cuda:
-            return modelled(adapter=model.adapter.model_copy(update={"quantize": "nf4"}))
+            return with_model(adapter=model.adapter.model_copy(update={"quantize": "nf4"}))
         case "half" if batches.micros and not asked.needs.online:
             half = max(1, stage.data.max_length // 2)
             short = tuple(
                 replace(m, width=min(m.width, half), scored=min(m.scored, m.rows * half)) for m in batches.micros
             )
-            shorter = over(data=stage.data.model_copy(update={"max_length": half}))
+            shorter = with_stage(data=stage.data.model_copy(update={"max_length": half}))
             return replace(shorter, batches=replace(batches, micros=short))
     return None
 

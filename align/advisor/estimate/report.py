@@ -40,15 +40,15 @@ class StageEstimate:
     work: Estimate | None
     assumptions: list[Assumption]
     refused: str = ""
-    """Why training would refuse it, whatever the memory."""
+    """The reason why training would refuse it, whatever the memory; empty where it would not."""
     unknown: str = ""
-    """Why it cannot be told how long it takes."""
+    """The reason why the time is not known; empty where it is."""
     counted: Mapping[str, Parts] | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
-        """Whether it can be launched: it fits, if tightly, and training does not refuse it."""
+        """Return whether it can be launched: it fits, if tightly, and training does not refuse it."""
         return self.fit.verdict != "does_not_fit" and not self.refused
 
     def as_json(self) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
         yield Text(f"No setting makes it {wanted}.", style="red")
     if found.measured:
         yield Text(f"Measured here: {_measured(found.measured)}")
-    unknown = f"not known: {found.unknown or 'the number of steps is not'}; train.max_steps would tell"
+    unknown = f"not known: {found.unknown or 'the number of steps is not'}; set train.max_steps to know it"
     yield Text(f"Time: {unknown if found.work is None else time_of(found.work)}")
     for assumption in found.assumptions:
         yield Text(f"Assumed: {assumption.fact} ({assumption.why}; {assumption.effect})", style="dim")

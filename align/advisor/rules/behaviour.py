@@ -33,10 +33,12 @@ def skill_with_data(facts: Facts, limit: Thresholds) -> Finding | None:
     weight: Weight = "hard" if any(plenty for _, plenty in found) and not near else "soft"
     because = f"{wanted.replace('_', ' ')} can be trained, and there is something to learn it from"
     fields = ("behaviour.target_capability", "task.type", *(field for field, _ in found))
+    # The finding rests on the first of these kinds that is there, and no longer holds without it...
     order: tuple[DataKind, ...] = ("sft_pairs", *JUDGED, "prompts")
     learned = next((kind for kind in order if f"data.{kind}" in fields), None)
-    scored = scorer(facts) in ("verifier", "reward_model")  # then it can be learned without any of these
     lacking = [] if learned is None else [f"there were {fewer(facts, learned, limit)}"]
+    # ...unless answers can be scored: then the skill can be learned from rewards alone.
+    scored = scorer(facts) in ("verifier", "reward_model")
     lacking += ["nothing could score an answer"] if scored and weight == "soft" else []
     flips = f"{' and '.join(lacking)}, or a prompt came within {limit.near_target:g}"
     return Finding("post_training", weight, because, fields, flips, "POST")

@@ -211,16 +211,17 @@ MODELS = re.compile(
     r"tulu|glm|kimi|yi|falcon|prometheus|skywork|sonnet|opus|haiku|o[134])(?![a-z])|模型|(?<![a-z\d])\d+(?:\.\d+)?b(?![a-z\d])",
     re.IGNORECASE,
 )
-"""What names a model among those who label; a number of parameters (``yi-34b``) does too."""
+"""Names of models among labellers; a number of parameters (``yi-34b``) marks one too."""
 PEOPLE = re.compile(
     r"human|expert|user|people|person|rater|annotator|crowd|staff|doctor|resident|lawyer|customer|team|editor|agents?\b|"
     r"student|clerk|nurse|by hand|manual",
     re.IGNORECASE,
 )
+"""Names of people among labellers. They prevail over a model's: "experts, with GPT-4" have looked at the answers."""
 
 
 def _by_a_model(labeller: str | None) -> bool:
-    """Whether the labels are said to be a model's; who is not known to be one (``shop``, ``us``) counts as people."""
+    """Return whether a model labelled; a labeller that is not known to be one (``shop``, ``us``) counts as people."""
     return labeller is not None and MODELS.search(labeller) is not None and not PEOPLE.search(labeller)
 
 

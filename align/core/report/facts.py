@@ -45,33 +45,36 @@ def chosen(stage: StageFacts) -> list[tuple[str, str]]:
     """(dotted key, value) of every setting that is not at its default, but for those which ``facts`` tells."""
     defaults = dict(_leaves(_defaults(Stage, stage.settings)))
     for path, kind, holder, key in choices(dict(stage.settings)):
-        if all(isinstance(part, str) for part in path) and isinstance(holder[key], Mapping):  # of a list only names
-            defaults |= _leaves(_plugin_defaults(kind, holder[key].get("type")), f"{'.'.join(map(str, path))}.")
+        in_list = not all(isinstance(part, str) for part in path)  # a list (rewards, loggers) is one value on the page
+        if not in_list and isinstance(holder[key], Mapping):
+            prefix = ".".join(map(str, path))
+            defaults |= _leaves(_plugin_defaults(kind, holder[key].get("type")), f"{prefix}.")
     differing = [(key, value) for key, value in _leaves(stage.settings) if defaults.get(key, _ABSENT) != value]
     return [(key, _written(value)) for key, value in differing if key not in _TOLD]
 
 
 def _defaults(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The default of every setting that ``given`` has, of sections too that are absent by default (``adapter``)."""
+    """Return the default of every setting, also in sections of ``given`` that are absent by default (``adapter``)."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         section, value = model_at(model, (name,)), given.get(name)
         if section is Choice or section is None or not isinstance(value, Mapping):
             default = None if field.is_required() else field.get_default(call_default_factory=True)
-            found[name] = default.model_dump(mode="json") if isinstance(default, BaseModel) else default
-            if isinstance(default, Choice):
-                found[name] = {"type": default.type, **default.settings}
-            elif isinstance(default, list):
-                found[name] = [
-                    {"type": each.type, **each.settings} if isinstance(each, Choice) else each for each in default
-                ]
+            found[name] = [_plain(each) for each in default] if isinstance(default, list) else _plain(default)
         else:
             found[name] = _defaults(section, value)
     return found
 
 
+def _plain(default: Any) -> Any:
+    """A default as ``run.yaml`` writes it: a plugin's settings stand next to its ``type``."""
+    if isinstance(default, Choice):
+        return {"type": default.type, **default.settings}
+    return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
+
+
 def _plugin_defaults(kind: str, name: Any) -> dict[str, Any]:
-    """The defaults of a plugin's own settings; nothing where it is not installed any more."""
+    """The defaults of a plugin's own settings; empty where it is no longer installed."""
     try:
         config = registry.config_of(registry.get(kind, name))
     except AlignError:

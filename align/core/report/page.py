@@ -23,7 +23,7 @@ STYLE = HERE / "style.css"
 """Of every page that the engine writes."""
 
 REWARDS = ("reward", "gold")
-"""What learning from rewards is about: shown before its losses, which say little."""
+"""Metrics that learning from rewards is to raise: shown before its losses, whose size means little."""
 MAIN = ("rewards/accuracies", "rewards/margins", "accuracy", "margin", "mean_token_accuracy")
 """Between the losses and the course of the optimiser: the two first of these that a stage has."""
 SAMPLED = ("completions/mean_length", "kl")
@@ -83,8 +83,9 @@ def _stage(stage: StageFacts) -> dict[str, Any]:
     drawn = {name: picture for name in names if (picture := _picture(stage, name))}
     losses = [name for name in drawn if name.split("/")[-1] in LOWER]
     rewards = [name for name in drawn if name.split("/")[-1] in REWARDS]
-    beside = [name for name in (SAMPLED if rewards else MAIN) if name in drawn][:2]
-    main = [*rewards, *losses[:3], *beside, *[name for name in OPTIMISER if name in drawn]]
+    expected = SAMPLED if rewards else MAIN
+    more = [name for name in expected if name in drawn][:2]
+    main = [*rewards, *losses[:3], *more, *[name for name in OPTIMISER if name in drawn]]
     return {
         "name": stage.name,
         "state": "finished" if stage.finished else "unfinished" if stage.curves else "not begun",

@@ -54,7 +54,7 @@ def read_run(directory: Path) -> RunFacts:
     manifest = _json(directory / "manifest.json") or {}
     sums = manifest.get("files", {})
     try:
-        if not _as_noted(file, sums):
+        if not _matches(file, sums):
             raise ValueError("is not what the run wrote")
         document = strictyaml.read(file.read_text(encoding="utf-8"), str(file))
     except ValueError as error:
@@ -66,7 +66,7 @@ def read_run(directory: Path) -> RunFacts:
     if outside := [stage["name"] for stage in run["stages"] if Path(stage["name"]).name != stage["name"]]:
         raise AlignError(f"has a stage named {outside[0]!r}, which is no name of a directory", where=str(file))
     stages = [_stage(directory / stage["name"], stage, manifest) for stage in run["stages"]]
-    return RunFacts(directory, stages, manifest, _plain(directory / "advice.json", sums))
+    return RunFacts(directory, stages, manifest, _read_recorded(directory / "advice.json", sums))
 
 
 def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> StageFacts:
@@ -76,41 +76,45 @@ def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, 
         name=settings["name"],
         settings=concealed(settings),
         noted=noted,
-        data=_plain(directory / "data_report.json", noted.get("files", {})),
-        curves=_curves(directory / "metrics.csv", *_known_sum(directory, done or {})),
+        data=_read_recorded(directory / "data_report.json", noted.get("files", {})),
+        curves=_curves(directory / "metrics.csv", *_recorded_sum(directory, done or {})),
         finished=done is not None,
     )
 
 
 def _json(path: Path) -> Mapping[str, Any] | None:
-    """A file's content; None where there is none yet, or where it is damaged, which is said."""
+    """Return a file's content; None where it does not exist yet, or is damaged (a warning is printed)."""
     try:
         return checksum.read_json(path, must=False)
     except FileNotFoundError:
         return None
     except checksum.Damaged as error:
-        _say(path, error.why)
+        _warn(path, error.why)
         return None
 
 
-def _as_noted(path: Path, sums: Mapping[str, str]) -> bool:
+def _matches(path: Path, sums: Mapping[str, str]) -> bool:
+    """Return whether a file has the checksum that was recorded for it; true where none was."""
     return path.name not in sums or sha256(path) == sums[path.name]
 
 
-def _plain(path: Path, sums: Mapping[str, str]) -> Mapping[str, Any]:
-    """A file without a sum of its own: the manifest has it."""
-    if path.is_file() and not _as_noted(path, sums):
-        _say(path, "it is not what the run wrote")
+def _read_recorded(path: Path, sums: Mapping[str, str]) -> Mapping[str, Any]:
+    """Read a file that does not hold its own checksum: a manifest records it. Empty where there is none."""
+    if path.is_file() and not _matches(path, sums):
+        _warn(path, "it is not what the run wrote")
         return {}
     return _json(path) or {}
 
 
-def _say(path: Path, why: str) -> None:
+def _warn(path: Path, why: str) -> None:
     print(Problem(str(path), f"is damaged: {why}", "the report is made without it"), file=sys.stderr)
 
 
-def _known_sum(stage: Path, done: Mapping[str, Any]) -> tuple[str | None, float]:
-    """What the sum of ``metrics.csv`` must be, and up to which step; None where nobody has noted it."""
+def _recorded_sum(stage: Path, done: Mapping[str, Any]) -> tuple[str | None, float]:
+    """Return the recorded checksum of ``metrics.csv``, and the last step that it covers; None where there is none.
+
+    A finished stage records it at its end, an unfinished one with each checkpoint.
+    """
     if "csv" in done.get("logs", {}):
         return done["logs"]["csv"], math.inf
     for path in sorted(stage.glob("checkpoints/step-*/MANIFEST.json"), reverse=True):
@@ -120,20 +124,21 @@ def _known_sum(stage: Path, done: Mapping[str, Any]) -> tuple[str | None, float]
     return None, math.inf
 
 
-def _curves(path: Path, known: str | None, last: float) -> dict[str, list[tuple[float, float]]]:
-    """Every column of numbers; none of a file that is damaged, which is said."""
+def _curves(path: Path, recorded: str | None, last: float) -> dict[str, list[tuple[float, float]]]:
+    """Return every column of numbers; none of a damaged file (a warning is printed)."""
     curves: dict[str, list[tuple[float, float]]] = {}
     if not path.is_file():
         return curves
     try:
         rows = metrics_file.read_rows(path)
-        if known is not None and metrics_file.total(row for row in rows if int(row["step"]) <= last) != known:
+        covered = (row for row in rows if int(row["step"]) <= last)  # a run that goes on writes rows after it
+        if recorded is not None and metrics_file.total(covered) != recorded:
             raise ValueError("its rows are not those that were written")
         for row in rows:
             for name, text in row.items():
                 if name not in ("step", "epoch") and text:
                     curves.setdefault(name, []).append((float(row["step"]), float(text)))
     except ValueError as error:
-        _say(path, str(error))
+        _warn(path, str(error))
         return {}
     return curves

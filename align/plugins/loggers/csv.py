@@ -44,7 +44,7 @@ class CSVFile(LightningLogger):
 
     def _begin(self, rows: list[dict[str, str]]) -> None:
         self.columns = list(rows[0]) if rows else ["step", "epoch"]
-        self._sum = total(rows)
+        self._checksum = total(rows)
         self._rewrite(rows)
 
     @property
@@ -63,7 +63,7 @@ class CSVFile(LightningLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """One row."""
         row = {name: _text(value) for name, value in {"step": step, **metrics}.items()}
-        self._sum = chained(self._sum, row)
+        self._checksum = chained(self._checksum, row)
         new = [name for name in row if name not in self.columns]
         if new:
             with open(self.path, encoding="utf-8", newline="") as file:
@@ -74,14 +74,14 @@ class CSVFile(LightningLogger):
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
     def digest(self) -> str:
-        """Return the sum of all rows."""
-        return self._sum
+        """Return the checksum of all rows."""
+        return self._checksum
 
     def set_aside(self, why: str) -> None:
-        """Keep the file as ``metrics.csv.damaged`` and begin anew, which is said."""
+        """Rename a damaged file to ``metrics.csv.damaged``, print a warning, and begin a new one."""
         aside = set_aside(self.path)
-        told = Problem(str(self.path), f"is damaged: {why}", f"the log goes on in a new file; kept as {aside.name}")
-        print(told, file=sys.stderr)
+        warning = Problem(str(self.path), f"is damaged: {why}", f"the log goes on in a new file; kept as {aside.name}")
+        print(warning, file=sys.stderr)
         self._begin([])
 
     def _rewrite(self, rows: list[Any]) -> None:
@@ -93,4 +93,5 @@ class CSVFile(LightningLogger):
 
 
 def _text(value: Any) -> str:
+    """Return a value as the file has it: the checksum is of text, so that it can be taken of a file that is read."""
     return repr(float(value)) if isinstance(value, float) else str(value)
