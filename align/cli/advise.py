@@ -191,10 +191,10 @@ def _prompt(question: Question) -> Any:
         click.echo(f"  {number}  {_spoken(choice)}", err=True)
     while True:
         try:
-            said = click.prompt("", prompt_suffix="(empty: unknown) > ", default="", show_default=False, err=True)
+            entered = click.prompt("", prompt_suffix="(empty: unknown) > ", default="", show_default=False, err=True)
         except click.Abort:
             raise EOFError from None
-        value, fault = parsed(question, said)
+        value, fault = parsed(question, entered)
         if not fault:
             return value
         click.echo(fault, err=True)

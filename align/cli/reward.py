@@ -260,11 +260,13 @@ def _speaker(model: str, n: int, max_tokens: int, seed: int) -> Any:
     return Speaker(generator, subject, Sampling(max_tokens=max_tokens), n, seed)
 
 
-def _summary(said: Summary) -> None:
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in said.outcomes.items())
-    click.echo(f"{counts}; mean {_number(said.mean)}")
-    if said.p50 is not None:
-        click.echo(f"milliseconds an answer: p50 {said.p50:.1f}, p95 {said.p95:.1f}, longest {said.longest:.1f}")
+def _summary(counted: Summary) -> None:
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in counted.outcomes.items())
+    click.echo(f"{counts}; mean {_number(counted.mean)}")
+    if counted.p50 is not None:
+        click.echo(
+            f"milliseconds an answer: p50 {counted.p50:.1f}, p95 {counted.p95:.1f}, longest {counted.longest:.1f}"
+        )
 
 
 def _number(value: float | None, kind: str = ".4g") -> str:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 @click.option("--top-k", type=int, default=0, show_default=True, help="Keep the k likeliest tokens; 0: all.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest that reach this.")
 @click.option("--min-p", type=float, default=0.0, show_default=True, help="Keep those this share as likely as the top.")
-@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Over 1: less of what was said.")
+@click.option(
+    "--repetition-penalty", type=float, default=1.0, show_default=True, help="Over 1: fewer tokens that occur already."
+)
 @click.option("--stop", multiple=True, metavar="TEXT", help="Ends an answer; repeatable.")
 @click.option("--stop-token", multiple=True, metavar="TOKEN", help="An id or a token that ends one; repeatable.")
 @click.option("-n", "n", type=click.IntRange(min=1), default=1, show_default=True, help="Answers to each prompt.")

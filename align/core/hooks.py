@@ -65,7 +65,7 @@ class Plugin:
         except (KeyboardInterrupt, AlignError):
             raise
         except BaseException as error:
-            mend = "mend or uninstall it; `align plugins doctor` shows where it fails"
+            mend = "fix or uninstall it; `align plugins doctor` shows where it fails"
             raise AlignError(f"plugin {self} {what}: {reason(error)}", mend) from error
 
 

@@ -39,7 +39,7 @@ class Offer:
             thing = _imported(self.target) if isinstance(self.target, str) else self.target
             fault = self._fault(thing)
         if fault:
-            raise AlignError(f"plugin {self.plugin}: its {self.kind} {self.name!r} {fault}", "mend or uninstall it")
+            raise AlignError(f"plugin {self.plugin}: its {self.kind} {self.name!r} {fault}", "fix or uninstall it")
         return thing
 
     def _fault(self, thing: Any) -> str:

@@ -111,7 +111,7 @@ def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterato
         yield Problem(where((*above, "rollout")), f"is missing: {algorithm.name} samples its own answers", mend)
     watch, held_out = _section(Watch, _section(Rollout, stage.get("rollout")).watch), data.validation
     if watch.action == "rollback" and held_out is None and not data.validation_fraction:
-        what = "is rollback, which hands on the best checkpoint, and nothing is held out to judge by"
+        what = "is rollback, which exports the best checkpoint, and nothing is held out to judge by"
         mend = "give data.validation or data.validation_fraction"
         yield Problem(where((*above, "rollout", "watch", "action")), what, mend)
     for path, why in unread(stage).items():

@@ -101,18 +101,18 @@ def _device(here: Machine) -> Device:
     return replace(known, memory=here.memory) if known else Device(here.name, here.memory)
 
 
-def _counted(known: Ready, here: Machine, said: StageEstimate) -> Mapping[str, dict[str, float]]:
+def _counted(known: Ready, here: Machine, estimate: StageEstimate) -> Mapping[str, dict[str, float]]:
     """The dry run's bytes. It holds a whole replica: under fsdp its states are divided here.
 
     What lies outside tensors (CUDA's own, an engine's share) is the estimate's.
     """
     from align.core.estimate.dryrun import dry_run
 
-    share = here.count if said.strategy == "fsdp" else 1
+    share = here.count if estimate.strategy == "fsdp" else 1
     counted = dry_run(known.stage, known.algorithm, known.planned, here.accelerator, here.count, known.layout).phases
     return {
         phase: {name: size / (share if name in STATES else 1) for name, size in parts.items()}
-        | {name: size for name, size in said.phases[phase].items() if name in BESIDE}
+        | {name: size for name, size in estimate.phases[phase].items() if name in BESIDE}
         for phase, parts in counted.items()
     }
 
@@ -143,7 +143,7 @@ def _measured(
     guessed = sum(parts.values()) - parts.get("base", 0.0)  # which no allocator sees
     factor = max(0.1, (seen.peaks[phase] - (guessed - loose)) / loose) if loose else 1.0
     after = estimated(asked, prices, currency, factor)
-    told = {"peak": float(seen.peaks[phase]), "estimated": guessed, "factor": factor, "step_seconds": seen.seconds}
+    measured = {"peak": float(seen.peaks[phase]), "estimated": guessed, "factor": factor, "step_seconds": seen.seconds}
     if asked.batches.steps and here.accelerator == local.accelerator:
-        told["hours"] = seen.seconds * asked.batches.steps / here.count / 3600
-    return replace(after, counted=before.counted, measured=told)
+        measured["hours"] = seen.seconds * asked.batches.steps / here.count / 3600
+    return replace(after, counted=before.counted, measured=measured)

@@ -58,9 +58,9 @@ def advised(run: Run, hardware: Hardware) -> Advice:
     assert run.project is not None
     project = settled(run.project, run.stages, hardware)
     case = Case.of(Brief("run file", project, project.description or ""))
-    said = [e for e in case.evidence if not (e.source == "text" and e.field == "requested")]
+    stated = [e for e in case.evidence if not (e.source == "text" and e.field == "requested")]
     asked = Evidence("requested", project.requested or method(run.stages), quote=_algorithms(run), place="run file")
-    return case.having([*said, asked, *counted(run.stages)]).advice(Thresholds.load())
+    return case.having([*stated, asked, *counted(run.stages)]).advice(Thresholds.load())
 
 
 def keep(run: Run, hardware: Hardware, directory: Path) -> None:
@@ -94,7 +94,7 @@ def obstacles(advice: Advice) -> Iterator[Obstacle]:
     for warning in advice.warnings:
         if warning.level == "error":
             what = f"{warning.text}{_words(warning.quotes)}"
-            yield Obstacle((warning.id, warning.rule), what, "mend that, or correct the project")
+            yield Obstacle((warning.id, warning.rule), what, "fix that, or correct the project")
     fits = advice.hardware
     told = any(warning.id == MEMORY and warning.level == "error" for warning in advice.warnings)
     if fits is not None and fits.chosen is None and fits.rejected and not told:
@@ -162,5 +162,5 @@ def _algorithms(run: Run) -> str:
 
 
 def _words(quotes: Sequence[Quote]) -> str:
-    said = dict.fromkeys(f"“{' '.join(quote.quote.split())}” ({quote.source})" for quote in quotes)
-    return f" — {', '.join(list(said)[:2])}" if said else ""
+    sources = dict.fromkeys(f"“{' '.join(quote.quote.split())}” ({quote.source})" for quote in quotes)
+    return f" — {', '.join(list(sources)[:2])}" if sources else ""

@@ -139,8 +139,8 @@ def write_sums(place: Path, seed: int) -> Path:
     _write_rows(paths["answers_held_out"], sums.answers(held_out, 500, random.Random(1)))
     _write_rows(paths["preferences_held_out"], sums.preferences(held_out, PAIRS, random.Random(2)))
     _write_rows(paths["prompts_held_out"], sums.prompts(held_out, 100, random.Random(3)))
-    said = [message["content"] for row in answers[:500] for message in row["messages"]]
-    write_model(place / "model", [row["text"] for row in pages[:500]] + said, seed)
+    texts = [message["content"] for row in answers[:500] for message in row["messages"]]
+    write_model(place / "model", [row["text"] for row in pages[:500]] + texts, seed)
     write_whole(place / RUN_FILE, text.encode())
     return place / RUN_FILE
 
@@ -192,8 +192,8 @@ def _row(record: Record, stage: str) -> dict[str, Any]:
     elif stage == "dpo":
         row = {"prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected}
     else:
-        said = record.chosen if record.kind == "preference" else record.completion
-        row = {"prompt": record.prompt, "completion": said}
+        completion = record.chosen if record.kind == "preference" else record.completion
+        row = {"prompt": record.prompt, "completion": completion}
     if record.tools:
         row["tools"] = record.tools
     if record.chat_template_kwargs:

@@ -53,7 +53,7 @@ def quickstart(
 ) -> Story:
     """Train a small model on sums, or ``model`` on the rows of ``data``; gives figures and page.
 
-    Run again in the same place it goes on where it stopped. Raises AlignError for what the user can mend.
+    Run again in the same place it goes on where it stopped. Raises AlignError for what the user can fix.
     """
     if (model is None) != (data is None):
         missing, given = ("data", "model") if data is None else ("model", "data")
@@ -74,14 +74,14 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
     pairs = load_records(
         Data(train=[Source(path=str(place / "data" / "preferences-held-out.jsonl"))], workers=1), ("preference",)
     ).train
-    right, liked, said = [], [], []
+    right, liked, completions = [], [], []
     for path in track(list(models.values()), "asking the models", shown=progress):
         subject = Probed.load(path)
         answers = subject.answers([[{"role": "user", "content": question}] for question in asked], max_new_tokens=24)
         marks = [sums.answer_in(answer) == a + b for answer, (a, b) in zip(answers, held_out, strict=True)]
         right.append(share(marks))
         liked.append(share(subject.prefers(pairs)))
-        said.append(list(zip(answers, marks, strict=True))[:SAMPLES])
+        completions.append(list(zip(answers, marks, strict=True))[:SAMPLES])
     table = Table(
         tuple(models),
         (
@@ -101,7 +101,7 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
     samples = [
         Sample(
             asked[i],
-            tuple(Answer(name, *told[i]) for name, told in zip(models, said, strict=True)),
+            tuple(Answer(name, *own[i]) for name, own in zip(models, completions, strict=True)),
             sums.say(sums.SHOWN, held_out[i]),
         )
         for i in range(SAMPLES)
@@ -136,10 +136,10 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story
     prompts = [(record, files.prompt_of(record)) for record in records.validation]
     asked = [(record, prompt) for record, prompt in prompts if prompt is not None][:SAMPLES]
     pairs = records.validation if records.train[0].kind == "preference" else []
-    liked, said = [], []
+    liked, completions = [], []
     for path in track(list(models.values()), "asking the models", shown=progress):
         subject = Probed.load(path)
-        said.append(subject.answers([prompt for _, prompt in asked], max_new_tokens=128))
+        completions.append(subject.answers([prompt for _, prompt in asked], max_new_tokens=128))
         if pairs:
             liked.append(share(subject.prefers(pairs)))
         del subject
@@ -148,7 +148,7 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story
     samples = [
         Sample(
             _words(prompt),
-            tuple(Answer(name, told[i]) for name, told in zip(models, said, strict=True)),
+            tuple(Answer(name, own[i]) for name, own in zip(models, completions, strict=True)),
             _hoped_for(record),
         )
         for i, (record, prompt) in enumerate(asked)

@@ -58,7 +58,7 @@ def read_run(directory: Path) -> RunFacts:
             raise ValueError("is not what the run wrote")
         document = strictyaml.read(file.read_text(encoding="utf-8"), str(file))
     except ValueError as error:
-        fix = "start the run again with its own run file and --resume: it is written anew"
+        fix = "start the run again with its own run file and --resume: that writes it once more"
         raise AlignError(str(error), fix, where=str(file)) from None
     if document.problems:
         raise AlignError.gather(document.problems)

@@ -45,7 +45,7 @@ from align.plugins.rewards.math.expression import (
 from align.plugins.rewards.math.notation import Unparsed
 
 _BITS = (80, 320, 1280)
-"""Precisions at which terms without a separation bound are told apart."""
+"""Precisions, in bits, at which terms without a separation bound are compared."""
 _MOST_BITS = 24_000
 """Largest separation bound up to which precision grows."""
 _iv = MPIntervalContext()
@@ -66,7 +66,7 @@ def equal(gold: Term, answer: Term) -> bool:
         return True
     if apart := symbols(gold) ^ symbols(answer):
         if apart == {"log"}:
-            raise Unparsed("has a logarithm of a base that is not said")
+            raise Unparsed("has a logarithm without a base")
         return False
     difference = add(answer, negative(gold))
     if (value := value_of(difference)) is not None:
@@ -93,7 +93,7 @@ def sign(term: Term) -> int:
             return 1 if found.a > 0 else -1
     if _zero(term) or _proved(term):
         return 0
-    raise Unparsed("cannot be told from another value")
+    raise Unparsed("cannot be distinguished from another value")
 
 
 def is_real(term: Term) -> bool:
@@ -139,7 +139,7 @@ def _vanishes(difference: Term, gold: Term) -> bool:
         return True
     if _proved(difference):
         return True
-    raise Unparsed("can neither be told from the gold answer nor shown to equal it")
+    raise Unparsed("can neither be distinguished from the gold answer nor shown to equal it")
 
 
 def _points_between_signs(term: Term) -> list[dict[str, Term]]:
@@ -356,7 +356,7 @@ def _interval(term: Term, real: bool) -> Any:
     if name in ("max", "min"):
         return _extreme(name, values)
     if name in ("floor", "ceil"):
-        # An interval around a whole number has two floors however narrow it is: only a proof could tell.
+        # An interval around a whole number has two floors however narrow it is: only a proof could decide.
         ends = {(math.floor if name == "floor" else math.ceil)(_rational(end)) for end in (values[0].a, values[0].b)}
         if len(ends) > 1:
             raise _Unclear

@@ -50,7 +50,7 @@ PI, EULER, IMAGINARY = (Term("constant", (name,)) for name in ("pi", "e", "i"))
 
 @lru_cache(maxsize=8192)
 def key_of(term: Term) -> str:
-    """A text that tells terms apart, and sorts them; numbers in hexadecimal, which is quick however long they are."""
+    """Return a text that identifies and sorts a term; numbers in hexadecimal, since decimal takes quadratic time."""
     if term.op == "number":
         return f"{term.args[0].numerator:x}/{term.args[0].denominator:x}"
     return f"{term.op}({', '.join(key_of(arg) if isinstance(arg, Term) else arg for arg in term.args)})"
@@ -254,7 +254,9 @@ _DEFINED: dict[str, Callable[..., Term]] = {
     "exp": lambda x: power(EULER, x),
     "lg": lambda x: divide(call("ln", x), call("ln", number(10))),
     "logb": lambda b, x: divide(call("ln", x), call("ln", b)),
-    "log": lambda x: mul(symbol("log"), call("ln", x)),  # of a base that is not said
+    "log": lambda x: mul(
+        symbol("log"), call("ln", x)
+    ),  # the base is unknown, 10 or e: a variable stands for 1/ln of it
     "tan": lambda x: divide(call("sin", x), call("cos", x)),
     "cot": lambda x: divide(call("cos", x), call("sin", x)),
     "sec": lambda x: power(call("cos", x), MINUS_ONE),

@@ -73,7 +73,7 @@ _SHARE = re.compile(
     r"|\b(?:reciprocal|negative|opposite|inverse|square|root|cube|double|triple)s? of\s*$",
     re.I,
 )
-"""Before a value that is not the whole of what is said: two thirds of 6."""
+"""Text before a value that is only a part of the whole expression: two thirds of 6."""
 _NUMBER_WORD = re.compile(
     r"zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|hundred|thousand", re.I
 )
@@ -111,7 +111,7 @@ _PHRASE = re.compile(
 )
 _HEADING = re.compile(rf"(?:^|\n)[ \t]*(?:#{{1,6}}|\*\*)[ \t*]*(?:final )?answer[ \t*]*\n{_BELOW}", re.I)
 _MARKERS = (_HASHES, _TAG, _PHRASE, _HEADING)
-"""What announces an answer without a box, the most explicit first."""
+"""Announcements of an answer without a box, the most explicit first."""
 _GOES_ON = re.compile(
     r"[\s$\])\\*]*(?:(?:or|and|alternatively)\b|[-$\\(\[ ]{0,9}\d[\d.,/]*[$)\]\\ ]{0,9}(?:\n|$))", re.I
 )

@@ -42,17 +42,17 @@ class Reals:
 
     @staticmethod
     def line() -> Reals:
-        """All real numbers."""
+        """The real line."""
         return Reals(("-", "+"), (False, False), (True, False))
 
     @staticmethod
     def union(sets: Sequence[Reals]) -> Reals:
-        """All that is in one of them."""
+        """The numbers that are in at least one of the sets."""
         return _combined(sets, any)
 
     @staticmethod
     def intersection(sets: Sequence[Reals]) -> Reals:
-        """All that is in each of them."""
+        """The numbers that are in each of the sets."""
         return _combined(sets, all)
 
     def without(self, other: Reals) -> Reals:

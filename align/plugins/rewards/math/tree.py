@@ -111,7 +111,7 @@ def _side(text: str, depth: int) -> Tree:
 
 
 def is_name(tree: Tree) -> bool:
-    r"""Return whether it is what an answer may be said to be: ``x``, ``f(2)``, ``\angle ABC``, ``\text{Area}``."""
+    r"""Return whether it can name an answer, left of ``=``: ``x``, ``f(2)``, ``\angle ABC``, ``\text{Area}``."""
     named = _NAME.fullmatch(tree.text) and not re.fullmatch(r"\\pi|\\infty|e|i", tree.text)
     return bool(named) and (tree.text.startswith(r"\frac") or not contradicts(tree.text))
 
