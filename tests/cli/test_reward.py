@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +16,10 @@ from click.testing import CliRunner
 from align.cli import main
 from align.core.rollout.audit import area
 from align.core.rollout.forecast import dead_share
+from align.core.rollout.reward import Answer, Reward
+from align.core.rollout.score import Opened
+from align.schemas.errors import AlignError
+from align.schemas.rollout import RewardChoice
 from tests.tiny import save_tiny
 
 
@@ -72,6 +79,61 @@ def test_a_function_that_fails_is_named_with_file_function_and_line(tmp_path: Pa
     done = CliRunner().invoke(main, ["reward", "score", f"{tmp_path}/f.py:f", file, "--json"])
     why = json.loads(done.stdout)["why"]
     assert all(word in why for word in ("f.py:f", "ZeroDivisionError", "(f.py, line 2)")), why
+
+
+HOSTILE = {
+    "sys.exit(0)": "failed: SystemExit: 0",
+    "raise Mute": "failed: Mute: its message cannot be read",
+    "return None": "gave a NoneType",
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE)
+def test_a_function_that_ends_the_process_or_its_own_message_fails_like_any_other(body: str, tmp_path: Path) -> None:
+    mute = "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\n"
+    (tmp_path / "f.py").write_text(f"import sys\n{mute}def f(completions):\n    {body}\n")
+    file = write(tmp_path / "a.jsonl", {"completion": "abc"}, {"completion": "d"})
+    done = CliRunner().invoke(main, ["reward", "score", f"{tmp_path}/f.py:f", file, "--json"])
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["outcome"] for row in rows] == ["error", "error"]
+    assert all(HOSTILE[body] in row["why"] for row in rows), rows
+
+
+def test_a_number_that_no_advantage_can_hold_is_no_score(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("def f(completions):\n    return [float(c) for c in completions]\n")
+    said = ["3e38", "-3e38", "1e39", "-1e308", "inf"]
+    file = write(tmp_path / "a.jsonl", *({"completion": each} for each in said))
+    done = CliRunner().invoke(main, ["reward", "score", f"{tmp_path}/f.py:f", file, "--json"])
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["score"] for row in rows] == [3e38, -3e38, None, None, None]
+    assert [row["why"] for row in rows[2:]] == ["its score was 1e+39", "its score was -1e+308", "its score was inf"]
+
+
+def test_a_file_that_exits_while_it_is_loaded_is_named_itself(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("import sys\nsys.exit(0)\n")
+    done = CliRunner().invoke(
+        main, ["reward", "score", f"{tmp_path}/f.py:f", write(tmp_path / "a.jsonl", {"completion": "abc"})]
+    )
+    assert done.exit_code == 2 and "f.py\n    fails to load: SystemExit: 0 (f.py, line 2)" in done.stderr
+
+
+@pytest.mark.parametrize("gave", ["None", "['x', 'y']", "[1.0]", "5"])
+def test_a_reward_of_a_plugin_that_gives_no_scores_is_named(gave: str, tmp_path: Path) -> None:
+    class Odd(Reward):
+        name = "odd"
+
+        def score(self, answers: Sequence[Answer]) -> Any:
+            return ast.literal_eval(gave)
+
+    opened = Opened.__new__(Opened)
+    opened.choice, opened.reward, opened._workers, opened._secrets = (
+        RewardChoice(type="odd"),
+        Odd(Odd.Config()),
+        None,
+        [],
+    )
+    with pytest.raises(AlignError, match=r"reward odd\n    (failed: |gave 1 scores for 2)"):
+        opened.score([Answer("p", "a", "a")] * 2)
 
 
 def test_a_function_of_a_file(tmp_path: Path) -> None:

@@ -84,6 +84,20 @@ def test_rotation_waits_for_a_sound_newest(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path) == [3, 2, 1]
 
 
+def test_links_and_files_in_the_place_of_a_checkpoint_are_replaced(tmp_path: Path) -> None:
+    """One that was moved to another disk keeps its content there; the link goes."""
+    root = tmp_path / "checkpoints"
+    saved(root, 1, 2, 3)
+    shutil.move(root / "step-00000001", tmp_path / "moved")
+    os.symlink(tmp_path / "moved", root / "step-00000001")
+    shutil.rmtree(root / "step-00000002")
+    (root / "step-00000002").write_text("no directory")
+    saved(root, 2)
+    assert checkpoint.damage(root / "step-00000002") is None
+    checkpoint.rotate(root, keep=2, protect=None)
+    assert checkpoint.steps(root) == [3, 2] and (tmp_path / "moved" / checkpoint.STATE).is_file()
+
+
 def test_half_written_ones_are_ignored_and_removed(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     shutil.copytree(tmp_path / "step-00000001", tmp_path / ".tmp-77-step-00000002")

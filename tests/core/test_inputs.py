@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from align.core import checksum
 from align.core.train import checkpoint
+from align.core.train.inputs import inputs
 from align.core.train.launch import train
 from align.core.train.rundir import what_is_learned
 from align.schemas.errors import AlignError
@@ -148,6 +149,32 @@ def test_every_input_that_has_changed_is_named(tmp_path: Path) -> None:
         assert checkpoint.last_step(tmp_path / "run" / "only" / "checkpoints") == 1, what
         shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
     assert train(run, resume=True, progress=False)
+
+
+def test_all_that_importing_a_reward_runs_is_an_input(tmp_path: Path) -> None:
+    """Packages on the way, relative imports at every level, and absolute ones from within a package."""
+    files = {
+        "reward.py": "import pack.sub.a\nfrom top import *\ndef f(completions): return [1.0] * len(completions)\n",
+        "top.py": "",
+        "pack/__init__.py": "from . import beside",
+        "pack/beside.py": "import other",
+        "pack/other.py": "not imported: an absolute name starts from the reward's directory",
+        "other.py": "",
+        "pack/sub/__init__.py": "",
+        "pack/sub/a.py": "from ..up import X\nfrom .b import c\nimport json",
+        "pack/up.py": "X = 1",
+        "pack/sub/b/__init__.py": "c = 2",
+        "unused.py": "",
+    }
+    for name, text in files.items():
+        path = tmp_path / "code" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    reward = {"type": "python", "file": "code/reward.py", "function": "f"}
+    model, rows = save_tiny(tmp_path / "model"), write_rows("grpo", tmp_path / "rows.jsonl", 2)
+    run = run_for("grpo", model, rows, tmp_path / "run", rollout={"rewards": [reward]})
+    (found,) = (each.content() for each in inputs(run.stages[0]) if each.name == "rollout.rewards.0.file")
+    assert set(found) == {"", *files} - {"reward.py", "pack/other.py", "unused.py"}
 
 
 def spelt_otherwise(root: Path) -> dict[str, Any]:

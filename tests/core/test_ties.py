@@ -14,8 +14,8 @@ from align.core.rollout.forecast import dead_share
 from align.core.rollout.metrics import dead, group_metrics, level
 from align.core.rollout.online import Experience
 from align.core.rollout.reward import Place, Score
-from align.core.rollout.score import Scorer
-from align.core.rollout.ties import classes, reaches, tied
+from align.core.rollout.score import Scored, Scorer
+from align.core.rollout.ties import classes, leveled, reaches, tied
 from align.plugins.algorithms.best_of_n import BestOfN
 from align.schemas.rollout import RewardChoice
 
@@ -72,6 +72,31 @@ def test_what_cancels_is_measured_by_what_was_added() -> None:
     assert one.reward == 0 and two.reward not in (0, None) and one.size == pytest.approx(0.6)
     assert not tied([0.0, two.reward]) and tied([0.0, two.reward], one.size)
     assert dead(group(one.reward, two.reward, size=one.size)) and not dead(group(one.reward, two.reward))
+
+
+@pytest.mark.parametrize("others", [[], [0.9, 0.0, 0.0], [0.6, 0.0]])
+def test_near_their_mean_normalised_rewards_are_all_rounding(others: list[float]) -> None:
+    """(r - mean) / spread: the mean is of the size of r, so what rounds r rounds the difference."""
+    scorer = Scorer([RewardChoice(type="exact", normalize=True)], Place.__new__(Place))
+    same, other = scorer.combine([{"exact": Score(value)} for value in (0.3, 0.1 + 0.2, *others)])[:2]
+    assert same.learned != other.learned
+    assert dead(group(same.learned, other.learned, size=same.size))
+    near, next_ = scorer.combine([{"exact": Score(value)} for value in (0.3, 0.3 + 1e-9)])
+    assert not dead(group(near.learned, next_.learned, size=near.size))
+
+
+def test_rows_are_chosen_by_leveled_rewards() -> None:
+    """A plain comparison of two sums that differ by rounding alone would make a preference of it."""
+    choices = [RewardChoice(type="exact", weight=1.0), RewardChoice(type="length", weight=-1.0)]
+    scorer = Scorer(choices, Place.__new__(Place))
+    said = [{"exact": Score(0.3), "length": Score(b)} for b in (0.3, 0.1 + 0.2, None)]
+    assert leveled(scorer.combine([*said, {"exact": Score(None), "length": Score(None)}])) == [
+        *[-(2.0**-54)] * 2,
+        0.6,
+        None,
+    ]
+    scored = [Scored(reward, {}, reward, 1.0) for reward in (0.3, 1.0, 0.1 + 0.2, 0.3 + 1e-9)]
+    assert leveled(scored) == [0.3, 1.0, 0.3, 0.3 + 1e-9]
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=8), st.floats(0.5, 2))

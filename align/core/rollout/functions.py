@@ -152,9 +152,13 @@ def from_function(function: Callable[..., Any], name: str) -> Reward:
 def told(error: BaseException, longest: int = 500) -> str:
     """Return an exception in one line, with the place in the user's own code that it came from.
 
-    Its own words may be hostile too (a worker's deadline meets an endless ``__str__``).
+    Its own words may be hostile too (a ``__str__`` that fails; a worker's deadline meets an endless one).
     """
-    line = f"{type(error).__name__}: {' '.join(str(error)[:longest].split())}".removesuffix(": ")
+    try:
+        words = " ".join(str(error)[:longest].split())
+    except Exception as worse:
+        words = f"its message cannot be read, which raises {type(worse).__name__}"
+    line = f"{type(error).__name__}: {words}".removesuffix(": ")
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
     return f"{line} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else line

@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from align.core.data.sources import load_records
 from align.core.disk import naming, write_whole
 from align.core.rollout.reward import Answer
 from align.core.rollout.score import Scorer
-from align.core.rollout.ties import tied
+from align.core.rollout.ties import leveled, tied
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source
@@ -173,9 +173,9 @@ def _judged(records: Sequence[Record], groups: Sequence[Sequence[Answer]], score
     """A line of the journal for each record; blank answers are not judged, and no row could hold them."""
     full = [[answer for answer in group if answer.text.strip()] for group in groups]
     flat = [answer for group in full for answer in group]
-    rewards = iter([scored.reward for scored in scorer.score(flat)] if flat else [])
+    scored = iter(scorer.score(flat) if flat else [])
     for record, group, rest in zip(records, groups, full, strict=True):
-        came, row = pair(record, rest, [next(rewards) for _ in rest])
+        came, row = pair(record, rest, leveled(list(islice(scored, len(rest)))))
         yield {"came": came, "blank": len(group) - len(rest), "row": row}
 
 

@@ -33,6 +33,10 @@ BOUND = (
     "a slow reward that does end needs a longer devices.timeout"
 )
 
+LARGEST = (2 - 2.0**-23) * 2.0**127
+"""Of float32, which advantages are kept in. Past it a group's differences and variance overflow to NaN, which looks
+like an answer that nobody scored."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -120,17 +124,17 @@ class Opened:
                     Timed(self._without_secrets(_checked(score)), seconds, 1)
                     for score, seconds in self._workers.timed(answers)
                 ]
-            scores = [self._without_secrets(_checked(score)) for score in self._score(answers)]
+            scores = [self._without_secrets(score) for score in self._score(answers)]
         seconds = time.perf_counter() - since
         return [Timed(score, seconds, len(answers)) for score in scores]
 
-    def _score(self, answers: Sequence[Answer]) -> Sequence[Score | float | None]:
+    def _score(self, answers: Sequence[Answer]) -> list[Score]:
         try:
             with waiting(f"{self._where} scores {len(answers)} answers", BOUND):
-                said = self.reward.score(answers)
+                said = [_checked(score) for score in self.reward.score(answers)]
         except AlignError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a reward's sys.exit(0) would end a run as if it were done
             mend = "mend it, or set its timeout: then it runs in workers, and a failure costs one answer its score"
             raise AlignError(f"failed: {told(error)}", mend, where=self._where) from error
         if len(said) != len(answers):
@@ -216,13 +220,14 @@ class Scorer:
         return made
 
     def _sum(self, said: Said, running: Mapping[str, _Running]) -> tuple[float | None, float]:
-        """The weighted sum, and that of the terms' absolute values."""
+        """Return the weighted sum, and the size of the numbers that were added up to it."""
         total = size = spoken = 0.0
         for name, choice in self.choices.items():
             value = said[name].value
             if value is not None:
-                term = choice.weight * (running[name].normal(value) if name in running else value)
-                total, size, spoken = total + term, size + abs(term), spoken + abs(choice.weight)
+                term, added = running[name].normal(value) if name in running else (value, abs(value))
+                total, size = total + choice.weight * term, size + abs(choice.weight) * added
+                spoken += abs(choice.weight)
         whole = sum(abs(choice.weight) for choice in self.choices.values())
         return (total * whole / spoken, size * whole / spoken) if spoken else (None, 0.0)
 
@@ -251,9 +256,10 @@ class _Running:
                 before, self.mean = self.mean, self.mean + (value - self.mean) / self.count
                 self.squares += (value - before) * (value - self.mean)
 
-    def normal(self, value: float) -> float:
-        spread = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
-        return (value - self.mean) / (spread + 1e-6)
+    def normal(self, value: float) -> tuple[float, float]:
+        """Return the normalised value, and the size of what it was made of: near the mean it is all rounding."""
+        scale = (math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0) + 1e-6
+        return (value - self.mean) / scale, (abs(value) + abs(self.mean)) / scale
 
 
 def _checked(score: Score | float | None) -> Score:
@@ -262,7 +268,7 @@ def _checked(score: Score | float | None) -> Score:
     made = score if isinstance(score, Score) else Score(float(score))
     if made.value is not None:  # a numpy number is no plain value, which checkpoints and JSON want
         made = replace(made, value=float(made.value))
-    if made.value is not None and not math.isfinite(made.value):
+    if made.value is not None and not abs(made.value) <= LARGEST:
         return replace(made, value=None, outcome="error", why=f"its score was {made.value}")
     return made
 

@@ -45,8 +45,7 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
             os.fsync(file.fileno())
         manifest = {"format": FORMAT, "name": directory.name, **facts, "files": checksum.file_sums(temporary)}
         checksum.write_json(temporary / MANIFEST, manifest)
-        if directory.exists():
-            shutil.rmtree(directory)
+        _remove(directory)
         os.rename(temporary, directory)
         disk.fsync_directory(directory.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError where the disk is full
@@ -147,7 +146,15 @@ def rotate(root: Path, keep: int, protect: int | None) -> None:
     if found and damage(at(root, found[0])) is None:
         for step in found[keep:]:
             if step != protect:
-                shutil.rmtree(at(root, step))
+                _remove(at(root, step))
+
+
+def _remove(directory: Path) -> None:
+    """Remove a checkpoint, of one that was moved to another disk the link; or what lies in its place."""
+    if directory.is_dir() and not directory.is_symlink():
+        shutil.rmtree(directory)
+    else:
+        directory.unlink(missing_ok=True)
 
 
 def load(directory: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from align.core.rollout.metrics import answer_metrics, score_metrics
 from align.core.rollout.online import Harvest
 from align.core.rollout.reward import Score
 from align.core.rollout.score import Scored
+from align.core.rollout.ties import leveled
 from align.core.rollout.watch import CHECK
 from align.core.train import spawn
 from align.core.train.online import RolloutPhases, why_unscored
@@ -129,7 +130,7 @@ def _ask(
     asked = collector.ask(phases.prompts, which, which, algorithm.group, rollout.sampling)
     scored = collector.scorer.combine([heard.said for each in asked for heard in each.answers])
     size = algorithm.group
-    rewards = [[score.reward for score in scored[i : i + size]] for i in range(0, len(scored), size)]
+    rewards = [leveled(scored[i : i + size]) for i in range(0, len(scored), size)]
     rows, refused = list[dict[str, Any]](), Counter[str]()
 
     def accepted(row: dict[str, Any]) -> bool:

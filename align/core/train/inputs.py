@@ -148,16 +148,25 @@ def _imported(file: Path) -> set[Path]:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, RecursionError):
             continue  # loading it will say so
-        for node in ast.walk(tree):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module] if node.module else []
-                names += [".".join(filter(None, [node.module, alias.name])) for alias in node.names]
-            for name in names:
-                near = file.parent.joinpath(*name.split("."))
+        for place, name in _names(tree, path, file.parent):
+            parts = name.split(".")
+            # Importing a.b.c runs a/__init__.py and a/b/__init__.py too.
+            for near in (place.joinpath(*parts[: n + 1]) for n in range(len(parts))):
                 ahead += [p for p in (near.with_suffix(".py"), near / "__init__.py") if p.is_file() and p not in found]
     return found
 
 
-def _within(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path != root and path.is_relative_to(root) else path.name
+def _names(tree: ast.AST, path: Path, root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each module that a file at ``path`` may import, and the directory that its name starts from.
+
+    root: what absolute names start from, in a neighbour of a neighbour too.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield root, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            # One dot is the file's own directory, each further one the directory above.
+            place = path.parents[min(node.level, len(path.parents)) - 1] if node.level else root
+            for alias in node.names:  # a name of the module, or a module of the package
+                yield place, ".".join(filter(None, [node.module, alias.name]))

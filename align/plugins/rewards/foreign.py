@@ -37,7 +37,7 @@ def load(file: str, function: str) -> Callable[..., Any]:
         try:
             with importing_beside(path.parent):
                 spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise AlignError(f"fails to load: {told(error)}", "mend it", where=file) from error
     found = getattr(module, function, None)
