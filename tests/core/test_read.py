@@ -448,7 +448,7 @@ class TestSize:
 
 
 class TestPlaces:
-    """What is wrong with the machine is no fault of the file's."""
+    """An error of the machine (no room, no permission) is not reported as a damaged file."""
 
     def test_no_room_to_unpack(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import tempfile

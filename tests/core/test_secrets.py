@@ -1,4 +1,4 @@
-"""No secret of settings, environment, headers or servers in what is printed or written beside a run."""
+"""No secret of settings, environment, headers or servers is printed or written with a run."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def choice(function: str, file: Path, **more: Any) -> RewardChoice:
 def test_a_reward_that_fails_is_named_and_keeps_its_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float | None
 ) -> None:
-    """Its file, function and line are told, its settings and the environment are not."""
+    """A traceback is reported with file, function and line, without settings and environment."""
     monkeypatch.setenv("MY_API_KEY", "env1ronment")
     (tmp_path / "mine.py").write_text(REWARD)
     opened = Opened(choice("fails", tmp_path / "mine.py", timeout=timeout), Place(tmp_path))

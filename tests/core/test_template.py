@@ -415,7 +415,7 @@ def test_nor_can_a_string_row_unless_the_run_file_says_so() -> None:
 
 @pytest.mark.parametrize("field", ["content", "reasoning_content"])
 def test_special_tokens_that_the_run_file_names_are_tokens(field: str) -> None:
-    """In messages too; others stay text, and the row says which were meant."""
+    """Named tokens become tokens in messages too; others stay text, and the notes name both."""
     tok = tokenizer(
         families.CHATML.replace("m['content']", "(m.reasoning_content or '') + m['content']"),
         ("<|im_start|>", "<|im_end|>", "<think>", "</think>"),

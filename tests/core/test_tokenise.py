@@ -74,7 +74,7 @@ HALF = [user("Is it right?"), assistant("Yes.") | {"weight": 0.5}, user("Is it?"
 
 
 def test_weights_of_messages_are_kept_with_their_tokens(tmp_path: Path) -> None:
-    """Through the store, beside rows that have none; where rows are cut; and 0 as if the turn were not scored."""
+    """Weights pass through the store, also next to rows without any and where rows are cut; 0 is as if not scored."""
     rows = [
         Record("text", "f:1", text=HALF),
         ROWS[0],

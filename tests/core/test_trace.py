@@ -1,4 +1,4 @@
-"""Whatever a template leaves out of a row is named by message and field, and what it keeps is not, however written."""
+"""Text that a template leaves out is named by message and field; text that it keeps, in whatever form, is not."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ EARLY = [ASK, says("<think>Hm.</think>So."), ASK, says("Yes.")]
 
 
 def test_reasoning_of_earlier_turns() -> None:
-    """Learned, its turn must stand as it was; in a prompt it may be missing, as when the model is used."""
+    """Reasoning may be missing in a prompt, as when the model is used, but not in a turn that is learned."""
     kept_last = "m.content if loop.last else m.content.split('</think>')[-1]"
     marked = MARKED.replace("m['content'] + '<|im_end|>' }}{% endg", f"({kept_last}) + '<|im_end|>' }}}}{{% endg")
     assert found(marked, *EARLY) == [
@@ -292,14 +292,14 @@ LOSES = {
         f"{NO_CALLS} cohere cohere2 gemma gemma3 llama3_1 llama3_2 muse_glimmer deepseek_r1_distill",
     ),
 }
-"""What each of the templates that TRL ships leaves out, as reading it shows."""
+"""The text that each of TRL's templates leaves out, found by reading the templates."""
 NO_STRINGS = {"idefics3", "smolvlm", "llava_next"}  # made for images, they take content as a list of parts
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_what_real_templates_leave_out(path: Path) -> None:
-    """Nothing but what is listed is called lost, and all that is listed is."""
+    """Exactly the listed text is reported as lost."""
     name = path.stem.removesuffix("_training")
     encoder = Encoder(tokenizer(path.read_text()))
     for row, messages in ROWS.items():

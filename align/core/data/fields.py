@@ -320,8 +320,9 @@ def _message(raw: Any, where: str) -> list[Message]:
     message = pruned(raw)
     key, speaker = _speaker(raw)
     if not isinstance(speaker, str):
-        kind, what = ("wrong-type", f"is {a(speaker)}, not a string") if key in raw else ("missing-field", "is missing")
-        raise RowError(kind, what, f"{where}.{key}")
+        if key not in raw:
+            raise RowError("missing-field", "is missing", f"{where}.{key}")
+        raise RowError("wrong-type", f"is {a(speaker)}, not a string", f"{where}.{key}")
     if speaker not in ROLES:
         raise RowError("unknown-role", f"is {_shown(speaker)}; {did_you_mean(speaker, ROLES)}", f"{where}.{key}")
     role = ROLES[speaker]
@@ -361,8 +362,10 @@ def _check_content(message: Message, field: str, there: bool) -> None:
     acts = role == "assistant" and any(message.get(key) for key in _ACTS)
     if inner is None and acts:
         message["content"] = inner = ""
+    if inner is None and there:
+        raise RowError("null", "is null", field)
     if inner is None:
-        raise RowError("null", "is null", field) if there else RowError("missing-field", "is missing", field)
+        raise RowError("missing-field", "is missing", field)
     if not isinstance(inner, str):
         raise RowError("wrong-type", f"is {a(inner)}, not a string (only text is read)", field)
     if not inner.strip() and role in ("user", "assistant") and not acts:
@@ -425,10 +428,13 @@ def _parts(message: Message, parts: list[Any], field: str) -> list[Message]:
             calls += call if isinstance(call, list) else [call]
         elif type_ == "tool_use":  # Anthropic
             function = {"name": part.get("name"), "arguments": part.get("input", {})}
-            calls.append({**({"id": part["id"]} if "id" in part else {}), "type": "function", "function": function})
+            own = {"id": part["id"]} if "id" in part else {}
+            calls.append({**own, "type": "function", "function": function})
         elif type_ == "tool_result":
             result = {"role": "tool", "content": _text(part.get("content", ""), f"{where}.content")}
-            results.append(result | ({"tool_call_id": part["tool_use_id"]} if "tool_use_id" in part else {}))
+            if "tool_use_id" in part:
+                result["tool_call_id"] = part["tool_use_id"]
+            results.append(result)
         elif isinstance(type_, str) and re.search("image|video|audio|file|document", type_):
             raise RowError("media", f"is a part of type {_shown(type_)}: {ONLY_TEXT}", where)
         else:
@@ -437,7 +443,9 @@ def _parts(message: Message, parts: list[Any], field: str) -> list[Message]:
     if any(weight != weights[0] for weight in weights):
         what = "has parts that are learned and parts that are not: give the message one weight, or cut it in several"
         raise RowError("wrong-type", what, field)
-    message |= {"content": "".join(texts), **(weights[0] if weights else {})}
+    message["content"] = "".join(texts)
+    if weights:
+        message |= weights[0]
     if reasons:
         message["reasoning_content"] = "".join(reasons)
     if calls:

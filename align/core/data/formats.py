@@ -95,8 +95,12 @@ class Format:
         fitting = fitting or [s for s in shapes if row.keys() >= set(s.required)]
         if len(fitting) < 2:
             return fitting[0] if fitting else None
-        judged = {s: s.kind != "unpaired" or any(fields.is_boolean(row[key]) for key in s.required) for s in fitting}
-        return max(fitting, key=lambda s: (judged[s], len(s.keys & given)))
+
+        def rank(shape: Shape) -> tuple[bool, int]:
+            judged = shape.kind != "unpaired" or any(fields.is_boolean(row[key]) for key in shape.required)
+            return judged, len(shape.keys & given)
+
+        return max(fitting, key=rank)
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         """Whether the row has the keys of this format."""

@@ -91,11 +91,11 @@ class Reader:
             found = {ours.get(key, key): value for key, value in row.items()}
             if len(found) < len(row):
                 own, theirs = next((o, t) for o, t in self.columns.items() if t in row and o in row and o not in ours)
-                raise RowError(
-                    "duplicate-key", f"is there in addition to {theirs!r}, which is to be read as {own!r}", own
-                )
+                what = f"is there in addition to {theirs!r}, which is to be read as {own!r}"
+                raise RowError("duplicate-key", what, own)
         if isinstance(row, HasNaN):
-            for key in self.form.format.known & found.keys() if self.form else ():
+            read = self.form.format.known & found.keys() if self.form else ()
+            for key in read:
                 inspect(found[key], key)
             found = without_nan(found)
         return found
@@ -106,7 +106,9 @@ class Reader:
         try:
             record = format.convert(row, source)
         except RowError:
-            for other in fitting(self.formats, row) if not format.matches(row) else ():
+            if format.matches(row):
+                raise
+            for other in fitting(self.formats, row):
                 if not other.keys(row) <= format.known:
                     raise RowError("mixed", f"is a row of format {other.name} among {self.form}") from None
             raise
@@ -121,15 +123,18 @@ class Reader:
     def _refuse_answers_marked_bad(self, row: Mapping[str, Any]) -> None:
         """Raise RowError where a label that the form does not read marks the row's answer as bad."""
         labels = self.judging & row.keys()
-        for other in fitting(self.formats, row, ("unpaired",)) if labels else ():
+        if not labels:
+            return
+        for other in fitting(self.formats, row, ("unpaired",)):
             try:
                 good = other.convert(row, "").label
             except Exception:  # the label is no judgement
                 continue
+            if good is not False:
+                continue
             for label in sorted(labels & other.keys(row)):
-                if good is False:
-                    what = f"is {row[label]!a}: the answer is marked as a bad one, and would be learned as a good one"
-                    raise RowError("bad-answer", f"{what}; kto learns from such rows", label)
+                what = f"is {row[label]!a}: the answer is marked as a bad one, and would be learned as a good one"
+                raise RowError("bad-answer", f"{what}; kto learns from such rows", label)
 
 
 def _holds(value: Any) -> bool:

@@ -212,11 +212,11 @@ class _Row:
         answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if self.settings.scores_prompt:
             weighed = [i for i, message in enumerate(messages) if _weight(message) != 1]
-            done = self.render(messages, [(end, False) for i in weighed for end in (i, i + 1)])
+            edges = [(end, False) for i in weighed for end in (i, i + 1)]
+            done = self.render(messages, edges)
             self.note_lost(done)
             return [[self.draft("text", done.text, self.everything(done, weighed))]]
-        turns = [] if self.marked else answers
-        done = self.render(messages, [view for i in turns for view in ((i, True), (i + 1, False))])
+        done = self.render(messages, [] if self.marked else _turn_views(answers))
         try:
             self.refuse_changed_turns(messages, done)
             spans = self.spans(done, answers)
@@ -242,7 +242,7 @@ class _Row:
         apart = len(own) < len(answer) or any(_weight(messages[i]) != 1 for i in own)
         views = [(first, first in own)]
         if apart and not self.marked:
-            views += [view for i in own for view in ((i, True), (i + 1, False))]
+            views += _turn_views(own)
         done = self.render(messages, views)
         self.note_lost(done, first, again)
         text = done.text
@@ -271,8 +271,8 @@ class _Row:
             return [_Piece(*span, done.weights[i]) for i, span in turns if done.weights[i]]
         marked = done.trace.spans or []
         for i, places in done.trace.places.items():
-            others = i >= 0 and done.role(i) != "assistant"
-            if others and any(a <= place < b for a, b in marked for place in places):
+            inside = any(a <= place < b for a, b in marked for place in places)
+            if inside and i >= 0 and done.role(i) != "assistant":
                 self.note("full-mask", f"message {i + 1} ({done.role(i)})")
                 break
         if all(weight == 1 for weight in done.weights):
@@ -284,7 +284,9 @@ class _Row:
         a, b = span
         places = {i: some for i, some in done.trace.places.items() if i >= 0 and some}
         inside = {i for i, some in places.items() if any(a <= place < b for place in some)}
-        inside = inside or set(sorted((i for i in places if places[i][0] < b), key=lambda i: places[i][0])[-1:])
+        if not inside:
+            before = [i for i in places if places[i][0] < b]
+            inside = {max(before, key=lambda i: places[i][0])} if before else set()
         weights = {done.weights[i] for i in inside}
         if len(weights) != 1:
             raise Refusal("template-failed", "which message stands in which {% generation %} mark cannot be told")
@@ -529,6 +531,11 @@ def forms(messages: Sequence[Message], source: str) -> Iterator[list[Message]]:
                 message = {name if key == own else key: value for key, value in message.items()}
             form.append(message)
         yield form
+
+
+def _turn_views(answers: Sequence[int]) -> list[tuple[int, bool]]:
+    """Return the views that show where each of the messages ``answers`` begins and ends."""
+    return [view for i in answers for view in ((i, True), (i + 1, False))]
 
 
 def _parts(done: _Rendered) -> set[tuple[int, str]]:

@@ -255,7 +255,8 @@ class Tracer:
             before = marks.setdefault(index, [])
             places.setdefault(leaf.message, []).extend(seen[mark])
             if not seen[mark] and index not in lost:
-                lost[index] = _lost(leaf, place, self._marks[before[-1]][1] if before else place - 1)
+                start = self._marks[before[-1]][1] if before else place - 1
+                lost[index] = _lost(leaf, place, start)
             before.append(mark)
         for index, leaf in enumerate(self._leaves):
             if index in lost or index in leaves:
@@ -265,7 +266,8 @@ class Tracer:
                     lost[index] = absent
             elif (changed := self._change(leaf.value, marks[index], plain, seen)) is not None:
                 lost[index] = _lost(leaf, changed + 1)
-        return Trace([lost[index] for index in sorted(lost)], {i: sorted(some) for i, some in places.items()}, spans)
+        ascending = {i: sorted(some) for i, some in places.items()}
+        return Trace([lost[index] for index in sorted(lost)], ascending, spans)
 
     def _found(
         self, plain: str, traced: str, generation: tuple[str, str]
@@ -408,5 +410,7 @@ def _lost(leaf: _Leaf, place: int, start: int | None = None) -> Lost:
     if not isinstance(leaf.value, str):
         return Lost(leaf.message, leaf.field, json.dumps(leaf.value), False)
     thought = max((match.start() for match in _AFTER_THOUGHT.finditer(leaf.value)), default=-1)
+    # Reasoning has a field of its own, or is what stands in the content before the tag that closes it.
     reasoning = leaf.field.rpartition(".")[2] in REASONING or (leaf.field.startswith("content") and place <= thought)
-    return Lost(leaf.message, leaf.field, leaf.value[place - 1 if start is None else start :].strip(), reasoning)
+    start = place - 1 if start is None else start
+    return Lost(leaf.message, leaf.field, leaf.value[start:].strip(), reasoning)
