@@ -86,8 +86,13 @@ class Batch:
         return x_B.new_zeros(self.examples).index_copy(0, self.example_B[mine_B], x_B[mine_B])
 
     def by_message(self, x_T: Tensor) -> Tensor:
-        """Multiply each token's value by what its message weighs. The engine counts it as much: see ``Term``."""
-        return x_T * self.along[MESSAGE_WEIGHT] if MESSAGE_WEIGHT in self.along else x_T
+        """Multiply each token's value [T] by the weight of its message: [T]. The engine counts it by the same weight.
+
+        Without weights the values are returned as they are.
+        """
+        if MESSAGE_WEIGHT not in self.along:
+            return x_T
+        return x_T * self.along[MESSAGE_WEIGHT]
 
     def tokens_of(self, role: str, x_T: Tensor) -> Tensor:
         """The tokens of one role's sequences: [T] -> [T']."""
@@ -99,7 +104,8 @@ class Term(NamedTuple):
 
     per names what one value stands for: ``token``, ``sequence``, ``example``, or ``token:ROLE`` for the scored
     tokens of one role. The count is over all micro-batches and all ranks, so gradients do not depend on the cut. Where
-    messages have weights a token counts as much as its message; its value is then to be ``Batch.by_message``.
+    messages have weights, a token adds the weight of its message to the count, and a loss that is averaged over tokens
+    must pass its values through ``Batch.by_message``.
     """
 
     values: Tensor
@@ -147,13 +153,13 @@ class Algorithm:
     learning_rate: ClassVar[float]
     """The vetted peak rate for full fine-tuning; the run file may set another."""
     weighs_messages: ClassVar[bool] = False
-    """Whether its loss heeds weights of messages between 0 and 1 (``Batch.by_message``); others take only 0 and 1."""
+    """True if its loss applies weights of messages between 0 and 1 (``Batch.by_message``); others take only 0 and 1."""
     dropout: ClassVar[bool] = True
     """Whether the model's dropout is on while training."""
     goal: ClassVar[tuple[str, Literal["min", "max"]]] = ("loss", "min")
     """The held-out metric that says which checkpoint is best, and whether lower or higher is better."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Settings that name a file or a model: a resumed run compares what lies there, not how its path is spelt."""
+    """Settings that name a file or a model: a resumed run compares the content there, not the spelling of the path."""
 
     class Config(Config):
         """Settings in the run file; every field has a docstring that names its source."""

@@ -1,4 +1,4 @@
-"""One process at a time makes an entry of the cache; the others wait for it, within bounds, and say so. No torch."""
+"""The lock of a cache entry: one process computes it, the others wait, within bounds and with a report. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLL = 0.1
 
 @contextmanager
 def making(entry: Path) -> Iterator[bool]:
-    """Make an entry of the cache, alone. Yields whether it had to wait: then the entry may be there by now.
+    """Hold the lock of a cache entry while it is made. Yields True if another process had it: look for the entry again.
 
     Entries are named after what they hold and appear whole, so two processes that make the same one do no harm: the
     lock only saves work. That is why the wait has an end, after which the entry is made here too, and why a cache that
@@ -46,6 +46,8 @@ def making(entry: Path) -> Iterator[bool]:
             yield waited
         finally:
             if locked:
+                # A process that waits on the removed file and one that makes a new one may both get a lock: only work
+                # is then done twice.
                 with suppress(OSError):
                     place.unlink()
     finally:
@@ -53,10 +55,11 @@ def making(entry: Path) -> Iterator[bool]:
 
 
 def _wait(descriptor: int, entry: Path) -> tuple[bool, bool]:
-    """Whether the lock was had in time, and whether another process had it before."""
+    """Wait for the lock; return (True if this process now holds it, True if another process held it before)."""
+    # Polled, not a blocking flock: only so can the wait be reported and have an end.
     longest, began, report = longest_wait(), time.monotonic(), REPORTED_AFTER
     waits = False
-    first = os.environ.get("RANK", "0") == "0"  # of a group the others always wait for the first
+    first = os.environ.get("RANK", "0") == "0"  # in a group the others always wait for rank 0: only it reports
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

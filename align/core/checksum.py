@@ -1,9 +1,9 @@
-"""JSON that carries the sha256 of its own content, so that whoever reads it back knows it is what was written.
+"""JSON files that carry the sha256 of their own content, so that a reader can verify them.
 
     {"metrics": {"loss": 1.5}, "sha256": "8c1b..."}
 
 The sum is over the content as sorted JSON, not over the file's bytes: indentation may change, a value may not. Neither
-JSON nor SQLite nor a disk notices a flipped bit; everything that align writes and later believes is kept this way.
+JSON nor SQLite nor a disk notices a flipped bit, so everything that align writes and later relies on has such a sum.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from align.core.disk import sha256, write_whole
 from align.schemas.errors import AlignError
 
 SUM = "sha256"
-"""The key of the sum, the last one of the object."""
+"""Key of the sum, the last one of the object."""
 
 
 class Damaged(AlignError):
-    """A file that is not what was written."""
+    """Raised for a file whose content is not what was written."""
 
-    def __init__(self, path: Path, why: str, mend: str = "") -> None:
+    def __init__(self, path: Path, why: str, fix: str = "") -> None:
         self.why = why
-        super().__init__(f"is damaged: {why}", mend, where=str(path))
+        super().__init__(f"is damaged: {why}", fix, where=str(path))
 
 
 def digest(value: Any) -> str:
-    """sha256 of a plain value, or of one that holds dates and the like, by what they print."""
+    """Return the sha256 of a value as sorted JSON; what JSON lacks (dates, paths) counts as its string."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def sealed(content: Mapping[str, Any], indent: int | None = None) -> bytes:
-    """The content and its sum as JSON; on one line unless indented."""
+    """Return the content and its sum as JSON; on one line unless indented."""
     plain = json.loads(json.dumps(content, default=str))  # as it will be read: keys are strings, tuples are lists
     return json.dumps({**plain, SUM: digest(plain)}, indent=indent).encode()
 
 
 def opened(raw: bytes, must: bool = True) -> dict[str, Any]:
-    """The content of ``sealed``. Raises ValueError, which says why, where it is not what was written.
+    """Return the content of ``sealed``. Raises ValueError with the reason if it is not what was written.
 
-    must: whether an object without a sum is refused; a file that is only shown may be older, or made by hand.
+    must: refuse an object without a sum; pass False for a file that is only displayed, which may be older or made by
+    hand.
     """
     try:
         content = json.loads(raw)
@@ -60,41 +61,42 @@ def opened(raw: bytes, must: bool = True) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that ``read_json`` can verify, whole or not at all."""
+    """Write a file that ``read_json`` can verify, atomically."""
     write_whole(path, sealed(content, indent=1))
 
 
-def read_json(path: Path, mend: str = "", must: bool = True) -> dict[str, Any]:
-    """The content of a file that ``write_json`` wrote.
+def read_json(path: Path, fix: str = "", must: bool = True) -> dict[str, Any]:
+    """Return the content of a file that ``write_json`` wrote.
 
-    mend: what to do about a damaged one. must: as for ``opened``. Raises Damaged, and FileNotFoundError where there is
-    none.
+    fix: the advice in the message about a damaged file. must: as for ``opened``. Raises Damaged, or FileNotFoundError
+    if there is no file.
     """
     try:
         return opened(path.read_bytes(), must)
     except FileNotFoundError:
-        raise
+        raise  # an absent file is not a damaged one: a new run has none of them
     except OSError as error:
-        raise Damaged(path, f"it cannot be read ({error.strerror})", mend) from error
+        raise Damaged(path, f"it cannot be read ({error.strerror})", fix) from error
     except ValueError as error:
-        raise Damaged(path, str(error), mend) from error
+        raise Damaged(path, str(error), fix) from error
 
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged file, so that nobody reads it and nothing is lost; return its new path."""
+    # A second damaged file of the same name must not replace the first: it may hold what can still be recovered.
     taken = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
     aside = next(name for name in taken if not name.exists())
     return path.replace(aside)
 
 
 def file_sums(root: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file under ``root``, by its path from there."""
+    """Return the size in bytes and the sha256 of every file under ``root``, by its path relative to it."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
     return {str(path.relative_to(root)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
 
 
 def difference(root: Path, sums: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What differs from ``file_sums``, or None where every byte of those files is as it was; others may be added."""
+    """Return the first difference from ``file_sums``, or None if those files are unchanged; others may be added."""
     for name, expected in sums.items():
         path = root / name
         if not path.is_file():

@@ -30,14 +30,14 @@ from align.schemas.rollout import Sampling
 
 
 def name_of(plugin: Any) -> str:
-    """Return what a plugin's object is, its name and the plugin that offers it, for messages."""
-    bases = (base for base in type(plugin).__mro__)
+    """Return a plugin object's kind and name and the plugin that provides it, for messages."""
     kinds = {kind.base: kind.name for kind in KINDS.values() if kind.base}
-    kind = next((kinds[home] for base in bases if (home := f"{base.__module__}:{base.__name__}") in kinds), "plugin")
+    bases = [f"{base.__module__}:{base.__name__}" for base in type(plugin).__mro__]
+    kind = next((kinds[base] for base in bases if base in kinds), "plugin")
     name = getattr(plugin, "name", type(plugin).__qualname__)
     try:
         return f"{kind} {name!r} of plugin {registry.find(kind, name).plugin}"
-    except (AlignError, KeyError):  # not registered: a class that somebody tries out
+    except (AlignError, KeyError):  # a class that is not registered, as in a test of it
         return f"{kind} {name!r} of {type(plugin).__module__}"
 
 
@@ -45,8 +45,8 @@ def name_of(plugin: Any) -> str:
 def calling(plugin: Any, method: str) -> Iterator[None]:
     """Raise what fails in the block as an AlignError that names the plugin, its method and the line.
 
-    AlignErrors and interrupts pass unchanged, and so does what the machine refuses (memory, disk, network), which is no
-    fault of the plugin's.
+    AlignErrors and interrupts pass unchanged, and so do errors of the machine (memory, disk, network), which are not
+    the plugin's fault.
     """
     try:
         yield
@@ -63,6 +63,7 @@ def loss(algorithm: Algorithm, batch: Batch) -> Outcome:
     metric is no tensor, and where it changes a tensor of the batch in place.
     """
     given = tensors(batch)
+    # A tensor's version counter instead of a copy: loss runs for every micro-batch, and must not wait for the GPU.
     before = {name: _version(tensor) for name, tensor in given.items()}
     with calling(algorithm, "loss"):
         outcome = algorithm.loss(batch)
@@ -80,7 +81,7 @@ def credit(algorithm: Online, groups: Sequence[Group]) -> Credit:
     an answer that no reward scored, and where it changes what was measured.
     """
     flat = [experience for group in groups for experience in group]
-    before = copy.deepcopy(flat)
+    before = copy.deepcopy(flat)  # NumPy has no version counter; once per phase a copy costs little
     with calling(algorithm, "credit"):
         given = algorithm.credit(groups)
     for experience, was in zip(flat, before, strict=True):
@@ -150,7 +151,7 @@ def _outcome_fault(outcome: Any, batch: Batch) -> str:
             known = [*sizes, *(f"token:{name}" for name in batch.roles)]
             return f"counts a term per {term.per!r}; there is {', '.join(known)}"
         if term.per not in sizes and term.values.is_cuda:
-            continue  # counting a role's tokens would make the host wait for the device
+            continue  # counting the tokens of a role would make the host wait for the GPU
         want = sizes[term.per] if term.per in sizes else batch.tokens_of(role, batch.sequence_T).numel()
         if term.values.numel() != want:
             return f"gave {term.values.numel()} values per {term.per}, of which the micro-batch has {want}"
@@ -179,8 +180,9 @@ def _credit_fault(given: Any, flat: Sequence[Experience]) -> str:
     keep = np.asarray(given.keep)
     if keep.shape != (len(flat),) or keep.dtype != bool:
         return f"gave keep of shape {keep.shape} and type {keep.dtype}; it is one bool for each of {len(flat)} answers"
-    if kept := [e.source for e, stays in zip(flat, keep, strict=True) if stays and e.reward is None]:
-        return f"keeps an answer to {kept[0]} that no reward scored: abstaining is not a reward of 0"
+    kept = (experience for experience, stays in zip(flat, keep, strict=True) if stays)
+    if unscored := [experience.source for experience in kept if experience.reward is None]:
+        return f"keeps an answer to {unscored[0]} that no reward scored: abstaining is not a reward of 0"
     metrics: Mapping[str, Any] = given.metrics
     for name, value in metrics.items():
         one = isinstance(value, np.ndarray | Tensor) and len(value.reshape(-1)) == 1
@@ -201,6 +203,7 @@ def _examples_fault(made: Sequence[Any]) -> str:
             for name, values in sequence.along.items():
                 if len(values) != scored:
                     return f"gave {len(values)} {name!r} for {scored} scored tokens from {example.source}"
+            # All in one micro-batch are concatenated name by name.
             if names is not None and set(sequence.along) != names:
                 return f"gave {sorted(sequence.along)} for the tokens of {example.source}, {sorted(names)} for others"
             names = set(sequence.along)
@@ -236,7 +239,7 @@ def _breach(plugin: Any, fault: str) -> AlignError:
 
 
 def _line_of(plugin: Any, error: BaseException) -> str:
-    """Return where in the plugin's own code it failed, ``", align_x.py line 12"``, or nothing."""
+    """Return where in the plugin's own code it failed, as ``", align_x.py line 12"``; empty if it was elsewhere."""
     try:
         own = inspect.getsourcefile(type(plugin))
     except TypeError:  # defined where there is no file
@@ -246,7 +249,7 @@ def _line_of(plugin: Any, error: BaseException) -> str:
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
-    """Return the batch's tensors by the name that a plugin knows them under."""
+    """Return the batch's tensors by the names that a plugin uses for them: ``logp_T``, ``columns['weight']``."""
     found: dict[str, Any] = {name: getattr(batch, name) for name in Batch.__slots__}
     for group in ("columns", "along", "step"):
         mapping: Mapping[str, Any] = found.pop(group)

@@ -1,7 +1,7 @@
-"""``metrics.csv``: an ordinary file that a spreadsheet reads, and the sum by which a damaged one is known.
+"""``metrics.csv``: an ordinary file that a spreadsheet reads, and a checksum that detects a damaged one.
 
-The sum is of what the rows say, each with the one before it. So it is the same when columns that come later make the
-header wider, and it can be told for the rows up to any step.
+The checksum is a chain: each row is hashed with the sum of the rows before it. Empty cells are left out, so a column
+that appears later does not change the sums of earlier rows, and every prefix of the rows (a checkpoint's) has its own.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Row = Mapping[str, str]
 
 
 def read_rows(path: Path, last: float = math.inf) -> list[dict[str, str]]:
-    """The rows up to a step. A kill may have left half a line: only whole lines count.
+    """Return the rows up to step ``last``. A kill may have left half a line: only whole lines count.
 
-    Raises ValueError, which says why, where the file is no table of metrics.
+    Raises ValueError with the reason if the file is no table of metrics.
     """
     whole = path.read_bytes().decode("utf-8").rpartition("\n")[0]
     try:
@@ -34,13 +34,13 @@ def read_rows(path: Path, last: float = math.inf) -> list[dict[str, str]]:
 
 
 def chained(before: str, row: Row) -> str:
-    """The sum of all rows up to this one, given that of those before it."""
+    """Return the sum of all rows up to this one. before: the sum of those before it, empty for the first."""
     cells = sorted((name, text) for name, text in row.items() if text)
     return hashlib.sha256(json.dumps([before, cells]).encode()).hexdigest()
 
 
 def total(rows: Iterable[Row]) -> str:
-    """The sum of all rows, empty where there is none."""
+    """Return the sum of all rows; empty if there are none."""
     found = ""
     for row in rows:
         found = chained(found, row)

@@ -1,7 +1,7 @@
-"""What the operating system refuses, as sentences: where, what, and the fix. No torch.
+"""Messages for errors of the operating system: where, what, and the fix. No torch.
 
 One table for every command: a full disk, a path that cannot be written, memory or file descriptors that ran out are
-limits of the machine and no bugs of ours, wherever in the code they are met.
+limits of the machine and not bugs of align, wherever in the code they occur.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _TABLE: dict[int, tuple[str, str]] = {
     errno.EAGAIN: ("no more processes or threads can be started", "raise the limit: ulimit -u; or lower data.workers"),
 }
 _OURS = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD, errno.ESRCH, errno.ENOTTY, errno.EPIPE}
-"""What a program of ours has done wrong, and no machine: a traceback helps more."""
+"""Errors that point to a bug in the program, not to the machine: a traceback helps more."""
 
-_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers, which are Rust, tell an errno
+_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers, which are written in Rust, print an errno
 _IN_WORDS = {
     os.strerror(number): number
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO)
 }
-"""Limits that libraries in C++ tell in the words of ``strerror`` only, the dynamic linker among them."""
+"""Limits that C++ libraries and the dynamic linker report only as the text of ``strerror``."""
 _NO_MEMORY = re.compile(
     r"can't allocate memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cannot allocate memory|failed to map segment", re.I
 )
@@ -57,16 +57,16 @@ _NO_THREAD = "can't start new thread"
 
 
 def explain(error: BaseException) -> AlignError | None:
-    """Return what the machine refused as an AlignError, or None where ``error`` is something else.
+    """Return an AlignError for an error of the machine, or None if ``error`` is something else.
 
     Looks through what an error was raised from or during: torch's zip writer hides a full disk behind its own.
     """
-    seen: set[int] = set()
+    seen: set[int] = set()  # a chain of causes may be a ring
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         if isinstance(current, AlignError):
-            return None  # it was explained where it happened, and what followed is another matter
+            return None  # already explained where it happened; what followed has another cause
         if problem := _problem(current):
             return AlignError("", problems=[problem])
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
@@ -75,7 +75,7 @@ def explain(error: BaseException) -> AlignError | None:
 
 @contextmanager
 def explained(after: Sequence[Problem] = ()) -> Iterator[None]:
-    """Raise AlignError in place of whatever the machine refuses inside, with the problems of ``after`` appended."""
+    """Raise errors of the machine in the block as AlignError, with the problems of ``after`` appended."""
     try:
         yield
     except AlignError:
@@ -88,7 +88,8 @@ def explained(after: Sequence[Problem] = ()) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the machine or on a GPU."""
+    """Return True if memory ran out, on the machine or on a GPU."""
+    # torch.OutOfMemoryError by its name, as commands without torch import this module too.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError | ImportError) and bool(_NO_MEMORY.search(str(error)))
@@ -97,14 +98,15 @@ def out_of_memory(error: BaseException) -> bool:
 def _problem(error: BaseException) -> Problem | None:
     if out_of_memory(error):
         size = re.search(r"tried to allocate ([\d.]+ ?\w*)", str(error))
-        return Problem("", "memory ran out" + (f": {size.group(1)} more were asked for" if size else ""), _MEMORY)
+        requested = f": {size.group(1)} more were asked for" if size else ""
+        return Problem("", f"memory ran out{requested}", _MEMORY)
     if isinstance(error, RuntimeError) and _NO_THREAD in str(error):
         return Problem("", *_TABLE[errno.EAGAIN])
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := _RUST.search(str(error))):
         number = int(found.group(1))
     if number is None:
-        number = next((number for words, number in _IN_WORDS.items() if words in str(error)), None)
+        number = next((known for words, known in _IN_WORDS.items() if words in str(error)), None)
     if number is None or number in _OURS:
         return None
     name = getattr(error, "filename", None)
@@ -112,6 +114,7 @@ def _problem(error: BaseException) -> Problem | None:
     if number == errno.ENOENT and "temporary directory" in str(error):
         return Problem("TMPDIR", "there is no directory for temporary files that can be written", "set TMPDIR to one")
     what, fix = _TABLE.get(number, (os.strerror(number), ""))
+    # The kernel reports a dangling link as "does not exist" or "exists", which is true of neither path.
     if number in (errno.EEXIST, errno.ENOENT) and os.path.islink(path) and not os.path.exists(path):
         if os.path.realpath(path) == os.path.abspath(path):
             return Problem(path, *_TABLE[errno.ELOOP])
@@ -122,7 +125,7 @@ def _problem(error: BaseException) -> Problem | None:
 
 
 def _setting(path: str) -> str:
-    """The environment variable that moves a path of align's own choosing, as a fix."""
+    """Return a fix that names the environment variable behind a path that align chose itself; empty for other paths."""
     if not path:
         return ""
     place = Path(path).absolute()

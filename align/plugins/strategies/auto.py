@@ -9,7 +9,7 @@ from align.schemas.hardware import Footprint, Hardware
 
 
 class Auto(Strategy):
-    """Chooses: single on one device; on several ddp where a replica fits, else fsdp. A plugin may decide otherwise."""
+    """The default: single on one device; on several, ddp if a replica fits, else fsdp. A plugin may override it."""
 
     name = "auto"
 
