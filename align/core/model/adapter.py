@@ -100,7 +100,7 @@ def add_adapter(
 
 
 def token_ids(spec: Adapter, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that ``trainable_token_indices`` names, in order. Raises AlignError for what is no token."""
+    """Return the ids of ``trainable_token_indices``, ascending. Raises AlignError for a token that does not exist."""
     vocabulary = tokenizer.get_vocab()
     known, where = set(vocabulary.values()), "model.adapter.trainable_token_indices"
     found = set[int]()
@@ -118,7 +118,7 @@ def token_ids(spec: Adapter, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _rows(network: PreTrainedModel, head: Head, tokens: Sequence[int]) -> dict[str, list[int]]:
-    """The rows to train, by layer: of the embeddings, and of a head that is not tied to them."""
+    """Return the rows to train by layer name: of the embeddings, and of a head that is not tied to them."""
     if not tokens:
         return {}
     whole: Any = network
@@ -126,11 +126,12 @@ def _rows(network: PreTrainedModel, head: Head, tokens: Sequence[int]) -> dict[s
     layers = [inner]
     if head == "language" and outer is not None and outer.weight is not inner.weight:
         layers.append(outer)
-    return {name: list(tokens) for name, module in network.named_modules() if any(module is one for one in layers)}
+    found = {id(layer) for layer in layers}
+    return {name: list(tokens) for name, module in network.named_modules() if id(module) in found}
 
 
 def _match_nothing(network: PreTrainedModel, spec: Adapter) -> list[Problem]:
-    """Names in the settings that are the end of no module's or parameter's name: peft passes over them in silence."""
+    """Return a problem for each name in the settings that matches no module or parameter: peft ignores such names."""
     modules = [name for name, _ in network.named_modules()]
     parameters = [name for name, _ in network.named_parameters()]
     targets = spec.targets if isinstance(spec.targets, list) else []
@@ -144,7 +145,8 @@ def _match_nothing(network: PreTrainedModel, spec: Adapter) -> list[Problem]:
         ends = {name.rsplit(".", 1)[-1] for name in known}
         for wanted in names:
             if not any(_ends_with(name, wanted) for name in known):
-                near = did_you_mean(wanted, linear if field == "targets" else (e for e in ends if not e.isdecimal()))
+                likely = linear if field == "targets" else [end for end in ends if not end.isdecimal()]  # layers.0
+                near = did_you_mean(wanted, likely)
                 problems.append(Problem(f"model.adapter.{field}", f"{wanted!r} is the name of nothing in it", near))
     return problems
 
@@ -154,7 +156,7 @@ def _ends_with(name: str, wanted: str) -> bool:
 
 
 def _refuse_twice(network: nn.Module, spec: Adapter, rows: Iterable[str], tied: Iterable[Sequence[str]]) -> None:
-    """Raise AlignError where two settings would train the same weight, each in its own way."""
+    """Raise AlignError if two settings would train the same weight, each in its own way."""
     chosen = {
         "targets": spec.targets if isinstance(spec.targets, list) else [],
         "modules_to_save": spec.modules_to_save,
@@ -172,7 +174,7 @@ def _refuse_twice(network: nn.Module, spec: Adapter, rows: Iterable[str], tied: 
 
 
 def _shared(network: nn.Module) -> list[list[str]]:
-    """Names of the modules that hold the same parameter, for each parameter that several hold."""
+    """Return, for each parameter that several modules share, the names of these modules."""
     holders = dict[int, list[str]]()
     for name, module in network.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -181,7 +183,7 @@ def _shared(network: nn.Module) -> list[list[str]]:
 
 
 def _refuse_parted(adapted: PeftModel, shared: Iterable[Sequence[str]]) -> None:
-    """Raise AlignError where the adapter gives modules that share a weight different ones.
+    """Raise AlignError if the adapter gives modules that share a weight different weights.
 
     Merging would change the weight for all of them, and an export can hold it only once.
     """
@@ -202,7 +204,7 @@ def _refuse_parted(adapted: PeftModel, shared: Iterable[Sequence[str]]) -> None:
 
 
 def _trained_instead(module: nn.Module) -> int | str | None:
-    """What is trained in place of a module's weight: the parameter, for two of which it may be one; or an adapter."""
+    """Return what is trained in place of a module's weight: a parameter's id (tied ones share it) or ``"adapter"``."""
     if isinstance(module, ModulesToSaveWrapper):
         return id(module.modules_to_save[module.active_adapters[0]].weight)
     if isinstance(module, TrainableTokensWrapper):
@@ -211,9 +213,9 @@ def _trained_instead(module: nn.Module) -> int | str | None:
 
 
 def _not_adapted(network: PreTrainedModel) -> str | None:
-    """A pattern of what no adapter belongs on: parts that text does not reach, and layers that only look linear.
+    """Return a pattern of modules to leave without an adapter: unread parts, and layers that only look linear.
 
-    (A router may be a linear layer that returns more than its product.)
+    A router may be a subclass of nn.Linear whose forward returns more than the product, which LoRA would drop.
     """
     loaded = recall(network)
     names = [*(loaded.left_out if loaded else ())]

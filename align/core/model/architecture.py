@@ -1,8 +1,8 @@
-"""Which transformers class a checkpoint is loaded into, and what of it rows of text cannot reach.
+"""The choice of the transformers class that a checkpoint is loaded into, and the parts that rows of text cannot reach.
 
 A checkpoint is loaded into the class that wrote it wherever that class can be trained on text, so that an export holds
 every tensor and the same class loads it again. Parts that no token passes through (the vision tower of a model that
-also reads images) stay as they are.
+also reads images) are frozen.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ LENGTH = 4
 """Tokens of the rows that ``freeze_unread`` runs."""
 
 CAUSALITY = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""How far rounding alone may move a logit, as a share of the largest."""
+"""Largest change of a logit that rounding alone explains, relative to the largest logit."""
 
 
 def read_config(directory: Path, model: Model) -> Any:
-    """A checkpoint's config. Raises AlignError where transformers cannot read it."""
+    """Return a checkpoint's config. Raises AlignError if transformers cannot read it."""
     try:
         return AutoConfig.from_pretrained(str(directory), **trust(model))
     except LOADING_FAULTS as error:
@@ -73,7 +73,7 @@ def choose_family(config: Any, head: Head, directory: Path) -> Any:
 
 
 def _class_name(config: Any) -> str:
-    """The class that wrote the checkpoint, as its config says."""
+    """Return the name of the class that wrote the checkpoint, as its config says."""
     return next(iter(config.architectures or []), f"a model of type {config.model_type}")
 
 
@@ -83,7 +83,7 @@ def _class_in(family: Any, config: Any) -> str:
 
 
 def _unfit(config: Any, head: Head, name: str, where: str) -> AlignError:
-    """The reason why no class serves, and a fix."""
+    """Return the reason why no class fits, and a fix."""
     if head == "reward":
         text = config.get_text_config()
         sibling = "" if text is config else f" for text alone (model_type {text.model_type})"
@@ -93,14 +93,11 @@ def _unfit(config: Any, head: Head, name: str, where: str) -> AlignError:
             f"start from a language model{sibling} that has one, such as Llama, Qwen3 or Mistral",
             where=where,
         )
-    reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    reason = "is no causal language model that transformers knows"
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        reason = "is an encoder: each token sees those after it, so it cannot learn to predict them"
     return AlignError(
-        f"holds {name}, which "
-        + (
-            "is an encoder: each token sees those after it, so it cannot learn to predict them"
-            if reads_both_ways
-            else "is no causal language model that transformers knows"
-        ),
+        f"holds {name}, which {reason}",
         "take a decoder-only language model (Llama, Qwen, Gemma, Mistral, ...)",
         where=where,
     )
@@ -108,7 +105,7 @@ def _unfit(config: Any, head: Head, name: str, where: str) -> AlignError:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Where a network came from. left_out: names of its modules and parameters that text does not reach."""
+    """The origin of a network. left_out: names of its modules and parameters that text does not reach."""
 
     directory: Path
     left_out: tuple[str, ...]
@@ -116,12 +113,12 @@ class Loaded:
 
 
 def remember(network: PreTrainedModel, loaded: Loaded) -> None:
-    """Keep this with the network, whose copies will know it too."""
+    """Attach this to the network; its copies carry it too."""
     network.__dict__["_loaded_by_align"] = loaded
 
 
 def recall(network: nn.Module) -> Loaded | None:
-    """What ``remember`` kept; None of a network that was made without files."""
+    """Return what ``remember`` attached; None for a network that was not loaded from files."""
     return network.__dict__.get("_loaded_by_align")
 
 
@@ -139,7 +136,7 @@ def freeze_unread(network: PreTrainedModel, head: Head, directory: Path) -> tupl
         return ()
     try:
         outputs, reached = _run(network, score_head(network) if head == "reward" else None)
-    except Exception as error:  # whatever a model raises that is not given what it needs
+    except Exception as error:  # a model that lacks an input may raise anything
         raise AlignError(
             f"holds {name}, which cannot read text alone: {first_line(error)}",
             "take a language model, or one for images that also reads plain text (Qwen-VL, Gemma 3, Llava, ...)",
@@ -151,7 +148,7 @@ def freeze_unread(network: PreTrainedModel, head: Head, directory: Path) -> tupl
             "start from a decoder (algorithm reward_model trains one from a language model)",
             where=where,
         )
-    before, after = outputs[:, :-1]
+    before, after = outputs[:, :-1]  # the two rows differ in the last token only, which these must not depend on
     if head == "language" and not (before - after).abs().max() <= CAUSALITY[network.dtype] * outputs.abs().max():
         raise AlignError(
             f"holds {name}, in which a token sees those after it: it would learn to copy them, and could not write one "
@@ -166,21 +163,21 @@ def freeze_unread(network: PreTrainedModel, head: Head, directory: Path) -> tupl
 
 
 def parameters_of(network: nn.Module, names: Iterable[str]) -> list[nn.Parameter]:
-    """The parameters of some modules, or so named themselves."""
+    """Return the parameters in modules of these names, and those that have such a name themselves."""
     prefixes = tuple(f"{name}." for name in names)
     return [p for name, p in network.named_parameters() if f"{name}.".startswith(prefixes)]
 
 
 def score_head(network: nn.Module) -> Any:
-    """The layer that gives a sequence-classification model's scores."""
+    """Return the layer that computes a sequence-classification model's scores."""
     return getattr(network, "score", getattr(network, "classifier", None))
 
 
 def _run(network: PreTrainedModel, head: nn.Module | None) -> tuple[Tensor, set[int]]:
-    """Logits or scores [2, LENGTH, ...] of two rows that differ in their last token, and ids of what they depend on.
+    """Return outputs [2, LENGTH, ...] of two rows that differ in their last token, and ids of what they depend on.
 
-    head: what gives the scores; None for logits.
-    What they depend on: the parameters in the graph of the outputs, and those of modules that ran.
+    head: the layer that computes scores; None for logits. The ids are of the parameters in the graph of the outputs,
+    and of those in modules that ran.
     """
     ran = list[nn.Module]()
     hooks = [m.register_forward_pre_hook(lambda module, _inputs: ran.append(module)) for m in network.modules()]
@@ -188,9 +185,9 @@ def _run(network: PreTrainedModel, head: nn.Module | None) -> tuple[Tensor, set[
     ids[1, -1] = 5
     given = {"position_ids": torch.arange(LENGTH, device=ids.device).expand(2, -1), "attention_mask": ids > 0}
     takes = inspect.signature(network.forward).parameters
-    heard = list[Tensor]()
+    scores = list[Tensor]()
     if head is not None:  # a classifier's logits are those of one token, its head's output those of all
-        hooks.append(head.register_forward_hook(lambda _module, _inputs, output: heard.append(output)))
+        hooks.append(head.register_forward_hook(lambda _module, _inputs, output: scores.append(output)))
     training = network.training
     network.train(False)
     try:
@@ -200,8 +197,9 @@ def _run(network: PreTrainedModel, head: nn.Module | None) -> tuple[Tensor, set[
         network.train(training)
         for hook in hooks:
             hook.remove()
-    outputs = heard[-1] if heard else outputs
+    outputs = scores[-1] if scores else outputs
     reached = {id(parameter) for module in ran for parameter in module.parameters(recurse=False)}
+    # Hooks miss weights used without calling their module (F.linear); the graph misses frozen ones.
     waiting, seen = [outputs.grad_fn], set[Any]()
     while waiting:
         node = waiting.pop()
@@ -214,9 +212,9 @@ def _run(network: PreTrainedModel, head: nn.Module | None) -> tuple[Tensor, set[
 
 
 def _unreached(module: nn.Module, prefix: str, reached: set[int]) -> Iterator[str]:
-    """The largest parts below ``module`` none of whose parameters is reached.
+    """Yield the names of the largest parts below ``module`` none of whose parameters is reached.
 
-    Of a list of like modules (experts) it is chance which of them two short rows reach: one that is counts for all.
+    Two short rows reach only some of a list of like modules (experts), by chance: one that is reached stands for all.
     """
 
     def reaches(part: nn.Module) -> bool:

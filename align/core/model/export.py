@@ -38,8 +38,8 @@ def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) 
     are, and so is what prepares images and sound for it. The policy is left as it was, to the bit. Everything is
     written to a sibling directory and flushed to disk before it takes the name, in place of an older export if there
     is one.
-    Raises AlignError for weights that are not finite, for a merge that changes the outputs, and where a tensor of the
-    original is missing.
+    Raises AlignError for weights that are not finite, for a merge that changes the outputs, and if a tensor of the
+    original checkpoint is missing.
     """
     if bad := nonfinite(policy.model):
         raise AlignError(f"{len(bad)} tensors hold NaN or infinity, such as {bad[0]}; nothing was exported")
@@ -123,7 +123,7 @@ def _check_merge(adapted: PeftModel, plain: PreTrainedModel) -> None:
 
 
 def _complete(plain: PreTrainedModel, loaded: Loaded, head: str, directory: Path) -> None:
-    """Add what the original checkpoint holds and the network does not. Raises AlignError where a tensor is lost."""
+    """Add what the original checkpoint has and the network lacks. Raises AlignError if a tensor is lost."""
     if lost := loaded.inventory.lost(Inventory.of(plain, tensors_of(directory))):
         raise AlignError(
             f"the export lacks {len(lost)} tensors of {loaded.directory}, such as {lost[0]}; nothing was exported"

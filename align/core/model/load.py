@@ -63,7 +63,7 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
     Only a reward head may be missing, where the directory holds a language model: it is then drawn from
     N(0, initializer_range) with ``seed``. Parts that rows of text do not reach are frozen. Raises AlignError for
     weights that are missing, left over, of another shape, pickled, or in need of code that the run file does not
-    trust, and for such as an export could not hold.
+    trust, and for weights that an export could not hold.
     """
     refuse_pickles(directory)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "use_safetensors": True, **trust(model)}

@@ -1,4 +1,4 @@
-"""What to know of a model before its first step: which of its tensors are not trained, and what becomes of them."""
+"""Warnings about a model before its first step: tensors that are not trained, and what the export does with them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from align.core.model.policy import Policy
 from align.schemas.errors import Problem
 
 NAMED = 4
-"""Names that a sentence gives."""
+"""Most names in one sentence."""
 
 SCANNED = 4096
-"""Examples that are searched for added tokens."""
+"""Most examples that are searched for added tokens."""
 
 SAMPLE = 4096
-"""Embeddings that the mean is taken of."""
+"""About how many embeddings the mean is taken over: float32 copies of all of them may need gigabytes."""
 
 NEAR = 0.1
-"""Distance from the mean of all embeddings, as a share of the usual one, below which an embedding was never trained:
-transformers gives new tokens the mean, other tools zeros."""
+"""Distance from the mean embedding, relative to the median distance, below which an embedding counts as never trained:
+transformers initialises new tokens to the mean, other tools to zeros."""
 
 
 def notes(policy: Policy, tokenizer: PreTrainedTokenizerBase, examples: Examples | Sequence[Example]) -> list[Problem]:
-    """Warnings about a policy and the examples that it is to learn from."""
+    """Return warnings about a policy and the examples that it is to learn from."""
     found = [*_left_out(policy), *_not_loaded(policy), *_experts(policy), *_added_tokens(policy, tokenizer, examples)]
     return [Problem("model", what, fix, "warning") for what, fix in found]
 
@@ -63,7 +63,7 @@ def _not_loaded(policy: Policy) -> Iterator[tuple[str, str]]:
 
 
 def _experts(policy: Policy) -> Iterator[tuple[str, str]]:
-    """Fused experts that no adapter is on: they are parameters, and adapters go on linear layers."""
+    """Yield a warning about fused experts without an adapter: they are parameters, and adapters go on linear layers."""
     if not isinstance(policy.model, PeftModel):
         return
     wrapped = [m for m in policy.model.modules() if isinstance(m, ParamWrapper)]
@@ -87,12 +87,13 @@ def _experts(policy: Policy) -> Iterator[tuple[str, str]]:
 def _added_tokens(
     policy: Policy, tokenizer: PreTrainedTokenizerBase, examples: Examples | Sequence[Example]
 ) -> Iterator[tuple[str, str]]:
-    """Added tokens in the examples whose embeddings, or rows of the head, are neither trained nor look trained."""
+    """Yield a warning about added tokens whose embeddings or rows of the head are not trained and never were."""
     if not isinstance(policy.model, PeftModel):
         return
     added = tokenizer.added_tokens_decoder
     known = np.array(sorted(added), np.int64)
-    used = {int(i) for e in _first(examples) for s in e.sequences for i in np.intersect1d(s.tokens, known)}
+    sequences = (sequence for example in _first(examples) for sequence in example.sequences)
+    used = {int(token) for sequence in sequences for token in np.intersect1d(sequence.tokens, known)}
     frozen = dict[int, list[str]]()
     network: Any = policy.unwrapped
     layers = {"embeddings": network.get_input_embeddings()}
@@ -100,20 +101,19 @@ def _added_tokens(
         layers["rows of the head"] = network.get_output_embeddings()
     for what, layer in layers.items():
         if layer is None or hasattr(layer, "modules_to_save"):
-            continue
-        trained = (
-            set[int](i for ids in layer.token_adapter.token_indices.values() for i in ids)
-            if hasattr(layer, "token_adapter")
-            else set[int]()
-        )
+            continue  # trained whole
+        trained = set[int]()
+        if hasattr(layer, "token_adapter"):
+            trained = {token for ids in layer.token_adapter.token_indices.values() for token in ids}
         weight_VD = (layer.token_adapter.get_base_layer() if trained else layer).weight
         for token in _untouched(weight_VD, sorted(used - trained), sorted(added), tokenizer):
             frozen.setdefault(token, []).append(what)
     if frozen:
         names = [str(added[token]) for token in sorted(frozen)]
+        untrained = [what for what in layers if any(what in each for each in frozen.values())]
         yield (
             f"the rows hold added tokens that nothing trains: {_listed(names)}; their "
-            f"{' and '.join(w for w in layers if any(w in each for each in frozen.values()))} stay as they were added",
+            f"{' and '.join(untrained)} stay as they were added",
             f"model.adapter.trainable_token_indices: {names} trains them (or modules_to_save: the embeddings whole)",
         )
 
@@ -125,10 +125,10 @@ def _first(examples: Examples | Sequence[Example]) -> Iterator[Example]:
 def _untouched(
     weight_VD: Tensor, tokens: Sequence[int], added: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """Those of some added tokens whose rows look as they did when they were added.
+    """Return those of ``tokens`` whose rows look as they did when the tokens were added.
 
-    Rows near the mean of all, or near zero; and of tokens past the tokenizer's own vocabulary all that neither its
-    chat template nor its special roles know, whatever their rows.
+    These are rows near the mean of all, or near zero. Of tokens past the tokenizer's own vocabulary, they are all that
+    neither its chat template nor its special roles use, however their rows look.
     """
     if not tokens:
         return []

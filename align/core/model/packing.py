@@ -34,24 +34,24 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torc
 
 
 LENGTHS = (64, 61, 57, 53)
-"""Tokens of the sequences that the probe packs: unequal, so that they begin at no multiple of a chunk."""
+"""Tokens of the sequences that the probe packs: unequal, so that no sequence begins at a multiple of a chunk size."""
 
 SIZE = re.compile(r"(^|_)(window|window_size|chunk_size|local_attention)$|^index_topk$")
-"""Names under which configs say how far attention reaches: ``sliding_window``, ``attention_chunk_size``, ..."""
+"""Names of config fields for how far attention reaches: ``sliding_window``, ``attention_chunk_size``, ..."""
 
 SMALL = 11
-"""What the probe puts in place of such a size, so that its short rows reach across several of them."""
+"""The value that the probe sets in place of such a size, so that its short rows span several windows or chunks."""
 
 CHEAP = 1024
-"""The largest size that is tried out as it is, where the model does not heed the smaller one: rows of twice as much."""
+"""The largest size that is tried unchanged (rows of twice as many tokens) if setting it smaller has no effect."""
 
 
 def probe(policy: Policy, examples: Examples | Sequence[Example], pad_id: int = 0) -> bool:
-    """Whether the model scores sequences of these examples the same in one row as each in its own.
+    """Return True if the model scores sequences of these examples the same in one row as each in its own.
 
     Windows and chunks that the config names are made small meanwhile, so that a few hundred tokens show whether they
-    are counted within each sequence or, as chunks of Llama 4 are, along the row. Where a model does not heed that, the
-    size itself is tried if it is ``CHEAP``; else there is no telling, and it is not packed.
+    are counted within each sequence or, as chunks of Llama 4 are, along the row. If the smaller value has no effect,
+    the size itself is tried, up to ``CHEAP`` tokens; beyond that the answer is not known, and the model is not packed.
     Runs where the model is. Leaves its mode, its attention, its config and the random state as they were.
     """
     if not policy.takes_positions:
@@ -66,23 +66,23 @@ def probe(policy: Policy, examples: Examples | Sequence[Example], pad_id: int = 
             with _made_small(policy, sizes):
                 if not _apart(policy, _laid_out(sequences, lengths), pad_id):
                     return False
-            heeded = {size for name, size in sizes.items() if _heeds(policy, name, size, sequences, pad_id)}
-            # ModernBERT makes a window of half of one that its config names, and heeds the half
-            unheeded = {size for size in sizes.values() if not {size, size // 2} & heeded}
-            if not unheeded:
+            effective = {size for name, size in sizes.items() if _has_effect(policy, name, size, sequences, pad_id)}
+            # ModernBERT names a window in its config, and attention reads a second field of half that size.
+            ineffective = {size for size in sizes.values() if not {size, size // 2} & effective}
+            if not ineffective:
                 return True
-            size = max(unheeded)
+            size = max(ineffective)
             if size > CHEAP:
                 return False
             most = limits_for(policy, size + max(LENGTHS)).taken or size + max(LENGTHS)
-            rows = -(-2 * size // most) + 1
+            rows = -(-2 * size // most) + 1  # together longer than two windows or chunks, whatever the positions allow
             return _apart(policy, _laid_out(sequences, [max(1, most - 3 * i) for i in range(rows)]), pad_id)
     finally:
         policy.train(training)
 
 
 def _sizes(policy: Policy) -> dict[str, int]:
-    """How far attention reaches, by the names that the config has for it; without those that no layer uses."""
+    """Return the config's fields for how far attention reaches, in tokens; empty if all layers use full attention."""
     config = policy.unwrapped.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     if kinds and all(kind == "full_attention" for kind in kinds):
@@ -93,7 +93,7 @@ def _sizes(policy: Policy) -> dict[str, int]:
 
 @contextmanager
 def _made_small(policy: Policy, sizes: Mapping[str, int]) -> Iterator[None]:
-    """Each size replaced by ``SMALL``, in configs and in modules that have taken it from there."""
+    """Replace each size by ``SMALL``, in configs and in modules that copied it from there."""
     holders: list[Any] = list(policy.unwrapped.modules())
     holders += list({id(m.config): m.config for m in holders if hasattr(m, "config")}.values())
     changed = [(h, name, size) for h in holders for name, size in sizes.items() if vars(h).get(name) == size]
@@ -106,8 +106,8 @@ def _made_small(policy: Policy, sizes: Mapping[str, int]) -> Iterator[None]:
             setattr(holder, name, size)
 
 
-def _heeds(policy: Policy, name: str, size: int, sequences: Sequence[TokenSequence], pad_id: int) -> bool:
-    """Whether a smaller size changes what the model says of one sequence."""
+def _has_effect(policy: Policy, name: str, size: int, sequences: Sequence[TokenSequence], pad_id: int) -> bool:
+    """Return True if a smaller size changes the model's scores of one sequence."""
     most = limits_for(policy, max(LENGTHS)).taken or max(LENGTHS)
     (row,) = _laid_out(sequences, [most])
     before = _scores(policy, [row], pad_id)
@@ -116,7 +116,7 @@ def _heeds(policy: Policy, name: str, size: int, sequences: Sequence[TokenSequen
 
 
 def _laid_out(sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> list[Example]:
-    """Sequences of these lengths, their tokens repeated where there are too few, all scored."""
+    """Return sequences of these lengths, all tokens scored; tokens are repeated if a sequence has too few."""
     made = []
     for i, length in enumerate(lengths):
         tokens = np.resize(sequences[i % len(sequences)].tokens, length)
@@ -125,7 +125,7 @@ def _laid_out(sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> lis
 
 
 def _apart(policy: Policy, alone: Sequence[Example], pad_id: int) -> bool:
-    """Whether sequences have the same scores in one row as each has by itself."""
+    """Return True if sequences have the same scores in one row as each has by itself."""
     packed = _scores(policy, alone, pad_id)
     single = torch.cat([_scores(policy, [one], pad_id) for one in alone])
     tolerance = TOLERANCE[next(policy.parameters()).dtype]

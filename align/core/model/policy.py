@@ -210,9 +210,9 @@ class Policy(nn.Module):
         return score_head(model)
 
     def _head_layers(self) -> list[nn.Linear | TrainableTokensLayer]:
-        """The layers of which one is the head: one, or the old and the new.
+        """Return the layers one of which runs as the head: a single one, or the original and the trained one.
 
-        The new one is peft's copy under ``modules_to_save``, or its layer with some rows replaced
+        The trained one is peft's copy under ``modules_to_save``, or its layer with some rows replaced
         (``trainable_token_indices``).
         """
         module, name = self._head_module(), type(self.unwrapped).__name__
@@ -247,14 +247,14 @@ class Policy(nn.Module):
 
 
 def _is_linear(layer: Any) -> bool:
-    if isinstance(layer, TrainableTokensLayer):  # it forgets a bias
+    if isinstance(layer, TrainableTokensLayer):  # its forward drops a bias, so only a head without one is exact
         layer = layer.get_base_layer()
         return isinstance(layer, nn.Linear) and layer.bias is None
     return isinstance(layer, nn.Linear) and not isinstance(layer, BaseTunerLayer)
 
 
 def _weights(layer: nn.Linear | TrainableTokensLayer) -> tuple[Tensor, Tensor | None]:
-    """A head's weight, with the rows of trained tokens in their place, and its bias."""
+    """Return a head's weight [V, D], with the rows of trained tokens in place, and its bias [V] or None."""
     if isinstance(layer, TrainableTokensLayer):
         active = [] if layer.disable_adapters else layer.active_adapters
         return layer.get_merged_weights(active), None

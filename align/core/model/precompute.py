@@ -96,7 +96,7 @@ def precompute(
     if _everywhere(values is not None, device) and values is not None:
         return WithReference(examples, values, starts, key)
 
-    # Joined processes share the work; else one computes, and the others find what it kept.
+    # Joined processes share the work; else one computes, and the others read its result from the cache.
     with nullcontext(False) if cache is None or _joined() else making(cache / f"ref_logp-{key}") as waited:
         found = _read(cache, key, int(counts.sum())) if waited else None
         if found is not None:
@@ -193,7 +193,7 @@ def _read(cache: Path | None, key: str, size: int) -> NDArray[np.float32] | None
     for path in sorted(cache.glob(f"ref_logp-{key}-*.npy")) if cache is not None else ():
         try:
             values: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception:  # numpy's reader of a damaged header raises whatever its parts raise
+        except Exception:  # for a damaged header numpy lets errors of ast, tokenize and struct through
             continue
         if values.dtype == np.float32 and values.shape == (size,) and path.stem.endswith(_digest(values)):
             return values

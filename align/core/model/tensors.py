@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint's files, and those of them that its class does not load: an export must not lose any."""
+"""Tensors in a checkpoint's files, and those of them that its class does not load: an export must not lose any."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-"""What turns images and sound into a model's inputs: not the tokenizer's, and needed to load the whole again."""
+"""Configs of what turns images and sound into a model's inputs: the tokenizer does not save them."""
 
 
 class Entry(NamedTuple):
-    """A tensor in a file, not read."""
+    """Metadata of a tensor in a file."""
 
     file: str
     dtype: str
@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 
 
 def tensors_of(directory: Path) -> dict[str, Entry]:
-    """Every tensor of the files that ``from_pretrained`` reads, by name; only their headers are read."""
+    """Return every tensor in the files that ``from_pretrained`` reads, by name; only the headers are read."""
     files = [SINGLE]
     if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
         index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def tensors_of(directory: Path) -> dict[str, Entry]:
 
 
 def read_tensors(directory: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Some tensors of a checkpoint."""
+    """Return the named tensors of a checkpoint."""
     entries, read = tensors_of(directory), dict[str, Tensor]()
     for name in names:
         with safe_open(directory / entries[name].file, "pt") as held:
@@ -64,12 +64,12 @@ def read_tensors(directory: Path, names: Iterable[str]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The tensors of a checkpoint, and what of a network each becomes.
+    """The tensors of a checkpoint, and the tensor of a network that each becomes.
 
-    not_loaded: names for which the network has no place. transformers passes over some in silence
+    not_loaded: names for which the network has no place. transformers ignores some without a warning
     (``_keys_to_ignore_on_load_unexpected``): layers that predict several tokens ahead, buffers of older versions.
-    becomes: of all others the name in the network, but for copies of a tied tensor. Of a mixture's experts many
-    tensors may become one.
+    becomes: for all others the name in the network, except copies of a tied tensor. Many tensors may become one (the
+    experts of a mixture, fused).
     """
 
     not_loaded: tuple[str, ...]
@@ -79,6 +79,7 @@ class Inventory:
     def of(cls, network: PreTrainedModel, names: Iterable[str]) -> Inventory:
         """Follow each name through the conversions that the network was loaded with."""
         state, tied = network.state_dict(), network.all_tied_weights_keys
+        # rename_source_key marks the conversions it has used, and the network needs its own for saving.
         conversions = copy.deepcopy(getattr(network, "_weight_conversions", None) or [])
         renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
         converters = [each for each in conversions if isinstance(each, WeightConverter)]
@@ -94,13 +95,13 @@ class Inventory:
         return cls(tuple(missed), becomes)
 
     def lost(self, exported: Inventory) -> list[str]:
-        """Parts of the network that fewer tensors of an export become than of the checkpoint."""
+        """Return the network's tensors that have fewer source tensors in an export than in the checkpoint."""
         before, after = Counter(self.becomes.values()), Counter(exported.becomes.values())
         return sorted(name for name, count in before.items() if after[name] < count)
 
 
 def names_to_export(network: PreTrainedModel) -> list[str]:
-    """Name of each tensor that ``save_pretrained`` would write, found without copying a number."""
+    """Return the name of each tensor that ``save_pretrained`` would write, without copying any values."""
     state = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
     for name in network._keys_to_ignore_on_save or ():
         state.pop(name, None)
@@ -108,10 +109,11 @@ def names_to_export(network: PreTrainedModel) -> list[str]:
 
 
 def add_tensors(directory: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Add a shard with more tensors to a checkpoint that ``save_pretrained`` wrote, and make its index anew."""
+    """Add a shard with more tensors to a checkpoint that ``save_pretrained`` wrote, and rewrite its index."""
     files = sorted({entry.file for entry in tensors_of(directory).values()})
     total, where, size = len(files) + 1, dict[str, str](), 0
     named = [f"model-{i:05}-of-{total:05}.safetensors" for i in range(1, total + 1)]
+    # Shards say how many there are in their names, so all are renamed; a single file has no index yet.
     for old, new in zip(files, named, strict=False):
         (directory / old).rename(directory / new)
         size += (directory / new).stat().st_size
@@ -124,7 +126,7 @@ def add_tensors(directory: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def copy_processors(source: Path, directory: Path) -> None:
-    """Copy what prepares a model's other inputs beside its weights."""
+    """Copy the config files of a model's image and sound processors into ``directory``."""
     for name in PROCESSORS:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
