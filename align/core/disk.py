@@ -26,9 +26,9 @@ def cache_directory() -> Path:
 
 
 def partial(path: Path) -> Path:
-    """Where this process writes what will become ``path``: beside it, as a rename is atomic within one filesystem.
+    """Return where this process writes what will become ``path``: in the same directory, as a rename is atomic there.
 
-    The first use of a directory removes what processes that are gone have left half-written in it.
+    The first use of a directory removes half-written files of processes that are gone.
     """
     if path.parent not in _swept:
         _swept.add(path.parent)
@@ -40,7 +40,7 @@ _swept: set[Path] = set()
 
 
 def remove_partial(directory: Path, recursive: bool = False) -> None:
-    """Remove what processes that are gone have left half-written; what living ones are writing stays."""
+    """Remove half-written files of processes that are gone; those of living processes stay."""
     walk = os.walk(directory) if recursive else [(str(directory), *_listing(directory))]
     for place, directories, files in walk:
         for name in [*directories, *files]:
@@ -61,7 +61,7 @@ def _listing(directory: Path) -> tuple[list[str], list[str]]:
 
 
 def _being_written(stray: Path) -> bool:
-    """Whether the process that a partial file is named after may still be writing it.
+    """Return True if the process that a partial file is named after may still be writing it.
 
     On this machine that process must be there, and be older than the file (process ids come again, in containers all
     the time). On a shared disk it may be another machine's: such a writer holds a lock (``whole_file``).
@@ -90,7 +90,7 @@ _CLOCK = 2.0
 
 
 def _started(pid: int) -> float:
-    """When a process of this machine began, in seconds since the epoch; infinite where there is none."""
+    """Return when a process of this machine began, in seconds since the epoch; infinity if it does not exist."""
     try:
         if not Path(f"/proc/{pid}/cmdline").read_bytes():  # a thread of the kernel's, or a process that has ended
             return float("inf")
@@ -102,7 +102,7 @@ def _started(pid: int) -> float:
 
 
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
-"""What a write may fail with, and no connection that is used meanwhile."""
+"""Errors of a write that no network connection raises, so they can be attributed to the file."""
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def growing_file(path: Path) -> Iterator[TextIO]:
-    """A text file that may be read while it grows, as lines are written and flushed; never with half a line in it."""
+    """Open a text file that may be read while it grows; after a failed write it ends with the last whole line."""
     with naming(path), open(path, "w", encoding="utf-8", newline="") as file:
         try:
             yield file
@@ -133,7 +133,7 @@ def growing_file(path: Path) -> Iterator[TextIO]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears at ``path`` when all is written and flushed, or never.
+    """Open a file that appears at ``path`` when all is written and flushed, or never.
 
     An OSError names ``path``, also where the system names no file (a full disk) or the temporary one.
     """

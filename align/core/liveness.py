@@ -1,6 +1,6 @@
 """Signs of life: no wait without a limit, and a message that says which process waits for what. No torch.
 
-A process that hangs cannot speak for itself, so a thread of its own watches it:
+A process that hangs cannot report it, so a thread of its own watches it:
 
 * work that may never return (a reward, a lock) is entered with ``waiting``: reported after a while, given up after
   ``Limits.silence`` seconds;
@@ -8,8 +8,8 @@ A process that hangs cannot speak for itself, so a thread of its own watches it:
   one: a stopped or vanished process cannot report itself, and its peers only see a collective that never ends;
 * a signal starts a clock: a process that has not stopped after ``Limits.stop`` seconds ends all the same.
 
-Giving up means ``os._exit``: the main thread may be inside a call that nothing interrupts. Nothing is lost by it, as
-files are whole or absent, checkpoints are valid, and every child dies with its parent.
+Giving up means ``os._exit``: the main thread may be inside a call that nothing interrupts. Nothing is lost by it:
+files are written atomically, the last checkpoint is valid, and every child dies with its parent.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ BEAT = 1.0
 PATIENCE = 60.0
 """Seconds of waiting after which it is reported; again whenever the time has doubled."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Those that ask a run to stop."""
+"""Signals that ask a run to stop."""
 RANKS = ".ranks"
 FAILED = 2
-"""Exit status of a process that has said what is wrong."""
+"""Exit status of a process that has reported its error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """What a process last said of itself: where it runs, the step it is at, and what it waits for.
+    """The last report of a process about itself: machine, step (from 1), and what it waits for.
 
-    beat: counts up while it lives. error: why it ended, where it could say so.
+    beat: counts up while it lives. error: why it ended, if it could report that.
     """
 
     host: str
@@ -94,7 +94,7 @@ class _Wait:
 
 
 class _Watch:
-    """The thread that watches this process, one for all; started by the first wait."""
+    """The state and the thread that watch this process; one for all waits, started by the first."""
 
     def __init__(self) -> None:
         self.limits, self.rank, self.world = Limits(), 0, 1
@@ -106,7 +106,7 @@ class _Watch:
         self._pid = 0
         self._wake = threading.Event()
         self._beat = 0
-        self._seen: int | None = None  # the last beat of the process after this one, since when, and when to report
+        self._seen: int | None = None  # the last beat of the next rank, since when, and when to report
         self._since, self._report = 0.0, PATIENCE
 
     def start(self) -> None:
@@ -119,7 +119,7 @@ class _Watch:
 
     def _run(self) -> None:
         while True:
-            with suppress(OSError):  # a full disk is for those to report who need it
+            with suppress(OSError):  # a full disk is reported by the code that needs it
                 self.publish()
             self._look_at_waits()
             self._look_at_next()
@@ -128,12 +128,12 @@ class _Watch:
             self._wake.clear()
 
     def sign(self) -> Sign:
-        """Return what this process says of itself."""
+        """Return this process's sign of life."""
         doing = self.waits[-1].what if self.waits else ""
         return Sign(socket.gethostname(), os.getpid(), self.step, doing, self._beat, self.error)
 
     def publish(self) -> None:
-        """Write the sign of life, where there are others to see it."""
+        """Write the sign of life, if there are other processes to read it."""
         if self.directory is None or self.world == 1:
             return
         self._beat += 1
@@ -156,7 +156,7 @@ class _Watch:
                 _say(f"{who}: {wait.what}, {waited:.0f} s so far" + f"; given up after {limit:g} s" * (limit < 1e9))
 
     def _look_at_next(self) -> None:
-        """Watch the process after this one: in a ring each is watched by one other, whoever falls silent."""
+        """Watch the next rank. In this ring each process is watched by exactly one other, rank 0 too."""
         if self.world == 1 or self.directory is None:
             return
         other, now = (self.rank + 1) % self.world, time.monotonic()
@@ -172,7 +172,7 @@ class _Watch:
                 Problem(
                     who,
                     f"{what} for {silent:.0f} s; rank {self.rank} on {socket.gethostname()} gives up waiting for it",
-                    "it was stopped (SIGSTOP), or its machine hangs or is gone; see to it, then go on with --resume. "
+                    "it was stopped (SIGSTOP), or its machine hangs or is gone; see to that, then use --resume. "
                     "devices.timeout is how long to wait",
                 )
             )
@@ -181,7 +181,7 @@ class _Watch:
             _say(f"{who}: {what} for {silent:.0f} s; given up after {self.limits.silence:g} s")
 
     def give_up(self, problem: Problem, status: int = FAILED) -> None:
-        """Say why and end this process, whatever its main thread is in."""
+        """Report why and end this process, even if its main thread hangs."""
         self.error = str(problem)
         with suppress(OSError):
             self.publish()
@@ -193,7 +193,7 @@ _watch = _Watch()
 
 
 def _forget_in_child() -> None:
-    """A forked child is no process of the group, and a signal to it is none to its parent, whose pipe it shares."""
+    """Reset a forked child: it is not in the group, and its signals must not enter the pipe shared with its parent."""
     _watch.__init__()  # type: ignore[misc]
     with suppress(ValueError):
         signal.set_wakeup_fd(-1)
@@ -218,7 +218,7 @@ def watched(directory: Path | None, rank: int, world: int, limits: Limits) -> It
 
 @contextmanager
 def waiting(what: str, fix: str = "") -> Iterator[None]:
-    """Do what may never end: it is reported while it lasts, and after ``Limits.silence`` seconds this process ends."""
+    """Run a block that may never end: it is reported, and after ``Limits.silence`` seconds it ends the process."""
     wait = _Wait(what, fix, time.monotonic())
     _watch.waits.append(wait)
     _watch.start()
@@ -235,7 +235,7 @@ def at_step(step: int) -> None:
 
 
 def failed(error: str) -> None:
-    """Leave word of why this process ends, for those that will only see that it is gone."""
+    """Publish why this process ends: its peers only see a closed connection."""
     _watch.error = error
     with suppress(OSError):
         _watch.publish()
@@ -245,8 +245,8 @@ def failed(error: str) -> None:
 def signal_deadline(seconds: float) -> Iterator[None]:
     """End the process ``seconds`` after a SIGTERM, SIGINT or SIGUSR1 that Python handles, if it is still there then.
 
-    The signal comes through a pipe that C writes to at once; a handler in Python waits for the main thread to return
-    from whatever it is in.
+    The signal comes through a pipe that C writes to at once; a handler in Python runs only when the main thread
+    returns from the C call that it is in.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -283,7 +283,7 @@ def signal_deadline(seconds: float) -> Iterator[None]:
 
 
 def _late(number: int, seconds: float) -> None:
-    if _watch.rank == 0 or _watch.waits:  # the others wait for those
+    if _watch.rank == 0 or _watch.waits:  # the other ranks only wait for these
         who, name = named(_watch.rank, _watch.sign()), signal.Signals(number).name
         _say(
             f"{who}: {name} came {seconds:g} s ago and the step has not ended; ending now. "
@@ -293,7 +293,7 @@ def _late(number: int, seconds: float) -> None:
 
 
 def give_up(message: str, status: int) -> None:
-    """Print a message and end this process, whatever its main thread is in."""
+    """Print a message and end this process, even if its main thread hangs."""
     if message:
         _say(message)
     _end(status)

@@ -23,7 +23,7 @@ from align.core import liveness, runfile
 from align.core.liveness import Limits, Sign
 from align.core.train import checkpoint, spawn
 from align.core.train.callbacks import Interrupted
-from align.core.train.failures import Lost, told, worker_failed
+from align.core.train.failures import Lost, explained_failures, worker_failed
 from align.core.train.rundir import StageDirectory
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices
@@ -265,7 +265,7 @@ def sign(stage: StageDirectory, rank: int, **facts: Any) -> None:
             spawn.Ended(3, -signal.SIGKILL, ""),
             {},
             "rank 3 on gpu-7 (step 12)\n    was killed by SIGKILL: memory may have run out\n"
-            "    dmesg tells whether it did, and who took it",
+            "    dmesg shows whether it did, and which process used it",
         ),
         (
             spawn.Ended(3, -signal.SIGBUS, "a\nb"),
@@ -305,22 +305,22 @@ def test_a_signal_is_told_as_one(status: int, tmp_path: Path) -> None:
 
 def test_a_lost_connection_tells_what_the_other_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage, broken = StageDirectory(tmp_path), RuntimeError("[gloo/transport/tcp/pair.cc:5] Connection closed by peer")
-    with pytest.raises(RuntimeError, match="gloo"), told(stage):  # alone there is no other
+    with pytest.raises(RuntimeError, match="gloo"), explained_failures(stage):  # alone there is no other
         raise broken
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("align.core.train.failures.WORDS_SECONDS", 0.0)
+    monkeypatch.setattr("align.core.train.failures.REPORT_SECONDS", 0.0)
     sign(stage, 0)
-    with pytest.raises(Lost, match="rank 1 never started"), told(stage):
+    with pytest.raises(Lost, match="rank 1 never started"), explained_failures(stage):
         raise broken
     sign(stage, 1)
-    with pytest.raises(Lost, match="lost its connection to another process"), told(stage):
+    with pytest.raises(Lost, match="lost its connection to another process"), explained_failures(stage):
         raise broken
     sign(stage, 1, error="TMPDIR\n    full")
-    with pytest.raises(Lost, match=r"rank 1 on gpu-7 \(step 12\)\n    stopped:\nTMPDIR"), told(stage):
+    with pytest.raises(Lost, match=r"rank 1 on gpu-7 \(step 12\)\n    stopped:\nTMPDIR"), explained_failures(stage):
         raise broken
-    with pytest.raises(ValueError, match="ours"), told(stage):
+    with pytest.raises(ValueError, match="ours"), explained_failures(stage):
         raise ValueError("ours")
-    with pytest.raises(AlignError, match="memory ran out"), told(stage):
+    with pytest.raises(AlignError, match="memory ran out"), explained_failures(stage):
         raise MemoryError
 
 

@@ -28,7 +28,7 @@ from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.run import Stage
 
 LINES = 10
-"""Lines about steps that a run has at least where it is not on a terminal, if it has so many steps."""
+"""Fewest lines about steps in a log, if the run has as many steps."""
 LONG_WAIT = 15.0
 """Seconds between two steps after which a line says what is being waited for."""
 SILENT = ("reward", "gold")
@@ -56,7 +56,7 @@ class Signals(Callback):
                 self._before[number] = signal.signal(number, self._flag)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Note which step is next, for whoever asks what this process is at."""
+        """Note which step is next, for the messages of ``align.core.liveness``."""
         at_step(trainer.global_step + 1)
 
     def _flag(self, number: int, frame: object) -> None:
@@ -84,7 +84,7 @@ class Keeper(Checkpoint):
         self.best_step: int | None = None
         self.evaluations_without_gain = 0
         self.saved_step = 0
-        self.on_pause: Callable[[int], None] = lambda step: None  # called once a pause is saved, before it is raised
+        self.on_pause: Callable[[int], None] = lambda step: None  # called when a pause is saved, before it is raised
 
     def evaluation_due(self, module: AlignModule, step: int) -> bool:
         """Whether Lightning evaluates after this step."""
@@ -202,7 +202,7 @@ def _goal(module: AlignModule) -> tuple[str, str]:
 
 
 def goal_of(stage: Stage, algorithm: Algorithm) -> tuple[str, str]:
-    """The held-out metric that judges checkpoints, and ``min`` or ``max``. Where there is a gold reward, that."""
+    """Return the held-out metric that judges checkpoints, and ``min`` or ``max``; by default the gold reward if any."""
     metric, mode = algorithm.goal
     if stage.rollout is not None and stage.rollout.gold is not None:
         metric = "gold"
@@ -244,7 +244,7 @@ class Metrics(Callback):
 
 
 class Bar(Callback):
-    """Where training stands, on stderr of one process: a bar on a terminal, else lines that a log can hold.
+    """The progress of training, on stderr of one process: a bar on a terminal, else lines for a log.
 
     A line comes at the first and the last step, at every evaluation, after each tenth of the steps, and in between as
     often as ``progress.interval`` lets it. ``sft: step 12/120  loss 2.3124  1,234 tok/s  0:02:10 left``
@@ -253,12 +253,12 @@ class Bar(Callback):
     def __init__(self, title: str) -> None:
         self.title = title
         self._bar: Work | None = None
-        self._waiting: Work | None = None  # for answers, or for an evaluation
+        self._waiting: Work | None = None  # while it samples, or evaluates
         self._rows = False
         self._last_step = 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Start the bar, or say that training starts."""
+        """Start the bar, or write the line that training starts."""
         assert isinstance(module, AlignModule)
         if not trainer.is_global_zero:
             return
@@ -270,17 +270,18 @@ class Bar(Callback):
             done = f", {trainer.global_step:,} of them done before" if trainer.global_step else ""
             say(f"{self.title}: training, {module.total_steps:,} steps{done}")
         else:
+            # Entered by hand, here and in _wait: it ends in another hook.
             self._bar = Work(self.title, module.total_steps, shown=True).__enter__()
             self._bar.update(trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """An online phase begins with sampling, which may take longer than all of its steps."""
+        """Show that an online phase samples first, which may take longer than all of its steps."""
         assert isinstance(module, AlignModule)
         if module.stage.rollout is not None:
             self._wait(trainer, "sampling and scoring answers")
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """The answers are there."""
+        """End the display of sampling."""
         self._wait_no_more()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
@@ -298,22 +299,21 @@ class Bar(Callback):
         if self._bar is not None:
             facts += [f"{self._scored / seconds:,.0f} scored/s", f"{_memory_gib():.1f} GiB"]
             self._bar.update(step, "  ".join(facts))
-        elif (
-            step == self._first + 1
-            or step >= module.total_steps
-            or step - self._last_step >= module.total_steps / LINES
-            or now - self._last >= interval(seconds)
-        ):
+            return
+        first_or_last = step == self._first + 1 or step >= module.total_steps
+        enough_steps = step - self._last_step >= module.total_steps / LINES
+        enough_time = now - self._last >= interval(seconds)
+        if first_or_last or enough_steps or enough_time:
             left = seconds / max(1, step - self._first) * (module.total_steps - step)
             facts.append(f"{timedelta(seconds=round(left))} left")
             self._say(f"step {step:,}/{module.total_steps:,}  {'  '.join(facts)}", step)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Held-out rows, before the first step too."""
+        """Show that held-out rows are evaluated; before the first step too."""
         self._wait(trainer, "evaluating held-out rows")
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """What they gave."""
+        """Show the metric that judges checkpoints."""
         assert isinstance(module, AlignModule)
         self._wait_no_more()
         metric, _ = _goal(module)
@@ -322,7 +322,7 @@ class Bar(Callback):
             self._say(f"step {trainer.global_step:,}/{module.total_steps:,}  held-out {metric} {value:.4f}")
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back: Lightning calls no teardown then."""
+        """Restore the terminal: after an exception Lightning calls no teardown."""
         self.teardown(trainer, module, "")
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:

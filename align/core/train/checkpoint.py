@@ -50,8 +50,8 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
         disk.fsync_directory(directory.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError where the disk is full
         shutil.rmtree(temporary, ignore_errors=True)
-        refused = explain(error)
-        why = error if refused is None else refused.problems[0].what
+        explained = explain(error)
+        why = str(error) if explained is None else explained.problems[0].what
         raise AlignError(
             f"the checkpoint could not be written: {why}",
             "free some room or choose another output; the earlier checkpoints are intact",
@@ -69,7 +69,7 @@ def damage(directory: Path) -> str | None:
         return f"{MANIFEST}: {error.why}"
     if manifest["format"] != FORMAT:
         return f"written by another align (format {manifest['format']}, this one reads {FORMAT})"
-    if manifest["name"] != directory.name:
+    if manifest["name"] != directory.name:  # a copy of another step's directory: whole, but not this step
         return f"it is {manifest['name']}"
     if STATE not in manifest["files"]:
         return f"{STATE} is missing from the manifest"
@@ -77,12 +77,12 @@ def damage(directory: Path) -> str | None:
 
 
 def facts(directory: Path) -> dict[str, Any]:
-    """A checkpoint's manifest. Raises Damaged, and FileNotFoundError where there is none."""
+    """Return a checkpoint's manifest. Raises Damaged, or FileNotFoundError if there is none."""
     return checksum.read_json(directory / MANIFEST)
 
 
 def newest_facts(root: Path) -> dict[str, Any] | None:
-    """The newest manifest under ``root`` that is as it was written, whatever its checkpoint's state."""
+    """Return the newest undamaged manifest under ``root``, even if the tensors of its checkpoint are damaged."""
     for step in steps(root):
         try:
             return facts(at(root, step))
@@ -92,14 +92,14 @@ def newest_facts(root: Path) -> dict[str, Any] | None:
 
 
 def refuse_other_formats(root: Path) -> None:
-    """Raise AlignError where an older align wrote the newest checkpoint: it is not damaged, and is not written over."""
+    """Raise AlignError if an older align wrote the newest checkpoint: it is valid, and must not be overwritten."""
     for path in (at(root, step) for step in steps(root)[:1]):
         try:
             manifest = json.loads((path / MANIFEST).read_bytes())
             format = manifest["format"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # damaged
-        if format < FORMAT if isinstance(format, int) else False:
+        if isinstance(format, int) and format < FORMAT:
             raise AlignError(
                 f"was saved by an older align (checkpoint format {format}; this one reads {FORMAT})",
                 "finish the run with that version, or choose another output",
@@ -168,7 +168,7 @@ class DirectoryIO(CheckpointIO):
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
-        self.logs: Callable[[], dict[str, str]] = dict  # the sums of what loggers have written
+        self.logs: Callable[[], dict[str, str]] = dict  # returns the checksums of the loggers' files
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Lightning calls it on rank 0 only."""

@@ -1,4 +1,4 @@
-"""How a stage ended badly, as its user is told: which process, where, at which step, and what is saved."""
+"""Messages for a stage that failed: which process, on which machine, at which step, and what is saved."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from align.core.train.rundir import StageDirectory
 from align.schemas.errors import AlignError, Problem
 
 _GLOO = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
-"""What gloo's RuntimeErrors say of a broken connection; torch has no class for them."""
-WORDS_SECONDS = 1.0
-"""How long a process that lost its peers waits for a word from them."""
+"""Text in gloo's RuntimeErrors about a broken connection; torch has no class for them."""
+REPORT_SECONDS = 1.0
+"""Seconds that a process which lost its peers waits for one of them to report why it ended."""
 
 
 class Lost(AlignError):
-    """A collective that broke because another process is gone or silent; that one is to blame."""
+    """Raised for a collective that broke because another process is gone or silent: that process is the cause."""
 
 
 @contextmanager
-def told(place: StageDirectory) -> Iterator[None]:
-    """Raise AlignError, with the step that is saved, for what the machine refuses and for peers that are gone."""
+def explained_failures(place: StageDirectory) -> Iterator[None]:
+    """Raise errors of the machine and lost connections to other processes as AlignError, with the saved step."""
     try:
         yield
     except AlignError:
@@ -45,27 +45,29 @@ def told(place: StageDirectory) -> Iterator[None]:
 
 
 def worker_failed(ended: spawn.Ended, place: StageDirectory) -> BaseException:
-    """Return what to raise for the worker that ended first."""
+    """Return the exception to raise for the worker that ended first."""
     status = ended.status
     number = -status if status < 0 else status - 128
     if number in liveness.SIGNALS:
         return Interrupted(number, checkpoint.last_step(place.checkpoints))
     sign = liveness.signs(place.path).get(ended.rank)
-    word = sign.error if sign is not None else ""
-    if status == liveness.FAILED and not (ended.rank and word and word not in ended.stderr):
+    reported = sign.error if sign is not None else ""
+    # Rank 0 has printed its error on this terminal; another rank's is repeated only where it is not above already.
+    if status == liveness.FAILED and not (ended.rank and reported and reported not in ended.stderr):
         above = Problem(str(place.path), "a worker stopped for the reason above")
         return AlignError("", problems=[above, *_saved(place)])
     who = liveness.named(ended.rank, sign) if sign else f"rank {ended.rank} on {socket.gethostname()}"
-    if word:
-        what, fix = f"stopped:\n{word}", ""
+    if reported:
+        what, fix = f"stopped:\n{reported}", ""
     elif number == signal.SIGKILL:
-        what, fix = "was killed by SIGKILL: memory may have run out", "dmesg tells whether it did, and who took it"
+        what = "was killed by SIGKILL: memory may have run out"
+        fix = "dmesg shows whether it did, and which process used it"
     elif 0 < number < signal.NSIG:
         what, fix = f"was killed by {signal.Signals(number).name}", ""
     else:
         what, fix = f"ended with status {status}", ""
     problems = [Problem(who, what, fix)]
-    if ended.stderr and not word:
+    if ended.stderr and not reported:
         problems.append(Problem("its last lines", ended.stderr.replace("\n", "\n    ")))
     return AlignError("", problems=[*problems, *_saved(place)])
 
@@ -78,26 +80,26 @@ def _saved(place: StageDirectory) -> list[Problem]:
 def _is_lost(error: Exception) -> bool:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
-    broken = isinstance(error, RuntimeError) and any(word in str(error) for word in _GLOO)
+    broken = isinstance(error, RuntimeError) and any(text in str(error) for text in _GLOO)
     return broken or isinstance(error, dist.DistError)
 
 
 def _peers(place: StageDirectory) -> list[Problem]:
-    """What the others of the group have to say, or that one has nothing to say any more."""
+    """Return the errors that other processes of the group reported; without any, that the connection was lost."""
     mine, world = spawn.rank(), int(os.environ["WORLD_SIZE"])
-    until = time.monotonic() + WORDS_SECONDS
+    until = time.monotonic() + REPORT_SECONDS  # a peer may be about to write its error
     while True:
         signs = liveness.signs(place.path)
-        words = [
+        reported = [
             Problem(liveness.named(rank, sign), f"stopped:\n{sign.error}")
             for rank, sign in signs.items()
             if rank != mine and sign.error
         ]
-        if words or time.monotonic() > until:
+        if reported or time.monotonic() > until:
             break
         time.sleep(0.05)
-    if words:
-        return words
+    if reported:
+        return reported
     absent = [f"rank {rank}" for rank in range(world) if rank not in signs]
     what = f"{', '.join(absent)} never started" if absent else "lost its connection to another process of the group"
     fix = "what started the processes names the one that ended first (torchrun: root cause)"

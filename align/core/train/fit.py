@@ -32,7 +32,7 @@ from align.core.rollout.online import Harvest
 from align.core.train import checkpoint, spawn
 from align.core.train.alarms import Alarms
 from align.core.train.callbacks import Bar, Keeper, Metrics, Signals
-from align.core.train.failures import told
+from align.core.train.failures import explained_failures
 from align.core.train.harvest import harvest
 from align.core.train.logger import Verified
 from align.core.train.module import AlignModule
@@ -48,19 +48,20 @@ from align.schemas.run import Stage
 from align.schemas.text import stripped
 
 COMPARED = ("settings", "data", "steps")
-"""Facts of a checkpoint that a resumed run must have too."""
+"""Facts of a checkpoint that must be the same in a resumed run."""
 
 
 def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
     """Train one stage in this process (and its group), export it and mark it as done."""
     place = directory.stage(stage.name)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    with showing(progress), watched(place.path, spawn.rank(), world, limits(stage)), told(place):
+    watching = watched(place.path, spawn.rank(), world, limits(stage))
+    with showing(progress), watching, explained_failures(place):
         _fit(directory, place, stage, progress)
 
 
 def limits(stage: Stage) -> Limits:
-    """Return how long the stage's processes wait."""
+    """Return how many seconds the stage's processes wait."""
     return Limits(stage.devices.timeout, stage.devices.stop_timeout)
 
 
@@ -102,7 +103,7 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
                 setup.phases.broken_off = partial(keeper.break_off, trainer, module)
             trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
             with working(f"{stage.name}: writing the model to {place.export}"):
-                _hand_on(directory, place, stage, setup, module, keeper, trainer)
+                _export(directory, place, stage, setup, module, keeper, trainer)
         if module.stopping or keeper.signals.received:  # during the last step: the stage is done, the run is not
             raise Interrupted(keeper.signals.received or signal.SIGTERM, setup.phases.total_steps)
     except NonFinite as error:
@@ -130,7 +131,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _facts(stage: Stage, place: StageDirectory, setup: Setup) -> dict[str, Any]:
-    """What a checkpoint's manifest says about the stage; a resumed run must match those of ``COMPARED``."""
+    """Return the facts for a checkpoint's manifest; those of ``COMPARED`` must match when the run is resumed."""
     return {
         "settings": digest(what_is_learned(stage)),
         "inputs": place.inputs() if spawn.rank() == 0 else {},  # compared before (RunDirectory.begin_stage)
@@ -163,6 +164,7 @@ def _trainer(
     if spawn.rank() == 0:
         made = [registry.build("logger", choice) for choice in stage.loggers]
         for logger in made:
+            # Opened for the step of the checkpoint: rows of later steps come again and are cut off.
             with contract.calling(logger, "open"):
                 loggers.append(logger.open(place.path, f"{directory.path.name}/{stage.name}", steps_done))
         if start is not None:
@@ -209,7 +211,7 @@ def _trainer(
 
 
 def _verify_logs(loggers: Sequence[Any], sums: Mapping[str, str]) -> None:
-    """Set aside a log that is not what was written before the checkpoint: it goes on from there, and this is said."""
+    """Rename a log that is not what was written before the checkpoint, report it, and start a new one."""
     for logger in loggers:
         if isinstance(logger, Verified) and sums.get(str(logger.name), logger.digest()) != logger.digest():
             logger.set_aside("its rows are not those that were written")
@@ -262,7 +264,7 @@ def _alarms(directory: RunDirectory, setup: Setup) -> list[Alarms]:
     return [Alarms(setup.phases.rollout.watch, setup.phases, lambda said: directory.note(name, alarms=list(said)))]
 
 
-def _hand_on(
+def _export(
     directory: RunDirectory,
     place: StageDirectory,
     stage: Stage,
@@ -288,21 +290,21 @@ def _hand_on(
 
 
 def _verified(place: StageDirectory, last: int, best: int | None, rolled_back: bool) -> Path:
-    """The checkpoint to export. Raises AlignError where it is damaged, as any other is not what was asked for."""
+    """Return the checkpoint to export. Raises AlignError if it is damaged: no other one has the weights wanted."""
     path = checkpoint.at(place.checkpoints, last if best is None else best)
     fault = checkpoint.damage(path)
     if fault is None:
         return path
     if best is None or best == last:
-        mend = "--resume trains its steps again, from the last checkpoint before it"
+        fix = "--resume trains its steps again, from the last checkpoint before it"
     elif rolled_back:
-        mend = "put it back, or choose another output and train again"
+        fix = "put it back, or choose another output and train again"
     else:
-        mend = "put it back; or hand on the last one, with checkpoint.export=last --resume"
+        fix = "put it back; or export the last one, with checkpoint.export=last --resume"
     named = "checkpoint to export" if best is None else "best checkpoint"
-    raise AlignError(f"the {named} is damaged: {fault}", mend, where=str(path))
+    raise AlignError(f"the {named} is damaged: {fault}", fix, where=str(path))
 
 
 def log_sums(trainer: Trainer) -> dict[str, str]:
-    """Sums of what the loggers have written so far, of those that keep it in files of the run (rank 0)."""
+    """Return the checksums of the loggers' files so far, by logger name; rank 0 only has loggers."""
     return {str(logger.name): logger.digest() for logger in trainer.loggers if isinstance(logger, Verified)}

@@ -1,8 +1,8 @@
-"""What a stage learns from, by content: a run that is resumed must find what it began with.
+"""The inputs of a stage, identified by content: a resumed run must learn from the same bytes as before.
 
-A path is only where something lies: a relative one, a link or a copy elsewhere is the same input, and the same path
-over other bytes is another. So settings that decide what is learned are compared without their paths, and beside them
-the files that they name: the model (under an adapter too), its tokenizer and template, the data, reward files.
+A path is only a location: a relative one, a link or a copy elsewhere is the same input, and other bytes at the same
+path are another. So settings that decide what is learned are compared without their paths, and the files that they
+name by sha256: the model (under an adapter too), its tokenizer and template, the data, reward files.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ MODEL_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     *("chat_template*", "additional_chat_templates/*"),
 )
-"""Of a model's directory, what loading it reads. Others that lie there (notes, evaluations) may change."""
+"""The files in a model's directory that loading reads. Others there (notes, evaluations) may change."""
 
 THREADS = 4
-"""Files hashed at a time; hashing leaves the interpreter free."""
+"""Files hashed at a time; hashlib releases the GIL."""
 
 
 class Input(NamedTuple):
@@ -45,9 +45,9 @@ class Input(NamedTuple):
     files: Callable[[], Mapping[str, Path]]
 
     def content(self) -> Content:
-        """The sha256 of every file; of what is not on this machine (a judge's name, a data set of the hub) the name.
+        """Return the sha256 of every file; for what is not on this machine (a judge, a hub data set) only its name.
 
-        Raises AlignError where there is no such model.
+        Raises AlignError if there is no such model.
         """
         files = self.files()
         if not files:
@@ -56,7 +56,7 @@ class Input(NamedTuple):
             return dict(zip(files, pool.map(sha256, files.values()), strict=True))
 
     def place(self, output: Path) -> str:
-        """Where it lies, however the path is spelt; within the run's directory wherever that is moved."""
+        """Return the resolved path; inside the run's directory a relative one, so that the directory may be moved."""
         local = Path(self.path).expanduser()
         if not local.exists():
             return self.path  # of the hub, or gone
@@ -65,7 +65,7 @@ class Input(NamedTuple):
 
 
 def inputs(stage: Stage) -> Iterator[Input]:
-    """Everything that a stage reads and that decides what it learns, but its rows (``rows``).
+    """Yield everything that a stage reads and that decides what it learns, except its rows (``rows``).
 
     ``stage`` is located: no path is called ``stage:NAME``.
     """
@@ -83,33 +83,33 @@ def inputs(stage: Stage) -> Iterator[Input]:
 
 
 def rows(stage: Stage) -> Iterator[Input]:
-    """What rows are read from."""
+    """Yield the sources of a stage's rows: training and held-out ones."""
     for part, sources in (("train", stage.data.train), ("validation", stage.data.validation or ())):
         for index, source in enumerate(sources):
             yield Input(f"data.{part}.{index}.path", source.path, partial(_rows, source))
 
 
 def without_paths(settings: Mapping[str, Any], reads: Collection[str]) -> dict[str, Any]:
-    """A plugin's settings without those that name a file or model, which are compared by content."""
+    """Return a plugin's settings without those that name a file or model, which are compared by content."""
     return {name: value for name, value in settings.items() if not (name in reads and isinstance(value, str))}
 
 
 def _named(where: str, settings: Mapping[str, Any], reads: Collection[str]) -> Iterator[Input]:
-    """The files and models that settings name."""
+    """Yield the files and models that a plugin's settings name. reads: the settings that may."""
     for name in sorted(reads & settings.keys()):
         if isinstance(value := settings[name], str):
             yield Input(f"{where}.{name}", value, partial(_file_or_model, value))
 
 
 def _arguments(where: str, settings: Any) -> Iterator[Input]:
-    """Of a function's own arguments those that name a file."""
+    """Yield the settings of a Python reward that name an existing file."""
     for name, value in settings.items() if isinstance(settings, Mapping) else ():
         if isinstance(value, str) and _file_or_model(value):
             yield Input(f"{where}.{name}", value, partial(_file_or_model, value))
 
 
 def _file_or_model(path: str) -> dict[str, Path]:
-    """The files of either, none where there is neither on this machine; of Python the neighbours it imports as well."""
+    """Return the files of a model, or a file and, if it is Python, what it imports; empty if not on this machine."""
     local = Path(path).expanduser()
     try:
         if local.is_dir():
@@ -123,13 +123,13 @@ def _file_or_model(path: str) -> dict[str, Path]:
 
 
 def _model(path: str, revision: str | None, trusted: bool) -> dict[str, Path]:
-    """The files that loading a model reads, those of the base under an adapter too."""
+    """Return the files that loading a model reads, including those of the base under an adapter."""
     directory = resolve_model_path(path, revision, trusted)
     found = {path for pattern in MODEL_FILES for path in directory.glob(pattern) if path.is_file()}
     files = {str(path.relative_to(directory)): path for path in sorted(found)}
     if is_adapter(directory):
         below = resolve_model_path(*base_of(directory), trusted)
-        if not is_adapter(below):
+        if not is_adapter(below):  # loading refuses an adapter on an adapter
             files |= {f"base/{name}": path for name, path in _model(str(below), None, trusted).items()}
     return files
 
@@ -140,7 +140,7 @@ def _rows(source: Source) -> dict[str, Path]:
 
 
 def _imported(file: Path) -> set[Path]:
-    """A Python file and its neighbours that it imports, directly or through one another; found by reading alone."""
+    """Return a Python file and the neighbours that it imports, also indirectly; found by parsing, not by running."""
     found, ahead = set[Path](), [file] if file.suffix == ".py" else []
     while ahead:
         found.add(path := ahead.pop())

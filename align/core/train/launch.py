@@ -105,7 +105,7 @@ def work(directory: Path, name: str, progress: bool) -> None:
     try:
         fit(RunDirectory(run), stage, progress and spawn.rank() == 0)
     except AlignError as error:
-        failed(str(error))  # only the first process prints it, and may have lost its connection for that very reason
+        failed(str(error))  # only rank 0 prints errors, and this one may be why rank 0 lost its connection
         raise
     finally:
         if dist.is_initialized():

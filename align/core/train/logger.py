@@ -32,20 +32,20 @@ class Logger:
 
 @runtime_checkable
 class Verified(Protocol):
-    """What ``open`` may return as well: a logger whose file is verified when the run is resumed.
+    """Optional methods of a logger that ``open`` returns: its file is then verified when the run is resumed.
 
-    Checkpoints keep its sum, so the file itself stays an ordinary one.
+    Checkpoints hold the file's checksum, so the file itself stays an ordinary one.
     """
 
     @property
     def name(self) -> str | None:
-        """What checkpoints keep the sum under."""
+        """Name of the logger, the key of its checksum in checkpoints."""
         ...
 
     def digest(self) -> str:
-        """Return the sum of what was logged so far: of names and values, not of how they are laid out."""
+        """Return the checksum of what was logged so far: of names and values, not of their layout in the file."""
         ...
 
     def set_aside(self, why: str) -> None:
-        """Put the file away under another name and begin anew, because it is not what was written."""
+        """Rename the file and start a new one, because it is not what was written. why: the reason, for the message."""
         ...

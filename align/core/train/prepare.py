@@ -42,13 +42,13 @@ class Prepared:
     rows: Mapping[str, Record]
     """The rows of prompts, held-out ones too, by source; of other kinds none."""
     taught: str
-    """A hash of what all these rows teach, in their order, wherever their files lie."""
+    """Hash of the content of all these rows, in their order; paths do not enter it."""
 
 
 class Preparation:
     """From a stage's settings to examples; raises AlignError with every row named that must not be trained on.
 
-    Several ranks may come at once: all read, one tokenises, and the others find what it kept.
+    Several ranks may call it at once: all read the rows, one tokenises, and the others read its result from the cache.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Preparation:
         }
         rows = _by_source([r for r in (*records.train, *records.validation) if r.kind == "prompt"])
         held_out_taught = [[name, done.examples.taught] for name, done in held_out.items()]
-        columns = [dict(row.columns) for row in rows.values()]
+        columns = [dict(row.columns) for row in rows.values()]  # rewards read them, and no token shows them
         return Prepared(
             train.examples,
             [HeldOutSet(name, done.examples) for name, done in held_out.items()],

@@ -3,9 +3,9 @@
 run.yaml  manifest.json  .lock
 STAGE/  stage.json  metrics.csv  data_report.json  checkpoints/  export/  done.json
 
-Every JSON file carries the sha256 of its content (``align.core.checksum``). None of them is the only one that knows
-something that training depends on, so a damaged one is named and does not stop the run: settings and inputs are in the
-checkpoints too, a stage whose ``done.json`` is damaged is finished again from its last checkpoint.
+Every JSON file carries the sha256 of its content (``align.core.checksum``). Nothing that training depends on is in one
+file only, so a damaged file is reported and does not stop the run: settings and inputs are in the checkpoints too, and
+a stage whose ``done.json`` is damaged is finished again from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _BY_CONTENT_MODEL = ("path", "revision", "chat_template")
 
 
 def what_is_learned(stage: Stage) -> dict[str, Any]:
-    """The settings that decide the weights: all but those that change speed, memory or bookkeeping only.
+    """Return the settings that decide the weights: all but those that change speed, memory or bookkeeping only.
 
-    Paths are left out: what lies there is compared by content (``align.core.train.inputs``). ``stage`` is as the run
+    Paths are left out: the files there are compared by content (``align.core.train.inputs``). ``stage`` is as the run
     file has it, so that a run directory may be moved.
     """
     facts = stage.model_dump(mode="json", exclude=set(_SPEED_ONLY))
@@ -71,6 +71,7 @@ def what_is_learned(stage: Stage) -> dict[str, Any]:
 
 
 def _decisive(choice: RewardChoice) -> dict[str, Any]:
+    """Return a reward's settings that decide the weights, without paths."""
     plain = decisive(choice)
     return {**plain, "settings": without_paths(plain["settings"], reward_of(choice).reads)}
 
@@ -91,7 +92,7 @@ def located(stage: Stage, export_of: Callable[[str, bool], str]) -> Stage:
 
 
 def _stages_read(stage: Stage) -> set[str]:
-    """The names of the stages whose exports a stage reads."""
+    """Return the names of the stages whose exports a stage reads."""
     names = set[str]()
 
     def note(name: str, rows: bool) -> str:
@@ -113,11 +114,11 @@ class StageDirectory:
 
     @property
     def begun(self) -> bool:
-        """Whether something is there that the stage may go on from."""
+        """True if there is something to resume from: a checkpoint, or a phase of a stage that makes rows."""
         return bool(checkpoint.steps(self.checkpoints)) or any(self.phases.glob("*.json"))
 
     def result(self) -> StageResult | None:
-        """The finished stage, or None; of a stage whose ``done.json`` is damaged nothing is known."""
+        """Return the finished stage's result; None if it is not finished or its ``done.json`` is damaged."""
         try:
             metrics = checksum.read_json(self.path / "done.json")["metrics"]
         except (FileNotFoundError, Damaged):
@@ -125,9 +126,9 @@ class StageDirectory:
         return StageResult(self.path.name, self.path, self.export, metrics)
 
     def finish(self, stage: Stage, metrics: Mapping[str, float], logs: Mapping[str, str] | None = None) -> None:
-        """Mark the stage as finished; the last thing written.
+        """Mark the stage as finished; the last file written.
 
-        logs: the sums of its loggers' files (``align.core.train.logger.Verified``).
+        logs: the checksums of its loggers' files (``align.core.train.logger.Verified``).
         """
         facts = {
             "metrics": dict(metrics),
@@ -138,7 +139,7 @@ class StageDirectory:
         checksum.write_json(self.path / "done.json", facts)
 
     def verify_export(self) -> None:
-        """Raise AlignError unless the export is, to the byte, what the finished stage wrote."""
+        """Raise AlignError unless every file of the export is, to the byte, what the finished stage wrote."""
         again = f"remove {self.path / 'done.json'}, and --resume exports it again from the last checkpoint"
         try:
             files = checksum.read_json(self.path / "done.json", again)["files"]
@@ -148,9 +149,9 @@ class StageDirectory:
             raise AlignError(f"is not what the stage exported: {why}", again, where=str(self.export))
 
     def check(self, stage: Stage, output: Path, resume: bool) -> None:
-        """Raise AlignError where another stage is here, or an interrupted one and ``resume`` is not set.
+        """Raise AlignError if another stage is here, or an interrupted one and ``resume`` is not set.
 
-        Damaged files are named on stderr; what they said is known from the others.
+        Damaged files are reported on stderr; their content is taken from the others.
         """
         checkpoint.refuse_other_formats(self.checkpoints)
         finishing = "the stage is finished again from what it saved"
@@ -159,11 +160,12 @@ class StageDirectory:
         if done is None and not self.begun:
             return
         now = what_is_learned(stage)
+        # stage.json names the settings that differ; the digests in done.json and checkpoints only show that some do.
         known = done or checkpoint.newest_facts(self.checkpoints) or {}
         if noted is not None:
             changed = _differences(noted["settings"], now)
         else:
-            changed = ["which ones cannot be told"] if known.get("settings", digest(now)) != digest(now) else []
+            changed = ["which ones is not known"] if known.get("settings", digest(now)) != digest(now) else []
         if done is not None and noted is not None:
             changed += _moved_to_other(noted, stage, output)
         if changed:
@@ -180,14 +182,14 @@ class StageDirectory:
             )
 
     def begin(self, stage: Stage, output: Path, find: Callable[[str, bool], str]) -> None:
-        """Hold what the stage reads against what it began with, and note it.
+        """Compare the content of what the stage reads with what it began with, and record it in ``stage.json``.
 
-        find: where an earlier stage's export is. Raises AlignError where something has changed since it began.
+        find: returns the path of an earlier stage's export. Raises AlignError if something has changed since.
         """
         here = located(stage, find)
         named = list(inputs.inputs(here))
         rows = list(inputs.rows(here))
-        if stage.data.stream:  # its rows are not seen as a whole, so its files are compared
+        if stage.data.stream:  # its rows are never all read before training, so its files are compared
             named, rows = [*named, *rows], []
         found = {each.name: each.content() for each in named}
         noted = self._read("stage.json", None)
@@ -207,17 +209,20 @@ class StageDirectory:
         checksum.write_json(self.path / "stage.json", facts)
 
     def inputs(self) -> dict[str, Any]:
-        """What the stage learns from, as ``begin`` noted it."""
+        """Return the checksums of what the stage learns from, as ``begin`` recorded them."""
         found: dict[str, Any] = checksum.read_json(self.path / "stage.json", "start again with --resume")["inputs"]
         return found
 
     def _phase(self) -> dict[str, Any] | None:
-        """A phase of a stage that makes rows, of those that are as they were written."""
-        found = (self._read(str(path.relative_to(self.path)), None) for path in sorted(self.phases.glob("*.json")))
-        return next(filter(None, found), None)
+        """Return the first undamaged phase of a stage that makes rows, or None."""
+        names = [str(path.relative_to(self.path)) for path in sorted(self.phases.glob("*.json"))]
+        return next(filter(None, (self._read(name, None) for name in names)), None)
 
     def _read(self, name: str, otherwise: str | None) -> dict[str, Any] | None:
-        """A file's content; None where it is not there or damaged, which is said with what follows from it."""
+        """Return a file's content, or None if it is absent or damaged.
+
+        otherwise: the consequence of damage, printed with it on stderr; None to print nothing.
+        """
         try:
             return checksum.read_json(self.path / name)
         except FileNotFoundError:
@@ -278,41 +283,42 @@ class RunDirectory:
         )
 
     def note_files(self) -> None:
-        """Note the sums of those files of the run that carry none, because people and other programs read them."""
+        """Record the checksums of files that hold none themselves, because people and other programs read them."""
         self.note(files=self.sums(self.path / "run.yaml", self.path / "advice.json"))
 
     def sums(self, *files: Path) -> dict[str, str]:
-        """The sha256 of those of the files that are there, by name."""
+        """Return the sha256 of each of these files that exists, by file name."""
         return {path.name: disk.sha256(path) for path in files if path.is_file()}
 
     def begin_stage(self, stage: Stage) -> None:
         """Verify what the stage reads: earlier stages' exports, and everything else against what it began with.
 
-        Raises AlignError where it differs, and where the stage was paused and killed before anybody was told.
+        Raises AlignError if something differs, or if the stage was paused and killed before that was reported.
         """
         for name in sorted(_stages_read(stage)):
             self.stage(name).verify_export()
         place = self.stage(stage.name)
         place.begin(stage, self.path, self.export_of)
         newest = checkpoint.newest_facts(place.checkpoints) or {}
+        # Without paused_at the process died between saving the pause and reporting it: report it once, then resume.
         if newest.get("paused") and self.noted(stage.name).get("paused_at") != newest["name"]:
             self.note(stage.name, paused_at=newest["name"])
             raise AlignError.gather(Problem(**problem) for problem in newest["paused"])
 
     def noted(self, stage: str) -> dict[str, Any]:
-        """What the manifest says of a stage; nothing where it is damaged."""
+        """Return the manifest's facts about a stage; empty if it is damaged."""
         found: dict[str, Any] = _manifest(self.path).get("stages", {}).get(stage, {})
         return found
 
     def note(self, stage: str | None = None, **facts: Any) -> None:
-        """Add facts to ``manifest.json``, of the run or of one stage. A damaged one is begun anew, which is said."""
+        """Add facts to ``manifest.json``, of the run or of one stage. A damaged file is reported and replaced."""
         manifest = _manifest(self.path) or {"stages": {}}
         (manifest if stage is None else manifest["stages"].setdefault(stage, {})).update(facts)
         checksum.write_json(self.path / "manifest.json", manifest)
 
 
 def _manifest(output: Path) -> dict[str, Any]:
-    """Its content. A damaged one is said and set aside: it tells of the run, and nothing is trained by it."""
+    """Return its content. A damaged one is reported and set aside, not refused: training reads nothing from it."""
     path = output / "manifest.json"
     try:
         return checksum.read_json(path)
@@ -320,14 +326,14 @@ def _manifest(output: Path) -> dict[str, Any]:
         return {}
     except Damaged as error:
         aside = checksum.set_aside(path).name
-        print(Problem(str(path), f"is damaged: {error.why}", f"it is begun anew; kept as {aside}"), file=sys.stderr)
+        print(Problem(str(path), f"is damaged: {error.why}", f"a new one is started; kept as {aside}"), file=sys.stderr)
         return {}
 
 
 def remembered(run: Run) -> Run:
-    """The run with the overrides that its directory has recorded: what has been answered once is not asked again.
+    """Return the run with the overrides that its directory has recorded, so that they are not asked for again.
 
-    What a damaged manifest recorded is asked again.
+    Those of a damaged manifest are asked for again.
     """
     if run.project is None:
         return run
@@ -341,9 +347,9 @@ def remembered(run: Run) -> Run:
 
 
 def _changed(before: Mapping[str, Content], now: Mapping[str, Content]) -> Iterator[str]:
-    """``model.path (model.safetensors)`` for every input that has other content than it had.
+    """Yield a phrase such as ``model.path (model.safetensors)`` for every input whose content has changed.
 
-    An argument of a function that names a file only now is none: the function may have written it.
+    A setting of a Python reward that names a file only now is not one: the function may have written that file.
     """
     for name in sorted(before.keys() | {name for name in now if ".settings." not in name}):
         old, new = before.get(name, {}), now.get(name, {})
@@ -355,9 +361,9 @@ def _changed(before: Mapping[str, Content], now: Mapping[str, Content]) -> Itera
 
 
 def _moved_to_other(noted: Mapping[str, Any], stage: Stage, output: Path) -> Iterator[str]:
-    """Inputs of a finished stage that lie elsewhere than they did and are not the same.
+    """Yield the inputs of a finished stage whose paths now lead elsewhere, to other content.
 
-    Of those that lie where they did nothing is read: the stage will not read them again.
+    Inputs in their old place are not read, even if they changed: the stage will not read them again.
     """
     before: dict[str, Content] = {**noted["inputs"], **noted["rows"]}
     for each in _readable(stage, output):
@@ -367,6 +373,7 @@ def _moved_to_other(noted: Mapping[str, Any], stage: Stage, output: Path) -> Ite
 
 
 def _readable(stage: Stage, output: Path) -> Iterator[Input]:
+    """Yield every input of a stage, its rows too, with ``stage:NAME`` replaced by that stage's export."""
     here = located(stage, lambda name, rows: str(output / name / "export" / (ROWS if rows else "")))
     yield from inputs.inputs(here)
     yield from inputs.rows(here)

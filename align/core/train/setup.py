@@ -62,7 +62,7 @@ class Setup:
     strategy: Strategy
     hardware: Hardware
     notes: list[Problem]
-    """What should be known before the first step."""
+    """Warnings to print before the first step."""
 
 
 def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
@@ -101,7 +101,9 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         policy, tokenizer = build_policy(stage.model, algorithm.head, seed=stage.seed, dropout=dropout)
     sets = [prepared.train, *(held.examples for held in prepared.held_out)]
     longest = max(map(longest_sequence, sets))
-    limits = limits_for(policy, max(longest, stage.data.max_length) if stage.data.stream else longest)
+    if stage.data.stream:  # rows of later windows may be longer than the first window's
+        longest = max(longest, stage.data.max_length)
+    limits = limits_for(policy, longest)
     too_long = check_lengths(policy, limits, sets)
     critic = build_critic(algorithm, stage, tokenizer) if isinstance(algorithm, Online) else None
     if stage.rollout is not None:
@@ -140,7 +142,7 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         )
         phases = RolloutPhases(prompts, collector, algorithm, cutter, stage)
     elif stage.data.stream:
-
+        # A stream's rows come only while it trains, so their lengths are checked as they come.
         def tokenise(window: Window) -> Examples:
             examples = preparation.window(window)
             check_lengths(policy, limits, [examples])

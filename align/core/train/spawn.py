@@ -26,14 +26,14 @@ from align.core import interpreter
 from align.core.liveness import SIGNALS, Limits
 
 GRACE_SECONDS = 30.0
-"""How long the others have to end when one has ended badly."""
+"""Seconds that the other workers have to end when one has failed."""
 STOP_MARGIN = 5.0
-"""How much longer than its workers the supervisor waits after a signal: they can say which step they were in."""
+"""Seconds that the supervisor waits longer than its workers after a signal: their messages name the step."""
 LOST = 3
-"""Exit status of a worker whose connection to another broke: that one is to blame."""
+"""Exit status of a worker whose connection to another broke: the other one is the cause."""
 TAIL_LINES = 5
 POLL_MILLISECONDS = 200
-"""How often the supervisor looks at the clock; the death of a worker wakes it at once."""
+"""Time between two looks at the deadlines; the death of a worker wakes the supervisor at once."""
 LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1
 
@@ -50,7 +50,7 @@ def rank() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a group of workers ended: the first that ended badly, by its own fault.
+    """The worker that made its group fail: the first that failed for a reason of its own.
 
     status: as ``subprocess`` gives it, the negative number of the signal that killed it. stderr: its last lines.
     """
@@ -78,6 +78,7 @@ def run_workers(arguments: Sequence[str], count: int, limits: Limits) -> Ended |
     }
     if "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+    # All workers are on this machine: its network must not see, or break, their connections.
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         environment.setdefault(name, "lo")
     workers: list[subprocess.Popen[bytes]] = []
@@ -86,13 +87,13 @@ def run_workers(arguments: Sequence[str], count: int, limits: Limits) -> Ended |
             worker = subprocess.Popen(
                 interpreter.command("-m", "align", *arguments),
                 env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)},
-                # The first owns the screen: its progress bar asks what it is written to.
+                # Rank 0 keeps the terminal: through a pipe its progress bar would become lines.
                 stderr=None if number == 0 and os.isatty(2) else subprocess.PIPE,
                 preexec_fn=die_with_parent,
                 process_group=0,  # a terminal's Ctrl-C goes to a whole group, and would come twice
             )
             workers.append(worker)
-            for early in list(received):  # it came while there was no such worker to pass it on to
+            for early in list(received):  # it came before this worker existed
                 worker.send_signal(early)
         tails = [_Tail(worker) for worker in workers]
         ended = _wait(workers, received, limits.stop + STOP_MARGIN)
@@ -120,14 +121,14 @@ def _store(count: int) -> tuple[Any, int]:
 def _wait(
     workers: Sequence[subprocess.Popen[bytes]], received: Mapping[int, float], stop: float
 ) -> tuple[int, int] | None:
-    """Wait for all; return rank and status of the one to blame, or None where all ended well.
+    """Wait for all; return rank and status of the one that caused the failure, or None if all succeeded.
 
     received: signals that this process was sent, and when; ``stop`` seconds after the first the rest are killed.
     """
     poll = select.poll()
     waiting: dict[int, int] = {}
     for rank, worker in enumerate(workers):
-        descriptor = os.pidfd_open(worker.pid)
+        descriptor = os.pidfd_open(worker.pid)  # readable when it dies: the order of deaths names the first
         waiting[descriptor] = rank
         poll.register(descriptor, select.POLLIN)
     bad: list[tuple[int, int]] = []  # rank and status, in the order in which they died
@@ -159,7 +160,7 @@ def _wait(
 
 
 class _Tail:
-    """Passes a worker's stderr on as it comes, and keeps its last lines."""
+    """A worker's stderr: passed on line by line, with the last lines kept for the error message."""
 
     def __init__(self, worker: subprocess.Popen[bytes]) -> None:
         self._lines: deque[bytes] = deque(maxlen=TAIL_LINES)
@@ -175,7 +176,7 @@ class _Tail:
                 os.write(2, line)
 
     def text(self) -> str:
-        """Return the last lines, without what is empty."""
+        """Return the last lines that are not empty."""
         if self._thread is not None:
             self._thread.join(1.0)  # a grandchild may hold the pipe open
         lines = [line.decode(errors="replace").rstrip() for line in self._lines]

@@ -15,7 +15,7 @@ from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Devices
 
 COLLECTIVE_MARGIN = 30.0
-"""Seconds that a collective waits longer than the watch over the processes, which can say whom it waits for."""
+"""Extra seconds for a collective's timeout, so that ``align.core.liveness`` ends the run first, naming the process."""
 
 
 class Strategy:
