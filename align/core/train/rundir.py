@@ -196,7 +196,7 @@ class StageDirectory:
         before = noted or checkpoint.newest_facts(self.checkpoints) or self._phase()
         if self.begun and before is not None and (changed := list(_changed(before["inputs"], found))):
             raise AlignError(
-                "learns from other things than it began with: " + "; ".join(changed),
+                "has inputs that changed since it began: " + "; ".join(changed),
                 "put them back as they were, or choose another output",
                 where=str(self.path),
             )
