@@ -162,10 +162,11 @@ class StageDirectory:
         now = what_is_learned(stage)
         # stage.json names the settings that differ; the digests in done.json and checkpoints only show that some do.
         known = done or checkpoint.newest_facts(self.checkpoints) or {}
+        changed: list[str] = []
         if noted is not None:
             changed = _differences(noted["settings"], now)
-        else:
-            changed = ["which ones is not known"] if known.get("settings", digest(now)) != digest(now) else []
+        elif known.get("settings", digest(now)) != digest(now):
+            changed = ["which ones is not known"]
         if done is not None and noted is not None:
             changed += _moved_to_other(noted, stage, output)
         if changed:
