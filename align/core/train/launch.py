@@ -90,7 +90,7 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageResult
             arguments = ["worker", str(directory.path), stage.name, *["--progress"] * progress]
             ended = spawn.run_workers(arguments, hardware.devices, limits(stage))
             failure = None if ended is None else worker_failed(ended, place)
-            shutil.rmtree(place.path / RANKS, ignore_errors=True)
+            shutil.rmtree(place.path / RANKS, ignore_errors=True)  # read above; of no use to the next start
             if failure is not None:
                 raise failure
     result = place.result()
