@@ -102,7 +102,7 @@ class Draft(NamedTuple):
     scored: NDArray[np.bool_]
     answers: Sequence[Span] = ()
     given: bool = False
-    """Whether something in it was said by another than the assistant, so that not all of it may be scored."""
+    """True if it has text of others than the assistant, so that not all of it may be scored."""
     weights: NDArray[np.float32] | None = None
     """The weight of each token by its message [T]; None where all are 1."""
 

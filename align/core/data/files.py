@@ -99,7 +99,7 @@ def _limit(raw: IO[bytes]) -> int:
 
 
 def _swollen(limit: int) -> ValueError:
-    what = f"it unpacks to more than {limit >> 20:,} MiB, far over its own size, as no text does"
+    what = f"it unpacks to more than {limit >> 20:,} MiB, far more than text of its size does"
     return ValueError(f"{what}; if that is meant, give its rows as JSONL")
 
 
@@ -151,6 +151,7 @@ def _lines(stream: IO[bytes]) -> Iterator[Lines]:
         yield Lines(line, rest)
 
 
+# A string ends at its line, so that a stray quote spoils one row only; possessive, so that it costs no backtracking.
 _TOKEN = re.compile(rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"|[\[\]{},]')
 
 
@@ -207,6 +208,7 @@ def _elements(data: mmap.mmap) -> Iterator[Elements]:
             continue
         if depth and not (depth == 1 and mark == ord(",")):
             continue
+        # Of an element that is too long no more is kept than the row check needs to refuse it.
         piece = data[begin : min(end, begin + 2 * MAX_ROW)]
         element = piece.strip()
         if element or depth:
@@ -228,12 +230,13 @@ def _elements(data: mmap.mmap) -> Iterator[Elements]:
 
 
 def _newlines(data: mmap.mmap, start: int, stop: int) -> int:
+    """Count line feeds block by block, because a slice of a memory map is a copy."""
     return sum(data[at : min(at + BLOCK, stop)].count(b"\n") for at in range(start, stop, BLOCK))
 
 
 def _csv(stream: IO[bytes]) -> Iterator[Table]:
     """Rows of a CSV file with a header; every cell is a string."""
-    marks: dict[int, RowError] = {}
+    marks: dict[int, RowError] = {}  # faults by line: csv must get on with the text, and its row is then replaced
     csv.field_size_limit(MAX_ROW)
     reader = csv.reader(_text_lines(stream, marks), strict=True)
     try:

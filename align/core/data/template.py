@@ -253,7 +253,7 @@ class _Row:
         start, parted = self.answer_start(done, first, text), False
         if start is None:
             head = done.view(first, first in own)
-            start = _common(head, text)
+            start = common_length(head, text)
             if parted := start < len(head):
                 self.note("prompt-not-prefix", f"{head[start:][:40]!r} alone, {text[start:][:40]!r} with an answer")
         pieces = self.spans(done, own) if apart else [_Piece(start, len(text))]
@@ -342,7 +342,7 @@ class _Row:
         probe = [{"role": "user", "content": "x"}]
         alone, asked = self._texts([(probe, self.tools, False), (probe, self.tools, True)])
         if isinstance(alone, str) and isinstance(asked, str):
-            header = asked[_common(alone, asked) :]
+            header = asked[common_length(alone, asked) :]
             places = done.trace.places.get(i) or [len(text)]
             at = text.rfind(header, 0, places[0])
             if header and at >= 0:
@@ -602,7 +602,7 @@ def _joined(pieces: Sequence[_Piece]) -> list[_Piece]:
     return joined
 
 
-def _common(a: str, b: str) -> int:
+def common_length(a: str, b: str) -> int:
     """Return how many characters two texts share at their start."""
     if b.startswith(a):
         return len(a)

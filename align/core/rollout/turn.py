@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from align.core.data.doctor import Settings
 from align.core.data.encode import Encoder
 from align.core.data.guard import Refusal
-from align.core.data.template import rendered
+from align.core.data.template import common_length, rendered
 from align.schemas.records import Record
 
 _PROBE = "align-looks-for-where-an-answer-begins"
@@ -85,7 +85,7 @@ def opened(prompt: str, before: str, header: str) -> str:
     thinks nothing; "" where that is not known. Templates write an empty thought there of their own accord, so a part
     that begins in both belongs to the answer too.
     """
-    base, start = _common(prompt, before), _common(prompt, header)
+    base, start = common_length(prompt, before), common_length(prompt, header)
     if not header or (start < len(header) and start < base):  # unknown, or what is earlier reads differently there
         found = [match for match in _SECTION.finditer(prompt, base) if not prompt[match.end() :].strip()]
         start = found[0].start() if found and _closing(found[0]) else len(prompt)
@@ -117,9 +117,3 @@ def _partner(text: str) -> str:
         return ""
     slash, name = match[1] or match[3] or "", match[2] or match[4]
     return text.replace(slash + name, name if slash else f"/{name}")
-
-
-def _common(a: str, b: str) -> int:
-    """Characters that two texts share at their start."""
-    least = min(len(a), len(b))
-    return next((i for i in range(least) if a[i] != b[i]), least)
