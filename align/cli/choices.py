@@ -60,7 +60,7 @@ def choice_of(word: str, option: str) -> Choice:
 
 
 def reward_of(word: str) -> RewardChoice:
-    """The reward that ``--reward`` chose, its weight and the like told from its own settings."""
+    """The reward that ``--reward`` chose, its weight and the like separated from its own settings."""
     choice = choice_of(word, "reward")
     return reward_named(choice.type, choice.settings, "--reward")
 

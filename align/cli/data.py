@@ -140,8 +140,8 @@ def _print(found: Survey) -> None:
     if len(found.bad) > len(found.bad.rows):
         click.echo(f"  ... the first {len(found.bad.rows)} are listed")
     for unit in ("tokens", "words"):
-        if told := [one for one in found.lengths if one.unit == unit]:
-            click.echo("\n".join(f"  {one}" for one in told))
+        if lengths := [one for one in found.lengths if one.unit == unit]:
+            click.echo("\n".join(f"  {one}" for one in lengths))
             break
     for one in found.findings:
         click.echo(visible(f"  {one}\n    {one.mend}"))

@@ -1,6 +1,6 @@
 """Who offers what: names to classes, one kind at a time and only when asked.
 
-The module's functions speak of the plugins installed in this process; tests make a Registry of their own.
+The module's functions are those of the plugins installed in this process; tests make a Registry of their own.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Registry:
     def working(self, kind: str) -> dict[str, Any]:
         """Everything of a kind that can be used, by name: for what is chosen by trying (formats).
 
-        What cannot is kept as its plugin's fault, which ``absent`` tells.
+        What cannot is kept as its plugin's fault, which ``absent`` reports.
         """
         things: dict[str, Any] = {}
         for name, offers in self.offers(kind).items():

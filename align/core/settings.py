@@ -54,7 +54,7 @@ def check(model: type[Model], values: Any, where: Where, elsewhere: Mapping[str,
 
 
 def unknown(key: str, known: Iterable[str], elsewhere: Mapping[str, str]) -> str:
-    """The mend for a key that nobody knows here."""
+    """The fix for an unknown key."""
     return f"write it as {elsewhere[key]}" if key in elsewhere else did_you_mean(key, known) or "remove it"
 
 

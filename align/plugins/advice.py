@@ -91,8 +91,8 @@ def weigh(
     """Advice by the installed rules. others: with what would flip to other ways."""
     usable = rules()
     lost = sorted(set(registry.offers("rule")) - set(usable))
-    said = (f"rule {name} cannot be loaded and was left out: align plugins doctor" for name in lost)
-    facts = replace(facts, rejected=(*facts.rejected, *said))
+    notes = (f"rule {name} cannot be loaded and was left out: align plugins doctor" for name in lost)
+    facts = replace(facts, rejected=(*facts.rejected, *notes))
     return advise(facts, limit, usable, tool=__version__, parser=parser, prices=prices, others=others)
 
 
@@ -150,12 +150,12 @@ def of_file(path: str, kind: DataKind | None = None, suites: Sequence[str] = ())
 
     found = measure(path, against=() if kind == "eval_set" else suites)
     held = f"data.{kind or found.kind}"
-    told = {"path": path, **found.facts}
+    known = {"path": path, **found.facts}
     return [
         Evidence(held, True, quote=f"a file of {found.kind.replace('_', ' ')}", source="file", place=path),
         *(
             Evidence(f"{held}.{name}", value, quote=f"{name}: {_shown(value)}", source="file", place=path)
-            for name, value in told.items()
+            for name, value in known.items()
         ),
     ]
 

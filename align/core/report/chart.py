@@ -97,10 +97,10 @@ def chart(training: Points, held_out: Points, smoothed: bool = True) -> Chart | 
             )
             if found := [*trained, *held]:
                 step = found[0][0]
-                said = [number(y) for _, y in trained]
-                said += [f"held out {number(y)}" + (f" at {x:g}" if x != step else "") for x, y in held]
+                values = [number(y) for _, y in trained]
+                values += [f"held out {number(y)}" + (f" at {x:g}" if x != step else "") for x, y in held]
                 dots = tuple(place(x, y) for x, y in found if math.isfinite(y))
-                yield Stop(round(left, 1), round(width, 1), dots, f"step {step:g}: {', '.join(said)}")
+                yield Stop(round(left, 1), round(width, 1), dots, f"step {step:g}: {', '.join(values)}")
 
     return Chart(
         raw=path(training) if line is not training else "",

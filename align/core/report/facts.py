@@ -16,7 +16,7 @@ from align.schemas.errors import AlignError
 from align.schemas.run import Choice, Stage
 from align.schemas.text import number
 
-_TOLD = ("name", "model.path", "data.train", "algorithm.type", "seed")
+_IN_FACTS = ("name", "model.path", "data.train", "algorithm.type", "seed")
 _ABSENT = object()
 
 
@@ -42,7 +42,7 @@ def facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
 
 
 def chosen(stage: StageFacts) -> list[tuple[str, str]]:
-    """(dotted key, value) of every setting that is not at its default, but for those which ``facts`` tells."""
+    """(dotted key, value) of every setting that is not at its default and that ``facts`` does not show."""
     defaults = dict(_leaves(_defaults(Stage, stage.settings)))
     for path, kind, holder, key in choices(dict(stage.settings)):
         in_list = not all(isinstance(part, str) for part in path)  # a list (rewards, loggers) is one value on the page
@@ -50,7 +50,7 @@ def chosen(stage: StageFacts) -> list[tuple[str, str]]:
             prefix = ".".join(map(str, path))
             defaults |= _leaves(_plugin_defaults(kind, holder[key].get("type")), f"{prefix}.")
     differing = [(key, value) for key, value in _leaves(stage.settings) if defaults.get(key, _ABSENT) != value]
-    return [(key, _written(value)) for key, value in differing if key not in _TOLD]
+    return [(key, _written(value)) for key, value in differing if key not in _IN_FACTS]
 
 
 def _defaults(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _written(value: Any) -> str:
-    """As in a run file; of data sources only what was said about them."""
+    """Write a value as in a run file; of a list of sources or plugins only their paths or types."""
     if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
         return ", ".join(str(item.get("path", item.get("type", ""))) for item in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

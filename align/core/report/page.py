@@ -32,12 +32,12 @@ OPTIMISER = ("grad_norm", "learning_rate")
 EXACT = ("learning_rate", "num_tokens")
 """Known, not measured: not smoothed."""
 LOWER = ("loss", "perplexity")
-"""Held-out metrics that are told before and after, and those of MAIN."""
+"""Held-out metrics that are shown before and after, in addition to those of MAIN."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model of one stage said, and whether that is right, where this can be told."""
+    """The completion of one stage's model, and whether it is right, where that is known."""
 
     stage: str
     text: str

@@ -48,6 +48,12 @@ _BITS = (80, 320, 1280)
 """Precisions, in bits, at which terms without a separation bound are compared."""
 _MOST_BITS = 24_000
 """Largest separation bound up to which precision grows."""
+_HIGHEST_DEGREE = 12
+"""Degree of a polynomial whose zeros are looked for."""
+_WHOLE = frozenset(("factorial", "binom", "gcd", "lcm", "mod", "sum"))
+"""Functions of whole numbers."""
+_POSITIVE = frozenset(("log",))
+"""Variables that stand for something positive: 1 / ln of the base of a logarithm without one."""
 _iv = MPIntervalContext()
 """Intervals of our own: the precision of mpmath's shared ``iv`` is anybody's to change."""
 
@@ -213,14 +219,6 @@ def _whole_variables(term: Term) -> set[str]:
         elif part.op == "call" and part.args[0] in _WHOLE:
             found |= symbols(part)
     return found
-
-
-_HIGHEST_DEGREE = 12
-"""Degree of a polynomial whose zeros are looked for."""
-_WHOLE = frozenset(("factorial", "binom", "gcd", "lcm", "mod", "sum"))
-"""Functions of whole numbers."""
-_POSITIVE = frozenset(("log",))
-"""Variables that stand for something positive: the reciprocal of the unknown logarithm's."""
 
 
 @lru_cache(maxsize=4096)
@@ -518,9 +516,16 @@ def _sympy_zero(term: Term) -> bool:
         return False
 
 
-_SYMPY = {"sin": "sin", "cos": "cos", "floor": "floor", "max": "Max", "min": "Min", "ln": "log", "arcsin": "asin"} | {
+_SYMPY = {
+    "sin": "sin",
+    "cos": "cos",
+    "arcsin": "asin",
     "arctan": "atan",
+    "ln": "log",
     "abs": "Abs",
+    "max": "Max",
+    "min": "Min",
+    "floor": "floor",
     "ceil": "ceiling",
 }
 """sympy's names of functions."""

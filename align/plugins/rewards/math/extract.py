@@ -6,7 +6,7 @@ import re
 from collections import deque
 from typing import NamedTuple
 
-from align.plugins.rewards.math.notation import Unparsed, plain
+from align.plugins.rewards.math.notation import Unparsed, closing, plain
 
 LONGEST_TEXT = 2**20
 """Characters of a whole answer."""
@@ -234,7 +234,8 @@ def _boxes(text: str) -> list[_Box]:
         if bare := _BARE_BOX.match(text, match.end()):
             boxes.append(_Box(match.start(), bare.end(1), bare[1]))
             continue
-        end = _closing(text, match.end())
+        opened = text.startswith("{", match.end())
+        end = closing(text, match.end(), 20 * LONGEST_ANSWER) if opened else None
         if end is not None:
             boxes.append(_Box(match.start(), end, text[match.end() + 1 : end - 1]))
         elif _BOX.search(text, match.end()) is None:
@@ -339,18 +340,6 @@ def _restated_after(text: str, end: int) -> list[str]:
     if value is None:
         raise Unparsed("gives another answer after its box")
     return [value[1]]
-
-
-def _closing(text: str, brace: int) -> int | None:
-    """Return the place after the brace that closes the one at ``brace``; None where none does."""
-    if brace >= len(text) or text[brace] != "{":
-        return None
-    depth = 0
-    for match in re.compile(r"\\[{}\\]|[{}]").finditer(text, brace, brace + 20 * LONGEST_ANSWER):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if depth == 0:
-            return match.end()
-    return None
 
 
 def _free(text: str, whole: bool) -> tuple[str, str]:

@@ -175,6 +175,7 @@ def clean(answer: str) -> str:
 _TAKING = re.compile(r"\\(frac|binom|sqrt|vec|hat|bar|overline)(?![a-zA-Z])\s*")
 _ARGUMENTS = {r"\frac": 2, r"\binom": 2, r"\sqrt": 1}
 _OVER = re.compile(r"\\over(?![a-zA-Z])")
+_BRACE = re.compile(r"\\[{}\\]|[{}]")
 
 
 def braced(text: str, depth: int = 0) -> str:
@@ -205,8 +206,10 @@ def _argument(text: str, at: int, depth: int) -> tuple[str, int]:
     while text.startswith(" ", at):
         at += 1
     if text.startswith("{", at):
-        end = _group_end(text, at)
-        return "{" + braced(text[at + 1 : end - 1], depth + 1) + "}" if end <= len(text) else text[at:], end
+        end = closing(text, at)
+        if end is None:
+            return text[at:], len(text)
+        return "{" + braced(text[at + 1 : end - 1], depth + 1) + "}", end
     match = re.compile(r"\\[a-zA-Z]+|[^\\]").match(text, at)
     if match is None:
         return "", at
@@ -219,14 +222,18 @@ def _argument(text: str, at: int, depth: int) -> tuple[str, int]:
     return "{" + match[0] + "}", match.end()
 
 
-def _group_end(text: str, at: int) -> int:
-    """The place after the brace that closes the one here; past the end where none does."""
+def closing(text: str, at: int, limit: int | None = None) -> int | None:
+    r"""Return the place after the brace that closes the one at ``at``; None where none does. ``\{`` counts as no brace.
+
+    limit: characters to look at. A model's answer may be a megabyte of open braces.
+    """
     depth = 0
-    for match in re.compile(r"\\[{}\\]|[{}]").finditer(text, at):
+    end = len(text) if limit is None else at + limit
+    for match in _BRACE.finditer(text, at, end):
         depth += {"{": 1, "}": -1}.get(match[0], 0)
         if depth == 0:
             return match.end()
-    return len(text) + 1
+    return None
 
 
 def _around(text: str, at: int) -> tuple[int, int]:
