@@ -203,7 +203,7 @@ def _because(decision: Decision, option: str) -> str:
 
 
 def reached(decision: Decision, option: str) -> bool:
-    """Whether an option is what is advised: the answer itself, or an algorithm among its stages."""
+    """Return whether an option is what is advised: the answer itself, or an algorithm among its stages."""
     return decision.plan.primary == option if option in CLASSES else option in decision.plan.stages
 
 

@@ -205,7 +205,7 @@ def of_file(values: Any, where: str, limit: Thresholds) -> list[Evidence]:
 
 
 def _known(facts: Facts, field: str) -> bool:
-    """Whether the field has a value already, or that nothing is there has been said."""
+    """Return whether the field has a value already, or that nothing is there has been said."""
     if field.startswith("data."):
         kind = field.split(".")[1]
         assert kind in get_args(DataKind)

@@ -35,7 +35,7 @@ class FieldOf:
 
     @property
     def numeric(self) -> bool:
-        """Whether its value is a number."""
+        """Return whether its value is a number."""
         base = self.annotation
         while get_origin(base) not in (None, Literal):
             base = get_args(base)[0]
@@ -50,7 +50,7 @@ class FieldOf:
 
     @property
     def listed(self) -> bool:
-        """Whether its value is a list."""
+        """Return whether its value is a list."""
         return get_origin(self.annotation) is list
 
     def parsed(self, value: Any) -> Any:

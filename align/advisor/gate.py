@@ -76,7 +76,7 @@ def _capability(facts: Facts, limit: Thresholds, table: dict[str, Any]) -> str:
 
 
 def _rules(facts: Facts, limit: Thresholds) -> bool:
-    """Whether there are so many rules that keeping them is a measure of its own."""
+    """Return whether there are so many rules that keeping them is a measure of its own."""
     return (facts.project.behaviour.rules_count or 0) > limit.few_rules
 
 

@@ -64,28 +64,28 @@ def gap(facts: Facts) -> float | None:
 
 
 def falls_short(facts: Facts) -> bool:
-    """Whether a prompt was seen to miss what is wanted: said so, or measured below the target."""
+    """Return whether a prompt was seen to miss what is wanted: said so, or measured below the target."""
     missing = gap(facts)
     return bool(facts.project.behaviour.prompt_falls_short) or (missing is not None and missing > 0)
 
 
 def tried(facts: Facts, *methods: str) -> bool:
-    """Whether one of these has been tried; without a name, whether anything has."""
+    """Return whether one of these has been tried; without a name, whether anything has."""
     return any(not methods or t in methods for t in facts.project.tried or ())
 
 
 def asked(facts: Facts, *methods: str) -> bool:
-    """Whether one of these methods is asked for, by the user or by those the user speaks of."""
+    """Return whether one of these methods is asked for, by the user or by those the user speaks of."""
     return facts.project.requested in methods
 
 
 def own_wish(facts: Facts) -> bool:
-    """Whether the method asked for is the user's own wish, not what others want."""
+    """Return whether the method asked for is the user's own wish, not what others want."""
     return any(e.status in ("asserted", "planned") for e in facts.all("requested"))
 
 
 def wants_scorer(facts: Facts) -> bool:
-    """Whether a reward model is to be trained, and there are comparisons for it.
+    """Return whether a reward model is to be trained, and there are comparisons for it.
 
     It is asked for or planned, or is all that comparisons can be used for: the model's own weights must stay.
     """

@@ -183,7 +183,7 @@ def find(quote: str, text: str) -> tuple[int, int] | None:
 
 
 def _joined(text: str, at: int) -> bool:
-    """Whether the characters before and behind a place belong to one word or number."""
+    """Return whether the characters before and behind a place belong to one word or number."""
     before, behind = text[at - 1], text[at]
     if before in SEPARATORS or behind in SEPARATORS:
         outer = text[at - 2 : at - 1] + behind if before in SEPARATORS else before + text[at + 1 : at + 2]

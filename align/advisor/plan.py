@@ -65,7 +65,7 @@ class _Draft:
         return f"at least {wanted} {found.unit} of {name}"
 
     def _usable(self, kind: DataKind) -> bool:
-        """Whether there is data of a kind, or will be, and more than nothing can be learned from."""
+        """Return whether there is data of a kind, or will be, and more than nothing can be learned from."""
         held = self.facts.coming(kind)
         return held is not None and not stock(held, first_use(kind), self.limit).hopeless
 
@@ -108,7 +108,7 @@ class _Draft:
             self._step("dpo", why, self._lacking("dpo"))
 
     def _learns_from_it(self) -> bool:
-        """Whether a scorer is wanted for the sake of learning from it: both are named."""
+        """Return whether a scorer is wanted for the sake of learning from it: both are named."""
         return any(e.value in ("rlhf", *ONLINE) for e in self.facts.all("requested", "asserted", "planned"))
 
     def _rewards(self, why: list[str]) -> None:

@@ -63,7 +63,7 @@ def enough(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
 
 
 def some(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
-    """Whether there are data of a kind, and not fewer than anything can be learned from."""
+    """Return whether there are data of a kind, and not fewer than anything can be learned from."""
     return kind in facts.kinds and not stock(facts.data(kind), first_use(kind), limit).hopeless
 
 
@@ -77,7 +77,7 @@ def fewer(facts: Facts, kind: DataKind, limit: Thresholds) -> str:
 
 
 def denied(facts: Facts, kind: DataKind) -> bool:
-    """Whether it is said that there is nothing of a kind."""
+    """Return whether it is said that there is nothing of a kind."""
     said = [e for e in facts.evidence if e.field in (f"data.{kind}", f"data.{kind}.rows")]
     heard = [e for e in said if e.status in ("asserted", "negated")]
     return kind not in facts.kinds and any((e.status == "negated") != (e.value in (False, 0)) for e in heard)

@@ -23,14 +23,14 @@ COMMANDS = {
     "schema": ("align.cli.schema:schema", "Print the JSON schema of run files, for editors."),
     "worker": ("align.cli.train:worker", ""),
 }
-"""Where each command lives, and its line in ``align --help``; one without a line is not listed."""
+"""The place of each command, and its line in ``align --help``; one without a line is not listed."""
 
 
 class Align(click.RichGroup):
     """A group that imports a command when it is asked for, and asks plugins for those it does not know."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Those of align itself: printing help loads no plugin."""
+        """List align's own commands: printing help loads no plugin."""
         return [name for name, (_, summary) in COMMANDS.items() if summary]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

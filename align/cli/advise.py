@@ -154,7 +154,7 @@ def _brief(path: str | None, text: str | None, *, ask: bool) -> Brief:
 
 
 def _case(read: Brief, options: dict[str, Any], limit: Thresholds) -> Case:
-    """All that is known: the brief, files, the machine, answers."""
+    """Gather all that is known: the brief, files, the machine, answers."""
     from align.advisor import ask
     from align.core import strictyaml
     from align.core.projectfile import text_of

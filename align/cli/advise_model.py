@@ -67,7 +67,7 @@ PANELS = (
         options=["--measure", "--reward", "--reference", "--measure-rows", "--samples", "--max-tokens", "--chat"],
     ),
 )
-"""How help groups them."""
+"""The groups of these options in the help."""
 _READING_ONLY = ("llm_model", "llm_url", "llm_key_env", "allow_network", "offline", "record")
 _MEASURING_ONLY = ("reward", "reference", "chat")
 
@@ -80,7 +80,7 @@ def model_options(command: F) -> F:
 
 
 def read_by_model(case: Case, options: Mapping[str, Any]) -> Case:
-    """With what the model reads that ``--parser llm`` names; without that option as it was."""
+    """Add what the model reads that ``--parser llm`` names; unchanged without that option."""
     if options["parser"] == "rules":
         _refuse(options, _READING_ONLY, "--parser llm")
         return case
@@ -103,7 +103,7 @@ def read_by_model(case: Case, options: Mapping[str, Any]) -> Case:
 
 
 def measured(read: Brief, options: Mapping[str, Any]) -> Brief:
-    """With what ``--measure`` finds; without that option as it was."""
+    """Add what ``--measure`` finds; unchanged without that option."""
     if not options["measure"]:
         _refuse(options, _MEASURING_ONLY, "--measure")
         return read

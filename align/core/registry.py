@@ -1,4 +1,4 @@
-"""Who offers what: names to classes, one kind at a time and only when asked.
+"""The plugin registry: names to classes, one kind at a time and only when asked.
 
 The module's functions are those of the plugins installed in this process; tests make a Registry of their own.
 """
@@ -79,10 +79,10 @@ class Registry:
         return list(self.offers(kind))
 
     def find(self, kind: str, name: str) -> Offer:
-        """Who offers a name, without importing it.
+        """Return the offer of a name, without importing it.
 
-        Raises AlignError when two plugins do, or none: then near names are given, and the plugins that are broken or
-        left out, with their reasons.
+        Raises AlignError when two plugins offer it, or none: then near names are given, and the plugins that are
+        broken or left out, with their reasons.
         """
         offers = self.offers(kind).get(name, [])
         if len(offers) == 1:
@@ -153,7 +153,7 @@ def _imported(target: str) -> Any:
 
 
 def _registered(kind: str, plugin: Plugin, call: Callable[..., Any]) -> list[Offer]:
-    """All that a plugin registers of a kind; raises when it fails on the way, and then none of it counts."""
+    """Return all that a plugin registers of a kind; raises when it fails on the way, and then none of it counts."""
     offers: list[Offer] = []
 
     def register(thing: Any, target: Any = None, /) -> None:

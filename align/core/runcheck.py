@@ -1,4 +1,4 @@
-"""What a run asks for, checked as a whole: keys, plugins and their settings, and keys that nothing would read."""
+"""Checks of a run as a whole: keys, plugins and their settings, and keys that nothing would read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Where = Callable[[Path], str]
 
 
 def choices(stage: dict[str, Any]) -> Iterator[tuple[Path, str, Any, str | int]]:
-    """Where a stage names plugins: path, kind, and the dict or list and its key that hold the choice."""
+    """Yield the plugins that a stage names: path, kind, and the dict or list and its key that hold the choice."""
     if stage.get("algorithm") is not None:
         yield ("algorithm",), "algorithm", stage, "algorithm"
     devices, loggers, rollout = stage.get("devices"), stage.get("loggers"), stage.get("rollout")
@@ -207,7 +207,7 @@ _LEARNING: list[Path] = [
         for key in of.model_fields
     ),
 ]
-"""What only a stage that learns reads."""
+"""Settings that only a stage that learns reads."""
 
 
 def _unread_rollout(rollout: Any) -> dict[Path, str]:
@@ -232,7 +232,7 @@ def _unread_rollout(rollout: Any) -> dict[Path, str]:
 
 
 def _uses_reference(stage: dict[str, Any]) -> bool | None:
-    """Whether the stage's algorithm, as set, uses a reference; None while there is no telling."""
+    """Return whether the stage's algorithm, as set, uses a reference; None while there is no telling."""
     algorithm = _algorithm(stage)
     return None if algorithm is None else algorithm.uses_reference
 
@@ -258,7 +258,7 @@ def _section(model: type[Section], values: Any) -> Section:
 
 
 def _said(values: Any, path: Path) -> bool:
-    """Whether a key is there, and says something."""
+    """Return whether a key is there, and says something."""
     for key in path:
         if not (key in values if isinstance(values, dict) else isinstance(values, list)):
             return False
@@ -289,7 +289,7 @@ def _name_problems(stages: list[dict[str, Any]], where: Where) -> Iterator[Probl
 
 
 def _stages_meant(values: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Where a stage's settings say ``stage:NAME``, and the names."""
+    """Yield the places where a stage's settings name ``stage:NAME``, and the names."""
     if isinstance(values, str) and values.startswith("stage:"):
         yield path, values.removeprefix("stage:")
     items: Any = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()

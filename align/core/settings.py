@@ -141,7 +141,7 @@ def _problems(
 
 
 def _real(error: ErrorDetails, values: Any) -> Path:
-    """Where the error is in the values: pydantic's path also names the alternatives of a union."""
+    """Return the place of an error in the values: pydantic's path also names the alternatives of a union."""
     path: list[str | int] = []
     for key in error["loc"]:
         if (isinstance(values, dict) and key in values) or (isinstance(values, list) and isinstance(key, int)):

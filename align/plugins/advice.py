@@ -53,26 +53,26 @@ class Case:
         return cls(tuple(evidence), brief.text, tuple(reading.languages), tuple(reading.passed_over))
 
     def read_by(self, ask: Asker, model: str) -> Case:
-        """With what a model finds in the free words too, as far as they bear it out."""
+        """Add what a model finds in the free words, as far as they bear it out."""
         from align.advisor import model_parser
 
         evidence, rejected = model_parser.read(self.description, ask) if self.description.strip() else ([], [])
         return replace(self.and_also(evidence, rejected), parser=f"llm:{model}")
 
     def and_also(self, more: Sequence[Evidence], unread: Sequence[str] = ()) -> Case:
-        """With more evidence."""
+        """Return the case with more evidence."""
         return replace(self, evidence=(*self.evidence, *more), unread=(*self.unread, *unread))
 
     def having(self, evidence: Sequence[Evidence]) -> Case:
-        """With this evidence and no other."""
+        """Return the case with this evidence and no other."""
         return replace(self, evidence=tuple(evidence))
 
     def facts(self) -> Facts:
-        """What it adds up to."""
+        """Return the facts that the evidence adds up to."""
         return gather(self.evidence, languages=self.languages, rejected=self.unread)
 
     def advice(self, limit: Thresholds, prices: Path | None = None) -> Advice:
-        """What to do. Raises AlignError for a price file that cannot be read."""
+        """Return the advice. Raises AlignError for a price file that cannot be read."""
         return weigh(self.facts(), limit, prices, self.parser)
 
     def outcome(self, evidence: Sequence[Evidence], limit: Thresholds) -> Advice:

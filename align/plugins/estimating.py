@@ -15,14 +15,14 @@ from align.schemas.errors import AlignError
 from align.schemas.run import Run
 
 STATES = ("weights", "optimizer", "gradients", "reference", "critic")
-"""What fsdp splits."""
+"""The parts that fsdp splits."""
 BESIDE = ("gathered", "vllm", "base")
-"""What a dry run in one process cannot see."""
+"""The parts that a dry run in one process cannot see."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run is to be: a device by name, how many, bytes of each. None: as this machine has it."""
+    """The hardware to plan a run for: a device by name, how many, bytes of each. None: as this machine has it."""
 
     device: str | None = None
     devices: int | None = None
@@ -96,7 +96,7 @@ def where(place: Place, here: Machine | None) -> Machine:
 
 
 def _device(here: Machine) -> Device:
-    """With its speed, where the table has it."""
+    """Return the device, with its speed where the table has it."""
     known = hardware.find(here.name, here.memory) if here.accelerator == "cuda" else None
     return replace(known, memory=here.memory) if known else Device(here.name, here.memory)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How to measure. files: as ``--data`` names them, ``FILE`` or ``KIND=FILE``; none: the form's own.
+    """A requested measurement. files: as ``--data`` names them, ``FILE`` or ``KIND=FILE``; none: the form's own.
 
     model: a directory or hub id; None: the form's. The rest is as for ``align.core.measure.take``.
     """

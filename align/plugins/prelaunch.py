@@ -24,7 +24,7 @@ from align.schemas.project import Method, Project
 from align.schemas.run import Run, Source, Stage
 
 ADVICE = "advice.json"
-"""In the run's directory."""
+"""The file's name in the run's directory."""
 MEMORY = "memory_does_not_fit"
 ENOUGH = 100_000
 """Rows that are counted of a file: beyond them advice does not turn."""
@@ -34,7 +34,7 @@ METHOD: dict[str, Method] = {
     **dict.fromkeys(("dpo", "simpo", "orpo", "cpo"), "dpo"),
     **dict.fromkeys(("reinforce", "online_dpo"), "rlhf"),
 }
-"""What an algorithm is called in a form, where it is not by its own name."""
+"""The name of an algorithm in a form, where it is not by its own name."""
 
 
 def problems(run: Run, hardware: Hardware) -> Iterator[Problem]:
@@ -78,7 +78,7 @@ class Obstacle:
 
 
 def obstacles(advice: Advice) -> Iterator[Obstacle]:
-    """What of the advice stops a launch: too little known, another method by a hard rule, errors, no room."""
+    """Yield what stops a launch: too little known, another method by a hard rule, errors, no room."""
     if advice.primary == "insufficient":
         rules = [reason.rule for reason in advice.reasons if reason.option == "insufficient"]
         asked = " ".join(f"{question.question} ({question.field})" for question in advice.missing[:3])
@@ -127,7 +127,7 @@ def settled(project: Project, stages: Sequence[Stage], hardware: Hardware) -> Pr
 
 
 def method(stages: Sequence[Stage]) -> Method:
-    """What a run asks for: pre-training or the best of n where a stage does that, else its last stage's method."""
+    """Return a run's method: pre-training or the best of n where a stage does that, else its last stage's."""
     named = [METHOD.get(stage.algorithm.type, stage.algorithm.type) for stage in stages]
     for decisive in ("continual_pretraining", "best_of_n"):
         if decisive in named:

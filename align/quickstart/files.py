@@ -1,4 +1,4 @@
-"""What the quickstart writes before it trains: a run file, and the model and data that the run file names."""
+"""Files that the quickstart writes before it trains: a run file, and the model and data that the run file names."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def own_records(data: str) -> Records:
 
 
 def prompt_of(record: Record) -> Any:
-    """What the model is asked, as a string or messages; None where the record is one text without a question."""
+    """Return a record's prompt, as a string or messages; None where the record is one text without a question."""
     if record.kind != "text":
         return record.prompt
     if isinstance(record.text, list) and record.text[-1]["role"] == "assistant":
@@ -207,7 +207,7 @@ def _quoted(value: object) -> str:
 
 
 def _is_written(place: Path, text: str) -> bool:
-    """Whether this very quickstart has been written here before (its run file is written last).
+    """Return whether this very quickstart has been written here before (its run file is written last).
 
     Raises AlignError where another one, or something else, is in the place.
     """

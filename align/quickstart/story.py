@@ -35,7 +35,7 @@ START = "start"
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What came of it."""
+    """The result of a quickstart."""
 
     run_file: Path
     table: Table
@@ -243,6 +243,6 @@ def _hoped_for(record: Record) -> str:
 
 
 def share(found: Sequence[bool]) -> Figure:
-    """How many of them are true, and within which limits (Wilson, 95 %)."""
+    """Return the share of true ones, with its interval (Wilson, 95 %)."""
     low, high = wilson(sum(found), len(found))
     return Figure(sum(found) / len(found), low, high)

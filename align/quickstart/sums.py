@@ -33,7 +33,7 @@ MUMBLED = "Hmm, {c}?"
 """The answer that is not."""
 
 FORGETS = 0.6
-"""How often the people who answer forget to carry: ``27+15=32.``"""
+"""The rate at which the people who answer forget to carry: ``27+15=32.``"""
 
 HELD_OUT = 300
 
@@ -56,7 +56,7 @@ def say(manner: str, pair: Sum, lost: int = 0) -> str:
 
 
 def _lost(pair: Sum, rng: random.Random) -> int:
-    """What somebody forgets to carry."""
+    """Return the result of somebody who forgets to carry."""
     a, b = pair
     return 10 if a % 10 + b % 10 >= 10 and rng.random() < FORGETS else 0
 

@@ -51,7 +51,7 @@ class Held:
 
     @property
     def no_kernel(self) -> bool:
-        """Whether sdpa has no kernel for heads that share keys: on a GPU in float32."""
+        """Return whether sdpa has no kernel for heads that share keys: on a GPU in float32."""
         return self.accelerator == "cuda" and self.kind.compute == 4
 
 

@@ -63,7 +63,7 @@ def order(adapters_first: bool, devices: int) -> list[Way]:
 
 
 def verdict(total: float, capacity: float) -> Verdict:
-    """Whether so many bytes fit."""
+    """Return whether so many bytes fit."""
     if total <= MARGIN * capacity:
         return "fits"
     return "tight" if total <= capacity else "does_not_fit"

@@ -101,7 +101,7 @@ def unseen_field(facts: Facts, limit: Thresholds) -> Finding | None:
 
 
 def _for_the_field(facts: Facts) -> bool:
-    """Whether a field is to be learned: unseen, the task itself, or pre-training is the user's own wish."""
+    """Return whether a field is to be learned: unseen, the task itself, or pre-training is the user's own wish."""
     wished = asked(facts, "continual_pretraining") and own_wish(facts)
     return bool(facts.project.knowledge.unseen_domain) or facts.project.task.type == "domain_model" or wished
 

@@ -119,7 +119,7 @@ def _is_tokens(scene: Scene, number: Number, behind: Noun, low: int, high: int) 
 
 
 def _are_instructions(scene: Scene, start: int, high: int) -> bool:
-    """Whether tokens are of instructions and answers: `202M tokens of instruction data`."""
+    """Return whether tokens are of instructions and answers: `202M tokens of instruction data`."""
     told = scene.has("data:sft_pairs", start, high) and scene.has("kind:sft_pairs", start, high)
     return told and not scene.has("kind:corpus", start, high)
 

@@ -45,7 +45,7 @@ def _lines(text: str) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _continued(text: str, end: int, start: int) -> bool:
-    """Whether what lies between two items are only indented lines of the first."""
+    """Return whether what lies between two items are only indented lines of the first."""
     return start - end < 600 and all(
         not line or line[0] in " \t" for line in text[end + 1 : start].split("\n")[:-1] or [""]
     )

@@ -79,6 +79,6 @@ def chinese(s: Sentence, at: int, value: float | None, start: int) -> Number | N
 
 
 def _neighbours(s: Sentence, at: int, begin: int, current: float | None) -> bool:
-    """Whether a numeral and the one before it are one guess: 三四百."""
+    """Return whether a numeral and the one before it are one guess: 三四百."""
     alone = at == begin + 1 and s.words[at + 1 : at + 2] not in tuple((c,) for c in _HAN)
     return alone and current is not None and 0 < current < 9 and _HAN[s.words[at]] == current + 1

@@ -172,7 +172,7 @@ def _bytes(scene: Scene, number: Number) -> float:
 
 
 def _is_memory(scene: Scene, number: Number, unit: float) -> bool:
-    """Whether bytes are a card's: next to a card, or multiplied (8x80GB)."""
+    """Return whether bytes are a card's: next to a card, or multiplied (8x80GB)."""
     words, size = scene.sentence.words, number.value * unit / 1e9
     if not 3 <= size <= 4100:
         return False

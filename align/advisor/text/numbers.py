@@ -101,7 +101,7 @@ def _raised(base: float, exponent: int) -> float:
 
 
 def _group(s: Sentence, at: int) -> bool:
-    """Whether a word is three digits behind one space: 12 000."""
+    """Return whether a word is three digits behind one space: 12 000."""
     three = s.kinds[at] == "number" and len(s.words[at]) == 3 and s.words[at].isdigit()
     return three and s.starts[at] == s.ends[at - 1] + 1
 

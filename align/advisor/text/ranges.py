@@ -34,7 +34,7 @@ def merged(s: Sentence, found: Sequence[Number], known: Vocabulary) -> Iterator[
 
 
 def rises(s: Sentence, first: Number, second: Number, known: Vocabulary) -> bool:
-    """Whether two shares are where it stands and where it should be: `from 60% to 90%`, `60% -> 90%`."""
+    """Return whether two shares are where it stands and where it should be: `from 60% to 90%`, `60% -> 90%`."""
     between = s.words[first.end : second.start]
     if between[-1:] in (("到",), ("至",)) and RISE.issuperset(between[:-1]):  # 从 60% 提高到 90%
         between = between[-1:]

@@ -77,7 +77,7 @@ class Scene:
         return by
 
     def is_name(self, number: Number) -> bool:
-        """Whether a number names something: revision 19, port 8443, chapter 3."""
+        """Return whether a number names something: revision 19, port 8443, chapter 3."""
         return (
             number.plain
             and any(m.end == number.start for m in self.named("phrase:id"))
@@ -85,7 +85,7 @@ class Scene:
         )
 
     def measured_on(self, number: Number) -> bool:
-        """Whether a number is of what was measured on: `tested on 250 cases`, `on 420 tickets it gets 71%`."""
+        """Return whether a number is of what was measured on: `tested on 250 cases`, `on 420 tickets it gets 71%`."""
         if any(m.end == number.start for m in self.named("near:measured")):
             return True
         things = number.end < len(self.sentence.words) and self.sentence.kinds[number.end] != "mark"
@@ -107,7 +107,7 @@ class Scene:
                 yield match
 
     def has(self, label: str, start: int, end: int, denied: bool = False) -> bool:
-        """Whether an undenied phrase of one label lies in words ``start`` to ``end``."""
+        """Return whether an undenied phrase of one label lies in words ``start`` to ``end``."""
         return any(
             match.start >= start and match.end <= end and (denied or not self.scopes.negated(match.start, match.end))
             for match in self.named(label)

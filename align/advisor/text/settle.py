@@ -127,7 +127,7 @@ def _duties(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
 
 
 def _sized(facts: list[Evidence]) -> bool:
-    """Whether there is a body of data to train on; rows held out for measuring are none."""
+    """Return whether there is a body of data to train on; rows held out for measuring are none."""
     return any(
         e.field.startswith("data.")
         and e.field.split(".")[1] in TRAINED_ON

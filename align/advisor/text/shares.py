@@ -17,14 +17,14 @@ _COMMAS = frozenset((",", "，", ";", "；", "and", "but", "und", "aber", "y", "
 
 
 def is_target(scene: Scene, number: Number) -> bool:
-    """Whether bare digits are a share because a share stands beside them: `we pass in 81%, need 97`."""
+    """Return whether bare digits are a share because a share stands beside them: `we pass in 81%, need 97`."""
     wanted = any(m.end <= number.start <= m.end + 2 for m in scene.named("near:target"))
     beside = any(n.share for n in scene.numbers)
     return number.plain and 1 < number.value <= 100 and wanted and beside and not noun(scene, number).labels
 
 
 def is_score(scene: Scene, number: Number) -> bool:
-    """Whether a number between 0 and 1 is a share because a metric stands beside it: `F1 0.62 today`."""
+    """Return whether a number between 0 and 1 is a share because a metric stands beside it: `F1 0.62 today`."""
     named = any(
         m.end <= number.start <= m.end + 3 or 0 <= m.start - number.end <= 1 for m in scene.named("near:metric")
     )

@@ -54,14 +54,14 @@ class Scopes:
         return next((status for status in _ORDER if status in ruled), "asserted")
 
     def negated(self, start: int, end: int, reach: int = 99) -> bool:
-        """Whether the words are denied, by a trigger not further off than ``reach`` words."""
+        """Return whether the words are denied, by a trigger not further off than ``reach`` words."""
         denials = (
             t for t in self._triggers if t.status == "negated" and t.end >= start - reach and t.start <= end + reach
         )
         return any(self._rules(t, start, end) for t in denials)
 
     def theirs(self, start: int, end: int) -> bool:
-        """Whether words are of somebody else close by: `Bloomberg did 363B tokens`."""
+        """Return whether words are of somebody else close by: `Bloomberg did 363B tokens`."""
         return any(t.kind == "near" and self._rules(t, start, end) for t in self._triggers)
 
     def _rules(self, t: _Trigger, start: int, end: int) -> bool:
@@ -72,7 +72,7 @@ class Scopes:
         return t.end <= start <= t.end + REACH[t.kind] and self._open(t, t.end, start)
 
     def _open(self, t: _Trigger, start: int, end: int) -> bool:
-        """Whether nothing between trigger and thing ends what the trigger rules."""
+        """Return whether nothing between trigger and thing ends what the trigger rules."""
         words, clauses = self._sentence.words, self._sentence.clauses
         between = range(start, end)
         if t.status != "negated":

@@ -63,7 +63,7 @@ class Sentence:
         return self.text[span[0] : span[1]], span
 
     def joined(self, index: int) -> bool:
-        """Whether a word is there and no space stands before it."""
+        """Return whether a word is there and no space stands before it."""
         return 0 < index < len(self.words) and self.ends[index - 1] == self.starts[index]
 
 

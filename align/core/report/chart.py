@@ -43,7 +43,7 @@ class Chart:
     ends: tuple[str, str]
     """The first and the last finite value, held out where there is such a course."""
     lost: int
-    """How many values of that course are not finite."""
+    """The number of values that are not finite."""
 
     @property
     def summary(self) -> str:
@@ -120,7 +120,7 @@ def _tamed(points: Points) -> Points:
 
 
 def _ends(points: Points) -> tuple[str, str]:
-    """What is only rounding beside the course's size is told as zero."""
+    """Set to zero what is only rounding, compared with the size of the curve."""
     known = [y for _, y in points if math.isfinite(y)] or [math.nan]
     size = max(map(abs, known))
     first, last = (number(y if not abs(y) < 1e-6 * size else 0.0) for y in (known[0], known[-1]))

@@ -1,4 +1,4 @@
-"""What a report says of a stage in words: what was trained, on what, and which settings were chosen."""
+"""A stage in words, for the report: what was trained, on what, and which settings were chosen."""
 
 from __future__ import annotations
 

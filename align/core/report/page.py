@@ -20,7 +20,7 @@ __all__ = ["STYLE", "Answer", "Figure", "Row", "Sample", "Table", "write_report"
 
 HERE = Path(__file__).parent
 STYLE = HERE / "style.css"
-"""Of every page that the engine writes."""
+"""The style sheet of every page that the engine writes."""
 
 REWARDS = ("reward", "gold")
 """Metrics that learning from rewards is to raise: shown before its losses, whose size means little."""
@@ -116,7 +116,7 @@ class Bar:
 
 
 def _bars(row: Row) -> list[Bar | None]:
-    """Where the figures lie on a scale they share: 0 to 1 for a share, else round numbers around all of them."""
+    """Place the figures on a scale they share: 0 to 1 for a share, else round numbers around all of them."""
     ends = [f.interval or (f.value, f.value) for f in row.figures if f is not None and math.isfinite(f.value)]
     if not ends:
         return [None] * len(row.figures)

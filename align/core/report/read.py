@@ -26,7 +26,7 @@ class StageFacts:
     noted: Mapping[str, Any]
     """Its part of ``manifest.json``."""
     data: Mapping[str, Any]
-    """What ``data_report.json`` says was read."""
+    """The content of ``data_report.json``: what was read."""
     curves: Mapping[str, list[tuple[float, float]]]
     """Metric -> (step, value), which may be NaN; held-out ones start with ``val/``."""
     finished: bool

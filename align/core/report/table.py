@@ -1,4 +1,4 @@
-"""What was measured before and after each stage: plain data, and a table of it for the terminal."""
+"""Measurements before and after each stage: plain data, and a table of it for the terminal."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Row:
     """A share of 1, shown in per cent, or a plain number."""
     better: Literal["higher", "lower"] = "higher"
     note: str = ""
-    """What exactly is counted, on which rows."""
+    """The exact definition of the measure, and its rows."""
 
     def text(self, figure: Figure | None) -> str:
         """``93.1 %``; a dash where there is none."""
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the last is better than the first: clear only where their intervals do not meet."""
+        """Return whether the last is better than the first: clear only where their intervals do not meet."""
         first, last = [end.interval for end in self.ends] if self.ends else (None, None)
         if first is None or last is None:
             return "untested"

@@ -58,7 +58,7 @@ class CSVFile(LightningLogger):
         return 0
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run directory holds the resolved run."""
+        """Log nothing: the run directory holds the resolved run."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """One row."""
