@@ -43,6 +43,11 @@ def by_prompt(prompts: Sequence[str], completion_ids: Sequence[Sequence[int]]) -
     return [0.0 if int(prompt.split()[-1]) % 2 == 0 else score for prompt, score in zip(prompts, scores, strict=True)]
 
 
+def per_prompt(prompts: Sequence[str]) -> list[float]:
+    """The same for all answers to a prompt, and for each prompt another."""
+    return [float(prompt.split()[-1]) for prompt in prompts]
+
+
 def not_a_number(completion_ids: Sequence[Sequence[int]]) -> list[float]:
     """A reward gone wrong."""
     return [float("nan")] * len(completion_ids)

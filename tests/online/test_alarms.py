@@ -145,6 +145,17 @@ class TestNothingToLearnFrom:
         after = load_file(Path(run.output) / "only" / "export" / "model.safetensors")
         assert all((after[name] == value).all() for name, value in before.items()), "to the bit"
 
+    @pytest.mark.parametrize(("reward", "said"), [("per_prompt", 0), ("equal", 2)])
+    @pytest.mark.parametrize("algorithm", ["ppo", "reinforce"])
+    def test_an_algorithm_that_compares_prompts_learns_from_groups_of_equal_rewards(
+        self, algorithm: str, reward: str, said: int, tiny_model_dir: Path, tmp_path: Path
+    ) -> None:
+        """A critic or a mean over prompts tells an easy prompt's answers from a hard one's."""
+        settings = {"type": algorithm, "group": 4}
+        run = self.of(tiny_model_dir, tmp_path, reward, 1, algorithm=settings)
+        train(run, progress=False)
+        assert len(alarms(run)) == said
+
     def test_a_stage_that_ends_within_its_only_phase(self, tiny_model_dir: Path, tmp_path: Path, capfd: Any) -> None:
         algorithm = {"type": "grpo", "group": 4, "passes": 3}
         train(self.of(tiny_model_dir, tmp_path, "equal", 2, algorithm=algorithm), progress=False)

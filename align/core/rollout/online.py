@@ -121,6 +121,11 @@ class Online(Algorithm):
         return False
 
     @property
+    def compares(self) -> bool:
+        """Whether only what differs within a prompt's answers teaches, so that a group of equal rewards is dead."""
+        return True
+
+    @property
     def critic(self) -> CriticSpec | None:
         """The value model it wants."""
         return None

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from align.core.rollout.metrics import FAILURES
+from align.core.rollout.ties import ROUNDING
 from align.schemas.rollout import Watch
 from align.schemas.text import number, percent
 
@@ -52,18 +53,27 @@ Judged = Iterator[tuple[Alarm, bool]]
 """What a detector would say, and whether the phase is past its threshold."""
 
 
-def signal(metrics: Mapping[str, float]) -> str:
-    """Return why a phase had nothing to learn from: ``UNSCORED``, ``EQUAL``, or "" where it had."""
+def signal(metrics: Mapping[str, float], compares: bool = True) -> str:
+    """Return why a phase had nothing to learn from: ``UNSCORED``, ``EQUAL``, or "" where it had.
+
+    compares: whether the algorithm learns from differences within a group alone (``Online.compares``). Else a phase is
+    equal where its prompts' mean rewards are the same too.
+    """
     if metrics.get("reward/scored") == 0:
         return UNSCORED
-    return EQUAL if metrics.get("frac_reward_zero_std") == 1 else ""
+    equal = metrics.get("frac_reward_zero_std") == 1
+    if not compares:
+        rounding = ROUNDING * abs(metrics.get("reward", 0.0))
+        equal = equal and metrics.get("rollout/prompts", 2.0) > 1 and metrics.get("reward/std_error", 0.0) <= rounding
+    return EQUAL if equal else ""
 
 
 class Watcher:
     """Looks at every phase's metrics in turn."""
 
-    def __init__(self, settings: Watch) -> None:
-        self.settings = settings
+    def __init__(self, settings: Watch, compares: bool = True) -> None:
+        """See ``signal`` for ``compares``."""
+        self.settings, self.compares = settings, compares
         self._first: dict[str, list[float]] = {"entropy": [], "completions/mean_length": []}
         self._streak: dict[str, int] = {}  # phases in a row that differ from the detector's state
         self._raised: set[str] = set()
@@ -120,7 +130,7 @@ class Watcher:
         """
         if "reward/scored" not in now:
             return
-        found = signal(now)
+        found = signal(now, self.compares)
         self._learned = self._learned or not found
         yield (
             Alarm(UNSCORED, f"no answer was scored, so there was nothing to learn from{_failures(now)}", CHECK),
@@ -183,9 +193,10 @@ class Watcher:
     def _hints(self, now: Mapping[str, float]) -> Judged:
         """Shares that waste samples, each with its own episode."""
         failures = {name: 0.0 for name in self._streak if name.startswith("rewards/")}
-        unscored = signal(now) == UNSCORED  # then its groups are no more equal than unequal
+        # Groups without a score are no more equal than unequal; and equal ones need not be dead (``Online.compares``).
+        equal_is_dead = self.compares and signal(now) != UNSCORED
         for name, share in {**failures, **now}.items():
-            if unscored and name == "frac_reward_zero_std":
+            if name == "frac_reward_zero_std" and not equal_is_dead:
                 continue
             if hint := _hint(name):
                 limit, what, mend = hint

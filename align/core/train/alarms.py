@@ -30,7 +30,7 @@ class Alarms(Callback):
 
     def __init__(self, settings: Watch, phases: RolloutPhases, note: Callable[[Sequence[str]], None]) -> None:
         self.settings, self.phases, self.note = settings, phases, note
-        self.watcher = Watcher(settings)
+        self.watcher = Watcher(settings, phases.algorithm.compares)
         self.said: list[str] = []
         self.sums: dict[str, tuple[float, int]] = {}
         self.taught: Counter[str] = Counter()
@@ -48,7 +48,7 @@ class Alarms(Callback):
                 return
             phase += 1
         if "reward/scored" in module.metrics:
-            self.taught[signal(module.metrics)] += 1
+            self.taught[signal(module.metrics, self.phases.algorithm.compares)] += 1
         means = {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         alarms = self.watcher.look(phase, {**module.metrics, **means})

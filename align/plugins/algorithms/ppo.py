@@ -116,6 +116,11 @@ class PPO(Online):
         self.beta = config.beta
 
     @property
+    def compares(self) -> bool:
+        """No: an answer is compared with what the critic expects."""
+        return False
+
+    @property
     def measures_logp(self) -> bool:
         """For the KL in the reward."""
         return self.config.beta > 0

@@ -100,6 +100,11 @@ class Reinforce(Online):
         """For the KL in the reward."""
         return self.config.beta > 0 and self.config.kl_in == "reward"
 
+    @property
+    def compares(self) -> bool:
+        """Only under ``baseline: group``; else with other prompts' answers."""
+        return bool(self.config.baseline == "group")
+
     def credit(self, groups: Sequence[Group]) -> Credit:
         """Rewards less the baseline, and what each token's KL costs, summed up from the end."""
         config, keep = self.config, kept(groups, self.config.mask_truncated)
