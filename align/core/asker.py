@@ -77,7 +77,8 @@ class Recorded:
 
     def _recorded(self, path: Path) -> str:
         try:
-            reply = checksum.opened(path.read_bytes(), must=False).get("reply")  # one written by hand has no sum
+            # A reply may be written by hand, without a sum.
+            reply = checksum.opened(path.read_bytes(), must=False).get("reply")
         except (OSError, ValueError):
             reply = None
         if not isinstance(reply, str):
@@ -130,7 +131,7 @@ def _text(client: Client, reply: dict[str, Any]) -> str:
     except (KeyError, IndexError, TypeError):
         text = None
     if not isinstance(text, str):
-        raise AlignError(f"answered in an unknown form: {client.blotted(str(reply))[:200]}", where=client.base_url)
+        raise AlignError(f"answered in an unknown form: {client.redacted(str(reply))[:200]}", where=client.base_url)
     return text
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import httpx2
 
 from align.schemas.errors import AlignError
-from align.schemas.secrets import blotted
+from align.schemas.secrets import redacted
 
 CONNECT = 10.0
 """Most seconds for a connection, TLS included."""
@@ -35,6 +35,7 @@ CONNECTIONS = 256
 """Connections open at once; further requests wait for one. A process commonly has 1,024 descriptors for everything."""
 QUOTED = 600
 """Characters of a server's own words that a message quotes."""
+_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _JITTER = random.Random()  # its own: training's random numbers do not depend on a server's moods
 
 
@@ -150,8 +151,8 @@ class Client:
                 failed.late = True
             except httpx2.HTTPError as error:
                 # some of these have no text of their own
-                said = self.blotted(str(error)) or type(error).__name__
-                failed, wait = Unavailable(f"cannot be reached: {said}", where=url), None
+                reason = self.redacted(str(error)) or type(error).__name__
+                failed, wait = Unavailable(f"cannot be reached: {reason}", where=url), None
             except _Again as again:
                 failed, wait = again.failed, again.wait
                 failed.wait = wait
@@ -185,14 +186,14 @@ class Client:
             raise _Again(failed, retry_after(response.headers.get("Retry-After")))
         mend = ""
         if 300 <= status < 400:
-            location = self.blotted(harmless(response.headers.get("Location", "")))
+            location = self.redacted(shown_url(response.headers.get("Location", "")))
             text, mend = f"go to {location or 'nowhere'}", "give the address that it leads to"
         elif status in (401, 403):
             mend = "check the key"
         raise Refused(f"answered {status}: {text}", mend, where=url, status=status, text=text)
 
     def _words(self, body: bytes | bytearray) -> str:
-        """What a server says is wrong, the key blotted out should it repeat it."""
+        """Return the error message of a server, without the key should it repeat it."""
         text = bytes(body[: 2**16]).decode("utf-8", "replace")
         try:
             found = json.loads(text)
@@ -201,11 +202,11 @@ class Client:
         except (ValueError, AttributeError, RecursionError):
             pass
         text = " ".join(text.split())
-        return self.blotted(text)[:QUOTED] or "(nothing)"
+        return self.redacted(text)[:QUOTED] or "(nothing)"
 
-    def blotted(self, text: str) -> str:
-        """Return what a server says without the key, should it repeat it, nor what looks like one."""
-        return blotted(text.replace(self._key, "[key]") if self._key else text)
+    def redacted(self, text: str) -> str:
+        """Return a server's text without this client's key, which it may repeat, and without what looks like a key."""
+        return redacted(text.replace(self._key, "[key]") if self._key else text)
 
 
 class _Again(Exception):
@@ -223,11 +224,11 @@ def checked_url(url: str) -> tuple[str, bool]:
     try:
         found = httpx2.URL(url)
     except (httpx2.InvalidURL, TypeError) as error:
-        raise AlignError(f"is no address: {blotted(str(error))}", "write https://HOST[:PORT]/v1") from None
+        raise AlignError(f"is no address: {redacted(str(error))}", "write https://HOST[:PORT]/v1") from None
     if found.userinfo:
         raise AlignError("the address holds a user name or a password", "give the key by environment variable or file")
     if found.scheme not in ("http", "https") or not found.host or found.query or found.fragment:
-        raise AlignError(f"{harmless(url)!r} is no address of a service", "write https://HOST[:PORT]/v1")
+        raise AlignError(f"{shown_url(url)!r} is no address of a service", "write https://HOST[:PORT]/v1")
     local = is_loopback(found.host)
     if found.scheme == "http" and not local:
         raise AlignError(
@@ -237,15 +238,16 @@ def checked_url(url: str) -> tuple[str, bool]:
     return url.rstrip("/"), local
 
 
-def harmless(url: str) -> str:
-    """Return an address as a message may show it: without user, password, query and fragment, and long words cut.
+def shown_url(url: str) -> str:
+    """Return an address as a message may show it, without user, password, query, fragment and what looks like a token.
 
-    A query or a fragment often carries a token, and so does a part of the path that no one would type.
+    A query or a fragment often carries a token. So may a part of the path: one of 20 or more characters with a digit
+    among them is taken for a token.
     """
-    bare = re.sub(r"(?<=//)[^/?#]*@", "", url)
-    path, mark, _ = bare.partition("?") if "?" in bare else bare.partition("#")
-    path = re.sub(r"(?<=/)(?=[^/]*\d)[\w.~%+=-]{20,}", "\N{HORIZONTAL ELLIPSIS}", path)
-    return path[:QUOTED] + ("?\N{HORIZONTAL ELLIPSIS}" if mark else "")
+    without_user = re.sub(r"(?<=//)[^/?#]*@", "", url)
+    path, *left_out = re.split("[?#]", without_user, maxsplit=1)
+    path = re.sub(r"(?<=/)(?=[^/]*\d)[\w.~%+=-]{20,}", _ELLIPSIS, path)
+    return f"{path[:QUOTED]}?{_ELLIPSIS}" if left_out else path[:QUOTED]
 
 
 def is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""How align starts another Python: the child imports what this process would, and nothing that lies about by chance.
+"""Child Python processes that import the same modules as this one, and nothing that merely lies in the directory.
 
 ``python -m`` and ``python -c`` look for every module in the working directory first, so a user's ``random.py`` there is
 executed in place of Python's. A child is therefore started with ``-P``, and is given this process's path without the
@@ -23,7 +23,7 @@ HOME = Path(__file__).resolve().parents[2]
 
 
 def command(*arguments: str) -> list[str]:
-    """Return the command line that runs this interpreter with ``arguments``; give it ``environment()``."""
+    """Return the command line that runs this interpreter with ``arguments``; start it with ``environment()``."""
     return [sys.executable, "-P", *arguments]
 
 
@@ -40,15 +40,15 @@ def import_path() -> list[str]:
     Left out are the interpreter's own directories, which PYTHONPATH would put before the standard library, and the
     directory of the script or the working directory, unless PYTHONPATH names it or align itself lives there.
     """
-    wanted = [Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    asked_for = [Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     left_out = {_resolved(entry) for entry in (*_own_directories(), *_implicit_directories())}
-    left_out -= {HOME, *wanted}
+    left_out -= {HOME, *asked_for}
     return [entry for entry in sys.path if _resolved(entry) not in left_out]
 
 
 @contextmanager
 def safe_spawning() -> Iterator[None]:
-    """Have ``multiprocessing`` start children with ``-P``, which it can be told through the environment only."""
+    """Have ``multiprocessing`` start children as with ``-P``, for which it has no option but the environment."""
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -61,8 +61,8 @@ def safe_spawning() -> Iterator[None]:
 
 
 @contextmanager
-def importing_beside(directory: Path) -> Iterator[None]:
-    """Have modules of ``directory`` found first, but never in place of the standard library's."""
+def importing_from(directory: Path) -> Iterator[None]:
+    """Find modules in ``directory`` first while the block runs, but never in place of the standard library's."""
     sys.path.insert(0, str(directory))
     sys.meta_path.insert(0, _StandardLibrary)
     try:
@@ -73,7 +73,7 @@ def importing_beside(directory: Path) -> Iterator[None]:
 
 
 class _StandardLibrary(MetaPathFinder):
-    """Finds Python's own modules in their own directories, wherever those stand on the path."""
+    """A finder of Python's own modules in their own directories, wherever those stand on the path."""
 
     @classmethod
     def find_spec(cls, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -90,12 +90,12 @@ def _standard_directories() -> list[str]:
 
 
 def _own_directories() -> list[str]:
-    """Where every process of this interpreter looks: the standard library and site-packages."""
+    """Return the directories that every process of this interpreter searches: standard library and site-packages."""
     return [*_standard_directories(), *site.getsitepackages(), site.getusersitepackages()]
 
 
 def _implicit_directories() -> list[str]:
-    """What Python puts first on the path unasked: the working directory, or that of the script."""
+    """Return what Python itself puts first on the path: the working directory, or that of the script."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     return ["", *([os.path.dirname(os.path.abspath(script))] if script else [])]
 

@@ -1,8 +1,8 @@
-"""A signal that asks a run to stop, outside of its steps too. No torch: it holds while torch is still being imported.
+"""Signals that ask a run to stop, outside of its steps too. Imports no torch: works while torch is still imported.
 
 Inside the training loop a signal only raises a flag and the step is finished (``callbacks.Signals``). Everywhere else
 (imports, reading data, loading a model, an evaluation before the first step, ``best_of_n``, the export) the process
-ends where it stands. An exception would not do: half an import cannot be undone, and whoever guards an import would
+ends at once. An exception would not do: half an import cannot be undone, and code that guards a plugin's import would
 take it for the plugin's failure. Nothing is lost, as files are whole or absent and every child dies with its parent.
 """
 
@@ -17,31 +17,33 @@ from align.core.liveness import SIGNALS, give_up
 
 
 class Interrupted(BaseException):
-    """Stopped by a signal, after saving. Not an Exception, so that nothing takes it for a failure.
+    """A stop by a signal, after saving. Not an Exception: no ``except Exception`` may take it for a failure.
 
-    step: the last that is saved, 0 before the first; None where that is not known.
+    step: the last one that is saved, 0 before the first; None where that is not known.
     """
 
     def __init__(self, signal_number: int, step: int | None = None) -> None:
         self.signal_number, self.step = signal_number, step
-        where = f"after step {step}, which is saved" if step else "before the first step"
-        name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name}" if step is None else f"stopped by {name} {where}")
+        message = f"stopped by {signal.Signals(signal_number).name}"
+        if step is not None:
+            message += f" after step {step}, which is saved" if step else " before the first step"
+        super().__init__(message)
 
 
 @contextmanager
 def ending_on_signals(again: str = "") -> Iterator[None]:
-    """End the process in the block on SIGTERM, SIGINT or SIGUSR1, with 128 plus its number.
+    """End the process on SIGTERM, SIGINT or SIGUSR1 while the block runs; its exit status is 128 plus the number.
 
-    again: the command that goes on, for the message; "" says nothing, as for one process of several. Only a main thread
-    may handle signals; elsewhere nothing changes.
+    again: the command that continues the run, for the message; "" prints none, as for one process of several. Python
+    lets only the main thread handle signals; in any other nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number: int, frame: object) -> None:
-        give_up(f"{Interrupted(number)}; go on with: {again}" if again else "", 128 + number)
+        message = f"{Interrupted(number)}; go on with: {again}" if again else ""
+        give_up(message, 128 + number)
 
     before = {number: signal.signal(number, end) for number in SIGNALS}
     try:

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from align.schemas.base import Config
 from align.schemas.errors import AlignError, Problem, did_you_mean
-from align.schemas.secrets import blotted, is_secret
+from align.schemas.secrets import is_secret, redacted
 
 Path = tuple[str | int, ...]
 Where = Callable[[Path], str]
@@ -169,7 +169,7 @@ def _shown(path: Path, value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if path and is_secret(str(path[-1])):
         return "hidden here"
-    text = blotted(repr(value))
+    text = redacted(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 HIDDEN = "[hidden]"
 SHORTEST = 6
-"""Shortest secret that is replaced wherever it occurs: a shorter one is too likely to be an ordinary word."""
+"""The shortest value, in characters, that is removed wherever it occurs: a shorter one would take common words too."""
 
+# Tokens of a vocabulary (bos_token, pad_token, ...) hold no secret, though their names end like those of API tokens.
 _NAME = re.compile(
     r"secret|passw|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!stop_)(?<!mask_)token$|(api|access|private|auth)[_-]?key"
     r"|credential|authorization|bearer",
@@ -20,7 +21,8 @@ _FORM = re.compile(
     r"\b(?:sk|pk|rk)-[\w-]{16,}|\bhf_\w{16,}|\bgh[pousr]_\w{20,}|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|(?<=//)[^/@\s]+(?=@)|(?<=Bearer )\S+"
 )
-"""Keys by their form, and user name and password in an address."""
+"""Keys that are known by their form (OpenAI, Hugging Face, GitHub, Slack, AWS, JWT, bearer tokens), and user name and
+password in an address."""
 
 
 def is_secret(name: str) -> bool:
@@ -29,7 +31,10 @@ def is_secret(name: str) -> bool:
 
 
 def secrets_of(settings: Any, named: bool = False) -> Iterator[str]:
-    """Yield the secrets among settings: strings under a name for which ``is_secret`` holds, at any depth."""
+    """Yield the secrets among settings: strings under a secret name (``is_secret``), at any depth.
+
+    named: whether ``settings`` itself stands under such a name.
+    """
     if isinstance(settings, Mapping):
         for name, value in settings.items():
             yield from secrets_of(value, named or is_secret(str(name)))
@@ -40,7 +45,7 @@ def secrets_of(settings: Any, named: bool = False) -> Iterator[str]:
         yield settings
 
 
-def blotted(text: str, secrets: Iterable[str] = ()) -> str:
+def redacted(text: str, secrets: Iterable[str] = ()) -> str:
     """Return a text with the given secrets, and everything that has the form of one, replaced by ``HIDDEN``."""
     for secret in sorted(secrets, key=len, reverse=True):  # longest first: one may contain another
         text = text.replace(secret, HIDDEN)
@@ -48,7 +53,11 @@ def blotted(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def concealed(settings: Any, named: bool = False) -> Any:
-    """Return settings with each secret replaced by a mark: two secrets can be told apart, and neither can be read."""
+    """Return settings in which a mark replaces each secret; equal secrets have equal marks, others have others.
+
+    So a changed key is still noticed when two runs are compared, and no mark gives a key away. named: as in
+    ``secrets_of``.
+    """
     if isinstance(settings, Mapping):
         return {name: concealed(value, named or is_secret(str(name))) for name, value in settings.items()}
     if isinstance(settings, list | tuple):
@@ -59,9 +68,9 @@ def concealed(settings: Any, named: bool = False) -> Any:
 
 
 def shown_argument(argument: str) -> str:
-    """Return a word of a command line as it may be kept: the value of ``a.b.api_key=VALUE`` is hidden."""
+    """Return a word of a command line as it may be stored: the value of ``a.b.api_key=VALUE`` is hidden."""
     name, equals, _ = argument.partition("=")
-    return f"{name}={HIDDEN}" if equals and is_secret(name) else blotted(argument)
+    return f"{name}={HIDDEN}" if equals and is_secret(name) else redacted(argument)
 
 
 def _mark(secret: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from align.core.asker import endpoint
-from align.core.http import Client, Refused, checked_url, harmless
+from align.core.http import Client, Refused, checked_url, shown_url
 from align.core.report.read import read_run
 from align.core.rollout.reward import Answer, Place
 from align.core.rollout.score import Opened, decisive
@@ -17,7 +17,7 @@ from align.core.train.launch import train
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice
 from align.schemas.run import Run
-from align.schemas.secrets import blotted, concealed, is_secret, secrets_of, shown_argument
+from align.schemas.secrets import concealed, is_secret, redacted, secrets_of, shown_argument
 from tests.core.servers import Reply, serving
 
 KEY = "corr3ct-horse-battery"
@@ -51,7 +51,7 @@ def test_names_that_do_not(name: str) -> None:
 @pytest.mark.parametrize("secret", FORMS)
 def test_forms_that_say_so(secret: str) -> None:
     for hidden in (
-        blotted(f"bad key {secret}!"),
+        redacted(f"bad key {secret}!"),
         json.dumps(concealed({"key": secret})),
         shown_argument(f"key={secret}"),
     ):
@@ -60,7 +60,7 @@ def test_forms_that_say_so(secret: str) -> None:
 
 def test_ordinary_words_stay() -> None:
     text = "The task-oriented sk-learn run hf_x failed at https://example.org/v1: 'eyJ' Bearer"
-    assert blotted(text) == text and concealed({"a": text, "b": [1, None, True]}) == {"a": text, "b": [1, None, True]}
+    assert redacted(text) == text and concealed({"a": text, "b": [1, None, True]}) == {"a": text, "b": [1, None, True]}
 
 
 def test_two_secrets_are_told_apart_and_an_address_loses_its_user() -> None:
@@ -91,7 +91,7 @@ def test_a_redirects_target(location: str, shown: str) -> None:
 def test_an_address_in_a_message() -> None:
     with pytest.raises(AlignError) as caught:
         checked_url(f"https://h/v1?api_key={KEY}")
-    assert KEY not in str(caught.value) and harmless("https://h/v1") == "https://h/v1"
+    assert KEY not in str(caught.value) and shown_url("https://h/v1") == "https://h/v1"
 
 
 def test_a_reply_in_an_unknown_form(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,8 @@ def generate(
 ) -> list[str]:
     """Greedy answers, in the order of the prompts: text as it is continued, conversations through the chat template.
 
-    Read as turns, without special tokens. The model's own generation settings are not used, save where it ends a turn.
+    Each is the text of its turn (``Turns.text``). Of the model's own generation settings only the tokens that end a
+    turn are used.
     """
     encoder = Encoder(tokenizer)
     turns = Turns(tokenizer, encoder)

@@ -174,8 +174,8 @@ class Collector:
             for sample in group_:
                 tokens = tuple(sample.tokens.tolist())
                 text = self.turns.text(tokens, opening)
-                said: Content = [{"role": "assistant", "content": text}] if row.conversational else text
-                answers.append(Answer(row.prompt or "", said, text, tokens, sample.finish, row.columns, place))
+                completion: Content = [{"role": "assistant", "content": text}] if row.conversational else text
+                answers.append(Answer(row.prompt or "", completion, text, tokens, sample.finish, row.columns, place))
         scores = self.scorer.ask(answers)
         golds = [next(iter(each.values())) for each in self.gold.ask(answers)] if self.gold else [None] * len(answers)
         heard = [

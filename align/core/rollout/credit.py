@@ -75,10 +75,14 @@ def std(x: Numbers) -> float:
 
 
 def less_mean(reward: Numbers) -> Numbers:
-    """R_i − mean(R). GRPO, 2402.03300 Section 4.1.2. Exactly 0 where all are equal, as a rounded mean would not be."""
+    """R_i − mean(R). GRPO, 2402.03300 Section 4.1.2.
+
+    Exactly 0 where all are equal.
+    """
     known = reward[~np.isnan(reward)]
-    apart = reward - known[0] if len(known) else reward
-    return apart - mean(apart)
+    # The mean of equal numbers is rounded, and may differ from each of them. Less the first one they are exact zeros.
+    shifted = reward - known[0] if len(known) else reward
+    return shifted - mean(shifted)
 
 
 def less_siblings(reward_G: Numbers) -> Numbers:

@@ -81,9 +81,9 @@ def forecast(reward: Opened, lines: Sequence[Line], speaker: Speaker) -> Forecas
     groups: list[list[float | None]] = []
     outcomes: list[Counter[str]] = []
     with working(f"sampling {speaker.n} answers to each of {len(records):,} prompts"):
-        heard = speaker.ask(records)
-    for place, said in enumerate(heard):
-        answers = [each.answer(place) for each in said]
+        groups_of_answers = speaker.ask(records)
+    for place, group in enumerate(groups_of_answers):
+        answers = [each.answer(place) for each in group]
         verdicts = list(ask(reward, [Line(asked[place].where, answer) for answer in answers], len(answers)))
         groups.append([verdict.score.value for verdict in verdicts])
         outcomes.append(Counter(verdict.score.outcome for verdict in verdicts))

@@ -149,10 +149,11 @@ def from_function(function: Callable[..., Any], name: str) -> Reward:
     return FunctionReward(function, name)
 
 
-def told(error: BaseException, longest: int = 500) -> str:
+def error_line(error: BaseException, longest: int = 500) -> str:
     """Return an exception in one line, with the place in the user's own code that it came from.
 
-    Its own words may be hostile too (a ``__str__`` that fails; a worker's deadline meets an endless one).
+    longest: characters of its message that are quoted. ``str(error)`` is the user's code too: it may fail, or not return,
+    which a worker's deadline ends.
     """
     try:
         words = " ".join(str(error)[:longest].split())
@@ -160,14 +161,15 @@ def told(error: BaseException, longest: int = 500) -> str:
         words = f"its message cannot be read, which raises {type(worse).__name__}"
     line = f"{type(error).__name__}: {words}".removesuffix(": ")
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIRS)]
+    # The last frame is often a library's; what helps the user is the last line of their own that led there.
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
     return f"{line} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else line
 
 
-_NOT_THEIRS = tuple(
+_NOT_THE_USERS = tuple(
     {str(HOME / "align"), "<", *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
 )
-"""Where code lies that is not a reward's: align's, Python's and what is installed."""
+"""Beginnings of the file names of code that is not the user's: align's, Python's and what is installed."""
 
 
 def parts_of(beside: Mapping[str, Any]) -> dict[str, float]:

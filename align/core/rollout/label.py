@@ -68,10 +68,10 @@ class Journal:
         if whole[:1] != [f"{head}\n".encode()]:
             mend = "give it the same prompts and settings, or remove that directory to begin again"
             raise AlignError("was begun from other prompts or settings", mend, where=str(self.directory))
-        sound = list(_opened(whole[1:]))
+        sound = list(_undamaged(whole[1:]))
         if len(sound) < len(whole) - 1:
-            told = f"line {len(sound) + 2} of it is damaged", "what stands from there on is labelled again"
-            print(Problem(str(self._path), *told), file=sys.stderr)
+            what, fix = f"line {len(sound) + 2} of it is damaged", "it and the lines after it are labelled again"
+            print(Problem(str(self._path), what, fix), file=sys.stderr)
         self.lines = sound
         self._file = self._path.open("r+b")
         self._file.truncate(sum(map(len, whole[: 1 + len(sound)])))
@@ -85,7 +85,7 @@ class Journal:
         self.lines += lines
 
     def discard(self) -> None:
-        """Remove what was kept: nothing in it is worth going on from."""
+        """Remove the journal without writing an output."""
         self.close()
         shutil.rmtree(self.directory)
 
@@ -100,8 +100,8 @@ class Journal:
         self._file.close()
 
 
-def _opened(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
-    """The lines up to the first that is not as it was written."""
+def _undamaged(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the lines before the first damaged one. Those after it are left out: labels have the prompts' order."""
     for line in lines:
         try:
             yield opened(line)
@@ -147,8 +147,9 @@ def label(
     counts = Counter(line["came"] for line in journal.lines)
     counts["blank"] = sum(line["blank"] for line in journal.lines)
     spent = {name: dict(opened.reward.counts()) for name, opened in scorer.rewards.items()}
-    if counts["labelled"]:
-        journal.finish([line["row"] for line in journal.lines if line["came"] == "labelled"])
+    rows = [line["row"] for line in journal.lines if line["came"] == "labelled"]
+    if rows:
+        journal.finish(rows)
     else:
         journal.discard()
     return Labels(journal.output, len(records), counts, spent)

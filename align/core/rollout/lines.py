@@ -31,7 +31,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a reward said of one line, and how long the call took in which it was asked, alone or with others."""
+    """A reward's score for one line.
+
+    milliseconds: the duration of the call that scored it. together: how many lines that call scored.
+    """
 
     line: Line
     score: Score
@@ -105,7 +108,7 @@ def words(said: Any, field: str) -> str:
 
 
 def _counted(batches: Sequence[list[Line]], lines: int) -> Iterator[list[Line]]:
-    """The batches, their lines counted as they are done."""
+    """Yield the batches, and count their lines for the progress display once they are done."""
     with Work("scoring lines", lines) as work:
         for batch in batches:
             yield batch
@@ -113,9 +116,9 @@ def _counted(batches: Sequence[list[Line]], lines: int) -> Iterator[list[Line]]:
 
 
 def ask(reward: Opened, lines: Sequence[Line], together: int = 1) -> Iterator[Verdict]:
-    """What a reward says of every line, in order. A failure costs its lines their scores and is said there.
+    """Yield a reward's score for every line, in order. A failure leaves its lines without scores, and they say why.
 
-    together: answers asked at once, at least those of a prompt in successive lines.
+    together: answers scored in one call, at least those of a prompt in successive lines.
     """
     for batch in _counted(list(_batches(lines, together)), len(lines)):
         faults = {i: why for i, line in enumerate(batch) if (why := _fault(reward, line))}
@@ -127,19 +130,20 @@ def ask(reward: Opened, lines: Sequence[Line], together: int = 1) -> Iterator[Ve
             why = "; ".join(_in_one_line(problem) for problem in error.problems)
             seconds = time.perf_counter() - started
             scores = [Timed(Score(None, "error", why=why), seconds, len(answers))] * len(answers)
-        said = iter(scores)
+        remaining = iter(scores)
         for i, line in enumerate(batch):
             if i in faults:
                 yield Verdict(line, Score(None, "error", why=faults[i]), 0.0)
             else:
-                timed = next(said)
+                timed = next(remaining)
                 yield Verdict(line, timed.score, 1000 * timed.seconds, timed.together)
 
 
 def _in_one_line(problem: Problem) -> str:
-    """Where, what and the fix."""
+    """Return where, what and the fix, without line breaks."""
     where = f"{problem.where}: " if problem.where else ""
-    return " ".join((where + problem.what + (f" ({problem.mend})" if problem.mend else "")).split())
+    fix = f" ({problem.mend})" if problem.mend else ""
+    return " ".join(f"{where}{problem.what}{fix}".split())
 
 
 def _fault(reward: Opened, line: Line) -> str:

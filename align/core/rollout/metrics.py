@@ -58,12 +58,18 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def dead(group: Group) -> bool:
-    """Whether a group cannot tell better from worse: its rewards are the same (``ties``), or fewer than two known."""
+    """Return whether a group cannot tell better from worse.
+
+    Its rewards are the same but for rounding (``ties``), or fewer than two of them are known.
+    """
     return len(group) > 1 and tied(_known(group), max(experience.size for experience in group))
 
 
 def level(group: Group) -> None:
-    """Make the rewards of a dead group equal where rounding alone tells them apart, so that its advantages are 0."""
+    """Make the known rewards of a dead group exactly equal, in place.
+
+    They may differ by rounding, and an advantage that is divided by their standard deviation would make ±1 of that.
+    """
     known = [experience for experience in group if experience.reward is not None]
     for experience in known:
         experience.reward = known[0].reward

@@ -32,7 +32,7 @@ class Experience:
     sampled_logp, logp, ref_logp   log-probability [T] of each token under the generator, the trainer's policy before
                 the phase's first step, and the reference; at the sampling temperature. None where not measured
     value       [T] the critic's value of the state before each token (prompt and the tokens until then)
-    size        of the numbers that were added up to the reward; rewards that differ by rounding alone are the same
+    size        sum of the absolute values of the numbers that were added up to the reward; bounds its rounding
     """
 
     source: str

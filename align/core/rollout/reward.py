@@ -83,7 +83,7 @@ class Reward:
     limits: ClassVar[frozenset[str]] = frozenset()
     """Settings that bound its work and decide no score: a run may go on with others."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Settings that name a file or a model: a resumed run compares what lies there, not how its path is spelt."""
+    """Settings that name a file or a model: a resumed run compares the content there, not how its path is spelt."""
 
     class Config(Config):
         """Settings in the run file."""
@@ -98,7 +98,7 @@ class Reward:
 
     @property
     def label(self) -> str:
-        """What tells it from others of its name in messages, as the file of a function does; "" for nothing."""
+        """The part of messages that tells it from others of its name, such as the file of a function; "" for none."""
         return ""
 
     def open(self, place: Place) -> None:

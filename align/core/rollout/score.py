@@ -18,12 +18,12 @@ from typing import Any
 
 from align.core.liveness import waiting
 from align.core.registry import registry
-from align.core.rollout.functions import from_function, told
+from align.core.rollout.functions import error_line, from_function
 from align.core.rollout.reward import Answer, Outcome, Place, Reward, Score
 from align.core.rollout.workers import Workers
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice
-from align.schemas.secrets import blotted, concealed, secrets_of
+from align.schemas.secrets import concealed, redacted, secrets_of
 
 Said = Mapping[str, Score]
 """What each reward said of one answer, by the reward's name in the run."""
@@ -34,8 +34,8 @@ BOUND = (
 )
 
 LARGEST = (2 - 2.0**-23) * 2.0**127
-"""Of float32, which advantages are kept in. Past it a group's differences and variance overflow to NaN, which looks
-like an answer that nobody scored."""
+"""The largest float32 number. Advantages are float32: past it a group's differences and variance overflow to NaN, which
+looks like an answer that nobody scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Scored:
     """One answer's reward (None: nobody scored it), and what each reward said.
 
     learned: the reward made of normalised scores, to be learned from; where nothing is normalised it is the reward.
-    size: of the numbers that were added up to it; its rounding error is a tiny part of that.
+    size: the sum of the absolute values of the numbers in ``learned``, which bounds its rounding error (``ties``).
     """
 
     reward: float | None
@@ -77,7 +77,7 @@ def decisive(choice: RewardChoice) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A score, and the seconds that the call took in which so many answers were asked ``together``."""
+    """A score, the seconds of the call that gave it, and how many answers that call scored ``together``."""
 
     score: Score
     seconds: float
@@ -90,7 +90,7 @@ class Opened:
     def __init__(self, choice: RewardChoice, place: Place) -> None:
         self.choice = choice
         self._secrets = [*secrets_of(choice.settings), *secrets_of(os.environ)]
-        with self._discreet():
+        with self._without_secrets():
             self._open(place)
 
     def _open(self, place: Place) -> None:
@@ -116,30 +116,32 @@ class Opened:
         return [timed.score for timed in self.timed(answers)]
 
     def timed(self, answers: Sequence[Answer]) -> list[Timed]:
-        """As ``score``, each with the time that it took: its own in workers, else that of the call for all."""
+        """Return the scores with the time that each took: its own in workers, else that of the call for all.
+
+        Raises AlignError as ``score``.
+        """
         since = time.perf_counter()
-        with self._discreet():
+        with self._without_secrets():
             if self._workers is not None:
                 return [
-                    Timed(self._without_secrets(_checked(score)), seconds, 1)
-                    for score, seconds in self._workers.timed(answers)
+                    Timed(self._clean(_checked(score)), seconds, 1) for score, seconds in self._workers.timed(answers)
                 ]
-            scores = [self._without_secrets(score) for score in self._score(answers)]
+            scores = [self._clean(score) for score in self._score(answers)]
         seconds = time.perf_counter() - since
         return [Timed(score, seconds, len(answers)) for score in scores]
 
     def _score(self, answers: Sequence[Answer]) -> list[Score]:
         try:
             with waiting(f"{self._where} scores {len(answers)} answers", BOUND):
-                said = [_checked(score) for score in self.reward.score(answers)]
+                scores = [_checked(score) for score in self.reward.score(answers)]
         except AlignError:
             raise
         except (Exception, SystemExit) as error:  # a reward's sys.exit(0) would end a run as if it were done
-            mend = "mend it, or set its timeout: then it runs in workers, and a failure costs one answer its score"
-            raise AlignError(f"failed: {told(error)}", mend, where=self._where) from error
-        if len(said) != len(answers):
-            raise AlignError(f"gave {len(said)} scores for {len(answers)} answers", where=self._where)
-        return said
+            fix = "fix it, or set its timeout: then it runs in workers, and a failure costs one answer its score"
+            raise AlignError(f"failed: {error_line(error)}", fix, where=self._where) from error
+        if len(scores) != len(answers):
+            raise AlignError(f"gave {len(scores)} scores for {len(answers)} answers", where=self._where)
+        return scores
 
     @property
     def _where(self) -> str:
@@ -147,21 +149,22 @@ class Opened:
         return f"reward {self.choice.type}" + (f" ({label})" if label else "")
 
     @contextmanager
-    def _discreet(self) -> Iterator[None]:
-        """Errors of a reward, which may quote what it was set to, without the secrets among that."""
+    def _without_secrets(self) -> Iterator[None]:
+        """Redact the errors of a reward, which may quote its settings, keys among them."""
         try:
             yield
         except AlignError as error:
             found = [
-                replace(p, what=blotted(p.what, self._secrets), mend=blotted(p.mend, self._secrets))
+                replace(p, what=redacted(p.what, self._secrets), mend=redacted(p.mend, self._secrets))
                 for p in error.problems
             ]
             if found == list(error.problems):
                 raise
-            raise AlignError.gather(found) from None
+            raise AlignError.gather(found) from None  # the cause would show in a traceback what is left out here
 
-    def _without_secrets(self, score: Score) -> Score:
-        return replace(score, why=blotted(score.why, self._secrets)) if score.why else score
+    def _clean(self, score: Score) -> Score:
+        """Return a score whose explanation holds no secret."""
+        return replace(score, why=redacted(score.why, self._secrets)) if score.why else score
 
     def close(self) -> None:
         """Stop it."""
@@ -213,23 +216,27 @@ class Scorer:
         """The weighted sums. Running means move on with these answers first: give all processes the same ones."""
         for name, running in self._running.items() if moves else ():
             running.enter([s[name].value for s in said])
-        made = []
+        scored = []
         for each in said:
+            reward, _ = self._sum(each, {})
             learned, size = self._sum(each, self._running)
-            made.append(Scored(self._sum(each, {})[0], each, learned, size))
-        return made
+            scored.append(Scored(reward, each, learned, size))
+        return scored
 
     def _sum(self, said: Said, running: Mapping[str, _Running]) -> tuple[float | None, float]:
-        """Return the weighted sum, and the size of the numbers that were added up to it."""
-        total = size = spoken = 0.0
+        """Return the weighted sum of the scores there are, and the absolute values of the numbers in it, added up.
+
+        Both are scaled up for the rewards that abstained, so that an answer is worth no less for a missing score.
+        """
+        total = size = weight = 0.0
         for name, choice in self.choices.items():
             value = said[name].value
             if value is not None:
                 term, added = running[name].normal(value) if name in running else (value, abs(value))
                 total, size = total + choice.weight * term, size + abs(choice.weight) * added
-                spoken += abs(choice.weight)
+                weight += abs(choice.weight)
         whole = sum(abs(choice.weight) for choice in self.choices.values())
-        return (total * whole / spoken, size * whole / spoken) if spoken else (None, 0.0)
+        return (total * whole / weight, size * whole / weight) if weight else (None, 0.0)
 
     def state_dict(self) -> dict[str, list[float]]:
         """The running means."""
@@ -257,7 +264,10 @@ class _Running:
                 self.squares += (value - before) * (value - self.mean)
 
     def normal(self, value: float) -> tuple[float, float]:
-        """Return the normalised value, and the size of what it was made of: near the mean it is all rounding."""
+        """Return the normalised value, and the absolute values of the numbers in it, added up and normalised too.
+
+        Near the mean the first is all rounding, and the second says of what size.
+        """
         scale = (math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0) + 1e-6
         return (value - self.mean) / scale, (abs(value) + abs(self.mean)) / scale
 

@@ -121,7 +121,7 @@ class Speaker:
         self._turns = Turns(self.subject.tokenizer, self._encoder)
 
     def stream(self, record: Record, write: Callable[[str], None]) -> Stream:
-        """Return what writes the answer to ``record`` as it comes."""
+        """Return a ``Stream`` that writes the answer to ``record`` as it is sampled."""
         return Stream(self._turns, self._turns.opening(record), write)
 
     def ask(
@@ -137,14 +137,18 @@ class Speaker:
         if heard is None:
             groups = contract.generate(self.generator, requests, self.sampling)
         else:
-            each = lambda _i, _k, token: heard(token)  # noqa: E731
-            groups = contract.generate(self.generator, requests, self.sampling, heard=each)
-        read = self._turns.text
-        openings = [self._turns.opening(record) for record in records]
+
+            def on_token(_request: int, _sample: int, token: int) -> None:
+                heard(token)
+
+            groups = contract.generate(self.generator, requests, self.sampling, heard=on_token)
         return [
-            [Said(record, sample, read(sample.tokens.tolist(), opening)) for sample in group]
-            for record, opening, group in zip(records, openings, groups, strict=True)
+            self._read(record, self._turns.opening(record), group)
+            for record, group in zip(records, groups, strict=True)
         ]
+
+    def _read(self, record: Record, opening: str, group: Sequence[Sample]) -> list[Said]:
+        return [Said(record, sample, self._turns.text(sample.tokens.tolist(), opening)) for sample in group]
 
 
 def answers(
@@ -154,7 +158,8 @@ def answers(
     with Work("answering prompts", len(records)) as work:
         for start in range(0, len(records), CHUNK):
             groups = speaker.ask(records[start : start + CHUNK], first=start)
-            groups = groups if scorer is None else score(groups, scorer, start)
+            if scorer is not None:
+                groups = score(groups, scorer, start)
             for group in groups:
                 yield from [best(group)] if choose else group
             work.update(min(len(records), start + CHUNK))
@@ -194,7 +199,7 @@ def tokens_of(record: Record, encoder: Encoder) -> Tokens:
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> str:
-    """Return what was sampled alone, without special tokens (``Turns.text`` reads it as a turn)."""
+    """Return only the sampled text, without special tokens; for a whole turn with its opening see ``Turns.text``."""
     return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
 

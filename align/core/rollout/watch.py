@@ -1,10 +1,10 @@
 """Alarms on the metrics of an online stage's phases: is it still learning what it was meant to?
 
-Whether there was anything to learn from is said of the first phase already (``signal``). Every other detector says of a
-phase whether it is past its threshold. ``patience`` such phases in a row raise one alarm; as many normal ones end the
-episode, and the next may be raised. They say nothing in the first ``warmup`` phases, whose mean is the base line. A
-metric that a phase lacks, or that is not finite, leaves its detector as it was; only a failure of a reward that is not
-named did not happen.
+A phase with nothing to learn from (``signal``) is reported at once, the first one too. Every other detector decides
+for a phase whether it is past its threshold. ``patience`` such phases in a row raise one alarm; as many normal ones
+end the episode, and the next may be raised. They raise nothing in the first ``warmup`` phases, whose mean is the base
+line. A metric that a phase lacks, or that is not finite, leaves its detector as it was. The exception are the shares of
+failed rewards, which are logged only where something failed: one that is missing is 0.
 
 Reward hacking (reward r, gold reward g, both with standard errors; 0: the mean of the first W phases; *: the mean of
 those W phases in a row whose gold is the best so far, as gold often rises before it falls, 2210.10760 Fig. 1):
@@ -29,7 +29,7 @@ from align.schemas.rollout import Watch
 from align.schemas.text import number, percent
 
 UNSCORED, EQUAL = "nothing scored", "all groups equal"
-"""The two ways in which a phase has nothing to learn from; names of their alarms."""
+"""Names of the alarms for the two ways in which a phase has nothing to learn from."""
 
 DEAD, CUT_OFF, LOST, FAILED = 0.8, 0.5, 0.1, 0.05
 """Shares above which a hint is given: groups without variance, answers cut off, importance mass lost, answers on which
@@ -93,10 +93,11 @@ class Watcher:
         return alarms
 
     def _begins(self, name: str, past: bool, at_once: bool = False) -> bool:
-        """Whether an episode begins with this phase. at_once: without patience."""
+        """Return whether an episode begins with this phase. at_once: without patience."""
         raised = name in self._raised
         self._streak[name] = self._streak.get(name, 0) + 1 if past != raised else 0
-        if self._streak[name] < (1 if at_once else self.settings.patience):
+        patience = 1 if at_once else self.settings.patience
+        if self._streak[name] < patience:
             return False
         self._streak[name] = 0
         self._raised ^= {name}
@@ -123,7 +124,7 @@ class Watcher:
         return f"for {self.settings.patience} phases in a row"
 
     def _signal(self, now: Mapping[str, float]) -> Iterator[tuple[Alarm, bool, bool]]:
-        """Whether there was anything to learn from, and whether that is to be said at once.
+        """Yield the alarms of a phase with nothing to learn from, whether they hold, and whether they need no patience.
 
         A phase without any score is a failure. One whose groups are all dead may come by chance among others, but as
         long as no phase was better nothing has been learned at all.
@@ -172,7 +173,7 @@ class Watcher:
                 "read the samples: where length does not earn its reward, add the length reward or average the loss "
                 "over tokens"
                 if longer
-                else "read the samples: where answers have become empty, mend the reward that pays for it"
+                else "read the samples: where answers have become empty, fix the reward that pays for it"
             )
             yield Alarm("length", what, mend), length > factor * base or length * factor < base
 
@@ -193,7 +194,7 @@ class Watcher:
     def _hints(self, now: Mapping[str, float]) -> Judged:
         """Shares that waste samples, each with its own episode."""
         failures = {name: 0.0 for name in self._streak if name.startswith("rewards/")}
-        # Groups without a score are no more equal than unequal; and equal ones need not be dead (``Online.compares``).
+        # Groups without a score count as dead, which is no hint; and equal ones need not be dead (``Online.compares``).
         equal_is_dead = self.compares and signal(now) != UNSCORED
         for name, share in {**failures, **now}.items():
             if name == "frac_reward_zero_std" and not equal_is_dead:
@@ -218,7 +219,7 @@ class Watcher:
         """Take it back."""
         self._first = {name: list(values) for name, values in state["first"].items()}
         self._streak, self._raised = dict(state["streak"]), set(state["raised"])
-        self._learned = state.get("learned", True)
+        self._learned = state.get("learned", True)  # an older checkpoint lacks it
         self._recent = [Pair(*pair) for pair in state["recent"]]
         self._start = Pair(*state["start"]) if state["start"] else None
         self._best = Pair(*state["best"]) if state["best"] else None
@@ -260,7 +261,7 @@ VARY = "these groups teach nothing: choose harder or easier prompts, more answer
 
 
 def _failures(now: Mapping[str, float]) -> str:
-    """What became of the scores: `` (python: error 100.0 %)``."""
+    """Return the shares of failures by reward, as in `` (python: error 100.0 %)``; "" where none failed."""
     found = []
     for name, share in now.items():
         head, _, rest = name.partition("/")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.registry import registry
-from align.core.rollout.functions import from_function, told
+from align.core.rollout.functions import error_line, from_function
 from align.core.rollout.reward import Place, Reward, Score
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice
@@ -49,7 +49,7 @@ def main() -> None:
         control.send(json.dumps({"problems": [[p.what, p.mend, p.where] for p in error.problems]}).encode()[:100_000])
         return
     except Exception as error:
-        control.send(json.dumps({"problems": [[f"failed to open: {told(error)}", "", ""]]}).encode())
+        control.send(json.dumps({"problems": [[f"failed to open: {error_line(error)}", "", ""]]}).encode())
         return
     gc.freeze()  # what is shared by fork stays shared
     control.send(b"{}")
@@ -149,7 +149,7 @@ def _work(line: socket.socket, reward: Reward, memory: int) -> None:
         except MemoryError:
             reply = {"value": None, "outcome": "error", "why": f"needed more than {memory / 2**30:.3g} GiB of memory"}
         except BaseException as error:
-            reply = {"value": None, "outcome": "error", "why": told(error)}
+            reply = {"value": None, "outcome": "error", "why": error_line(error)}
         if os.getpid() != me:  # the reward forked, and this is the child
             return
         encoded = json.dumps({"number": number, **reply}).encode()

@@ -49,7 +49,10 @@ class _Broken(Exception):
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker as the trainer sees it. since, due: when it was given its answer, and must have it (monotonic)."""
+    """A worker as the trainer sees it.
+
+    since, due: seconds on the monotonic clock at which it was given an answer, and by which its score must be there.
+    """
 
     line: socket.socket | None = None
     pid: int | None = None
@@ -92,7 +95,7 @@ class Workers:
         return [score for score, _ in self.timed(answers)]
 
     def timed(self, answers: Sequence[Answer]) -> list[tuple[Score, float]]:
-        """As ``score``, each with the seconds that its answer took."""
+        """Return the scores as ``score`` does, each with the seconds that it took."""
         with self._lock:
             scores: dict[int, tuple[Score, float]] = {}
             waiting = deque(enumerate(answers))
@@ -123,6 +126,7 @@ class Workers:
         return {} if failed is None else {index: (failed, time.monotonic() - since)}
 
     def _sent(self, worker: _Worker, index: int, answer: Answer, since: float) -> Score | None:
+        """Send an answer; return None, or the score that stands for the failure to do so."""
         try:
             if worker.line is None:
                 self._fork(worker)

@@ -34,10 +34,10 @@ class Alarms(Callback):
         self.said: list[str] = []
         self.sums: dict[str, tuple[float, int]] = {}
         self.taught: Counter[str] = Counter()
-        """Phases by what they lacked to be learned from; "" where nothing."""
+        """Number of phases by their ``signal``: what they lacked to be learned from, "" where nothing."""
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """Look at the phase that ends with this step, the last one also where the stage ends within it."""
+        """Check the phase that ends with this step, or with the stage."""
         assert isinstance(module, AlignModule)
         phase, within = self.phases.locate(trainer.global_step)
         for name in AVERAGED & module.metrics.keys():  # a step that taught nothing has none of them
@@ -46,7 +46,7 @@ class Alarms(Callback):
         if within:
             if trainer.global_step < self.phases.total_steps:
                 return
-            phase += 1
+            phase += 1  # the stage ends within a phase: ``locate`` counts only those that are complete
         if "reward/scored" in module.metrics:
             self.taught[signal(module.metrics, self.phases.algorithm.compares)] += 1
         means = {name: total / count for name, (total, count) in self.sums.items()}
@@ -70,12 +70,13 @@ class Alarms(Callback):
             module.rolled_back = trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Say so where no phase of the stage had anything to learn from."""
+        """Report a stage in which no phase had anything to learn from: its exit status is 0 and its model unchanged."""
         assert isinstance(module, AlignModule)
         phases = self.taught.total()
         if not phases or self.taught[""]:
             return
-        last = Problem(module.stage.name, f"learned nothing from its rewards: {lacked(self.taught)}", _fix(self.taught))
+        fix = CHECK if self.taught[UNSCORED] else VARY
+        last = Problem(module.stage.name, f"learned nothing from its rewards: {_lacked(self.taught)}", fix)
         if trainer.is_global_zero:
             print(last, file=sys.stderr)
             self.said.append(last.what)
@@ -98,15 +99,11 @@ class Alarms(Callback):
         self.sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
 
 
-def lacked(taught: Counter[str]) -> str:
-    """Return what the phases lacked, in words."""
+def _lacked(taught: Counter[str]) -> str:
+    """Return what the phases lacked, for a message."""
     phases = f"its {taught.total()} phases" if taught.total() > 1 else "its only phase"
     words = {UNSCORED: "no answer was scored", EQUAL: "the answers of each group all got the same reward"}
     return f"in {phases} " + ", or ".join(words[name] for name in words if taught[name])
-
-
-def _fix(taught: Counter[str]) -> str:
-    return CHECK if taught[UNSCORED] else VARY
 
 
 def _pause(stage: str, phase: int, alarms: Sequence[Alarm]) -> AlignError:

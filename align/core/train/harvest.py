@@ -45,8 +45,8 @@ from align.schemas.run import Stage
 def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDirectory) -> None:
     """Ask every prompt, phase by phase; write ``export/rows.jsonl``; mark the stage as done. Every rank calls it.
 
-    Answers that a stage of this run would refuse to learn from are left out. Raises AlignError where no prompt gave a
-    row.
+    Answers that a stage of this run would refuse to learn from are left out. Raises AlignError where there is no row at
+    all.
     """
     phases, algorithm = setup.phases, setup.algorithm
     assert isinstance(phases, RolloutPhases) and isinstance(algorithm, Harvest)
@@ -57,7 +57,7 @@ def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDir
     _join(phases, setup.hardware)
     with opened(phases.collector):
         phases.collector.sync(0, phases.prompts)
-        for phase in track(range(count), f"{setup.stage.name}: asking prompts, phases"):
+        for phase in track(range(count), f"{setup.stage.name}: sampling answers, phases"):
             path = place.phases / f"phase-{phase + 1:06d}.json"
             kept = _read(path, key)
             if kept is None:
@@ -72,22 +72,12 @@ def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDir
         curves = algorithm.curves([rewards for kept in done for rewards in kept["rewards"]])
     metrics = {**curves, **_means(done)}
     rows = [row for kept in done for row in kept["rows"]]
-    refused: Counter[str] = sum((Counter(kept.get("refused", {})) for kept in done), Counter())
-    left_out = f"left out {refused.total()} answers that cannot be learned from: " + ", ".join(
-        f"{count} {kind}" for kind, count in refused.most_common()
-    )
-    if refused and rows and spawn.rank() == 0:
-        print(f"{place.path.name}: {left_out}", file=sys.stderr)
+    refused: Counter[str] = sum((Counter(kept["refused"]) for kept in done), Counter())
     if not rows:
-        scored = any(reward is not None for kept in done for rewards in kept["rewards"] for reward in rewards)
-        why = "no prompt had an answer that ended by itself and was good enough" if scored else "no answer was scored"
-        mend = "see its samples; ask more often (group), allow longer answers, or lower the minimum"
-        raise AlignError(
-            f"made no row: {why}{f' ({left_out})' if refused else ''}",
-            mend if scored else CHECK,
-            where=str(place.path),
-        )
+        raise _no_rows(place, done, refused)
     if spawn.rank() == 0:
+        if refused:
+            print(f"{place.path.name}: {_left_out(refused)}", file=sys.stderr)
         disk.write_whole(place.export / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
         for choice in setup.stage.loggers:
             logger = registry.build("logger", choice).open(place.path, place.path.name, 0)
@@ -98,8 +88,28 @@ def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDir
         dist.barrier()
 
 
+def _left_out(refused: Counter[str]) -> str:
+    kinds = ", ".join(f"{number} {kind}" for kind, number in refused.most_common())
+    return f"left out {refused.total()} answers that cannot be learned from: {kinds}"
+
+
+def _no_rows(place: StageDirectory, done: Sequence[Mapping[str, Any]], refused: Counter[str]) -> AlignError:
+    """Return the error of a stage without any row; the next stage would refuse an empty file."""
+    if any(reward is not None for kept in done for rewards in kept["rewards"] for reward in rewards):
+        why = "no prompt had an answer that ended by itself and was good enough"
+        fix = "see its samples; sample more answers (group), allow longer ones, or lower the minimum"
+    else:
+        why, fix = "no answer was scored", CHECK
+    if refused:
+        why += f" ({_left_out(refused)})"
+    return AlignError(f"made no row: {why}", fix, where=str(place.path))
+
+
 def _join(phases: RolloutPhases, hardware: Hardware) -> None:
-    """What Lightning does where there is something to fit: the model to its device, the ranks to one group."""
+    """Move the model to its device and join the ranks to one group, as Lightning does where there is something to fit.
+
+    Ranks that wait for another give up after ``hardware.timeout`` seconds.
+    """
     if hardware.accelerator == "cuda":
         phases.collector.policy.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     if phases.cutter.world_size > 1 and not dist.is_initialized():
@@ -108,24 +118,28 @@ def _join(phases: RolloutPhases, hardware: Hardware) -> None:
 
 
 def _readers(directory: RunDirectory, setup: Setup) -> list[Acceptance]:
-    """How the stages that learn from these rows read them, each with its own tokenizer; at least as anybody does."""
+    """Return how the stages that learn from these rows will read them, each with its own tokenizer and settings.
+
+    Where no stage of this run does, the rows need only be readable at all.
+    """
     own, found = Encoder(setup.tokenizer), list[Acceptance]()
     for stage in directory.run.stages:
-        if any(source.path == f"stage:{setup.stage.name}" for source in stage.data.train):
-            algorithm = registry.build("algorithm", stage.algorithm)
-            try:
-                model = located(stage, directory.export_of).model
-                encoder = own if model == setup.stage.model else Encoder(load_tokenizer(model, algorithm.head))
-            except AlignError:  # what it starts from is not there yet
-                encoder = own
-            found.append(Acceptance(encoder, Settings.of(algorithm, stage.data)))
+        if all(source.path != f"stage:{setup.stage.name}" for source in stage.data.train):
+            continue
+        algorithm = registry.build("algorithm", stage.algorithm)
+        try:
+            model = located(stage, directory.export_of).model
+            encoder = own if model == setup.stage.model else Encoder(load_tokenizer(model, algorithm.head))
+        except AlignError:  # it starts from a stage that has not run yet: its tokenizer is most likely this one
+            encoder = own
+        found.append(Acceptance(encoder, Settings.of(algorithm, stage.data)))
     return found or [Acceptance(own)]
 
 
 def _ask(
     phases: RolloutPhases, algorithm: Harvest, readers: Sequence[Acceptance], which: Sequence[int], phase: int
 ) -> dict[str, Any]:
-    """One phase: the rows, every prompt's rewards, and the metrics."""
+    """Sample and score one phase; return its rows, every prompt's rewards, the metrics and what was left out."""
     rollout, collector = phases.rollout, phases.collector
     asked = collector.ask(phases.prompts, which, which, algorithm.group, rollout.sampling)
     scored = collector.scorer.combine([heard.said for each in asked for heard in each.answers])
@@ -134,10 +148,12 @@ def _ask(
     rows, refused = list[dict[str, Any]](), Counter[str]()
 
     def accepted(row: dict[str, Any]) -> bool:
-        fault = next(filter(None, (reader.fault(row) for reader in readers)), "")
-        if fault:
-            refused[fault.partition(":")[0]] += 1
-        return not fault
+        for reader in readers:
+            if fault := reader.fault(row):
+                kind, _, _ = fault.partition(":")
+                refused[kind] += 1
+                return False
+        return True
 
     for each, own in zip(asked, rewards, strict=True):
         record = phases.prompts.rows[each.source]
@@ -145,18 +161,22 @@ def _ask(
         rendered = {name: value for name, value in template.items() if value}  # else the prompt would be another later
         usable = []
         for heard, reward in zip(each.answers, own, strict=True):
-            said = heard.text if isinstance(each.content, str) else [{"role": "assistant", "content": heard.text}]
             # An answer that was cut off would be taught as one that ends there.
-            if heard.finish == "stop" and accepted({"prompt": each.content, "completion": said, **rendered}):
+            if heard.finish != "stop":
+                continue
+            # Before the choice, not after: where the best answer cannot be learned from, the second best still can.
+            completion = heard.text if isinstance(each.content, str) else [{"role": "assistant", "content": heard.text}]
+            if accepted({"prompt": each.content, "completion": completion, **rendered}):
                 usable.append((heard.text, reward))
         with contract.calling(algorithm, "rows"):
-            made = algorithm.rows(each.content, usable)
-        rows += [row for row in (row | rendered for row in made) if accepted(row)]
+            made = [row | rendered for row in algorithm.rows(each.content, usable)]
+        rows += [row for row in made if accepted(row)]  # a plugin's rows need not be made of the answers alone
     for hear in phases.heard:
         hear(phase, asked, scored)
     if all(score.reward is None for score in scored) and spawn.rank() == 0:
+        # Now, and not only at the end: what is missing is known, and every further phase costs as much.
         why = why_unscored(scored)
-        what = f"no answer was scored{f': {why}' if why else ''}"
+        what = f"no answer was scored: {why}" if why else "no answer was scored"
         print(Problem(f"{phases.stage}, phase {phase + 1}", what, CHECK), file=sys.stderr)
     return {
         "rows": rows,
@@ -186,7 +206,9 @@ def _means(done: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _read(path: Path, key: str) -> dict[str, Any] | None:
-    """A phase that was done before, None where its file is damaged: its answers are sampled again, and alike.
+    """Return a phase that was done before, or None where its file is absent or damaged.
+
+    Nothing is lost then: its answers are sampled again with the same random numbers.
 
     Raises AlignError where it was done with other settings.
     """
@@ -196,7 +218,7 @@ def _read(path: Path, key: str) -> dict[str, Any] | None:
         return None
     except Damaged as error:
         if spawn.rank() == 0:
-            print(Problem(str(path), f"is damaged: {error.why}", "its prompts are asked again"), file=sys.stderr)
+            print(Problem(str(path), f"is damaged: {error.why}", "its answers are sampled again"), file=sys.stderr)
         return None
     if kept["key"] != key:
         raise AlignError(

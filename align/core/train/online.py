@@ -35,9 +35,10 @@ REFILL = 3
 class RolloutPhases:
     """Phases of ``batches`` * ``passes`` optimizer steps over the same answers; at most ``total_steps`` in all.
 
-    Where the stage ends after a number of epochs its last phase asks what is left, in as many steps as that fills.
+    Where the stage ends after a number of epochs its last phase has the prompts that are left, and as many steps as
+    their answers fill.
 
-    heard: told every phase's answers and scores, before the first step on them (samples, notices).
+    heard: functions that get every phase's answers and scores, before the first step on them (samples, notices).
     """
 
     def __init__(self, prompts: Prompts, collector: Collector, algorithm: Online, cutter: Cutter, stage: Stage) -> None:
@@ -101,12 +102,12 @@ class RolloutPhases:
         return (asked if self._wanted is None else min(asked, self._wanted)) / len(self.prompts)
 
     def _groups(self, phase: int) -> int:
-        """Prompts that a phase asks: in the last one those that are left."""
+        """Return the number of a phase's prompts: in the last one those that are left."""
         left = self.groups_per_phase if self._wanted is None else self._wanted - phase * self.groups_per_phase
         return max(1, min(self.groups_per_phase, left))
 
     def _batches(self, phase: int) -> int:
-        """Steps' worth of answers in a phase."""
+        """Return how many steps one pass over a phase's answers takes: its share of a full phase's, rounded up."""
         return -(-self._groups(phase) * self.rollout.batches // self.groups_per_phase)
 
     # --- one phase -------------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ class RolloutPhases:
         if ratio and flat:
             weights, found = mismatch.weights(flat, self.rollout.mismatch)
             metrics |= found
-        # What was measured first: a model that gives NaN is no fault of the algorithm's.
+        # Check the measurements before ``credit`` uses them: a model that gives NaN is no fault of the algorithm's.
         measured = [name for name in ("logp", "ref_logp", "value") if flat and getattr(flat[0], name) is not None]
         _finite(flat, {name: [getattr(experience, name) for experience in flat] for name in measured})
         credit = contract.credit(self.algorithm, learned)
@@ -148,7 +149,7 @@ class RolloutPhases:
         if weights is not None:
             along["weight"] = weights
         credit = type(credit)(along, credit.keep, credit.metrics)
-        _finite(flat, credit.along)  # the weights too
+        _finite(flat, credit.along)  # again, for the advantages and the importance weights
         metrics |= {"rollout/masked": float(np.mean(~credit.keep)) if len(credit.keep) else 0.0}
         metrics |= {name: float(value) for name, value in credit.metrics.items()}
         if self.collector.gap is not None:
@@ -159,7 +160,7 @@ class RolloutPhases:
             hear(phase, asked, scored)
 
     def _ask(self, full: int) -> tuple[list[Asked], list[Scored], list[Group]]:
-        """The ``full`` groups of a phase; dead ones replaced while the token budget lasts, where that is wanted."""
+        """Return the ``full`` groups of a phase; ``refill`` replaces dead ones while the token budget lasts."""
         asked, scored, groups = list[Asked](), list[Scored](), list[Group]()
         spent, budget, wanted = 0, 0, full
         while wanted > 0:
@@ -249,9 +250,9 @@ def groups_per_phase(stage: Stage, algorithm: Online) -> int:
 
 
 def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, int]:
-    """Return how many prompts a stage asks in all, None where it goes by steps, and its optimizer steps.
+    """Return how many prompts a stage has in all, None where ``max_steps`` ends it, and its number of optimizer steps.
 
-    An epoch asks each prompt exactly once (``dead_groups: refill`` asks others beside), so the last phase may be short.
+    An epoch has each prompt exactly once (``dead_groups: refill`` has further ones), so the last phase may be short.
     """
     assert stage.rollout is not None
     if stage.train.max_steps:
@@ -259,7 +260,8 @@ def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, i
     full = groups_per_phase(stage, algorithm)
     wanted = max(1, round(stage.train.epochs * prompts))
     phases, left = divmod(wanted, full)
-    batches = phases * stage.rollout.batches - (-left * stage.rollout.batches // full)
+    last = -(-left * stage.rollout.batches // full)  # rounded up: a short last batch is still a step
+    batches = phases * stage.rollout.batches + last
     return wanted, batches * algorithm.passes
 
 
@@ -279,9 +281,13 @@ def experiences(asked: Sequence[Asked], scored: Sequence[Scored]) -> list[Group]
 
 
 def why_unscored(scored: Sequence[Scored]) -> str:
-    """Return what a reward says of the first answer without a score; "" where it says nothing."""
-    without = (each.said for each in scored if each.reward is None)
-    return next((f"{name}: {score.why}" for said in without for name, score in said.items() if score.why), "")
+    """Return the first explanation that a reward gave for an answer without a score; "" where none did."""
+    for each in scored:
+        if each.reward is None:
+            for name, score in each.said.items():
+                if score.why:
+                    return f"{name}: {score.why}"
+    return ""
 
 
 def _raise(error: BaseException) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What is done with a phase's answers beside learning from them: kept, shown, and told to plugins."""
+"""The record of a phase's answers: a file of samples, a table on the terminal, and the notice to plugins."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from align.schemas.run import Run
 
 
 class PhaseLog:
-    """Called with every phase's answers, on one process."""
+    """A callable that gets every phase's answers, on one process."""
 
     def __init__(self, run: Run, place: StageDirectory, rollout: Rollout) -> None:
         self.run, self.place, self.rollout = run, place, rollout
 
     def __call__(self, phase: int, asked: Sequence[Asked], scored: Sequence[Scored]) -> None:
-        """``STAGE/samples/phase-000001.parquet``, a table on the terminal, and the notice ``rollouts_scored``."""
+        """Write ``STAGE/samples/phase-000001.parquet``, show a table, and send the notice ``rollouts_scored``."""
         rows = _rows(asked, scored)
         if self.rollout.samples == "parquet":
             write_samples(self.place.path / "samples" / f"phase-{phase + 1:06d}.parquet", rows)

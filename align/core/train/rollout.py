@@ -113,8 +113,8 @@ def make_collector(
     context = max(int(held.lengths.max()) for held in prompts) + stage.rollout.sampling.max_tokens
     for whose, network in (("model", policy), ("critic", critic)):
         if network is not None:
-            known = [limit for limit in limits_for(network, context) if limit is not None]
-            refuse_overlong(stage, prompts, min(known, default=None), whose)
+            limits = [limit for limit in limits_for(network, context) if limit is not None]
+            _refuse_overlong(stage, prompts, min(limits, default=None), whose)
     return Collector(
         stage.rollout,
         generator,
@@ -136,18 +136,21 @@ def make_collector(
     )
 
 
-def refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | None, whose: str = "model") -> None:
-    """Raise AlignError for prompts that leave no room for an answer in the ``limit`` positions of a network, by row.
+def _refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | None, whose: str) -> None:
+    """Raise AlignError, with the rows, for prompts that leave no room for an answer in a network's positions.
 
-    Else for a ``max_tokens`` that does not fit after the longest of them. whose: ``model`` or ``critic``.
+    Also for a ``max_tokens`` that does not fit after the longest prompt. limit: the network's number of positions, None
+    for any number. whose: ``model`` or ``critic``.
     """
     assert stage.rollout is not None
     wanted = stage.rollout.sampling.max_tokens
     if limit is None or max(int(held.lengths.max()) for held in prompts) + wanted <= limit:
         return
-    rows = [(int(length), held[i].source) for held in prompts for i, length in enumerate(held.lengths.tolist())]
+    # Not before: this reads every example, and in most runs all fit.
+    rows = [(length, held[i].source) for held in prompts for i, length in enumerate(held.lengths.tolist())]
     fix = f"leave long prompts out (data.max_length: {max(1, limit - wanted)}, data.truncation: drop)"
-    if none_fits := [(length, source) for length, source in rows if length >= limit]:
+    none_fits = [(length, source) for length, source in rows if length >= limit]
+    if none_fits:
         more = f" (and {len(none_fits) - NAMED} rows more)" if len(none_fits) > NAMED else ""
         raise AlignError.gather(
             Problem(source, f"has {length} tokens, and the {whose} {limit} positions: no answer fits", fix + more)
@@ -165,7 +168,7 @@ def refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | None
 
 @contextmanager
 def opened(collector: Collector) -> Iterator[None]:
-    """Generator and rewards at work, and given back whatever happens."""
+    """Start generator and rewards for the block, and close them whatever happens."""
     try:
         with working("starting rewards and generator"):
             collector.scorer.open()

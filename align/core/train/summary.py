@@ -1,4 +1,4 @@
-"""What a finished run says on the terminal: where each model lies, what improved, and what to do next."""
+"""The summary of a finished run on the terminal: where each model lies, what improved, and what to do next."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from align.schemas.run import Run, Stage
 from align.schemas.text import number
 
 SHOWN = ("reward", "gold", "rows")
-"""Metrics that a stage's first line shows in place of its losses, where it has one of them."""
+"""Metrics that a stage's first line shows in place of its loss, where it has one of them. An online stage's loss starts
+near 0 and shows no progress."""
 
 
 def summary(run: Run, results: Sequence[StageResult], brief: bool = False) -> Iterator[str]:
-    """Lines about every stage, then what to do with the last one's model. brief: one line a stage, nothing else."""
+    """Yield lines about every stage, then commands for the last one's model. brief: only one line for each stage."""
     known = {facts.name: facts for facts in read_run(Path(run.output)).stages}
     for stage, result in zip(run.stages, results, strict=True):
-        names = SHOWN if "reward" in result.metrics or "rows" in result.metrics else ("loss",)
+        learns_from_data = result.metrics.keys().isdisjoint(("reward", "rows"))
+        names = ("loss",) if learns_from_data else SHOWN
         values = (f"{name} {value:.4g}" for name, value in result.metrics.items() if name.rpartition("/")[2] in names)
         yield f"{result.name}: {result.export}  {'  '.join(values)}".rstrip()
         if not brief:
@@ -33,7 +35,7 @@ def summary(run: Run, results: Sequence[StageResult], brief: bool = False) -> It
 
 
 def _change(stage: Stage, facts: StageFacts) -> str:
-    """What of the stage's own measure changed, on held-out rows where there are some."""
+    """Return how the stage's own measure changed, on held-out rows where there are some."""
     algorithm = registry.build("algorithm", stage.algorithm)
     if isinstance(algorithm, Harvest):
         return "made rows, learned nothing"
@@ -43,24 +45,29 @@ def _change(stage: Stage, facts: StageFacts) -> str:
     if len(held_out) > 1:
         start, (step, end) = held_out[0][1], held_out[-1]
         if stage.checkpoint.export == "best":
-            step, end = (max if mode == "max" else min)(held_out[1:], key=lambda point: point[1])
-        improved = end > start if mode == "max" else end < start
-        verdict = "improved" if improved else "unchanged" if end == start else "got worse"
+            best = max if mode == "max" else min
+            step, end = best(held_out[1:], key=lambda point: point[1])
+        if end == start:
+            verdict = "unchanged"
+        elif (end > start) == (mode == "max"):
+            verdict = "improved"
+        else:
+            verdict = "got worse"
         values = f"{number(start)} before, {number(end)} after step {step:.0f}"
         return f"held-out {metric} {verdict}: {values} ({better} is better)"
     if len(learned) > 1:
         (_, start), (step, end) = learned[0], learned[-1]
         return (
             f"{metric} {number(start)} at the first step, {number(end)} at step {step:.0f}, on what it learned from; "
-            "nothing is held out to tell by: set data.validation_fraction"
+            "no rows are held out to check it: set data.validation_fraction"
         )
     if not facts.curves:
-        return "no change can be told: without the logger csv nothing is kept here to compare"
-    return "no change can be told: it learned in one step, and nothing is held out"
+        return "no change can be shown: without the logger csv no values are kept to compare"
+    return "no change can be shown: it learned in one step, and no rows are held out"
 
 
 def _next(run: Run, results: Sequence[StageResult]) -> Iterator[str]:
-    """Commands that can be pasted."""
+    """Yield commands that can be pasted into a shell."""
     last, stage = results[-1], run.stages[-1]
     export, start = shlex.quote(str(last.export)), shlex.quote(_start(run, stage))
     algorithm = registry.build("algorithm", stage.algorithm)
@@ -80,7 +87,7 @@ def _next(run: Run, results: Sequence[StageResult]) -> Iterator[str]:
 
 
 def _start(run: Run, stage: Stage) -> str:
-    """The model that the stage's chain began with."""
+    """Return the model that the stage's chain of stages began with, to compare with the trained one."""
     by_name = {other.name: other for other in run.stages}
     while stage.model.path.startswith("stage:"):
         stage = by_name[stage.model.path.removeprefix("stage:")]

@@ -46,11 +46,14 @@ class BestOfN(Harvest):
         curves = {"kl_bound": kl_bound(self.config.group)}
         for k in powers(self.config.group):
             if known := [each for each in scored if len(each) >= k]:
-                right = [sum(reaches(reward, self.config.success) for reward in each) for each in known]
+                right = [self._successes(each) for each in known]
                 passes = [pass_at_k(len(each), c, k) for each, c in zip(known, right, strict=True)]
                 curves[f"pass@{k}"] = float(np.mean(passes))
                 curves[f"best@{k}"] = float(np.mean([best_of_k(each, k) for each in known]))
         return curves
+
+    def _successes(self, rewards: Sequence[float]) -> int:
+        return sum(reaches(reward, self.config.success) for reward in rewards)
 
     def rows(self, prompt: Content, answers: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
         """The training rows of one prompt: one, or none where nothing scored, was good enough or made a difference.

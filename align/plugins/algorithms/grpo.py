@@ -25,7 +25,7 @@ from align.core.rollout.online import Credit, Group, Online
 
 
 class GRPO(Online):
-    """Learns from rewards, each answer held against the others to its prompt; no critic.
+    """Learns from rewards, each answer compared with the others to its prompt; no critic.
 
     −min(ρ_t A, clip(ρ_t) A) + β k_t for each token, A_i = (R_i − mean R) / std R over the prompt's answers.
     2402.03300 Eqs 3 and 4.

@@ -18,7 +18,7 @@ from align.core.rollout.online import Credit, Group, Online, sequence_of
 class OnlineDPO(Online):
     """Learns from pairs of its own fresh answers, ranked by their rewards.
 
-    −log σ(β (r_w − r_l)), r = log π(y|x) − log π_ref(y|x), of fresh answers ranked by their rewards.
+    −log σ(β (r_w − r_l)), r = log π(y|x) − log π_ref(y|x), of the pair with the better answer w and the worse one l.
     2402.04792 Section 3 with DPO's loss (2305.18290 Eq 7). A tie, or fewer than two scored answers, makes no pair.
     """
 

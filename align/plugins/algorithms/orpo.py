@@ -33,7 +33,7 @@ def nll(chosen_logp_T: Tensor) -> Tensor:
 
 
 class ORPO(Algorithm):
-    """Learns to answer and what is preferred at once, from pairs and a base model.
+    """Learns to follow instructions and preferences in one stage, from pairs, starting at a base model.
 
     L_SFT + λ L_OR (2403.07691 Eq 6).
     """

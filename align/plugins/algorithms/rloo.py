@@ -17,7 +17,7 @@ from align.schemas.rollout import Rollout
 
 
 class RLOO(Online):
-    """Learns from rewards, each answer held against the mean of its siblings; no critic.
+    """Learns from rewards, each answer compared with the mean of the others to its prompt; no critic.
 
     −min(ρA, clip(ρ) A) for each answer, A_i = R_i − the mean of its siblings, R with the KL as a penalty.
     2402.14740. ρ is the whole answer's ratio, 1 in a phase's first step, where this is REINFORCE.

@@ -159,8 +159,8 @@ class Endpoint(Generator):
             logp = _logp(choice.get("logprobs"))
         except (KeyError, IndexError, TypeError, AttributeError):
             assert self.client is not None
-            told = self.client.blotted(str(reply))[:200]
-            raise AlignError(f"answered in an unknown form: {told}", where=self.config.url) from None
+            quoted = self.client.redacted(str(reply))[:200]  # redacted first: half a key would not be recognized
+            raise AlignError(f"answered in an unknown form: {quoted}", where=self.config.url) from None
         if not isinstance(text, str) or finish is None:
             raise AlignError(f"ended an answer with {choice['finish_reason']!r}", where=self.config.url)
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]

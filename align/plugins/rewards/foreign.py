@@ -13,16 +13,16 @@ from typing import Any
 
 from pydantic import Field
 
-from align.core.interpreter import importing_beside
-from align.core.rollout.functions import from_function, parts_of, told, told_of
+from align.core.interpreter import importing_from
+from align.core.rollout.functions import error_line, from_function, parts_of, told_of
 from align.core.rollout.reward import Answer, Reward, Score
 from align.schemas.errors import AlignError
 
 
 def load(file: str, function: str) -> Callable[..., Any]:
-    """A function of a Python file. The file is run once a process, and may import its neighbours while it is.
+    """Return a function of a Python file. The file is run once a process, and may import its neighbours meanwhile.
 
-    A neighbour never stands in for a module of the standard library.
+    A neighbour never replaces a module of the standard library, as ``random.py`` would.
 
     Raises AlignError where it cannot be run or does not hold the function.
     """
@@ -35,11 +35,11 @@ def load(file: str, function: str) -> Callable[..., Any]:
             raise AlignError("is no Python file", "give the path of a .py file", where=file)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
-            with importing_beside(path.parent):
+            with importing_from(path.parent):
                 spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[name]
-            raise AlignError(f"fails to load: {told(error)}", "mend it", where=file) from error
+            raise AlignError(f"fails to load: {error_line(error)}", "fix it", where=file) from error
     found = getattr(module, function, None)
     if not callable(found):
         own = [name for name, thing in vars(module).items() if inspect.isfunction(thing) and name[0] != "_"]

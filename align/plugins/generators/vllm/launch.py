@@ -53,7 +53,7 @@ class Launched:
             "VLLM_API_KEY": self.key,
             "VLLM_SERVER_DEV_MODE": "1",  # weights may be changed; the guard asks for the key
             "VLLM_NO_USAGE_STATS": "1",
-            "PYTHONSAFEPATH": "1",  # vLLM starts Pythons of its own, which would import from the working directory
+            "PYTHONSAFEPATH": "1",  # vLLM starts further Pythons, which would import from the working directory
         }
         environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):

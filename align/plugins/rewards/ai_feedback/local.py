@@ -16,7 +16,7 @@ from align.plugins.rewards.ai_feedback.prompts import Conversation
 from align.plugins.rewards.ai_feedback.settings import Settings
 from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
-from align.schemas.records import Record
+from align.schemas.records import Content, Record
 from align.schemas.rollout import Sampling
 from align.schemas.run import Model
 
@@ -66,15 +66,17 @@ class Local:
         self._generator.close()
 
     def _tokens(self, conversation: Conversation) -> Tokens:
-        """[P] what the model is asked; one without a chat template, or without a system role, is asked in one piece."""
+        """Return the prompt [P]. A model without a chat template, or without a system role, gets it as one message."""
         whole = "\n\n".join(message["content"] for message in conversation)
         if not self._encoder.templates:
-            return tokens_of(Record("prompt", "what to judge", prompt=whole), self._encoder)
+            return self._encoded(whole)
         try:
-            return tokens_of(Record("prompt", "what to judge", prompt=list(conversation)), self._encoder)
-        except AlignError:  # refused, or without the system message
-            asked = [{"role": "user", "content": whole}]
-            return tokens_of(Record("prompt", "what to judge", prompt=asked), self._encoder)
+            return self._encoded(list(conversation))
+        except AlignError:  # the template refuses the system message, or drops it
+            return self._encoded([{"role": "user", "content": whole}])
+
+    def _encoded(self, prompt: Content) -> Tokens:
+        return tokens_of(Record("prompt", "what to judge", prompt=prompt), self._encoder)
 
     def _seed_of(self, tokens: Tokens) -> int:
         """Of a request's own random numbers: from what is asked and the run's seed, not from what else is asked."""

@@ -1,7 +1,7 @@
-"""What a judge has said, and what it has cost, on disk: SQLite files that all ranks share and no kill damages.
+"""A judge's verdicts, and what they have cost, on disk: SQLite files that all ranks share and no kill damages.
 
-They are written ahead of (WAL), which wants a directory on one machine's own disk. SQLite notices no flipped bit in a
-row, so each row carries a sum.
+They use SQLite's write-ahead log, which needs a directory on one machine's own disk. SQLite notices no flipped bit in a
+row, so each row carries a checksum.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Memory(_File):
         super().__init__(path, "verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
 
     def get(self, key: str) -> str | None:
-        """The verdict, or None; a damaged one is removed, so that the judge is asked again."""
+        """Return the verdict, or None. A damaged one is removed, so that the judge is asked again."""
         with self._told():
             found = self._database.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
             if found is None:
@@ -107,14 +107,15 @@ class Memory(_File):
             verdict = str(found[0]).partition(" ")[2]
             if found[0] == _with_sum(key, verdict):
                 return verdict
+            # By its content too: another process may have put a good one there since.
             self._database.execute("DELETE FROM verdicts WHERE key = ? AND verdict = ?", (key, found[0]))
         return None
 
     def put(self, key: str, verdict: str) -> str:
-        """Keep a verdict; gives back the one that holds: the first, where another process was there before."""
+        """Keep a verdict, and return the one that is valid: the first, where another process was there before."""
         with self._told():
-            kept = (key, _with_sum(key, verdict))
-            self._database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", kept)
+            row = (key, _with_sum(key, verdict))
+            self._database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", row)
         return self.get(key) or verdict
 
 
@@ -136,7 +137,7 @@ class Ledger(_File):
         with self._told():
             self._database.execute("INSERT OR IGNORE INTO spent VALUES (?, ?, ?, ?, ?)", self._row(owner, Use()))
             for row in self._database.execute("SELECT * FROM spent"):
-                self._verified(row)  # each of them: whose name is damaged is found under no name
+                self._verified(row)  # every owner's: with a damaged name, this judge's row would not be found by name
 
     @property
     def spent(self) -> Use:
@@ -160,7 +161,7 @@ class Ledger(_File):
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """A transaction that no other process writes in."""
+        """Hold a transaction in which no other process writes."""
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -174,13 +175,16 @@ class Ledger(_File):
         self._database.execute("INSERT OR REPLACE INTO spent VALUES (?, ?, ?, ?, ?)", self._row(self._owner, spent))
 
     def _verified(self, row: Any) -> Use:
-        """What a row says. Raises AlignError where it is not what was written."""
+        """Return what a row says was spent. Raises AlignError where it is not what was written.
+
+        Unlike a verdict it cannot be had again, and to start from 0 would break the cap.
+        """
         with suppress(TypeError):
             owner, *numbers, _ = row
             if tuple(row) == self._row(owner, Use(*numbers)):
                 return Use(*numbers)
-        mend = "lower the caps by what was spent so far, as your provider tells, and remove the file"
-        raise AlignError("is damaged: what it says was spent differs from its sum", mend, where=str(self._path))
+        fix = "lower the caps by what was spent so far, as your provider reports, and remove the file"
+        raise AlignError("is damaged: what it says was spent differs from its sum", fix, where=str(self._path))
 
     @staticmethod
     def _row(owner: str, spent: Use) -> tuple[Any, ...]:

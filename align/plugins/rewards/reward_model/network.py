@@ -40,7 +40,7 @@ _WHOLE = Settings(
     reward=True,
     max_length=0,
     truncation="error",
-    allow=frozenset({"reasoning-lost"}),  # many a reward model is made to judge the answer without the thoughts
+    allow=frozenset({"reasoning-lost"}),  # many reward models are made to judge the answer without its thoughts
 )
 
 
@@ -58,9 +58,9 @@ class Network:
                 mend = "give a sequence-classification model with one label; algorithm reward_model trains one"
                 raise AlignError(found, mend, where=f"reward reward_model: {model.path}")
         policy, tokenizer = build_policy(model, "reward", seed=0, dropout=False)
-        told = getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None)
-        wanted = config.max_length or int(told or 2**31)
-        self._longest = limits_for(policy, wanted).taken or wanted
+        positions = getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None)
+        wanted = config.max_length or int(positions or 2**31)
+        self._longest = limits_for(policy, wanted).taken or wanted  # a table of positions may hold fewer
         self._policy, self._encoder, self._device = policy.to(device), Encoder(tokenizer), device
         self._pad, self._tokens = self._encoder.pad_id or 0, config.batch_tokens
         self._wanted: Literal["auto", "packed", "padded"] = config.layout
