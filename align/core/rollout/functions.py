@@ -152,8 +152,8 @@ def from_function(function: Callable[..., Any], name: str) -> Reward:
 def error_line(error: BaseException, longest: int = 500) -> str:
     """Return an exception in one line, with the place in the user's own code that it came from.
 
-    longest: characters of its message that are quoted. ``str(error)`` is the user's code too: it may fail, or not return,
-    which a worker's deadline ends.
+    longest: characters of its message that are quoted. ``str(error)`` is the user's code too: it may fail, or never
+    return, which a worker's deadline ends.
     """
     try:
         words = " ".join(str(error)[:longest].split())
