@@ -122,7 +122,7 @@ class Online(Algorithm):
 
     @property
     def compares(self) -> bool:
-        """Whether only what differs within a prompt's answers teaches, so that a group of equal rewards is dead."""
+        """Return whether only differences within a group are learned from, so that a group of equal rewards is dead."""
         return True
 
     @property

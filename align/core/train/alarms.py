@@ -70,7 +70,7 @@ class Alarms(Callback):
             module.rolled_back = trainer.should_stop = True
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Report a stage in which no phase had anything to learn from: its exit status is 0 and its model unchanged."""
+        """Report a stage in which no phase had anything to learn from; its exit status, 0, does not show it."""
         assert isinstance(module, AlignModule)
         phases = self.taught.total()
         if not phases or self.taught[""]:
