@@ -271,8 +271,9 @@ class _Row:
             return [_Piece(*span, done.weights[i]) for i, span in turns if done.weights[i]]
         marked = done.trace.spans or []
         for i, places in done.trace.places.items():
-            inside = any(a <= place < b for a, b in marked for place in places)
-            if inside and i >= 0 and done.role(i) != "assistant":
+            if i < 0 or done.role(i) == "assistant":
+                continue
+            if any(a <= place < b for a, b in marked for place in places):
                 self.note("full-mask", f"message {i + 1} ({done.role(i)})")
                 break
         if all(weight == 1 for weight in done.weights):
