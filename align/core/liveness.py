@@ -197,9 +197,22 @@ def _forget_in_child() -> None:
     _watch.__init__()  # type: ignore[misc]
     with suppress(ValueError):
         signal.set_wakeup_fd(-1)
+    _release_signals()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+_forking = threading.local()
+
+
+def _hold_signals() -> None:
+    """Block signals while this thread forks: one that a child gets before it is reset would enter the shared pipe."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_forget_in_child)
 
 
 @contextmanager

@@ -150,6 +150,8 @@ def test_a_signal_to_a_forked_child_is_none_to_its_parent() -> None:
     """As pools end their children; and a child does not give the parent's signs of life."""
     program = """
         import os, signal, time
+        # Runs in the child before the reset: the signal comes while it still shares its parent's pipe.
+        os.register_at_fork(after_in_child=lambda: time.sleep(0.5))
         from align.core import liveness
 
         signal.signal(signal.SIGTERM, lambda *_: None)
