@@ -72,13 +72,16 @@ def load_records(
         told = [{**report, "held_out": place >= learned} for place, report in enumerate(reports)]
         write_report(report_dir / "data_report.json", told, bad, findings)
     _stop(data, bad)
-    for pile, wanted, mend in (
-        (train, not data.stream, "give more rows, or hold out less: data.validation_fraction"),
-        (held_out, data.validation or data.validation_fraction, "give more rows, or hold out more"),
-    ):
-        if wanted and not pile.records:
-            what = "no row is left to learn from" if pile is train else "no row is left to be held out"
-            raise AlignError(f"{what}; {bad.summary}", mend)
+    good = len(train.records) + len(held_out.records)
+    split = f" of {good:,} by data.validation_fraction: {data.validation_fraction:g}" if data.validation_fraction else ""
+    if not train.records and not data.stream:
+        fix = "give more rows, or hold out less: data.validation_fraction"
+        raise AlignError(f"no row is left to learn from{split * bool(good)}; {bad.summary}", fix)
+    if not held_out.records and (data.validation or data.validation_fraction):
+        fix = "give more rows, raise data.validation_fraction, or leave it out to hold nothing out"
+        if data.validation:
+            fix = "give data.validation good rows, or leave it out to hold nothing out"
+        raise AlignError(f"no row is left to be held out{split}; {bad.summary}", fix)
     weights = tuple(source.weight for source in data.train)
     return Records(
         train=train.records,

@@ -104,7 +104,9 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageCheck:
 
 
 def _offline(step: StepBatch, layout: str) -> str:
-    return f"{step.denominators['token']:,.0f} scored tokens in {len(step.micros)} micro-batches ({layout})"
+    micros = len(step.micros)
+    batches = f"{micros} micro-batch" if micros == 1 else f"{micros} micro-batches"
+    return f"{step.denominators['token']:,.0f} scored tokens in {batches} ({layout})"
 
 
 def _online(phases: Phases) -> str:
