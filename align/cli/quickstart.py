@@ -56,9 +56,11 @@ def quickstart(output: Path, seed: int, model: str | None, data: str | None, qui
     if story.agreement is not None:
         before, after = story.agreement
         click.echo(f"words shared with the answer wanted: {before:.0%} before, {after:.0%} after")
-    click.echo(f"picture   {story.page}")
+    click.echo(f"report    {story.page}")
     click.echo(f"model     {story.model}")
     click.echo(f"run file  {story.run_file}")
+    question = "YOUR PROMPT" if model is not None else "What is 22+53?"  # as the quickstart's rows ask
+    click.echo(f'ask it    align sample {shlex.quote(str(story.model))} "{question}"')
     click.echo(f"again     align train {shlex.quote(str(story.run_file))} output=runs/other")
 
 

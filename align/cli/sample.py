@@ -114,9 +114,28 @@ def sample(
         out = opened.enter_context(growing_file(jsonl)) if jsonl else sys.stdout
         if out.isatty():
             show_progress(False)  # the answers show the progress, and a bar would break their lines
+        count, cut_off, paid = 0, 0, list[float]()
         for answer in answers(speaker, records, scorer, choose=best_of is not None):
             out.write(answer.line() + "\n")
             out.flush()
+            count += 1
+            cut_off += answer.sample.finish == "length"
+            if answer.scored is not None and answer.scored.reward is not None:
+                paid.append(answer.scored.reward)
+    if not quiet:
+        click.echo(_summary(count, cut_off, sampling.max_tokens, paid if rewards else None, jsonl), err=True)
+
+
+def _summary(count: int, cut_off: int, max_tokens: int, paid: list[float] | None, jsonl: Path | None) -> str:
+    """Return one line on all answers. paid: the rewards of those that were scored; None where there is no reward."""
+    facts = [f"{count:,} answer{'s' * (count != 1)}{f' in {jsonl}' if jsonl else ''}"]
+    if cut_off:
+        facts.append(f"{cut_off:,} cut off (--max-tokens {max_tokens}, or the context is full)")
+    if paid is not None:
+        facts.append(f"mean reward {sum(paid) / len(paid):z.4f}" if paid else "none scored")
+        if 0 < len(paid) < count:
+            facts.append(f"{count - len(paid):,} not scored")
+    return "; ".join(facts)
 
 
 def _print_facts(answer: Said) -> None:

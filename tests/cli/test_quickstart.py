@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,8 @@ def test_own_preferences_are_learned_in_two_stages(tiny_model_dir: Path, tmp_pat
     done = run("--model", str(tiny_model_dir), "--data", str(rows), "--output", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     assert list(figures(tmp_path / "out")) == ["chosen likelier"]
+    asked = ["align", "sample", str(tmp_path / "out" / "run" / "dpo" / "export"), "YOUR PROMPT"]
+    assert asked in [shlex.split(line.removeprefix("ask it")) for line in done.output.splitlines() if "ask it" in line]
     assert list(figures(tmp_path / "out")["chosen likelier"]) == ["start", "sft", "dpo"]
     data = {p.name: [json.loads(line) for line in p.open()] for p in (tmp_path / "out" / "data").iterdir()}
     assert {name: set(rows[0]) for name, rows in data.items()} == {

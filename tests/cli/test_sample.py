@@ -39,6 +39,8 @@ def test_one_answer_is_printed_as_text_and_is_the_same_as_its_line(tiny_model_di
     assert row["prompt"] == [{"role": "user", "content": "The cat"}]
     assert shown.exit_code == 0 and "(cut off after 12 tokens)" in shown.stderr
     assert (row["finish"], row["tokens"]) == ("length", 12) and row["logp"] < 0
+    told = ask(*asked, "--jsonl", out, "--force").stderr.splitlines()[-1]
+    assert told == f"1 answer in {out}; 1 cut off (--max-tokens 12, or the context is full)"
     said = row["completion"][0]["content"]
     assert "".join(c for c in said if c.isprintable() and c != "\ufffd") in _printable(shown.stdout)
     assert not set(shown.stdout) & set(map(chr, [*range(10), *range(11, 32), *range(127, 160)]))
@@ -184,7 +186,12 @@ def test_a_function_of_a_file_is_a_reward(tiny_model_dir: Path, tmp_path: Path) 
 
 def test_the_best_of_n_is_the_highest_reward_first_among_equals(tiny_model_dir: Path, rewards: None) -> None:
     asked = (tiny_model_dir, "The cat", "--raw", "--max-tokens", 9, "--top-k", 40)
-    every = lines(ask(*asked, "-n", 8, "--reward", "brief:unit=0.5,weight=2"))
+    whole = ask(*asked, "-n", 8, "--reward", "brief:unit=0.5,weight=2")
+    every = lines(whole)
+    mean = sum(row["reward"] for row in every) / 8
+    assert "8 answers" in whole.stderr and whole.stderr.splitlines()[-1].endswith(f"; mean reward {mean:.4f}")
+    unscored = ask(*asked, "-n", 2, "--reward", "silent").stderr.splitlines()[-1]
+    assert unscored.startswith("2 answers") and unscored.endswith("; none scored")
     assert all(row["parts"] == {"brief": -len(row["completion"]) / 2} for row in every)
     assert all(row["reward"] == 2 * row["parts"]["brief"] for row in every)
     chosen = ask(*asked, "--best-of", 8, "--reward", "brief:unit=0.5,weight=2")

@@ -206,6 +206,7 @@ def test_the_terminal_table_says_the_same_and_obeys_no_one() -> None:
         ["right⟨U+001B⟩[2J answers", "25.0 %", "90.0 %"],
         ["20–30 %", "88–93 %"],
         ["perplexity", "–", "3.14"],
+        ["below each figure: its 95 % confidence interval"],
     ]
 
 

@@ -157,7 +157,7 @@ CATALOGUE: Mapping[str, Entry] = {
     ),
     "eos-is-pad": Entry(
         "warning",
-        "the pad token is the eos token: align still learns it, since it masks padding by position, but other tools may not",
+        "the pad token is the eos token: align still learns it (padding is masked by position); other tools may not",
         "give the tokenizer a pad token of its own",
         KEPT,
     ),

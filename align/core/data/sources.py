@@ -73,7 +73,7 @@ def load_records(
         write_report(report_dir / "data_report.json", told, bad, findings)
     _stop(data, bad)
     good = len(train.records) + len(held_out.records)
-    split = f" of {good:,} by data.validation_fraction: {data.validation_fraction:g}" if data.validation_fraction else ""
+    split = f" (data.validation_fraction: {data.validation_fraction:g} of {good:,})" if data.validation_fraction else ""
     if not train.records and not data.stream:
         fix = "give more rows, or hold out less: data.validation_fraction"
         raise AlignError(f"no row is left to learn from{split * bool(good)}; {bad.summary}", fix)

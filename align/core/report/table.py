@@ -106,6 +106,8 @@ def print_table(table: Table, console: Console | None = None) -> None:
     for row in table.rows:
         cells = [_cell(row, figure, last=figure is not None and row.figures[-1] is figure) for figure in row.figures]
         drawn.add_row(Text(visible(row.name), style="bold"), *cells)
+    if any(figure and figure.interval for row in table.rows for figure in row.figures):
+        drawn.caption = "below each figure: its 95 % confidence interval"
     (console or Console()).print(drawn)
 
 

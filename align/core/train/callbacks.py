@@ -294,7 +294,7 @@ class Bar(Callback):
         now, step = time.monotonic(), trainer.global_step
         seconds = max(now - self._since, 1e-9)
         shown = ("reward", "loss") if module.stage.rollout is not None else ("loss",)
-        facts = [f"{name} {module.metrics[name]:.4f}" for name in shown if name in module.metrics]
+        facts = [f"{name} {module.metrics[name]:z.4f}" for name in shown if name in module.metrics]
         facts.append(f"{self._tokens / seconds:,.0f} tok/s")
         if self._bar is not None:
             facts += [f"{self._scored / seconds:,.0f} scored/s", f"{_memory_gib():.1f} GiB"]
@@ -319,7 +319,7 @@ class Bar(Callback):
         metric, _ = _goal(module)
         value = module.held_out_metrics.get("val/" + metric)
         if not on_terminal() and trainer.is_global_zero and value is not None:
-            self._say(f"step {trainer.global_step:,}/{module.total_steps:,}  held-out {metric} {value:.4f}")
+            self._say(f"step {trainer.global_step:,}/{module.total_steps:,}  held-out {metric} {value:z.4f}")
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Restore the terminal: after an exception Lightning calls no teardown."""
