@@ -352,3 +352,59 @@ def test_both_answers_of_a_pair_are_held_against_the_row() -> None:
     assert [(note.finding, note.detail) for note in notes] == [
         ("text-lost", "message 2 (assistant), tool_calls[0].function.name: 'look'")
     ]
+
+
+@pytest.mark.parametrize(
+    "text", ["Is it so?", "\u6674\u308c\u3067\u3059", "(a b)", "a \u00e9", '"b c"', "7 \u20ac", "go \U0001f642"]
+)
+@pytest.mark.parametrize("cut", ["[1:]", "[:-1]"])
+def test_one_character_at_an_edge_is_missed(text: str, cut: str) -> None:
+    """Whatever the character: punctuation and letters of other scripts too."""
+    assert found(writing(f"m.content{cut}"), ASK, says(text))[0][0] == "text-lost"
+
+
+@pytest.mark.parametrize(
+    "text", ['"b c"', "\u6674 \u308c", "\\a b\\", "<a b>", "\U0001f642 \U0001f642", "'a b'", "{a b}", "\tx y\t."]
+)
+@pytest.mark.parametrize("form", ["| tojson", "| tojson(ensure_ascii=True)", "| tojson | tojson", "| e", "| pprint"])
+def test_an_escaped_character_at_an_edge_is_kept(text: str, form: str) -> None:
+    assert not found(writing(f"m.content {form}"), user(text), says(text))
+    each = "{{ c.name }}{% for k, v in c.arguments.items() %}{{ k }}={{ v " + form + " }}{% endfor %}"
+    assert not found(writing(calls=each), ASK, says(tool_calls=[call({"text": text})]))
+
+
+@pytest.mark.parametrize("text", ["a\n", " a ", "a b\n\n", "</think>a\n", "\u6674\n"])
+def test_white_space_at_an_edge_is_no_text(text: str) -> None:
+    calls = "{{ c.name }}{{ c.arguments.text | trim }}"
+    assert not found(writing("m.content | trim", calls), ASK, says(text, tool_calls=[call({})]))
+
+
+@pytest.mark.parametrize("value", [0, False, 0.0, True])
+def test_a_value_that_stands_elsewhere_too_is_missed(value: Any) -> None:
+    """``v or ''`` writes no 0, and the 0 of 10 and of 0.5, or the value of another key, is not it."""
+    each = (
+        "{% for k, v in c.arguments.items() %}{{ k }}={{ v if k in 'abc' else '' if v in [0, 1] else v }} {% endfor %}"
+    )
+    template = writing(calls="{{ c.name }} " + each)
+    arguments = {"a": 10, "b": 0.5, "c": value, "d": value}
+    assert found(template, ASK, says(tool_calls=[call(arguments)]))[0][0] == "text-lost"
+    whole = writing(calls="{{ c.name }}{{ c.arguments | tojson }}{{ 'x' if c.arguments.c }}")
+    assert not found(whole, ASK, says(tool_calls=[call(arguments)]))
+
+
+BESIDE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_one_letter_beside_a_mark() -> None:
+    """What stands right before a mark is not within it, and a letter alone is."""
+    assert not found(BESIDE, user("a"), says("a"))
+    assert not found(BESIDE, user("assistant"), says("m"), user("m"), says("user"))
+    bare = BESIDE.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+    allow = frozenset({"end-of-turn-untrained"})
+    [example], _ = seen(bare, user("a"), says("b", weight=0), user("a"), says("c"), allow=allow)
+    [sequence] = example.sequences
+    assert Encoder(tokenizer(bare)).pieces(sequence.tokens[sequence.scored].tolist()) == ["c"]
+    assert found(BESIDE.replace("m.role == 'assistant'", "true"), user("b"), says("a"))[0][0] == "full-mask"

@@ -273,7 +273,7 @@ class _Row:
         for i, places in done.trace.places.items():
             if i < 0 or done.role(i) == "assistant":
                 continue
-            if any(a <= place < b for a, b in marked for place in places):
+            if any(a < place <= b for a, b in marked for place in places):
                 self.note("full-mask", f"message {i + 1} ({done.role(i)})")
                 break
         if all(weight == 1 for weight in done.weights):
@@ -284,7 +284,7 @@ class _Row:
         """Return the weight of the message that a template's marks enclose; or of the one before them."""
         a, b = span
         places = {i: some for i, some in done.trace.places.items() if i >= 0 and some}
-        inside = {i for i, some in places.items() if any(a <= place < b for place in some)}
+        inside = {i for i, some in places.items() if any(a < place <= b for place in some)}
         if not inside:
             before = [i for i in places if places[i][0] < b]
             inside = {max(before, key=lambda i: places[i][0])} if before else set()

@@ -31,6 +31,9 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 STRIDE = 256
 """Characters between two marks inside a string; every piece also has one at its start and one at its end."""
 
+ESCAPED = 16
+"""Most characters that one is written as: an emoji in JSON in a string of JSON takes 14."""
+
 _FIRST, _LAST = 0xF0000, 0x10FFFD  # planes for private use: no font and no standard gives them a meaning
 _MARK = (  # as itself, as JSON escapes it, as Python does
     f"[{chr(_FIRST)}-{chr(_LAST)}]" + r"|\\u[dD][bB][89a-fA-F][0-9a-fA-F]\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -70,7 +73,10 @@ class _Leaf(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The result of tracing a row. places: positions of each message's text in the rendered one, ascending."""
+    """The result of tracing a row.
+
+    places: positions of each message's text in the rendered one, ascending, after a first or before a last character.
+    """
 
     lost: list[Lost]
     places: dict[int, list[int]]
@@ -119,7 +125,7 @@ class Tracer:
             if start < 0 or content in others:
                 return None
             end = start + len(content)
-            places[i] = [start, end - 1]
+            places[i] = [start + 1, max(start + 1, end - 1)]  # as marks stand
         return Trace([], places, None)
 
     # Marking.
@@ -317,17 +323,20 @@ class Tracer:
                 return start
         first, last = marks[0], marks[-1]
         before, after = self._marks[first][1] - 1, self._marks[last][1]
-        if not any(_alike(text[before], plain[place - 1 : place]) for place in seen[first]):
+        if not any(_beside(text[before], plain, place, -1) for place in seen[first]):
             return before
-        if after < len(text) and not any(_alike(text[after], plain[place : place + 1]) for place in seen[last]):
+        inside = _INK.match(text, after) and not self._whole.match(text, after)  # a piece may be one character
+        if inside and not any(_beside(text[after], plain, place, 1) for place in seen[last]):
             return after
         return None
 
     def _search(self, leaf: _Leaf, plain: str) -> Lost | None:
         """Return a leaf as lost if a piece of it is in ``plain`` neither as it is nor escaped for JSON or HTML."""
         if not isinstance(leaf.value, str):
-            there = json.dumps(leaf.value) in plain or str(leaf.value) in plain
-            return None if there else _lost(leaf, 1)
+            spelt = "|".join(re.escape(spelling) for spelling in {json.dumps(leaf.value), str(leaf.value)})
+            asked = sum(json.dumps(other.value) == json.dumps(leaf.value) for other in self._leaves)
+            there = len(re.findall(rf"(?<![\d.])(?:{spelt})(?!\.?\d)", plain))  # 0 is not in 10, nor in 0.5
+            return None if there >= asked else _lost(leaf, 1)
         pieces = [piece.strip() for piece in self._whole.split(leaf.value)]
         for piece in filter(None, pieces):
             escaped = (json.dumps(piece)[1:-1], json.dumps(piece, ensure_ascii=False)[1:-1], html.escape(piece))
@@ -400,9 +409,10 @@ def _same(text: str, written: str) -> bool:
     return text in (once, _unescaped(once), page, _unescaped(page))  # a string inside a string is escaped twice
 
 
-def _alike(character: str, written: str) -> bool:
-    """Return whether a character is unchanged; only ASCII letters and digits, which nothing escapes, are compared."""
-    return character == written or not (character.isascii() and character.isalnum())
+def _beside(character: str, plain: str, place: int, side: int) -> bool:
+    """Return whether the character stands before (side -1) or after (side 1) a place, as itself or escaped."""
+    windows = (sorted((place, max(0, place + side * width))) for width in range(1, ESCAPED + 1))
+    return any(_same(character, plain[start:end]) for start, end in windows)
 
 
 def _lost(leaf: _Leaf, place: int, start: int | None = None) -> Lost:
