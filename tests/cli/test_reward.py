@@ -173,3 +173,10 @@ def test_equations() -> None:
     assert dead_share([1, 1, 0, 0], 2) == pytest.approx(1 / 3)
     assert dead_share([1, 1, 0, 0], 8) == pytest.approx(2 / 2**8)
     assert area([1, 1], [1, 0]) == 0.75
+
+
+def test_a_row_without_an_answer_says_what_writes_one(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "1+1?", "solution": "2"}\n')
+    done = CliRunner().invoke(main, ["reward", "score", "math", str(file)])
+    assert done.exit_code == 1 and "the answer to score (`align sample --jsonl` writes such rows)" in done.stderr

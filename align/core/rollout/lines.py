@@ -80,7 +80,8 @@ def _line(raw: bytes, where: str, completion: bool, prompts: dict[str, int]) -> 
     try:
         row = parse(raw)
         if completion and "completion" not in row:
-            raise RowError("missing", "has no 'completion'", "completion")
+            what = "has no 'completion', the answer to score (`align sample --jsonl` writes such rows)"
+            raise RowError("missing", what, "completion")
         prompt, said = row.pop("prompt", ""), row.pop("completion", "")
         tokens = row.pop("completion_ids", None) or ()
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in tokens):
