@@ -97,6 +97,21 @@ def test_a_run_does_not_go_on_with_another(section: str, tiny_model_dir: Path, t
         assert old != new and what_is_learned(changed) != before, f"{section}.{name}"
 
 
+def test_rows_are_not_made_by_two_models(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """What answers behind an endpoint is compared; where it listens and how it is asked are not."""
+    settings = {"url": "http://127.0.0.1:8000/v1", "model": "a", "concurrency": 4}
+    rows = write_rows("best_of_n", tmp_path / "rows.jsonl")
+
+    def learned(**other: Any) -> dict[str, Any]:
+        rollout = {"rewards": ["repetition"], "generator": {"type": "endpoint", **settings, **other}}
+        run = run_for("best_of_n", tiny_model_dir, rows, tmp_path / "run", rollout=rollout)
+        return what_is_learned(run.stages[0])
+
+    assert learned(model="b") != learned()
+    assert learned(extra={"top_k": 3}) != learned()
+    assert learned(url="http://127.0.0.1:8001/v1", concurrency=8) == learned()
+
+
 def test_the_vetted_rate_and_ten_times_it_for_an_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
     full = one_step(tiny_model_dir, tmp_path, "full", optimizer={"learning_rate": None})
     lora = one_step(tiny_model_dir, tmp_path, "lora", optimizer={"learning_rate": None}, model={"adapter": {"rank": 2}})

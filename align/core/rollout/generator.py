@@ -84,6 +84,9 @@ class Generator:
     trainable: ClassVar[bool] = True
     """Whether it can follow a policy in training; False: for judging, best-of-n and evaluation only."""
 
+    decisive: ClassVar[frozenset[str]] = frozenset()
+    """Settings that decide which model answers, and how: a run does not go on with others."""
+
     class Config(Config):
         """Settings in the run file."""
 

@@ -27,6 +27,7 @@ from align.core.registry import registry
 from align.core.rollout.score import decisive, reward_of
 from align.core.train import checkpoint, inputs
 from align.core.train.inputs import Content, Input, without_paths
+from align.schemas.choice import Choice
 from align.schemas.errors import AlignError, Problem
 from align.schemas.results import StageResult
 from align.schemas.rollout import RewardChoice
@@ -65,9 +66,15 @@ def what_is_learned(stage: Stage) -> dict[str, Any]:
         facts["rollout"]["rewards"] = [_decisive(choice) for choice in stage.rollout.rewards]
         for key in _SPEED_ONLY_ROLLOUT:
             facts["rollout"].pop(key)
-        facts["rollout"]["generator"] = stage.rollout.generator.type
+        facts["rollout"]["generator"] = _generator(stage.rollout.generator)
         facts["rollout"]["gold"] = stage.rollout.gold and _decisive(stage.rollout.gold)
     return facts
+
+
+def _generator(choice: Choice) -> dict[str, Any]:
+    """Return a generator's name and its settings that decide what is sampled."""
+    made = registry.build("generator", choice)
+    return {"type": choice.type} | {name: getattr(made.config, name) for name in sorted(made.decisive)}
 
 
 def _decisive(choice: RewardChoice) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Endpoint(Generator):
 
     name: ClassVar[str] = "endpoint"
     trainable: ClassVar[bool] = False
+    decisive: ClassVar[frozenset[str]] = frozenset({"model", "api", "extra"})  # a server may move to another address
 
     class Config(Generator.Config):
         """Settings in the run file."""
