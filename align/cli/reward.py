@@ -16,6 +16,9 @@ from align.cli.choices import plugin_names, reward_named
 from align.cli.progress import loading, quiet, show_progress
 from align.schemas.text import stripped
 
+NAMED = 5
+"""Lines without a score that are named; the table or the JSON has them all."""
+
 if TYPE_CHECKING:
     from align.core.rollout.audit import Audit
     from align.core.rollout.lines import Summary
@@ -137,8 +140,10 @@ def score(
         click.echo()
         _summary(summary(verdicts))
     bad = [verdict for verdict in verdicts if verdict.line.fault]
-    for verdict in bad:
+    for verdict in bad[:NAMED]:
         click.echo(stripped(f"{verdict.line.where}\n    {verdict.line.fault}"), err=True)
+    if len(bad) > NAMED:  # a file of the wrong kind would fill the screen with one sentence
+        click.echo(f"and {len(bad) - NAMED:,} more lines that cannot be scored", err=True)
     if bad:
         sys.exit(1)
 

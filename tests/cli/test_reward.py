@@ -180,3 +180,12 @@ def test_a_row_without_an_answer_says_what_writes_one(tmp_path: Path) -> None:
     file.write_text('{"prompt": "1+1?", "solution": "2"}\n')
     done = CliRunner().invoke(main, ["reward", "score", "math", str(file)])
     assert done.exit_code == 1 and "the answer to score (`align sample --jsonl` writes such rows)" in done.stderr
+
+
+def test_a_file_of_the_wrong_kind_does_not_fill_the_screen_with_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "1+1?", "solution": "2"}\n' * 1005)
+    done = CliRunner().invoke(main, ["reward", "score", "math", str(file), "--quiet"])
+    assert done.exit_code == 1 and done.stderr.count("the answer to score") == 5
+    assert "prompts.jsonl:5\n" in done.stderr and "prompts.jsonl:6\n" not in done.stderr
+    assert done.stderr.endswith("\nand 1,000 more lines that cannot be scored\n")
