@@ -31,7 +31,7 @@ UNMARKED_END = """\
 {%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}
 {%- if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}
 {%- endif %}{{ '<|im_end|>\\n' }}{% endfor %}"""
-FOR_PARTS = families.CHATML.replace("m['content']", "(m['content'] | map(attribute='text') | join)")
+CUTS = families.CHATML.replace("m['content']", "m['content'][:3]")
 NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
 ALL_MARKED = "{% generation %}" + families.CHATML + "{% endgeneration %}"
 
@@ -71,7 +71,7 @@ SAME = Record("preference", "f:1", prompt=CHAT[:1], chosen=[assistant("No. ")], 
         ("template-failed", chat(CHAT[0], CHAT[0]), families.mistral(), 0),
         ("prompt-not-prefix", Record("completion", "f:1", prompt=CHAT[:1], completion=CHAT[1:]), None, 1),
         ("turn-not-prefix", chat(CHAT[0], THOUGHT, *CHAT), tokenizer(families.THINKING), 2),
-        ("text-lost", chat(*CHAT), tokenizer(FOR_PARTS), 1),
+        ("text-lost", chat(*CHAT), tokenizer(CUTS), 1),
         ("text-lost", chat(CHAT[0], LOOKS), tokenizer(families.CHATML), 1),
         ("reasoning-lost", chat(CHAT[0], THINKS), tokenizer(families.CHATML), 1),
         ("special-token-unclear", chat(CHAT[0], assistant("<|im_start|>Yes.")), tokenizer(families.CHATML), 1),

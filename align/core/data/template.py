@@ -32,6 +32,7 @@ from align.schemas.records import Arguments, Message, Record
 RENDER_SECONDS = 10.0
 """Limit of processor time for one conversation: a template is a program, and may be written never to end."""
 
+_PART = re.compile(r"""['"]type['"]: ?['"]text['"]""")
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _RESERVED = {"messages", "tools", "chat_template", "add_generation_prompt"}
 """Variables that a row's chat_template_kwargs may not set, because the renderer sets them."""
@@ -420,14 +421,21 @@ class _Row:
         weights = [_weight(message) for message in messages]
         best: _Rendered | None = None
         failed: Failed | None = None
-        for form in forms(messages, self.source):
-            done = self._try(form, weights, views, prompt)
-            if isinstance(done, Failed):
-                failed = failed or done
-            elif best is None or len(_parts(done)) < len(_parts(best)):
-                best = done
-            if best is not None and not best.trace.lost:
+        # A template made for images reads content as a list of parts only. One made for text writes such a list as
+        # Python or JSON spell it, so it counts only where strings lose text, and where no list is spelt out.
+        for in_parts in (False, True):
+            if in_parts and best is not None and not any(lost.field == "content" for lost in best.trace.lost):
                 break
+            for form in forms(_in_parts(messages) if in_parts else messages, self.source):
+                done = self._try(form, weights, views, prompt)
+                if isinstance(done, Failed):
+                    failed = failed or done
+                elif in_parts and _spells_parts(done.text, messages):
+                    continue
+                elif best is None or len(_parts(done)) < len(_parts(best)):
+                    best = done
+                if best is not None and not best.trace.lost:
+                    return best
         if best is None:
             raise Refusal("template-failed", failed.why if failed else "")
         return best
@@ -542,6 +550,21 @@ def _turn_views(answers: Sequence[int]) -> list[tuple[int, bool]]:
 def _parts(done: _Rendered) -> set[tuple[int, str]]:
     """The fields of which something is lost."""
     return {lost.part for lost in done.trace.lost}
+
+
+def _in_parts(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages with each text as a list of one part, which is OpenAI's other form of it."""
+    return [
+        {**message, "content": [{"type": "text", "text": content}]}
+        if isinstance(content := message.get("content"), str) and content
+        else dict(message)
+        for message in messages
+    ]
+
+
+def _spells_parts(text: str, messages: Sequence[Message]) -> bool:
+    """Return True if a list of parts is written out in the text, by the template and not by the row."""
+    return _PART.search(text) is not None and _PART.search(str(messages)) is None
 
 
 def _bare(message: Message) -> Message:
