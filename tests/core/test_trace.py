@@ -272,7 +272,8 @@ ROWS: dict[str, list[Message]] = {
     "call and text": [WEATHER[0], says("I look.", tool_calls=WEATHER[1]["tool_calls"])],
 }
 FOR_IMAGES = "idefics3 smolvlm llava_next"  # they read content as a list of parts
-NO_REASONING = f"{FOR_IMAGES} cohere cohere2 gemma gemma3 llama3 llama3_1 llama3_2 phi3 phi3_5 lfm2 lfm2_v2 qwen2_5 qwen3_instruct_2507"
+NO_REASONING = "cohere cohere2 gemma gemma3 llama3 llama3_1 llama3_2 phi3 phi3_5 lfm2 lfm2_v2 qwen2_5"
+NO_REASONING += f" qwen3_instruct_2507 {FOR_IMAGES}"
 DEEPSEEK = "deepseekv3 deepseek_r1_distill"
 NO_CALLS = f"{FOR_IMAGES} llama3 phi3 phi3_5 lfm2 qwen2_5_vl"
 LOSES = {
