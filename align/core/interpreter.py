@@ -60,9 +60,22 @@ def safe_spawning() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
+_imported: dict[Path, set[str]] = {}
+"""Names of the modules that ``importing_from`` has loaded of each directory."""
+
+
 @contextmanager
 def importing_from(directory: Path) -> Iterator[None]:
-    """Find modules in ``directory`` first while the block runs, but never in place of the standard library's."""
+    """Find modules in ``directory`` first while the block runs, but never in place of the standard library's.
+
+    Modules that an earlier call loaded of another directory are forgotten: two directories may each have a
+    ``helpers.py``, and Python would give the second user the first one's.
+    """
+    for other, names in _imported.items():
+        if other != directory:
+            for name in names:
+                sys.modules.pop(name, None)
+    before = set(sys.modules)
     sys.path.insert(0, str(directory))
     sys.meta_path.insert(0, _StandardLibrary)
     try:
@@ -70,6 +83,14 @@ def importing_from(directory: Path) -> Iterator[None]:
     finally:
         sys.meta_path.remove(_StandardLibrary)
         sys.path.remove(str(directory))
+        loaded = (name for name in sys.modules.keys() - before if _lies_in(sys.modules[name], directory))
+        _imported.setdefault(directory, set()).update(loaded)
+
+
+def _lies_in(module: ModuleType, directory: Path) -> bool:
+    """Return True if the module's file, or a folder of its package, is below the directory."""
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    return any(Path(place).resolve().is_relative_to(directory) for place in places if place)
 
 
 class _StandardLibrary(MetaPathFinder):

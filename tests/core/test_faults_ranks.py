@@ -339,6 +339,7 @@ def test_a_long_wait_is_reported_and_ends_by_itself(
 ) -> None:
     """Outside a run there is no limit: it is reported, with what it waits for, and goes on."""
     monkeypatch.setattr(liveness, "PATIENCE", 0.0)
+    monkeypatch.setattr(liveness._watch, "step", None)  # a test before may have trained in this process
     with liveness.waiting("reward \x1b[31m\u202eslow scores 3 answers"):
         wait = liveness._watch.waits[-1]
         wait.reported = 0.0

@@ -10,6 +10,7 @@ import pytest
 
 from align.core.registry import registry
 from align.core.rollout.reward import Answer
+from align.plugins.rewards.foreign import load
 from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
 
@@ -80,3 +81,18 @@ def test_faults_name_the_file(file: str, tmp_path: Path) -> None:
         said("python", file=str(tmp_path / "broken.py"), function="f")
     with pytest.raises(AlignError, match="is no Python file"):
         said("python", file=str(tmp_path / "none.py"), function="f")
+
+
+def test_files_in_two_directories_have_neighbours_of_their_own(tmp_path: Path) -> None:
+    """Python keeps the first ``helpers`` that it imports; the second file must not be given it."""
+    worth = []
+    for name, bonus in (("one", 1.0), ("two", 2.0), ("three", 3.0)):
+        (tmp_path / name / "package").mkdir(parents=True)
+        (tmp_path / name / "helpers.py").write_text(f"from package.inner import BONUS\nHERE = {bonus}\n")
+        (tmp_path / name / "package" / "__init__.py").write_text("")
+        (tmp_path / name / "package" / "inner.py").write_text(f"BONUS = {10 * bonus}\n")
+        (tmp_path / name / "mine.py").write_text(
+            "from helpers import BONUS, HERE\n\n\ndef f(completions):\n    return [BONUS + HERE] * len(completions)\n"
+        )
+        worth.append(load(str(tmp_path / name / "mine.py"), "f"))
+    assert [f(["x"]) for f in worth] == [[11.0], [22.0], [33.0]]
