@@ -37,13 +37,19 @@ def environment() -> dict[str, str]:
 def import_path() -> list[str]:
     """Return the entries of ``sys.path`` that a child started with ``-P`` lacks, in their order.
 
-    Left out are the interpreter's own directories, which PYTHONPATH would put before the standard library, and the
-    directory of the script or the working directory, unless PYTHONPATH names it or align itself lives there.
+    Left out are the directory of the script or the working directory, unless PYTHONPATH names it or align itself lives
+    there; and whatever lies in the interpreter's own directories, which the child searches anyway. PYTHONPATH would put
+    it before them: ``setuptools/_vendor``, which setuptools appends, holds old copies of other packages.
     """
-    asked_for = [Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    left_out = {_resolved(entry) for entry in (*_own_directories(), *_implicit_directories())}
-    left_out -= {HOME, *asked_for}
-    return [entry for entry in sys.path if _resolved(entry) not in left_out]
+    named = {_resolved(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
+    own = {_resolved(entry) for entry in _own_directories()}
+    implicit = {_resolved(entry) for entry in _implicit_directories()} - {HOME}
+
+    def lacks(entry: str) -> bool:
+        place = _resolved(entry)
+        return place in named or not (place in implicit or own & {place, *place.parents})
+
+    return [entry for entry in sys.path if lacks(entry)]
 
 
 @contextmanager

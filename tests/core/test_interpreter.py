@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from align.core import interpreter
+
 ROOT = str(Path(__file__).parents[2])
 INSTALLED = "import sys; sys.path.remove('')\n"
 """The installed `align` has the working directory off its path, but not its children's."""
@@ -100,3 +102,14 @@ class TestWhatIsWantedIsFound:
         )
         done = run(tmp_path, "-c", INSTALLED + SCORE, path=os.pathsep.join([ROOT, entry]))
         assert done.stdout == "[(3.0, '')]\n", done.stderr
+
+
+def test_what_a_library_appends_of_its_own_stays_behind_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``setuptools/_vendor`` has a ``typing_extensions``, which must not come before the one that is installed."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    packages = Path(pytest.__file__).parents[1]
+    appended = [str(packages / "setuptools" / "_vendor"), str(packages), "/somewhere/else"]
+    monkeypatch.setattr(sys, "path", [*sys.path, *appended])
+    found = interpreter.import_path()
+    assert "/somewhere/else" in found
+    assert [entry for entry in found if Path(entry).is_relative_to(packages)] == []
