@@ -10,8 +10,6 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from align.core.disk import cache_directory
@@ -71,20 +69,6 @@ def explain(error: BaseException) -> AlignError | None:
             return AlignError("", problems=[problem])
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     return None
-
-
-@contextmanager
-def explained(after: Sequence[Problem] = ()) -> Iterator[None]:
-    """Raise errors of the machine in the block as AlignError, with the problems of ``after`` appended."""
-    try:
-        yield
-    except AlignError:
-        raise
-    except Exception as error:
-        found = explain(error)
-        if found is None:
-            raise
-        raise AlignError("", problems=[*found.problems, *after]) from error
 
 
 def out_of_memory(error: BaseException) -> bool:

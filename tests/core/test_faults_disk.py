@@ -26,8 +26,11 @@ from tokenizers.models import BPE
 
 from align.cli import main
 from align.core import disk, runfile
-from align.core.system_errors import explain, explained
+from align.core.system_errors import explain
+from align.core.train import failures
+from align.core.train.failures import explained_failures
 from align.core.train.launch import train
+from align.core.train.rundir import StageDirectory
 from align.schemas.errors import AlignError, Problem
 from tests.core.disks import read_only, resize, small_disk
 from tests.core.runs import run_for, write_rows
@@ -111,12 +114,16 @@ def test_memory_that_runs_out_is_told(library: str) -> None:
 
 
 def test_too_many_open_files_are_told_wherever_they_are_met(tmp_path: Path) -> None:
+    place = StageDirectory(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
-        with pytest.raises(AlignError, match="too many files are open") as caught, explained():
+        with (
+            pytest.raises(AlignError, match="too many files are open") as caught,
+            explained_failures(StageDirectory(tmp_path)),
+        ):
             (tmp_path / "file").write_text("")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -125,25 +132,27 @@ def test_too_many_open_files_are_told_wherever_they_are_met(tmp_path: Path) -> N
     assert "too many files are open" in str(explain(linker))
 
 
-def test_what_is_no_limit_of_the_machine_keeps_its_traceback() -> None:
+def test_what_is_no_limit_of_the_machine_keeps_its_traceback(tmp_path: Path) -> None:
     for error in (ValueError("no room"), OSError("no number"), OSError(errno.EBADF, "Bad file descriptor"), KeyError()):
         assert explain(error) is None
-        with pytest.raises(type(error)), explained():
+        with pytest.raises(type(error)), explained_failures(StageDirectory(tmp_path)):
             raise error
     told = AlignError("as it is")
     assert explain(told) is None
-    with pytest.raises(AlignError, match=r"^as it is$"), explained([Problem("", "more")]):
+    with pytest.raises(AlignError, match=r"^as it is$"), explained_failures(StageDirectory(tmp_path)):
         raise told
 
 
-def test_a_reason_is_found_behind_another_error() -> None:
+def test_a_reason_is_found_behind_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hidden() -> None:
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         finally:
             raise RuntimeError("unexpected pos 64 vs 0")
 
-    with pytest.raises(AlignError, match="no room is left") as caught, explained([Problem("run", "step 2 is saved")]):
+    monkeypatch.setattr(failures, "_saved", lambda _: [Problem("run", "step 2 is saved")])
+    place = StageDirectory(tmp_path)
+    with pytest.raises(AlignError, match="no room is left") as caught, explained_failures(place):
         hidden()
     assert [problem.what for problem in caught.value.problems] == ["no room is left on the disk", "step 2 is saved"]
 

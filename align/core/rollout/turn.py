@@ -24,7 +24,7 @@ _ANY = Settings(("prompt",), scores_prompt=False, reward=False, max_length=0, tr
 _SECTION = re.compile(
     r"<(?P<tag>[A-Za-z_][\w-]*)>|\[(?P<bracket>[A-Z_]+)\]|(?P<harmony><\|channel\|>)|(?P<gemma><\|channel>)"
 )
-"""What opens a part of a turn: ``<think>``, Mistral's ``[THINK]``, gpt-oss's and Gemma's channels."""
+"""The opening of a part of a turn: ``<think>``, Mistral's ``[THINK]``, gpt-oss's and Gemma's channels."""
 _EMPTY = re.compile(r"\s*(?:<([A-Za-z_][\w-]*)>\s*</\1>|\[([A-Z_]+)\]\s*\[/\2\]|</[A-Za-z_][\w-]*>)\s*")
 """A part that is closed again and holds nothing, which is how templates turn thinking off."""
 
