@@ -114,16 +114,13 @@ def test_memory_that_runs_out_is_told(library: str) -> None:
 
 
 def test_too_many_open_files_are_told_wherever_they_are_met(tmp_path: Path) -> None:
-    place = StageDirectory(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = os.open(os.devnull, os.O_RDONLY)
     os.close(lowest)
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
     try:
-        with (
-            pytest.raises(AlignError, match="too many files are open") as caught,
-            explained_failures(StageDirectory(tmp_path)),
-        ):
+        place = StageDirectory(tmp_path)
+        with pytest.raises(AlignError, match="too many files are open") as caught, explained_failures(place):
             (tmp_path / "file").write_text("")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
