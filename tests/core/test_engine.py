@@ -104,6 +104,15 @@ def test_a_strange_directory_is_left_alone(tiny_model_dir: Path, tmp_path: Path)
     assert files(tmp_path / "thesis") == {"chapter1.tex"}
 
 
+def test_a_rank_that_starts_before_rank_0_does_not_stop_the_run(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Under torchrun its sign of life may be the first file of the run directory."""
+    sign = tmp_path / "run" / "only" / ".ranks" / "1.json"
+    sign.parent.mkdir(parents=True)
+    sign.write_text("{}")
+    rows = write_rows("sft", tmp_path / "rows.jsonl")
+    assert train(run_for("sft", tiny_model_dir, rows, tmp_path / "run"), progress=False)
+
+
 class Poisoned(Algorithm):
     """Learns as sft does, but the loss of one row is not finite."""
 

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from align.core import checksum, disk, runfile
 from align.core.checksum import Damaged, digest
+from align.core.liveness import RANKS
 from align.core.registry import registry
 from align.core.rollout.score import decisive, reward_of
 from align.core.train import checkpoint, inputs
@@ -259,8 +260,8 @@ class RunDirectory:
         return str(export / ROWS if rows else export)
 
     def __enter__(self) -> RunDirectory:
-        held = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
-        if "run.yaml" not in held and any(name != ".lock" and not name.startswith(disk.PARTIAL) for name in held):
+        held = list(self.path.iterdir()) if self.path.is_dir() else []
+        if self.path / "run.yaml" not in held and not all(map(_of_starting_run, held)):
             raise AlignError("holds something else than a run", "choose another output", where=str(self.path))
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -323,6 +324,16 @@ class RunDirectory:
         manifest = _manifest(self.path) or {"stages": {}}
         (manifest if stage is None else manifest["stages"].setdefault(stage, {})).update(facts)
         checksum.write_json(self.path / "manifest.json", manifest)
+
+
+def _of_starting_run(path: Path) -> bool:
+    """Return whether a run that has not written ``run.yaml`` yet may have put this into its directory.
+
+    Under torchrun, other ranks may write their signs of life before rank 0 opens the directory.
+    """
+    if path.name == ".lock" or path.name.startswith(disk.PARTIAL):
+        return True
+    return path.is_dir() and all(inner.name == RANKS for inner in path.iterdir())
 
 
 def _manifest(output: Path) -> dict[str, Any]:
