@@ -1,0 +1,140 @@
+"""Measure how readable the tree is: `python tools/legibility.py [--json FILE] [--no-walk]`.
+
+The walk counts the files of `align` in which a function is called while `align train` runs, from reading the run file
+to the export, for SFT and for GRPO on a tiny model made here. Command-line parsing and `import align` are outside it,
+as are processes of their own (reward workers). The rest is read from the source: names used more than once, docstrings
+that open with a relative clause, comments, the longest function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import collections
+import json
+import re
+import sys
+import tempfile
+import threading
+import tokenize
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "align"
+RELATIVE = re.compile(r"(What|Whether|Where|How|Of|Who|Whom|Whose|Which|When)\b")
+WALKED = ("sft", "grpo")
+
+
+class Walk:
+    """The files of the package in which a function is called, in order of the first call, and how often."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, set[str]] = {}
+
+    def __enter__(self) -> Walk:
+        threading.setprofile(self._called)
+        sys.setprofile(self._called)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+
+    def _called(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event != "call":
+            return
+        code = frame.f_code
+        # A module's or class's body runs once, at import: imports are no step of the walk.
+        if not code.co_filename.startswith(str(PACKAGE)) or not code.co_flags & 1:  # CO_OPTIMIZED: functions only
+            return
+        self.files.setdefault(str(Path(code.co_filename).relative_to(ROOT)), set()).add(code.co_qualname)
+
+
+def walk(algorithm: str) -> dict[str, list[str]]:
+    """Return the files called while `align train` runs one small stage, each with the functions called."""
+    sys.path.insert(0, str(ROOT))
+    from align.cli import main
+    from tests.core.runs import run_for, write_rows
+    from tests.tiny import save_tiny
+
+    from align.core import runfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory)
+        save_tiny(scratch / "model")
+        rows = write_rows(algorithm, scratch / "rows.jsonl")
+        run = run_for(algorithm, scratch / "model", rows, scratch / "run", train={"max_steps": 4, "epochs": 1})
+        (scratch / "run.yaml").write_text(runfile.dump(run))
+        with Walk() as walked:
+            main(["train", str(scratch / "run.yaml"), "--quiet"], standalone_mode=False)
+    return {file: sorted(names) for file, names in walked.files.items()}
+
+
+def _docstring_owners(tree: ast.Module) -> list[tuple[ast.AST, str]]:
+    """Return every documented module, class and function with its docstring."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [(node, ast.get_docstring(node)) for node in ast.walk(tree) if isinstance(node, documented)]
+    return [(node, text) for node, text in found if text]
+
+
+def source_figures() -> dict[str, Any]:
+    """Return the figures that are read from the source."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    names = collections.Counter(file.name for file in files if file.name != "__init__.py")
+    classes: collections.Counter[str] = collections.Counter()
+    docstrings = relative = code_lines = comments = lines = nodes = 0
+    longest = (0, "")
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        lines += text.count("\n")
+        for node in ast.walk(tree):
+            nodes += 1
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes[node.name] += 1
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                size = (node.end_lineno or node.lineno) - node.lineno + 1
+                longest = max(longest, (size, f"{file.relative_to(ROOT)}::{node.name}"))
+        for _, doc in _docstring_owners(tree):
+            docstrings += 1
+            relative += bool(RELATIVE.match(doc))
+        with tokenize.open(file) as opened:
+            tokens = list(tokenize.generate_tokens(opened.readline))
+        comments += sum(token.type == tokenize.COMMENT for token in tokens)
+        skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        code_lines += len({token.start[0] for token in tokens if token.type not in skipped})
+    return {
+        "files": len(files),
+        "lines": lines,
+        "longest_file": max((file.read_text().count("\n"), str(file.relative_to(ROOT))) for file in files),
+        "longest_function": longest,
+        "file_names_used_more_than_once": {name: n for name, n in sorted(names.items()) if n > 1},
+        "class_names_used_more_than_once": {name: n for name, n in sorted(classes.items()) if n > 1},
+        "docstrings": docstrings,
+        "docstrings_with_relative_clause": relative,
+        "relative_percent": round(100 * relative / docstrings, 2),
+        "comments_per_100_lines": round(100 * comments / lines, 2),
+        "nodes_per_code_line": round(nodes / code_lines, 2),
+    }
+
+
+def main() -> None:
+    """Print the figures, or write them to a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--no-walk", action="store_true", help="read the source only; takes a second")
+    options = parser.parse_args()
+    figures = source_figures()
+    if not options.no_walk:
+        walks = {algorithm: walk(algorithm) for algorithm in WALKED}
+        figures |= {f"walk_{name}": {"count": len(files), "files": files} for name, files in walks.items()}
+    for name, value in figures.items():
+        print(f"{name}: {value['count'] if name.startswith('walk_') else value}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
