@@ -56,10 +56,9 @@ def walk(algorithm: str) -> dict[str, list[str]]:
     """Return the files called while `align train` runs one small stage, each with the functions called."""
     sys.path.insert(0, str(ROOT))
     from align.cli import main
+    from align.core import runfile
     from tests.core.runs import run_for, write_rows
     from tests.tiny import save_tiny
-
-    from align.core import runfile
 
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
