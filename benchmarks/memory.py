@@ -141,8 +141,8 @@ def measure(home: Path, algorithm: str, size: str) -> dict[str, Any]:
 
 def predict(home: Path, algorithm: str, size: str) -> dict[str, Any]:
     """What formula and dry run say."""
+    from align.api.estimating import examined
     from align.core import runfile
-    from align.plugins.estimating import examined
 
     (found,) = examined(runfile.load(prepared(home, algorithm, size)), dry=True)
     return {

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from align.advisor.ask import Question
     from align.advisor.facts import Facts
     from align.advisor.thresholds import Thresholds
+    from align.api.advice import Case
     from align.core.projectfile import Brief
-    from align.plugins.advice import Case
     from align.schemas.advice import Advice
 
 
@@ -156,9 +156,9 @@ def _brief(path: str | None, text: str | None, *, ask: bool) -> Brief:
 def _case(read: Brief, options: dict[str, Any], limit: Thresholds) -> Case:
     """Gather all that is known: the brief, files, the machine, answers."""
     from align.advisor import ask
+    from align.api import advice
     from align.core import strictyaml
     from align.core.projectfile import text_of
-    from align.plugins import advice
     from align.schemas.errors import AlignError
 
     suites = advice.evaluations(read.project, options["data"])
@@ -258,7 +258,7 @@ def _write(file: Path, text: str, force: bool | None) -> None:
 
 def _why_not(facts: Facts, limit: Thresholds, option: str) -> None:
     from align.advisor.alternatives import why_not
-    from align.plugins.advice import rules
+    from align.api.advice import rules
 
     found = why_not(facts, limit, rules(), option)
     if found.chosen:
@@ -275,7 +275,7 @@ def _why_not(facts: Facts, limit: Thresholds, option: str) -> None:
 
 def _what_if(facts: Facts, limit: Thresholds, before: Advice, options: dict[str, Any]) -> None:
     from align.advisor.alternatives import compare, suppose
-    from align.plugins.advice import weigh
+    from align.api.advice import weigh
 
     after = weigh(suppose(facts, options["what_if"]), limit, options["prices"], before.provenance.parser)
     differences = compare(before, after)

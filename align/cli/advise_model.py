@@ -12,8 +12,8 @@ from align.cli.choices import REWARD, reward_of
 from align.core.progress import working
 
 if TYPE_CHECKING:
+    from align.api.advice import Case
     from align.core.projectfile import Brief
-    from align.plugins.advice import Case
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -107,9 +107,9 @@ def measured(read: Brief, options: Mapping[str, Any]) -> Brief:
     if not options["measure"]:
         _refuse(options, _MEASURING_ONLY, "--measure")
         return read
+    from align.api.measuring import Wish
+    from align.api.measuring import measured as work
     from align.core.measure.probes import Settings
-    from align.plugins.measuring import Wish
-    from align.plugins.measuring import measured as work
 
     rewards = [reward_of(word) for word in options["reward"]]
     wish = Wish(options["model"], options["data"], rewards, options["reference"], options["chat"])

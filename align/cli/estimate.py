@@ -46,8 +46,8 @@ def estimate(
     show_progress(not quiet and form == "text")
     with loading():
         from align.advisor.estimate.work import read_prices
+        from align.api.estimating import Place, examined
         from align.core import runfile
-        from align.plugins.estimating import Place, examined
 
     asked = runfile.load(run, list(overrides))
     table, currency, _ = (None, "", "") if prices is None else read_prices(prices)

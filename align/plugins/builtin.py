@@ -162,7 +162,7 @@ def check_run(run: Run, hardware: Hardware) -> Iterable[Problem]:
     """A run with a ``project:`` takes its advice first."""
     if run.project is None:
         return ()
-    from align.plugins.prelaunch import problems
+    from align.api.prelaunch import problems
 
     return problems(run, hardware)
 
@@ -171,7 +171,7 @@ def check_run(run: Run, hardware: Hardware) -> Iterable[Problem]:
 def run_started(run: Run, directory: Path) -> None:
     """And keeps it."""
     if run.project is not None:
+        from align.api.prelaunch import keep
         from align.core.train.launch import largest
-        from align.plugins.prelaunch import keep
 
         keep(run, largest(run), directory)

@@ -12,12 +12,12 @@ from click.testing import CliRunner, Result
 
 from align.advisor.emit import emit
 from align.advisor.thresholds import Thresholds
+from align.api.advice import Case
+from align.api.prelaunch import advised, counted, method, obstacles, problems, settled
 from align.cli import main
 from align.core import runfile
 from align.core.projectfile import Brief, of_text
 from align.core.report import write_report
-from align.plugins.advice import Case
-from align.plugins.prelaunch import advised, counted, method, obstacles, problems, settled
 from align.schemas.advice import Advice, Fit, Hardware
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Hardware as Machine

@@ -12,11 +12,11 @@ from align.advisor.facts import Evidence
 from align.advisor.known import DATA_OF
 from align.advisor.render import render
 from align.advisor.thresholds import Thresholds
+from align.api.advice import Case
 from align.core.data.faults import BadRow
 from align.core.data.read import Reading
 from align.core.disk import write_whole
 from align.core.projectfile import Brief
-from align.plugins.advice import Case
 from align.schemas.advice import Advice, Quote
 from align.schemas.errors import Problem
 from align.schemas.hardware import Hardware
