@@ -9,6 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from align.api.advice import AdviceCase as AdviceCase
+    from align.api.advice import BriefReader as BriefReader
+    from align.api.advice import advise as advise
+    from align.api.estimating import RunEstimate as RunEstimate
+    from align.api.estimating import estimate as estimate
+    from align.api.measuring import measure as measure
+    from align.api.training import check as check
+    from align.api.training import train as train
     from align.core.algorithm import Algorithm as Algorithm
     from align.core.algorithm import Batch as Batch
     from align.core.algorithm import Metric as Metric
@@ -30,25 +38,33 @@ if TYPE_CHECKING:
     from align.core.rollout.reward import Reward as Reward
     from align.core.rollout.reward import Score as Score
     from align.core.runfile import load as load
-    from align.core.train.launch import train as train
     from align.core.train.logger import Logger as Logger
     from align.core.train.strategy import Strategy as Strategy
     from align.hookspecs import Register as Register
     from align.hookspecs import hookimpl as hookimpl
+    from align.schemas.advice import Advice as Advice
     from align.schemas.base import Config as Config
     from align.schemas.errors import AlignError as AlignError
     from align.schemas.errors import Problem as Problem
     from align.schemas.hardware import Footprint as Footprint
     from align.schemas.hardware import Hardware as Hardware
+    from align.schemas.project import Measured as Measured
+    from align.schemas.project import Project as Project
     from align.schemas.records import Record as Record
     from align.schemas.results import StageResult as StageResult
     from align.schemas.run import Run as Run
 
 _HOMES = {
+    "api.advice": ("AdviceCase", "BriefReader", "advise"),
+    "api.estimating": ("RunEstimate", "estimate"),
+    "api.measuring": ("measure",),
+    "api.training": ("check", "train"),
     "hookspecs": ("Register", "hookimpl"),
+    "schemas.advice": ("Advice",),
     "schemas.base": ("Config",),
     "schemas.errors": ("AlignError", "Problem"),
     "schemas.hardware": ("Footprint", "Hardware"),
+    "schemas.project": ("Measured", "Project"),
     "schemas.records": ("Record",),
     "schemas.run": ("Run",),
     "core.algorithm": ("Algorithm", "Batch", "Metric", "Outcome", "Term"),
@@ -58,7 +74,6 @@ _HOMES = {
     "core.rollout.online": ("Credit", "CriticSpec", "Experience", "Harvest", "Online"),
     "core.rollout.reward": ("Answer", "Reward", "Score"),
     "core.runfile": ("load",),
-    "core.train.launch": ("train",),
     "schemas.results": ("StageResult",),
     "core.train.logger": ("Logger",),
     "core.train.strategy": ("Strategy",),

@@ -141,10 +141,10 @@ def measure(home: Path, algorithm: str, size: str) -> dict[str, Any]:
 
 def predict(home: Path, algorithm: str, size: str) -> dict[str, Any]:
     """What formula and dry run say."""
-    from align.api.estimating import examined
+    from align.api.estimating import estimate
     from align.core import runfile
 
-    (found,) = examined(runfile.load(prepared(home, algorithm, size)), dry=True)
+    (found,) = estimate(runfile.load(prepared(home, algorithm, size)), dry_run=True).stages
     return {
         "formula": {phase: sum(parts.values()) for phase, parts in found.phases.items()},
         "dry_run": {phase: sum(parts.values()) for phase, parts in (found.counted or {}).items()},

@@ -1,14 +1,19 @@
-"""From a brief, files and a machine to advice: where the adviser, the data's reader and installed rules meet."""
+"""Advice: from a brief, files and a machine to what the installed rules advise, and what else can be asked of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 from align import __version__
-from align.advisor.decide import advise
+from align.advisor import alternatives, emit
+from align.advisor.alternatives import WhyNot
+from align.advisor.ask import Question, interview
+from align.advisor.ask import of_file as read_answers
+from align.advisor.decide import advise as decide
 from align.advisor.estimate.shape import of_directory
 from align.advisor.facts import Evidence, Facts, Source, from_form
 from align.advisor.gathering import gather
@@ -16,95 +21,257 @@ from align.advisor.measured import added
 from align.advisor.rule import Rule
 from align.advisor.text import read
 from align.advisor.thresholds import Thresholds
-from align.core import registry, strictyaml
+from align.api.inputs import BriefLike, DataFile, Files, as_brief, as_files
+from align.core import registry, runfile, strictyaml
+from align.core.progress import working
 from align.core.projectfile import LARGEST_FORM, Brief, text_of
 from align.core.settings import check, dotted
+from align.core.system_errors import explaining
 from align.schemas.advice import Advice
-from align.schemas.errors import AlignError, did_you_mean
-from align.schemas.project import DataKind, HardwareFacts, Measured, Project
+from align.schemas.errors import AlignError
+from align.schemas.project import HardwareFacts, Measured, Project
 from align.schemas.text import number
 
-if TYPE_CHECKING:
-    from align.advisor.model_parser import Asker
+HardwareLike = str | Path | Mapping[str, Any] | HardwareFacts
+"""``"auto"`` for this machine, a file with the form's ``hardware``, or its values."""
+AnswersLike = str | Path | Mapping[str, Any]
+"""A YAML file of answers, ``FIELD: VALUE`` each, or the same as a mapping; None says unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class BriefReader:
+    """A language model that reads the free words of a brief as well; it is believed where the words bear it out.
+
+    model: its name at ``url``, an OpenAI-compatible server; without a url a directory or hub id on this machine.
+    key_env: the environment variable with the server's key. allow_network: the brief may leave this machine.
+    offline: only replies that were recorded count. record: where replies are kept; None: a place in align's cache.
+    """
+
+    model: str
+    url: str | None = None
+    key_env: str | None = None
+    allow_network: bool = False
+    offline: bool = False
+    record: Path | None = None
+
+    def read(self, description: str) -> tuple[list[Evidence], list[str]]:
+        """Return the evidence found in the words, and what was rejected, in words.
+
+        Raises AlignError where the model cannot be asked, or a server is on another machine and may not be.
+        """
+        from align.advisor import model_parser
+        from align.core.asker import asker
+
+        model = asker(
+            self.model,
+            self.url,
+            key_env=self.key_env,
+            allow_network=self.allow_network,
+            offline=self.offline,
+            record=self.record,
+        )
+        if not description.strip():
+            return [], []
+        with working(f"{self.model} reads the brief"):
+            return model_parser.read(description, model)
+
+
+@explaining()
+def advise(
+    brief: BriefLike,
+    *,
+    data: Files = (),
+    model: str | Path | None = None,
+    hardware: HardwareLike | None = None,
+    measured: Measured | None = None,
+    answers: AnswersLike | None = None,
+    ask: Callable[[Question], Any] | None = None,
+    reader: BriefReader | None = None,
+    thresholds: str | Path | None = None,
+    prices: str | Path | None = None,
+) -> Advice:
+    """Return whether training is the answer, which kind, whether it fits, and what must hold before it ships.
+
+    brief: a file (a Path, or a string that ends in .yaml, .yml, .json, .md or .txt), free words, or a form (a mapping
+    or ``align.Project``). data: files to count and check, by kind or not: ``{"sft_pairs": "letters.jsonl"}``. model:
+    the directory or hub id to start from. hardware: ``"auto"`` for this machine, or the form's ``hardware``. measured:
+    what ``align.measure`` found. answers: to the adviser's questions, by field. ask: called with each question that
+    could change the advice (nine at most), returns a value of its field or None for unknown; EOFError ends the
+    questions. reader: a language model that reads the free words too. thresholds: a YAML file laid over the shipped
+    ones. prices: a YAML file of prices of GPU-hours, for costs.
+
+    The same inputs give the same advice. Reads files; opens no connection unless ``reader`` has one; imports torch only
+    for a ``reader`` on this machine. Raises AlignError, with all that is wrong, for what cannot be read.
+    """
+    case = AdviceCase.collect(
+        brief,
+        data=data,
+        model=model,
+        hardware=hardware,
+        measured=measured,
+        answers=answers,
+        ask=ask,
+        reader=reader,
+        thresholds=thresholds,
+    )
+    return case.advice(prices)
 
 
 def rules() -> Mapping[str, Rule]:
-    """The installed rules that can be loaded, ours and others'."""
+    """Return the installed rules that can be loaded, align's own and others'."""
     return registry.working("rule")
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """Everything that is known of a project, before it is weighed."""
+class AdviceCase:
+    """Everything known of a project: gives advice, and answers questions about it.
+
+    evidence: what was read, each piece with its place. description: the brief's free words. languages: those found in
+    it. unread: what was not understood, in words. parser: what read the words, ``rules`` or ``llm:NAME``.
+    """
 
     evidence: tuple[Evidence, ...]
     description: str = ""
     languages: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     parser: str = "rules"
+    thresholds: Thresholds = field(default_factory=Thresholds.load)
 
     @classmethod
-    def of(cls, brief: Brief, limit: Thresholds | None = None) -> Case:
-        """A brief: its form, what its free words say, and what follows from measurements that it keeps."""
+    @explaining()
+    def collect(
+        cls,
+        brief: BriefLike,
+        *,
+        data: Files = (),
+        model: str | Path | None = None,
+        hardware: HardwareLike | None = None,
+        measured: Measured | None = None,
+        answers: AnswersLike | None = None,
+        ask: Callable[[Question], Any] | None = None,
+        reader: BriefReader | None = None,
+        thresholds: str | Path | None = None,
+    ) -> AdviceCase:
+        """Read all that ``align.advise`` is given, and raise as it does."""
+        limit = Thresholds.load(thresholds)
+        known = with_measured(as_brief(brief), measured)
+        files = as_files(data)
+        suites = evaluations(known.project, files)
+        case = cls.of(known, limit).and_also(*counted(known.project, suites))
+        if reader is not None:
+            case = replace(case.and_also(*reader.read(case.description)), parser=f"llm:{reader.model}")
+        for file in files:
+            case = case.and_also(of_file(file, suites))
+        case = case.and_also(of_model(str(model)) if model else size_of(known.project.model.name))
+        if hardware is not None:
+            case = case.and_also(of_hardware(hardware))
+        if answers is not None:
+            case = case.and_also(of_answers(answers, limit))
+        return case if ask is None else case.interviewed(ask)
+
+    @classmethod
+    def of(cls, brief: Brief, thresholds: Thresholds | None = None) -> AdviceCase:
+        """Return a brief's case: its form, what its free words tell, and what follows from measurements in it."""
+        limit = thresholds or Thresholds.load()
         reading = read(brief.text)
         evidence = [*from_form(brief.project, dict(brief.places)), *reading.evidence]
         if brief.project.measured != Measured():
-            evidence = added(evidence, brief.project.measured, limit or Thresholds.load())
-        return cls(tuple(evidence), brief.text, tuple(reading.languages), tuple(reading.passed_over))
+            evidence = added(evidence, brief.project.measured, limit)
+        unread = tuple(reading.passed_over)
+        return cls(tuple(evidence), brief.text, tuple(reading.languages), unread, thresholds=limit)
 
-    def read_by(self, ask: Asker, model: str) -> Case:
-        """Add what a model finds in the free words, as far as they bear it out."""
-        from align.advisor import model_parser
-
-        evidence, rejected = model_parser.read(self.description, ask) if self.description.strip() else ([], [])
-        return replace(self.and_also(evidence, rejected), parser=f"llm:{model}")
-
-    def and_also(self, more: Sequence[Evidence], unread: Sequence[str] = ()) -> Case:
+    def and_also(self, more: Sequence[Evidence], unread: Sequence[str] = ()) -> AdviceCase:
         """Return the case with more evidence."""
         return replace(self, evidence=(*self.evidence, *more), unread=(*self.unread, *unread))
 
-    def having(self, evidence: Sequence[Evidence]) -> Case:
+    def having(self, evidence: Sequence[Evidence]) -> AdviceCase:
         """Return the case with this evidence and no other."""
         return replace(self, evidence=tuple(evidence))
+
+    def interviewed(self, answer: Callable[[Question], Any]) -> AdviceCase:
+        """Return the case with answers to the questions that could change the advice, nine at most."""
+
+        def outcome(evidence: Sequence[Evidence]) -> Advice:
+            # Asked some hundred times: what would flip the advice is left out.
+            return weigh(self.having(evidence).facts(), self.thresholds, others=False)
+
+        return self.and_also(interview(self.evidence, outcome, self.thresholds, answer))
 
     def facts(self) -> Facts:
         """Return the facts that the evidence adds up to."""
         return gather(self.evidence, languages=self.languages, rejected=self.unread)
 
-    def advice(self, limit: Thresholds, prices: Path | None = None) -> Advice:
+    @explaining()
+    def advice(self, prices: str | Path | None = None) -> Advice:
         """Return the advice. Raises AlignError for a price file that cannot be read."""
-        return weigh(self.facts(), limit, prices, self.parser)
+        return weigh(self.facts(), self.thresholds, _path(prices), self.parser)
 
-    def outcome(self, evidence: Sequence[Evidence], limit: Thresholds) -> Advice:
-        """The advice on other evidence, without what would flip it: for asking many times."""
-        return weigh(replace(self, evidence=tuple(evidence)).facts(), limit, others=False)
+    def why_not(self, option: str) -> WhyNot:
+        """Return what speaks for and against an option (``"grpo"``, ``"rag"``), and the least that would flip to it.
+
+        Raises AlignError for an option that is none.
+        """
+        return alternatives.why_not(self.facts(), self.thresholds, rules(), option)
+
+    @explaining()
+    def what_if(self, settings: Sequence[str] | Mapping[str, Any], prices: str | Path | None = None) -> Advice:
+        """Return the advice with settings laid over the facts: ``{"knowledge.changes": "daily"}``, or ``KEY=VALUE``.
+
+        ``align.advisor.alternatives.compare`` lists what differs from the advice as it is.
+        Raises AlignError for every setting that does not fit the form.
+        """
+        if isinstance(settings, Mapping):
+            settings = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        facts = alternatives.suppose(self.facts(), settings)
+        return weigh(facts, self.thresholds, _path(prices), self.parser)
 
     def form(self) -> Project:
-        """The filled form, with the free words where they are not too long for a form."""
+        """Return the filled form, with the free words where they are not too long for a form."""
         words = self.description if len(self.description) <= LARGEST_FORM // 2 else ""
         return self.facts().project.model_copy(update={"description": words or None})
+
+    def run_file(self, advice: Advice, name: str = "run.yaml") -> str:
+        """Return the text of a run file for the advice, once it has been seen to load.
+
+        name: the file that it is to be written to, for the command in its head. What must be put in place before it
+        runs is listed there too. Raises AlignError where the advice has nothing to train.
+        """
+        emitted = emit.emit(advice, self.form())
+        head = "".join(f"# {line}".rstrip() + "\n" for line in emit.comments(advice, emitted, name))
+        text = head + strictyaml.write(emitted.values)
+        runfile.parse(text, name)
+        return text
 
 
 def weigh(
     facts: Facts, limit: Thresholds, prices: Path | None = None, parser: str = "rules", *, others: bool = True
 ) -> Advice:
-    """Advice by the installed rules. others: with what would flip to other ways."""
+    """Return advice by the installed rules. others: with what would flip to other ways."""
     usable = rules()
     lost = sorted(set(registry.offers("rule")) - set(usable))
     notes = (f"rule {name} cannot be loaded and was left out: align plugins doctor" for name in lost)
     facts = replace(facts, rejected=(*facts.rejected, *notes))
-    return advise(facts, limit, usable, tool=__version__, parser=parser, prices=prices, others=others)
+    return decide(facts, limit, usable, tool=__version__, parser=parser, prices=prices, others=others)
 
 
-def evaluations(project: Project, words: Sequence[str] = ()) -> list[str]:
-    """The files on this machine that will be measured with: a form's, and those of ``--data eval_set=FILE``."""
+def with_measured(brief: Brief, found: Measured | None) -> Brief:
+    """Return the brief with new measurements in its form, over those that were there."""
+    if found is None:
+        return brief
+    values = brief.project.measured.model_dump(exclude_none=True) | found.model_dump(exclude_none=True)
+    project = brief.project.model_copy(update={"measured": Measured.model_validate(values)})
+    return replace(brief, project=project)
+
+
+def evaluations(project: Project, files: Sequence[DataFile] = ()) -> list[str]:
+    """Return the files on this machine that will be measured with: a form's, and those given as an ``eval_set``."""
     held = [body.path for body in project.data or () if body.kind == "eval_set" and body.path]
-    named = [path for word in words for kind, _, path in [word.partition("=")] if kind == "eval_set"]
+    named = [file.path for file in files if file.kind == "eval_set"]
     return [path for path in (*held, *named) if Path(path).expanduser().is_file()]
 
 
 def counted(project: Project, suites: Sequence[str] = ()) -> tuple[list[Evidence], list[str]]:
-    """The files that a form names, counted, where they are on this machine; and those that are missing, in words.
+    """Count the files that a form names where they are on this machine; return those that are missing, in words, too.
 
     suites: evaluations whose rows must not be in the others.
     """
@@ -112,14 +279,14 @@ def counted(project: Project, suites: Sequence[str] = ()) -> tuple[list[Evidence
     missing: list[str] = []
     for body in project.data or ():
         if body.path and Path(body.path).expanduser().exists():
-            found += of_file(body.path, body.kind, suites)
+            found += of_file(DataFile(body.path, body.kind), suites)
         elif body.path and Path(body.path).suffix:
             missing.append(f"data.{body.kind}: {body.path} is not there, so what is claimed of it counts")
     return found, missing
 
 
 def size_of(name: str | None) -> list[Evidence]:
-    """The parameters of a model that is a directory here, by its config.json; an unreadable one tells nothing."""
+    """Return the size of a model that is a directory here, by its config.json; nothing where that is unreadable."""
     home = Path(name or "").expanduser()
     if not name or not (home / "config.json").is_file():
         return []
@@ -131,25 +298,16 @@ def size_of(name: str | None) -> list[Evidence]:
     return [Evidence("model.params_b", billions, quote=quote, source="file", place=name)]
 
 
-def of_word(word: str, suites: Sequence[str] = ()) -> list[Evidence]:
-    """``--data FILE`` or ``--data KIND=FILE``, counted (see ``of_file``). Raises AlignError for what cannot be read."""
-    kind, equals, path = word.partition("=")
-    if not equals or Path(word).exists():
-        return of_file(word, None, suites)
-    if kind not in get_args(DataKind):
-        raise AlignError(f"{kind!r} is no kind of data", did_you_mean(kind, get_args(DataKind)), where=f"--data {word}")
-    return of_file(path, kind, suites)  # type: ignore[arg-type]  # it is one of them
-
-
-def of_file(path: str, kind: DataKind | None = None, suites: Sequence[str] = ()) -> list[Evidence]:
-    """A data file, counted and checked. kind: what it is for, where that is known better than its rows tell.
+def of_file(file: DataFile, suites: Sequence[str] = ()) -> list[Evidence]:
+    """Return what a data file holds, counted and checked. Raises AlignError where it cannot be read.
 
     suites: evaluations whose rows must not be in it, unless it is one itself.
     """
     from align.core.data.lint.measure import measure
 
-    found = measure(path, against=() if kind == "eval_set" else suites)
-    held = f"data.{kind or found.kind}"
+    path = file.path
+    found = measure(path, against=() if file.kind == "eval_set" else suites)
+    held = f"data.{file.kind or found.kind}"
     known = {"path": path, **found.facts}
     return [
         Evidence(held, True, quote=f"a file of {found.kind.replace('_', ' ')}", source="file", place=path),
@@ -165,26 +323,46 @@ def _shown(value: Any) -> str:
 
 
 def of_model(name: str) -> list[Evidence]:
-    """``--model``."""
+    """Return the name of the model that was given, and its size where it can be read."""
     named = Evidence("model.name", name, quote=f"--model {name}", source="answer", place="command line")
     return [named, *size_of(name)]
 
 
-def of_hardware(word: str) -> list[Evidence]:
-    """``--hardware auto``, or a file with the form's ``hardware``. Raises AlignError with all that is wrong in it."""
-    if word == "auto":
+def of_hardware(hardware: HardwareLike) -> list[Evidence]:
+    """Return what a machine has. Raises AlignError with all that is wrong in the file or the values."""
+    if isinstance(hardware, HardwareFacts):
+        return _hardware(hardware, "answer", "hardware")
+    if hardware == "auto":
         from align.core.machine import here
 
         return _hardware(here(), "measured", "this machine")
-    document = strictyaml.read(text_of(word), word)
-    values = document.values
-    if isinstance(values, dict) and set(values) == {"hardware"}:
+    place, values = "hardware", hardware
+    if not isinstance(hardware, Mapping):
+        place = str(hardware)
+        values = _yaml_file(place)
+    if isinstance(values, Mapping) and set(values) == {"hardware"}:
         values = values["hardware"]
-    if document.problems:
-        raise AlignError.gather(document.problems)
-    given = check(HardwareFacts, values, lambda path: f"{word}: {dotted(path)}" if path else word)
-    return _hardware(given, "file", word)
+    given = check(HardwareFacts, values, lambda path: f"{place}: {dotted(path)}" if path else place)
+    return _hardware(given, "answer" if isinstance(hardware, Mapping) else "file", place)
 
 
 def _hardware(given: HardwareFacts, source: Source, place: str) -> list[Evidence]:
     return [replace(each, place=place) for each in from_form(Project(hardware=given), source=source)]
+
+
+def of_answers(answers: AnswersLike, limit: Thresholds) -> list[Evidence]:
+    """Return answers to the adviser's questions as evidence. Raises AlignError with all that is wrong in them."""
+    if isinstance(answers, Mapping):
+        return read_answers(dict(answers), "answers", limit)
+    return read_answers(_yaml_file(str(answers)), str(answers), limit)
+
+
+def _yaml_file(path: str) -> Any:
+    document = strictyaml.read(text_of(path), path)
+    if document.problems:
+        raise AlignError.gather(document.problems)
+    return document.values
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from align.advisor.estimate import hardware
 from align.advisor.estimate.hardware import Device
 from align.advisor.estimate.knobs import Asked
 from align.advisor.estimate.report import StageEstimate, estimated
 from align.advisor.estimate.shape import Shape, named_size, of_directory, typical
+from align.advisor.estimate.work import read_prices
+from align.api.inputs import RunLike, as_run
 from align.core.estimate.here import Machine, Ready, machine, ready
+from align.core.system_errors import explaining
 from align.schemas.errors import AlignError
-from align.schemas.run import Run
+from align.schemas.run import Run, Stage
 
 STATES = ("weights", "optimizer", "gradients", "reference", "critic")
 """The parts that fsdp splits."""
@@ -29,42 +34,80 @@ class Place:
     memory: float | None = None
 
 
-def examined(
-    run: Run,
-    place: Place = Place(),
-    *,
-    dry: bool = False,
-    measure: bool = False,
-    prices: Mapping[str, float] | None = None,
-    currency: str = "",
-) -> Sequence[StageEstimate]:
-    """Every stage of a run, estimated.
+@dataclass(frozen=True, slots=True)
+class RunEstimate:
+    """What a run takes, stage by stage."""
 
-    dry: count a dry run's bytes beside the formulas. measure: run real steps here first, and correct by them. prices:
-    money an hour, by a device's name. Raises AlignError for what cannot be known or run.
+    stages: Sequence[StageEstimate]
+
+    @property
+    def fits(self) -> bool:
+        """Return True if every stage can be launched: it fits, if tightly, and training does not refuse it."""
+        return all(stage.fits for stage in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain data, of schema ``align.estimate/1``; bytes as whole numbers."""
+        return {"schema": "align.estimate/1", "stages": [stage.as_json() for stage in self.stages]}
+
+
+@explaining()
+def estimate(
+    run: RunLike,
+    *,
+    device: str | None = None,
+    devices: int | None = None,
+    memory_gb: float | None = None,
+    dry_run: bool = False,
+    calibrate: bool = False,
+    prices: str | Path | None = None,
+) -> RunEstimate:
+    """Estimate the memory that a run takes on each device, whether it fits, what would help, and how long it takes.
+
+    run: ``align.load(...)``, or the path of a run file. device: an accelerator by name (``"H100"``, ``"RTX 4090"``);
+    None: what this machine has. devices: how many share each step. memory_gb: memory of each, in 10^9 bytes. dry_run:
+    count the bytes of real steps under tensors without numbers. calibrate: run a few real steps here, and correct the
+    estimate by them. prices: a YAML file of what an hour of each device costs.
+
+    Imports torch. Raises AlignError for a run file that is wrong, and for what cannot be known or run.
     """
-    found = []
-    for stage in run.stages:
-        here = where(place, machine(stage.devices) if place.device is None and place.memory is None else None)
-        billions = run.project.model.params_b if run.project else None
-        billions = billions or named_size(stage.model.path)
-        known = ready(run.stages, stage, here.accelerator, here.count, sized=billions is not None)
-        asked = Asked(
-            stage=known.stage,
-            needs=known.needs,
-            shape=_shape(known, billions, exactly="--dry-run" if dry else "--calibrate" if measure else None),
-            batches=known.planned.batches,
-            device=_device(here),
-            devices=here.count,
-            accelerator=here.accelerator,
-        )
-        each = estimated(asked, prices, currency)
-        if dry:
-            each = replace(each, counted=_counted(known, here, each))
-        if measure:
-            each = _measured(known, here, asked, each, prices, currency)
-        found.append(each)
-    return found
+    if (devices is not None and devices < 1) or (memory_gb is not None and not memory_gb > 0):
+        raise AlignError("devices and memory_gb are above 0", where="estimate")
+    checked = as_run(run)
+    per_hour, currency, _ = (None, "", "") if prices is None else read_prices(Path(prices))
+    place = Place(device, devices, None if memory_gb is None else memory_gb * 1e9)
+    stages = [_stage(checked, stage, place, dry_run, calibrate, per_hour, currency) for stage in checked.stages]
+    return RunEstimate(stages)
+
+
+def _stage(
+    run: Run,
+    stage: Stage,
+    place: Place,
+    dry: bool,
+    measure: bool,
+    prices: Mapping[str, float] | None,
+    currency: str,
+) -> StageEstimate:
+    """Estimate one stage. dry: also count a dry run. measure: also run real steps, and correct by them."""
+    here = where(place, machine(stage.devices) if place.device is None and place.memory is None else None)
+    billions = run.project.model.params_b if run.project else None
+    billions = billions or named_size(stage.model.path)
+    known = ready(run.stages, stage, here.accelerator, here.count, sized=billions is not None)
+    asked = Asked(
+        stage=known.stage,
+        needs=known.needs,
+        shape=_shape(known, billions, exactly="--dry-run" if dry else "--calibrate" if measure else None),
+        batches=known.planned.batches,
+        device=_device(here),
+        devices=here.count,
+        accelerator=here.accelerator,
+    )
+    each = estimated(asked, prices, currency)
+    if dry:
+        each = replace(each, counted=_counted(known, here, each))
+    if measure:
+        each = _measured(known, here, asked, each, prices, currency)
+    return each
 
 
 def _shape(known: Ready, billions: float | None, exactly: str | None) -> Shape:

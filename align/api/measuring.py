@@ -1,70 +1,72 @@
-"""Measuring what a brief speaks of: its model on its rows, kept in its form."""
+"""Measuring what a brief is about: probes of its untouched model on its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
 
+from align.api.inputs import BriefLike, Files, RewardLike, as_brief, as_files, as_reward
 from align.core.projectfile import Brief
+from align.core.system_errors import explaining
 from align.schemas.errors import AlignError, Problem
-from align.schemas.project import DataKind, Measured
-from align.schemas.rollout import RewardChoice
-
-if TYPE_CHECKING:
-    from align.core.measure.probes import Settings
+from align.schemas.project import Measured
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """A requested measurement. files: as ``--data`` names them, ``FILE`` or ``KIND=FILE``; none: the form's own.
+@explaining()
+def measure(
+    brief: BriefLike = "",
+    *,
+    model: str | Path | None = None,
+    data: Files = (),
+    rewards: Sequence[RewardLike] = (),
+    reference: str | Path | None = None,
+    chat: bool | None = None,
+    rows: int = 200,
+    samples: int = 8,
+    max_tokens: int = 256,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda probe: None,
+) -> Measured:
+    """Probe an untouched model on rows, for ``align.advise(..., measured=found)``.
 
-    model: a directory or hub id; None: the form's. The rest is as for ``align.core.measure.take``.
+    Everything that the rows can show is measured: zero shots and worked examples, closed and open book, bits per byte,
+    pass@k, and the share of pairs whose better answer is the likelier one (docs/measuring.md).
+
+    brief: gives the model and the files where they are not named here. model: a directory or hub id. data: files with
+    rows of any format that training reads. rewards: what scores answers; none: word F1 with the answer wanted.
+    reference: a file of ordinary text, to hold the corpus' bits per byte against. chat: prompts that are plain text are
+    put as a user's message; None: where the model has a chat template. rows: most of each kind. samples: answers to a
+    prompt, 2 or more, for pass@k. max_tokens: longest answer. report: called with the name of each probe.
+
+    Imports torch. Raises AlignError where no model or no data is named, for files, models and rewards that do not work,
+    and where the rows show nothing.
     """
-
-    model: str | None
-    files: Sequence[str]
-    rewards: Sequence[RewardChoice] = ()
-    reference: str | None = None
-    chat: bool | None = None
-
-
-def measured(brief: Brief, wish: Wish, settings: Settings, tell: Callable[[str], None]) -> Brief:
-    """The brief with what probes find in its form, over what was measured before.
-
-    Raises AlignError where no model or no data is named, and as ``take`` does.
-    """
-    from align.core.measure.take import take  # it imports torch
-
-    model = wish.model or brief.project.model.name
-    files = [_path(word) for word in wish.files] or _files(brief)
+    if rows < 1 or samples < 2 or max_tokens < 1:
+        raise AlignError("needs at least 1 row, 2 samples and 1 token", where="measure")
+    known = as_brief(brief)
+    start = model or known.project.model.name
+    files = [file.path for file in as_files(data)] or _files(known)
     problems = []
-    if model is None:
+    if start is None:
         problems.append(Problem("--measure", "no model is named", "add --model DIR, or model: {name: DIR} to the form"))
     if not files:
         problems.append(Problem("--measure", "no data file is named", "add --data FILE, or a path to the form's data"))
-    if model is None or problems:
+    if start is None or problems:
         raise AlignError.gather(problems)
-    found = take(
-        model,
+    from align.core.measure.probes import Settings
+    from align.core.measure.take import take  # it imports torch
+
+    return take(
+        str(start),
         files,
-        settings,
-        rewards=wish.rewards,
-        reference=wish.reference,
-        chat=wish.chat,
-        tell=tell,
+        Settings(rows=rows, k=samples, max_tokens=max_tokens, seed=seed),
+        rewards=[as_reward(reward) for reward in rewards],
+        reference=None if reference is None else str(reference),
+        chat=chat,
+        tell=report,
     )
-    values = brief.project.measured.model_dump(exclude_none=True) | found.model_dump(exclude_none=True)
-    project = brief.project.model_copy(update={"measured": Measured.model_validate(values)})
-    return replace(brief, project=project)
 
 
 def _files(brief: Brief) -> list[str]:
     paths = [data.path for data in brief.project.data or () if data.path]
     return [path for path in paths if Path(path).expanduser().exists()]
-
-
-def _path(word: str) -> str:
-    kind, equals, path = word.partition("=")
-    return path if equals and kind in get_args(DataKind) and not Path(word).exists() else word

@@ -11,8 +11,7 @@ from typing import get_args
 from align.advisor.facts import Evidence
 from align.advisor.known import DATA_OF
 from align.advisor.render import render
-from align.advisor.thresholds import Thresholds
-from align.api.advice import Case
+from align.api.advice import AdviceCase
 from align.core.data.faults import BadRow
 from align.core.data.read import Reading
 from align.core.disk import write_whole
@@ -54,13 +53,13 @@ def problems(run: Run, hardware: Hardware) -> Iterator[Problem]:
 
 
 def advised(run: Run, hardware: Hardware) -> Advice:
-    """The advice on what a run is about to do: its project, with what the run file and its data say beside it."""
+    """Return the advice on what a run is about to do: its project, and over it what the run file and its data show."""
     assert run.project is not None
     project = settled(run.project, run.stages, hardware)
-    case = Case.of(Brief("run file", project, project.description or ""))
+    case = AdviceCase.of(Brief("run file", project, project.description or ""))
     stated = [e for e in case.evidence if not (e.source == "text" and e.field == "requested")]
     asked = Evidence("requested", project.requested or method(run.stages), quote=_algorithms(run), place="run file")
-    return case.having([*stated, asked, *counted(run.stages)]).advice(Thresholds.load())
+    return case.having([*stated, asked, *counted(run.stages)]).advice()
 
 
 def keep(run: Run, hardware: Hardware, directory: Path) -> None:

@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from align.advisor.render import FORMATS, Format
-from align.cli.advise_model import measured, model_options, read_by_model
-from align.cli.choices import files
+from align.cli.advise_model import measured, model_options, reader
+from align.cli.choices import data_file, files
 from align.cli.progress import quiet, show_progress
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from align.advisor.ask import Question
-    from align.advisor.facts import Facts
-    from align.advisor.thresholds import Thresholds
-    from align.api.advice import Case
+    from align.api.advice import AdviceCase
     from align.core.projectfile import Brief
     from align.schemas.advice import Advice
 
@@ -98,19 +96,30 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
       align advise brief.md --what-if knowledge.changes=daily
       align advise brief.md --emit run.yaml
     """
-    from align.advisor.thresholds import Thresholds
+    from align.api.advice import AdviceCase
 
     show_progress(not options["quiet"] and options["format_"] != "json")
-    limit = Thresholds.load(options["thresholds"])
-    read = measured(_brief(brief, text, ask=options["ask"]), options)
-    case = _case(read, options, limit)
-    facts, prices = case.facts(), options["prices"]
+    read = _brief(brief, text, ask=options["ask"])
+    data = [data_file(word) for word in options["data"]]
+    reading_model = reader(options)
+    case = AdviceCase.collect(
+        read,
+        data=data,
+        model=options["model"],
+        hardware=options["hardware"],
+        measured=measured(read, data, options),
+        answers=options["answers"],
+        # Answers of a file take the place of questions.
+        ask=_prompt if options["ask"] and not options["answers"] else None,
+        reader=reading_model,
+        thresholds=options["thresholds"],
+    )
     if options["why_not"]:
-        _why_not(facts, limit, options["why_not"])
+        _why_not(case, options["why_not"])
         return
-    advice = case.advice(limit, prices)
+    advice = case.advice(options["prices"])
     if options["what_if"]:
-        _what_if(facts, limit, advice, options)
+        _what_if(case, advice, options)
         return
     if options["save"]:
         _write(options["save"], _yaml(case.form().model_dump(mode="json", exclude_defaults=True)), options["force"])
@@ -153,35 +162,6 @@ def _brief(path: str | None, text: str | None, *, ask: bool) -> Brief:
     return projectfile.read(path, lambda: sys.stdin.buffer.read(projectfile.LARGEST_TEXT + 1))
 
 
-def _case(read: Brief, options: dict[str, Any], limit: Thresholds) -> Case:
-    """Gather all that is known: the brief, files, the machine, answers."""
-    from align.advisor import ask
-    from align.api import advice
-    from align.core import strictyaml
-    from align.core.projectfile import text_of
-    from align.schemas.errors import AlignError
-
-    suites = advice.evaluations(read.project, options["data"])
-    case = advice.Case.of(read, limit).and_also(*advice.counted(read.project, suites))
-    case = read_by_model(case, options)
-    for word in options["data"]:
-        case = case.and_also(advice.of_word(word, suites))
-    named = options["model"]
-    case = case.and_also(advice.of_model(named) if named else advice.size_of(read.project.model.name))
-    if options["hardware"]:
-        case = case.and_also(advice.of_hardware(options["hardware"]))
-    if options["answers"]:
-        file = str(options["answers"])
-        document = strictyaml.read(text_of(file), file)
-        if document.problems:
-            raise AlignError.gather(document.problems)
-        return case.and_also(ask.of_file(document.values, file, limit))
-    if options["ask"]:
-        known = case
-        return case.and_also(ask.interview(case.evidence, lambda e: known.outcome(e, limit), limit, _prompt))
-    return case
-
-
 def _prompt(question: Question) -> Any:
     """Ask at the terminal until the answer is one; an empty one is unknown. Raises EOFError at the end of input."""
     from align.advisor.ask import parsed
@@ -220,16 +200,8 @@ def _show(advice: Advice, read: Brief, format_: Format, output: Path | None) -> 
         _write(output, shown, force=True)
 
 
-def _emit(advice: Advice, case: Case, file: Path, force: bool) -> None:
-    """Write the run file, once it has been seen to load."""
-    from align.advisor.emit import comments, emit
-    from align.core.runfile import parse
-
-    emitted = emit(advice, case.form())
-    head = "".join(f"# {line}".rstrip() + "\n" for line in comments(advice, emitted, str(file)))
-    text = head + _yaml(emitted.values)
-    parse(text, str(file))
-    _write(file, text, force)
+def _emit(advice: Advice, case: AdviceCase, file: Path, force: bool) -> None:
+    _write(file, case.run_file(advice, str(file)), force)
     click.echo(f"{file}: look it through, then: align train {file} --check", err=True)
 
 
@@ -256,11 +228,8 @@ def _write(file: Path, text: str, force: bool | None) -> None:
         raise AlignError(f"cannot be written: {why}", "choose another name", where=str(file)) from None
 
 
-def _why_not(facts: Facts, limit: Thresholds, option: str) -> None:
-    from align.advisor.alternatives import why_not
-    from align.api.advice import rules
-
-    found = why_not(facts, limit, rules(), option)
+def _why_not(case: AdviceCase, option: str) -> None:
+    found = case.why_not(option)
     if found.chosen:
         click.echo(f"{option} is advised.")
     for title, lines in (("speaks for it", found.speaks_for), ("speaks against it", found.speaks_against)):
@@ -273,11 +242,10 @@ def _why_not(facts: Facts, limit: Thresholds, option: str) -> None:
             click.echo("  " + " ".join(f"--what-if {setting}" for setting in found.what_if))
 
 
-def _what_if(facts: Facts, limit: Thresholds, before: Advice, options: dict[str, Any]) -> None:
-    from align.advisor.alternatives import compare, suppose
-    from align.api.advice import weigh
+def _what_if(case: AdviceCase, before: Advice, options: dict[str, Any]) -> None:
+    from align.advisor.alternatives import compare
 
-    after = weigh(suppose(facts, options["what_if"]), limit, options["prices"], before.provenance.parser)
+    after = case.what_if(options["what_if"], options["prices"])
     differences = compare(before, after)
     if options["format_"] == "json":
         rows = [{"what": what, "now": now, "then": then} for what, now, then in differences]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
 from align.cli.choices import REWARD, reward_of
-from align.core.progress import working
 
 if TYPE_CHECKING:
-    from align.api.advice import Case
+    from align.api.advice import BriefReader
+    from align.api.inputs import DataFile
     from align.core.projectfile import Brief
+    from align.schemas.project import Measured
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,18 +80,18 @@ def model_options(command: F) -> F:
     return command
 
 
-def read_by_model(case: Case, options: Mapping[str, Any]) -> Case:
-    """Add what the model reads that ``--parser llm`` names; unchanged without that option."""
+def reader(options: Mapping[str, Any]) -> BriefReader | None:
+    """Return the model that ``--parser llm`` names, to read the brief; None without that option."""
     if options["parser"] == "rules":
         _refuse(options, _READING_ONLY, "--parser llm")
-        return case
+        return None
     if not options["llm_model"]:
         raise click.UsageError("--parser llm needs --llm-model NAME or DIR")
     if not options["llm_url"]:
         _refuse(options, ("llm_key_env", "allow_network"), "--llm-url")
-    from align.core.asker import asker
+    from align.api.advice import BriefReader
 
-    ask = asker(
+    return BriefReader(
         options["llm_model"],
         options["llm_url"],
         key_env=options["llm_key_env"],
@@ -98,28 +99,31 @@ def read_by_model(case: Case, options: Mapping[str, Any]) -> Case:
         offline=options["offline"],
         record=options["record"],
     )
-    with working(f"{options['llm_model']} reads the brief"):
-        return case.read_by(ask, options["llm_model"])
 
 
-def measured(read: Brief, options: Mapping[str, Any]) -> Brief:
-    """Add what ``--measure`` finds; unchanged without that option."""
+def measured(brief: Brief, data: Sequence[DataFile], options: Mapping[str, Any]) -> Measured | None:
+    """Return what ``--measure`` finds; None without that option."""
     if not options["measure"]:
         _refuse(options, _MEASURING_ONLY, "--measure")
-        return read
-    from align.api.measuring import Wish
-    from align.api.measuring import measured as work
-    from align.core.measure.probes import Settings
-
-    rewards = [reward_of(word) for word in options["reward"]]
-    wish = Wish(options["model"], options["data"], rewards, options["reference"], options["chat"])
-    settings = Settings(rows=options["measure_rows"], k=options["samples"], max_tokens=options["max_tokens"])
+        return None
+    from align.api.measuring import measure
 
     def report(probe: str) -> None:
         if not options["quiet"]:
             click.echo(f"measuring: {probe}", err=True)
 
-    return work(read, wish, settings, report)
+    return measure(
+        brief,
+        model=options["model"],
+        data=data,
+        rewards=[reward_of(word) for word in options["reward"]],
+        reference=options["reference"],
+        chat=options["chat"],
+        rows=options["measure_rows"],
+        samples=options["samples"],
+        max_tokens=options["max_tokens"],
+        report=report,
+    )
 
 
 def _refuse(options: Mapping[str, Any], names: tuple[str, ...], without: str) -> None:

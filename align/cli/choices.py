@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -10,7 +11,9 @@ import rich_click as click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from align.api.inputs import DataFile
     from align.schemas.choice import Choice
+    from align.schemas.project import DataKind
     from align.schemas.rollout import RewardChoice
 
 SPELT = "NAME or NAME:KEY=VALUE,KEY=VALUE"
@@ -60,22 +63,23 @@ def choice_of(word: str, option: str) -> Choice:
 
 
 def reward_of(word: str) -> RewardChoice:
-    """The reward that ``--reward`` chose, its weight and the like separated from its own settings."""
+    """Return the reward that ``--reward`` chose, its weight and the like separated from its own settings."""
+    from align.api.inputs import as_reward
+
     choice = choice_of(word, "reward")
-    return reward_named(choice.type, choice.settings, "--reward")
+    return as_reward({"type": choice.type, **choice.settings}, "--reward")
 
 
-def reward_named(name: str, given: dict[str, Any], where: str) -> RewardChoice:
-    """A reward's name, or path.py:function, with flat settings. where: begins the place that a fault names."""
-    from align.core.settings import check, dotted
-    from align.schemas.choice import spelt_out
-    from align.schemas.rollout import BESIDE_REWARD, RewardChoice
+def data_file(word: str) -> DataFile:
+    """Return the file that ``--data FILE`` or ``--data KIND=FILE`` names. Raises AlignError for an unknown kind."""
+    from align.api.inputs import DataFile
+    from align.schemas.errors import AlignError, did_you_mean
+    from align.schemas.project import DATA_KINDS
 
-    file, _, function = name.rpartition(":")
-    if file.endswith(".py"):
-        beside = {key: value for key, value in given.items() if key in BESIDE_REWARD}
-        own = {key: value for key, value in given.items() if key not in BESIDE_REWARD}
-        choice: Any = {"type": "python", "settings": {"file": file, "function": function, "settings": own}, **beside}
-    else:
-        choice = spelt_out({"type": name, **given}, BESIDE_REWARD)
-    return check(RewardChoice, choice, lambda path: f"{where} {name}: {dotted(path)}")
+    kind, equals, path = word.partition("=")
+    if not equals or Path(word).exists():
+        return DataFile(word)
+    known: DataKind | None = next((each for each in DATA_KINDS if each == kind), None)
+    if known is None:
+        raise AlignError(f"{kind!r} is no kind of data", did_you_mean(kind, DATA_KINDS), where=f"--data {word}")
+    return DataFile(path, known)

@@ -45,22 +45,27 @@ def estimate(
     """
     show_progress(not quiet and form == "text")
     with loading():
-        from align.advisor.estimate.work import read_prices
-        from align.api.estimating import Place, examined
+        from align.api.estimating import estimate as work
         from align.core import runfile
 
-    asked = runfile.load(run, list(overrides))
-    table, currency, _ = (None, "", "") if prices is None else read_prices(prices)
-    place = Place(device, devices, None if memory is None else memory * 1e9)
-    found = examined(asked, place, dry=dry_run, measure=calibrate, prices=table, currency=currency)
+    checked = runfile.load(run, list(overrides))
+    found = work(
+        checked,
+        device=device,
+        devices=devices,
+        memory_gb=memory,
+        dry_run=dry_run,
+        calibrate=calibrate,
+        prices=prices,
+    )
     if form == "json":
-        click.echo(json.dumps({"schema": "align.estimate/1", "stages": [each.as_json() for each in found]}, indent=1))
+        click.echo(json.dumps(found.to_json(), indent=1))
     else:
         from rich.console import Console
 
         from align.advisor.estimate.show import show
 
         console = Console(highlight=False, soft_wrap=True)
-        for each in found:
-            show(each, console)
-    sys.exit(0 if all(each.fits for each in found) else 1)
+        for stage in found.stages:
+            show(stage, console)
+    sys.exit(0 if found.fits else 1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from align.cli.choices import plugin_names, reward_named
+from align.cli.choices import plugin_names
 from align.cli.progress import loading, quiet, show_progress
 from align.schemas.text import stripped
 
@@ -233,6 +233,7 @@ def _tell(found: Audit) -> None:
 
 def _open(name: str, pairs: tuple[str, ...], device: str) -> Opened:
     """The reward that is meant, at work."""
+    from align.api.inputs import as_reward
     from align.core import strictyaml
     from align.core.disk import cache_directory
     from align.core.rollout.reward import Place
@@ -249,7 +250,7 @@ def _open(name: str, pairs: tuple[str, ...], device: str) -> Opened:
             raise AlignError.gather(document.problems)
         given[key] = document.values
     place = Place(cache_directory() / "rewards", accelerator="cuda" if device == "cuda" else "cpu")
-    return Opened(reward_named(name, given, "reward"), place)
+    return Opened(as_reward({"type": name, **given}), place)
 
 
 def _speaker(model: str, n: int, max_tokens: int, seed: int) -> Any:

@@ -14,11 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path as File
 from typing import Any
 
+from pydantic_core import PydanticSerializationError
+
 from align.core import strictyaml
 from align.core.settings import Path, check, dotted, homes
 from align.schemas.errors import AlignError, Problem
 from align.schemas.project import Project
 
+SUFFIXES = (".yaml", ".yml", ".json", ".md", ".txt")
+"""Endings of files that hold a brief."""
 LARGEST_FORM = 256 * 1024
 LARGEST_TEXT = 16 * 1024 * 1024
 
@@ -51,7 +55,15 @@ def read(path: str, standard_input: Callable[[], bytes]) -> Brief:
 
     Raises AlignError with every problem of the form, each with its line, and for what cannot be read.
     """
-    name, raw = ("standard input", standard_input()) if path == "-" else (path, _bytes(path))
+    return _read("standard input", standard_input()) if path == "-" else read_file(path)
+
+
+def read_file(path: str) -> Brief:
+    """Read a brief from a file, of any name. Raises AlignError as ``read`` does."""
+    return _read(path, _bytes(path))
+
+
+def _read(name: str, raw: bytes) -> Brief:
     text = _decoded(raw, name)
     suffix = File(name).suffix.lower()
     if suffix in (".yaml", ".yml", ".json") or (suffix not in (".md", ".txt") and _looks_like_a_form(text)):
@@ -73,6 +85,20 @@ def of_text(text: str, name: str = "--text") -> Brief:
     if not words.strip():
         return form
     return Brief(name, form.project, words, form.places, text, front.end())
+
+
+def of_values(values: Mapping[str, Any], name: str = "brief") -> Brief:
+    """Return the brief that a form's plain values make. Raises AlignError with every problem of the form."""
+
+    def where(path: Path) -> str:
+        return f"{name}: {dotted(path)}" if path else name
+
+    try:
+        project = check(Project, values, where, _HOMES)
+    except PydanticSerializationError as error:
+        what = f"holds a value that no form can hold: {error}"
+        raise AlignError(what, "give text, numbers, lists and mappings", where=name) from None
+    return Brief(name, project, project.description or "")
 
 
 def merged(project: Project, values: Mapping[Path, Any], where: str) -> Project:

@@ -10,6 +10,8 @@ import errno
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from align.core.disk import cache_directory
@@ -69,6 +71,21 @@ def explain(error: BaseException) -> AlignError | None:
             return AlignError("", problems=[problem])
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
     return None
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Raise an AlignError in place of an error of the machine, as ``explain`` words it; let any other error through.
+
+    Serves as a decorator too, for functions that promise their callers AlignErrors only.
+    """
+    try:
+        yield
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        raise explained from error
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ Every field may be left out. Null says unknown, and is never taken for 0, no or 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
@@ -25,6 +25,7 @@ DataKind = Literal[
 """corpus: text to go on with pre-training. documents: pages to be looked up. sft_pairs: inputs with the answer wanted.
 preference_pairs: two answers and which is better. unpaired_feedback: single answers marked good or bad. prompts: inputs
 without answers. logs: what was said in production, unjudged. eval_set: rows held out for measuring."""
+DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
 
 Tried = Literal["prompting", "few_shot", "rag", "fine_tuning"]
 

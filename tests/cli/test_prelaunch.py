@@ -11,8 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from align.advisor.emit import emit
-from align.advisor.thresholds import Thresholds
-from align.api.advice import Case
+from align.api.advice import AdviceCase
 from align.api.prelaunch import advised, counted, method, obstacles, problems, settled
 from align.cli import main
 from align.core import runfile
@@ -235,12 +234,12 @@ CASES = Path(__file__).parents[1] / "advisor" / "cases"
 @pytest.mark.parametrize(("file", "every"), [("forms.yaml", 1), ("dev.yaml", 3)])
 def test_what_is_emitted_may_be_launched(file: str, every: int) -> None:
     """Where nothing stops the advice, nothing stops the run file that follows it; and the launch advises the same."""
-    limit, launched = Thresholds.load(), 0
+    launched = 0
     for case in yaml.safe_load((CASES / file).read_text("utf-8"))["cases"][::every]:
         form = case.get("form")
         brief = Brief("x", Project.model_validate(form)) if form else of_text(case["description"])
-        known = Case.of(brief)
-        advice = known.advice(limit)
+        known = AdviceCase.of(brief)
+        advice = known.advice()
         try:
             emitted = emit(advice, known.form())
         except AlignError:
