@@ -74,7 +74,7 @@ def local(network: Any, most: int) -> Way:
         voice = Voice(network, None, tuple(ends), 512, 32_768)  # type: ignore[arg-type]  # no stop string, no tokenizer
         requests = [Request(p, tuple(range(GROUP * i, GROUP * (i + 1)))) for i, p in enumerate(prompts)]
         started = time.process_time()
-        groups = voice.answer(requests, Sampling(max_tokens=most))
+        groups = voice.answer(requests, Sampling(max_completion_length=most))
         return sum(len(s.tokens) for g in groups for s in g), time.process_time() - started
 
     return speak

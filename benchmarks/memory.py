@@ -75,7 +75,7 @@ def prepared(home: Path, algorithm: str, size: str) -> Path:
     if algorithm in ("grpo", "ppo"):
         run["rollout"] = {
             "rewards": [{"type": "length", "shape": "target", "target": 40}],
-            "sampling": {"max_tokens": ANSWER},
+            "sampling": {"max_completion_length": ANSWER},
         }
     (home / "run.yaml").write_text(json.dumps(run))
     return home / "run.yaml"

@@ -33,7 +33,7 @@ def shrunk(recipe: Path, *more: str) -> Run:
         laid_over += [f"{at}{section}.{key}={value}" for at, given in places if key in given.get(section, ())]
     for at, given in places:
         if "rollout" in given:
-            laid_over += [f"{at}train.batch_size=32", f"{at}rollout.sampling.max_tokens=4"]
+            laid_over += [f"{at}train.batch_size=32", f"{at}rollout.sampling.max_completion_length=4"]
     return runfile.load(recipe, [*laid_over, *more])
 
 

@@ -89,7 +89,7 @@ def test_a_run_made_of_them_alone(place: Path, tiny_model_dir: Path) -> None:
         "rollout": {
             "rewards": ["brevity", {"type": "brief", "limit": 100}],
             "generator": "plain",
-            "sampling": {"max_tokens": 6},
+            "sampling": {"max_completion_length": 6},
         },
         "train": {"batch_size": 8, "max_steps": 3},
         "devices": {"strategy": "first_device"},

@@ -83,7 +83,7 @@ class _Draft:
         }
         if kind in SAMPLING:
             half = (self.project.training.max_length or 2 * ANSWER) // 2  # of the sequence; the prompt has the other
-            stage["rollout"] = {"rewards": [self._reward()], "sampling": {"max_tokens": max(1, half)}}
+            stage["rollout"] = {"rewards": [self._reward()], "sampling": {"max_completion_length": max(1, half)}}
             stage["data"]["max_length"] = max(1, half)
         if kind == "ppo" and self._has("reward_model"):
             stage["algorithm"]["critic"] = "stage:reward_model"

@@ -23,7 +23,7 @@ def measure(
     chat: bool | None = None,
     rows: int = 200,
     samples: int = 8,
-    max_tokens: int = 256,
+    max_completion_length: int = 256,
     seed: int = 0,
     report: Callable[[str], None] = lambda probe: None,
 ) -> Measured:
@@ -36,12 +36,12 @@ def measure(
     rows of any format that training reads. rewards: what scores answers; none: word F1 with the answer wanted.
     reference: a file of ordinary text, to hold the corpus' bits per byte against. chat: prompts that are plain text are
     put as a user's message; None: where the model has a chat template. rows: most of each kind. samples: answers to a
-    prompt, 2 or more, for pass@k. max_tokens: longest answer. report: called with the name of each probe.
+    prompt, 2 or more, for pass@k. max_completion_length: longest answer. report: called with the name of each probe.
 
     Imports torch. Raises AlignError where no model or no data is named, for files, models and rewards that do not work,
     and where the rows show nothing.
     """
-    if rows < 1 or samples < 2 or max_tokens < 1:
+    if rows < 1 or samples < 2 or max_completion_length < 1:
         raise AlignError("needs at least 1 row, 2 samples and 1 token", where="measure")
     known = as_brief(brief)
     start = model or known.project.model.name
@@ -59,7 +59,7 @@ def measure(
     return take(
         str(start),
         files,
-        Settings(rows=rows, k=samples, max_tokens=max_tokens, seed=seed),
+        Settings(rows=rows, k=samples, max_completion_length=max_completion_length, seed=seed),
         rewards=[as_reward(reward) for reward in rewards],
         reference=None if reference is None else str(reference),
         chat=chat,

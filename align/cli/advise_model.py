@@ -50,7 +50,9 @@ MEASURING = (
     click.option("--reference", metavar="FILE", help="Ordinary text, to hold the bits per byte of --data against."),
     click.option("--measure-rows", type=click.IntRange(min=1), default=200, show_default=True, help="Rows of a kind."),
     click.option("--samples", type=click.IntRange(min=2), default=8, show_default=True, help="Sampled answers each."),
-    click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer."),
+    click.option(
+        "--max-completion-length", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer."
+    ),
     click.option(
         "--chat/--no-chat",
         default=None,
@@ -65,7 +67,15 @@ PANELS = (
     ),
     click.option_panel(
         "Measuring",
-        options=["--measure", "--reward", "--reference", "--measure-rows", "--samples", "--max-tokens", "--chat"],
+        options=[
+            "--measure",
+            "--reward",
+            "--reference",
+            "--measure-rows",
+            "--samples",
+            "--max-completion-length",
+            "--chat",
+        ],
     ),
 )
 """The groups of these options in the help."""
@@ -121,7 +131,7 @@ def measured(brief: Brief, data: Sequence[DataFile], options: Mapping[str, Any])
         chat=options["chat"],
         rows=options["measure_rows"],
         samples=options["samples"],
-        max_tokens=options["max_tokens"],
+        max_completion_length=options["max_completion_length"],
         report=report,
     )
 

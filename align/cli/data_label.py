@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--reward", multiple=True, required=True, metavar="REWARD", help=f"{REWARD}; repeatable, summed.")
 @click.option("--model", help="Whose answers are judged, where a row has none: a model directory or hub id.")
 @click.option("-n", "n", type=click.IntRange(min=2), default=4, show_default=True, help="Answers to each prompt.")
-@click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer, in tokens.")
+@click.option("--max-completion-length", type=int, default=256, show_default=True, help="Longest answer, in tokens.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest that reach this.")
 @click.option("--generator", default="local", show_default=True, metavar="GENERATOR", help=f"{SPELT}.")

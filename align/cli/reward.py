@@ -156,7 +156,11 @@ def score(
 @click.option("--model", help="A model directory or hub id: its answers show how many groups will teach nothing.")
 @click.option("-n", "n", type=click.IntRange(min=2), default=8, show_default=True, help="--model: answers a prompt.")
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="--model: longest answer."
+    "--max-completion-length",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="--model: longest answer.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="--model: of the answers.")
 @_device
@@ -169,7 +173,7 @@ def audit(
     rows: int,
     model: str | None,
     n: int,
-    max_tokens: int,
+    max_completion_length: int,
     seed: int,
     device: str,
     as_json: bool,
@@ -197,7 +201,7 @@ def audit(
             click.echo(stripped(f"{line.where}\n    {line.fault}"), err=True)
     lines = [line for line in lines if not line.fault][:rows]
     with closing(_open(name, pairs, device)) as opened:
-        speaker = _speaker(model, n, max_tokens, seed) if model else None
+        speaker = _speaker(model, n, max_completion_length, seed) if model else None
         encode = (lambda text: speaker.subject.tokenizer.encode(text, add_special_tokens=False)) if speaker else None
         found, seen = attack(opened, lines, str(file), encode), None
         if speaker is not None:
@@ -253,7 +257,7 @@ def _open(name: str, pairs: tuple[str, ...], device: str) -> Opened:
     return Opened(as_reward({"type": name, **given}), place)
 
 
-def _speaker(model: str, n: int, max_tokens: int, seed: int) -> Any:
+def _speaker(model: str, n: int, max_completion_length: int, seed: int) -> Any:
     from align.core.registry import registry
     from align.core.rollout.speak import Speaker, subject_for
     from align.schemas.choice import Choice
@@ -263,7 +267,7 @@ def _speaker(model: str, n: int, max_tokens: int, seed: int) -> Any:
     subject = subject_for(Model(path=model))
     generator = registry.build("generator", Choice(type="local"))
     generator.open(subject)
-    return Speaker(generator, subject, Sampling(max_tokens=max_tokens), n, seed)
+    return Speaker(generator, subject, Sampling(max_completion_length=max_completion_length), n, seed)
 
 
 def _summary(counted: Summary) -> None:

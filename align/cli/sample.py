@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument(
     "prompt", metavar="PROMPT|FILE", shell_complete=files, help="A prompt, or a file whose rows have a `prompt`."
 )
-@click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer, in tokens.")
+@click.option("--max-completion-length", type=int, default=256, show_default=True, help="Longest answer, in tokens.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Divides the logits; 0: the likeliest.")
 @click.option("--greedy", is_flag=True, help="The same as --temperature 0.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Keep the k likeliest tokens; 0: all.")
@@ -89,7 +89,7 @@ def sample(
         from align.schemas.run import Model
 
     subject = subject_for(Model(path=model, trust_remote_code=trust_remote_code), context)
-    drawn |= {"stop": list(stop), "stop_tokens": token_ids(subject.tokenizer, stop_token)}
+    drawn |= {"stop": list(stop), "stop_token_ids": token_ids(subject.tokenizer, stop_token)}
     drawn |= {"temperature": 0.0} if greedy else {}
     sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))
     records = prompts_for(prompt, subject.tokenizer, chat)
@@ -123,14 +123,14 @@ def sample(
             if answer.scored is not None and answer.scored.reward is not None:
                 paid.append(answer.scored.reward)
     if not quiet:
-        click.echo(_summary(count, cut_off, sampling.max_tokens, paid if rewards else None, jsonl), err=True)
+        click.echo(_summary(count, cut_off, sampling.max_completion_length, paid if rewards else None, jsonl), err=True)
 
 
-def _summary(count: int, cut_off: int, max_tokens: int, paid: list[float] | None, jsonl: Path | None) -> str:
+def _summary(count: int, cut_off: int, max_completion_length: int, paid: list[float] | None, jsonl: Path | None) -> str:
     """Return one line on all answers. paid: the rewards of those that were scored; None where there is no reward."""
     facts = [f"{count:,} answer{'s' * (count != 1)}{f' in {jsonl}' if jsonl else ''}"]
     if cut_off:
-        facts.append(f"{cut_off:,} cut off (--max-tokens {max_tokens}, or the context is full)")
+        facts.append(f"{cut_off:,} cut off (--max-completion-length {max_completion_length}, or the context is full)")
     if paid is not None:
         facts.append(f"mean reward {sum(paid) / len(paid):z.4f}" if paid else "none scored")
         if 0 < len(paid) < count:

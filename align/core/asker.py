@@ -153,7 +153,7 @@ def local(path: str) -> Asker:
         if (room := model().room(asked)) <= 0:
             what = f"what is asked is {1 - room} tokens longer than its context can hold"
             raise AlignError(what, "name a model with a longer context", where=path)
-        ((said,),) = model().ask([asked], Sampling(max_tokens=MAX_TOKENS, temperature=0))
+        ((said,),) = model().ask([asked], Sampling(max_completion_length=MAX_TOKENS, temperature=0))
         return str(said.text)
 
     return ask

@@ -219,8 +219,10 @@ def _samples_fault(groups: Any, requests: Sequence[Request], sampling: Sampling,
         for sample in group:
             if not isinstance(sample, Sample):
                 return f"gave a {type(sample).__name__}; give align.Sample(tokens, logp, finish)"
-            if not 1 <= len(sample.tokens) <= sampling.max_tokens:
-                return f"gave an answer of {len(sample.tokens)} tokens; it may have 1 to {sampling.max_tokens}"
+            if not 1 <= len(sample.tokens) <= sampling.max_completion_length:
+                return (
+                    f"gave an answer of {len(sample.tokens)} tokens; it may have 1 to {sampling.max_completion_length}"
+                )
             if len(sample.logp) != len(sample.tokens) and (trainable or len(sample.logp)):
                 return f"gave {len(sample.logp)} log-probabilities for an answer of {len(sample.tokens)} tokens"
             if not np.isfinite(sample.logp).all():

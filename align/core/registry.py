@@ -128,7 +128,8 @@ class Registry:
         """
         offer = self.find(kind, choice.type)
         thing: Any = offer.resolve()
-        config = check(config_of(thing), choice.settings, where or (lambda path: dotted((kind, *path))))
+        place = where or (lambda path: dotted((kind, *path)))
+        config = check(config_of(thing), choice.settings, place, section=kind)
         if not isinstance(thing, type):
             return functools.partial(thing, **{name: getattr(config, name) for name in type(config).model_fields})
         with offer.plugin.attribute(f"cannot make its {kind} {choice.type!r}"):

@@ -13,6 +13,7 @@ from align.core import registry
 from align.core.settings import Path, check, homes, takes_null
 from align.schemas.choice import spelt_out
 from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.renamed import old_homes
 from align.schemas.rollout import BESIDE_REWARD, Mismatch, Rollout, Watch
 from align.schemas.run import (
     Checkpoint,
@@ -297,4 +298,4 @@ def _stages_meant(values: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
         yield from _stages_meant(value, (*path, key))
 
 
-HOMES = homes(Stage, leave_out=Choice)
+HOMES = old_homes() | homes(Stage, leave_out=Choice)

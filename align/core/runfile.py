@@ -122,6 +122,7 @@ class _RunFile:
                 break
             if isinstance(holder, dict) and holder.get(part) is None and not below.isdecimal() and part != "stages":
                 holder[part] = {}
+                self.places[path] = "command line"
             holder = holder.get(part) if isinstance(holder, dict) else holder[step]
         try:
             document = strictyaml.read(value, f"command line: {key}")

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from align.schemas.base import Config
 from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.renamed import fix_for, new_name
 from align.schemas.secrets import is_secret, redacted
 
 Path = tuple[str | int, ...]
@@ -40,16 +41,19 @@ def dotted(path: Path) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
-def check(model: type[Model], values: Any, where: Where, elsewhere: Mapping[str, str] | None = None) -> Model:
+def check(
+    model: type[Model], values: Any, where: Where, elsewhere: Mapping[str, str] | None = None, section: str = ""
+) -> Model:
     """Make a model of plain values.
 
     where: the place of a path into ``values``, in the user's terms. elsewhere: where keys belong that are often
-    misplaced. Raises AlignError with every problem there is.
+    misplaced. section: the part of a stage that ``values`` are (``algorithm``), to recognise keys that were renamed.
+    Raises AlignError with every problem there is.
     """
     try:
         return model.model_validate_json(to_json(values), strict=True)
     except ValidationError as error:
-        problems = _problems(error.errors(include_url=False), model, values, where, elsewhere or {})
+        problems = _problems(error.errors(include_url=False), model, values, where, elsewhere or {}, section)
         raise AlignError.gather(problems) from None
 
 
@@ -114,7 +118,12 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _problems(
-    errors: list[ErrorDetails], model: type[BaseModel], values: Any, where: Where, elsewhere: Mapping[str, str]
+    errors: list[ErrorDetails],
+    model: type[BaseModel],
+    values: Any,
+    where: Where,
+    elsewhere: Mapping[str, str],
+    section: str,
 ) -> Iterator[Problem]:
     """One problem per place: the alternatives of a union fail one by one and are one mistake."""
     by_place: dict[Path, list[ErrorDetails]] = {}
@@ -125,7 +134,11 @@ def _problems(
         if first["type"] == "extra_forbidden":
             owner = model_at(model, path[:-1])
             known = owner.model_fields if owner else ()
-            yield Problem(where(path), "is not a key here", unknown(str(path[-1]), known, elsewhere))
+            above, key = _section(section, path[:-1]), str(path[-1])
+            if new_name(above, key) in known:
+                yield Problem(where(path), "has a new name", fix_for(above, key))
+            else:
+                yield Problem(where(path), "is not a key here", unknown(key, known, elsewhere))
         elif first["type"] == "missing":
             owner = model_at(model, path[:-1])
             about = (owner.model_fields[str(path[-1])].description or "") if owner else ""
@@ -138,6 +151,12 @@ def _problems(
             expected = [word for error in found for word in _expected(error)]
             near = did_you_mean(value, expected) if isinstance(value, str) else ""
             yield Problem(where(path), f"is {_shown(path, value)}; {wanted}", near if near.startswith("did") else "")
+
+
+def _section(section: str, path: Path) -> str:
+    """The dotted section of a stage that a path leads to, whichever stage or item of a list it is in."""
+    inside = path[1:] if path[:1] == ("stages",) else path
+    return ".".join(filter(None, [section, *(key for key in inside if isinstance(key, str))]))
 
 
 def _real(error: ErrorDetails, values: Any) -> Path:

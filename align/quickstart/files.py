@@ -67,7 +67,7 @@ stages:
     model: {{path: "stage:dpo"}}
     data: {{train: {prompts}, validation: {prompts_held_out}}}
     algorithm: {{type: grpo, group: 8}}
-    rollout: {{rewards: [math], sampling: {{max_tokens: 16}}}}
+    rollout: {{rewards: [math], sampling: {{max_completion_length: 16}}}}
     optimizer: {{learning_rate: 4e-4, beta2: 0.98}}
     schedule: {{type: linear, warmup: 0}}
     train: {{batch_size: 256}}

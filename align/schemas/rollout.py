@@ -13,8 +13,8 @@ from align.schemas.choice import Choice, Plugin, spelt_out
 class Sampling(Config):
     """How tokens are drawn: penalty, then temperature, then top-k, top-p and min-p in this order."""
 
-    max_tokens: PositiveInt = 256
-    """Longest answer, in tokens."""
+    max_completion_length: PositiveInt = 256
+    """Longest answer, in tokens (TRL's name)."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Divides the logits; 0 takes the likeliest token (the lowest id among equals)."""
     top_k: NonNegativeInt = 0
@@ -27,8 +27,8 @@ class Sampling(Config):
     """Divides positive and multiplies negative logits of tokens that occur in prompt or answer (1909.05858)."""
     stop: list[str] = Field(default_factory=list)
     """An answer ends as soon as its text contains one of these; the tokens up to there are kept."""
-    stop_tokens: list[NonNegativeInt] = Field(default_factory=list)
-    """Token ids that end an answer, beside the model's own end tokens."""
+    stop_token_ids: list[NonNegativeInt] = Field(default_factory=list)
+    """Token ids that end an answer, in addition to the model's own end tokens (vLLM's name)."""
 
     @property
     def neutral(self) -> bool:

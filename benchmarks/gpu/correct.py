@@ -154,9 +154,11 @@ class Correct:
         prompts = [np.arange(4 + n, 20 + 2 * n, dtype=np.int32) for n in range(8)]
         requests = [Request(prompt, tuple(range(4 * n, 4 * n + 4))) for n, prompt in enumerate(prompts)]
         ways = {
-            "plain": Sampling(max_tokens=32),
-            "greedy": Sampling(max_tokens=32, temperature=0.0),
-            "cut": Sampling(max_tokens=32, top_k=40, top_p=0.9, min_p=0.02, repetition_penalty=1.2, temperature=0.8),
+            "plain": Sampling(max_completion_length=32),
+            "greedy": Sampling(max_completion_length=32, temperature=0.0),
+            "cut": Sampling(
+                max_completion_length=32, top_k=40, top_p=0.9, min_p=0.02, repetition_penalty=1.2, temperature=0.8
+            ),
         }
         found: dict[str, Any] = {}
         for name, sampling in ways.items():
@@ -174,7 +176,10 @@ class Correct:
         """best_of_n on the device, scored by the reward model that was trained there."""
         rows = write_rows(self.place / "asked.jsonl", "best_of_n", [(3 + n % 9, 1) for n in range(16)])
         reward = {"type": "reward_model", "path": str(self.export("reward_model"))}
-        algorithm, rollout = {"type": "best_of_n", "group": 4}, {"rewards": [reward], "sampling": {"max_tokens": 24}}
+        algorithm, rollout = (
+            {"type": "best_of_n", "group": 4},
+            {"rewards": [reward], "sampling": {"max_completion_length": 24}},
+        )
         devices = {"accelerator": self.bench.device}
         run = run_of(algorithm, self.export("sft"), rows, self.place / "best", rollout=rollout, devices=devices)
         (done,) = train(run, progress=False)
@@ -188,7 +193,7 @@ class Correct:
     def sampled(self) -> dict[str, Any]:
         """``align sample`` as a user starts it; it takes a GPU where there is one."""
         rows = write_rows(self.place / "asked.jsonl", "best_of_n", [(3 + n % 9, 1) for n in range(16)])
-        told = _align("sample", str(self.export("sft")), str(rows), "-n", "2", "--max-tokens", "16")
+        told = _align("sample", str(self.export("sft")), str(rows), "-n", "2", "--max-completion-length", "16")
         return {"told": told[:200]}
 
     def command(self, strategy: str) -> dict[str, Any]:

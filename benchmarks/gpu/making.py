@@ -143,7 +143,7 @@ def run_of(algorithm: Mapping[str, Any], weights: Path, rows: Path, output: Path
     if "group" in algorithm:
         (rows.parent / "reward.py").write_text(REWARD)
         reward = {"type": "python", "file": str(rows.parent / "reward.py"), "function": "low"}
-        sections["rollout"] = {"rewards": [reward], "sampling": {"max_tokens": 8}, "watch": QUIET}
+        sections["rollout"] = {"rewards": [reward], "sampling": {"max_completion_length": 8}, "watch": QUIET}
     if algorithm["type"] == "best_of_n":  # it learns nothing, so there is nothing to say of how
         sections = {name: section for name, section in sections.items() if name not in LEARNING}
     for name, section in laid_over.items():

@@ -80,7 +80,7 @@ def measure(bench: Bench, shape: str, algorithm: str, way: str, rows: int) -> di
     if reference:
         sections["reference"] = {"type": reference}
     if online:
-        sections["rollout"] = {"sampling": {"max_tokens": said}}
+        sections["rollout"] = {"sampling": {"max_completion_length": said}}
     sections |= {"devices": {"accelerator": bench.device}, "optimizer": {"learning_rate": 1e-5}}
     run = run_of(ALGORITHMS[kind], model_in(bench.work, shape), file, bench.work / "runs" / name, **sections)
     scale, setup, preparing = weighed(run, steps)

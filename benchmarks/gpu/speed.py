@@ -155,10 +155,10 @@ def answers(bench: Bench, shape: str, rows: int, most: int, dtype: torch.dtype, 
     voice = Voice(network, None, (), 8192, rows * (128 + most))  # type: ignore[arg-type]  # no stop strings
     peak()
     with torch.autocast(bench.device, torch.bfloat16, enabled=autocast):
-        voice.answer(requests, Sampling(max_tokens=8))
+        voice.answer(requests, Sampling(max_completion_length=8))
         _wait()
         started = time.perf_counter()
-        said = voice.answer(requests, Sampling(max_tokens=most))
+        said = voice.answer(requests, Sampling(max_completion_length=most))
         _wait()
         seconds = time.perf_counter() - started
     tokens = sum(len(sample.tokens) for group in said for sample in group)

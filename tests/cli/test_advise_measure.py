@@ -70,7 +70,7 @@ def test_every_probe_in_one_command_and_its_form_needs_no_model_again(place: Pat
     save_tiny(place / "m")
     reference = write("plain.jsonl", [{"text": f"The sea is wide and blue, {i}."} for i in range(5)])
     data = [word for file in files for word in ("--data", file)]
-    limits = ["--max-tokens", 4, "--measure-rows", 10, "--samples", 2, "--reference", reference]
+    limits = ["--max-completion-length", 4, "--measure-rows", 10, "--samples", 2, "--reference", reference]
     result = advise(
         "brief.yaml", "--measure", "--model", "m", *data, "--reward", "right.py:right", *limits, "--save", "f.yaml"
     )
@@ -109,7 +109,7 @@ def test_a_later_measurement_takes_the_place_of_an_earlier_one(place: Path, file
     old = "{value: 0.9, low: 0.9, high: 0.9, rows: 7}"
     form = f"measured: {{zero_shot: {old}, pass_1: {old}}}\n"
     Path("brief.yaml").write_text(f"model: {{name: m}}\ndata: [{{kind: sft_pairs, path: q.jsonl}}]\n{form}")
-    advised(advise("brief.yaml", "--measure", "--max-tokens", 2, "--measure-rows", 6, "--save", "f.yaml"))
+    advised(advise("brief.yaml", "--measure", "--max-completion-length", 2, "--measure-rows", 6, "--save", "f.yaml"))
     measured = read("f.yaml", bytes).project.measured
     assert measured.zero_shot is not None and (measured.zero_shot.rows, measured.zero_shot.value) == (6, 0)
     assert measured.pass_1 is not None and measured.pass_1.rows == 7

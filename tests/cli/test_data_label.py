@@ -95,7 +95,7 @@ def test_answers_of_a_model(server: Server, tmp_path: Path, tiny_model_dir: Path
     prompts = write(tmp_path / "prompts.jsonl", asked)
     server.judge, outs = by_length, []
     for name in ("a.jsonl", "b.jsonl"):
-        sampled = ["--model", tiny_model_dir, "-n", 3, "--max-tokens", 6]
+        sampled = ["--model", tiny_model_dir, "-n", 3, "--max-completion-length", 6]
         done = label(prompts, tmp_path / name, by(server), *sampled)
         assert done.exit_code == 0, done.output
         outs.append(rows(tmp_path / name))

@@ -251,7 +251,7 @@ def commands(model: Path) -> dict[str, tuple[list[object], str]]:
         "data label": (["data", "label", answered, "OUT", "--reward", length], "judging prompts: 8 of 9"),
         "reward score": (["reward", "score", "math", answered], "scoring lines: "),
         "reward audit": (["reward", "audit", "math", answered], "scoring lines: "),
-        "sample": (["sample", model, prompts, "--max-tokens", 2], "answering prompts: "),
+        "sample": (["sample", model, prompts, "--max-completion-length", 2], "answering prompts: "),
         "estimate": (["estimate", run_file(model, "sft"), "--calibrate"], "only: measured steps: "),
         "advise": (
             ["advise", "--text", "It must keep 27 rules.", "--data", chats, "--exit-zero"],

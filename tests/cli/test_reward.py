@@ -155,7 +155,19 @@ def test_audit_passes_a_sound_reward_and_fails_one_that_pays_junk(tmp_path: Path
 
 def test_audit_with_a_model_forecasts_dead_groups(tmp_path: Path) -> None:
     model, file = save_tiny(tmp_path / "m"), write(tmp_path / "a.jsonl", {"prompt": "the", "solution": "cat"})
-    asked = ["reward", "audit", "exact", file, "--model", str(model), "-n", "4", "--max-tokens", "4", "--json"]
+    asked = [
+        "reward",
+        "audit",
+        "exact",
+        file,
+        "--model",
+        str(model),
+        "-n",
+        "4",
+        "--max-completion-length",
+        "4",
+        "--json",
+    ]
     done = CliRunner().invoke(main, asked)
     assert json.loads(done.stdout)["forecast"]["dead"] == {"4": 1.0, "8": 1.0, "16": 1.0}
 
@@ -163,7 +175,7 @@ def test_audit_with_a_model_forecasts_dead_groups(tmp_path: Path) -> None:
 def test_answers_that_cannot_be_read_are_not_right(tmp_path: Path) -> None:
     model, file = save_tiny(tmp_path / "m"), write(tmp_path / "a.jsonl", {"prompt": "the", "solution": "cat"})
     asked = ["reward", "audit", "exact", file, "--set", "after=####", "--model", str(model), "-n", "2"]
-    done = CliRunner().invoke(main, [*asked, "--max-tokens", "4", "--json"])
+    done = CliRunner().invoke(main, [*asked, "--max-completion-length", "4", "--json"])
     said = json.loads(done.stdout)["forecast"]
     assert (said["passed"], said["all_right"], said["none_right"]) == (0.0, 0.0, 1.0)
 

@@ -32,7 +32,7 @@ def lines(result: Result) -> list[dict[str, Any]]:
 
 
 def test_one_answer_is_printed_as_text_and_is_the_same_as_its_line(tiny_model_dir: Path, tmp_path: Path) -> None:
-    asked = (tiny_model_dir, "The cat", "--max-tokens", 12, "--seed", 3)
+    asked = (tiny_model_dir, "The cat", "--max-completion-length", 12, "--seed", 3)
     shown, out = ask(*asked), tmp_path / "out.jsonl"
     assert ask(*asked, "--jsonl", out).stdout == ""
     (row,) = [json.loads(line) for line in out.read_text().splitlines()]
@@ -40,7 +40,7 @@ def test_one_answer_is_printed_as_text_and_is_the_same_as_its_line(tiny_model_di
     assert shown.exit_code == 0 and "(cut off after 12 tokens)" in shown.stderr
     assert (row["finish"], row["tokens"]) == ("length", 12) and row["logp"] < 0
     told = ask(*asked, "--jsonl", out, "--force").stderr.splitlines()[-1]
-    assert told == f"1 answer in {out}; 1 cut off (--max-tokens 12, or the context is full)"
+    assert told == f"1 answer in {out}; 1 cut off (--max-completion-length 12, or the context is full)"
     said = row["completion"][0]["content"]
     assert "".join(c for c in said if c.isprintable() and c != "\ufffd") in _printable(shown.stdout)
     assert not set(shown.stdout) & set(map(chr, [*range(10), *range(11, 32), *range(127, 160)]))
@@ -49,12 +49,12 @@ def test_one_answer_is_printed_as_text_and_is_the_same_as_its_line(tiny_model_di
 def test_answers_are_not_written_over_unless_it_is_said(tiny_model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     out.write_text("yesterday's\n")
-    asked = (tiny_model_dir, "The cat", "--max-tokens", 2, "--jsonl", out)
+    asked = (tiny_model_dir, "The cat", "--max-completion-length", 2, "--jsonl", out)
     refused = ask(*asked)
     said = " ".join(refused.stderr.replace("│", " ").split())
     assert refused.exit_code == 2 and "another path, or --force" in said and out.read_text() == "yesterday's\n"
     assert ask(*asked, "--force").exit_code == 0 and json.loads(out.read_text())["tokens"] == 2
-    assert ask(tiny_model_dir, "The cat", "--max-tokens", 2, "--jsonl", "/dev/null").exit_code == 0
+    assert ask(tiny_model_dir, "The cat", "--max-completion-length", 2, "--jsonl", "/dev/null").exit_code == 0
 
 
 def _printable(text: str) -> str:
@@ -62,7 +62,9 @@ def _printable(text: str) -> str:
 
 
 def test_a_prompt_is_a_message_where_there_is_a_template_and_is_continued_on_request(tiny_model_dir: Path) -> None:
-    chat, raw = (lines(ask(tiny_model_dir, "The cat", "-n", 2, "--max-tokens", 3, *o)) for o in ([], ["--raw"]))
+    chat, raw = (
+        lines(ask(tiny_model_dir, "The cat", "-n", 2, "--max-completion-length", 3, *o)) for o in ([], ["--raw"])
+    )
     assert {row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][0]["role"] for row in chat} == {"user"}
     assert {row["prompt"] for row in raw} == {"The cat"} and all(isinstance(row["completion"], str) for row in raw)
 
@@ -71,17 +73,17 @@ def test_a_file_keeps_its_columns_and_each_answer_its_seed(tiny_model_dir: Path,
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"The sum of {i} and two is", "solution": str(i + 2)} for i in range(4)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    answers = lines(ask(tiny_model_dir, file, "-n", 3, "--max-tokens", 6))
+    answers = lines(ask(tiny_model_dir, file, "-n", 3, "--max-completion-length", 6))
     assert [(a["prompt"], a["solution"]) for a in answers] == [
         (r["prompt"], r["solution"]) for r in rows for _ in "abc"
     ]
-    assert lines(ask(tiny_model_dir, file, "-n", 2, "--max-tokens", 6)) == [
+    assert lines(ask(tiny_model_dir, file, "-n", 2, "--max-completion-length", 6)) == [
         a for i, a in enumerate(answers) if i % 3 < 2
     ]
-    assert lines(ask(tiny_model_dir, file, "-n", 3, "--max-tokens", 6, "--seed", 1)) != answers
-    small = ask(tiny_model_dir, file, "-n", 3, "--max-tokens", 6, "--generator", "local:batch_tokens=20")
+    assert lines(ask(tiny_model_dir, file, "-n", 3, "--max-completion-length", 6, "--seed", 1)) != answers
+    small = ask(tiny_model_dir, file, "-n", 3, "--max-completion-length", 6, "--generator", "local:batch_tokens=20")
     assert [a["completion"] for a in lines(small)] == [a["completion"] for a in answers]
-    chat = lines(ask(tiny_model_dir, file, "-n", 1, "--greedy", "--max-tokens", 2, "--chat"))
+    chat = lines(ask(tiny_model_dir, file, "-n", 1, "--greedy", "--max-completion-length", 2, "--chat"))
     assert chat[0]["prompt"] == [{"role": "user", "content": rows[0]["prompt"]}]
 
 
@@ -175,7 +177,7 @@ def test_a_function_of_a_file_is_a_reward(tiny_model_dir: Path, tmp_path: Path) 
     (tmp_path / "mine.py").write_text(
         "def size(completions, unit=1):\n    return [len(c) * unit for c in completions]\n"
     )
-    asked = (tiny_model_dir, "The cat", "--raw", "-n", 2, "--max-tokens", 4)
+    asked = (tiny_model_dir, "The cat", "--raw", "-n", 2, "--max-completion-length", 4)
     for settings, unit, weight in (("", 1, 1), (":unit=3,weight=2", 3, 2)):
         for row in lines(ask(*asked, "--reward", f"{tmp_path}/mine.py:size{settings}")):
             size = len(row["completion"]) * unit
@@ -185,7 +187,7 @@ def test_a_function_of_a_file_is_a_reward(tiny_model_dir: Path, tmp_path: Path) 
 
 
 def test_the_best_of_n_is_the_highest_reward_first_among_equals(tiny_model_dir: Path, rewards: None) -> None:
-    asked = (tiny_model_dir, "The cat", "--raw", "--max-tokens", 9, "--top-k", 40)
+    asked = (tiny_model_dir, "The cat", "--raw", "--max-completion-length", 9, "--top-k", 40)
     whole = ask(*asked, "-n", 8, "--reward", "brief:unit=0.5,weight=2")
     every = lines(whole)
     mean = sum(row["reward"] for row in every) / 8

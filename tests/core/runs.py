@@ -85,7 +85,7 @@ def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid
         sections["algorithm"]["group"] = ONLINE[algorithm]
         sections["train"]["epochs"] = 2
         reward = {"type": "python", "file": str(REWARDS), "function": "low_ids", "normalize": True}
-        sections["rollout"] = {"rewards": [reward], "batches": 2, "sampling": {"max_tokens": 8}}
+        sections["rollout"] = {"rewards": [reward], "batches": 2, "sampling": {"max_completion_length": 8}}
         if algorithm in ("rloo", "grpo", "ppo"):
             sections["algorithm"]["passes"] = 2
         if algorithm == "best_of_n":  # learns nothing, so there is nothing to say of how

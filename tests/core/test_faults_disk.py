@@ -308,7 +308,7 @@ def test_every_command_that_writes_tells_a_full_disk(tiny_model_dir: Path, tmp_p
             ("reward", "score", "repetition", rows, "--output", place / "scores"),
             ("data", "label", rows, place / "labels", "--reward", "repetition"),
             ("data", "check", rows, "--html", place / "page.html"),
-            ("sample", tiny_model_dir, rows, "--jsonl", place / "answers", "--max-tokens", 4, "--quiet"),
+            ("sample", tiny_model_dir, rows, "--jsonl", place / "answers", "--max-completion-length", 4, "--quiet"),
             ("advise", "init", place / "advice.yaml"),
             ("quickstart", "--output", place / "quick"),
         ):

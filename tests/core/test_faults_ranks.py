@@ -86,7 +86,7 @@ def test_a_stopped_rank_is_waited_for_only_so_long(tiny_model_dir: Path, tmp_pat
 def test_a_reward_that_hangs_on_one_rank_is_named_with_it(tiny_model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "hangs.py").write_text(HANGS)
     reward = {"type": "python", "file": str(tmp_path / "hangs.py"), "function": "hangs"}
-    rollout = {"rewards": [reward], "sampling": {"max_tokens": 4}}
+    rollout = {"rewards": [reward], "sampling": {"max_completion_length": 4}}
     os.environ["HANGING_RANK"] = "1"
     try:
         started = start(tmp_path, "grpo", tiny_model_dir, devices={"count": 2, "timeout": 20}, rollout=rollout)
@@ -106,7 +106,7 @@ def test_a_reward_that_hangs_ends_a_run_of_one_process(tiny_model_dir: Path, tmp
     """By its own limit, or, where that is far, by a signal that the step does not obey in time."""
     (tmp_path / "hangs.py").write_text(HANGS)
     reward = {"type": "python", "file": str(tmp_path / "hangs.py"), "function": "hangs"}
-    rollout = {"rewards": [reward], "sampling": {"max_tokens": 4}}
+    rollout = {"rewards": [reward], "sampling": {"max_completion_length": 4}}
     devices = {"timeout": 2} if ends_by == "timeout" else {"stop_timeout": 1}
     program = """
         import os, signal, sys, threading

@@ -47,7 +47,7 @@ class Plain(Generator):
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling, **_: Any) -> list[list[Sample]]:
-        assert sampling.max_tokens == 1
+        assert sampling.max_completion_length == 1
         made = []
         for request in requests:
             ids = torch.from_numpy(request.prompt.astype(np.int64))[None]

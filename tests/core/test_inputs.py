@@ -92,7 +92,7 @@ def everything(tmp_path: Path) -> Run:
         rollout={
             "rewards": [{"type": "python", "settings": settings}],
             "gold": {"type": "python", "file": "gold.py", "function": "short"},
-            "sampling": {"max_tokens": 4},
+            "sampling": {"max_completion_length": 4},
         },
         train={"max_steps": 4, "batch_size": 8, "epochs": 1, "micro_batch_size": 8},
         checkpoint={"every": 1, "keep": 9},
@@ -230,7 +230,7 @@ def test_a_judge_is_compared_by_its_settings_and_its_principles(tmp_path: Path) 
     judge = {"type": "ai_feedback", "model": "judge", "url": "http://127.0.0.1:9/v1", "constitution": str(principles)}
 
     def learned(**changed: Any) -> dict[str, Any]:
-        rollout = {"rewards": [judge | changed], "sampling": {"max_tokens": 4}}
+        rollout = {"rewards": [judge | changed], "sampling": {"max_completion_length": 4}}
         return what_is_learned(run_for("rloo", tmp_path, tmp_path, tmp_path, rollout=rollout).stages[0])
 
     assert learned(constitution="./principles.txt") == learned() == learned(retries=9, concurrency=2)

@@ -291,12 +291,12 @@ def test_strings_are_asked_as_chat_on_demand() -> None:
 def test_prompts_that_leave_no_room_are_left_out_or_told() -> None:
     held = Material(questions=[question("a" * 50, "x"), question("b", "x")])
     told: list[str] = []
-    found = measure(Reader(context=60), held, Settings(max_tokens=20, shots=0), tell=told.append)
+    found = measure(Reader(context=60), held, Settings(max_completion_length=20, shots=0), tell=told.append)
     assert found.zero_shot is not None and found.zero_shot.rows == 1
     assert told[0] == "without 1 of 2 rows, whose prompts leave no room for an answer"
     with pytest.raises(AlignError, match="no prompt leaves room") as stopped:
-        measure(Reader(context=60), held, Settings(max_tokens=60, shots=0))
-    assert "--max-tokens" in str(stopped.value)
+        measure(Reader(context=60), held, Settings(max_completion_length=60, shots=0))
+    assert "--max-completion-length" in str(stopped.value)
 
 
 @pytest.fixture
@@ -377,7 +377,7 @@ def test_a_real_model_answers_every_way_within_its_context(tmp_path: Path) -> No
         texts=[Record("text", "t:1", text="What is five? " * 30)],
         pairs=[Record("preference", "p:1", prompt="a ", chosen="b", rejected="c")],
     )
-    found = measure(Probed.load(model), held, Settings(rows=4, shots=2, max_tokens=4))
+    found = measure(Probed.load(model), held, Settings(rows=4, shots=2, max_completion_length=4))
     for name in ("zero_shot", "few_shot", "closed_book", "open_book"):
         score = getattr(found, name)
         assert score.rows == 4 and 0 <= score.value <= 1

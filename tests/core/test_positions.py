@@ -159,7 +159,7 @@ def test_prompts_that_leave_no_room_for_an_answer_are_named(tmp_path: Path, crit
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": "cat " * n}) + "\n" for n in (3, 30)))
     data = {"train": [{"path": str(rows)}], "validation_fraction": 0.0}
-    laid_over: dict[str, Any] = {"data": data, "rollout": {"sampling": {"max_tokens": 40}}}
+    laid_over: dict[str, Any] = {"data": data, "rollout": {"sampling": {"max_completion_length": 40}}}
     run = run_for("ppo", long if critic else short, rows, tmp_path / "run", **laid_over)
     if critic:
         stage = run.stages[0]

@@ -239,7 +239,7 @@ stages:
   model: {{path: base, adapter: {{rank: 8}}}}
   data: {{train: prompts.jsonl, validation_fraction: 0.2}}
   algorithm: {{type: grpo, beta: 0.04}}
-  rollout: {{rewards: [math], gold: exact, sampling: {{max_tokens: 64}}}}
+  rollout: {{rewards: [math], gold: exact, sampling: {{max_completion_length: 64}}}}
 """
 
 
@@ -264,7 +264,7 @@ def test_what_was_chosen_is_what_is_not_at_its_default(grpo: Path) -> None:
         "model.adapter.rank": "8",
         "data.validation_fraction": "0.2",
         "algorithm.beta": "0.04",
-        "rollout.sampling.max_tokens": "64",
+        "rollout.sampling.max_completion_length": "64",
         "rollout.rewards": "math",
         "rollout.gold.type": "exact",
     }

@@ -134,7 +134,7 @@ document.body.append('PROBE' + JSON.stringify(said) + 'EBORP');
 @pytest.mark.parametrize("width", [1280, 500])
 def test_values_have_room_beside_long_names(tmp_path: Path, width: int) -> None:
     """At 1280 px three cards stand side by side, and the longest key left its value the room of two letters."""
-    longest = {"max_tokens": 8, "repetition_penalty": 1.1}
+    longest = {"max_completion_length": 8, "repetition_penalty": 1.1}
     reward = {"type": "grpo", "beta": 0.1, "importance_sampling_level": "sequence"}
     stages = [
         {

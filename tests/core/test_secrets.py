@@ -41,7 +41,19 @@ def test_names_that_say_so(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["eos_token", "pad_token", "stop_tokens", "max_tokens", "key", "monkey", "keys", "tokens"]
+    "name",
+    [
+        "eos_token",
+        "pad_token",
+        "stop_tokens",
+        "max_tokens",
+        "max_completion_length",
+        "stop_token_ids",
+        "key",
+        "monkey",
+        "keys",
+        "tokens",
+    ],
 )
 def test_names_that_do_not(name: str) -> None:
     assert not is_secret(name) and concealed({name: "plain words"}) == {name: "plain words"}
@@ -159,7 +171,10 @@ def test_nothing_beside_a_run_holds_it(tiny_model_dir: Path, tmp_path: Path, mon
         "data": {"train": str(tmp_path / "prompts.jsonl"), "workers": 1},
         "algorithm": {"type": "grpo", "group": 2},
         "train": {"batch_size": 2, "max_steps": 1},
-        "rollout": {"rewards": [{"type": "python", "settings": chosen.settings}], "sampling": {"max_tokens": 4}},
+        "rollout": {
+            "rewards": [{"type": "python", "settings": chosen.settings}],
+            "sampling": {"max_completion_length": 4},
+        },
     }
     run = Run.model_validate({"output": str(tmp_path / "run"), "stages": [stage]})
     train(run, progress=False)

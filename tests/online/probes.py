@@ -65,7 +65,7 @@ def probe_run(
         "seed": seed,
         "rollout": {
             "rewards": [python(probe)],
-            "sampling": {"max_tokens": PROBES[probe]},
+            "sampling": {"max_completion_length": PROBES[probe]},
             "samples": "none",
         },
     }

@@ -37,7 +37,7 @@ def hacked(novice: Novice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
             "rollout": {
                 "rewards": [python("long")],
                 "gold": python("short"),
-                "sampling": {"max_tokens": 48},
+                "sampling": {"max_completion_length": 48},
                 "watch": {"action": action, "kl": None, "entropy": None},
                 "samples": "none",
             },
@@ -114,7 +114,11 @@ class TestNothingToLearnFrom:
             "data": {"train": str(prompts), "workers": 1},
             "algorithm": {"type": "grpo", "group": 4},
             "train": {"batch_size": 16, "max_steps": steps},
-            "rollout": {"rewards": [python(reward)], "sampling": {"max_tokens": 6}, **sections.pop("rollout", {})},
+            "rollout": {
+                "rewards": [python(reward)],
+                "sampling": {"max_completion_length": 6},
+                **sections.pop("rollout", {}),
+            },
             **sections,
         }
         return Run.model_validate({"output": str(tmp_path / "run"), "stages": [stage]})

@@ -39,7 +39,7 @@ def arithmetic(novice: Novice, name: str, output: Path, seed: int, **rollout: An
         "train": {"batch_size": 128, "max_steps": steps},
         "validation": {"every": steps},
         "seed": seed,
-        "rollout": {"rewards": ["math"], "sampling": {"max_tokens": 16}, "samples": "none", **rollout},
+        "rollout": {"rewards": ["math"], "sampling": {"max_completion_length": 16}, "samples": "none", **rollout},
     }
     return Run.model_validate({"output": str(output), "stages": [stage]})
 
@@ -68,7 +68,7 @@ def test_learning_from_the_best_of_eight_answers(
     """Rejection sampling: best_of_n makes rows of right answers only, and sft learns them."""
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     common = {"model": {"path": str(novice.model)}, "seed": seed}
-    sampled = {"rewards": ["math"], "sampling": {"max_tokens": 16}}
+    sampled = {"rewards": ["math"], "sampling": {"max_completion_length": 16}}
     stages = [
         {
             "name": "best",

@@ -45,7 +45,7 @@ def run(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "algorithm": {"type": "grpo", "group": 4},
             "optimizer": {"learning_rate": 3e-3},
             "train": {"batch_size": 16, "max_steps": 4},
-            "rollout": {"rewards": [python(reward)], "sampling": {"max_tokens": 6}, **(rollout or {})},
+            "rollout": {"rewards": [python(reward)], "sampling": {"max_completion_length": 6}, **(rollout or {})},
             **sections,
         }
         return Run.model_validate({"output": str(tmp_path / name), "stages": [stage]})
@@ -209,8 +209,8 @@ def test_the_gold_reward_is_measured_and_never_learned_from(run: Any) -> None:
         ({"algorithm": {"type": "ppo"}, "rollout": {"dead_groups": "drop"}}, ["asks each prompt once"]),
         ({"rollout": {"sampling": {"top_p": 0.9}}}, ["rollout.sampling", "under the policy", "top_p"]),
         (
-            {"rollout": {"sampling": {"max_tokens": 5000}}},
-            ["max_tokens", "512 positions", "prompts.jsonl:", "for 12 of 12 prompts", "take at most 50"],
+            {"rollout": {"sampling": {"max_completion_length": 5000}}},
+            ["max_completion_length", "512 positions", "prompts.jsonl:", "for 12 of 12 prompts", "take at most 50"],
         ),
         ({"data": {"train": "overlong"}}, ["prompts.jsonl.long:2\n    has ", "no answer fits", "data.max_length: 506"]),
         ({"rollout": {"rewards": ["math"]}}, ["prompts.jsonl:1", "solution", "7 rows more"]),
@@ -235,7 +235,9 @@ def test_what_cannot_work_is_said_before_training(
 
 
 def test_sampling_from_another_distribution_needs_no_refusal_where_no_ratio_is_used(run: Any) -> None:
-    made = run("low_ids", rollout={"sampling": {"top_p": 0.9, "max_tokens": 6}}, algorithm={"type": "online_dpo"})
+    made = run(
+        "low_ids", rollout={"sampling": {"top_p": 0.9, "max_completion_length": 6}}, algorithm={"type": "online_dpo"}
+    )
     (result,) = train(made, progress=False)
     assert result.metrics["reward"] > 0
 
@@ -243,7 +245,7 @@ def test_sampling_from_another_distribution_needs_no_refusal_where_no_ratio_is_u
 def test_sigterm_between_phases_saves_and_resumes_to_the_bit(run: Any, tmp_path: Path) -> None:
     """The signal comes while answers are sampled: nothing of the phase is kept, and it is sampled again alike."""
     sections = {"train": {"batch_size": 16, "max_steps": 10}, "checkpoint": {"every": 3}}
-    rollout = {"sampling": {"max_tokens": 64}, "batches": 2}
+    rollout = {"sampling": {"max_completion_length": 64}, "batches": 2}
     quiet = run("low_ids", "quiet", rollout, **sections)
     train(quiet, progress=False)
     stopped = run("low_ids", "stopped", rollout, **sections)
@@ -352,7 +354,7 @@ def test_held_out_prompts_get_the_likeliest_answer_whatever_the_temperature(
 
     monkeypatch.setattr(Local, "generate", watched)
     data = {"train": str(tmp_path / "prompts.jsonl"), "validation_fraction": 0.25, "workers": 1}
-    made = run("low_ids", rollout={"sampling": {"max_tokens": 6, "temperature": 1.7}}, data=data)
+    made = run("low_ids", rollout={"sampling": {"max_completion_length": 6, "temperature": 1.7}}, data=data)
     train(made, progress=False)
     # Two held-out prompts, once each, before the first step, after each pass over the rest, and at the end.
     greedy = [answers for answers, temperature in asked if temperature == 0.0]

@@ -50,7 +50,7 @@ def stage(algorithm: str, name: str = "only", **sections: Any) -> dict[str, Any]
         "train": {"batch_size": 16, **sections.pop("train", {})},
         "rollout": {
             "rewards": [{"type": "python", "file": "mine.py", "function": "held"}],
-            "sampling": {"max_tokens": 6, "stop": ["e"]},
+            "sampling": {"max_completion_length": 6, "stop": ["e"]},
         },
     }
 

@@ -153,7 +153,7 @@ def test_an_online_stage(thinker: Path) -> None:
                 {"type": "python", "file": "mine.py", "function": "opens"},
                 {"type": "format", "search": True, "regex": r"\A<think>\n", "weight": 0},
             ],
-            "sampling": {"max_tokens": 24, "stop": ["e"]},
+            "sampling": {"max_completion_length": 24, "stop": ["e"]},
         },
     }
     (result,) = train(Run.model_validate({"output": "run", "stages": [stage]}), progress=False)
@@ -166,15 +166,26 @@ def test_an_online_stage(thinker: Path) -> None:
 
 
 def test_commands(thinker: Path) -> None:
-    asked = ["model", "prompts.jsonl", "--max-tokens", "5", "--reward", "mine.py:opens", "-n", "2"]
+    asked = ["model", "prompts.jsonl", "--max-completion-length", "5", "--reward", "mine.py:opens", "-n", "2"]
     sampled = [json.loads(line) for line in CliRunner().invoke(main, ["sample", *asked]).stdout.splitlines()]
     assert len(sampled) == 8 and all(text.startswith("<think>\n") for text in contents(sampled, "completion"))
     assert all(row["reward"] > 0.9 for row in sampled)
 
-    shown = CliRunner().invoke(main, ["sample", "model", "the sea 0", "--max-tokens", "5", "--greedy"])
+    shown = CliRunner().invoke(main, ["sample", "model", "the sea 0", "--max-completion-length", "5", "--greedy"])
     assert shown.stdout.startswith("<think>\n") and shown.stdout.count("<think>") == 1
 
-    label = ["data", "label", "prompts.jsonl", "labelled.jsonl", "--model", "model", "-n", "4", "--max-tokens", "5"]
+    label = [
+        "data",
+        "label",
+        "prompts.jsonl",
+        "labelled.jsonl",
+        "--model",
+        "model",
+        "-n",
+        "4",
+        "--max-completion-length",
+        "5",
+    ]
     done = CliRunner().invoke(main, [*label, "--reward", "mine.py:opens"])
     assert done.exit_code == 0, done.output
     labelled = [json.loads(line) for line in Path("labelled.jsonl").read_text().splitlines()]
@@ -182,7 +193,18 @@ def test_commands(thinker: Path) -> None:
         text.startswith("<think>\n") for key in ("chosen", "rejected") for text in contents(labelled, key)
     )
 
-    audit = ["reward", "audit", "mine.py:opens", "prompts.jsonl", "--model", "model", "--max-tokens", "5", "-n", "2"]
+    audit = [
+        "reward",
+        "audit",
+        "mine.py:opens",
+        "prompts.jsonl",
+        "--model",
+        "model",
+        "--max-completion-length",
+        "5",
+        "-n",
+        "2",
+    ]
     done = CliRunner().invoke(main, [*audit, "--json"])
     assert json.loads(done.stdout)["forecast"]["mean"] == pytest.approx(1, abs=1e-3), done.output
 

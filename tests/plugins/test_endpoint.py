@@ -20,7 +20,7 @@ from align.schemas.rollout import Sampling
 from align.schemas.run import Model
 from tests.core.servers import Reply, Seen, Server, serving
 
-SAMPLING = Sampling(max_tokens=8)
+SAMPLING = Sampling(max_completion_length=8)
 
 
 def completion(text: str, logp: list[float] | None = None, finish: str = "stop") -> Reply:
@@ -56,7 +56,7 @@ def test_a_prompt_is_asked_as_text_and_its_answer_comes_in_our_tokens(tiny_model
     with asking(tiny_model_dir, lambda _seen: completion("The sea", [-0.5, -1.0])) as (endpoint, server, tokenizer):
         text = "<|im_start|>user\nWhat?<|im_end|>\n"
         ours = tokenizer("The sea", add_special_tokens=False)["input_ids"]
-        sampling = Sampling(max_tokens=8, temperature=0.5, top_p=0.9, stop=["\n"])
+        sampling = Sampling(max_completion_length=8, temperature=0.5, top_p=0.9, stop=["\n"])
         ((sample,),) = endpoint.generate([request_of(tokenizer, text, 2**62 + 5)], sampling)
         assert (sample.tokens.tolist(), sample.finish) == (ours, "stop")
         assert sample.logp.tolist() == ([-0.5, -1.0] if len(ours) == 2 else [])
@@ -156,7 +156,7 @@ def test_it_can_be_interrupted(tiny_model_dir: Path) -> None:
 
 def test_what_the_api_lacks_is_refused(tiny_model_dir: Path) -> None:
     with asking(tiny_model_dir, lambda _seen: completion("x")) as (endpoint, server, tokenizer):
-        for odd in ({"top_k": 3}, {"min_p": 0.1}, {"repetition_penalty": 1.1}, {"stop_tokens": [3]}):
+        for odd in ({"top_k": 3}, {"min_p": 0.1}, {"repetition_penalty": 1.1}, {"stop_token_ids": [3]}):
             with pytest.raises(AlignError, match=next(iter(odd))):
                 endpoint.generate([request_of(tokenizer, "a", 0)], Sampling(**odd))
         with pytest.raises(AlignError, match="cannot score"):

@@ -420,7 +420,7 @@ def test_a_generators_breach_has_its_name(given: Any, message: str) -> None:
 
     odd, request = Odd(Odd.Config()), Request(np.arange(2, dtype=np.int32), (1,))
     with pytest.raises(AlignError) as raised:
-        contract.generate(odd, [request], Sampling(max_tokens=8))
+        contract.generate(odd, [request], Sampling(max_completion_length=8))
     (problem,) = raised.value.problems
     assert problem.where == f"generator 'odd' of {__name__}" and problem.what.startswith(message)
     with pytest.raises(AlignError, match=r"logp gave \[1\] numbers for answers of \[2\] tokens"):
@@ -435,7 +435,7 @@ def test_a_generator_that_only_judges_may_have_no_log_probabilities() -> None:
             return samples(numbers=0)
 
     request = Request(np.arange(2, dtype=np.int32), (1,))
-    ((sample,),) = contract.generate(Mute(Mute.Config()), [request], Sampling(max_tokens=8))
+    ((sample,),) = contract.generate(Mute(Mute.Config()), [request], Sampling(max_completion_length=8))
     assert (len(sample.tokens), len(sample.logp)) == (3, 0)
 
 

@@ -90,7 +90,7 @@ def same(a: list[list[Sample]], b: list[list[Sample]]) -> bool:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_greedy_answers_are_those_of_transformers_and_log_probabilities_the_models(name: str) -> None:
     network = family(name)
-    greedy = Sampling(max_tokens=20, temperature=0)
+    greedy = Sampling(max_completion_length=20, temperature=0)
     groups = voice(network).answer([Request(prompt, (0, 1)) for prompt in PROMPTS], greedy)
     for prompt, (one, two) in zip(PROMPTS, groups, strict=True):
         ids = torch.from_numpy(prompt.astype(np.int64))[None]
@@ -101,7 +101,7 @@ def test_greedy_answers_are_those_of_transformers_and_log_probabilities_the_mode
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma2-softcap-sliding", "mamba-recurrent"])
 def test_an_answer_depends_on_its_own_seed_and_on_nothing_beside_it(name: str) -> None:
-    network, sampling = family(name), Sampling(max_tokens=24, temperature=1.2)
+    network, sampling = family(name), Sampling(max_completion_length=24, temperature=1.2)
     requests = [Request(prompt, tuple(range(10 * i, 10 * i + 3))) for i, prompt in enumerate(PROMPTS)]
     together = voice(network).answer(requests, sampling)
     assert same(together, voice(network).answer(requests[::-1], sampling)[::-1])
@@ -116,14 +116,14 @@ def test_an_answer_depends_on_its_own_seed_and_on_nothing_beside_it(name: str) -
 
 def test_finish_reasons_and_limits() -> None:
     network = tiny_model()
-    greedy = Sampling(max_tokens=8, temperature=0)
+    greedy = Sampling(max_completion_length=8, temperature=0)
     ((whole,),) = voice(network, ends=()).answer([Request(PROMPTS[0], (0,))], greedy)
     assert (len(whole.tokens), whole.finish) == (8, "length")
     third = int(whole.tokens[2])
     first = whole.tokens.tolist().index(third) + 1
     for speaks, sampling in [
         (voice(network, ends=(third,)), greedy),
-        (voice(network, ends=()), Sampling(max_tokens=8, temperature=0, stop_tokens=[third])),
+        (voice(network, ends=()), Sampling(max_completion_length=8, temperature=0, stop_token_ids=[third])),
     ]:
         ((ended,),) = speaks.answer([Request(PROMPTS[0], (0,))], sampling)
         assert (ended.tokens.tolist(), ended.finish) == (whole.tokens[:first].tolist(), "stop")
@@ -145,13 +145,15 @@ def test_finished_answers_in_a_context_of_learned_positions_do_not_run_over_its_
     context = len(PROMPTS[2]) + 2
     requests = [Request(PROMPTS[2], (0,)), *(Request(PROMPTS[0], (i,)) for i in range(20))]
     network.transformer.wpe = nn.Embedding.from_pretrained(network.transformer.wpe.weight[:context].detach())
-    groups = voice(network, ends=(), context=context).answer(requests, Sampling(max_tokens=40))
+    groups = voice(network, ends=(), context=context).answer(requests, Sampling(max_completion_length=40))
     assert [len(group[0].tokens) for group in groups] == [2] + [context - len(PROMPTS[0])] * 20
 
 
 def test_stop_strings_are_found_over_the_borders_of_tokens_and_of_characters() -> None:
     network = tiny_model()
-    free = voice(network, ends=()).answer([Request(p, (1, 2, 3, 4)) for p in PROMPTS], Sampling(max_tokens=60))
+    free = voice(network, ends=()).answer(
+        [Request(p, (1, 2, 3, 4)) for p in PROMPTS], Sampling(max_completion_length=60)
+    )
     found = 0
     for prompt, group in zip(PROMPTS, free, strict=True):
         for seed, sample in enumerate(group, 1):
@@ -159,7 +161,7 @@ def test_stop_strings_are_found_over_the_borders_of_tokens_and_of_characters() -
             stop = text[3:6]
             if "\ufffd" in stop or len(stop) < 3:
                 continue
-            sampling = Sampling(max_tokens=60, stop=["nowhere in it", stop])
+            sampling = Sampling(max_completion_length=60, stop=["nowhere in it", stop])
             ((ended,),) = voice(network, ends=()).answer([Request(prompt, (seed,))], sampling)
             said = [TOKENIZER.decode(sample.tokens[:n].tolist(), skip_special_tokens=True) for n in range(1, 61)]
             expected = next(n for n, text in enumerate(said, 1) if stop in text)
@@ -170,7 +172,7 @@ def test_stop_strings_are_found_over_the_borders_of_tokens_and_of_characters() -
 
 def test_a_repetition_penalty_sees_prompt_and_answer_as_transformers_does() -> None:
     network = tiny_model()
-    sampling = Sampling(max_tokens=20, temperature=0, repetition_penalty=1.5)
+    sampling = Sampling(max_completion_length=20, temperature=0, repetition_penalty=1.5)
     groups = voice(network, ends=()).answer([Request(prompt, (0,)) for prompt in PROMPTS], sampling)
     for prompt, (sample,) in zip(PROMPTS, groups, strict=True):
         ids = torch.from_numpy(prompt.astype(np.int64))[None]
@@ -181,7 +183,7 @@ def test_a_repetition_penalty_sees_prompt_and_answer_as_transformers_does() -> N
 
 def test_it_listens_and_can_be_stopped() -> None:
     heard: dict[tuple[int, int], list[int]] = {}
-    speaks, sampling = voice(tiny_model()), Sampling(max_tokens=12)
+    speaks, sampling = voice(tiny_model()), Sampling(max_completion_length=12)
     requests = [Request(prompt, (1, 2)) for prompt in PROMPTS]
     groups = speaks.answer(requests, sampling, heard=lambda i, k, token: heard.setdefault((i, k), []).append(token))
     assert heard == {(i, k): s.tokens.tolist() for i, group in enumerate(groups) for k, s in enumerate(group)}
@@ -206,7 +208,7 @@ def test_the_plugin_speaks_for_a_directory_or_for_a_policy_in_training(subject: 
     local = registry.build("generator", Choice(type="local", settings={"batch_tokens": 100}))
     assert local.shares_weights and local.trainable
     local.open(subject)
-    requests, sampling = [Request(prompt, (1, 2)) for prompt in PROMPTS], Sampling(max_tokens=12)
+    requests, sampling = [Request(prompt, (1, 2)) for prompt in PROMPTS], Sampling(max_completion_length=12)
     before = local.generate(requests, sampling)
     local.sync(policy, 1)
     after = local.generate(requests, sampling)

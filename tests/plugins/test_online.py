@@ -33,7 +33,7 @@ from align.testing import step_gradients, toy_experience, toy_policy
 def made(algorithm: type[Online], **settings: Any) -> Any:
     """An algorithm that was told its rollout settings."""
     it = algorithm(algorithm.Config(**settings))
-    it.settle(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_tokens": 10}}))
+    it.settle(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_completion_length": 10}}))
     return it
 
 
@@ -73,7 +73,7 @@ def advantages(algorithm: Online, *groups: Group) -> list[list[float]]:
 def test_without_kl_the_first_gradient_is_that_of_reinforce(
     algorithm: type[Online], settings: dict[str, Any], per: str
 ) -> None:
-    """∇ −Σ A log π, over tokens, or over answers of their tokens' sum, mean, or sum / max_tokens."""
+    """∇ −Σ A log π, over tokens, or over answers of their tokens' sum, mean, or sum / max_completion_length."""
 
     class Plain(Algorithm):
         name = "plain"

@@ -116,7 +116,7 @@ def ours(
     weight: np.ndarray | None = None,
     cut: Any = ((0, 3, 4), (1, 2, 5, 6, 7)),
 ) -> tuple[Result, list[float]]:
-    algorithm.settle(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_tokens": MOST}}))
+    algorithm.settle(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_completion_length": MOST}}))
     groups = experience(rewards)
     answers = [e for group in groups for e in group]
     for e in answers:

@@ -45,7 +45,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 CONTEXT = 160
 BLOCK = 32
 """Tokens in one block of the prefix cache; prompts must be longer for it to matter."""
-GREEDY = Sampling(temperature=0, max_tokens=24)
+GREEDY = Sampling(temperature=0, max_completion_length=24)
 needs_vllm = pytest.mark.usefixtures("vllm")
 only_a_server = pytest.mark.parametrize("generator", ["server"], indirect=True)
 
@@ -170,7 +170,9 @@ def test_sampled_log_probabilities_are_of_the_distribution_drawn_from(
     generator: VLLM, policy: Policy, temperature: float
 ) -> None:
     generator.sync(policy, 0)
-    (samples,) = generator.generate([Request(PROMPTS[1], (3, 4, 5))], Sampling(temperature=temperature, max_tokens=16))
+    (samples,) = generator.generate(
+        [Request(PROMPTS[1], (3, 4, 5))], Sampling(temperature=temperature, max_completion_length=16)
+    )
     for sample in samples:
         np.testing.assert_allclose(sample.logp, logp_at(policy, PROMPTS[1], sample.tokens, temperature), atol=1e-4)
 
@@ -178,7 +180,7 @@ def test_sampled_log_probabilities_are_of_the_distribution_drawn_from(
 @needs_vllm
 def test_an_answer_follows_from_its_seed_alone(generator: VLLM, policy: Policy) -> None:
     generator.sync(policy, 0)
-    sampling = Sampling(max_tokens=12)
+    sampling = Sampling(max_completion_length=12)
     seeds = (7, 2**63 - 1, 8)
     alone = [generator.generate([Request(PROMPTS[0], (seed,))], sampling)[0][0].tokens.tolist() for seed in seeds]
     among = generator.generate([Request(PROMPTS[2], (1, 2)), Request(PROMPTS[0], seeds)], sampling)
@@ -190,7 +192,7 @@ def test_an_answer_follows_from_its_seed_alone(generator: VLLM, policy: Policy) 
 @needs_vllm
 def test_truncated_sampling_is_normalised_over_what_is_left(generator: VLLM, policy: Policy) -> None:
     generator.sync(policy, 0)
-    sampling = Sampling(max_tokens=1, top_k=2)
+    sampling = Sampling(max_completion_length=1, top_k=2)
     samples = generator.generate([Request(PROMPTS[1], tuple(range(24)))], sampling)[0]
     chance = {int(sample.tokens[0]): float(np.exp(sample.logp[0])) for sample in samples}
     assert len(chance) == 2 and sum(chance.values()) == pytest.approx(1, abs=1e-5)
@@ -205,7 +207,7 @@ def test_what_ends_an_answer(generator: VLLM, policy: Policy) -> None:
     # a token that ends an answer, kept
     end = int(free.tokens[5])
     first = free.tokens.tolist().index(end)
-    ((by_token,),) = generator.generate(request, GREEDY.model_copy(update={"stop_tokens": [end]}))
+    ((by_token,),) = generator.generate(request, GREEDY.model_copy(update={"stop_token_ids": [end]}))
     assert (by_token.finish, by_token.tokens.tolist()) == ("stop", free.tokens[: first + 1].tolist())
     # text that ends an answer: the tokens up to where it is complete, and no more
     tokenizer = subject_of(Path(str(policy.unwrapped.name_or_path))).tokenizer
@@ -221,7 +223,7 @@ def test_what_ends_an_answer(generator: VLLM, policy: Policy) -> None:
 @needs_vllm
 def test_the_context_ends_an_answer(generator: VLLM, policy: Policy) -> None:
     (prompt,) = tokens_of(CONTEXT - 10)
-    ((sample,),) = generator.generate([Request(prompt, (1,))], Sampling(max_tokens=100, temperature=0))
+    ((sample,),) = generator.generate([Request(prompt, (1,))], Sampling(max_completion_length=100, temperature=0))
     assert (sample.finish, len(sample.tokens)) == ("length", 10)
 
 
@@ -238,7 +240,9 @@ def test_what_the_engine_refuses_is_said_in_its_words(generator: VLLM) -> None:
 @needs_vllm
 def test_it_can_be_interrupted(generator: VLLM) -> None:
     with pytest.raises(Interrupt):
-        generator.generate([Request(PROMPTS[0], tuple(range(64)))], Sampling(max_tokens=128), stop=lambda: True)
+        generator.generate(
+            [Request(PROMPTS[0], tuple(range(64)))], Sampling(max_completion_length=128), stop=lambda: True
+        )
     assert len(generator.generate([Request(PROMPTS[0], (1,))], GREEDY)[0][0].tokens) == 24
 
 
@@ -330,7 +334,7 @@ def test_the_engine_is_not_noticed_by_the_process_it_lives_in(model_dir: Path, p
     environment, threads, set_threads = dict(os.environ), torch.get_num_threads(), torch.set_num_threads
     generator = generator_of(model_dir, policy)
     generator.sync(policy, 0)
-    generator.generate([Request(PROMPTS[0], (1, 2))], Sampling(max_tokens=4))
+    generator.generate([Request(PROMPTS[0], (1, 2))], Sampling(max_completion_length=4))
     generator.close()
     generator.close()
     assert [random.random(), np.random.random(), torch.rand(1).item()] == expected
@@ -448,7 +452,7 @@ def test_a_server_killed_while_it_answers(victim: str, model_dir: Path, policy: 
         began = time.monotonic()
         with pytest.raises(AlignError) as error:
             while True:
-                generator.generate([Request(PROMPTS[0], tuple(range(32)))], Sampling(max_tokens=100))
+                generator.generate([Request(PROMPTS[0], tuple(range(32)))], Sampling(max_completion_length=100))
         assert time.monotonic() - began < 60
         if victim == "server":
             assert "the server was killed by SIGKILL" in str(error.value)
@@ -511,7 +515,7 @@ def run_of(model_dir: Path, output: Path, generator: dict[str, Any], steps: int,
         "rollout": {
             "generator": {"type": "vllm", "kv_cache": 0.125, **generator},
             "rewards": [python("low_ids")],
-            "sampling": {"max_tokens": 12},
+            "sampling": {"max_completion_length": 12},
         },
     }
     return Run.model_validate({"output": str(output), "stages": [stage]})

@@ -186,7 +186,7 @@ def _assumptions(asked: Asked) -> Iterator[Assumption]:
     if asked.needs.online:
         yield Assumption(
             fact=f"answers are {batches.answer} tokens long",
-            why="rollout.sampling.max_tokens",
+            why="rollout.sampling.max_completion_length",
             effect="an upper bound of memory and time",
         )
     if not asked.shape.exact:

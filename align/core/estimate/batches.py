@@ -194,7 +194,7 @@ def _online(
 ) -> tuple[list[Example], dict[str, int]]:
     """The examples of the step whose prompts are longest, their answers as long as may be; and who speaks."""
     assert stage.rollout is not None
-    answer, groups = stage.rollout.sampling.max_tokens, groups_per_phase(stage, algorithm)
+    answer, groups = stage.rollout.sampling.max_completion_length, groups_per_phase(stage, algorithm)
     phases = [[stage.data.max_length] * groups]
     if prompts is not None:
         order = np.concatenate(plan.compose(prompts.sources, prompts.weights, stage.seed, 0, len(prompts)))

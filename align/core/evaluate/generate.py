@@ -37,7 +37,7 @@ def generate(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", CONTEXT)
     tokens = batch_size * (max(map(len, asked), default=0) + max_new_tokens)
     said = Voice(model, tokenizer, ends, context, tokens).answer(
-        [Request(tokens_P, (0,)) for tokens_P in asked], Sampling(max_tokens=max_new_tokens, temperature=0)
+        [Request(tokens_P, (0,)) for tokens_P in asked], Sampling(max_completion_length=max_new_tokens, temperature=0)
     )
     return [
         turns.text(sample.tokens.tolist(), turns.opening(record))

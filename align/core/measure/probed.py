@@ -61,7 +61,7 @@ class Probed:
     def answers(self, prompts: Sequence[Content], max_new_tokens: int) -> list[str]:
         """What it says to each prompt, greedily."""
         asked = [Record("prompt", f"prompt {i}", prompt=prompt) for i, prompt in enumerate(prompts, 1)]
-        groups = self.ask(asked, Sampling(max_tokens=max_new_tokens, temperature=0))
+        groups = self.ask(asked, Sampling(max_completion_length=max_new_tokens, temperature=0))
         return [said.text for (said,) in groups]
 
     def room(self, record: Record) -> int:

@@ -54,7 +54,7 @@ class Settings:
     rows: int = 200
     shots: int = 4
     k: int = 8
-    max_tokens: int = 256
+    max_completion_length: int = 256
     seed: int = 0
     chat: bool = False
 
@@ -115,14 +115,14 @@ class _Probes:
     tell: Callable[[str], None]
 
     def fits(self, record: Record) -> bool:
-        return self.model.room(record) >= self.settings.max_tokens
+        return self.model.room(record) >= self.settings.max_completion_length
 
     def roomy(self, rows: Sequence[T], record_of: Callable[[T], Record]) -> list[T]:
         """The rows whose prompts leave room for the longest answer."""
         fitting = [row for row in rows if self.fits(self._put(record_of(row)))]
         if rows and not fitting:
-            what = f"no prompt leaves room for an answer of {self.settings.max_tokens} tokens"
-            raise AlignError(what, "allow shorter answers (--max-tokens)", where=record_of(rows[0]).source)
+            what = f"no prompt leaves room for an answer of {self.settings.max_completion_length} tokens"
+            raise AlignError(what, "allow shorter answers (--max-completion-length)", where=record_of(rows[0]).source)
         if (left := len(rows) - len(fitting)) > 0:
             self.tell(f"without {left} of {len(rows)} rows, whose prompts leave no room for an answer")
         return fitting
@@ -132,7 +132,7 @@ class _Probes:
         records = [put(self._put(question.record)) for question in asked]
         breaks = any(isinstance(record.prompt, list) for record in records) or any("\n\n" in q.wanted for q in asked)
         stop = [] if breaks else ["\n\n"]  # a text has no turns, and a base model goes on with the next question
-        sampling = Sampling(max_tokens=self.settings.max_tokens, temperature=0, stop=stop)
+        sampling = Sampling(max_completion_length=self.settings.max_completion_length, temperature=0, stop=stop)
         groups = self.model.ask(records, sampling)
         if self.scorer is None:
             return mean([f1(said.text, q.wanted) for (said,), q in zip(groups, asked, strict=True)])
@@ -146,7 +146,7 @@ class _Probes:
         """
         k = self.settings.k
         first, best, flat = list[float](), list[float](), list[float]()
-        sampling = Sampling(max_tokens=self.settings.max_tokens)
+        sampling = Sampling(max_completion_length=self.settings.max_completion_length)
         groups = self.model.ask([self._put(record) for record in prompts], sampling, k, self.settings.seed)
         for rewards in _rewards(groups, scorer):
             scores = [value for value in rewards if value is not None]

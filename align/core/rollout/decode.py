@@ -56,7 +56,7 @@ class Voice:
         whole = can_cache(self.network)
         padded = whole and "position_ids" in inspect.signature(self.network.forward).parameters
         with without_gradient_or_dropout(self.network):
-            for batch in _batches(requests, sampling.max_tokens, self.tokens, padded):
+            for batch in _batches(requests, sampling.max_completion_length, self.tokens, padded):
                 for row, sample in self._batch(batch, requests, sampling, Cached if whole else Uncached, stop, heard):
                     samples[row.request][row.answer] = sample
         return [[sample for sample in group if sample is not None] for group in samples]
@@ -74,12 +74,14 @@ class Voice:
         device = next(self.network.parameters()).device
         which = list(dict.fromkeys(row.request for row in rows))
         prompts = [requests[i].prompt for i in which]
-        limit_B = np.array([min(sampling.max_tokens, self.context - len(requests[r.request].prompt)) for r in rows])
+        limit_B = np.array(
+            [min(sampling.max_completion_length, self.context - len(requests[r.request].prompt)) for r in rows]
+        )
         longest = int(limit_B.max())
         random_BT = np.stack([uniforms(requests[r.request].seeds[r.answer], longest) for r in rows])
         random_TB = torch.from_numpy(random_BT.T.copy()).to(device)
         said_BT, logp_BT = np.zeros(random_BT.shape, np.int32), np.zeros(random_BT.shape, np.float32)
-        ends = np.array([*self.ends, *sampling.stop_tokens], np.int64)
+        ends = np.array([*self.ends, *sampling.stop_token_ids], np.int64)
         spelling = _Spelling(self.tokenizer, sampling.stop) if sampling.stop else None
 
         of_B = torch.tensor([which.index(row.request) for row in rows], device=device)

@@ -47,7 +47,7 @@ def check_sync(
         return 0.0
     said = contract.logp(generator, probe)
     pairs, texts = list(probe), [np.concatenate(pair).astype(np.int32) for pair in probe]
-    one_more = Sampling(max_tokens=1, temperature=HOT)
+    one_more = Sampling(max_completion_length=1, temperature=HOT)
     requests = [Request(text, (i,)) for i, text in enumerate(texts)]
     for text, (sample,) in zip(texts, contract.generate(generator, requests, one_more), strict=True):
         pairs.append((text, sample.tokens))

@@ -42,7 +42,7 @@ class Sample:
     tokens: what was generated, with the end token or the stop string's last token where one ended it; at least one.
     logp:   log-probability of each under the distribution that it was drawn from (temperature and truncation applied;
             at temperature 0 under the model's own). Empty where a generator that is not trainable cannot tell.
-    finish: ``stop`` (an end token or a stop string) or ``length`` (cut off at max_tokens).
+    finish: ``stop`` (an end token or a stop string) or ``length`` (cut off at max_completion_length).
     """
 
     tokens: Tokens

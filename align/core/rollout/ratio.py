@@ -98,8 +98,8 @@ def divergence(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
 # --- averages and metrics ------------------------------------------------------------------------------------------
 
 
-def averaged(batch: Batch, x_T: Tensor, how: Averaging, max_tokens: int, weight: float = 1.0) -> Term:
-    """The mean over all tokens, over sequences of their tokens' mean, or over sequences of their sum / max_tokens.
+def averaged(batch: Batch, x_T: Tensor, how: Averaging, max_completion_length: int, weight: float = 1.0) -> Term:
+    """The mean over all tokens, over sequences of their tokens' mean, or of their sum / max_completion_length.
 
     ``token``: DAPO, 2503.14476 Section 3.3. ``sequence``: GRPO, 2402.03300 Eq 3. ``constant``: Dr. GRPO, 2503.20783,
     in which no token's weight depends on its answer's length.
@@ -108,7 +108,7 @@ def averaged(batch: Batch, x_T: Tensor, how: Averaging, max_tokens: int, weight:
         return Term(x_T, "token", weight)
     if how == "sequence":
         return Term(batch.mean_per_sequence(x_T), "sequence", weight)
-    return Term(batch.sum_per_sequence(x_T), "sequence", weight / max_tokens)
+    return Term(batch.sum_per_sequence(x_T), "sequence", weight / max_completion_length)
 
 
 @torch.no_grad()

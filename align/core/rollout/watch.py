@@ -277,7 +277,11 @@ def _hint(name: str) -> tuple[float, str, str] | None:
         case "frac_reward_zero_std":
             return DEAD, "most groups got the same reward for all their answers", VARY
         case "completions/clipped_ratio":
-            return CUT_OFF, "many answers were cut off", "raise sampling.max_tokens, or reward shorter answers"
+            return (
+                CUT_OFF,
+                "many answers were cut off",
+                "raise sampling.max_completion_length, or reward shorter answers",
+            )
         case "sampling/lost_mass":
             mend = "let the generator compute in the trainer's precision, or set mismatch.length_normalized"
             return LOST, "the mismatch correction cut much of the importance mass away", mend

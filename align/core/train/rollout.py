@@ -110,7 +110,7 @@ def make_collector(
     place = Place(cache_directory() / "rewards", cutter.rank, cutter.world_size, stage.seed, hardware.accelerator, home)
     gold = stage.rollout.gold
     prompts = [prepared.train, *(held_out.examples for held_out in prepared.held_out)]
-    context = max(int(held.lengths.max()) for held in prompts) + stage.rollout.sampling.max_tokens
+    context = max(int(held.lengths.max()) for held in prompts) + stage.rollout.sampling.max_completion_length
     for whose, network in (("model", policy), ("critic", critic)):
         if network is not None:
             limits = [limit for limit in limits_for(network, context) if limit is not None]
@@ -139,11 +139,11 @@ def make_collector(
 def _refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | None, whose: str) -> None:
     """Raise AlignError, with the rows, for prompts that leave no room for an answer in a network's positions.
 
-    Also for a ``max_tokens`` that does not fit after the longest prompt. limit: the network's number of positions, None
-    for any number. whose: ``model`` or ``critic``.
+    Also for a ``max_completion_length`` that does not fit after the longest prompt. limit: the network's number of
+    positions, None for any number. whose: ``model`` or ``critic``.
     """
     assert stage.rollout is not None
-    wanted = stage.rollout.sampling.max_tokens
+    wanted = stage.rollout.sampling.max_completion_length
     if limit is None or max(int(held.lengths.max()) for held in prompts) + wanted <= limit:
         return
     # Not before: this reads every example, and in most runs all fit.
@@ -162,7 +162,7 @@ def _refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | Non
         f"is {wanted}: with the longest prompt ({longest} tokens, {source}) that is {longest + wanted}, and the "
         f"{whose} has {limit} positions; so it is for {over} of {len(rows)} prompts",
         f"take at most {limit - longest}, or {fix}",
-        where=f"{stage.name}: rollout.sampling.max_tokens",
+        where=f"{stage.name}: rollout.sampling.max_completion_length",
     )
 
 

@@ -48,7 +48,7 @@ class GRPO(Online):
         nothing (Dr. GRPO, 2503.20783: the first makes questions that are almost always or never solved count more)."""
         averaging: r.Averaging = "token"
         """Mean over all tokens (DAPO 2503.14476, TRL 1.16), over answers of their tokens' mean (2402.03300), or over
-        answers of their sum / max_tokens (Dr. GRPO, 2503.20783)."""
+        answers of their sum / max_completion_length (Dr. GRPO, 2503.20783)."""
         ratio: r.Level = "token"
         """Each token's own, or the answer's geometric mean (GSPO, 2507.18071)."""
         objective: Literal["clip", "cispo"] = "clip"
@@ -62,7 +62,7 @@ class GRPO(Online):
         """clip only: most that a bad answer's ratio counts for, above 1 + eps_high (1912.09729 has 3). The same as
         TRL 1.16's delta (INTELLECT-2, 2505.07291)."""
         mask_truncated: bool = False
-        """Leave answers that were cut off at max_tokens out of the loss (DAPO, 2503.14476 Section 3.4)."""
+        """Leave answers that were cut off at max_completion_length out of the loss (DAPO, 2503.14476 Section 3.4)."""
         beta: NonNegativeFloat = 0.0
         """Weight of the KL to the reference (TRL 1.16; the paper, 2402.03300, has 0.04); 0: no reference."""
         kl: KL = "k3"
@@ -115,17 +115,17 @@ class GRPO(Online):
 
     def loss(self, batch: Batch) -> Outcome:
         """One value per token, or per answer, for the policy and for the KL."""
-        config, max_tokens = self.config, self.rollout.sampling.max_tokens
+        config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
         ratio_T, advantage_T = r.RATIOS[config.ratio](batch), batch.along["advantage"]
         loss_T, metrics = OBJECTIVES[config.objective](batch, ratio_T, advantage_T, config)
-        terms = [r.averaged(batch, r.weighted(batch, loss_T), config.averaging, max_tokens)]
+        terms = [r.averaged(batch, r.weighted(batch, loss_T), config.averaging, max_completion_length)]
         metrics["policy_loss"] = Metric(terms[0].weight * terms[0].values)
         if batch.ref_logp_T is not None:
             in_loss = config.beta > 0 and config.kl_in == "loss"
             kl_T = r.divergence(batch, config.kl, ratio_T if in_loss and config.corrected else None)
             metrics["kl"] = Metric(kl_T)
             if in_loss:
-                terms.append(r.averaged(batch, kl_T, config.averaging, max_tokens, config.beta))
+                terms.append(r.averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
         return Outcome(terms, metrics | token_metrics(batch))
 
 

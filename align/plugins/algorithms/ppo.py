@@ -98,7 +98,7 @@ class PPO(Online):
         kl_horizon: PositiveFloat = 10_000
         """kl_target only: the more answers, the slower beta moves (TRL's and veRL's horizon)."""
         missing_eos_penalty: NonNegativeFloat = 0.0
-        """Taken off the reward of an answer that was cut off at max_tokens (TRL's)."""
+        """Taken off the reward of an answer that was cut off at max_completion_length (TRL's)."""
 
         @model_validator(mode="after")
         def _read(self) -> PPO.Config:

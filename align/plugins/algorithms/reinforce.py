@@ -63,13 +63,14 @@ class Reinforce(Online):
         gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
         """γ, discount of what comes later (the authors)."""
         averaging: r.Averaging = "token"
-        """Mean over all tokens (the authors), over answers of their tokens' mean, or of their sum / max_tokens."""
+        """Mean over all tokens (the authors), over answers of their tokens' mean, or of their sum /
+        max_completion_length."""
         eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
         """The ratio is clipped below 1 − this (the authors' eps_clip)."""
         eps_high: PositiveFloat = 0.2
         """and above 1 + this (the authors' eps_clip)."""
         mask_truncated: bool = False
-        """Leave answers that were cut off at max_tokens out of the loss (DAPO, 2503.14476 Section 3.4)."""
+        """Leave answers that were cut off at max_completion_length out of the loss (DAPO, 2503.14476 Section 3.4)."""
         beta: NonNegativeFloat = 0.01
         """Price of a nat of KL to the reference (the authors' init_kl_coef); 0: no reference."""
         kl: KL = "k1"
@@ -134,10 +135,10 @@ class Reinforce(Online):
 
     def loss(self, batch: Batch) -> Outcome:
         """One value per token, or per answer, for the policy and for the KL."""
-        config, max_tokens = self.config, self.rollout.sampling.max_tokens
+        config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
         ratio_T, advantage_T = r.token_ratio(batch), batch.along["advantage"]
         loss_T = r.weighted(batch, r.clipped(ratio_T, advantage_T, config.eps_low, config.eps_high))
-        terms = [r.averaged(batch, loss_T, config.averaging, max_tokens)]
+        terms = [r.averaged(batch, loss_T, config.averaging, max_completion_length)]
         metrics = {"policy_loss": Metric(terms[0].weight * terms[0].values)}
         metrics |= r.clip_metrics(ratio_T, advantage_T, config.eps_low, config.eps_high, batch.mean_per_sequence)
         if batch.ref_logp_T is not None:
@@ -145,7 +146,7 @@ class Reinforce(Online):
             kl_T = r.divergence(batch, config.kl, ratio_T if in_loss and config.kl != "k2" else None)
             metrics["kl"] = Metric(kl_T)
             if in_loss:
-                terms.append(r.averaged(batch, kl_T, config.averaging, max_tokens, config.beta))
+                terms.append(r.averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
         return Outcome(terms, metrics | token_metrics(batch))
 
     def state_dict(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class RLOO(Online):
         normalize: bool = False
         """Standardise the advantages of each phase (TRL 1.16's normalize_advantages)."""
         mask_truncated: bool = False
-        """Leave answers that were cut off at max_tokens out of the loss (DAPO, 2503.14476 Section 3.4)."""
+        """Leave answers that were cut off at max_completion_length out of the loss (DAPO, 2503.14476 Section 3.4)."""
 
     config: Config
 

@@ -120,7 +120,7 @@ class Endpoint(Generator):
         self.client = None
 
     def _refuse(self, sampling: Sampling) -> None:
-        odd = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop_tokens": []}
+        odd = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop_token_ids": []}
         if given := [name for name, neutral in odd.items() if getattr(sampling, name) != neutral]:
             raise AlignError(
                 f"{', '.join(given)}: not part of the OpenAI API",
@@ -142,7 +142,7 @@ class Endpoint(Generator):
         text = str(self.tokenizer.decode(ids, skip_special_tokens=chat))
         content: dict[str, Any] = {
             "model": self.config.model,
-            "max_tokens": sampling.max_tokens,
+            "max_tokens": sampling.max_completion_length,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": seed % 2**31,

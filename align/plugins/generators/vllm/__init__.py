@@ -180,14 +180,14 @@ def engine_arguments(config: VLLM.Config, subject: Subject) -> dict[str, Any]:
 def sampling_params(sampling: Sampling, ends: Sequence[int], seed: int) -> Mapping[str, Any]:
     """What one answer is asked with, by the names of vLLM's sampling parameters."""
     return {
-        "max_tokens": sampling.max_tokens,
+        "max_tokens": sampling.max_completion_length,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "repetition_penalty": sampling.repetition_penalty,
         "stop": list(sampling.stop),
-        "stop_token_ids": sorted({*ends, *sampling.stop_tokens}),
+        "stop_token_ids": sorted({*ends, *sampling.stop_token_ids}),
         "ignore_eos": True,  # the ends above are all there are
         "detokenize": bool(sampling.stop),
         "seed": seed,

@@ -30,7 +30,7 @@ class Local:
     def __init__(self, settings: Settings, ledger: Ledger, seed: int) -> None:
         """Load the model, onto the GPU where there is one. Raises AlignError where it cannot be had."""
         self._ledger, self._seed = ledger, seed
-        self._sampling = Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature)
+        self._sampling = Sampling(max_completion_length=settings.max_tokens, temperature=settings.temperature)
         self._subject = subject_for(Model(path=settings.model))
         tokenizer, directory = self._subject.tokenizer, self._subject.directory
         self.special: Sequence[str] = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
@@ -47,16 +47,16 @@ class Local:
             asked = dict[int, Tokens]()
             for place in range(start, min(start + AT_ONCE, len(conversations))):
                 tokens = self._tokens(conversations[place])
-                if len(tokens) + self._sampling.max_tokens > self._subject.context:
+                if len(tokens) + self._sampling.max_completion_length > self._subject.context:
                     yield place, Reply(None, "error", f"what to judge is too long for the judge: {len(tokens)} tokens")
-                elif not self._ledger.reserve(Use(1, len(tokens), self._sampling.max_tokens)):
+                elif not self._ledger.reserve(Use(1, len(tokens), self._sampling.max_completion_length)):
                     yield place, Reply(None, "abstained", f"{self._ledger.cap} is reached", capped=True)
                 else:
                     asked[place] = tokens
             requests = [Request(tokens, (self._seed_of(tokens),)) for tokens in asked.values()]
             samples = self._generator.generate(requests, self._sampling) if requests else []
             for (place, tokens), (sample,) in zip(asked.items(), samples, strict=True):
-                most = Use(1, len(tokens), self._sampling.max_tokens)
+                most = Use(1, len(tokens), self._sampling.max_completion_length)
                 self._ledger.settle(most, Use(1, len(tokens), len(sample.tokens)))
                 text = text_of(self._subject.tokenizer, sample.tokens) if sample.finish == "stop" else ""
                 yield place, Reply(text)

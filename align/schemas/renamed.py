@@ -1,0 +1,44 @@
+"""Keys and metrics that had another name before: the only place that knows the old ones, to refuse them by name.
+
+Keys are TRL's since 0.1 (for an adapter PEFT's, for a generator vLLM's), so that nobody has to learn them twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "rollout.sampling": {
+        "max_tokens": "max_completion_length",
+        "stop_tokens": "stop_token_ids",
+    },
+}
+"""By section of a stage, the old key and the new one. ``algorithm`` holds the settings of all algorithms: an old one is
+recognised only where the algorithm at hand has the new one."""
+
+RENAMED_METRICS: Mapping[str, str] = {}
+"""Old and new names of metrics, without the prefix ``val/``."""
+
+
+def new_name(section: str, key: str) -> str | None:
+    """Return what an old key of a section (``train``, ``rollout.sampling``) is called now; None if it is no old key."""
+    return RENAMED.get(section, {}).get(key)
+
+
+def fix_for(section: str, key: str) -> str:
+    """Return the fix for an old key: the new one, and where a section was renamed the keys that changed in it too."""
+    new = RENAMED[section][key]
+    inside = RENAMED.get(f"{section}.{new}", {})
+    also = ", ".join(f"{old} as {now}" for old, now in inside.items())
+    return f"write it as {new}" + (f", and in it {also}" if also else "")
+
+
+def old_homes() -> dict[str, str]:
+    """Return where old keys belong today, for those that stood in one section only: ``epochs`` is no key of a run."""
+    found: dict[str, list[str]] = {}
+    for section, names in RENAMED.items():
+        for old, new in names.items():
+            found.setdefault(old, []).append(f"{section}.{new}")
+    # ``epsilon`` was Adam's and is now the clipping's: alone, it cannot tell which is meant.
+    reused = {new for names in RENAMED.values() for new in names.values()}
+    return {old: homes[0] for old, homes in found.items() if len(homes) == 1 and old not in reused}

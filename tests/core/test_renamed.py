@@ -1,0 +1,70 @@
+"""Old keys and metrics are refused by name, with the new one, wherever a user may write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.core import registry
+from align.core.registry import config_of
+from align.core.runfile import load
+from align.core.settings import model_at
+from align.core.strictyaml import write
+from align.schemas.errors import AlignError
+from align.schemas.renamed import RENAMED, RENAMED_METRICS, new_name
+from align.schemas.run import Stage
+
+OLD = [(section, old, new) for section, names in RENAMED.items() for old, new in names.items()]
+BASE: dict[str, Any] = {"output": "out", "model": {"path": "base"}, "data": {"train": "rows.jsonl"}}
+
+
+def settings_of(section: str) -> dict[str, set[str]]:
+    """The keys of a section by who reads them: an algorithm's name, or the section itself."""
+    if section == "algorithm":
+        return {name: set(config_of(registry.get(section, name)).model_fields) for name in registry.names(section)}
+    found = model_at(Stage, tuple(section.split(".")))
+    assert found is not None, f"{section} is no section of a stage"
+    return {section: set(found.model_fields)}
+
+
+def refused(values: dict[str, Any], place: Path, *overrides: str) -> str:
+    place.write_text(write(values))
+    with pytest.raises(AlignError) as raised:
+        load(place, overrides)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(("section", "old", "new"), OLD)
+def test_the_new_key_is_there_and_the_old_one_is_not(section: str, old: str, new: str) -> None:
+    settings = settings_of(section)
+    assert any(new in keys for keys in settings.values())
+    assert not any(old in keys and new in keys for keys in settings.values())
+    assert new_name(section, old) == new and new_name(section, new) is None
+
+
+@pytest.mark.parametrize(("section", "old", "new"), OLD)
+def test_an_old_key_is_refused_with_the_new_one(section: str, old: str, new: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    for reader, keys in settings_of(section).items():
+        if new not in keys:
+            continue
+        values: dict[str, Any] = {**BASE, "algorithm": {"type": reader if section == "algorithm" else "grpo"}}
+        inner = values
+        for part in section.split("."):
+            inner = inner.setdefault(part, {})
+        wanted = f"{section}.{old}\n    has a new name\n    write it as {new}"
+        assert f"command line: {wanted}" in refused(values, file, f"{section}.{old}=1")
+        inner[old] = 1
+        message = refused(values, file)
+        assert f"{file} line " in message and f": {wanted}" in message
+
+
+def test_an_old_key_in_the_wrong_place_is_sent_to_the_right_one(tmp_path: Path) -> None:
+    message = refused({**BASE, "algorithm": "sft", "max_tokens": 8}, tmp_path / "run.yaml")
+    assert "max_tokens\n    is not a key here\n    write it as rollout.sampling.max_completion_length" in message
+
+
+def test_no_old_metric_is_a_new_one() -> None:
+    assert not set(RENAMED_METRICS) & set(RENAMED_METRICS.values())
