@@ -164,7 +164,7 @@ def test_the_lock_is_within_what_pyproject_allows() -> None:
     locked = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for line in [*project["dependencies"], *extras["test"], *extras["tensorboard"]]:
+    for line in [*project["dependencies"], *extras["test"], *extras["tensorboard"], *extras["docs"]]:
         wanted = Requirement(line)
         name = canonicalize_name(wanted.name)
         if name != "align-llm":
