@@ -15,6 +15,7 @@ from typing import Any
 from align.advisor.known import ALGORITHM, DATA_OF, SAMPLING
 from align.schemas.advice import Advice, Algorithm, Step
 from align.schemas.errors import AlignError
+from align.schemas.gpus import has_bfloat16
 from align.schemas.project import Project
 from align.schemas.run import Stage
 from align.schemas.text import visible
@@ -26,7 +27,6 @@ LONGEST, ANSWER = 2048, 512
 """Tokens of a row, and of a prompt or a sampled answer, where nobody says."""
 HELD_OUT = 0.05
 """Share of the rows that training is judged by."""
-NO_BFLOAT16 = re.compile(r"\b(T4|V100|P100)\b|RTX ?20|GTX", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class _Draft:
         on_gpu = self.project.hardware.gpus != 0
         if tuning != "full":
             model["adapter"] = {"quantize": "nf4"} if tuning == "qlora" else {}
-            if on_gpu and not NO_BFLOAT16.search(self.project.hardware.gpu or ""):
+            if on_gpu and has_bfloat16(self.project.hardware.gpu or ""):
                 model["dtype"] = "bfloat16"
         if on_gpu:
             model["gradient_checkpointing"] = True
@@ -172,7 +172,7 @@ class _Draft:
         given = self.project.hardware
         if given.gpus == 0:
             return None
-        return "16-mixed" if NO_BFLOAT16.search(given.gpu or "") else "bf16-mixed"
+        return "bf16-mixed" if has_bfloat16(given.gpu or "") else "16-mixed"
 
     def _devices(self) -> dict[str, Any]:
         chosen = self.advice.hardware.chosen if self.advice.hardware else None

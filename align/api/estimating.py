@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from align.advisor.estimate import hardware
-from align.advisor.estimate.hardware import Device
 from align.advisor.estimate.knobs import Asked
 from align.advisor.estimate.report import StageEstimate, estimated
 from align.advisor.estimate.shape import Shape, named_size, of_directory, typical
@@ -16,7 +14,9 @@ from align.advisor.estimate.work import read_prices
 from align.api.inputs import RunLike, as_run
 from align.core.estimate.here import Machine, Ready, machine, ready
 from align.core.system_errors import explaining
+from align.schemas import gpus
 from align.schemas.errors import AlignError
+from align.schemas.gpus import Device
 from align.schemas.run import Run, Stage
 
 STATES = ("weights", "optimizer", "gradients", "reference", "critic")
@@ -128,19 +128,21 @@ def _shape(known: Ready, billions: float | None, exactly: str | None) -> Shape:
 
 
 def where(place: Place, here: Machine | None) -> Machine:
-    """The device that is meant. Raises AlignError for a name that the hardware table lacks."""
+    """Return the device that is meant. Raises AlignError for a name that is not listed and comes without a memory."""
     if here is not None:
         return replace(here, count=place.devices or here.count)
     if place.device is None:
         assert place.memory is not None
         return Machine("cuda", "GPU", place.memory, place.devices or 1)
-    device = hardware.named(place.device)
+    if place.memory is not None and gpus.find(place.device) is None:
+        return Machine("cuda", place.device, place.memory, place.devices or 1)
+    device = gpus.named(place.device)
     return Machine("cuda", device.name, place.memory or device.memory, place.devices or 1)
 
 
 def _device(here: Machine) -> Device:
     """Return the device, with its speed where the table has it."""
-    known = hardware.find(here.name, here.memory) if here.accelerator == "cuda" else None
+    known = gpus.find(here.name, here.memory) if here.accelerator == "cuda" else None
     return replace(known, memory=here.memory) if known else Device(here.name, here.memory)
 
 

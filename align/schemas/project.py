@@ -148,7 +148,7 @@ class HardwareFacts(Config):
 
     gpus: NonNegativeInt | None = None
     gpu: str | None = None
-    """Its name, as the hardware table has it: H100, A100-80, RTX 4090."""
+    """Its name, as align's list of GPUs has it: H100, A100-80, RTX 4090."""
     memory_gb: PositiveFloat | None = None
     """Memory of one GPU, in 10^9 bytes."""
     cpu_ram_gb: PositiveFloat | None = None

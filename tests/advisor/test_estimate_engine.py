@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.advisor.estimate import activations, engine
+from align.advisor.estimate import activations, engine, work
 from align.advisor.estimate.engine import Held
-from align.advisor.estimate.hardware import Device, table
 from align.advisor.estimate.knobs import Asked, strategy_of
 from align.advisor.estimate.report import StageEstimate, estimated, load_of
 from align.advisor.estimate.shape import Shape, typical
 from align.advisor.estimate.show import blocks, size
+from align.advisor.estimate.work import Load
+from align.schemas import gpus
 from align.schemas.estimate import Batches, Micro, Needs
 from align.schemas.run import Stage
 
@@ -136,7 +137,7 @@ def test_checkpointing_never_takes_more_than_a_layer_beyond(how: Held, needs: Ne
     assert frugal <= plain
 
 
-def asked(device: Device, devices: int = 1, shape: Shape | None = None, **model: object) -> Asked:
+def asked(device: gpus.Device, devices: int = 1, shape: Shape | None = None, **model: object) -> Asked:
     batches = Batches((Micro(8, 2048, 8 * 2047),) * 2, measured=True, rows=10_000, tokens=5_000_000, steps=625)
     mixed = stage(model={"path": "m", **model}, train={"precision": "bf16-mixed"})
     return Asked(mixed, Needs(), shape or typical(8), batches, device, devices, "cuda")
@@ -154,18 +155,39 @@ def asked(device: Device, devices: int = 1, shape: Shape | None = None, **model:
     ],
 )
 def test_an_8b_model(name: str, devices: int, model: dict[str, object], verdict: str) -> None:
-    assert estimated(asked(table()[name], devices, **model)).fit.verdict == verdict
+    assert estimated(asked(gpus.devices()[name], devices, **model)).fit.verdict == verdict
+
+
+@pytest.mark.parametrize("device", gpus.devices().values(), ids=lambda device: device.name)
+def test_every_gpu_can_be_estimated_or_the_missing_figure_is_named(device: gpus.Device) -> None:
+    found = estimated(asked(device))
+    assert found.capacity == device.memory and found.phases["training"]
+    assert found.work is not None and found.work.flops is not None
+    text = shown(found, False)
+    if device.peak is None:
+        assert found.work.gpu_hours is None and f"the peak in TFLOP/s of {device.name} is not known" in text
+        assert "--calibrate" in text
+    else:
+        assert found.work.gpu_hours is not None and not found.unknown and "GPU-hours" in text
+
+
+def test_bandwidth_is_missed_only_where_answers_are_sampled() -> None:
+    shape, device = typical(1), replace(gpus.devices()["H100"], bandwidth=None)
+    assert work.lacking(device, Load(1e6)) == ""
+    assert work.lacking(device, Load(1e6, made=1e5)) == "memory bandwidth in TB/s"
+    assert work.estimate(shape, Load(1e6, made=1e5), "full", device, 1).gpu_hours is None
+    assert work.estimate(shape, Load(1e6), "full", device, 1).gpu_hours is not None
 
 
 def test_auto_takes_ddp_where_a_replica_fits() -> None:
     small, large = typical(0.5), typical(8)
-    assert strategy_of(asked(table()["H100"], 1, small)) == "single"
-    assert strategy_of(asked(table()["H100"], 8, small)) == "ddp"
-    assert strategy_of(asked(table()["H100"], 8, large)) == "fsdp"
+    assert strategy_of(asked(gpus.devices()["H100"], 1, small)) == "single"
+    assert strategy_of(asked(gpus.devices()["H100"], 8, small)) == "ddp"
+    assert strategy_of(asked(gpus.devices()["H100"], 8, large)) == "fsdp"
 
 
 def test_knobs_add_up_until_it_fits() -> None:
-    found = estimated(asked(table()["A100-40"]))
+    found = estimated(asked(gpus.devices()["A100-40"]))
     assert found.fit.verdict == "does_not_fit" and not found.fits
     totals = [found.fit.total_gb, *(fit.total_gb for _, fit in found.knobs)]
     assert totals == sorted(totals, reverse=True)
@@ -175,14 +197,14 @@ def test_knobs_add_up_until_it_fits() -> None:
 
 
 def test_what_fits_needs_no_knob() -> None:
-    assert estimated(asked(table()["H200"], 8, gradient_checkpointing=True)).knobs == []
+    assert estimated(asked(gpus.devices()["H200"], 8, gradient_checkpointing=True)).knobs == []
 
 
 def test_work_by_hand() -> None:
     """625 steps of 16 rows are one pass: 5M tokens, 6 P D with P = 8.03B, at 35 to 45% of eight times 989 TFLOP/s."""
-    load = load_of(asked(table()["H100"], 8))
+    load = load_of(asked(gpus.devices()["H100"], 8))
     assert load is not None and load.learned == 625 * 16 * 500
-    spent = estimated(asked(table()["H100"], 8), {"H100": 2.0}, "EUR").work
+    spent = estimated(asked(gpus.devices()["H100"], 8), {"H100": 2.0}, "EUR").work
     assert spent is not None and spent.flops is not None and spent.wall_hours is not None and spent.cost is not None
     flops = 6 * 8_030_261_248 * 5_000_000
     assert spent.flops.high == pytest.approx(flops, rel=0.01)
@@ -195,7 +217,7 @@ def test_more_memory_never_stops_it_from_fitting(memory: float, more: float) -> 
     order = ["does_not_fit", "tight", "fits"]
 
     def verdict(bytes_: float) -> int:
-        return order.index(estimated(asked(Device("some", bytes_ * 1e9))).fit.verdict)
+        return order.index(estimated(asked(gpus.Device("some", bytes_ * 1e9))).fit.verdict)
 
     assert verdict(memory) <= verdict(memory * more)
 
@@ -211,7 +233,7 @@ def shown(found: StageEstimate, colour: bool) -> str:
 
 @pytest.mark.parametrize("colour", [False, True])
 def test_it_can_be_read_at_a_glance(colour: bool) -> None:
-    text = shown(estimated(asked(table()["A100-40"])), colour)
+    text = shown(estimated(asked(gpus.devices()["A100-40"])), colour)
     for words in (
         "does not fit",
         "too much",

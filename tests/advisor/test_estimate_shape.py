@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.advisor.estimate import hardware
-from align.advisor.estimate.shape import Shape, from_config, named_size, of_directory, typical
+from align.advisor.estimate.shape import Shape, from_config, of_directory, typical
+from align.schemas import gpus
 from align.schemas.errors import AlignError
 
 QWEN25_05B = {
@@ -93,41 +93,84 @@ def test_an_adapter_grows_with_its_rank(small: int, more: int) -> None:
     ],
 )
 def test_devices_are_found_by_what_people_call_them(said: str, name: str) -> None:
-    assert hardware.named(said).name == name
+    assert gpus.named(said).name == name
 
 
 def test_memory_tells_sizes_of_one_device_apart() -> None:
-    small, large = hardware.find("A100", 40e9), hardware.find("A100", 80e9)
+    small, large = gpus.find("A100", 40e9), gpus.find("A100", 80e9)
     assert small is not None and large is not None
     assert (small.name, large.name) == ("A100-40", "A100-80")
 
 
 def test_an_unknown_device_is_said_with_the_nearest() -> None:
     with pytest.raises(AlignError, match="no accelerator is called 'H1000'"):
-        hardware.named("H1000")
+        gpus.named("H1000")
 
 
-def test_every_device_is_complete_and_sourced() -> None:
-    read = hardware._read()
-    assert read["version"] == 1 and str(read["date"]) >= "2026"
+def test_every_gpu_is_sourced_and_what_is_known_of_it_is_sane() -> None:
+    read = gpus.read()
+    assert read["version"] == 2 and str(read["date"]) >= "2026"
+    names = [row["name"] for row in read["gpus"]]
+    assert len(names) == len(set(names)) and set(read["checked"]) <= set(read["sources"])
+    assert {row["source"] for row in read["gpus"]} == set(read["sources"])
     for row in read["gpus"]:
-        assert row["source"] in read["sources"], row["name"]
-        assert 8 <= row["memory"] <= 300 and 0.1 <= row["bandwidth"] <= 10 and 20 <= row["peak"] <= 3000, row["name"]
-        assert row["fp32"] <= row["peak"]
+        assert set(row) == {"name", "family", "aliases", "memory", "bandwidth", "peak", "fp32", "bf16", "source"}
+        assert 6 <= row["memory"] <= 300, row["name"]
+        for key, low, high in (("bandwidth", 0.1, 10), ("peak", 4, 3000), ("fp32", 4, 200)):
+            assert row[key] is None or low <= row[key] <= high, row["name"]
+        assert gpus.named(row["name"]).name == row["name"]
+        assert all(gpus.named(alias).name == row["name"] for alias in row["aliases"]), row["name"]
+
+
+def test_advice_and_estimates_read_the_same_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from align.advisor.text import read
+
+    for word, sizes in gpus.sizes_by_word().items():
+        said = f"We have 4 NVIDIA {word.upper()} cards to train on."
+        found = {each.field: each.value for each in read(said).evidence}
+        device = gpus.named(str(found["hardware.gpu"]))
+        assert found["hardware.memory_gb"] == sizes[0], said
+        same = gpus.find(str(found["hardware.gpu"]), sizes[0] * 1e9)
+        assert same is not None and (same.family, same.memory) == (device.family, sizes[0] * 1e9), said
+
+    # A GPU that is written into the file is known to both, and one that is struck out to neither.
+    text = Path(gpus.__file__).with_name("gpus.yaml").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if "{name: B300," not in line]
+    lines.append(
+        "  - {name: Z900, family: Z900, aliases: [], memory: 77, bandwidth: null, peak: null, fp32: null, "
+        "bf16: true, source: b300}"
+    )
+    (tmp_path / "gpus.yaml").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(gpus, "__file__", str(tmp_path / "gpus.py"))
+    caches = (gpus.devices, gpus._listed, gpus._names, gpus.sizes_by_word)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        found = {each.field: each.value for each in read("We have 4 Z900 cards to train on.").evidence}
+        assert (found["hardware.gpu"], found["hardware.memory_gb"]) == ("Z900", 77)
+        assert gpus.named("Z900").memory == 77e9
+        assert "hardware.gpu" not in {each.field for each in read("We have 4 B300 cards to train on.").evidence}
+        assert gpus.find("B300") is None
+    finally:
+        for cache in caches:
+            cache.cache_clear()
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"),
+    ("name", "has"),
     [
-        ("meta-llama/Llama-3.1-8B-Instruct", 8),
-        ("Qwen/Qwen2.5-0.5B", 0.5),
-        ("models/llama-2-70b-chat-hf/", 70),
-        ("8B/own", None),
-        ("mistralai/Mixtral-8x7B-v0.1", None),
-        ("Qwen/Qwen3-30B-A3B", None),
-        ("gpt2", None),
-        ("some/0B", None),
+        ("T4", False),
+        ("V100-32", False),
+        ("RTX 2080", False),
+        ("RTX 1080", False),
+        ("GTX 1660", False),
+        ("RTX 2060 Super", False),
+        ("A100", True),
+        ("RTX 3090", True),
+        ("B300", True),
+        ("", True),
+        ("some GPU", True),
     ],
 )
-def test_a_name_tells_a_size(name: str, billions: float | None) -> None:
-    assert named_size(name) == billions
+def test_which_gpus_have_bfloat16(name: str, has: bool) -> None:
+    assert gpus.has_bfloat16(name) is has

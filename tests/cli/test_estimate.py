@@ -131,6 +131,18 @@ def test_every_stage_of_a_pipeline(tiny_model_dir: Path, tmp_path: Path) -> None
     assert found[0]["parameters"] == found[1]["parameters"]
 
 
+def test_a_gpu_that_is_not_listed_is_estimated_by_its_memory(tiny_model_dir: Path, tmp_path: Path) -> None:
+    file = run_file(tiny_model_dir, tmp_path)
+    refused = estimate(file, "--device", "H1000")
+    assert refused.exit_code == 1 and "no accelerator is called 'H1000'" in refused.output
+    assert "--memory GB" in refused.output
+    done = estimate(file, "--device", "H1000", "--memory", "100")
+    assert done.exit_code == 0 and "on H1000, 100 GB each" in done.output
+    assert "the peak in TFLOP/s of H1000 is not known: --calibrate" in done.output
+    (found,) = stages(estimate(file, "--device", "H1000", "--memory", "100", "--format", "json"))
+    assert "peak in TFLOP/s" in found["unknown"] and found["work"]["gpu_hours"] is None
+
+
 def test_cost_comes_from_a_price_file_only(tiny_model_dir: Path, tmp_path: Path) -> None:
     file = run_file(tiny_model_dir, tmp_path)
     (free,) = stages(estimate(file, "--device", "L4", "--format", "json"))

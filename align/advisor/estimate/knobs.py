@@ -8,11 +8,11 @@ from typing import Any
 
 from align.advisor.estimate import engine
 from align.advisor.estimate.engine import Parts
-from align.advisor.estimate.hardware import Device
 from align.advisor.estimate.shape import Shape
 from align.advisor.estimate.strategy import judge
 from align.schemas.advice import Fit
 from align.schemas.estimate import Batches, Micro, Needs
+from align.schemas.gpus import Device
 from align.schemas.run import Adapter, Choice, Stage
 
 KNOBS: tuple[tuple[str, str], ...] = (

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from align.advisor.estimate import hardware, memory, strategy, work
-from align.advisor.estimate.hardware import Device
+from align.advisor.estimate import memory, strategy, work
 from align.advisor.estimate.memory import Setting, Tuning
 from align.advisor.estimate.shape import Shape, of_directory, typical
 from align.advisor.estimate.work import Load
 from align.advisor.facts import Facts
 from align.advisor.known import DATA_OF, SAMPLING
+from align.schemas import gpus
 from align.schemas.advice import Assumption, Estimate, Fit, Hardware, Range, Step
 from align.schemas.errors import AlignError
+from align.schemas.gpus import Device
 from align.schemas.project import Project
 
 GROUP = {"grpo": 8, "rloo": 4, "ppo": 1, "best_of_n": 8}
@@ -58,7 +59,17 @@ def plan_fit(
     found = _fit(project, shape, reckoned, device, count, adapters_first, tuning)
     how = tuning or "full" if found.chosen is None else _tuning(found.chosen)
     total = _total(shape, reckoned, how, device, count, prices)
+    if device is not None and project.hardware.gpu:
+        assumed.extend(_no_hours(device, reckoned))
     return found, total, list({each.fact: each for each in assumed}.values())
+
+
+def _no_hours(device: Device, stages: Sequence[_Stage]) -> Iterator[Assumption]:
+    """Yield the reason why a named GPU gets no hours, if it has none."""
+    missing = [work.lacking(device, stage.load) for stage in stages if stage.load is not None]
+    if figures := max(missing, key=len, default=""):
+        why = f"the {figures} of {device.name} is not known"
+        yield Assumption(fact="GPU-hours are left out", why=why, effect="align estimate --calibrate measures them")
 
 
 def shape_of(project: Project, assumed: list[Assumption]) -> Shape | None:
@@ -82,7 +93,7 @@ def _device(project: Project, assumed: list[Assumption]) -> tuple[Device | None,
     if given.gpus == 0:
         return None, 1
     size = None if given.memory_gb is None else given.memory_gb * 1e9
-    known = hardware.find(given.gpu, size) if given.gpu else None
+    known = gpus.find(given.gpu, size) if given.gpu else None
     if known is None and size is None:
         return None, given.gpus or 1
     if given.gpus is None:

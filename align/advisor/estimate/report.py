@@ -8,12 +8,12 @@ from typing import Any
 
 from align.advisor.estimate import work
 from align.advisor.estimate.engine import Parts
-from align.advisor.estimate.hardware import Device
 from align.advisor.estimate.knobs import Asked, fullest, knobs_for, phases_of, refusal, scaled, strategy_of
 from align.advisor.estimate.shape import Shape
 from align.advisor.estimate.strategy import judge
 from align.advisor.estimate.work import Load
 from align.schemas.advice import Assumption, Estimate, Fit
+from align.schemas.gpus import Device
 from align.schemas.run import Adapter
 
 
@@ -68,6 +68,7 @@ class StageEstimate:
             "ways": [way.model_dump() for way in self.ways],
             "knobs": [{"set": name, **fit.model_dump(exclude={"knob", "strategy"})} for name, fit in self.knobs],
             "work": None if self.work is None else self.work.model_dump(),
+            "unknown": self.unknown or None,
             "assumptions": [each.model_dump() for each in self.assumptions],
             "dry_run": None if self.counted is None else _whole(self.counted),
             "calibration": dict(self.measured) or None,
@@ -90,13 +91,16 @@ def estimated(
     knobs = [] if fit.verdict == "fits" and not refused else list(knobs_for(asked, factor))
     load = load_of(asked)
     tuning = "full" if stage.model.adapter is None else "qlora" if stage.model.adapter.quantize else "lora"
-    spent = None
+    spent, unknown = None, asked.batches.unknown
     if load is not None:
+        device = _at_work(asked)
+        missing = work.lacking(device, load)
+        unknown = f"the {missing} of {device.name} is not known: --calibrate times real steps on it" if missing else ""
         spent = work.estimate(
             asked.shape,
             load,
             tuning,  # type: ignore[arg-type]
-            _at_work(asked),
+            device,
             asked.devices,
             prices,
             currency,
@@ -117,7 +121,7 @@ def estimated(
         work=spent,
         assumptions=list(_assumptions(asked)),
         refused=refused,
-        unknown="" if load is not None else asked.batches.unknown,
+        unknown=unknown,
     )
 
 

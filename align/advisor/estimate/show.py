@@ -74,7 +74,7 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
     if found.measured:
         yield Text(f"Measured here: {_measured(found.measured)}")
     unknown = f"not known: {found.unknown or 'the number of steps is not'}; set train.max_steps to know it"
-    yield Text(f"Time: {unknown if found.work is None else time_of(found.work)}")
+    yield Text(f"Time: {unknown if found.work is None else time_of(found.work, found.unknown)}")
     for assumption in found.assumptions:
         yield Text(f"Assumed: {assumption.fact} ({assumption.why}; {assumption.effect})", style="dim")
 
@@ -154,11 +154,11 @@ def _measured(measured: Mapping[str, float]) -> str:
     return "; ".join(words)
 
 
-def time_of(spent: Estimate) -> str:
-    """Hours as a range, or the work alone where the device's speed is not known."""
+def time_of(spent: Estimate, unknown: str = "") -> str:
+    """Return the hours as a range, or the work alone where the device's speed is not known, with the reason."""
     if spent.wall_hours is None or spent.gpu_hours is None:
         flops = spent.flops.high if spent.flops is not None else 0.0
-        return f"{flops:.3g} FLOP; nothing is known of this device's speed (--calibrate measures it)"
+        return f"{flops:.3g} FLOP; {unknown}"
     cost = f", {_range(spent.cost)} {spent.currency}" if spent.cost is not None else ""
     return f"{hours(spent.wall_hours)}, {_range(spent.gpu_hours)} GPU-hours{cost} ({spent.basis})"
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from align.advisor.estimate.hardware import Device
 from align.advisor.estimate.memory import Tuning
 from align.advisor.estimate.shape import Shape
 from align.schemas.advice import Estimate, Range
 from align.schemas.errors import AlignError
+from align.schemas.gpus import Device
 
 MFU: Mapping[str, tuple[float, float]] = {
     "several": (0.35, 0.45),
@@ -67,17 +67,26 @@ def decoding_rate(shape: Shape, device: Device, concurrent: float, context: floa
 
     Bound by memory: every step reads the weights once and every answer's cache; and by arithmetic, 2 P a token.
     """
+    assert device.bandwidth is not None and device.peak is not None
     per_step = 2 * shape.working + concurrent * context * shape.kv_cache()
     bound = min(concurrent * device.bandwidth / per_step, device.peak / (2 * shape.working))
     return DECODING[0] * bound, DECODING[1] * bound
 
 
+def lacking(device: Device, load: Load) -> str:
+    """Return the figures of a device that its hours need and that nobody gave, in words; empty where all are known."""
+    figures = [] if device.peak is not None else ["peak in TFLOP/s"]
+    if load.made and device.bandwidth is None:  # sampling is bound by memory, training is not
+        figures.append("memory bandwidth in TB/s")
+    return " and ".join(figures)
+
+
 def seconds(
     shape: Shape, load: Load, tuning: Tuning, checkpointing: bool, device: Device, devices: int, concurrent: float = 64
 ) -> tuple[float, float]:
-    """Seconds of one device times the number of them, low and high. Raises ValueError where its peak is unknown."""
-    if not device.peak or not device.bandwidth:
-        raise ValueError(f"nothing is known of {device.name}'s speed")
+    """Seconds of one device times the number of them, low and high. Raises ValueError where a figure is ``lacking``."""
+    if device.peak is None or lacking(device, load):
+        raise ValueError(f"the {lacking(device, load)} of {device.name} is not known")
     low, high = efficiency(shape, devices)
     flops = training_flops(shape, load, tuning, checkpointing)
     learning = flops / (device.peak * high), flops / (device.peak * low)
@@ -106,7 +115,7 @@ def estimate(
         basis=f"{'6' if tuning == 'full' else '4'} P D{' and 2 P D for recomputation' if checkpointing else ''}"
         f"{', 2 P for each token read or sampled' if load.read or load.made else ''}; P = {_size(shape.params)}",
     )
-    if device is None or not device.peak or not device.bandwidth:
+    if device is None or device.peak is None or lacking(device, load):
         return found
     low, high = seconds(shape, load, tuning, checkpointing, device, devices)
     efficient = efficiency(shape, devices)

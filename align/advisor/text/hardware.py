@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
-
-import yaml
 
 from align.advisor.facts import Evidence
 from align.advisor.text.number import Number
 from align.advisor.text.scene import Scene
+from align.schemas import gpus
 
 BYTES = {
     **dict.fromkeys(("kb",), 1e3),
@@ -60,20 +56,14 @@ FAMILIES = [
 ]
 
 
-@lru_cache(maxsize=1)
-def _memory() -> dict[str, list[int]]:
-    table: dict[str, Any] = yaml.load((Path(__file__).parent / "gpus.yaml").read_text("utf-8"), yaml.CSafeLoader)
-    return {str(name): sizes for name, sizes in table["memory"].items()}
-
-
 def card(scene: Scene, at: int) -> tuple[str, int] | None:
-    """The GPU named at a word: its name in the table, and the word behind it."""
+    """Return the GPU named at a word: its word in the list of GPUs, and the index behind its name."""
     words = scene.sentence.words
     if at >= len(words):
         return None
     word = words[at].removeprefix("rtx").removeprefix("gtx")
     for name in (word, word.removesuffix("s"), word.removesuffix("ti")):
-        if name in _memory() and (not name.isdigit() or word != words[at] or _geforce(scene, at)):
+        if name in gpus.sizes_by_word() and (not name.isdigit() or word != words[at] or _geforce(scene, at)):
             end = at + 1
             while end < len(words) and words[end] in _ENDINGS:
                 end += 1
@@ -133,11 +123,11 @@ def _counts(scene: Scene, number: Number) -> int:
 
 
 def _named(scene: Scene, at: int, name: str, end: int, counted: bool) -> Iterator[Evidence]:
-    """A card by name: which, and its memory as the table has it, which is a guess where a name has two sizes."""
+    """A card by name: which, and its memory by the list of GPUs, which is a guess where a name has two sizes."""
     words = scene.sentence.words
     begin = at - 1 if at and words[at - 1] in ("rtx", "gtx", "geforce", "nvidia") else at
     scene.taken.update(range(begin, end))
-    sizes = _memory()[name]
+    sizes = gpus.sizes_by_word()[name]
     yield scene.evidence("hardware.gpu", name.upper() if not name.isdigit() else f"RTX {name}", begin, end)
     size = Number(sizes[0], begin, end, sizes[0], sizes[-1], len(sizes) > 1)
     yield scene.evidence("hardware.memory_gb", float(sizes[0]), begin, end, number=size, vague=True)
