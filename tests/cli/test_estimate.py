@@ -134,7 +134,7 @@ def test_every_stage_of_a_pipeline(tiny_model_dir: Path, tmp_path: Path) -> None
 def test_a_gpu_that_is_not_listed_is_estimated_by_its_memory(tiny_model_dir: Path, tmp_path: Path) -> None:
     file = run_file(tiny_model_dir, tmp_path)
     refused = estimate(file, "--device", "H1000")
-    assert refused.exit_code == 1 and "no accelerator is called 'H1000'" in refused.output
+    assert refused.exit_code == 2 and "no accelerator is called 'H1000'" in refused.output
     assert "--memory GB" in refused.output
     done = estimate(file, "--device", "H1000", "--memory", "100")
     assert done.exit_code == 0 and "on H1000, 100 GB each" in done.output
