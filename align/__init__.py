@@ -12,9 +12,15 @@ if TYPE_CHECKING:
     from align.api.advice import AdviceCase as AdviceCase
     from align.api.advice import BriefReader as BriefReader
     from align.api.advice import advise as advise
+    from align.api.data import check_data as check_data
+    from align.api.data import preview_data as preview_data
     from align.api.estimating import RunEstimate as RunEstimate
     from align.api.estimating import estimate as estimate
+    from align.api.labelling import label_data as label_data
     from align.api.measuring import measure as measure
+    from align.api.sampling import sample as sample
+    from align.api.scoring import audit as audit
+    from align.api.scoring import score as score
     from align.api.training import check as check
     from align.api.training import train as train
     from align.core.algorithm import Algorithm as Algorithm
@@ -56,8 +62,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api.advice": ("AdviceCase", "BriefReader", "advise"),
+    "api.data": ("check_data", "preview_data"),
     "api.estimating": ("RunEstimate", "estimate"),
+    "api.labelling": ("label_data",),
     "api.measuring": ("measure",),
+    "api.sampling": ("sample",),
+    "api.scoring": ("audit", "score"),
     "api.training": ("check", "train"),
     "hookspecs": ("Register", "hookimpl"),
     "schemas.advice": ("Advice",),

@@ -10,10 +10,10 @@ from typing import Any
 from align.core import projectfile, runfile
 from align.core.projectfile import Brief
 from align.core.settings import check, dotted
-from align.schemas.choice import spelt_out
+from align.schemas.choice import Choice, spelt_out
 from align.schemas.errors import AlignError, did_you_mean
 from align.schemas.project import DATA_KINDS, DataKind, Project
-from align.schemas.rollout import BESIDE_REWARD, RewardChoice
+from align.schemas.rollout import BESIDE_REWARD, RewardChoice, Sampling
 from align.schemas.run import Run
 
 RunLike = Run | str | Path
@@ -94,3 +94,13 @@ def as_reward(reward: RewardLike, where: str = "reward") -> RewardChoice:
     else:
         choice = spelt_out(values, BESIDE_REWARD)
     return check(RewardChoice, choice, lambda path: f"{where} {name}: {dotted(path)}")
+
+
+def plugin_choice(plugin: str | Choice) -> Choice:
+    """Return a plugin chosen by name, or with its settings."""
+    return Choice(type=plugin) if isinstance(plugin, str) else plugin
+
+
+def sampling_settings(values: Mapping[str, Any]) -> Sampling:
+    """Return settings of ``sampling`` in a run file. Raises AlignError for unknown ones and values out of range."""
+    return check(Sampling, values, dotted)

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from align.api.inputs import RunLike, as_run
+from align.core import runfile
 from align.core.system_errors import explaining
 from align.schemas.results import StageResult
+from align.schemas.run import Run
 
 if TYPE_CHECKING:
     from align.core.train.check import StageCheck
 
 
 @explaining()
-def train(run: RunLike, *, resume: bool = False, progress: bool = True) -> list[StageResult]:
+def train(
+    run: RunLike, *, resume: bool = False, overrides: Mapping[str, str] | None = None, progress: bool = True
+) -> list[StageResult]:
     """Run every stage that is not finished yet, and return the results of all.
 
     run: ``align.load(...)``, or the path of a run file. resume: go on with an interrupted run. progress: show it, on
-    stderr. A run with a ``project:`` is advised first, and does not start against a blocking finding.
+    stderr. A run with a ``project:`` is advised first, and does not start against a blocking finding, unless
+    ``overrides`` gives the reason: ``{"R-CPT-3": "a test of the pipeline"}``, kept in the run's manifest.
 
     Imports torch. Raises AlignError for whatever the user can fix, and ``align.core.interrupt.Interrupted`` after a
     signal (Ctrl-C), once the step is saved.
     """
     from align.core.train.launch import train as launch
 
-    return launch(as_run(run), resume=resume, progress=progress)
+    return launch(with_overrides(as_run(run), overrides), resume=resume, progress=progress)
 
 
 @explaining()
-def check(run: RunLike, *, progress: bool = True) -> list[StageCheck]:
+def check(run: RunLike, *, overrides: Mapping[str, str] | None = None, progress: bool = True) -> list[StageCheck]:
     """Do everything but training: settings, advice, data, template, plan, and the first batch of every stage.
 
-    run: as for ``align.train``. Nothing is written to the run's output; stages that learn from rows which an earlier
+    run, overrides: as for ``align.train``. Nothing is written to the run's output; stages that learn from rows which an earlier
     one will make are left out. Imports torch. Raises AlignError as training would.
     """
     from align.core.train.check import check as check_stages
 
-    return check_stages(as_run(run), progress=progress)
+    return check_stages(with_overrides(as_run(run), overrides), progress=progress)
+
+
+def with_overrides(run: Run, overrides: Mapping[str, str] | None) -> Run:
+    """Return a run that starts in spite of findings of its advice. overrides: finding -> reason."""
+    if not overrides:
+        return run
+    return runfile.overriding(run, list(overrides), list(overrides.values()))

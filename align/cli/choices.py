@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,13 @@ def reward_of(word: str) -> RewardChoice:
 
     choice = choice_of(word, "reward")
     return as_reward({"type": choice.type, **choice.settings}, "--reward")
+
+
+def prompt_or_file(word: str) -> str | Path:
+    """Return the path that a word names, or the word, which is a prompt. A directory has a ``/`` in its name."""
+    given = os.path.expanduser(word)  # leaves a ~ alone that names nobody, where Path's raises
+    named = os.path.exists(given) and (os.sep in word or not os.path.isdir(given))
+    return Path(given) if named else word
 
 
 def data_file(word: str) -> DataFile:

@@ -13,7 +13,7 @@ import rich_click as click
 from align.cli.choices import files as files_
 from align.cli.data_label import label
 from align.cli.data_show import show
-from align.cli.progress import loading, quiet, show_progress
+from align.cli.progress import quiet, show_progress
 from align.schemas.records import Kind
 
 if TYPE_CHECKING:
@@ -88,10 +88,7 @@ def check(
       align data check train.jsonl --against test.jsonl
       align data check pairs.parquet --kind preference --column chosen=better --html page.html
     """
-    from align.core.data.lint.linter import Looking
-    from align.core.data.lint.overlap import read_suite
-    from align.core.data.survey import survey
-    from align.schemas.run import Source
+    from align.api.data import check_data
 
     show_progress(not (quiet or as_json))
     pairs = [word.partition("=") for word in column]
@@ -99,20 +96,17 @@ def check(
         raise click.BadParameter(f"{wrong[0]!r} is not OURS=THEIRS", param_hint="--column")
     if max_length is not None and model is None:
         raise click.BadParameter("is in tokens, so it needs --model", param_hint="--max-length")
-    columns = {ours: theirs for ours, _, theirs in pairs}
-    count = None
-    if model is not None:
-        from align.core.data.lint.tokens import counter
-
-        with loading(f"the tokenizer of {model}"):
-            count = counter(model)
-    looking = Looking([read_suite(path) for path in against], count, max_length, skip)
-    surveys = []
-    for file in files:
-        source = Source(path=file, format=format_, columns=columns)
-        surveys.append(survey(source, kind or get_args(Kind), looking))
-        if not as_json:
-            _print(surveys[-1])
+    surveys = check_data(
+        files,
+        format=format_,
+        kinds=kind,
+        columns={ours: theirs for ours, _, theirs in pairs},
+        against=against,
+        model=model,
+        max_length=max_length,
+        skip=skip,
+        report=(lambda found: None) if as_json else _print,
+    )
     following = [shlex.join(["align", "reward", "audit", reward, file]) for file in files] if reward else []
     if as_json:
         click.echo(json.dumps([found.to_json() for found in surveys], indent=1))

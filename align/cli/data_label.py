@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from align.cli.choices import REWARD, SPELT, choice_of, files, reward_of
-from align.cli.progress import loading, quiet, show_progress
+from align.cli.progress import quiet, show_progress
 
 if TYPE_CHECKING:
     from align.core.rollout.label import Labels
@@ -57,41 +55,22 @@ def label(
       align data label prompts.jsonl pairs.jsonl --model ./base --reward math -n 8
       align data label answered.jsonl pairs.jsonl --reward judge.py:score
     """
-    from align.core.disk import cache_directory
-    from align.core.progress import Work
-    from align.core.registry import registry
-    from align.core.rollout.label import Journal, read_prompts
-    from align.core.rollout.label import label as work
-    from align.core.rollout.reward import Place
-    from align.core.rollout.score import Scorer, decisive
+    show_progress(not (quiet or as_json))
+    from align.api.labelling import label_data
     from align.core.settings import check, dotted
     from align.schemas.rollout import Sampling
-    from align.schemas.run import Model
 
-    show_progress(not (quiet or as_json))
-    rewards = [reward_of(word) for word in reward]
     sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))
-    chosen = None if model is None else choice_of(generator, "generator")
-    records, digest = read_prompts(prompts, sampled=model is not None)
-    settings = [digest, [decisive(choice) for choice in rewards], seed]
-    settings += [] if chosen is None else [model, n, sampling.model_dump(), chosen.model_dump()]
-    fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    with ExitStack() as opened:
-        journal = Journal(output, fingerprint)
-        opened.callback(journal.close)
-        place = Place(cache_directory() / "rewards", seed=seed, home=journal.directory)
-        scorer = opened.enter_context(Scorer(rewards, place))
-        speaker = None
-        if chosen is not None:
-            with loading(f"PyTorch and {model}"):
-                from align.core.rollout.speak import Speaker, subject_for
-
-                backend, subject = registry.build("generator", chosen), subject_for(Model(path=str(model)))
-                opened.callback(backend.close)
-                backend.open(subject)
-            speaker = Speaker(backend, subject, sampling, n, seed)
-        progress = opened.enter_context(Work("judging prompts", len(records)))
-        found = work(records, scorer, journal, speaker, progress.update)
+    found = label_data(
+        prompts,
+        output,
+        [reward_of(word) for word in reward],
+        model=model,
+        n=n,
+        generator=choice_of(generator, "generator"),
+        seed=seed,
+        **sampling.model_dump(),
+    )
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
     else:

@@ -45,23 +45,24 @@ def show(
       align data show pairs.jsonl --model ./base --algorithm dpo
     """
     show_progress(not quiet)
-    with loading(f"PyTorch, and the tokenizer of {model}"):
+    with loading():
         from rich.console import Console
 
-        from align.core import registry
-        from align.core.data.doctor import Settings
-        from align.core.data.encode import Encoder
-        from align.core.data.look import legend, look, shown, visible
-        from align.core.model.tokenizer import load_tokenizer
-        from align.schemas.run import Choice, Data, Model, Source
+        from align.api.data import preview_data
+        from align.core.data.look import legend, shown, visible
 
-        source = Source(path=file, format=format_)
-        learner = registry.build("algorithm", Choice(type=algorithm))
-        data = Data(train=[source], max_length=max_length, allow=list(allow), special_tokens=list(special_token))
-        settings = Settings.of(learner, data)
-        encoder = Encoder(load_tokenizer(Model(path=model, chat_template=chat_template), learner.head))
-    seen = look(source, encoder, settings, rows)
-
+    preview = preview_data(
+        file,
+        model,
+        rows=rows,
+        algorithm=algorithm,
+        max_length=max_length,
+        format=format_,
+        chat_template=chat_template,
+        allow=allow,
+        special_tokens=special_token,
+    )
+    seen, encoder = preview.seen, preview.encoder
     console = Console(highlight=False)
     colour = console.color_system is not None
     console.print(legend(colour))

@@ -6,9 +6,9 @@ import inspect
 import json
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import rich_click as click
 
@@ -21,8 +21,8 @@ NAMED = 5
 
 if TYPE_CHECKING:
     from align.core.rollout.audit import Audit
-    from align.core.rollout.lines import Summary
-    from align.core.rollout.score import Opened
+    from align.core.rollout.lines import Summary, Verdict
+    from align.schemas.rollout import RewardChoice
 
 _set = click.option(
     "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting, as in a run file; repeatable."
@@ -105,7 +105,7 @@ def score(
     pairs: tuple[str, ...],
     together: int,
     output: Path | None,
-    device: str,
+    device: Literal["cpu", "cuda"],
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -120,19 +120,24 @@ def score(
     """
     show_progress(not (quiet or as_json))
     with loading("the reward"):
+        from align.api.scoring import score as score_rows
         from align.core.disk import growing_file
-        from align.core.rollout.lines import ask, read_lines, summary
+        from align.core.rollout.lines import summary
 
-    lines, verdicts = read_lines(file), []
     with ExitStack() as stack:
-        opened = stack.enter_context(closing(_open(name, pairs, device)))
-        out = stack.enter_context(growing_file(output)) if output else None
-        for verdict in ask(opened, lines, together):
-            verdicts.append(verdict)
+        # Opened with the first line: a reward that cannot be opened leaves no empty file.
+        out: TextIO | None = None
+
+        def report(verdict: Verdict) -> None:
+            nonlocal out
+            if output and out is None:
+                out = stack.enter_context(growing_file(output))
             if out:
                 out.write(json.dumps(verdict.row()) + "\n")
             elif as_json:
                 click.echo(json.dumps(verdict.row()))
+
+        verdicts = score_rows(_choice(name, pairs), file, together=together, device=device, report=report)
     if not as_json:
         shown = [(_number(v.score.value), v.score.outcome, f"{v.milliseconds:.1f}", v.score.why) for v in verdicts]
         places = [v.line.where for v in verdicts]
@@ -175,7 +180,7 @@ def audit(
     n: int,
     max_completion_length: int,
     seed: int,
-    device: str,
+    device: Literal["cpu", "cuda"],
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -188,41 +193,37 @@ def audit(
       align reward audit math prompts.jsonl
       align reward audit rewards.py:polite prompts.jsonl --model ./base -n 8
     """
-    from dataclasses import asdict
-
     show_progress(not (quiet or as_json))
     with loading("the reward"):
-        from align.core.rollout.audit import audit as attack
-        from align.core.rollout.lines import read_lines
+        from align.api.scoring import audit as attack
 
-    lines = read_lines(file, completion=False)
-    for line in lines:
-        if line.fault:
-            click.echo(stripped(f"{line.where}\n    {line.fault}"), err=True)
-    lines = [line for line in lines if not line.fault][:rows]
-    with closing(_open(name, pairs, device)) as opened:
-        speaker = _speaker(model, n, max_completion_length, seed) if model else None
-        encode = (lambda text: speaker.subject.tokenizer.encode(text, add_special_tokens=False)) if speaker else None
-        found, seen = attack(opened, lines, str(file), encode), None
-        if speaker is not None:
-            from align.core.rollout.forecast import forecast
-
-            with closing(speaker.generator):
-                seen = forecast(opened, lines, speaker)
+    found = attack(
+        _choice(name, pairs),
+        file,
+        limit=rows,
+        model=model,
+        n=n,
+        max_completion_length=max_completion_length,
+        seed=seed,
+        device=device,
+    )
+    for line in found.unusable:
+        click.echo(stripped(f"{line.where}\n    {line.fault}"), err=True)
     if as_json:
-        click.echo(json.dumps(asdict(found) | {"forecast": asdict(seen) if seen else None}, indent=2))
+        click.echo(json.dumps(found.to_json(), indent=2))
     else:
-        _tell(found)
+        _print_attacks(found.attacked)
+        seen = found.forecast
         if seen is not None:
             shares = f"mean {_number(seen.mean)}, right {_number(seen.passed)}"
             click.echo(f"\n{model}: {seen.n} answers to {seen.prompts + seen.unscored} prompts: {shares}")
             for sentence in seen.sentences:
                 click.echo(f"  {sentence}")
-    if found.faults:
+    if not found.passes:
         sys.exit(1)
 
 
-def _tell(found: Audit) -> None:
+def _print_attacks(found: Audit) -> None:
     rows = [(a.name, a.rows, _number(a.paid, "%"), _number(a.mean), a.unscored) for a in found.attacks]
     _columns([("ANSWER", "ROWS", "PAID", "MEAN", "UNSCORED"), *(tuple(map(str, row)) for row in rows)])
     click.echo(f"\ngold against wrong: AUC {_number(found.auc)}, mean gap {_number(found.gap)}")
@@ -235,13 +236,10 @@ def _tell(found: Audit) -> None:
         click.echo("no attack is paid as much as gold")
 
 
-def _open(name: str, pairs: tuple[str, ...], device: str) -> Opened:
-    """The reward that is meant, at work."""
+def _choice(name: str, pairs: tuple[str, ...]) -> RewardChoice:
+    """Return the reward that is named, with the settings of ``--set``."""
     from align.api.inputs import as_reward
     from align.core import strictyaml
-    from align.core.disk import cache_directory
-    from align.core.rollout.reward import Place
-    from align.core.rollout.score import Opened
     from align.schemas.errors import AlignError
 
     given: dict[str, Any] = {}
@@ -253,21 +251,7 @@ def _open(name: str, pairs: tuple[str, ...], device: str) -> Opened:
         if document.problems:
             raise AlignError.gather(document.problems)
         given[key] = document.values
-    place = Place(cache_directory() / "rewards", accelerator="cuda" if device == "cuda" else "cpu")
-    return Opened(as_reward({"type": name, **given}), place)
-
-
-def _speaker(model: str, n: int, max_completion_length: int, seed: int) -> Any:
-    from align.core.registry import registry
-    from align.core.rollout.speak import Speaker, subject_for
-    from align.schemas.choice import Choice
-    from align.schemas.rollout import Sampling
-    from align.schemas.run import Model
-
-    subject = subject_for(Model(path=model))
-    generator = registry.build("generator", Choice(type="local"))
-    generator.open(subject)
-    return Speaker(generator, subject, Sampling(max_completion_length=max_completion_length), n, seed)
+    return as_reward({"type": name, **given})
 
 
 def _summary(counted: Summary) -> None:

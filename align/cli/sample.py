@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from align.cli.choices import REWARD, SPELT, choice_of, files, reward_of
+from align.cli.choices import REWARD, SPELT, choice_of, files, prompt_or_file, reward_of
 from align.cli.progress import loading, quiet, show_progress
 
 if TYPE_CHECKING:
-    from align.core.rollout.score import Scorer
     from align.core.rollout.speak import Said
-    from align.schemas.rollout import RewardChoice
 
 
 @click.command()
@@ -81,49 +79,48 @@ def sample(
 
     show_progress(not quiet)
     with loading():
+        from align.api.sampling import SampleRequest
         from align.core.disk import growing_file
-        from align.core.registry import registry
-        from align.core.rollout.speak import Speaker, answers, prompts_for, subject_for, token_ids
         from align.core.settings import check, dotted
         from align.schemas.rollout import Sampling
-        from align.schemas.run import Model
 
-    subject = subject_for(Model(path=model, trust_remote_code=trust_remote_code), context)
-    drawn |= {"stop": list(stop), "stop_token_ids": token_ids(subject.tokenizer, stop_token)}
-    drawn |= {"temperature": 0.0} if greedy else {}
-    sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))
-    records = prompts_for(prompt, subject.tokenizer, chat)
-    rewards = [reward_of(word) for word in reward]
-    backend = registry.build("generator", choice_of(generator, "generator"))
+    drawn |= {"stop": list(stop)} | ({"temperature": 0.0} if greedy else {})
+    request = SampleRequest(
+        model,
+        prompt_or_file(prompt),
+        check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-")),
+        n=n,
+        best_of=best_of,
+        rewards=[reward_of(word) for word in reward],
+        chat=chat,
+        context=context,
+        generator=choice_of(generator, "generator"),
+        seed=seed,
+        trust_remote_code=trust_remote_code,
+        stop_tokens=stop_token,
+    )
     with ExitStack() as opened:
-        scorer = opened.enter_context(_scorer(rewards, seed)) if rewards else None
-        opened.callback(backend.close)
-        with loading(f"the model {model}"):
-            backend.open(subject)
-        speaker = Speaker(backend, subject, sampling, best_of or n, seed)
-        if jsonl is None and len(records) == 1 and n == 1:
-            stream = speaker.stream(records[0], lambda text: click.echo(text, nl=False))
-            if rewards:
-                (answer,) = answers(speaker, records, scorer, choose=True)
-            else:
-                ((answer,),) = speaker.ask(records, heard=stream.heard)
-            stream.end(answer.text)
+        session = opened.enter_context(request.opened())
+        if jsonl is None and len(session.records) == 1 and n == 1:
+            completion = session.stream(lambda text: click.echo(text, nl=False))
             click.echo()
-            _print_facts(answer)
+            _print_facts(completion)
             return
         out = opened.enter_context(growing_file(jsonl)) if jsonl else sys.stdout
         if out.isatty():
             show_progress(False)  # the answers show the progress, and a bar would break their lines
         count, cut_off, paid = 0, 0, list[float]()
-        for answer in answers(speaker, records, scorer, choose=best_of is not None):
-            out.write(answer.line() + "\n")
+        for completion in session.completions():
+            out.write(completion.line() + "\n")
             out.flush()
             count += 1
-            cut_off += answer.sample.finish == "length"
-            if answer.scored is not None and answer.scored.reward is not None:
-                paid.append(answer.scored.reward)
+            cut_off += completion.sample.finish == "length"
+            if completion.scored is not None and completion.scored.reward is not None:
+                paid.append(completion.scored.reward)
     if not quiet:
-        click.echo(_summary(count, cut_off, sampling.max_completion_length, paid if rewards else None, jsonl), err=True)
+        click.echo(
+            _summary(count, cut_off, request.sampling.max_completion_length, paid if reward else None, jsonl), err=True
+        )
 
 
 def _summary(count: int, cut_off: int, max_completion_length: int, paid: list[float] | None, jsonl: Path | None) -> str:
@@ -149,11 +146,3 @@ def _print_facts(answer: Said) -> None:
     else:
         parts = ", ".join(f"{name} {value}" for name, value in answer.scored.parts.items())
         click.echo(f"(reward {answer.scored.reward:.4g}, best of {answer.best_of}: {parts})", err=True)
-
-
-def _scorer(rewards: list[RewardChoice], seed: int) -> Scorer:
-    from align.core.disk import cache_directory
-    from align.core.rollout.reward import Place
-    from align.core.rollout.score import Scorer
-
-    return Scorer(rewards, Place(cache_directory() / "rewards", seed=seed))

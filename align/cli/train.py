@@ -54,14 +54,14 @@ def train(
         asked = runfile.overriding(runfile.load(run, list(overrides)), override, reason)
     if check:
         with loading():
-            from align.core.train.check import check as check_run
+            from align.api.training import check as check_run
             from align.core.train.check import render
 
         render(check_run(asked, progress=not quiet))
         return
 
     with loading():
-        from align.core.train.launch import train as launch
+        from align.api.training import train as launch
         from align.core.train.summary import summary
 
     with _first_reports(again):

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from align.cli import main
+from align.cli.choices import prompt_or_file
 from align.core import registry
 from align.core.data.encode import Encoder
 from align.core.hooks import Plugin
@@ -98,7 +99,7 @@ def test_text_that_spells_a_special_token_stays_text(tiny_model_dir: Path) -> No
 def test_what_names_no_file_is_a_prompt(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts").mkdir()
-    (record,) = prompts_for(said, tiny_tokenizer(), chat=False)
+    (record,) = prompts_for(prompt_or_file(said), tiny_tokenizer(), chat=False)
     assert record.prompt == said
 
 
@@ -108,7 +109,7 @@ def test_files_and_directories_are_read(said: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "a.jsonl").write_text('{"prompt": "The cat"}\n')
-    (record,) = prompts_for(said, tiny_tokenizer(), chat=False)
+    (record,) = prompts_for(prompt_or_file(said), tiny_tokenizer(), chat=False)
     assert record.prompt == "The cat"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -72,8 +73,25 @@ def read_lines(path: Path, completion: bool = True) -> list[Line]:
         raise AlignError(f"cannot be read: {error.strerror}", "give a .jsonl file", where=str(path)) from error
     if not lines:
         raise AlignError("is empty", "give a file with a JSON object in each line", where=str(path))
+    return _numbered(lines, path.name, completion)
+
+
+def lines_of(rows: Iterable[Mapping[str, Any]], completion: bool = True) -> list[Line]:
+    """Return rows as the lines of a JSONL file that holds them. Raises AlignError where there are none."""
+    try:
+        lines = [json.dumps(dict(row)).encode() for row in rows]
+    except (TypeError, ValueError) as error:
+        raise AlignError(
+            f"hold a value that JSON cannot: {error}", "give mappings of JSON's types", where="rows"
+        ) from None
+    if not lines:
+        raise AlignError("are none", "give at least one mapping", where="rows")
+    return _numbered(lines, "rows", completion)
+
+
+def _numbered(lines: Sequence[bytes], name: str, completion: bool) -> list[Line]:
     prompts: dict[str, int] = {}
-    return [_line(raw, f"{path.name}:{number}", completion, prompts) for number, raw in enumerate(lines, 1)]
+    return [_line(raw, f"{name}:{number}", completion, prompts) for number, raw in enumerate(lines, 1)]
 
 
 def _line(raw: bytes, where: str, completion: bool, prompts: dict[str, int]) -> Line:

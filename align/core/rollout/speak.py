@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -203,17 +203,23 @@ def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> str:
     return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
 
-def prompts_for(asked: str, tokenizer: PreTrainedTokenizerBase, chat: bool | None) -> list[Record]:
-    """Records of a file's rows, or of one prompt that is written out. A directory is one with a ``/`` in its name.
+def prompts_for(
+    prompts: str | Path | Sequence[Content], tokenizer: PreTrainedTokenizerBase, chat: bool | None
+) -> list[Record]:
+    """Return records of one prompt, of several, or of the rows of a file or directory, which is a Path.
 
-    chat: whether strings are a user's messages; None: those written out, where there is a chat template.
+    chat: whether strings are a user's messages; None: where there is a chat template, but never a file's rows.
+    Raises AlignError for a file that cannot be read, or holds no prompts.
     """
-    given = os.path.expanduser(asked)  # which leaves a ~ alone that names nobody, where Path's raises
-    if os.path.exists(given) and (os.sep in asked or not os.path.isdir(given)):
-        records = load_records(Data(train=[Source(path=given)]), ("prompt",)).train
+    if isinstance(prompts, Path):
+        records = load_records(Data(train=[Source(path=str(prompts))]), ("prompt",)).train
         return [as_message(record) for record in records] if chat else records
-    record = Record("prompt", "the prompt", prompt=asked)
-    return [as_message(record) if (tokenizer.chat_template is not None if chat is None else chat) else record]
+    as_user = tokenizer.chat_template is not None if chat is None else chat
+    if isinstance(prompts, str):
+        given = [Record("prompt", "the prompt", prompt=prompts)]
+    else:
+        given = [Record("prompt", f"prompt {number}", prompt=each) for number, each in enumerate(prompts, 1)]
+    return [as_message(record) for record in given] if as_user else given
 
 
 def as_message(record: Record) -> Record:

@@ -1,0 +1,113 @@
+"""Data before training: files checked row by row, and rows as the tokens that a model learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from align.core.data.lint.linter import Looking
+from align.core.data.lint.overlap import read_suite
+from align.core.data.survey import Survey, survey
+from align.core.progress import working
+from align.core.system_errors import explaining
+from align.schemas.errors import AlignError
+from align.schemas.records import Kind
+from align.schemas.run import Choice, Data, Model, Source
+
+if TYPE_CHECKING:
+    from align.core.data.encode import Encoder
+    from align.core.data.look import Look
+
+
+@explaining()
+def check_data(
+    files: str | Path | Iterable[str | Path],
+    *,
+    format: str = "auto",
+    kinds: Sequence[Kind] = (),
+    columns: Mapping[str, str] | None = None,
+    against: Sequence[str | Path] = (),
+    model: str | None = None,
+    max_length: int | None = None,
+    skip: Sequence[str] = (),
+    report: Callable[[Survey], None] = lambda survey: None,
+) -> list[Survey]:
+    """Name every bad row of each file, count rows by kind, and tell what is doubtful about the good ones.
+
+    files: data files, directories of them, or hub ids. kinds: what the rows are to teach. columns: align's name of a
+    column -> the file's. against: evaluations whose prompts must not be in the rows. model: lengths are given in its
+    tokens. max_length: with a ``model``, tokens from which on rows are too long. skip: ids of findings to leave out.
+    report: called with each file's result as it comes.
+
+    A file that cannot be read is told in its result's ``error``. Imports torch only where a ``model`` is named.
+    Raises AlignError for an evaluation that cannot be read, an unknown id, and a model without a tokenizer.
+    """
+    if max_length is not None and model is None:
+        raise AlignError("is in tokens, so it needs a model", where="max_length")
+    count = None
+    if model is not None:
+        from align.core.data.lint.tokens import counter
+
+        with working(f"loading the tokenizer of {model}"):
+            count = counter(model)
+    looking = Looking([read_suite(str(path)) for path in against], count, max_length, skip)
+    surveys = []
+    for file in [files] if isinstance(files, str | Path) else files:
+        source = Source(path=str(file), format=format, columns=dict(columns or {}))
+        surveys.append(survey(source, kinds or get_args(Kind), looking))
+        report(surveys[-1])
+    return surveys
+
+
+@dataclass(frozen=True, slots=True)
+class DataPreview:
+    """Rows as a model learns from them.
+
+    seen: the first rows' examples, and what is wrong with any row. encoder: turns their tokens to text.
+    """
+
+    seen: Look
+    encoder: Encoder
+
+    def __str__(self) -> str:
+        from align.core.data.look import shown
+
+        examples = [example for _, some in self.seen.first for example in some]
+        return "\n\n".join(shown(example, self.encoder, colour=False).plain for example in examples)
+
+
+@explaining()
+def preview_data(
+    file: str | Path,
+    model: str | Path,
+    *,
+    rows: int = 3,
+    algorithm: str = "sft",
+    max_length: int = 1024,
+    format: str = "auto",
+    chat_template: str | Path | None = None,
+    allow: Sequence[str] = (),
+    special_tokens: Sequence[str] = (),
+) -> DataPreview:
+    """Return the first rows of a file as the tokens that a model learns from, and what is wrong with any row.
+
+    Printed, scored tokens stand in double brackets. model: a directory or hub id, for its tokenizer and chat template.
+    algorithm: what is to learn from the rows. The rest is as in a run file's ``data`` and ``model``.
+    Imports torch. Raises AlignError where the file or the model cannot be read, or the rows give nothing to learn from.
+    """
+    from align.core import registry
+    from align.core.data.doctor import Settings
+    from align.core.data.encode import Encoder
+    from align.core.data.look import look
+    from align.core.model.tokenizer import load_tokenizer
+
+    source = Source(path=str(file), format=format)
+    learner = registry.build("algorithm", Choice(type=algorithm))
+    data = Data(train=[source], max_length=max_length, allow=list(allow), special_tokens=list(special_tokens))
+    settings = Settings.of(learner, data)
+    template = None if chat_template is None else str(chat_template)
+    with working(f"loading the tokenizer of {model}"):
+        encoder = Encoder(load_tokenizer(Model(path=str(model), chat_template=template), learner.head))
+    return DataPreview(look(source, encoder, settings, rows), encoder)

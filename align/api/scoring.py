@@ -1,0 +1,137 @@
+"""Rewards outside training: what one gives to a file's completions, and what it gives to junk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from align.api.inputs import RewardLike, as_reward
+from align.core.disk import cache_directory
+from align.core.registry import registry
+from align.core.rollout.audit import Audit
+from align.core.rollout.audit import audit as attack
+from align.core.rollout.lines import Line, Verdict, ask, lines_of, read_lines
+from align.core.rollout.reward import Place
+from align.core.rollout.score import Opened
+from align.core.system_errors import explaining
+from align.schemas.choice import Choice
+from align.schemas.errors import AlignError
+from align.schemas.rollout import Sampling
+from align.schemas.run import Model
+
+if TYPE_CHECKING:
+    from align.core.rollout.forecast import Forecast
+    from align.core.rollout.speak import Speaker
+
+Rows = str | Path | Iterable[Mapping[str, Any]]
+"""A JSONL file, or rows."""
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardAudit:
+    """A reward under attack. unusable: lines without what an attack needs, and why. forecast: with a model."""
+
+    attacked: Audit
+    forecast: Forecast | None
+    unusable: Sequence[Line]
+
+    @property
+    def passes(self) -> bool:
+        """Return True if junk is paid less than gold."""
+        return not self.attacked.faults
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attacks and the forecast as plain data."""
+        return asdict(self.attacked) | {"forecast": asdict(self.forecast) if self.forecast else None}
+
+
+@explaining()
+def score(
+    reward: RewardLike,
+    rows: Rows,
+    *,
+    together: int = 1,
+    device: Device = "cpu",
+    report: Callable[[Verdict], None] = lambda verdict: None,
+) -> list[Verdict]:
+    """Return a reward's score for each row, in order; a row that cannot be scored says why.
+
+    reward: ``"math"``, ``"rewards.py:polite"``, or with settings ``{"type": "length", "target": 200}``. rows: a JSONL
+    file or mappings, with ``completion`` and the columns that the reward needs. together: completions in one call.
+    device: for rewards that are models. report: called with each score as it comes.
+    Raises AlignError for a file that cannot be read and for a reward that cannot be opened.
+    """
+    lines = _lines(rows)
+    verdicts = []
+    with closing(_opened(reward, device)) as opened:
+        for verdict in ask(opened, lines, together):
+            report(verdict)
+            verdicts.append(verdict)
+    return verdicts
+
+
+@explaining()
+def audit(
+    reward: RewardLike,
+    rows: Rows,
+    *,
+    limit: int = 100,
+    model: str | Path | None = None,
+    n: int = 8,
+    max_completion_length: int = 256,
+    seed: int = 0,
+    device: Device = "cpu",
+) -> RewardAudit:
+    """Attack a reward with junk on rows before a model does, and return what it paid.
+
+    rows: a JSONL file or mappings, with ``prompt``, and ``solution`` or ``completion``; the first ``limit`` usable ones
+    are attacked. model: a directory or hub id; ``n`` of its completions of each prompt, of at most
+    ``max_completion_length`` tokens, show how many groups will teach nothing. device: for rewards that are models.
+    Imports torch where a ``model`` is named. Raises AlignError for what cannot be read, opened or loaded.
+    """
+    if limit < 1 or n < 2:
+        raise AlignError("needs at least 1 row, and 2 completions of each prompt", where="audit")
+    lines = _lines(rows, completion=False)
+    usable = [line for line in lines if not line.fault][:limit]
+    with ExitStack() as stack:
+        opened = stack.enter_context(closing(_opened(reward, device)))
+        speaker = _sampler(str(model), n, max_completion_length, seed) if model else None
+        encode = None
+        if speaker is not None:
+            stack.callback(speaker.generator.close)
+            tokenizer = speaker.subject.tokenizer
+
+            def encode(text: str) -> list[int]:
+                return list(tokenizer.encode(text, add_special_tokens=False))
+
+        name = str(rows) if isinstance(rows, str | Path) else "rows"
+        attacked = attack(opened, usable, name, encode)
+        seen = None
+        if speaker is not None:
+            from align.core.rollout.forecast import forecast
+
+            seen = forecast(opened, usable, speaker)
+    return RewardAudit(attacked, seen, [line for line in lines if line.fault])
+
+
+def _lines(rows: Rows, completion: bool = True) -> list[Line]:
+    if isinstance(rows, str | Path):
+        return read_lines(Path(rows), completion)
+    return lines_of(rows, completion)
+
+
+def _opened(reward: RewardLike, device: Device) -> Opened:
+    return Opened(as_reward(reward), Place(cache_directory() / "rewards", accelerator=device))
+
+
+def _sampler(model: str, n: int, max_completion_length: int, seed: int) -> Speaker:
+    from align.core.rollout.speak import Speaker, subject_for
+
+    subject = subject_for(Model(path=model))
+    generator = registry.build("generator", Choice(type="local"))
+    generator.open(subject)
+    return Speaker(generator, subject, Sampling(max_completion_length=max_completion_length), n, seed)
