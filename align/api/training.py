@@ -37,8 +37,8 @@ def train(
 def check(run: RunLike, *, overrides: Mapping[str, str] | None = None, progress: bool = True) -> list[StageCheck]:
     """Do everything but training: settings, advice, data, template, plan, and the first batch of every stage.
 
-    run, overrides: as for ``align.train``. Nothing is written to the run's output; stages that learn from rows which an earlier
-    one will make are left out. Imports torch. Raises AlignError as training would.
+    run, overrides: as for ``align.train``. Nothing is written to the run's output. Stages that learn from rows which
+    an earlier one will make are left out. Imports torch. Raises AlignError as training would.
     """
     from align.core.train.check import check as check_stages
 
