@@ -69,7 +69,7 @@ def prepared(home: Path, algorithm: str, size: str) -> Path:
         "data": {"train": str(home / "rows.jsonl"), "workers": 1},
         "algorithm": {"type": algorithm, **ALGORITHMS[algorithm]},
         "train": {"max_steps": STEPS, "batch_size": BATCH, "micro_batch_tokens": MICRO},
-        "checkpoint": {"every": 1000},
+        "checkpoint": {"save_steps": 1000},
         "devices": {"accelerator": "cpu", "count": 1},
     }
     if algorithm in ("grpo", "ppo"):

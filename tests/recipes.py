@@ -27,8 +27,8 @@ def shrunk(recipe: Path, *more: str) -> Run:
     for section, key, value in (
         ("data", "validation_fraction", 0.25),
         ("train", "batch_size", 8),
-        ("validation", "every", 12),
-        ("checkpoint", "every", 12),
+        ("validation", "eval_steps", 12),
+        ("checkpoint", "save_steps", 12),
     ):
         laid_over += [f"{at}{section}.{key}={value}" for at, given in places if key in given.get(section, ())]
     for at, given in places:

@@ -64,7 +64,9 @@ def walk(algorithm: str) -> dict[str, list[str]]:
         scratch = Path(directory)
         save_tiny(scratch / "model")
         rows = write_rows(algorithm, scratch / "rows.jsonl")
-        run = run_for(algorithm, scratch / "model", rows, scratch / "run", train={"max_steps": 4, "epochs": 1})
+        run = run_for(
+            algorithm, scratch / "model", rows, scratch / "run", train={"max_steps": 4, "num_train_epochs": 1}
+        )
         (scratch / "run.yaml").write_text(runfile.dump(run))
         with Walk() as walked:
             main(["train", str(scratch / "run.yaml"), "--quiet"], standalone_mode=False)

@@ -39,7 +39,7 @@ def train(
     \b
     Example:
       align train run.yaml --check
-      align train run.yaml algorithm.beta=0.2 stages.1.train.epochs=3
+      align train run.yaml algorithm.beta=0.2 stages.1.train.num_train_epochs=3
       align train run.yaml --resume
     """
     from align.core.train.spawn import rank

@@ -150,7 +150,7 @@ def unread(stage: dict[str, Any]) -> dict[Path, str]:
     data, model = _section(Data, stage.get("data")), _section(Model, stage.get("model"))
     silent: dict[Path, str] = {}
     if _section(Reference, stage.get("reference")).type != "moving-average":
-        for key in ("mixing", "every"):
+        for key in ("ref_model_mixup_alpha", "ref_model_sync_steps"):
             silent["reference", key] = "is read by reference type moving-average only"
     if _uses_reference(stage) is False:
         for key in Reference.model_fields:
@@ -176,7 +176,7 @@ def unread(stage: dict[str, Any]) -> dict[Path, str]:
     if _section(Train, stage.get("train")).on_nonfinite != "skip":
         silent["train", "max_skipped"] = "is read with train.on_nonfinite: skip only"
     if _section(Schedule, stage.get("schedule")).type == "constant":
-        silent["schedule", "floor"] = "is not read: a constant rate does not decay"
+        silent["schedule", "min_lr_rate"] = "is not read: a constant rate does not decay"
     if isinstance(model.path, str) and (model.path.startswith("stage:") or isdir(model.path)):
         silent["model", "revision"] = _HUB
     for place, source in sources(stage):
@@ -200,7 +200,7 @@ _LEARNING: list[Path] = [
     *(("schedule", key) for key in Schedule.model_fields),
     *(("validation", key) for key in Validation.model_fields),
     *(("checkpoint", key) for key in Checkpoint.model_fields),
-    *(("train", key) for key in ("epochs", "max_steps", "clip_norm", "on_nonfinite", "max_skipped")),
+    *(("train", key) for key in ("num_train_epochs", "max_steps", "max_grad_norm", "on_nonfinite", "max_skipped")),
     *(("rollout", key) for key in ("dead_groups", "refill_tokens")),
     *(
         ("rollout", section, key)

@@ -2,7 +2,7 @@
 
 Top-level keys are the defaults of every stage, and a stage's own are laid over them. A file without ``stages`` is
 one stage, named after its algorithm. ``null`` laid over a value undoes it: the setting's own default stands again,
-unless null is itself a value of that setting (``clip_norm: null``).
+unless null is itself a value of that setting (``max_grad_norm: null``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WHOLE = (("algorithm",), ("devices", "strategy"), ("reference",), ("rollout", "
 
 
 def load(path: str | File, overrides: Sequence[str] = ()) -> Run:
-    """Read and check a run file; ``overrides`` are ``train.epochs=2`` or ``stages.dpo.algorithm.beta=0.2``.
+    """Read and check a run file; ``overrides`` are ``train.max_steps=2`` or ``stages.dpo.algorithm.beta=0.2``.
 
     Raises AlignError with every problem of file and overrides: place, value and mend. Plugins named in the file are
     imported, and nothing else.
@@ -179,7 +179,7 @@ class _RunFile:
         inherited: list[set[Path]] = [set() for _ in own]
         stages = []
         for index, (stage, origin) in enumerate(zip(own, inherited, strict=True)):
-            # ``stages.1.train.epochs=null`` is ``train.epochs`` of that stage; ``train.epochs=null`` applies to all.
+            # ``stages.1.train.max_steps=null`` is ``train.max_steps`` of one stage; ``train.max_steps=null`` of all.
             undone = {path[2:] if path[:2] == ("stages", index) else path for path in self.undone}
             laid = _overlay(defaults, stage, (), origin, undone)
             _undo(laid, undone)

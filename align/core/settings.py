@@ -91,7 +91,7 @@ def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
 
 
 def takes_null(model: type[BaseModel], path: Path) -> bool:
-    """Return whether ``null`` is a value of the field at ``path``: ``clip_norm: null`` is no clipping.
+    """Return whether ``null`` is a value of the field at ``path``: ``max_grad_norm: null`` is no clipping.
 
     True also where there is no such field: an unknown key is for ``check`` to report.
     """
@@ -101,7 +101,7 @@ def takes_null(model: type[BaseModel], path: Path) -> bool:
 
 
 def homes(model: type[BaseModel], leave_out: type[BaseModel] | None = None) -> dict[str, str]:
-    """Keys that stand in one section of a model only, and where: ``epochs`` is ``train.epochs``."""
+    """Keys that stand in one section of a model only, and where: ``num_train_epochs`` is ``train.num_train_epochs``."""
     found: dict[str, list[str]] = {}
     for name in model.model_fields:
         section = model_at(model, (name,))

@@ -39,39 +39,39 @@ SUMS_RUN = """\
 output: {output}
 seed: {seed}
 devices: {{count: 1}}
-schedule: {{type: cosine, warmup: 30, floor: 0.1}}
+schedule: {{type: cosine, warmup_steps: 30, min_lr_rate: 0.1}}
 stages:
   - name: base                       # from random weights to a model of the text
     model: {{path: {model}}}
     data: {{train: {pages}, validation: {pages_held_out}}}
     algorithm: pretrain
-    optimizer: {{learning_rate: 5e-3, beta2: 0.98}}
+    optimizer: {{learning_rate: 5e-3, adam_beta2: 0.98}}
     train: {{batch_size: 16}}
-    validation: {{every: 125}}
+    validation: {{eval_steps: 125}}
   - name: sft                        # from the text to answers
     model: {{path: "stage:base"}}
     data: {{train: {answers}, validation: {answers_held_out}}}
     algorithm: sft
-    optimizer: {{learning_rate: 2e-3, beta2: 0.98}}
+    optimizer: {{learning_rate: 2e-3, adam_beta2: 0.98}}
     train: {{batch_size: 32}}
-    validation: {{every: 50}}
+    validation: {{eval_steps: 50}}
   - name: dpo                        # from answers to those that are liked
     model: {{path: "stage:sft"}}
     data: {{train: {preferences}, validation: {preferences_held_out}}}
     algorithm: {{type: dpo, loss: {{sigmoid: 1, sft: 1}}}}  # the sft term keeps what was learned (2404.19733)
-    optimizer: {{learning_rate: 1e-4, beta2: 0.98}}
-    schedule: {{warmup: 0.1}}
+    optimizer: {{learning_rate: 1e-4, adam_beta2: 0.98}}
+    schedule: {{warmup_steps: 0.1}}
     train: {{batch_size: 32}}
-    validation: {{every: 10}}
+    validation: {{eval_steps: 10}}
   - name: grpo                       # from what is liked to what is right: eight tries at each prompt, checked
     model: {{path: "stage:dpo"}}
     data: {{train: {prompts}, validation: {prompts_held_out}}}
     algorithm: {{type: grpo, group: 8}}
     rollout: {{rewards: [math], sampling: {{max_completion_length: 16}}}}
-    optimizer: {{learning_rate: 4e-4, beta2: 0.98}}
-    schedule: {{type: linear, warmup: 0}}
+    optimizer: {{learning_rate: 4e-4, adam_beta2: 0.98}}
+    schedule: {{type: linear, warmup_steps: 0}}
     train: {{batch_size: 256}}
-    validation: {{every: 10}}
+    validation: {{eval_steps: 10}}
 """
 
 OWN_RUN = """\
@@ -90,9 +90,9 @@ OWN_STAGE = """\
     model: {{path: {model}}}
     data: {{train: {train}, validation: {held_out}}}
     algorithm: {name}
-    schedule: {{warmup: 0.1}}
-    train: {{batch_size: {batch}, epochs: {epochs}}}  # {rows} rows: {steps} steps
-    validation: {{every: {every}}}
+    schedule: {{warmup_steps: 0.1}}
+    train: {{batch_size: {batch}, num_train_epochs: {epochs}}}  # {rows} rows: {steps} steps
+    validation: {{eval_steps: {every}}}
 """
 
 

@@ -202,7 +202,7 @@ def expected(run: Run) -> Iterator[str]:
         least, most = SPREAD[0] * seconds * steps, SPREAD[1] * seconds * steps
         low, high = low + least, high + most
         yield (
-            f"{stage.name}: {known.planned.batches.rows:,} rows, {stage.train.epochs:g} epochs in batches of "
+            f"{stage.name}: {known.planned.batches.rows:,} rows, {stage.train.num_train_epochs:g} epochs in batches of "
             f"{stage.train.batch_size}: {steps:,} steps of about {seconds:.2g} s, {_minutes(least, most)}"
         )
     if high:

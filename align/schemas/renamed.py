@@ -8,6 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 RENAMED: Mapping[str, Mapping[str, str]] = {
+    "reference": {"mixing": "ref_model_mixup_alpha", "every": "ref_model_sync_steps"},
+    "optimizer": {"beta1": "adam_beta1", "beta2": "adam_beta2", "epsilon": "adam_epsilon"},
+    "schedule": {"warmup": "warmup_steps", "floor": "min_lr_rate"},
+    "train": {"epochs": "num_train_epochs", "clip_norm": "max_grad_norm"},
+    "validation": {
+        "every": "eval_steps",
+        "metric": "metric_for_best_model",
+        "patience": "early_stopping_patience",
+    },
+    "checkpoint": {"every": "save_steps", "keep": "save_total_limit"},
     "rollout.sampling": {
         "max_tokens": "max_completion_length",
         "stop_tokens": "stop_token_ids",

@@ -131,9 +131,9 @@ class Optimizer(Config):
     """Peak rate. Default: the algorithm's vetted rate, ten times that with an adapter."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled decay, on matrices only (not on norms, biases)."""
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
-    epsilon: PositiveFloat = 1e-8
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
 
 
 class Schedule(Config):
@@ -141,29 +141,29 @@ class Schedule(Config):
 
     type: Literal["linear", "cosine", "constant"] = "linear"
     """Shape after the warm-up (``linear`` is TRL's and transformers' default)."""
-    warmup: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.0
     """Below 1: share of all steps; from 1: number of steps."""
-    floor: Fraction = 0.0
+    min_lr_rate: Fraction = 0.0
     """The decay ends at this share of the peak rate."""
 
 
 class Train(Config):
     """How long and in what portions."""
 
-    epochs: PositiveFloat = 1.0
+    num_train_epochs: PositiveFloat = 1.0
     """Passes over the data; may be a fraction."""
     max_steps: PositiveInt | None = None
-    """Stop after this many optimizer steps, whatever ``epochs`` says."""
+    """Stop after this many optimizer steps, whatever ``num_train_epochs`` says."""
     batch_size: PositiveInt = 16
     """Examples (online: sampled answers) per optimizer step, over all devices: what is learned depends on it and on no
-    other size here."""
+    other size here. TRL's per_device_train_batch_size x gradient_accumulation_steps x devices."""
     micro_batch_tokens: PositiveInt | None = None
     """Most tokens (padding included) in a forward pass; default: by device. Changes speed and memory only."""
     micro_batch_size: PositiveInt | None = None
     """Most examples in one forward pass; default: as many as the tokens allow. Changes speed and memory only."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """How sequences lie in a forward pass. Changes speed and memory only."""
-    clip_norm: PositiveFloat | None = 1.0
+    max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to this global norm (null: never)."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
     """Lightning's precision setting."""
@@ -178,26 +178,26 @@ class Train(Config):
 class Validation(Config):
     """Held-out evaluation while training."""
 
-    every: PositiveInt | None = None
+    eval_steps: PositiveInt | None = None
     """Steps between evaluations; default: once each epoch (online: each pass over the prompts). One is always made
     before the first step."""
-    metric: str | None = None
+    metric_for_best_model: str | None = None
     """The held-out metric that picks the best checkpoint; default ``loss``, of an online stage ``reward``."""
     mode: Literal["min", "max"] | None = None
     """Whether lower or higher is better; default ``min``, of an online stage ``max``."""
-    patience: PositiveInt | None = None
+    early_stopping_patience: PositiveInt | None = None
     """Stop early after this many evaluations without improvement (null: never)."""
 
 
 class Checkpoint(Config):
     """What is kept for resuming."""
 
-    every: PositiveInt = 100
+    save_steps: PositiveInt = 100
     """Steps between checkpoints; one is always made at the end."""
-    keep: Annotated[int, Field(ge=2)] = 2
-    """Newest ones kept (the best one beside them)."""
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    """Newest ones kept (the best one in addition)."""
     export: Literal["last", "best"] = "last"
-    """Which weights the stage hands on: the last, or the best by ``validation.metric``."""
+    """Which weights the stage passes on: the last, or the best by ``validation.metric_for_best_model``."""
 
 
 class Reference(Config):
@@ -207,9 +207,9 @@ class Reference(Config):
     """``auto``: the adapter switched off where a new one is trained, a snapshot of an adapter that is trained on,
     else log-probabilities computed once before training and kept (a copy, where the algorithm makes new examples
     while it trains: kto)."""
-    mixing: Fraction = 0.6
+    ref_model_mixup_alpha: Fraction = 0.6
     """moving-average only: share of the policy mixed in, alpha of TR-DPO (2404.09656)."""
-    every: PositiveInt = 512
+    ref_model_sync_steps: PositiveInt = 512
     """moving-average only: steps between updates, tau of TR-DPO (2404.09656)."""
 
 

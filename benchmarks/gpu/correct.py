@@ -50,7 +50,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     "gradient checkpointing": ("sft", {"model": {"gradient_checkpointing": True}}, 1e-4),
     "dpo packed, sdpa": ("dpo", {"train": {"layout": "packed"}}, 1e-4),
     "dpo, reference a copy": ("dpo", {"reference": {"type": "copy"}}, 1e-4),
-    "dpo, reference an average": ("dpo", {"reference": {"type": "moving-average", "every": 4}}, None),
+    "dpo, reference an average": ("dpo", {"reference": {"type": "moving-average", "ref_model_sync_steps": 4}}, None),
     "lora": ("sft", {"model": LORA}, None),
     "lora, bf16-mixed": ("sft", {"model": LORA, **MIXED}, None),
     "dora": ("sft", {"model": {"adapter": {"type": "dora", "rank": 8}}}, None),

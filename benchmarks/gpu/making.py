@@ -137,7 +137,7 @@ def run_of(algorithm: Mapping[str, Any], weights: Path, rows: Path, output: Path
         "optimizer": {"learning_rate": 3e-3},
         "schedule": {"type": "constant"},
         "train": {"batch_size": 8},
-        "checkpoint": {"every": 1000},
+        "checkpoint": {"save_steps": 1000},
         "devices": {"count": 1},
     }
     if "group" in algorithm:

@@ -379,7 +379,7 @@ def test_settings_follow_size_rows_and_scorer() -> None:
     assert start(data=[PAIRS], model__params_b=7, **full)["optimizer.learning_rate"] == 2e-5
     assert start(data=[PAIRS], model__params_b=70, **full)["optimizer.learning_rate"] == 2e-6
     assert start(data=[PAIRS], **SQL)["optimizer.learning_rate"] == pytest.approx(10 * 2e-5)
-    assert start(data=[rows("sft_pairs", 900)], **SQL)["train.epochs"] == 4
+    assert start(data=[rows("sft_pairs", 900)], **SQL)["train.num_train_epochs"] == 4
     frozen = {"constraints__weights_frozen": True}
     assert start(reward__kind="verifier", **frozen)["algorithm.minimum"] == 1.0
     assert "algorithm.minimum" not in start(reward__kind="reward_model", **frozen)

@@ -44,7 +44,7 @@ def test_work_by_hand() -> None:
     flops = 6 * 8_030_261_248 * 1_200_000
     assert spent.flops.low == pytest.approx(flops, rel=0.01)
     assert spent.gpu_hours.high == pytest.approx(flops / (0.35 * 312e12) / 3600, rel=0.01)
-    assert {each.fact for each in assumed} >= {"tokens per row = 600", "train.epochs = 2"}
+    assert {each.fact for each in assumed} >= {"tokens per row = 600", "train.num_train_epochs = 2"}
 
 
 def test_what_is_known_is_not_assumed() -> None:

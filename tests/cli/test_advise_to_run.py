@@ -91,5 +91,7 @@ def test_from_prompts_and_a_checker_to_learning_from_rewards() -> None:
     )
     said = type_in("align advise brief.yaml --emit run.yaml").stderr
     assert "type: grpo" in Path("run.yaml").read_text()
-    type_in(next_command(said).removesuffix(" --check") + " train.max_steps=1 train.batch_size=16 schedule.warmup=0")
+    type_in(
+        next_command(said).removesuffix(" --check") + " train.max_steps=1 train.batch_size=16 schedule.warmup_steps=0"
+    )
     assert Path("runs/advised/grpo/export/model.safetensors").is_file()

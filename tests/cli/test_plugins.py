@@ -207,7 +207,7 @@ def test_the_schema_takes_what_load_takes(schema: dict[str, Any], text: str) -> 
         "{output: o, stages: [{algorithm: {type: simpo, beta: -1}}]}",
         "{output: o, data: {train: {path: a, format: alpca}}}",
         "{output: o, loggers: [cvs]}",
-        "{output: o, train: {epochs: two}}",
+        "{output: o, train: {num_train_epochs: two}}",
         "{output: o, algorithm: grpo, rollout: {rewards: [{type: brevity, limitt: 9}]}}",
         "{output: o, algorithm: grpo, rollout: {rewards: [maths]}}",
         "{output: o, project: {data: [{kind: promts}]}}",

@@ -76,7 +76,16 @@ def test_a_bad_row_is_named_by_file_and_line(tiny_model_dir: Path, tmp_path: Pat
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_model_dir: Path, tmp_path: Path) -> None:
     """As a command that a shell reads back, whatever the file is called."""
     file = run_file(tiny_model_dir, tmp_path).rename(tmp_path / "my run's.yaml")
-    command = [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "stages.only.train.epochs=200"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "align",
+        "train",
+        str(file),
+        "stages.only.train.num_train_epochs=200",
+    ]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     root = tmp_path / "run" / "only" / "checkpoints"
     deadline = time.monotonic() + 120
@@ -88,8 +97,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_model_dir: Path, tmp_path: Path
     step = checkpoint.steps(root)[0]
     assert f"stopped by SIGINT after step {step}, which is saved" in said
     again = said.partition("go on with: ")[2].splitlines()[0]
-    assert shlex.split(again) == ["align", "train", str(file), "stages.only.train.epochs=200", "--resume"]
-    refused = CliRunner().invoke(main, ["train", str(file), "stages.only.train.epochs=200"])
+    assert shlex.split(again) == ["align", "train", str(file), "stages.only.train.num_train_epochs=200", "--resume"]
+    refused = CliRunner().invoke(main, ["train", str(file), "stages.only.train.num_train_epochs=200"])
     assert refused.exit_code == 2 and "--resume" in refused.output
 
 

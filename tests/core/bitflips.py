@@ -133,7 +133,7 @@ def targets(root: Path, model: Path) -> Iterator[Target]:
 def of_a_run(root: Path, model: Path) -> Iterator[Target]:
     """An interrupted stage and a finished one of the same run."""
     rows = write_rows("sft", root / "rows.jsonl", 24)
-    short: dict[str, Any] = {"train": {"max_steps": 4, "batch_size": 8}, "checkpoint": {"every": 2}}
+    short: dict[str, Any] = {"train": {"max_steps": 4, "batch_size": 8}, "checkpoint": {"save_steps": 2}}
     stages = [
         {**run_for("sft", model, rows, root / "run", **short).stages[0].model_dump(), "name": name}
         for name in ("finished", "interrupted")

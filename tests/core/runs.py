@@ -75,15 +75,15 @@ def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid
         "data": {"train": [{"path": str(rows_file)}], "validation_fraction": 0.2, "workers": 1},
         "algorithm": {"type": algorithm},
         "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"type": "cosine", "warmup": 0.1},
-        "train": {"epochs": 3, "batch_size": 8, "micro_batch_size": 3},
-        "validation": {"every": 5},
-        "checkpoint": {"every": 2},
+        "schedule": {"type": "cosine", "warmup_steps": 0.1},
+        "train": {"num_train_epochs": 3, "batch_size": 8, "micro_batch_size": 3},
+        "validation": {"eval_steps": 5},
+        "checkpoint": {"save_steps": 2},
     }
     if algorithm in ONLINE:
         # Several phases, each of four steps over the same answers, so that kills and resumes fall inside them.
         sections["algorithm"]["group"] = ONLINE[algorithm]
-        sections["train"]["epochs"] = 2
+        sections["train"]["num_train_epochs"] = 2
         reward = {"type": "python", "file": str(REWARDS), "function": "low_ids", "normalize": True}
         sections["rollout"] = {"rewards": [reward], "batches": 2, "sampling": {"max_completion_length": 8}}
         if algorithm in ("rloo", "grpo", "ppo"):
@@ -91,7 +91,7 @@ def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid
         if algorithm == "best_of_n":  # learns nothing, so there is nothing to say of how
             for name in ("optimizer", "schedule", "validation", "checkpoint"):
                 del sections[name]
-            sections["train"].pop("epochs")
+            sections["train"].pop("num_train_epochs")
     for name, section in laid_over.items():
         sections[name] = {**sections.get(name, {}), **section} if isinstance(section, dict) else section
     if not (sections["data"]["validation_fraction"] or sections["data"].get("validation")):

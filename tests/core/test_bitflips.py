@@ -50,7 +50,7 @@ def test_a_run_goes_on_to_the_same_weights(
 ) -> None:
     """Each file of an interrupted run damaged in turn, and all at once: none of them is the only one that knows."""
     rows = write_rows("sft", tmp_path / "rows.jsonl", 24)
-    settings: dict[str, Any] = {"train": {"max_steps": 6, "batch_size": 8}, "checkpoint": {"every": 2}}
+    settings: dict[str, Any] = {"train": {"max_steps": 6, "batch_size": 8}, "checkpoint": {"save_steps": 2}}
     train(whole := run_for("sft", tiny_model_dir, rows, tmp_path / "whole", **settings), progress=False)
     expected = (tmp_path / "whole" / "only" / "export" / "model.safetensors").read_bytes()
     dice = random.Random(0)
@@ -75,7 +75,7 @@ def test_a_run_goes_on_to_the_same_weights(
 def test_damage_does_not_open_a_stage_for_other_settings(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Without ``stage.json`` the checkpoints tell."""
     rows = write_rows("sft", tmp_path / "rows.jsonl", 24)
-    settings: dict[str, Any] = {"train": {"max_steps": 4, "batch_size": 8}, "checkpoint": {"every": 2}}
+    settings: dict[str, Any] = {"train": {"max_steps": 4, "batch_size": 8}, "checkpoint": {"save_steps": 2}}
     run = run_for("sft", tiny_model_dir, rows, tmp_path / "run", **settings)
     train(run, progress=False)
     other = run_for("sft", tiny_model_dir, rows, tmp_path / "run", **settings, optimizer={"learning_rate": 0.5})

@@ -20,10 +20,10 @@ from tests.core.runs import run_for, write_rows
 
 RISING: dict[str, Any] = {
     "optimizer": {"learning_rate": 0.05},
-    "schedule": {"type": "constant", "warmup": 0.0},
-    "train": {"epochs": 20},
-    "validation": {"every": 1, "patience": 3},
-    "checkpoint": {"every": 100, "export": "best"},
+    "schedule": {"type": "constant", "warmup_steps": 0.0},
+    "train": {"num_train_epochs": 20},
+    "validation": {"eval_steps": 1, "early_stopping_patience": 3},
+    "checkpoint": {"save_steps": 100, "export": "best"},
 }
 """A rate far too high: the held-out loss rises, and the run stops early."""
 
@@ -42,8 +42,8 @@ def drifting(action: str, weights: Path, tmp_path: Path) -> Run:
         rows,
         tmp_path / action,
         train={"max_steps": 24, "batch_size": 8},
-        validation={"every": 4},
-        checkpoint={"every": 4, "keep": 99},
+        validation={"eval_steps": 4},
+        checkpoint={"save_steps": 4, "save_total_limit": 99},
         rollout={"watch": {"action": action, "warmup": 1, "patience": 1, "length": 1.0001, "kl": None}},
     )
 
@@ -69,7 +69,7 @@ def last_logged(run: Run) -> int:
 @pytest.mark.parametrize("export", ["best", "last"])
 def test_an_early_stop(export: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     rows = write_rows("sft", tmp_path / "rows.jsonl")
-    settings = RISING | {"checkpoint": {"every": 100, "export": export}}
+    settings = RISING | {"checkpoint": {"save_steps": 100, "export": export}}
     run = run_for("sft", tiny_model_dir, rows, tmp_path / "run", **settings)
     train(run, progress=False)
     stopped = last_logged(run)
@@ -130,7 +130,7 @@ def test_the_best_checkpoint_is_verified(tiny_model_dir: Path, tmp_path: Path) -
             train(run, resume=True, progress=False)
         assert f"step-{best:08d}" in str(caught.value) and "checkpoint.export=last" in str(caught.value)
         assert not (place / "done.json").exists() and not (place / "export").exists()
-    settings = RISING | {"checkpoint": {"every": 100, "export": "last"}}  # as it says
+    settings = RISING | {"checkpoint": {"save_steps": 100, "export": "last"}}  # as it says
     train(
         run_for("sft", tiny_model_dir, tmp_path / "rows.jsonl", tmp_path / "run", **settings),
         resume=True,

@@ -55,10 +55,10 @@ def log(output: Path) -> list[dict[str, str]]:
 
 
 ONE_STEP: dict[str, dict[str, Any]] = {
-    "train": {"max_steps": 1, "clip_norm": None},
-    "checkpoint": {"every": 1},
+    "train": {"max_steps": 1, "max_grad_norm": None},
+    "checkpoint": {"save_steps": 1},
     "data": {"validation_fraction": 0.0},
-    "schedule": {"type": "constant", "warmup": 0.0},
+    "schedule": {"type": "constant", "warmup_steps": 0.0},
     # What the law says is exact, so it is shown where rounding hides nothing.
     "model": {"dtype": "float64"},
 }
@@ -103,7 +103,7 @@ def test_answers_and_weights_do_not_depend_on_the_ranks(tiny_model_dir: Path, tm
     """Whole online runs over one rank and over two: the same answers with the same rewards, weights to rounding."""
     algorithms = ("rloo", "reinforce", "grpo", "ppo", "online_dpo")
     for count in (1, 2):
-        sections = {"train": {"epochs": 1}, "validation": {"every": 20}, "devices": {"count": count}}
+        sections = {"train": {"num_train_epochs": 1}, "validation": {"eval_steps": 20}, "devices": {"count": count}}
         output, stages = tmp_path / f"ranks-{count}", []
         for name in algorithms:
             rows = write_rows(name, tmp_path / f"{name}.jsonl")
@@ -190,7 +190,7 @@ def test_signals_and_deaths_on_any_rank_lose_nothing(tiny_model_dir: Path, tmp_p
     to the bit. ALIGN_SIGNAL_ROUNDS=4 does it four times over: twelve SIGTERMs.
     """
     rounds = int(os.environ.get("ALIGN_SIGNAL_ROUNDS", "1"))
-    sections: dict[str, dict[str, Any]] = {"devices": {"count": 2}, "train": {"epochs": 12 * rounds}}
+    sections: dict[str, dict[str, Any]] = {"devices": {"count": 2}, "train": {"num_train_epochs": 12 * rounds}}
     finish(command(tmp_path / "quiet", "dpo", tiny_model_dir, **sections), tmp_path)
     arguments = command(tmp_path / "disturbed", "dpo", tiny_model_dir, **sections)
     root = tmp_path / "disturbed" / "only" / "checkpoints"

@@ -149,7 +149,7 @@ def poisoned_rows(path: Path) -> Path:
 
 SHORT: dict[str, dict[str, Any]] = {
     "data": {"validation_fraction": 0.0},
-    "train": {"epochs": 3, "batch_size": 4, "micro_batch_size": 1},
+    "train": {"num_train_epochs": 3, "batch_size": 4, "micro_batch_size": 1},
 }
 
 
@@ -163,7 +163,7 @@ def test_nonfinite_stops_with_step_rows_and_checkpoint(
 ) -> None:
     monkeypatch.setattr(poisoned, "poison", poison)
     rows = poisoned_rows(tmp_path / "rows.jsonl")
-    run = run_for("poisoned", tiny_model_dir, rows, tmp_path / "run", **SHORT, checkpoint={"every": 1})
+    run = run_for("poisoned", tiny_model_dir, rows, tmp_path / "run", **SHORT, checkpoint={"save_steps": 1})
     with pytest.raises(AlignError) as caught:
         train(run, progress=False)
     text = str(caught.value)
@@ -180,7 +180,10 @@ def test_nonfinite_is_skipped_and_counted_when_asked(
 ) -> None:
     """Three epochs meet the row three times; the steps are logged as what they are and change nothing."""
     rows = poisoned_rows(tmp_path / "rows.jsonl")
-    settings = SHORT | {"train": SHORT["train"] | {"on_nonfinite": "skip"}, "checkpoint": {"every": 1, "keep": 100}}
+    settings = SHORT | {
+        "train": SHORT["train"] | {"on_nonfinite": "skip"},
+        "checkpoint": {"save_steps": 1, "save_total_limit": 100},
+    }
     (result,) = train(run_for("poisoned", tiny_model_dir, rows, tmp_path / "run", **settings), progress=False)
     written = log(tmp_path / "run")
     bad = [int(row["step"]) for row in written if row["loss"] == "nan"]
@@ -205,10 +208,10 @@ def test_early_stopping_and_the_best_export(tiny_model_dir: Path, tmp_path: Path
         rows,
         tmp_path / "run",
         optimizer={"learning_rate": 0.05},
-        schedule={"type": "constant", "warmup": 0.0},
-        train={"epochs": 20},
-        validation={"every": 1, "patience": 3},
-        checkpoint={"every": 100, "export": "best"},
+        schedule={"type": "constant", "warmup_steps": 0.0},
+        train={"num_train_epochs": 20},
+        validation={"eval_steps": 1, "early_stopping_patience": 3},
+        checkpoint={"save_steps": 100, "export": "best"},
     )
     (result,) = train(run, progress=False)
     held_out = {int(row["step"]): float(row["val/loss"]) for row in log(tmp_path / "run") if row["val/loss"]}

@@ -56,7 +56,7 @@ def run_file(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """An SFT run of six steps, its output ``disk/run``."""
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     rows = write_rows("sft", tmp_path / "rows.jsonl")
-    run = run_for("sft", tiny_model_dir, rows, tmp_path / "disk" / "run", train={"epochs": 1})
+    run = run_for("sft", tiny_model_dir, rows, tmp_path / "disk" / "run", train={"num_train_epochs": 1})
     file = tmp_path / "run.yaml"
     file.write_text(runfile.dump(run))
     return file

@@ -65,7 +65,9 @@ def test_a_stopped_rank_is_waited_for_only_so_long(tiny_model_dir: Path, tmp_pat
     (A rank that is killed: test_distributed's test_signals_and_deaths_on_any_rank_lose_nothing.)
     """
     stage = tmp_path / "run" / "only"
-    started = start(tmp_path, "sft", tiny_model_dir, devices={"count": 2, "timeout": 20}, train={"epochs": 40})
+    started = start(
+        tmp_path, "sft", tiny_model_dir, devices={"count": 2, "timeout": 20}, train={"num_train_epochs": 40}
+    )
     wait_for_step(started, tmp_path / "run", 2)
     workers = workers_of(started.pid)
     os.kill(workers[1], signal.SIGSTOP)

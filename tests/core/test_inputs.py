@@ -25,8 +25,8 @@ from tests.tiny import save_tiny
 
 SHORT: dict[str, Any] = {
     "data": {"validation_fraction": 0.0},
-    "train": {"max_steps": 4, "batch_size": 4, "epochs": 1},
-    "checkpoint": {"every": 2},
+    "train": {"max_steps": 4, "batch_size": 4, "num_train_epochs": 1},
+    "checkpoint": {"save_steps": 2},
 }
 
 
@@ -94,8 +94,8 @@ def everything(tmp_path: Path) -> Run:
             "gold": {"type": "python", "file": "gold.py", "function": "short"},
             "sampling": {"max_completion_length": 4},
         },
-        train={"max_steps": 4, "batch_size": 8, "epochs": 1, "micro_batch_size": 8},
-        checkpoint={"every": 1, "keep": 9},
+        train={"max_steps": 4, "batch_size": 8, "num_train_epochs": 1, "micro_batch_size": 8},
+        checkpoint={"save_steps": 1, "save_total_limit": 9},
     )
 
 

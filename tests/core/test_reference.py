@@ -240,7 +240,9 @@ def test_nan_is_never_zero_kl(tiny_model_dir: Path) -> None:
 def test_a_moving_average_by_hand(tiny_model_dir: Path, adapter: Adapter | None) -> None:
     """alpha = 0.25, tau = 2: after steps 2 and 4 ref <- 0.25 policy + 0.75 ref, after 1 and 3 nothing."""
     policy = start(tiny_model_dir, adapter)
-    reference = reference_to(policy, tiny_model_dir, "moving-average", adapter, mixing=0.25, every=2)
+    reference = reference_to(
+        policy, tiny_model_dir, "moving-average", adapter, ref_model_mixup_alpha=0.25, ref_model_sync_steps=2
+    )
     expected = {n: p.detach().clone() for n, p in policy.named_parameters()}
     for step in (1, 2, 3, 4):
         learn(policy, steps=1)
@@ -389,7 +391,7 @@ np.save(place / f"{rank}.npy", np.concatenate([s.ref_logp for i in range(7) for 
 
 # a copy of sharded parameters, in whatever order the passes come; its hash is that of the whole
 at_start, whole = evaluated(policy), weights_hash(policy)
-reference = reference_to(policy, directory, "moving-average", mixing=0.5, every=1)
+reference = reference_to(policy, directory, "moving-average", ref_model_mixup_alpha=0.5, ref_model_sync_steps=1)
 mesh = init_device_mesh("cpu", (dist.get_world_size(),))
 for layer in policy.unwrapped.model.layers:
     fully_shard(layer, mesh=mesh)

@@ -44,12 +44,12 @@ def test_a_real_run_is_told_as_it_was(real: Path) -> None:
         "data.workers": "1",
         "optimizer.learning_rate": "0.001",
         "schedule.type": "cosine",
-        "schedule.warmup": "0.1",
-        "train.epochs": "3.0",
+        "schedule.warmup_steps": "0.1",
+        "train.num_train_epochs": "3.0",
         "train.batch_size": "8",
         "train.micro_batch_size": "3",
-        "validation.every": "5",
-        "checkpoint.every": "2",
+        "validation.eval_steps": "5",
+        "checkpoint.save_steps": "2",
     }
     steps = facts.manifest["stages"]["only"]["steps"]
     losses = facts.stages[0].curves["val/loss"]

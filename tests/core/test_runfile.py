@@ -53,16 +53,16 @@ def test_a_stage_is_laid_over_the_defaults_mapping_by_mapping(run: Check) -> Non
     got = run(
         STAGES
         + """
-train: {epochs: 2, batch_size: 8}
+train: {num_train_epochs: 2, batch_size: 8}
 algorithm: {type: dpo, beta: 0.3}
 stages:
-  - {name: a, train: {epochs: 3}, model: {adapter: {rank: 4}}}
+  - {name: a, train: {num_train_epochs: 3}, model: {adapter: {rank: 4}}}
   - {name: b, algorithm: {loss: ipo}, model: {path: "stage:a"}}
   - {name: c, algorithm: sft, data: {train: [{path: x, weight: 2}, y]}}
 """
     )
     a, b, c = got.stages
-    assert (a.train.epochs, a.train.batch_size, b.train.epochs) == (3, 8, 2)
+    assert (a.train.num_train_epochs, a.train.batch_size, b.train.num_train_epochs) == (3, 8, 2)
     assert a.model.path == "base" and a.model.adapter == Adapter(rank=4) and b.model.adapter is None
     assert a.algorithm == Choice(type="dpo", settings={"beta": 0.3})
     assert b.algorithm == Choice(type="dpo", settings={"beta": 0.3, "loss": "ipo"})
@@ -72,37 +72,40 @@ stages:
 
 HELD_OUT = """
 data: {train: rows.jsonl, validation_fraction: 0.1}
-train: {epochs: 3, clip_norm: 0.5}
-validation: {every: 5}
+train: {num_train_epochs: 3, max_grad_norm: 0.5}
+validation: {eval_steps: 5}
 algorithm: {type: dpo, beta: 0.3}
 stages:
   - {name: a}
-  - {name: b, data: {validation_fraction: null}, train: {epochs: null}, algorithm: {beta: null}}
+  - {name: b, data: {validation_fraction: null}, train: {num_train_epochs: null}, algorithm: {beta: null}}
 """
 
 
 def test_null_in_a_stage_undoes_the_default_above(run: Check) -> None:
     a, b = run("output: out\nmodel: {path: base}\n" + HELD_OUT).stages
-    assert (a.data.validation_fraction, a.train.epochs, a.validation.every) == (0.1, 3.0, 5)
-    assert (b.data.validation_fraction, b.train.epochs, b.validation.every) == (0.0, 1.0, None)
+    assert (a.data.validation_fraction, a.train.num_train_epochs, a.validation.eval_steps) == (0.1, 3.0, 5)
+    assert (b.data.validation_fraction, b.train.num_train_epochs, b.validation.eval_steps) == (0.0, 1.0, None)
     assert a.algorithm == Choice(type="dpo", settings={"beta": 0.3}) and b.algorithm == Choice(type="dpo")
-    assert b.data.train[0].path == "rows.jsonl" and b.train.clip_norm == 0.5, "what stands beside it is left alone"
+    assert b.data.train[0].path == "rows.jsonl" and b.train.max_grad_norm == 0.5, "what stands beside it is left alone"
 
 
 def test_null_undoes_a_whole_section(run: Check) -> None:
     text = "output: out\nmodel: {path: base}\n" + HELD_OUT
     a, b = run(
-        text.replace("name: b, ", "name: b, validation: null, train: null, ").replace(", train: {epochs: null}", "")
+        text.replace("name: b, ", "name: b, validation: null, train: null, ").replace(
+            ", train: {num_train_epochs: null}", ""
+        )
     ).stages
-    assert (a.validation.every, a.train.epochs, b.validation, b.train) == (5, 3.0, Validation(), Train())
+    assert (a.validation.eval_steps, a.train.num_train_epochs, b.validation, b.train) == (5, 3.0, Validation(), Train())
     gone = said(run, text.replace("data: {validation_fraction: null}", "data: null"))
     assert "stages[1].data\n    is missing" in gone
 
 
 def test_null_that_is_a_value_stays_one(run: Check) -> None:
-    """``clip_norm: null`` is no clipping, not the default of 1."""
-    _, b = run(("output: out\nmodel: {path: base}\n" + HELD_OUT).replace("epochs: null", "clip_norm: null")).stages
-    assert b.train.clip_norm is None
+    """``max_grad_norm: null`` is no clipping, not the default of 1."""
+    text = "output: out\nmodel: {path: base}\n" + HELD_OUT
+    _, b = run(text.replace("num_train_epochs: null", "max_grad_norm: null")).stages
+    assert b.train.max_grad_norm is None
     text = STAGES.replace("path: base", "path: base, adapter: {rank: 4}")
     a, b = run(text + "algorithm: sft\nstages: [{name: a}, {name: b, model: {adapter: null}}]\n").stages
     assert a.model.adapter == Adapter(rank=4) and b.model.adapter is None
@@ -110,8 +113,8 @@ def test_null_that_is_a_value_stays_one(run: Check) -> None:
 
 @pytest.mark.parametrize("key", ["data.validation_fraction", "stages.a.data.validation_fraction"])
 def test_null_on_the_command_line_undoes_what_the_file_says(run: Check, key: str) -> None:
-    (only,) = run(GOOD + "train: {epochs: 2}\n", "train.epochs=null").stages
-    assert only.train.epochs == 1.0
+    (only,) = run(GOOD + "train: {num_train_epochs: 2}\n", "train.num_train_epochs=null").stages
+    assert only.train.num_train_epochs == 1.0
     text = ("output: out\nmodel: {path: base}\n" + HELD_OUT).replace("data: {validation_fraction: null}, ", "")
     other = f"stages.{'b' if key == 'data.validation_fraction' else 'a'}.data.validation_fraction"
     fractions = [stage.data.validation_fraction for stage in run(text, f"{key}=null", f"{other}=0.2").stages]
@@ -119,16 +122,21 @@ def test_null_on_the_command_line_undoes_what_the_file_says(run: Check, key: str
     assert run(text, "stages.b.algorithm.beta=null").stages[1].algorithm == Choice(type="dpo")
 
 
-@pytest.mark.parametrize("text", ["train: {epochs: }", "train: {epochs: null}", "optimizer: {weight_decay: ~}"])
+@pytest.mark.parametrize(
+    "text", ["train: {num_train_epochs: }", "train: {num_train_epochs: null}", "optimizer: {weight_decay: ~}"]
+)
 def test_null_over_nothing_is_a_value_that_was_forgotten(run: Check, text: str) -> None:
     assert "is null; must be a number" in said(run, GOOD + text)
     assert "is null; must be a number" in said(run, STAGES + "stages:\n- {algorithm: dpo, " + text + "}")
 
 
 def test_a_default_that_only_some_stages_read_is_theirs_alone(run: Check) -> None:
-    text = STAGES + "reference: {type: moving-average, mixing: 0.2}\nstages: [{algorithm: sft}, {algorithm: dpo}]"
+    text = (
+        STAGES
+        + "reference: {type: moving-average, ref_model_mixup_alpha: 0.2}\nstages: [{algorithm: sft}, {algorithm: dpo}]"
+    )
     sft, dpo = run(text).stages
-    assert (dpo.reference.type, dpo.reference.mixing) == ("moving-average", 0.2)
+    assert (dpo.reference.type, dpo.reference.ref_model_mixup_alpha) == ("moving-average", 0.2)
     assert sft.reference.type == "auto"
 
 
@@ -144,17 +152,21 @@ def test_numbers_are_numbers_and_words_are_words(run: Check) -> None:
 def test_overrides_reach_every_corner(run: Check) -> None:
     got = run(
         STAGES + "loggers: [csv, tensorboard]\nstages:\n- algorithm: sft\n- {name: second, algorithm: dpo}\n",
-        "train.epochs=0.5",
+        "train.num_train_epochs=0.5",
         "model.adapter.rank=4",
         "stages.second.algorithm.beta=0.2",
-        "stages.0.train.epochs=2",
+        "stages.0.train.num_train_epochs=2",
         "stages[0].data.train=[a.jsonl, {path: b.jsonl, weight: 2}]",
         "stages[0].data.train[0].weight=3",
         "loggers.1=wandb",
         "output=a=b",
     )
     first, second = got.stages
-    assert (first.train.epochs, second.train.epochs, second.algorithm.settings) == (2, 0.5, {"beta": 0.2})
+    assert (first.train.num_train_epochs, second.train.num_train_epochs, second.algorithm.settings) == (
+        2,
+        0.5,
+        {"beta": 0.2},
+    )
     assert second.model.adapter == Adapter(rank=4)
     assert [(source.path, source.weight) for source in first.data.train] == [("a.jsonl", 3), ("b.jsonl", 2)]
     assert [logger.type for logger in first.loggers] == ["csv", "wandb"]
@@ -168,17 +180,19 @@ def test_an_override_to_another_plugin_leaves_the_settings_of_the_first_behind(r
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("epochs", "command line: epochs\n    is not an override\n    write KEY=VALUE"),
+        ("num_train_epochs", "command line: num_train_epochs\n    is not an override\n    write KEY=VALUE"),
         ("=3", "command line: =3\n    is not an override\n    write KEY=VALUE"),
-        ("train..epochs=3", "command line: train..epochs=3\n    is not an override\n    write KEY=VALUE"),
-        ("train.epochs=-3", "command line: train.epochs\n    is -3; must be greater than 0"),
-        ("train.epoch=3", "command line: train.epoch\n    is not a key here\n    did you mean 'epochs'?"),
+        ("train..max_steps=3", "command line: train..max_steps=3\n    is not an override\n    write KEY=VALUE"),
+        ("train.num_train_epochs=-3", "command line: train.num_train_epochs\n    is -3; must be greater than 0"),
+        ("train.num_train_epoch=3", "command line: train.num_train_epoch\n    is not a key here\n"
+         "    did you mean 'num_train_epochs'?"),
         ("algorithm.bta=3", "command line: algorithm.bta\n    is not a key here\n    did you mean 'beta'?"),
         ("data.train.7.path=x", "command line: data.train.7.path\n    data.train has no '7'\n    give it in the file"),
         ("output.name=x", "command line: output.name\n    output has no 'name'\n    give it in the file"),
         ("stages.x.seed=1", "command line: stages.x.seed\n    stages has no 'x'\n    give it in the file"),
         ("loggers=[csv", "command line: loggers line 1\n    is not YAML"),
-        ("train.epochs=.nan", "command line: train.epochs line 1\n    is .nan; must be a finite number\n"
+        ("train.num_train_epochs=.nan",
+         "command line: train.num_train_epochs line 1\n    is .nan; must be a finite number\n"
          "    write one of ordinary size"),
     ],
 )  # fmt: skip
@@ -187,10 +201,13 @@ def test_overrides_are_reported_like_the_file(run: Check, override: str, message
 
 
 def test_an_override_that_no_stage_would_read_is_refused(run: Check) -> None:
-    text = STAGES + "stages: [{algorithm: sft, train: {epochs: 1}}, {algorithm: dpo, train: {epochs: 2}}]"
-    assert said(run, text, "train.epochs=3") == (
-        "command line: train.epochs\n    is not read: every stage has its own\n"
-        "    set stages.NAME.train.epochs, or remove it"
+    text = (
+        STAGES
+        + "stages: [{algorithm: sft, train: {num_train_epochs: 1}}, {algorithm: dpo, train: {num_train_epochs: 2}}]"
+    )
+    assert said(run, text, "train.num_train_epochs=3") == (
+        "command line: train.num_train_epochs\n    is not read: every stage has its own\n"
+        "    set stages.NAME.train.num_train_epochs, or remove it"
     )
 
 
@@ -207,9 +224,9 @@ data:
   max_lenght: 128
 batch_size: 4
 train:
-  epochs: "2"
+  num_train_epochs: "2"
   max_steps: 10.5
-  clip_norm: [1]
+  max_grad_norm: [1]
 algorithm:
   type: dpo
   beta: -1
@@ -240,11 +257,11 @@ run.yaml line 6: data.max_lenght
 run.yaml line 7: batch_size
     is not a key here
     write it as train.batch_size
-run.yaml line 9: train.epochs
+run.yaml line 9: train.num_train_epochs
     is '2'; must be a number
 run.yaml line 10: train.max_steps
     is 10.5; must be a whole number
-run.yaml line 11: train.clip_norm
+run.yaml line 11: train.max_grad_norm
     is a list; must be a number
 run.yaml line 14: algorithm.beta
     is -1; must be greater than 0
@@ -283,11 +300,13 @@ run.yaml line 2: data.train
 
 
 def test_a_wrong_default_is_said_once_and_at_its_own_line(run: Check) -> None:
-    text = STAGES + "train: {epochs: -1}\nstages: [{algorithm: sft}, {algorithm: dpo, train: {batch_size: 0}}]"
+    text = (
+        STAGES + "train: {num_train_epochs: -1}\nstages: [{algorithm: sft}, {algorithm: dpo, train: {batch_size: 0}}]"
+    )
     assert (
         said(run, text)
         == """\
-run.yaml line 4: train.epochs
+run.yaml line 4: train.num_train_epochs
     is -1; must be greater than 0
 run.yaml line 5: stages[1].train.batch_size
     is 0; must be greater than 0"""
@@ -313,7 +332,8 @@ run.yaml line 5: stages[1].train.batch_size
         (GOOD + "loggers: csv", "run.yaml line 5: loggers\n    is 'csv'; must be a list"),
         (GOOD + "train:", "run.yaml line 5: train\n    is null; must be a mapping"),
         (STAGES + "algorithm: {type: dpo, settings: {beta: 0.2}}", "run.yaml line 4: algorithm.settings\n    is not a"),
-        (GOOD + "train: {epochs: 1, epochs: 2}", "run.yaml line 5: train.epochs\n    stands a second time on line 5"),
+        (GOOD + "train: {max_steps: 1, max_steps: 2}",
+         "run.yaml line 5: train.max_steps\n    stands a second time on line 5"),
         ("", "run.yaml\n    is not a mapping of keys to values"),
         ("- a", "run.yaml\n    is not a mapping of keys to values"),
         (GOOD + "data: [", "run.yaml line 5\n    is not YAML"),
@@ -339,17 +359,19 @@ def test_the_file_itself(run: Check, tmp_path: Path) -> None:
 
 
 def test_a_secret_in_the_wrong_place_is_not_printed(run: Check) -> None:
-    message = said(run, GOOD + "loggers: [{type: wandb, api_key: hunter2}]\ntrain: {epochs: hunter2}")
+    message = said(run, GOOD + "loggers: [{type: wandb, api_key: hunter2}]\ntrain: {num_train_epochs: hunter2}")
     assert "loggers[0].api_key\n    is not a key here" in message and message.count("hunter2") == 1
 
 
 # Accepted but unread is refused
 
 UNREAD = [
-    ("reference: {mixing: 0.3}", "reference.mixing", "is read by reference type moving-average only"),
-    ("reference: {type: copy, every: 3}", "reference.every", "is read by reference type moving-average only"),
+    ("reference: {ref_model_mixup_alpha: 0.3}",
+     "reference.ref_model_mixup_alpha", "is read by reference type moving-average only"),
+    ("reference: {type: copy, ref_model_sync_steps: 3}",
+     "reference.ref_model_sync_steps", "is read by reference type moving-average only"),
     ("algorithm: sft\nreference: {type: copy}", "reference.type", "is not read: this algorithm uses no reference"),
-    ("validation: {patience: 2}", "validation.patience",
+    ("validation: {early_stopping_patience: 2}", "validation.early_stopping_patience",
      "is not read without data.validation or data.validation_fraction"),
     ("data: {train: r, stream_window: 5}", "data.stream_window", "is read with data.stream: true only"),
     ("data: {train: r, validation: v, validation_fraction: 0.1}", "data.validation_fraction",
@@ -362,7 +384,8 @@ UNREAD = [
     ("data: {train: r, stream: true, validation_fraction: 0.1}\ntrain: {max_steps: 1}\nalgorithm: pretrain",
      "data.validation_fraction", "is not read: a stream is never seen whole"),
     ("train: {max_skipped: 5}", "train.max_skipped", "is read with train.on_nonfinite: skip only"),
-    ("schedule: {type: constant, floor: 0.1}", "schedule.floor", "is not read: a constant rate does not decay"),
+    ("schedule: {type: constant, min_lr_rate: 0.1}",
+     "schedule.min_lr_rate", "is not read: a constant rate does not decay"),
     ("algorithm: {type: dpo, loss: hinge, label_smoothing: 0.1}", "algorithm.label_smoothing",
      "is not read by loss 'hinge'; it is read by sigmoid, robust, exo_pair"),
 ]  # fmt: skip
@@ -379,8 +402,8 @@ def test_a_key_that_nothing_reads_is_refused(run: Check, lines: str, key: str, w
 @pytest.mark.parametrize(
     "lines",
     [
-        "reference: {type: moving-average, mixing: 0.3, every: 5}",
-        "data: {train: r, validation_fraction: 0.1}\nvalidation: {patience: 2}",
+        "reference: {type: moving-average, ref_model_mixup_alpha: 0.3, ref_model_sync_steps: 5}",
+        "data: {train: r, validation_fraction: 0.1}\nvalidation: {early_stopping_patience: 2}",
         "data: {train: r, stream: true, stream_window: 5}\ntrain: {max_steps: 3}\nalgorithm: pretrain",
         "train: {on_nonfinite: skip, max_skipped: 5}",
         "data: {train: {path: some/hub, split: test, subset: main}}",
@@ -438,7 +461,7 @@ stage = st.fixed_dictionaries(
     },
     optional={
         "optimizer": sections(learning_rate=number, weight_decay=number),
-        "train": sections(epochs=number, clip_norm=st.none() | number, dropout=st.booleans()),
+        "train": sections(num_train_epochs=number, max_grad_norm=st.none() | number, dropout=st.booleans()),
         "devices": sections(strategy=st.sampled_from(["auto", "ddp"]), count=st.just("auto") | st.integers(1, 8)),
         "loggers": st.lists(st.sampled_from(["csv", "tensorboard"])),
         "seed": st.integers(0, 2**32 - 1),
@@ -459,7 +482,10 @@ def test_a_resolved_run_loads_again_unchanged(run: Check, output: str, stages: l
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 300), cut=st.integers(0, 8), put=st.text(alphabet="ab:-[]{}&*!|'\"#,\n 01.e~", max_size=6))
 def test_a_damaged_file_is_a_run_or_an_align_error(run: Check, at: int, cut: int, put: str) -> None:
-    text = STAGES + "train: {epochs: 2, max_steps: 7}\nstages:\n- algorithm: sft\n- algorithm: {type: dpo, beta: 0.2}\n"
+    text = (
+        STAGES
+        + "train: {num_train_epochs: 2, max_steps: 7}\nstages:\n- algorithm: sft\n- algorithm: {type: dpo, beta: 0.2}\n"
+    )
     try:
         run(text[:at] + put + text[at + cut :])
     except AlignError as error:

@@ -19,8 +19,8 @@ from tests.core.runs import run_for, write_rows
 
 ONE_STEP: dict[str, dict[str, Any]] = {
     "data": {"validation_fraction": 0.0},
-    "checkpoint": {"every": 1},
-    "schedule": {"type": "constant", "warmup": 0.0},
+    "checkpoint": {"save_steps": 1},
+    "schedule": {"type": "constant", "warmup_steps": 0.0},
 }
 
 
@@ -47,8 +47,8 @@ def moment_norm(optimizer: dict[str, Any]) -> float:
 
 
 def test_clipping_scales_the_gradient_to_the_norm(tiny_model_dir: Path, tmp_path: Path) -> None:
-    free = one_step(tiny_model_dir, tmp_path, "free", train={"clip_norm": None})
-    clipped = one_step(tiny_model_dir, tmp_path, "clipped", train={"clip_norm": 0.25})
+    free = one_step(tiny_model_dir, tmp_path, "free", train={"max_grad_norm": None})
+    clipped = one_step(tiny_model_dir, tmp_path, "clipped", train={"max_grad_norm": 0.25})
     assert free["row"]["grad_norm"] == clipped["row"]["grad_norm"], "the norm that is logged is the one before clipping"
     assert moment_norm(free["optimizer"]) == pytest.approx(0.1 * float(free["row"]["grad_norm"]), rel=1e-4)
     assert moment_norm(clipped["optimizer"]) == pytest.approx(0.1 * 0.25, rel=1e-4)
@@ -57,8 +57,8 @@ def test_clipping_scales_the_gradient_to_the_norm(tiny_model_dir: Path, tmp_path
 def test_a_step_is_adamws_with_the_settings_given(tiny_model_dir: Path, tmp_path: Path) -> None:
     """After the first step m = (1 − β1) g, v = (1 − β2) g², and θ moved by −lr g / (|g| + ε): 1711.05101, no decay."""
     beta1, beta2, epsilon, rate = 0.8, 0.95, 0.01, 0.02
-    settings = {"beta1": beta1, "beta2": beta2, "epsilon": epsilon, "learning_rate": rate}
-    one_step(tiny_model_dir, tmp_path, "run", optimizer=settings, train={"clip_norm": None})
+    settings = {"adam_beta1": beta1, "adam_beta2": beta2, "adam_epsilon": epsilon, "learning_rate": rate}
+    one_step(tiny_model_dir, tmp_path, "run", optimizer=settings, train={"max_grad_norm": None})
     saved = checkpoint.load(tmp_path / "run" / "only" / "checkpoints" / "step-00000001")
     (optimizer,) = saved["optimizer_states"]
     start = load_file(tiny_model_dir / "model.safetensors")
@@ -80,7 +80,7 @@ def test_a_run_does_not_go_on_with_another(section: str, tiny_model_dir: Path, t
     rows = write_rows("dpo", tmp_path / "dpo.jsonl")
     (stage,) = run_for("dpo", tiny_model_dir, rows, tmp_path / "run").stages
     before = what_is_learned(stage)
-    other = {"type": "constant", "mode": "copy", "every": 7}
+    other = {"type": "constant", "mode": "copy", "ref_model_sync_steps": 7}
     mine = getattr(stage, section)
     for name in type(mine).model_fields:
         old = getattr(mine, name)

@@ -22,7 +22,9 @@ def test_a_validation_metric_that_is_not_there_stops_before_the_first_step(
 ) -> None:
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     rows = write_rows("dpo", tmp_path / "rows.jsonl")
-    run = run_for("reward_model", tiny_model_dir, rows, tmp_path / "run", validation={"metric": "acuracy"})
+    run = run_for(
+        "reward_model", tiny_model_dir, rows, tmp_path / "run", validation={"metric_for_best_model": "acuracy"}
+    )
     with pytest.raises(AlignError, match=r"validation\.metric\n.*is 'acuracy'[\s\S]*did you mean 'accuracy'"):
         train(run, progress=False)
     assert checkpoint.steps(tmp_path / "run" / "only" / "checkpoints") == []

@@ -64,8 +64,8 @@ def novice(tmp_path_factory: pytest.TempPathFactory) -> Novice:
         "model": {"path": str(place / "model")},
         "data": {"train": str(write(place / "lessons.jsonl", lessons)), "workers": 1},
         "algorithm": "sft",
-        "optimizer": {"learning_rate": 3e-3, "beta2": 0.98},
-        "schedule": {"type": "cosine", "warmup": 30},
+        "optimizer": {"learning_rate": 3e-3, "adam_beta2": 0.98},
+        "schedule": {"type": "cosine", "warmup_steps": 30},
         "train": {"batch_size": 32},
     }
     with pytest.MonkeyPatch.context() as patch:

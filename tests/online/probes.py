@@ -61,7 +61,7 @@ def probe_run(
         "optimizer": {"learning_rate": rate},
         "schedule": {"type": "constant"},
         "train": {"batch_size": 64, "max_steps": steps},
-        "checkpoint": {"every": steps},
+        "checkpoint": {"save_steps": steps},
         "seed": seed,
         "rollout": {
             "rewards": [python(probe)],

@@ -32,8 +32,8 @@ def hacked(novice: Novice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
             "optimizer": {"learning_rate": 2e-3},
             "schedule": {"type": "constant"},
             "train": {"batch_size": 128, "max_steps": 40},
-            "validation": {"every": 2},
-            "checkpoint": {"every": 100},
+            "validation": {"eval_steps": 2},
+            "checkpoint": {"save_steps": 100},
             "rollout": {
                 "rewards": [python("long")],
                 "gold": python("short"),

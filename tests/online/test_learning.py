@@ -34,10 +34,10 @@ def arithmetic(novice: Novice, name: str, output: Path, seed: int, **rollout: An
         "model": {"path": str(novice.model)},
         "data": {"train": str(novice.train), "validation": str(novice.held_out), "workers": 1},
         "algorithm": {"type": name, **settings},
-        "optimizer": {"learning_rate": rate, "beta2": 0.98},
+        "optimizer": {"learning_rate": rate, "adam_beta2": 0.98},
         "schedule": {"type": "constant"},
         "train": {"batch_size": 128, "max_steps": steps},
-        "validation": {"every": steps},
+        "validation": {"eval_steps": steps},
         "seed": seed,
         "rollout": {"rewards": ["math"], "sampling": {"max_completion_length": 16}, "samples": "none", **rollout},
     }
@@ -82,8 +82,8 @@ def test_learning_from_the_best_of_eight_answers(
             "name": "sft",
             "data": {"train": "stage:best", "workers": 1},
             "algorithm": "sft",
-            "optimizer": {"learning_rate": 3e-4, "beta2": 0.98},
-            "train": {"batch_size": 16, "epochs": 6},
+            "optimizer": {"learning_rate": 3e-4, "adam_beta2": 0.98},
+            "train": {"batch_size": 16, "num_train_epochs": 6},
             **common,
         },
         {

@@ -104,7 +104,7 @@ def test_an_epoch_asks_each_prompt_once(
         rollout={"batches": batches},
         data={"train": str(file), "workers": 1},
         algorithm={"type": "grpo", "group": 4, "passes": passes},
-        train={"batch_size": answers, "epochs": epochs},
+        train={"batch_size": answers, "num_train_epochs": epochs},
     )
     train(made, progress=False)
     asked = [[row["source"] for row in samples(made, phase)[::4]] for phase in range(1, len(phases) + 1)]
@@ -244,7 +244,7 @@ def test_sampling_from_another_distribution_needs_no_refusal_where_no_ratio_is_u
 
 def test_sigterm_between_phases_saves_and_resumes_to_the_bit(run: Any, tmp_path: Path) -> None:
     """The signal comes while answers are sampled: nothing of the phase is kept, and it is sampled again alike."""
-    sections = {"train": {"batch_size": 16, "max_steps": 10}, "checkpoint": {"every": 3}}
+    sections = {"train": {"batch_size": 16, "max_steps": 10}, "checkpoint": {"save_steps": 3}}
     rollout = {"sampling": {"max_completion_length": 64}, "batches": 2}
     quiet = run("low_ids", "quiet", rollout, **sections)
     train(quiet, progress=False)
@@ -274,7 +274,7 @@ def test_resuming_at_every_step_of_a_phase_is_exact(run: Any, algorithm: dict[st
     sections = {
         "algorithm": algorithm,
         "train": {"batch_size": 16, "max_steps": 8},
-        "checkpoint": {"every": 1, "keep": 9},
+        "checkpoint": {"save_steps": 1, "save_total_limit": 9},
     }
     whole = run("low_ids", "whole", {"batches": 2}, **sections)
     train(whole, progress=False)
@@ -319,7 +319,7 @@ def test_a_phase_broken_off_while_refilling_leaves_no_trace(run: Any) -> None:
 
 def test_a_reward_that_fails_stops_the_run_and_loses_nothing(run: Any) -> None:
     """Without a time limit its failure is the run's; the step before it is saved, off the interval too."""
-    made = run("breaks", train={"batch_size": 16, "max_steps": 6}, checkpoint={"every": 100})
+    made = run("breaks", train={"batch_size": 16, "max_steps": 6}, checkpoint={"save_steps": 100})
     with pytest.raises(AlignError) as caught:
         train(made, progress=False)
     assert all(word in str(caught.value) for word in ("the judge went home", "step 3 is saved", "--resume"))

@@ -34,7 +34,7 @@ def run_with(server: Server, place: Path, **settings: Any) -> Run:
         "data": {"train": str(place / "prompts.jsonl"), "workers": 1},
         "algorithm": {"type": "rloo", "beta": 0.0, "group": 2},
         "train": {"batch_size": 4, "max_steps": STEPS},
-        "checkpoint": {"every": 1},
+        "checkpoint": {"save_steps": 1},
         "rollout": {"rewards": [reward], "sampling": {"max_completion_length": 4}},
     }
     return Run.model_validate({"output": str(place / "run"), "stages": [stage]})

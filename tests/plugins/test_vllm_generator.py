@@ -510,7 +510,7 @@ def run_of(model_dir: Path, output: Path, generator: dict[str, Any], steps: int,
         "optimizer": {"learning_rate": 3e-3},
         "schedule": {"type": "constant"},
         "train": {"batch_size": 32, "max_steps": steps},
-        "checkpoint": {"every": 1},
+        "checkpoint": {"save_steps": 1},
         "devices": {"accelerator": "cpu", "count": processes},
         "rollout": {
             "generator": {"type": "vllm", "kv_cache": 0.125, **generator},

@@ -167,7 +167,7 @@ def _load(name: str, facts: Facts, assumed: list[Assumption]) -> Load | None:
         )
     epochs = 2 if name == "sft" else 1
     if name == "sft":
-        assumed.append(Assumption(fact="train.epochs = 2", why="not stated", effect="time grows with it"))
+        assumed.append(Assumption(fact="train.num_train_epochs = 2", why="not stated", effect="time grows with it"))
     return Load(epochs * tokens, tokens if name in ("dpo", "kto") else 0.0)
 
 

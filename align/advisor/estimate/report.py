@@ -179,7 +179,7 @@ def load_of(asked: Asked) -> Load | None:
         tokens = batches.steps * stage.train.batch_size * batches.tokens / batches.rows
     else:
         tokens = float(batches.steps * stage.train.batch_size * stage.data.max_length * needs.sequences)
-    once = tokens / max(1.0, stage.train.epochs) if needs.ahead else tokens
+    once = tokens / max(1.0, stage.train.num_train_epochs) if needs.ahead else tokens
     return Load(tokens, needs.passes_read * once)
 
 

@@ -255,4 +255,4 @@ def _steps(stage: Stage, algorithm: Algorithm, rows: int | None) -> int | None:
         return stage.train.max_steps
     if isinstance(algorithm, Online) and stage.rollout is not None:
         return extent(stage, algorithm, rows)[1]
-    return max(1, round(stage.train.epochs * -(-rows // stage.train.batch_size)))
+    return max(1, round(stage.train.num_train_epochs * -(-rows // stage.train.batch_size)))

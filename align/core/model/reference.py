@@ -175,7 +175,7 @@ def make_reference(spec: run.Reference, policy: Policy, stage: run.Stage, *, kno
         case "adapter-off":
             return AdapterOff(policy)
         case "moving-average":
-            return MovingAverage(policy, spec.mixing, spec.every)
+            return MovingAverage(policy, spec.ref_model_mixup_alpha, spec.ref_model_sync_steps)
         case _:
             return AdapterSnapshot(policy) if adapted else Snapshot(policy)
 

@@ -90,7 +90,7 @@ class Keeper(Checkpoint):
         """Whether Lightning evaluates after this step."""
         if not self.validates:
             return False
-        every = module.stage.validation.every or self.phases.evaluate_every
+        every = module.stage.validation.eval_steps or self.phases.evaluate_every
         due = step % every == 0 if every else self.phases.locate(step)[1] == 0
         return due or step >= module.total_steps
 
@@ -129,14 +129,14 @@ class Keeper(Checkpoint):
             self.best_value, self.best_step, self.evaluations_without_gain = value, trainer.global_step, 0
         elif value is not None:  # else nobody scored a held-out answer, and there is nothing to judge
             self.evaluations_without_gain += 1
-        patience = module.stage.validation.patience
+        patience = module.stage.validation.early_stopping_patience
         if patience is not None and self.evaluations_without_gain >= patience:
             trainer.should_stop = True
         self._save_if_due(trainer, module, now=better or trainer.should_stop or module.stopping)
 
     def _save_if_due(self, trainer: Trainer, module: AlignModule, now: bool) -> None:
         step = trainer.global_step
-        if now or module.paused or step % module.stage.checkpoint.every == 0 or step >= module.total_steps:
+        if now or module.paused or step % module.stage.checkpoint.save_steps == 0 or step >= module.total_steps:
             self.save(trainer, module)
         if module.paused is not None and step < module.total_steps:
             self.on_pause(step)
@@ -164,7 +164,7 @@ class Keeper(Checkpoint):
         path = checkpoint.at(self.root, step)
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            checkpoint.rotate(self.root, module.stage.checkpoint.keep, self.best_step)
+            checkpoint.rotate(self.root, module.stage.checkpoint.save_total_limit, self.best_step)
         trainer.strategy.barrier("checkpoint")
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -206,7 +206,7 @@ def goal_of(stage: Stage, algorithm: Algorithm) -> tuple[str, str]:
     metric, mode = algorithm.goal
     if stage.rollout is not None and stage.rollout.gold is not None:
         metric = "gold"
-    return stage.validation.metric or metric, stage.validation.mode or mode
+    return stage.validation.metric_for_best_model or metric, stage.validation.mode or mode
 
 
 def _no_such_metric(module: AlignModule, metric: str) -> AlignError:
@@ -214,7 +214,7 @@ def _no_such_metric(module: AlignModule, metric: str) -> AlignError:
     return AlignError(
         f"is {metric!r}, which the held-out rows do not give",
         did_you_mean(metric, known),
-        where=f"{module.stage.name}: validation.metric",
+        where=f"{module.stage.name}: validation.metric_for_best_model",
     )
 
 

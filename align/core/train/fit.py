@@ -183,7 +183,7 @@ def _trainer(
         keeper,
         *registry.collect("make_callbacks", run=directory.run),
     ]
-    every = stage.validation.every or setup.phases.evaluate_every
+    every = stage.validation.eval_steps or setup.phases.evaluate_every
     trainer = Trainer(
         accelerator="gpu" if hardware.accelerator == "cuda" else "cpu",
         devices=hardware.devices,

@@ -188,7 +188,7 @@ class AlignModule(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip each network by its global norm, also where Lightning's sharded plugins refuse to."""
-        limit = self.stage.train.clip_norm or math.inf
+        limit = self.stage.train.max_grad_norm or math.inf
         for name, network in self.networks.items():
             norm = self.metrics[_of("grad_norm", name)]
             for parameter in network.parameters() if norm > limit else ():

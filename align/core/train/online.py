@@ -258,7 +258,7 @@ def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, i
     if stage.train.max_steps:
         return None, stage.train.max_steps
     full = groups_per_phase(stage, algorithm)
-    wanted = max(1, round(stage.train.epochs * prompts))
+    wanted = max(1, round(stage.train.num_train_epochs * prompts))
     phases, left = divmod(wanted, full)
     last = -(-left * stage.rollout.batches // full)  # rounded up: a short last batch is still a step
     batches = phases * stage.rollout.batches + last
@@ -306,6 +306,6 @@ def _finite(flat: Sequence[Experience], along: Mapping[str, Sequence[NDArray[np.
             if not np.isfinite(values).all():
                 raise AlignError(
                     f"an answer to it has a {name} that is not finite",
-                    "see the phase's samples; a model that gives NaN needs a lower learning rate or clip_norm",
+                    "see the phase's samples; a model that gives NaN needs a lower learning rate or max_grad_norm",
                     where=experience.source,
                 )

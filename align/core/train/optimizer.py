@@ -31,8 +31,8 @@ def adamw(groups: Groups, stage: Stage) -> torch.optim.AdamW:
     settings = stage.optimizer
     return torch.optim.AdamW(
         groups,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
         fused=stage.train.precision != "16-mixed",  # fused AdamW unscales by itself, before we can clip
     )
 

@@ -138,7 +138,7 @@ class EpochPhases:
         self.examples, self.cutter, self.seed = examples, cutter, seed
         self.batch_size = train.batch_size
         self.steps_per_epoch = len(self._compose(0))
-        wanted = max(1, round(train.epochs * self.steps_per_epoch))
+        wanted = max(1, round(train.num_train_epochs * self.steps_per_epoch))
         self.total_steps = train.max_steps or wanted
 
     def _compose(self, epoch: int) -> list[NDArray[Any]]:
