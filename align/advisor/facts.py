@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from align.schemas.advice import Hardware, Primary, Step
+from align.schemas.advice import HardwareFit, Primary, Step
 from align.schemas.project import DataKind, DataSet, Project, Tried
 
 Status = Literal["asserted", "negated", "tried", "planned", "attributed", "done"]
@@ -69,7 +69,7 @@ class Plan:
     primary: Primary
     steps: tuple[Step, ...] = ()
     companions: tuple[str, ...] = ()
-    hardware: Hardware | None = None
+    hardware: HardwareFit | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:

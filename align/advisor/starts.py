@@ -12,13 +12,13 @@ from align.advisor.estimate.memory import Tuning
 from align.advisor.facts import Facts, Plan
 from align.advisor.known import ALGORITHM, DATA_OF, scorer
 from align.advisor.thresholds import Thresholds
-from align.schemas.advice import Algorithm, Hardware
+from align.schemas.advice import Algorithm, HardwareFit
 
 HEAVIEST: tuple[Tuning, ...] = ("full", "lora", "qlora")
 """By what they take, the heaviest first."""
 
 
-def algorithms(facts: Facts, limit: Thresholds, plan: Plan, hardware: Hardware | None) -> list[Algorithm]:
+def algorithms(facts: Facts, limit: Thresholds, plan: Plan, hardware: HardwareFit | None) -> list[Algorithm]:
     """The algorithm of every stage that trains or samples, with its tuning, settings and their sources."""
     stages = [step.stage for step in plan.steps if step.stage in _table()]
     return [_start(facts, stage, _tuning(facts, limit, stage, hardware)) for stage in dict.fromkeys(stages)]
@@ -42,7 +42,7 @@ def wanted_tuning(facts: Facts, limit: Thresholds, stage: str) -> Tuning:
     return "full" if stage == "continual_pretraining" or many else "lora"
 
 
-def _tuning(facts: Facts, limit: Thresholds, stage: str, hardware: Hardware | None) -> Tuning:
+def _tuning(facts: Facts, limit: Thresholds, stage: str, hardware: HardwareFit | None) -> Tuning:
     """As wanted, unless memory leaves only another way."""
     wanted = wanted_tuning(facts, limit, stage)
     chosen = hardware.chosen if hardware else None

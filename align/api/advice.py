@@ -333,9 +333,9 @@ def of_hardware(hardware: HardwareLike) -> list[Evidence]:
     if isinstance(hardware, HardwareFacts):
         return _hardware(hardware, "answer", "hardware")
     if hardware == "auto":
-        from align.core.machine import here
+        from align.core.hardware import facts
 
-        return _hardware(here(), "measured", "this machine")
+        return _hardware(facts(), "measured", "this machine")
     place, values = "hardware", hardware
     if not isinstance(hardware, Mapping):
         place = str(hardware)

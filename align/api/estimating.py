@@ -12,11 +12,13 @@ from align.advisor.estimate.report import StageEstimate, estimated
 from align.advisor.estimate.shape import Shape, named_size, of_directory, typical
 from align.advisor.estimate.work import read_prices
 from align.api.inputs import RunLike, as_run
-from align.core.estimate.here import Machine, Ready, machine, ready
+from align.core.estimate.here import Ready, ready
+from align.core.hardware import present
 from align.core.system_errors import explaining
 from align.schemas import gpus
 from align.schemas.errors import AlignError
 from align.schemas.gpus import Device
+from align.schemas.hardware import Hardware
 from align.schemas.run import Run, Stage
 
 STATES = ("weights", "optimizer", "gradients", "reference", "critic")
@@ -89,17 +91,17 @@ def _stage(
     currency: str,
 ) -> StageEstimate:
     """Estimate one stage. dry: also count a dry run. measure: also run real steps, and correct by them."""
-    here = where(place, machine(stage.devices) if place.device is None and place.memory is None else None)
+    here = where(place, present(stage.devices) if place.device is None and place.memory is None else None)
     billions = run.project.model.params_b if run.project else None
     billions = billions or named_size(stage.model.path)
-    known = ready(run.stages, stage, here.accelerator, here.count, sized=billions is not None)
+    known = ready(run.stages, stage, here.accelerator, here.world_size, sized=billions is not None)
     asked = Asked(
         stage=known.stage,
         needs=known.needs,
         shape=_shape(known, billions, exactly="--dry-run" if dry else "--calibrate" if measure else None),
         batches=known.planned.batches,
         device=_device(here),
-        devices=here.count,
+        devices=here.world_size,
         accelerator=here.accelerator,
     )
     each = estimated(asked, prices, currency)
@@ -127,34 +129,34 @@ def _shape(known: Ready, billions: float | None, exactly: str | None) -> Shape:
     return typical(billions)
 
 
-def where(place: Place, here: Machine | None) -> Machine:
+def where(place: Place, here: Hardware | None) -> Hardware:
     """Return the device that is meant. Raises AlignError for a name that is not listed and comes without a memory."""
     if here is not None:
-        return replace(here, count=place.devices or here.count)
-    if place.device is None:
-        assert place.memory is not None
-        return Machine("cuda", "GPU", place.memory, place.devices or 1)
-    if place.memory is not None and gpus.find(place.device) is None:
-        return Machine("cuda", place.device, place.memory, place.devices or 1)
-    device = gpus.named(place.device)
-    return Machine("cuda", device.name, place.memory or device.memory, place.devices or 1)
+        return here if place.devices is None else replace(here, devices=place.devices, nodes=1)
+    name, memory = place.device or "GPU", place.memory
+    if place.device is not None and (memory is None or gpus.find(place.device) is not None):
+        device = gpus.named(place.device)
+        name, memory = device.name, memory or device.memory
+    assert memory is not None  # without a device and a memory it is this machine that is meant
+    return Hardware("cuda", place.devices or 1, 1, round(memory), name=name)
 
 
-def _device(here: Machine) -> Device:
+def _device(here: Hardware) -> Device:
     """Return the device, with its speed where the table has it."""
     known = gpus.find(here.name, here.memory) if here.accelerator == "cuda" else None
-    return replace(known, memory=here.memory) if known else Device(here.name, here.memory)
+    return replace(known, memory=float(here.memory)) if known else Device(here.name, float(here.memory))
 
 
-def _counted(known: Ready, here: Machine, estimate: StageEstimate) -> Mapping[str, dict[str, float]]:
+def _counted(known: Ready, here: Hardware, estimate: StageEstimate) -> Mapping[str, dict[str, float]]:
     """The dry run's bytes. It holds a whole replica: under fsdp its states are divided here.
 
     What lies outside tensors (CUDA's own, an engine's share) is the estimate's.
     """
     from align.core.estimate.dryrun import dry_run
 
-    share = here.count if estimate.strategy == "fsdp" else 1
-    counted = dry_run(known.stage, known.algorithm, known.planned, here.accelerator, here.count, known.layout).phases
+    devices = here.world_size
+    share = devices if estimate.strategy == "fsdp" else 1
+    counted = dry_run(known.stage, known.algorithm, known.planned, here.accelerator, devices, known.layout).phases
     return {
         phase: {name: size / (share if name in STATES else 1) for name, size in parts.items()}
         | {name: size for name, size in estimate.phases[phase].items() if name in BESIDE}
@@ -164,7 +166,7 @@ def _counted(known: Ready, here: Machine, estimate: StageEstimate) -> Mapping[st
 
 def _measured(
     known: Ready,
-    here: Machine,
+    here: Hardware,
     asked: Asked,
     before: StageEstimate,
     prices: Mapping[str, float] | None,
@@ -173,7 +175,7 @@ def _measured(
     """The estimate corrected by real steps on this machine."""
     from align.core.estimate.calibrate import calibrate
 
-    local = machine(known.stage.devices)
+    local = present(known.stage.devices)
     if any(source.path.startswith("rows of ") for source in known.stage.data.train):
         raise AlignError(
             "learns from rows that are not there yet", "calibrate it once they are", where=known.stage.name
@@ -190,5 +192,5 @@ def _measured(
     after = estimated(asked, prices, currency, factor)
     measured = {"peak": float(seen.peaks[phase]), "estimated": guessed, "factor": factor, "step_seconds": seen.seconds}
     if asked.batches.steps and here.accelerator == local.accelerator:
-        measured["hours"] = seen.seconds * asked.batches.steps / here.count / 3600
+        measured["hours"] = seen.seconds * asked.batches.steps / here.world_size / 3600
     return replace(after, counted=before.counted, measured=measured)

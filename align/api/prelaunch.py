@@ -114,7 +114,9 @@ def settled(project: Project, stages: Sequence[Stage], hardware: Hardware) -> Pr
     if Path(first.model.path).is_dir() or project.model.name is None:
         known["model"] = project.model.model_copy(update={"name": first.model.path})
     if hardware.accelerator == "cuda":
-        here = {"gpus": hardware.world_size, "memory_gb": hardware.memory / 1e9}
+        here: dict[str, object] = {"gpus": hardware.world_size, "memory_gb": hardware.memory / 1e9}
+        if hardware.name:
+            here["gpu"] = hardware.name
         known["hardware"] = project.hardware.model_copy(update=here)
     elif project.hardware.gpus is None:
         known["hardware"] = project.hardware.model_copy(update={"gpus": 0})

@@ -185,15 +185,16 @@ def _agreement(samples: Sequence[Sample]) -> tuple[float, float] | None:
 def expected(run: Run) -> Iterator[str]:
     """Yield how long each unfinished stage will take, from a few real steps of it on this machine."""
     from align.core.estimate.calibrate import calibrate
-    from align.core.estimate.here import machine, ready
+    from align.core.estimate.here import ready
+    from align.core.hardware import present
 
     low = high = 0.0
     for stage in run.stages:
         if (Path(run.output) / stage.name / "done.json").is_file():
             continue
-        here = machine(stage.devices)
+        here = present(stage.devices)
         try:
-            known = ready(run.stages, stage, here.accelerator, here.count)
+            known = ready(run.stages, stage, here.accelerator, here.world_size)
             with working(f"{stage.name}: timing a few steps"):
                 seconds = calibrate(known.stage, here).seconds
         except AlignError:  # training meets the same error, and reports it

@@ -130,8 +130,8 @@ class Fit(_Told):
     """The cheapest thing that would help."""
 
 
-class Hardware(_Told):
-    """What is given, what fits, and what does not."""
+class HardwareFit(_Told):
+    """The hardware that is given, and which ways of holding the model fit it."""
 
     given: str
     capacity_gb: float | None
@@ -231,7 +231,7 @@ class Advice(_Told):
     missing: list[Question]
     data: list[DataNeed]
     algorithms: list[Algorithm]
-    hardware: Hardware | None
+    hardware: HardwareFit | None
     estimate: Estimate | None
     warnings: list[Warned]
     evals: Gate | None

@@ -1,4 +1,7 @@
-"""What a machine offers and what a fit needs: the facts that strategies and checks decide by. No torch."""
+"""The hardware of a run, and what a fit needs of it: the facts that strategies, checks and estimates decide by.
+
+No torch. What is known of a GPU by its name is in ``align.schemas.gpus``; what a brief says, in ``project``.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from typing import Literal
 class Hardware:
     """The devices a run is to use.
 
-    devices: devices (processes) per node. nodes: machines. memory: bytes of one device. timeout: seconds that
-    a collective waits for the other processes.
+    devices: devices (processes) per node. nodes: machines. memory: bytes of one device, 0 where it is not here.
+    timeout: seconds that a collective waits for the other processes. name: of the device, as its driver or the list
+    of GPUs has it; empty where unknown.
     """
 
     accelerator: Literal["cpu", "cuda"]
@@ -19,6 +23,7 @@ class Hardware:
     nodes: int
     memory: int
     timeout: float = 1800.0
+    name: str = ""
 
     @property
     def world_size(self) -> int:

@@ -18,7 +18,7 @@ from align.advisor.starts import algorithms
 from align.advisor.thresholds import Thresholds
 from align.cli import main
 from align.core import runfile, strictyaml
-from align.schemas.advice import Advice, Fit, Hardware, Step
+from align.schemas.advice import Advice, Fit, HardwareFit, Step
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
 from align.schemas.run import Run
@@ -55,7 +55,7 @@ def advised(stages: Sequence[str], project: Project, strategy: str | None = None
     facts: Facts = gather(from_form(project))
     steps = tuple(Step(stage=stage, why=["R-X-1"]) for stage in stages)
     fit = Fit(strategy=strategy or "full-ddp", verdict="fits", per_gpu_gb={}, total_gb=1, short_gb=-1)
-    hardware = Hardware(given="", capacity_gb=1, chosen=fit) if strategy else None
+    hardware = HardwareFit(given="", capacity_gb=1, chosen=fit) if strategy else None
     chosen = algorithms(facts, LIMIT, Plan("post_training", steps), hardware)
     return full().model_copy(update={"plan": list(steps), "algorithms": chosen, "hardware": hardware})
 

@@ -15,14 +15,14 @@ from align.advisor.estimate.plan import plan_fit
 from align.advisor.estimate.shape import typical
 from align.advisor.facts import Facts
 from align.advisor.known import DATA_OF
-from align.schemas.advice import Assumption, Estimate, Hardware, Step
+from align.schemas.advice import Assumption, Estimate, HardwareFit, Step
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
 
 
 def taken(
     stages: list[str], prices: Path | None = None, **form: Any
-) -> tuple[Hardware | None, Estimate | None, list[Assumption]]:
+) -> tuple[HardwareFit | None, Estimate | None, list[Assumption]]:
     facts = Facts(Project.model_validate(form))
     return plan_fit(facts, [Step(stage=stage, why=[]) for stage in stages], None, prices)
 

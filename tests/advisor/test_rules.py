@@ -10,7 +10,7 @@ import pytest
 
 from align.advisor.facts import Plan
 from align.advisor.rule import Ask, Finding, Warn
-from align.schemas.advice import Fit, Hardware, Step
+from align.schemas.advice import Fit, HardwareFit, Step
 from align.schemas.project import Project
 from tests.advisor.deciding import LIMIT, advice, corpus, facts, fired, rows, rules, stages, warned
 
@@ -345,7 +345,7 @@ def fit(strategy: str, verdict: str, total: float) -> Fit:
     ],
 )
 def test_memory(asked: Fit | None, chosen: Fit | None, level: str | None) -> None:
-    hardware = Hardware(given="1 x 80 GB", capacity_gb=80, chosen=chosen, asked=asked)
+    hardware = HardwareFit(given="1 x 80 GB", capacity_gb=80, chosen=chosen, asked=asked)
     plan = Plan("post_training", (Step(stage="sft", why=["R-POST-1"]),), hardware=hardware)
     outcome = rules()["W-MEMORY"](_with_plan(plan), LIMIT)
     assert (outcome.level if isinstance(outcome, Warn) else outcome) == level
@@ -353,7 +353,7 @@ def test_memory(asked: Fit | None, chosen: Fit | None, level: str | None) -> Non
 
 def test_memory_where_pretraining_has_to_make_do_with_an_adapter() -> None:
     steps = (Step(stage="continual_pretraining", why=["R-CPT-1"]),)
-    hardware = Hardware(given="1 x 80 GB", capacity_gb=80, chosen=fit("lora-ddp", "fits", 30))
+    hardware = HardwareFit(given="1 x 80 GB", capacity_gb=80, chosen=fit("lora-ddp", "fits", 30))
     outcome = rules()["W-MEMORY"](_with_plan(Plan("continual_pretraining", steps, hardware=hardware)), LIMIT)
     assert isinstance(outcome, Warn) and outcome.level == "warning"
 

@@ -17,16 +17,16 @@ from align.cli import main
 from align.core import runfile
 from align.core.projectfile import Brief, of_text
 from align.core.report import write_report
-from align.schemas.advice import Advice, Fit, Hardware
+from align.schemas.advice import Advice, Fit, HardwareFit
 from align.schemas.errors import AlignError
-from align.schemas.hardware import Hardware as Machine
+from align.schemas.hardware import Hardware
 from align.schemas.project import Project
 from align.schemas.run import Run, Stage
 from tests.advisor.advices import full, insufficient
 from tests.core.runs import REWARDS, write_rows
 
-CPU = Machine("cpu", 1, 1, 8 * 10**9)
-GPU = Machine("cuda", 2, 1, 24 * 10**9)
+CPU = Hardware("cpu", 1, 1, 8 * 10**9)
+GPU = Hardware("cuda", 2, 1, 24 * 10**9)
 FITTING = {"description": "One answer must keep 27 rules at the same time.", "behaviour": {"rules_count": 27}}
 CORPUS = {"knowledge": {"changes": "daily", "source": "proprietary"}}
 
@@ -210,7 +210,7 @@ def test_obstacles_of_every_kind() -> None:
     fit = Fit(strategy="qlora-ddp", verdict="does_not_fit", per_gpu_gb={}, total_gb=41, short_gb=17, knob="half of it")
     tight = full().model_copy(
         update={
-            "hardware": Hardware(given="1 x 24 GB", capacity_gb=24, chosen=None, rejected=[fit]),
+            "hardware": HardwareFit(given="1 x 24 GB", capacity_gb=24, chosen=None, rejected=[fit]),
             "requested": None,
             "warnings": [],
         }

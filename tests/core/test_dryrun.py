@@ -17,8 +17,9 @@ from align.core.data.plan import FORWARD, cut
 from align.core.estimate.batches import Planned, measured, needs_of, planned
 from align.core.estimate.calibrate import calibrate
 from align.core.estimate.dryrun import count, dry_run
-from align.core.estimate.here import config_of, machine, ready
+from align.core.estimate.here import config_of, ready
 from align.core.estimate.track import Tracker
+from align.core.hardware import present
 from align.core.model import policy as policies
 from align.core.model.load import build_policy
 from align.core.registry import registry
@@ -141,7 +142,7 @@ def dry_cutter(stage: Stage, algorithm: Any) -> Cutter:
 @pytest.mark.parametrize("algorithm", ["sft", "grpo"])
 def test_real_steps_measured_agree(algorithm: str, small: Path, tmp_path: Path) -> None:
     stage = staged(algorithm, small, tmp_path, data={"validation_fraction": 0.0})
-    seen = calibrate(stage, machine(stage.devices))
+    seen = calibrate(stage, present(stage.devices))
     said = formulas(stage, built(stage), seen.planned)
     assert seen.seconds > 0
     assert seen.peaks["training"] == pytest.approx(said["training"], rel=0.1)
@@ -256,8 +257,8 @@ def test_a_model_that_cannot_be_had_is_said(tiny_model_dir: Path, tmp_path: Path
 
 
 def test_this_machine() -> None:
-    here = machine(Devices(accelerator="cpu", count=3))
-    assert (here.accelerator, here.count) == ("cpu", 3) and here.memory > 1e9
+    here = present(Devices(accelerator="cpu", count=3))
+    assert (here.accelerator, here.world_size, here.name) == ("cpu", 3, "CPU") and here.memory > 1e9
     if not torch.cuda.is_available():
         with pytest.raises(AlignError, match="there is no GPU here"):
-            machine(Devices(accelerator="cuda"))
+            present(Devices(accelerator="cuda"))

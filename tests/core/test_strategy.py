@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from align.core.hardware import detect, present
 from align.core.registry import registry
-from align.core.train.strategy import Strategy, detect
+from align.core.train.spawn import launched
+from align.core.train.strategy import Strategy
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice, Devices
@@ -19,21 +23,21 @@ def started(monkeypatch: pytest.MonkeyPatch, local: int, world: int) -> None:
 
 
 def test_a_cpu_run_is_one_process_unless_it_says_more() -> None:
-    assert detect(Devices(accelerator="cpu")).world_size == 1
-    assert detect(Devices(accelerator="cpu", count=3)).world_size == 3
+    assert launched(Devices(accelerator="cpu")).world_size == 1
+    assert launched(Devices(accelerator="cpu", count=3)).world_size == 3
 
 
 def test_torchrun_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     started(monkeypatch, local=2, world=4)
-    found = detect(Devices(accelerator="cpu"))
+    found = launched(Devices(accelerator="cpu"))
     assert (found.devices, found.nodes) == (2, 2)
     with pytest.raises(AlignError, match="asks for 3 processes on 1 nodes, but 2 on 2 were started"):
-        detect(Devices(accelerator="cpu", count=3))
+        launched(Devices(accelerator="cpu", count=3))
 
 
 def test_several_nodes_need_a_launcher() -> None:
     with pytest.raises(AlignError, match="torchrun --nnodes=2 --nproc-per-node=4"):
-        detect(Devices(accelerator="cpu", nodes=2, count=4))
+        launched(Devices(accelerator="cpu", nodes=2, count=4))
 
 
 @pytest.mark.parametrize(
@@ -56,3 +60,20 @@ def test_single_refuses_more_than_one() -> None:
     single: Strategy = registry.build("strategy", Choice(type="single"))
     with pytest.raises(AlignError, match="but the run has 2 devices"):
         single.settle(Hardware("cpu", 2, 1, GIB), Footprint(0, 0), lambda: single)
+
+
+def test_one_type_describes_the_hardware_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training, the launch check and estimates get the same value; only torchrun's group changes it."""
+    monkeypatch.delenv("RANK", raising=False)
+    devices = Devices(accelerator="cpu", count=2)
+    assert detect(devices) == present(devices) == launched(devices)
+    started(monkeypatch, local=2, world=6)
+    assert launched(devices) == replace(detect(devices), nodes=3)
+
+
+def test_a_gpu_that_is_not_here_can_be_checked_for_but_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    found = launched(Devices(accelerator="cuda"))
+    assert (found.accelerator, found.devices, found.memory, found.name) == ("cuda", 1, 0, "")
+    with pytest.raises(AlignError, match="is cuda, and there is no GPU here"):
+        present(Devices(accelerator="cuda"))

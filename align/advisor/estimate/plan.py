@@ -13,7 +13,7 @@ from align.advisor.estimate.work import Load
 from align.advisor.facts import Facts
 from align.advisor.known import DATA_OF, SAMPLING
 from align.schemas import gpus
-from align.schemas.advice import Assumption, Estimate, Fit, Hardware, Range, Step
+from align.schemas.advice import Assumption, Estimate, Fit, HardwareFit, Range, Step
 from align.schemas.errors import AlignError
 from align.schemas.gpus import Device
 from align.schemas.project import Project
@@ -39,11 +39,11 @@ class _Stage:
 
 def plan_fit(
     facts: Facts, steps: Sequence[Step], tuning: Tuning | None = None, prices: Path | None = None
-) -> tuple[Hardware | None, Estimate | None, list[Assumption]]:
+) -> tuple[HardwareFit | None, Estimate | None, list[Assumption]]:
     """What the training stages of a plan take, and whether and how the hardest of them fits what is given.
 
     tuning: what the advice trains with; null: adapters first, full weights first for continual pre-training. prices: a
-    user's price file. Hardware is None without a model's size or without a stage that trains; ``capacity_gb`` is None
+    user's price file. The fit is None without a model's size or without a stage that trains; ``capacity_gb`` is None
     where nobody said what there is to compute on, and then ``chosen`` is what it would take. Pure but for reading the
     files named.
     """
@@ -184,14 +184,14 @@ def _fit(
     count: int,
     adapters_first: bool,
     tuning: Tuning | None,
-) -> Hardware:
+) -> HardwareFit:
     hardest = max(stages, key=lambda stage: sum(memory.peak(shape, stage.setting).values()))
     if device is None:
         given = "CPU only" if project.hardware.gpus == 0 else "not stated"
         name = strategy.order(adapters_first, 1)[0]
         parts = memory.peak(shape, name.of(hardest.setting))
         needed = strategy.judge(name.name, parts, 2 * sum(parts.values())).model_copy(update={"short_gb": 0.0})
-        return Hardware(given=given, capacity_gb=None, chosen=needed)
+        return HardwareFit(given=given, capacity_gb=None, chosen=needed)
     ram = project.hardware.cpu_ram_gb
     judged = list(
         strategy.ways_judged(shape, hardest.setting, device.memory, adapters_first, None if ram is None else ram * 1e9)
@@ -201,7 +201,7 @@ def _fit(
     asked = project.training.tuning
     of_asked = [fit for fit in judged if _tuning(fit) == asked and fit.strategy not in strategy.FOREIGN]
     before = judged if chosen is None else judged[: judged.index(chosen)]
-    return Hardware(
+    return HardwareFit(
         given=f"{count} x {device.name}" + ("" if "GB" in device.name else f", {device.memory / 1e9:g} GB each"),
         capacity_gb=round(device.memory / 1e9, 3),
         chosen=chosen,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from align.advisor.known import DATA_OF
-from align.schemas.advice import Advice, Fit, Hardware, Quote, Range
+from align.schemas.advice import Advice, Fit, HardwareFit, Quote, Range
 from align.schemas.text import number
 
 Tone = Literal["plain", "good", "warning", "error"]
@@ -158,7 +158,7 @@ def _settings(advice: Advice) -> Iterator[Item]:
         yield Item(_words(name), f"{chosen.tuning}, after {chosen.source}", code=code)
 
 
-def _hardware(hardware: Hardware) -> Iterator[Item]:
+def _hardware(hardware: HardwareFit) -> Iterator[Item]:
     yield Item("given", hardware.given)
     if hardware.asked:
         yield _fit(hardware.asked, hardware, "asked for, ")
@@ -168,7 +168,7 @@ def _hardware(hardware: Hardware) -> Iterator[Item]:
         yield _fit(fit, hardware, "")
 
 
-def _fit(fit: Fit, hardware: Hardware, before: str) -> Item:
+def _fit(fit: Fit, hardware: HardwareFit, before: str) -> Item:
     tones: dict[str, Tone] = {"fits": "good", "tight": "warning", "does_not_fit": "error"}
     of = f" of {hardware.capacity_gb:.4g}" if hardware.capacity_gb else ""
     lacking = f", {fit.short_gb:.3g} GB too much" if fit.verdict == "does_not_fit" else ""

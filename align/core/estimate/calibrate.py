@@ -14,7 +14,6 @@ import torch
 
 from align.core.estimate.batches import Planned, planned
 from align.core.estimate.dryrun import held_tensors, optimizer_step
-from align.core.estimate.here import Machine
 from align.core.estimate.track import Tracker
 from align.core.progress import is_showing, track
 from align.core.rollout.online import Harvest
@@ -26,6 +25,7 @@ from align.core.train.setup import Setup, set_up
 from align.core.train.steps import StepBatch
 from align.schemas.errors import AlignError
 from align.schemas.estimate import Micro
+from align.schemas.hardware import Hardware
 from align.schemas.run import Run, Stage
 
 MANY = 1000
@@ -44,7 +44,7 @@ class Seen:
     planned: Planned
 
 
-def calibrate(stage: Stage, machine: Machine) -> Seen:
+def calibrate(stage: Stage, hardware: Hardware) -> Seen:
     """Run a few steps of a stage on one device here. Raises AlignError where training would.
 
     All of a first phase (offline: one step), which makes the optimizer's state; then one step that is watched, with its
@@ -63,11 +63,11 @@ def calibrate(stage: Stage, machine: Machine) -> Seen:
         if isinstance(setup.phases, RolloutPhases):
             speaking = opened(setup.phases.collector)
         with speaking:
-            return _run(setup, machine)
+            return _run(setup, hardware)
 
 
-def _run(setup: Setup, machine: Machine) -> Seen:
-    cuda = machine.accelerator == "cuda"
+def _run(setup: Setup, hardware: Hardware) -> Seen:
+    cuda = hardware.accelerator == "cuda"
     module = AlignModule(setup.stage, setup.policy, setup.algorithm, setup.reference, MANY, critic=setup.critic)
     module.trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=1, global_step=0, strategy=SimpleNamespace(backward=lambda loss, _: loss.backward())
@@ -98,7 +98,7 @@ def _run(setup: Setup, machine: Machine) -> Seen:
             torch.cuda.synchronize()
         spent.append((fetched - started, time.perf_counter() - fetched))
     answering = min(spent[0][0], spent[phase][0])  # the first is cold, the other watched
-    return Seen(peaks, answering / phase + spent[-1][1], _as_planned(setup, watched, machine))
+    return Seen(peaks, answering / phase + spent[-1][1], _as_planned(setup, watched, hardware))
 
 
 def _steps(setup: Setup) -> Iterator[StepBatch]:
@@ -126,9 +126,9 @@ def _watch(module: AlignModule, optimizer: torch.optim.Optimizer, cuda: bool) ->
         yield {"peak": lambda: tracker.peak, "restart": tracker.start}
 
 
-def _as_planned(setup: Setup, step: StepBatch, machine: Machine) -> Planned:
+def _as_planned(setup: Setup, step: StepBatch, hardware: Hardware) -> Planned:
     """The step that was run, in the estimate's terms."""
     shapes = [(*m.input_ids_RL.shape, len(m.target_T), m.attention_mask_RL is not None) for m in step.micros]
     micros = tuple(Micro(rows, width, scored, padded) for rows, width, scored, padded in shapes)
-    plan = planned(setup.stage, setup.algorithm, machine.accelerator, 1, setup.cutter.layout)
+    plan = planned(setup.stage, setup.algorithm, hardware.accelerator, 1, setup.cutter.layout)
     return replace(plan, batches=replace(plan.batches, micros=micros))

@@ -1,14 +1,12 @@
-"""What an estimate of a run file needs to know of this machine: devices, where models lie, what each stage asks."""
+"""A stage made ready for estimating: its algorithm's needs, its model's config, its planned batches."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -23,17 +21,7 @@ from align.core.train.rollout import settle
 from align.core.train.rundir import located
 from align.schemas.errors import AlignError
 from align.schemas.estimate import Needs
-from align.schemas.run import Adapter, Devices, Stage
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """accelerator: ``cpu`` or ``cuda``. name, memory (bytes): of one device, of which ``count`` share a step."""
-
-    accelerator: str
-    name: str
-    memory: float
-    count: int
+from align.schemas.run import Adapter, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +34,6 @@ class Ready:
     directory: Path | None
     planned: Planned
     layout: Layout
-
-
-def machine(devices: Devices) -> Machine:
-    """What is here, as a run file's ``devices`` would use it; nothing is started."""
-    cuda = devices.accelerator == "cuda" or (devices.accelerator == "auto" and torch.cuda.is_available())
-    if cuda and torch.cuda.is_available():
-        seen = torch.cuda.get_device_properties(0)
-        count = torch.cuda.device_count() if devices.count == "auto" else devices.count
-        return Machine("cuda", seen.name, float(seen.total_memory), count * devices.nodes)
-    if cuda:
-        raise AlignError(
-            "is cuda, and there is no GPU here", "say which is meant: --device H100", where="devices.accelerator"
-        )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine("cpu", "CPU", float(memory), 1 if devices.count == "auto" else devices.count * devices.nodes)
 
 
 def ready(stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int, *, sized: bool = False) -> Ready:

@@ -18,7 +18,6 @@ from align.core.train import spawn
 from align.core.train.failures import worker_failed
 from align.core.train.fit import fit, limits
 from align.core.train.rundir import RunDirectory, remembered
-from align.core.train.strategy import detect
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Hardware
 from align.schemas.results import StageResult
@@ -57,7 +56,7 @@ def look_over(run: Run) -> None:
 
 def largest(run: Run) -> Hardware:
     """What the stage with the most processes runs on."""
-    return max((detect(stage.devices) for stage in run.stages), key=lambda found: found.world_size)
+    return max((spawn.launched(stage.devices) for stage in run.stages), key=lambda found: found.world_size)
 
 
 def _not_handed_on(run: Run) -> Iterator[Problem]:
@@ -83,7 +82,7 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageResult
         if spawn.rank() == 0:
             with working(f"{stage.name}: verifying what it learns from"):
                 directory.begin_stage(stage)
-        hardware = detect(stage.devices)
+        hardware = spawn.launched(stage.devices)
         if spawn.under_launcher() or hardware.world_size == 1:
             fit(directory, stage, progress)
         else:

@@ -35,7 +35,7 @@ from align.core.train.prepare import HeldOutSet, Preparation, Prepared
 from align.core.train.rollout import build_critic, make_collector, refuse_unfit, settle
 from align.core.train.rundir import RunDirectory
 from align.core.train.steps import Cutter, EpochPhases, Phases
-from align.core.train.strategy import Strategy, detect, footprint
+from align.core.train.strategy import Strategy, footprint
 from align.core.train.stream import StreamPhases
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Footprint, Hardware
@@ -73,7 +73,7 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
     if stage.train.precision == "bf16-true":  # weights are loaded so: converting them later would take buffers along
         stage = stage.model_copy(update={"model": stage.model.model_copy(update={"dtype": "bfloat16"})})
-    hardware = detect(stage.devices)
+    hardware = spawn.launched(stage.devices)
     if hardware.accelerator == "cuda":  # before anything is put on a GPU: rewards and engines take the current one
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if isinstance(algorithm, Online):

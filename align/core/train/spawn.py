@@ -19,11 +19,15 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from align.core import interpreter
+from align.core.hardware import detect
 from align.core.liveness import SIGNALS, Limits
+from align.schemas.errors import AlignError
+from align.schemas.hardware import Hardware
+from align.schemas.run import Devices
 
 GRACE_SECONDS = 30.0
 """Seconds that the other workers have to end when one has failed."""
@@ -46,6 +50,33 @@ def under_launcher() -> bool:
 def rank() -> int:
     """Number of this process in its group, 0 alone."""
     return int(os.environ.get("RANK", "0"))
+
+
+def launched(devices: Devices) -> Hardware:
+    """Return the hardware that a stage's processes run on: what ``detect`` finds, or the group that torchrun started.
+
+    Raises AlignError where another number of processes was started than the run file asks for, and where several nodes
+    are asked for and nobody has started them.
+    """
+    found = detect(devices)
+    if under_launcher():
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        nodes = int(os.environ["WORLD_SIZE"]) // local
+        if devices.count not in ("auto", local) or devices.nodes not in (1, nodes):
+            raise AlignError(
+                f"asks for {devices.count} processes on {devices.nodes} nodes, but {local} on {nodes} were started",
+                "start as many, or leave devices.count and devices.nodes out",
+                where="devices",
+            )
+        return replace(found, devices=local, nodes=nodes)
+    if found.nodes > 1:
+        torchrun = f"torchrun --nnodes={found.nodes} --nproc-per-node={found.devices} --rdzv-endpoint=HOST:PORT"
+        raise AlignError(
+            f"asks for {found.nodes} nodes, and align starts processes on this one only",
+            f"start it on each: {torchrun} -m align",
+            where="devices.nodes",
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
