@@ -8,6 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 RENAMED: Mapping[str, Mapping[str, str]] = {
+    "model": {"attention": "attn_implementation"},
+    "model.adapter": {
+        "rank": "r",
+        "alpha": "lora_alpha",
+        "dropout": "lora_dropout",
+        "targets": "target_modules",
+    },
     "reference": {"mixing": "ref_model_mixup_alpha", "every": "ref_model_sync_steps"},
     "optimizer": {"beta1": "adam_beta1", "beta2": "adam_beta2", "epsilon": "adam_epsilon"},
     "schedule": {"warmup": "warmup_steps", "floor": "min_lr_rate"},

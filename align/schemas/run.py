@@ -20,17 +20,17 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Adapter(Config):
-    """A low-rank adapter trained in place of the full weights (LoRA 2106.09685, DoRA 2402.09353)."""
+    """A low-rank adapter trained in place of the full weights (LoRA 2106.09685, DoRA 2402.09353), in PEFT's words."""
 
     type: Literal["lora", "dora"] = "lora"
     """``lora``, or ``dora`` for weight-decomposed LoRA."""
-    rank: PositiveInt = 16
-    """r of the paper (TRL 1.16's default)."""
-    alpha: PositiveFloat = 32
-    """Scale: the update is multiplied by alpha / rank (TRL 1.16's default)."""
-    dropout: Fraction = 0.0
+    r: PositiveInt = 16
+    """Rank of the update (TRL 1.16's default)."""
+    lora_alpha: PositiveFloat = 32
+    """Scale: the update is multiplied by lora_alpha / r (TRL 1.16's default)."""
+    lora_dropout: Fraction = 0.0
     """Dropout on the adapter's input."""
-    targets: Literal["all-linear"] | list[str] = "all-linear"
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Module names to adapt; ``all-linear`` is every linear layer but the head (QLoRA 2305.14314 section 4)."""
     target_parameters: list[str] = Field(default_factory=list)
     """Parameters to adapt that lie in no linear layer, by the end of their names: the fused experts of a mixture
@@ -55,7 +55,7 @@ class Model(Config):
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     """Type the weights are held in; float32 under ``train.precision: bf16-mixed`` is the safe choice. float64 is slow
     and for comparisons: a difference between two runs is then not due to rounding."""
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
     """Attention implementation; ``auto`` leaves it to transformers."""
     adapter: Adapter | None = None
     """Train a low-rank adapter instead of the full weights."""

@@ -38,22 +38,22 @@ ONLINE = {
     "online_dpo": {"type": "online_dpo", "group": 4},
 }
 MIXED = {"train": {"precision": "bf16-mixed"}}
-LORA = {"adapter": {"type": "lora", "rank": 8}}
+LORA = {"adapter": {"type": "lora", "r": 8}}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any], float | None]] = {
     # name: (algorithm, sections, how far its losses may lie from the plain run's; None: it learns something else)
     "padded again": ("sft", {}, 1e-4),
     "one example at a time": ("sft", {"train": {"micro_batch_size": 1}}, 1e-4),
     "packed, sdpa": ("sft", {"train": {"layout": "packed"}}, 1e-4),
-    "packed, eager": ("sft", {"train": {"layout": "packed"}, "model": {"attention": "eager"}}, 1e-4),
-    "packed, flex": ("sft", {"train": {"layout": "auto"}, "model": {"attention": "flex_attention"}}, 1e-3),
+    "packed, eager": ("sft", {"train": {"layout": "packed"}, "model": {"attn_implementation": "eager"}}, 1e-4),
+    "packed, flex": ("sft", {"train": {"layout": "auto"}, "model": {"attn_implementation": "flex_attention"}}, 1e-3),
     "gradient checkpointing": ("sft", {"model": {"gradient_checkpointing": True}}, 1e-4),
     "dpo packed, sdpa": ("dpo", {"train": {"layout": "packed"}}, 1e-4),
     "dpo, reference a copy": ("dpo", {"reference": {"type": "copy"}}, 1e-4),
     "dpo, reference an average": ("dpo", {"reference": {"type": "moving-average", "ref_model_sync_steps": 4}}, None),
     "lora": ("sft", {"model": LORA}, None),
     "lora, bf16-mixed": ("sft", {"model": LORA, **MIXED}, None),
-    "dora": ("sft", {"model": {"adapter": {"type": "dora", "rank": 8}}}, None),
+    "dora": ("sft", {"model": {"adapter": {"type": "dora", "r": 8}}}, None),
     "dpo lora, bf16-mixed": ("dpo", {"model": LORA, **MIXED}, None),
     "grpo lora, bf16-mixed": ("grpo", {"model": LORA, **MIXED}, None),
     "lora, checkpointing, bf16-mixed": ("sft", {"model": {**LORA, "gradient_checkpointing": True}, **MIXED}, None),

@@ -12,7 +12,7 @@ from making import AROUND, SHAPES, model_in, run_of, write_rows
 from recording import GIB, Bench
 from torch.nn import functional
 
-LORA = {"adapter": {"type": "lora", "rank": 16}}
+LORA = {"adapter": {"type": "lora", "r": 16}}
 SAVING = {"gradient_checkpointing": True}
 BF16 = {"dtype": "bfloat16"}
 MIXED, TRUE = {"precision": "bf16-mixed"}, {"precision": "32-true"}

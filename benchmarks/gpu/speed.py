@@ -218,4 +218,11 @@ def main(bench: Bench) -> None:
     sft("equal lengths, checkpointing", medium, long, full, model=saving)
     sft("equal lengths, lora over bfloat16", large, long, full // 2, model={"adapter": {}, "dtype": "bfloat16"})
     if not quick:
-        sft("mixed lengths, packed, flex", medium, mixed, many, model={"attention": "flex_attention"}, train=packed)
+        sft(
+            "mixed lengths, packed, flex",
+            medium,
+            mixed,
+            many,
+            model={"attn_implementation": "flex_attention"},
+            train=packed,
+        )

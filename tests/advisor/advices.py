@@ -109,7 +109,7 @@ def full() -> Advice:
                     "stage": "sft",
                     "name": "sft",
                     "tuning": "lora",
-                    "start": {"optimizer.learning_rate": 2e-4, "model.adapter.rank": 32, "train.num_train_epochs": 2},
+                    "start": {"optimizer.learning_rate": 2e-4, "model.adapter.r": 32, "train.num_train_epochs": 2},
                     "source": "2405.09673, TRL 1.16",
                 }
             ],

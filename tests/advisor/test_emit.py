@@ -157,7 +157,7 @@ def test_settings_to_start_from_arrive(tmp_path: Path) -> None:
     (stage,) = loaded(advised(["sft"], project), project, tmp_path / "run.yaml").stages
     assert stage.optimizer.learning_rate == 2e-4
     assert stage.model.adapter is not None
-    assert (stage.model.adapter.rank, stage.model.adapter.quantize) == (32, "nf4")
+    assert (stage.model.adapter.r, stage.model.adapter.quantize) == (32, "nf4")
     assert (stage.model.dtype, stage.train.precision) == ("bfloat16", "bf16-mixed")
     old = Project.model_validate({"hardware": {"gpus": 1, "gpu": "Tesla T4"}})
     assert loaded(advised(["sft"], old), old, tmp_path / "run.yaml").stages[0].train.precision == "16-mixed"

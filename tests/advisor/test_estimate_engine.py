@@ -70,7 +70,7 @@ def test_a_reference_costs_a_copy_only_where_nothing_else_serves() -> None:
 
     assert reference(Needs(reference=True, ahead=True)) == 0  # computed once, before training
     assert reference(Needs(reference=True, ahead=False)) == 4 * 2792
-    assert reference(Needs(reference=True, ahead=False), adapter={"rank": 4}) == 0  # the adapter switched off
+    assert reference(Needs(reference=True, ahead=False), adapter={"r": 4}) == 0  # the adapter switched off
 
 
 def test_a_critic_is_a_second_model_with_a_head_of_one_row() -> None:
@@ -150,8 +150,8 @@ def asked(device: gpus.Device, devices: int = 1, shape: Shape | None = None, **m
         ("H100", 1, {}, "does_not_fit"),  # 16 bytes for each of 8B
         ("H100", 8, {}, "does_not_fit"),  # 16,384 tokens of 32 layers
         ("H100", 8, {"gradient_checkpointing": True}, "fits"),
-        ("RTX 4090", 1, {"dtype": "bfloat16", "adapter": {"rank": 16, "quantize": "nf4"}}, "does_not_fit"),
-        ("A100-40", 1, {"dtype": "bfloat16", "adapter": {"rank": 16}, "gradient_checkpointing": True}, "fits"),
+        ("RTX 4090", 1, {"dtype": "bfloat16", "adapter": {"r": 16, "quantize": "nf4"}}, "does_not_fit"),
+        ("A100-40", 1, {"dtype": "bfloat16", "adapter": {"r": 16}, "gradient_checkpointing": True}, "fits"),
     ],
 )
 def test_an_8b_model(name: str, devices: int, model: dict[str, object], verdict: str) -> None:
@@ -240,7 +240,7 @@ def test_it_can_be_read_at_a_glance(colour: bool) -> None:
         "training",
         "optimizer",
         "What would help",
-        "model.adapter.rank=16",
+        "model.adapter.r=16",
         "h,",
     ):
         assert words in text

@@ -78,7 +78,7 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(large: Path, tmp_path
     done = estimate(run_file(large, tmp_path, train={"micro_batch_size": None}), "--device", "A100-80")
     assert done.exit_code == 1, done.output
     assert "does not fit: " in done.output and "too much" in done.output
-    assert done.output.index("model.adapter.rank=16") > done.output.index("What would help")
+    assert done.output.index("model.adapter.r=16") > done.output.index("What would help")
     assert "Assumed: lengths: data.max_length (1024)" in done.output
 
 

@@ -65,7 +65,7 @@ CASES: Mapping[str, Case] = {
         decides=True,
     ),
     "best_of_n": Case("best_of_n", {"train": {"batch_size": 64}}),
-    "lora": Case("sft", {"model": {"adapter": {"rank": 2}}}),
+    "lora": Case("sft", {"model": {"adapter": {"r": 2}}}),
 }
 """By name; any other name is an algorithm as it is."""
 

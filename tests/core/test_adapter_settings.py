@@ -31,7 +31,7 @@ TOKENS = {"trainable_token_indices": [5, "<|im_end|>"]}
 )  # fmt: skip
 def test_embeddings_trained_beside_the_adapter_are_exported(tmp_path: Path, tied: bool, settings: Any) -> None:
     save_tiny(tmp_path / "m", tie_word_embeddings=tied)
-    policy, tokenizer = trained(tmp_path / "m", adapter=Adapter(rank=2, **settings))
+    policy, tokenizer = trained(tmp_path / "m", adapter=Adapter(r=2, **settings))
     plain, _ = build_policy(Model(path=str(tmp_path / "m")), "language", seed=1, dropout=False)
     with policy.model.disable_adapter():  # the reference is what the model was
         assert torch.equal(outputs(policy), outputs(plain))
@@ -56,7 +56,7 @@ def test_embeddings_trained_beside_the_adapter_are_exported(tmp_path: Path, tied
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
 def test_an_adapter_on_half_of_a_tied_pair_is_refused_before_training(tmp_path: Path, kind: Any, target: str) -> None:
     save_tiny(tmp_path / "m", tie_word_embeddings=True)
-    spec = Adapter(type=kind, rank=2, targets=["q_proj", target])
+    spec = Adapter(type=kind, r=2, target_modules=["q_proj", target])
     with pytest.raises(AlignError, match="shares its weight with") as caught:
         build_policy(Model(path=str(tmp_path / "m"), adapter=spec), "language", seed=0, dropout=False)
     assert "modules_to_save: [embed_tokens]" in caught.value.problems[0].mend
@@ -76,13 +76,17 @@ def test_an_adapter_made_elsewhere_on_half_of_a_tied_pair(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "says", "fix"),
     [
-        ({"targets": ["lm_head"]}, "not a plain linear layer", "modules_to_save"),
-        ({"targets": ["q_proj", "v_prj"]}, "'v_prj' is the name of nothing", "'v_proj'"),
+        ({"target_modules": ["lm_head"]}, "not a plain linear layer", "modules_to_save"),
+        ({"target_modules": ["q_proj", "v_prj"]}, "'v_prj' is the name of nothing", "'v_proj'"),
         ({"modules_to_save": ["embed_token"]}, "'embed_token' is the name of nothing", "'embed_tokens'"),
         ({"target_parameters": ["gate_up"]}, "'gate_up' is the name of nothing", ""),
         ({"trainable_token_indices": ["<nope>"]}, "'<nope>' is no token", "add_tokens"),
         ({"trainable_token_indices": [320]}, "320 is no token", "add_tokens"),
-        ({"targets": ["embed_tokens"], "modules_to_save": ["embed_tokens"]}, "both train model.embed_tokens", "one"),
+        (
+            {"target_modules": ["embed_tokens"], "modules_to_save": ["embed_tokens"]},
+            "both train model.embed_tokens",
+            "one",
+        ),
         ({"modules_to_save": ["lm_head"], "trainable_token_indices": [5]}, "both train lm_head", "one"),
     ],
 )
@@ -110,7 +114,7 @@ def with_tokens(directory: Path, names: list[str], mean: bool = True) -> Path:
 
 def added(directory: Path, tokens: list[int], **settings: Any) -> list[str]:
     """What the notes say of added tokens for a row that holds these."""
-    adapter = Adapter(rank=2, **settings) if settings is not None else None
+    adapter = Adapter(r=2, **settings) if settings is not None else None
     policy, tokenizer = build_policy(Model(path=str(directory), adapter=adapter), "language", seed=0, dropout=False)
     row = Example("r:1", (Sequence("text", np.array(tokens, np.int32), np.arange(len(tokens)) > 0),))
     return [n.what + n.mend for n in notes(policy, tokenizer, [row]) if "added tokens" in n.what]
@@ -156,14 +160,14 @@ def mixture(directory: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["llama4_text", "gpt_oss"])
 def test_fused_experts_without_an_adapter_are_named_and_can_have_one(tmp_path: Path, kind: str) -> None:
     mixture(tmp_path / "m", kind)
-    policy, tokenizer = trained(tmp_path / "m", adapter=Adapter(rank=2))
+    policy, tokenizer = trained(tmp_path / "m", adapter=Adapter(r=2))
     (note,) = [n for n in notes(policy, tokenizer, []) if "expert" in n.what]
     assert "experts.down_proj, experts.gate_up_proj" in note.what and "target_parameters" in note.mend
     export(policy, tokenizer, tmp_path / "out")
     assert torch.allclose(plainly(load(tmp_path / "out", "language"), "language"), outputs(policy), atol=1e-5)
 
     fused = ["experts.down_proj", "experts.gate_up_proj"]
-    policy, tokenizer = trained(tmp_path / "m", adapter=Adapter(rank=2, target_parameters=fused))
+    policy, tokenizer = trained(tmp_path / "m", adapter=Adapter(r=2, target_parameters=fused))
     assert not [n for n in notes(policy, tokenizer, []) if "expert" in n.what]
     export(policy, tokenizer, tmp_path / "both")
     assert torch.allclose(plainly(load(tmp_path / "both", "language"), "language"), outputs(policy), atol=1e-5)
@@ -171,7 +175,7 @@ def test_fused_experts_without_an_adapter_are_named_and_can_have_one(tmp_path: P
 
 def test_experts_that_peft_adapts_by_itself_are_not_named(tmp_path: Path) -> None:
     mixture(tmp_path / "m", "qwen3_moe")
-    policy, tokenizer = trained(tmp_path / "m", adapter=Adapter(rank=2))
+    policy, tokenizer = trained(tmp_path / "m", adapter=Adapter(r=2))
     assert any("expert" in n and "lora_A" in n for n, p in policy.named_parameters() if p.requires_grad)
     assert notes(policy, tokenizer, []) == []
     export(policy, tokenizer, tmp_path / "out")

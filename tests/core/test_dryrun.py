@@ -70,9 +70,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "checkpointing": {"model": {"gradient_checkpointing": True}},
     "bf16-mixed": {"train": {"precision": "bf16-mixed"}},
     "bf16": {"model": {"dtype": "bfloat16"}},
-    "lora": {"model": {"adapter": {"rank": 4}}},
+    "lora": {"model": {"adapter": {"r": 4}}},
     "lora, bf16-mixed": {
-        "model": {"dtype": "bfloat16", "adapter": {"rank": 4}},
+        "model": {"dtype": "bfloat16", "adapter": {"r": 4}},
         "train": {"precision": "bf16-mixed"},
     },
 }
@@ -246,7 +246,7 @@ def test_an_adapter_is_estimated_as_one_of_its_base(tiny_model_dir: Path, tmp_pa
     stage = staged("sft", home, tmp_path, data={"train": [{"path": "nowhere"}]})
     known = ready([stage], stage, "cpu", 1)
     assert known.directory == tiny_model_dir
-    assert known.stage.model.adapter is not None and known.stage.model.adapter.rank == 5
+    assert known.stage.model.adapter is not None and known.stage.model.adapter.r == 5
 
 
 def test_a_model_that_cannot_be_had_is_said(tiny_model_dir: Path, tmp_path: Path) -> None:

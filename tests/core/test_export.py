@@ -26,7 +26,7 @@ from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
 from tests.tiny import tiny_model, tiny_tokenizer
 
-LORA, DORA = Adapter(rank=4), Adapter(type="dora", rank=4)
+LORA, DORA = Adapter(r=4), Adapter(type="dora", r=4)
 IDS = [[5, 9, 100, 7, 3], [5, 200, 8, 9, 11, 3], [40, 41, 3]]
 FILES = {
     "config.json", "generation_config.json", "model.safetensors",

@@ -87,7 +87,7 @@ def everything(tmp_path: Path) -> Run:
         model,
         rows,
         tmp_path / "run",
-        model={"adapter": {"rank": 2}, "chat_template": "chat.jinja"},
+        model={"adapter": {"r": 2}, "chat_template": "chat.jinja"},
         data={"validation_fraction": 0.0, "validation": [{"path": str(held_out)}]},
         rollout={
             "rewards": [{"type": "python", "settings": settings}],
@@ -193,7 +193,7 @@ def test_spelling_and_speed_are_free(tmp_path: Path) -> None:
     spelt = spelt_otherwise(tmp_path)
     plain = run.model_dump()
     (stage,) = plain["stages"]
-    stage["model"] |= {"path": spelt["model"], "gradient_checkpointing": True, "attention": "sdpa"}
+    stage["model"] |= {"path": spelt["model"], "gradient_checkpointing": True, "attn_implementation": "sdpa"}
     stage["data"]["train"][0]["path"] = spelt["rows"]
     stage["rollout"]["rewards"][0]["settings"]["file"] = spelt["reward"]
     stage["train"]["micro_batch_size"] = 4
@@ -205,7 +205,9 @@ def test_spelling_and_speed_are_free(tmp_path: Path) -> None:
 def test_a_reference_that_was_computed_before_binds_no_cut(tiny_model_dir: Path, tmp_path: Path) -> None:
     rows = write_rows("dpo", tmp_path / "rows.jsonl")
     interrupt(run_for("dpo", tiny_model_dir, rows, tmp_path / "run", **SHORT))
-    faster = run_for("dpo", tiny_model_dir, Path("rows.jsonl"), tmp_path / "run", **SHORT, model={"attention": "eager"})
+    faster = run_for(
+        "dpo", tiny_model_dir, Path("rows.jsonl"), tmp_path / "run", **SHORT, model={"attn_implementation": "eager"}
+    )
     assert train(faster, resume=True, progress=False)
 
 
@@ -247,7 +249,7 @@ def pipeline(model: Path, rows: Path, output: Path) -> Run:
     def stage(name: str, path: Any) -> dict[str, Any]:
         return {**run_for("sft", model, rows, output, **SHORT).stages[0].model_dump(), "name": name, "model": path}
 
-    stages = [stage("first", {"path": str(model)}), stage("second", {"path": "stage:first", "adapter": {"rank": 2}})]
+    stages = [stage("first", {"path": str(model)}), stage("second", {"path": "stage:first", "adapter": {"r": 2}})]
     return Run.model_validate({"output": str(output), "stages": stages})
 
 

@@ -61,14 +61,14 @@ def test_a_policy_has_the_directory_s_weights_and_leaves_the_generator_alone(tin
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtype_and_attention(tiny_model_dir: Path, dtype: Any) -> None:
-    policy, _ = build(tiny_model_dir, dtype=dtype, attention="eager")
+    policy, _ = build(tiny_model_dir, dtype=dtype, attn_implementation="eager")
     assert {p.dtype for p in policy.parameters()} == {getattr(torch, dtype)}
     assert policy.unwrapped.config._attn_implementation == "eager"
 
 
 def test_flash_attention_that_is_not_there_is_said(tiny_model_dir: Path) -> None:
     with pytest.raises(AlignError, match=r"(?i)flash"):
-        build(tiny_model_dir, attention="flash_attention_2")
+        build(tiny_model_dir, attn_implementation="flash_attention_2")
 
 
 # ---- where the files are ------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_a_classifier_of_three_classes_is_no_reward_model(tiny_model_dir: Path, 
 
 def adapter_directory(base: Path, place: Path, kind: Any = "lora", head: Any = "language") -> Path:
     """A trained adapter as peft saves it."""
-    policy, _ = build(base, head, adapter=Adapter(type=kind, rank=4))
+    policy, _ = build(base, head, adapter=Adapter(type=kind, r=4))
     disturb(policy)
     policy.model.save_pretrained(str(place / "adapter"))
     return place / "adapter"
@@ -276,7 +276,7 @@ def test_a_new_adapter_covers_all_linear_layers_but_the_head_and_changes_nothing
     tiny_model_dir: Path, kind: Any
 ) -> None:
     plain, _ = build(tiny_model_dir)
-    policy, _ = build(tiny_model_dir, adapter=Adapter(type=kind, rank=4, alpha=8))
+    policy, _ = build(tiny_model_dir, adapter=Adapter(type=kind, r=4, lora_alpha=8))
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
     assert {n.split(".lora_")[0].rsplit(".", 1)[-1] for n in trained} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
@@ -286,7 +286,7 @@ def test_a_new_adapter_covers_all_linear_layers_but_the_head_and_changes_nothing
 
 
 def test_an_adapter_s_settings_are_used(tiny_model_dir: Path) -> None:
-    policy, _ = build(tiny_model_dir, adapter=Adapter(rank=4, alpha=12, dropout=0.5, targets=["q_proj"]))
+    policy, _ = build(tiny_model_dir, adapter=Adapter(r=4, lora_alpha=12, lora_dropout=0.5, target_modules=["q_proj"]))
     layer = policy.unwrapped.model.layers[0].self_attn.q_proj
     assert layer.lora_A["default"].weight.shape == (4, 32)
     assert layer.scaling["default"] == 12 / 4
@@ -296,7 +296,7 @@ def test_an_adapter_s_settings_are_used(tiny_model_dir: Path) -> None:
 
 def test_unknown_targets_are_answered_with_the_known(tiny_model_dir: Path) -> None:
     with pytest.raises(AlignError, match="down_proj, gate_proj, k_proj"):
-        build(tiny_model_dir, adapter=Adapter(targets=["query"]))
+        build(tiny_model_dir, adapter=Adapter(target_modules=["query"]))
 
 
 def test_the_same_seed_is_the_same_adapter(tiny_model_dir: Path) -> None:
@@ -305,7 +305,7 @@ def test_the_same_seed_is_the_same_adapter(tiny_model_dir: Path) -> None:
 
 
 def test_a_reward_head_is_trained_beside_the_adapter(tiny_model_dir: Path) -> None:
-    policy, _ = build(tiny_model_dir, "reward", adapter=Adapter(rank=4))
+    policy, _ = build(tiny_model_dir, "reward", adapter=Adapter(r=4))
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
     assert "model.base_model.model.score.modules_to_save.default.weight" in trained
     assert len(trained) == 2 * 7 * 2 + 1
@@ -329,7 +329,7 @@ def test_an_adapter_is_trained_on(tiny_model_dir: Path, tmp_path: Path, kind: An
 def test_a_new_adapter_upon_an_old_one_starts_from_their_sum(tiny_model_dir: Path, tmp_path: Path) -> None:
     directory = adapter_directory(tiny_model_dir, tmp_path)
     continued, _ = build(directory)
-    policy, _ = build(directory, adapter=Adapter(rank=2))
+    policy, _ = build(directory, adapter=Adapter(r=2))
     assert {p.shape[0] for n, p in policy.named_parameters() if "lora_A" in n} == {2}
     assert torch.allclose(policy(rows()).logp_T, continued(rows()).logp_T, atol=1e-5)
     with policy.model.disable_adapter():
@@ -370,7 +370,7 @@ def test_quantised_bases_say_what_they_need(tiny_model_dir: Path, tmp_path: Path
 # ---- gradient checkpointing and dropout ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adapter", [None, Adapter(rank=4)])
+@pytest.mark.parametrize("adapter", [None, Adapter(r=4)])
 def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_model_dir: Path, adapter: Any) -> None:
     gradients, calls = [], []
     for on in (False, True):
@@ -428,7 +428,7 @@ def test_dropout_off_and_on_again(architecture: str) -> None:
 def test_an_adapter_s_dropout_is_its_own(tmp_path: Path, tiny_model_dir: Path) -> None:
     tiny_model(attention_dropout=0.5).save_pretrained(tmp_path / "m")
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "m")
-    policy, _ = build(tmp_path / "m", dropout=False, adapter=Adapter(dropout=0.25))
+    policy, _ = build(tmp_path / "m", dropout=False, adapter=Adapter(lora_dropout=0.25))
     attention = policy.unwrapped.model.layers[0].self_attn
     assert attention.attention_dropout == 0.0
     assert attention.q_proj.lora_dropout["default"].p == 0.25

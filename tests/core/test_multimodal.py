@@ -93,7 +93,7 @@ def multimodal(kind: str, directory: Path) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("adapter", [None, Adapter(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("adapter", [None, Adapter(r=2)], ids=["full", "lora"])
 @pytest.mark.parametrize("kind", PARTS)
 def test_the_original_class_loads_every_tensor_again(tmp_path: Path, kind: str, adapter: Adapter | None) -> None:
     original = multimodal(kind, tmp_path / "m")

@@ -118,7 +118,7 @@ def texts(path: Path, *words: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("adapter", [None, {"rank": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize("adapter", [None, {"r": 2}], ids=["full", "lora"])
 def test_long_rows_stop_a_check_and_a_run(tmp_path: Path, adapter: Any) -> None:
     rows = texts(tmp_path / "rows.jsonl", 3, 60, 5, 90)
     model = {"path": str(gpt2(tmp_path / "m")), "adapter": adapter and Adapter(**adapter).model_dump()}

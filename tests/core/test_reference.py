@@ -31,7 +31,7 @@ from align.schemas.run import Adapter, Data, Model, Source, Stage
 from tests.tiny import tiny_model
 
 KINDS = ["copy", "adapter-off", "adapter-snapshot", "moving-average"]
-LORA, DORA = Adapter(rank=4), Adapter(type="dora", rank=4)
+LORA, DORA = Adapter(r=4), Adapter(type="dora", r=4)
 
 
 def example(name: str, *lengths: int, seed: int = 0) -> Example:

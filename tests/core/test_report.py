@@ -236,7 +236,7 @@ GRPO_RUN = """
 output: {output}
 stages:
 - name: one
-  model: {{path: base, adapter: {{rank: 8}}}}
+  model: {{path: base, adapter: {{r: 8}}}}
   data: {{train: prompts.jsonl, validation_fraction: 0.2}}
   algorithm: {{type: grpo, beta: 0.04}}
   rollout: {{rewards: [math], gold: exact, sampling: {{max_completion_length: 64}}}}
@@ -261,7 +261,7 @@ def test_what_was_chosen_is_what_is_not_at_its_default(grpo: Path) -> None:
     """Of sections too that are absent by default (adapter, rollout), and of a plugin's own settings."""
     (stage,) = read_run(grpo).stages
     assert dict(chosen(stage)) == {
-        "model.adapter.rank": "8",
+        "model.adapter.r": "8",
         "data.validation_fraction": "0.2",
         "algorithm.beta": "0.04",
         "rollout.sampling.max_completion_length": "64",

@@ -56,14 +56,14 @@ def test_a_stage_is_laid_over_the_defaults_mapping_by_mapping(run: Check) -> Non
 train: {num_train_epochs: 2, batch_size: 8}
 algorithm: {type: dpo, beta: 0.3}
 stages:
-  - {name: a, train: {num_train_epochs: 3}, model: {adapter: {rank: 4}}}
+  - {name: a, train: {num_train_epochs: 3}, model: {adapter: {r: 4}}}
   - {name: b, algorithm: {loss: ipo}, model: {path: "stage:a"}}
   - {name: c, algorithm: sft, data: {train: [{path: x, weight: 2}, y]}}
 """
     )
     a, b, c = got.stages
     assert (a.train.num_train_epochs, a.train.batch_size, b.train.num_train_epochs) == (3, 8, 2)
-    assert a.model.path == "base" and a.model.adapter == Adapter(rank=4) and b.model.adapter is None
+    assert a.model.path == "base" and a.model.adapter == Adapter(r=4) and b.model.adapter is None
     assert a.algorithm == Choice(type="dpo", settings={"beta": 0.3})
     assert b.algorithm == Choice(type="dpo", settings={"beta": 0.3, "loss": "ipo"})
     assert c.algorithm == Choice(type="sft"), "another type is another thing"
@@ -106,9 +106,9 @@ def test_null_that_is_a_value_stays_one(run: Check) -> None:
     text = "output: out\nmodel: {path: base}\n" + HELD_OUT
     _, b = run(text.replace("num_train_epochs: null", "max_grad_norm: null")).stages
     assert b.train.max_grad_norm is None
-    text = STAGES.replace("path: base", "path: base, adapter: {rank: 4}")
+    text = STAGES.replace("path: base", "path: base, adapter: {r: 4}")
     a, b = run(text + "algorithm: sft\nstages: [{name: a}, {name: b, model: {adapter: null}}]\n").stages
-    assert a.model.adapter == Adapter(rank=4) and b.model.adapter is None
+    assert a.model.adapter == Adapter(r=4) and b.model.adapter is None
 
 
 @pytest.mark.parametrize("key", ["data.validation_fraction", "stages.a.data.validation_fraction"])
@@ -153,7 +153,7 @@ def test_overrides_reach_every_corner(run: Check) -> None:
     got = run(
         STAGES + "loggers: [csv, tensorboard]\nstages:\n- algorithm: sft\n- {name: second, algorithm: dpo}\n",
         "train.num_train_epochs=0.5",
-        "model.adapter.rank=4",
+        "model.adapter.r=4",
         "stages.second.algorithm.beta=0.2",
         "stages.0.train.num_train_epochs=2",
         "stages[0].data.train=[a.jsonl, {path: b.jsonl, weight: 2}]",
@@ -167,7 +167,7 @@ def test_overrides_reach_every_corner(run: Check) -> None:
         0.5,
         {"beta": 0.2},
     )
-    assert second.model.adapter == Adapter(rank=4)
+    assert second.model.adapter == Adapter(r=4)
     assert [(source.path, source.weight) for source in first.data.train] == [("a.jsonl", 3), ("b.jsonl", 2)]
     assert [logger.type for logger in first.loggers] == ["csv", "wandb"]
     assert got.output == "a=b"
@@ -218,7 +218,7 @@ def test_every_problem_at_once_with_line_value_and_mend(run: Check) -> None:
     text = """\
 output: out
 modell: {path: base}
-model: {path: base, dtype: float23, adapter: {rank: 0, targets: 3}}
+model: {path: base, dtype: float23, adapter: {r: 0, target_modules: 3}}
 data:
   train: [{path: rows.jsonl, format: alpca}]
   max_lenght: 128
@@ -244,9 +244,9 @@ run.yaml line 2: modell
 run.yaml line 3: model.dtype
     is 'float23'; must be 'float32', 'bfloat16', 'float16' or 'float64'
     did you mean 'float32'?
-run.yaml line 3: model.adapter.rank
+run.yaml line 3: model.adapter.r
     is 0; must be greater than 0
-run.yaml line 3: model.adapter.targets
+run.yaml line 3: model.adapter.target_modules
     is 3; must be 'all-linear' or a list
 run.yaml line 5: data.train[0].format
     no format is called 'alpca'
@@ -439,7 +439,7 @@ stage = st.fixed_dictionaries(
     {
         "model": st.fixed_dictionaries(
             {"path": word.map("m/".__add__)},
-            optional={"adapter": sections(rank=st.integers(1, 99), targets=st.lists(word)), "chat_template": word},
+            optional={"adapter": sections(r=st.integers(1, 99), target_modules=st.lists(word)), "chat_template": word},
         ),
         "data": st.fixed_dictionaries(
             {

@@ -114,7 +114,7 @@ def test_rows_are_not_made_by_two_models(tiny_model_dir: Path, tmp_path: Path) -
 
 def test_the_vetted_rate_and_ten_times_it_for_an_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
     full = one_step(tiny_model_dir, tmp_path, "full", optimizer={"learning_rate": None})
-    lora = one_step(tiny_model_dir, tmp_path, "lora", optimizer={"learning_rate": None}, model={"adapter": {"rank": 2}})
+    lora = one_step(tiny_model_dir, tmp_path, "lora", optimizer={"learning_rate": None}, model={"adapter": {"r": 2}})
     assert float(full["row"]["learning_rate"]) == pytest.approx(2e-5)
     assert float(lora["row"]["learning_rate"]) == pytest.approx(2e-4)
     frozen_aside = len(lora["optimizer"]["state"])

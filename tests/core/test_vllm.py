@@ -60,7 +60,7 @@ def logps(model: Any, ids: list[int]) -> Tensor:
 
 @pytest.mark.parametrize(
     ("algorithm", "sections"),
-    [("sft", {}), ("dpo", {"model": {"adapter": {"rank": 4}}})],
+    [("sft", {}), ("dpo", {"model": {"adapter": {"r": 4}}})],
     ids=["sft-full", "dpo-lora"],
 )
 def test_an_export_in_vllm_is_what_it_is_in_transformers(

@@ -200,7 +200,7 @@ def subject(tiny_model_dir: Path) -> Subject:
 
 def test_the_plugin_speaks_for_a_directory_or_for_a_policy_in_training(subject: Subject) -> None:
     assert (subject.ends, subject.context) == ((END,), 512)
-    network = add_adapter(tiny_model(seed=1, attention_dropout=0.5), Adapter(rank=4, dropout=0.5), "language", None)
+    network = add_adapter(tiny_model(seed=1, attention_dropout=0.5), Adapter(r=4, lora_dropout=0.5), "language", None)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter)

@@ -33,7 +33,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A reward model's export, and the policy and tokenizer that it was made of."""
     directory = tmp_path_factory.mktemp(request.param)
     base = save_tiny(directory / "base")
-    adapter = Adapter(rank=4) if request.param == "lora" else None
+    adapter = Adapter(r=4) if request.param == "lora" else None
     policy, tokenizer = build_policy(Model(path=str(base), adapter=adapter), "reward", seed=3, dropout=False)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(5)

@@ -270,7 +270,7 @@ def test_after_an_optimizer_step_the_gate_fails_until_the_weights_are_sent(gener
 @needs_vllm
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_an_adapter_is_sent_merged_and_the_policy_left_as_it_was(generator: VLLM, model_dir: Path, kind: Any) -> None:
-    learner = policy_of(model_dir, adapter=Adapter(rank=4, type=kind))
+    learner = policy_of(model_dir, adapter=Adapter(r=4, type=kind))
     step(learner, 0.5)
     step(learner, 0.5)
     before = {name: value.clone() for name, value in learner.state_dict().items()}

@@ -66,13 +66,13 @@ def held(stage: Stage, accelerator: str, devices: int, strategy: str | None = No
         kind = replace(kind, residual=kind.compute, mixed=False)
     return Held(
         kind=kind,
-        rank=0 if model.adapter is None else model.adapter.rank,
+        rank=0 if model.adapter is None else model.adapter.r,
         quantised=None if model.adapter is None else model.adapter.quantize,
         devices=devices,
         split=split,
         checkpointing=model.gradient_checkpointing,
         accelerator=accelerator,
-        eager=model.attention == "eager",
+        eager=model.attn_implementation == "eager",
     )
 
 

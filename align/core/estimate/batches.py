@@ -144,7 +144,7 @@ def micros_of(stage: Stage, step: Sequence[Example], kind: str, world: int, layo
     limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
     lengths, size = [e.lengths for e in step], stage.train.micro_batch_size
     cuts = plan.cut(lengths, world, limit, size, layout, plan.FORWARD[kind])
-    masked = stage.model.attention not in VARLEN
+    masked = stage.model.attn_implementation not in VARLEN
     return [_micro([step[i] for i in micro], layout, masked) for micro in cuts[0]]
 
 

@@ -91,8 +91,8 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode, dropout: bool) -> Policy
     directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
     config = read_config(directory, model)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
-    if model.attention != "auto":
-        options["attn_implementation"] = model.attention
+    if model.attn_implementation != "auto":
+        options["attn_implementation"] = model.attn_implementation
     if head == "reward":
         config.num_labels = 1
     auto = choose_family(config, head, directory)

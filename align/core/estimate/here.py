@@ -63,7 +63,7 @@ def ready(stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int,
     algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
     if isinstance(algorithm, Online):
         settle(algorithm, stage)
-    serves = accelerator == "cuda" and stage.model.attention in VARLEN
+    serves = accelerator == "cuda" and stage.model.attn_implementation in VARLEN
     packed = stage.train.layout == "packed" or (stage.train.layout == "auto" and serves)
     layout: Layout = "packed" if packed else "padded"
     return Ready(
@@ -103,10 +103,10 @@ def _of_hub(name: str, revision: str | None) -> str:
 
 def _continued(stage: Stage, directory: Path) -> tuple[Stage, Path]:
     """An adapter that is trained on: as a new one of its base, of the same rank."""
-    rank = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("r", Adapter().rank)
+    rank = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("r", Adapter().r)
     base = base_of(directory)
     model = stage.model.model_copy(
-        update={"path": base.path, "revision": base.revision, "adapter": stage.model.adapter or Adapter(rank=rank)}
+        update={"path": base.path, "revision": base.revision, "adapter": stage.model.adapter or Adapter(r=rank)}
     )
     stage = stage.model_copy(update={"model": model})
     return stage, config_of(stage)

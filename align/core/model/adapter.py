@@ -75,11 +75,11 @@ def add_adapter(
     tied, rows = _shared(network), _rows(network, head, tokens)
     _refuse_twice(network, spec, rows, tied)
     config = LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # peft divides by the rank; any number serves
-        lora_dropout=spec.dropout,
+        r=spec.r,
+        lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]  # peft divides by the rank; any number serves
+        lora_dropout=spec.lora_dropout,
         use_dora=spec.type == "dora",
-        target_modules=spec.targets,
+        target_modules=spec.target_modules,
         target_parameters=spec.target_parameters or None,
         exclude_modules=_not_adapted(network),
         modules_to_save=[*spec.modules_to_save, *[REWARD_HEAD] * (head == "reward")] or None,
@@ -92,7 +92,7 @@ def add_adapter(
     except ValueError as error:
         linear = sorted({name.rsplit(".", 1)[-1] for name, m in network.named_modules() if isinstance(m, nn.Linear)})
         raise AlignError(
-            f"model.adapter.targets: {error}", f"linear layers of this model: {', '.join(linear)}"
+            f"model.adapter.target_modules: {error}", f"linear layers of this model: {', '.join(linear)}"
         ) from error
     _refuse_parted(adapted, tied)
     _record(config, base)
@@ -134,18 +134,20 @@ def _match_nothing(network: PreTrainedModel, spec: Adapter) -> list[Problem]:
     """Return a problem for each name in the settings that matches no module or parameter: peft ignores such names."""
     modules = [name for name, _ in network.named_modules()]
     parameters = [name for name, _ in network.named_parameters()]
-    targets = spec.targets if isinstance(spec.targets, list) else []
+    targets = spec.target_modules if isinstance(spec.target_modules, list) else []
     linear = {name.rsplit(".", 1)[-1] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     problems = []
     for field, names, known in (
-        ("targets", targets, modules),
+        ("target_modules", targets, modules),
         ("target_parameters", spec.target_parameters, parameters),
         ("modules_to_save", spec.modules_to_save, modules),
     ):
         ends = {name.rsplit(".", 1)[-1] for name in known}
         for wanted in names:
             if not any(_ends_with(name, wanted) for name in known):
-                likely = linear if field == "targets" else [end for end in ends if not end.isdecimal()]  # layers.0
+                likely = (
+                    linear if field == "target_modules" else [end for end in ends if not end.isdecimal()]
+                )  # layers.0
                 near = did_you_mean(wanted, likely)
                 problems.append(Problem(f"model.adapter.{field}", f"{wanted!r} is the name of nothing in it", near))
     return problems
@@ -158,7 +160,7 @@ def _ends_with(name: str, wanted: str) -> bool:
 def _refuse_twice(network: nn.Module, spec: Adapter, rows: Iterable[str], tied: Iterable[Sequence[str]]) -> None:
     """Raise AlignError if two settings would train the same weight, each in its own way."""
     chosen = {
-        "targets": spec.targets if isinstance(spec.targets, list) else [],
+        "target_modules": spec.target_modules if isinstance(spec.target_modules, list) else [],
         "modules_to_save": spec.modules_to_save,
         "trainable_token_indices": list(rows),
     }
@@ -196,8 +198,8 @@ def _refuse_parted(adapted: PeftModel, shared: Iterable[Sequence[str]]) -> None:
                 f"{parts[0]} is adapted, but shares its weight with "
                 f"{', '.join(name for name in names if name != parts[0])} (tie_word_embeddings): the two would part, "
                 "and no export could hold both",
-                "leave it out of model.adapter.targets. To train the embeddings whole: model.adapter.modules_to_save: "
-                f"[{names[0].rsplit('.', 1)[-1]}]; to train the rows of single tokens: "
+                "leave it out of model.adapter.target_modules. To train the embeddings whole: "
+                f"model.adapter.modules_to_save: [{names[0].rsplit('.', 1)[-1]}]; to train the rows of single tokens: "
                 "model.adapter.trainable_token_indices",
                 where="model.adapter",
             )

@@ -67,8 +67,8 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
     """
     refuse_pickles(directory)
     options: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "use_safetensors": True, **trust(model)}
-    if model.attention != "auto":
-        options["attn_implementation"] = model.attention
+    if model.attn_implementation != "auto":
+        options["attn_implementation"] = model.attn_implementation
     if model.adapter is not None and model.adapter.quantize is not None:
         options |= quantisation(model.adapter.quantize, options["dtype"])
     if head == "reward":

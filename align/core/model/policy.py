@@ -224,7 +224,7 @@ class Policy(nn.Module):
         if not all(_is_linear(layer) for layer in layers):
             raise AlignError(
                 f"the head of {name} is {type(module).__name__}, not a plain linear layer",
-                "take a causal language model, and leave its head out of model.adapter.targets; "
+                "take a causal language model, and leave its head out of model.adapter.target_modules; "
                 "model.adapter.modules_to_save trains it whole"
                 if self.head == "language"
                 else "take a sequence-classification model with num_labels=1",
