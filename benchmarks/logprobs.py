@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from align.core.model.logprobs import token_logprobs
-from align.core.model.policy import LOGITS
+from align.schemas.engine import LOGITS
 
 TOKENS, VOCABULARY = 4096, 128_256
 CASES = {

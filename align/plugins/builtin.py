@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.hookspecs import Register, hookimpl
+from align.schemas.engine import REPLICA_SHARE
 from align.schemas.hardware import Footprint, Hardware
 
 if TYPE_CHECKING:
@@ -151,10 +152,10 @@ def register_rules(register: Register) -> None:
 
 @hookimpl(trylast=True)
 def choose_strategy(hardware: Hardware, footprint: Footprint) -> str:
-    """One device: single. Several: ddp while a replica takes under 70% of a device's memory, else fsdp."""
+    """Take single on one device; on several ddp while a replica leaves enough of a device's memory, else fsdp."""
     if hardware.world_size == 1:
         return "single"
-    return "ddp" if footprint.state + footprint.activations < 0.7 * hardware.memory else "fsdp"
+    return "ddp" if footprint.state + footprint.activations < REPLICA_SHARE * hardware.memory else "fsdp"
 
 
 @hookimpl

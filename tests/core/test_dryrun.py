@@ -20,13 +20,12 @@ from align.core.estimate.dryrun import count, dry_run
 from align.core.estimate.here import config_of, ready
 from align.core.estimate.track import Tracker
 from align.core.hardware import present
-from align.core.model import policy as policies
 from align.core.model.load import build_policy
 from align.core.registry import registry
 from align.core.rollout.online import Online
 from align.core.train.rollout import settle
-from align.core.train.setup import MICRO_TOKENS
 from align.core.train.steps import Cutter
+from align.schemas.engine import LOGITS, MICRO_TOKENS
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices, Stage
 from tests.core.runs import run_for, write_rows
@@ -152,11 +151,11 @@ def test_real_steps_measured_agree(algorithm: str, small: Path, tmp_path: Path) 
 
 
 def test_nothing_of_a_dry_run_stays(tiny_model_dir: Path, tmp_path: Path) -> None:
-    before = dict(policies.LOGITS)
+    before = dict(LOGITS)
     stage = staged("sft", tiny_model_dir, tmp_path)
     plan = planned(stage, built(stage), "cuda", 1)
     on_gpu = dry_run(stage, built(stage), plan, "cuda")
-    assert before == policies.LOGITS
+    assert before == LOGITS
     assert on_gpu.total("training") > 0
 
 
@@ -203,11 +202,6 @@ def test_dry_arithmetic_keeps_integers_and_makes_up_the_rest() -> None:
         assert int(mask.sum()) == 2  # real
         assert big[mask].shape == (2,)
         assert float(big.sum()) == 1.0 and bool(torch.isfinite(big).all())  # nobody knows
-
-
-def test_constants_are_those_of_the_engine() -> None:
-    assert dict(engine.MICRO_TOKENS) == MICRO_TOKENS
-    assert dict(engine.LOGITS) == policies.LOGITS
 
 
 def test_micro_batches_are_those_that_training_cuts(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ from transformers import (
 from align.core.data.collate import collate
 from align.core.data.examples import Example
 from align.core.data.examples import Sequence as TokenSequence
-from align.core.model import policy as policy_module
 from align.core.model.packing import layout_for, probe
 from align.core.model.policy import Policy
+from align.schemas.engine import LOGITS
 from align.schemas.errors import AlignError
 from tests.tiny import tiny_model
 
@@ -209,7 +209,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_full_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(policy_module.LOGITS, "cpu", 8 * 3000)
+    monkeypatch.setitem(LOGITS, "cpu", 8 * 3000)
     policy = Policy(tiny_model(vocab_size=3000))
     micro = collate(examples(200, 150), "padded", 0)
     with Largest() as seen:

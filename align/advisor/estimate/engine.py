@@ -15,20 +15,15 @@ gradients a second time, in buckets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from align.advisor.estimate import activations
 from align.advisor.estimate.activations import Types, types
 from align.advisor.estimate.memory import BASE, NF4
 from align.advisor.estimate.shape import Shape
+from align.schemas.engine import LOGITS
 from align.schemas.estimate import Batches, Micro, Needs
 from align.schemas.run import Stage
-
-MICRO_TOKENS: Mapping[str, int] = {"cpu": 4096, "cuda": 16_384}
-"""Tokens of a forward pass where the run file does not say (align.core.train.setup)."""
-LOGITS: Mapping[str, int] = {"cpu": 2**24, "cuda": 2**26}
-"""Logits made at a time (align.core.model.policy)."""
 
 Parts = dict[str, float]
 

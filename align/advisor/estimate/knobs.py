@@ -11,6 +11,7 @@ from align.advisor.estimate.engine import Parts
 from align.advisor.estimate.shape import Shape
 from align.advisor.estimate.strategy import judge
 from align.schemas.advice import Fit
+from align.schemas.engine import REPLICA_SHARE
 from align.schemas.estimate import Batches, Micro, Needs
 from align.schemas.gpus import Device
 from align.schemas.run import Adapter, Choice, Stage
@@ -27,9 +28,6 @@ KNOBS: tuple[tuple[str, str], ...] = (
     ("half", "data.max_length={half}"),
 )
 """What helps, by what it costs: nothing learned differently first (time only), then what is learned."""
-
-AUTO = 0.7
-"""Share of a device's memory that a replica may take for ``auto`` to choose ddp (align.plugins.builtin)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ def strategy_of(asked: Asked) -> str:
         return name
     how = engine.held(asked.stage, asked.accelerator, asked.devices, "ddp")
     replica = engine.footprint(asked.needs, asked.shape, how)
-    return "ddp" if replica < AUTO * asked.device.memory else "fsdp"
+    return "ddp" if replica < REPLICA_SHARE * asked.device.memory else "fsdp"
 
 
 def refusal(asked: Asked, stage: Stage, name: str) -> str:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from align.advisor.estimate.shape import Shape
+from align.schemas.engine import LOGITS
 
 Tuning = Literal["full", "lora", "qlora"]
 Sharding = Literal["ddp", "fsdp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
@@ -33,8 +34,8 @@ SPLIT = ("fsdp", "zero3", "zero3_offload")
 NF4 = 0.516
 BASE = 1e9
 """Bytes of a CUDA context, NCCL and fragmentation: 0.8 to 1.5 GB are seen."""
-CHUNK = 3 * 4 * 2**26
-"""Bytes of a chunk of logits on a GPU: 2^26 numbers in fp32, three copies at a time (align.core.model.logprobs)."""
+CHUNK = 3 * 4 * LOGITS["cuda"]
+"""Bytes of a chunk of logits on a GPU: fp32, three copies at a time (align.core.model.logprobs)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from align.core.model.packing import VARLEN
 from align.core.rollout.online import Experience, Group, Harvest, Online
 from align.core.train.online import extent, groups_per_phase
 from align.core.train.prepare import Preparation
-from align.core.train.setup import MICRO_TOKENS
+from align.schemas.engine import MICRO_TOKENS
 from align.schemas.errors import AlignError
 from align.schemas.estimate import Batches, Micro, Needs
 from align.schemas.run import Stage

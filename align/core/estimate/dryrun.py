@@ -25,7 +25,6 @@ from align.core.data.examples import Example
 from align.core.data.plan import FORWARD, Layout
 from align.core.estimate.batches import Planned, measures
 from align.core.estimate.track import Tracker
-from align.core.model import policy as policies
 from align.core.model import reference as references
 from align.core.model.adapter import add_adapter
 from align.core.model.architecture import choose_family, read_config
@@ -37,8 +36,8 @@ from align.core.rollout.cache import Cached, can_cache
 from align.core.rollout.online import Online
 from align.core.rollout.sampling import draw
 from align.core.train.module import AlignModule
-from align.core.train.setup import MICRO_TOKENS
 from align.core.train.steps import Cutter, StepBatch
+from align.schemas.engine import LOGITS, MICRO_TOKENS
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
@@ -278,12 +277,12 @@ def _autocast(stage: Stage, device: str = "cpu", cached: bool = True) -> Any:
 @contextmanager
 def _without_numbers(kind: str) -> Iterator[None]:
     """Chunks of logits as large as they are on another kind of device, and no hash of weights that are not there."""
-    kept, log = policies.LOGITS["cpu"], logging.getLogger("torch._subclasses.fake_tensor")
-    policies.LOGITS["cpu"], level = policies.LOGITS[kind], log.level
+    kept, log = LOGITS["cpu"], logging.getLogger("torch._subclasses.fake_tensor")
+    LOGITS["cpu"], level = LOGITS[kind], log.level
     log.setLevel(logging.CRITICAL)
     try:
         with patch.object(references, "tensors_hash", lambda _: ""):
             yield
     finally:
-        policies.LOGITS["cpu"] = kept
+        LOGITS["cpu"] = kept
         log.setLevel(level)

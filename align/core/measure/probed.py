@@ -22,13 +22,13 @@ from align.core.model.precompute import precompute
 from align.core.registry import registry
 from align.core.rollout.generator import Generator, Subject, Tokens
 from align.core.rollout.speak import Said, Speaker, subject_for, text_of, tokens_of
+from align.schemas.engine import MICRO_TOKENS
 from align.schemas.errors import AlignError
 from align.schemas.project import Measurement
 from align.schemas.records import Content, Record
 from align.schemas.rollout import Sampling
 from align.schemas.run import Choice, Data, Model, Source
 
-MICRO_TOKENS = 8192
 LONGEST = 2048
 """Tokens of a text or pair that are looked at, fewer where the model's context is shorter."""
 HARMLESS = ["no-eos", "end-of-turn-untrained", "boundary-merge", "prompt-not-prefix", "turn-not-prefix"]
@@ -81,7 +81,8 @@ class Probed:
         that ends a text is not counted. Raises AlignError where nothing is left to predict.
         """
         examples = self._examples(texts, "pretrain")
-        scored = precompute(self.policy, examples, layout="padded", pad_id=self._pad, micro_tokens=MICRO_TOKENS)
+        tokens = MICRO_TOKENS[next(self.policy.parameters()).device.type]
+        scored = precompute(self.policy, examples, layout="padded", pad_id=self._pad, micro_tokens=tokens)
         special = list(self.tokenizer.all_special_ids)
         bits, sizes = list[float](), list[float]()
         for i in range(len(scored)):

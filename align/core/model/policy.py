@@ -26,12 +26,8 @@ from align.core.algorithm import Batch
 from align.core.data.collate import MicroBatch
 from align.core.model.architecture import score_head
 from align.core.model.logprobs import TokenScores, token_logprobs
+from align.schemas.engine import LOGITS
 from align.schemas.errors import AlignError
-
-LOGITS = {"cpu": 2**24, "cuda": 2**26}
-"""Logits made at a time: 64 MiB in float32, on a GPU 256 MiB. Each chunk reads and writes the head's whole gradient, so
-a device with more arithmetic per byte wants more tokens in one. On an H200 2^26 takes 0.54 of the time of 2^24 and 2^28
-0.44, with a head of 263M numbers that learns (benchmarks/gpu)."""
 
 
 class Scores(NamedTuple):

@@ -6,27 +6,19 @@ scored: it takes no part in a mean or a deviation, so abstaining is never the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from align.core.rollout.generator import Floats
+from align.core.rollout.kl import KL, estimate
 from align.core.rollout.online import Credit, Experience, Group
 
 Numbers = NDArray[np.float64]
-KL = Literal["k1", "k2", "k3"]
 
 EPS = 1e-4
 """Added to a standard deviation that divides (TRL's; OpenRLHF has 1e-9, veRL 1e-6)."""
-
-ESTIMATORS: Mapping[KL, Callable[[Numbers], Numbers]] = {
-    "k1": lambda x: x,
-    "k2": lambda x: x**2 / 2,
-    "k3": lambda x: np.expm1(-x) + x,
-}
-"""KL(π ‖ π_ref) from x = log π − log π_ref of sampled tokens. Schulman 2020, http://joschu.net/blog/kl-approx.html."""
 
 
 # --- rewards -------------------------------------------------------------------------------------------------------
@@ -35,7 +27,7 @@ ESTIMATORS: Mapping[KL, Callable[[Numbers], Numbers]] = {
 def divergence(experience: Experience, kind: KL) -> Numbers:
     """k_t of each token of an answer, under the policy that the phase began with: [T]."""
     assert experience.logp is not None and experience.ref_logp is not None, "the engine measures what credit needs"
-    return ESTIMATORS[kind](experience.logp.astype(np.float64) - experience.ref_logp)
+    return estimate(experience.logp.astype(np.float64) - experience.ref_logp, kind)
 
 
 def rewards(group: Group, beta: float = 0.0, kind: KL = "k1") -> Numbers:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from align.core.algorithm import Batch, Metric, Term
-from align.core.rollout.credit import KL
+from align.core.rollout.kl import KL, estimate
 
 Averaging = Literal["token", "sequence", "constant"]
 Level = Literal["token", "sequence"]
@@ -76,13 +76,6 @@ def weighted(batch: Batch, policy_T: Tensor) -> Tensor:
 
 # --- divergence ----------------------------------------------------------------------------------------------------
 
-ESTIMATORS: Mapping[KL, Callable[[Tensor], Tensor]] = {
-    "k1": lambda x: x,
-    "k2": lambda x: x.square() / 2,
-    "k3": lambda x: torch.expm1(-x) + x,
-}
-"""KL(π ‖ π_ref) from x = log π − log π_ref of sampled tokens. Schulman 2020, http://joschu.net/blog/kl-approx.html."""
-
 
 def divergence(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
     """k_t of each token, with gradient; times ρ_t where a ratio is given: [T].
@@ -91,7 +84,7 @@ def divergence(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
     k2's is the KL's and k3's the forward KL's. ρ k1 and ρ k3 have the KL's own (DeepSeek-V3.2, 2512.02556).
     """
     assert batch.ref_logp_T is not None, "the engine gives reference log-probabilities to uses_reference"
-    k_T = ESTIMATORS[kind](batch.logp_T - batch.ref_logp_T)
+    k_T = estimate(batch.logp_T - batch.ref_logp_T, kind)
     return k_T if ratio_T is None else k_T * ratio_T
 
 

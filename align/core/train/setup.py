@@ -37,13 +37,10 @@ from align.core.train.rundir import RunDirectory
 from align.core.train.steps import Cutter, EpochPhases, Phases
 from align.core.train.strategy import Strategy, footprint
 from align.core.train.stream import StreamPhases
+from align.schemas.engine import MICRO_TOKENS
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice, Stage
-
-MICRO_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Default tokens of a forward pass. A CPU gets no faster past that. An H200 trains 336M parameters at 36,000, 77,000
-and 93,000 tokens a second with 4,096, 8,192 and 16,384 (benchmarks/gpu), and memory grows with them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from torch import Tensor
 from align.core.algorithm import Batch, Metric, Outcome
 from align.core.losses import token_metrics
 from align.core.rollout import ratio as r
-from align.core.rollout.credit import KL, join, less_mean, per_answer, rewards, scaled
+from align.core.rollout.credit import join, less_mean, per_answer, rewards, scaled
+from align.core.rollout.kl import KL
 from align.core.rollout.online import Credit, Group, Online
 
 

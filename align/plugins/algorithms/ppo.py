@@ -13,7 +13,6 @@ from torch import Tensor
 from align.core.algorithm import Batch, Metric, Outcome, Term
 from align.core.losses import token_metrics
 from align.core.rollout.credit import (
-    KL,
     Numbers,
     adapted,
     divergence,
@@ -25,6 +24,7 @@ from align.core.rollout.credit import (
     token_rewards,
     whiten,
 )
+from align.core.rollout.kl import KL
 from align.core.rollout.online import Credit, CriticSpec, Group, Online
 from align.core.rollout.ratio import clip_metrics, clipped, log_ratio, token_ratio, weighted
 

@@ -17,7 +17,6 @@ from align.core.algorithm import Batch, Metric, Outcome
 from align.core.losses import token_metrics
 from align.core.rollout import ratio as r
 from align.core.rollout.credit import (
-    KL,
     Numbers,
     divergence,
     finite,
@@ -30,6 +29,7 @@ from align.core.rollout.credit import (
     token_rewards,
     whiten,
 )
+from align.core.rollout.kl import KL
 from align.core.rollout.online import Credit, Group, Online
 
 
