@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from align.api.advice import AdviceCase as AdviceCase
     from align.api.advice import BriefReader as BriefReader
     from align.api.advice import advise as advise
+    from align.api.catalogue import describe_plugin as describe_plugin
+    from align.api.catalogue import list_plugins as list_plugins
+    from align.api.catalogue import list_rewards as list_rewards
     from align.api.data import check_data as check_data
     from align.api.data import preview_data as preview_data
     from align.api.estimating import RunEstimate as RunEstimate
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "api.advice": ("AdviceCase", "BriefReader", "advise"),
+    "api.catalogue": ("describe_plugin", "list_plugins", "list_rewards"),
     "api.data": ("check_data", "preview_data"),
     "api.estimating": ("RunEstimate", "estimate"),
     "api.labelling": ("label_data",),

@@ -55,7 +55,7 @@ def test_the_table_names_public_functions_and_real_commands() -> None:
     from align.cli import COMMANDS
 
     rows = re.findall(r"^\| `align\.(\w+)(?:\.\w+)?\(.*?\| (.*?) \|", PAGE, re.MULTILINE)
-    assert len(rows) == 13
+    assert len(rows) == 16
     assert {name for name, _ in rows} <= set(align.__all__)
     commands = [word for _, cell in rows for word in re.findall(r"`align (\w+)", cell)]
     assert set(commands) <= set(COMMANDS)
@@ -103,6 +103,8 @@ def test_each_says_what_it_takes_and_raises(name: str) -> None:
         lambda: align.label_data("gone.jsonl", "out.jsonl", []),
         lambda: align.check_data([], against=["gone.jsonl"]),
         lambda: align.check_data("rows.jsonl", max_length=3),
+        lambda: align.list_plugins("algoritm"),
+        lambda: align.describe_plugin("dop"),
         lambda: align.preview_data("gone.jsonl", "gone/model"),
     ],
 )

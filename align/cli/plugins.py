@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import rich_click as click
 
+from align.api.catalogue import describe_plugin, list_plugins
 from align.cli.choices import plugin_names
 from align.cli.progress import loading, show_progress
-from align.core.about import about
 from align.core.kinds import KINDS
-from align.core.registry import Offer, config_of, registry
-from align.schemas.errors import AlignError, did_you_mean
+from align.core.registry import registry
 from align.schemas.text import visible
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -46,8 +45,7 @@ def list_(kind: str | None, no_load: bool, as_json: bool) -> None:
       align plugins list --kind reward
     """
     installed = registry.hooks.installed() if no_load else registry.hooks.plugins()
-    kinds = [] if no_load else [kind] if kind else list(KINDS)
-    offers = [offer for kind in kinds for offers in registry.offers(kind).values() for offer in offers]
+    offers = [] if no_load else list_plugins(kind)
     if as_json:
         _print_json(
             {
@@ -56,14 +54,12 @@ def list_(kind: str | None, no_load: bool, as_json: bool) -> None:
                     | {"left_out": p.left_out, "broken": p.broken}
                     for p in installed
                 ],
-                "offers": [
-                    {"kind": o.kind, "name": o.name, "plugin": o.plugin.name, "about": about(o)} for o in offers
-                ],
+                "offers": [asdict(offer) for offer in offers],
             }
         )
         return
     if offers:
-        shown = [(o.kind, o.name, o.plugin.name, visible(about(o))) for o in offers]
+        shown = [(offer.kind, offer.name, offer.plugin, visible(offer.about)) for offer in offers]
         _print_columns([("KIND", "NAME", "PLUGIN", "ABOUT"), *shown])
         click.echo()
     status = {
@@ -85,27 +81,20 @@ def show(name: str, kind: str | None, as_json: bool) -> None:
     Example:
       align plugins show dpo
     """
-    kinds = [kind] if kind else list(KINDS)
-    found = [offer for kind in kinds for offer in registry.offers(kind).get(name, [])]
-    if not found and kind:
-        registry.find(kind, name)
-    if not found:
-        known = {known for kind in kinds for known in registry.names(kind)}
-        raise AlignError(f"no plugin offers {name!r}", did_you_mean(name, known))
-    described = [_describe(offer) for offer in found]
+    described = describe_plugin(name, kind)
     if as_json:
-        _print_json(described)
+        _print_json([each.to_json() for each in described])
         return
-    for one in described:
-        click.echo(f"{one['kind']} {one['name']}, of plugin {one['plugin']}, from {one['target']}")
-        if one["paper"]:
-            click.echo(f"paper: {one['paper']}")
-        click.echo(f"\n{one['about']}\n" if one["about"] else "")
-        for setting in one["settings"]:
-            default = "required" if setting["required"] else f"default {json.dumps(setting['default'])}"
-            click.echo(f"{setting['name']}: {setting['type']}, {default}")
-            if setting["about"]:
-                click.echo(f"    {setting['about']}")
+    for each in described:
+        click.echo(f"{each.kind} {each.name}, of plugin {each.plugin}, from {each.target}")
+        if each.paper:
+            click.echo(f"paper: {each.paper}")
+        click.echo(f"\n{each.about}\n" if each.about else "")
+        for setting in each.settings:
+            default = "required" if setting.required else f"default {json.dumps(setting.default)}"
+            click.echo(f"{setting.name}: {setting.type}, {default}")
+            if setting.about:
+                click.echo(f"    {setting.about}")
 
 
 @plugins.command()
@@ -130,44 +119,6 @@ def doctor(as_json: bool) -> None:
             click.echo(f"{problem.level}: {problem}")
         click.echo(f"plugins: {len(registry.hooks.plugins())}, problems: {len(problems)}")
     sys.exit(any(problem.level == "error" for problem in problems))
-
-
-def _describe(offer: Offer) -> dict[str, Any]:
-    thing = offer.resolve()
-    schema = config_of(thing).model_json_schema() if KINDS[offer.kind].configured else {}
-    return {
-        "kind": offer.kind,
-        "name": offer.name,
-        "plugin": str(offer.plugin),
-        "target": f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', offer.name)}",
-        "about": inspect.getdoc(thing) or "",
-        "paper": getattr(thing, "paper", ""),
-        "settings": [
-            {
-                "name": name,
-                "type": _type(setting),
-                "required": name in schema.get("required", ()),
-                "default": setting.get("default"),
-                "about": " ".join(setting.get("description", "").split()),
-            }
-            for name, setting in schema.get("properties", {}).items()
-        ],
-    }
-
-
-def _type(schema: dict[str, Any]) -> str:
-    """A JSON schema in a few words: ``number > 0``, ``"linear" | "cosine"``."""
-    if "anyOf" in schema:
-        return " | ".join(map(_type, schema["anyOf"]))
-    if "$ref" in schema:
-        return str(schema["$ref"].rsplit("/", 1)[-1])
-    if "enum" in schema or "const" in schema:
-        return " | ".join(map(json.dumps, schema.get("enum", [schema.get("const")])))
-    bounds = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
-    limits = [f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema]
-    if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}))}"
-    return " ".join([str(schema.get("type", "any")), *limits])
 
 
 def _print_json(value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from collections.abc import Iterable
@@ -58,28 +57,13 @@ def list_(as_json: bool) -> None:
     Example:
       align reward list --json
     """
-    from align.core.registry import config_of, registry
-    from align.core.rollout.functions import from_function
+    from align.api.catalogue import list_rewards
 
-    rows = list[dict[str, Any]]()
-    for name, offers in registry.offers("reward").items():
-        thing = offers[0].resolve()
-        known: Any = thing if inspect.isclass(thing) else from_function(thing, name)
-        settings = config_of(thing).model_fields
-        column = settings["column"].default if "column" in settings else None
-        rows.append(
-            {
-                "name": name,
-                "distribution": offers[0].plugin.distribution,
-                "needs": list(known.needs) or ([column] if column else []),
-                "isolated": known.seconds is not None,
-                "about": (inspect.getdoc(thing) or "").split("\n")[0],
-            }
-        )
+    rewards = list_rewards()
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps([each.to_json() for each in rewards], indent=2))
         return
-    cells = [(r["name"], r["distribution"], ", ".join(r["needs"]), "yes" * r["isolated"], r["about"]) for r in rows]
+    cells = [(r.name, r.distribution, ", ".join(r.needs), "yes" * r.isolated, r.about) for r in rewards]
     _columns([("NAME", "FROM", "NEEDS", "ISOLATED", "ABOUT"), *cells])
 
 

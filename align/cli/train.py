@@ -55,9 +55,9 @@ def train(
     if check:
         with loading():
             from align.api.training import check as check_run
-            from align.core.train.check import render
+            from align.cli.train_check import print_checks
 
-        render(check_run(asked, progress=not quiet))
+        print_checks(check_run(asked, progress=not quiet))
         return
 
     with loading():

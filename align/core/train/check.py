@@ -7,13 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
-from align.core.data.look import legend, shown
 from align.core.rollout.online import Harvest
 from align.core.train.launch import look_over
 from align.core.train.online import RolloutPhases
@@ -21,12 +17,14 @@ from align.core.train.rundir import RunDirectory, located, remembered
 from align.core.train.setup import set_up
 from align.core.train.steps import Phases, StepBatch
 from align.schemas.run import Run, Stage
-from align.schemas.text import stripped
 
 
 @dataclass(frozen=True, slots=True)
 class StageCheck:
-    """What a stage would do. Numbers are of its first epoch."""
+    """What a stage would do. Numbers are of its first epoch.
+
+    first: the first example that it learns from. encoder: turns its tokens to text.
+    """
 
     name: str
     algorithm: str
@@ -41,7 +39,7 @@ class StageCheck:
     first_step: str
     findings: list[str]
     first: Example
-    shown: RenderableType
+    encoder: Encoder
 
 
 def check(run: Run, progress: bool = True) -> list[StageCheck]:
@@ -99,7 +97,7 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageCheck:
         first_step=_online(setup.phases) if step is None else _offline(step, setup.cutter.layout),
         findings=[str(finding) for finding in (*setup.prepared.findings, *setup.notes)],
         first=setup.prepared.train[0],
-        shown=shown(setup.prepared.train[0], Encoder(setup.tokenizer), _colour(Console())),
+        encoder=Encoder(setup.tokenizer),
     )
 
 
@@ -115,28 +113,3 @@ def _online(phases: Phases) -> str:
     return f"{phases.groups_per_phase} prompts a phase, each answered {phases.algorithm.group} times, " + (
         "for rows" if isinstance(phases.algorithm, Harvest) else f"learned from in {steps}"
     )
-
-
-def render(checks: Sequence[StageCheck]) -> None:
-    """Print what was found."""
-    console = Console()
-    for found in checks:
-        table = Table(title=f"{found.name} ({found.algorithm})", show_header=False, title_justify="left")
-        bad = ", ".join(f"{count} {kind}" for kind, count in found.bad_rows.items()) or "none"
-        for name, value in (
-            ("rows", f"{found.rows:,} to train on, {found.held_out_rows:,} held out, bad: {bad}"),
-            ("tokens", f"{found.tokens:,}, the longest example {found.longest:,}"),
-            ("parameters", f"{found.trained_parameters:,} trained of {found.parameters:,}"),
-            ("steps", f"{found.steps:,}"),
-            ("first step", found.first_step),
-        ):
-            table.add_row(name, value)
-        console.print(table, *(Text(stripped(finding), style="yellow") for finding in found.findings))
-        console.print(legend(_colour(console)), soft_wrap=True)
-        console.print(found.shown, soft_wrap=True)
-    console.print("[green]ready to train[/green]")
-
-
-def _colour(console: Console) -> bool:
-    """Whether the terminal has colours; without them what is learned stands in brackets."""
-    return console.color_system is not None
