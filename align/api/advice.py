@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align import __version__
-from align.advisor import alternatives, emit
+from align.advisor import alternatives
 from align.advisor.alternatives import WhyNot
 from align.advisor.ask import Question, interview
 from align.advisor.ask import of_file as read_answers
@@ -22,7 +22,7 @@ from align.advisor.rule import Rule
 from align.advisor.text import read
 from align.advisor.thresholds import Thresholds
 from align.api.inputs import BriefLike, DataFile, Files, as_brief, as_files
-from align.core import registry, runfile, strictyaml
+from align.core import registry, strictyaml
 from align.core.progress import working
 from align.core.projectfile import LARGEST_FORM, Brief, text_of
 from align.core.settings import check, dotted
@@ -236,8 +236,11 @@ class AdviceCase:
         name: the file that it is to be written to, for the command in its head. What must be put in place before it
         runs is listed there too. Raises AlignError where the advice has nothing to train.
         """
-        emitted = emit.emit(advice, self.form())
-        head = "".join(f"# {line}".rstrip() + "\n" for line in emit.comments(advice, emitted, name))
+        from align.advisor.emit import comments, emit
+        from align.core import runfile
+
+        emitted = emit(advice, self.form())
+        head = "".join(f"# {line}".rstrip() + "\n" for line in comments(advice, emitted, name))
         text = head + strictyaml.write(emitted.values)
         runfile.parse(text, name)
         return text

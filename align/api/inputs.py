@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from align.core import projectfile, runfile
+from align.core import projectfile
 from align.core.projectfile import Brief
 from align.core.settings import check, dotted
-from align.schemas.choice import Choice, spelt_out
 from align.schemas.errors import AlignError, did_you_mean
 from align.schemas.project import DATA_KINDS, DataKind, Project
-from align.schemas.rollout import BESIDE_REWARD, RewardChoice, Sampling
-from align.schemas.run import Run
 
-RunLike = Run | str | Path
+if TYPE_CHECKING:
+    # Building the models of run files takes a tenth of a second, which advice need not wait for.
+    from align.schemas.choice import Choice
+    from align.schemas.rollout import RewardChoice, Sampling
+    from align.schemas.run import Run
+
+RunLike: TypeAlias = "Run | str | Path"
 """A run (``align.load``), or the path of a run file."""
 BriefLike = str | Path | Mapping[str, Any] | Project | Brief
 """A brief: see ``as_brief``."""
-RewardLike = str | Mapping[str, Any] | RewardChoice
+RewardLike: TypeAlias = "str | Mapping[str, Any] | RewardChoice"
 """A reward: see ``as_reward``."""
 
 
@@ -38,7 +41,11 @@ Files = Iterable[str | Path | DataFile] | Mapping[DataKind, str | Path | Iterabl
 
 def as_run(run: RunLike) -> Run:
     """Return a run as it is, or read its file. Raises AlignError as ``align.load`` does."""
-    return run if isinstance(run, Run) else runfile.load(run)
+    if not isinstance(run, str | Path):
+        return run
+    from align.core import runfile
+
+    return runfile.load(run)
 
 
 def as_brief(brief: BriefLike) -> Brief:
@@ -81,6 +88,9 @@ def as_reward(reward: RewardLike, where: str = "reward") -> RewardChoice:
     The name may be ``path.py:function``. where: begins the place that an error names.
     Raises AlignError for settings that do not belong to a choice; the reward checks its own when it is opened.
     """
+    from align.schemas.choice import spelt_out
+    from align.schemas.rollout import BESIDE_REWARD, RewardChoice
+
     if isinstance(reward, RewardChoice):
         return reward
     values = {"type": reward} if isinstance(reward, str) else dict(reward)
@@ -98,9 +108,13 @@ def as_reward(reward: RewardLike, where: str = "reward") -> RewardChoice:
 
 def plugin_choice(plugin: str | Choice) -> Choice:
     """Return a plugin chosen by name, or with its settings."""
+    from align.schemas.choice import Choice
+
     return Choice(type=plugin) if isinstance(plugin, str) else plugin
 
 
 def sampling_settings(values: Mapping[str, Any]) -> Sampling:
     """Return settings of ``sampling`` in a run file. Raises AlignError for unknown ones and values out of range."""
+    from align.schemas.rollout import Sampling
+
     return check(Sampling, values, dotted)
