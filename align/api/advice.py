@@ -156,17 +156,17 @@ class AdviceCase:
         limit = Thresholds.load(thresholds)
         known = with_measured(as_brief(brief), measured)
         files = as_files(data)
-        suites = evaluations(known.project, files)
-        case = cls.of(known, limit).and_also(*counted(known.project, suites))
+        suites = evaluation_files(known.project, files)
+        case = cls.of(known, limit).and_also(*count_form_files(known.project, suites))
         if reader is not None:
             case = replace(case.and_also(*reader.read(case.description)), parser=f"llm:{reader.model}")
         for file in files:
-            case = case.and_also(of_file(file, suites))
-        case = case.and_also(of_model(str(model)) if model else size_of(known.project.model.name))
+            case = case.and_also(evidence_of_file(file, suites))
+        case = case.and_also(evidence_of_model(str(model)) if model else evidence_of_size(known.project.model.name))
         if hardware is not None:
-            case = case.and_also(of_hardware(hardware))
+            case = case.and_also(evidence_of_hardware(hardware))
         if answers is not None:
-            case = case.and_also(of_answers(answers, limit))
+            case = case.and_also(evidence_of_answers(answers, limit))
         return case if ask is None else case.interviewed(ask)
 
     @classmethod
@@ -266,14 +266,14 @@ def with_measured(brief: Brief, found: Measured | None) -> Brief:
     return replace(brief, project=project)
 
 
-def evaluations(project: Project, files: Sequence[DataFile] = ()) -> list[str]:
+def evaluation_files(project: Project, files: Sequence[DataFile] = ()) -> list[str]:
     """Return the files on this machine that will be measured with: a form's, and those given as an ``eval_set``."""
     held = [body.path for body in project.data or () if body.kind == "eval_set" and body.path]
     named = [file.path for file in files if file.kind == "eval_set"]
     return [path for path in (*held, *named) if Path(path).expanduser().is_file()]
 
 
-def counted(project: Project, suites: Sequence[str] = ()) -> tuple[list[Evidence], list[str]]:
+def count_form_files(project: Project, suites: Sequence[str] = ()) -> tuple[list[Evidence], list[str]]:
     """Count the files that a form names where they are on this machine; return those that are missing, in words, too.
 
     suites: evaluations whose rows must not be in the others.
@@ -282,13 +282,13 @@ def counted(project: Project, suites: Sequence[str] = ()) -> tuple[list[Evidence
     missing: list[str] = []
     for body in project.data or ():
         if body.path and Path(body.path).expanduser().exists():
-            found += of_file(DataFile(body.path, body.kind), suites)
+            found += evidence_of_file(DataFile(body.path, body.kind), suites)
         elif body.path and Path(body.path).suffix:
             missing.append(f"data.{body.kind}: {body.path} is not there, so what is claimed of it counts")
     return found, missing
 
 
-def size_of(name: str | None) -> list[Evidence]:
+def evidence_of_size(name: str | None) -> list[Evidence]:
     """Return the size of a model that is a directory here, by its config.json; nothing where that is unreadable."""
     home = Path(name or "").expanduser()
     if not name or not (home / "config.json").is_file():
@@ -301,7 +301,7 @@ def size_of(name: str | None) -> list[Evidence]:
     return [Evidence("model.params_b", billions, quote=quote, source="file", place=name)]
 
 
-def of_file(file: DataFile, suites: Sequence[str] = ()) -> list[Evidence]:
+def evidence_of_file(file: DataFile, suites: Sequence[str] = ()) -> list[Evidence]:
     """Return what a data file holds, counted and checked. Raises AlignError where it cannot be read.
 
     suites: evaluations whose rows must not be in it, unless it is one itself.
@@ -325,13 +325,13 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if type(value) is int else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def of_model(name: str) -> list[Evidence]:
+def evidence_of_model(name: str) -> list[Evidence]:
     """Return the name of the model that was given, and its size where it can be read."""
     named = Evidence("model.name", name, quote=f"--model {name}", source="answer", place="command line")
-    return [named, *size_of(name)]
+    return [named, *evidence_of_size(name)]
 
 
-def of_hardware(hardware: HardwareLike) -> list[Evidence]:
+def evidence_of_hardware(hardware: HardwareLike) -> list[Evidence]:
     """Return what a machine has. Raises AlignError with all that is wrong in the file or the values."""
     if isinstance(hardware, HardwareFacts):
         return _hardware(hardware, "answer", "hardware")
@@ -353,7 +353,7 @@ def _hardware(given: HardwareFacts, source: Source, place: str) -> list[Evidence
     return [replace(each, place=place) for each in from_form(Project(hardware=given), source=source)]
 
 
-def of_answers(answers: AnswersLike, limit: Thresholds) -> list[Evidence]:
+def evidence_of_answers(answers: AnswersLike, limit: Thresholds) -> list[Evidence]:
     """Return answers to the adviser's questions as evidence. Raises AlignError with all that is wrong in them."""
     if isinstance(answers, Mapping):
         return read_answers(dict(answers), "answers", limit)

@@ -25,8 +25,8 @@ from align.schemas.run import Run, Source, Stage
 ADVICE = "advice.json"
 """The file's name in the run's directory."""
 MEMORY = "memory_does_not_fit"
-ENOUGH = 100_000
-"""Rows that are counted of a file: beyond them advice does not turn."""
+MAX_COUNTED_ROWS = 100_000
+"""Rows that are counted of a file: no rule of the adviser turns on more."""
 
 METHOD: dict[str, Method] = {
     "pretrain": "continual_pretraining",
@@ -37,8 +37,8 @@ METHOD: dict[str, Method] = {
 
 
 def problems(run: Run, hardware: Hardware) -> Iterator[Problem]:
-    """Errors for findings that stop the launch, warnings for those that are overridden and for idle overrides."""
-    advice = advised(run, hardware)
+    """Yield errors for findings that stop the launch, and warnings for overrides, used or idle."""
+    advice = advice_for(run, hardware)
     reasons = {override.rule: override.reason for override in run.overrides}
     used: set[str] = set()
     for found in obstacles(advice):
@@ -46,67 +46,70 @@ def problems(run: Run, hardware: Hardware) -> Iterator[Problem]:
             used.add(given)
             yield Problem(f"override {given}: {reasons[given]}", f"goes on although: {found.what}", level="warning")
         else:
-            mend = f"{found.mend}; or launch all the same: --override {found.ids[0]} --reason TEXT"
-            yield Problem(f"project: {found.ids[0]}", found.what, mend)
+            fix = f"{found.fix}; or launch all the same: --override {found.ids[0]} --reason TEXT"
+            yield Problem(f"project: {found.ids[0]}", found.what, fix)
     for rule in sorted(reasons.keys() - used):
         yield Problem(f"override {rule}", "overrides nothing: no such finding stops this run", level="warning")
 
 
-def advised(run: Run, hardware: Hardware) -> Advice:
+def advice_for(run: Run, hardware: Hardware) -> Advice:
     """Return the advice on what a run is about to do: its project, and over it what the run file and its data show."""
     assert run.project is not None
-    project = settled(run.project, run.stages, hardware)
+    project = project_of(run.project, run.stages, hardware)
     case = AdviceCase.of(Brief("run file", project, project.description or ""))
+    # The run file shows which method is wanted; what the free words ask for would contradict it.
     stated = [e for e in case.evidence if not (e.source == "text" and e.field == "requested")]
-    asked = Evidence("requested", project.requested or method(run.stages), quote=_algorithms(run), place="run file")
-    return case.having([*stated, asked, *counted(run.stages)]).advice()
+    asked = Evidence("requested", project.requested or method_of(run.stages), quote=_algorithms(run), place="run file")
+    return case.having([*stated, asked, *count_rows(run.stages)]).advice()
 
 
-def keep(run: Run, hardware: Hardware, directory: Path) -> None:
+def write_advice(run: Run, hardware: Hardware, directory: Path) -> None:
     """Write the advice into the run's directory."""
-    write_whole(directory / ADVICE, render(advised(run, hardware), "json").encode())
+    write_whole(directory / ADVICE, render(advice_for(run, hardware), "json").encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """Something that stops a launch. ids: by which it may be overridden, the one to name first."""
+    """A finding that stops a launch. ids: those by which it may be overridden, the one to name first."""
 
     ids: tuple[str, ...]
     what: str
-    mend: str
+    fix: str
 
 
 def obstacles(advice: Advice) -> Iterator[Obstacle]:
     """Yield what stops a launch: too little known, another method by a hard rule, errors, no room."""
     if advice.primary == "insufficient":
         rules = [reason.rule for reason in advice.reasons if reason.option == "insufficient"]
-        asked = " ".join(f"{question.question} ({question.field})" for question in advice.missing[:3])
-        yield Obstacle(("insufficient", *rules), advice.summary, f"say in project: {asked}")
-    asked_for = advice.requested
-    if asked_for is not None and asked_for.blocking:
-        speaking = [reason for reason in advice.reasons if reason.weight != "soft"]
-        against = [r for r in speaking if r.because == asked_for.because] or speaking
-        words = _words([quote for reason in against[:1] for quote in reason.quotes])
-        what = f"launches {asked_for.requested}, and advised is {asked_for.recommended}: {asked_for.because}{words}"
+        questions = " ".join(f"{question.question} ({question.field})" for question in advice.missing[:3])
+        yield Obstacle(("insufficient", *rules), advice.summary, f"say in project: {questions}")
+    request = advice.requested
+    if request is not None and request.blocking:
+        hard = [reason for reason in advice.reasons if reason.weight != "soft"]
+        against = [reason for reason in hard if reason.because == request.because] or hard
+        quotes = _quoted([quote for reason in against[:1] for quote in reason.quotes])
+        what = f"launches {request.requested}, and advised is {request.recommended}: {request.because}{quotes}"
         ids = (*(reason.rule for reason in against), "requested-differs")
         yield Obstacle(ids, what, "follow it (align advise --emit), or correct the project")
     for warning in advice.warnings:
         if warning.level == "error":
-            what = f"{warning.text}{_words(warning.quotes)}"
+            what = f"{warning.text}{_quoted(warning.quotes)}"
             yield Obstacle((warning.id, warning.rule), what, "fix that, or correct the project")
     fits = advice.hardware
-    told = any(warning.id == MEMORY and warning.level == "error" for warning in advice.warnings)
-    if fits is not None and fits.chosen is None and fits.rejected and not told:
+    reported = any(warning.id == MEMORY and warning.level == "error" for warning in advice.warnings)
+    if fits is not None and fits.chosen is None and fits.rejected and not reported:
         nearest = min(fits.rejected, key=lambda fit: fit.total_gb)
         what = f"does not fit {fits.given}: {nearest.strategy} takes {nearest.total_gb:.3g} GB on each GPU"
         yield Obstacle((MEMORY,), what, nearest.knob or "take a smaller model or more memory")
 
 
-def settled(project: Project, stages: Sequence[Stage], hardware: Hardware) -> Project:
-    """The project with what the run file knows better: the model, how it is trained, what scores, the GPUs here."""
+def project_of(project: Project, stages: Sequence[Stage], hardware: Hardware) -> Project:
+    """Return the project with what the run file knows better: model, tuning, lengths, rewards, and the GPUs here."""
     first = stages[0]
     adapter = first.model.adapter
-    tuning = "full" if adapter is None else "qlora" if adapter.quantize == "nf4" else "lora"
+    tuning = "full"
+    if adapter is not None:
+        tuning = "qlora" if adapter.quantize == "nf4" else "lora"
     length = max(stage.data.max_length for stage in stages)
     known: dict[str, object] = {
         "training": project.training.model_copy(update={"tuning": tuning, "max_length": length})
@@ -127,7 +130,7 @@ def settled(project: Project, stages: Sequence[Stage], hardware: Hardware) -> Pr
     return project.model_copy(update=known)
 
 
-def method(stages: Sequence[Stage]) -> Method:
+def method_of(stages: Sequence[Stage]) -> Method:
     """Return a run's method: pre-training or the best of n where a stage does that, else its last stage's."""
     named = [METHOD.get(stage.algorithm.type, stage.algorithm.type) for stage in stages]
     for decisive in ("continual_pretraining", "best_of_n"):
@@ -136,8 +139,8 @@ def method(stages: Sequence[Stage]) -> Method:
     return named[-1] if named[-1] in get_args(Method) else "post_training"  # type: ignore[return-value]
 
 
-def counted(stages: Sequence[Stage]) -> Iterator[Evidence]:
-    """Rows (of a corpus: bytes) that each stage is about to learn from, where its files are on this machine."""
+def count_rows(stages: Sequence[Stage]) -> Iterator[Evidence]:
+    """Yield the rows (of a corpus: bytes) that each stage is about to learn from, of files on this machine."""
     for stage in stages:
         name = METHOD.get(stage.algorithm.type, stage.algorithm.type)
         kind = DATA_OF.get(name, "prompts" if stage.rollout else "sft_pairs")
@@ -151,7 +154,7 @@ def counted(stages: Sequence[Stage]) -> Iterator[Evidence]:
 
 
 def _rows(source: Source) -> int:
-    return sum(not isinstance(row, BadRow) for row in islice(Reading(source).rows(workers=1), ENOUGH))
+    return sum(not isinstance(row, BadRow) for row in islice(Reading(source).rows(workers=1), MAX_COUNTED_ROWS))
 
 
 def _bytes(path: Path) -> int:
@@ -162,6 +165,6 @@ def _algorithms(run: Run) -> str:
     return "algorithm: " + ", ".join(stage.algorithm.type for stage in run.stages)
 
 
-def _words(quotes: Sequence[Quote]) -> str:
+def _quoted(quotes: Sequence[Quote]) -> str:
     sources = dict.fromkeys(f"“{' '.join(quote.quote.split())}” ({quote.source})" for quote in quotes)
     return f" — {', '.join(list(sources)[:2])}" if sources else ""

@@ -160,7 +160,7 @@ def choose_strategy(hardware: Hardware, footprint: Footprint) -> str:
 
 @hookimpl
 def check_run(run: Run, hardware: Hardware) -> Iterable[Problem]:
-    """A run with a ``project:`` takes its advice first."""
+    """Take the advice on a run with a ``project:``, and report what of it stops the launch."""
     if run.project is None:
         return ()
     from align.api.prelaunch import problems
@@ -170,9 +170,9 @@ def check_run(run: Run, hardware: Hardware) -> Iterable[Problem]:
 
 @hookimpl
 def run_started(run: Run, directory: Path) -> None:
-    """And keeps it."""
+    """Keep the advice in the run's directory."""
     if run.project is not None:
-        from align.api.prelaunch import keep
+        from align.api.prelaunch import write_advice
         from align.core.train.launch import largest
 
-        keep(run, largest(run), directory)
+        write_advice(run, largest(run), directory)

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from align.advisor.emit import emit
 from align.api.advice import AdviceCase
-from align.api.prelaunch import advised, counted, method, obstacles, problems, settled
+from align.api.prelaunch import advice_for, count_rows, method_of, obstacles, problems, project_of
 from align.cli import main
 from align.core import runfile
 from align.core.projectfile import Brief, of_text
@@ -148,22 +148,22 @@ def test_a_project_is_checked_with_its_lines(tiny_model_dir: Path) -> None:
     ],
 )
 def test_what_a_run_asks_for(algorithms: list[str], asked: str) -> None:
-    assert method([stage(name) for name in algorithms]) == asked
+    assert method_of([stage(name) for name in algorithms]) == asked
 
 
 def test_the_run_file_knows_better_what_it_does() -> None:
     said = Project.model_validate({"model": {"name": "Llama"}, "training": {"tuning": "full"}, "hardware": {"gpus": 8}})
     lora = stage("sft", model={"path": "m", "adapter": {"quantize": "nf4"}}, data={"train": "r", "max_length": 77})
-    known = settled(said, [lora], GPU)
+    known = project_of(said, [lora], GPU)
     assert (known.training.tuning, known.training.max_length, known.model.name) == ("qlora", 77, "Llama")
     assert (known.hardware.gpus, known.hardware.memory_gb) == (2, 24.0)
-    assert settled(said, [lora], CPU).hardware.gpus == 8  # checked where it will not run
-    assert settled(Project(), [stage("dpo")], CPU).hardware.gpus == 0
-    assert settled(Project(), [stage("dpo")], CPU).model.name == "m"
+    assert project_of(said, [lora], CPU).hardware.gpus == 8  # checked where it will not run
+    assert project_of(Project(), [stage("dpo")], CPU).hardware.gpus == 0
+    assert project_of(Project(), [stage("dpo")], CPU).model.name == "m"
     scored = stage("grpo", rollout={"rewards": [{"type": "python", "file": str(REWARDS), "function": "low_ids"}]})
-    assert settled(Project(), [scored], CPU).reward.kind == "verifier"
+    assert project_of(Project(), [scored], CPU).reward.kind == "verifier"
     judged = stage("rloo", rollout={"rewards": [{"type": "reward_model", "path": "x"}]})
-    assert settled(Project(), [judged], CPU).reward.kind == "reward_model"
+    assert project_of(Project(), [judged], CPU).reward.kind == "reward_model"
 
 
 def test_data_are_counted_by_what_the_stage_learns_from(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_data_are_counted_by_what_the_stage_learns_from(tmp_path: Path) -> None:
         stage("pretrain", data={"train": str(text)}),
         stage("sft", data={"train": "hub/id"}),
     ]
-    found = {e.field: e.value for e in counted(stages)}
+    found = {e.field: e.value for e in count_rows(stages)}
     size = text.stat().st_size
     assert found == {
         "data.preference_pairs": True,
@@ -194,7 +194,7 @@ def test_the_wish_in_the_words_gives_way_to_what_is_launched(tmp_path: Path) -> 
         project=Project(description=words, behaviour={"rules_count": 27}),  # type: ignore[arg-type]
         stages=[stage("sft", data={"train": str(rows)})],
     )
-    found = advised(run, CPU).requested
+    found = advice_for(run, CPU).requested
     assert found is not None and (found.requested, found.agrees) == ("sft", True)
     assert list(problems(run, CPU)) == []
 
@@ -206,7 +206,7 @@ def test_obstacles_of_every_kind() -> None:
     assert "launches ppo, and advised is sft: nothing can score" in found["R-POST-1"].what
     assert found["license_or_privacy"].ids[1] == "R-WARN-9" and "“Reports of damage" in found["license_or_privacy"].what
     (lacking,) = obstacles(insufficient())
-    assert lacking.ids == ("insufficient",) and "What data is there? (data)" in lacking.mend
+    assert lacking.ids == ("insufficient",) and "What data is there? (data)" in lacking.fix
     fit = Fit(strategy="qlora-ddp", verdict="does_not_fit", per_gpu_gb={}, total_gb=41, short_gb=17, knob="half of it")
     tight = full().model_copy(
         update={
@@ -216,7 +216,7 @@ def test_obstacles_of_every_kind() -> None:
         }
     )
     (room,) = obstacles(tight)
-    assert room.ids == ("memory_does_not_fit",) and room.mend == "half of it" and "41 GB" in room.what
+    assert room.ids == ("memory_does_not_fit",) and room.fix == "half of it" and "41 GB" in room.what
     assert list(obstacles(full().model_copy(update={"requested": None, "warnings": []}))) == []
 
 
@@ -247,6 +247,6 @@ def test_what_is_emitted_may_be_launched(file: str, every: int) -> None:
         run = runfile.parse(runfile.strictyaml.write(emitted.values), "run.yaml")
         stopped = [problem for problem in problems(run, CPU) if problem.level == "error"]
         assert advice.blocking or not stopped, (case["id"], stopped)
-        assert advised(run, CPU).primary == advice.primary, case["id"]
+        assert advice_for(run, CPU).primary == advice.primary, case["id"]
         launched += 1
     assert launched >= 3
