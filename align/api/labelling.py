@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from align.api.inputs import RewardLike, as_reward, plugin_choice, sampling_settings
-from align.core.disk import cache_directory
 from align.core.progress import Work, working
 from align.core.registry import registry
 from align.core.rollout.label import Journal, Labels, label, read_prompts
@@ -57,7 +56,7 @@ def label_data(
     with ExitStack() as opened:
         journal = Journal(Path(output), fingerprint)
         opened.callback(journal.close)
-        place = Place(cache_directory() / "rewards", seed=seed, home=journal.directory)
+        place = Place(seed=seed, home=journal.directory)
         scorer = opened.enter_context(Scorer(choices, place))
         speaker = None
         if chosen is not None:

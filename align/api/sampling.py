@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from align.api.inputs import RewardLike, as_reward, plugin_choice, sampling_settings
-from align.core.disk import cache_directory
 from align.core.progress import working
 from align.core.registry import registry
 from align.core.rollout.reward import Place
@@ -104,7 +103,7 @@ class SampleRequest:
         with ExitStack() as opened:
             scorer = None
             if rewards:
-                scorer = opened.enter_context(Scorer(rewards, Place(cache_directory() / "rewards", seed=self.seed)))
+                scorer = opened.enter_context(Scorer(rewards, Place(seed=self.seed)))
             opened.callback(backend.close)
             with working(f"loading the model {self.model}"):
                 backend.open(subject)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.api.inputs import RewardLike, as_reward
-from align.core.disk import cache_directory
 from align.core.registry import registry
 from align.core.rollout.audit import Audit
 from align.core.rollout.audit import audit as attack
@@ -125,7 +124,7 @@ def _lines(rows: Rows, completion: bool = True) -> list[Line]:
 
 
 def _opened(reward: RewardLike, device: Device) -> Opened:
-    return Opened(as_reward(reward), Place(cache_directory() / "rewards", accelerator=device))
+    return Opened(as_reward(reward), Place(accelerator=device))
 
 
 def _sampler(model: str, n: int, max_completion_length: int, seed: int) -> Speaker:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from align.core.disk import cache_directory
 from align.core.measure.material import Material
 from align.core.measure.probed import Probed
 from align.core.measure.probes import Settings, measure
@@ -41,7 +40,7 @@ def take(
         what = "hold nothing to measure on: questions with answers, texts, pairs, or prompts with a --reward"
         raise AlignError(f"the files {what}", where=", ".join(files))
     with ExitStack() as opened:
-        place = Place(cache_directory() / "rewards", seed=settings.seed)
+        place = Place(seed=settings.seed)
         scorer = opened.enter_context(Scorer(rewards, place)) if rewards else None
         tell("loading the model")
         probed = Probed.load(model)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from align.core.disk import cache_directory
 from align.schemas.base import Config
 from align.schemas.records import Content
 
@@ -58,7 +59,7 @@ class Place:
     home: a directory for what it keeps of this run alone (what it has spent), None where there is no run.
     """
 
-    cache: Path
+    cache: Path = field(default_factory=lambda: cache_directory() / "rewards")
     rank: int = 0
     world_size: int = 1
     seed: int = 0

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from align.core import contract
 from align.core.data.examples import Examples
-from align.core.disk import cache_directory
 from align.core.model.load import build_policy, resolve_model_path
 from align.core.model.policy import Policy
 from align.core.model.positions import limits_for
@@ -107,7 +106,13 @@ def make_collector(
             "use local or vllm",
             where=f"{stage.name}: rollout.generator",
         )
-    place = Place(cache_directory() / "rewards", cutter.rank, cutter.world_size, stage.seed, hardware.accelerator, home)
+    place = Place(
+        rank=cutter.rank,
+        world_size=cutter.world_size,
+        seed=stage.seed,
+        accelerator=hardware.accelerator,
+        home=home,
+    )
     gold = stage.rollout.gold
     prompts = [prepared.train, *(held_out.examples for held_out in prepared.held_out)]
     context = max(int(held.lengths.max()) for held in prompts) + stage.rollout.sampling.max_completion_length
