@@ -62,5 +62,5 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def ci(session: nox.Session) -> None:
-    """Run everything that CI runs, in a fresh environment: about an hour on two cores."""
+    """Run everything that CI runs, in a fresh environment: more than an hour on two cores."""
     session.run(".ci/run", external=True)
