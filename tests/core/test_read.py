@@ -645,6 +645,19 @@ class TestDatasets:
             items(Path("nobody/nothing"))
         assert "connection" in str(caught.value) and "\n" not in caught.value.problems[0].what
 
+    def test_hub_is_asked_for_what_the_source_says(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import datasets
+
+        asked: list[Any] = []
+
+        def load_dataset(*what: Any, **how: Any) -> Any:
+            asked.append((what, how))
+            return datasets.Dataset.from_list([{"text": "a"}])
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        assert len(items(Path("nobody/nothing"), subset="en", split="test")) == 1
+        assert asked == [(("nobody/nothing", "en"), {"split": "test", "streaming": False})]
+
 
 def test_starting_later_gives_the_rest(tmp_path: Path) -> None:
     for name, count in (("a", 700), ("b", 0), ("c", 300)):

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import pytest
 
 from align.core import runfile
+from align.core.rollout import collect
 from align.core.rollout.samples import read_samples
 from align.core.train import checkpoint
 from align.core.train.launch import train
@@ -361,3 +362,16 @@ def test_held_out_prompts_get_the_likeliest_answer_whatever_the_temperature(
     assert greedy and set(greedy) == {2}
     assert {answers for answers, temperature in asked if temperature == 1.7} == {16}
     assert {temperature for _, temperature in asked} == {0.0, 1.7}
+
+
+def test_the_sync_gate_gets_the_run_files_tolerance(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float | None] = []
+
+    def gate(*_: Any, tolerance: float | None) -> float:
+        given.append(tolerance)
+        return 0.0
+
+    monkeypatch.setattr(Local, "shares_weights", False)
+    monkeypatch.setattr(collect, "check_sync", gate)
+    train(run("low_ids", rollout={"sync_tolerance": 0.125}, train={"batch_size": 16, "max_steps": 2}), progress=False)
+    assert given == [0.125, 0.125]
