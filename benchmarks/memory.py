@@ -29,7 +29,7 @@ MODELS = {
     "10M": {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8},
     "40M": {"vocab_size": 32_000, "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 3},
 }
-ALGORITHMS = {"sft": {}, "dpo": {}, "grpo": {"group": 4}, "ppo": {"group": 1, "passes": 2}}
+ALGORITHMS = {"sft": {}, "dpo": {}, "grpo": {"num_generations": 4}, "ppo": {"num_generations": 1, "num_iterations": 2}}
 STEPS, BATCH, MICRO, ANSWER, BAND = 3, 24, 2048, 48, 0.1
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "wind", "over", "sea", "is", "cold", "and", "blue", "five"]
 

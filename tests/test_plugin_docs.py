@@ -85,7 +85,7 @@ def test_a_run_made_of_them_alone(place: Path, tiny_model_dir: Path) -> None:
         "output": "out",
         "model": {"path": str(tiny_model_dir)},
         "data": {"train": [{"path": "quiz.jsonl", "format": "quiz"}]},
-        "algorithm": {"type": "centred", "group": 2},
+        "algorithm": {"type": "centred", "num_generations": 2},
         "rollout": {
             "rewards": ["brevity", {"type": "brief", "limit": 100}],
             "generator": "plain",

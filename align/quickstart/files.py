@@ -58,7 +58,7 @@ stages:
   - name: dpo                        # from answers to those that are liked
     model: {{path: "stage:sft"}}
     data: {{train: {preferences}, validation: {preferences_held_out}}}
-    algorithm: {{type: dpo, loss: {{sigmoid: 1, sft: 1}}}}  # the sft term keeps what was learned (2404.19733)
+    algorithm: {{type: dpo, loss_type: {{sigmoid: 1, sft: 1}}}}  # the sft term keeps what was learned (2404.19733)
     optimizer: {{learning_rate: 1e-4, adam_beta2: 0.98}}
     schedule: {{warmup_steps: 0.1}}
     train: {{batch_size: 32}}
@@ -66,7 +66,7 @@ stages:
   - name: grpo                       # from what is liked to what is right: eight tries at each prompt, checked
     model: {{path: "stage:dpo"}}
     data: {{train: {prompts}, validation: {prompts_held_out}}}
-    algorithm: {{type: grpo, group: 8}}
+    algorithm: {{type: grpo, num_generations: 8}}
     rollout: {{rewards: [math], sampling: {{max_completion_length: 16}}}}
     optimizer: {{learning_rate: 4e-4, adam_beta2: 0.98}}
     schedule: {{type: linear, warmup_steps: 0}}

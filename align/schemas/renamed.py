@@ -8,6 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 RENAMED: Mapping[str, Mapping[str, str]] = {
+    "algorithm": {
+        "group": "num_generations",
+        "passes": "num_iterations",
+        "eps_low": "epsilon",
+        "eps_high": "epsilon_high",
+        "dual_clip": "delta",
+        "scale": "scale_rewards",
+        "ratio": "importance_sampling_level",
+        "mask_truncated": "mask_truncated_completions",
+        "normalize": "normalize_advantages",
+        "whiten": "normalize_advantages",
+        "kl": "kl_estimator",
+        "kl_corrected": "use_bias_correction_kl",
+        "value_clip": "cliprange_value",
+        "value_coefficient": "vf_coef",
+        "loss": "loss_type",
+        "f_divergence": "f_divergence_type",
+    },
     "model": {"attention": "attn_implementation"},
     "model.adapter": {
         "rank": "r",

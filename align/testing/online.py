@@ -52,7 +52,7 @@ def toy_experience(
     logp = [(e.logp if e.logp is not None else e.sampled_logp, e.sampled_logp) for e in answers]
     measured = {"old_logp": [old for old, _ in logp], "weight": [np.exp(old - sampled) for old, sampled in logp]}
     if not everything:
-        measured = {"old_logp": measured["old_logp"]} if algorithm.passes > 1 else {}
+        measured = {"old_logp": measured["old_logp"]} if algorithm.num_iterations > 1 else {}
     with fails():
         made = contract.examples(algorithm, groups, replace(credit, along={**credit.along, **measured}))
     examples = [example for group in made for example in group]
@@ -73,7 +73,7 @@ def toy_groups(
     groups: list[Group] = []
     for number, (prompt, *_) in enumerate((*lengths, lengths[0])):
         head = draw.integers(1, VOCABULARY, prompt).astype(np.int32)
-        answers = (draw.integers(1, VOCABULARY, widths[i % len(widths)]) for i in range(algorithm.group))
+        answers = (draw.integers(1, VOCABULARY, widths[i % len(widths)]) for i in range(algorithm.num_generations))
         source = f"toy:{number}"
         groups.append(
             [_experience(algorithm, policy, source, head, each.astype(np.int32), draw, far) for each in answers]
@@ -99,7 +99,7 @@ def check_online(make: Make, policy: Policy, lengths: Sequence[tuple[int, int, i
     again = _credit(_fresh(make), before)
     assert _equal(credit, again), f"{algorithm.name}: credit differs from run to run on the same answers: is it random?"
     _check_state(make, algorithm, first, second)
-    if algorithm.group > 1:
+    if algorithm.num_generations > 1:
         _check_abstaining(make, policy, lengths)
 
 
@@ -198,7 +198,7 @@ def _experience(
         return logp + spread * draw.normal(size=len(tokens)).astype(np.float32)
 
     made.sampled_logp, old = near(0.05), near(0.05)
-    made.logp = old if algorithm.measures_logp or algorithm.passes > 1 else None
+    made.logp = old if algorithm.measures_logp or algorithm.num_iterations > 1 else None
     made.ref_logp = near(0.5) - far * draw.random(len(tokens)).astype(np.float32) if algorithm.uses_reference else None
     made.value = draw.normal(size=len(tokens)).astype(np.float32) if algorithm.critic else None
     return made

@@ -32,10 +32,10 @@ from align.schemas.run import Run
 STEPS = 12
 OFFLINE = {name: {"type": name} for name in ("sft", "dpo", "kto", "reward_model")}
 ONLINE = {
-    "grpo": {"type": "grpo", "group": 4, "passes": 2, "beta": 0.05},
-    "rloo": {"type": "rloo", "group": 4},
-    "ppo": {"type": "ppo", "group": 2, "passes": 2, "critic_learning_rate": 3e-3},
-    "online_dpo": {"type": "online_dpo", "group": 4},
+    "grpo": {"type": "grpo", "num_generations": 4, "num_iterations": 2, "beta": 0.05},
+    "rloo": {"type": "rloo", "num_generations": 4},
+    "ppo": {"type": "ppo", "num_generations": 2, "num_iterations": 2, "critic_learning_rate": 3e-3},
+    "online_dpo": {"type": "online_dpo", "num_generations": 4},
 }
 MIXED = {"train": {"precision": "bf16-mixed"}}
 LORA = {"adapter": {"type": "lora", "r": 8}}
@@ -177,7 +177,7 @@ class Correct:
         rows = write_rows(self.place / "asked.jsonl", "best_of_n", [(3 + n % 9, 1) for n in range(16)])
         reward = {"type": "reward_model", "path": str(self.export("reward_model"))}
         algorithm, rollout = (
-            {"type": "best_of_n", "group": 4},
+            {"type": "best_of_n", "num_generations": 4},
             {"rewards": [reward], "sampling": {"max_completion_length": 24}},
         )
         devices = {"accelerator": self.bench.device}

@@ -33,8 +33,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "sft": {"type": "sft"},
     "dpo": {"type": "dpo"},
     "reward_model": {"type": "reward_model"},
-    "grpo": {"type": "grpo", "group": 8, "beta": 0.05},
-    "ppo": {"type": "ppo", "group": 8, "passes": 1},
+    "grpo": {"type": "grpo", "num_generations": 8, "beta": 0.05},
+    "ppo": {"type": "ppo", "num_generations": 8, "num_iterations": 1},
 }
 CASES: dict[str, list[tuple[str, str]]] = {
     "medium": [

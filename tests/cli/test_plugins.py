@@ -186,7 +186,7 @@ def schema(strangers: Path) -> dict[str, Any]:
         "{output: o, model: {path: m}, data: {train: r}, algorithm: dpo}",
         "{output: o, data: {train: [a, {path: b, weight: 2}]}, algorithm: {type: plain_nll, scale: 2}}",
         "{output: o, model: {path: m}, stages: [{name: a, algorithm: {beta: 0.2}, devices: {strategy: ddp}}]}",
-        "{output: o, algorithm: {type: dpo, loss: {sigmoid: 0.8, sft: 1.0}}, loggers: [csv, {type: wandb}]}",
+        "{output: o, algorithm: {type: dpo, loss_type: {sigmoid: 0.8, sft: 1.0}}, loggers: [csv, {type: wandb}]}",
         "{output: o, model: {adapter: null}, data: {validation: null, train: {path: a, format: alpaca}}}",
         "{output: o, algorithm: grpo, rollout: {rewards: [math, {type: brevity, weight: 0.1, limit: 9}], gold: math}}",
         "{output: o, project: {data: [{kind: prompts}], tried: []}, overrides: [{rule: R-X-1, reason: a test}]}",

@@ -82,12 +82,12 @@ def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid
     }
     if algorithm in ONLINE:
         # Several phases, each of four steps over the same answers, so that kills and resumes fall inside them.
-        sections["algorithm"]["group"] = ONLINE[algorithm]
+        sections["algorithm"]["num_generations"] = ONLINE[algorithm]
         sections["train"]["num_train_epochs"] = 2
         reward = {"type": "python", "file": str(REWARDS), "function": "low_ids", "normalize": True}
         sections["rollout"] = {"rewards": [reward], "batches": 2, "sampling": {"max_completion_length": 8}}
         if algorithm in ("rloo", "grpo", "ppo"):
-            sections["algorithm"]["passes"] = 2
+            sections["algorithm"]["num_iterations"] = 2
         if algorithm == "best_of_n":  # learns nothing, so there is nothing to say of how
             for name in ("optimizer", "schedule", "validation", "checkpoint"):
                 del sections[name]

@@ -111,7 +111,7 @@ def test_the_credit_of_whole_answers() -> None:
     assert [a.tolist() for a in made.along["advantage"]] == [[0.5, 0.5], [0.0], [-0.5], [0.0]]
     assert all(a.dtype == np.float32 for a in made.along["advantage"])
     assert made.keep.tolist() == [True, False, True, False]
-    assert credit.kept(groups, mask_truncated=True).tolist() == [True, False, False, False]
+    assert credit.kept(groups, mask_truncated_completions=True).tolist() == [True, False, False, False]
     assert credit.per_answer([], []).keep.tolist() == []
 
 

@@ -57,7 +57,7 @@ train: {num_train_epochs: 2, batch_size: 8}
 algorithm: {type: dpo, beta: 0.3}
 stages:
   - {name: a, train: {num_train_epochs: 3}, model: {adapter: {r: 4}}}
-  - {name: b, algorithm: {loss: ipo}, model: {path: "stage:a"}}
+  - {name: b, algorithm: {loss_type: ipo}, model: {path: "stage:a"}}
   - {name: c, algorithm: sft, data: {train: [{path: x, weight: 2}, y]}}
 """
     )
@@ -65,7 +65,7 @@ stages:
     assert (a.train.num_train_epochs, a.train.batch_size, b.train.num_train_epochs) == (3, 8, 2)
     assert a.model.path == "base" and a.model.adapter == Adapter(r=4) and b.model.adapter is None
     assert a.algorithm == Choice(type="dpo", settings={"beta": 0.3})
-    assert b.algorithm == Choice(type="dpo", settings={"beta": 0.3, "loss": "ipo"})
+    assert b.algorithm == Choice(type="dpo", settings={"beta": 0.3, "loss_type": "ipo"})
     assert c.algorithm == Choice(type="sft"), "another type is another thing"
     assert [source.path for source in c.data.train] == ["x", "y"], "lists are replaced"
 
@@ -386,8 +386,8 @@ UNREAD = [
     ("train: {max_skipped: 5}", "train.max_skipped", "is read with train.on_nonfinite: skip only"),
     ("schedule: {type: constant, min_lr_rate: 0.1}",
      "schedule.min_lr_rate", "is not read: a constant rate does not decay"),
-    ("algorithm: {type: dpo, loss: hinge, label_smoothing: 0.1}", "algorithm.label_smoothing",
-     "is not read by loss 'hinge'; it is read by sigmoid, robust, exo_pair"),
+    ("algorithm: {type: dpo, loss_type: hinge, label_smoothing: 0.1}", "algorithm.label_smoothing",
+     "is not read by loss_type 'hinge'; it is read by sigmoid, robust, exo_pair"),
 ]  # fmt: skip
 
 

@@ -169,7 +169,7 @@ def test_nothing_beside_a_run_holds_it(tiny_model_dir: Path, tmp_path: Path, mon
         "name": "only",
         "model": {"path": str(tiny_model_dir)},
         "data": {"train": str(tmp_path / "prompts.jsonl"), "workers": 1},
-        "algorithm": {"type": "grpo", "group": 2},
+        "algorithm": {"type": "grpo", "num_generations": 2},
         "train": {"batch_size": 2, "max_steps": 1},
         "rollout": {
             "rewards": [{"type": "python", "settings": chosen.settings}],

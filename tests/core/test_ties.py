@@ -118,9 +118,9 @@ def test_groups_that_are_forecast_and_chosen_by_the_same_rule() -> None:
     assert list(classes([1, 0.1 + 0.2, 0.3, 2])) == [[0.3, 0.1 + 0.2], [1], [2]]
     assert dead_share([0.3, 0.1 + 0.2, 0.3], 3) == 1
     assert reaches(sum([0.1] * 10), 1.0) and not reaches(0.999, 1.0) and reaches(2, 1)
-    pairs = BestOfN(BestOfN.Config(make="pairs", group=2))
+    pairs = BestOfN(BestOfN.Config(make="pairs", num_generations=2))
     assert pairs.rows("p", [("a", 0.3), ("b", 0.1 + 0.2)]) == []
     assert pairs.rows("p", [("a", 0.3), ("b", 0.31)]) == [{"prompt": "p", "chosen": "b", "rejected": "a"}]
-    whole = BestOfN(BestOfN.Config(minimum=1.0, group=2))
+    whole = BestOfN(BestOfN.Config(minimum=1.0, num_generations=2))
     assert whole.rows("p", [("a", sum([0.1] * 10)), ("b", 0.5)]) == [{"prompt": "p", "completion": "a"}]
     assert whole.curves([[sum([0.1] * 10), 0.0]])["pass@2"] == 1

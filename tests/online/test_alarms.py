@@ -28,7 +28,7 @@ def hacked(novice: Novice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
             "name": "only",
             "model": {"path": str(novice.model)},
             "data": {"train": str(novice.train), "validation": str(novice.held_out), "workers": 1},
-            "algorithm": {"type": "rloo", "group": 8, "beta": 0.0, "normalize": True},
+            "algorithm": {"type": "rloo", "num_generations": 8, "beta": 0.0, "normalize_advantages": True},
             "optimizer": {"learning_rate": 2e-3},
             "schedule": {"type": "constant"},
             "train": {"batch_size": 128, "max_steps": 40},
@@ -112,7 +112,7 @@ class TestNothingToLearnFrom:
             "name": "only",
             "model": {"path": str(tiny_model_dir)},
             "data": {"train": str(prompts), "workers": 1},
-            "algorithm": {"type": "grpo", "group": 4},
+            "algorithm": {"type": "grpo", "num_generations": 4},
             "train": {"batch_size": 16, "max_steps": steps},
             "rollout": {
                 "rewards": [python(reward)],
@@ -155,13 +155,13 @@ class TestNothingToLearnFrom:
         self, algorithm: str, reward: str, said: int, tiny_model_dir: Path, tmp_path: Path
     ) -> None:
         """A critic or a mean over prompts tells an easy prompt's answers from a hard one's."""
-        settings = {"type": algorithm, "group": 4}
+        settings = {"type": algorithm, "num_generations": 4}
         run = self.of(tiny_model_dir, tmp_path, reward, 1, algorithm=settings)
         train(run, progress=False)
         assert len(alarms(run)) == said
 
     def test_a_stage_that_ends_within_its_only_phase(self, tiny_model_dir: Path, tmp_path: Path, capfd: Any) -> None:
-        algorithm = {"type": "grpo", "group": 4, "passes": 3}
+        algorithm = {"type": "grpo", "num_generations": 4, "num_iterations": 3}
         train(self.of(tiny_model_dir, tmp_path, "equal", 2, algorithm=algorithm), progress=False)
         told = capfd.readouterr().err
         assert "only, phase 1" in told and "learned nothing from its rewards: in its only phase" in told
@@ -182,7 +182,9 @@ class TestNothingToLearnFrom:
         assert "is paused and saved" in str(caught.value)
 
     def test_best_of_n(self, tiny_model_dir: Path, tmp_path: Path, capfd: Any) -> None:
-        run = self.of(tiny_model_dir, tmp_path, "not_a_number", 1, algorithm={"type": "best_of_n", "group": 4})
+        run = self.of(
+            tiny_model_dir, tmp_path, "not_a_number", 1, algorithm={"type": "best_of_n", "num_generations": 4}
+        )
         with pytest.raises(AlignError, match="made no row: no answer was scored"):
             train(run, progress=False)
         assert "only, phase 1" in (told := capfd.readouterr().err) and "its score was nan" in told

@@ -17,11 +17,11 @@ MARGIN = 0.25
 """How much the share of right answers to held-out sums must rise at least."""
 
 ALGORITHMS: dict[str, tuple[int, float, dict[str, Any]]] = {
-    "rloo": (12, 3e-4, {"group": 8}),
-    "reinforce": (12, 3e-4, {"group": 8, "baseline": "group"}),
+    "rloo": (12, 3e-4, {"num_generations": 8}),
+    "reinforce": (12, 3e-4, {"num_generations": 8, "baseline": "group"}),
     "grpo": (12, 3e-4, {}),
     "ppo": (48, 1e-4, {"critic_learning_rate": 1e-3, "critic_warmup": 8}),
-    "online_dpo": (16, 1e-4, {"group": 4}),
+    "online_dpo": (16, 1e-4, {"num_generations": 4}),
 }
 """Optimizer steps, learning rate, settings."""
 
@@ -73,7 +73,7 @@ def test_learning_from_the_best_of_eight_answers(
         {
             "name": "best",
             "data": {"train": str(novice.train), "workers": 1},
-            "algorithm": {"type": "best_of_n", "group": 8, "minimum": 1.0},
+            "algorithm": {"type": "best_of_n", "num_generations": 8, "minimum": 1.0},
             "rollout": sampled,
             "train": {"batch_size": 128},
             **common,
@@ -90,7 +90,7 @@ def test_learning_from_the_best_of_eight_answers(
             "name": "asked",  # how often the first answer is right, to held-out sums
             "model": {"path": "stage:sft"},
             "data": {"train": str(novice.held_out), "workers": 1},
-            "algorithm": {"type": "best_of_n", "group": 8},
+            "algorithm": {"type": "best_of_n", "num_generations": 8},
             "rollout": sampled,
             "train": {"batch_size": 128},
             "seed": seed,

@@ -43,7 +43,7 @@ def run(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "name": "only",
             "model": {"path": str(tiny_model_dir)},
             "data": {"train": str(prompts), "workers": 1},
-            "algorithm": {"type": "grpo", "group": 4},
+            "algorithm": {"type": "grpo", "num_generations": 4},
             "optimizer": {"learning_rate": 3e-3},
             "train": {"batch_size": 16, "max_steps": 4},
             "rollout": {"rewards": [python(reward)], "sampling": {"max_completion_length": 6}, **(rollout or {})},
@@ -104,7 +104,7 @@ def test_an_epoch_asks_each_prompt_once(
         "low_ids",
         rollout={"batches": batches},
         data={"train": str(file), "workers": 1},
-        algorithm={"type": "grpo", "group": 4, "passes": passes},
+        algorithm={"type": "grpo", "num_generations": 4, "num_iterations": passes},
         train={"batch_size": answers, "num_train_epochs": epochs},
     )
     train(made, progress=False)
@@ -268,7 +268,11 @@ def test_sigterm_between_phases_saves_and_resumes_to_the_bit(run: Any, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "algorithm", [{"type": "grpo", "group": 4, "passes": 2}, {"type": "ppo", "passes": 2, "kl_target": 0.1}]
+    "algorithm",
+    [
+        {"type": "grpo", "num_generations": 4, "num_iterations": 2},
+        {"type": "ppo", "num_iterations": 2, "kl_target": 0.1},
+    ],
 )
 def test_resuming_at_every_step_of_a_phase_is_exact(run: Any, algorithm: dict[str, Any]) -> None:
     """Two batches, two passes: four steps over the same answers, stopped after each of them."""

@@ -93,7 +93,7 @@ def pipeline(tiny_model_dir: Path, place: Path, make: str, then: str, conversati
         "name": "pick",
         "model": {"path": str(tiny_model_dir)},
         "data": {"train": str(place / "prompts.jsonl"), "workers": 1},
-        "algorithm": {"type": "best_of_n", "group": 6, "make": make},
+        "algorithm": {"type": "best_of_n", "num_generations": 6, "make": make},
         "train": {"batch_size": 24},
         "rollout": {"rewards": [python("first_most")], "sampling": {"max_completion_length": 200}},
     }

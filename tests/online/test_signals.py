@@ -46,7 +46,7 @@ def stage(algorithm: str, name: str = "only", **sections: Any) -> dict[str, Any]
         "name": name,
         "model": {"path": "model"},
         "data": {"train": "prompts.jsonl", "workers": 1, **sections.pop("data", {})},
-        "algorithm": {"type": algorithm, "group": 4},
+        "algorithm": {"type": algorithm, "num_generations": 4},
         "train": {"batch_size": 16, **sections.pop("train", {})},
         "rollout": {
             "rewards": [{"type": "python", "file": "mine.py", "function": "held"}],

@@ -146,7 +146,7 @@ def test_an_online_stage(thinker: Path) -> None:
         "name": "pick",
         "model": {"path": "model"},
         "data": {"train": "prompts.jsonl", "workers": 1},
-        "algorithm": {"type": "best_of_n", "group": 4},
+        "algorithm": {"type": "best_of_n", "num_generations": 4},
         "train": {"batch_size": 16},
         "rollout": {
             "rewards": [

@@ -32,7 +32,7 @@ def run_with(server: Server, place: Path, **settings: Any) -> Run:
         "name": "only",
         "model": {"path": str(model)},
         "data": {"train": str(place / "prompts.jsonl"), "workers": 1},
-        "algorithm": {"type": "rloo", "beta": 0.0, "group": 2},
+        "algorithm": {"type": "rloo", "beta": 0.0, "num_generations": 2},
         "train": {"batch_size": 4, "max_steps": STEPS},
         "checkpoint": {"save_steps": 1},
         "rollout": {"rewards": [reward], "sampling": {"max_completion_length": 4}},

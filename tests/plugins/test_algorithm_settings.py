@@ -26,36 +26,36 @@ ALGORITHMS = (
 )
 
 UNDER: dict[tuple[str, str], dict[str, Any]] = {
-    ("dpo", "label_smoothing"): {"loss": "robust"},
-    ("dpo", "f_alpha"): {"f_divergence": "alpha_divergence"},
-    ("dpo", "discopop_tau"): {"loss": "discopop"},
-    ("reinforce", "baseline"): {"normalize": False},
-    ("reinforce", "decay"): {"baseline": "moving", "normalize": False},
-    ("grpo", "kl"): {"beta": 0.1},
+    ("dpo", "label_smoothing"): {"loss_type": "robust"},
+    ("dpo", "f_alpha"): {"f_divergence_type": "alpha_divergence"},
+    ("dpo", "discopop_tau"): {"loss_type": "discopop"},
+    ("reinforce", "baseline"): {"normalize_advantages": False},
+    ("reinforce", "decay"): {"baseline": "moving", "normalize_advantages": False},
+    ("grpo", "kl_estimator"): {"beta": 0.1},
     ("grpo", "kl_in"): {"beta": 0.1},
-    ("grpo", "kl_corrected"): {"beta": 0.1},
+    ("grpo", "use_bias_correction_kl"): {"beta": 0.1},
     ("ppo", "kl_target"): {"beta": 0.1},
     ("ppo", "kl_horizon"): {"beta": 0.1, "kl_target": 0.5},
 }
 """What else must be set for a setting to be read."""
 
 OTHER: dict[tuple[str, str], Any] = {
-    ("dpo", "loss"): "ipo",
+    ("dpo", "loss_type"): "ipo",
     ("dpo", "ld_alpha"): 0.5,
-    ("rloo", "eps_high"): 5.0,
+    ("rloo", "epsilon_high"): 5.0,
     ("reinforce", "baseline"): "batch",
-    ("grpo", "eps_high"): 0.05,
-    ("grpo", "dual_clip"): 1.3,
-    ("grpo", "kl_corrected"): False,
-    ("ppo", "eps_low"): 0.6,
-    ("ppo", "dual_clip"): 1.3,
-    ("ppo", "value_clip"): None,
+    ("grpo", "epsilon_high"): 0.05,
+    ("grpo", "delta"): 1.3,
+    ("grpo", "use_bias_correction_kl"): False,
+    ("ppo", "epsilon"): 0.6,
+    ("ppo", "delta"): 1.3,
+    ("ppo", "cliprange_value"): None,
     ("ppo", "kl_target"): 0.5,
     ("ppo", "critic"): "elsewhere",
 }
 """Another value, where neither the type nor the default gives one."""
 
-FOR_THE_ENGINE = {"group", "passes", "critic", "critic_learning_rate", "critic_warmup"}
+FOR_THE_ENGINE = {"num_generations", "num_iterations", "critic", "critic_learning_rate", "critic_warmup"}
 """Settings that the engine reads from the algorithm, and no equation."""
 
 
@@ -165,4 +165,8 @@ def test_a_setting_changes_the_gradient(name: str, setting: str) -> None:
 def tells(algorithm: Online) -> tuple[Any, ...]:
     """What the engine asks an algorithm before the first answer."""
     critic = algorithm.critic
-    return (algorithm.group, algorithm.passes, *((critic.path, critic.learning_rate, critic.warmup) if critic else ()))
+    return (
+        algorithm.num_generations,
+        algorithm.num_iterations,
+        *((critic.path, critic.learning_rate, critic.warmup) if critic else ()),
+    )

@@ -40,7 +40,7 @@ def test_every_dpo_loss_with_what_it_reads() -> None:
         asked = reads(equation.values)
         told = {word for word in row(name, "## The DPO family")[2].split(", ") if word != "none"}
         expected = {setting for setting in asked if setting in DPO.Config.model_fields}
-        expected |= {"f_divergence"} if asked & {"delta_E", "delta_mean_E"} else set()
+        expected |= {"f_divergence_type"} if asked & {"delta_E", "delta_mean_E"} else set()
         expected |= {"ld_alpha"} if asked & {"delta_E", "delta_mean_E", "chosen_E"} else set()
         assert told == expected, name
     for name in DIVERGENCES:

@@ -51,7 +51,7 @@ AT_THE_REFERENCE = {
 @pytest.mark.parametrize("loss", sorted(AT_THE_REFERENCE))
 def test_value_where_policy_and_reference_agree(loss: str) -> None:
     """r_w = r_l = 0 and β = 0.1."""
-    assert value((0.0, 0.0), loss=loss, **NEEDS.get(loss, {})) == pytest.approx(AT_THE_REFERENCE[loss], rel=1e-12)
+    assert value((0.0, 0.0), loss_type=loss, **NEEDS.get(loss, {})) == pytest.approx(AT_THE_REFERENCE[loss], rel=1e-12)
 
 
 BETA_ONE = {
@@ -74,7 +74,9 @@ BETA_ONE = {
 
 @pytest.mark.parametrize("loss", sorted(BETA_ONE))
 def test_value_where_the_better_answer_leads_by_log_three(loss: str) -> None:
-    assert value((LOG3, 0.0), loss=loss, beta=1.0, **NEEDS.get(loss, {})) == pytest.approx(BETA_ONE[loss], rel=1e-12)
+    assert value((LOG3, 0.0), loss_type=loss, beta=1.0, **NEEDS.get(loss, {})) == pytest.approx(
+        BETA_ONE[loss], rel=1e-12
+    )
 
 
 def test_every_loss_of_the_table_has_a_number_here() -> None:
@@ -98,23 +100,23 @@ def test_conservative_dpo_rests_where_the_preference_has_the_smoothed_probabilit
 
 def test_robust_is_unbiased_under_label_flips() -> None:
     """(1−ε) · value of the pair + ε · value of the flipped pair = plain DPO's value, ε = 0.2."""
-    smoothed = {"loss": "robust", "beta": 1.0, "label_smoothing": 0.2}
+    smoothed = {"loss_type": "robust", "beta": 1.0, "label_smoothing": 0.2}
     mixed = 0.8 * value((LOG3, 0.0), **smoothed) + 0.2 * value((0.0, LOG3), **smoothed)
     assert mixed == pytest.approx(log(4 / 3))
 
 
 def test_ipo_is_zero_at_its_target() -> None:
     """τ = 0.1: the target gap is 1/(2τ) = 5."""
-    assert value((5.0, 0.0), loss="ipo") == pytest.approx(0.0, abs=1e-12)
+    assert value((5.0, 0.0), loss_type="ipo") == pytest.approx(0.0, abs=1e-12)
 
 
 def test_length_normalised_losses_divide_by_length() -> None:
     """Ratios +1 +1 over two tokens and −1 over one: means 1 and −1, so Δ̄ = 2, while Δ = 3."""
     rows = [{"chosen": [-1.0, -1.0], "rejected": [-3.0]}]
     made = batch(rows, [{"chosen": [-2.0, -2.0], "rejected": [-2.0]}])
-    assert values(dpo(loss="sigmoid_norm", beta=1.0).loss(made)) == pytest.approx([log(1 + exp(-2))])
-    assert values(dpo(loss="sigmoid", beta=1.0).loss(made)) == pytest.approx([log(1 + exp(-3))])
-    assert values(dpo(loss="ipo", beta=0.25).loss(made)) == pytest.approx([0.0], abs=1e-6)
+    assert values(dpo(loss_type="sigmoid_norm", beta=1.0).loss(made)) == pytest.approx([log(1 + exp(-2))])
+    assert values(dpo(loss_type="sigmoid", beta=1.0).loss(made)) == pytest.approx([log(1 + exp(-3))])
+    assert values(dpo(loss_type="ipo", beta=0.25).loss(made)) == pytest.approx([0.0], abs=1e-6)
 
 
 def test_ld_alpha_weights_what_lies_beyond_the_shorter_answer() -> None:
@@ -136,14 +138,14 @@ def test_ld_alpha_weights_what_lies_beyond_the_shorter_answer() -> None:
     ],
 )
 def test_f_divergences_map_the_ratios(divergence: str, gap: float) -> None:
-    assert value((log(4), 0.0), beta=1.0, f_divergence=divergence) == pytest.approx(log(1 + exp(-gap)))
+    assert value((log(4), 0.0), beta=1.0, f_divergence_type=divergence) == pytest.approx(log(1 + exp(-gap)))
 
 
 @pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
 def test_f_divergences_stay_finite_far_from_the_reference(divergence: str) -> None:
     """e^1000 does not exist in float32."""
     made = pairs((1000.0, -1000.0), (-1000.0, 1000.0))
-    outcome = dpo(f_divergence=divergence).loss(made)
+    outcome = dpo(f_divergence_type=divergence).loss(made)
     outcome.terms[0].values.sum().backward()
     assert made.logp_T.grad is not None
     assert torch.tensor(values(outcome)).isfinite().all()
@@ -161,7 +163,7 @@ def test_alpha_divergence_lies_between_reverse_and_forward_kl() -> None:
 def test_a_mixture_is_one_term_each_counted_by_its_own_unit() -> None:
     """log 2 per pair, and 1 and 2 per token of the better answer: the engine divides each by its own count."""
     made = batch([{"chosen": [-1.0, -2.0], "rejected": [-5.0]}], [{"chosen": [-1.0, -2.0], "rejected": [-5.0]}])
-    outcome = dpo(loss={"sigmoid": 0.8, "sft": 0.2}).loss(made)
+    outcome = dpo(loss_type={"sigmoid": 0.8, "sft": 0.2}).loss(made)
     assert [(t.per, t.weight) for t in outcome.terms] == [("example", 0.8), ("token:chosen", 0.2)]
     assert values(outcome, 0) == pytest.approx([log(2)])
     assert values(outcome, 1) == [1.0, 2.0]
@@ -181,7 +183,7 @@ def test_metrics() -> None:
 def test_at_the_reference_the_better_answer_rises_and_the_worse_falls(loss: str) -> None:
     """Slopes in log π(y_w) and log π(y_l). For apo_down they are β(¼ − ¼) = 0 and β/4."""
     made = pairs((0.0, 0.0), dtype=torch.float64)
-    dpo(loss=loss, **NEEDS.get(loss, {})).loss(made).terms[0].values.sum().backward()
+    dpo(loss_type=loss, **NEEDS.get(loss, {})).loss(made).terms[0].values.sum().backward()
     assert made.logp_T.grad is not None
     better, worse = made.logp_T.grad.tolist()
     assert better <= 1e-12
@@ -194,7 +196,7 @@ def test_discopop_is_not_monotone_at_the_reference() -> None:
     From x = 0.2 on it falls: s ≈ 1 and the loss is e^−x.
     """
     made = pairs((0.0, 0.0), (1.0, 0.0), dtype=torch.float64)
-    dpo(loss="discopop", beta=1.0).loss(made).terms[0].values.sum().backward()
+    dpo(loss_type="discopop", beta=1.0).loss(made).terms[0].values.sum().backward()
     assert made.logp_T.grad is not None
     assert made.logp_T.grad.tolist() == pytest.approx([0.784264, -0.784264, -exp(-1), exp(-1)], abs=1e-6)
 
@@ -207,7 +209,7 @@ sides = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=4)
 @given(ratios=st.lists(st.tuples(sides, sides), min_size=1, max_size=4), seed=st.integers(0, 99))
 def test_values_are_finite_and_follow_their_pairs(loss: str, ratios: list[Any], seed: int) -> None:
     """Far from the reference too; and shuffling or splitting the pairs shuffles or splits the values."""
-    algorithm = dpo(loss=loss, **NEEDS.get(loss, {}))
+    algorithm = dpo(loss_type=loss, **NEEDS.get(loss, {}))
 
     def run(*of: Any) -> tuple[list[float], list[float]]:
         rows = [{"chosen": [x - 100 for x in w], "rejected": [x - 100 for x in r]} for w, r in of]
@@ -229,22 +231,31 @@ def test_values_are_finite_and_follow_their_pairs(loss: str, ratios: list[Any], 
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"loss": "hinge", "label_smoothing": 0.1}, "label_smoothing is not read by loss 'hinge'"),
-        ({"loss": "hinge", "label_smoothing": 0.1}, "it is read by sigmoid, robust, exo_pair"),
-        ({"loss": "hinge", "label_smoothing": 0.0}, "label_smoothing is not read"),
-        ({"discopop_tau": 0.1}, "discopop_tau is not read by loss 'sigmoid'; it is read by discopop"),
-        ({"f_alpha": 0.3}, "f_alpha is not read by loss 'sigmoid'; it is read by .* with f_divergence alpha_div"),
-        ({"loss": "sft", "beta": 0.1}, "beta is not read by loss 'sft'"),
-        ({"loss": "sft", "ld_alpha": 0.1}, "ld_alpha is not read by loss 'sft'"),
-        ({"loss": "apo_zero", "f_divergence": "reverse_kl"}, "f_divergence is not read by loss 'apo_zero'"),
-        ({"loss": {"sigmoid": 1, "nca_pair": 1}, "f_divergence": "forward_kl"}, "does not go with loss 'nca_pair'"),
-        ({"loss": "exo_pair"}, "label_smoothing must be above 0 with loss 'exo_pair'"),
-        ({"loss": "robust", "label_smoothing": 0.5}, "less than 0.5"),
-        ({"loss": "sigmoid", "label_smoothing": 0.5}, "less than 0.5"),
-        ({"loss": {}}, "at least 1 item"),
-        ({"loss": {"sigmoid": 0}}, "greater than 0"),
-        ({"loss": "aot"}, "Input should be 'sigmoid'"),
-        ({"f_divergence": "alpha_divergence", "f_alpha": 1.0}, "less than 1"),
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing is not read by loss_type 'hinge'"),
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "it is read by sigmoid, robust, exo_pair"),
+        ({"loss_type": "hinge", "label_smoothing": 0.0}, "label_smoothing is not read"),
+        ({"discopop_tau": 0.1}, "discopop_tau is not read by loss_type 'sigmoid'; it is read by discopop"),
+        (
+            {"f_alpha": 0.3},
+            "f_alpha is not read by loss_type 'sigmoid'; it is read by .* with f_divergence_type alpha_div",
+        ),
+        ({"loss_type": "sft", "beta": 0.1}, "beta is not read by loss_type 'sft'"),
+        ({"loss_type": "sft", "ld_alpha": 0.1}, "ld_alpha is not read by loss_type 'sft'"),
+        (
+            {"loss_type": "apo_zero", "f_divergence_type": "reverse_kl"},
+            "f_divergence_type is not read by loss_type 'apo_zero'",
+        ),
+        (
+            {"loss_type": {"sigmoid": 1, "nca_pair": 1}, "f_divergence_type": "forward_kl"},
+            "does not go with loss_type 'nca_pair'",
+        ),
+        ({"loss_type": "exo_pair"}, "label_smoothing must be above 0 with loss_type 'exo_pair'"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "less than 0.5"),
+        ({"loss_type": "sigmoid", "label_smoothing": 0.5}, "less than 0.5"),
+        ({"loss_type": {}}, "at least 1 item"),
+        ({"loss_type": {"sigmoid": 0}}, "greater than 0"),
+        ({"loss_type": "aot"}, "Input should be 'sigmoid'"),
+        ({"f_divergence_type": "alpha_divergence", "f_alpha": 1.0}, "less than 1"),
     ],
 )
 def test_settings_that_cannot_be_or_are_not_read_are_refused(chosen: dict[str, Any], message: str) -> None:
@@ -255,11 +266,11 @@ def test_settings_that_cannot_be_or_are_not_read_are_refused(chosen: dict[str, A
 @pytest.mark.parametrize(
     "chosen",
     [
-        {"loss": {"sigmoid": 1, "hinge": 1}, "label_smoothing": 0.1},
-        {"loss": {"sigmoid": 1, "sft": 1}, "f_divergence": "js_divergence", "ld_alpha": 0.5},
-        {"loss": "ipo", "f_divergence": "alpha_divergence", "f_alpha": 0.3, "beta": 1},
-        {"loss": "exo_pair", "label_smoothing": 1e-3},
-        {"loss": "discopop", "discopop_tau": 0.1},
+        {"loss_type": {"sigmoid": 1, "hinge": 1}, "label_smoothing": 0.1},
+        {"loss_type": {"sigmoid": 1, "sft": 1}, "f_divergence_type": "js_divergence", "ld_alpha": 0.5},
+        {"loss_type": "ipo", "f_divergence_type": "alpha_divergence", "f_alpha": 0.3, "beta": 1},
+        {"loss_type": "exo_pair", "label_smoothing": 1e-3},
+        {"loss_type": "discopop", "discopop_tau": 0.1},
     ],
 )
 def test_settings_that_are_read_are_taken(chosen: dict[str, Any]) -> None:

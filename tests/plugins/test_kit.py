@@ -141,7 +141,7 @@ class Centred(Online):
     learning_rate = 1.0
 
     class Config(Online.Config):
-        group: int = 4
+        num_generations: int = 4
         """Answers to each prompt."""
 
     def advantages(self, group: Group) -> np.ndarray[Any, Any]:

@@ -99,7 +99,7 @@ def test_mismatched_pairs_rotate_the_answers_through_the_step() -> None:
         [False, False, False, True, True],
     ]
     assert all(e.sequences[0].ref_logp is None for e in made)
-    assert kto(loss="apo_zero_unpaired").auxiliary(step) == ()
+    assert kto(loss_type="apo_zero_unpaired").auxiliary(step) == ()
 
 
 def test_turns_after_the_first_scored_token_move_with_the_answer() -> None:

@@ -28,7 +28,7 @@ from align.testing import CUTS, check_algorithm
 
 EVERY: list[tuple[type[Algorithm], dict[str, Any]]] = [
     (SFT, {}),
-    (SFT, {"loss": "dft"}),
+    (SFT, {"loss_type": "dft"}),
     (Pretrain, {}),
     (RewardModel, {}),
     (RewardModel, {"center_rewards_coefficient": 0.01}),
@@ -36,24 +36,36 @@ EVERY: list[tuple[type[Algorithm], dict[str, Any]]] = [
     (CPO, {"label_smoothing": 0.1}),
     (ORPO, {}),
     (KTO, {"desirable_weight": 1.3}),
-    (KTO, {"loss": "apo_zero_unpaired"}),
-    (DPO, {"loss": {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}}),
-    (DPO, {"ld_alpha": 0.5, "f_divergence": "js_divergence"}),
-    *((DPO, {"loss": loss} | ({"label_smoothing": 0.1} if loss in ("exo_pair", "robust") else {})) for loss in LOSSES),
+    (KTO, {"loss_type": "apo_zero_unpaired"}),
+    (DPO, {"loss_type": {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}}),
+    (DPO, {"ld_alpha": 0.5, "f_divergence_type": "js_divergence"}),
+    *(
+        (DPO, {"loss_type": loss} | ({"label_smoothing": 0.1} if loss in ("exo_pair", "robust") else {}))
+        for loss in LOSSES
+    ),
     (RLOO, {}),
-    (RLOO, {"normalize": True, "beta": 0}),
+    (RLOO, {"normalize_advantages": True, "beta": 0}),
     (Reinforce, {}),
-    (Reinforce, {"baseline": "group", "group": 4, "kl_in": "loss", "kl": "k2"}),
-    (Reinforce, {"baseline": "moving", "normalize": False, "averaging": "constant"}),
+    (Reinforce, {"baseline": "group", "num_generations": 4, "kl_in": "loss", "kl_estimator": "k2"}),
+    (Reinforce, {"baseline": "moving", "normalize_advantages": False, "averaging": "constant"}),
     (GRPO, {}),
-    (GRPO, {"scale": "none", "averaging": "constant", "beta": 0.1}),
-    (GRPO, {"scale": "batch", "averaging": "sequence", "ratio": "sequence", "beta": 0.1, "kl_in": "reward"}),
-    (GRPO, {"objective": "cispo", "beta": 0.1, "kl": "k1"}),
-    (GRPO, {"dual_clip": 3.0}),
+    (GRPO, {"scale_rewards": "none", "averaging": "constant", "beta": 0.1}),
+    (
+        GRPO,
+        {
+            "scale_rewards": "batch",
+            "averaging": "sequence",
+            "importance_sampling_level": "sequence",
+            "beta": 0.1,
+            "kl_in": "reward",
+        },
+    ),
+    (GRPO, {"objective": "cispo", "beta": 0.1, "kl_estimator": "k1"}),
+    (GRPO, {"delta": 3.0}),
     (PPO, {}),
-    (PPO, {"value_clip": None, "whiten": False, "beta": 0.0}),
+    (PPO, {"cliprange_value": None, "normalize_advantages": False, "beta": 0.0}),
     (OnlineDPO, {}),
-    (OnlineDPO, {"group": 4}),
+    (OnlineDPO, {"num_generations": 4}),
 ]
 
 

@@ -62,10 +62,10 @@ def advantages(algorithm: Online, *groups: Group) -> list[list[float]]:
         (Reinforce, {"beta": 0.0, "averaging": "constant"}, "constant"),
         (GRPO, {}, "token"),
         (GRPO, {"averaging": "sequence"}, "mean"),
-        (GRPO, {"averaging": "constant", "scale": "none"}, "constant"),
-        (GRPO, {"averaging": "sequence", "ratio": "sequence"}, "mean"),
+        (GRPO, {"averaging": "constant", "scale_rewards": "none"}, "constant"),
+        (GRPO, {"averaging": "sequence", "importance_sampling_level": "sequence"}, "mean"),
         (GRPO, {"objective": "cispo"}, "token"),
-        (GRPO, {"dual_clip": 3.0}, "token"),
+        (GRPO, {"delta": 3.0}, "token"),
         (PPO, {"beta": 0.0}, "token"),
     ],
     ids=str,
@@ -113,7 +113,7 @@ def first_step(example: Example) -> Example:
 
 def test_rloo_prices_the_kl_of_whole_answers() -> None:
     """Rewards 1 − 0.5·(0.2 + 0.4) = 0.7 and 0 − 0.5·(−0.2) = 0.1: each against the other."""
-    it = made(RLOO, group=2, beta=0.5)
+    it = made(RLOO, num_generations=2, beta=0.5)
     assert advantages(it, [answer(1.0, 0.2, 0.4), answer(0.0, -0.2)]) == [[0.6, 0.6], [-0.6]]
     assert it.uses_reference and it.measures_logp and not made(RLOO, beta=0.0).uses_reference
 
@@ -121,10 +121,10 @@ def test_rloo_prices_the_kl_of_whole_answers() -> None:
 def test_grpo_prices_the_kl_in_the_reward_too() -> None:
     """The same rewards, less their mean 0.4; and the phase's deviation, over two groups with rewards 0.7, 0.1, 1, 1."""
     group = [answer(1.0, 0.2, 0.4), answer(0.0, -0.2)]
-    it = made(GRPO, group=2, beta=0.5, kl="k1", kl_in="reward", scale="none")
+    it = made(GRPO, num_generations=2, beta=0.5, kl_estimator="k1", kl_in="reward", scale_rewards="none")
     assert it.measures_logp
     assert advantages(it, group) == [[0.3, 0.3], [-0.3]]
-    it = made(GRPO, group=2, beta=0.5, kl="k1", kl_in="reward", scale="batch")
+    it = made(GRPO, num_generations=2, beta=0.5, kl_estimator="k1", kl_in="reward", scale_rewards="batch")
     deviation = float(np.std([0.7, 0.1, 1, 1], ddof=1)) + 1e-4
     assert advantages(it, group, [answer(1.0, 0), answer(1.0, 0)])[1:] == [
         pytest.approx([-0.3 / deviation], abs=1e-5),
@@ -135,8 +135,8 @@ def test_grpo_prices_the_kl_in_the_reward_too() -> None:
 
 @pytest.mark.parametrize("algorithm", [RLOO, GRPO, Reinforce])
 def test_answers_cut_off_leave_the_loss_and_not_the_baseline(algorithm: type[Online]) -> None:
-    group = {"group": 2, "baseline": "group"} if algorithm is Reinforce else {"group": 2}
-    it = made(algorithm, **group, beta=0.0, mask_truncated=True)
+    group = {"num_generations": 2, "baseline": "group"} if algorithm is Reinforce else {"num_generations": 2}
+    it = made(algorithm, **group, beta=0.0, mask_truncated_completions=True)
     credit = it.credit([[answer(1.0, 0, 0), answer(0.0, 0, finish="length")], [answer(1.0, 0), answer(0.5, 0)]])
     assert credit.keep.tolist() == [True, False, True, True]
     assert credit.along["advantage"][0][0] > 0
@@ -145,31 +145,46 @@ def test_answers_cut_off_leave_the_loss_and_not_the_baseline(algorithm: type[Onl
 
 def test_reinforce_plus_plus_by_hand() -> None:
     """r = −0.1·0.5 then 1 − 0.1·1, to go: 0.85, 0.9; and 0 + 0.1·1 = 0.1. Mean 0.616667, then one standard for all."""
-    plain = made(Reinforce, beta=0.1, normalize=False)
+    plain = made(Reinforce, beta=0.1, normalize_advantages=False)
     groups = [[answer(1.0, 0.5, 1.0)], [answer(0.0, -1.0)]]
     assert advantages(plain, *groups) == [[0.85, 0.9], [0.1]]
     raw = np.array([0.85, 0.9, 0.1])
     wanted = (raw - raw.mean()) / raw.std(ddof=1)
     standard = advantages(made(Reinforce, beta=0.1), *groups)
     assert [*standard[0], *standard[1]] == pytest.approx(wanted, abs=1e-5)
-    discounted = made(Reinforce, beta=0.0, normalize=False, gamma=0.5)
+    discounted = made(Reinforce, beta=0.0, normalize_advantages=False, gamma=0.5)
     assert advantages(discounted, [answer(1.0, 0, 0, 0)]) == [[0.25, 0.5, 1.0]]
 
 
 def test_reinforce_baselines_by_hand() -> None:
     groups = [[answer(1.0, 0), answer(0.0, 0)], [answer(2.0, 0), answer(None, 0)]]
-    plain = {"normalize": False, "beta": 0.0}
-    assert advantages(made(Reinforce, group=2, baseline="group", **plain), *groups) == [[0.5], [-0.5], [0.0], [0.0]]
-    assert advantages(made(Reinforce, group=2, baseline="none", **plain), *groups) == [[1.0], [0.0], [2.0], [0.0]]
-    assert advantages(made(Reinforce, group=2, baseline="batch", **plain), *groups) == [[0.0], [-1.0], [1.0], [0.0]]
+    plain = {"normalize_advantages": False, "beta": 0.0}
+    assert advantages(made(Reinforce, num_generations=2, baseline="group", **plain), *groups) == [
+        [0.5],
+        [-0.5],
+        [0.0],
+        [0.0],
+    ]
+    assert advantages(made(Reinforce, num_generations=2, baseline="none", **plain), *groups) == [
+        [1.0],
+        [0.0],
+        [2.0],
+        [0.0],
+    ]
+    assert advantages(made(Reinforce, num_generations=2, baseline="batch", **plain), *groups) == [
+        [0.0],
+        [-1.0],
+        [1.0],
+        [0.0],
+    ]
 
 
 def test_the_moving_baseline_is_of_the_phases_before_and_survives_a_restart() -> None:
     """The first phase has only its own mean, 1; the second is compared with that, and moves it to 0.9·1 + 0.1·3."""
-    it = made(Reinforce, baseline="moving", normalize=False, beta=0.0)
+    it = made(Reinforce, baseline="moving", normalize_advantages=False, beta=0.0)
     assert advantages(it, [answer(1.0, 0)]) == [[0.0]]
     assert advantages(it, [answer(3.0, 0)]) == [[2.0]]
-    again = made(Reinforce, baseline="moving", normalize=False, beta=0.0)
+    again = made(Reinforce, baseline="moving", normalize_advantages=False, beta=0.0)
     again.load_state_dict(it.state_dict())
     for each in (it, again):
         credit = each.credit([[answer(0.0, 0)]])
@@ -183,7 +198,7 @@ def test_the_moving_baseline_is_of_the_phases_before_and_survives_a_restart() ->
 
 def test_ppo_against_loops_of_its_own() -> None:
     """Credit and loss, token by token in plain Python: β 0.2, γ 0.9, λ 0.8, all clips at 0.2, dual clip at 2."""
-    settings = {"beta": 0.2, "gamma": 0.9, "lam": 0.8, "dual_clip": 2.0, "missing_eos_penalty": 0.5, "group": 1}
+    settings = {"beta": 0.2, "gamma": 0.9, "lam": 0.8, "delta": 2.0, "missing_eos_penalty": 0.5, "num_generations": 1}
     it, policy, critic = made(PPO, **settings), toy_policy().double(), toy_policy("value", seed=2).double()
     answers = [
         answer(1.0, 0.3, -0.2, 0.5, value=[0.1, 0.4, -0.3]),
@@ -281,7 +296,7 @@ def test_ppo_asks_for_its_critic() -> None:
 
 
 def test_the_best_and_the_worst_make_a_pair() -> None:
-    it = made(OnlineDPO, group=4)
+    it = made(OnlineDPO, num_generations=4)
     groups = [
         [answer(0.5, 0), answer(2.0, 0, 0), answer(None, 0, 0, 0), answer(-1.0, 0, 0, 0, 0)],
         [answer(1.0, 0), answer(1.0, 0, 0), answer(1.0, 0), answer(None, 0)],
@@ -309,7 +324,7 @@ def test_online_dpo_learns_as_dpo_does() -> None:
 
 def test_rows_of_the_best() -> None:
     answers = [("a", 0.0), ("b", 1.0), ("c", None), ("d", 1.0), ("e", -1.0)]
-    it = made(BestOfN, group=5)
+    it = made(BestOfN, num_generations=5)
     assert it.rows("ask", answers) == [{"prompt": "ask", "completion": "b"}]
     asked = [{"role": "user", "content": "ask"}]
     assert it.rows(asked, answers) == [{"prompt": asked, "completion": [{"role": "assistant", "content": "b"}]}]
@@ -323,7 +338,7 @@ def test_rows_of_the_best() -> None:
 
 def test_curves_by_hand() -> None:
     """One right of 4, and two right of 2 scored: pass@2 is 1 − C(3,2)/C(4,2) = 1/2, and 1; pass@4 the first's alone."""
-    curves = made(BestOfN, group=4).curves([[1.0, 0.0, 0.0, 0.0], [1.0, 2.0, None, None]])
+    curves = made(BestOfN, num_generations=4).curves([[1.0, 0.0, 0.0, 0.0], [1.0, 2.0, None, None]])
     assert curves == pytest.approx(
         {
             "kl_bound": math.log(4) - 0.75,
@@ -335,8 +350,8 @@ def test_curves_by_hand() -> None:
             "best@4": 1.0,
         }
     )
-    assert made(BestOfN, group=4, success=2.0).curves([[1.0, 2.0]])["pass@1"] == 0.5
-    assert made(BestOfN, group=2).curves([]) == {"kl_bound": pytest.approx(math.log(2) - 0.5)}
+    assert made(BestOfN, num_generations=4, success=2.0).curves([[1.0, 2.0]])["pass@1"] == 0.5
+    assert made(BestOfN, num_generations=2).curves([]) == {"kl_bound": pytest.approx(math.log(2) - 0.5)}
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -345,17 +360,17 @@ def test_curves_by_hand() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "settings", "message"),
     [
-        (GRPO, {"dual_clip": 1.1}, "dual_clip must be above 1 \\+ eps_high, 1.2"),
-        (GRPO, {"objective": "cispo", "eps_low": 0.1}, "eps_low is not read by objective 'cispo'"),
-        (GRPO, {"kl": "k1"}, "kl is not read where beta is 0"),
-        (GRPO, {"group": 1}, "greater than or equal to 2"),
-        (Reinforce, {"baseline": "group"}, "group must be at least 2"),
+        (GRPO, {"delta": 1.1}, "delta must be above 1 \\+ epsilon_high, 1.2"),
+        (GRPO, {"objective": "cispo", "epsilon": 0.1}, "epsilon is not read by objective 'cispo'"),
+        (GRPO, {"kl_estimator": "k1"}, "kl_estimator is not read where beta is 0"),
+        (GRPO, {"num_generations": 1}, "greater than or equal to 2"),
+        (Reinforce, {"baseline": "group"}, "num_generations must be at least 2"),
         (Reinforce, {"decay": 0.5}, "decay is not read by baseline 'none'"),
-        (Reinforce, {"beta": 0, "kl": "k2"}, "kl is not read where beta is 0"),
+        (Reinforce, {"beta": 0, "kl_estimator": "k2"}, "kl_estimator is not read where beta is 0"),
         (PPO, {"beta": 0, "kl_target": 6.0}, "kl_target is not read where beta is 0"),
         (PPO, {"kl_horizon": 5.0}, "kl_horizon is not read without kl_target"),
-        (RLOO, {"group": 1}, "greater than or equal to 2"),
-        (OnlineDPO, {"group": 1}, "greater than or equal to 2"),
+        (RLOO, {"num_generations": 1}, "greater than or equal to 2"),
+        (OnlineDPO, {"num_generations": 1}, "greater than or equal to 2"),
     ],
 )
 def test_settings_that_do_not_go_together(algorithm: type[Online], settings: dict[str, Any], message: str) -> None:

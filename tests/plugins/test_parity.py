@@ -128,7 +128,7 @@ def test_sft(loss: str, data: str, tmp_path: Path) -> None:
         train_dataset=Dataset.from_list(rows),
         processing_class=TOKENIZER,
     )
-    algorithm = SFT(SFT.Config(loss=loss))
+    algorithm = SFT(SFT.Config(loss_type=loss))
     examples = ours(records, algorithm)
     assert [e.sequences[0].tokens.tolist() for e in examples] == trainer.train_dataset["input_ids"]
     cut = [range(3), range(3, 8)]
@@ -179,7 +179,7 @@ def trl_dpo(trainer: DPOTrainer, weights: dict[str, float], **chosen: Any) -> DP
     """TRL's trainer under other settings (what its constructor copies out of the config)."""
     trainer.loss_types, trainer.loss_weights = list(weights), list(weights.values())
     trainer.beta, trainer.label_smoothing = chosen.get("beta", 0.1), chosen.get("label_smoothing", 0.0)
-    trainer.f_divergence_type = chosen.get("f_divergence", "reverse_kl")
+    trainer.f_divergence_type = chosen.get("f_divergence_type", "reverse_kl")
     trainer.f_alpha_divergence_coef = 1 - chosen.get("f_alpha", 0.5)  # theirs is 1 − α of the paper
     trainer.ld_alpha = chosen.get("ld_alpha")
     trainer.args.discopop_tau = chosen.get("discopop_tau", 0.05)
@@ -203,28 +203,28 @@ def test_dpo_rows_become_the_same_tokens(dpo_trainer: DPOTrainer) -> None:
 @pytest.mark.parametrize(
     "chosen",
     [
-        {"loss": "sigmoid"},
-        {"loss": "sigmoid", "beta": 0.5},
-        {"loss": "sigmoid_norm", "beta": 5.0},
-        {"loss": "robust", "label_smoothing": 0.2},
-        {"loss": "hinge"},
-        {"loss": "ipo"},
-        {"loss": "exo_pair", "label_smoothing": 1e-3},
-        {"loss": "nca_pair"},
-        {"loss": "bco_pair"},
-        {"loss": "sppo_hard"},
-        {"loss": "apo_zero"},
-        {"loss": "apo_down"},
-        {"loss": "discopop"},
-        {"loss": "discopop", "discopop_tau": 0.5},
-        {"loss": "sft"},
-        {"loss": {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}},
-        {"loss": "sigmoid", "f_divergence": "forward_kl"},
-        {"loss": "sigmoid", "f_divergence": "js_divergence"},
-        {"loss": "hinge", "f_divergence": "alpha_divergence"},
-        {"loss": "sigmoid", "f_divergence": "alpha_divergence", "f_alpha": 0.2},
-        {"loss": "sigmoid", "ld_alpha": 0.5},
-        {"loss": "ipo", "ld_alpha": 0.2, "f_divergence": "js_divergence"},
+        {"loss_type": "sigmoid"},
+        {"loss_type": "sigmoid", "beta": 0.5},
+        {"loss_type": "sigmoid_norm", "beta": 5.0},
+        {"loss_type": "robust", "label_smoothing": 0.2},
+        {"loss_type": "hinge"},
+        {"loss_type": "ipo"},
+        {"loss_type": "exo_pair", "label_smoothing": 1e-3},
+        {"loss_type": "nca_pair"},
+        {"loss_type": "bco_pair"},
+        {"loss_type": "sppo_hard"},
+        {"loss_type": "apo_zero"},
+        {"loss_type": "apo_down"},
+        {"loss_type": "discopop"},
+        {"loss_type": "discopop", "discopop_tau": 0.5},
+        {"loss_type": "sft"},
+        {"loss_type": {"sigmoid": 0.8, "bco_pair": 0.2, "sft": 1.0}},
+        {"loss_type": "sigmoid", "f_divergence_type": "forward_kl"},
+        {"loss_type": "sigmoid", "f_divergence_type": "js_divergence"},
+        {"loss_type": "hinge", "f_divergence_type": "alpha_divergence"},
+        {"loss_type": "sigmoid", "f_divergence_type": "alpha_divergence", "f_alpha": 0.2},
+        {"loss_type": "sigmoid", "ld_alpha": 0.5},
+        {"loss_type": "ipo", "ld_alpha": 0.2, "f_divergence_type": "js_divergence"},
     ],
     ids=str,
 )
@@ -258,7 +258,7 @@ def test_trl_averages_the_sft_term_by_micro_batch(dpo_trainer: DPOTrainer) -> No
     trainer = trl_dpo(dpo_trainer, {"sft": 1.0})
     (m1, _), (m2, _), (both, _) = oracle(trainer, [1]), oracle(trainer, [5]), oracle(trainer, [1, 5])
     n1, n2 = (len(trainer.train_dataset[i]["chosen_ids"]) for i in (1, 5))
-    algorithm = DPO(DPO.Config(loss="sft"))
+    algorithm = DPO(DPO.Config(loss_type="sft"))
     examples = [ours(PREFERENCE_RECORDS, algorithm)[i] for i in (1, 5)]
     got, _ = step_gradients(algorithm, Policy(tiny_model(0)), Reference(tiny_model(1)), examples, [[0], [1]])
     assert got == pytest.approx((n1 * m1 + n2 * m2) / (n1 + n2), rel=1e-5)
@@ -283,7 +283,7 @@ def test_kto(loss: str, policy_seed: int, reference_seed: int, tmp_path: Path) -
         train_dataset=Dataset.from_list(UNPAIRED),
         processing_class=TOKENIZER,
     )
-    algorithm = KTO(KTO.Config(loss=loss, **weights))
+    algorithm = KTO(KTO.Config(loss_type=loss, **weights))
     examples = ours([Record("unpaired", "r", **row) for row in UNPAIRED], algorithm)
     if loss == "kto":
         mismatched = [e.sequences[0].tokens.tolist() for e in algorithm.auxiliary(examples)]

@@ -147,33 +147,36 @@ GRPO_CASES = [
     *(
         (
             {"loss_type": loss, "level": level, "beta": beta},
-            {"averaging": AVERAGING[loss], "ratio": level, "beta": beta},
+            {"averaging": AVERAGING[loss], "importance_sampling_level": level, "beta": beta},
         )
         for loss in AVERAGING
         for level in ("token", "sequence")
         for beta in (0.0, 0.1)
     ),
     *(
-        ({"loss_type": loss, "scale_rewards": scale}, {"averaging": AVERAGING[loss], "scale": scale})
+        ({"loss_type": loss, "scale_rewards": scale}, {"averaging": AVERAGING[loss], "scale_rewards": scale})
         for loss in ("grpo", "dapo", "dr_grpo")
         for scale in ("batch", "none")
     ),
     ({"loss_type": "cispo", "epsilon_high": 5.0}, {"objective": "cispo"}),
-    ({"loss_type": "cispo", "epsilon_high": 1.1, "beta": 0.1}, {"objective": "cispo", "eps_high": 0.1, "beta": 0.1}),
+    (
+        {"loss_type": "cispo", "epsilon_high": 1.1, "beta": 0.1},
+        {"objective": "cispo", "epsilon_high": 0.1, "beta": 0.1},
+    ),
     (
         {"loss_type": "cispo", "epsilon_high": 1.1, "level": "sequence"},
-        {"objective": "cispo", "eps_high": 0.1, "ratio": "sequence"},
+        {"objective": "cispo", "epsilon_high": 0.1, "importance_sampling_level": "sequence"},
     ),
-    ({"epsilon_high": 0.28}, {"eps_high": 0.28}),
-    ({"delta": 1.3}, {"dual_clip": 1.3}),
+    ({"epsilon_high": 0.28}, {"epsilon_high": 0.28}),
+    ({"delta": 1.3}, {"delta": 1.3}),
     (
         {"delta": 1.3, "loss_type": "grpo", "level": "sequence"},
-        {"dual_clip": 1.3, "averaging": "sequence", "ratio": "sequence"},
+        {"delta": 1.3, "averaging": "sequence", "importance_sampling_level": "sequence"},
     ),
-    ({"beta": 0.1, "corrected": False}, {"beta": 0.1, "kl_corrected": False}),
+    ({"beta": 0.1, "corrected": False}, {"beta": 0.1, "use_bias_correction_kl": False}),
     (
         {"loss_type": "grpo", "level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
-        {"averaging": "sequence", "ratio": "sequence", "eps_low": 3e-4, "eps_high": 4e-4},
+        {"averaging": "sequence", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
     ),
 ]
 
@@ -181,7 +184,7 @@ GRPO_CASES = [
 @pytest.mark.parametrize(("theirs", "mine"), GRPO_CASES, ids=str)
 def test_grpo(theirs: dict[str, Any], mine: dict[str, Any], grpo_trainer: Any) -> None:
     wanted, advantages = oracle(told(grpo_trainer, **theirs), REWARDS)
-    got, given = ours(GRPO(GRPO.Config(group=GROUP, **mine)), REWARDS)
+    got, given = ours(GRPO(GRPO.Config(num_generations=GROUP, **mine)), REWARDS)
     assert given == pytest.approx(advantages, rel=1e-5, abs=1e-6)
     assert_same(wanted, got)
 
@@ -201,7 +204,7 @@ def test_grpo_with_a_correction_for_the_generator(loss: str, grpo_trainer: Any) 
     high = {"epsilon_high": 5.0} if loss == "cispo" else {}
     mine = {"objective": "cispo"} if loss == "cispo" else {"averaging": AVERAGING[loss]}
     wanted, _ = oracle(told(grpo_trainer, loss_type=loss, beta=0.1, **high), REWARDS, WEIGHTS)
-    got, _ = ours(GRPO(GRPO.Config(group=GROUP, beta=0.1, **mine)), REWARDS, WEIGHTS)
+    got, _ = ours(GRPO(GRPO.Config(num_generations=GROUP, beta=0.1, **mine)), REWARDS, WEIGHTS)
     assert_same(wanted, got)
 
 
@@ -210,7 +213,7 @@ def test_grpo_with_a_correction_for_the_generator(loss: str, grpo_trainer: Any) 
 def test_rloo(beta: float, normalize: bool, rloo_trainer: Any) -> None:
     rloo_trainer.beta, rloo_trainer.normalize_advantages = beta, normalize
     wanted, advantages = oracle(rloo_trainer, REWARDS)
-    got, given = ours(RLOO(RLOO.Config(group=GROUP, beta=beta, normalize=normalize)), REWARDS)
+    got, given = ours(RLOO(RLOO.Config(num_generations=GROUP, beta=beta, normalize_advantages=normalize)), REWARDS)
     assert given == pytest.approx(advantages, rel=1e-5, abs=1e-6)
     assert_same(wanted, got)
 
@@ -227,10 +230,10 @@ def test_who_abstains_leaves_the_baseline_in_both_houses_and_the_averages_in_our
     if name == "rloo":
         rloo_trainer.beta, rloo_trainer.normalize_advantages = 0.05, False
         wanted, advantages = oracle(rloo_trainer, ABSTAINED)
-        algorithm: Online = RLOO(RLOO.Config(group=GROUP, beta=0.05))
+        algorithm: Online = RLOO(RLOO.Config(num_generations=GROUP, beta=0.05))
     else:
         wanted, advantages = oracle(told(grpo_trainer, loss_type="grpo"), ABSTAINED)
-        algorithm = GRPO(GRPO.Config(group=GROUP, averaging="sequence"))
+        algorithm = GRPO(GRPO.Config(num_generations=GROUP, averaging="sequence"))
     (loss, gradients), given = ours(algorithm, ABSTAINED, cut=([0, 3], [1, 2]))
     assert given == pytest.approx(advantages, rel=1e-5, abs=1e-6)
     assert_same(wanted, (loss / 2, {n: g / 2 for n, g in gradients.items()}))

@@ -25,7 +25,7 @@ def test_nll_is_minus_the_log_probability_of_each_token() -> None:
 def test_dft_weights_by_probability_without_its_gradient() -> None:
     """p = 1/4: value 1/4 · 1.386 = 0.3466; slope in log p is −p = −1/4, and not −p(1 + log p) = 0.097."""
     made = batch([{"completion": [QUARTER]}])
-    outcome = SFT(SFT.Config(loss="dft")).loss(made)
+    outcome = SFT(SFT.Config(loss_type="dft")).loss(made)
     assert values(outcome) == pytest.approx([0.3465736])
     outcome.terms[0].values.sum().backward()
     assert made.logp_T.grad is not None

@@ -58,8 +58,8 @@ def needs_of(algorithm: Algorithm) -> Needs:
         ahead=type(algorithm).auxiliary is Algorithm.auxiliary and not online,
         online=online,
         learns=not isinstance(algorithm, Harvest),
-        group=algorithm.group if isinstance(algorithm, Online) else 1,
-        passes=algorithm.passes if isinstance(algorithm, Online) else 1,
+        group=algorithm.num_generations if isinstance(algorithm, Online) else 1,
+        passes=algorithm.num_iterations if isinstance(algorithm, Online) else 1,
         critic=isinstance(algorithm, Online) and algorithm.critic is not None,
         passes_read=read,
     )
@@ -68,7 +68,7 @@ def needs_of(algorithm: Algorithm) -> Needs:
 def measures(algorithm: Online) -> bool:
     """Whether the policy's log-probabilities of its answers are measured before they are learned from."""
     rollout = algorithm.rollout
-    several = rollout.batches * algorithm.passes > 1
+    several = rollout.batches * algorithm.num_iterations > 1
     own = rollout.mismatch.type == "none" and rollout.generator.type == "local"
     return several or algorithm.measures_logp or not own
 
@@ -208,10 +208,10 @@ def _online(
     steps = [_learned(stage, algorithm, [_group(algorithm, length, answer) for length in phase]) for phase in phases]
     longest = max(map(max, phases))
     limit = int(stage.rollout.generator.settings.get("batch_tokens", 32_768))
-    at_a_time = max(1, min(-(-groups // world) * algorithm.group, limit // (longest + answer)))
+    at_a_time = max(1, min(-(-groups // world) * algorithm.num_generations, limit // (longest + answer)))
     return max(steps, key=cost), {
         "answers": at_a_time,
-        "prompts": -(-at_a_time // algorithm.group),
+        "prompts": -(-at_a_time // algorithm.num_generations),
         "prompt": longest,
         "answer": answer,
     }
@@ -224,7 +224,7 @@ def _learned(stage: Stage, algorithm: Online, heard: Sequence[Group]) -> list[Ex
         return []
     credit = contract.credit(algorithm, heard)
     along = dict(credit.along)
-    if stage.rollout.batches * algorithm.passes > 1:
+    if stage.rollout.batches * algorithm.num_iterations > 1:
         along["old_logp"] = [e.sampled_logp for group in heard for e in group]
     made = contract.examples(algorithm, heard, type(credit)(along, credit.keep, credit.metrics))
     return [example for group in made[: max(1, len(made) // stage.rollout.batches)] for example in group]
@@ -246,7 +246,7 @@ def _group(algorithm: Online, prompt: int, answer: int) -> Group:
             zeros if algorithm.uses_reference else None,
             zeros if algorithm.critic is not None else None,
         )
-        for i in range(algorithm.group)
+        for i in range(algorithm.num_generations)
     ]
 
 

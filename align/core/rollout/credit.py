@@ -131,16 +131,22 @@ def finite(parts: Sequence[Numbers]) -> list[Floats]:
     return [np.nan_to_num(part).astype(np.float32) for part in parts]
 
 
-def kept(groups: Sequence[Group], mask_truncated: bool = False) -> NDArray[np.bool_]:
+def kept(groups: Sequence[Group], mask_truncated_completions: bool = False) -> NDArray[np.bool_]:
     """Which answers carry loss: those that somebody scored, and on demand only those that came to their end: [N]."""
     return np.array(
-        [e.reward is not None and not (mask_truncated and e.finish == "length") for group in groups for e in group],
+        [
+            e.reward is not None and not (mask_truncated_completions and e.finish == "length")
+            for group in groups
+            for e in group
+        ],
         dtype=bool,
     )
 
 
-def per_answer(groups: Sequence[Group], advantages: Sequence[Numbers], mask_truncated: bool = False) -> Credit:
+def per_answer(
+    groups: Sequence[Group], advantages: Sequence[Numbers], mask_truncated_completions: bool = False
+) -> Credit:
     """Give every token of an answer the answer's advantage; one [G] for each group."""
     answers = [e for group in groups for e in group]
     spread = [np.full(len(e.tokens), a) for e, a in zip(answers, join(advantages), strict=True)]
-    return Credit({"advantage": finite(spread)}, kept(groups, mask_truncated))
+    return Credit({"advantage": finite(spread)}, kept(groups, mask_truncated_completions))

@@ -101,14 +101,14 @@ class Online(Algorithm):
     """The stage's rollout settings (``settle``)."""
 
     @property
-    def group(self) -> int:
-        """Answers sampled for each prompt: the setting ``group``, where there is one."""
-        return int(getattr(self.config, "group", 1))
+    def num_generations(self) -> int:
+        """Answers sampled for each prompt: the setting of that name, where there is one, else 1."""
+        return int(getattr(self.config, "num_generations", 1))
 
     @property
-    def passes(self) -> int:
-        """How often each phase's answers are learned from: the setting ``passes``, where there is one."""
-        return int(getattr(self.config, "passes", 1))
+    def num_iterations(self) -> int:
+        """Times that each phase's answers are learned from: the setting of that name, where there is one, else 1."""
+        return int(getattr(self.config, "num_iterations", 1))
 
     @property
     def uses_reference(self) -> bool:

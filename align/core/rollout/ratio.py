@@ -51,22 +51,22 @@ RATIOS: Mapping[Level, Callable[[Batch], Tensor]] = {"token": token_ratio, "sequ
 
 
 def clipped(
-    ratio: Tensor, advantage: Tensor, eps_low: float, eps_high: float, dual_clip: float | None = None
+    ratio: Tensor, advantage: Tensor, epsilon: float, epsilon_high: float, delta: float | None = None
 ) -> Tensor:
     """−min(ρA, clip(ρ, 1−ε_low, 1+ε_high) A); where A < 0 at most −cA.
 
     PPO, 1707.06347 Eq 7; two epsilons: DAPO, 2503.14476 Section 3.1; c: dual clip, 1912.09729. With c > 1 + ε_high the
     latter is also the two-sided clip of INTELLECT-2 (2505.07291), which caps ρ at δ = c before the minimum.
     """
-    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - eps_low, 1 + eps_high) * advantage)
-    if dual_clip is None:
+    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon_high) * advantage)
+    if delta is None:
         return loss
-    return torch.where(advantage < 0, torch.minimum(loss, -dual_clip * advantage), loss)
+    return torch.where(advantage < 0, torch.minimum(loss, -delta * advantage), loss)
 
 
-def cispo(logp: Tensor, ratio: Tensor, advantage: Tensor, eps_high: float) -> Tensor:
+def cispo(logp: Tensor, ratio: Tensor, advantage: Tensor, epsilon_high: float) -> Tensor:
     """−sg(min(ρ, 1+ε_high)) A log π, sg without gradient. CISPO, 2506.13585: every token keeps its gradient."""
-    return -ratio.detach().clamp(max=1 + eps_high) * advantage * logp
+    return -ratio.detach().clamp(max=1 + epsilon_high) * advantage * logp
 
 
 def weighted(batch: Batch, policy_T: Tensor) -> Tensor:
@@ -106,11 +106,11 @@ def averaged(batch: Batch, x_T: Tensor, how: Averaging, max_completion_length: i
 
 @torch.no_grad()
 def clip_metrics(
-    ratio: Tensor, advantage: Tensor, eps_low: float, eps_high: float, per_sequence: Callable[[Tensor], Tensor]
+    ratio: Tensor, advantage: Tensor, epsilon: float, epsilon_high: float, per_sequence: Callable[[Tensor], Tensor]
 ) -> dict[str, Metric]:
     """TRL's ``clip_ratio/*``: shares of ratios that are clipped, and the extremes of the sequences' shares."""
-    low = ((ratio < 1 - eps_low) & (advantage < 0)).to(ratio.dtype)
-    high = ((ratio > 1 + eps_high) & (advantage > 0)).to(ratio.dtype)
+    low = ((ratio < 1 - epsilon) & (advantage < 0)).to(ratio.dtype)
+    high = ((ratio > 1 + epsilon_high) & (advantage > 0)).to(ratio.dtype)
     return {
         "clip_ratio/low_mean": Metric(low),
         "clip_ratio/high_mean": Metric(high),

@@ -110,6 +110,6 @@ def _offline(step: StepBatch, layout: str) -> str:
 def _online(phases: Phases) -> str:
     assert isinstance(phases, RolloutPhases)
     steps = "1 step" if phases.steps_per_phase == 1 else f"{phases.steps_per_phase} steps"
-    return f"{phases.groups_per_phase} prompts a phase, each answered {phases.algorithm.group} times, " + (
+    return f"{phases.groups_per_phase} prompts a phase, each answered {phases.algorithm.num_generations} times, " + (
         "for rows" if isinstance(phases.algorithm, Harvest) else f"learned from in {steps}"
     )

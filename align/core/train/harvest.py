@@ -141,9 +141,9 @@ def _ask(
 ) -> dict[str, Any]:
     """Sample and score one phase; return its rows, every prompt's rewards, the metrics and what was left out."""
     rollout, collector = phases.rollout, phases.collector
-    asked = collector.ask(phases.prompts, which, which, algorithm.group, rollout.sampling)
+    asked = collector.ask(phases.prompts, which, which, algorithm.num_generations, rollout.sampling)
     scored = collector.scorer.combine([heard.said for each in asked for heard in each.answers])
-    size = algorithm.group
+    size = algorithm.num_generations
     rewards = [leveled(scored[i : i + size]) for i in range(0, len(scored), size)]
     rows, refused = list[dict[str, Any]](), Counter[str]()
 
@@ -182,7 +182,7 @@ def _ask(
         "rows": rows,
         "refused": dict(refused),
         "rewards": rewards,
-        "metrics": _metrics([heard for each in asked for heard in each.answers], scored, algorithm.group),
+        "metrics": _metrics([heard for each in asked for heard in each.answers], scored, algorithm.num_generations),
         "scorer": collector.scorer.state_dict(),
     }
 

@@ -33,7 +33,7 @@ REFILL = 3
 
 
 class RolloutPhases:
-    """Phases of ``batches`` * ``passes`` optimizer steps over the same answers; at most ``total_steps`` in all.
+    """Phases of ``batches`` * ``num_iterations`` optimizer steps over the same answers; at most ``total_steps`` in all.
 
     Where the stage ends after a number of epochs its last phase has the prompts that are left, and as many steps as
     their answers fill.
@@ -46,7 +46,7 @@ class RolloutPhases:
         self.prompts, self.collector, self.algorithm, self.cutter = prompts, collector, algorithm, cutter
         self.rollout, self.seed, self.stage = stage.rollout, stage.seed, stage.name
         self.groups_per_phase = groups_per_phase(stage, algorithm)
-        self.steps_per_phase = self.rollout.batches * algorithm.passes
+        self.steps_per_phase = self.rollout.batches * algorithm.num_iterations
         self.evaluate_every: int | None = -(-len(prompts) // self.groups_per_phase) * self.steps_per_phase
         self._wanted, self.total_steps = extent(stage, algorithm, len(prompts))
         self.metrics: Mapping[str, float] = {}
@@ -77,10 +77,10 @@ class RolloutPhases:
             self.metrics = {**self.metrics, "rollout/staleness": float(index)}
             batches = self._batches(phase)
             turn, batch = divmod(index, batches)
-            order = self._order(len(self._examples), phase * self.algorithm.passes + turn)
+            order = self._order(len(self._examples), phase * self.algorithm.num_iterations + turn)
             chosen = np.array_split(order, batches)[batch]
             step = self.cutter.step(index, [example for group in chosen for example in self._examples[group]])
-            if index == batches * self.algorithm.passes - 1:
+            if index == batches * self.algorithm.num_iterations - 1:
                 self._examples = None  # a checkpoint after the phase need not hold it
             return step
 
@@ -97,7 +97,7 @@ class RolloutPhases:
     def epochs(self, steps_done: int) -> float:
         """Passes over the prompts, replacements of dead groups not counted."""
         phase, within = self.locate(steps_done)
-        part = within / (self._batches(phase) * self.algorithm.passes) if within else 0.0
+        part = within / (self._batches(phase) * self.algorithm.num_iterations) if within else 0.0
         asked = phase * self.groups_per_phase + part * self._groups(phase)
         return (asked if self._wanted is None else min(asked, self._wanted)) / len(self.prompts)
 
@@ -125,7 +125,7 @@ class RolloutPhases:
             [len(e.tokens) for group in groups for e in group], [e.finish == "length" for g in groups for e in g]
         )
         golds = [heard.gold for each in asked for heard in each.answers]
-        metrics |= score_metrics(scored, golds, self.algorithm.group)
+        metrics |= score_metrics(scored, golds, self.algorithm.num_generations)
         metrics |= group_metrics(groups)
         metrics |= {"rollout/prompts": float(len(groups)), "rollout/dead_groups": float(len(groups) - sum(alive))}
         learned = groups
@@ -166,7 +166,7 @@ class RolloutPhases:
         while wanted > 0:
             places = range(self._place, self._place + wanted)
             which = [self._prompt(place) for place in places]
-            new = self.collector.ask(self.prompts, which, places, self.algorithm.group, self.rollout.sampling)
+            new = self.collector.ask(self.prompts, which, places, self.algorithm.num_generations, self.rollout.sampling)
             self._place += wanted
             sums = self.collector.scorer.combine([heard.said for each in new for heard in each.answers])
             made = experiences(new, sums)
@@ -234,19 +234,20 @@ class RolloutPhases:
 def groups_per_phase(stage: Stage, algorithm: Online) -> int:
     """Prompts asked in a phase. Raises AlignError where groups do not fill optimizer steps."""
     assert stage.rollout is not None
-    if stage.train.batch_size % algorithm.group:
+    each = algorithm.num_generations
+    if stage.train.batch_size % each:
         raise AlignError(
-            f"is {stage.train.batch_size} answers, which {algorithm.name}'s groups of {algorithm.group} do not fill",
-            f"take a multiple of {algorithm.group}",
+            f"is {stage.train.batch_size} answers, which {algorithm.name}'s groups of {each} do not fill",
+            f"take a multiple of {each}",
             where=f"{stage.name}: train.batch_size",
         )
-    if stage.rollout.dead_groups != "keep" and algorithm.group == 1:
+    if stage.rollout.dead_groups != "keep" and algorithm.num_generations == 1:
         raise AlignError(
             f"is {stage.rollout.dead_groups}, but {algorithm.name} asks each prompt once",
             "use keep, or larger groups",
             where=f"{stage.name}: rollout.dead_groups",
         )
-    return stage.train.batch_size * stage.rollout.batches // algorithm.group
+    return stage.train.batch_size * stage.rollout.batches // algorithm.num_generations
 
 
 def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, int]:
@@ -262,7 +263,7 @@ def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, i
     phases, left = divmod(wanted, full)
     last = -(-left * stage.rollout.batches // full)  # rounded up: a short last batch is still a step
     batches = phases * stage.rollout.batches + last
-    return wanted, batches * algorithm.passes
+    return wanted, batches * algorithm.num_iterations
 
 
 def experiences(asked: Sequence[Asked], scored: Sequence[Scored]) -> list[Group]:

@@ -15,8 +15,9 @@ from align.schemas.records import Content
 
 
 class BestOfN(Harvest):
-    """Samples ``group`` answers to each prompt and writes rows of the best (``data.train: stage:NAME`` reads them).
+    """Sample ``num_generations`` answers to each prompt and write rows of the best.
 
+    ``data.train: stage:NAME`` of a later stage reads them.
     With a later ``sft`` stage it is rejection sampling (RAFT, 2304.06767), with ``dpo`` best-against-worst pairs.
     """
 
@@ -28,7 +29,7 @@ class BestOfN(Harvest):
     class Config(Harvest.Config):
         """Settings of best of n."""
 
-        group: Annotated[int, Field(ge=2)] = 16
+        num_generations: Annotated[int, Field(ge=2)] = 16
         """n, answers to each prompt (2401.01879: the KL to the model grows as log n only)."""
         make: Literal["completions", "pairs"] = "completions"
         """Rows of the best answer (RAFT, 2304.06767), or of the best and the worst."""
@@ -43,8 +44,8 @@ class BestOfN(Harvest):
     def curves(self, rewards: Sequence[Sequence[float | None]]) -> dict[str, float]:
         """``pass@k`` and ``best@k`` for k = 1, 2, 4, ..., n, over prompts with k scored answers; ``kl_bound``."""
         scored = [[reward for reward in each if reward is not None] for each in rewards]
-        curves = {"kl_bound": kl_bound(self.config.group)}
-        for k in powers(self.config.group):
+        curves = {"kl_bound": kl_bound(self.config.num_generations)}
+        for k in powers(self.config.num_generations):
             if known := [each for each in scored if len(each) >= k]:
                 right = [self._successes(each) for each in known]
                 passes = [pass_at_k(len(each), c, k) for each, c in zip(known, right, strict=True)]

@@ -2,11 +2,13 @@
 
 They are settings, not algorithms of their own:
 
-    DAPO     2503.14476   eps_high: 0.28, mask_truncated: true, and the stage's rollout.dead_groups: refill
-    Dr. GRPO 2503.20783   scale: none, averaging: constant
-    GSPO     2507.18071   ratio: sequence, averaging: sequence, eps_low: 3.0e-4, eps_high: 4.0e-4
+    DAPO     2503.14476   epsilon_high: 0.28, mask_truncated_completions: true, and the stage's
+                          rollout.dead_groups: refill
+    Dr. GRPO 2503.20783   scale_rewards: none, averaging: constant
+    GSPO     2507.18071   importance_sampling_level: sequence, averaging: sequence, epsilon: 3.0e-4,
+                          epsilon_high: 4.0e-4
     CISPO    2506.13585   objective: cispo
-    GRPO as published     averaging: sequence, beta: 0.04, kl_corrected: false
+    GRPO as published     averaging: sequence, beta: 0.04, use_bias_correction_kl: false
 """
 
 from __future__ import annotations
@@ -40,58 +42,60 @@ class GRPO(Online):
     class Config(Online.Config):
         """Settings of GRPO."""
 
-        group: Annotated[int, Field(ge=2)] = 8
-        """Answers to each prompt (TRL 1.16's num_generations; the paper, 2402.03300, has 64)."""
-        passes: PositiveInt = 1
-        """How often each phase's answers are learned from (TRL 1.16's num_iterations)."""
-        scale: Literal["group", "batch", "none"] = "group"
+        num_generations: Annotated[int, Field(ge=2)] = 8
+        """Answers to each prompt (TRL 1.16's default; the paper, 2402.03300, has 64)."""
+        num_iterations: PositiveInt = 1
+        """How often each phase's answers are learned from (μ of the paper, 2402.03300; TRL 1.16's default)."""
+        scale_rewards: Literal["group", "batch", "none"] = "group"
         """What divides the advantage: the standard deviation of the group's rewards, of the phase's (2508.08221), or
         nothing (Dr. GRPO, 2503.20783: the first makes questions that are almost always or never solved count more)."""
         averaging: r.Averaging = "token"
         """Mean over all tokens (DAPO 2503.14476, TRL 1.16), over answers of their tokens' mean (2402.03300), or over
         answers of their sum / max_completion_length (Dr. GRPO, 2503.20783)."""
-        ratio: r.Level = "token"
+        importance_sampling_level: r.Level = "token"
         """Each token's own, or the answer's geometric mean (GSPO, 2507.18071)."""
         objective: Literal["clip", "cispo"] = "clip"
         """``clip`` drops tokens whose ratio went too far; ``cispo`` (2506.13585) caps their weight."""
-        eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-        """clip only: below 1 − this (TRL 1.16's epsilon)."""
-        eps_high: PositiveFloat | None = None
-        """The ratio is clipped above 1 + this; null: as eps_low with ``clip``, 4 with ``cispo`` (TRL 1.16 recommends a
-        cap of 5). DAPO (2503.14476) has 0.28, which leaves unlikely tokens more room to grow."""
-        dual_clip: PositiveFloat | None = None
-        """clip only: most that a bad answer's ratio counts for, above 1 + eps_high (1912.09729 has 3). The same as
-        TRL 1.16's delta (INTELLECT-2, 2505.07291)."""
-        mask_truncated: bool = False
+        epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
+        """clip only: the ratio is clipped below 1 − this (TRL 1.16's default)."""
+        epsilon_high: PositiveFloat | None = None
+        """The ratio is clipped above 1 + this; null: as epsilon with ``clip``, 4 with ``cispo`` (TRL 1.16 counts the
+        cap of ``cispo`` from 0: its recommended 5 is 4 here). DAPO (2503.14476) has 0.28, which leaves unlikely tokens
+        more room to grow."""
+        delta: PositiveFloat | None = None
+        """clip only: most that a bad answer's ratio counts for, above 1 + epsilon_high (INTELLECT-2, 2505.07291; there
+        the same as dual clip, 1912.09729, which has 3)."""
+        mask_truncated_completions: bool = False
         """Leave answers that were cut off at max_completion_length out of the loss (DAPO, 2503.14476 Section 3.4)."""
         beta: NonNegativeFloat = 0.0
         """Weight of the KL to the reference (TRL 1.16; the paper, 2402.03300, has 0.04); 0: no reference."""
-        kl: KL = "k3"
+        kl_estimator: KL = "k3"
         """How it is estimated (http://joschu.net/blog/kl-approx.html, TRL 1.16 has k3)."""
         kl_in: Literal["loss", "reward"] = "loss"
         """Beside each token's loss (2402.03300), or summed up and taken off the answer's reward (2402.14740)."""
-        kl_corrected: bool | None = None
-        """kl_in loss only: multiply by the ratio, without which k1 and k3 have not the KL's gradient (2512.02556; TRL
-        1.16's use_bias_correction_kl). Null: all but k2, which has it as it is."""
+        use_bias_correction_kl: bool | None = None
+        """kl_in loss only: multiply by the ratio, without which k1 and k3 have not the KL's gradient (2512.02556).
+        Null: all but k2, which has it as it is."""
 
         @property
         def high(self) -> float:
-            """eps_high, spelt out."""
-            return self.eps_high or (self.eps_low if self.objective == "clip" else 4.0)
+            """Return ``epsilon_high`` with its default filled in."""
+            return self.epsilon_high or (self.epsilon if self.objective == "clip" else 4.0)
 
         @property
         def corrected(self) -> bool:
-            """kl_corrected, spelt out."""
-            return self.kl != "k2" if self.kl_corrected is None else self.kl_corrected
+            """Return ``use_bias_correction_kl`` with its default filled in."""
+            return self.kl_estimator != "k2" if self.use_bias_correction_kl is None else self.use_bias_correction_kl
 
         @model_validator(mode="after")
         def _read_and_possible(self) -> GRPO.Config:
             given = self.model_fields_set
-            if self.objective == "cispo" and (unread := sorted({"eps_low", "dual_clip"} & given)):
-                raise ValueError(f"{' and '.join(unread)} is not read by objective 'cispo', which caps at 1 + eps_high")
-            if self.dual_clip is not None and self.dual_clip <= 1 + self.high:
-                raise ValueError(f"dual_clip must be above 1 + eps_high, {1 + self.high:g}; 1912.09729 has 3")
-            if self.beta == 0 and (unread := sorted({"kl", "kl_in", "kl_corrected"} & given)):
+            if self.objective == "cispo" and (unread := sorted({"epsilon", "delta"} & given)):
+                problem = "is not read by objective 'cispo', which caps at 1 + epsilon_high"
+                raise ValueError(f"{' and '.join(unread)} {problem}")
+            if self.delta is not None and self.delta <= 1 + self.high:
+                raise ValueError(f"delta must be above 1 + epsilon_high, {1 + self.high:g}; 1912.09729 has 3")
+            if self.beta == 0 and (unread := sorted({"kl_estimator", "kl_in", "use_bias_correction_kl"} & given)):
                 raise ValueError(f"{' and '.join(unread)} is not read where beta is 0")
             return self
 
@@ -106,24 +110,24 @@ class GRPO(Online):
         """R_i less its group's mean, over a standard deviation."""
         config = self.config
         beta = config.beta if config.kl_in == "reward" else 0.0
-        found = [rewards(group, beta, config.kl) for group in groups]
+        found = [rewards(group, beta, config.kl_estimator) for group in groups]
         everything = join(found)
         advantages = [less_mean(reward) for reward in found]
-        if config.scale != "none":
-            by = found if config.scale == "group" else [everything] * len(found)
+        if config.scale_rewards != "none":
+            by = found if config.scale_rewards == "group" else [everything] * len(found)
             advantages = [scaled(a, own) for a, own in zip(advantages, by, strict=True)]
-        return per_answer(groups, advantages, config.mask_truncated)
+        return per_answer(groups, advantages, config.mask_truncated_completions)
 
     def loss(self, batch: Batch) -> Outcome:
         """One value per token, or per answer, for the policy and for the KL."""
         config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
-        ratio_T, advantage_T = r.RATIOS[config.ratio](batch), batch.along["advantage"]
+        ratio_T, advantage_T = r.RATIOS[config.importance_sampling_level](batch), batch.along["advantage"]
         loss_T, metrics = OBJECTIVES[config.objective](batch, ratio_T, advantage_T, config)
         terms = [r.averaged(batch, r.weighted(batch, loss_T), config.averaging, max_completion_length)]
         metrics["policy_loss"] = Metric(terms[0].weight * terms[0].values)
         if batch.ref_logp_T is not None:
             in_loss = config.beta > 0 and config.kl_in == "loss"
-            kl_T = r.divergence(batch, config.kl, ratio_T if in_loss and config.corrected else None)
+            kl_T = r.divergence(batch, config.kl_estimator, ratio_T if in_loss and config.corrected else None)
             metrics["kl"] = Metric(kl_T)
             if in_loss:
                 terms.append(r.averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
@@ -131,9 +135,9 @@ class GRPO(Online):
 
 
 def _clip(batch: Batch, ratio_T: Tensor, advantage_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:
-    low, high = config.eps_low, config.high
+    low, high = config.epsilon, config.high
     metrics = r.clip_metrics(ratio_T, advantage_T, low, high, batch.mean_per_sequence)
-    return r.clipped(ratio_T, advantage_T, low, high, config.dual_clip), metrics
+    return r.clipped(ratio_T, advantage_T, low, high, config.delta), metrics
 
 
 def _cispo(batch: Batch, ratio_T: Tensor, advantage_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:

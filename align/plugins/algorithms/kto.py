@@ -48,7 +48,7 @@ class KTO(Algorithm):
     class Config(Algorithm.Config):
         """Settings of KTO."""
 
-        loss: Literal["kto", "apo_zero_unpaired"] = "kto"
+        loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
         """``kto``, or ``apo_zero_unpaired`` (2408.06266) which takes z as 0 and so saves a forward pass."""
         beta: PositiveFloat = 0.1
         """Strength of the tie to the reference (TRL 1.16's KTOConfig)."""
@@ -75,7 +75,7 @@ class KTO(Algorithm):
 
         A step of one example has no other answer: its z is 0, the least a divergence can be.
         """
-        if self.config.loss == "apo_zero_unpaired" or len(examples) < 2:
+        if self.config.loss_type == "apo_zero_unpaired" or len(examples) < 2:
             return ()
         pairs = zip(examples, [examples[-1], *examples[:-1]], strict=True)
         return [

@@ -31,7 +31,7 @@ class OnlineDPO(Online):
     class Config(Online.Config):
         """Settings of online DPO."""
 
-        group: Annotated[int, Field(ge=2)] = 2
+        num_generations: Annotated[int, Field(ge=2)] = 2
         """Answers to each prompt, the best and the worst of which make the pair (2402.04792 has 2)."""
         beta: PositiveFloat = 0.1
         """Strength of the tie to the reference (TRL 1.16's OnlineDPOConfig)."""

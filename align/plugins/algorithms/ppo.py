@@ -60,27 +60,28 @@ class PPO(Online):
     class Config(Online.Config):
         """Settings of PPO."""
 
-        group: PositiveInt = 1
+        num_generations: PositiveInt = 1
         """Answers to each prompt (1707.06347 needs no others to compare with)."""
-        passes: PositiveInt = 4
+        num_iterations: PositiveInt = 4
         """How often each phase's answers are learned from (TRL's num_ppo_epochs)."""
         gamma: Share = 1.0
         """γ, discount of what comes later (TRL, and all others)."""
         lam: Share = 0.95
         """λ of GAE, 1506.02438: 1 trusts rewards only, 0 the critic only (TRL and NeMo-RL; OpenRLHF and veRL have
         1)."""
-        whiten: bool = True
-        """Standardise the advantages over all tokens of the phase (TRL)."""
-        eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+        normalize_advantages: bool = True
+        """Standardise the advantages over all tokens of the phase (TRL does so always; its whiten_rewards is
+        of the rewards, and has no counterpart)."""
+        epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
         """The ratio is clipped below 1 − this (1707.06347 Section 6.1)."""
-        eps_high: PositiveFloat = 0.2
+        epsilon_high: PositiveFloat = 0.2
         """and above 1 + this (1707.06347 Section 6.1)."""
-        dual_clip: Annotated[float, Field(gt=1)] | None = None
-        """Most that a bad answer's ratio counts for (1912.09729 has 3)."""
-        value_clip: PositiveFloat | None = 0.2
-        """How far a value may move in a phase (TRL's cliprange_value); null: as far as it likes."""
-        value_coefficient: PositiveFloat = 0.1
-        """Weight of the critic's loss (TRL's vf_coef); matters where gradients are clipped together."""
+        delta: Annotated[float, Field(gt=1)] | None = None
+        """Most that a bad answer's ratio counts for (dual clip, 1912.09729, which has 3; GRPO's in TRL)."""
+        cliprange_value: PositiveFloat | None = 0.2
+        """How far a value may move in a phase (TRL); null: as far as it likes."""
+        vf_coef: PositiveFloat = 0.1
+        """Weight of the critic's loss (TRL); matters where gradients are clipped together."""
         critic: str | None = None
         """What the critic starts from: a directory, a hub id, ``stage:NAME`` of a reward model; null: the policy's own
         starting weights under a new head (1909.08593 initialises it from the reward model)."""
@@ -91,7 +92,7 @@ class PPO(Online):
         begins untaught costs on long answers)."""
         beta: NonNegativeFloat = 0.05
         """Price of a nat of KL to the reference, in the reward (TRL's kl_coef); 0: no reference."""
-        kl: KL = "k1"
+        kl_estimator: KL = "k1"
         """How it is estimated (http://joschu.net/blog/kl-approx.html, TRL has k1)."""
         kl_target: PositiveFloat | None = None
         """Nats an answer: beta is moved to hold the KL there (1909.08593 Section 2.2; its code had 6); null: fixed."""
@@ -103,7 +104,7 @@ class PPO(Online):
         @model_validator(mode="after")
         def _read(self) -> PPO.Config:
             given = self.model_fields_set
-            if self.beta == 0 and (unread := sorted({"kl", "kl_target", "kl_horizon"} & given)):
+            if self.beta == 0 and (unread := sorted({"kl_estimator", "kl_target", "kl_horizon"} & given)):
                 raise ValueError(f"{' and '.join(unread)} is not read where beta is 0")
             if self.kl_target is None and "kl_horizon" in given:
                 raise ValueError("kl_horizon is not read without kl_target")
@@ -140,12 +141,14 @@ class PPO(Online):
         for experience in answers:
             assert experience.value is not None, "the engine gives values to an algorithm with a critic"
             value.append(experience.value.astype(np.float64))
-            kl.append(divergence(experience, config.kl) if self.uses_reference else np.zeros(len(experience.tokens)))
+            kl.append(
+                divergence(experience, config.kl_estimator) if self.uses_reference else np.zeros(len(experience.tokens))
+            )
         reward = [token_rewards(score, kl_T, self.beta) for score, kl_T in zip(score_N, kl, strict=True)]
         both = [gae(r_T, v_T, config.gamma, config.lam) for r_T, v_T in zip(reward, value, strict=True)]
         advantage = [advantage_T for advantage_T, _ in both]
         along = {
-            "advantage": finite(whiten(advantage) if config.whiten else advantage),
+            "advantage": finite(whiten(advantage) if config.normalize_advantages else advantage),
             "return": finite([return_T for _, return_T in both]),
             "value": finite(value),
         }
@@ -173,10 +176,10 @@ class PPO(Online):
         assert batch.value_T is not None, "the engine gives values to an algorithm with a critic"
         along, ratio_T = batch.along, token_ratio(batch)
         advantage_T, old_T, return_T = along["advantage"], along["value"], along["return"]
-        policy_T = clipped(ratio_T, advantage_T, config.eps_low, config.eps_high, config.dual_clip)
+        policy_T = clipped(ratio_T, advantage_T, config.epsilon, config.epsilon_high, config.delta)
         policy_T = weighted(batch, policy_T)
-        critic_T = value_loss(batch.value_T, old_T, return_T, config.value_clip)
-        clips = clip_metrics(ratio_T, advantage_T, config.eps_low, config.eps_high, batch.mean_per_sequence)
+        critic_T = value_loss(batch.value_T, old_T, return_T, config.cliprange_value)
+        clips = clip_metrics(ratio_T, advantage_T, config.epsilon, config.epsilon_high, batch.mean_per_sequence)
         metrics = {
             "loss/policy_avg": Metric(policy_T),
             "loss/value_avg": Metric(critic_T),
@@ -184,12 +187,12 @@ class PPO(Online):
             "policy/clipfrac_avg": clips["clip_ratio/region_mean"],
             "val/ratio": Metric(ratio_T),
         }
-        if config.value_clip is not None:
-            beyond_T = (batch.value_T - old_T).abs() > config.value_clip
+        if config.cliprange_value is not None:
+            beyond_T = (batch.value_T - old_T).abs() > config.cliprange_value
             metrics["val/clipfrac_avg"] = Metric(beyond_T.to(ratio_T.dtype))
         if batch.ref_logp_T is not None:
             metrics["kl"] = Metric(along.get("old_logp", batch.logp_T) - batch.ref_logp_T)
-        terms = [Term(policy_T, "token"), Term(critic_T, "token", config.value_coefficient)]
+        terms = [Term(policy_T, "token"), Term(critic_T, "token", config.vf_coef)]
         return Outcome(terms, metrics | token_metrics(batch))
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """REINFORCE: every token's log-probability times what came after it, less a baseline. REINFORCE++ by default.
 
 REINFORCE++           2501.03262   the defaults: KL in the reward, token by token, and one standard for the phase
-REINFORCE++-baseline  2501.03262   baseline: group, group: 8, kl_in: loss, kl: k2
-REINFORCE             Williams 1992   baseline: moving, normalize: false, beta: 0
+REINFORCE++-baseline  2501.03262   baseline: group, num_generations: 8, kl_in: loss, kl_estimator: k2
+REINFORCE             Williams 1992   baseline: moving, normalize_advantages: false, beta: 0
 """
 
 from __future__ import annotations
@@ -49,31 +49,31 @@ class Reinforce(Online):
     class Config(Online.Config):
         """Settings of REINFORCE."""
 
-        group: PositiveInt = 1
+        num_generations: PositiveInt = 1
         """Answers to each prompt (2501.03262 has 1, and several under ``baseline: group``)."""
-        passes: PositiveInt = 1
+        num_iterations: PositiveInt = 1
         """How often each phase's answers are learned from (the authors' max_epochs)."""
         baseline: Literal["none", "group", "batch", "moving"] = "none"
         """What an answer's reward is compared with: nothing, the mean of its prompt's answers, of the phase, or of the
-        phases before (Williams 1992). REINFORCE++ (2501.03262) leaves that to ``normalize``."""
+        phases before (Williams 1992). REINFORCE++ (2501.03262) leaves that to ``normalize_advantages``."""
         decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
         """moving only: share of the old mean that each phase keeps; 0.9 remembers ten phases (2501.03262 has none)."""
-        normalize: bool = True
+        normalize_advantages: bool = True
         """Standardise the advantages over all tokens of the phase (2501.03262)."""
         gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
         """γ, discount of what comes later (the authors)."""
         averaging: r.Averaging = "token"
         """Mean over all tokens (the authors), over answers of their tokens' mean, or of their sum /
         max_completion_length."""
-        eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+        epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
         """The ratio is clipped below 1 − this (the authors' eps_clip)."""
-        eps_high: PositiveFloat = 0.2
+        epsilon_high: PositiveFloat = 0.2
         """and above 1 + this (the authors' eps_clip)."""
-        mask_truncated: bool = False
+        mask_truncated_completions: bool = False
         """Leave answers that were cut off at max_completion_length out of the loss (DAPO, 2503.14476 Section 3.4)."""
         beta: NonNegativeFloat = 0.01
         """Price of a nat of KL to the reference (the authors' init_kl_coef); 0: no reference."""
-        kl: KL = "k1"
+        kl_estimator: KL = "k1"
         """How it is estimated (http://joschu.net/blog/kl-approx.html, 2501.03262 has k1)."""
         kl_in: Literal["reward", "loss"] = "reward"
         """Token by token in the reward, or beside each token's loss (2501.03262's baseline variant, with k2); there k1
@@ -82,11 +82,11 @@ class Reinforce(Online):
         @model_validator(mode="after")
         def _read_and_possible(self) -> Reinforce.Config:
             given = self.model_fields_set
-            if self.baseline == "group" and self.group < 2:
-                raise ValueError("baseline 'group' compares a prompt's answers: group must be at least 2")
+            if self.baseline == "group" and self.num_generations < 2:
+                raise ValueError("baseline 'group' compares a prompt's answers: num_generations must be at least 2")
             if self.baseline != "moving" and "decay" in given:
                 raise ValueError(f"decay is not read by baseline {self.baseline!r}; it is read by 'moving'")
-            if self.beta == 0 and (unread := sorted({"kl", "kl_in"} & given)):
+            if self.beta == 0 and (unread := sorted({"kl_estimator", "kl_in"} & given)):
                 raise ValueError(f"{' and '.join(unread)} is not read where beta is 0")
             return self
 
@@ -108,19 +108,21 @@ class Reinforce(Online):
 
     def credit(self, groups: Sequence[Group]) -> Credit:
         """Rewards less the baseline, and what each token's KL costs, summed up from the end."""
-        config, keep = self.config, kept(groups, self.config.mask_truncated)
+        config, keep = self.config, kept(groups, self.config.mask_truncated_completions)
         found = [rewards(group) for group in groups]
         baseline = self._baseline(join(found))
         score_N = join(
             [less_mean(reward_G) if config.baseline == "group" else reward_G - baseline for reward_G in found]
         )
         answers = [e for group in groups for e in group]
-        kl = [divergence(e, config.kl) if self.measures_logp else np.zeros(len(e.tokens)) for e in answers]
+        kl = [divergence(e, config.kl_estimator) if self.measures_logp else np.zeros(len(e.tokens)) for e in answers]
         score_N = np.where(keep, score_N, np.nan)
         reward = [token_rewards(score, kl_T, config.beta) for score, kl_T in zip(score_N, kl, strict=True)]
         advantage = [reward_to_go(reward_T, config.gamma) for reward_T in reward]
         metrics = {"baseline": baseline} if config.baseline in ("batch", "moving") else {}
-        return Credit({"advantage": finite(whiten(advantage) if config.normalize else advantage)}, keep, metrics)
+        return Credit(
+            {"advantage": finite(whiten(advantage) if config.normalize_advantages else advantage)}, keep, metrics
+        )
 
     def _baseline(self, reward_N: Numbers) -> float:
         """The phase's mean, or that of the phases before, which then moves towards it; 0 where there is none."""
@@ -137,13 +139,15 @@ class Reinforce(Online):
         """One value per token, or per answer, for the policy and for the KL."""
         config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
         ratio_T, advantage_T = r.token_ratio(batch), batch.along["advantage"]
-        loss_T = r.weighted(batch, r.clipped(ratio_T, advantage_T, config.eps_low, config.eps_high))
+        loss_T = r.weighted(batch, r.clipped(ratio_T, advantage_T, config.epsilon, config.epsilon_high))
         terms = [r.averaged(batch, loss_T, config.averaging, max_completion_length)]
         metrics = {"policy_loss": Metric(terms[0].weight * terms[0].values)}
-        metrics |= r.clip_metrics(ratio_T, advantage_T, config.eps_low, config.eps_high, batch.mean_per_sequence)
+        metrics |= r.clip_metrics(ratio_T, advantage_T, config.epsilon, config.epsilon_high, batch.mean_per_sequence)
         if batch.ref_logp_T is not None:
             in_loss = config.kl_in == "loss"
-            kl_T = r.divergence(batch, config.kl, ratio_T if in_loss and config.kl != "k2" else None)
+            kl_T = r.divergence(
+                batch, config.kl_estimator, ratio_T if in_loss and config.kl_estimator != "k2" else None
+            )
             metrics["kl"] = Metric(kl_T)
             if in_loss:
                 terms.append(r.averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))

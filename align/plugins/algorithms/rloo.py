@@ -31,20 +31,20 @@ class RLOO(Online):
     class Config(Online.Config):
         """Settings of RLOO."""
 
-        group: Annotated[int, Field(ge=2)] = 4
-        """Answers to each prompt. The paper (2402.14740) has 2 and 4: the baseline's own noise adds 1/(group − 1) to
+        num_generations: Annotated[int, Field(ge=2)] = 4
+        """Answers to each prompt. The paper (2402.14740) has 2 and 4: the baseline's own noise adds 1/(n − 1) to
         the advantage's variance, so it doubles with TRL 1.16's 2 and grows by a third with 4."""
-        passes: PositiveInt = 1
-        """How often each phase's answers are learned from (TRL 1.16's num_iterations)."""
+        num_iterations: PositiveInt = 1
+        """How often each phase's answers are learned from (TRL 1.16's default)."""
         beta: NonNegativeFloat = 0.05
         """Price of a nat of KL to the reference, per answer, in the reward (TRL 1.16's RLOOConfig); 0: no reference."""
-        eps_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-        """The ratio is clipped below 1 − this (TRL 1.16's epsilon)."""
-        eps_high: Annotated[float, Field(gt=0)] = 0.2
-        """and above 1 + this (TRL 1.16's epsilon)."""
-        normalize: bool = False
-        """Standardise the advantages of each phase (TRL 1.16's normalize_advantages)."""
-        mask_truncated: bool = False
+        epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
+        """The ratio is clipped below 1 − this (TRL 1.16's default)."""
+        epsilon_high: Annotated[float, Field(gt=0)] = 0.2
+        """and above 1 + this (TRL 1.16's default, where it is that of epsilon)."""
+        normalize_advantages: bool = False
+        """Standardise the advantages of each phase (TRL 1.16)."""
+        mask_truncated_completions: bool = False
         """Leave answers that were cut off at max_completion_length out of the loss (DAPO, 2503.14476 Section 3.4)."""
 
     config: Config
@@ -67,21 +67,21 @@ class RLOO(Online):
     def credit(self, groups: Sequence[Group]) -> Credit:
         """R_i less the mean of its siblings."""
         advantages = [less_siblings(rewards(group, self.config.beta)) for group in groups]
-        if self.config.normalize:
+        if self.config.normalize_advantages:
             everything = join(advantages)
             advantages = [scaled(a - mean(everything), everything) for a in advantages]
-        return per_answer(groups, advantages, self.config.mask_truncated)
+        return per_answer(groups, advantages, self.config.mask_truncated_completions)
 
     def loss(self, batch: Batch) -> Outcome:
         """One value per answer."""
         config = self.config
         ratio_B = product_ratio(batch)
         advantage_B = batch.mean_per_sequence(batch.along["advantage"])
-        loss_B = clipped(ratio_B, advantage_B, config.eps_low, config.eps_high)
+        loss_B = clipped(ratio_B, advantage_B, config.epsilon, config.epsilon_high)
         if "weight" in batch.along:
             loss_B = loss_B * batch.mean_per_sequence(batch.along["weight"])
         metrics = {"policy_loss": Metric(loss_B)}
-        metrics |= clip_metrics(ratio_B, advantage_B, config.eps_low, config.eps_high, lambda x_B: x_B)
+        metrics |= clip_metrics(ratio_B, advantage_B, config.epsilon, config.epsilon_high, lambda x_B: x_B)
         if batch.ref_logp_T is not None:
             metrics["kl"] = Metric(batch.along.get("old_logp", batch.logp_T) - batch.ref_logp_T)
         return Outcome([Term(loss_B, "sequence")], metrics | token_metrics(batch))

@@ -42,12 +42,12 @@ class SFT(Algorithm):
     class Config(Algorithm.Config):
         """Settings of supervised fine-tuning."""
 
-        loss: Literal["nll", "dft"] = "nll"
+        loss_type: Literal["nll", "dft"] = "nll"
         """``nll``, or ``dft`` which weights each token by its own probability (2508.05629)."""
 
     config: Config
 
     def loss(self, batch: Batch) -> Outcome:
         """One value per scored token."""
-        loss_T = batch.by_message(LOSSES[self.config.loss](batch.logp_T))
+        loss_T = batch.by_message(LOSSES[self.config.loss_type](batch.logp_T))
         return Outcome([Term(loss_T, "token")], token_metrics(batch))

@@ -58,19 +58,19 @@ class DPO(Algorithm):
     class Config(Algorithm.Config):
         """Settings of direct preference optimisation. One that the chosen loss does not read is refused."""
 
-        loss: Loss | Annotated[dict[Loss, PositiveFloat], Field(min_length=1)] = "sigmoid"
-        """One loss, or several with their weights: ``{sigmoid: 0.8, bco_pair: 0.2, sft: 1.0}`` (MPO,
-        2411.10442)."""
+        loss_type: Loss | Annotated[dict[Loss, PositiveFloat], Field(min_length=1)] = "sigmoid"
+        """One loss, or several with their weights: ``{sigmoid: 0.8, bco_pair: 0.2, sft: 1.0}`` (MPO, 2411.10442). TRL
+        has the weights apart, in loss_weights."""
         beta: PositiveFloat = 0.1
         """Strength of the tie to the reference (DPO, 2305.18290); IPO's τ. Length-normalised losses want more:
         Tülu 3 (2411.15124) uses 5 with ``sigmoid_norm``."""
         label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
         """Probability that a label is wrong: cDPO with ``sigmoid``, rDPO with ``robust`` (2403.00409 uses 0.1), and
         ε of ``exo_pair`` (2402.00856 uses 0.001)."""
-        f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+        f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
         """Which divergence from the reference is held down (f-DPO, 2309.16240)."""
         f_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
-        """α of ``alpha_divergence`` as in 2309.16240; TRL's coefficient is 1 − α (0.5 is its default)."""
+        """α of ``alpha_divergence`` as in 2309.16240. TRL's f_alpha_divergence_coef is 1 − α (0.5 is its default)."""
         ld_alpha: Fraction | None = None
         """Weight of the log-probabilities beyond the shorter answer's length (LD-DPO, 2409.06411); null is 1."""
         discopop_tau: PositiveFloat = 0.05
@@ -79,7 +79,7 @@ class DPO(Algorithm):
         @property
         def weights(self) -> dict[str, float]:
             """Losses and their weights."""
-            return {self.loss: 1.0} if isinstance(self.loss, str) else dict(self.loss.items())
+            return {self.loss_type: 1.0} if isinstance(self.loss_type, str) else dict(self.loss_type.items())
 
         @model_validator(mode="after")
         def _read_and_possible(self) -> DPO.Config:
@@ -90,18 +90,22 @@ class DPO(Algorithm):
 
         def _problems(self) -> Iterator[str]:
             chosen = " + ".join(repr(name) for name in self.weights)
-            for setting in sorted(self.model_fields_set - {"loss"}):
-                if not any(setting in _settings_of(name, self.f_divergence) for name in self.weights):
+            for setting in sorted(self.model_fields_set - {"loss_type"}):
+                if not any(setting in _settings_of(name, self.f_divergence_type) for name in self.weights):
                     readers = ", ".join(name for name in LOSSES if setting in _settings_of(name, "alpha_divergence"))
-                    under = " with f_divergence alpha_divergence" if setting == "f_alpha" else ""
-                    yield f"{setting} is not read by loss {chosen}; it is read by {readers}{under}"
+                    under = " with f_divergence_type alpha_divergence" if setting == "f_alpha" else ""
+                    yield f"{setting} is not read by loss_type {chosen}; it is read by {readers}{under}"
             if "exo_pair" in self.weights and self.label_smoothing == 0:
-                yield "label_smoothing must be above 0 with loss 'exo_pair'; its paper uses 0.001"
+                yield "label_smoothing must be above 0 with loss_type 'exo_pair'; its paper uses 0.001"
             for name in self.weights:
-                if self.f_divergence != "reverse_kl" and name != "sft" and "f_divergence" not in _settings_of(name):
+                if (
+                    self.f_divergence_type != "reverse_kl"
+                    and name != "sft"
+                    and "f_divergence_type" not in _settings_of(name)
+                ):
                     yield (
-                        f"f_divergence does not go with loss {name!r}: a divergence other than reverse_kl is right "
-                        "in differences of rewards only, and this loss uses the rewards themselves"
+                        f"f_divergence_type does not go with loss_type {name!r}: a divergence other than reverse_kl is "
+                        "right in differences of rewards only, and this loss uses the rewards themselves"
                     )
 
     config: Config
@@ -119,7 +123,7 @@ class DPO(Algorithm):
         if config.ld_alpha is not None:
             ratio_T = ratio_T * tail_weight_T(batch, config.ld_alpha)
         ratio_B = batch.sum_per_sequence(ratio_T)
-        h_B = _call(DIVERGENCES[config.f_divergence], {"ratio": ratio_B, "f_alpha": config.f_alpha})
+        h_B = _call(DIVERGENCES[config.f_divergence_type], {"ratio": ratio_B, "f_alpha": config.f_alpha})
         h_mean_B = h_B / batch.length_B
         asked: dict[str, Any] = {
             "chosen_E": batch.of("chosen", ratio_B),
@@ -145,5 +149,5 @@ def _settings_of(loss: str, divergence: str = "alpha_divergence") -> frozenset[s
     """Which settings a loss reads, itself or through what it asks for."""
     asks = reads(LOSSES[loss].values)
     if asks & {"delta_E", "delta_mean_E"}:
-        asks |= {"f_divergence"} | reads(DIVERGENCES[divergence])
+        asks |= {"f_divergence_type"} | reads(DIVERGENCES[divergence])
     return asks if loss == "sft" else asks | {"ld_alpha"}
