@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,7 @@ import rich_click as click
 from align.api.catalogue import describe_plugin, list_plugins
 from align.cli.choices import plugin_names
 from align.cli.progress import loading, show_progress
+from align.cli.tables import print_columns
 from align.core.kinds import KINDS
 from align.core.registry import registry
 from align.schemas.text import visible
@@ -60,14 +60,14 @@ def list_(kind: str | None, no_load: bool, as_json: bool) -> None:
         return
     if offers:
         shown = [(offer.kind, offer.name, offer.plugin, visible(offer.about)) for offer in offers]
-        _print_columns([("KIND", "NAME", "PLUGIN", "ABOUT"), *shown])
+        print_columns([("KIND", "NAME", "PLUGIN", "ABOUT"), *shown], cut=True)
         click.echo()
     status = {
         p.name: "left out by ALIGN_PLUGINS" if p.left_out else "broken: align plugins doctor" if p.broken else ""
         for p in installed
     }
     rows = [(p.name, p.distribution, p.version, p.module, status[p.name]) for p in installed]
-    _print_columns([("PLUGIN", "DISTRIBUTION", "VERSION", "MODULE", ""), *rows])
+    print_columns([("PLUGIN", "DISTRIBUTION", "VERSION", "MODULE", ""), *rows], cut=True)
 
 
 @plugins.command()
@@ -123,12 +123,3 @@ def doctor(as_json: bool) -> None:
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=str))
-
-
-def _print_columns(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # Only a terminal gets lines cut to its width: in a pipe, for grep, they stay whole.
-    most = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        click.echo(line if len(line) <= most else f"{line[: most - 1]}…")

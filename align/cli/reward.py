@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -13,6 +12,7 @@ import rich_click as click
 
 from align.cli.choices import plugin_names
 from align.cli.progress import loading, quiet, show_progress
+from align.cli.tables import print_columns
 from align.schemas.text import stripped
 
 NAMED = 5
@@ -64,7 +64,7 @@ def list_(as_json: bool) -> None:
         click.echo(json.dumps([each.to_json() for each in rewards], indent=2))
         return
     cells = [(r.name, r.distribution, ", ".join(r.needs), "yes" * r.isolated, r.about) for r in rewards]
-    _columns([("NAME", "FROM", "NEEDS", "ISOLATED", "ABOUT"), *cells])
+    print_columns([("NAME", "FROM", "NEEDS", "ISOLATED", "ABOUT"), *cells])
 
 
 @reward.command()
@@ -125,7 +125,7 @@ def score(
     if not as_json:
         shown = [(_number(v.score.value), v.score.outcome, f"{v.milliseconds:.1f}", v.score.why) for v in verdicts]
         places = [v.line.where for v in verdicts]
-        _columns([("LINE", "SCORE", "OUTCOME", "MS", ""), *((p, *c) for p, c in zip(places, shown, strict=True))])
+        print_columns([("LINE", "SCORE", "OUTCOME", "MS", ""), *((p, *c) for p, c in zip(places, shown, strict=True))])
         click.echo()
         _summary(summary(verdicts))
     bad = [verdict for verdict in verdicts if verdict.line.fault]
@@ -209,7 +209,7 @@ def audit(
 
 def _print_attacks(found: Audit) -> None:
     rows = [(a.name, a.rows, _number(a.paid, "%"), _number(a.mean), a.unscored) for a in found.attacks]
-    _columns([("ANSWER", "ROWS", "PAID", "MEAN", "UNSCORED"), *(tuple(map(str, row)) for row in rows)])
+    print_columns([("ANSWER", "ROWS", "PAID", "MEAN", "UNSCORED"), *rows])
     click.echo(f"\ngold against wrong: AUC {_number(found.auc)}, mean gap {_number(found.gap)}")
     _summary(found.latency)
     for fault in found.faults:
@@ -249,10 +249,3 @@ def _summary(counted: Summary) -> None:
 
 def _number(value: float | None, kind: str = ".4g") -> str:
     return "-" if value is None else f"{value:.0%}" if kind == "%" else f"{value:{kind}}"
-
-
-def _columns(rows: Iterable[tuple[Any, ...]]) -> None:
-    cells = [[stripped(" ".join(str(cell).split())) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    for row in cells:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

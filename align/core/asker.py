@@ -78,7 +78,7 @@ class Recorded:
     def _recorded(self, path: Path) -> str:
         try:
             # A reply may be written by hand, without a sum.
-            reply = checksum.opened(path.read_bytes(), must=False).get("reply")
+            reply = checksum.verified(path.read_bytes(), must=False).get("reply")
         except (OSError, ValueError):
             reply = None
         if not isinstance(reply, str):

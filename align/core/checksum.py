@@ -41,7 +41,7 @@ def sealed(content: Mapping[str, Any], indent: int | None = None) -> bytes:
     return json.dumps({**plain, SUM: digest(plain)}, indent=indent).encode()
 
 
-def opened(raw: bytes, must: bool = True) -> dict[str, Any]:
+def verified(raw: bytes, must: bool = True) -> dict[str, Any]:
     """Return the content of ``sealed``. Raises ValueError with the reason if it is not what was written.
 
     must: refuse an object without a sum; pass False for a file that is only displayed, which may be older or made by
@@ -68,11 +68,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def read_json(path: Path, fix: str = "", must: bool = True) -> dict[str, Any]:
     """Return the content of a file that ``write_json`` wrote.
 
-    fix: the advice in the message about a damaged file. must: as for ``opened``. Raises Damaged, or FileNotFoundError
+    fix: the advice in the message about a damaged file. must: as for ``verified``. Raises Damaged, or FileNotFoundError
     if there is no file.
     """
     try:
-        return opened(path.read_bytes(), must)
+        return verified(path.read_bytes(), must)
     except FileNotFoundError:
         raise  # an absent file is not a damaged one: a new run has none of them
     except OSError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import inspect
 import numbers
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from align.core.algorithm import Algorithm, Batch, Metric, Outcome, Term
 from align.core.data.examples import Example
-from align.core.hooks import reason
+from align.core.error_line import error_line
 from align.core.kinds import KINDS
 from align.core.registry import registry
 from align.core.rollout.generator import Floats, Generator, Interrupt, Request, Sample, Tokens
@@ -53,7 +52,7 @@ def calling(plugin: Any, method: str) -> Iterator[None]:
     except (AlignError, Interrupt, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise _breach(plugin, f"failed in {method}: {reason(error)}{_line_of(plugin, error)}") from error
+        raise _breach(plugin, f"failed in {method}: {error_line(error, _source_of(plugin))}") from error
 
 
 def loss(algorithm: Algorithm, batch: Batch) -> Outcome:
@@ -240,14 +239,12 @@ def _breach(plugin: Any, fault: str) -> AlignError:
     return AlignError(fault, f"this is the plugin's to fix{shown}", where=name_of(plugin))
 
 
-def _line_of(plugin: Any, error: BaseException) -> str:
-    """Return where in the plugin's own code it failed, as ``", align_x.py line 12"``; empty if it was elsewhere."""
+def _source_of(plugin: Any) -> str | None:
+    """Return the file that a plugin's class is written in, or None where there is none."""
     try:
-        own = inspect.getsourcefile(type(plugin))
-    except TypeError:  # defined where there is no file
-        return ""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == own]
-    return f", {own} line {lines[-1]}" if own and lines else ""
+        return inspect.getsourcefile(type(plugin))
+    except TypeError:
+        return None
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:

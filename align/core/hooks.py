@@ -17,6 +17,7 @@ from typing import Any
 import pluggy
 
 from align import hookspecs
+from align.core.error_line import error_line
 from align.schemas.errors import AlignError, Problem, did_you_mean
 
 GROUP = "align"
@@ -54,7 +55,7 @@ class Plugin:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            self.broken[what] = " ".join(str(error).split()) if isinstance(error, AlignError) else reason(error)
+            self.broken[what] = " ".join(str(error).split()) if isinstance(error, AlignError) else error_line(error)
             self.trace = traceback.format_exc()
 
     @contextmanager
@@ -66,7 +67,7 @@ class Plugin:
             raise
         except BaseException as error:
             mend = "fix or uninstall it; `align plugins doctor` shows where it fails"
-            raise AlignError(f"plugin {self} {what}: {reason(error)}", mend) from error
+            raise AlignError(f"plugin {self} {what}: {error_line(error)}", mend) from error
 
 
 class Hooks:
@@ -169,12 +170,6 @@ class Hooks:
                 raise
             except BaseException:
                 log.exception("plugin %s failed in %s; the run goes on", plugin, hook)
-
-
-def reason(error: BaseException) -> str:
-    """A failure in one line: its type, and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _manager() -> pluggy.PluginManager:

@@ -86,7 +86,11 @@ def test_list_as_json(strangers: Path) -> None:
     assert {"kind": "reward", "name": "brevity", "plugin": "brevity", "about": said} in found["offers"]
     assert all(offer["kind"] == "reward" and offer["plugin"] in ("builtin", "brevity") for offer in found["offers"])
     broken = {plugin["name"]: plugin["broken"] for plugin in found["plugins"]}
-    assert broken == {"builtin": {}, "brevity": {}, "broken": {"load": "SystemExit: licence server not found"}}
+    assert broken == {
+        "builtin": {},
+        "brevity": {},
+        "broken": {"load": "SystemExit: licence server not found (align_broken.py, line 5)"},
+    }
 
 
 def test_list_without_loading_imports_none_of_it(strangers: Path) -> None:
@@ -122,7 +126,8 @@ def test_show_of_nothing_says_what_is_near_and_what_is_broken(strangers: Path) -
     done = align(strangers, "plugins", "show", "brevty", "--kind", "reward")
     assert done.stderr == (
         "no reward is called 'brevty'\n    did you mean 'brevity'?\n"
-        "    plugin 'broken' (align-broken 0.3) may offer it and failed: SystemExit: licence server not found\n"
+        "    plugin 'broken' (align-broken 0.3) may offer it and failed: "
+        "SystemExit: licence server not found (align_broken.py, line 5)\n"
     )
 
 
@@ -170,7 +175,8 @@ for overrides in [], ["algorithm.scale=-1"], ["algorithm.type=plain"]:
         "type='plain_nll' settings={'scale': 2}\n"
         "command line: algorithm.scale\n    is -1; must be greater than 0\n"
         "command line: algorithm.type\n    no algorithm is called 'plain'\n    did you mean 'plain_nll'?\n"
-        "    plugin 'broken' (align-broken 0.3) may offer it and failed: SystemExit: licence server not found\n"
+        "    plugin 'broken' (align-broken 0.3) may offer it and failed: "
+        "SystemExit: licence server not found (align_broken.py, line 5)\n"
     )
 
 

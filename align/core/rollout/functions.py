@@ -13,15 +13,11 @@ import functools
 import inspect
 import math
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from align.core.interpreter import HOME
 from align.core.rollout.reward import Answer, Reward, Score
 from align.schemas.errors import AlignError
 
@@ -147,29 +143,6 @@ class FunctionReward(Reward):
 def from_function(function: Callable[..., Any], name: str) -> Reward:
     """A function in TRL's signature as a reward called ``name``."""
     return FunctionReward(function, name)
-
-
-def error_line(error: BaseException, longest: int = 500) -> str:
-    """Return an exception in one line, with the place in the user's own code that it came from.
-
-    longest: characters of its message that are quoted. ``str(error)`` is the user's code too: it may fail, or never
-    return, which a worker's deadline ends.
-    """
-    try:
-        words = " ".join(str(error)[:longest].split())
-    except Exception as worse:
-        words = f"its message cannot be read, which raises {type(worse).__name__}"
-    line = f"{type(error).__name__}: {words}".removesuffix(": ")
-    frames = traceback.extract_tb(error.__traceback__)
-    # The last frame is often a library's; what helps the user is the last line of their own that led there.
-    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
-    return f"{line} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else line
-
-
-_NOT_THE_USERS = tuple(
-    {str(HOME / "align"), "<", *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}
-)
-"""Beginnings of the file names of code that is not the user's: align's, Python's and what is installed."""
 
 
 def parts_of(beside: Mapping[str, Any]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.core.checksum import opened, sealed
+from align.core.checksum import sealed, verified
 from align.core.data.sources import load_records
 from align.core.disk import naming, write_whole
 from align.core.rollout.reward import Answer
@@ -104,7 +104,7 @@ def _undamaged(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the lines before the first damaged one. Those after it are left out: labels have the prompts' order."""
     for line in lines:
         try:
-            yield opened(line)
+            yield verified(line)
         except ValueError:
             return
 

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from align.core.error_line import error_line
 from align.core.liveness import waiting
 from align.core.registry import registry
-from align.core.rollout.functions import error_line, from_function
+from align.core.rollout.functions import from_function
 from align.core.rollout.reward import Answer, Outcome, Place, Reward, Score
 from align.core.rollout.workers import Workers
 from align.schemas.errors import AlignError

@@ -23,8 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from align.core.error_line import error_line
 from align.core.registry import registry
-from align.core.rollout.functions import error_line, from_function
+from align.core.rollout.functions import from_function
 from align.core.rollout.reward import Place, Reward, Score
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice

@@ -38,7 +38,7 @@ from align.plugins.rewards.math.expression import (
     value_of,
     walk,
 )
-from align.plugins.rewards.math.notation import Unparsed
+from align.plugins.rewards.math.notation import FUNCTIONS, Unparsed
 
 LONGEST = 600
 """Characters of one expression."""
@@ -52,8 +52,6 @@ _LETTERS = (
     "varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar"
 )
 _GREEK = frozenset(_LETTERS.split())
-_FUNCTION_NAMES = "sin cos tan cot sec csc sinh cosh tanh ln log lg exp arcsin arccos arctan arccot"
-_FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
 _LISTED = frozenset(("gcd", "lcm", "max", "min"))
 _ACCENTS = frozenset(
@@ -201,7 +199,7 @@ class _Reader:
 
     def function_ahead(self) -> bool:
         """Return whether the token ahead is a function's name."""
-        return (self.next or "").removeprefix("\\") in _FUNCTIONS and (self.next or "").startswith("\\")
+        return (self.next or "").removeprefix("\\") in FUNCTIONS and (self.next or "").startswith("\\")
 
     def power(self) -> Term:
         """A base with its exponent."""
@@ -365,7 +363,7 @@ class _Reader:
             inner = self.sum()
             self.take("\\r" + name[1:])
             return call("floor" if name == "lfloor" else "ceil", inner)
-        if name in _FUNCTIONS:
+        if name in FUNCTIONS:
             return self.function(name)
         if name in _LISTED:
             self.take("(")
@@ -421,7 +419,7 @@ class _Reader:
         self.angles -= 1
         if bare and self.next in _OVER:
             after = self.tokens[self.at + 1].text if self.at + 1 < len(self.tokens) else ""
-            if after.removeprefix("\\") not in _FUNCTIONS or not after.startswith("\\"):
+            if after.removeprefix("\\") not in FUNCTIONS or not after.startswith("\\"):
                 raise Unparsed("is ambiguous: what follows the slash may be inside the function")
         if exponent is not None and value_of(exponent) == -1:  # sin^{-1} x is arcsin x
             if name not in _INVERSE:

@@ -54,7 +54,11 @@ _SIGNS = {
 
 AND, OR = "\u2227", "\u2228"
 """Signs for the words: commas in a list of values, and more between inequalities."""
-_FUNCTIONS = "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp"
+_FUNCTION_NAMES = "arcsin arccos arctan arccot sinh cosh tanh sin cos tan cot sec csc log ln lg exp"
+FUNCTIONS = tuple(_FUNCTION_NAMES.split())
+"""TeX's names of functions that can be evaluated; one that begins like another stands before it."""
+# Without a backslash ``lg`` is a unit or two letters as often as a logarithm.
+_NAMED = "|".join(name for name in FUNCTIONS if name != "lg")
 # The order matters: a rule sees the result of those before it, such as ``\text`` in place of every font.
 _LATEX = [
     (re.compile(pattern), put)
@@ -72,7 +76,7 @@ _LATEX = [
         (r"\\[dtcs]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
         (r"\\(?:mathrm|operatorname|rm)\s*\{([ei])\}", r"\1"),
-        (rf"\\(?:mathrm|operatorname|text)\s*\{{({_FUNCTIONS})\}}", r"\\\1 "),
+        (rf"\\(?:mathrm|operatorname|text)\s*\{{({_NAMED})\}}", r"\\\1 "),
         (r"\\(?:mathbf|boldsymbol|bm)\s*\{([a-z])\}", r"\\vec{\1}"),
         (r"\\(?:cdotp|bullet)(?![a-zA-Z])", r"\\cdot"),
         (r"\\(?:textbf|textrm|textit|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname\*?|bold)"
@@ -98,7 +102,7 @@ _LATEX = [
         (r"(?<![a-zA-Z\\])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
         (r"(?<![a-zA-Z\\])sqrt(?=\s*\()", r"\\sqrt"),
         (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
-        (rf"(?<![a-zA-Z\\])({_FUNCTIONS})(?=[\s\d(\\_])", r"\\\1 "),
+        (rf"(?<![a-zA-Z\\])({_NAMED})(?=[\s\d(\\_])", r"\\\1 "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])", r"\\text{deg}"),
         (r"\\?%|\\text\s*\{\s*(?:\\?%|per\s?cent|pct)\s*\}|(?<=[\d$])\s*(?:per\s?cent(?:age)?|pct)(?![a-z])", "%"),
         (r"\\text\{deg\}\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF])(?![a-zA-Z]))", r"\\text{deg\1\2}"),
