@@ -101,3 +101,15 @@ def test_the_manual_is_built_strictly_and_its_links_are_checked() -> None:
     checks = {**config["validation"]["nav"], **config["validation"]["links"]}
     assert {"not_found", "anchors", "omitted_files"} <= checks.keys() and set(checks.values()) == {"warn"}
     assert "mkdocs build --strict" in (ROOT / ".ci/run").read_text()
+
+
+def test_every_renamed_key_is_in_the_changelog() -> None:
+    """With its section's line, ``- `train`: `epochs` → `num_train_epochs`, ...``, which may go over several lines."""
+    from align.schemas.renamed import RENAMED, RENAMED_METRICS
+
+    items = [" ".join(item.split()) for item in re.split(r"^ *- ", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)]
+    for section, names in RENAMED.items():
+        told = " ".join(item for item in items if item.startswith(f"`{section}`:"))
+        assert [old for old, new in names.items() if f"`{old}` → `{new}`" not in told] == [], section
+    for old, new in RENAMED_METRICS.items():
+        assert any(f"`{old}` → `{new}`" in item for item in items), old
