@@ -144,7 +144,7 @@ CHANGES: dict[str, Change] = {
         "grpo", [ONE, reward("first_most", weight=2)], "weights log", {"rollout.rewards": TWO}
     ),
     "rollout.rewards.normalize": Change(
-        "grpo", [reward("low_ids", normalize=True)], "weights log", {"algorithm.scale": "none"}
+        "grpo", [reward("low_ids", normalize=True)], "weights log", {"algorithm.scale_rewards": "none"}
     ),
     "rollout.gold": Change("grpo", reward("short"), "log"),
     "rollout.batches": Change("grpo", 2, "answers weights"),

@@ -229,7 +229,7 @@ def test_dpo_rows_become_the_same_tokens(dpo_trainer: DPOTrainer) -> None:
     ids=str,
 )
 def test_dpo(chosen: dict[str, Any], dpo_trainer: DPOTrainer) -> None:
-    weights = chosen["loss"] if isinstance(chosen["loss"], dict) else {chosen["loss"]: 1.0}
+    weights = chosen["loss_type"] if isinstance(chosen["loss_type"], dict) else {chosen["loss_type"]: 1.0}
     trainer = trl_dpo(dpo_trainer, weights, **chosen)
     assert_same(oracle(trainer), our_dpo(cut=[range(5), range(5, 8)], **chosen))
 

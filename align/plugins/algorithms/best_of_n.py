@@ -15,7 +15,7 @@ from align.schemas.records import Content
 
 
 class BestOfN(Harvest):
-    """Sample ``num_generations`` answers to each prompt and write rows of the best.
+    """Samples ``num_generations`` answers to each prompt and writes rows of the best.
 
     ``data.train: stage:NAME`` of a later stage reads them.
     With a later ``sft`` stage it is rejection sampling (RAFT, 2304.06767), with ``dpo`` best-against-worst pairs.
