@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from align.advisor.render import render as render
     from align.api.advice import AdviceCase as AdviceCase
     from align.api.advice import BriefReader as BriefReader
     from align.api.advice import advise as advise
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from align.schemas.run import Run as Run
 
 _HOMES = {
+    "advisor.render": ("render",),
     "api.advice": ("AdviceCase", "BriefReader", "advise"),
     "api.catalogue": ("describe_plugin", "list_plugins", "list_rewards"),
     "api.data": ("check_data", "preview_data"),

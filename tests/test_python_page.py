@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import json
 import re
 import subprocess
 import sys
@@ -55,13 +56,13 @@ def test_the_table_names_public_functions_and_real_commands() -> None:
     from align.cli import COMMANDS
 
     rows = re.findall(r"^\| `align\.(\w+)(?:\.\w+)?\(.*?\| (.*?) \|", PAGE, re.MULTILINE)
-    assert len(rows) == 16
+    assert len(rows) == 17
     assert {name for name, _ in rows} <= set(align.__all__)
     commands = [word for _, cell in rows for word in re.findall(r"`align (\w+)", cell)]
     assert set(commands) <= set(COMMANDS)
     ours = {name for name in align.__all__ if getattr(align, name).__module__.startswith("align.api")}
     helpers = {"BriefReader", "RunEstimate"}
-    assert ours - helpers == {name for name, _ in rows} - {"load"}
+    assert ours - helpers == {name for name, _ in rows} - {"load", "render"}
 
 
 @pytest.mark.parametrize("name", ["advise", "estimate", "measure", "check", "train", "sample", "score", "audit"])
@@ -157,6 +158,19 @@ def test_questions_are_answered_by_a_function() -> None:
 
     align.advise("", ask=answer)
     assert 0 < len(fields) <= 9 and fields[0] == "goal"
+
+
+def test_measuring_gives_what_advice_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "start")
+    lamps = [{"prompt": f"What is lamp {n}?", "completion": "It is on."} for n in range(8)]
+    (tmp_path / "lamps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lamps))
+    probes: list[str] = []
+    brief = {"model": {"name": "start"}, "data": [{"kind": "sft_pairs", "path": "lamps.jsonl"}]}
+    found = align.measure(brief, rows=4, samples=2, max_completion_length=2, report=probes.append)
+    assert found.zero_shot is not None and found.zero_shot.rows == 4 and found.score == "word F1"
+    assert probes[:2] == ["loading the model", "zero shots"]
+    assert align.AdviceCase.collect(brief, measured=found).form().measured == found
 
 
 def test_measurements_are_laid_over_those_of_the_form() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,10 @@ from align.schemas.gpus import Device
 from align.schemas.hardware import Hardware
 from align.schemas.run import Run, Stage
 
-STATES = ("weights", "optimizer", "gradients", "reference", "critic")
+SHARDED = ("weights", "optimizer", "gradients", "reference", "critic")
 """The parts that fsdp splits."""
-BESIDE = ("gathered", "vllm", "base")
+NOT_IN_TENSORS = ("gathered", "vllm", "base")
 """The parts that a dry run in one process cannot see."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The hardware to plan a run for: a device by name, how many, bytes of each. None: as this machine has it."""
-
-    device: str | None = None
-    devices: int | None = None
-    memory: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +42,18 @@ class RunEstimate:
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain data, of schema ``align.estimate/1``; bytes as whole numbers."""
         return {"schema": "align.estimate/1", "stages": [stage.as_json() for stage in self.stages]}
+
+    def __str__(self) -> str:
+        """Return the text that ``align estimate`` prints, without colours."""
+        from rich.console import Console
+
+        from align.advisor.estimate.show import show
+
+        console = Console(file=StringIO(), width=100, highlight=False, soft_wrap=True, color_system=None)
+        with console.capture() as captured:
+            for stage in self.stages:
+                show(stage, console)
+        return captured.get().rstrip()
 
 
 @explaining()
@@ -76,44 +80,64 @@ def estimate(
         raise AlignError("devices and memory_gb are above 0", where="estimate")
     checked = as_run(run)
     per_hour, currency, _ = (None, "", "") if prices is None else read_prices(Path(prices))
-    place = Place(device, devices, None if memory_gb is None else memory_gb * 1e9)
-    stages = [_stage(checked, stage, place, dry_run, calibrate, per_hour, currency) for stage in checked.stages]
+    memory = None if memory_gb is None else memory_gb * 1e9
+    stages = []
+    for stage in checked.stages:
+        hardware = planned_hardware(stage, device, devices, memory)
+        stages.append(_stage(checked, stage, hardware, dry_run, calibrate, per_hour, currency))
     return RunEstimate(stages)
+
+
+def planned_hardware(stage: Stage, device: str | None, devices: int | None, memory: float | None) -> Hardware:
+    """Return the hardware to plan a stage for. memory: bytes of each device.
+
+    Without a device and a memory it is this machine's. Raises AlignError for a device that is not in the table of GPUs
+    and comes without a memory.
+    """
+    if device is None and memory is None:
+        here = present(stage.devices)
+        return here if devices is None else replace(here, devices=devices, nodes=1)
+    name = device or "GPU"
+    if device is not None and (memory is None or gpus.find(device) is not None):
+        known = gpus.named(device)
+        name, memory = known.name, memory or known.memory
+    assert memory is not None  # the table's, or the given one
+    return Hardware("cuda", devices or 1, 1, round(memory), name=name)
 
 
 def _stage(
     run: Run,
     stage: Stage,
-    place: Place,
-    dry: bool,
-    measure: bool,
+    hardware: Hardware,
+    dry_run: bool,
+    calibrate: bool,
     prices: Mapping[str, float] | None,
     currency: str,
 ) -> StageEstimate:
-    """Estimate one stage. dry: also count a dry run. measure: also run real steps, and correct by them."""
-    here = where(place, present(stage.devices) if place.device is None and place.memory is None else None)
+    """Estimate one stage by formulas; on request count a dry run as well, and correct by real steps."""
     billions = run.project.model.params_b if run.project else None
     billions = billions or named_size(stage.model.path)
-    known = ready(run.stages, stage, here.accelerator, here.world_size, sized=billions is not None)
+    known = ready(run.stages, stage, hardware.accelerator, hardware.world_size, sized=billions is not None)
+    exactly = "--calibrate" if calibrate else None
     asked = Asked(
         stage=known.stage,
         needs=known.needs,
-        shape=_shape(known, billions, exactly="--dry-run" if dry else "--calibrate" if measure else None),
+        shape=_shape(known, billions, "--dry-run" if dry_run else exactly),
         batches=known.planned.batches,
-        device=_device(here),
-        devices=here.world_size,
-        accelerator=here.accelerator,
+        device=_device(hardware),
+        devices=hardware.world_size,
+        accelerator=hardware.accelerator,
     )
-    each = estimated(asked, prices, currency)
-    if dry:
-        each = replace(each, counted=_counted(known, here, each))
-    if measure:
-        each = _measured(known, here, asked, each, prices, currency)
-    return each
+    found = estimated(asked, prices, currency)
+    if dry_run:
+        found = replace(found, counted=_counted(known, hardware, found))
+    if calibrate:
+        found = _calibrated(known, hardware, asked, found, prices, currency)
+    return found
 
 
 def _shape(known: Ready, billions: float | None, exactly: str | None) -> Shape:
-    """The model's shape: its config's, else one that is typical of so many billion parameters.
+    """Return the model's shape: its config's, else one that is typical of so many billion parameters.
 
     Raises AlignError where an option, ``exactly``, needs the model itself and there is none.
     """
@@ -129,18 +153,6 @@ def _shape(known: Ready, billions: float | None, exactly: str | None) -> Shape:
     return typical(billions)
 
 
-def where(place: Place, here: Hardware | None) -> Hardware:
-    """Return the device that is meant. Raises AlignError for a name that is not listed and comes without a memory."""
-    if here is not None:
-        return here if place.devices is None else replace(here, devices=place.devices, nodes=1)
-    name, memory = place.device or "GPU", place.memory
-    if place.device is not None and (memory is None or gpus.find(place.device) is not None):
-        device = gpus.named(place.device)
-        name, memory = device.name, memory or device.memory
-    assert memory is not None  # without a device and a memory it is this machine that is meant
-    return Hardware("cuda", place.devices or 1, 1, round(memory), name=name)
-
-
 def _device(here: Hardware) -> Device:
     """Return the device, with its speed where the table has it."""
     known = gpus.find(here.name, here.memory) if here.accelerator == "cuda" else None
@@ -148,9 +160,10 @@ def _device(here: Hardware) -> Device:
 
 
 def _counted(known: Ready, here: Hardware, estimate: StageEstimate) -> Mapping[str, dict[str, float]]:
-    """The dry run's bytes. It holds a whole replica: under fsdp its states are divided here.
+    """Return the bytes that a dry run counts, by phase and part.
 
-    What lies outside tensors (CUDA's own, an engine's share) is the estimate's.
+    It holds a whole replica, so under fsdp the parts that are split are divided here. What lies outside tensors
+    (CUDA's own, an engine's share) is the estimate's.
     """
     from align.core.estimate.dryrun import dry_run
 
@@ -158,13 +171,13 @@ def _counted(known: Ready, here: Hardware, estimate: StageEstimate) -> Mapping[s
     share = devices if estimate.strategy == "fsdp" else 1
     counted = dry_run(known.stage, known.algorithm, known.planned, here.accelerator, devices, known.layout).phases
     return {
-        phase: {name: size / (share if name in STATES else 1) for name, size in parts.items()}
-        | {name: size for name, size in estimate.phases[phase].items() if name in BESIDE}
+        phase: {name: size / (share if name in SHARDED else 1) for name, size in parts.items()}
+        | {name: size for name, size in estimate.phases[phase].items() if name in NOT_IN_TENSORS}
         for phase, parts in counted.items()
     }
 
 
-def _measured(
+def _calibrated(
     known: Ready,
     here: Hardware,
     asked: Asked,
@@ -172,7 +185,7 @@ def _measured(
     prices: Mapping[str, float] | None,
     currency: str,
 ) -> StageEstimate:
-    """The estimate corrected by real steps on this machine."""
+    """Return the estimate corrected by real steps on this machine."""
     from align.core.estimate.calibrate import calibrate
 
     local = present(known.stage.devices)
@@ -186,6 +199,7 @@ def _measured(
     )
     phase = "training" if "training" in seen.peaks else "generation"
     parts = there.phases[phase]
+    # States are known exactly; what a calibration corrects is the share of the peak that depends on kernels.
     loose = sum(parts.get(name, 0.0) for name in ("activations", "logits"))
     guessed = sum(parts.values()) - parts.get("base", 0.0)  # which no allocator sees
     factor = max(0.1, (seen.peaks[phase] - (guessed - loose)) / loose) if loose else 1.0

@@ -14,7 +14,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def render(
-    advice: Advice, format: Format, *, brief: Written | None = None, width: int = 100, colour: bool = False
+    advice: Advice, format: Format = "text", *, brief: Written | None = None, width: int = 100, colour: bool = False
 ) -> str:
     """The advice in a format. The same advice gives the same bytes.
 
