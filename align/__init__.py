@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from align.api.training import check as check
     from align.api.training import train as train
     from align.core.algorithm import Algorithm as Algorithm
-    from align.core.algorithm import Batch as Batch
     from align.core.algorithm import Metric as Metric
     from align.core.algorithm import Outcome as Outcome
     from align.core.algorithm import Term as Term
+    from align.core.data.collate import Batch as Batch
     from align.core.data.examples import Example as Example
     from align.core.data.formats import Format as Format
     from align.core.data.formats import Shape as Shape
@@ -83,7 +83,8 @@ _HOMES = {
     "schemas.project": ("Measured", "Project"),
     "schemas.records": ("Record",),
     "schemas.run": ("Run",),
-    "core.algorithm": ("Algorithm", "Batch", "Metric", "Outcome", "Term"),
+    "core.data.collate": ("Batch",),
+    "core.algorithm": ("Algorithm", "Metric", "Outcome", "Term"),
     "core.data.examples": ("Example",),
     "core.data.formats": ("Format", "Shape"),
     "core.rollout.generator": ("Generator", "Request", "Sample", "Subject"),

@@ -6,97 +6,15 @@ Shape letters: T scored tokens, B sequences, E examples of one micro-batch. Prom
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from align.core.data.examples import MESSAGE_WEIGHT, Example
+from align.core.data.collate import Batch
+from align.core.data.examples import Example
 from align.schemas.base import Config
 from align.schemas.records import Kind
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What a loss sees of one micro-batch.
-
-    logp_T       log-probability of each scored token under the policy; carries gradient
-    sequence_T   which sequence each scored token belongs to, in [0, B)
-    position_T   its place among its sequence's scored tokens, from 0
-    example_B    which example each sequence belongs to, in [0, E)
-    role_B       index into ``roles`` (``chosen``, ``rejected``, ...)
-    columns      per-example numbers [E] (``margin``, ``label``, ...)
-    ref_logp_T   the same tokens under the reference, or None; no gradient
-    along        per-token numbers [T] that the examples carry (``advantage``, ``old_logp``, ...); no gradient
-    value_T      the critic's value of the state before each scored token, or None; carries gradient
-    score_B      the reward head's score of each sequence, or None; carries gradient
-    entropy_T, correct_T, logit_T   entropy, whether the token was the likeliest, mean logit over the vocabulary;
-                 no gradient, for metrics
-    step         what ``Algorithm.statistics`` found over the whole optimizer step (means), empty without it
-    """
-
-    logp_T: Tensor
-    sequence_T: Tensor
-    position_T: Tensor
-    example_B: Tensor
-    role_B: Tensor
-    roles: tuple[str, ...]
-    examples: int
-    columns: Mapping[str, Tensor] = field(default_factory=dict)
-    ref_logp_T: Tensor | None = None
-    along: Mapping[str, Tensor] = field(default_factory=dict)
-    value_T: Tensor | None = None
-    score_B: Tensor | None = None
-    entropy_T: Tensor | None = None
-    correct_T: Tensor | None = None
-    logit_T: Tensor | None = None
-    step: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def sequences(self) -> int:
-        """B."""
-        return self.example_B.numel()
-
-    def sum_per_sequence(self, x_T: Tensor) -> Tensor:
-        """Sum over each sequence's scored tokens: [T] -> [B]."""
-        return x_T.new_zeros(self.sequences).index_add(0, self.sequence_T, x_T)
-
-    @property
-    def length_B(self) -> Tensor:
-        """Scored tokens of each sequence, at least 1 so that it can divide: [B]."""
-        return self.sum_per_sequence(torch.ones_like(self.logp_T)).clamp(min=1)
-
-    def mean_per_sequence(self, x_T: Tensor) -> Tensor:
-        """Mean over each sequence's scored tokens: [T] -> [B]."""
-        return self.sum_per_sequence(x_T) / self.length_B
-
-    def spread(self, x_B: Tensor) -> Tensor:
-        """Give every scored token its sequence's value: [B] -> [T]."""
-        return x_B[self.sequence_T]
-
-    def of(self, role: str, x_B: Tensor) -> Tensor:
-        """The values of one role in the order of the examples: [B] -> [E].
-
-        Raises ValueError unless every example has exactly one sequence of that role.
-        """
-        mine_B = self.role_B == self.roles.index(role) if role in self.roles else torch.zeros_like(self.role_B).bool()
-        if int(mine_B.sum()) != self.examples:
-            raise ValueError(f"not every example has one {role!r} sequence")
-        return x_B.new_zeros(self.examples).index_copy(0, self.example_B[mine_B], x_B[mine_B])
-
-    def by_message(self, x_T: Tensor) -> Tensor:
-        """Multiply each token's value [T] by the weight of its message: [T]. The engine counts it by the same weight.
-
-        Without weights the values are returned as they are.
-        """
-        if MESSAGE_WEIGHT not in self.along:
-            return x_T
-        return x_T * self.along[MESSAGE_WEIGHT]
-
-    def tokens_of(self, role: str, x_T: Tensor) -> Tensor:
-        """The tokens of one role's sequences: [T] -> [T']."""
-        return x_T[self.role_B[self.sequence_T] == self.roles.index(role)]
 
 
 class Term(NamedTuple):

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.core.algorithm import Algorithm, Batch, Metric, Outcome, Term
+from align.core.algorithm import Algorithm, Metric, Outcome, Term
+from align.core.data.collate import Batch
 from align.core.data.examples import Example
 from align.core.error_line import error_line
 from align.core.kinds import KINDS

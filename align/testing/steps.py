@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from align.core import contract
-from align.core.algorithm import Algorithm, Batch
-from align.core.data.collate import MicroBatch, collate
+from align.core.algorithm import Algorithm
+from align.core.data.collate import Batch, MicroBatch, collate
 from align.core.data.examples import Example
 from align.core.data.plan import Layout, denominators
 from align.core.model.policy import Policy

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from align.core.data.examples import Example
-from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.examples import TokenSequence
 from align.core.model.policy import Policy
 from align.schemas.records import Kind
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from align.cli import main
 from align.core.data.encode import Encoder
-from align.core.data.examples import Example, Sequence
+from align.core.data.examples import Example, TokenSequence
 from align.core.data.look import look, shown, visible
 from align.schemas.run import Source
 from tests.core import families
@@ -117,7 +117,7 @@ def test_data_cannot_speak_to_the_terminal(tmp_path: Path, tiny_model_dir: Path)
 def test_with_colour_the_styles_tell_and_the_text_stays() -> None:
     encoder = Encoder(tiny_tokenizer())
     ids = encoder.encode("the sum")
-    example = Example("f:1", (Sequence("text", ids, ids == ids[-1]),))
+    example = Example("f:1", (TokenSequence("text", ids, ids == ids[-1]),))
     text = shown(example, encoder, colour=True)
     assert text.plain == f"f:1\ntext: {len(ids)} tokens, 1 scored\nthe sum"
     assert {str(span.style).split()[0] for span in text.spans if span.end == len(text)} >= {"green"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from align.core.data.examples import Example, Sequence
+from align.core.data.examples import Example, TokenSequence
 from align.core.model.export import export
 from align.core.model.load import build_policy
 from align.core.model.notes import notes
@@ -116,7 +116,7 @@ def added(directory: Path, tokens: list[int], **settings: Any) -> list[str]:
     """What the notes say of added tokens for a row that holds these."""
     adapter = Adapter(r=2, **settings) if settings is not None else None
     policy, tokenizer = build_policy(Model(path=str(directory), adapter=adapter), "language", seed=0, dropout=False)
-    row = Example("r:1", (Sequence("text", np.array(tokens, np.int32), np.arange(len(tokens)) > 0),))
+    row = Example("r:1", (TokenSequence("text", np.array(tokens, np.int32), np.arange(len(tokens)) > 0),))
     return [n.what + n.mend for n in notes(policy, tokenizer, [row]) if "added tokens" in n.what]
 
 
@@ -138,7 +138,7 @@ def test_added_tokens_that_nothing_trains_are_named(tmp_path: Path, mean: bool) 
 def test_added_tokens_learn_where_everything_does(tmp_path: Path) -> None:
     directory = with_tokens(tmp_path / "m", ["<think>"])
     policy, tokenizer = build_policy(Model(path=str(directory)), "language", seed=0, dropout=False)
-    row = Example("r:1", (Sequence("text", np.array([5, 320], np.int32), np.array([False, True])),))
+    row = Example("r:1", (TokenSequence("text", np.array([5, 320], np.int32), np.array([False, True])),))
     assert notes(policy, tokenizer, [row]) == []
 
 

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.data.collate import MicroBatch, collate
-from align.core.data.examples import Example, Sequence
+from align.core.data.examples import Example, TokenSequence
 from align.schemas.errors import AlignError
 
 PAD = 9
 
 
-def sequence(role: str, tokens: list[int], scored: list[int], ref: list[float] | None = None) -> Sequence:
+def sequence(role: str, tokens: list[int], scored: list[int], ref: list[float] | None = None) -> TokenSequence:
     reference = None if ref is None else np.array(ref, np.float32)
-    return Sequence(role, np.array(tokens, np.int32), np.array(scored, bool), reference)
+    return TokenSequence(role, np.array(tokens, np.int32), np.array(scored, bool), reference)
 
 
 PAIR = Example(

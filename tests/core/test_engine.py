@@ -16,7 +16,8 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.algorithm import Algorithm, Batch, Outcome, Term
+from align.core.algorithm import Algorithm, Outcome, Term
+from align.core.data.collate import Batch
 from align.core.interrupt import Interrupted
 from align.core.registry import registry
 from align.core.train import checkpoint

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from align.core.data.collate import MicroBatch, collate
-from align.core.data.examples import Example, Sequence
+from align.core.data.examples import Example, TokenSequence
 from align.core.model.export import export, export_from_state, plain_model
 from align.core.model.load import build_policy
 from align.core.model.policy import Policy
@@ -36,7 +36,7 @@ ADAPTER_FILES = {"adapter/adapter_config.json", "adapter/adapter_model.safetenso
 
 
 def rows() -> MicroBatch:
-    sequences = [Sequence("text", np.array(ids, np.int32), np.arange(len(ids)) > 0) for ids in IDS]
+    sequences = [TokenSequence("text", np.array(ids, np.int32), np.arange(len(ids)) > 0) for ids in IDS]
     return collate([Example("rows", (s,)) for s in sequences], "padded", 0)
 
 

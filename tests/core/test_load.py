@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 
 from align.core.data.collate import MicroBatch, collate
-from align.core.data.examples import Example, Sequence
+from align.core.data.examples import Example, TokenSequence
 from align.core.model.export import export
 from align.core.model.load import build_policy, load_tokenizer, resolve_model_path
 from align.core.model.weights import set_dropout, weights_hash
@@ -30,7 +30,7 @@ def rows() -> MicroBatch:
     tokens = [[5, 9, 100, 7, 3], [5, 200, 8, 3]]
     scored = [[0, 0, 1, 1, 1], [0, 1, 1, 1]]
     sequences = [
-        Sequence("completion", np.array(t, np.int32), np.array(s, bool)) for t, s in zip(tokens, scored, strict=True)
+        TokenSequence("completion", np.array(t, np.int32), np.array(s, bool)) for t, s in zip(tokens, scored, strict=True)
     ]
     return collate([Example("rows:1", (sequences[0],)), Example("rows:2", (sequences[1],))], "padded", 0)
 
@@ -490,7 +490,7 @@ def test_padding_keeps_no_token_from_learning(tiny_model_dir: Path, tmp_path: Pa
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "m").get_input_embeddings().padding_idx == 3
     policy, _ = build(with_specials(tmp_path / "m", tmp_path / "n", pad_token="<|im_end|>"))
     ids = np.array([5, 3, 9, 3], np.int32)
-    sequence = Sequence("text", ids, np.array([False, True, True, True]))
+    sequence = TokenSequence("text", ids, np.array([False, True, True, True]))
     policy(collate([Example("rows:1", (sequence,))], "padded", 3)).logp_T.sum().backward()
     assert policy.unwrapped.get_input_embeddings().weight.grad[3].abs().sum() > 0
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.core.data.collate import collate
-from align.core.data.examples import Example, Sequence
+from align.core.data.examples import Example, TokenSequence
 from align.core.model.packing import layout_for, probe
 from align.core.model.policy import Policy
 
@@ -58,7 +58,7 @@ def rows(*lengths: int) -> list[Example]:
     made = []
     for n, length in enumerate(lengths):
         tokens = draw.integers(4, 300, length).astype(np.int32)
-        made.append(Example(f"r:{n}", (Sequence("text", tokens, np.arange(length) > 0),)))
+        made.append(Example(f"r:{n}", (TokenSequence("text", tokens, np.arange(length) > 0),)))
     return made
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.data.examples import Example, Sequence
+from align.core.data.examples import Example, TokenSequence
 from align.core.data.plan import FORWARD, compose, cut, denominators
 
 LENGTHS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=3).map(tuple), max_size=40)
@@ -156,7 +156,7 @@ def test_padding_stays_under_a_tenth_on_lognormal_lengths(world_size: int) -> No
 def example(*sequences: tuple[str, list[bool]]) -> Example:
     return Example(
         "here:1",
-        tuple(Sequence(role, np.zeros(len(scored), np.int32), np.array(scored, bool)) for role, scored in sequences),
+        tuple(TokenSequence(role, np.zeros(len(scored), np.int32), np.array(scored, bool)) for role, scored in sequences),
     )
 
 

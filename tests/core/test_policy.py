@@ -32,7 +32,7 @@ from transformers import (
 
 from align.core.data.collate import collate
 from align.core.data.examples import Example
-from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.examples import TokenSequence
 from align.core.model.packing import layout_for, probe
 from align.core.model.policy import Policy
 from align.schemas.engine import LOGITS

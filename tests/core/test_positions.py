@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from align.core.data.examples import Example, InMemory, Sequence
+from align.core.data.examples import Example, InMemory, TokenSequence
 from align.core.model.load import build_policy
 from align.core.model.policy import Policy
 from align.core.model.positions import Limits, check_lengths, limits_for, longest_sequence
@@ -90,7 +90,7 @@ def test_scaled_rotary_positions(tmp_path: Path, rope: Any, expected: int) -> No
 
 
 def example(source: str, *lengths: int) -> Example:
-    return Example(source, tuple(Sequence("text", np.full(n, 5, np.int32), np.arange(n) > 0) for n in lengths))
+    return Example(source, tuple(TokenSequence("text", np.full(n, 5, np.int32), np.arange(n) > 0) for n in lengths))
 
 
 def test_each_sequence_counts_by_itself() -> None:

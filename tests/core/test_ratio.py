@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.core.algorithm import Batch
+from align.core.data.collate import Batch
 from align.core.rollout import ratio
 from align.core.rollout.kl import KL, estimate
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.core.data.collate import MicroBatch, collate
-from align.core.data.examples import Example, Sequence
+from align.core.data.examples import Example, TokenSequence
 from align.core.model.load import build_policy
 from align.core.model.policy import Policy
 from align.core.model.precompute import precompute
@@ -38,7 +38,7 @@ def example(name: str, *lengths: int, seed: int = 0) -> Example:
     """Sequences of these lengths; the first token and every fifth after it carry no loss."""
     rng = np.random.default_rng([seed, *lengths])
     sequences = [
-        Sequence(role, rng.integers(4, 320, n).astype(np.int32), np.arange(n) % 5 != 0)
+        TokenSequence(role, rng.integers(4, 320, n).astype(np.int32), np.arange(n) % 5 != 0)
         for role, n in zip(("chosen", "rejected"), lengths, strict=False)
     ]
     return Example(name, tuple(sequences))
@@ -352,11 +352,11 @@ def test_precomputed_is_computed_once_and_kept_whole(tiny_model_dir: Path, tmp_p
 
 def test_a_reference_that_is_not_finite_names_the_row(tiny_model_dir: Path) -> None:
     policy = start(tiny_model_dir)
-    unscored = Example("rows:0", (Sequence("chosen", np.array([5, 6], np.int32), np.zeros(2, bool)),))
-    bad = Example("rows:2", (Sequence("chosen", np.array([5, 319, 7], np.int32), np.array([False, True, True])),))
+    unscored = Example("rows:0", (TokenSequence("chosen", np.array([5, 6], np.int32), np.zeros(2, bool)),))
+    bad = Example("rows:2", (TokenSequence("chosen", np.array([5, 319, 7], np.int32), np.array([False, True, True])),))
     with torch.no_grad():
         policy.unwrapped.model.embed_tokens.weight[319] = float("inf")  # type: ignore[union-attr,index]
-    good = Example("rows:1", (Sequence("chosen", np.array([5, 6], np.int32), np.array([False, True])),))
+    good = Example("rows:1", (TokenSequence("chosen", np.array([5, 6], np.int32), np.array([False, True])),))
     with pytest.raises(AlignError, match="not finite") as caught:
         precompute(
             policy, Held([unscored, good, unscored, bad]), layout="padded", pad_id=0, micro_tokens=8, micro_size=1

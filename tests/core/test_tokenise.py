@@ -16,11 +16,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from align.core.algorithm import Batch
-from align.core.data.collate import collate
+from align.core.data.collate import Batch, collate
 from align.core.data.doctor import Settings
 from align.core.data.encode import Encoder
-from align.core.data.examples import Example, Sequence
+from align.core.data.examples import Example, TokenSequence
 from align.core.data.parallel import ordered_map
 from align.core.data.plan import denominators
 from align.core.data.prepare import prepare
@@ -233,7 +232,7 @@ def test_damage_is_seen_and_mended(tmp_path: Path, damage: str, caplog: pytest.L
 
 def test_a_write_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     def batches() -> Iterator[pa.RecordBatch]:
-        yield to_batch([Example("f:1", (Sequence("text", np.arange(3, dtype=np.int32), np.ones(3, bool)),))], [0])
+        yield to_batch([Example("f:1", (TokenSequence("text", np.arange(3, dtype=np.int32), np.ones(3, bool)),))], [0])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from align.core.algorithm import Batch, Outcome
+from align.core.algorithm import Outcome
+from align.core.data.collate import Batch
 
 Rows = Sequence[Mapping[str, Sequence[float]]]
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from align.core import contract
-from align.core.algorithm import Algorithm, Batch, Metric, Outcome, Term
+from align.core.algorithm import Algorithm, Metric, Outcome, Term
+from align.core.data.collate import Batch
 from align.core.data.examples import Example
 from align.core.rollout.credit import kept, less_mean, per_answer, rewards
 from align.core.rollout.generator import Generator, Request, Sample

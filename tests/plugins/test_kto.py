@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.data.examples import Example, Sequence
+from align.core.data.examples import Example, TokenSequence
 from align.plugins.algorithms.kto import KTO
 from tests.plugins.handmade import batch, metric, values
 
@@ -85,7 +85,7 @@ def example(prompt: list[int], answer: list[int], ref: list[float] | None = None
     scored = np.array([False] * len(prompt) + [True] * len(answer))
     logp = None if ref is None else np.array(ref, np.float32)
     tokens = np.array(prompt + answer, np.int32)
-    return Example(f"rows.jsonl:{prompt[0]}", (Sequence("completion", tokens, scored, logp),), {"label": 1.0})
+    return Example(f"rows.jsonl:{prompt[0]}", (TokenSequence("completion", tokens, scored, logp),), {"label": 1.0})
 
 
 def test_mismatched_pairs_rotate_the_answers_through_the_step() -> None:
@@ -105,7 +105,7 @@ def test_mismatched_pairs_rotate_the_answers_through_the_step() -> None:
 def test_turns_after_the_first_scored_token_move_with_the_answer() -> None:
     """Two assistant turns with the user's token 9 between them."""
     tokens, scored = np.array([1, 10, 9, 11], np.int32), np.array([False, True, False, True])
-    turns = Example("a", (Sequence("completion", tokens, scored),))
+    turns = Example("a", (TokenSequence("completion", tokens, scored),))
     mine = kto().auxiliary([turns, example([4, 5], [13])])[1].sequences[0]
     assert mine.tokens.tolist() == [4, 5, 10, 9, 11]
     assert mine.scored.tolist() == [False, False, True, False, True]

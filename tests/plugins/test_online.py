@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from align.core.algorithm import Algorithm, Batch, Outcome, Term
-from align.core.data.collate import collate
+from align.core.algorithm import Algorithm, Outcome, Term
+from align.core.data.collate import Batch, collate
 from align.core.data.examples import Example
 from align.core.rollout.online import Experience, Group, Online
 from align.plugins.algorithms.best_of_n import BestOfN

@@ -15,7 +15,7 @@ MESSAGE_WEIGHT = "message_weight"
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class TokenSequence:
     """One token sequence. ``scored[i]`` says whether token i carries loss; token 0 never can.
 
     role: ``text``, ``completion``, ``chosen``, ``rejected``; the algorithm's Batch tells them apart by it.
@@ -52,7 +52,7 @@ class Example:
 
     source: str
     """Where it came from (``train.jsonl:17``), for messages."""
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[TokenSequence, ...]
     columns: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -14,7 +14,7 @@ from rich.text import Text
 from align.core.data.doctor import Finding, Settings, Tally
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
-from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.examples import TokenSequence
 from align.core.data.faults import BadRow, BadRows
 from align.core.data.parallel import ordered_map
 from align.core.data.prepare import examples_of, prepare

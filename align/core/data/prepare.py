@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from align.core.data.doctor import Draft, Note, Settings, Tally, examine
 from align.core.data.encode import Encoder
 from align.core.data.examples import MESSAGE_WEIGHT, Example
-from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.examples import TokenSequence
 from align.core.data.findings import CATALOGUE, LEFT_OUT
 from align.core.data.guard import Refusal
 from align.core.data.store import to_batch

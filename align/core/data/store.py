@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from align.core.checksum import Damaged, difference, read_json, write_json
 from align.core.data.examples import MESSAGE_WEIGHT, Example
-from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.examples import TokenSequence
 from align.core.disk import sha256, whole_file
 
 SCHEMA = pa.schema(

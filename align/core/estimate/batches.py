@@ -17,7 +17,7 @@ from align.core import contract
 from align.core.algorithm import Algorithm
 from align.core.data import plan
 from align.core.data.examples import Example, Examples, InMemory
-from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.examples import TokenSequence
 from align.core.data.sources import load_records
 from align.core.model.load import load_tokenizer
 from align.core.model.packing import VARLEN

@@ -13,8 +13,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from align.core.algorithm import Algorithm
 from align.core.data.plan import Layout
 from align.core.estimate.batches import Planned, needs_of, planned
-from align.core.model.adapter import base_of, is_adapter
 from align.core.model.packing import VARLEN
+from align.core.model.source import base_of, is_adapter
 from align.core.registry import registry
 from align.core.rollout.online import Online
 from align.core.train.rollout import settle

@@ -8,11 +8,10 @@ on the result.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
@@ -23,42 +22,13 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.model.architecture import Head, recall
-from align.core.model.source import LOADING_FAULTS, not_loadable
+from align.core.model.source import LOADING_FAULTS, Origin, base_of, not_loadable
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.run import Adapter
 
 TASKS: dict[Head, TaskType] = {"language": TaskType.CAUSAL_LM, "reward": TaskType.SEQ_CLS}
 REWARD_HEAD = "score"
 """What every decoder for sequence classification in transformers calls its head."""
-
-
-class Origin(NamedTuple):
-    """Where a model can be had: a path, or a hub id and its revision."""
-
-    path: str
-    revision: str | None = None
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter and not a whole model."""
-    return (directory / "adapter_config.json").is_file()
-
-
-def base_of(directory: Path) -> Origin:
-    """The base model that an adapter's directory names."""
-    try:
-        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
-        base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    except (ValueError, AttributeError) as error:
-        raise AlignError(f"adapter_config.json cannot be read: {error}", where=str(directory)) from error
-    if not base:
-        raise AlignError(
-            "the adapter does not say which model it belongs to",
-            "set base_model_name_or_path in its adapter_config.json",
-            where=str(directory),
-        )
-    near = directory / base  # a relative path is relative to the adapter; an absolute one is itself
-    return Origin(str(near)) if near.is_dir() else Origin(base, revision)
 
 
 def add_adapter(

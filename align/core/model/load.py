@@ -11,20 +11,20 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.core.model.adapter import (
-    REWARD_HEAD,
-    Origin,
-    add_adapter,
-    base_of,
-    is_adapter,
-    merge,
-    quantisation,
-    read_adapter,
-    token_ids,
-)
+from align.core.model.adapter import REWARD_HEAD, add_adapter, merge, quantisation, read_adapter, token_ids
 from align.core.model.architecture import Head, Loaded, choose_family, freeze_unread, read_config, remember
 from align.core.model.policy import Policy
-from align.core.model.source import LOADING_FAULTS, not_loadable, quiet, refuse_pickles, resolve_model_path, trust
+from align.core.model.source import (
+    LOADING_FAULTS,
+    Origin,
+    base_of,
+    is_adapter,
+    not_loadable,
+    quiet,
+    refuse_pickles,
+    resolve_model_path,
+    trust,
+)
 from align.core.model.tensors import Inventory, names_to_export, tensors_of
 from align.core.model.tokenizer import fit, load_tokenizer
 from align.core.model.weights import set_dropout

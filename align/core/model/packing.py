@@ -19,7 +19,7 @@ from torch import Tensor
 
 from align.core.data.collate import collate
 from align.core.data.examples import Example, Examples
-from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.examples import TokenSequence
 from align.core.data.plan import Layout
 from align.core.model.policy import Policy, Scores
 from align.core.model.positions import limits_for

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from align.core.algorithm import Batch
-from align.core.data.collate import MicroBatch
+from align.core.data.collate import Batch, MicroBatch
 from align.core.model.architecture import score_head
 from align.core.model.logprobs import TokenScores, token_logprobs
 from align.schemas.engine import LOGITS

@@ -6,9 +6,11 @@ says so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -126,3 +128,32 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class Origin(NamedTuple):
+    """Where a model can be had: a path, or a hub id and its revision."""
+
+    path: str
+    revision: str | None = None
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter and not a whole model."""
+    return (directory / "adapter_config.json").is_file()
+
+
+def base_of(directory: Path) -> Origin:
+    """The base model that an adapter's directory names."""
+    try:
+        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (ValueError, AttributeError) as error:
+        raise AlignError(f"adapter_config.json cannot be read: {error}", where=str(directory)) from error
+    if not base:
+        raise AlignError(
+            "the adapter does not say which model it belongs to",
+            "set base_model_name_or_path in its adapter_config.json",
+            where=str(directory),
+        )
+    near = directory / base  # a relative path is relative to the adapter; an absolute one is itself
+    return Origin(str(near)) if near.is_dir() else Origin(base, revision)

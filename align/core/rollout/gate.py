@@ -14,7 +14,7 @@ import torch
 from align.core import contract
 from align.core.data.collate import collate
 from align.core.data.examples import Example
-from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.examples import TokenSequence
 from align.core.model.policy import Policy
 from align.core.model.precompute import detached_logp
 from align.core.rollout.generator import Floats, Generator, Request, Tokens

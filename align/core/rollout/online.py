@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from align.core.algorithm import Algorithm
 from align.core.data.examples import Example
-from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.examples import TokenSequence
 from align.core.rollout.generator import Floats, Tokens
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Kind

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from align.core.algorithm import Batch, Metric, Term
+from align.core.algorithm import Metric, Term
+from align.core.data.collate import Batch
 from align.core.rollout.kl import KL, estimate
 
 Averaging = Literal["token", "sequence", "constant"]

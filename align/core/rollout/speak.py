@@ -19,8 +19,7 @@ from align.core.data.findings import CATALOGUE
 from align.core.data.guard import Refusal
 from align.core.data.sources import load_records
 from align.core.data.template import drafts
-from align.core.model.adapter import base_of, is_adapter
-from align.core.model.source import LOADING_FAULTS, not_loadable, resolve_model_path
+from align.core.model.source import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
 from align.core.model.tokenizer import ends_of, load_tokenizer
 from align.core.progress import Work
 from align.core.rollout.generator import Generator, Request, Sample, Subject, Tokens

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 from align.core.data.locate import data_files
 from align.core.disk import sha256
-from align.core.model.adapter import base_of, is_adapter
-from align.core.model.source import resolve_model_path
+from align.core.model.source import base_of, is_adapter, resolve_model_path
 from align.core.registry import registry
 from align.core.rollout.score import reward_of
 from align.schemas.run import Source, Stage
@@ -82,7 +81,7 @@ def inputs(stage: Stage) -> Iterator[Input]:
             yield from _arguments(f"{name}.settings", choice.settings.get("settings"))
 
 
-def rows(stage: Stage) -> Iterator[Input]:
+def data_inputs(stage: Stage) -> Iterator[Input]:
     """Yield the sources of a stage's rows: training and held-out ones."""
     for part, sources in (("train", stage.data.train), ("validation", stage.data.validation or ())):
         for index, source in enumerate(sources):

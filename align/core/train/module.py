@@ -22,8 +22,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from align.core import contract
-from align.core.algorithm import Algorithm, Batch, Metric
-from align.core.data.collate import MicroBatch
+from align.core.algorithm import Algorithm, Metric
+from align.core.data.collate import Batch, MicroBatch
 from align.core.model.policy import Policy
 from align.core.model.reference import Reference
 from align.core.rollout.online import Online

@@ -197,7 +197,7 @@ class StageDirectory:
         """
         here = located(stage, find)
         named = list(inputs.inputs(here))
-        rows = list(inputs.rows(here))
+        rows = list(inputs.data_inputs(here))
         if stage.data.stream:  # its rows are never all read before training, so its files are compared
             named, rows = [*named, *rows], []
         found = {each.name: each.content() for each in named}
@@ -395,7 +395,7 @@ def _readable(stage: Stage, output: Path) -> Iterator[Input]:
     """Yield every input of a stage, its rows too, with ``stage:NAME`` replaced by that stage's export."""
     here = located(stage, lambda name, rows: str(output / name / "export" / (ROWS if rows else "")))
     yield from inputs.inputs(here)
-    yield from inputs.rows(here)
+    yield from inputs.data_inputs(here)
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:

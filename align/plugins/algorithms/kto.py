@@ -10,8 +10,9 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm import Algorithm, Batch, Metric, Outcome, Term
+from align.core.algorithm import Algorithm, Metric, Outcome, Term
 from align.core.data import examples as data
+from align.core.data.collate import Batch
 from align.core.losses import token_metrics
 
 
@@ -25,10 +26,10 @@ def kto(ratio_B: Tensor, desirable_B: Tensor, z: Tensor, beta: float) -> Tensor:
     return torch.sigmoid(-sign_B * beta * (ratio_B - z))
 
 
-def mismatched(prompt_of: data.Sequence, answer_of: data.Sequence) -> data.Sequence:
+def mismatched(prompt_of: data.TokenSequence, answer_of: data.TokenSequence) -> data.TokenSequence:
     """The one's prompt followed by the other's answer, which starts at its first scored token."""
     cut, start = (int(np.argmax(s.scored)) if s.scored.any() else len(s) for s in (prompt_of, answer_of))
-    return data.Sequence(
+    return data.TokenSequence(
         role="mismatched",
         tokens=np.concatenate([prompt_of.tokens[:cut], answer_of.tokens[start:]]),
         scored=np.concatenate([prompt_of.scored[:cut], answer_of.scored[start:]]),

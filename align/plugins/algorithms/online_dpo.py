@@ -8,7 +8,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from align.core.algorithm import Batch, Metric, Outcome, Term
+from align.core.algorithm import Metric, Outcome, Term
+from align.core.data.collate import Batch
 from align.core.data.examples import Example
 from align.core.losses import logistic, preference_metrics
 from align.core.rollout.credit import kept, rewards

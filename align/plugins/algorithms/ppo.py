@@ -10,7 +10,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from align.core.algorithm import Batch, Metric, Outcome, Term
+from align.core.algorithm import Metric, Outcome, Term
+from align.core.data.collate import Batch
 from align.core.losses import token_metrics
 from align.core.rollout.credit import (
     Numbers,

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from align.core.algorithm import Batch, Metric, Outcome
+from align.core.algorithm import Metric, Outcome
+from align.core.data.collate import Batch
 from align.core.losses import token_metrics
 from align.core.rollout import ratio as r
 from align.core.rollout.credit import (

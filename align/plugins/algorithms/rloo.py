@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align.core.algorithm import Batch, Metric, Outcome, Term
+from align.core.algorithm import Metric, Outcome, Term
+from align.core.data.collate import Batch
 from align.core.losses import token_metrics
 from align.core.rollout.credit import join, less_siblings, mean, per_answer, rewards, scaled
 from align.core.rollout.online import Credit, Group, Online

@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from align.core.algorithm import Algorithm, Batch, Outcome, Term
+from align.core.algorithm import Algorithm, Outcome, Term
+from align.core.data.collate import Batch
 from align.core.losses import token_metrics
 
 

@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 
 from align.core.data.collate import collate
 from align.core.data.examples import Example
-from align.core.data.examples import Sequence as TokenSequence
+from align.core.data.examples import TokenSequence
 from align.core.data.plan import FORWARD, cut
 from align.core.model.load import build_policy
 from align.core.model.policy import Policy
