@@ -27,29 +27,29 @@ if TYPE_CHECKING:
     from align.api.scoring import score as score
     from align.api.training import check as check
     from align.api.training import train as train
-    from align.core.algorithm import Algorithm as Algorithm
-    from align.core.algorithm import Metric as Metric
-    from align.core.algorithm import Outcome as Outcome
-    from align.core.algorithm import Term as Term
-    from align.core.data.collate import Batch as Batch
+    from align.core.algorithm.base import Algorithm as Algorithm
+    from align.core.algorithm.base import Metric as Metric
+    from align.core.algorithm.base import Outcome as Outcome
+    from align.core.algorithm.base import Term as Term
+    from align.core.algorithm.online import Credit as Credit
+    from align.core.algorithm.online import CriticSpec as CriticSpec
+    from align.core.algorithm.online import Experience as Experience
+    from align.core.algorithm.online import Harvest as Harvest
+    from align.core.algorithm.online import Online as Online
+    from align.core.config.run_file import load as load
+    from align.core.data.batch import Batch as Batch
     from align.core.data.examples import Example as Example
     from align.core.data.formats import Format as Format
     from align.core.data.formats import Shape as Shape
-    from align.core.rollout.generator import Generator as Generator
-    from align.core.rollout.generator import Request as Request
-    from align.core.rollout.generator import Sample as Sample
-    from align.core.rollout.generator import Subject as Subject
-    from align.core.rollout.online import Credit as Credit
-    from align.core.rollout.online import CriticSpec as CriticSpec
-    from align.core.rollout.online import Experience as Experience
-    from align.core.rollout.online import Harvest as Harvest
-    from align.core.rollout.online import Online as Online
-    from align.core.rollout.reward import Answer as Answer
-    from align.core.rollout.reward import Reward as Reward
-    from align.core.rollout.reward import Score as Score
-    from align.core.runfile import load as load
-    from align.core.train.logger import Logger as Logger
-    from align.core.train.strategy import Strategy as Strategy
+    from align.core.engine.logger import Logger as Logger
+    from align.core.engine.strategy import Strategy as Strategy
+    from align.core.generation.base import Generator as Generator
+    from align.core.generation.base import Request as Request
+    from align.core.generation.base import Sample as Sample
+    from align.core.generation.base import Subject as Subject
+    from align.core.rewards.base import Answer as Answer
+    from align.core.rewards.base import Reward as Reward
+    from align.core.rewards.base import Score as Score
     from align.hookspecs import Register as Register
     from align.hookspecs import hookimpl as hookimpl
     from align.schemas.advice import Advice as Advice
@@ -83,17 +83,17 @@ _HOMES = {
     "schemas.project": ("Measured", "Project"),
     "schemas.records": ("Record",),
     "schemas.run": ("Run",),
-    "core.data.collate": ("Batch",),
-    "core.algorithm": ("Algorithm", "Metric", "Outcome", "Term"),
+    "core.data.batch": ("Batch",),
+    "core.algorithm.base": ("Algorithm", "Metric", "Outcome", "Term"),
     "core.data.examples": ("Example",),
     "core.data.formats": ("Format", "Shape"),
-    "core.rollout.generator": ("Generator", "Request", "Sample", "Subject"),
-    "core.rollout.online": ("Credit", "CriticSpec", "Experience", "Harvest", "Online"),
-    "core.rollout.reward": ("Answer", "Reward", "Score"),
-    "core.runfile": ("load",),
+    "core.generation.base": ("Generator", "Request", "Sample", "Subject"),
+    "core.algorithm.online": ("Credit", "CriticSpec", "Experience", "Harvest", "Online"),
+    "core.rewards.base": ("Answer", "Reward", "Score"),
+    "core.config.run_file": ("load",),
     "schemas.results": ("StageResult",),
-    "core.train.logger": ("Logger",),
-    "core.train.strategy": ("Strategy",),
+    "core.engine.logger": ("Logger",),
+    "core.engine.strategy": ("Strategy",),
 }
 _HOME = {name: f"align.{home}" for home, names in _HOMES.items() for name in names}
 

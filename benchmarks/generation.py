@@ -34,8 +34,8 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from align.core.rollout.decode import Voice
-from align.core.rollout.generator import Request
+from align.core.generation.base import Request
+from align.core.generation.decode import Voice
 from align.schemas.rollout import Sampling
 
 ROUNDS, GROUP = 3, 8

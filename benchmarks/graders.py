@@ -29,8 +29,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.core.rollout.reward import Answer, Place
-from align.core.rollout.workers import Workers
+from align.core.rewards.base import Answer, Place
+from align.core.rewards.worker_pool import Workers
 from align.schemas.rollout import RewardChoice
 
 

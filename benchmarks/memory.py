@@ -98,9 +98,9 @@ def measure(home: Path, algorithm: str, size: str) -> dict[str, Any]:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from align.core import runfile
-    from align.core.train import fit
-    from align.core.train.launch import train
+    from align.core.config import run_file
+    from align.core.training import fit
+    from align.core.training.launch import train
 
     watch: dict[str, Any] = {"spans": []}
 
@@ -124,7 +124,7 @@ def measure(home: Path, algorithm: str, size: str) -> dict[str, Any]:
             watch["profile"].stop()
 
     fit.AlignModule = Watched  # type: ignore[attr-defined]
-    train(runfile.load(prepared(home, algorithm, size)), progress=False)
+    train(run_file.load(prepared(home, algorithm, size)), progress=False)
     events = [e for e in watch["profile"].profiler.kineto_results.events() if e.name() == "[memory]"]
     live, peaks = watch["start"], {"training": 0, "generation": 0}
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -142,9 +142,9 @@ def measure(home: Path, algorithm: str, size: str) -> dict[str, Any]:
 def predict(home: Path, algorithm: str, size: str) -> dict[str, Any]:
     """What formula and dry run say."""
     from align.api.estimating import estimate
-    from align.core import runfile
+    from align.core.config import run_file
 
-    (found,) = estimate(runfile.load(prepared(home, algorithm, size)), dry_run=True).stages
+    (found,) = estimate(run_file.load(prepared(home, algorithm, size)), dry_run=True).stages
     return {
         "formula": {phase: sum(parts.values()) for phase, parts in found.phases.items()},
         "dry_run": {phase: sum(parts.values()) for phase, parts in (found.counted or {}).items()},

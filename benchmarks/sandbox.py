@@ -22,7 +22,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from align.core.rollout.reward import Answer, Place
+from align.core.rewards.base import Answer, Place
 from align.plugins.rewards.code import Code
 from align.plugins.rewards.code.cage import landlock
 from align.plugins.rewards.code.sandbox import ENVIRONMENT, TRIAL, Broken, Layers, Sandbox, python

@@ -18,8 +18,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from align.core.rollout.reward import Answer, Place
-from align.core.rollout.workers import Workers
+from align.core.rewards.base import Answer, Place
+from align.core.rewards.worker_pool import Workers
 from align.plugins.rewards.math import Math
 from align.schemas.rollout import RewardChoice
 

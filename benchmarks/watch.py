@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from align.core.rollout.watch import Watcher
+from align.core.online.monitor import Watcher
 from align.schemas.rollout import Watch
 from tests.core.traces import ALARM, FAILURES, Failure, healthy, trace
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from align.core import runfile
+from align.core.config import run_file
 from align.schemas.run import Run
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -34,7 +34,7 @@ def shrunk(recipe: Path, *more: str) -> Run:
     for at, given in places:
         if "rollout" in given:
             laid_over += [f"{at}train.batch_size=32", f"{at}rollout.sampling.max_completion_length=4"]
-    return runfile.load(recipe, [*laid_over, *more])
+    return run_file.load(recipe, [*laid_over, *more])
 
 
 def held_out(stage: Path, metric: str) -> list[float]:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from align.core.hooks import Hooks
-from align.core.registry import Registry
+from align.core.plugin_system.registry import Registry
 from align.schemas.hardware import Footprint, Hardware
 from tests.core.runs import rows
 

@@ -117,12 +117,12 @@ def test_a_mistake_is_an_align_error(call: Any, tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_error_of_the_machine_is_an_align_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from align.core import projectfile
+    from align.core.config import project_file
 
     def full(path: str) -> Any:
         raise OSError(28, "No space left on device", path)
 
-    monkeypatch.setattr(projectfile, "read_file", full)
+    monkeypatch.setattr(project_file, "read_file", full)
     with pytest.raises(AlignError, match="no room is left on the disk"):
         align.advise("brief.md")
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import align
 from align import hookspecs
 from align.cli import main
-from align.core import runfile
+from align.core.config import run_file
 from align.quickstart import sums
 from align.testing import check_algorithm
 from tests.core.runs import write_rows
@@ -101,4 +101,4 @@ def test_whole_run_files_in_the_manuals_load(page: Path, tmp_path: Path) -> None
     for number, text in enumerate(blocks):
         if "output:" in text:
             (tmp_path / f"{number}.yaml").write_text(text)
-            assert runfile.load(tmp_path / f"{number}.yaml").stages
+            assert run_file.load(tmp_path / f"{number}.yaml").stages

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from align.core import runfile
+from align.core.config import run_file
 from align.core.data.sources import load_records
-from align.core.registry import registry
-from align.core.train.launch import train
+from align.core.plugin_system.registry import registry
+from align.core.training.launch import train
 from align.schemas.run import Data
 from tests.core.runs import write_rows
 from tests.recipes import OFFLINE, RECIPES, assert_improved, assert_loads, shrunk
@@ -84,7 +84,7 @@ def sample_rows(recipe: Path) -> Iterator[dict[str, Any]]:
 def test_a_recipe_is_headed_by_its_command_and_rows_it_learns_from(recipe: Path, tmp_path: Path) -> None:
     lines = header(recipe)
     assert lines[0].strip() == f"align train recipes/{recipe.name}" and lines[1] == ""
-    stages = runfile.load(recipe).stages
+    stages = run_file.load(recipe).stages
     unused = list(sample_rows(recipe))
     assert unused
     for stage in stages:
@@ -121,6 +121,6 @@ def test_a_recipe_runs_and_improves(recipe: Path, home: Path) -> None:
 
 
 def test_every_algorithm_has_a_recipe() -> None:
-    used = {stage.algorithm.type for recipe in RECIPES for stage in runfile.load(recipe).stages}
+    used = {stage.algorithm.type for recipe in RECIPES for stage in run_file.load(recipe).stages}
     assert used == set(registry.names("algorithm"))
     assert {name.partition("/")[0] for name in IMPROVES} == {recipe.stem for recipe in OFFLINE}

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from align.core import runfile
-from align.core.rollout.samples import read_samples
-from align.core.train import checkpoint
-from align.core.train.launch import train
+from align.core.config import run_file
+from align.core.engine import checkpoint
+from align.core.training.launch import train
+from align.core.training.sample_log import read_samples
 from align.schemas.errors import AlignError
 from tests.core.runs import rows
 from tests.plugins import judges
@@ -192,7 +192,7 @@ def test_rows_are_not_taken_for_a_model_nor_a_model_for_rows() -> None:
         ("data.train=stage:sft", "which makes no rows"),
     ):
         with pytest.raises(AlignError, match=words):
-            train(runfile.load(recipe, [f"stages.sft_on_best.{given}"]), progress=False)
+            train(run_file.load(recipe, [f"stages.sft_on_best.{given}"]), progress=False)
 
 
 def test_the_manual_s_example_runs(learned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_the_manual_s_example_runs(learned: Path, tmp_path: Path, monkeypatch: p
     manual = (ROOT / "docs" / "online.md").read_text(encoding="utf-8")
     for name, text in re.findall(r"^```\w+ (\S+)\n(.*?)^```$", manual, re.MULTILINE | re.DOTALL):
         (tmp_path / name).write_text(text)
-    (result,) = train(runfile.load("online.yaml"), progress=False)
+    (result,) = train(run_file.load("online.yaml"), progress=False)
     assert_loads(result.export)
     (*_, phase) = sorted((tmp_path / "runs" / "online" / "rloo" / "samples").iterdir())
     assert phase.name == "phase-000004.parquet" and len(read_samples(phase)) == 8

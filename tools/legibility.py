@@ -56,7 +56,7 @@ def walk(algorithm: str) -> dict[str, list[str]]:
     """Return the files called while `align train` runs one small stage, each with the functions called."""
     sys.path.insert(0, str(ROOT))
     from align.cli import main
-    from align.core import runfile
+    from align.core.config import run_file
     from tests.core.runs import run_for, write_rows
     from tests.tiny import save_tiny
 
@@ -67,7 +67,7 @@ def walk(algorithm: str) -> dict[str, list[str]]:
         run = run_for(
             algorithm, scratch / "model", rows, scratch / "run", train={"max_steps": 4, "num_train_epochs": 1}
         )
-        (scratch / "run.yaml").write_text(runfile.dump(run))
+        (scratch / "run.yaml").write_text(run_file.dump(run))
         with Walk() as walked:
             main(["train", str(scratch / "run.yaml"), "--quiet"], standalone_mode=False)
     return {file: sorted(names) for file, names in walked.files.items()}

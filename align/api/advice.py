@@ -22,11 +22,12 @@ from align.advisor.rule import Rule
 from align.advisor.text import read
 from align.advisor.thresholds import Thresholds
 from align.api.inputs import BriefLike, DataFile, Files, as_brief, as_files
-from align.core import registry, strictyaml
-from align.core.progress import working
-from align.core.projectfile import LARGEST_FORM, Brief, text_of
-from align.core.settings import check, dotted
-from align.core.system_errors import explaining
+from align.core.config import yaml_loader
+from align.core.config.project_file import LARGEST_FORM, Brief, text_of
+from align.core.plugin_system import registry
+from align.core.plugin_system.settings import check, dotted
+from align.core.util.progress import working
+from align.core.util.system_errors import explaining
 from align.schemas.advice import Advice
 from align.schemas.errors import AlignError
 from align.schemas.project import HardwareFacts, Measured, Project
@@ -60,7 +61,7 @@ class BriefReader:
         Raises AlignError where the model cannot be asked, or a server is on another machine and may not be.
         """
         from align.advisor import model_parser
-        from align.core.asker import asker
+        from align.core.inference.json_client import asker
 
         model = asker(
             self.model,
@@ -237,11 +238,11 @@ class AdviceCase:
         runs is listed there too. Raises AlignError where the advice has nothing to train.
         """
         from align.advisor.emit import comments, emit
-        from align.core import runfile
+        from align.core.config import run_file as runfile
 
         emitted = emit(advice, self.form())
         head = "".join(f"# {line}".rstrip() + "\n" for line in comments(advice, emitted, name))
-        text = head + strictyaml.write(emitted.values)
+        text = head + yaml_loader.write(emitted.values)
         runfile.parse(text, name)
         return text
 
@@ -361,7 +362,7 @@ def evidence_of_answers(answers: AnswersLike, limit: Thresholds) -> list[Evidenc
 
 
 def _yaml_file(path: str) -> Any:
-    document = strictyaml.read(text_of(path), path)
+    document = yaml_loader.read(text_of(path), path)
     if document.problems:
         raise AlignError.gather(document.problems)
     return document.values

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from align.core.about import about
 from align.core.kinds import KINDS
-from align.core.registry import Offer, config_of, registry
-from align.core.system_errors import explaining
+from align.core.plugin_system.diagnose import about
+from align.core.plugin_system.registry import Offer, config_of, registry
+from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError, did_you_mean
 
 
@@ -101,7 +101,7 @@ def describe_plugin(name: str, kind: str | None = None) -> list[PluginDescriptio
 @explaining()
 def list_rewards() -> list[RewardDescription]:
     """Return all rewards. Imports them. Raises AlignError where that fails."""
-    from align.core.rollout.functions import from_function
+    from align.core.rewards.functions import from_function
 
     found = []
     for name, offers in registry.offers("reward").items():

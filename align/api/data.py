@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, get_args
 
 from align.core.data.lint.linter import Looking
 from align.core.data.lint.overlap import read_suite
-from align.core.data.survey import Survey, survey
-from align.core.progress import working
-from align.core.system_errors import explaining
+from align.core.data.lint.scan import Survey, survey
+from align.core.util.progress import working
+from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind
 from align.schemas.run import Choice, Data, Model, Source
 
 if TYPE_CHECKING:
     from align.core.data.encode import Encoder
-    from align.core.data.look import Look
+    from align.core.data.preview import Look
 
 
 @explaining()
@@ -72,7 +72,7 @@ class DataPreview:
     encoder: Encoder
 
     def __str__(self) -> str:
-        from align.core.data.look import shown
+        from align.core.data.preview import shown
 
         examples = [example for _, some in self.seen.first for example in some]
         return "\n\n".join(shown(example, self.encoder, colour=False).plain for example in examples)
@@ -97,11 +97,11 @@ def preview_data(
     algorithm: what is to learn from the rows. The rest is as in a run file's ``data`` and ``model``.
     Imports torch. Raises AlignError where the file or the model cannot be read, or the rows give nothing to learn from.
     """
-    from align.core import registry
-    from align.core.data.doctor import Settings
     from align.core.data.encode import Encoder
-    from align.core.data.look import look
+    from align.core.data.preview import look
+    from align.core.data.template_checks import Settings
     from align.core.model.tokenizer import load_tokenizer
+    from align.core.plugin_system import registry
 
     source = Source(path=str(file), format=format)
     learner = registry.build("algorithm", Choice(type=algorithm))

@@ -13,9 +13,9 @@ from align.advisor.estimate.report import StageEstimate, estimated
 from align.advisor.estimate.shape import Shape, named_size, of_directory, typical
 from align.advisor.estimate.work import read_prices
 from align.api.inputs import RunLike, as_run
-from align.core.estimate.here import Ready, ready
+from align.core.estimation.here import Ready, ready
 from align.core.hardware import present
-from align.core.system_errors import explaining
+from align.core.util.system_errors import explaining
 from align.schemas import gpus
 from align.schemas.errors import AlignError
 from align.schemas.gpus import Device
@@ -165,7 +165,7 @@ def _counted(known: Ready, here: Hardware, estimate: StageEstimate) -> Mapping[s
     It holds a whole replica, so under fsdp the parts that are split are divided here. What lies outside tensors
     (CUDA's own, an engine's share) is the estimate's.
     """
-    from align.core.estimate.dryrun import dry_run
+    from align.core.estimation.dry_run import dry_run
 
     devices = here.world_size
     share = devices if estimate.strategy == "fsdp" else 1
@@ -186,7 +186,7 @@ def _calibrated(
     currency: str,
 ) -> StageEstimate:
     """Return the estimate corrected by real steps on this machine."""
-    from align.core.estimate.calibrate import calibrate
+    from align.core.estimation.calibrate import calibrate
 
     local = present(known.stage.devices)
     if any(source.path.startswith("rows of ") for source in known.stage.data.train):

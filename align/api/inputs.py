@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from align.core import projectfile
-from align.core.projectfile import Brief
-from align.core.settings import check, dotted
+from align.core.config import project_file
+from align.core.config.project_file import Brief
+from align.core.plugin_system.settings import check, dotted
 from align.schemas.errors import AlignError, did_you_mean
 from align.schemas.project import DATA_KINDS, DataKind, Project
 
@@ -43,9 +43,9 @@ def as_run(run: RunLike) -> Run:
     """Return a run as it is, or read its file. Raises AlignError as ``align.load`` does."""
     if not isinstance(run, str | Path):
         return run
-    from align.core import runfile
+    from align.core.config import run_file
 
-    return runfile.load(run)
+    return run_file.load(run)
 
 
 def as_brief(brief: BriefLike) -> Brief:
@@ -60,11 +60,11 @@ def as_brief(brief: BriefLike) -> Brief:
     if isinstance(brief, Project):
         return Brief("project", brief, brief.description or "")
     if isinstance(brief, Mapping):
-        return projectfile.of_values(brief)
+        return project_file.of_values(brief)
     # No look at the disk: a mistyped name must not be advised on as if it were the description.
-    if isinstance(brief, Path) or ("\n" not in brief and brief.lower().endswith(projectfile.SUFFIXES)):
-        return projectfile.read_file(str(brief))
-    return projectfile.of_text(brief, "brief")
+    if isinstance(brief, Path) or ("\n" not in brief and brief.lower().endswith(project_file.SUFFIXES)):
+        return project_file.read_file(str(brief))
+    return project_file.of_text(brief, "brief")
 
 
 def as_files(files: Files) -> list[DataFile]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from align.api.inputs import RewardLike, as_reward, plugin_choice, sampling_settings
-from align.core.progress import Work, working
-from align.core.registry import registry
-from align.core.rollout.label import Journal, Labels, label, read_prompts
-from align.core.rollout.reward import Place
-from align.core.rollout.score import Scorer, decisive
-from align.core.system_errors import explaining
+from align.core.inference.preferences import Journal, Labels, label, read_prompts
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Place
+from align.core.rewards.scorer import Scorer, decisive
+from align.core.util.progress import Work, working
+from align.core.util.system_errors import explaining
 from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
 from align.schemas.run import Model
@@ -61,7 +61,7 @@ def label_data(
         speaker = None
         if chosen is not None:
             with working(f"loading PyTorch and {model}"):
-                from align.core.rollout.speak import Speaker, subject_for
+                from align.core.inference.sampler import Speaker, subject_for
 
                 backend, subject = registry.build("generator", chosen), subject_for(Model(path=str(model)))
                 opened.callback(backend.close)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from align.api.inputs import BriefLike, Files, RewardLike, as_brief, as_files, as_reward
-from align.core.projectfile import Brief
-from align.core.system_errors import explaining
+from align.core.config.project_file import Brief
+from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError, Problem
 from align.schemas.project import Measured
 
@@ -53,7 +53,7 @@ def measure(
         problems.append(Problem("--measure", "no data file is named", "add --data FILE, or a path to the form's data"))
     if start is None or problems:
         raise AlignError.gather(problems)
-    from align.core.measure.probes import Settings
+    from align.core.inference.probes import Settings
     from align.core.measure.take import take  # it imports torch
 
     return take(

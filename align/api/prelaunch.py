@@ -12,10 +12,10 @@ from align.advisor.facts import Evidence
 from align.advisor.known import DATA_OF
 from align.advisor.render import render
 from align.api.advice import AdviceCase
-from align.core.data.faults import BadRow
+from align.core.config.project_file import Brief
 from align.core.data.read import Reading
-from align.core.disk import write_whole
-from align.core.projectfile import Brief
+from align.core.data.row_errors import BadRow
+from align.core.util.atomic_files import write_whole
 from align.schemas.advice import Advice, Quote
 from align.schemas.errors import Problem
 from align.schemas.hardware import Hardware

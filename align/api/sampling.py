@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from align.api.inputs import RewardLike, as_reward, plugin_choice, sampling_settings
-from align.core.progress import working
-from align.core.registry import registry
-from align.core.rollout.reward import Place
-from align.core.rollout.score import Scorer
-from align.core.rollout.speak import Said, Speaker, answers, prompts_for, subject_for, token_ids
-from align.core.system_errors import explaining
+from align.core.inference.sampler import Said, Speaker, answers, prompts_for, subject_for, token_ids
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Place
+from align.core.rewards.scorer import Scorer
+from align.core.util.progress import working
+from align.core.util.system_errors import explaining
 from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record

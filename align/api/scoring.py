@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.api.inputs import RewardLike, as_reward
-from align.core.registry import registry
-from align.core.rollout.audit import Audit
-from align.core.rollout.audit import audit as attack
-from align.core.rollout.lines import Line, Verdict, ask, lines_of, read_lines
-from align.core.rollout.reward import Place
-from align.core.rollout.score import Opened
-from align.core.system_errors import explaining
+from align.core.inference.audit import Audit
+from align.core.inference.audit import audit as attack
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Place
+from align.core.rewards.score_file import Line, Verdict, ask, lines_of, read_lines
+from align.core.rewards.scorer import Opened
+from align.core.util.system_errors import explaining
 from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling
 from align.schemas.run import Model
 
 if TYPE_CHECKING:
-    from align.core.rollout.forecast import Forecast
-    from align.core.rollout.speak import Speaker
+    from align.core.inference.difficulty import Forecast
+    from align.core.inference.sampler import Speaker
 
 Rows = str | Path | Iterable[Mapping[str, Any]]
 """A JSONL file, or rows."""
@@ -111,7 +111,7 @@ def audit(
         attacked = attack(opened, usable, name, encode)
         seen = None
         if speaker is not None:
-            from align.core.rollout.forecast import forecast
+            from align.core.inference.difficulty import forecast
 
             seen = forecast(opened, usable, speaker)
     return RewardAudit(attacked, seen, [line for line in lines if line.fault])
@@ -128,7 +128,7 @@ def _opened(reward: RewardLike, device: Device) -> Opened:
 
 
 def _sampler(model: str, n: int, max_completion_length: int, seed: int) -> Speaker:
-    from align.core.rollout.speak import Speaker, subject_for
+    from align.core.inference.sampler import Speaker, subject_for
 
     subject = subject_for(Model(path=model))
     generator = registry.build("generator", Choice(type="local"))

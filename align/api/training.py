@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from align.api.inputs import RunLike, as_run
-from align.core import runfile
-from align.core.system_errors import explaining
+from align.core.config import run_file
+from align.core.util.system_errors import explaining
 from align.schemas.results import StageResult
 from align.schemas.run import Run
 
 if TYPE_CHECKING:
-    from align.core.train.check import StageCheck
+    from align.core.training.check import StageCheck
 
 
 @explaining()
@@ -28,7 +28,7 @@ def train(
     Imports torch. Raises AlignError for whatever the user can fix, and ``align.core.interrupt.Interrupted`` after a
     signal (Ctrl-C), once the step is saved.
     """
-    from align.core.train.launch import train as launch
+    from align.core.training.launch import train as launch
 
     return launch(with_overrides(as_run(run), overrides), resume=resume, progress=progress)
 
@@ -40,7 +40,7 @@ def check(run: RunLike, *, overrides: Mapping[str, str] | None = None, progress:
     run, overrides: as for ``align.train``. Nothing is written to the run's output. Stages that learn from rows which
     an earlier one will make are left out. Imports torch. Raises AlignError as training would.
     """
-    from align.core.train.check import check as check_stages
+    from align.core.training.check import check as check_stages
 
     return check_stages(with_overrides(as_run(run), overrides), progress=progress)
 
@@ -49,4 +49,4 @@ def with_overrides(run: Run, overrides: Mapping[str, str] | None) -> Run:
     """Return a run that starts in spite of findings of its advice. overrides: finding -> reason."""
     if not overrides:
         return run
-    return runfile.overriding(run, list(overrides), list(overrides.values()))
+    return run_file.overriding(run, list(overrides), list(overrides.values()))

@@ -47,7 +47,7 @@ class Align(click.RichGroup):
             return name, getattr(importlib.import_module(module), attribute), args[1:]
         if name.startswith("-"):
             return super().resolve_command(ctx, args)
-        from align.core import registry
+        from align.core.plugin_system import registry
 
         if ctx.resilient_parsing and name not in registry.names("command"):
             return None, None, []  # TAB completion: a message about a mistyped command would land in the prompt
@@ -66,7 +66,7 @@ class Align(click.RichGroup):
         except AlignError as error:
             _fail(error)
         except Exception as error:
-            from align.core.system_errors import explain
+            from align.core.util.system_errors import explain
 
             if isinstance(error, BrokenPipeError):  # ``align ... | head``
                 _silence(sys.stdout)

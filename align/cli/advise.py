@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from align.advisor.ask import Question
     from align.api.advice import AdviceCase
-    from align.core.projectfile import Brief
+    from align.core.config.project_file import Brief
     from align.schemas.advice import Advice
 
 
@@ -147,19 +147,19 @@ def init(file: Path) -> None:
 
 
 def _brief(path: str | None, text: str | None, *, ask: bool) -> Brief:
-    from align.core import projectfile
+    from align.core.config import project_file
 
     if path is not None and text is not None:
         raise click.UsageError("give BRIEF or --text, not both")
     if text is not None:
-        return projectfile.of_text(text)
+        return project_file.of_text(text)
     if path is None and not ask:
         raise click.UsageError("give a BRIEF, --text or --ask; `align advise init` writes a form to fill in")
     if path is None:
-        return projectfile.of_text("", "answers")
+        return project_file.of_text("", "answers")
     if path == "-" and ask:
         raise click.UsageError("--ask reads standard input: give the brief as a file")
-    return projectfile.read(path, lambda: sys.stdin.buffer.read(projectfile.LARGEST_TEXT + 1))
+    return project_file.read(path, lambda: sys.stdin.buffer.read(project_file.LARGEST_TEXT + 1))
 
 
 def _prompt(question: Question) -> Any:
@@ -206,15 +206,15 @@ def _emit(advice: Advice, case: AdviceCase, file: Path, force: bool) -> None:
 
 
 def _yaml(values: Any) -> str:
-    from align.core.strictyaml import write
+    from align.core.config.yaml_loader import write
 
     return write(values)
 
 
 def _write(file: Path, text: str, force: bool | None) -> None:
     """Write a file atomically. force: also over an existing one; None: never, and the command has no such option."""
-    from align.core.disk import write_whole
-    from align.core.system_errors import explain
+    from align.core.util.atomic_files import write_whole
+    from align.core.util.system_errors import explain
     from align.schemas.errors import AlignError
 
     if file.exists() and not force:

@@ -13,7 +13,7 @@ from align.cli.choices import REWARD, reward_of
 if TYPE_CHECKING:
     from align.api.advice import BriefReader
     from align.api.inputs import DataFile
-    from align.core.projectfile import Brief
+    from align.core.config.project_file import Brief
     from align.schemas.project import Measured
 
 F = TypeVar("F", bound=Callable[..., Any])

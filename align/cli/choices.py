@@ -36,7 +36,7 @@ def plugin_names(*kinds: str) -> Any:
         from click.shell_completion import CompletionItem
 
         from align.core.kinds import KINDS
-        from align.core.registry import registry
+        from align.core.plugin_system.registry import registry
 
         known = {name for kind in kinds or KINDS for name in registry.names(kind)}
         return [CompletionItem(name) for name in sorted(known) if name.startswith(begun)]
@@ -46,7 +46,7 @@ def plugin_names(*kinds: str) -> Any:
 
 def choice_of(word: str, option: str) -> Choice:
     """Return the plugin that ``option`` chose; values are YAML. Raises AlignError for those that are not."""
-    from align.core import strictyaml
+    from align.core.config import yaml_loader
     from align.schemas.choice import Choice
     from align.schemas.errors import AlignError
 
@@ -56,7 +56,7 @@ def choice_of(word: str, option: str) -> Choice:
         key, equals, value = pair.partition("=")
         if not equals:
             raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint=f"--{option}")
-        document = strictyaml.read(value, f"--{option} {name}: {key}")
+        document = yaml_loader.read(value, f"--{option} {name}: {key}")
         if document.problems:
             raise AlignError.gather(document.problems)
         settings[key] = document.values

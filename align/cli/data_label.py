@@ -13,7 +13,7 @@ from align.cli.choices import REWARD, SPELT, choice_of, files, reward_of
 from align.cli.progress import quiet, show_progress
 
 if TYPE_CHECKING:
-    from align.core.rollout.label import Labels
+    from align.core.inference.preferences import Labels
 
 
 @click.command()
@@ -57,7 +57,7 @@ def label(
     """
     show_progress(not (quiet or as_json))
     from align.api.labelling import label_data
-    from align.core.settings import check, dotted
+    from align.core.plugin_system.settings import check, dotted
     from align.schemas.rollout import Sampling
 
     sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))

@@ -49,7 +49,7 @@ def show(
         from rich.console import Console
 
         from align.api.data import preview_data
-        from align.core.data.look import legend, shown, visible
+        from align.core.data.preview import legend, shown, visible
 
     preview = preview_data(
         file,

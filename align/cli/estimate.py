@@ -46,9 +46,9 @@ def estimate(
     show_progress(not quiet and form == "text")
     with loading():
         from align.api.estimating import estimate as work
-        from align.core import runfile
+        from align.core.config import run_file
 
-    checked = runfile.load(run, list(overrides))
+    checked = run_file.load(run, list(overrides))
     found = work(
         checked,
         device=device,

@@ -14,7 +14,7 @@ from align.cli.choices import plugin_names
 from align.cli.progress import loading, show_progress
 from align.cli.tables import print_columns
 from align.core.kinds import KINDS
-from align.core.registry import registry
+from align.core.plugin_system.registry import registry
 from align.schemas.text import visible
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

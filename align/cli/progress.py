@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import rich_click as click
 
-from align.core.progress import Work, showing, working
+from align.core.util.progress import Work, showing, working
 
 quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 

@@ -19,8 +19,8 @@ NAMED = 5
 """Lines without a score that are named; the table or the JSON has them all."""
 
 if TYPE_CHECKING:
-    from align.core.rollout.audit import Audit
-    from align.core.rollout.lines import Summary, Verdict
+    from align.core.inference.audit import Audit
+    from align.core.rewards.score_file import Summary, Verdict
     from align.schemas.rollout import RewardChoice
 
 _set = click.option(
@@ -105,8 +105,8 @@ def score(
     show_progress(not (quiet or as_json))
     with loading("the reward"):
         from align.api.scoring import score as score_rows
-        from align.core.disk import growing_file
-        from align.core.rollout.lines import summary
+        from align.core.rewards.score_file import summary
+        from align.core.util.atomic_files import growing_file
 
     with ExitStack() as stack:
         # Opened with the first line: a reward that cannot be opened leaves no empty file.
@@ -223,7 +223,7 @@ def _print_attacks(found: Audit) -> None:
 def _choice(name: str, pairs: tuple[str, ...]) -> RewardChoice:
     """Return the reward that is named, with the settings of ``--set``."""
     from align.api.inputs import as_reward
-    from align.core import strictyaml
+    from align.core.config import yaml_loader
     from align.schemas.errors import AlignError
 
     given: dict[str, Any] = {}
@@ -231,7 +231,7 @@ def _choice(name: str, pairs: tuple[str, ...]) -> RewardChoice:
         key, equals, value = pair.partition("=")
         if not equals:
             raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--set")
-        document = strictyaml.read(value, f"--set {key}")
+        document = yaml_loader.read(value, f"--set {key}")
         if document.problems:
             raise AlignError.gather(document.problems)
         given[key] = document.values

@@ -13,7 +13,7 @@ from align.cli.choices import REWARD, SPELT, choice_of, files, prompt_or_file, r
 from align.cli.progress import loading, quiet, show_progress
 
 if TYPE_CHECKING:
-    from align.core.rollout.speak import Said
+    from align.core.inference.sampler import Said
 
 
 @click.command()
@@ -80,8 +80,8 @@ def sample(
     show_progress(not quiet)
     with loading():
         from align.api.sampling import SampleRequest
-        from align.core.disk import growing_file
-        from align.core.settings import check, dotted
+        from align.core.plugin_system.settings import check, dotted
+        from align.core.util.atomic_files import growing_file
         from align.schemas.rollout import Sampling
 
     drawn |= {"stop": list(stop)} | ({"temperature": 0.0} if greedy else {})

@@ -17,8 +17,8 @@ def schema() -> None:
     Example:
       align schema > run.schema.json
     """
-    from align.core.registry import registry
-    from align.core.schema import run_schema
+    from align.core.config.json_schema import run_schema
+    from align.core.plugin_system.registry import registry
 
     found, broken = run_schema(registry)
     click.echo(json.dumps(found, indent=2))

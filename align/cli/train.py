@@ -42,16 +42,16 @@ def train(
       align train run.yaml algorithm.beta=0.2 stages.1.train.num_train_epochs=3
       align train run.yaml --resume
     """
-    from align.core.train.spawn import rank
+    from align.core.engine.processes import rank
     from align.schemas.secrets import shown_argument
 
     again = shlex.join(["align", "train", str(run), *map(shown_argument, overrides), "--resume"])
     ends_on_signals(again if rank() == 0 else "")
     show_progress(not quiet)
     with loading():  # checking a run file builds its algorithm, which imports PyTorch
-        from align.core import runfile
+        from align.core.config import run_file
 
-        asked = runfile.overriding(runfile.load(run, list(overrides)), override, reason)
+        asked = run_file.overriding(run_file.load(run, list(overrides)), override, reason)
     if check:
         with loading():
             from align.api.training import check as check_run
@@ -62,7 +62,7 @@ def train(
 
     with loading():
         from align.api.training import train as launch
-        from align.core.train.summary import summary
+        from align.core.report.summary import summary
 
     with _first_reports(again):
         results = launch(asked, resume=resume, progress=not quiet)
@@ -83,11 +83,11 @@ def worker(directory: Path, stage: str, progress: bool) -> None:
       align worker runs/first sft
     """
     ends_on_signals()
-    from align.core.train.spawn import rank
+    from align.core.engine.processes import rank
 
     show_progress(progress and rank() == 0)
     with loading():
-        from align.core.train.launch import work
+        from align.core.training.launch import work
 
     with _first_reports():
         work(directory, stage, progress)
@@ -99,9 +99,9 @@ def _first_reports(again: str = "") -> Iterator[None]:
 
     again: the command that goes on after a signal; without it neither signals nor lost processes are reported.
     """
+    from align.core.engine.processes import LOST, rank
     from align.core.interrupt import Interrupted
     from align.core.train.failures import Lost
-    from align.core.train.spawn import LOST, rank
     from align.schemas.errors import AlignError
 
     try:

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align.core.data.look import legend, shown
-from align.core.train.check import StageCheck
+from align.core.data.preview import legend, shown
+from align.core.training.check import StageCheck
 from align.schemas.text import stripped
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.core.disk import sha256, write_whole
+from align.core.util.atomic_files import sha256, write_whole
 from align.schemas.errors import AlignError
 
 SUM = "sha256"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from align.core.kinds import KINDS
-from align.core.registry import Offer, Registry, clash, config_of
+from align.core.plugin_system.registry import Offer, Registry, clash, config_of
 from align.schemas.errors import AlignError, Problem
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from align.core.liveness import SIGNALS, give_up
+from align.core.util.liveness import SIGNALS, give_up
 
 
 class Interrupted(BaseException):

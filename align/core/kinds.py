@@ -24,13 +24,13 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("algorithm", "register_algorithms", base="align.core.algorithm:Algorithm"),
-        Kind("reward", "register_rewards", base="align.core.rollout.reward:Reward", functions=True),
-        Kind("generator", "register_generators", base="align.core.rollout.generator:Generator"),
+        Kind("algorithm", "register_algorithms", base="align.core.algorithm.base:Algorithm"),
+        Kind("reward", "register_rewards", base="align.core.rewards.base:Reward", functions=True),
+        Kind("generator", "register_generators", base="align.core.generation.base:Generator"),
         Kind("format", "register_formats", base="align.core.data.formats:Format"),
         Kind("eval", "register_evals"),
-        Kind("strategy", "register_strategies", base="align.core.train.strategy:Strategy"),
-        Kind("logger", "register_loggers", base="align.core.train.logger:Logger"),
+        Kind("strategy", "register_strategies", base="align.core.engine.strategy:Strategy"),
+        Kind("logger", "register_loggers", base="align.core.engine.logger:Logger"),
         Kind("rule", "register_rules", functions=True),
         Kind("command", "register_commands", configured=False),
     )

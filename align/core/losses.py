@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from align.core.algorithm import Metric
-from align.core.data.collate import Batch
+from align.core.algorithm.base import Metric
+from align.core.data.batch import Batch
 
 
 def logistic(x: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 
-from align.core import registry
-from align.core.settings import Path, check, homes, takes_null
+from align.core.plugin_system import registry
+from align.core.plugin_system.settings import Path, check, homes, takes_null
 from align.schemas.choice import spelt_out
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.renamed import old_homes
@@ -30,7 +30,7 @@ from align.schemas.run import (
 )
 
 if TYPE_CHECKING:
-    from align.core.algorithm import Algorithm
+    from align.core.algorithm.base import Algorithm
 
 Section = TypeVar("Section", bound=BaseModel)
 Where = Callable[[Path], str]

@@ -57,9 +57,9 @@ def register_formats(register: Register) -> None:
     register("messages", "align.plugins.formats.messages:Messages")
     register("prompt", "align.plugins.formats.prompt:Prompt")
     register("prompt-completion", "align.plugins.formats.prompt_completion:PromptCompletion")
-    register("preference", "align.plugins.formats.preference:Preference")
+    register("preference", "align.plugins.formats.standard:Preference")
     register("unpaired", "align.plugins.formats.unpaired:Unpaired")
-    register("sharegpt", "align.plugins.formats.sharegpt:ShareGPT")
+    register("sharegpt", "align.plugins.formats.foreign:ShareGPT")
     register("alpaca", "align.plugins.formats.alpaca:Alpaca")
     register("xlam", "align.plugins.formats.xlam:XLAM")
     register("verl", "align.plugins.formats.verl:Verl")
@@ -80,7 +80,7 @@ def register_strategies(register: Register) -> None:
     register("auto", "align.plugins.strategies.auto:Auto")
     register("single", "align.plugins.strategies.single:Single")
     register("ddp", "align.plugins.strategies.ddp:DDP")
-    register("fsdp", "align.plugins.strategies.fsdp:FSDP")
+    register("fsdp", "align.plugins.strategies.lightning:FSDP")
 
 
 @hookimpl
@@ -173,6 +173,6 @@ def run_started(run: Run, directory: Path) -> None:
     """Keep the advice in the run's directory."""
     if run.project is not None:
         from align.api.prelaunch import write_advice
-        from align.core.train.launch import largest
+        from align.core.training.launch import largest
 
         write_advice(run, largest(run), directory)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.core.data.sources import Records, load_records
-from align.core.disk import write_whole
+from align.core.util.atomic_files import write_whole
 from align.quickstart import sums
 from align.schemas.errors import AlignError
 from align.schemas.records import Record

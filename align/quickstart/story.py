@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from align.core import runfile
+from align.core.config import run_file as runfile
 from align.core.data.sources import load_records
-from align.core.disk import write_whole
 from align.core.evaluate.statistics import wilson
+from align.core.inference.probe_models import Probed
 from align.core.measure.agreement import f1
-from align.core.measure.probed import Probed
-from align.core.progress import say, track, working
 from align.core.report import Answer, Figure, Row, Sample, Table, write_report
 from align.core.report.read import read_run
-from align.core.train.launch import train
+from align.core.training.launch import train
+from align.core.util.atomic_files import write_whole
+from align.core.util.progress import say, track, working
 from align.quickstart import files, sums
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
@@ -184,8 +184,8 @@ def _agreement(samples: Sequence[Sample]) -> tuple[float, float] | None:
 
 def expected(run: Run) -> Iterator[str]:
     """Yield how long each unfinished stage will take, from a few real steps of it on this machine."""
-    from align.core.estimate.calibrate import calibrate
-    from align.core.estimate.here import ready
+    from align.core.estimation.calibrate import calibrate
+    from align.core.estimation.here import ready
     from align.core.hardware import present
 
     low = high = 0.0

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.core.algorithm import Algorithm
-from align.core.data.collate import MicroBatch
+from align.core.algorithm.base import Algorithm
+from align.core.algorithm.online import Online
+from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example
-from align.core.model.policy import Policy
-from align.core.rollout.online import Online
+from align.core.models.policy import Policy
 from align.schemas.records import Kind
 from align.testing.online import check_online, toy_experience
 from align.testing.steps import CUTS, Cut, Step, step

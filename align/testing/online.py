@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from align.core import contract
-from align.core.data.collate import collate
+from align.core.algorithm import contract
+from align.core.algorithm.online import Credit, Experience, Group, Online, example_of
+from align.core.data.batch import collate
 from align.core.data.examples import Example
-from align.core.model.policy import Policy
-from align.core.rollout.generator import Floats, Tokens
-from align.core.rollout.online import Credit, Experience, Group, Online, example_of
+from align.core.generation.base import Floats, Tokens
+from align.core.models.policy import Policy
 from align.schemas.rollout import Rollout
 from align.testing.steps import fails
 from align.testing.toys import LENGTHS, VOCABULARY

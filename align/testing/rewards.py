@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from align.core import interpreter
-from align.core.registry import config_of
-from align.core.rollout.functions import from_function
-from align.core.rollout.reward import Answer, Place, Reward, Score
+from align.core.plugin_system.registry import config_of
+from align.core.rewards.base import Answer, Place, Reward, Score
+from align.core.rewards.functions import from_function
+from align.core.util import interpreter
 
 Plugin = type[Reward] | Callable[..., Any]
 

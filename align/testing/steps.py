@@ -10,12 +10,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from align.core import contract
-from align.core.algorithm import Algorithm
-from align.core.data.collate import Batch, MicroBatch, collate
+from align.core.algorithm import contract
+from align.core.algorithm.base import Algorithm
+from align.core.data.batch import Batch, MicroBatch, collate
 from align.core.data.examples import Example
-from align.core.data.plan import Layout, denominators
-from align.core.model.policy import Policy
+from align.core.data.step_plan import Layout, denominators
+from align.core.models.policy import Policy
 from align.core.train.books import Books
 from align.schemas.errors import AlignError
 
@@ -32,7 +32,7 @@ CUTS: Mapping[str, Cut] = {
 
 
 class Scorer(Protocol):
-    """Anything that gives log-probabilities of scored tokens; ``align.core.model.reference.Reference`` does."""
+    """Anything that gives log-probabilities of scored tokens; ``align.core.models.reference.Reference`` does."""
 
     def logp(self, micro: MicroBatch) -> Tensor:
         """Return the log-probability of each scored token, [T]."""
@@ -62,7 +62,7 @@ def step(
     loss = sum over terms of  weight * (sum of values over the step) / (count over the step)
 
     critic: a policy with a value head; the names of its parameters begin with ``critic.``.
-    Raises AssertionError where the loss breaks its contract (``align.core.contract``).
+    Raises AssertionError where the loss breaks its contract (``align.core.algorithm.contract``).
     """
     counts = denominators(examples)
     learning = dict(policy.named_parameters())

@@ -8,9 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from align.core.data.examples import Example
-from align.core.data.examples import TokenSequence
-from align.core.model.policy import Policy
+from align.core.data.examples import Example, TokenSequence
+from align.core.models.policy import Policy
 from align.schemas.records import Kind
 
 VOCABULARY = 64

@@ -19,8 +19,8 @@ from typing import Any
 from align.advisor.estimate import engine
 from align.advisor.estimate.memory import BASE
 from align.advisor.estimate.shape import from_config
-from align.core.estimate.batches import needs_of
-from align.core.registry import registry
+from align.core.estimation.batches import needs_of
+from align.core.plugin_system.registry import registry
 from align.schemas.estimate import Batches, Micro
 from align.schemas.run import Stage
 

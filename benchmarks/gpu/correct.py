@@ -20,12 +20,12 @@ from recording import Bench, spread
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from align.core import runfile
+from align.core.config import run_file
+from align.core.engine.callbacks import Metrics
+from align.core.generation.base import Request
+from align.core.generation.decode import Voice
 from align.core.interrupt import Interrupted
-from align.core.rollout.decode import Voice
-from align.core.rollout.generator import Request
-from align.core.train.callbacks import Metrics
-from align.core.train.launch import train
+from align.core.training.launch import train
 from align.schemas.rollout import Sampling
 from align.schemas.run import Run
 
@@ -200,7 +200,7 @@ class Correct:
         """``align train`` as a user starts it, with a strategy for several devices on one."""
         run = self.run(f"command {strategy}", "sft", self.bench.device, devices={"strategy": strategy}, **MIXED)
         file = self.place / f"{strategy}.yaml"
-        file.write_text(runfile.dump(run))
+        file.write_text(run_file.dump(run))
         _align("train", str(file))
         losses = _losses(Path(run.output) / "only")
         return {"losses": losses, **spread(losses, _losses(self.place / "runs" / "sft-mixed" / "only"))._asdict()}

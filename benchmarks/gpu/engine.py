@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from align.core.train.fit import Steps, rolling_out
-from align.core.train.module import AlignModule
-from align.core.train.rundir import RunDirectory, located
-from align.core.train.setup import Setup, set_up
+from align.core.engine.module import AlignModule
+from align.core.training.fit import Steps, rolling_out
+from align.core.training.run_directory import RunDirectory, located
+from align.core.training.setup import Setup, set_up
 from align.schemas.run import Run
 
 

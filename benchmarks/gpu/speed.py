@@ -18,11 +18,11 @@ from recording import GIB, Bench
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from align.core.data.plan import FORWARD
-from align.core.model.logprobs import token_logprobs
-from align.core.model.policy import Policy
-from align.core.rollout.decode import Voice
-from align.core.rollout.generator import Request
+from align.core.data.step_plan import FORWARD
+from align.core.generation.base import Request
+from align.core.generation.decode import Voice
+from align.core.models.logprobs import token_logprobs
+from align.core.models.policy import Policy
 from align.schemas.rollout import Sampling
 
 VOCABULARY = 128_256

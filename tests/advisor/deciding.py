@@ -10,7 +10,7 @@ from align.advisor.facts import Facts, from_form
 from align.advisor.gathering import gather
 from align.advisor.rule import Rule
 from align.advisor.thresholds import Thresholds
-from align.core.registry import registry
+from align.core.plugin_system.registry import registry
 from align.schemas.advice import Advice
 from align.schemas.project import Project
 

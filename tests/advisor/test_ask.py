@@ -26,7 +26,7 @@ from align.advisor.facts import Evidence
 from align.advisor.fields import fields
 from align.advisor.gathering import gather
 from align.advisor.thresholds import Thresholds
-from align.core.registry import registry
+from align.core.plugin_system.registry import registry
 from align.schemas.advice import Advice
 from align.schemas.errors import AlignError
 from tests.advisor.advices import insufficient

@@ -17,8 +17,8 @@ from align.advisor.plan import decide
 from align.advisor.rule import Ask, Finding
 from align.advisor.starts import algorithms
 from align.advisor.thresholds import Thresholds
-from align.core.registry import config_of, registry
-from align.core.settings import check
+from align.core.plugin_system.registry import config_of, registry
+from align.core.plugin_system.settings import check
 from align.schemas.advice import Advice
 from align.schemas.errors import AlignError
 from align.schemas.project import Project

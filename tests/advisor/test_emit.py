@@ -17,7 +17,7 @@ from align.advisor.gathering import gather
 from align.advisor.starts import algorithms
 from align.advisor.thresholds import Thresholds
 from align.cli import main
-from align.core import runfile, strictyaml
+from align.core.config import run_file, yaml_loader
 from align.schemas.advice import Advice, Fit, HardwareFit, Step
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
@@ -61,8 +61,8 @@ def advised(stages: Sequence[str], project: Project, strategy: str | None = None
 
 
 def loaded(advice: Advice, project: Project, file: Path) -> Run:
-    file.write_text(strictyaml.write(emit(advice, project).values))
-    return runfile.load(file)
+    file.write_text(yaml_loader.write(emit(advice, project).values))
+    return run_file.load(file)
 
 
 @pytest.mark.parametrize("stages", PIPELINES, ids="-".join)
@@ -87,7 +87,7 @@ def test_what_is_emitted_passes_the_check_of_the_launch(
     assert emitted.todo == ()
     # What the brief is for is launched in tests/cli/test_advise_to_run.py; here the plan is not what it would advise.
     values = {key: value for key, value in emitted.values.items() if key != "project"}
-    (tmp_path / "run.yaml").write_text(strictyaml.write(values))
+    (tmp_path / "run.yaml").write_text(yaml_loader.write(values))
     done = CliRunner().invoke(main, ["train", "run.yaml", "--check"])
     assert done.exit_code == 0, done.output
     assert "ready to train" in done.output
@@ -182,7 +182,7 @@ def test_better_answers_serve_as_examples(tmp_path: Path) -> None:
     pairs = write_rows("dpo", tmp_path / "pairs.jsonl")
     project = Project.model_validate({"data": [{"kind": "preference_pairs", "path": str(pairs)}]})
     (source,) = emit(advised(["sft"], project), project).values["data"]["train"]
-    from align.core.data.survey import survey
+    from align.core.data.lint.scan import survey
     from align.schemas.run import Source
 
     found = survey(Source.model_validate(source), ("completion",))

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from align.advisor.form import blank
-from align.core.projectfile import read
+from align.core.config.project_file import read
 from align.schemas.project import DataSet, Project
 
 

@@ -16,8 +16,8 @@ from align.advisor.facts import Evidence, Status
 from align.advisor.fields import KINDS, fields
 from align.advisor.gathering import gather
 from align.advisor.model_parser import LONGEST, MOST, Asker, find, prompt, read, schema
-from align.core import asker as askers
-from align.core.asker import Recorded, local
+from align.core.inference import json_client as askers
+from align.core.inference.json_client import Recorded, local
 from align.schemas.errors import AlignError
 from align.schemas.project import DataKind
 from align.schemas.text import visible

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from align.cli import main
 from align.cli.advise import advise
-from align.core import runfile
+from align.core.config import run_file
 from align.core.hardware import parsed
 from align.schemas.advice import Advice
 from align.schemas.project import Project
@@ -154,7 +154,7 @@ def test_hardware_of_a_file_and_of_this_machine(here: Path, monkeypatch: pytest.
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
     run("brief.yaml", "--hardware", "auto", "--save", "filled.yaml")
-    from align.core.projectfile import read
+    from align.core.config.project_file import read
 
     found = read("filled.yaml", bytes).project.hardware
     assert (found.gpus, found.memory_gb, found.gpu) == (2, 85.5, "NVIDIA H100 80GB HBM3")
@@ -189,7 +189,7 @@ def test_an_answer_that_is_none_is_asked_again_and_the_end_of_input_is_unknown()
 def test_the_filled_form_is_a_form(here: Path) -> None:
     Path("words.md").write_text("One answer must keep 27 rules. We have 14,000 examples with the answer wanted.")
     assert run("words.md", "--save", "filled.yaml").exit_code in (0, 1)
-    filled = runfile.strictyaml.read(Path("filled.yaml").read_text(), "filled.yaml").values
+    filled = run_file.strictyaml.read(Path("filled.yaml").read_text(), "filled.yaml").values
     assert Project.model_validate(filled).behaviour.rules_count == 27
     assert advice("filled.yaml").primary == advice("words.md").primary
     refused = run("words.md", "--save", "filled.yaml")
@@ -201,14 +201,14 @@ def test_words_too_long_for_a_form_are_left_out_of_it(here: Path) -> None:
     Path("long.md").write_text("One answer must keep 27 rules. We have 14,000 examples of it. " + "It is so. " * 30_000)
     assert run("long.md", "--save", "filled.yaml", "--emit", "run.yaml").exit_code in (0, 1)
     assert advice("filled.yaml").primary == advice("long.md").primary
-    project = runfile.load("run.yaml").project
+    project = run_file.load("run.yaml").project
     assert project is not None and project.description is None and project.behaviour.rules_count == 27
 
 
 def test_the_run_file_loads_and_is_not_written_over(here: Path) -> None:
     done = run("brief.yaml", "--emit", "run.yaml")
     assert done.exit_code == 0 and "align train run.yaml --check" in done.stderr
-    made = runfile.load("run.yaml")
+    made = run_file.load("run.yaml")
     assert made.project is not None and made.project.behaviour.rules_count == 27
     assert Path("run.yaml").read_text().startswith("# align train run.yaml --check\n#\n# Training is the answer")
     assert run("brief.yaml", "--emit", "run.yaml").exit_code == 2

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from align.cli import main
-from align.core import asker
-from align.core.projectfile import read
+from align.core.config.project_file import read
+from align.core.inference import json_client
 from tests.core.servers import Reply, Seen, serving
 from tests.tiny import save_tiny
 
@@ -183,7 +183,7 @@ def test_a_brief_leaves_this_machine_only_where_it_may() -> None:
 
 
 def test_a_model_of_ones_own_that_talks_nonsense_changes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asker, "MAX_TOKENS", 8)
+    monkeypatch.setattr(json_client, "MAX_TOKENS", 8)
     save_tiny(place / "m", max_position_embeddings=16384)
     alone = advised(advise("--text", TEXT))
     beside = advised(advise("--text", TEXT, "--parser", "llm", "--llm-model", "m"))

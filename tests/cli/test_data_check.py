@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 from transformers import AutoTokenizer
 
 from align.cli import main
-from align.core import registry
-from align.core.data.faults import FAULTS
 from align.core.data.lint.catalogue import CATALOGUE
+from align.core.data.row_errors import FAULTS
+from align.core.plugin_system import registry
 from tests.core.lint_rows import prose
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from align.cli import main
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example, TokenSequence
-from align.core.data.look import look, shown, visible
+from align.core.data.preview import look, shown, visible
 from align.schemas.run import Source
 from tests.core import families
 from tests.core.families import assistant, settings, user

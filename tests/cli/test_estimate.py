@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from align.cli import main
-from align.core import runfile
+from align.core.config import run_file as runfile
 from tests.core.runs import run_for, write_rows
 
 

@@ -14,8 +14,8 @@ from align.advisor.emit import emit
 from align.api.advice import AdviceCase
 from align.api.prelaunch import advice_for, count_rows, method_of, obstacles, problems, project_of
 from align.cli import main
-from align.core import runfile
-from align.core.projectfile import Brief, of_text
+from align.core.config import run_file
+from align.core.config.project_file import Brief, of_text
 from align.core.report import write_report
 from align.schemas.advice import Advice, Fit, HardwareFit
 from align.schemas.errors import AlignError
@@ -52,7 +52,7 @@ def write_run(model: Path, algorithm: str, project: dict[str, Any] | None, count
         "algorithm": algorithm,
         "train": {"max_steps": 1, "batch_size": 4},
     }
-    Path("run.yaml").write_text(runfile.strictyaml.write(values))
+    Path("run.yaml").write_text(run_file.strictyaml.write(values))
     return "run.yaml"
 
 
@@ -69,7 +69,7 @@ def test_a_run_that_follows_its_advice_starts_and_keeps_it(tiny_model_dir: Path)
     assert kept.primary == "post_training" and kept.requested is not None and kept.requested.agrees
     assert kept.data[0].given == 600  # counted, since nobody said
     assert json.loads(Path("out/manifest.json").read_text())["overrides"] == []
-    assert runfile.load("out/run.yaml").project == Project.model_validate(FITTING)
+    assert run_file.load("out/run.yaml").project == Project.model_validate(FITTING)
 
 
 def test_a_run_without_a_project_is_not_advised(tiny_model_dir: Path) -> None:
@@ -101,7 +101,7 @@ def test_what_is_overridden_is_said_kept_shown_and_remembered(tiny_model_dir: Pa
         {"rule": "R-CPT-3", "reason": "a test <b>of</b> the pipeline"},
         {"rule": "too_little_data", "reason": "we know"},
     ]
-    assert [o.rule for o in runfile.load("out/run.yaml").overrides] == ["R-CPT-3", "too_little_data"]
+    assert [o.rule for o in run_file.load("out/run.yaml").overrides] == ["R-CPT-3", "too_little_data"]
     write_report(Path("out"), Path("report.html"), title="x")
     page = Path("report.html").read_text()
     assert "<bdi>R-CPT-3</bdi> was overridden" in page and "a test &lt;b&gt;of&lt;/b&gt; the pipeline" in page
@@ -244,7 +244,7 @@ def test_what_is_emitted_may_be_launched(file: str, every: int) -> None:
             emitted = emit(advice, known.form())
         except AlignError:
             continue  # nothing to train
-        run = runfile.parse(runfile.strictyaml.write(emitted.values), "run.yaml")
+        run = run_file.parse(run_file.strictyaml.write(emitted.values), "run.yaml")
         stopped = [problem for problem in problems(run, CPU) if problem.level == "error"]
         assert advice.blocking or not stopped, (case["id"], stopped)
         assert advice_for(run, CPU).primary == advice.primary, case["id"]

@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from align.cli import main
-from align.core import progress, runfile
-from align.core.progress import Work, interval, showing, track, working
+from align.core.config import run_file as runfile
+from align.core.util import progress
+from align.core.util.progress import Work, interval, showing, track, working
 from tests.core.runs import run_for, write_rows
 
 

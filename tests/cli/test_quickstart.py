@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.cli import main
 from align.core.evaluate.statistics import wilson
-from align.core.registry import registry
-from align.core.rollout.reward import Answer
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Answer
 from align.quickstart import sums
 from align.quickstart.files import course
 from align.quickstart.model import make_model, make_tokenizer

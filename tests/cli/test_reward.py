@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 from align.cli import main
-from align.core.rollout.audit import area
-from align.core.rollout.forecast import dead_share
-from align.core.rollout.reward import Answer, Reward
-from align.core.rollout.score import Opened
+from align.core.inference.audit import area
+from align.core.inference.difficulty import dead_share
+from align.core.rewards.base import Answer, Reward
+from align.core.rewards.scorer import Opened
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice
 from tests.tiny import save_tiny

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from align.cli import main
-from align.core import runfile
-from align.core.train import checkpoint
+from align.core.config import run_file as runfile
+from align.core.engine import checkpoint
 from tests.core.runs import run_for, write_rows
 
 

@@ -34,16 +34,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from align.core.asker import Recorded
-from align.core.data.faults import BadRow, BadRows, read_report, write_report
+from align.core.data.row_errors import BadRow, BadRows, read_report, write_report
 from align.core.data.store import Store
-from align.core.model import precompute
+from align.core.engine import checkpoint
+from align.core.inference.json_client import Recorded
+from align.core.inference.preferences import Journal
+from align.core.models import precompute
 from align.core.report.read import read_run
-from align.core.rollout.label import Journal
-from align.core.train import checkpoint, harvest
-from align.core.train.fit import _verify_logs
-from align.core.train.launch import train
-from align.core.train.rundir import RunDirectory
+from align.core.training import row_stage
+from align.core.training.fit import _verify_logs
+from align.core.training.launch import train
+from align.core.training.run_directory import RunDirectory
 from align.plugins.loggers.csv import CSV
 from align.plugins.rewards.ai_feedback.memory import Cap, Ledger, Memory, Use
 from align.schemas.errors import AlignError
@@ -202,7 +203,7 @@ def of_rows(root: Path, model: Path) -> Iterator[Target]:
     place = RunDirectory(run).stage("only")
     phase = next(iter(sorted(place.phases.glob("*.json"))))
     key = json.loads(phase.read_bytes())["key"]
-    yield Target(phase, lambda: harvest._read(phase, key))
+    yield Target(phase, lambda: row_stage._read(phase, key))
 
 
 def of_caches(root: Path) -> Iterator[Target]:

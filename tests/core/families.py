@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from align.core.data.doctor import Settings
+from align.core.data.template_checks import Settings
 from tests.tiny import TEXT
 
 CHATML = """\

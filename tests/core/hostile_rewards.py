@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from align.core.rollout.reward import Answer, Place, Reward, Score
+from align.core.rewards.base import Answer, Place, Reward, Score
 from align.hookspecs import Register, hookimpl
 from align.schemas.base import Config
 from align.schemas.errors import AlignError

@@ -86,7 +86,7 @@ def saved(output: Path) -> bool:
 
 def die_once_decided() -> None:
     """Kill this process as soon as a checkpoint says that training has ended before its last step."""
-    from align.core.train import checkpoint
+    from align.core.engine import checkpoint
 
     save = checkpoint.save
 
@@ -107,7 +107,7 @@ def child(case: Case, model: Path, data: Path, output: Path, decided: bool = Fal
     try:
         os.environ["ALIGN_CACHE"] = str(output.parent / "cache")
         sys.stderr = open(output.parent / "child.log", "a")  # noqa: SIM115 - until the process ends
-        from align.core.train.launch import train
+        from align.core.training.launch import train
         from align.schemas.errors import AlignError
 
         if decided:

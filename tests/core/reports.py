@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from align.core.config.yaml_loader import write as to_yaml
 from align.core.report import Answer, Figure, Row, Sample, Table, write_report
-from align.core.strictyaml import write as to_yaml
 
 SECTIONS = ["trained", "change", "curves", "samples", "next"]
 

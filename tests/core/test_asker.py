@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from align.core import asker
-from align.core.asker import Recorded, endpoint, local
+from align.core.inference import json_client
+from align.core.inference.json_client import Recorded, endpoint, local
 from align.schemas.errors import AlignError
 from tests.core.servers import Reply, Seen, serving
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -134,7 +134,7 @@ def test_a_damaged_record_is_told(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_model_of_ones_own_is_asked_greedily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asker, "MAX_TOKENS", 8)
+    monkeypatch.setattr(json_client, "MAX_TOKENS", 8)
     ask = local(str(save_tiny(tmp_path)))
     assert ask("What is the answer?", SCHEMA) == ask("What is the answer?", SCHEMA)
     assert ask("/", SCHEMA)  # a prompt is no path

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from align.core.train import checkpoint
-from align.core.train.launch import train
+from align.core.engine import checkpoint
+from align.core.training.launch import train
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.bitflips import Tally, run_all

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.core.train import checkpoint
+from align.core.engine import checkpoint
 from align.schemas.errors import AlignError
 
 

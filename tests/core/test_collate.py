@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.data.collate import MicroBatch, collate
+from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, TokenSequence
 from align.schemas.errors import AlignError
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.rollout import bestof, credit
-from align.core.rollout.kl import KL, estimate
-from align.core.rollout.online import Experience
+from align.core.algorithm import advantages, best_of_n
+from align.core.algorithm.kl import KL, estimate
+from align.core.algorithm.online import Experience
 
 numbers = st.floats(-5, 5).map(lambda x: round(x, 3))
 maybe = st.one_of(st.none(), numbers)
@@ -27,8 +27,8 @@ def answer(reward: float | None = 0.0, logp: Sequence[float] = (-1.0,), ref: Seq
     return made
 
 
-def array(rewards: Sequence[float | None]) -> credit.Numbers:
-    return credit.rewards([answer(reward) for reward in rewards])
+def array(rewards: Sequence[float | None]) -> advantages.Numbers:
+    return advantages.rewards([answer(reward) for reward in rewards])
 
 
 # --- baselines and scales ------------------------------------------------------------------------------------------
@@ -36,34 +36,34 @@ def array(rewards: Sequence[float | None]) -> credit.Numbers:
 
 def test_each_answer_against_its_siblings_by_hand() -> None:
     """1 against the mean of 0 and 0.5, 0 against that of 1 and 0.5, 0.5 against that of 1 and 0."""
-    assert credit.less_siblings(array([1, 0, 0.5])) == pytest.approx([0.75, -0.75, 0.0])
-    assert credit.less_siblings(array([1, None, 0.5])) == pytest.approx([0.5, math.nan, -0.5], nan_ok=True)
-    assert credit.less_siblings(array([None, 3.0])) == pytest.approx([math.nan, 0.0], nan_ok=True)
+    assert advantages.less_siblings(array([1, 0, 0.5])) == pytest.approx([0.75, -0.75, 0.0])
+    assert advantages.less_siblings(array([1, None, 0.5])) == pytest.approx([0.5, math.nan, -0.5], nan_ok=True)
+    assert advantages.less_siblings(array([None, 3.0])) == pytest.approx([math.nan, 0.0], nan_ok=True)
 
 
 def test_scaled_by_the_unbiased_deviation_by_hand() -> None:
     """Rewards 1 and 0: mean 1/2, variance (1/4 + 1/4) / 1."""
     reward = array([1, 0])
-    assert credit.scaled(credit.less_mean(reward), reward) == pytest.approx(
+    assert advantages.scaled(advantages.less_mean(reward), reward) == pytest.approx(
         [0.5 / (math.sqrt(0.5) + 1e-4)] * 2 * np.array([1, -1])
     )
     same = array([2, 2, 2])
-    assert credit.scaled(credit.less_mean(same), same).tolist() == [0, 0, 0]
-    assert credit.std(array([7.0, None])) == 0.0
+    assert advantages.scaled(advantages.less_mean(same), same).tolist() == [0, 0, 0]
+    assert advantages.std(array([7.0, None])) == 0.0
 
 
 def test_the_kl_in_the_reward_by_hand() -> None:
     """Two tokens, log-ratios 0.2 and −0.1: k1 sums to 0.1, k2 to 0.025, k3 to e^(−0.2) − 0.8 + e^(0.1) − 1.1."""
     group = [answer(1.0, [-1.0, -2.0], [-1.2, -1.9]), answer(None, [-1.0], [-3.0])]
-    assert credit.rewards(group, 0.5, "k1") == pytest.approx([0.95, math.nan], nan_ok=True)
-    assert credit.rewards(group, 0.5, "k2")[0] == pytest.approx(1 - 0.5 * 0.025)
+    assert advantages.rewards(group, 0.5, "k1") == pytest.approx([0.95, math.nan], nan_ok=True)
+    assert advantages.rewards(group, 0.5, "k2")[0] == pytest.approx(1 - 0.5 * 0.025)
     k3 = math.exp(-0.2) - 0.8 + math.exp(0.1) - 1.1
-    assert credit.rewards(group, 0.5, "k3")[0] == pytest.approx(1 - 0.5 * k3)
+    assert advantages.rewards(group, 0.5, "k3")[0] == pytest.approx(1 - 0.5 * k3)
 
 
 @given(st.lists(maybe, min_size=1, max_size=8))
 def test_advantages_of_a_group_sum_to_zero(rewards: list[float | None]) -> None:
-    for advantage in (credit.less_mean(array(rewards)), credit.less_siblings(array(rewards))):
+    for advantage in (advantages.less_mean(array(rewards)), advantages.less_siblings(array(rewards))):
         assert np.nansum(advantage) == pytest.approx(0, abs=1e-9)
         assert [a != a for a in advantage] == [r is None for r in rewards]
 
@@ -72,47 +72,47 @@ def test_advantages_of_a_group_sum_to_zero(rewards: list[float | None]) -> None:
 def test_siblings_and_mean_differ_by_a_factor(rewards: list[float]) -> None:
     n = len(rewards)
     loop = [r - sum(rewards[:i] + rewards[i + 1 :]) / (n - 1) for i, r in enumerate(rewards)]
-    assert credit.less_siblings(array(rewards)) == pytest.approx(loop, abs=1e-9)
-    assert credit.less_siblings(array(rewards)) == pytest.approx(
-        n / (n - 1) * credit.less_mean(array(rewards)), abs=1e-9
+    assert advantages.less_siblings(array(rewards)) == pytest.approx(loop, abs=1e-9)
+    assert advantages.less_siblings(array(rewards)) == pytest.approx(
+        n / (n - 1) * advantages.less_mean(array(rewards)), abs=1e-9
     )
 
 
 @given(lists, numbers)
 def test_a_constant_added_to_all_rewards_changes_nothing(rewards: list[float], shift: float) -> None:
     moved = array(rewards) + shift
-    for rule in (credit.less_mean, credit.less_siblings):
+    for rule in (advantages.less_mean, advantages.less_siblings):
         assert rule(moved) == pytest.approx(rule(array(rewards)), abs=1e-9)
-    assert credit.std(moved) == pytest.approx(credit.std(array(rewards)), abs=1e-9)
+    assert advantages.std(moved) == pytest.approx(advantages.std(array(rewards)), abs=1e-9)
 
 
 @given(st.lists(maybe, min_size=1, max_size=8), st.randoms())
 def test_the_order_of_answers_is_not_seen(rewards: list[float | None], random: object) -> None:
     order = list(range(len(rewards)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    for rule in (credit.less_mean, credit.less_siblings):
+    for rule in (advantages.less_mean, advantages.less_siblings):
         assert rule(array(rewards)[order]) == pytest.approx(rule(array(rewards))[order], abs=1e-9, nan_ok=True)
 
 
 @given(st.lists(numbers, min_size=2, max_size=6))
 def test_abstaining_leaves_the_others_as_they_were_and_is_not_a_zero(rewards: list[float]) -> None:
-    for rule, compared in ((credit.less_mean, rewards), (credit.less_siblings, rewards[1:])):
+    for rule, compared in ((advantages.less_mean, rewards), (advantages.less_siblings, rewards[1:])):
         assert rule(array([*rewards, None]))[:-1] == pytest.approx(rule(array(rewards)), abs=1e-9)
         if abs(np.mean(compared)) > 1e-2:
             assert rule(array([*rewards, 0.0]))[0] != pytest.approx(rule(array(rewards))[0], abs=1e-6)
-    assert credit.std(array([*rewards, None])) == pytest.approx(credit.std(array(rewards)))
+    assert advantages.std(array([*rewards, None])) == pytest.approx(advantages.std(array(rewards)))
 
 
 def test_the_credit_of_whole_answers() -> None:
     """An advantage for each token. An answer that nobody scored has 0 and is left out, and on demand one cut off."""
     groups = [[answer(1.0, [-1, -1]), answer(None), answer(0.0)], [answer(None)]]
     groups[0][2].finish = "length"
-    made = credit.per_answer(groups, [credit.less_mean(credit.rewards(group)) for group in groups])
+    made = advantages.per_answer(groups, [advantages.less_mean(advantages.rewards(group)) for group in groups])
     assert [a.tolist() for a in made.along["advantage"]] == [[0.5, 0.5], [0.0], [-0.5], [0.0]]
     assert all(a.dtype == np.float32 for a in made.along["advantage"])
     assert made.keep.tolist() == [True, False, True, False]
-    assert credit.kept(groups, mask_truncated_completions=True).tolist() == [True, False, False, False]
-    assert credit.per_answer([], []).keep.tolist() == []
+    assert advantages.kept(groups, mask_truncated_completions=True).tolist() == [True, False, False, False]
+    assert advantages.per_answer([], []).keep.tolist() == []
 
 
 # --- tokens --------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_the_credit_of_whole_answers() -> None:
 
 def test_gae_by_hand() -> None:
     """γ = 0.9, λ = 0.8. δ = 0.9·0.6 − 0.5, 0.9·0.7 − 0.6, 1 − 0.7; then A_t = δ_t + 0.72 A_{t+1}."""
-    advantage, returns = credit.gae(np.array([0.0, 0.0, 1.0]), np.array([0.5, 0.6, 0.7]), 0.9, 0.8)
+    advantage, returns = advantages.gae(np.array([0.0, 0.0, 1.0]), np.array([0.5, 0.6, 0.7]), 0.9, 0.8)
     assert advantage == pytest.approx([0.21712, 0.246, 0.3])
     assert returns == pytest.approx([0.71712, 0.846, 1.0])
 
@@ -132,36 +132,36 @@ def test_gae_is_the_sum_that_defines_it(steps: list[tuple[float, float]], gamma:
     n = len(steps)
     delta = [reward[t] + gamma * (value[t + 1] if t + 1 < n else 0.0) - value[t] for t in range(n)]
     wanted = [sum((gamma * lam) ** i * delta[t + i] for i in range(n - t)) for t in range(n)]
-    advantage, returns = credit.gae(reward, value, gamma, lam)
+    advantage, returns = advantages.gae(reward, value, gamma, lam)
     assert advantage == pytest.approx(wanted, abs=1e-9)
     assert returns == pytest.approx(np.array(wanted) + value, abs=1e-9)
     to_go = [sum(gamma**i * reward[t + i] for i in range(n - t)) for t in range(n)]
-    assert credit.gae(reward, value, gamma, 1.0)[1] == pytest.approx(to_go, abs=1e-9)
-    assert credit.reward_to_go(reward, gamma) == pytest.approx(to_go, abs=1e-9)
-    assert credit.gae(reward, value, gamma, 0.0)[0] == pytest.approx(delta, abs=1e-9)
+    assert advantages.gae(reward, value, gamma, 1.0)[1] == pytest.approx(to_go, abs=1e-9)
+    assert advantages.reward_to_go(reward, gamma) == pytest.approx(to_go, abs=1e-9)
+    assert advantages.gae(reward, value, gamma, 0.0)[0] == pytest.approx(delta, abs=1e-9)
 
 
 def test_rewards_of_tokens_by_hand() -> None:
-    assert credit.token_rewards(2.0, np.array([0.5, -1.0, 0.25]), 0.1) == pytest.approx([-0.05, 0.1, 1.975])
-    assert credit.token_rewards(2.0, np.zeros(1), 0.0) == pytest.approx([2.0])
+    assert advantages.token_rewards(2.0, np.array([0.5, -1.0, 0.25]), 0.1) == pytest.approx([-0.05, 0.1, 1.975])
+    assert advantages.token_rewards(2.0, np.zeros(1), 0.0) == pytest.approx([2.0])
 
 
 def test_whitening_is_over_all_tokens_and_passes_over_the_unscored() -> None:
     """1, 2, 3: mean 2, unbiased variance 1."""
     parts = [np.array([1.0, 2.0]), np.array([math.nan] * 3), np.array([3.0])]
-    first, unscored, last = credit.whiten(parts)
+    first, unscored, last = advantages.whiten(parts)
     assert [*first, *last] == pytest.approx([-1, 0, 1], abs=1e-7)
     assert np.isnan(unscored).all()
-    assert credit.finite([unscored])[0].tolist() == [0, 0, 0]
-    assert credit.whiten([np.array([5.0])])[0].tolist() == [0.0]
+    assert advantages.finite([unscored])[0].tolist() == [0, 0, 0]
+    assert advantages.whiten([np.array([5.0])])[0].tolist() == [0.0]
 
 
 def test_the_kl_controller_by_hand() -> None:
     """Far above the target the error counts as 0.2; a tenth below it as −0.1. 512 answers, horizon 10000."""
-    assert credit.adapted(0.05, 9.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 1.01024)
-    assert credit.adapted(0.05, 5.4, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.99488)
-    assert credit.adapted(0.05, -3.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.98976)
-    assert credit.adapted(0.05, 6.0, 6.0, 512, 10_000) == 0.05
+    assert advantages.adapted(0.05, 9.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 1.01024)
+    assert advantages.adapted(0.05, 5.4, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.99488)
+    assert advantages.adapted(0.05, -3.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.98976)
+    assert advantages.adapted(0.05, 6.0, 6.0, 512, 10_000) == 0.05
 
 
 def test_each_estimator_averages_to_the_kl() -> None:
@@ -182,18 +182,18 @@ def test_best_of_k_and_pass_at_k_over_all_subsets(rewards: list[float]) -> None:
     n, right = len(rewards), sum(reward >= 1 for reward in rewards)
     for k in range(1, n + 1):
         subsets = list(combinations(rewards, k))
-        assert bestof.best_of_k(rewards, k) == pytest.approx(np.mean([max(subset) for subset in subsets]), abs=1e-9)
+        assert best_of_n.best_of_k(rewards, k) == pytest.approx(np.mean([max(subset) for subset in subsets]), abs=1e-9)
         passed = np.mean([any(reward >= 1 for reward in subset) for subset in subsets])
-        assert bestof.pass_at_k(n, right, k) == pytest.approx(passed, abs=1e-9)
-        assert bestof.best_of_k([1.0] * right + [0.0] * (n - right), k) == pytest.approx(passed, abs=1e-9)
+        assert best_of_n.pass_at_k(n, right, k) == pytest.approx(passed, abs=1e-9)
+        assert best_of_n.best_of_k([1.0] * right + [0.0] * (n - right), k) == pytest.approx(passed, abs=1e-9)
 
 
 @pytest.mark.parametrize("arguments", [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5)])
 def test_what_cannot_be_is_refused(arguments: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="right answers among"):
-        bestof.pass_at_k(*arguments)
+        best_of_n.pass_at_k(*arguments)
     with pytest.raises(ValueError, match="among 2 answers"):
-        bestof.best_of_k([1.0, 2.0], 3)
+        best_of_n.best_of_k([1.0, 2.0], 3)
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 16])
@@ -204,10 +204,10 @@ def test_the_kl_bound(n: int) -> None:
         edges = (np.arange(m + 1) / m) ** n
         p = np.diff(edges)
         kls.append(float((p[p > 0] * np.log(p[p > 0] * m)).sum()))
-    assert sorted(kls) == pytest.approx(kls) and kls[-1] <= bestof.kl_bound(n) + 1e-12
-    assert kls[-1] == pytest.approx(bestof.kl_bound(n), abs=1e-2)
-    assert bestof.kl_bound(8) == pytest.approx(math.log(8) - 7 / 8)
+    assert sorted(kls) == pytest.approx(kls) and kls[-1] <= best_of_n.kl_bound(n) + 1e-12
+    assert kls[-1] == pytest.approx(best_of_n.kl_bound(n), abs=1e-2)
+    assert best_of_n.kl_bound(8) == pytest.approx(math.log(8) - 7 / 8)
 
 
 def test_the_curve_is_told_at_powers_of_two() -> None:
-    assert [list(bestof.powers(n)) for n in (1, 2, 6, 16)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8, 16]]
+    assert [list(best_of_n.powers(n)) for n in (1, 2, 6, 16)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8, 16]]

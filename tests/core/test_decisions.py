@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from align.core import checksum
-from align.core.train import checkpoint
-from align.core.train.launch import train
+from align.core.engine import checkpoint
+from align.core.training.launch import train
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows

@@ -17,10 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from align.core import runfile
-from align.core.rollout.samples import read_samples
-from align.core.train import checkpoint
-from align.core.train.launch import train
+from align.core.config import run_file
+from align.core.engine import checkpoint
+from align.core.training.launch import train
+from align.core.training.sample_log import read_samples
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows
 
@@ -30,7 +30,7 @@ def command(output: Path, algorithm: str, model: Path, **sections: dict[str, Any
     rows = write_rows(algorithm, output.parent / f"{algorithm}.jsonl")
     run = run_for(algorithm, model, rows, output, **sections)
     file = output.parent / f"{output.name}.yaml"
-    file.write_text(runfile.dump(run))
+    file.write_text(run_file.dump(run))
     return [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"]
 
 
@@ -89,7 +89,7 @@ def test_the_law_over_ranks(tiny_model_dir: Path, tmp_path: Path, monkeypatch: p
 
     train(stages(8, 1), progress=False)
     file = tmp_path / "two.yaml"
-    file.write_text(runfile.dump(stages(3, 2)))
+    file.write_text(run_file.dump(stages(3, 2)))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finish([*torchrun, "-m", "align", "train", str(file), "--quiet"], tmp_path)
     for name in algorithms:
@@ -110,7 +110,7 @@ def test_answers_and_weights_do_not_depend_on_the_ranks(tiny_model_dir: Path, tm
             made = run_for(name, tiny_model_dir, rows, output, **sections)
             stages.append(made.stages[0].model_copy(update={"name": name}))
         file = tmp_path / f"ranks-{count}.yaml"
-        file.write_text(runfile.dump(made.model_copy(update={"stages": stages})))
+        file.write_text(run_file.dump(made.model_copy(update={"stages": stages})))
         finish([sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"], tmp_path)
     before = load_file(tiny_model_dir / "model.safetensors")
     for name in algorithms:

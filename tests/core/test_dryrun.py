@@ -13,18 +13,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from align.advisor.estimate import engine
 from align.advisor.estimate.shape import of_directory
-from align.core.data.plan import FORWARD, cut
-from align.core.estimate.batches import Planned, measured, needs_of, planned
-from align.core.estimate.calibrate import calibrate
-from align.core.estimate.dryrun import count, dry_run
-from align.core.estimate.here import config_of, ready
-from align.core.estimate.track import Tracker
+from align.core.algorithm.online import Online
+from align.core.data.step_plan import FORWARD, cut
+from align.core.engine.steps import Cutter
+from align.core.estimation.batches import Planned, measured, needs_of, planned
+from align.core.estimation.calibrate import calibrate
+from align.core.estimation.dry_run import count, dry_run
+from align.core.estimation.here import config_of, ready
+from align.core.estimation.memory_tracker import Tracker
 from align.core.hardware import present
-from align.core.model.load import build_policy
-from align.core.registry import registry
-from align.core.rollout.online import Online
-from align.core.train.rollout import settle
-from align.core.train.steps import Cutter
+from align.core.models.loading import build_policy
+from align.core.plugin_system.registry import registry
+from align.core.training.reward_stage import settle
 from align.schemas.engine import LOGITS, MICRO_TOKENS
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices, Stage

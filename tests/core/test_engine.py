@@ -16,13 +16,13 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.algorithm import Algorithm, Outcome, Term
-from align.core.data.collate import Batch
+from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.data.batch import Batch
+from align.core.engine import checkpoint
 from align.core.interrupt import Interrupted
-from align.core.registry import registry
-from align.core.train import checkpoint
-from align.core.train.check import check
-from align.core.train.launch import train
+from align.core.plugin_system.registry import registry
+from align.core.training.check import check
+from align.core.training.launch import train
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.data.tokenise import tokenise
-from align.core.evaluate.generate import generate
+from align.core.data.tokenize import tokenise
 from align.core.evaluate.preference import prefers_chosen
 from align.core.evaluate.statistics import wilson
-from align.core.model.load import build_policy
-from align.core.registry import registry
+from align.core.inference.generate import generate
+from align.core.models.loading import build_policy
+from align.core.plugin_system.registry import registry
 from align.schemas.records import Record
 from align.schemas.run import Choice, Data, Model, Source
 

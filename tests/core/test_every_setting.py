@@ -16,10 +16,10 @@ import pytest
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
-from align.core.data.collate import collate
-from align.core.rollout.samples import read_samples
-from align.core.train import checkpoint, steps
-from align.core.train.launch import train
+from align.core.data.batch import collate
+from align.core.engine import checkpoint, steps
+from align.core.training.launch import train
+from align.core.training.sample_log import read_samples
 from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice

@@ -25,12 +25,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
 from align.cli import main
-from align.core import disk, runfile
-from align.core.system_errors import explain
+from align.core.config import run_file as runfile
 from align.core.train import failures
 from align.core.train.failures import explained_failures
-from align.core.train.launch import train
-from align.core.train.rundir import StageDirectory
+from align.core.training.launch import train
+from align.core.training.run_directory import StageDirectory
+from align.core.util import atomic_files
+from align.core.util.system_errors import explain
 from align.schemas.errors import AlignError, Problem
 from tests.core.disks import read_only, resize, small_disk
 from tests.core.runs import run_for, write_rows
@@ -48,7 +49,7 @@ def align(*arguments: object) -> Result:
 
 
 def leftovers(root: Path) -> list[Path]:
-    return [path for path in root.rglob("*") if path.name.startswith(disk.PARTIAL)]
+    return [path for path in root.rglob("*") if path.name.startswith(atomic_files.PARTIAL)]
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def run_file(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "open": lambda path: path.write_bytes(bytes(2**20)),
-    "whole_file": lambda path: disk.write_whole(path, bytes(2**20)),
+    "whole_file": lambda path: atomic_files.write_whole(path, bytes(2**20)),
     "numpy": lambda path: np.save(path, np.zeros(2**18)),
     "safetensors": lambda path: save_file({"x": torch.zeros(2**18)}, path),
     "torch": lambda path: torch.save(torch.zeros(2**18), path.open("wb")),
@@ -92,7 +93,7 @@ def test_a_full_disk_is_told_whatever_writes(library: str, tmp_path: Path) -> No
 
 def test_the_file_that_was_wanted_is_named(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64) as place, pytest.raises(OSError, match="No space left") as caught:
-        disk.write_whole(place / "metrics.csv", bytes(2**20))
+        atomic_files.write_whole(place / "metrics.csv", bytes(2**20))
     assert caught.value.filename == str(tmp_path / "disk" / "metrics.csv")
 
 
@@ -281,7 +282,10 @@ def test_a_disk_that_is_full_at_the_export(run_file: Path, tmp_path: Path) -> No
 def test_a_file_of_lines_never_holds_half_of_one(tmp_path: Path) -> None:
     line = json.dumps({"text": "x" * 90}) + "\n"
     with small_disk(tmp_path / "disk", 16) as place:
-        with pytest.raises(OSError, match="No space left") as caught, disk.growing_file(place / "out.jsonl") as file:
+        with (
+            pytest.raises(OSError, match="No space left") as caught,
+            atomic_files.growing_file(place / "out.jsonl") as file,
+        ):
             for _ in range(1000):
                 file.write(line)
         written = (place / "out.jsonl").read_text()
@@ -290,7 +294,7 @@ def test_a_file_of_lines_never_holds_half_of_one(tmp_path: Path) -> None:
 
 
 def test_a_connection_that_breaks_while_a_file_is_written_is_not_the_files_fault(tmp_path: Path) -> None:
-    for writer in (disk.growing_file, disk.whole_file):
+    for writer in (atomic_files.growing_file, atomic_files.whole_file):
         with pytest.raises(ConnectionRefusedError) as caught, writer(tmp_path / "out"):
             raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
         assert caught.value.filename is None
@@ -331,17 +335,17 @@ def test_leftovers_of_the_dead_go_and_the_living_keep_theirs(tmp_path: Path) -> 
     (tmp_path / f".tmp-{GONE}-step-1").mkdir()
     (tmp_path / f".tmp-{GONE}-step-1" / "state.pt").write_text("half")
     (tmp_path / f".tmp-{GONE}-link").symlink_to(tmp_path / "tmp-5-x")
-    disk.remove_partial(tmp_path)
+    atomic_files.remove_partial(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*living, ".tmp-mine", "tmp-5-x", "a.tmp-5-b"}
 
 
 def test_a_writer_of_another_machine_keeps_its_file(tmp_path: Path) -> None:
     """Its process id says nothing here; its lock does."""
-    with disk.whole_file(tmp_path / "tokens.arrow") as file:
+    with atomic_files.whole_file(tmp_path / "tokens.arrow") as file:
         file.write(b"half")
         (name,) = leftovers(tmp_path)
         foreign = name.rename(tmp_path / f".tmp-{GONE}-tokens.arrow")
-        disk.remove_partial(tmp_path)
+        atomic_files.remove_partial(tmp_path)
         assert foreign.exists()
         foreign.rename(name)
     assert (tmp_path / "tokens.arrow").read_bytes() == b"half" and not leftovers(tmp_path)
@@ -351,9 +355,9 @@ def test_whatever_is_written_next_to_them_removes_them(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     for place in (tmp_path, tmp_path / "a", tmp_path / "a" / "b"):
         (place / f".tmp-{GONE}-x").write_text("half")
-    disk.write_whole(tmp_path / "a" / "labels.jsonl", b"")
+    atomic_files.write_whole(tmp_path / "a" / "labels.jsonl", b"")
     assert leftovers(tmp_path / "a" / "b") and not leftovers(tmp_path / "a")[1:]
-    disk.remove_partial(tmp_path, recursive=True)
+    atomic_files.remove_partial(tmp_path, recursive=True)
     assert not leftovers(tmp_path)
 
 
@@ -364,6 +368,6 @@ def test_a_run_clears_up_after_its_killed_processes_and_the_cache(run_file: Path
     ]
     for place in places:
         (place / f".tmp-{GONE}-x").write_text("half")
-    disk._swept.clear()  # as in a new process
+    atomic_files._swept.clear()  # as in a new process
     assert align("train", run_file, "--quiet", "stages.only.train.max_steps=1").exit_code == 0
     assert not leftovers(tmp_path / "disk")

@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from align.core import liveness, runfile
-from align.core.liveness import Limits, Sign
-from align.core.train import checkpoint, spawn
-from align.core.train.callbacks import Interrupted
+from align.core.config import run_file
+from align.core.engine import checkpoint, processes
+from align.core.engine.callbacks import Interrupted
 from align.core.train.failures import Lost, explained_failures, worker_failed
-from align.core.train.rundir import StageDirectory
+from align.core.training.run_directory import StageDirectory
+from align.core.util import liveness
+from align.core.util.liveness import Limits, Sign
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices
 from tests.core.runs import run_for, write_rows
@@ -47,7 +48,7 @@ def start(tmp: Path, algorithm: str, model: Path, **sections: Any) -> subprocess
     """``align train`` in a process of its own, its stderr kept."""
     rows = write_rows(algorithm, tmp / f"{algorithm}.jsonl")
     file = tmp / "run.yaml"
-    file.write_text(runfile.dump(run_for(algorithm, model, rows, tmp / "run", **sections)))
+    file.write_text(run_file.dump(run_for(algorithm, model, rows, tmp / "run", **sections)))
     command = [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"]
     return subprocess.Popen(command, env=environment(tmp), stderr=subprocess.PIPE)
 
@@ -114,7 +115,7 @@ def test_a_reward_that_hangs_ends_a_run_of_one_process(tiny_model_dir: Path, tmp
         import os, signal, sys, threading
         from pathlib import Path
         from align.core import liveness, runfile
-        from align.core.train.launch import train
+        from align.core.training.launch import train
 
         if sys.argv[2] == "SIGTERM":  # comes when the reward has been entered, and the handler stands
             def interrupt():
@@ -127,7 +128,7 @@ def test_a_reward_that_hangs_ends_a_run_of_one_process(tiny_model_dir: Path, tmp
     rows = write_rows("grpo", tmp_path / "rows.jsonl")
     file = tmp_path / "run.yaml"
     sections: dict[str, Any] = {"devices": devices, "rollout": rollout, "data": {"validation_fraction": 0.0}}
-    file.write_text(runfile.dump(run_for("grpo", tiny_model_dir, rows, tmp_path / "run", **sections)))
+    file.write_text(run_file.dump(run_for("grpo", tiny_model_dir, rows, tmp_path / "run", **sections)))
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-P", "-c", textwrap.dedent(program), str(file), ends_by],
         env=environment_here() | {"ALIGN_CACHE": str(tmp_path / "cache"), "HANGING_RANK": "0"},
@@ -185,13 +186,13 @@ def test_a_signal_to_a_forked_child_is_none_to_its_parent() -> None:
 # --- the supervisor alone, with workers that are no trainers -------------------------------------------------------
 
 
-def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *programs: str) -> spawn.Ended | None:
+def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *programs: str) -> processes.Ended | None:
     """A group whose rank N runs ``programs[N]``."""
     file = tmp_path / "programs.json"
     file.write_text(json.dumps(programs))
     chosen = f"import json, os; exec(json.load(open({str(file)!r}))[int(os.environ['RANK'])])"
-    monkeypatch.setattr("align.core.interpreter.command", lambda *_: [sys.executable, "-c", chosen])
-    return spawn.run_workers([], len(programs), Limits(stop=1.0))
+    monkeypatch.setattr("align.core.util.interpreter.command", lambda *_: [sys.executable, "-c", chosen])
+    return processes.run_workers([], len(programs), Limits(stop=1.0))
 
 
 SLEEPS = "import time; time.sleep(1e6)"
@@ -199,21 +200,21 @@ SLEEPS = "import time; time.sleep(1e6)"
 
 def test_the_first_to_die_is_named_whatever_its_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others end because of it: by a lost connection (their own status), or killed when their time is over."""
-    monkeypatch.setattr(spawn, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 0.1)
     dies = "import os; os.write(2, b'first\\n\\nlast words\\n'); os.kill(os.getpid(), {})"
-    lost = f"import time; time.sleep(0.5); raise SystemExit({spawn.LOST})"
+    lost = f"import time; time.sleep(0.5); raise SystemExit({processes.LOST})"
     for number in (signal.SIGKILL, signal.SIGSEGV):
         found = supervised(tmp_path, monkeypatch, lost, SLEEPS, dies.format(int(number)))
-        assert found == spawn.Ended(2, -number, "first\nlast words")
-    assert supervised(tmp_path, monkeypatch, SLEEPS, "raise SystemExit(7)") == spawn.Ended(1, 7, "")
+        assert found == processes.Ended(2, -number, "first\nlast words")
+    assert supervised(tmp_path, monkeypatch, SLEEPS, "raise SystemExit(7)") == processes.Ended(1, 7, "")
     assert supervised(tmp_path, monkeypatch, "", "") is None
-    only_lost = supervised(tmp_path, monkeypatch, f"raise SystemExit({spawn.LOST})", SLEEPS)
-    assert only_lost == spawn.Ended(0, spawn.LOST, "")
+    only_lost = supervised(tmp_path, monkeypatch, f"raise SystemExit({processes.LOST})", SLEEPS)
+    assert only_lost == processes.Ended(0, processes.LOST, "")
 
 
 def test_a_group_that_does_not_obey_a_signal_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One is deaf, the other is stopped: after the time to stop both are gone, and the signal is the reason."""
-    monkeypatch.setattr(spawn, "STOP_MARGIN", 0.0)
+    monkeypatch.setattr(processes, "STOP_MARGIN", 0.0)
     deaf = f"""
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -234,12 +235,12 @@ open({str(tmp_path / "new")!r}, "w").write(str(os.getpid()))
 os.rename({str(tmp_path / "new")!r}, {str(tmp_path / "pid")!r})
 os.kill(os.getpid(), signal.SIGSTOP)
 """
-    assert supervised(tmp_path, monkeypatch, deaf, stopped) == spawn.Ended(0, -signal.SIGTERM, "")
+    assert supervised(tmp_path, monkeypatch, deaf, stopped) == processes.Ended(0, -signal.SIGTERM, "")
 
 
 def test_the_store_listens_on_loopback_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every socket that listens at the store's port, whoever holds it."""
-    store, port = spawn._store(2)
+    store, port = processes._store(2)
     listening = [
         line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()
     ]
@@ -266,32 +267,32 @@ def sign(stage: StageDirectory, rank: int, **facts: Any) -> None:
     ("found", "facts", "said"),
     [
         (
-            spawn.Ended(3, -signal.SIGKILL, ""),
+            processes.Ended(3, -signal.SIGKILL, ""),
             {},
             "rank 3 on gpu-7 (step 12)\n    was killed by SIGKILL: memory may have run out\n"
             "    dmesg shows whether it did, and which process used it",
         ),
         (
-            spawn.Ended(3, -signal.SIGBUS, "a\nb"),
+            processes.Ended(3, -signal.SIGBUS, "a\nb"),
             {"doing": "reward python scores 5 answers"},
             "rank 3 on gpu-7 (step 12, reward python scores 5 answers)\n    was killed by SIGBUS\n"
             "its last lines\n    a\n    b",
         ),
-        (spawn.Ended(3, 1, ""), {"step": None}, "rank 3 on gpu-7 (before the first step)\n    ended with status 1"),
+        (processes.Ended(3, 1, ""), {"step": None}, "rank 3 on gpu-7 (before the first step)\n    ended with status 1"),
         (
-            spawn.Ended(3, 2, ""),
+            processes.Ended(3, 2, ""),
             {"error": "TMPDIR\n    full"},
             "rank 3 on gpu-7 (step 12)\n    stopped:\nTMPDIR\n    full",
         ),
-        (spawn.Ended(0, 2, ""), {}, "{place}\n    a worker stopped for the reason above"),
+        (processes.Ended(0, 2, ""), {}, "{place}\n    a worker stopped for the reason above"),
         (
-            spawn.Ended(3, 2, "said it\nall"),
+            processes.Ended(3, 2, "said it\nall"),
             {"error": "said it\nall"},
             "{place}\n    a worker stopped for the reason above",
         ),
     ],
 )
-def test_how_a_worker_failed(found: spawn.Ended, facts: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_how_a_worker_failed(found: processes.Ended, facts: dict[str, Any], said: str, tmp_path: Path) -> None:
     stage = StageDirectory(tmp_path)
     sign(stage, found.rank, **facts)
     assert str(worker_failed(found, stage)) == said.replace("{place}", str(tmp_path))
@@ -303,7 +304,7 @@ def test_how_a_worker_failed(found: spawn.Ended, facts: dict[str, Any], said: st
 
 @pytest.mark.parametrize("status", [-signal.SIGTERM, 128 + signal.SIGTERM])
 def test_a_signal_is_told_as_one(status: int, tmp_path: Path) -> None:
-    failure = worker_failed(spawn.Ended(1, status, ""), StageDirectory(tmp_path))
+    failure = worker_failed(processes.Ended(1, status, ""), StageDirectory(tmp_path))
     assert isinstance(failure, Interrupted) and failure.signal_number == signal.SIGTERM
 
 

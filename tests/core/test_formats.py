@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core import registry
 from align.core.data import fields
-from align.core.data.faults import BadRow, RowError
 from align.core.data.formats import KINDS
 from align.core.data.read import Reading, read_rows
+from align.core.data.row_errors import BadRow, RowError
 from align.core.data.rows import Row
+from align.core.plugin_system import registry
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind, Record
 from align.schemas.run import Source

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from align.core.model.policy import Policy
-from align.core.rollout.gate import check_sync
-from align.core.rollout.generator import Floats, Generator, Request, Sample, Tokens
+from align.core.generation.base import Floats, Generator, Request, Sample, Tokens
+from align.core.models.policy import Policy
+from align.core.online.sync_check import check_sync
 from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling
 from tests.tiny import tiny_model

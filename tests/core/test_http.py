@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from align.core.http import Client, Refused, Unavailable, checked_url, retry_after, secret
+from align.core.util.http import Client, Refused, Unavailable, checked_url, retry_after, secret
 from align.schemas.errors import AlignError
 from tests.core.servers import Reply, Seen, serving
 
@@ -131,7 +131,7 @@ def test_many_at_once_and_cancelled() -> None:
 
 THOUSAND = """
 import resource, sys
-from align.core.http import Client
+from align.core.util.http import Client
 resource.setrlimit(resource.RLIMIT_NOFILE, (320, 320))
 with Client(sys.argv[1], retries=0) as client:
     futures = [client.submit("POST", "/x", {"n": n}) for n in range(1000)]

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from align.core import checksum
-from align.core.train import checkpoint
-from align.core.train.inputs import inputs
-from align.core.train.launch import train
-from align.core.train.rundir import what_is_learned
+from align.core.engine import checkpoint
+from align.core.training.inputs import inputs
+from align.core.training.launch import train
+from align.core.training.run_directory import what_is_learned
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows

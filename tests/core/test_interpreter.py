@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from align.core import interpreter
+from align.core.util import interpreter
 
 ROOT = str(Path(__file__).parents[2])
 INSTALLED = "import sys; sys.path.remove('')\n"
 """The installed `align` has the working directory off its path, but not its children's."""
 SCORE = """
 from pathlib import Path
-from align.core.rollout.reward import Answer, Place
-from align.core.rollout.workers import Workers
+from align.core.rewards.base import Answer, Place
+from align.core.rewards.worker_pool import Workers
 from align.schemas.rollout import RewardChoice
 
 choice = RewardChoice(type="python", settings={"file": "mine.py", "function": "f"})
@@ -32,8 +32,8 @@ from align.core.data.parallel import ordered_map
 print(list(ordered_map(operator.mul, 2, [1, 2, 3], 1)))
 """
 RANKS = """
-from align.core.liveness import Limits
-from align.core.train.spawn import run_workers
+from align.core.util.liveness import Limits
+from align.core.engine.processes import run_workers
 
 assert run_workers(['--version'], 2, Limits(100.0, 100.0)) is None
 """

@@ -19,8 +19,8 @@ from align.core.data.lint.catalogue import CATALOGUE
 from align.core.data.lint.corpus import poor
 from align.core.data.lint.lengths import Lengths
 from align.core.data.lint.pairs import separating
+from align.core.data.lint.scan import survey
 from align.core.data.sources import load_records
-from align.core.data.survey import survey
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Data, Source

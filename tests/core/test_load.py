@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 
-from align.core.data.collate import MicroBatch, collate
+from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.model.export import export
-from align.core.model.load import build_policy, load_tokenizer, resolve_model_path
 from align.core.model.weights import set_dropout, weights_hash
+from align.core.models.export import export
+from align.core.models.loading import build_policy, load_tokenizer, resolve_model_path
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -30,7 +30,8 @@ def rows() -> MicroBatch:
     tokens = [[5, 9, 100, 7, 3], [5, 200, 8, 3]]
     scored = [[0, 0, 1, 1, 1], [0, 1, 1, 1]]
     sequences = [
-        TokenSequence("completion", np.array(t, np.int32), np.array(s, bool)) for t, s in zip(tokens, scored, strict=True)
+        TokenSequence("completion", np.array(t, np.int32), np.array(s, bool))
+        for t, s in zip(tokens, scored, strict=True)
     ]
     return collate([Example("rows:1", (sequences[0],)), Example("rows:2", (sequences[1],))], "padded", 0)
 

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from align.core.evaluation.statistics import mean, ratio
+from align.core.generation.base import Sample
+from align.core.inference.probe_material import Material, Question
+from align.core.inference.probe_models import Probed
+from align.core.inference.probes import Settings, measure
+from align.core.inference.sampler import Said
 from align.core.measure.agreement import f1, words
-from align.core.measure.interval import mean, ratio
-from align.core.measure.material import Material, Question
-from align.core.measure.probed import Probed
-from align.core.measure.probes import Settings, measure
 from align.core.measure.prompts import with_examples, with_passages
 from align.core.measure.retrieve import PASSAGE, Retriever, passages
-from align.core.rollout.generator import Sample
-from align.core.rollout.reward import Place
-from align.core.rollout.score import Scorer
-from align.core.rollout.speak import Said
+from align.core.rewards.base import Place
+from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
 from align.schemas.project import Measurement
 from align.schemas.records import Record

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.rollout.mismatch import weights
-from align.core.rollout.online import Experience
+from align.core.algorithm.importance_weights import weights
+from align.core.algorithm.online import Experience
 from align.schemas.rollout import Mismatch
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)

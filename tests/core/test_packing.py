@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from align.core.data.collate import collate
+from align.core.data.batch import collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.model.packing import layout_for, probe
-from align.core.model.policy import Policy
+from align.core.models.packing import layout_for, probe
+from align.core.models.policy import Policy
 
 SMALL = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

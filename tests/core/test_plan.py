@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.data.examples import Example, TokenSequence
-from align.core.data.plan import FORWARD, compose, cut, denominators
+from align.core.data.step_plan import FORWARD, compose, cut, denominators
 
 LENGTHS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=3).map(tuple), max_size=40)
 LAYOUTS = st.sampled_from(["packed", "padded"])
@@ -156,7 +156,9 @@ def test_padding_stays_under_a_tenth_on_lognormal_lengths(world_size: int) -> No
 def example(*sequences: tuple[str, list[bool]]) -> Example:
     return Example(
         "here:1",
-        tuple(TokenSequence(role, np.zeros(len(scored), np.int32), np.array(scored, bool)) for role, scored in sequences),
+        tuple(
+            TokenSequence(role, np.zeros(len(scored), np.int32), np.array(scored, bool)) for role, scored in sequences
+        ),
     )
 
 
@@ -203,5 +205,5 @@ def test_denominators_do_not_depend_on_the_cut(
 
 
 def test_the_plan_needs_no_torch() -> None:
-    code = "import sys, align.core.data.plan; sys.exit('torch' in sys.modules)"
+    code = "import sys, align.core.data.step_plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from align.core.data.faults import FAULTS, BadRow, RowError
 from align.core.data.read import Reading, read_rows
+from align.core.data.row_errors import FAULTS, BadRow, RowError
 from align.core.data.rows import Row
 from align.schemas.records import Record
 from align.schemas.run import Source

@@ -30,11 +30,10 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from align.core.data.collate import collate
-from align.core.data.examples import Example
-from align.core.data.examples import TokenSequence
-from align.core.model.packing import layout_for, probe
-from align.core.model.policy import Policy
+from align.core.data.batch import collate
+from align.core.data.examples import Example, TokenSequence
+from align.core.models.packing import layout_for, probe
+from align.core.models.policy import Policy
 from align.schemas.engine import LOGITS
 from align.schemas.errors import AlignError
 from tests.tiny import tiny_model

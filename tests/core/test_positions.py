@@ -12,11 +12,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.core.data.examples import Example, InMemory, TokenSequence
-from align.core.model.load import build_policy
-from align.core.model.policy import Policy
 from align.core.model.positions import Limits, check_lengths, limits_for, longest_sequence
-from align.core.train.check import check
-from align.core.train.launch import train
+from align.core.models.loading import build_policy
+from align.core.models.policy import Policy
+from align.core.training.check import check
+from align.core.training.launch import train
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
 from tests.core.runs import run_for

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core import projectfile
-from align.core.projectfile import of_text, read
+from align.core.config import project_file
+from align.core.config.project_file import of_text, read
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
 
@@ -19,7 +19,7 @@ def nothing() -> bytes:
     raise AssertionError("standard input was read")
 
 
-def at(path: Path, text: str) -> projectfile.Brief:
+def at(path: Path, text: str) -> project_file.Brief:
     path.write_text(text, "utf-8")
     return read(str(path), nothing)
 
@@ -96,11 +96,11 @@ def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
 
 def test_what_is_too_large_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AlignError, match="a form has at most"):
-        at(tmp_path / "a.yaml", "description: " + "x" * projectfile.LARGEST_FORM)
+        at(tmp_path / "a.yaml", "description: " + "x" * project_file.LARGEST_FORM)
     with pytest.raises(AlignError, match="standard input line 2\n    is not UTF-8"):
         read("-", lambda: b"a\n\xff")
     with pytest.raises(AlignError, match="most that is read"):
-        read("-", lambda: b"x" * (projectfile.LARGEST_TEXT + 1))
+        read("-", lambda: b"x" * (project_file.LARGEST_TEXT + 1))
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")))
@@ -118,7 +118,7 @@ def test_a_command_line_may_hold_anything() -> None:
 
 def test_values_laid_over_a_form_are_checked() -> None:
     project = Project.model_validate({"model": {"name": "a"}, "data": []})
-    laid = projectfile.merged(project, {("model", "name"): "b", ("evals", "target"): 0.5}, "--model")
+    laid = project_file.merged(project, {("model", "name"): "b", ("evals", "target"): 0.5}, "--model")
     assert (laid.model.name, laid.evals.target, laid.data) == ("b", 0.5, [])
     with pytest.raises(AlignError, match=r"--hardware: hardware\.gpus"):
-        projectfile.merged(project, {("hardware", "gpus"): -1}, "--hardware")
+        project_file.merged(project, {("hardware", "gpus"): -1}, "--hardware")

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.core.data.collate import Batch
-from align.core.rollout import ratio
-from align.core.rollout.kl import KL, estimate
+from align.core.algorithm import policy_loss
+from align.core.algorithm.kl import KL, estimate
+from align.core.data.batch import Batch
 
 
 def batch(logp: Tensor, lengths: list[int], ref: Tensor | None = None, **along: Tensor) -> Batch:
@@ -35,20 +35,20 @@ def floats(*values: float) -> Tensor:
 def test_ratios_by_hand() -> None:
     """Log-ratios 0.1 and −0.3 of one answer, 0.5 of another."""
     made = batch(floats(-1.0, -2.0, -3.0), [2, 1], old_logp=floats(-1.1, -1.7, -3.5))
-    assert ratio.token_ratio(made).log().tolist() == pytest.approx([0.1, -0.3, 0.5])
-    assert ratio.mean_ratio(made).log().tolist() == pytest.approx([-0.1, -0.1, 0.5])
-    assert ratio.product_ratio(made).log().tolist() == pytest.approx([-0.2, 0.5])
+    assert policy_loss.token_ratio(made).log().tolist() == pytest.approx([0.1, -0.3, 0.5])
+    assert policy_loss.mean_ratio(made).log().tolist() == pytest.approx([-0.1, -0.1, 0.5])
+    assert policy_loss.product_ratio(made).log().tolist() == pytest.approx([-0.2, 0.5])
 
 
 def test_a_ratio_never_overflows() -> None:
     made = batch(floats(-1.0), [1], old_logp=floats(-1000.0))
-    for found in (ratio.token_ratio, ratio.mean_ratio, ratio.product_ratio):
+    for found in (policy_loss.token_ratio, policy_loss.mean_ratio, policy_loss.product_ratio):
         assert (found(made) * 0).tolist() == [0.0]
 
 
 def test_where_nothing_was_measured_the_ratio_is_one_and_has_the_gradient_of_logp() -> None:
     logp = floats(-1.0, -2.0, -3.0).requires_grad_()
-    rho = ratio.token_ratio(batch(logp, [2, 1]))
+    rho = policy_loss.token_ratio(batch(logp, [2, 1]))
     assert rho.tolist() == [1, 1, 1]
     (gradient,) = torch.autograd.grad(rho.sum(), logp)
     assert gradient.tolist() == [1, 1, 1]
@@ -71,12 +71,12 @@ def test_where_nothing_was_measured_the_ratio_is_one_and_has_the_gradient_of_log
 )
 def test_clipping_by_hand(rho: float, advantage: float, loss: float, slope: float) -> None:
     r = floats(rho).requires_grad_()
-    value = ratio.clipped(r, floats(advantage), 0.2, 0.2, 3.0)
+    value = policy_loss.clipped(r, floats(advantage), 0.2, 0.2, 3.0)
     (gradient,) = torch.autograd.grad(value.sum(), r)
     assert value.item() == pytest.approx(loss)
     assert gradient.item() == pytest.approx(slope)
     if rho < 3:
-        assert ratio.clipped(r, floats(advantage), 0.2, 0.2).item() == pytest.approx(loss)
+        assert policy_loss.clipped(r, floats(advantage), 0.2, 0.2).item() == pytest.approx(loss)
 
 
 @given(st.floats(0.01, 10), st.floats(-3, 3), st.floats(0.05, 0.9), st.floats(0.05, 2), st.floats(0.01, 5))
@@ -84,14 +84,14 @@ def test_dual_clip_is_the_two_sided_clip(rho: float, advantage: float, low: floa
     """INTELLECT-2 caps ρ at δ before the minimum; above 1 + ε_high that is the same."""
     delta = 1 + high + more
     theirs = -min(min(rho, delta) * advantage, min(max(rho, 1 - low), 1 + high) * advantage)
-    mine = ratio.clipped(floats(rho), floats(advantage), low, high, delta)
+    mine = policy_loss.clipped(floats(rho), floats(advantage), low, high, delta)
     assert mine.item() == pytest.approx(theirs, abs=1e-9)
 
 
 def test_cispo_by_hand() -> None:
     """Weights 1.5 and, capped, 5; the gradient is the weight times the advantage whatever the ratio."""
     logp = floats(-1.0, -2.0).requires_grad_()
-    values = ratio.cispo(logp, floats(1.5, 7.0), floats(2.0, -1.0), 4.0)
+    values = policy_loss.cispo(logp, floats(1.5, 7.0), floats(2.0, -1.0), 4.0)
     assert values.tolist() == pytest.approx([3.0, -10.0])
     (gradient,) = torch.autograd.grad(values.sum(), logp)
     assert gradient.tolist() == pytest.approx([-3.0, 5.0])
@@ -103,14 +103,14 @@ def test_averages_by_hand() -> None:
     counts = {"token": 3.0, "sequence": 2.0}
     found = {}
     for how in ("token", "sequence", "constant"):
-        term = ratio.averaged(made, x, how, 4, 10.0)
+        term = policy_loss.averaged(made, x, how, 4, 10.0)
         found[how] = float(term.weight * term.values.sum() / counts[term.per])
     assert found == pytest.approx({"token": 30.0, "sequence": 37.5, "constant": 11.25})
 
 
 def test_clip_metrics_by_hand() -> None:
     made = batch(floats(0, 0, 0), [2, 1])
-    found = ratio.clip_metrics(floats(0.5, 1.5, 2.0), floats(-1, -1, 1), 0.2, 0.2, made.mean_per_sequence)
+    found = policy_loss.clip_metrics(floats(0.5, 1.5, 2.0), floats(-1, -1, 1), 0.2, 0.2, made.mean_per_sequence)
     assert found["clip_ratio/low_mean"].values.tolist() == [1, 0, 0]
     assert found["clip_ratio/high_mean"].values.tolist() == [0, 0, 1]
     assert found["clip_ratio/region_mean"].values.tolist() == [1, 0, 1]
@@ -146,11 +146,11 @@ def test_which_estimator_has_the_gradient_of_the_kl(moved: bool) -> None:
         return gradient((old.exp() * x_T).sum())
 
     kl = pytest.approx(gradient((logp.exp() * (logp - ref)).sum()), abs=1e-9)
-    rho = ratio.token_ratio(whole)
-    assert expected(ratio.divergence(whole, "k1", rho)) == kl
-    assert expected(ratio.divergence(whole, "k3", rho)) == kl
+    rho = policy_loss.token_ratio(whole)
+    assert expected(policy_loss.divergence(whole, "k1", rho)) == kl
+    assert expected(policy_loss.divergence(whole, "k3", rho)) == kl
     if not moved:
-        assert expected(ratio.divergence(whole, "k1")) == pytest.approx([0.0] * 4, abs=1e-9)
-        assert expected(ratio.divergence(whole, "k2")) == kl
+        assert expected(policy_loss.divergence(whole, "k1")) == pytest.approx([0.0] * 4, abs=1e-9)
+        assert expected(policy_loss.divergence(whole, "k2")) == kl
         forward = gradient((ref.exp() * (ref - logp)).sum())
-        assert expected(ratio.divergence(whole, "k3")) == pytest.approx(forward, abs=1e-9) != kl
+        assert expected(policy_loss.divergence(whole, "k3")) == pytest.approx(forward, abs=1e-9) != kl

@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.data import files
-from align.core.data.faults import BadRow
 from align.core.data.read import Reading, read_rows
+from align.core.data.row_errors import BadRow
 from align.core.data.rows import Row
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
@@ -672,7 +672,7 @@ def test_starting_later_gives_the_rest(tmp_path: Path) -> None:
 
 def test_no_torch() -> None:
     code = (
-        "import sys, align.core.data.sources, align.core.data.survey, align.cli.data;"
+        "import sys, align.core.data.sources, align.core.data.lint.scan, align.cli.data;"
         "from align.core import registry; [registry.get('format', n) for n in registry.names('format')];"
         "assert not {'torch', 'transformers', 'datasets', 'pyarrow'} & sys.modules.keys(), sorted(sys.modules)"
     )

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.data.collate import MicroBatch, collate
+from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.model.load import build_policy
-from align.core.model.policy import Policy
-from align.core.model.precompute import precompute
-from align.core.model.reference import AdapterOff, assert_zero_kl, make_reference
 from align.core.model.weights import weights_hash
+from align.core.models.loading import build_policy
+from align.core.models.policy import Policy
+from align.core.models.precompute import precompute
+from align.core.models.reference import AdapterOff, assert_zero_kl, make_reference
 from align.schemas import run
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Data, Model, Source, Stage
@@ -373,8 +373,8 @@ import numpy as np, torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from align.core.model.precompute import precompute
-from align.core.model.reference import assert_zero_kl
+from align.core.models.precompute import precompute
+from align.core.models.reference import assert_zero_kl
 from align.core.model.weights import weights_hash
 from tests.core.test_reference import LORA, Held, evaluated, example, learn, reference_to, rows, start
 

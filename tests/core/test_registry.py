@@ -15,7 +15,7 @@ import pytest
 
 from align.core.examine import examine
 from align.core.hooks import Hooks
-from align.core.registry import Registry
+from align.core.plugin_system.registry import Registry
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice
@@ -101,7 +101,7 @@ def test_register_algorithms_by_name_imports_nothing_until_the_name_is_used(make
 @pytest.mark.parametrize(
     ("body", "fault"),
     [
-        ("class Mine:\n    name = 'mine'\n", "does not derive from align.core.algorithm.Algorithm"),
+        ("class Mine:\n    name = 'mine'\n", "does not derive from align.core.algorithm.base.Algorithm"),
         ("Mine = 3", "is not a class"),
         ("class Mine(align.Algorithm):\n    class Config: pass", "has no nested Config that derives from align.Config"),
         ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
@@ -368,6 +368,6 @@ def test_a_notice_reaches_everyone_and_its_failure_is_logged(
 
 def test_the_built_ins_are_sound() -> None:
     """What ships has no fault, and every setting a description."""
-    from align.core.registry import registry
+    from align.core.plugin_system.registry import registry
 
     assert [str(p) for p in examine(registry) if "(align-llm " in p.where or "(align-llm " in p.what] == []

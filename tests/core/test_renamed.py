@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from align.core import registry
-from align.core.registry import config_of
-from align.core.runfile import load
-from align.core.settings import model_at
-from align.core.strictyaml import write
+from align.core.config.run_file import load
+from align.core.config.yaml_loader import write
+from align.core.plugin_system import registry
+from align.core.plugin_system.registry import config_of
+from align.core.plugin_system.settings import model_at
 from align.schemas.errors import AlignError
 from align.schemas.renamed import RENAMED, RENAMED_METRICS, new_name
 from align.schemas.run import Stage

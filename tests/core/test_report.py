@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from align.core.config.run_file import dump, parse
 from align.core.report import Figure, Row, Table, print_table
 from align.core.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, chart, smooth, thin, ticks
 from align.core.report.facts import chosen
 from align.core.report.page import Bar, _bars, _stage
 from align.core.report.read import read_run
-from align.core.runfile import dump, parse
 from align.schemas.errors import AlignError
 from align.schemas.text import number
 from tests.core.reports import SECTIONS, Shape, measures, page_of, write_run

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from align.core.config.yaml_loader import write
 from align.core.report import write_report
 from align.core.report.facts import chosen
 from align.core.report.read import read_run
-from align.core.strictyaml import write
-from align.core.train.launch import train
+from align.core.training.launch import train
 from align.schemas.run import Choice
 from align.schemas.text import number
 from tests.core.reports import SECTIONS, measures

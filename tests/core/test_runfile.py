@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from align.core.runfile import dump, load, overriding
-from align.core.strictyaml import write
+from align.core.config.run_file import dump, load, overriding
+from align.core.config.yaml_loader import write
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Choice, Run, Train, Validation
 

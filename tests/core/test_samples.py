@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from align.core.rollout.samples import SCHEMA, pick, read_samples, show_samples, write_samples
+from align.core.training.sample_log import SCHEMA, pick, read_samples, show_samples, write_samples
 from align.schemas.errors import AlignError
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from align.core.asker import endpoint
-from align.core.http import Client, Refused, checked_url, shown_url
+from align.core.inference.json_client import endpoint
 from align.core.report.read import read_run
-from align.core.rollout.reward import Answer, Place
-from align.core.rollout.score import Opened, decisive
-from align.core.train.launch import train
+from align.core.rewards.base import Answer, Place
+from align.core.rewards.scorer import Opened, decisive
+from align.core.training.launch import train
+from align.core.util.http import Client, Refused, checked_url, shown_url
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice
 from align.schemas.run import Run

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from align.core.train import checkpoint
-from align.core.train.launch import train
-from align.core.train.rundir import what_is_learned
+from align.core.engine import checkpoint
+from align.core.training.launch import train
+from align.core.training.run_directory import what_is_learned
 from align.plugins.loggers.csv import CSVFile
 from tests.core.runs import run_for, write_rows
 
@@ -169,7 +169,7 @@ def test_progress_shows_loss_and_speed_and_on_a_terminal_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On stderr: a bar on a terminal, elsewhere lines, which leave out what changes little."""
-    for module in ("align.core.progress", "align.core.train.callbacks"):
+    for module in ("align.core.util.progress", "align.core.engine.callbacks"):
         monkeypatch.setattr(f"{module}.on_terminal", lambda: terminal)
     monkeypatch.setenv("COLUMNS", "200")
     rows = write_rows("sft", tmp_path / "rows.jsonl")

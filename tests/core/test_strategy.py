@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from align.core.engine.processes import launched
+from align.core.engine.strategy import Strategy
 from align.core.hardware import detect, present
-from align.core.registry import registry
-from align.core.train.spawn import launched
-from align.core.train.strategy import Strategy
+from align.core.plugin_system.registry import registry
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice, Devices

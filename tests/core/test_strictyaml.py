@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.strictyaml import read, write
+from align.core.config.yaml_loader import read, write
 from align.schemas.errors import AlignError
 
 plain = st.recursive(

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from align.core.data import template
-from align.core.data.doctor import Draft
+from align.core.data import chat_template
+from align.core.data.chat_template import drafts
 from align.core.data.encode import Encoder
 from align.core.data.guard import MAX_CHARACTERS, Guard, Refusal, respelt
-from align.core.data.template import drafts
+from align.core.data.template_checks import Draft
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from tests.core import families
@@ -150,7 +150,7 @@ def test_without_a_template_a_conversation_is_refused() -> None:
 
 
 def test_a_template_that_never_ends_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template, "RENDER_SECONDS", 0.3)
+    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 0.3)
     with pytest.raises(AlignError, match=r"f:1\n.* took longer than 0\.3 s"):
         one(Record("text", "f:1", text=CHAT), tokenizer(families.ENDLESS))
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.rollout.credit import less_mean, less_siblings
-from align.core.rollout.forecast import dead_share
+from align.core.algorithm.advantages import less_mean, less_siblings
+from align.core.algorithm.online import Experience
+from align.core.inference.difficulty import dead_share
+from align.core.rewards.base import Place, Score
+from align.core.rewards.scorer import Scored, Scorer
 from align.core.rollout.metrics import dead, group_metrics, level
-from align.core.rollout.online import Experience
-from align.core.rollout.reward import Place, Score
-from align.core.rollout.score import Scored, Scorer
 from align.core.rollout.ties import classes, leveled, reaches, tied
 from align.plugins.algorithms.best_of_n import BestOfN
 from align.schemas.rollout import RewardChoice

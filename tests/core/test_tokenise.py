@@ -16,15 +16,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from align.core.data.collate import Batch, collate
-from align.core.data.doctor import Settings
+from align.core.data.batch import Batch, collate
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example, TokenSequence
 from align.core.data.parallel import ordered_map
-from align.core.data.plan import denominators
 from align.core.data.prepare import prepare
+from align.core.data.step_plan import denominators
 from align.core.data.store import Store, to_batch
-from align.core.data.tokenise import Tokenised, tokenise
+from align.core.data.template_checks import Settings
+from align.core.data.tokenize import Tokenised, tokenise
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.sft import SFT
 from align.schemas.errors import AlignError

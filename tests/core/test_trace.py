@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import trl
 
-from align.core.data.doctor import Note
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
 from align.core.data.prepare import examples_of
+from align.core.data.template_checks import Note
 from align.plugins.formats.messages import Messages
 from align.schemas.records import Message, Record
 from tests.core import families

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.core.data.collate import collate
-from align.core.train import checkpoint
-from align.core.train.launch import train
-from align.core.train.rundir import RunDirectory
-from align.core.train.setup import set_up
+from align.core.data.batch import collate
+from align.core.engine import checkpoint
+from align.core.training.launch import train
+from align.core.training.run_directory import RunDirectory
+from align.core.training.setup import set_up
 from align.schemas.errors import AlignError
 from tests.core.runs import run_for, write_rows
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.train.launch import train
+from align.core.training.launch import train
 from tests.core.runs import rows, run_for, write_rows
 from tests.tiny import save_tiny
 

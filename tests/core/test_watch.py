@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.rollout.watch import Alarm, Watcher
+from align.core.online.monitor import Alarm, Watcher
 from align.schemas.rollout import Watch
 from tests.core.traces import ALARM, FAILURES, healthy, trace
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from align.core.rollout.reward import Answer, Place, Score
-from align.core.rollout.workers import Workers
+from align.core.rewards.base import Answer, Place, Score
+from align.core.rewards.worker_pool import Workers
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice
 
@@ -221,8 +221,8 @@ def test_nothing_outlives_a_trainer_that_is_killed(site: Path) -> None:
 import sys
 sys.path.insert(0, {str(site)!r})
 from pathlib import Path
-from align.core.rollout.reward import Answer, Place
-from align.core.rollout.workers import Workers
+from align.core.rewards.base import Answer, Place
+from align.core.rewards.worker_pool import Workers
 from align.schemas.rollout import RewardChoice
 workers = Workers(RewardChoice(type="hostile"), 60.0, count=2, place=Place(Path({str(site)!r})))
 print(workers.score([Answer("q", "1", "1"), Answer("q", "children", "children")]) and "ready", flush=True)
@@ -239,6 +239,6 @@ workers.score([Answer("q", "ignore", "ignore"), Answer("q", "c loop", "c loop")]
 
 
 def test_no_torch_in_the_machinery() -> None:
-    check = "import align.core.rollout.worker_main, sys; print('torch' in sys.modules, 'lightning' in sys.modules)"
+    check = "import align.core.rewards.worker_process, sys; print('torch' in sys.modules, 'lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from align.core.train.launch import train
+from align.core.training.launch import train
 from align.quickstart.model import make_model, make_tokenizer
 from align.schemas.run import Run
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from align.core.train import checkpoint
-from align.core.train.launch import train
+from align.core.engine import checkpoint
+from align.core.training.launch import train
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.online.conftest import Novice

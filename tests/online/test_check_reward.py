@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.core.registry import registry
+from align.core.plugin_system.registry import registry
 from align.testing import check_reward
 
 ROWS: list[dict[str, Any]] = [

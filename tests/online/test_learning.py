@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.core.train.launch import train
+from align.core.training.launch import train
 from align.schemas.run import Run
 from tests.online.conftest import Novice
 

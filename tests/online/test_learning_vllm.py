@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from align.core.train.launch import train
+from align.core.training.launch import train
 from tests.online.conftest import Novice
 from tests.online.test_learning import MARGIN, arithmetic, held_out
 

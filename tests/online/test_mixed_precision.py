@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.core.data.collate import collate
-from align.core.model.load import build_policy
-from align.core.model.precompute import detached_logp
-from align.core.model.reference import Snapshot
+from align.core.data.batch import collate
+from align.core.models.loading import build_policy
+from align.core.models.precompute import detached_logp
+from align.core.models.reference import Snapshot
 from align.schemas.run import Model
 from align.testing import toy_examples
 

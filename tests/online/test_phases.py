@@ -16,15 +16,15 @@ from typing import Any, NoReturn
 
 import pytest
 
-from align.core import runfile
-from align.core.rollout import collect
-from align.core.rollout.samples import read_samples
-from align.core.train import checkpoint
-from align.core.train.launch import train
-from align.core.train.online import RolloutPhases
-from align.core.train.rollout import opened
-from align.core.train.rundir import RunDirectory
-from align.core.train.setup import set_up
+from align.core.config import run_file
+from align.core.engine import checkpoint
+from align.core.online import collect
+from align.core.online.phases import RolloutPhases
+from align.core.training.launch import train
+from align.core.training.reward_stage import opened
+from align.core.training.run_directory import RunDirectory
+from align.core.training.sample_log import read_samples
+from align.core.training.setup import set_up
 from align.plugins.generators.local import Local
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
@@ -251,7 +251,7 @@ def test_sigterm_between_phases_saves_and_resumes_to_the_bit(run: Any, tmp_path:
     train(quiet, progress=False)
     stopped = run("low_ids", "stopped", rollout, **sections)
     file = tmp_path / "stopped.yaml"
-    file.write_text(runfile.dump(stopped))
+    file.write_text(run_file.dump(stopped))
     command = [sys.executable, "-W", "ignore", "-m", "align", "train", str(file), "--quiet"]
     started = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     root = Path(stopped.output) / "only" / "checkpoints"

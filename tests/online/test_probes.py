@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from align.core.train.launch import train
+from align.core.training.launch import train
 from tests.online.probes import PROBES, probe_run, save_word_model
 
 ALGORITHMS: dict[str, tuple[int, dict[str, Any]]] = {

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from align.core.data.accept import Acceptance
-from align.core.data.doctor import Settings
 from align.core.data.encode import Encoder
-from align.core.registry import registry
-from align.core.rollout.collect import Collector
-from align.core.train.launch import train
+from align.core.data.template_checks import Settings
+from align.core.online.collect import Collector
+from align.core.plugin_system.registry import registry
+from align.core.training.launch import train
 from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
 from align.schemas.run import Data, Run

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from align.core import runfile
-from align.core.train.rundir import located
+from align.core.config import run_file
+from align.core.training.run_directory import located
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 
@@ -17,7 +17,7 @@ HEAD = "output: o\nmodel: {path: m}\ndata: {train: r.jsonl}\n"
 def load(tmp_path: Path, text: str) -> Run:
     file = tmp_path / "run.yaml"
     file.write_text(HEAD + text)
-    return runfile.load(file)
+    return run_file.load(file)
 
 
 def said(tmp_path: Path, text: str) -> str:
@@ -37,8 +37,8 @@ def test_short_and_long_forms_mean_the_same_and_come_back(tmp_path: Path) -> Non
     math, length = rollout.rewards
     assert (math.type, math.weight, math.settings) == ("math", 1.0, {})
     assert (length.weight, length.timeout, length.settings) == (0.1, 2.0, {"shape": "target", "target": 20})
-    (tmp_path / "again.yaml").write_text(runfile.dump(run))
-    assert runfile.load(tmp_path / "again.yaml") == run
+    (tmp_path / "again.yaml").write_text(run_file.dump(run))
+    assert run_file.load(tmp_path / "again.yaml") == run
 
 
 @pytest.mark.parametrize(

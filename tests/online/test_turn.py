@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from align.cli import main
-from align.core.evaluate.generate import generate
-from align.core.rollout.samples import read_samples
-from align.core.rollout.turn import Turns
-from align.core.train.launch import train
+from align.core.generation.completion import Turns
+from align.core.inference.generate import generate
+from align.core.training.launch import train
+from align.core.training.sample_log import read_samples
 from align.schemas.records import Record
 from align.schemas.run import Run
 from tests.tiny import CHAT_TEMPLATE, save_tiny, tiny_model, tiny_tokenizer

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from align.core.algorithm import Outcome
-from align.core.data.collate import Batch
+from align.core.algorithm.base import Outcome
+from align.core.data.batch import Batch
 
 Rows = Sequence[Mapping[str, Sequence[float]]]
 

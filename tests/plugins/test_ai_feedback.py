@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.registry import registry
-from align.core.rollout.audit import JUNK, audit
-from align.core.rollout.lines import Line
-from align.core.rollout.reward import Answer, Place, Score
-from align.core.rollout.score import Opened
+from align.core.inference.audit import JUNK, audit
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Answer, Place, Score
+from align.core.rewards.score_file import Line
+from align.core.rewards.scorer import Opened
 from align.plugins.rewards.ai_feedback import AIFeedback
 from align.plugins.rewards.ai_feedback.prompts import Question, harmless
 from align.plugins.rewards.ai_feedback.verdicts import Standing, read_mark, read_winner, standings

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.rollout.reward import Answer, Place
+from align.core.rewards.base import Answer, Place
 from align.plugins.rewards.ai_feedback.memory import Cap, Ledger, Memory, Use
 from align.schemas.errors import AlignError
 from align.schemas.rollout import RewardChoice
@@ -215,8 +215,8 @@ def test_the_ledger_never_reserves_past_its_cap(steps: list[tuple[tuple[int, ...
 _LABELLER = """
 import sys
 from pathlib import Path
-from align.core.registry import registry
-from align.core.rollout.reward import Answer, Place
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Answer, Place
 from align.schemas.choice import Choice
 url, place, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 settings = {"url": url, "model": "judge", "constitution": ["Be right."], "max_requests": 60, "concurrency": 4}
@@ -307,7 +307,7 @@ def test_through_the_scorer(server: Server, tmp_path: Path) -> None:
     settings = {"url": server.url, "model": "judge", "constitution": ["Be right."], "mode": "pairwise"}
     choice = RewardChoice(type="ai_feedback", weight=2.0, settings=settings)
     answers = [Answer("p", text, text, group=group) for group in (0, 1) for text in ("Paris", "Rome")]
-    from align.core.rollout.score import Scorer
+    from align.core.rewards.scorer import Scorer
 
     with Scorer([choice], Place(tmp_path)) as scorer:
         assert [each.reward for each in scorer.score(answers)] == [2.0, 0.0, 2.0, 0.0]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from align.core.registry import registry
-from align.core.rollout.reward import Answer, Place
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Answer, Place
 from align.plugins.rewards.ai_feedback import AIFeedback
 from align.plugins.rewards.ai_feedback.local import Local
 from align.plugins.rewards.ai_feedback.prompts import Question

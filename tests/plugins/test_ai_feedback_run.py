@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from align.core.train.launch import train
+from align.core.training.launch import train
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.plugins import judges

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from align.core.registry import registry
-from align.core.rollout.reward import Answer, Place, Score
-from align.core.rollout.score import Scorer
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Answer, Place, Score
+from align.core.rewards.scorer import Scorer
 from align.plugins.rewards.code import Code
 from align.plugins.rewards.code.answer import last_block
 from align.plugins.rewards.code.checks import read_checks

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from align.core.generation.base import Interrupt, Request, Subject
 from align.core.model.tokenizer import load_tokenizer
-from align.core.rollout.generator import Interrupt, Request, Subject
 from align.plugins.generators.endpoint import Endpoint
 from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling

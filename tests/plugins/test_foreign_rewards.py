@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from align.core.registry import registry
-from align.core.rollout.reward import Answer
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Answer
 from align.plugins.rewards.foreign import load
 from align.schemas.choice import Choice
 from align.schemas.errors import AlignError

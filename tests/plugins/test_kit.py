@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.core import contract
-from align.core.algorithm import Algorithm, Metric, Outcome, Term
-from align.core.data.collate import Batch
+from align.core.algorithm import contract
+from align.core.algorithm.advantages import kept, less_mean, per_answer, rewards
+from align.core.algorithm.base import Algorithm, Metric, Outcome, Term
+from align.core.algorithm.online import Credit, Group, Online
+from align.core.data.batch import Batch
 from align.core.data.examples import Example
-from align.core.rollout.credit import kept, less_mean, per_answer, rewards
-from align.core.rollout.generator import Generator, Request, Sample
-from align.core.rollout.online import Credit, Group, Online
-from align.core.train.launch import train
+from align.core.generation.base import Generator, Request, Sample
+from align.core.training.launch import train
 from align.plugins.algorithms.best_of_n import BestOfN
 from align.plugins.algorithms.grpo import GRPO
 from align.plugins.algorithms.sft import SFT

@@ -9,8 +9,8 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from align.core.algorithm import Algorithm, Outcome, Term
-from align.core.data.collate import Batch
+from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.data.batch import Batch
 from align.plugins.algorithms.cpo import CPO
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.dpo.equations import LOSSES

@@ -23,12 +23,12 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from align.core.model.adapter import add_adapter
-from align.core.model.policy import Policy
-from align.core.registry import registry
-from align.core.rollout.decode import Voice
-from align.core.rollout.generator import Interrupt, Request, Sample, Subject, Tokens
-from align.core.rollout.speak import subject_for
+from align.core.generation.base import Interrupt, Request, Sample, Subject, Tokens
+from align.core.generation.decode import Voice
+from align.core.inference.sampler import subject_for
+from align.core.models.adapter import add_adapter
+from align.core.models.policy import Policy
+from align.core.plugin_system.registry import registry
 from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling
 from align.schemas.run import Adapter, Choice, Model

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from align.core.rollout.reward import Answer, Place
-from align.core.rollout.workers import Workers
+from align.core.rewards.base import Answer, Place
+from align.core.rewards.worker_pool import Workers
 from align.plugins.rewards.math import Math
 from align.plugins.rewards.math.exact import equal, separation, sign
 from align.plugins.rewards.math.grammar import parse

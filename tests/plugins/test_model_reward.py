@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
-from align.core.data.collate import collate
-from align.core.data.doctor import Settings
+from align.core.data.batch import collate
 from align.core.data.encode import Encoder
 from align.core.data.prepare import examples_of
-from align.core.model.export import export
-from align.core.model.load import build_policy
-from align.core.registry import registry
-from align.core.rollout.reward import Answer, Place, Score
+from align.core.data.template_checks import Settings
+from align.core.models.export import export
+from align.core.models.loading import build_policy
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Answer, Place, Score
 from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
 from align.schemas.records import Record

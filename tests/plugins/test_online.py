@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from align.core.algorithm import Algorithm, Outcome, Term
-from align.core.data.collate import Batch, collate
+from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.algorithm.online import Experience, Group, Online
+from align.core.data.batch import Batch, collate
 from align.core.data.examples import Example
-from align.core.rollout.online import Experience, Group, Online
 from align.plugins.algorithms.best_of_n import BestOfN
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.grpo import GRPO

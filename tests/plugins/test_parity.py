@@ -30,13 +30,13 @@ from trl import (
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from align.core.algorithm import Algorithm
-from align.core.data import plan
-from align.core.data.collate import MicroBatch
+from align.core.algorithm.base import Algorithm
+from align.core.data import step_plan
+from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example
-from align.core.data.tokenise import tokenise
-from align.core.model.policy import Policy
-from align.core.train.launch import train
+from align.core.data.tokenize import tokenise
+from align.core.models.policy import Policy
+from align.core.training.launch import train
 from align.plugins.algorithms import cpo, orpo, simpo
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.kto import KTO
@@ -376,7 +376,7 @@ def test_twenty_steps_of_the_engine(name: str, tmp_path: Path) -> None:
     with (tmp_path / "run/only/metrics.csv").open() as file:
         mine = list(csv.DictReader(file))
 
-    order = [int(i) for step in plan.compose([0] * 80, [1.0], 0, 0, 4) for i in step]
+    order = [int(i) for step in step_plan.compose([0] * 80, [1.0], 0, 0, 4) for i in step]
     reference = {"ref_model": tiny_model()} if name in ("dpo", "kto") else {}
     trainer = trainer_class(
         model=model,

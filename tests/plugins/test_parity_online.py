@@ -18,9 +18,9 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from align.core.data.collate import collate
-from align.core.model.policy import Policy
-from align.core.rollout.online import Experience, Online, example_of
+from align.core.algorithm.online import Experience, Online, example_of
+from align.core.data.batch import collate
+from align.core.models.policy import Policy
 from align.plugins.algorithms.grpo import GRPO
 from align.plugins.algorithms.rloo import RLOO
 from align.schemas.rollout import Rollout

@@ -16,9 +16,9 @@ from trl.rewards import (
     think_format_reward,
 )
 
-from align.core.registry import registry
-from align.core.rollout.reward import Answer, Place, Score
-from align.core.rollout.score import Opened
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Answer, Place, Score
+from align.core.rewards.scorer import Opened
 from align.plugins.rewards.length import cosine, near, overlong
 from align.plugins.rewards.repetition import repeated
 from align.schemas.choice import Choice

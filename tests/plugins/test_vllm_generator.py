@@ -25,12 +25,12 @@ import numpy as np
 import pytest
 import torch
 
-from align.core.model.load import build_policy
-from align.core.model.policy import Policy
+from align.core.generation.base import Floats, Interrupt, Request, Subject, Tokens
 from align.core.model.tokenizer import end_tokens, load_tokenizer
-from align.core.rollout.gate import check_sync
-from align.core.rollout.generator import Floats, Interrupt, Request, Subject, Tokens
-from align.core.train.launch import train
+from align.core.models.loading import build_policy
+from align.core.models.policy import Policy
+from align.core.online.sync_check import check_sync
+from align.core.training.launch import train
 from align.plugins.generators.endpoint import Endpoint
 from align.plugins.generators.vllm import VLLM, engine_arguments
 from align.plugins.generators.vllm.launch import BY_HAND, flags
@@ -366,7 +366,7 @@ def test_bfloat16(model_dir: Path) -> None:
 @needs_vllm
 @only_a_server
 def test_a_server_asks_for_its_key_on_every_path(generator: VLLM) -> None:
-    from align.core.http import Client, Refused
+    from align.core.util.http import Client, Refused
 
     with Client(generator.engine.client.base_url, key="guessed", retries=0) as stranger:
         for path in ("/collective_rpc", "/reset_prefix_cache", "/update_weights", "/inference/v1/generate", "/pause"):

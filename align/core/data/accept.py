@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from align.core.data.doctor import Note, Settings
 from align.core.data.encode import Encoder
-from align.core.data.faults import RowError
 from align.core.data.findings import CATALOGUE
 from align.core.data.formats import Format
 from align.core.data.prepare import examples_of
+from align.core.data.row_errors import RowError
 from align.core.data.rows import fitting
-from align.core.registry import registry
+from align.core.data.template_checks import Note, Settings
+from align.core.plugin_system.registry import registry
 from align.schemas.errors import AlignError
 
 ANY = Settings((), scores_prompt=False, reward=False, max_length=2**31, truncation="error", allow=frozenset())

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from align.core.data.faults import RowError
+from align.core.data.row_errors import RowError
 from align.core.data.strict import checked, parse
 
 Parsed = tuple[int, dict[str, Any] | RowError]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from math import isfinite, prod
 from typing import Any
 
-from align.core.data.faults import RowError
+from align.core.data.row_errors import RowError
 from align.core.data.strict import a, decode, inspect
 from align.schemas.errors import did_you_mean
 from align.schemas.records import Arguments, Content, Message

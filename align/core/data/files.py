@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from align.core.data.chunks import Batch, Chunk, Elements, Lines, Parsed, Table
-from align.core.data.faults import RowError, not_utf8
+from align.core.data.row_errors import RowError, not_utf8
 from align.core.data.strict import MAX_ROW
 from align.schemas.errors import AlignError
 

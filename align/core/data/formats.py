@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Self, get_args
 
 from align.core.data import fields
-from align.core.data.faults import RowError
+from align.core.data.row_errors import RowError
 from align.schemas import base
 from align.schemas.records import Kind, Record
 

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from align.core.interpreter import safe_spawning
-from align.core.liveness import waiting
+from align.core.util.interpreter import safe_spawning
+from align.core.util.liveness import waiting
 from align.schemas.errors import AlignError
 
 State = TypeVar("State")

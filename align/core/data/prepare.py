@@ -8,14 +8,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from align.core.data.doctor import Draft, Note, Settings, Tally, examine
+from align.core.data.chat_template import drafts
 from align.core.data.encode import Encoder
-from align.core.data.examples import MESSAGE_WEIGHT, Example
-from align.core.data.examples import TokenSequence
+from align.core.data.examples import MESSAGE_WEIGHT, Example, TokenSequence
 from align.core.data.findings import CATALOGUE, LEFT_OUT
 from align.core.data.guard import Refusal
 from align.core.data.store import to_batch
-from align.core.data.template import drafts
+from align.core.data.template_checks import Draft, Note, Settings, Tally, examine
 from align.schemas.records import Record
 
 

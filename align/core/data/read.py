@@ -8,14 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from align.core import registry
 from align.core.data.chunks import Table
-from align.core.data.faults import BadRow, RowError
 from align.core.data.formats import KINDS, Format, Shape
 from align.core.data.locate import Part, locate
 from align.core.data.parallel import ordered_map
+from align.core.data.row_errors import BadRow, RowError
 from align.core.data.rows import Form, Job, Reader, Row, bad_row, fitting, work
-from align.core.progress import Work
+from align.core.plugin_system import registry
+from align.core.util.progress import Work
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind
 from align.schemas.run import Source
@@ -52,7 +52,7 @@ class Reading:
         """Yield all rows in order.
 
         workers: processes, by default one per core where the source is large enough. progress: show it; None: as
-        ``align.core.progress`` is set. start: leave out that many (a file without rows is a BadRow, but counts as
+        ``align.core.util.progress`` is set. start: leave out that many (a file without rows is a BadRow, but counts as
         none). unique: refuse a second row with the same ``id``. A file that is cut short or damaged ends with a BadRow
         ``damaged-file``.
         """

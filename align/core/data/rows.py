@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from align.core.data import fields
 from align.core.data.chunks import Chunk
-from align.core.data.faults import BadRow, RowError
 from align.core.data.formats import KINDS, Format
+from align.core.data.row_errors import BadRow, RowError
 from align.core.data.strict import HasNaN, inspect, without_nan
 from align.schemas.records import Kind, Record
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from align.core.data.faults import BadRow, BadRows, read_report, write_report
 from align.core.data.lint.finding import LintFinding
 from align.core.data.lint.held_out import learned_again
 from align.core.data.read import Reading
+from align.core.data.row_errors import BadRow, BadRows, read_report, write_report
 from align.core.data.rows import Row
-from align.core.disk import sha256
+from align.core.util.atomic_files import sha256
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind, Record
 from align.schemas.run import Data, Source

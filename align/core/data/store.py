@@ -14,9 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from align.core.checksum import Damaged, difference, read_json, write_json
-from align.core.data.examples import MESSAGE_WEIGHT, Example
-from align.core.data.examples import TokenSequence
-from align.core.disk import sha256, whole_file
+from align.core.data.examples import MESSAGE_WEIGHT, Example, TokenSequence
+from align.core.util.atomic_files import sha256, whole_file
 
 SCHEMA = pa.schema(
     {

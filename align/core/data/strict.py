@@ -10,7 +10,7 @@ import re
 from math import isfinite, isnan
 from typing import Any, NoReturn
 
-from align.core.data.faults import RowError, not_utf8
+from align.core.data.row_errors import RowError, not_utf8
 
 MAX_ROW = 16 * 2**20
 """Longest row (bytes of a line) and longest string in it: about four million tokens."""

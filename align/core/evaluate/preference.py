@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.core.data.examples import Examples
-from align.core.model.policy import Policy
-from align.core.model.precompute import precompute
+from align.core.models.policy import Policy
+from align.core.models.precompute import precompute
 
 
 def prefers_chosen(policy: Policy, examples: Examples, pad_id: int) -> NDArray[np.bool_]:

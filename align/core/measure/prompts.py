@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from align.core.measure.material import Question, plain
+from align.core.inference.probe_material import Question, plain
+from align.core.inference.sampler import as_message
 from align.core.measure.retrieve import Retriever
-from align.core.rollout.speak import as_message
 from align.schemas.records import Content, Message, Record
 
 FOUND = 5

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from align.core.measure.material import Material
-from align.core.measure.probed import Probed
-from align.core.measure.probes import Settings, measure
-from align.core.rollout.reward import Place
-from align.core.rollout.score import Scorer
+from align.core.inference.probe_material import Material
+from align.core.inference.probe_models import Probed
+from align.core.inference.probes import Settings, measure
+from align.core.rewards.base import Place
+from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
 from align.schemas.project import Measured
 from align.schemas.rollout import RewardChoice

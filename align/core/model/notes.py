@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align.core.data.examples import Example, Examples
-from align.core.model.architecture import parameters_of, recall
-from align.core.model.policy import Policy
+from align.core.models.architecture import parameters_of, recall
+from align.core.models.policy import Policy
 from align.schemas.errors import Problem
 
 NAMED = 4

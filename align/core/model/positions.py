@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from align.core.data.examples import Example, Examples
-from align.core.model.policy import Policy
 from align.core.model.weights import without_gradient_or_dropout
+from align.core.models.policy import Policy
 from align.schemas.errors import AlignError, Problem
 
 NAMED = 5

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.core.model.architecture import Head
 from align.core.model.source import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
+from align.core.models.architecture import Head
 from align.schemas.errors import AlignError
 from align.schemas.run import Model
 

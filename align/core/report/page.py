@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.core.disk import write_whole
 from align.core.report import chart as charts
 from align.core.report.facts import chosen, facts
 from align.core.report.read import RunFacts, StageFacts, read_run
 from align.core.report.table import Figure, Row, Table
+from align.core.util.atomic_files import write_whole
 from align.schemas.page import html
 
 __all__ = ["STYLE", "Answer", "Figure", "Row", "Sample", "Table", "write_report"]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.core import checksum, metrics_file, strictyaml
-from align.core.disk import sha256
+from align.core import checksum, metrics_file
+from align.core.config import yaml_loader
+from align.core.util.atomic_files import sha256
 from align.schemas.errors import AlignError, Problem
 from align.schemas.secrets import concealed
 
@@ -56,7 +57,7 @@ def read_run(directory: Path) -> RunFacts:
     try:
         if not _matches(file, sums):
             raise ValueError("is not what the run wrote")
-        document = strictyaml.read(file.read_text(encoding="utf-8"), str(file))
+        document = yaml_loader.read(file.read_text(encoding="utf-8"), str(file))
     except ValueError as error:
         fix = "start the run again with its own run file and --resume: that writes it once more"
         raise AlignError(str(error), fix, where=str(file)) from None

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from align.core.rollout.generator import Tokens
+from align.core.generation.base import Tokens
 
 
 def can_cache(network: PreTrainedModel) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from align.core.rollout.online import Group
-from align.core.rollout.reward import Score
-from align.core.rollout.score import Scored
+from align.core.algorithm.online import Group
+from align.core.rewards.base import Score
+from align.core.rewards.scorer import Scored
 from align.core.rollout.ties import tied
 
 FAILURES = ("unparsed", "abstained", "timeout", "error")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from align.core.rollout.score import Scored
+    from align.core.rewards.scorer import Scored
 
 ROUNDING = 2.0**-40
 """A relative difference: the rounding errors of some thousand float64 operations (2**-53 each) stay below it. Two

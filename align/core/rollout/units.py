@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from align.core.rollout.reward import Answer
+from align.core.rewards.base import Answer
 
 Unit = Literal["tokens", "words", "characters"]
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from align.core.algorithm import Metric, Outcome
+from align.core.algorithm.base import Metric, Outcome
 
 Reduce = Literal["mean", "sum", "min", "max"]
 _START: Mapping[str, float] = {"mean": 0.0, "sum": 0.0, "min": float("inf"), "max": float("-inf")}

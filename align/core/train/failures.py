@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from align.core import liveness
+from align.core.engine import checkpoint, processes
 from align.core.interrupt import Interrupted
-from align.core.system_errors import explain
-from align.core.train import checkpoint, spawn
-from align.core.train.rundir import StageDirectory
+from align.core.training.run_directory import StageDirectory
+from align.core.util import liveness
+from align.core.util.system_errors import explain
 from align.schemas.errors import AlignError, Problem
 
 _GLOO = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
@@ -44,7 +44,7 @@ def explained_failures(place: StageDirectory) -> Iterator[None]:
         raise kind("", problems=[*problems, *_saved(place)]) from error
 
 
-def worker_failed(ended: spawn.Ended, place: StageDirectory) -> BaseException:
+def worker_failed(ended: processes.Ended, place: StageDirectory) -> BaseException:
     """Return the exception to raise for the worker that ended first."""
     status = ended.status
     number = -status if status < 0 else status - 128
@@ -86,7 +86,7 @@ def _is_lost(error: Exception) -> bool:
 
 def _peers(place: StageDirectory) -> list[Problem]:
     """Return the errors that other processes of the group reported; without any, that the connection was lost."""
-    mine, world = spawn.rank(), int(os.environ["WORLD_SIZE"])
+    mine, world = processes.rank(), int(os.environ["WORLD_SIZE"])
     until = time.monotonic() + REPORT_SECONDS  # a peer may be about to write its error
     while True:
         signs = liveness.signs(place.path)

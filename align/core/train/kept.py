@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from align.core.data.examples import Example
-from align.core.data.examples import TokenSequence
+from align.core.data.examples import Example, TokenSequence
 
 
 def plain(example: Example) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-from align.core.registry import registry
-from align.core.rollout.collect import Asked
-from align.core.rollout.samples import show_samples, write_samples
-from align.core.rollout.score import Scored
-from align.core.train.rundir import StageDirectory
+from align.core.online.collect import Asked
+from align.core.plugin_system.registry import registry
+from align.core.rewards.scorer import Scored
+from align.core.training.run_directory import StageDirectory
+from align.core.training.sample_log import show_samples, write_samples
 from align.schemas.rollout import Rollout
 from align.schemas.run import Run
 

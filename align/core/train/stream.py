@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from align.core.data import plan
+from align.core.data import step_plan
 from align.core.data.examples import Examples
 from align.core.data.sources import Window
-from align.core.train.steps import Cutter, StepBatch, StepLoader
+from align.core.engine.steps import Cutter, StepBatch, StepLoader
 from align.schemas.run import Train
 
 Places = Sequence[Sequence[int]]
@@ -47,7 +47,7 @@ class StreamPhases:
             self._windows = self._from(self._places[phase])
         window = next(self._windows)
         examples = self._tokenise(window)
-        order = plan.compose(np.zeros(len(examples), np.int32), (1.0,), self._seed, phase, self._batch_size)
+        order = step_plan.compose(np.zeros(len(examples), np.int32), (1.0,), self._seed, phase, self._batch_size)
         before = self._ends[phase - 1] if phase else 0
         self._ends[phase:] = [before + len(order)]
         self._places[phase + 1 :] = [[list(place) for place in window.places]]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from align.core.rollout.bestof import best_of_k, kl_bound, pass_at_k, powers
-from align.core.rollout.online import Harvest
+from align.core.algorithm.best_of_n import best_of_k, kl_bound, pass_at_k, powers
+from align.core.algorithm.online import Harvest
 from align.core.rollout.ties import reaches, tied
 from align.schemas.records import Content
 

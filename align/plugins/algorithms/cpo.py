@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm import Algorithm, Metric, Outcome, Term
-from align.core.data.collate import Batch
+from align.core.algorithm.base import Algorithm, Metric, Outcome, Term
+from align.core.data.batch import Batch
 from align.core.losses import logistic, preference_metrics
 
 

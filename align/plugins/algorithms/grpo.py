@@ -19,13 +19,13 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from align.core.algorithm import Metric, Outcome
-from align.core.data.collate import Batch
+from align.core.algorithm import policy_loss as r
+from align.core.algorithm.advantages import join, less_mean, per_answer, rewards, scaled
+from align.core.algorithm.base import Metric, Outcome
+from align.core.algorithm.kl import KL
+from align.core.algorithm.online import Credit, Group, Online
+from align.core.data.batch import Batch
 from align.core.losses import token_metrics
-from align.core.rollout import ratio as r
-from align.core.rollout.credit import join, less_mean, per_answer, rewards, scaled
-from align.core.rollout.kl import KL
-from align.core.rollout.online import Credit, Group, Online
 
 
 class GRPO(Online):

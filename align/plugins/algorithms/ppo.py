@@ -10,10 +10,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from align.core.algorithm import Metric, Outcome, Term
-from align.core.data.collate import Batch
-from align.core.losses import token_metrics
-from align.core.rollout.credit import (
+from align.core.algorithm.advantages import (
     Numbers,
     adapted,
     divergence,
@@ -25,9 +22,12 @@ from align.core.rollout.credit import (
     token_rewards,
     whiten,
 )
-from align.core.rollout.kl import KL
-from align.core.rollout.online import Credit, CriticSpec, Group, Online
-from align.core.rollout.ratio import clip_metrics, clipped, log_ratio, token_ratio, weighted
+from align.core.algorithm.base import Metric, Outcome, Term
+from align.core.algorithm.kl import KL
+from align.core.algorithm.online import Credit, CriticSpec, Group, Online
+from align.core.algorithm.policy_loss import clip_metrics, clipped, log_ratio, token_ratio, weighted
+from align.core.data.batch import Batch
+from align.core.losses import token_metrics
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

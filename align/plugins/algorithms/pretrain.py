@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from align.core.algorithm import Algorithm, Outcome, Term
-from align.core.data.collate import Batch
+from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.data.batch import Batch
 from align.core.losses import token_metrics
 
 

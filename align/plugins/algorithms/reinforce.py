@@ -13,11 +13,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from align.core.algorithm import Metric, Outcome
-from align.core.data.collate import Batch
-from align.core.losses import token_metrics
-from align.core.rollout import ratio as r
-from align.core.rollout.credit import (
+from align.core.algorithm import policy_loss as r
+from align.core.algorithm.advantages import (
     Numbers,
     divergence,
     finite,
@@ -30,8 +27,11 @@ from align.core.rollout.credit import (
     token_rewards,
     whiten,
 )
-from align.core.rollout.kl import KL
-from align.core.rollout.online import Credit, Group, Online
+from align.core.algorithm.base import Metric, Outcome
+from align.core.algorithm.kl import KL
+from align.core.algorithm.online import Credit, Group, Online
+from align.core.data.batch import Batch
+from align.core.losses import token_metrics
 
 
 class Reinforce(Online):

@@ -6,8 +6,8 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from align.core.algorithm import Algorithm, Metric, Outcome, Term
-from align.core.data.collate import Batch
+from align.core.algorithm.base import Algorithm, Metric, Outcome, Term
+from align.core.data.batch import Batch
 from align.core.losses import logistic
 
 

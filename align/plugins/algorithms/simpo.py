@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm import Algorithm, Outcome, Term
-from align.core.data.collate import Batch
+from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.data.batch import Batch
 from align.core.losses import logistic, preference_metrics
 
 

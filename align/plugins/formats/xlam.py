@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.core.data import fields
-from align.core.data.faults import RowError
 from align.core.data.formats import Format, Shape
+from align.core.data.row_errors import RowError
 from align.schemas.records import Kind
 
 

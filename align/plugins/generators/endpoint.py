@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align.core.http import Client, secret
-from align.core.rollout.generator import Floats, Generator, Interrupt, Request, Sample, Subject, Tokens
+from align.core.generation.base import Floats, Generator, Interrupt, Request, Sample, Subject, Tokens
+from align.core.util.http import Client, secret
 from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling
 

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from pydantic import PositiveInt
 
-from align.core.data.collate import collate
-from align.core.data.examples import Example
-from align.core.data.examples import TokenSequence
-from align.core.data.plan import FORWARD, cut
-from align.core.model.load import build_policy
-from align.core.model.policy import Policy
-from align.core.model.precompute import detached_logp
-from align.core.rollout.decode import Voice
-from align.core.rollout.generator import Floats, Generator, Request, Sample, Subject, Tokens
+from align.core.data.batch import collate
+from align.core.data.examples import Example, TokenSequence
+from align.core.data.step_plan import FORWARD, cut
+from align.core.generation.base import Floats, Generator, Request, Sample, Subject, Tokens
+from align.core.generation.decode import Voice
+from align.core.models.loading import build_policy
+from align.core.models.policy import Policy
+from align.core.models.precompute import detached_logp
 from align.schemas.rollout import Sampling
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger as LightningLogger
 
 from align.core.checksum import set_aside
-from align.core.disk import naming, write_whole
+from align.core.engine.logger import Logger
 from align.core.metrics_file import chained, read_rows, total
-from align.core.train.logger import Logger
+from align.core.util.atomic_files import naming, write_whole
 from align.schemas.errors import Problem
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
-from align.core.train.logger import Logger
+from align.core.engine.logger import Logger
 from align.schemas.errors import AlignError
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
-from align.core.train.logger import Logger
+from align.core.engine.logger import Logger
 from align.schemas import base
 from align.schemas.errors import AlignError
 

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
+from align.core.rewards.base import Answer, Reward, Score
 from align.core.rollout.patterns import Pattern
-from align.core.rollout.reward import Answer, Reward, Score
 
 
 class Exact(Reward):

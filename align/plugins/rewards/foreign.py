@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import Field
 
 from align.core.error_line import error_line
-from align.core.interpreter import importing_from
-from align.core.rollout.functions import from_function, parts_of, told_of
-from align.core.rollout.reward import Answer, Reward, Score
+from align.core.rewards.base import Answer, Reward, Score
+from align.core.rewards.functions import from_function, parts_of, told_of
+from align.core.util.interpreter import importing_from
 from align.schemas.errors import AlignError
 
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
 
-from align.core.rollout.reward import Answer, Place, Reward, Score
-from align.core.rollout.score import Opened, reward_of
+from align.core.rewards.base import Answer, Place, Reward, Score
+from align.core.rewards.scorer import Opened, reward_of
 from align.core.rollout.units import NO_TOKENS, Unit, pieces
 from align.schemas.choice import spelt_out
 from align.schemas.rollout import BESIDE_REWARD, RewardChoice

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from align.core.rollout.reward import Answer, Reward, Score
+from align.core.rewards.base import Answer, Reward, Score
 from align.core.rollout.units import NO_TOKENS, Unit, pieces
 
 

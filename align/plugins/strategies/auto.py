@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from align.core.train.strategy import Strategy
+from align.core.engine.strategy import Strategy
 from align.schemas.hardware import Footprint, Hardware
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
 
-from align.core.train.strategy import Strategy
+from align.core.engine.strategy import Strategy
 from align.schemas.hardware import Hardware
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from align.core.train.strategy import Strategy
+from align.core.engine.strategy import Strategy
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from align.core.data.faults import BadRow
 from align.core.data.lint.finding import LintFinding
 from align.core.data.lint.linter import Linter, Looking
 from align.core.data.lint.overlap import read_suite
 from align.core.data.read import Reading
+from align.core.data.row_errors import BadRow
 from align.schemas.errors import AlignError
 from align.schemas.run import Source
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from align.core.data.faults import BadRow
 from align.core.data.lint.base import Lint
 from align.core.data.lint.finding import LintFinding, Places, finding
 from align.core.data.lint.view import View, digest, hashes, normal, windows, words
 from align.core.data.read import Reading
+from align.core.data.row_errors import BadRow
 from align.schemas.errors import AlignError
 from align.schemas.run import Source
 

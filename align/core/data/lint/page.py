@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.core.data.lint.lengths import Lengths
-from align.core.disk import write_whole
 from align.core.report import chart as size
 from align.core.report.page import STYLE
+from align.core.util.atomic_files import write_whole
 from align.schemas.page import html
 from align.schemas.text import number
 
 if TYPE_CHECKING:
-    from align.core.data.survey import Survey
+    from align.core.data.lint.scan import Survey
 
 UNITS = ("tokens", "words", "characters")
 """The first of these that is known is drawn; all are in the table."""

@@ -2,7 +2,7 @@
 
 Prompts go in and answers come out as token ids, never as text that would have to be tokenised again. Every answer has
 its own seed. Log-probabilities are of the distribution that was drawn from (``processed_logprobs``). After every phase
-the policy's weights are sent, the prefix cache is dropped, and the sync gate (``core/rollout/gate.py``) compares
+the policy's weights are sent, the prefix cache is dropped, and the sync gate (``core/online/sync_check.py``) compares
 log-probabilities with the trainer's.
 
 Measured on CPU with vLLM 0.32 (docs/vllm.md). Not measured, for want of a GPU: everything on CUDA, and ``weights:
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from align.core.rollout.generator import Floats, Generator, Request, Sample, Subject, Tokens
+from align.core.generation.base import Floats, Generator, Request, Sample, Subject, Tokens
 from align.schemas.errors import AlignError
 from align.schemas.rollout import Sampling
 
 if TYPE_CHECKING:
-    from align.core.model.policy import Policy
+    from align.core.models.policy import Policy
     from align.plugins.generators.vllm.process import Process
     from align.plugins.generators.vllm.server import Server
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.core.http import Client, Failed
-from align.core.train.spawn import free_port
+from align.core.engine.processes import free_port
+from align.core.util.http import Client, Failed
 from align.plugins.generators.vllm import VLLM
 from align.plugins.generators.vllm.keeper import GRACE
 from align.schemas.errors import AlignError

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from align.core.rollout.generator import Floats, Interrupt, Sample, Tokens
+from align.core.generation.base import Floats, Interrupt, Sample, Tokens
 from align.core.train.random import random_state, set_random_state
 from align.plugins.generators.vllm import SCORING, VLLM
 from align.plugins.generators.vllm.weights import checkpoint_tensors
 from align.schemas.errors import AlignError
 
 if TYPE_CHECKING:
-    from align.core.model.policy import Policy
+    from align.core.models.policy import Policy
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else the engine runs in a child, and weights must be sent to it

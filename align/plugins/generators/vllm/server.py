@@ -21,18 +21,18 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align.core.disk import sha256
-from align.core.http import Client, Failed, secret
-from align.core.rollout.generator import Floats, Interrupt, Sample, Tokens
+from align.core.engine.processes import rank
+from align.core.generation.base import Floats, Interrupt, Sample, Tokens
 from align.core.train.random import everyone
-from align.core.train.spawn import rank
+from align.core.util.atomic_files import sha256
+from align.core.util.http import Client, Failed, secret
 from align.plugins.generators.vllm import SCORING, VLLM
 from align.plugins.generators.vllm.launch import BY_HAND, NCCL, Launched
 from align.plugins.generators.vllm.weights import checkpoint_tensors
 from align.schemas.errors import AlignError
 
 if TYPE_CHECKING:
-    from align.core.model.policy import Policy
+    from align.core.models.policy import Policy
 
 FIRST = "default"
 """The label of the weights that a server began with."""

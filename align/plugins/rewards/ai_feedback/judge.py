@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from align.core.rollout.reward import Outcome
+from align.core.rewards.base import Outcome
 from align.plugins.rewards.ai_feedback.prompts import Conversation
 
 

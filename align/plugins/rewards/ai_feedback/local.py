@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator, Sequence
 
 from align.core.data.encode import Encoder
-from align.core.registry import registry
-from align.core.rollout.generator import Generator, Request, Tokens
-from align.core.rollout.speak import subject_for, text_of, tokens_of
+from align.core.generation.base import Generator, Request, Tokens
+from align.core.inference.sampler import subject_for, text_of, tokens_of
+from align.core.plugin_system.registry import registry
 from align.plugins.rewards.ai_feedback.judge import Reply
 from align.plugins.rewards.ai_feedback.memory import Ledger, Use
 from align.plugins.rewards.ai_feedback.prompts import Conversation

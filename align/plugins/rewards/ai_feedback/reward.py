@@ -11,7 +11,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import ClassVar
 
-from align.core.rollout.reward import Answer, Outcome, Place, Reward, Score
+from align.core.rewards.base import Answer, Outcome, Place, Reward, Score
 from align.plugins.rewards.ai_feedback.endpoint import Endpoint
 from align.plugins.rewards.ai_feedback.judge import Judge
 from align.plugins.rewards.ai_feedback.memory import Ledger, Memory

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from align.core.rollout.reward import Answer, Place, Reward, Score
+from align.core.rewards.base import Answer, Place, Reward, Score
 from align.plugins.rewards.code.answer import last_block
 from align.plugins.rewards.code.asserts import Unfit
 from align.plugins.rewards.code.cage.values import encode

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from align.core.rollout.reward import Answer, Place, Reward, Score
+from align.core.rewards.base import Answer, Place, Reward, Score
 from align.plugins.rewards.math.compare import check, same
 from align.plugins.rewards.math.extract import Found, answer_of
 from align.plugins.rewards.math.notation import Unparsed, clean

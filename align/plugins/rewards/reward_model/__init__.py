@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from align.core.rollout.reward import Answer, Place, Reward, Score
+from align.core.rewards.base import Answer, Place, Reward, Score
 
 if TYPE_CHECKING:
     from align.plugins.rewards.reward_model.network import Network

@@ -1,0 +1,152 @@
+"""Credit: from rewards to advantages. Pure functions of numpy arrays, in float64.
+
+[G] the answers to one prompt, [N] all answers of a phase, [T] the tokens of one answer. NaN marks an answer that nobody
+scored: it takes no part in a mean or a deviation, so abstaining is never the same as a reward of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.core.algorithm.kl import KL, estimate
+from align.core.algorithm.online import Credit, Experience, Group
+from align.core.generation.base import Floats
+
+Numbers = NDArray[np.float64]
+
+EPS = 1e-4
+"""Added to a standard deviation that divides (TRL's; OpenRLHF has 1e-9, veRL 1e-6)."""
+
+
+# --- rewards -------------------------------------------------------------------------------------------------------
+
+
+def divergence(experience: Experience, kind: KL) -> Numbers:
+    """k_t of each token of an answer, under the policy that the phase began with: [T]."""
+    assert experience.logp is not None and experience.ref_logp is not None, "the engine measures what credit needs"
+    return estimate(experience.logp.astype(np.float64) - experience.ref_logp, kind)
+
+
+def rewards(group: Group, beta: float = 0.0, kind: KL = "k1") -> Numbers:
+    """R_i − β Σ_t k_t, NaN where nobody scored the answer: [G]. The KL in the reward; RLOO, 2402.14740."""
+    scores = np.array([np.nan if e.reward is None else e.reward for e in group], np.float64)
+    return scores - [beta * divergence(e, kind).sum() for e in group] if beta else scores
+
+
+def token_rewards(reward: float, kl_T: Numbers, beta: float) -> Numbers:
+    """r_t = −β k_t, and the answer's reward beside it at the last token: [T]. 1909.08593 Eq 2, token by token."""
+    reward_T = -beta * kl_T
+    reward_T[-1] += reward
+    return reward_T
+
+
+def adapted(beta: float, kl: float, target: float, answers: int, horizon: float) -> float:
+    """β (1 + clip(KL/target − 1, −0.2, 0.2) n / horizon): the next phase's β. 1909.08593 Section 2.2, K_β = n/horizon.
+
+    kl, target: nats an answer. answers: n of this phase. horizon: answers in which β may grow by a fifth.
+    """
+    return beta * (1 + float(np.clip(kl / target - 1, -0.2, 0.2)) * answers / horizon)
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def mean(x: Numbers) -> float:
+    """Over those that are numbers; NaN where there is none."""
+    known = x[~np.isnan(x)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def std(x: Numbers) -> float:
+    """Unbiased (n − 1), over those that are numbers; 0 for fewer than two."""
+    known = x[~np.isnan(x)]
+    return float(known.std(ddof=1)) if len(known) > 1 else 0.0
+
+
+def less_mean(reward: Numbers) -> Numbers:
+    """R_i − mean(R). GRPO, 2402.03300 Section 4.1.2.
+
+    Exactly 0 where all are equal.
+    """
+    known = reward[~np.isnan(reward)]
+    # The mean of equal numbers is rounded, and may differ from each of them. Less the first one they are exact zeros.
+    shifted = reward - known[0] if len(known) else reward
+    return shifted - mean(shifted)
+
+
+def less_siblings(reward_G: Numbers) -> Numbers:
+    """R_i − 1/(n−1) Σ_{j≠i} R_j = n/(n−1) (R_i − mean(R)), n scored answers. RLOO, 2402.14740.
+
+    An answer without scored siblings has nothing to be compared with: 0.
+    """
+    scored = int((~np.isnan(reward_G)).sum())
+    return scored / max(scored - 1, 1) * less_mean(reward_G)
+
+
+def scaled(advantage: Numbers, by: Numbers) -> Numbers:
+    """A_i / (std(R) + 1e-4)."""
+    return advantage / (std(by) + EPS)
+
+
+def join(parts: Sequence[Numbers]) -> Numbers:
+    """One array of many, or of none."""
+    return np.concatenate([np.empty(0), *parts])
+
+
+# --- tokens --------------------------------------------------------------------------------------------------------
+
+
+def reward_to_go(reward_T: Numbers, gamma: float = 1.0) -> Numbers:
+    """G_t = r_t + γ G_{t+1}: [T]."""
+    return gae(reward_T, np.zeros_like(reward_T), gamma, 1.0)[0]
+
+
+def gae(reward_T: Numbers, value_T: Numbers, gamma: float, lam: float) -> tuple[Numbers, Numbers]:
+    """Advantages A_t = δ_t + γλ A_{t+1}, δ_t = r_t + γ V_{t+1} − V_t, and returns A_t + V_t: [T] each.
+
+    Generalised advantage estimation, 1506.02438 Eq 16. The answer's end is the episode's: V beyond it is 0.
+    """
+    delta_T = reward_T + gamma * np.append(value_T[1:], 0.0) - value_T
+    advantage_T, after = np.empty_like(delta_T), 0.0
+    for t in reversed(range(len(delta_T))):
+        after = advantage_T[t] = delta_T[t] + gamma * lam * after
+    return advantage_T, advantage_T + value_T
+
+
+def whiten(parts: Sequence[Numbers]) -> list[Numbers]:
+    """(A − mean) / √(var + 1e-8) over all tokens of all answers, var unbiased; NaN ones apart. As TRL's PPO."""
+    together = join(parts)
+    centre, spread = mean(together), np.sqrt(std(together) ** 2 + 1e-8)
+    return [(part - centre) / spread for part in parts]
+
+
+# --- credit --------------------------------------------------------------------------------------------------------
+
+
+def finite(parts: Sequence[Numbers]) -> list[Floats]:
+    """What the loss gets: float32, and 0 for what nobody scored."""
+    return [np.nan_to_num(part).astype(np.float32) for part in parts]
+
+
+def kept(groups: Sequence[Group], mask_truncated_completions: bool = False) -> NDArray[np.bool_]:
+    """Which answers carry loss: those that somebody scored, and on demand only those that came to their end: [N]."""
+    return np.array(
+        [
+            e.reward is not None and not (mask_truncated_completions and e.finish == "length")
+            for group in groups
+            for e in group
+        ],
+        dtype=bool,
+    )
+
+
+def per_answer(
+    groups: Sequence[Group], advantages: Sequence[Numbers], mask_truncated_completions: bool = False
+) -> Credit:
+    """Give every token of an answer the answer's advantage; one [G] for each group."""
+    answers = [e for group in groups for e in group]
+    spread = [np.full(len(e.tokens), a) for e, a in zip(answers, join(advantages), strict=True)]
+    return Credit({"advantage": finite(spread)}, kept(groups, mask_truncated_completions))

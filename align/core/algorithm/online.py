@@ -1,0 +1,195 @@
+"""The contract of online algorithms: two choices, credit (rewards -> advantages) and token loss.
+
+    prompts -> answers -> rewards -> [log-probabilities, values] -> credit -> examples -> the same step as offline
+
+Everything but credit and loss is the engine's: sampling, scoring, dead groups, measuring, the averages, resuming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.core.algorithm.base import Algorithm
+from align.core.data.examples import Example, TokenSequence
+from align.core.generation.base import Floats, Tokens
+from align.schemas.errors import AlignError
+from align.schemas.records import Content, Kind
+from align.schemas.rollout import Rollout
+
+
+@dataclass(slots=True)
+class Experience:
+    """One sampled answer and all that is known of it. T tokens in the answer.
+
+    reward      the weighted mean of what its rewards said; None where all of them abstained
+    parts       what each reward said, by name; None where it abstained
+    sampled_logp, logp, ref_logp   log-probability [T] of each token under the generator, the trainer's policy before
+                the phase's first step, and the reference; at the sampling temperature. None where not measured
+    value       [T] the critic's value of the state before each token (prompt and the tokens until then)
+    size        sum of the absolute values of the numbers that were added up to the reward; bounds its rounding
+    """
+
+    source: str
+    prompt: Tokens
+    tokens: Tokens
+    finish: Literal["stop", "length"]
+    sampled_logp: Floats
+    reward: float | None = None
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    logp: Floats | None = None
+    ref_logp: Floats | None = None
+    value: Floats | None = None
+    size: float = 0.0
+
+
+Group = Sequence[Experience]
+"""The answers to one prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """What the loss is told of each answer, in the order of the groups' answers flattened.
+
+    along: numbers for each token, each a list of [T_i] arrays; ``advantage`` by convention. Names become
+    ``Batch.along``. keep: [N] False leaves an answer out of the loss and of every average (it was cut off, or nobody
+    scored it). metrics: to log once a phase.
+    """
+
+    along: Mapping[str, Sequence[Floats]]
+    keep: NDArray[np.bool_]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CriticSpec:
+    """The value model that an algorithm wants beside the policy.
+
+    path: what it starts from (a directory, a hub id, a stage's export); None: the policy's own starting weights. Its
+    head is that of a reward model where the directory has one, else new. warmup: optimizer steps in which only the
+    critic learns.
+    """
+
+    path: str | None
+    learning_rate: float
+    warmup: int = 0
+
+
+class Online(Algorithm):
+    """An algorithm that learns from answers it samples itself: write ``credit`` and ``loss``.
+
+    ``Batch.along`` has what ``credit`` gave, and where measured ``old_logp`` (the trainer's before
+    the phase's first step) and ``weight`` (the correction for the generator, see ``schemas.rollout.Mismatch``).
+    """
+
+    learns_from: ClassVar[tuple[Kind, ...]] = ("prompt",)
+    samples: ClassVar[bool] = True
+    goal: ClassVar[tuple[str, Literal["min", "max"]]] = ("reward", "max")
+    dropout: ClassVar[bool] = False
+    uses_ratio: ClassVar[bool] = True
+    """Whether the loss assumes that answers come from the policy itself: truncated sampling is then refused."""
+
+    class Config(Algorithm.Config):
+        """Settings in the run file."""
+
+    rollout: Rollout
+    """The stage's rollout settings (``settle``)."""
+
+    @property
+    def num_generations(self) -> int:
+        """Answers sampled for each prompt: the setting of that name, where there is one, else 1."""
+        return int(getattr(self.config, "num_generations", 1))
+
+    @property
+    def num_iterations(self) -> int:
+        """Times that each phase's answers are learned from: the setting of that name, where there is one, else 1."""
+        return int(getattr(self.config, "num_iterations", 1))
+
+    @property
+    def uses_reference(self) -> bool:
+        """For a KL that costs something: the setting ``beta``, where there is one."""
+        return float(getattr(self.config, "beta", 0.0)) > 0
+
+    @property
+    def measures_logp(self) -> bool:
+        """Whether ``credit`` needs the trainer's log-probabilities. (A phase of several steps has them measured.)"""
+        return False
+
+    @property
+    def compares(self) -> bool:
+        """Return whether only differences within a group are learned from, so that a group of equal rewards is dead."""
+        return True
+
+    @property
+    def critic(self) -> CriticSpec | None:
+        """The value model it wants."""
+        return None
+
+    def settle(self, rollout: Rollout) -> None:
+        """Told the stage's rollout settings before anything else; raises AlignError where they do not go together."""
+        self.rollout = rollout
+        if self.uses_ratio and not rollout.sampling.neutral:
+            raise AlignError(
+                f"{self.name} weighs tokens by their probability under the policy, and this sampling draws them from "
+                "another distribution",
+                "leave top_k, top_p, min_p and repetition_penalty at their defaults and temperature above 0",
+                where="rollout.sampling",
+            )
+
+    def credit(self, groups: Sequence[Group]) -> Credit:
+        """Rewards to advantages, once a phase, with all its answers from all ranks. Equal on every rank.
+
+        May change the algorithm's own state (a KL controller).
+        """
+        raise NotImplementedError
+
+    def examples(self, groups: Sequence[Group], credit: Credit) -> list[list[Example]]:
+        """What each group teaches: by default an example for each answer that ``credit`` keeps."""
+        made: list[list[Example]] = []
+        place = 0
+        for group in groups:
+            made.append([])
+            for experience in group:
+                if credit.keep[place]:
+                    along = {name: values[place] for name, values in credit.along.items()}
+                    made[-1].append(example_of(experience, along))
+                place += 1
+        return made
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``credit`` keeps from phase to phase: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+
+
+class Harvest(Online):
+    """An algorithm that learns nothing: its answers become rows for a later stage (``data.train: stage:NAME``)."""
+
+    makes_rows: ClassVar[bool] = True
+    uses_ratio: ClassVar[bool] = False
+
+    def rows(self, prompt: Content, answers: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
+        """The rows that one prompt gives, from the (text, reward) of its answers that were not cut off."""
+        raise NotImplementedError
+
+    def curves(self, rewards: Sequence[Sequence[float | None]]) -> dict[str, float]:
+        """What all prompts' rewards say: metrics of the stage."""
+        raise NotImplementedError
+
+
+def example_of(experience: Experience, along: Mapping[str, Floats], role: str = "completion") -> Example:
+    """An answer as an example with one sequence, its tokens scored."""
+    return Example(experience.source, (sequence_of(experience, along, role),))
+
+
+def sequence_of(experience: Experience, along: Mapping[str, Floats], role: str = "completion") -> TokenSequence:
+    """Prompt and answer as one sequence, the answer's tokens scored."""
+    tokens = np.concatenate([experience.prompt, experience.tokens]).astype(np.int32)
+    scored = np.arange(len(tokens)) >= len(experience.prompt)
+    return TokenSequence(role, tokens, scored, experience.ref_logp, dict(along))

@@ -1,0 +1,240 @@
+"""Examples -> the tensors of one micro-batch. Two layouts, the same ragged scored tokens.
+
+padded  a row for each sequence, padding on the right
+packed  all sequences in one row; ``position_ids`` start again at 0 with each, and keep attention apart
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from align.core.data.examples import MESSAGE_WEIGHT, Example, TokenSequence
+from align.core.data.step_plan import Layout
+from align.schemas.errors import AlignError
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one forward pass works on. R rows of L positions; T scored tokens, B sequences, E examples.
+
+    input_ids_RL, position_ids_RL   the tokens, and each one's place in its own sequence
+    attention_mask_RL               1 for tokens, 0 for padding; None where there is no padding
+    predict_T    flat index in [0, R * L) of the position whose hidden state predicts each scored token
+    target_T     the scored tokens
+    last_B       flat index of each sequence's last token
+    sequence_T, position_T, example_B, role_B, roles, examples, columns, ref_logp_T, along   as in ``Batch``
+    sources      where each example came from, for messages
+    """
+
+    input_ids_RL: Tensor
+    position_ids_RL: Tensor
+    attention_mask_RL: Tensor | None
+    predict_T: Tensor
+    target_T: Tensor
+    last_B: Tensor
+    sequence_T: Tensor
+    position_T: Tensor
+    example_B: Tensor
+    role_B: Tensor
+    roles: tuple[str, ...]
+    examples: int
+    columns: Mapping[str, Tensor]
+    ref_logp_T: Tensor | None
+    along: Mapping[str, Tensor]
+    sources: tuple[str, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MicroBatch:
+        """The same on another device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: move(x) for name, x in value.items()}
+            return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: Sequence[Example] = ()) -> MicroBatch:
+    """Lay the examples out.
+
+    like: all examples of the optimizer step. The micro-batch shows the roles and columns of those, so that every
+    micro-batch of a step has the same ones, an empty one too. Default: ``examples``.
+
+    No examples give a micro-batch that can be run: one row of one padding token, T = B = 0.
+    Raises AlignError where some rows of the step have a column and others lack it. Raises ValueError where a sequence
+    is empty or its first token is scored (nothing predicts it), and where reference log-probabilities are incomplete.
+    """
+    step = like or examples
+    roles = tuple(dict.fromkeys(s.role for e in step for s in e.sequences))
+    sequences = [s for e in examples for s in e.sequences]
+    lengths = np.array([len(s) for s in sequences], dtype=np.int64)
+    if any(not len(s) or s.scored[0] for s in sequences):
+        raise ValueError("a sequence is empty, or its first token is scored and nothing predicts it")
+
+    if layout == "packed" or not sequences:
+        shape = (1, max(1, int(lengths.sum())))
+        start_B = np.cumsum(lengths) - lengths
+    else:
+        shape = (len(sequences), int(lengths.max()))
+        start_B = np.arange(len(sequences)) * shape[1]
+
+    # Flat index of every token, sequence after sequence; padding is what no index names.
+    place = _runs(lengths)
+    index = np.repeat(start_B, lengths) + place
+    ids, positions, filled = np.full(shape, pad_id), np.tile(np.arange(shape[1]), (shape[0], 1)), np.zeros(shape, bool)
+    ids.flat[index] = _join([s.tokens for s in sequences])
+    positions.flat[index] = place
+    filled.flat[index] = True
+
+    scored = _join([s.scored for s in sequences]).astype(bool)
+    scored_B = np.array([int(s.scored.sum()) for s in sequences], dtype=np.int64)
+    return MicroBatch(
+        input_ids_RL=_tensor(ids),
+        position_ids_RL=_tensor(positions),
+        attention_mask_RL=None if filled.all() or not sequences else _tensor(filled),
+        predict_T=_tensor(index[scored] - 1),
+        target_T=_tensor(ids.flat[index[scored]]),
+        last_B=_tensor(start_B + lengths - 1),
+        sequence_T=_tensor(np.repeat(np.arange(len(sequences)), scored_B)),
+        position_T=_tensor(_runs(scored_B)),
+        example_B=_tensor(np.repeat(np.arange(len(examples)), [len(e.sequences) for e in examples])),
+        role_B=_tensor(np.array([roles.index(s.role) for s in sequences])),
+        roles=roles,
+        examples=len(examples),
+        columns=_columns(examples, step),
+        ref_logp_T=_reference(sequences, step),
+        along=_along(sequences, step),
+        sources=tuple(e.source for e in examples),
+    )
+
+
+def _runs(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[2, 3] -> [0, 1, 0, 1, 2]."""
+    total = int(counts.sum())
+    return np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _join(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _tensor(values: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
+
+
+def _columns(examples: Sequence[Example], step: Sequence[Example]) -> dict[str, Tensor]:
+    """Each column [E] in float32."""
+    names = dict.fromkeys(name for e in step for name in e.columns)
+    for name in names:
+        if lacking := [e.source for e in step if name not in e.columns]:
+            having = next(e.source for e in step if name in e.columns)
+            raise AlignError(f"has no {name!r}, but {having} has", "give every row a value, or none", where=lacking[0])
+    return {name: torch.tensor([e.columns[name] for e in examples], dtype=torch.float32) for name in names}
+
+
+def _reference(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> Tensor | None:
+    """The reference log-probabilities [T] in float32, if they were computed."""
+    known = {s.ref_logp is not None for e in step for s in e.sequences}
+    if len(known) > 1:
+        raise ValueError("some rows of the step have reference log-probabilities and others lack them")
+    parts = [s.ref_logp for s in sequences if s.ref_logp is not None]
+    return torch.from_numpy(_join(parts).astype(np.float32)) if True in known else None
+
+
+def _along(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> dict[str, Tensor]:
+    """What the scored tokens carry beside them, each [T] in float32."""
+    names = dict.fromkeys(name for e in step for s in e.sequences for name in s.along)
+    needed = names.keys() - {MESSAGE_WEIGHT}  # which has a default, 1: ``Sequence.weights``
+    if any(needed - s.along.keys() for e in step for s in e.sequences):
+        raise ValueError(f"some sequences of the step lack some of {', '.join(names)}")
+    parts = {name: [s.along.get(name, s.weights) for s in sequences] for name in names}
+    return {name: torch.from_numpy(_join(arrays).astype(np.float32)) for name, arrays in parts.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a loss sees of one micro-batch.
+
+    logp_T       log-probability of each scored token under the policy; carries gradient
+    sequence_T   which sequence each scored token belongs to, in [0, B)
+    position_T   its place among its sequence's scored tokens, from 0
+    example_B    which example each sequence belongs to, in [0, E)
+    role_B       index into ``roles`` (``chosen``, ``rejected``, ...)
+    columns      per-example numbers [E] (``margin``, ``label``, ...)
+    ref_logp_T   the same tokens under the reference, or None; no gradient
+    along        per-token numbers [T] that the examples carry (``advantage``, ``old_logp``, ...); no gradient
+    value_T      the critic's value of the state before each scored token, or None; carries gradient
+    score_B      the reward head's score of each sequence, or None; carries gradient
+    entropy_T, correct_T, logit_T   entropy, whether the token was the likeliest, mean logit over the vocabulary;
+                 no gradient, for metrics
+    step         what ``Algorithm.statistics`` found over the whole optimizer step (means), empty without it
+    """
+
+    logp_T: Tensor
+    sequence_T: Tensor
+    position_T: Tensor
+    example_B: Tensor
+    role_B: Tensor
+    roles: tuple[str, ...]
+    examples: int
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    ref_logp_T: Tensor | None = None
+    along: Mapping[str, Tensor] = field(default_factory=dict)
+    value_T: Tensor | None = None
+    score_B: Tensor | None = None
+    entropy_T: Tensor | None = None
+    correct_T: Tensor | None = None
+    logit_T: Tensor | None = None
+    step: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> int:
+        """B."""
+        return self.example_B.numel()
+
+    def sum_per_sequence(self, x_T: Tensor) -> Tensor:
+        """Sum over each sequence's scored tokens: [T] -> [B]."""
+        return x_T.new_zeros(self.sequences).index_add(0, self.sequence_T, x_T)
+
+    @property
+    def length_B(self) -> Tensor:
+        """Scored tokens of each sequence, at least 1 so that it can divide: [B]."""
+        return self.sum_per_sequence(torch.ones_like(self.logp_T)).clamp(min=1)
+
+    def mean_per_sequence(self, x_T: Tensor) -> Tensor:
+        """Mean over each sequence's scored tokens: [T] -> [B]."""
+        return self.sum_per_sequence(x_T) / self.length_B
+
+    def spread(self, x_B: Tensor) -> Tensor:
+        """Give every scored token its sequence's value: [B] -> [T]."""
+        return x_B[self.sequence_T]
+
+    def of(self, role: str, x_B: Tensor) -> Tensor:
+        """The values of one role in the order of the examples: [B] -> [E].
+
+        Raises ValueError unless every example has exactly one sequence of that role.
+        """
+        mine_B = self.role_B == self.roles.index(role) if role in self.roles else torch.zeros_like(self.role_B).bool()
+        if int(mine_B.sum()) != self.examples:
+            raise ValueError(f"not every example has one {role!r} sequence")
+        return x_B.new_zeros(self.examples).index_copy(0, self.example_B[mine_B], x_B[mine_B])
+
+    def by_message(self, x_T: Tensor) -> Tensor:
+        """Multiply each token's value [T] by the weight of its message: [T]. The engine counts it by the same weight.
+
+        Without weights the values are returned as they are.
+        """
+        if MESSAGE_WEIGHT not in self.along:
+            return x_T
+        return x_T * self.along[MESSAGE_WEIGHT]
+
+    def tokens_of(self, role: str, x_T: Tensor) -> Tensor:
+        """The tokens of one role's sequences: [T] -> [T']."""
+        return x_T[self.role_B[self.sequence_T] == self.roles.index(role)]

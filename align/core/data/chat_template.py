@@ -1,0 +1,633 @@
+"""Render one record and turn it into token sequences with a mask of the tokens that are learned.
+
+A conversation is rendered and tokenised as one text, as it will be when the model is used. The assistant's words are
+found as character spans: by the template's ``{% generation %}`` marks, else by rendering the conversation up to each
+turn and checking that this is a prefix of the whole. Spans become tokens by the tokenizer's offsets, and every edge is
+checked: the tokens before it must be those that the model sees when it is given that prompt alone. What of the row the
+template leaves out or changes is found by ``trace``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from align.core.data import sandbox
+from align.core.data.encode import Encoder
+from align.core.data.findings import CATALOGUE
+from align.core.data.guard import MAX_CHARACTERS, Guard, Refusal, Span
+from align.core.data.sandbox import Failed, Job
+from align.core.data.template_checks import Draft, Note, Settings
+from align.core.data.template_trace import REASONING, Lost, Trace, Tracer, spans_in
+from align.schemas.errors import AlignError
+from align.schemas.records import Arguments, Message, Record
+
+RENDER_SECONDS = 10.0
+"""Limit of processor time for one conversation: a template is a program, and may be written never to end."""
+
+_PART = re.compile(r"""['"]type['"]: ?['"]text['"]""")
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_RESERVED = {"messages", "tools", "chat_template", "add_generation_prompt"}
+"""Variables that a row's chat_template_kwargs may not set, because the renderer sets them."""
+
+_NONCE = secrets.token_hex(8)
+_GENERATION = (f"\ufdd4{_NONCE}\ufdd5", f"\ufdd4{_NONCE}\ufdd6")
+"""Markers written around what a template marks as the assistant's. Random in each process, so no row can spell them."""
+
+
+def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[list[Draft]], list[Note]]:
+    """Return the uncut examples of one record, each a list of sequences, and the findings made on the way.
+
+    text -> ``text``; prompt -> ``prompt``, nothing scored; completion, unpaired -> ``completion``; preference ->
+    ``chosen``, ``rejected``. There is one example, or one per answer where the run file accepts turn-not-prefix. Raises
+    Refusal for a row that cannot be used, and AlignError where the template exceeds its time limit.
+    """
+    if record.kind not in settings.learns_from:
+        raise Refusal("wrong-kind", f"a {record.kind} row")
+    row = _Row(record, encoder, settings)
+    if record.kind == "text":
+        text = row.enter(record.text)
+        examples = row.conversation(text) if record.conversational else [[row.string("text", "", text)]]
+    elif record.kind == "prompt":
+        examples = [[row.prompt_alone()]]
+    elif record.kind == "preference":
+        pair = {"chosen": record.chosen, "rejected": record.rejected}
+        examples = [[row.answered(role, row.prompt, row.enter(answer)) for role, answer in pair.items()]]
+    else:
+        examples = [[row.answered("completion", row.prompt, row.enter(record.completion))]]
+    row.note_special_tokens(record)
+    return [[_scored(draft, settings) for draft in example] for example in examples], row.notes
+
+
+def rendered(
+    record: Record, encoder: Encoder, settings: Settings, *, added: Sequence[Message] = (), opens: bool = False
+) -> str:
+    """Return a prompt of messages as the chat template writes it, followed by the messages ``added``.
+
+    opens: append the generation prompt. Raises as ``drafts`` does.
+    """
+    row = _Row(record, encoder, settings)
+    return row.render([*row.prompt, *added], prompt=opens).text
+
+
+def _scored(draft: Draft, settings: Settings) -> Draft:
+    """Return the draft with the algorithm's scored mask: a reward model scores the last token alone."""
+    scored = np.arange(len(draft.scored)) == len(draft.scored) - 1 if settings.reward else draft.scored
+    # Nothing predicts the first token, so it never carries loss.
+    return draft._replace(scored=scored & (np.arange(len(scored)) > 0))
+
+
+class _Piece(NamedTuple):
+    """A span of characters that is learned, and its weight in the loss."""
+
+    start: int
+    end: int
+    weight: float = 1.0
+
+
+class _Rendered(NamedTuple):
+    """A conversation as its template writes it, and a trace of the row's strings in it.
+
+    messages: in the form that the template accepts. weights: the loss weight of each message. views: the renderings of
+    shorter prefixes, keyed by (number of messages, with a generation prompt).
+    """
+
+    messages: list[Message]
+    weights: list[float]
+    text: str
+    trace: Trace
+    views: dict[tuple[int, bool], str | Failed]
+
+    def view(self, upto: int, prompt: bool) -> str:
+        """Return the rendering of the first ``upto`` messages. Raises Refusal where the template rejects them."""
+        found = self.views[upto, prompt]
+        if isinstance(found, Failed):
+            raise Refusal("template-failed", found.why)
+        return found
+
+    def role(self, i: int) -> str:
+        return str(self.messages[i].get("role"))
+
+
+class _Row:
+    """One record on its way through the template."""
+
+    def __init__(self, record: Record, encoder: Encoder, settings: Settings) -> None:
+        self.encoder, self.settings, self.where = encoder, settings, record.source
+        self.notes: list[Note] = []
+        if reserved := _RESERVED & record.chat_template_kwargs.keys():
+            raise Refusal("template-failed", f"chat_template_kwargs may not set {', '.join(sorted(reserved))}")
+        every = "special-token-in-text" in settings.allow and not record.conversational
+        self.guard = Guard(encoder, frozenset(encoder.special) if every else settings.special_tokens)
+        self.tools = self.guard.enter(record.tools)
+        self.variables = encoder.variables | self.guard.enter(record.chat_template_kwargs)
+        self.prompt = self.guard.enter(record.prompt)
+
+    @cached_property
+    def source(self) -> str:
+        """The chat template's source. Raises Refusal where there is none."""
+        return self.encoder.template(self.tools)
+
+    @cached_property
+    def marked(self) -> bool:
+        """True if the template has ``{% generation %}`` marks around the assistant's text."""
+        return _MARKS.search(self.source) is not None
+
+    def note(self, finding: str, detail: str) -> None:
+        """Record an error of this row. Raises Refusal unless the run file accepts that finding."""
+        if finding not in self.settings.allow:
+            raise Refusal(finding, detail)
+        self.notes.append(Note(finding, detail))
+
+    def note_special_tokens(self, record: Record) -> None:
+        """Record the special tokens that the row spells.
+
+        In messages of users and tools such a spelling is text. In the assistant's messages and in plain strings the
+        model's format may be meant: that is ``special-token-unclear``, except for tokens that only ever begin or end a
+        text (bos, eos, pad, unk).
+        """
+        if self.guard.honoured:
+            self.notes.append(Note("special-token-meant", " ".join(self.guard.honoured)))
+        if not self.guard.found:
+            return
+        own = Guard(self.encoder, self.settings.special_tokens)
+        for part in (record.text, record.prompt, record.completion, record.chosen, record.rejected):
+            if isinstance(part, str):
+                own.enter(part)
+            elif part is not None:
+                own.enter([message for message in part if message.get("role") == "assistant"])
+        unclear = own.found if set(own.found) - self.encoder.edges else []
+        if unclear:
+            self.notes.append(Note("special-token-unclear", " ".join(unclear)))
+        if text := [token for token in self.guard.found if token not in unclear]:
+            self.notes.append(Note("special-token-in-text", " ".join(text)))
+
+    def enter(self, content: Any) -> Any:
+        """Return content of the row with its special tokens hidden."""
+        if isinstance(content, str):  # a string ends with eos anyway, so one that the row spells out there is dropped
+            content = content.removesuffix(self.encoder.eos)
+        return self.guard.enter(content)
+
+    def string(self, role: str, prompt: str, answer: Any) -> Draft:
+        """Return the draft of a plain text, or of a prompt and the answer that continues it.
+
+        It starts with the tokenizer's own prefix (bos, or nothing) and ends with one eos.
+        """
+        if not isinstance(answer, str) or not isinstance(prompt, str):
+            raise Refusal("wrong-kind", "prompt and answer are not both strings, or not both messages")
+        eos = self.encoder.eos_id
+        if eos is None:
+            self.note("no-eos", "")
+        if prompt:
+            text, spans = self.guard.leave(prompt + answer, [(len(prompt), len(prompt + answer))])
+            ids, [(start, _)] = self.tokens(text, spans)
+        else:
+            ids, start = self.encoder.encode(self.guard.leave(answer)[0], self.guard.active), 0
+        front, end = self.encoder.prefix, [] if eos is None else [eos]
+        ids = np.concatenate([front, ids, end]).astype(np.int32)
+        given = len(front) + start if prompt and not self.settings.scores_prompt else 0
+        return Draft(role, ids, np.arange(len(ids)) >= given)
+
+    def prompt_alone(self) -> Draft:
+        """Return the draft of a prompt that the model is to answer, with nothing scored."""
+        if isinstance(self.prompt, str):
+            ids = self.encoder.encode(self.guard.leave(self.prompt)[0], self.guard.active)
+            ids = np.concatenate([self.encoder.prefix, ids]).astype(np.int32)
+        else:
+            done = self.render(self.prompt or [], prompt=True)
+            self.note_lost(done, learned_from=len(done.messages))
+            ids, _ = self.tokens(*self.guard.leave(done.text, []))
+        if not len(ids):
+            raise Refusal("wrong-kind", "an empty prompt")
+        return Draft("prompt", ids, np.zeros(len(ids), dtype=bool))
+
+    def conversation(self, messages: list[Message]) -> list[list[Draft]]:
+        """Return the drafts of a whole conversation. The assistant's turns are scored; for pretraining, everything."""
+        answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+        if self.settings.scores_prompt:
+            weighed = [i for i, message in enumerate(messages) if _weight(message) != 1]
+            edges = [(end, False) for i in weighed for end in (i, i + 1)]
+            done = self.render(messages, edges)
+            self.note_lost(done)
+            return [[self.draft("text", done.text, self.everything(done, weighed))]]
+        done = self.render(messages, [] if self.marked else _turn_views(answers))
+        try:
+            self.refuse_changed_turns(messages, done)
+            spans = self.spans(done, answers)
+        except Refusal as refusal:
+            self.note(refusal.finding, refusal.detail)
+            learned = [i for i in answers if done.weights[i]]
+            return [[self.answered("text", messages[:i], messages[i : i + 1], again=True)] for i in learned]
+        self.note_lost(done)
+        given = any(message.get("role") != "assistant" for message in messages)
+        return [[self.draft("text", done.text, spans, given=given)]]
+
+    def answered(self, role: str, prompt: Any, answer: Any, again: bool = False) -> Draft:
+        """Return the draft of a prompt and an answer, of which the answer's assistant messages are scored.
+
+        again: the prompt is part of a conversation whose warnings were recorded before.
+        """
+        if not (isinstance(answer, list) and answer) or isinstance(prompt, str):
+            return self.string(role, prompt or "", answer)
+        prompt = prompt or []
+        first, messages = len(prompt), [*prompt, *answer]
+        own = [i for i in range(first, len(messages)) if messages[i].get("role") == "assistant"]
+        # One span from the prompt to the end would also score tool results and messages of weight 0.
+        apart = len(own) < len(answer) or any(_weight(messages[i]) != 1 for i in own)
+        views = [(first, first in own)]
+        if apart and not self.marked:
+            views += _turn_views(own)
+        done = self.render(messages, views)
+        self.note_lost(done, first, again)
+        text = done.text
+        if self.settings.reward:
+            return self.draft(role, text, [])
+        if self.settings.scores_prompt:
+            return self.draft(role, text, [_Piece(0, len(text))])
+        start, parted = self.answer_start(done, first, text), False
+        if start is None:
+            head = done.view(first, first in own)
+            start = common_length(head, text)
+            if parted := start < len(head):
+                self.note("prompt-not-prefix", f"{head[start:][:40]!r} alone, {text[start:][:40]!r} with an answer")
+        pieces = self.spans(done, own) if apart else [_Piece(start, len(text))]
+        pieces = [_Piece(max(a, start), b, weight) for a, b, weight in pieces if b > start]
+        return self.draft(role, text, pieces, check=apart or not parted)
+
+    def spans(self, done: _Rendered, answers: Sequence[int]) -> list[_Piece]:
+        """Return the learned spans of the messages ``answers``, by the template's own marks where it has them."""
+        if not self.settings.weighs:
+            for i in answers:
+                if done.weights[i] not in (0, 1):
+                    raise Refusal("fractional-weight", f"message {i + 1} has weight {done.weights[i]:g}")
+        if not self.marked:
+            turns = zip(answers, self.turns(done, answers), strict=True)
+            return [_Piece(*span, done.weights[i]) for i, span in turns if done.weights[i]]
+        marked = done.trace.spans or []
+        for i, places in done.trace.places.items():
+            if i < 0 or done.role(i) == "assistant":
+                continue
+            if any(a < place <= b for a, b in marked for place in places):
+                self.note("full-mask", f"message {i + 1} ({done.role(i)})")
+                break
+        if all(weight == 1 for weight in done.weights):
+            return [_Piece(*span) for span in marked]
+        return [_Piece(*span, weight) for span in marked if (weight := self.weight(done, span))]
+
+    def weight(self, done: _Rendered, span: Span) -> float:
+        """Return the weight of the message that a template's marks enclose; or of the one before them."""
+        a, b = span
+        places = {i: some for i, some in done.trace.places.items() if i >= 0 and some}
+        inside = {i for i, some in places.items() if any(a < place <= b for place in some)}
+        if not inside:
+            before = [i for i in places if places[i][0] < b]
+            inside = {max(before, key=lambda i: places[i][0])} if before else set()
+        weights = {done.weights[i] for i in inside}
+        if len(weights) != 1:
+            raise Refusal("template-failed", "which message stands in which {% generation %} mark cannot be told")
+        return weights.pop()
+
+    def turns(self, done: _Rendered, answers: Sequence[int]) -> list[Span]:
+        """Return the span of each of the messages ``answers`` in the text, with the token that ends the turn.
+
+        A turn starts where its prompt ends, and ends where the conversation up to and including it ends; both must be
+        prefixes of the whole. Whitespace that a template puts after the end-of-turn token is not included, because
+        generation stops at the token.
+        """
+        spans = []
+        for i in answers:
+            try:
+                tail = self.conversation_to(done, i)
+                start = self.answer_start(done, i, tail)
+                head = tail[:start] if start is not None else done.view(i, True)
+            except Refusal as refusal:
+                raise Refusal("turn-not-prefix", f"turn {i + 1}: {refusal.detail}") from None
+            if not (done.text.startswith(tail) and tail.startswith(head)):
+                raise Refusal("turn-not-prefix", f"turn {i + 1}")
+            ends = [match.end() for match in self.encoder.spelt.finditer(tail, len(head))]
+            spans.append((len(head), ends[-1] if ends and not tail[ends[-1] :].strip() else len(tail)))
+        return spans
+
+    def conversation_to(self, done: _Rendered, i: int) -> str:
+        """Return the text of the conversation up to and including message ``i``."""
+        tail = done.views[i + 1, False]
+        if isinstance(tail, Failed) and self.opens(done, i):  # many templates require a user message
+            places, following = done.trace.places.get(i), done.trace.places.get(i + 1)
+            end = self.encoder.spelt.search(done.text, places[-1]) if places else None
+            if end and (not following or end.end() <= following[0]):
+                return done.text[: end.end()]
+        tail = done.view(i + 1, False)
+        return tail if done.text.startswith(tail) else tail.removesuffix(self.encoder.eos)  # which some write last
+
+    def opens(self, done: _Rendered, i: int) -> bool:
+        """True if only system messages come before message ``i``."""
+        return all(done.role(earlier) in ("system", "developer") for earlier in range(i))
+
+    def answer_start(self, done: _Rendered, i: int, text: str) -> int | None:
+        """Return where message ``i`` begins in ``text`` if it opens the conversation; None for one that answers.
+
+        Without a user message many templates refuse to render a prompt, so its end cannot serve as the start. The
+        message then begins after the header that the template puts before every answer, found by a probe.
+        """
+        if not self.opens(done, i):
+            return None
+        head = done.views.get((i, True))
+        if i and isinstance(head, str) and text.startswith(head):
+            return len(head)
+        probe = [{"role": "user", "content": "x"}]
+        alone, asked = self._texts([(probe, self.tools, False), (probe, self.tools, True)])
+        if isinstance(alone, str) and isinstance(asked, str):
+            header = asked[common_length(alone, asked) :]
+            places = done.trace.places.get(i) or [len(text)]
+            at = text.rfind(header, 0, places[0])
+            if header and at >= 0:
+                return at + len(header)
+        raise Refusal("prompt-not-prefix", f"where message {i + 1}, which opens the conversation, begins")
+
+    def refuse_changed_turns(self, messages: list[Message], done: _Rendered) -> None:
+        """Raise Refusal for a turn that loses text once more turns follow it."""
+        if not self.marked:  # the prefix checks of ``turns`` find such a turn
+            return
+        for lost in done.trace.lost:
+            i = lost.message
+            if not 0 <= i < len(done.messages) - 1 or done.role(i) != "assistant":
+                continue
+            alone = {(one.message, one.field) for one in self.render(messages[: i + 1]).trace.lost}
+            if (i, lost.field) not in alone:
+                raise Refusal("turn-not-prefix", f"turn {i + 1} without {self._describe(done, lost)}")
+
+    def everything(self, done: _Rendered, weighed: Sequence[int]) -> list[_Piece]:
+        """Return the whole text as pieces: the messages ``weighed`` with their own weights, the rest with 1."""
+        pieces, end = list[_Piece](), 0
+        for i in weighed:
+            head, tail = done.view(i, False) if i else "", done.view(i + 1, False)
+            if not (done.text.startswith(tail) and tail.startswith(head)):
+                raise Refusal("turn-not-prefix", f"turn {i + 1}")
+            pieces += (_Piece(end, len(head)), _Piece(len(head), len(tail), done.weights[i]))
+            end = len(tail)
+        return [piece for piece in (*pieces, _Piece(end, len(done.text))) if piece.weight]
+
+    def note_lost(self, done: _Rendered, learned_from: int = 0, again: bool = False) -> None:
+        """Record text of the row that the template leaves out.
+
+        learned_from: the first message that is learned. Before it the assistant's reasoning may be missing (a warning),
+        since a deployed model does not see it either; any other missing text is an error. again: leave out warnings.
+        """
+        found: dict[str, list[Lost]] = {
+            "text-lost": [],
+            "reasoning-lost": [],
+            "history-dropped": [],
+            "tools-dropped": [],
+        }
+        for lost in done.trace.lost:
+            if lost.message < 0:
+                found["tools-dropped"].append(lost)
+            elif lost.reasoning:
+                earlier = lost.message < learned_from and done.role(lost.message) == "assistant"
+                found["history-dropped" if earlier else "reasoning-lost"].append(lost)
+            else:
+                found["text-lost"].append(lost)
+        for name, some in found.items():
+            if not some:
+                continue
+            more = f" and {len(some) - 1} more" if len(some) > 1 else ""
+            detail = self._describe(done, some[0]) + more
+            if CATALOGUE[name].level == "error":
+                self.note(name, detail)
+            elif not again:
+                self.notes.append(Note(name, detail))
+
+    def _describe(self, done: _Rendered, lost: Lost) -> str:
+        """Return the place and the text: ``message 2 (assistant), tool_calls[0].function.name: 'get_weather'``."""
+        where = f"message {lost.message + 1} ({done.role(lost.message)}), " if lost.message >= 0 else ""
+        text = self.guard.shown(lost.text)
+        return f"{where}{lost.field}: {text[:40] + '...' * (len(text) > 40)!r}"
+
+    def render(
+        self, messages: Sequence[Message], views: Sequence[tuple[int, bool]] = (), prompt: bool = False
+    ) -> _Rendered:
+        """Return the conversation as one text, with its ``views``.
+
+        Templates expect different forms of the same message (``forms``): the first form that loses nothing is taken,
+        else the one that loses least. Raises Refusal where the template rejects all of them.
+        """
+        weights = [_weight(message) for message in messages]
+        best: _Rendered | None = None
+        failed: Failed | None = None
+        # A template made for images reads content as a list of parts only. One made for text writes such a list as
+        # Python or JSON spell it, so it counts only where strings lose text, and where no list is spelt out.
+        for in_parts in (False, True):
+            if in_parts and best is not None and not any(lost.field == "content" for lost in best.trace.lost):
+                break
+            for form in forms(_in_parts(messages) if in_parts else messages, self.source):
+                done = self._try(form, weights, views, prompt)
+                if isinstance(done, Failed):
+                    failed = failed or done
+                elif in_parts and _spells_parts(done.text, messages):
+                    continue
+                elif best is None or len(_parts(done)) < len(_parts(best)):
+                    best = done
+                if best is not None and not best.trace.lost:
+                    return best
+        if best is None:
+            raise Refusal("template-failed", failed.why if failed else "")
+        return best
+
+    def _try(
+        self, form: list[Message], weights: list[float], views: Sequence[tuple[int, bool]], prompt: bool
+    ) -> _Rendered | Failed:
+        """Render one form of the row and its views.
+
+        The row is rendered a second time, with marks in its strings, unless the plain text already shows that nothing
+        is lost. Whatever is sure to be needed goes to the renderer in one request, to save round trips.
+        """
+        tracer = Tracer(self.source, form, self.tools, self.variables)
+        jobs: list[tuple[Sequence[Message], Any, bool]] = [(form, self.tools, prompt)]
+        jobs += [(form[:upto], self.tools, opens) for upto, opens in views]
+        if self.marked or not tracer.plain:
+            jobs.append((form, self.tools, prompt) if tracer.plain else (*tracer.traced, prompt))
+        text, *rest = self._texts(jobs, marked=len(jobs) - 1)
+        if isinstance(text, Failed):
+            return text
+        trace = tracer.look(text)
+        if trace is None:
+            traced = rest[-1] if not tracer.plain else self._texts([(*tracer.traced, prompt)], marked=0)[0]
+            trace = tracer.read(text, traced, _GENERATION)
+        if self.marked and trace.spans is None:
+            spanned = rest[-1] if tracer.plain else self._texts(jobs[:1], marked=0)[0]
+            spans = spans_in(text, spanned, _GENERATION)
+            if spans is None:
+                return Failed("its {% generation %} marks change what it writes")
+            trace = trace._replace(spans=spans)
+        return _Rendered(form, weights, text, trace, dict(zip(views, rest, strict=False)))
+
+    def _texts(
+        self, jobs: Sequence[tuple[Sequence[Message], Any, bool]], marked: int | None = None
+    ) -> list[str | Failed]:
+        """Render jobs of (messages, tools, with a generation prompt). marked: the job that gets generation markers."""
+        requests = []
+        for number, (messages, tools, prompt) in enumerate(jobs):
+            variables = {"documents": None, **self.variables, "messages": messages, "tools": tools}
+            variables["add_generation_prompt"] = prompt
+            markers = _GENERATION if self.marked and number == marked else ("", "")
+            requests.append(Job(variables, markers))
+        try:
+            return sandbox.render(self.source, requests, RENDER_SECONDS, MAX_CHARACTERS)
+        except TimeoutError as error:  # stops the run: were it a bad row, each further row might cost the whole limit
+            fix = "give another template in model.chat_template, or leave the row out"
+            raise AlignError(f"the chat template {error}", fix, where=self.where) from None
+        except OSError as error:
+            what = f"the process that renders chat templates does not start: {error.strerror}"
+            raise AlignError(what, "free memory or end other processes, then run again") from None
+
+    def draft(self, role: str, text: str, pieces: Sequence[_Piece], given: bool = False, check: bool = True) -> Draft:
+        """Return the tokens of a rendered conversation, with those in ``pieces`` scored."""
+        pieces = _joined(pieces)
+        ids, answers = self.tokens(*self.guard.leave(text, [(piece.start, piece.end) for piece in pieces]), check)
+        scored, weights = np.zeros(len(ids), dtype=bool), np.ones(len(ids), dtype=np.float32)
+        for (start, end), piece in zip(answers, pieces, strict=True):
+            scored[start:end], weights[start:end] = True, piece.weight
+        return Draft(role, ids, scored, answers, given, None if (weights == 1).all() else weights)
+
+    def tokens(self, text: str, spans: Sequence[Span], check: bool = True) -> tuple[Any, list[Span]]:
+        """Return token ids [T] and ``spans`` in tokens.
+
+        check: report a token that crosses the edge of a span (``boundary-merge``).
+        """
+        encoded = self.encoder.encode_spans(text, spans, self.guard.active)
+        if encoded.merged and check and not self.settings.reward:
+            self.note("boundary-merge", encoded.merged)
+            encoded = self.encoder.encode_apart(text, spans, self.guard.active)
+        return encoded.ids, encoded.spans
+
+
+def forms(messages: Sequence[Message], source: str) -> Iterator[list[Message]]:
+    """Yield equivalent forms of a conversation, the most usual first.
+
+    They differ in the name of the reasoning field (among those that the template ``source`` mentions), in the content
+    of a turn that has only calls ("" or null), in a call's arguments (an object or its JSON) and in calls being bare
+    or wrapped as OpenAI does.
+    """
+    base = [_bare(message) for message in messages]
+    calls = [call for message in base for call in message.get("tool_calls") or ()]
+    silent = any(message.get("role") == "assistant" and not message.get("content") for message in base)
+    names = {key for message in base for key in REASONING if key in message}
+    bare = any("function" not in call or "type" not in call for call in calls)
+    other_names = [name for name in REASONING if names and {name} != names and name in source]
+    ways = product(
+        [None, *other_names],
+        ["", None] if silent else [""],
+        [False, True] if calls else [False],
+        [False, True] if bare else [False],
+    )
+    for name, empty, as_string, wrapped in ways:
+        form = []
+        for each in base:
+            message = dict(each)
+            if message.get("role") == "assistant" and not message.get("content"):
+                message["content"] = empty
+            if "tool_calls" in message:
+                message["tool_calls"] = [_call(call, as_string, wrapped) for call in message["tool_calls"]]
+            own = next((key for key in REASONING if key in message), None)
+            if name and own:
+                message = {name if key == own else key: value for key, value in message.items()}
+            form.append(message)
+        yield form
+
+
+def _turn_views(answers: Sequence[int]) -> list[tuple[int, bool]]:
+    """Return the views that show where each of the messages ``answers`` begins and ends."""
+    return [view for i in answers for view in ((i, True), (i + 1, False))]
+
+
+def _parts(done: _Rendered) -> set[tuple[int, str]]:
+    """The fields of which something is lost."""
+    return {lost.part for lost in done.trace.lost}
+
+
+def _in_parts(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages with each text as a list of one part, which is OpenAI's other form of it."""
+    return [
+        {**message, "content": [{"type": "text", "text": content}]}
+        if isinstance(content := message.get("content"), str) and content
+        else dict(message)
+        for message in messages
+    ]
+
+
+def _spells_parts(text: str, messages: Sequence[Message]) -> bool:
+    """Return True if a list of parts is written out in the text, by the template and not by the row."""
+    return _PART.search(text) is not None and _PART.search(str(messages)) is None
+
+
+def _bare(message: Message) -> Message:
+    """Return a message without its null fields, and without the fields that only align reads (weight, train)."""
+    return {
+        key: value
+        for key, value in message.items()
+        if value is not None and key not in ("weight", "train") and not (key == "tool_calls" and value == [])
+    }
+
+
+def _call(call: Any, as_string: bool, wrapped: bool) -> Any:
+    """Return a tool call with its arguments as JSON or as an object, and if ``wrapped`` in OpenAI's form."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return call
+    arguments = {} if function.get("arguments") is None else function["arguments"]
+    if isinstance(arguments, str) and not as_string:
+        arguments = _object(arguments)
+    elif as_string and not isinstance(arguments, str):
+        # The row's own JSON where it has one, so that its spacing and escapes stay as they were written.
+        text = arguments.text if isinstance(arguments, Arguments) else ""
+        arguments = text or json.dumps(arguments, ensure_ascii=False)
+    function = {**function, "arguments": arguments}
+    if "function" in call:
+        return {"type": "function", **call, "function": function} if wrapped else {**call, "function": function}
+    if not wrapped:
+        return function
+    own = {key: function.pop(key) for key in ("id", "type") if key in function}
+    return {"type": "function", **own, "function": function}
+
+
+def _object(text: str) -> Any:
+    """Return the object that a JSON text holds, else the text itself."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, dict) else text
+
+
+def _weight(message: Message) -> float:
+    """Return the loss weight of a message; 0 means that it is read and not learned."""
+    if message.get("train") is False:
+        return 0.0
+    weight = message.get("weight")
+    return 1.0 if weight is None else float(weight)
+
+
+def _joined(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Return pieces in order and disjoint: touching ones of one weight are merged, empty ones dropped."""
+    joined = list[_Piece]()
+    for start, end, weight in sorted(pieces):
+        last = joined[-1] if joined else _Piece(0, -1)
+        if start <= last.end and weight == last.weight:
+            joined[-1] = last._replace(end=max(end, last.end))
+        elif max(start, last.end) < end:
+            joined.append(_Piece(max(start, last.end), end, weight))
+    return joined
+
+
+def common_length(a: str, b: str) -> int:
+    """Return how many characters two texts share at their start."""
+    if b.startswith(a):
+        return len(a)
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

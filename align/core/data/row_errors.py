@@ -1,0 +1,162 @@
+"""What can be wrong with a row, and the book that is kept of it: nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.core.checksum import Damaged, read_json, sealed
+from align.core.util.atomic_files import write_whole
+from align.schemas.errors import AlignError, Problem
+
+if TYPE_CHECKING:
+    from align.core.data.lint.finding import LintFinding
+
+FAULTS: Mapping[str, str] = {
+    "malformed-json": "the line is no JSON",
+    "malformed-csv": "quotes do not match, or the row has more or fewer cells than the header",
+    "invalid-utf8": "bytes that are no UTF-8",
+    "lone-surrogate": "half of a UTF-16 pair (\\ud83d): no Unicode text, tokenizers refuse it",
+    "nul": "a NUL character",
+    "too-long": "a line or a string over 16 MiB: tokenizers abort the process on such",
+    "too-deep": "values nested more than 64 deep",
+    "number": "NaN, infinite, or an integer of more than 4,300 digits",
+    "duplicate-key": "one object gives a key twice",
+    "missing-field": "a field that the format needs is not there",
+    "wrong-type": "a field holds another type than the format says",
+    "null": "content is null",
+    "empty": "content is empty or white space",
+    "media": "the row holds pictures, video or sound, or has a place for them: only text is learned",
+    "bad-answer": "the answer is marked as a bad one (label: false), and the algorithm would learn it as a good one",
+    "same-answers": "chosen and rejected are the same",
+    "unknown-role": "a message's role is unknown",
+    "message-order": "a turn is missing or out of place",
+    "mixed": "the row is of another format, kind or style than the rows of its source",
+    "duplicate-id": "an earlier row of the source has this id",
+    "empty-file": "the file has no rows",
+    "damaged-file": "the rest of the file cannot be read; stops even where bad rows are skipped",
+    "refused": "the format plugin refused the row",
+}
+"""Kinds of faults. docs/data.md lists them; a test holds that."""
+
+LISTED = 100_000
+"""Most bad rows kept and reported one by one; all are counted."""
+SHOWN = 20
+"""Most bad rows named in one error message."""
+
+
+class RowError(ValueError):
+    """Why a row cannot be used. kind: one of FAULTS. field: where in the row, ``messages[1].role``, or ""."""
+
+    def __init__(self, kind: str, what: str, field: str = "") -> None:
+        super().__init__(kind, what, field)
+        self.kind, self.what, self.field = kind, what, field
+
+    def __str__(self) -> str:
+        return self.what
+
+    def under(self, parent: str) -> RowError:
+        """The same fault, its field seen from one level higher."""
+        return RowError(self.kind, self.what, parent + self.field)
+
+
+def not_utf8(error: UnicodeDecodeError) -> RowError:
+    """Return the fault of a row whose bytes are no UTF-8, naming the first such byte."""
+    return RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({error.object[error.start]:#04x})")
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """One row that cannot be used; line 0 means the file as a whole."""
+
+    file: str
+    line: int
+    kind: str
+    field: str
+    what: str
+
+    @property
+    def where(self) -> str:
+        """``train.jsonl:17: messages[1].role``."""
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.field}" if self.field else place
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what} [{self.kind}]"
+
+
+@dataclass(slots=True)
+class BadRows:
+    """All bad rows of a reading: the count of each kind, and the first LISTED of them."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    rows: list[BadRow] = field(default_factory=list)
+
+    def add(self, row: BadRow) -> None:
+        """Enter one."""
+        self.counts[row.kind] += 1
+        if len(self.rows) < LISTED:
+            self.rows.append(row)
+
+    def merge(self, other: BadRows) -> None:
+        """Enter another book's, but for the rows that are listed here already."""
+        known = set(self.rows)
+        twice = [row for row in other.rows if row in known]
+        self.counts += other.counts - Counter(row.kind for row in twice)
+        self.rows += [row for row in other.rows if row not in known][: LISTED - len(self.rows)]
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    @property
+    def summary(self) -> str:
+        """``3 bad rows (2 empty, 1 malformed-json)``."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
+        return f"{len(self)} bad row{'s' if len(self) != 1 else ''}" + f" ({kinds})" * bool(kinds)
+
+    def error(self, mend: str) -> AlignError:
+        """The first SHOWN of them and the counts, as one error."""
+        problems = [Problem(row.where, f"{row.what} [{row.kind}]") for row in self.rows[:SHOWN]]
+        more = f"; the first {SHOWN} are shown" if len(self) > SHOWN else ""
+        return AlignError.gather([*problems, Problem("", f"{self.summary}{more}", mend)])
+
+
+def write_report(
+    path: Path,
+    sources: Iterable[Mapping[str, Any]],
+    bad: BadRows,
+    findings: Iterable[LintFinding] = (),
+    counted_on: bool = False,
+) -> None:
+    """Write what was read and which rows were bad; replaces an older report atomically.
+
+    counted_on: ``read_report`` will read it when the run resumes, so it gets a checksum.
+    """
+    report = {
+        "sources": list(sources),
+        "bad": len(bad),
+        "bad_by_kind": dict(bad.counts.most_common()),
+        "bad_rows_listed": len(bad.rows),
+        "bad_rows": [asdict(row) for row in bad.rows],
+    }
+    if dumped := [finding.dump() for finding in findings]:
+        report["findings"] = dumped
+    content = sealed(report, 1) if counted_on else (json.dumps(report, indent=1) + "\n").encode()
+    write_whole(path, content)
+
+
+def read_report(path: Path) -> BadRows:
+    """Return the bad rows of a report; none if there is no report. A damaged one gives none too, and a message."""
+    try:
+        report = read_json(path)
+    except FileNotFoundError:
+        return BadRows()
+    except Damaged as error:
+        print(Problem(str(path), f"is damaged: {error.why}", "the bad rows in it are left out"), file=sys.stderr)
+        return BadRows()
+    return BadRows(Counter(report["bad_by_kind"]), [BadRow(**row) for row in report["bad_rows"]])

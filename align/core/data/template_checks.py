@@ -1,0 +1,253 @@
+"""The template doctor: what can be wrong between a row and the tokens a model learns from, and what to do about it.
+
+It fails closed: an ``error`` stops a run before its first step unless the run file accepts it by id
+(``data.allow: [boundary-merge]``). Findings are counted over all rows, with the first rows named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.core.data.findings import CATALOGUE, TRUNCATED
+from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.records import Kind
+from align.schemas.run import Data
+
+if TYPE_CHECKING:
+    from align.core.algorithm.base import Algorithm
+    from align.core.data.encode import Encoder
+    from align.core.data.guard import Span
+
+ROWS_NAMED = 5
+"""How many rows a finding names."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides how a record becomes an example, besides the tokenizer."""
+
+    learns_from: tuple[Kind, ...]
+    scores_prompt: bool
+    reward: bool
+    max_length: int
+    truncation: str
+    allow: frozenset[str]
+    special_tokens: frozenset[str] = frozenset()
+    """Special tokens whose spelling in a row becomes the token."""
+    weighs: bool = False
+    """True if messages may have weights other than 0 and 1."""
+
+    @classmethod
+    def of(cls, algorithm: Algorithm, data: Data) -> Settings:
+        """Raises AlignError where data and algorithm contradict each other."""
+        problems = [
+            Problem("data.allow", f"{name!r} is not a finding that can be accepted", did_you_mean(name, CATALOGUE))
+            for name in data.allow
+            if name not in CATALOGUE
+        ]
+        if data.truncation == "split" and algorithm.learns_from != ("text",):
+            mend = "choose drop, keep_start or keep_end"
+            problems.append(Problem("data.truncation", f"is split, but {algorithm.name} has whole answers", mend))
+        if data.truncation == "keep_start" and (algorithm.head == "reward" or algorithm.learns_from == ("prompt",)):
+            does = "scores the end of the sequence" if algorithm.head == "reward" else "answers the end of the prompt"
+            what = f"is keep_start, but {algorithm.name} {does}"
+            problems.append(Problem("data.truncation", what, "choose drop or keep_end"))
+        if problems:
+            raise AlignError.gather(problems)
+        return cls(
+            learns_from=tuple(algorithm.learns_from),
+            scores_prompt=algorithm.scores_prompt,
+            reward=algorithm.head == "reward",
+            max_length=data.max_length,
+            truncation=data.truncation,
+            allow=frozenset(data.allow),
+            special_tokens=frozenset(data.special_tokens),
+            weighs=algorithm.weighs_messages,
+        )
+
+    def check(self, encoder: Encoder) -> None:
+        """Raise AlignError where a special token is named that the tokenizer does not have."""
+        unknown = sorted(self.special_tokens - encoder.names)
+        problems = [
+            Problem(
+                "data.special_tokens",
+                f"{name!r} is no special token of this tokenizer",
+                did_you_mean(name, sorted(encoder.names)) or "add it to the tokenizer first",
+            )
+            for name in unknown
+        ]
+        if problems:
+            raise AlignError.gather(problems)
+
+
+class Note(NamedTuple):
+    """One finding in one row."""
+
+    finding: str
+    detail: str = ""
+    tokens: int = 0
+    """truncation: how many tokens are over the limit."""
+
+
+class Draft(NamedTuple):
+    """One sequence before it is cut. ``answers``: token spans that must each end with a token that ends a turn."""
+
+    role: str
+    ids: NDArray[np.int32]
+    scored: NDArray[np.bool_]
+    answers: Sequence[Span] = ()
+    given: bool = False
+    """True if it has text of others than the assistant, so that not all of it may be scored."""
+    weights: NDArray[np.float32] | None = None
+    """The weight of each token by its message [T]; None where all are 1."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, over all rows."""
+
+    id: str
+    level: Literal["error", "warning"]
+    what: str
+    mend: str
+    count: int
+    """Rows it was seen in; 0 for one about the tokenizer or the template."""
+    rows: tuple[str, ...] = ()
+    """The first of them, as ``train.jsonl:17``."""
+    detail: str = ""
+    """What was seen in the first of them."""
+    tokens: int = 0
+    """truncation: tokens over the limit, in all rows."""
+    left_out: int = 0
+    """Rows of them that are not among the examples."""
+    accepted: bool = False
+    """Whether the run file accepts it."""
+
+    def __str__(self) -> str:
+        return str(self.problem)
+
+    @property
+    def problem(self) -> Problem:
+        """As a message."""
+        rows = ", ".join(self.rows) + (
+            f" and {self.count - len(self.rows)} more" if self.count > len(self.rows) else ""
+        )
+        what = f"{self.id}: {self.what}" + (f" ({self.detail})" if self.detail else "")
+        if self.count:
+            counts = [f"{self.count:,} row{'s' * (self.count != 1)}"]
+            counts += [f"{self.tokens:,} tokens"] if self.tokens else []
+            counts += [f"{self.left_out:,} left out"] if self.left_out else []
+            what += f": {', '.join(counts)}"
+        accept = f"; or accept it: with data.allow: [{self.id}] {CATALOGUE[self.id].accepted}"
+        return Problem(rows, what, self.mend + accept * (self.level == "error"), self.level)
+
+    def joined(self, other: Finding) -> Finding:
+        """Return this finding with the rows and counts of another set of rows added."""
+        return replace(
+            self,
+            count=self.count + other.count,
+            rows=(*self.rows, *other.rows)[:ROWS_NAMED],
+            detail=self.detail or other.detail,
+            tokens=self.tokens + other.tokens,
+            left_out=self.left_out + other.left_out,
+        )
+
+    def dump(self) -> dict[str, Any]:
+        """As plain data, for reports."""
+        return asdict(self)
+
+
+def merged(findings: Iterable[Finding]) -> list[Finding]:
+    """Merge the findings of several sets of rows: equal ones become one, with counts added and the first rows named."""
+    found: dict[tuple[str, str, str, str], Finding] = {}
+    for finding in findings:
+        key = (finding.id, finding.level, finding.what, finding.mend)
+        first = found.get(key)
+        found[key] = finding if first is None else first.joined(finding)
+    return list(found.values())
+
+
+@dataclass
+class Tally:
+    """Notes counted: ``add`` row by row, ``merge`` in the order of the rows."""
+
+    _found: dict[str, Finding] = field(default_factory=dict)
+
+    def add(self, source: str, notes: Iterable[Note], left_out: bool) -> None:
+        """The notes of one row, and whether it gave no example."""
+        for note in {n.finding: n for n in notes}.values():
+            self._put(_finding(note.finding, note.detail, 1, (source,), note.tokens, int(left_out)))
+
+    def merge(self, other: Tally) -> None:
+        """The notes of later rows."""
+        for finding in other._found.values():
+            self._put(finding)
+
+    def _put(self, new: Finding) -> None:
+        old = self._found.get(new.id)
+        self._found[new.id] = new if old is None else old.joined(new)
+
+    def findings(self, settings: Settings, encoder: Encoder) -> list[Finding]:
+        """Everything found, the tokenizer's own faults included, errors first."""
+        found = [*self._found.values(), *(_finding(name) for name in _tokenizer_faults(encoder))]
+        return sorted((_judged(f, settings) for f in found), key=lambda f: (f.level != "error", f.id))
+
+
+def _finding(
+    name: str, detail: str = "", count: int = 0, rows: tuple[str, ...] = (), tokens: int = 0, out: int = 0
+) -> Finding:
+    entry = CATALOGUE[name]
+    return Finding(name, entry.level, entry.what, entry.mend, count, rows, detail, tokens, out)
+
+
+def _judged(finding: Finding, settings: Settings) -> Finding:
+    """The finding as this run file sees it: accepted, or asked for."""
+    if finding.id in settings.allow:
+        return replace(finding, level="warning", accepted=True, mend=f"accepted: {CATALOGUE[finding.id].accepted}")
+    if finding.id == "truncation" and settings.truncation in TRUNCATED:
+        return replace(finding, level="warning", what=TRUNCATED[settings.truncation], mend="")
+    return finding
+
+
+def _tokenizer_faults(encoder: Encoder) -> Iterable[str]:
+    if encoder.pad_id is not None and encoder.pad_id == encoder.eos_id:
+        yield "eos-is-pad"
+    if "strftime_now" in str(encoder.templates):
+        yield "template-dated"
+
+
+def examine(draft: Draft, encoder: Encoder, settings: Settings) -> Iterable[Note]:
+    """What is wrong with one sequence, whatever made it."""
+    ids, scored = draft.ids, draft.scored
+    if len(ids) > 1 and ids[0] == ids[1] == encoder.bos_id:
+        yield Note("double-bos")
+    if draft.role == "prompt":
+        return
+    if not scored[1:].any():
+        yield Note("empty-mask")
+        return
+    if settings.reward or settings.scores_prompt:
+        return
+    if draft.given and scored[1:].all():
+        yield Note("full-mask")
+    for number, (start, end) in enumerate(draft.answers, 1):
+        learned = reversed(ids[start:end][scored[start:end]].tolist())
+        last = next((i for i in learned if not encoder.blank(i)), None)
+        if last is None or last not in encoder.added:
+            yield Note(
+                "end-of-turn-untrained", f"answer {number} ends {encoder.pieces([] if last is None else [last])}"
+            )
+        elif last != encoder.eos_id:
+            yield Note("end-of-turn-not-eos", encoder.pieces([last])[0])
+
+
+def stop_on_errors(findings: Iterable[Finding]) -> None:
+    """Raises AlignError with every finding that stops a run."""
+    errors = [f.problem for f in findings if f.level == "error"]
+    if errors:
+        raise AlignError.gather([*errors, Problem("", "`align data show FILE --model MODEL` shows what is scored")])

@@ -1,0 +1,187 @@
+"""Records to tokenised examples: in parallel, cached by content, and stopped by what the doctor finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import tokenizers
+import transformers
+from numpy.typing import NDArray
+
+from align.core.cache import making
+from align.core.data.encode import Encoder
+from align.core.data.parallel import ordered_map
+from align.core.data.prepare import prepare
+from align.core.data.store import Store
+from align.core.data.template_checks import Finding, Settings, Tally, stop_on_errors
+from align.core.util.progress import Work
+from align.schemas.errors import AlignError
+from align.schemas.records import Record
+from align.schemas.run import Data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from align.core.algorithm.base import Algorithm
+
+log = logging.getLogger(__name__)
+
+VERSION = 2
+"""Counted up when the same record becomes other tokens than before: caches of another version are not read."""
+
+CHUNK_ROWS, CHUNK_CHARACTERS = 512, 1_000_000
+"""What a worker is given at a time: whichever is reached first."""
+
+WORTH_PROCESSES = 4_000_000
+"""Characters from which starting worker processes (some two seconds) pays."""
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Examples ready for the step plan, and all that the doctor found on the way."""
+
+    examples: Store
+    findings: list[Finding]
+
+
+def tokenise(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    algorithm: Algorithm,
+    data: Data,
+    sources: Sequence[int] | NDArray[np.int32] | None = None,
+    weights: Sequence[float] = (1.0,),
+    cache: Path | None = None,
+    progress: bool | None = None,
+) -> Tokenised:
+    """Make the examples that ``algorithm`` learns from.
+
+    sources: [N] which of the mixture's sources each record came from (None: all from one). cache: a directory where
+    the result is kept under a hash of records, tokenizer, template and settings, and memory-mapped; without it the
+    result is in memory. It does not depend on the number of processes. Callers may give one window after another.
+
+    Raises AlignError with every finding that is an error and not in ``data.allow``, and where no row is left.
+    """
+    settings, encoder = Settings.of(algorithm, data), Encoder(tokenizer)
+    settings.check(encoder)
+    which = np.zeros(len(records), np.int32) if sources is None else np.asarray(sources, np.int32)
+    name, taught = fingerprints(records, encoder, settings, which, weights)
+
+    def make() -> Tokenised:
+        workers = data.workers or len(os.sched_getaffinity(0))
+        tally, findings = Tally(), list[Finding]()
+        batches = _batches(records, which, encoder, settings, workers, progress, tally)
+
+        def judge() -> list[dict[str, Any]]:
+            findings.extend(tally.findings(settings, encoder))
+            stop_on_errors(findings)
+            return [finding.dump() for finding in findings]
+
+        if cache is not None:
+            store = Store.write(cache, name, weights, batches, judge, taught)
+        else:
+            store = Store(list(batches), name, weights, taught)
+            judge()
+        return Tokenised(store, findings)
+
+    done = None if cache is None else _kept(cache, name)
+    if done is None:
+        with nullcontext(False) if cache is None else making(cache / name) as waited:
+            # After a wait another process has made them.
+            done = _kept(cache, name) if cache is not None and waited else None
+            done = done or make()
+    if not len(done.examples):
+        raise AlignError("no row is left to learn from", "give more rows, or accept less: data.truncation, data.allow")
+    return done
+
+
+def fingerprints(
+    records: Sequence[Record],
+    encoder: Encoder,
+    settings: Settings,
+    sources: NDArray[np.int32],
+    weights: Sequence[float],
+) -> tuple[str, str]:
+    """Return two hashes over everything that the examples depend on: with the names of the rows, and without.
+
+    The first is the key in the cache, because stored examples hold their rows' names; the second stays the same when
+    the files are moved, so a run can be resumed.
+    """
+    settled = dataclasses.asdict(settings)
+    settled |= {name: sorted(settled[name]) for name in ("allow", "special_tokens")}
+    versions = [VERSION, tokenizers.__version__, transformers.__version__]
+    digest = hashlib.sha256(json.dumps([versions, encoder.fingerprint, settled, list(weights)]).encode())
+    digest.update(sources.tobytes())
+    names = hashlib.sha256()
+    for r in records:
+        contents = [r.kind, r.text, r.prompt, r.completion, r.chosen, r.rejected, r.label, r.margin, r.tools]
+        digest.update(json.dumps([*contents, dict(r.chat_template_kwargs)], default=repr).encode())
+        names.update(json.dumps(r.source).encode())
+    taught = digest.hexdigest()
+    names.update(taught.encode())
+    return names.hexdigest(), taught
+
+
+def _kept(cache: Path, name: str) -> Tokenised | None:
+    """What an earlier call left in the cache; damaged files are as good as none."""
+    try:
+        found = Store.open(cache, name)
+    except AlignError as error:
+        log.warning("%s; tokenising again", error)
+        return None
+    if found is None:
+        return None
+    store, notes = found
+    return Tokenised(store, [Finding(**note | {"rows": tuple(note["rows"])}) for note in notes])
+
+
+def _batches(
+    records: Sequence[Record],
+    which: NDArray[np.int32],
+    encoder: Encoder,
+    settings: Settings,
+    workers: int,
+    progress: bool | None,
+    tally: Tally,
+) -> Iterator[pa.RecordBatch]:
+    """Record batches in the order of the records; what is noticed goes into ``tally`` in the same order."""
+    sizes = [_characters(record) for record in records]
+    chunks = list(_chunks(sizes))
+    if workers == 1 or sum(sizes) < WORTH_PROCESSES:
+        workers = 0
+    items = ((records[chunk.start : chunk.stop], which[chunk.start : chunk.stop].tolist()) for chunk in chunks)
+    with Work("tokenising rows", len(records), shown=progress) as work:
+        results = ordered_map(prepare, (encoder, settings), items, workers)
+        for chunk, (batch, noticed) in zip(chunks, results, strict=True):
+            tally.merge(noticed)
+            yield batch
+            work.advance(len(chunk))
+
+
+def _chunks(sizes: Sequence[int]) -> Iterator[range]:
+    """Consecutive ranges of rows, whose size depends on nothing but the rows."""
+    start = held = 0
+    for i, size in enumerate(sizes):
+        if i - start == CHUNK_ROWS or (i > start and held + size > CHUNK_CHARACTERS):
+            yield range(start, i)
+            start, held = i, 0
+        held += size
+    if start < len(sizes):
+        yield range(start, len(sizes))
+
+
+def _characters(record: Record) -> int:
+    """Roughly how much text a record holds: enough to share out the work by."""
+    fields = (record.text, record.prompt, record.completion, record.chosen, record.rejected)
+    return sum(len(f) if isinstance(f, str) else sum(len(str(m.get("content"))) for m in f) for f in fields if f)

@@ -1,0 +1,185 @@
+"""Checkpoints that are complete or absent, checksummed, and loaded without executing code.
+
+A checkpoint is a directory ``step-00000012`` holding ``state.pt`` and ``MANIFEST.json``. It is written beside its
+place as ``.tmp-...``, every file is fsynced, the manifest (sha256 and size of each file, and of its own content) comes
+last, then one rename puts it in place and the parent is fsynced. The newest is found by looking, never by a pointer.
+Neither torch nor safetensors notices a flipped bit; the manifest does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from align.core import checksum
+from align.core.util import atomic_files
+from align.core.util.system_errors import explain
+from align.schemas.errors import AlignError
+
+FORMAT = 2
+"""2: the manifest has a sum of its own, and the state says whether training has ended."""
+STATE = "state.pt"
+MANIFEST = "MANIFEST.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Write ``state`` as a checkpoint at ``directory``; ``facts`` go into the manifest as they are.
+
+    Raises AlignError when the disk refuses; what was there before stays as it was.
+    """
+    temporary = atomic_files.partial(directory)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        with open(temporary / STATE, "wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        manifest = {"format": FORMAT, "name": directory.name, **facts, "files": checksum.file_sums(temporary)}
+        checksum.write_json(temporary / MANIFEST, manifest)
+        _remove(directory)
+        os.rename(temporary, directory)
+        atomic_files.fsync_directory(directory.parent)
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError where the disk is full
+        shutil.rmtree(temporary, ignore_errors=True)
+        explained = explain(error)
+        why = str(error) if explained is None else explained.problems[0].what
+        raise AlignError(
+            f"the checkpoint could not be written: {why}",
+            "free some room or choose another output; the earlier checkpoints are intact",
+            where=str(directory),
+        ) from error
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when every byte is as it was written."""
+    try:
+        manifest = facts(directory)
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except checksum.Damaged as error:
+        return f"{MANIFEST}: {error.why}"
+    if manifest["format"] != FORMAT:
+        return f"written by another align (format {manifest['format']}, this one reads {FORMAT})"
+    if manifest["name"] != directory.name:  # a copy of another step's directory: whole, but not this step
+        return f"it is {manifest['name']}"
+    if STATE not in manifest["files"]:
+        return f"{STATE} is missing from the manifest"
+    return checksum.difference(directory, manifest["files"])
+
+
+def facts(directory: Path) -> dict[str, Any]:
+    """Return a checkpoint's manifest. Raises Damaged, or FileNotFoundError if there is none."""
+    return checksum.read_json(directory / MANIFEST)
+
+
+def newest_facts(root: Path) -> dict[str, Any] | None:
+    """Return the newest undamaged manifest under ``root``, even if the tensors of its checkpoint are damaged."""
+    for step in steps(root):
+        try:
+            return facts(at(root, step))
+        except (FileNotFoundError, checksum.Damaged):
+            continue
+    return None
+
+
+def refuse_other_formats(root: Path) -> None:
+    """Raise AlignError if an older align wrote the newest checkpoint: it is valid, and must not be overwritten."""
+    for path in (at(root, step) for step in steps(root)[:1]):
+        try:
+            manifest = json.loads((path / MANIFEST).read_bytes())
+            format = manifest["format"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # damaged
+        if isinstance(format, int) and format < FORMAT:
+            raise AlignError(
+                f"was saved by an older align (checkpoint format {format}; this one reads {FORMAT})",
+                "finish the run with that version, or choose another output",
+                where=str(path),
+            )
+
+
+def steps(root: Path) -> list[int]:
+    """Steps of the checkpoints under ``root``, newest first, sound or not."""
+    found = (_NAME.fullmatch(p.name) for p in root.iterdir()) if root.is_dir() else ()
+    return sorted((int(m.group(1)) for m in found if m), reverse=True)
+
+
+def last_step(root: Path) -> int:
+    """Step of the newest checkpoint under ``root``, sound or not; 0 where there is none."""
+    return max(steps(root), default=0)
+
+
+def at(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return root / f"step-{step:08d}"
+
+
+def newest(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest sound checkpoint, and a sentence for each newer one that is damaged."""
+    damaged: list[str] = []
+    for step in steps(root):
+        path = at(root, step)
+        fault = damage(path)
+        if fault is None:
+            return path, damaged
+        damaged.append(f"checkpoint {path.name} is damaged: {fault}")
+    return None, damaged
+
+
+def tidy(root: Path) -> None:
+    """Remove what killed processes left half-written, at any depth."""
+    atomic_files.remove_partial(root, recursive=True)
+
+
+def rotate(root: Path, keep: int, protect: int | None) -> None:
+    """Keep the newest ``keep`` checkpoints and the protected step; the newest must be sound first."""
+    found = steps(root)
+    if found and damage(at(root, found[0])) is None:
+        for step in found[keep:]:
+            if step != protect:
+                _remove(at(root, step))
+
+
+def _remove(directory: Path) -> None:
+    """Remove a checkpoint, of one that was moved to another disk the link; or what lies in its place."""
+    if directory.is_dir() and not directory.is_symlink():
+        shutil.rmtree(directory)
+    else:
+        directory.unlink(missing_ok=True)
+
+
+def load(directory: Path) -> dict[str, Any]:
+    """The state of a sound checkpoint, by an unpickler that builds tensors and plain values only."""
+    state: dict[str, Any] = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+class DirectoryIO(CheckpointIO):
+    """Lightning's door to the functions above."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.logs: Callable[[], dict[str, str]] = dict  # returns the checksums of the loggers' files
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Lightning calls it on rank 0 only."""
+        paused = checkpoint.get("align", {}).get("paused")
+        save(Path(path), checkpoint, {**self.facts, "paused": paused, "logs": self.logs()})
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Every rank reads the same directory."""
+        return load(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Lightning's own callbacks may ask."""
+        shutil.rmtree(path, ignore_errors=True)

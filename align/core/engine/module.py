@@ -1,0 +1,310 @@
+"""The LightningModule: one training step for every algorithm.
+
+Automatic optimisation, with one Lightning batch per optimizer step: all micro-batches but the last are run backward
+here, the last by Lightning. So nothing is divided by ``accumulate_grad_batches``, whatever the number of
+micro-batches, and every step boundary is a batch boundary: checkpoints and resuming need no half-steps.
+
+    loss = sum over terms of  weight * (sum of values over the step) / (count over the step)
+
+Each micro-batch adds its share; the counts come from the step plan, so no rank asks another. Ranks' gradients are
+averaged (DDP, FSDP2), hence the factor ``world_size``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from align.core.algorithm import contract
+from align.core.algorithm.base import Algorithm, Metric
+from align.core.algorithm.online import Online
+from align.core.data.batch import Batch, MicroBatch
+from align.core.engine.optimizer import adamw, factor_of_each, gradient_norm, parameter_groups
+from align.core.engine.steps import StepBatch
+from align.core.models.policy import Policy
+from align.core.models.reference import Reference
+from align.core.train.books import Books, HeldOut
+from align.core.train.nonfinite import NonFinite
+from align.core.train.random import everyone, random_state
+from align.core.train.schedule import factor
+from align.schemas.errors import AlignError
+from align.schemas.run import Stage
+
+
+class AlignModule(LightningModule):
+    """A policy, the algorithm that teaches it, and the reference it is measured against."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        policy: Policy,
+        algorithm: Algorithm,
+        reference: Reference | None,
+        total_steps: int,
+        held_out_names: Sequence[str | None] = (),
+        critic: Policy | None = None,
+    ) -> None:
+        super().__init__()
+        self.stage, self.policy, self.algorithm, self.total_steps = stage, policy, algorithm, total_steps
+        self.critic = critic
+        self.held_out_names = held_out_names
+        self.shard: Callable[[Policy, Any], None] | None = None  # set where a strategy splits the policy
+        # In a tuple, so that it is neither saved, wrapped nor trained with the module.
+        self._reference = (reference,)
+        self.strict_loading = False  # a checkpoint holds what is trained, not the frozen base
+        self.metrics: dict[str, float] = {}
+        self.held_out_metrics: dict[str, float] = {}
+        self.skipped = self.skipped_in_a_row = self.tokens_seen = 0
+        self.stopping = False
+        self.paused: AlignError | None = None  # an alarm says so: save and stop
+        self.rolled_back = False  # an alarm says so: stop, and hand on the best checkpoint
+        self.stop_requested: Callable[[], bool] = lambda: False  # the signal callback answers
+        self.restored_random: list[dict[str, Any]] | None = None
+        self.phase_metrics: Callable[[], Mapping[str, float]] = dict  # what an online phase says of its answers
+        self.rehearse: Callable[[int], dict[str, float]] | None = None  # an online stage measures held-out sets itself
+        self._books = Books()
+        self._bad: list[str] = []
+        self._rows: list[str] = []
+        self._nothing_learned = False
+
+    @property
+    def reference(self) -> Reference | None:
+        """The reference policy, if the algorithm uses one."""
+        return self._reference[0]
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak rate: the run file's, else the algorithm's vetted one, ten times it for an adapter.
+
+        (LoRA learns best at about ten times the rate of full fine-tuning: Thinking Machines, LoRA Without Regret.)
+        """
+        given = self.stage.optimizer.learning_rate
+        return given or self.algorithm.learning_rate * (10 if self.stage.model.adapter else 1)
+
+    # --- one micro-batch -------------------------------------------------------------------------------------------
+
+    def _batch(self, micro: MicroBatch, statistics: Mapping[str, Tensor]) -> tuple[Batch, Tensor]:
+        """What the loss sees, and a zero that ties every parameter to the graph."""
+        reference = micro.ref_logp_T
+        if reference is None and self.reference is not None:
+            reference = self.reference.logp(micro)
+        scores, anchor, value_T = self.policy(micro), 0.0, None
+        if self.critic is not None:
+            values = self.critic(micro)
+            anchor, value_T = values.anchor, values.value_T
+        batch = self.policy.batch(micro, scores, statistics, ref_logp_T=reference, value_T=value_T)
+        return batch, scores.anchor + anchor
+
+    def _statistics(self, step: StepBatch) -> dict[str, Tensor]:
+        """Means over the step's auxiliary examples, equal on all ranks."""
+        if not step.auxiliary:
+            return {}
+        books = Books()
+        with torch.no_grad():
+            for micro in step.auxiliary:
+                with contract.calling(self.algorithm, "statistics"):
+                    found = self.algorithm.statistics(self._batch(micro, {})[0])
+                for name, values in found.items():
+                    books.add(name, values)
+        torch.clear_autocast_cache()  # what it cast without a graph must not be learned with
+        return {name: torch.tensor(value, device=self.device) for name, value in books.close().items()}
+
+    def _share(self, micro: MicroBatch, statistics: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:
+        """One micro-batch's share of the step's loss, with its graph; entered in the step's books."""
+        batch, anchor = self._batch(micro, statistics)
+        if not counts["example"]:  # an online phase in which no answer taught anything
+            self._books.add("loss", Metric(anchor, "sum"))
+            return anchor
+        outcome = contract.loss(self.algorithm, batch)
+        share = outcome.share(counts) + anchor
+        self._books.add("loss", Metric(share, "sum"))
+        for name, metric in outcome.metrics.items():
+            self._books.add(name, metric)
+        self._rows.extend(micro.sources)
+        if not torch.isfinite(share):
+            self._bad.extend(micro.sources)
+        return share
+
+    def configure_model(self) -> None:
+        """Split the policy over the mesh, where the strategy asks for it."""
+        if self.shard is not None:
+            for network in self.networks.values():
+                self.shard(network, self.device_mesh)
+            self.shard = None
+
+    @property
+    def networks(self) -> dict[str, Policy]:
+        """What is trained: ``policy``, and ``critic`` where there is one."""
+        return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def training_step(self, step: StepBatch, batch_idx: int) -> Tensor:
+        """Run the step's micro-batches; Lightning runs the last one backward."""
+        self._drop_gradients()
+        self._books, self._bad, self._rows = Books(), [], []
+        self._nothing_learned = not step.denominators["example"]
+        statistics = self._statistics(step)
+        *earlier, last = step.micros
+        for micro in earlier:
+            share = self._share(micro, statistics, step.denominators)
+            # Under DDP we are inside its forward: this backward adds to .grad unreduced, the last reduces the sum.
+            self.trainer.strategy.backward(share * self.trainer.world_size, None)
+        self.tokens_seen += step.tokens
+        return self._share(last, statistics, step.denominators) * self.trainer.world_size
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing: Lightning would do it after ``training_step``, which holds gradients already."""
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Close the step's books and agree on flags: the one collective of the step beside the gradients'."""
+        for name, flag in (("_bad", bool(self._bad)), ("_stop", self.stop_requested())):
+            self._books.add(name, Metric(torch.tensor(float(flag), device=self.device), "max"))
+        metrics = self._books.close()
+        self.stopping = metrics.pop("_stop") > 0
+        bad = metrics.pop("_bad") > 0
+        with contract.calling(self.algorithm, "derived"):
+            metrics |= self.algorithm.derived(metrics)
+        for name, network in self.networks.items():
+            metrics[_of("grad_norm", name)] = gradient_norm(network.parameters())
+        for group in optimizer.param_groups:
+            metrics[_of("learning_rate", group["network"])] = group["lr"]
+        metrics["num_tokens"] = float(self.tokens_seen)
+        self.metrics = {**metrics, **self.phase_metrics()}
+        # With 16-mixed an infinite gradient under a finite loss is the scaler's business: it skips and rescales.
+        scaled = self.stage.train.precision == "16-mixed"
+        if bad or not (all(math.isfinite(metrics[_of("grad_norm", name)]) for name in self.networks) or scaled):
+            self._refuse_step()
+        else:
+            self.skipped_in_a_row = 0
+            if self._nothing_learned:
+                self._drop_gradients()
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip each network by its global norm, also where Lightning's sharded plugins refuse to."""
+        limit = self.stage.train.max_grad_norm or math.inf
+        for name, network in self.networks.items():
+            norm = self.metrics[_of("grad_norm", name)]
+            for parameter in network.parameters() if norm > limit else ():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(limit / (norm + 1e-6))
+
+    def _refuse_step(self) -> None:
+        """A non-finite step never reaches the optimizer: stop with the rows named, or leave it out and count it."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self.metrics["skipped"] = float(self.skipped)
+        if self.stage.train.on_nonfinite == "stop" or self.skipped_in_a_row > self.stage.train.max_skipped:
+            # Where the loss is finite and the gradient is not, any row of the step may be the cause.
+            suspects = [row for rows in everyone(self._bad) for row in rows] or [
+                row for rows in everyone(self._rows) for row in rows
+            ]
+            rows = sorted(set(suspects))
+            raise NonFinite(self.trainer.global_step + 1, self.metrics, rows, self.skipped_in_a_row)
+        self._drop_gradients()
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.parameters():
+            parameter.grad = None  # AdamW passes over parameters without gradient: weights and moments stay
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let a moving reference follow."""
+        super().optimizer_step(*args, **kwargs)
+        if self.reference is not None:
+            self.reference.after_step(self.policy, self.trainer.global_step + 1)
+
+    # --- held-out rows ---------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Open the books, one for each held-out set."""
+        self._held_out: dict[int, HeldOut] = {}
+        self._rehearsed: dict[int, dict[str, float]] = {}
+        self.policy.eval()
+
+    def validation_step(self, step: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Enter one step of held-out rows; or let the answers to a held-out set's prompts be scored."""
+        if self.rehearse is not None:
+            self._rehearsed[dataloader_idx] = self.rehearse(dataloader_idx)
+            return
+        held_out = self._held_out.setdefault(dataloader_idx, HeldOut())
+        held_out.counts.update(step.denominators)
+        statistics = self._statistics(step)
+        for micro in step.micros:
+            held_out.enter(contract.loss(self.algorithm, self._batch(micro, statistics)[0]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Close the books: ``val/loss`` for the only or first set, ``val/NAME/loss`` for named ones."""
+        self.held_out_metrics = {}
+        closes = {index: held_out.close() for index, held_out in sorted(self._held_out.items())}
+        for index, closed in sorted((closes | self._rehearsed).items()):
+            prefix = f"val/{self.held_out_names[index]}/" if self.held_out_names[index] else "val/"
+            with contract.calling(self.algorithm, "derived"):
+                closed |= self.algorithm.derived(closed)
+            self.held_out_metrics |= {prefix + name: value for name, value in closed.items()}
+            if index == 0:
+                self.held_out_metrics |= {"val/" + name: value for name, value in closed.items()}
+        self.policy.train()
+
+    def on_train_start(self) -> None:
+        """Lightning leaves the mode as it finds it. (Dropout that is not wanted was set to zero at loading.)"""
+        self.policy.train()
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained, and everything else that the next step depends on. Collective."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        buffers = {name for name, _ in self.named_buffers()}
+        kept = {k: v for k, v in checkpoint["state_dict"].items() if k in trained or k in buffers}
+        checkpoint["state_dict"] = kept
+        checkpoint["align"] = {
+            "steps": self.trainer.global_step,
+            "tokens_seen": self.tokens_seen,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "metrics": self.metrics,
+            "held_out_metrics": self.held_out_metrics,
+            # Decisions: a run that is killed before it has acted on one must not train on when it is resumed.
+            "ended": self.trainer.should_stop,
+            "rolled_back": self.rolled_back,
+            "paused": None if self.paused is None else [asdict(problem) for problem in self.paused.problems],
+            "reference": self.reference.state_dict() if self.reference is not None else {},
+            "random": everyone(random_state()),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take all of it back; the random states wait for the first step."""
+        state = checkpoint["align"]
+        self.tokens_seen = state["tokens_seen"]
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.metrics, self.held_out_metrics = state["metrics"], state["held_out_metrics"]
+        self.rolled_back = state["rolled_back"]
+        self.trainer.should_stop = state["ended"]  # Lightning then leaves its loop before the first step
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
+        self.restored_random = state["random"]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, decay on matrices only, and the schedule over the plan's own number of steps.
+
+        (Reading ``trainer.estimated_stepping_batches`` here would make Lightning drop the loader's state.)
+        """
+        spec = self.algorithm.critic if isinstance(self.algorithm, Online) else None
+        rates = {"policy": self.learning_rate} | ({} if spec is None else {"critic": spec.learning_rate})
+        waits = 0 if spec is None else spec.warmup
+        groups = parameter_groups(self.networks, rates, self.stage.optimizer.weight_decay)
+        optimizer = adamw(groups, self.stage)
+        factors = factor_of_each(groups, factor(self.stage.schedule, self.total_steps), waits)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _of(metric: str, network: str) -> str:
+    """``grad_norm`` of the policy, ``grad_norm/critic`` of another network."""
+    return metric if network == "policy" else f"{metric}/{network}"

@@ -1,0 +1,252 @@
+"""Several processes on this node: a small supervisor that leaves no orphan and no half-dead group.
+
+Workers get the same environment torchrun gives, so ``torchrun -m align train RUN`` and ``devices.count: 2`` take one
+path from there. Signals are passed on, with a deadline; when one worker ends badly the others have a grace time, then
+are killed, and the first to die is named; when the supervisor dies, the kernel kills the workers (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import IO, Any
+
+from align.core.hardware import detect
+from align.core.util import interpreter
+from align.core.util.liveness import SIGNALS, Limits
+from align.schemas.errors import AlignError
+from align.schemas.hardware import Hardware
+from align.schemas.run import Devices
+
+GRACE_SECONDS = 30.0
+"""Seconds that the other workers have to end when one has failed."""
+STOP_MARGIN = 5.0
+"""Seconds that the supervisor waits longer than its workers after a signal: their messages name the step."""
+LOST = 3
+"""Exit status of a worker whose connection to another broke: the other one is the cause."""
+TAIL_LINES = 5
+POLL_MILLISECONDS = 200
+"""Time between two looks at the deadlines; the death of a worker wakes the supervisor at once."""
+LOOPBACK = "127.0.0.1"
+_PR_SET_PDEATHSIG = 1
+
+
+def under_launcher() -> bool:
+    """Whether this process is one of a group already (torchrun's, or ours)."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    """Number of this process in its group, 0 alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched(devices: Devices) -> Hardware:
+    """Return the hardware that a stage's processes run on: what ``detect`` finds, or the group that torchrun started.
+
+    Raises AlignError where another number of processes was started than the run file asks for, and where several nodes
+    are asked for and nobody has started them.
+    """
+    found = detect(devices)
+    if under_launcher():
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        nodes = int(os.environ["WORLD_SIZE"]) // local
+        if devices.count not in ("auto", local) or devices.nodes not in (1, nodes):
+            raise AlignError(
+                f"asks for {devices.count} processes on {devices.nodes} nodes, but {local} on {nodes} were started",
+                "start as many, or leave devices.count and devices.nodes out",
+                where="devices",
+            )
+        return replace(found, devices=local, nodes=nodes)
+    if found.nodes > 1:
+        torchrun = f"torchrun --nnodes={found.nodes} --nproc-per-node={found.devices} --rdzv-endpoint=HOST:PORT"
+        raise AlignError(
+            f"asks for {found.nodes} nodes, and align starts processes on this one only",
+            f"start it on each: {torchrun} -m align",
+            where="devices.nodes",
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The worker that made its group fail: the first that failed for a reason of its own.
+
+    status: as ``subprocess`` gives it, the negative number of the signal that killed it. stderr: its last lines.
+    """
+
+    rank: int
+    status: int
+    stderr: str
+
+
+def run_workers(arguments: Sequence[str], count: int, limits: Limits) -> Ended | None:
+    """Run ``python -m align ARGUMENTS`` ``count`` times as one group; return how it failed, or None.
+
+    A group that was sent a signal and is still there ``limits.stop`` seconds later (one of it is stopped itself, or
+    hangs) is killed, and has failed by that signal.
+    """
+    store, port = _store(count)
+    environment = interpreter.environment() | {
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "align",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    if "OMP_NUM_THREADS" not in environment:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+    # All workers are on this machine: its network must not see, or break, their connections.
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        environment.setdefault(name, "lo")
+    workers: list[subprocess.Popen[bytes]] = []
+    with _passing_on(workers) as received:
+        for number in range(count):
+            worker = subprocess.Popen(
+                interpreter.command("-m", "align", *arguments),
+                env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)},
+                # Rank 0 keeps the terminal: through a pipe its progress bar would become lines.
+                stderr=None if number == 0 and os.isatty(2) else subprocess.PIPE,
+                preexec_fn=die_with_parent,
+                process_group=0,  # a terminal's Ctrl-C goes to a whole group, and would come twice
+            )
+            workers.append(worker)
+            for early in list(received):  # it came before this worker existed
+                worker.send_signal(early)
+        tails = [_Tail(worker) for worker in workers]
+        ended = _wait(workers, received, limits.stop + STOP_MARGIN)
+    del store  # the workers' meeting place, until the last of them is gone
+    if ended is None:
+        return None
+    rank, status = ended
+    return Ended(rank, status, tails[rank].text())
+
+
+def _store(count: int) -> tuple[Any, int]:
+    """Return the store that workers meet at, served by this process on loopback only, and its port.
+
+    Where rank 0 serves it torch listens on every interface, and a rank 0 that is stopped takes it along.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch forgot it in __all__
+
+    listening = socket.create_server((LOOPBACK, 0))
+    port: int = listening.getsockname()[1]
+    descriptor = listening.detach()
+    store = TCPStore(LOOPBACK, port, count, is_master=True, wait_for_workers=False, master_listen_fd=descriptor)
+    return store, port
+
+
+def _wait(
+    workers: Sequence[subprocess.Popen[bytes]], received: Mapping[int, float], stop: float
+) -> tuple[int, int] | None:
+    """Wait for all; return rank and status of the one that caused the failure, or None if all succeeded.
+
+    received: signals that this process was sent, and when; ``stop`` seconds after the first the rest are killed.
+    """
+    poll = select.poll()
+    waiting: dict[int, int] = {}
+    for rank, worker in enumerate(workers):
+        descriptor = os.pidfd_open(worker.pid)  # readable when it dies: the order of deaths names the first
+        waiting[descriptor] = rank
+        poll.register(descriptor, select.POLLIN)
+    bad: list[tuple[int, int]] = []  # rank and status, in the order in which they died
+    killed: set[int] = set()
+    deadline = math.inf
+    while waiting:
+        found = []
+        for descriptor, _ in poll.poll(POLL_MILLISECONDS):
+            rank = waiting.pop(descriptor)
+            poll.unregister(descriptor)
+            os.close(descriptor)
+            status = workers[rank].wait()
+            if status and rank not in killed:
+                found.append((rank, status))
+        if found:
+            # Of two that are found dead at once the one that a signal killed was first: the other noticed.
+            bad += sorted(found, key=lambda each: each[1] > 0)
+            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        if received:
+            deadline = min(deadline, min(received.values()) + stop)
+        if time.monotonic() > deadline:
+            killed |= set(waiting.values())
+            for rank in waiting.values():
+                workers[rank].kill()
+    if received and killed and not bad:
+        return min(killed), -min(received, key=received.__getitem__)
+    by_their_own_fault = [each for each in bad if each[1] != LOST]
+    return next(iter(by_their_own_fault or bad), None)
+
+
+class _Tail:
+    """A worker's stderr: passed on line by line, with the last lines kept for the error message."""
+
+    def __init__(self, worker: subprocess.Popen[bytes]) -> None:
+        self._lines: deque[bytes] = deque(maxlen=TAIL_LINES)
+        self._thread = None
+        if worker.stderr is not None:
+            self._thread = threading.Thread(target=self._pass_on, args=(worker.stderr,), daemon=True)
+            self._thread.start()
+
+    def _pass_on(self, stream: IO[bytes]) -> None:
+        for line in stream:
+            self._lines.append(line)
+            with suppress(OSError):
+                os.write(2, line)
+
+    def text(self) -> str:
+        """Return the last lines that are not empty."""
+        if self._thread is not None:
+            self._thread.join(1.0)  # a grandchild may hold the pipe open
+        lines = [line.decode(errors="replace").rstrip() for line in self._lines]
+        return "\n".join(line for line in lines if line)
+
+
+class _passing_on:
+    """While entered, SIGTERM, SIGINT and SIGUSR1 to this process go to the workers."""
+
+    def __init__(self, workers: Sequence[subprocess.Popen[bytes]]) -> None:
+        self.workers = workers
+        self.received: dict[int, float] = {}  # by the signal's number, when it first came
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> Mapping[int, float]:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self.before[number] = signal.signal(number, self._pass_on)
+        return self.received
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        self.received.setdefault(number, time.monotonic())
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
+
+
+def die_with_parent() -> None:
+    """To be run in a child before its program: the kernel kills it when the thread that started it ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port

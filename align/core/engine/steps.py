@@ -1,0 +1,180 @@
+"""Optimizer steps as Lightning sees them: one batch is one step's share on this rank.
+
+A stage is a sequence of *phases*, each one Lightning epoch: an epoch over a file, a window of a stream, a rollout
+phase. A phase knows its number of steps beforehand and can build any of them, so resuming is an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from align.core.algorithm import contract
+from align.core.algorithm.base import Algorithm
+from align.core.data import step_plan
+from align.core.data.batch import MicroBatch, collate
+from align.core.data.examples import Example, Examples
+from align.core.data.step_plan import Layout
+from align.schemas.run import Train
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """What one rank computes for one optimizer step.
+
+    denominators: counts over the whole step, all ranks (see ``align.core.data.step_plan.denominators``).
+    auxiliary:    micro-batches that ``Algorithm.statistics`` is computed on first.
+    """
+
+    index: int
+    micros: list[MicroBatch]
+    auxiliary: list[MicroBatch]
+    denominators: Mapping[str, float]
+    tokens: int
+
+    def to(self, device: Any) -> StepBatch:
+        """Move every tensor (Lightning calls it)."""
+        return StepBatch(
+            self.index,
+            [m.to(device) for m in self.micros],
+            [m.to(device) for m in self.auxiliary],
+            self.denominators,
+            self.tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cutter:
+    """How a step's examples become one rank's micro-batches. Changes speed and memory, never the gradient."""
+
+    algorithm: Algorithm
+    train: Train
+    layout: Layout
+    pad_id: int
+    micro_tokens: int
+    rank: int
+    world_size: int
+    forward: int
+    """``plan.FORWARD`` of the device."""
+
+    def micros(self, examples: Sequence[Example]) -> list[MicroBatch]:
+        """The micro-batches of ``examples`` for this rank; as many on every rank."""
+        cuts = step_plan.cut(
+            [e.lengths for e in examples],
+            self.world_size,
+            self.micro_tokens,
+            self.train.micro_batch_size,
+            self.layout,
+            self.forward,
+        )
+        return [
+            collate([examples[i] for i in micro], self.layout, self.pad_id, like=examples) for micro in cuts[self.rank]
+        ]
+
+    def step(self, index: int, examples: Sequence[Example]) -> StepBatch:
+        """One whole optimizer step."""
+        with contract.calling(self.algorithm, "auxiliary"):
+            auxiliary = self.algorithm.auxiliary(examples)
+        return StepBatch(
+            index,
+            self.micros(examples),
+            self.micros(auxiliary) if auxiliary else [],
+            step_plan.denominators(examples),
+            sum(sum(e.lengths) for e in examples),
+        )
+
+
+class StepLoader:
+    """The steps of one phase from ``start`` on; what Lightning iterates over."""
+
+    def __init__(self, build: Callable[[int], StepBatch], steps: int, start: int = 0) -> None:
+        self.build, self.steps, self.start = build, steps, start
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        for index in range(self.start, self.steps):
+            yield self.build(index)
+
+
+class Phases(Protocol):
+    """Where steps come from."""
+
+    total_steps: int
+    evaluate_every: int | None
+    """Steps between evaluations where the run file does not say; None: at the end of each phase."""
+
+    def loader(self, phase: int, start: int) -> StepLoader:
+        """The steps of one phase."""
+        ...
+
+    def locate(self, steps_done: int) -> tuple[int, int]:
+        """(phase, step within it) after that many optimizer steps of the stage."""
+        ...
+
+    def epochs(self, steps_done: int) -> float:
+        """Passes over the data, for the log."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What cannot be computed from the settings again."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back, before the first ``loader``."""
+        ...
+
+
+class EpochPhases:
+    """A phase is a pass over a fixed set of examples, in an order drawn from (seed, epoch)."""
+
+    evaluate_every: int | None = None
+
+    def __init__(self, examples: Examples, cutter: Cutter, train: Train, seed: int) -> None:
+        self.examples, self.cutter, self.seed = examples, cutter, seed
+        self.batch_size = train.batch_size
+        self.steps_per_epoch = len(self._compose(0))
+        wanted = max(1, round(train.num_train_epochs * self.steps_per_epoch))
+        self.total_steps = train.max_steps or wanted
+
+    def _compose(self, epoch: int) -> list[NDArray[Any]]:
+        return step_plan.compose(self.examples.sources, self.examples.weights, self.seed, epoch, self.batch_size)
+
+    def loader(self, phase: int, start: int) -> StepLoader:
+        """One epoch's steps, the last epoch cut short at ``total_steps``."""
+        steps = self._compose(phase)
+
+        def build(index: int) -> StepBatch:
+            return self.cutter.step(index, [self.examples[int(i)] for i in steps[index]])
+
+        left = self.total_steps - phase * self.steps_per_epoch
+        return StepLoader(build, min(len(steps), left), start)
+
+    def locate(self, steps_done: int) -> tuple[int, int]:
+        """(epoch, step within it)."""
+        return divmod(steps_done, self.steps_per_epoch)
+
+    def epochs(self, steps_done: int) -> float:
+        """Passes over the data."""
+        return steps_done / self.steps_per_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: every epoch follows from its number."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+def fixed_steps(examples: Examples, cutter: Cutter, batch_size: int) -> StepLoader:
+    """Held-out examples in file order, the same steps at every evaluation."""
+
+    def build(index: int) -> StepBatch:
+        chosen = range(index * batch_size, min(len(examples), (index + 1) * batch_size))
+        return cutter.step(index, [examples[i] for i in chosen])
+
+    return StepLoader(build, -(-len(examples) // batch_size))

@@ -1,0 +1,288 @@
+"""A stage's step and its answering run with tensors that have shapes and no numbers: exact bytes, no weights, no GPU.
+
+The model is made of its config alone, and what then runs is the engine's own: policy, log-probabilities, the
+algorithm's loss, backward, clipping, AdamW. Kernels' own scratch memory is not seen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from align.core.algorithm.base import Algorithm
+from align.core.algorithm.online import Online
+from align.core.data.batch import MicroBatch
+from align.core.data.examples import Example
+from align.core.data.step_plan import FORWARD, Layout
+from align.core.engine.module import AlignModule
+from align.core.engine.steps import Cutter, StepBatch
+from align.core.estimation.batches import Planned, measures
+from align.core.estimation.memory_tracker import Tracker
+from align.core.model.source import first_line, quiet, resolve_model_path, trust
+from align.core.model.weights import set_dropout, without_gradient_or_dropout
+from align.core.models import reference as references
+from align.core.models.adapter import add_adapter
+from align.core.models.architecture import choose_family, read_config
+from align.core.models.policy import Policy, Tail
+from align.core.models.reference import Precomputed, Reference, make_reference
+from align.core.rollout.cache import Cached, can_cache
+from align.core.rollout.sampling import draw
+from align.schemas.engine import LOGITS, MICRO_TOKENS
+from align.schemas.errors import AlignError
+from align.schemas.run import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Bytes by component at the peak of each phase (``training``, ``generation``)."""
+
+    phases: dict[str, dict[str, float]]
+
+    def total(self, phase: str) -> float:
+        """All components of a phase."""
+        return sum(self.phases[phase].values())
+
+
+def dry_run(
+    stage: Stage, algorithm: Algorithm, planned: Planned, kind: str = "cpu", world: int = 1, layout: Layout = "padded"
+) -> Counted:
+    """What a stage takes on one device. kind: ``cpu`` or ``cuda``, which differ in how many logits are made at a time.
+
+    world: devices that share a step, each with all of the model. Raises AlignError for quantised models, and for those
+    that run code of their own.
+    """
+    if stage.model.adapter is not None and stage.model.adapter.quantize is not None:
+        raise AlignError(
+            "cannot be run dry: its kernels want real weights on a GPU",
+            "estimate without --dry-run, or leave quantize out",
+            where=f"{stage.name}: model.adapter.quantize",
+        )
+    dry = FakeTensorMode(allow_non_fake_inputs=True)
+    dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
+    try:
+        with _without_numbers(kind):
+            policy, critic = build(stage, algorithm.head, dry, dropout), None
+            if isinstance(algorithm, Online) and algorithm.critic is not None:
+                critic = build(stage, "reward", dry, False)
+                critic.head = "value"
+            limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
+            cutter = Cutter(algorithm, stage.train, layout, 0, limit, 0, world, FORWARD[kind])
+            return count(stage, algorithm, policy, critic, cutter, planned, Tracker(dry))
+    except (RuntimeError, NotImplementedError) as error:  # an operation that needs numbers: a router of experts
+        raise AlignError(
+            f"cannot be run dry: {first_line(error)}", "estimate without --dry-run", where=f"{stage.name}: model.path"
+        ) from error
+
+
+def build(stage: Stage, head: Any, dry: FakeTensorMode, dropout: bool) -> Policy:
+    """The policy as ``build_policy`` makes it, of a config and without numbers."""
+    model = stage.model
+    directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
+    config = read_config(directory, model)
+    options: dict[str, Any] = {"dtype": getattr(torch, model.dtype)}
+    if model.attn_implementation != "auto":
+        options["attn_implementation"] = model.attn_implementation
+    if head == "reward":
+        config.num_labels = 1
+    auto = choose_family(config, head, directory)
+    with quiet(), torch.device("meta"):
+        network = auto.from_config(
+            config, **options, **{k: v for k, v in trust(model).items() if k != "local_files_only"}
+        )
+        network.get_input_embeddings().padding_idx = None
+        whole = network
+        if model.adapter is not None:
+            network = add_adapter(
+                network, model.adapter, head, None, range(len(set(model.adapter.trainable_token_indices)))
+            )
+        set_dropout(network, dropout)
+        if model.gradient_checkpointing:
+            whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if stage.train.precision == "bf16-true":
+            network = network.to(torch.bfloat16)
+    with dry:
+        _lay_down(network)
+    made = Policy(network, head).train()
+    if stage.rollout is not None:
+        made.temperature = stage.rollout.sampling.temperature or 1.0
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
+    made.__dict__["tail"] = Tail(1.0, cap)  # else measured, by running the model with numbers
+    return made
+
+
+def _lay_down(network: nn.Module) -> None:
+    """Every tensor of a network on the meta device made one on the CPU; what is shared stays so.
+
+    (Adapters cannot be made upon fake tensors, but upon meta ones.)
+    """
+    made: dict[int, Any] = {}
+    for module in network.modules():
+        held: Any = [module._parameters, module._buffers]
+        for tensors in held:
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = made.setdefault(id(tensor), _real(tensor))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    fresh = torch.empty_like(tensor, device="cpu")
+    return nn.Parameter(fresh, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fresh
+
+
+def count(
+    stage: Stage,
+    algorithm: Algorithm,
+    policy: Policy,
+    critic: Policy | None,
+    cutter: Cutter,
+    planned: Planned,
+    tracker: Tracker,
+) -> Counted:
+    """Two optimizer steps, the first of which makes the optimizer's state; before the second, answers are sampled."""
+    networks = [network for network in (policy, critic) if network is not None]
+    weights = tracker.enter(held_tensors(policy))
+    of_critic = 0 if critic is None else tracker.enter(held_tensors(critic))
+    phases: dict[str, dict[str, float]] = {}
+    with tracker:
+        reference, copied = _reference(stage, algorithm, policy, tracker)
+        module = _Module(stage, policy, algorithm, reference, 2, critic=critic)
+        module.trainer = SimpleNamespace(  # type: ignore[assignment]
+            world_size=cutter.world_size,
+            global_step=0,
+            strategy=SimpleNamespace(backward=lambda loss, _: loss.backward()),
+        )
+        optimizer = module.configure_optimizers()["optimizer"]
+        tracker.watch_gradients(parameter for network in networks for parameter in network.parameters())
+        step = cutter.step(0, [_with_reference(e, reference) for e in planned.examples])
+        state = 0
+        if planned.examples:
+            before = tracker.live
+            optimizer_step(module, step, optimizer, stage)
+            state = tracker.live - before - tracker.gradients
+        fixed = {"weights": weights, "critic": of_critic, "reference": copied, "optimizer": state}
+        if planned.batches.answers:
+            tracker.start()
+            cache = _answer(policy, planned, stage)
+            assert isinstance(algorithm, Online)
+            with torch.no_grad(), _autocast(stage):
+                for micro in step.micros:
+                    _read([policy] * measures(algorithm) + [critic] * (critic is not None), reference, micro)
+            phases["generation"] = _parts(tracker, {**fixed, "kv_cache": cache}, "activations")
+        if planned.examples:
+            tracker.start()
+            optimizer_step(module, step, optimizer, stage)
+            phases["training"] = _parts(tracker, fixed, "activations")
+    return Counted(phases)
+
+
+class _Module(AlignModule):
+    """The engine's module, which takes no offence at losses that have no value."""
+
+    def _refuse_step(self) -> None:
+        return
+
+
+def _with_reference(example: Example, reference: Reference | None) -> Example:
+    """An example as precomputing leaves it."""
+    if not isinstance(reference, Precomputed):
+        return example
+    return replace(
+        example,
+        sequences=tuple(replace(s, ref_logp=np.zeros(int(s.scored.sum()), np.float32)) for s in example.sequences),
+    )
+
+
+def _parts(tracker: Tracker, fixed: dict[str, int], rest: str) -> dict[str, float]:
+    left = tracker.peak - sum(fixed.values()) - tracker.at_peak
+    parts = {**fixed, "gradients": tracker.at_peak, rest: left}
+    return {name: float(size) for name, size in parts.items() if size}
+
+
+def optimizer_step(
+    module: AlignModule, step: StepBatch, optimizer: torch.optim.Optimizer, stage: Stage, device: str = "cpu"
+) -> None:
+    """One step as Lightning makes it."""
+    with _autocast(stage, device, cached=False):
+        loss = module.training_step(step, 0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    del loss
+    module.on_before_optimizer_step(optimizer)
+    module.configure_gradient_clipping(optimizer)
+    optimizer.step()
+
+
+@torch.no_grad()
+def _answer(policy: Policy, planned: Planned, stage: Stage) -> int:
+    """The first and the last token of the longest answers; bytes of their cache."""
+    assert stage.rollout is not None
+    spoken, network = planned.batches, policy.unwrapped
+    if not can_cache(network):
+        return 0
+    # not all of one length, so that attention is given a mask, as it will be
+    prompts = [np.zeros(max(1, spoken.prompt - place % 2), np.int32) for place in range(spoken.prompts)]
+    of_B = torch.arange(spoken.answers) // -(-spoken.answers // spoken.prompts)
+    with _autocast(stage), without_gradient_or_dropout(network):
+        reader = Cached(network, prompts, of_B, spoken.answer, spoken.prompt + spoken.answer)
+        numbers = torch.zeros(spoken.answers, dtype=torch.float64)
+        token_B, _ = draw(reader.logits_BV, stage.rollout.sampling, numbers)
+        layers: Any = reader._cache.layers
+        for layer in layers:  # as it is before the last token
+            if hasattr(layer, "_show"):
+                layer._show(spoken.prompt + spoken.answer - 2)
+        logits_BV = reader.read(token_B)
+        draw(logits_BV, stage.rollout.sampling, numbers)
+        return sum(part.untyped_storage().nbytes() for layer in layers for part in (layer.keys, layer.values))
+
+
+def _read(networks: Sequence[Policy | None], reference: Reference | None, micro: MicroBatch) -> None:
+    """What is measured on answers before they are learned from."""
+    for network in networks:
+        if network is not None:
+            with without_gradient_or_dropout(network):
+                network(micro)
+    if reference is not None:
+        reference.logp(micro)
+
+
+def _reference(stage: Stage, algorithm: Algorithm, policy: Policy, tracker: Tracker) -> tuple[Reference | None, int]:
+    if not algorithm.uses_reference:
+        return None, 0
+    ahead = type(algorithm).auxiliary is Algorithm.auxiliary and not isinstance(algorithm, Online)
+    before = tracker.live
+    return make_reference(stage.reference, policy, stage, known_ahead=ahead), tracker.live - before
+
+
+def held_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """Its parameters and buffers."""
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def _autocast(stage: Stage, device: str = "cpu", cached: bool = True) -> Any:
+    """cached: whether it keeps 16-bit copies of weights; Lightning's, around a training step, does not."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(stage.train.precision)
+    return nullcontext() if dtype is None else torch.autocast(device, dtype, cache_enabled=cached)
+
+
+@contextmanager
+def _without_numbers(kind: str) -> Iterator[None]:
+    """Chunks of logits as large as they are on another kind of device, and no hash of weights that are not there."""
+    kept, log = LOGITS["cpu"], logging.getLogger("torch._subclasses.fake_tensor")
+    LOGITS["cpu"], level = LOGITS[kind], log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with patch.object(references, "tensors_hash", lambda _: ""):
+            yield
+    finally:
+        LOGITS["cpu"] = kept
+        log.setLevel(level)

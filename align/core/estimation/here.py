@@ -1,0 +1,112 @@
+"""A stage made ready for estimating: its algorithm's needs, its model's config, its planned batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from align.core.algorithm.base import Algorithm
+from align.core.algorithm.online import Online
+from align.core.data.step_plan import Layout
+from align.core.estimation.batches import Planned, needs_of, planned
+from align.core.model.source import base_of, is_adapter
+from align.core.models.packing import VARLEN
+from align.core.plugin_system.registry import registry
+from align.core.training.reward_stage import settle
+from align.core.training.run_directory import located
+from align.schemas.errors import AlignError
+from align.schemas.estimate import Needs
+from align.schemas.run import Adapter, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A stage with what is known of it. directory: of its model's config; None where that cannot be had."""
+
+    stage: Stage
+    algorithm: Algorithm
+    needs: Needs
+    directory: Path | None
+    planned: Planned
+    layout: Layout
+
+
+def ready(stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int, *, sized: bool = False) -> Ready:
+    """A stage made ready for estimating. Raises AlignError for a model whose config cannot be had.
+
+    sized: the model's size is known, so its config may be missing. One that starts from what an earlier stage will
+    export is taken to start from that one's model.
+    """
+    by_name = {other.name: other for other in stages}
+
+    def root(name: str, rows: bool) -> str:
+        path = by_name[name].model.path
+        if rows:
+            return f"rows of {name}"  # which are not here yet
+        return root(path.removeprefix("stage:"), False) if path.startswith("stage:") else path
+
+    stage = located(stage, root)
+    directory: Path | None
+    try:
+        directory = config_of(stage)
+    except AlignError:
+        if not sized:
+            raise
+        directory = None
+    if directory is not None and is_adapter(directory):
+        stage, directory = _continued(stage, directory)
+    algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
+    if isinstance(algorithm, Online):
+        settle(algorithm, stage)
+    serves = accelerator == "cuda" and stage.model.attn_implementation in VARLEN
+    packed = stage.train.layout == "packed" or (stage.train.layout == "auto" and serves)
+    layout: Layout = "packed" if packed else "padded"
+    return Ready(
+        stage,
+        algorithm,
+        needs_of(algorithm),
+        directory,
+        planned(stage, algorithm, accelerator, devices, layout),
+        layout,
+    )
+
+
+def config_of(stage: Stage) -> Path:
+    """The directory of a model's config: its own, or of a hub id the cache's. Weights are not fetched."""
+    path = stage.model.path
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local.absolute()
+    try:
+        return Path(_of_hub(path, stage.model.revision)).parent
+    except Exception as error:  # of whichever HTTP library the hub's client uses
+        raise AlignError(
+            "is neither a directory here nor a hub id whose config.json can be had",
+            "give a directory that holds at least a config.json, or say the size: project.model.params_b",
+            where=f"{stage.name}: model.path: {path}",
+        ) from error
+
+
+def _of_hub(name: str, revision: str | None) -> str:
+    """The cache's config.json, or the hub's where one try reaches it: the hub's client would try six times."""
+    try:
+        return hf_hub_download(name, "config.json", revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision))
+        return hf_hub_download(name, "config.json", revision=revision)
+
+
+def _continued(stage: Stage, directory: Path) -> tuple[Stage, Path]:
+    """An adapter that is trained on: as a new one of its base, of the same rank."""
+    rank = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("r", Adapter().r)
+    base = base_of(directory)
+    model = stage.model.model_copy(
+        update={"path": base.path, "revision": base.revision, "adapter": stage.model.adapter or Adapter(r=rank)}
+    )
+    stage = stage.model_copy(update={"model": model})
+    return stage, config_of(stage)

@@ -1,0 +1,125 @@
+"""The text of an assistant's turn: what the chat template has already written of it, then what was sampled.
+
+A template may open a thought in its generation prompt, after the header of the turn. The model continues from there, so
+its tokens hold ``</think>`` and no ``<think>``. A reward that looks for thoughts must see both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from align.core.data.chat_template import common_length, rendered
+from align.core.data.encode import Encoder
+from align.core.data.guard import Refusal
+from align.core.data.template_checks import Settings
+from align.schemas.records import Record
+
+_PROBE = "align-looks-for-where-an-answer-begins"
+"""The content of a rendered assistant message: what stands before it is the header of the turn."""
+_ANY = Settings(("prompt",), scores_prompt=False, reward=False, max_length=0, truncation="error", allow=frozenset())
+
+_SECTION = re.compile(
+    r"<(?P<tag>[A-Za-z_][\w-]*)>|\[(?P<bracket>[A-Z_]+)\]|(?P<harmony><\|channel\|>)|(?P<gemma><\|channel>)"
+)
+"""The opening of a part of a turn: ``<think>``, Mistral's ``[THINK]``, gpt-oss's and Gemma's channels."""
+_EMPTY = re.compile(r"\s*(?:<([A-Za-z_][\w-]*)>\s*</\1>|\[([A-Z_]+)\]\s*\[/\2\]|</[A-Za-z_][\w-]*>)\s*")
+"""A part that is closed again and holds nothing, which is how templates turn thinking off."""
+
+
+class Turns:
+    """A reader of the assistant's turns of one tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._encoder = encoder or Encoder(tokenizer)
+        # Control tokens are hidden. Tags are not, though <think> and </think> often are special tokens: rewards look
+        # for them. Tags come in pairs; so do <s> and </s>, the ends of a text, which are known by their names.
+        named = {self._encoder.variables.get(f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
+        special = {text: i for text, i in self._encoder.special.items() if text not in named}
+        tags = {i for text, i in special.items() if _partner(text) in special}
+        self._hidden = frozenset(self._encoder.special.values()) - tags
+
+    def opening(self, record: Record) -> str:
+        """Return what the generation prompt for ``record`` has already written of the answer, "" for nothing.
+
+        An empty thought that the template closes itself is no part of the answer, which begins after it.
+        """
+        if not record.conversational:
+            return ""
+        try:
+            prompt, before = (rendered(record, self._encoder, _ANY, opens=opens) for opens in (True, False))
+        except Refusal:  # then there are no tokens of this prompt either
+            return ""
+        try:
+            answer = [{"role": "assistant", "content": _PROBE}]
+            header = rendered(record, self._encoder, _ANY, added=answer).rpartition(_PROBE)[0]
+        except Refusal:  # some templates take no conversation that ends with the assistant
+            header = ""
+        return self._visible(opening_of(prompt, before, header))
+
+    def text(self, tokens: Sequence[int], opening: str = "") -> str:
+        """Return an answer as its turn reads: the opening, then what was sampled, without control tokens."""
+        sampled = [i for i in tokens if i not in self._hidden]
+        if not opening:
+            return self._decode(sampled)
+        # Decoded after its opening: some tokenizers take a space from what stands first.
+        before = self._encoder.encode(opening).tolist()
+        head, whole = self._decode(before), self._decode([*before, *sampled])
+        return opening + (whole[len(head) :] if whole.startswith(head) else self._decode(sampled))
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+    def _visible(self, text: str) -> str:
+        """Return a template's text without the control tokens, as ``text`` does for sampled ones."""
+
+        def visible(found: re.Match[str]) -> str:
+            return "" if self._encoder.special[found[0]] in self._hidden else found[0]
+
+        return self._encoder.spelt.sub(visible, text)
+
+
+def opening_of(prompt: str, before: str, header: str) -> str:
+    """Return the part of a rendered prompt that belongs to the answer.
+
+    prompt: with the generation prompt. before: without it. header: what stands before the content of an assistant
+    message without thoughts; "" where that is not known. Some templates write an empty thought there, so a part that
+    begins both in ``header`` and in ``prompt`` belongs to the answer too.
+    """
+    base, start = common_length(prompt, before), common_length(prompt, header)
+    if not header or (start < len(header) and start < base):
+        # The header is unknown, or earlier turns are rendered differently with it: take only what ends the prompt.
+        found = [match for match in _SECTION.finditer(prompt, base) if not prompt[match.end() :].strip()]
+        start = found[0].start() if found else len(prompt)
+    elif start < len(header):
+        # The two differ within the header, maybe inside a part's name (analysis, final): go back to that part's start.
+        for match in _SECTION.finditer(prompt, base):
+            cut_in_two = match.start() < start < match.end()
+            if cut_in_two or (match.start() <= start and _closing(match) in header[match.start() :]):
+                start = match.start()
+                break
+    answer = prompt[start:]
+    while empty := _EMPTY.match(answer):
+        answer = answer[empty.end() :]
+    return answer if answer.strip() else ""
+
+
+def _closing(section: re.Match[str]) -> str:
+    """Return what closes a part of a turn; for gpt-oss's channels the mark that ends the channel's name."""
+    if section["tag"]:
+        return f"</{section['tag']}>"
+    if section["bracket"]:
+        return f"[/{section['bracket']}]"
+    return "<|message|>" if section["harmony"] else "<channel|>"
+
+
+def _partner(text: str) -> str:
+    """Return the closing tag of an opening one, and the other way round; "" for what is no tag."""
+    match = re.fullmatch(r"<(/?)([A-Za-z_][\w-]*)>|\[(/?)(THINK)\]", text)
+    if match is None:
+        return ""
+    slash, name = match[1] or match[3] or "", match[2] or match[4]
+    return text.replace(slash + name, name if slash else f"/{name}")

@@ -1,0 +1,231 @@
+"""Prompts to a preference file: of each prompt's answers the best and the worst, as rewards score them.
+
+The work is kept in a directory beside the output, a line for each prompt, until the output is written as a whole. So a
+run that was killed goes on behind its last prompts, with the answers that it would have had.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.core.checksum import sealed, verified
+from align.core.data.sources import load_records
+from align.core.rewards.base import Answer
+from align.core.rewards.scorer import Scorer
+from align.core.rollout.ties import leveled, tied
+from align.core.util.atomic_files import naming, write_whole
+from align.schemas.errors import AlignError, Problem
+from align.schemas.records import Content, Record
+from align.schemas.run import Data, Source
+
+if TYPE_CHECKING:
+    from align.core.inference.sampler import Speaker
+
+AT_ONCE = 8
+"""Prompts between two lines of the journal."""
+GIVEN = "completions"
+"""The column that holds a row's own answers."""
+
+
+@dataclass(slots=True)
+class Labels:
+    """What came of it. counts: labelled, tied, abstained, by prompt; blank, by answer. spent: by reward."""
+
+    output: Path
+    prompts: int
+    counts: Counter[str]
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        counts = {name: self.counts[name] for name in ("labelled", "tied", "abstained", "blank")}
+        return {"output": str(self.output), "prompts": self.prompts, **counts, "rewards": self.spent}
+
+
+class Journal:
+    """The lines so far of one piece of work, which ``fingerprint`` tells from any other."""
+
+    def __init__(self, output: Path, fingerprint: str) -> None:
+        """Raises AlignError where the output is there already, or was begun from other prompts or settings."""
+        if output.exists():
+            raise AlignError("exists", "remove it, or give another name", where=str(output))
+        self.output, self.directory = output, output.with_name(f"{output.name}.partial")
+        self.lines: list[dict[str, Any]] = []
+        """One for each prompt that is done."""
+        head, self._path = json.dumps({"of": fingerprint}), self.directory / "journal.jsonl"
+        if not self._path.exists():
+            write_whole(self._path, f"{head}\n".encode())
+        whole = [line for line in self._path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        if whole[:1] != [f"{head}\n".encode()]:
+            mend = "give it the same prompts and settings, or remove that directory to begin again"
+            raise AlignError("was begun from other prompts or settings", mend, where=str(self.directory))
+        sound = list(_undamaged(whole[1:]))
+        if len(sound) < len(whole) - 1:
+            what, fix = f"line {len(sound) + 2} of it is damaged", "it and the lines after it are labelled again"
+            print(Problem(str(self._path), what, fix), file=sys.stderr)
+        self.lines = sound
+        self._file = self._path.open("r+b")
+        self._file.truncate(sum(map(len, whole[: 1 + len(sound)])))
+        self._file.seek(0, 2)
+
+    def add(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Keep some more."""
+        with naming(self._path):
+            self._file.write(b"".join(sealed(line) + b"\n" for line in lines))
+            self._file.flush()
+        self.lines += lines
+
+    def discard(self) -> None:
+        """Remove the journal without writing an output."""
+        self.close()
+        shutil.rmtree(self.directory)
+
+    def finish(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write the output, and forget how it came about."""
+        write_whole(self.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        self.close()
+        shutil.rmtree(self.directory)
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        self._file.close()
+
+
+def _undamaged(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the lines before the first damaged one. Those after it are left out: labels have the prompts' order."""
+    for line in lines:
+        try:
+            yield verified(line)
+        except ValueError:
+            return
+
+
+def read_prompts(path: str, sampled: bool) -> tuple[list[Record], str]:
+    """The rows of a file of prompts, and a digest of what they say.
+
+    Raises AlignError for rows that are bad, and unless answers are ``sampled``, for those without two of their own.
+    """
+    found = load_records(Data(train=[Source(path=path)]), ("prompt",))
+    for record in found.train:
+        given = _given(record)
+        if given is None and not sampled:
+            mend = f"give each row {GIVEN!r}: a list of two answers or more, or sample them: --model"
+            raise AlignError("has no answers to choose from", mend, where=record.source)
+    plain = json.dumps([[record.prompt, record.columns] for record in found.train], default=str)
+    return found.train, hashlib.sha256(plain.encode()).hexdigest()
+
+
+def label(
+    records: Sequence[Record],
+    scorer: Scorer,
+    journal: Journal,
+    speaker: Speaker | None = None,
+    heard: Callable[[int], None] = lambda done: None,
+) -> Labels:
+    """Judge what is not judged yet, then write the preference file.
+
+    scorer: open. speaker: answers prompts that bring no answers along. heard: told how many prompts are done.
+    Raises AlignError for rewards that are normalised: a label may not depend on the prompts before it. Where no
+    prompt gives a pair no file is written, since the next stage would refuse an empty one.
+    """
+    if any(choice.normalize for choice in scorer.choices.values()):
+        raise AlignError("is for training: running means would make labels depend on their order", where="normalize")
+    heard(len(journal.lines))
+    for start in range(len(journal.lines), len(records), AT_ONCE):
+        chunk = records[start : start + AT_ONCE]
+        journal.add(list(_judged(chunk, _answers(chunk, start, speaker), scorer)))
+        heard(len(journal.lines))
+    counts = Counter(line["came"] for line in journal.lines)
+    counts["blank"] = sum(line["blank"] for line in journal.lines)
+    spent = {name: dict(opened.reward.counts()) for name, opened in scorer.rewards.items()}
+    rows = [line["row"] for line in journal.lines if line["came"] == "labelled"]
+    if rows:
+        journal.finish(rows)
+    else:
+        journal.discard()
+    return Labels(journal.output, len(records), counts, spent)
+
+
+def pair(record: Record, answers: Sequence[Answer], rewards: Sequence[float | None]) -> tuple[str, dict[str, Any]]:
+    """``labelled`` and the row of the best answer over the worst; ``tied`` or ``abstained`` where there is none."""
+    scored = [(reward, place) for place, reward in enumerate(rewards) if reward is not None]
+    if len(scored) < 2:
+        return "abstained", {}
+    (high, best), (low, worst) = max(scored, key=lambda each: (each[0], -each[1])), min(scored)
+    chosen, rejected = answers[best].completion, answers[worst].completion
+    if tied((high, low)) or chosen == rejected:
+        return "tied", {}
+    kept = {name: value for name, value in record.columns.items() if name != GIVEN}
+    told = {"scores": [high, low], "answers": len(answers), "source": Path(record.source).name}
+    row = {"prompt": record.prompt, "chosen": chosen, "rejected": rejected, "margin": high - low, "judged": told}
+    return "labelled", kept | row
+
+
+def _judged(records: Sequence[Record], groups: Sequence[Sequence[Answer]], scorer: Scorer) -> Iterator[dict[str, Any]]:
+    """A line of the journal for each record; blank answers are not judged, and no row could hold them."""
+    full = [[answer for answer in group if answer.text.strip()] for group in groups]
+    flat = [answer for group in full for answer in group]
+    scored = iter(scorer.score(flat) if flat else [])
+    for record, group, rest in zip(records, groups, full, strict=True):
+        came, row = pair(record, rest, leveled(list(islice(scored, len(rest)))))
+        yield {"came": came, "blank": len(group) - len(rest), "row": row}
+
+
+def _answers(records: Sequence[Record], start: int, speaker: Speaker | None) -> list[list[Answer]]:
+    """Each record's own answers, or sampled ones where it has none; they depend on the prompt's place in the file."""
+    groups = list[list[Answer]]()
+    for sampled, stretch in groupby(records, lambda record: _given(record) is None):
+        some, first = list(stretch), start + len(groups)
+        if not sampled:
+            groups += [
+                [_answer(record, place, given) for given in _given(record) or ()]
+                for place, record in enumerate(some, first)
+            ]
+            continue
+        assert speaker is not None  # read_prompts has seen to it
+        for place, said in enumerate(speaker.ask(some, first=first), first):
+            groups.append(
+                [
+                    replace(
+                        _answer(each.record, place, each.completion),
+                        tokens=tuple(each.sample.tokens.tolist()),
+                        finish=each.sample.finish,
+                    )
+                    for each in said
+                ]
+            )
+    return groups
+
+
+def _given(record: Record) -> list[Content] | None:
+    """A row's own answers in the style of its prompt. Raises AlignError where they are no such list."""
+    given = record.columns.get(GIVEN)
+    if given is None:
+        return None
+    texts = isinstance(given, list) and len(given) > 1 and all(isinstance(each, str) for each in given)
+    if texts:
+        return [[{"role": "assistant", "content": each}] for each in given] if record.conversational else given
+    messages = isinstance(given, list) and len(given) > 1 and all(map(_is_message, given))
+    if not (messages and record.conversational):
+        mend = "strings, or to a prompt of messages lists of one message of the assistant each"
+        raise AlignError("is no list of two answers or more", mend, where=f"{record.source}: {GIVEN}")
+    return list(given)
+
+
+def _is_message(answer: Any) -> bool:
+    one = answer[0] if isinstance(answer, list) and len(answer) == 1 else None
+    return isinstance(one, dict) and one.get("role") == "assistant" and isinstance(one.get("content"), str)
+
+
+def _answer(record: Record, place: int, said: Content) -> Answer:
+    text = said if isinstance(said, str) else str(said[0]["content"])
+    return Answer(record.prompt or "", said, text, columns=record.columns, group=place)

@@ -1,0 +1,249 @@
+"""A model asked outside training: its directory to a ``Subject``, prompts to tokens, samples to rows with rewards."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from align.core.algorithm import contract
+from align.core.data.chat_template import drafts
+from align.core.data.encode import Encoder
+from align.core.data.findings import CATALOGUE
+from align.core.data.guard import Refusal
+from align.core.data.sources import load_records
+from align.core.data.template_checks import Settings
+from align.core.generation.base import Generator, Request, Sample, Subject, Tokens
+from align.core.generation.completion import Turns
+from align.core.model.source import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
+from align.core.model.tokenizer import ends_of, load_tokenizer
+from align.core.rewards.base import Answer
+from align.core.rollout.sampling import seed_of
+from align.core.util.progress import Work
+from align.schemas.errors import AlignError
+from align.schemas.records import Content, Record
+from align.schemas.rollout import Sampling
+from align.schemas.run import Data, Model, Source
+from align.schemas.text import visible
+
+if TYPE_CHECKING:
+    from align.core.rewards.scorer import Scored, Scorer
+
+CHUNK = 256
+"""Prompts that are answered, scored and written before the next ones."""
+
+CONTEXT = 4096
+"""Most tokens of prompt and answer for a model whose config does not tell."""
+
+_UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\uffff]")
+
+_WHOLE = Settings(("prompt",), scores_prompt=False, reward=False, max_length=0, truncation="error", allow=frozenset())
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer to a record's prompt. scored: what the rewards say of it, where there are any."""
+
+    record: Record
+    sample: Sample
+    text: str
+    scored: Scored | None = None
+    best_of: int = 1
+
+    @property
+    def completion(self) -> Content:
+        """As the prompt is: a string, or messages."""
+        return [{"role": "assistant", "content": self.text}] if self.record.conversational else self.text
+
+    def answer(self, group: int) -> Answer:
+        """As rewards are asked about it."""
+        record, sample = self.record, self.sample
+        tokens = tuple(sample.tokens.tolist())
+        return Answer(record.prompt or "", self.completion, self.text, tokens, sample.finish, record.columns, group)
+
+    def row(self) -> dict[str, Any]:
+        """A line of JSONL: the row's own columns, and over them what was said."""
+        row = {**self.record.columns, "prompt": self.record.prompt, "completion": self.completion}
+        row |= {"finish": self.sample.finish, "tokens": len(self.sample.tokens)}
+        row["logp"] = float(self.sample.logp.sum(dtype=np.float64)) if len(self.sample.logp) else None
+        if self.scored is not None:
+            row |= {"reward": self.scored.reward, "parts": self.scored.parts, "outcomes": self.scored.outcomes}
+        return row | ({"best_of": self.best_of} if self.best_of > 1 else {})
+
+    def line(self) -> str:
+        """``row`` as JSON in which nothing can command a terminal."""
+        text = json.dumps(self.row(), ensure_ascii=False, default=str)
+        return _UNSEEN.sub(lambda found: json.dumps(found.group())[1:-1], text)
+
+
+class Stream:
+    """An answer written as it comes, a whole character at a time and harmless to look at."""
+
+    def __init__(self, turns: Turns, opening: str, write: Callable[[str], None]) -> None:
+        self._turns, self._opening, self._write = turns, opening, write
+        self._tokens: list[int] = []
+        self._written = ""
+
+    def heard(self, token: int) -> None:
+        """One more token."""
+        self._tokens.append(token)
+        text = self._turns.text(self._tokens, self._opening)
+        if not text.endswith("\ufffd"):  # else half a character
+            self.end(text)
+
+    def end(self, text: str) -> None:
+        """What of the answer so far is not written yet."""
+        self._write(visible(text[len(self._written) :]))
+        self._written = text
+
+
+@dataclass
+class Speaker:
+    """An open generator and how it is asked. ``n`` answers to each prompt, all seeds following from ``seed``."""
+
+    generator: Generator
+    subject: Subject
+    sampling: Sampling
+    n: int = 1
+    seed: int = 0
+    _encoder: Encoder = field(init=False)
+    _turns: Turns = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._encoder = Encoder(self.subject.tokenizer)
+        self._turns = Turns(self.subject.tokenizer, self._encoder)
+
+    def stream(self, record: Record, write: Callable[[str], None]) -> Stream:
+        """Return a ``Stream`` that writes the answer to ``record`` as it is sampled."""
+        return Stream(self._turns, self._turns.opening(record), write)
+
+    def ask(
+        self, records: Sequence[Record], heard: Callable[[int], None] | None = None, first: int = 0
+    ) -> list[list[Said]]:
+        """The answers to each record, in order. heard: told every token as it comes, where the generator can tell.
+
+        first: how many prompts were asked before; an answer depends on its prompt's place, not on how they are cut.
+        """
+        tokens = [tokens_of(record, self._encoder) for record in records]
+        seeds = [tuple(seed_of(self.seed, first + i, k) for k in range(self.n)) for i in range(len(records))]
+        requests = [Request(prompt, own) for prompt, own in zip(tokens, seeds, strict=True)]
+        if heard is None:
+            groups = contract.generate(self.generator, requests, self.sampling)
+        else:
+
+            def on_token(_request: int, _sample: int, token: int) -> None:
+                heard(token)
+
+            groups = contract.generate(self.generator, requests, self.sampling, heard=on_token)
+        return [
+            self._read(record, self._turns.opening(record), group)
+            for record, group in zip(records, groups, strict=True)
+        ]
+
+    def _read(self, record: Record, opening: str, group: Sequence[Sample]) -> list[Said]:
+        return [Said(record, sample, self._turns.text(sample.tokens.tolist(), opening)) for sample in group]
+
+
+def answers(
+    speaker: Speaker, records: Sequence[Record], scorer: Scorer | None = None, choose: bool = False
+) -> Iterator[Said]:
+    """The answers to all records, scored; with ``choose`` only each prompt's best."""
+    with Work("answering prompts", len(records)) as work:
+        for start in range(0, len(records), CHUNK):
+            groups = speaker.ask(records[start : start + CHUNK], first=start)
+            if scorer is not None:
+                groups = score(groups, scorer, start)
+            for group in groups:
+                yield from [best(group)] if choose else group
+            work.update(min(len(records), start + CHUNK))
+
+
+def subject_for(model: Model, context: int | None = None) -> Subject:
+    """The model at a path, to be spoken for outside training; its weights are not loaded here.
+
+    context: most tokens of prompt and answer; by default as many as the model's config allows.
+    """
+    directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
+    base = resolve_model_path(*base_of(directory), model.trust_remote_code) if is_adapter(directory) else directory
+    tokenizer = load_tokenizer(model)
+    speaks = (base / "generation_config.json").exists()
+    try:
+        config: Any = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+        config = config.get_text_config()
+        settings: Any = GenerationConfig.from_pretrained(base) if speaks else config
+    except LOADING_FAULTS as error:
+        raise not_loadable(error, base, "model") from error
+    told = context or getattr(config, "max_position_embeddings", None) or CONTEXT
+    wanted = [tokenizer.eos_token_id, config.eos_token_id, settings.eos_token_id]
+    return Subject(directory, model, tokenizer, ends_of(*wanted), int(told))
+
+
+def tokens_of(record: Record, encoder: Encoder) -> Tokens:
+    """A prompt as the model is asked it: text as it is continued, messages through the chat template.
+
+    Raises AlignError for a prompt that no tokens can be made of.
+    """
+    try:
+        ((draft,),), _ = drafts(record, encoder, _WHOLE)
+    except Refusal as refusal:
+        entry = CATALOGUE[refusal.finding]
+        raise AlignError(f"{entry.what}: {refusal.detail}", entry.mend, where=record.source) from None
+    return draft.ids
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> str:
+    """Return only the sampled text, without special tokens; for a whole turn with its opening see ``Turns.text``."""
+    return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
+
+
+def prompts_for(
+    prompts: str | Path | Sequence[Content], tokenizer: PreTrainedTokenizerBase, chat: bool | None
+) -> list[Record]:
+    """Return records of one prompt, of several, or of the rows of a file or directory, which is a Path.
+
+    chat: whether strings are a user's messages; None: where there is a chat template, but never a file's rows.
+    Raises AlignError for a file that cannot be read, or holds no prompts.
+    """
+    if isinstance(prompts, Path):
+        records = load_records(Data(train=[Source(path=str(prompts))]), ("prompt",)).train
+        return [as_message(record) for record in records] if chat else records
+    as_user = tokenizer.chat_template is not None if chat is None else chat
+    if isinstance(prompts, str):
+        given = [Record("prompt", "the prompt", prompt=prompts)]
+    else:
+        given = [Record("prompt", f"prompt {number}", prompt=each) for number, each in enumerate(prompts, 1)]
+    return [as_message(record) for record in given] if as_user else given
+
+
+def as_message(record: Record) -> Record:
+    """A prompt that is a string as a user's message."""
+    said = record.prompt
+    return replace(record, prompt=[{"role": "user", "content": said}]) if isinstance(said, str) else record
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
+    """Ids of tokens given as numbers or as the tokenizer spells them. Raises AlignError for others."""
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    for token in tokens:
+        if token not in vocabulary and not token.isdecimal():
+            raise AlignError(f"{token!r} is no token of this model", "give an id, or the token as it is spelt there")
+    return [int(token) if token.isdecimal() else vocabulary[token] for token in tokens]
+
+
+def score(groups: Sequence[Sequence[Said]], scorer: Scorer, first: int = 0) -> list[list[Said]]:
+    """The same answers with what the rewards say of them."""
+    answers = [said.answer(first + group) for group, members in enumerate(groups) for said in members]
+    scored: Iterator[Scored] = iter(scorer.score(answers))
+    return [[replace(said, scored=next(scored)) for said in members] for members in groups]
+
+
+def best(group: Sequence[Said]) -> Said:
+    """The answer with the highest reward, the first among equals; where no reward scored any, the first of all."""
+    rewards = [-np.inf if s.scored is None or s.scored.reward is None else s.scored.reward for s in group]
+    return replace(group[int(np.argmax(rewards))], best_of=len(group))

@@ -1,0 +1,174 @@
+"""Whether a model's sequences may share a row, tried out on real rows.
+
+transformers keeps packed sequences apart by their ``position_ids`` (a position that does not follow the last begins a
+sequence) where it is given no attention mask and no cache. A model that carries state along a row, by recurrence or
+convolution, mixes them all the same, and one that takes no positions cannot be told.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.core.data.batch import collate
+from align.core.data.examples import Example, Examples, TokenSequence
+from align.core.data.step_plan import Layout
+from align.core.model.positions import limits_for
+from align.core.models.policy import Policy, Scores
+
+log = logging.getLogger(__name__)
+
+VARLEN = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+"""Attention that computes only the blocks of a packed row which lie within sequences."""
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far rounding alone may move a log-probability."""
+
+
+LENGTHS = (64, 61, 57, 53)
+"""Tokens of the sequences that the probe packs: unequal, so that no sequence begins at a multiple of a chunk size."""
+
+SIZE = re.compile(r"(^|_)(window|window_size|chunk_size|local_attention)$|^index_topk$")
+"""Names of config fields for how far attention reaches: ``sliding_window``, ``attention_chunk_size``, ..."""
+
+SMALL = 11
+"""The value that the probe sets in place of such a size, so that its short rows span several windows or chunks."""
+
+CHEAP = 1024
+"""The largest size that is tried unchanged (rows of twice as many tokens) if setting it smaller has no effect."""
+
+
+def probe(policy: Policy, examples: Examples | Sequence[Example], pad_id: int = 0) -> bool:
+    """Return True if the model scores sequences of these examples the same in one row as each in its own.
+
+    Windows and chunks that the config names are made small meanwhile, so that a few hundred tokens show whether they
+    are counted within each sequence or, as chunks of Llama 4 are, along the row. If the smaller value has no effect,
+    the size itself is tried, up to ``CHEAP`` tokens; beyond that the answer is not known, and the model is not packed.
+    Runs where the model is. Leaves its mode, its attention, its config and the random state as they were.
+    """
+    if not policy.takes_positions:
+        return False
+    most = limits_for(policy, max(LENGTHS)).taken or max(LENGTHS)
+    sequences = [s for i in range(min(len(LENGTHS), len(examples))) for s in examples[i].sequences]
+    lengths = [min(most, length) for length in LENGTHS]
+    parameter, training, sizes = next(policy.parameters()), policy.training, _sizes(policy)
+    policy.eval()
+    try:
+        with torch.no_grad(), _attention(policy, parameter.device):
+            with _made_small(policy, sizes):
+                if not _apart(policy, _laid_out(sequences, lengths), pad_id):
+                    return False
+            effective = {size for name, size in sizes.items() if _has_effect(policy, name, size, sequences, pad_id)}
+            # ModernBERT names a window in its config, and attention reads a second field of half that size.
+            ineffective = {size for size in sizes.values() if not {size, size // 2} & effective}
+            if not ineffective:
+                return True
+            size = max(ineffective)
+            if size > CHEAP:
+                return False
+            most = limits_for(policy, size + max(LENGTHS)).taken or size + max(LENGTHS)
+            rows = -(-2 * size // most) + 1  # together longer than two windows or chunks, whatever the positions allow
+            return _apart(policy, _laid_out(sequences, [max(1, most - 3 * i) for i in range(rows)]), pad_id)
+    finally:
+        policy.train(training)
+
+
+def _sizes(policy: Policy) -> dict[str, int]:
+    """Return the config's fields for how far attention reaches, in tokens; empty if all layers use full attention."""
+    config = policy.unwrapped.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds and all(kind == "full_attention" for kind in kinds):
+        return {}
+    found = {name: value for name, value in vars(config).items() if SIZE.search(name)}
+    return {name: value for name, value in found.items() if type(value) is int and value > SMALL}
+
+
+@contextmanager
+def _made_small(policy: Policy, sizes: Mapping[str, int]) -> Iterator[None]:
+    """Replace each size by ``SMALL``, in configs and in modules that copied it from there."""
+    holders: list[Any] = list(policy.unwrapped.modules())
+    holders += list({id(m.config): m.config for m in holders if hasattr(m, "config")}.values())
+    changed = [(h, name, size) for h in holders for name, size in sizes.items() if vars(h).get(name) == size]
+    for holder, name, _ in changed:
+        setattr(holder, name, SMALL)
+    try:
+        yield
+    finally:
+        for holder, name, size in changed:
+            setattr(holder, name, size)
+
+
+def _has_effect(policy: Policy, name: str, size: int, sequences: Sequence[TokenSequence], pad_id: int) -> bool:
+    """Return True if a smaller size changes the model's scores of one sequence."""
+    most = limits_for(policy, max(LENGTHS)).taken or max(LENGTHS)
+    (row,) = _laid_out(sequences, [most])
+    before = _scores(policy, [row], pad_id)
+    with _made_small(policy, {name: size}):
+        return not torch.equal(before, _scores(policy, [row], pad_id))
+
+
+def _laid_out(sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> list[Example]:
+    """Return sequences of these lengths, all tokens scored; tokens are repeated if a sequence has too few."""
+    made = []
+    for i, length in enumerate(lengths):
+        tokens = np.resize(sequences[i % len(sequences)].tokens, length)
+        made.append(Example("probe", (TokenSequence("text", tokens, np.arange(length) > 0),)))
+    return made
+
+
+def _apart(policy: Policy, alone: Sequence[Example], pad_id: int) -> bool:
+    """Return True if sequences have the same scores in one row as each has by itself."""
+    packed = _scores(policy, alone, pad_id)
+    single = torch.cat([_scores(policy, [one], pad_id) for one in alone])
+    tolerance = TOLERANCE[next(policy.parameters()).dtype]
+    return bool(((packed - single).abs() <= tolerance * (1 + single.abs())).all())
+
+
+@contextmanager
+def _attention(policy: Policy, device: torch.device) -> Iterator[None]:
+    """A GPU's attention kernels replaced by sdpa while the model is still on the CPU."""
+    model: Any = policy.unwrapped
+    chosen = model.config._attn_implementation
+    if device.type != "cpu" or chosen not in VARLEN:
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = chosen
+
+
+def _scores(policy: Policy, examples: Sequence[Example], pad_id: int) -> Tensor:
+    scores: Scores = policy(collate(examples, "packed", pad_id).to(next(policy.parameters()).device))
+    return scores.logp_T if scores.score_B is None else scores.score_B
+
+
+def layout_for(
+    policy: Policy,
+    device: str,
+    wanted: Literal["auto", "packed", "padded"],
+    examples: Examples | Sequence[Example],
+    pad_id: int = 0,
+) -> Layout:
+    """The layout to train in on ``device`` (``cpu`` or ``cuda``), which the model need not be on yet.
+
+    ``auto`` packs on a GPU whose attention skips what lies between sequences, and pads elsewhere: without such a
+    kernel a packed row pays for its whole square. A model that mixes packed sequences runs padded, with a warning.
+
+    examples: real rows for the probe.
+    """
+    serves = device == "cuda" and policy.unwrapped.config._attn_implementation in VARLEN
+    if wanted == "padded" or (wanted == "auto" and not serves):
+        return "padded"
+    if not probe(policy, examples, pad_id):
+        log.warning("%s cannot keep packed sequences apart: it runs padded", type(policy.unwrapped).__name__)
+        return "padded"
+    return "packed"

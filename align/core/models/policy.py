@@ -1,0 +1,261 @@
+"""The model that learns: a Hugging Face causal or sequence-classification model, seen as scores of ragged tokens.
+
+The head runs inside the model's own forward, at the scored positions only and in chunks (``token_logprobs``). So
+whatever a model does before its head is done, sharded parameters are gathered when the head reads them, and full
+logits never exist. What the model does to logits after the head (a scale, a soft cap) is measured once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from align.core.data.batch import Batch, MicroBatch
+from align.core.models.architecture import score_head
+from align.core.models.logprobs import TokenScores, token_logprobs
+from align.schemas.engine import LOGITS
+from align.schemas.errors import AlignError
+
+
+class Scores(NamedTuple):
+    """What ``Policy.forward`` returns. Only ``logp_T``, ``score_B``, ``value_T`` and ``anchor`` carry gradient.
+
+    anchor: 0.0, tied to the graph: added to a loss that no token entered, it gives every parameter a zero gradient.
+    value_T: under a value head, what it says of the state before each scored token.
+    Under a reward or value head ``logp_T`` is NaN, so that nothing can be learned from it unnoticed.
+    """
+
+    logp_T: Tensor
+    entropy_T: Tensor | None
+    correct_T: Tensor | None
+    logit_T: Tensor | None
+    score_B: Tensor | None
+    anchor: Tensor
+    value_T: Tensor | None = None
+
+
+class Tail(NamedTuple):
+    """What a model does to its head's output: ``softcap * tanh(scale * x / softcap)``, or ``scale * x``."""
+
+    scale: float
+    softcap: float | None
+
+
+class Policy(nn.Module):
+    """A model and how to score tokens with it.
+
+    model        a ``*ForCausalLM`` (head ``language``) or ``*ForSequenceClassification`` with one label (``reward``,
+                 read at each sequence's last token, or ``value``, read before every scored token), wrapped by peft or
+                 not
+    metrics      whether entropy, correctness and mean logit are computed beside the log-probabilities
+    temperature  divides the logits
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Literal["language", "reward", "value"] = "language",
+        *,
+        metrics: bool = True,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.model, self.head, self.metrics, self.temperature = model, head, metrics, temperature
+        self._takes = frozenset(inspect.signature(self.unwrapped.forward).parameters)
+        self._head_layers()  # a model without a head that can be used is refused here, not at the first step
+
+    @property
+    def unwrapped(self) -> PreTrainedModel:
+        """The transformers model itself, without peft around it. Its adapters, if any, are inside its layers."""
+        model: Any = self.model
+        return cast(PreTrainedModel, model.get_base_model() if hasattr(model, "get_base_model") else model)
+
+    @contextmanager
+    def at_temperature(self, temperature: float) -> Iterator[None]:
+        """Score at another temperature than training does."""
+        before, self.temperature = self.temperature, temperature
+        try:
+            yield
+        finally:
+            self.temperature = before
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model can be told each token's position; packing needs it."""
+        return "position_ids" in self._takes
+
+    def forward(self, micro: MicroBatch) -> Scores:
+        """Score a micro-batch. The network runs even where nothing is scored, so that all ranks do the same."""
+        if self.head != "language":
+            return self._scores(micro)
+        tail = self.tail
+        found: list[TokenScores] = []
+
+        def head(layer: nn.Linear | TrainableTokensLayer, hidden_RLD: Tensor) -> Tensor:
+            weight_VD, bias_V = _weights(layer)
+            scores = token_logprobs(
+                hidden_RLD.flatten(0, -2)[micro.predict_T],
+                weight_VD,
+                bias_V,
+                micro.target_T,
+                LOGITS[hidden_RLD.device.type] // len(weight_VD),
+                logit_scale=tail.scale,
+                softcap=tail.softcap,
+                temperature=self.temperature,
+                metrics=self.metrics,
+            )
+            # The layer returns what is used, so that hooks on its output (FSDP2 gathers there) see the gradient.
+            output = scores.logp_T.view(1, -1, 1)
+            found.append(scores._replace(logp_T=output.view(-1)))
+            return output
+
+        with self._head_as(head):
+            self._run(micro.input_ids_RL, micro.position_ids_RL, micro.attention_mask_RL)
+        (scores,) = found
+        return Scores(*scores, score_B=None, anchor=scores.logp_T[:0].sum())
+
+    def _scores(self, micro: MicroBatch) -> Scores:
+        found: list[Tensor] = []
+        hook = self._head_module().register_forward_hook(lambda _module, _inputs, output: found.append(output))
+        try:
+            self._run(micro.input_ids_RL, micro.position_ids_RL, micro.attention_mask_RL)
+        finally:
+            hook.remove()
+        (score_RL1,) = found
+        score = score_RL1.flatten()
+        score = score.to(torch.promote_types(score.dtype, torch.float32))
+        nothing_T, anchor = score.new_full(micro.target_T.shape, math.nan), score[:0].sum()
+        if self.head == "value":
+            return Scores(nothing_T, None, None, None, None, anchor, value_T=score[micro.predict_T])
+        return Scores(nothing_T, None, None, None, score[micro.last_B], anchor)
+
+    def batch(
+        self,
+        micro: MicroBatch,
+        scores: Scores,
+        step: Mapping[str, Tensor] | None = None,
+        ref_logp_T: Tensor | None = None,
+        value_T: Tensor | None = None,
+    ) -> Batch:
+        """What an algorithm sees. ``ref_logp_T`` replaces the micro-batch's own; ``value_T`` is a critic's."""
+        return Batch(
+            logp_T=scores.logp_T,
+            sequence_T=micro.sequence_T,
+            position_T=micro.position_T,
+            example_B=micro.example_B,
+            role_B=micro.role_B,
+            roles=micro.roles,
+            examples=micro.examples,
+            columns=micro.columns,
+            ref_logp_T=micro.ref_logp_T if ref_logp_T is None else ref_logp_T,
+            along=micro.along,
+            value_T=value_T,
+            score_B=scores.score_B,
+            entropy_T=scores.entropy_T,
+            correct_T=scores.correct_T,
+            logit_T=scores.logit_T,
+            step=step or {},
+        )
+
+    @cached_property
+    def tail(self) -> Tail:
+        """What the model does to its head's output, measured by running it with numbers in that output's place.
+
+        Raises AlignError where it is neither a scale nor a soft cap.
+        """
+        device = next(self.model.parameters()).device
+        tiny, huge = 2.0**-30, 2.0**30
+        points = torch.tensor([tiny, huge, -8.0, -1.0, 0.0, 0.5, 8.0], dtype=torch.float64, device=device)
+        one = torch.zeros(1, 1, dtype=torch.long, device=device)
+        random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with torch.no_grad(), random, self._head_as(lambda _layer, _hidden: points.view(1, -1, 1)):
+            seen = self._run(one, one, None).logits.flatten().double()
+        scale, top = float(seen[0]) / tiny, float(seen[1])
+        scale = 1.0 if math.isclose(scale, 1.0, rel_tol=1e-6) else scale
+        tail = Tail(scale, None if math.isclose(top, scale * huge, rel_tol=1e-3) else top)
+        expected = points * scale if tail.softcap is None else top * torch.tanh(points * scale / top)
+        if not torch.allclose(seen, expected, rtol=1e-4, atol=1e-6):
+            raise AlignError(
+                f"{type(self.unwrapped).__name__} changes its logits in a way that align does not know",
+                "use a model whose logits are its head's output, scaled or soft-capped",
+            )
+        return tail
+
+    def _run(self, input_ids_RL: Tensor, position_ids_RL: Tensor, attention_mask_RL: Tensor | None) -> Any:
+        """The model's own forward, without a cache."""
+        given = {"position_ids": position_ids_RL, "attention_mask": attention_mask_RL, "use_cache": False}
+        return self.model(input_ids=input_ids_RL, **{k: v for k, v in given.items() if k in self._takes})
+
+    def _head_module(self) -> Any:
+        model: Any = self.unwrapped
+        if self.head == "language":
+            return model.get_output_embeddings()
+        return score_head(model)
+
+    def _head_layers(self) -> list[nn.Linear | TrainableTokensLayer]:
+        """Return the layers one of which runs as the head: a single one, or the original and the trained one.
+
+        The trained one is peft's copy under ``modules_to_save``, or its layer with some rows replaced
+        (``trainable_token_indices``).
+        """
+        module, name = self._head_module(), type(self.unwrapped).__name__
+        layers: list[Any] = [module]
+        if isinstance(module, ModulesToSaveWrapper):
+            layers = [module.original_module, *module.modules_to_save.values()]
+        elif isinstance(module, TrainableTokensWrapper):
+            layers = [module.token_adapter]  # which runs when its adapter is off too
+        if not all(_is_linear(layer) for layer in layers):
+            raise AlignError(
+                f"the head of {name} is {type(module).__name__}, not a plain linear layer",
+                "take a causal language model, and leave its head out of model.adapter.target_modules; "
+                "model.adapter.modules_to_save trains it whole"
+                if self.head == "language"
+                else "take a sequence-classification model with num_labels=1",
+            )
+        if self.head != "language" and any(layer.out_features != 1 for layer in layers):
+            raise AlignError(f"the head of {name} gives {layers[0].out_features} scores", "set num_labels=1")
+        return layers
+
+    @contextmanager
+    def _head_as(self, head: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
+        """Let ``head`` answer in the head's place. Hooks on the layer run as ever."""
+        layers = self._head_layers()
+        for layer in layers:
+            layer.forward = partial(head, layer)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
+
+
+def _is_linear(layer: Any) -> bool:
+    if isinstance(layer, TrainableTokensLayer):  # its forward drops a bias, so only a head without one is exact
+        layer = layer.get_base_layer()
+        return isinstance(layer, nn.Linear) and layer.bias is None
+    return isinstance(layer, nn.Linear) and not isinstance(layer, BaseTunerLayer)
+
+
+def _weights(layer: nn.Linear | TrainableTokensLayer) -> tuple[Tensor, Tensor | None]:
+    """Return a head's weight [V, D], with the rows of trained tokens in place, and its bias [V] or None."""
+    if isinstance(layer, TrainableTokensLayer):
+        active = [] if layer.disable_adapters else layer.active_adapters
+        return layer.get_merged_weights(active), None
+    return _whole(layer.weight), None if layer.bias is None else _whole(layer.bias)
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """A sharded parameter gathered, with gradient; any other as it is."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -1,0 +1,209 @@
+"""Reference log-probabilities, computed once before training by the policy that training starts from, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from align.core.cache import making
+from align.core.data.batch import MicroBatch, collate
+from align.core.data.examples import Example, Examples
+from align.core.data.step_plan import FORWARD, Layout, cut
+from align.core.model.weights import weights_hash, without_gradient_or_dropout
+from align.core.models.policy import Policy, Scores
+from align.core.util.atomic_files import whole_file
+from align.core.util.progress import track
+from align.schemas.errors import AlignError
+
+WINDOW = 256
+"""Examples of like length that are cut into micro-batches together."""
+
+
+class WithReference:
+    """Examples whose sequences carry ``ref_logp``: ``values`` [all scored tokens], ``starts`` [N]."""
+
+    def __init__(self, examples: Examples, values: NDArray[np.float32], starts: NDArray[np.int64], key: str) -> None:
+        self._examples, self._values, self._starts = examples, values, starts
+        self.fingerprint = hashlib.sha256(f"{examples.fingerprint} {key}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Example:
+        example, start, sequences = self._examples[index], int(self._starts[index]), []
+        for sequence in example.sequences:
+            stop = start + int(sequence.scored.sum())
+            sequences.append(replace(sequence, ref_logp=self._values[start:stop]))
+            start = stop
+        return replace(example, sequences=tuple(sequences))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """As without reference."""
+        return self._examples.lengths
+
+    @property
+    def sources(self) -> NDArray[np.int32]:
+        """As without reference."""
+        return self._examples.sources
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """As without reference."""
+        return self._examples.weights
+
+
+def detached_logp(policy: Policy, micro: MicroBatch) -> Tensor:
+    """Log-probability of each scored token under the policy as it is: [T], no gradient, no dropout, no randomness."""
+    with without_gradient_or_dropout(policy):
+        scores: Scores = policy(micro)
+    return scores.logp_T
+
+
+def precompute(
+    policy: Policy,
+    examples: Examples,
+    *,
+    layout: Layout,
+    pad_id: int,
+    micro_tokens: int | None,
+    micro_size: int | None = None,
+    cache: Path | None = None,
+    progress: bool | None = None,
+) -> Examples:
+    """The examples with the log-probability of each scored token under the policy as it is now.
+
+    Where processes are joined (torch.distributed) they share the work, and all must call it; values do not depend on
+    how many they are. Under ``cache`` the values are kept by the hash of data, weights and everything here that
+    touches their rounding, and verified when read. Raises AlignError when a log-probability is not finite.
+    """
+    device = next(policy.parameters()).device
+    counts = np.array([sum(int(s.scored.sum()) for s in examples[i].sequences) for i in range(len(examples))], np.int64)
+    starts = np.cumsum(counts) - counts
+    key = _key(policy, examples, device, [layout, micro_tokens, micro_size])
+    values = _read(cache, key, int(counts.sum()))
+    if _everywhere(values is not None, device) and values is not None:
+        return WithReference(examples, values, starts, key)
+
+    # Joined processes share the work; else one computes, and the others read its result from the cache.
+    with nullcontext(False) if cache is None or _joined() else making(cache / f"ref_logp-{key}") as waited:
+        found = _read(cache, key, int(counts.sum())) if waited else None
+        if found is not None:
+            return WithReference(examples, found, starts, key)
+        micros = _micros(examples, layout, micro_tokens, micro_size, FORWARD[device.type])
+        shown = track(micros, "reference log-probabilities", shown=progress)
+        (values,) = _measure(examples, shown, starts, counts, [partial(detached_logp, policy)], layout, pad_id, device)
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            row = examples[int(np.searchsorted(starts, bad[0], side="right")) - 1].source
+            what = "has a log-probability under the reference that is not finite"
+            raise AlignError(what, "check the model that training starts from", where=row)
+        if cache is not None and (not _joined() or dist.get_rank() == 0):
+            _write(cache, key, values)
+    return WithReference(examples, values, starts, key)
+
+
+def measure(
+    examples: Examples,
+    scores: Sequence[Callable[[MicroBatch], Tensor]],
+    *,
+    device: torch.device,
+    layout: Layout,
+    pad_id: int,
+    micro_tokens: int | None,
+    micro_size: int | None = None,
+) -> list[list[NDArray[np.float32]]]:
+    """What each of ``scores`` ([T] of a micro-batch's scored tokens) says of every example, its tokens together.
+
+    Joined processes share the work, and all must call it; values do not depend on how many they are.
+    """
+    counts = np.array([sum(int(s.scored.sum()) for s in examples[i].sequences) for i in range(len(examples))], np.int64)
+    starts = np.cumsum(counts) - counts
+    micros = _micros(examples, layout, micro_tokens, micro_size, FORWARD[device.type])
+    flats = _measure(examples, micros, starts, counts, scores, layout, pad_id, device)
+    return [[flat[a : a + n] for a, n in zip(starts, counts, strict=True)] for flat in flats]
+
+
+def _measure(
+    examples: Examples,
+    micros: Iterable[list[int]],
+    starts: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    scores: Sequence[Callable[[MicroBatch], Tensor]],
+    layout: Layout,
+    pad_id: int,
+    device: torch.device,
+) -> list[NDArray[np.float32]]:
+    """A flat array [all scored tokens] for each of ``scores``."""
+    flats = torch.zeros(len(scores), int(counts.sum()), device=device)
+    for micro in micros:
+        batch = collate([examples[i] for i in micro], layout, pad_id).to(device)
+        for flat, score in zip(flats, scores, strict=True):
+            values_T = score(batch).float()
+            for i, mine in zip(micro, torch.split(values_T, [int(counts[i]) for i in micro]), strict=True):
+                flat[starts[i] : starts[i] + counts[i]] = mine
+    if _joined():
+        dist.all_reduce(flats)  # each process filled in its own and left the others' at zero
+    return list(flats.cpu().numpy())
+
+
+def _micros(examples: Examples, layout: Layout, tokens: int | None, size: int | None, forward: int) -> list[list[int]]:
+    """The micro-batches of this process, as example indices: as many as any other's, cut without regard to either."""
+    order = np.argsort(-examples.lengths, kind="stable")
+    every = []
+    for start in range(0, len(order), WINDOW):
+        window = [int(i) for i in order[start : start + WINDOW]]
+        (mine,) = cut([examples[i].lengths for i in window], 1, tokens, size, layout, forward)
+        every += [[window[place] for place in micro] for micro in mine]
+    world, rank = (dist.get_world_size(), dist.get_rank()) if _joined() else (1, 0)
+    every += [[]] * (-len(every) % world)
+    return every[rank::world]
+
+
+def _key(policy: Policy, examples: Examples, device: torch.device, settings: list[object]) -> str:
+    autocast = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None
+    attention = getattr(policy.unwrapped.config, "_attn_implementation", None)
+    told = [examples.fingerprint, weights_hash(policy), device.type, autocast, attention, *settings]
+    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:32]
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _everywhere(here: bool, device: torch.device) -> bool:
+    flag = torch.tensor(int(here), device=device)
+    if _joined():
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+    return bool(flag)
+
+
+def _read(cache: Path | None, key: str, size: int) -> NDArray[np.float32] | None:
+    """The values kept under a key, if they are what was written: the file's name ends in its content's hash."""
+    for path in sorted(cache.glob(f"ref_logp-{key}-*.npy")) if cache is not None else ():
+        try:
+            values: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception:  # for a damaged header numpy lets errors of ast, tokenize and struct through
+            continue
+        if values.dtype == np.float32 and values.shape == (size,) and path.stem.endswith(_digest(values)):
+            return values
+    return None
+
+
+def _write(cache: Path, key: str, values: NDArray[np.float32]) -> None:
+    with whole_file(cache / f"ref_logp-{key}-{_digest(values)}.npy") as file:
+        np.save(file, values, allow_pickle=False)
+
+
+def _digest(values: NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:32]

@@ -1,0 +1,112 @@
+"""Alarms of an online stage, looked for at the end of each phase: said, and where the run file wants it, obeyed."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from align.core.engine.module import AlignModule
+from align.core.online.monitor import CHECK, EQUAL, UNSCORED, VARY, Alarm, Watcher, signal
+from align.core.online.phases import RolloutPhases
+from align.schemas.errors import AlignError, Problem
+from align.schemas.rollout import Watch
+
+AVERAGED = {"entropy", "kl"}
+"""What the loss says at every step: of a phase its mean is looked at."""
+
+NOUGHT = 1e-6
+ZERO_LOSS = (
+    "a loss of 0 is normal here: with one step a phase every ratio is 1 and the advantages of a group sum to 0; their "
+    "gradient does not. Watch reward and val/reward"
+)
+
+
+class Alarms(Callback):
+    """Every rank sees the same metrics, and so comes to the same alarms. note: keeps them (rank 0)."""
+
+    def __init__(self, settings: Watch, phases: RolloutPhases, note: Callable[[Sequence[str]], None]) -> None:
+        self.settings, self.phases, self.note = settings, phases, note
+        self.watcher = Watcher(settings, phases.algorithm.compares)
+        self.said: list[str] = []
+        self.sums: dict[str, tuple[float, int]] = {}
+        self.taught: Counter[str] = Counter()
+        """Number of phases by their ``signal``: what they lacked to be learned from, "" where nothing."""
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Check the phase that ends with this step, or with the stage."""
+        assert isinstance(module, AlignModule)
+        phase, within = self.phases.locate(trainer.global_step)
+        for name in AVERAGED & module.metrics.keys():  # a step that taught nothing has none of them
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + module.metrics[name], count + 1)
+        if within:
+            if trainer.global_step < self.phases.total_steps:
+                return
+            phase += 1  # the stage ends within a phase: ``locate`` counts only those that are complete
+        if "reward/scored" in module.metrics:
+            self.taught[signal(module.metrics, self.phases.algorithm.compares)] += 1
+        means = {name: total / count for name, (total, count) in self.sums.items()}
+        self.sums = {}
+        alarms = self.watcher.look(phase, {**module.metrics, **means})
+        nought = self.phases.steps_per_phase == 1 and abs(module.metrics["loss"]) < NOUGHT < module.metrics["grad_norm"]
+        if phase == 1 and nought and trainer.is_global_zero:
+            print(ZERO_LOSS, file=sys.stderr)
+        if alarms and trainer.is_global_zero:
+            for alarm in alarms:
+                what = alarm.what
+                if alarm.name == UNSCORED and self.phases.unscored:
+                    what = f"{what}: {self.phases.unscored}"
+                print(Problem(f"{module.stage.name}, phase {phase}", what, alarm.mend), file=sys.stderr)
+            self.said += [f"phase {phase}: {alarm.what}" for alarm in alarms]
+            self.note(self.said)
+        serious = [alarm for alarm in alarms if not alarm.hint]
+        if serious and self.settings.action == "pause":
+            module.paused = _pause(module.stage.name, phase, serious)
+        elif serious and self.settings.action == "rollback":
+            module.rolled_back = trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Report a stage in which no phase had anything to learn from; its exit status, 0, does not show it."""
+        assert isinstance(module, AlignModule)
+        phases = self.taught.total()
+        if not phases or self.taught[""]:
+            return
+        fix = CHECK if self.taught[UNSCORED] else VARY
+        last = Problem(module.stage.name, f"learned nothing from its rewards: {_lacked(self.taught)}", fix)
+        if trainer.is_global_zero:
+            print(last, file=sys.stderr)
+            self.said.append(last.what)
+            self.note(self.said)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the watcher remembers, and what was said."""
+        return {
+            "watcher": self.watcher.state_dict(),
+            "said": list(self.said),
+            "sums": dict(self.sums),
+            "taught": dict(self.taught),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.watcher.load_state_dict(state["watcher"])
+        self.said = list(state["said"])
+        self.taught = Counter(state.get("taught", {}))
+        self.sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
+
+
+def _lacked(taught: Counter[str]) -> str:
+    """Return what the phases lacked, for a message."""
+    phases = f"its {taught.total()} phases" if taught.total() > 1 else "its only phase"
+    words = {UNSCORED: "no answer was scored", EQUAL: "the answers of each group all got the same reward"}
+    return f"in {phases} " + ", or ".join(words[name] for name in words if taught[name])
+
+
+def _pause(stage: str, phase: int, alarms: Sequence[Alarm]) -> AlignError:
+    found = [Problem(f"{stage}, phase {phase}", alarm.what, alarm.mend) for alarm in alarms]
+    last = Problem(stage, "is paused and saved, as rollout.watch.action says", "--resume goes on as if nothing were")
+    return AlignError.gather([*found, last])

@@ -1,0 +1,313 @@
+"""Online phases: ask, score, credit, then the same optimizer steps as offline. A phase is one Lightning epoch.
+
+What cannot be computed again from the settings is the phase's answers (the weights that spoke them are gone), what
+algorithm and rewards carry from phase to phase, and how many prompts were asked: that is the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from align.core.algorithm import contract, importance_weights
+from align.core.algorithm.online import Experience, Group, Online
+from align.core.data import step_plan
+from align.core.data.examples import Example
+from align.core.engine.steps import Cutter, StepBatch, StepLoader
+from align.core.generation.base import Interrupt
+from align.core.online.collect import Asked, Collector, Failed, Prompts
+from align.core.rewards.functions import STATE
+from align.core.rewards.scorer import Scored
+from align.core.rollout.metrics import answer_metrics, dead, group_metrics, level, score_metrics
+from align.core.train.kept import from_plain, plain
+from align.schemas.errors import AlignError
+from align.schemas.rollout import Sampling
+from align.schemas.run import Stage
+
+REFILL = 3
+"""Tokens that a phase with replacements may take in all, as a multiple of the first round's."""
+
+
+class RolloutPhases:
+    """Phases of ``batches`` * ``num_iterations`` optimizer steps over the same answers; at most ``total_steps`` in all.
+
+    Where the stage ends after a number of epochs its last phase has the prompts that are left, and as many steps as
+    their answers fill.
+
+    heard: functions that get every phase's answers and scores, before the first step on them (samples, notices).
+    """
+
+    def __init__(self, prompts: Prompts, collector: Collector, algorithm: Online, cutter: Cutter, stage: Stage) -> None:
+        assert stage.rollout is not None
+        self.prompts, self.collector, self.algorithm, self.cutter = prompts, collector, algorithm, cutter
+        self.rollout, self.seed, self.stage = stage.rollout, stage.seed, stage.name
+        self.groups_per_phase = groups_per_phase(stage, algorithm)
+        self.steps_per_phase = self.rollout.batches * algorithm.num_iterations
+        self.evaluate_every: int | None = -(-len(prompts) // self.groups_per_phase) * self.steps_per_phase
+        self._wanted, self.total_steps = extent(stage, algorithm, len(prompts))
+        self.metrics: Mapping[str, float] = {}
+        self.unscored = ""
+        """Why the phase's first answer without a score has none."""
+        self.heard: list[Callable[[int, Sequence[Asked], Sequence[Scored]], None]] = []
+        self.broken_off: Callable[[BaseException], NoReturn] = _raise
+        self._place = 0  # prompts asked so far
+        self._phase = -1
+        self._epoch = -1
+        self._examples: list[list[Example]] | None = None  # of each group, while the phase has steps left
+
+    # --- steps -----------------------------------------------------------------------------------------------------
+
+    def loader(self, phase: int, start: int) -> StepLoader:
+        """The steps of one phase, which is collected when the first of them is asked for."""
+        before = phase * self.steps_per_phase
+
+        def build(index: int) -> StepBatch:
+            if self._phase != phase or self._examples is None:
+                carried = self.state_dict()
+                try:
+                    self._collect(phase)
+                except (Interrupt, Failed) as stop:  # the phase will be collected again, from what it began with
+                    self.load_state_dict(carried)
+                    self.broken_off(stop)
+            assert self._examples is not None
+            self.metrics = {**self.metrics, "rollout/staleness": float(index)}
+            batches = self._batches(phase)
+            turn, batch = divmod(index, batches)
+            order = self._order(len(self._examples), phase * self.algorithm.num_iterations + turn)
+            chosen = np.array_split(order, batches)[batch]
+            step = self.cutter.step(index, [example for group in chosen for example in self._examples[group]])
+            if index == batches * self.algorithm.num_iterations - 1:
+                self._examples = None  # a checkpoint after the phase need not hold it
+            return step
+
+        return StepLoader(build, min(self.steps_per_phase, self.total_steps - before), start)
+
+    def _order(self, groups: int, epoch: int) -> NDArray[Any]:
+        batches = (
+            step_plan.compose(np.zeros(groups, np.int32), (1.0,), self.seed, epoch, max(1, groups)) if groups else []
+        )
+        return batches[0] if batches else np.zeros(0, np.int64)
+
+    def locate(self, steps_done: int) -> tuple[int, int]:
+        """(phase, step within it)."""
+        return divmod(steps_done, self.steps_per_phase)
+
+    def epochs(self, steps_done: int) -> float:
+        """Passes over the prompts, replacements of dead groups not counted."""
+        phase, within = self.locate(steps_done)
+        part = within / (self._batches(phase) * self.algorithm.num_iterations) if within else 0.0
+        asked = phase * self.groups_per_phase + part * self._groups(phase)
+        return (asked if self._wanted is None else min(asked, self._wanted)) / len(self.prompts)
+
+    def _groups(self, phase: int) -> int:
+        """Return the number of a phase's prompts: in the last one those that are left."""
+        left = self.groups_per_phase if self._wanted is None else self._wanted - phase * self.groups_per_phase
+        return max(1, min(self.groups_per_phase, left))
+
+    def _batches(self, phase: int) -> int:
+        """Return how many steps one pass over a phase's answers takes: its share of a full phase's, rounded up."""
+        return -(-self._groups(phase) * self.rollout.batches // self.groups_per_phase)
+
+    # --- one phase -------------------------------------------------------------------------------------------------
+
+    def _collect(self, phase: int) -> None:
+        """Ask, score, measure, credit."""
+        STATE.global_step = phase * self.steps_per_phase
+        self.collector.sync(phase * self.steps_per_phase, self.prompts)
+        asked, scored, groups = self._ask(self._groups(phase))
+        alive = [not dead(group) for group in groups]
+        for group, lives in zip(groups, alive, strict=True):
+            if not lives:
+                level(group)
+        metrics = answer_metrics(
+            [len(e.tokens) for group in groups for e in group], [e.finish == "length" for g in groups for e in g]
+        )
+        golds = [heard.gold for each in asked for heard in each.answers]
+        metrics |= score_metrics(scored, golds, self.algorithm.num_generations)
+        metrics |= group_metrics(groups)
+        metrics |= {"rollout/prompts": float(len(groups)), "rollout/dead_groups": float(len(groups) - sum(alive))}
+        learned = groups
+        if self.rollout.dead_groups != "keep":
+            learned = [group for group, lives in zip(groups, alive, strict=True) if lives]
+        ratio = self.rollout.mismatch.type != "none" or not self.collector.generator.shares_weights
+        several = self.steps_per_phase > 1
+        self.collector.measure(learned, several or ratio or self.algorithm.measures_logp)
+        weights = None
+        flat = [experience for group in learned for experience in group]
+        if ratio and flat:
+            weights, found = importance_weights.weights(flat, self.rollout.mismatch)
+            metrics |= found
+        # Check the measurements before ``credit`` uses them: a model that gives NaN is no fault of the algorithm's.
+        measured = [name for name in ("logp", "ref_logp", "value") if flat and getattr(flat[0], name) is not None]
+        _finite(flat, {name: [getattr(experience, name) for experience in flat] for name in measured})
+        credit = contract.credit(self.algorithm, learned)
+        along = dict(credit.along)
+        if several or weights is not None:
+            along["old_logp"] = [_measured(experience) for experience in flat]
+        if weights is not None:
+            along["weight"] = weights
+        credit = type(credit)(along, credit.keep, credit.metrics)
+        _finite(flat, credit.along)  # again, for the advantages and the importance weights
+        metrics |= {"rollout/masked": float(np.mean(~credit.keep)) if len(credit.keep) else 0.0}
+        metrics |= {name: float(value) for name, value in credit.metrics.items()}
+        if self.collector.gap is not None:
+            metrics["sampling/sync_gap"] = self.collector.gap
+        self._examples = contract.examples(self.algorithm, learned, credit)
+        self._phase, self.metrics, self.unscored = phase, metrics, why_unscored(scored)
+        for hear in self.heard:
+            hear(phase, asked, scored)
+
+    def _ask(self, full: int) -> tuple[list[Asked], list[Scored], list[Group]]:
+        """Return the ``full`` groups of a phase; ``refill`` replaces dead ones while the token budget lasts."""
+        asked, scored, groups = list[Asked](), list[Scored](), list[Group]()
+        spent, budget, wanted = 0, 0, full
+        while wanted > 0:
+            places = range(self._place, self._place + wanted)
+            which = [self._prompt(place) for place in places]
+            new = self.collector.ask(self.prompts, which, places, self.algorithm.num_generations, self.rollout.sampling)
+            self._place += wanted
+            sums = self.collector.scorer.combine([heard.said for each in new for heard in each.answers])
+            made = experiences(new, sums)
+            asked, scored, groups = asked + new, scored + sums, groups + made
+            if self.rollout.dead_groups != "refill":
+                break
+            spent += sum(len(heard.tokens) for each in new for heard in each.answers)
+            budget = budget or self.rollout.refill_tokens or REFILL * spent
+            wanted = full - sum(not dead(group) for group in groups)
+            if spent >= budget:
+                break
+        return asked, scored, groups
+
+    def _prompt(self, place: int) -> int:
+        """Which prompt stands at a place of the run: every epoch has its own order."""
+        epoch, at = divmod(place, len(self.prompts))
+        if epoch != self._epoch:
+            examples = self.prompts.examples
+            drawn = step_plan.compose(examples.sources, examples.weights, self.seed, epoch, len(examples))
+            self._epoch, self._drawn = epoch, np.concatenate(drawn)
+        return int(self._drawn[at % len(self._drawn)])
+
+    # --- held-out prompts ------------------------------------------------------------------------------------------
+
+    def evaluate(self, held_out: Prompts, version: int) -> dict[str, float]:
+        """What the likeliest answers to held-out prompts score."""
+        self.collector.sync(version, held_out)
+        greedy = Sampling(**self.rollout.sampling.model_dump() | {"temperature": 0.0})
+        everything = range(len(held_out))
+        stop, self.collector.stop = self.collector.stop, lambda: False  # it ends first, so that the log stays exact
+        try:
+            asked = self.collector.ask(held_out, everything, everything, 1, greedy)
+        finally:
+            self.collector.stop = stop
+        heard = [each.answers[0] for each in asked]
+        scored = self.collector.scorer.combine([h.said for h in heard], moves=False)
+        lengths = answer_metrics([len(h.tokens) for h in heard], [h.finish == "length" for h in heard])
+        return score_metrics(scored, [h.gold for h in heard]) | lengths
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The phase's answers while it has steps left, and what is carried from phase to phase."""
+        with contract.calling(self.algorithm, "state_dict"):
+            carried = self.algorithm.state_dict()
+        return {
+            "place": self._place,
+            "phase": self._phase,
+            "metrics": dict(self.metrics),
+            "examples": None if self._examples is None else [[plain(e) for e in group] for group in self._examples],
+            "algorithm": carried,
+            "scorer": self.collector.scorer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take it back, before the first ``loader``."""
+        self._place, self._phase, self.metrics = state["place"], state["phase"], state["metrics"]
+        groups = state["examples"]
+        self._examples = None if groups is None else [[from_plain(kept) for kept in group] for group in groups]
+        with contract.calling(self.algorithm, "load_state_dict"):
+            self.algorithm.load_state_dict(state["algorithm"])
+        self.collector.scorer.load_state_dict(state["scorer"])
+
+
+def groups_per_phase(stage: Stage, algorithm: Online) -> int:
+    """Prompts asked in a phase. Raises AlignError where groups do not fill optimizer steps."""
+    assert stage.rollout is not None
+    each = algorithm.num_generations
+    if stage.train.batch_size % each:
+        raise AlignError(
+            f"is {stage.train.batch_size} answers, which {algorithm.name}'s groups of {each} do not fill",
+            f"take a multiple of {each}",
+            where=f"{stage.name}: train.batch_size",
+        )
+    if stage.rollout.dead_groups != "keep" and algorithm.num_generations == 1:
+        raise AlignError(
+            f"is {stage.rollout.dead_groups}, but {algorithm.name} asks each prompt once",
+            "use keep, or larger groups",
+            where=f"{stage.name}: rollout.dead_groups",
+        )
+    return stage.train.batch_size * stage.rollout.batches // algorithm.num_generations
+
+
+def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, int]:
+    """Return how many prompts a stage has in all, None where ``max_steps`` ends it, and its number of optimizer steps.
+
+    An epoch has each prompt exactly once (``dead_groups: refill`` has further ones), so the last phase may be short.
+    """
+    assert stage.rollout is not None
+    if stage.train.max_steps:
+        return None, stage.train.max_steps
+    full = groups_per_phase(stage, algorithm)
+    wanted = max(1, round(stage.train.num_train_epochs * prompts))
+    phases, left = divmod(wanted, full)
+    last = -(-left * stage.rollout.batches // full)  # rounded up: a short last batch is still a step
+    batches = phases * stage.rollout.batches + last
+    return wanted, batches * algorithm.num_iterations
+
+
+def experiences(asked: Sequence[Asked], scored: Sequence[Scored]) -> list[Group]:
+    """What was heard, as algorithms see it; ``scored`` has all groups' answers one after the other."""
+    rewards = iter(scored)
+    groups: list[Group] = []
+    for each in asked:
+        group = []
+        for heard in each.answers:
+            score = next(rewards)
+            experience = Experience(each.source, each.prompt, heard.tokens, heard.finish, heard.logp)
+            experience.reward, experience.parts, experience.size = score.learned, score.parts, score.size
+            group.append(experience)
+        groups.append(group)
+    return groups
+
+
+def why_unscored(scored: Sequence[Scored]) -> str:
+    """Return the first explanation that a reward gave for an answer without a score; "" where none did."""
+    for each in scored:
+        if each.reward is None:
+            for name, score in each.said.items():
+                if score.why:
+                    return f"{name}: {score.why}"
+    return ""
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+def _measured(experience: Experience) -> NDArray[np.float32]:
+    assert experience.logp is not None
+    return experience.logp
+
+
+def _finite(flat: Sequence[Experience], along: Mapping[str, Sequence[NDArray[np.float32]]]) -> None:
+    """Raise AlignError where something that would be learned from is not a number."""
+    for name, arrays in along.items():
+        for experience, values in zip(flat, arrays, strict=True):
+            if not np.isfinite(values).all():
+                raise AlignError(
+                    f"an answer to it has a {name} that is not finite",
+                    "see the phase's samples; a model that gives NaN needs a lower learning rate or max_grad_norm",
+                    where=experience.source,
+                )

@@ -1,0 +1,166 @@
+"""A bare function as a reward, in the signature of TRL: ``f(prompts, completions, completion_ids, **columns)``.
+
+It is called with keywords, only those that it takes (all, where it takes ``**kwargs``): ``prompts``, ``completions``
+(strings, or lists of messages where the prompt is one), ``completion_ids``, every column of the rows as a list, and
+TRL's helpers ``trainer_state``, ``log_extra`` and ``log_metric``. It gives a number for each answer, or None where it
+has no opinion; an ``async def`` does so too. No torch: worker processes import this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from align.core.rewards.base import Answer, Reward, Score
+from align.schemas.errors import AlignError
+
+_LONGEST = 200
+"""Characters of what a function logs beside one answer."""
+
+
+@dataclass
+class TrainerState:
+    """What a function may ask of the trainer. global_step: optimizer steps done; 0 outside training."""
+
+    global_step: int = 0
+
+
+STATE = TrainerState()
+"""Of this process; given to functions that take ``trainer_state``. Worker processes have their own, at 0."""
+
+_GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+
+
+class FunctionReward(Reward):
+    """A function asked as TRL asks it. Its settings are bound already (``functools.partial``)."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        """Raises AlignError for a function whose arguments cannot be given by keyword."""
+        super().__init__(self.Config())
+        self._function, self._label = function, name
+        parameters = inspect.signature(function).parameters.values()
+        bound = function.keywords if isinstance(function, functools.partial) else {}
+        if nameless := [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]:
+            raise AlignError(f"its argument {nameless[0]!r} cannot be given by name", where=f"reward {name}")
+        self._open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._bound = frozenset(bound)
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in bound]
+        self._takes = frozenset(p.name for p in named)
+        self.needs = tuple(  # type: ignore[misc]  # a function's own, where a class has them for all
+            p.name for p in named if p.default is p.empty and p.name not in _GIVEN
+        )
+        self._thread: ThreadPoolExecutor | None = None
+        self._loop: asyncio.Runner | None = None
+        self._logged: dict[str, float] = {}
+
+    def unfit(self, columns: Mapping[str, Any]) -> str | None:
+        """A column that it must be given; an empty one will do, as a function may abstain there."""
+        lacking = [name for name in self.needs if name not in columns]
+        return f"has no {' and no '.join(map(repr, lacking))}" if lacking else None
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """What the function says, checked. Raises AlignError where that is not a number or None for each answer."""
+        if not answers:
+            return []
+        extra: dict[str, list[Any]] = {}
+        said = self._function(**self._arguments(answers, extra))
+        if inspect.isawaitable(said):
+            said = self._wait(said)
+        values = _listed(said)
+        if values is None or len(values) != len(answers):
+            gave = f"a {type(said).__name__}" if values is None else f"{len(values)} scores"
+            mend = "return a list with a number, or None, for each completion"
+            raise AlignError(f"gave {gave} for {len(answers)} answers", mend, where=f"reward {self._label}")
+        return [self._checked(value, i, extra) for i, value in enumerate(values)]
+
+    def _arguments(self, answers: Sequence[Answer], extra: dict[str, list[Any]]) -> dict[str, Any]:
+        columns = list(dict.fromkeys(name for answer in answers for name in answer.columns))
+        if lacking := [name for name in self.needs if name not in columns]:
+            known = f"the rows' columns: {', '.join(columns)}" if columns else "the rows have no columns"
+            raise AlignError(f"takes {lacking[0]!r}, which no row has", known, where=f"reward {self._label}")
+        given: dict[str, Any] = {name: [answer.columns.get(name) for answer in answers] for name in columns}
+        given |= {
+            "prompts": [answer.prompt for answer in answers],
+            "completions": [answer.completion for answer in answers],
+            "completion_ids": [list(answer.tokens) for answer in answers],
+            "trainer_state": STATE,
+            "log_extra": extra.__setitem__,
+            "log_metric": self._log,
+        }
+        return {
+            name: value
+            for name, value in given.items()
+            if name not in self._bound and (self._open or name in self._takes)
+        }
+
+    def _log(self, name: str, value: float) -> None:
+        self._logged[str(name)] = float(value)
+
+    def _wait(self, said: Any) -> Any:
+        """The result of a coroutine, on one event loop for good, as clients hold on to theirs."""
+        if self._thread is None or self._loop is None:  # a thread of its own: this one may be running a loop already
+            self._thread, self._loop = ThreadPoolExecutor(1, f"align-{self._label}"), asyncio.Runner()
+        return self._thread.submit(self._loop.run, _awaited(said)).result()
+
+    def _checked(self, value: Any, i: int, extra: Mapping[str, Sequence[Any]]) -> Score:
+        beside = {name: values[i] for name, values in extra.items() if len(values) > i}
+        parts = parts_of(beside)
+        why = told_of(beside, parts)
+        if value is None:
+            return Score(None, "abstained", parts, why)
+        try:
+            if isinstance(value, str | bytes):
+                raise TypeError
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            shown = f"{value!r:.60} ({type(value).__name__})"
+            raise AlignError(
+                f"gave {shown} for an answer", "return numbers or None", where=f"reward {self._label}"
+            ) from None
+        if not math.isfinite(number):
+            return Score(None, "error", parts, f"its score was {number}")
+        return Score(number, "scored", parts, why)
+
+    def counts(self) -> Mapping[str, float]:
+        """What it last told ``log_metric``."""
+        return self._logged
+
+    def close(self) -> None:
+        """End its event loop."""
+        if self._thread is not None and self._loop is not None:
+            self._thread.submit(self._loop.close).result()
+            self._thread.shutdown()
+            self._thread = self._loop = None
+
+
+def from_function(function: Callable[..., Any], name: str) -> Reward:
+    """A function in TRL's signature as a reward called ``name``."""
+    return FunctionReward(function, name)
+
+
+def parts_of(beside: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of what a function tells beside a score; those that are not finite have no place in JSON."""
+    numbers = {str(name): told for name, told in beside.items() if isinstance(told, int | float)}
+    return {name: float(told) for name, told in numbers.items() if abs(told) <= sys.float_info.max}
+
+
+def told_of(beside: Mapping[str, Any], parts: Mapping[str, float]) -> str:
+    """The rest of it in words, so that nothing is left out unsaid."""
+    return "; ".join(f"{name}: {told}"[:_LONGEST] for name, told in beside.items() if str(name) not in parts)
+
+
+async def _awaited(said: Any) -> Any:
+    return await said
+
+
+def _listed(said: Any) -> list[Any] | None:
+    """Scores as a list: tensors and arrays of one axis are lists too."""
+    said = said.tolist() if hasattr(said, "tolist") else said
+    return list(said) if isinstance(said, list | tuple) else None

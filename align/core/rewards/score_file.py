@@ -1,0 +1,191 @@
+"""A reward on the lines of a file: TRL's columns in, for each line what the reward said of it and how long it took."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.core.data.row_errors import RowError
+from align.core.data.strict import parse
+from align.core.rewards.base import Answer, Score
+from align.core.rewards.scorer import Opened, Timed
+from align.core.util.progress import Work
+from align.schemas.errors import AlignError, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the file; ``answer`` is None where it holds none, and ``fault`` says why."""
+
+    where: str
+    answer: Answer | None = None
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A reward's score for one line.
+
+    milliseconds: the duration of the call that scored it. together: how many lines that call scored.
+    """
+
+    line: Line
+    score: Score
+    milliseconds: float
+    together: int = 1
+
+    def row(self) -> dict[str, Any]:
+        """As a line of JSON."""
+        said = self.score
+        row: dict[str, Any] = {"score": said.value, "parts": dict(said.parts), "outcome": said.outcome}
+        row |= {"milliseconds": round(self.milliseconds, 3), "why": said.why}
+        row |= {"together": self.together} if self.together > 1 else {}
+        return row if not self.line.fault else {**row, "where": self.line.where}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Counts by outcome, and mean score and latencies in milliseconds (None where there is nothing to measure)."""
+
+    outcomes: Mapping[str, int]
+    mean: float | None
+    p50: float | None
+    p95: float | None
+    longest: float | None
+
+
+def read_lines(path: Path, completion: bool = True) -> list[Line]:
+    """Every line of a JSONL file, none left out. completion: whether a line must have one.
+
+    Raises AlignError where the file cannot be read, or has no lines.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise AlignError(f"cannot be read: {error.strerror}", "give a .jsonl file", where=str(path)) from error
+    if not lines:
+        raise AlignError("is empty", "give a file with a JSON object in each line", where=str(path))
+    return _numbered(lines, path.name, completion)
+
+
+def lines_of(rows: Iterable[Mapping[str, Any]], completion: bool = True) -> list[Line]:
+    """Return rows as the lines of a JSONL file that holds them. Raises AlignError where there are none."""
+    try:
+        lines = [json.dumps(dict(row)).encode() for row in rows]
+    except (TypeError, ValueError) as error:
+        raise AlignError(
+            f"hold a value that JSON cannot: {error}", "give mappings of JSON's types", where="rows"
+        ) from None
+    if not lines:
+        raise AlignError("are none", "give at least one mapping", where="rows")
+    return _numbered(lines, "rows", completion)
+
+
+def _numbered(lines: Sequence[bytes], name: str, completion: bool) -> list[Line]:
+    prompts: dict[str, int] = {}
+    return [_line(raw, f"{name}:{number}", completion, prompts) for number, raw in enumerate(lines, 1)]
+
+
+def _line(raw: bytes, where: str, completion: bool, prompts: dict[str, int]) -> Line:
+    try:
+        row = parse(raw)
+        if completion and "completion" not in row:
+            what = "has no 'completion', the answer to score (`align sample --jsonl` writes such rows)"
+            raise RowError("missing", what, "completion")
+        prompt, said = row.pop("prompt", ""), row.pop("completion", "")
+        tokens = row.pop("completion_ids", None) or ()
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in tokens):
+            raise RowError("wrong-type", "is no list of token ids", "completion_ids")
+        text = words(said, "completion")
+        words(prompt, "prompt")
+        group = prompts.setdefault(repr(prompt), len(prompts))
+        return Line(where, Answer(prompt, said, text, tuple(tokens), columns=row, group=group))
+    except (RowError, TypeError) as fault:
+        field = f"{fault.field} " if isinstance(fault, RowError) and fault.field else ""
+        what = fault.what if isinstance(fault, RowError) else str(fault)
+        return Line(where, fault=what if field.strip() in what else field + what)
+
+
+def words(said: Any, field: str) -> str:
+    """The text of a string or of an answer's messages. Raises RowError for what is neither."""
+    if isinstance(said, str):
+        return said
+    if not isinstance(said, list) or not all(isinstance(m, dict) and "role" in m for m in said):
+        raise RowError("wrong-type", "is neither a string nor a list of messages", field)
+    spoken = [m.get("content") or "" for m in said if field == "prompt" or m["role"] == "assistant"]
+    if not all(isinstance(content, str) for content in spoken):
+        raise RowError("wrong-type", "has a message whose content is no string", field)
+    return "\n".join(spoken)
+
+
+def _counted(batches: Sequence[list[Line]], lines: int) -> Iterator[list[Line]]:
+    """Yield the batches, and count their lines for the progress display once they are done."""
+    with Work("scoring lines", lines) as work:
+        for batch in batches:
+            yield batch
+            work.advance(len(batch))
+
+
+def ask(reward: Opened, lines: Sequence[Line], together: int = 1) -> Iterator[Verdict]:
+    """Yield a reward's score for every line, in order. A failure leaves its lines without scores, and they say why.
+
+    together: answers scored in one call, at least those of a prompt in successive lines.
+    """
+    for batch in _counted(list(_batches(lines, together)), len(lines)):
+        faults = {i: why for i, line in enumerate(batch) if (why := _fault(reward, line))}
+        answers = [line.answer for i, line in enumerate(batch) if i not in faults and line.answer is not None]
+        started = time.perf_counter()
+        try:
+            scores = reward.timed(answers) if answers else []
+        except AlignError as error:
+            why = "; ".join(_in_one_line(problem) for problem in error.problems)
+            seconds = time.perf_counter() - started
+            scores = [Timed(Score(None, "error", why=why), seconds, len(answers))] * len(answers)
+        remaining = iter(scores)
+        for i, line in enumerate(batch):
+            if i in faults:
+                yield Verdict(line, Score(None, "error", why=faults[i]), 0.0)
+            else:
+                timed = next(remaining)
+                yield Verdict(line, timed.score, 1000 * timed.seconds, timed.together)
+
+
+def _in_one_line(problem: Problem) -> str:
+    """Return where, what and the fix, without line breaks."""
+    where = f"{problem.where}: " if problem.where else ""
+    fix = f" ({problem.mend})" if problem.mend else ""
+    return " ".join(f"{where}{problem.what}{fix}".split())
+
+
+def _fault(reward: Opened, line: Line) -> str:
+    if line.answer is None:
+        return line.fault
+    return reward.reward.unfit(line.answer.columns) or ""
+
+
+def _batches(lines: Sequence[Line], together: int) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    for _, members in groupby(lines, lambda line: line.where if line.answer is None else line.answer.group):
+        batch += members
+        if len(batch) >= together:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def summary(verdicts: Sequence[Verdict]) -> Summary:
+    """Of all verdicts; lines that could not be asked have no latency."""
+    scores = [v.score.value for v in verdicts if v.score.value is not None]
+    times = [v.milliseconds for v in verdicts if v.milliseconds]
+    p50, p95, longest = np.percentile(times, [50, 95, 100]).tolist() if times else (None, None, None)
+    mean = float(np.mean(scores)) if scores else None
+    return Summary(dict(Counter(v.score.outcome for v in verdicts)), mean, p50, p95, longest)

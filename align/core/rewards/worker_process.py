@@ -1,0 +1,205 @@
+"""The far side of ``workers``: a clean process opens the reward once and forks a worker whenever it is asked to.
+
+    python -m align.core.rewards.worker_process CONTROL_FD      (started by ``workers`` only)
+
+Neither it nor its workers outlive the process that started it: it watches that process, and they die with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import pickle
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from align.core.error_line import error_line
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Place, Reward, Score
+from align.core.rewards.functions import from_function
+from align.schemas.errors import AlignError
+from align.schemas.rollout import RewardChoice
+
+LONGEST_REPLY = 2**20
+"""Bytes of a worker's reply; a longer one is an error."""
+_LONGEST_WHY = 500
+_INSIDE = "ALIGN_INSIDE_REWARD_WORKER"
+"""In the environment of a worker and of all that it starts: they are killed with it, so they start no workers."""
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+
+
+def main() -> None:
+    """Read what to open from stdin, say how that went, then serve until the starter hangs up or dies."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    spec = json.load(sys.stdin)
+    starter = os.pidfd_open(spec["starter"])
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # grandchildren come to us, whoever their parent was
+    try:
+        reward = _opened(spec)
+    except AlignError as error:
+        control.send(json.dumps({"problems": [[p.what, p.mend, p.where] for p in error.problems]}).encode()[:100_000])
+        return
+    except Exception as error:
+        control.send(json.dumps({"problems": [[f"failed to open: {error_line(error)}", "", ""]]}).encode())
+        return
+    gc.freeze()  # what is shared by fork stays shared
+    control.send(b"{}")
+    try:
+        _Zygote(control, starter, reward, spec["memory"]).serve()
+    finally:
+        reward.close()
+
+
+def _opened(spec: dict[str, Any]) -> Reward:
+    if _INSIDE in os.environ:
+        raise AlignError(
+            "has a time limit of its own, and is asked by a reward that has one too",
+            "leave timeout out of the reward that asks",
+        )
+    os.environ[_INSIDE] = "1"
+    choice = RewardChoice.model_validate(spec["choice"])
+    made = registry.build("reward", choice)
+    if not isinstance(made, Reward):
+        made = from_function(made, choice.type)
+    place = spec["place"]
+    made.open(Place(**place | {name: place[name] and Path(place[name]) for name in ("cache", "home")}))
+    return made
+
+
+@dataclass
+class _Zygote:
+    """Never runs the reward itself after ``open``, so it always answers at once."""
+
+    control: socket.socket
+    starter: int
+    reward: Reward
+    memory: int
+
+    def serve(self) -> None:
+        """Commands: ``{"kill": pid or null, "fork": bool}``, with the new worker's socket beside it."""
+        workers: set[int] = set()
+        watch = select.poll()
+        watch.register(self.control, select.POLLIN)
+        watch.register(self.starter, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in watch.poll()}
+            if self.starter in ready:
+                break
+            message, fds, _, _ = socket.recv_fds(self.control, 4096, 1)
+            if not message:
+                break
+            command = json.loads(message)
+            reply: dict[str, Any] = {}
+            if command["kill"] in workers:
+                workers.discard(command["kill"])
+                reply["died"] = _ended(command["kill"])
+            _reap(workers)
+            try:
+                reply["pid"] = self._fork(fds[0])
+                workers.add(reply["pid"])
+            except OSError as error:
+                reply["failed"] = str(error)
+            os.close(fds[0])
+            with contextlib.suppress(OSError):
+                self.control.send(json.dumps(reply).encode())
+        for pid in workers:
+            _ended(pid)
+        _reap(set())
+
+    def _fork(self, fd: int) -> int:
+        zygote, pid = os.getpid(), os.fork()
+        if pid:
+            with contextlib.suppress(OSError):  # it has done so itself by now
+                os.setpgid(pid, pid)
+            return pid
+        try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() == zygote:
+                os.setpgid(0, 0)
+                os.close(self.starter)
+                self.control.close()
+                resource.setrlimit(resource.RLIMIT_AS, (self.memory, self.memory))
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                os.dup2(1, 2)  # stdout is /dev/null already, and stdin is at its end
+                _work(socket.socket(fileno=fd), self.reward, self.memory)
+        finally:
+            os._exit(0)
+
+
+def _work(line: socket.socket, reward: Reward, memory: int) -> None:
+    """Score one answer after the other until the line is closed."""
+    me = os.getpid()
+    while header := line.recv(8, socket.MSG_WAITALL):
+        size = int.from_bytes(header, "big")
+        body = line.recv(size, socket.MSG_WAITALL)
+        if len(body) < size:
+            return
+        number, answer = pickle.loads(body)  # from the trainer, which we are part of
+        try:
+            reply = _plain(reward.score([answer]))
+        except MemoryError:
+            reply = {"value": None, "outcome": "error", "why": f"needed more than {memory / 2**30:.3g} GiB of memory"}
+        except BaseException as error:
+            reply = {"value": None, "outcome": "error", "why": error_line(error)}
+        if os.getpid() != me:  # the reward forked, and this is the child
+            return
+        encoded = json.dumps({"number": number, **reply}).encode()
+        if len(encoded) > LONGEST_REPLY:
+            why = f"its score takes {len(encoded)} bytes; at most {LONGEST_REPLY} are read"
+            encoded = json.dumps({"number": number, "value": None, "outcome": "error", "why": why}).encode()
+        line.sendall(len(encoded).to_bytes(8, "big") + encoded)
+
+
+def _plain(scores: Any) -> dict[str, Any]:
+    """A reward's one score as JSON's values. Raises ValueError or TypeError when it is none."""
+    if len(scores) != 1:
+        raise ValueError(f"gave {len(scores)} scores for 1 answer")
+    score = scores[0]
+    if score is None:
+        score = Score(None, "abstained")
+    elif not isinstance(score, Score):
+        score = Score(float(score))
+    plain = asdict(score)
+    plain["value"] = None if score.value is None else float(score.value)
+    plain["parts"] = {str(name): float(value) for name, value in score.parts.items()}
+    plain["why"] = score.why[:_LONGEST_WHY]
+    return plain
+
+
+def _ended(pid: int, patience: float = 0.05) -> str:
+    """Kill a worker with all its group, and how it ended: ``SIGSEGV``, ``exit 3``. One that lingers is reaped later."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            kill(pid, signal.SIGKILL)
+    until = time.monotonic() + patience
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            return signal.Signals(-code).name if -code in set(signal.Signals) else f"exit {code}"
+        if time.monotonic() > until:
+            return "SIGKILL"
+        time.sleep(0.0005)
+
+
+def _reap(workers: set[int]) -> None:
+    """Kill every child that is no worker (what workers forked and left behind), and take in the dead."""
+    with contextlib.suppress(OSError):
+        for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()):
+            if pid not in workers:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+
+
+if __name__ == "__main__":
+    main()

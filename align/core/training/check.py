@@ -1,0 +1,115 @@
+"""``align train --check``: everything but training, on the very path that training takes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from align.core.algorithm.online import Harvest
+from align.core.data.encode import Encoder
+from align.core.data.examples import Example
+from align.core.engine.steps import Phases, StepBatch
+from align.core.online.phases import RolloutPhases
+from align.core.training.launch import look_over
+from align.core.training.run_directory import RunDirectory, located, remembered
+from align.core.training.setup import set_up
+from align.schemas.run import Run, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class StageCheck:
+    """What a stage would do. Numbers are of its first epoch.
+
+    first: the first example that it learns from. encoder: turns its tokens to text.
+    """
+
+    name: str
+    algorithm: str
+    parameters: int
+    trained_parameters: int
+    rows: int
+    held_out_rows: int
+    bad_rows: dict[str, int]
+    tokens: int
+    longest: int
+    steps: int
+    first_step: str
+    findings: list[str]
+    first: Example
+    encoder: Encoder
+
+
+def check(run: Run, progress: bool = True) -> list[StageCheck]:
+    """Make every stage ready and build its first batch; nothing is written to the run's output.
+
+    A stage that starts from what an earlier one will export is checked with the model that the chain starts from; one
+    that learns from rows which an earlier one will make is left out.
+    Raises AlignError as launching would.
+    """
+    look_over(remembered(run))
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = RunDirectory(run.model_copy(update={"output": scratch}))
+        stages = [_rooted(run.stages, stage) for stage in run.stages if not _awaits_rows(stage)]
+        return [_stage(directory, stage, progress) for stage in stages]
+
+
+def _rooted(stages: Sequence[Stage], stage: Stage) -> Stage:
+    """The stage with the models that its chains start from, in place of what earlier stages will export."""
+    by_name = {other.name: other for other in stages}
+    model = stage.model
+    while model.path.startswith("stage:"):
+        root = by_name[model.path.removeprefix("stage:")].model
+        model = model.model_copy(update={"path": root.path, "chat_template": root.chat_template})
+
+    def root_of(name: str, rows: bool) -> str:
+        path = by_name[name].model.path
+        return root_of(path.removeprefix("stage:"), rows) if path.startswith("stage:") else path
+
+    return located(stage.model_copy(update={"model": model}), root_of)
+
+
+def _awaits_rows(stage: Stage) -> bool:
+    """Whether it learns from rows that an earlier stage will make: there is nothing to check yet."""
+    return any(source.path.startswith("stage:") for source in stage.data.train)
+
+
+def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageCheck:
+    place = directory.path / stage.name
+    place.mkdir(parents=True)
+    setup = set_up(directory, stage, progress)
+    online = isinstance(setup.phases, RolloutPhases)
+    step = None if online else next(iter(setup.phases.loader(0, 0)))
+    lengths = setup.prepared.train.lengths
+    return StageCheck(
+        name=stage.name,
+        algorithm=stage.algorithm.type,
+        parameters=sum(p.numel() for p in setup.policy.parameters()),
+        trained_parameters=sum(p.numel() for p in setup.policy.parameters() if p.requires_grad),
+        rows=len(setup.prepared.train),
+        held_out_rows=sum(len(held_out.examples) for held_out in setup.prepared.held_out),
+        bad_rows=setup.prepared.bad_rows,
+        tokens=int(np.sum(lengths)),
+        longest=int(np.max(lengths)),
+        steps=0 if isinstance(setup.algorithm, Harvest) else setup.phases.total_steps,
+        first_step=_online(setup.phases) if step is None else _offline(step, setup.cutter.layout),
+        findings=[str(finding) for finding in (*setup.prepared.findings, *setup.notes)],
+        first=setup.prepared.train[0],
+        encoder=Encoder(setup.tokenizer),
+    )
+
+
+def _offline(step: StepBatch, layout: str) -> str:
+    micros = len(step.micros)
+    batches = f"{micros} micro-batch" if micros == 1 else f"{micros} micro-batches"
+    return f"{step.denominators['token']:,.0f} scored tokens in {batches} ({layout})"
+
+
+def _online(phases: Phases) -> str:
+    assert isinstance(phases, RolloutPhases)
+    steps = "1 step" if phases.steps_per_phase == 1 else f"{phases.steps_per_phase} steps"
+    return f"{phases.groups_per_phase} prompts a phase, each answered {phases.algorithm.num_generations} times, " + (
+        "for rows" if isinstance(phases.algorithm, Harvest) else f"learned from in {steps}"
+    )

@@ -1,0 +1,122 @@
+"""From a stage's data settings to tokenised examples, with everything that could be wrong found first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from align.core.algorithm.base import Algorithm
+from align.core.checksum import digest
+from align.core.data.examples import Examples
+from align.core.data.lint.finding import LintFinding
+from align.core.data.sources import Window, load_records, stream_records
+from align.core.data.template_checks import Finding, merged
+from align.core.data.tokenize import Tokenised, tokenise
+from align.core.util.atomic_files import cache_directory
+from align.schemas.errors import AlignError
+from align.schemas.records import Record
+from align.schemas.run import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutSet:
+    """Held-out examples; those of unnamed sources share the name None."""
+
+    name: str | None
+    examples: Examples
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A stage's data, ready for the step plan; of a stream ``train`` is the first window."""
+
+    train: Examples
+    held_out: list[HeldOutSet]
+    findings: list[Finding | LintFinding]
+    bad_rows: dict[str, int]
+    rows: Mapping[str, Record]
+    """The rows of prompts, held-out ones too, by source; of other kinds none."""
+    taught: str
+    """Hash of the content of all these rows, in their order; paths do not enter it."""
+
+
+class Preparation:
+    """From a stage's settings to examples; raises AlignError with every row named that must not be trained on.
+
+    Several ranks may call it at once: all read the rows, one tokenises, and the others read its result from the cache.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        tokenizer: PreTrainedTokenizerBase,
+        algorithm: Algorithm,
+        report: Path | None,
+        progress: bool | None = None,
+    ) -> None:
+        self.stage, self.tokenizer, self.algorithm = stage, tokenizer, algorithm
+        self.report, self.progress = report, progress
+        self.cache = cache_directory()
+        self.cache.mkdir(parents=True, exist_ok=True)
+
+    def prepare(self) -> Prepared:
+        """Read, split, check and tokenise."""
+        data = self.stage.data
+        records = load_records(data, self.algorithm.learns_from, self.report, self.progress)
+        if data.stream:
+            first = next(self.windows(None))
+            train = self._tokenise(first.records)
+        else:
+            train = self._tokenise(records.train, records.train_sources, records.weights)
+        names = [records.validation_names[source] for source in records.validation_sources]
+        held_out = {
+            name: self._tokenise([r for r, own in zip(records.validation, names, strict=True) if own == name])
+            for name in dict.fromkeys(names)
+        }
+        rows = _by_source([r for r in (*records.train, *records.validation) if r.kind == "prompt"])
+        held_out_taught = [[name, done.examples.taught] for name, done in held_out.items()]
+        columns = [dict(row.columns) for row in rows.values()]  # rewards read them, and no token shows them
+        return Prepared(
+            train.examples,
+            [HeldOutSet(name, done.examples) for name, done in held_out.items()],
+            [*records.findings, *merged(finding for done in (train, *held_out.values()) for finding in done.findings)],
+            dict(records.bad.counts),
+            rows,
+            digest([train.examples.taught, held_out_taught, columns]),
+        )
+
+    def windows(self, places: Sequence[Sequence[int]] | None) -> Iterator[Window]:
+        """A stream's windows, from given places on."""
+        return stream_records(self.stage.data, self.algorithm.learns_from, places, self.report)
+
+    def window(self, window: Window) -> Examples:
+        """One of them tokenised; not cached, as a stream is read once."""
+        return self._tokenise(window.records, cached=False).examples
+
+    def _tokenise(
+        self,
+        records: Sequence[Record],
+        sources: NDArray[np.int32] | None = None,
+        weights: Sequence[float] = (1.0,),
+        cached: bool = True,
+    ) -> Tokenised:
+        cache = self.cache if cached else None
+        return tokenise(
+            records, self.tokenizer, self.algorithm, self.stage.data, sources, weights, cache, self.progress
+        )
+
+
+def _by_source(records: Sequence[Record]) -> dict[str, Record]:
+    """Raises AlignError where two different rows have one name: answers would be scored against the wrong one."""
+    rows: dict[str, Record] = {}
+    for record in records:
+        if rows.setdefault(record.source, record) != record:
+            raise AlignError(
+                "is read twice, and not alike", "name each file once, or make two files of it", where=record.source
+            )
+    return rows

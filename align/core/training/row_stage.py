@@ -1,0 +1,228 @@
+"""A stage that learns nothing and makes rows: every prompt asked and scored once, what is best of it written down.
+
+Phases are kept as they are done, so a run that was stopped goes on where it stood. The rows are the stage's export.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from align.core.algorithm import contract
+from align.core.algorithm.online import Harvest
+from align.core.checksum import Damaged, digest, read_json, sealed
+from align.core.data.accept import Acceptance
+from align.core.data.encode import Encoder
+from align.core.data.template_checks import Settings
+from align.core.engine import processes
+from align.core.model.tokenizer import load_tokenizer
+from align.core.online.monitor import CHECK
+from align.core.online.phases import RolloutPhases, why_unscored
+from align.core.plugin_system.registry import registry
+from align.core.rewards.base import Score
+from align.core.rewards.scorer import Scored
+from align.core.rollout.metrics import answer_metrics, score_metrics
+from align.core.rollout.ties import leveled
+from align.core.training.reward_stage import opened
+from align.core.training.run_directory import ROWS, RunDirectory, StageDirectory, located, what_is_learned
+from align.core.training.setup import Setup
+from align.core.util import atomic_files
+from align.core.util.progress import track
+from align.schemas.errors import AlignError, Problem
+from align.schemas.hardware import Hardware
+from align.schemas.run import Stage
+
+
+def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDirectory) -> None:
+    """Ask every prompt, phase by phase; write ``export/rows.jsonl``; mark the stage as done. Every rank calls it.
+
+    Answers that a stage of this run would refuse to learn from are left out. Raises AlignError where there is no row at
+    all.
+    """
+    phases, algorithm = setup.phases, setup.algorithm
+    assert isinstance(phases, RolloutPhases) and isinstance(algorithm, Harvest)
+    key = digest([what_is_learned(stage), setup.prepared.taught])
+    size, count = phases.groups_per_phase, math.ceil(len(phases.prompts) / phases.groups_per_phase)
+    done: list[Mapping[str, Any]] = []
+    readers = _readers(directory, setup)
+    _join(phases, setup.hardware)
+    with opened(phases.collector):
+        phases.collector.sync(0, phases.prompts)
+        for phase in track(range(count), f"{setup.stage.name}: sampling answers, phases"):
+            path = place.phases / f"phase-{phase + 1:06d}.json"
+            kept = _read(path, key)
+            if kept is None:
+                which = range(phase * size, min(len(phases.prompts), (phase + 1) * size))
+                kept = {"key": key, **_ask(phases, algorithm, readers, which, phase)}
+                if processes.rank() == 0:
+                    atomic_files.write_whole(path, sealed({**kept, "inputs": place.inputs()}))
+            else:
+                phases.collector.scorer.load_state_dict(kept["scorer"])
+            done.append(kept)
+    with contract.calling(algorithm, "curves"):
+        curves = algorithm.curves([rewards for kept in done for rewards in kept["rewards"]])
+    metrics = {**curves, **_means(done)}
+    rows = [row for kept in done for row in kept["rows"]]
+    refused: Counter[str] = sum((Counter(kept["refused"]) for kept in done), Counter())
+    if not rows:
+        raise _no_rows(place, done, refused)
+    if processes.rank() == 0:
+        if refused:
+            print(f"{place.path.name}: {_left_out(refused)}", file=sys.stderr)
+        atomic_files.write_whole(place.export / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        for choice in setup.stage.loggers:
+            logger = registry.build("logger", choice).open(place.path, place.path.name, 0)
+            logger.log_metrics(metrics, count)
+            logger.save()
+        place.finish(stage, {"rows": float(len(rows)), "refused": float(refused.total()), **metrics})
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def _left_out(refused: Counter[str]) -> str:
+    kinds = ", ".join(f"{number} {kind}" for kind, number in refused.most_common())
+    return f"left out {refused.total()} answers that cannot be learned from: {kinds}"
+
+
+def _no_rows(place: StageDirectory, done: Sequence[Mapping[str, Any]], refused: Counter[str]) -> AlignError:
+    """Return the error of a stage without any row; the next stage would refuse an empty file."""
+    if any(reward is not None for kept in done for rewards in kept["rewards"] for reward in rewards):
+        why = "no prompt had an answer that ended by itself and was good enough"
+        fix = "see its samples; sample more answers (group), allow longer ones, or lower the minimum"
+    else:
+        why, fix = "no answer was scored", CHECK
+    if refused:
+        why += f" ({_left_out(refused)})"
+    return AlignError(f"made no row: {why}", fix, where=str(place.path))
+
+
+def _join(phases: RolloutPhases, hardware: Hardware) -> None:
+    """Move the model to its device and join the ranks to one group, as Lightning does where there is something to fit.
+
+    Ranks that wait for another give up after ``hardware.timeout`` seconds.
+    """
+    if hardware.accelerator == "cuda":
+        phases.collector.policy.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+    if phases.cutter.world_size > 1 and not dist.is_initialized():
+        backend = "nccl" if hardware.accelerator == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=hardware.timeout))
+
+
+def _readers(directory: RunDirectory, setup: Setup) -> list[Acceptance]:
+    """Return how the stages that learn from these rows will read them, each with its own tokenizer and settings.
+
+    Where no stage of this run does, the rows need only be readable at all.
+    """
+    own, found = Encoder(setup.tokenizer), list[Acceptance]()
+    for stage in directory.run.stages:
+        if all(source.path != f"stage:{setup.stage.name}" for source in stage.data.train):
+            continue
+        algorithm = registry.build("algorithm", stage.algorithm)
+        try:
+            model = located(stage, directory.export_of).model
+            encoder = own if model == setup.stage.model else Encoder(load_tokenizer(model, algorithm.head))
+        except AlignError:  # it starts from a stage that has not run yet: its tokenizer is most likely this one
+            encoder = own
+        found.append(Acceptance(encoder, Settings.of(algorithm, stage.data)))
+    return found or [Acceptance(own)]
+
+
+def _ask(
+    phases: RolloutPhases, algorithm: Harvest, readers: Sequence[Acceptance], which: Sequence[int], phase: int
+) -> dict[str, Any]:
+    """Sample and score one phase; return its rows, every prompt's rewards, the metrics and what was left out."""
+    rollout, collector = phases.rollout, phases.collector
+    asked = collector.ask(phases.prompts, which, which, algorithm.num_generations, rollout.sampling)
+    scored = collector.scorer.combine([heard.said for each in asked for heard in each.answers])
+    size = algorithm.num_generations
+    rewards = [leveled(scored[i : i + size]) for i in range(0, len(scored), size)]
+    rows, refused = list[dict[str, Any]](), Counter[str]()
+
+    def accepted(row: dict[str, Any]) -> bool:
+        for reader in readers:
+            if fault := reader.fault(row):
+                kind, _, _ = fault.partition(":")
+                refused[kind] += 1
+                return False
+        return True
+
+    for each, own in zip(asked, rewards, strict=True):
+        record = phases.prompts.rows[each.source]
+        template = {"tools": record.tools, "chat_template_kwargs": dict(record.chat_template_kwargs)}
+        rendered = {name: value for name, value in template.items() if value}  # else the prompt would be another later
+        usable = []
+        for heard, reward in zip(each.answers, own, strict=True):
+            # An answer that was cut off would be taught as one that ends there.
+            if heard.finish != "stop":
+                continue
+            # Before the choice, not after: where the best answer cannot be learned from, the second best still can.
+            completion = heard.text if isinstance(each.content, str) else [{"role": "assistant", "content": heard.text}]
+            if accepted({"prompt": each.content, "completion": completion, **rendered}):
+                usable.append((heard.text, reward))
+        with contract.calling(algorithm, "rows"):
+            made = [row | rendered for row in algorithm.rows(each.content, usable)]
+        rows += [row for row in made if accepted(row)]  # a plugin's rows need not be made of the answers alone
+    for hear in phases.heard:
+        hear(phase, asked, scored)
+    if all(score.reward is None for score in scored) and processes.rank() == 0:
+        # Now, and not only at the end: what is missing is known, and every further phase costs as much.
+        why = why_unscored(scored)
+        what = f"no answer was scored: {why}" if why else "no answer was scored"
+        print(Problem(f"{phases.stage}, phase {phase + 1}", what, CHECK), file=sys.stderr)
+    return {
+        "rows": rows,
+        "refused": dict(refused),
+        "rewards": rewards,
+        "metrics": _metrics([heard for each in asked for heard in each.answers], scored, algorithm.num_generations),
+        "scorer": collector.scorer.state_dict(),
+    }
+
+
+def _metrics(heard: Sequence[Any], scored: Sequence[Scored], group: int) -> dict[str, float]:
+    golds: list[Score | None] = [each.gold for each in heard]
+    lengths = answer_metrics([len(each.tokens) for each in heard], [each.finish == "length" for each in heard])
+    return score_metrics(scored, golds, group) | lengths
+
+
+def _means(done: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Each metric over all phases: the mean by their number of prompts, of extremes the extreme."""
+    over = {}
+    for name in dict.fromkeys(name for kept in done for name in kept["metrics"]):
+        parts = [(kept["metrics"][name], len(kept["rewards"])) for kept in done if name in kept["metrics"]]
+        if "/min_" in name or "/max_" in name:
+            over[name] = (min if "/min_" in name else max)(value for value, _ in parts)
+        else:
+            over[name] = sum(value * weight for value, weight in parts) / sum(weight for _, weight in parts)
+    return over
+
+
+def _read(path: Path, key: str) -> dict[str, Any] | None:
+    """Return a phase that was done before, or None where its file is absent or damaged.
+
+    Nothing is lost then: its answers are sampled again with the same random numbers.
+
+    Raises AlignError where it was done with other settings.
+    """
+    try:
+        kept = read_json(path)
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        if processes.rank() == 0:
+            print(Problem(str(path), f"is damaged: {error.why}", "its answers are sampled again"), file=sys.stderr)
+        return None
+    if kept["key"] != key:
+        raise AlignError(
+            "was made with other settings or prompts", "choose another output, or put them back", where=str(path)
+        )
+    return kept

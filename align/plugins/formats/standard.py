@@ -1,0 +1,63 @@
+"""``{"prompt": ..., "chosen": ..., "rejected": ...}``: a better and a worse answer; the prompt may be implicit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from align.core.data import fields
+from align.core.data.formats import Format, Shape
+from align.core.data.row_errors import RowError
+from align.schemas.records import Content, Kind
+
+_ASKED = ("question", "query", "problem")
+"""Columns that probably hold the prompt: with one of them, a shared start of two strings is not taken for it."""
+
+
+class Preference(Format):
+    """``{"chosen": str or messages, "rejected": ..., "prompt": ..., "margin": number}``; the last two may be absent.
+
+    Without a prompt it is the longest prefix that chosen and rejected share. A prompt given as a string beside whole
+    conversations (UltraFeedback) must be the last message of that prefix. ``chosen_messages`` and ``rejected_messages``
+    are LLaMA-Factory's names for whole conversations.
+    """
+
+    name = "preference"
+    shapes = (
+        Shape("preference", ("chosen", "rejected"), optional=("prompt", "margin")),
+        Shape("preference", ("chosen_messages", "rejected_messages"), optional=("prompt", "margin")),
+    )
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """Prompt, chosen, rejected and margin."""
+        whole = row.get("chosen") is None and "chosen_messages" in row
+        names = ("chosen_messages", "rejected_messages") if whole else ("chosen", "rejected")
+        chosen, rejected = (fields.content(row, name) for name in names)
+        prompt = None if row.get("prompt") is None else fields.content(row, "prompt")
+        asked = next((key for key in _ASKED if isinstance(row.get(key), str) and row[key].strip()), None)
+        if prompt is None and asked and isinstance(chosen, str):
+            what = (
+                f"is missing, and {asked!r} is not read; if that is it, read it so, with columns: {{prompt: {asked}}}"
+            )
+            raise RowError("missing-field", what, "prompt")
+        return {**_pair(prompt, chosen, rejected), "margin": fields.number(row, "margin")}
+
+
+def _pair(prompt: Content | None, chosen: Content, rejected: Content) -> dict[str, Content]:
+    if chosen == rejected:
+        raise RowError("same-answers", "is the same as chosen", "rejected")
+    whole = isinstance(chosen, list) and isinstance(rejected, list) and chosen[0]["role"] != "assistant"
+    if prompt is not None and not (isinstance(prompt, str) and whole):
+        return fields.join(prompt, "prompt", {"chosen": chosen, "rejected": rejected})
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise RowError("wrong-type", "is not of the same style (string or messages) as chosen", "rejected")
+    cut = fields.shared_prompt(chosen, rejected)
+    if not cut:
+        raise RowError("missing-field", "is missing, and chosen and rejected share no beginning", "prompt")
+    shared = chosen[:cut]
+    if isinstance(prompt, str) and isinstance(shared, list) and shared[-1].get("content") != prompt:
+        raise RowError("message-order", "is not the last thing said before chosen and rejected part", "prompt")
+    answers = {"chosen": chosen[cut:], "rejected": rejected[cut:]}
+    for name, answer in answers.items():
+        fields.begins(answer, name)
+    return fields.join(shared, "chosen", answers)

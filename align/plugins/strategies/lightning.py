@@ -1,0 +1,97 @@
+"""Shards: weights, gradients and optimizer state split over the processes (FSDP2, torch ``fully_shard``).
+
+On Lightning's ModelParallelStrategy, because its FSDPStrategy refuses CPUs and so could not be tested there.
+Checkpoints are whole (gathered on rank 0) and go through align's own checksummed directory like everyone's: a
+sharded checkpoint's metadata is a raw pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from align.core.engine.strategy import Strategy
+from align.schemas.hardware import Hardware
+
+_DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def shard(policy: nn.Module, mesh: Any, precision: str) -> None:
+    """Split every decoder layer by itself and the rest as the root.
+
+    Under mixed precision the shards stay in their own type; what is gathered and reduced is cast.
+    """
+    compute = _DTYPES.get(precision)
+    mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
+    layers = [m for m in policy.modules() if isinstance(m, nn.ModuleList) and len(m) and _is_decoder(m)]
+    for layer in (layer for stack in layers for layer in stack):
+        fully_shard(layer, mesh=mesh, mp_policy=mixed)
+    fully_shard(policy, mesh=mesh, mp_policy=mixed)
+
+
+def _is_decoder(stack: nn.ModuleList) -> bool:
+    """A model's stack of layers: modules of one class, each with weights."""
+    return len({type(m) for m in stack}) == 1 and all(any(True for _ in m.parameters()) for m in stack)
+
+
+class FSDP(Strategy):
+    """Weights, gradients and optimizer state split over the devices; for models of which a replica does not fit."""
+
+    name = "fsdp"
+    shards = True
+
+    def shard(self, policy: nn.Module, mesh: Any, precision: str) -> None:
+        """Over the mesh's data dimension."""
+        shard(policy, mesh["data_parallel"], precision)
+
+    def trainer_strategy(self, hardware: Hardware) -> Any:
+        """Gloo on CPUs, NCCL on GPUs."""
+        return WholeCheckpoints(
+            data_parallel_size=hardware.world_size,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo",
+            timeout=timedelta(seconds=hardware.timeout),
+        )
+
+
+class WholeCheckpoints(ModelParallelStrategy):
+    """ModelParallelStrategy that reads and writes whole states through the CheckpointIO."""
+
+    _whole = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Gathered on rank 0, keyed by parameter name."""
+        assert self.model is not None
+        return dict(
+            get_optimizer_state_dict(self.model, getattr(optimizer, "_optimizer", optimizer), options=self._whole)
+        )
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Rank 0 writes."""
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Every rank reads the whole and keeps its shards."""
+        assert self.model is not None
+        state = self.checkpoint_io.load_checkpoint(checkpoint_path)
+        set_model_state_dict(self.model, state["state_dict"], options=self._whole)
+        for optimizer, optimizer_state in zip(self.optimizers, state["optimizer_states"], strict=True):
+            set_optimizer_state_dict(self.model, optimizer, optimizer_state, options=self._whole)
+        return state
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Done in ``load_checkpoint``."""
