@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.core.generation.base import Request
 from align.core.generation.decode import Voice
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 ROUNDS, GROUP = 3, 8
 MODELS = {

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from align.core.rewards.base import Answer, Place
 from align.core.rewards.worker_pool import Workers
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 
 
 class Case(NamedTuple):

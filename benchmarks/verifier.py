@@ -21,7 +21,7 @@ from pathlib import Path
 from align.core.rewards.base import Answer, Place
 from align.core.rewards.worker_pool import Workers
 from align.plugins.rewards.math import Math
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 
 KINDS = [
     ("{n}", "{n}"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from align.core.online.monitor import Watcher
-from align.schemas.rollout import Watch
+from align.schemas.run import Watch
 from tests.core.traces import ALARM, FAILURES, Failure, healthy, trace
 
 ONSET, LENGTH = 30, 150

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import align
 from align import hookspecs
 from align.cli import COMMANDS, main
-from align.core.kinds import KINDS
+from align.core.plugin_system.registry import KINDS
 
 ROOT = Path(__file__).parents[1]
 HOOKS = [name for name, thing in vars(hookspecs).items() if hasattr(thing, "align_spec")]

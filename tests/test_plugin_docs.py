@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from align.core.hooks import Hooks
-from align.core.plugin_system.registry import Registry
+from align.core.plugin_system.registry import Hooks, Registry
 from align.schemas.hardware import Footprint, Hardware
 from tests.core.runs import rows
 

@@ -67,7 +67,7 @@ def test_a_page_names_files_that_are_there(page: str) -> None:
 
 
 def test_contributors_are_told_how_to_add_every_kind_of_plugin() -> None:
-    from align.core.kinds import KINDS
+    from align.core.plugin_system.registry import KINDS
 
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     table = page[page.index("## How to add") : page.index("## How we write")]

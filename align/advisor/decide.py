@@ -42,7 +42,7 @@ def advise(
 ) -> Advice:
     """What to do about a project.
 
-    rules: by id, as ``align.core.plugin_system.registry.working("rule")`` has them. tool: our version. parser: ``rules`` or
+    rules: by id, as ``registry.working("rule")`` has them. tool: our version. parser: ``rules`` or
     ``llm:MODEL``. prices: a price file of the user's; without one there is no cost. others: whether to look for what
     would flip to other ways, which takes longer than all the rest. Raises AlignError for a price file that cannot be
     read.

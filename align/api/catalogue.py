@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from align.core.kinds import KINDS
 from align.core.plugin_system.diagnose import about
-from align.core.plugin_system.registry import Offer, config_of, registry
+from align.core.plugin_system.registry import KINDS, Offer, config_of, registry
 from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError, did_you_mean
 

@@ -100,7 +100,7 @@ def preview_data(
     from align.core.data.encode import Encoder
     from align.core.data.preview import look
     from align.core.data.template_checks import Settings
-    from align.core.model.tokenizer import load_tokenizer
+    from align.core.models.loading import load_tokenizer
     from align.core.plugin_system import registry
 
     source = Source(path=str(file), format=format)

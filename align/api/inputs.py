@@ -15,9 +15,7 @@ from align.schemas.project import DATA_KINDS, DataKind, Project
 
 if TYPE_CHECKING:
     # Building the models of run files takes a tenth of a second, which advice need not wait for.
-    from align.schemas.choice import Choice
-    from align.schemas.rollout import RewardChoice, Sampling
-    from align.schemas.run import Run
+    from align.schemas.run import Choice, RewardChoice, Run, Sampling
 
 RunLike: TypeAlias = "Run | str | Path"
 """A run (``align.load``), or the path of a run file."""
@@ -88,8 +86,7 @@ def as_reward(reward: RewardLike, where: str = "reward") -> RewardChoice:
     The name may be ``path.py:function``. where: begins the place that an error names.
     Raises AlignError for settings that do not belong to a choice; the reward checks its own when it is opened.
     """
-    from align.schemas.choice import spelt_out
-    from align.schemas.rollout import BESIDE_REWARD, RewardChoice
+    from align.schemas.run import BESIDE_REWARD, RewardChoice, spelt_out
 
     if isinstance(reward, RewardChoice):
         return reward
@@ -108,13 +105,13 @@ def as_reward(reward: RewardLike, where: str = "reward") -> RewardChoice:
 
 def plugin_choice(plugin: str | Choice) -> Choice:
     """Return a plugin chosen by name, or with its settings."""
-    from align.schemas.choice import Choice
+    from align.schemas.run import Choice
 
     return Choice(type=plugin) if isinstance(plugin, str) else plugin
 
 
 def sampling_settings(values: Mapping[str, Any]) -> Sampling:
     """Return settings of ``sampling`` in a run file. Raises AlignError for unknown ones and values out of range."""
-    from align.schemas.rollout import Sampling
+    from align.schemas.run import Sampling
 
     return check(Sampling, values, dotted)

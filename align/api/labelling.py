@@ -16,9 +16,8 @@ from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer, decisive
 from align.core.util.progress import Work, working
 from align.core.util.system_errors import explaining
-from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
-from align.schemas.run import Model
+from align.schemas.run import Choice, Model
 
 
 @explaining()

@@ -53,8 +53,10 @@ def measure(
         problems.append(Problem("--measure", "no data file is named", "add --data FILE, or a path to the form's data"))
     if start is None or problems:
         raise AlignError.gather(problems)
-    from align.core.inference.probes import Settings
-    from align.core.measure.take import take  # it imports torch
+    from align.core.inference.probes import (
+        Settings,
+        take,  # it imports torch
+    )
 
     return take(
         str(start),

@@ -15,11 +15,9 @@ from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer
 from align.core.util.progress import working
 from align.core.util.system_errors import explaining
-from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record
-from align.schemas.rollout import Sampling
-from align.schemas.run import Model
+from align.schemas.run import Choice, Model, Sampling
 
 Prompts = str | Path | Sequence[Content]
 """One prompt, a file whose rows have a ``prompt`` (a Path), or several prompts: strings or lists of messages."""

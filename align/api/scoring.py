@@ -16,10 +16,8 @@ from align.core.rewards.base import Place
 from align.core.rewards.score_file import Line, Verdict, ask, lines_of, read_lines
 from align.core.rewards.scorer import Opened
 from align.core.util.system_errors import explaining
-from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
-from align.schemas.run import Model
+from align.schemas.run import Choice, Model, Sampling
 
 if TYPE_CHECKING:
     from align.core.inference.difficulty import Forecast

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from align.api.inputs import DataFile
-    from align.schemas.choice import Choice
     from align.schemas.project import DataKind
-    from align.schemas.rollout import RewardChoice
+    from align.schemas.run import Choice, RewardChoice
 
 SPELT = "NAME or NAME:KEY=VALUE,KEY=VALUE"
 REWARD = f"{SPELT}, where path.py:function is a NAME too"
@@ -35,8 +34,7 @@ def plugin_names(*kinds: str) -> Any:
     def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        from align.core.kinds import KINDS
-        from align.core.plugin_system.registry import registry
+        from align.core.plugin_system.registry import KINDS, registry
 
         known = {name for kind in kinds or KINDS for name in registry.names(kind)}
         return [CompletionItem(name) for name in sorted(known) if name.startswith(begun)]
@@ -47,8 +45,8 @@ def plugin_names(*kinds: str) -> Any:
 def choice_of(word: str, option: str) -> Choice:
     """Return the plugin that ``option`` chose; values are YAML. Raises AlignError for those that are not."""
     from align.core.config import yaml_loader
-    from align.schemas.choice import Choice
     from align.schemas.errors import AlignError
+    from align.schemas.run import Choice
 
     name, rest = _WORD.fullmatch(word).groups()  # type: ignore[union-attr]  # it matches every string
     settings = {}

@@ -13,8 +13,7 @@ from align.api.catalogue import describe_plugin, list_plugins
 from align.cli.choices import plugin_names
 from align.cli.progress import loading, show_progress
 from align.cli.tables import print_columns
-from align.core.kinds import KINDS
-from align.core.plugin_system.registry import registry
+from align.core.plugin_system.registry import KINDS, registry
 from align.schemas.text import visible
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -107,7 +106,7 @@ def doctor(as_json: bool) -> None:
       align plugins doctor
     """
     from align.cli import COMMANDS
-    from align.core.examine import examine
+    from align.core.plugin_system.diagnose import examine
 
     show_progress(not as_json)
     with loading("every plugin"):

@@ -21,7 +21,7 @@ NAMED = 5
 if TYPE_CHECKING:
     from align.core.inference.audit import Audit
     from align.core.rewards.score_file import Summary, Verdict
-    from align.schemas.rollout import RewardChoice
+    from align.schemas.run import RewardChoice
 
 _set = click.option(
     "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting, as in a run file; repeatable."

@@ -82,7 +82,7 @@ def sample(
         from align.api.sampling import SampleRequest
         from align.core.plugin_system.settings import check, dotted
         from align.core.util.atomic_files import growing_file
-        from align.schemas.rollout import Sampling
+        from align.schemas.run import Sampling
 
     drawn |= {"stop": list(stop)} | ({"temperature": 0.0} if greedy else {})
     request = SampleRequest(

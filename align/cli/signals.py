@@ -10,6 +10,6 @@ def ends_on_signals(again: str = "") -> None:
 
     Called before training begins: importing torch alone takes seconds, in which a signal may come.
     """
-    from align.core.interrupt import ending_on_signals
+    from align.core.util.liveness import ending_on_signals
 
     click.get_current_context().with_resource(ending_on_signals(again))

@@ -43,7 +43,7 @@ def train(
       align train run.yaml --resume
     """
     from align.core.engine.processes import rank
-    from align.schemas.secrets import shown_argument
+    from align.schemas.text import shown_argument
 
     again = shlex.join(["align", "train", str(run), *map(shown_argument, overrides), "--resume"])
     ends_on_signals(again if rank() == 0 else "")
@@ -100,8 +100,8 @@ def _first_reports(again: str = "") -> Iterator[None]:
     again: the command that goes on after a signal; without it neither signals nor lost processes are reported.
     """
     from align.core.engine.processes import LOST, rank
-    from align.core.interrupt import Interrupted
-    from align.core.train.failures import Lost
+    from align.core.training.fit import Lost
+    from align.core.util.liveness import Interrupted
     from align.schemas.errors import AlignError
 
     try:

@@ -16,7 +16,7 @@ from align.schemas.project import HardwareFacts
 from align.schemas.run import Devices
 
 COLLECTIVE_MARGIN = 30.0
-"""Extra seconds for a collective's timeout, so that ``align.core.util.liveness`` ends the run first, naming the process."""
+"""Extra seconds for a collective's timeout, so that ``liveness`` ends the run first, naming the process."""
 NVIDIA_SMI_SECONDS = 10
 
 

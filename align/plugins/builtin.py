@@ -53,17 +53,17 @@ def register_rewards(register: Register) -> None:
 @hookimpl
 def register_formats(register: Register) -> None:
     """How rows are laid out."""
-    register("text", "align.plugins.formats.text:Text")
-    register("messages", "align.plugins.formats.messages:Messages")
-    register("prompt", "align.plugins.formats.prompt:Prompt")
-    register("prompt-completion", "align.plugins.formats.prompt_completion:PromptCompletion")
+    register("text", "align.plugins.formats.standard:Text")
+    register("messages", "align.plugins.formats.standard:Messages")
+    register("prompt", "align.plugins.formats.standard:Prompt")
+    register("prompt-completion", "align.plugins.formats.standard:PromptCompletion")
     register("preference", "align.plugins.formats.standard:Preference")
-    register("unpaired", "align.plugins.formats.unpaired:Unpaired")
+    register("unpaired", "align.plugins.formats.standard:Unpaired")
     register("sharegpt", "align.plugins.formats.foreign:ShareGPT")
-    register("alpaca", "align.plugins.formats.alpaca:Alpaca")
-    register("xlam", "align.plugins.formats.xlam:XLAM")
-    register("verl", "align.plugins.formats.verl:Verl")
-    register("openrlhf", "align.plugins.formats.openrlhf:OpenRLHF")
+    register("alpaca", "align.plugins.formats.foreign:Alpaca")
+    register("xlam", "align.plugins.formats.foreign:XLAM")
+    register("verl", "align.plugins.formats.foreign:Verl")
+    register("openrlhf", "align.plugins.formats.foreign:OpenRLHF")
 
 
 @hookimpl
@@ -77,9 +77,9 @@ def register_generators(register: Register) -> None:
 @hookimpl
 def register_strategies(register: Register) -> None:
     """How a fit lies on the devices."""
-    register("auto", "align.plugins.strategies.auto:Auto")
-    register("single", "align.plugins.strategies.single:Single")
-    register("ddp", "align.plugins.strategies.ddp:DDP")
+    register("auto", "align.plugins.strategies.lightning:Auto")
+    register("single", "align.plugins.strategies.lightning:Single")
+    register("ddp", "align.plugins.strategies.lightning:DDP")
     register("fsdp", "align.plugins.strategies.lightning:FSDP")
 
 

@@ -13,9 +13,8 @@ import torch
 
 from align.core.config import run_file as runfile
 from align.core.data.sources import load_records
-from align.core.evaluate.statistics import wilson
+from align.core.evaluation.statistics import f1, wilson
 from align.core.inference.probe_models import Probed
-from align.core.measure.agreement import f1
 from align.core.report import Answer, Figure, Row, Sample, Table, write_report
 from align.core.report.read import read_run
 from align.core.training.launch import train

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from typing import Any
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and newline, delete, C1
@@ -58,3 +61,75 @@ def _power(size: float) -> str:
 def percent(share: float) -> str:
     """``93.1 %``."""
     return f"{100 * share:.1f} %" if math.isfinite(share) else number(share)
+
+
+# Keep keys and passwords out of everything that is printed, logged or written with a run. Pure text, no torch.
+
+HIDDEN = "[hidden]"
+SHORTEST = 6
+"""The shortest value, in characters, that is removed wherever it occurs: a shorter one would take common words too."""
+
+# Tokens of a vocabulary (bos_token, pad_token, ...) hold no secret, though their names end like those of API tokens.
+_NAME = re.compile(
+    r"secret|passw|(?<!bos_)(?<!eos_)(?<!pad_)(?<!unk_)(?<!stop_)(?<!mask_)token$|(api|access|private|auth)[_-]?key"
+    r"|credential|authorization|bearer",
+    re.IGNORECASE,
+)
+_FORM = re.compile(
+    r"\b(?:sk|pk|rk)-[\w-]{16,}|\bhf_\w{16,}|\bgh[pousr]_\w{20,}|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b"
+    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*|(?<=//)[^/@\s]+(?=@)|(?<=Bearer )\S+"
+)
+"""Keys that are known by their form (OpenAI, Hugging Face, GitHub, Slack, AWS, JWT, bearer tokens), and user name and
+password in an address."""
+
+
+def is_secret(name: str) -> bool:
+    """Return whether a setting, variable or header of this name holds a secret."""
+    return _NAME.search(name) is not None
+
+
+def secrets_of(settings: Any, named: bool = False) -> Iterator[str]:
+    """Yield the secrets among settings: strings under a secret name (``is_secret``), at any depth.
+
+    named: whether ``settings`` itself stands under such a name.
+    """
+    if isinstance(settings, Mapping):
+        for name, value in settings.items():
+            yield from secrets_of(value, named or is_secret(str(name)))
+    elif isinstance(settings, list | tuple):
+        for value in settings:
+            yield from secrets_of(value, named)
+    elif named and isinstance(settings, str) and len(settings) >= SHORTEST:
+        yield settings
+
+
+def redacted(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return a text with the given secrets, and everything that has the form of one, replaced by ``HIDDEN``."""
+    for secret in sorted(secrets, key=len, reverse=True):  # longest first: one may contain another
+        text = text.replace(secret, HIDDEN)
+    return _FORM.sub(HIDDEN, text)
+
+
+def concealed(settings: Any, named: bool = False) -> Any:
+    """Return settings in which a mark replaces each secret; equal secrets have equal marks, others have others.
+
+    So a changed key is still noticed when two runs are compared, and no mark gives a key away. named: as in
+    ``secrets_of``.
+    """
+    if isinstance(settings, Mapping):
+        return {name: concealed(value, named or is_secret(str(name))) for name, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [concealed(value, named) for value in settings]
+    if not isinstance(settings, str) or not settings:
+        return settings
+    return _mark(settings) if named else _FORM.sub(lambda found: _mark(found.group()), settings)
+
+
+def shown_argument(argument: str) -> str:
+    """Return a word of a command line as it may be stored: the value of ``a.b.api_key=VALUE`` is hidden."""
+    name, equals, _ = argument.partition("=")
+    return f"{name}={HIDDEN}" if equals and is_secret(name) else redacted(argument)
+
+
+def _mark(secret: str) -> str:
+    return f"[hidden {sha256(secret.encode()).hexdigest()[:8]}]"

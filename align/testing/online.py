@@ -16,7 +16,7 @@ from align.core.data.batch import collate
 from align.core.data.examples import Example
 from align.core.generation.base import Floats, Tokens
 from align.core.models.policy import Policy
-from align.schemas.rollout import Rollout
+from align.schemas.run import Rollout
 from align.testing.steps import fails
 from align.testing.toys import LENGTHS, VOCABULARY
 

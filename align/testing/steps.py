@@ -15,8 +15,8 @@ from align.core.algorithm.base import Algorithm
 from align.core.data.batch import Batch, MicroBatch, collate
 from align.core.data.examples import Example
 from align.core.data.step_plan import Layout, denominators
+from align.core.engine.module import Books
 from align.core.models.policy import Policy
-from align.core.train.books import Books
 from align.schemas.errors import AlignError
 
 Cut = Sequence[Sequence[int]]

@@ -24,10 +24,9 @@ from align.core.config import run_file
 from align.core.engine.callbacks import Metrics
 from align.core.generation.base import Request
 from align.core.generation.decode import Voice
-from align.core.interrupt import Interrupted
 from align.core.training.launch import train
-from align.schemas.rollout import Sampling
-from align.schemas.run import Run
+from align.core.util.liveness import Interrupted
+from align.schemas.run import Run, Sampling
 
 STEPS = 12
 OFFLINE = {name: {"type": name} for name in ("sft", "dpo", "kto", "reward_model")}

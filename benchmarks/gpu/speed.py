@@ -23,7 +23,7 @@ from align.core.generation.base import Request
 from align.core.generation.decode import Voice
 from align.core.models.logprobs import token_logprobs
 from align.core.models.policy import Policy
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 VOCABULARY = 128_256
 MIXED = {"precision": "bf16-mixed"}

@@ -13,7 +13,7 @@ from align.advisor.measured import added, apart, rows_to_settle
 from align.advisor.rule import Ask, Finding, Warn
 from align.advisor.rules import measured as rules
 from align.advisor.rules.knowledge import own_pages
-from align.core.evaluate.statistics import Z95, wilson
+from align.core.evaluation.statistics import Z95, wilson
 from align.schemas.project import Measured, Measurement
 from tests.advisor.deciding import LIMIT, advice, fired, form, rows, warned
 

@@ -15,9 +15,8 @@ import fastjsonschema
 import pytest
 import yaml
 
-from align.core.hooks import Plugin
 from align.core.plugin_system.diagnose import about
-from align.core.plugin_system.registry import Offer
+from align.core.plugin_system.registry import Offer, Plugin
 
 STRANGERS = Path(__file__).parents[1] / "strangers"
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.cli import main
-from align.core.evaluate.statistics import wilson
+from align.core.evaluation.statistics import wilson
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Answer
 from align.quickstart import sums

@@ -19,7 +19,7 @@ from align.core.inference.difficulty import dead_share
 from align.core.rewards.base import Answer, Reward
 from align.core.rewards.scorer import Opened
 from align.schemas.errors import AlignError
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 from tests.tiny import save_tiny
 
 

@@ -15,10 +15,9 @@ from align.cli import main
 from align.cli.choices import prompt_or_file
 from align.core.data.encode import Encoder
 from align.core.generation.completion import Turns
-from align.core.hooks import Plugin
 from align.core.inference.sampler import Stream, prompts_for, subject_for, token_ids, tokens_of
 from align.core.plugin_system import registry
-from align.core.plugin_system.registry import Offer
+from align.core.plugin_system.registry import Offer, Plugin
 from align.schemas.run import Model
 from tests.tiny import EOS, tiny_tokenizer
 

@@ -11,9 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from align.core.data.examples import Example, TokenSequence
-from align.core.model.notes import notes
 from align.core.models.export import export
-from align.core.models.loading import build_policy
+from align.core.models.loading import build_policy, notes
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
 from tests.core.test_export import load, outputs, plainly, trained

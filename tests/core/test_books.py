@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.algorithm.base import Metric
-from align.core.train.books import Books
+from align.core.engine.module import Books
 
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=12)
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from align.core import checksum
 from align.core.engine import checkpoint
 from align.core.training.launch import train
+from align.core.util import atomic_files
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows
@@ -84,7 +84,7 @@ def test_a_rollback(tiny_model_dir: Path, tmp_path: Path) -> None:
     train(run, progress=False)
     stopped = last_logged(run)
     assert stopped < 24, "no alarm went off"
-    best = checksum.read_json(Path(run.output) / "manifest.json")["stages"]["only"]["rolled_back_to"]
+    best = atomic_files.read_json(Path(run.output) / "manifest.json")["stages"]["only"]["rolled_back_to"]
     kept = kill_before_done(run)
     train(run, resume=True, progress=False)
     assert same(run, kept) and last_logged(run) == stopped
@@ -100,9 +100,9 @@ def test_a_pause_is_told_before_anything_is_trained_on(tiny_model_dir: Path, tmp
         train(run, progress=False)
     paused = last_logged(run)
     manifest = Path(run.output) / "manifest.json"
-    noted = checksum.read_json(manifest)
+    noted = atomic_files.read_json(manifest)
     assert noted["stages"]["only"].pop("paused_at") == f"step-{paused:08d}"
-    checksum.write_json(manifest, noted)
+    atomic_files.write_json(manifest, noted)
     with pytest.raises(AlignError, match="is paused and saved"):
         train(run, resume=True, progress=False)
     assert last_logged(run) == paused

@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
-from align.core.data.findings import CATALOGUE
-from align.core.data.prepare import examples_of
-from align.core.data.template_checks import Finding, Settings, Tally, stop_on_errors
+from align.core.data.template_checks import CATALOGUE, Finding, Settings, Tally, stop_on_errors
+from align.core.data.tokenize import examples_of
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.pretrain import Pretrain
 from align.plugins.algorithms.reward_model import RewardModel

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align.core.algorithm.base import Algorithm, Outcome, Term
 from align.core.data.batch import Batch
 from align.core.engine import checkpoint
-from align.core.interrupt import Interrupted
 from align.core.plugin_system.registry import registry
 from align.core.training.check import check
 from align.core.training.launch import train
+from align.core.util.liveness import Interrupted
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows

@@ -10,9 +10,9 @@ from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.core.data.tokenize import tokenise
-from align.core.evaluate.preference import prefers_chosen
-from align.core.evaluate.statistics import wilson
+from align.core.evaluation.statistics import wilson
 from align.core.inference.generate import generate
+from align.core.inference.probe_models import prefers_chosen
 from align.core.models.loading import build_policy
 from align.core.plugin_system.registry import registry
 from align.schemas.records import Record

@@ -20,10 +20,8 @@ from align.core.data.batch import collate
 from align.core.engine import checkpoint, steps
 from align.core.training.launch import train
 from align.core.training.sample_log import read_samples
-from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
-from align.schemas.rollout import RewardChoice
-from align.schemas.run import Run, Stage
+from align.schemas.run import Choice, RewardChoice, Run, Stage
 from tests.core.runs import ONLINE, REWARDS, rows
 from tests.tiny import CHAT_TEMPLATE, save_tiny
 

@@ -18,10 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.model.weights import weights_hash
 from align.core.models.export import export, export_from_state, plain_model
 from align.core.models.loading import build_policy
-from align.core.models.policy import Policy
+from align.core.models.policy import Policy, weights_hash
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
 from tests.tiny import tiny_model, tiny_tokenizer

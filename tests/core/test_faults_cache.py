@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from align.core.cache import longest_wait, making
+from align.core.util.atomic_files import longest_wait, making
 from align.schemas.errors import AlignError
 from tests.core.work import environment_here
 
@@ -76,8 +76,8 @@ def test_a_holder_that_never_ends_is_named_and_waited_for_only_so_long(
 def test_only_the_first_of_a_group_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("align.core.cache.REPORTED_AFTER", 0.0)
-    monkeypatch.setattr("align.core.cache.LONGEST_WAIT", 0.4)
+    monkeypatch.setattr("align.core.util.atomic_files.REPORTED_AFTER", 0.0)
+    monkeypatch.setattr("align.core.util.atomic_files.LONGEST_WAIT", 0.4)
     descriptor = os.open(tmp_path / ".lock-one", os.O_CREAT | os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     for rank, reports in (("0", True), ("1", False)):

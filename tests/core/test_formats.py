@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.data import fields
+from align.core.data import formats
 from align.core.data.formats import KINDS
-from align.core.data.read import Reading, read_rows
 from align.core.data.row_errors import BadRow, RowError
 from align.core.data.rows import Row
+from align.core.data.sources import Reading, read_rows
 from align.core.plugin_system import registry
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind, Record
@@ -595,7 +595,7 @@ class TestJudgedAnswers:
     def test_bad_ones_are_refused(self, tmp_path: Path, row: dict[str, Any]) -> None:
         *_, label = row
         kinds: list[Kind] = ["text", "completion"]
-        good, bad = read(tmp_path, [row, {**row, label: not fields.boolean(row, label)}], kinds)
+        good, bad = read(tmp_path, [row, {**row, label: not formats.boolean(row, label)}], kinds)
         assert isinstance(good, Record) and isinstance(bad, BadRow)
         assert (bad.kind, bad.field) == ("bad-answer", label) and "kto" in bad.what
         assert [r.label for r in read(tmp_path, [row], ["unpaired"]) if isinstance(r, Record)] == [True]
@@ -626,7 +626,7 @@ class TestMedia:
         pair = read(tmp_path, [{"prompt": "q", "completion": "a"}, {"prompt": text, "completion": "a"}])[1]
         assert isinstance(pair, BadRow) and (pair.kind, pair.field) == ("media", "prompt")
 
-    @pytest.mark.parametrize("key", fields.MEDIA)
+    @pytest.mark.parametrize("key", formats.MEDIA)
     def test_a_column_is_refused_and_may_be_renamed(self, tmp_path: Path, key: str) -> None:
         rows = [{"messages": SAYS}, {"messages": SAYS, key: ["a"]}]
         bad = read(tmp_path, rows)[1]
@@ -755,23 +755,23 @@ class TestColumns:
 class TestTypes:
     @pytest.mark.parametrize(("value", "expected"), [(True, True), (0, False), ("TRUE", True), ("0", False)], ids=repr)
     def test_boolean(self, value: object, expected: bool) -> None:
-        assert fields.boolean({"label": value}, "label") is expected
+        assert formats.boolean({"label": value}, "label") is expected
 
     @pytest.mark.parametrize("value", ["yes", 2, 0.0, 1.0, [], {}], ids=repr)
     def test_no_boolean(self, value: object) -> None:
         with pytest.raises(RowError, match="not true or false"):
-            fields.boolean({"label": value}, "label")
+            formats.boolean({"label": value}, "label")
 
     @pytest.mark.parametrize(
         ("value", "expected"), [(1, 1.0), (-0.5, -0.5), ("2e-1", 0.2), ("", None), (None, None)], ids=repr
     )
     def test_number(self, value: object, expected: float | None) -> None:
-        assert fields.number({"margin": value}, "margin") == expected
+        assert formats.number({"margin": value}, "margin") == expected
 
     @pytest.mark.parametrize("value", ["nan", "1e999", float("inf"), 10**400, False, [1]], ids=lambda v: repr(v)[:9])
     def test_no_number(self, value: object) -> None:
         with pytest.raises(RowError, match="not a finite number"):
-            fields.number({"margin": value}, "margin")
+            formats.number({"margin": value}, "margin")
 
 
 class TestOrder:
@@ -819,12 +819,12 @@ class TestSharedPrompt:
         ],
     )
     def test_text(self, chosen: str, rejected: str, prompt: str) -> None:
-        assert chosen[: fields.shared_prompt(chosen, rejected)] == prompt
+        assert chosen[: formats.shared_prompt(chosen, rejected)] == prompt
 
     @given(st.text("ab \n", max_size=12), st.text("ab \n", max_size=12), st.text("ab \n", max_size=12))
     def test_is_shared_and_breaks_no_word(self, shared: str, chosen: str, rejected: str) -> None:
         chosen, rejected = shared + chosen, shared + rejected
-        cut = fields.shared_prompt(chosen, rejected)
+        cut = formats.shared_prompt(chosen, rejected)
         prompt = chosen[:cut]
         assert rejected[:cut] == prompt
         if len(prompt.split()) > 1:
@@ -836,7 +836,7 @@ class TestSharedPrompt:
         naive = 0
         while naive < min(len(first), len(second)) and first[naive] == second[naive]:
             naive += 1
-        assert fields.shared_prompt(first, second) == naive
+        assert formats.shared_prompt(first, second) == naive
 
 
 def test_source_rows_are_not_changed_by_reading() -> None:

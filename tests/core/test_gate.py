@@ -15,7 +15,7 @@ from align.core.generation.base import Floats, Generator, Request, Sample, Token
 from align.core.models.policy import Policy
 from align.core.online.sync_check import check_sync
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 from tests.tiny import tiny_model
 
 PROBE = [

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from align.core import checksum
 from align.core.engine import checkpoint
 from align.core.training.inputs import inputs
 from align.core.training.launch import train
 from align.core.training.run_directory import what_is_learned
+from align.core.util import atomic_files
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows
@@ -314,7 +314,7 @@ def test_a_run_of_an_older_align_is_refused_and_stays(tiny_model_dir: Path, tmp_
     place = tmp_path / "run" / "only"
     for path in [*(place / "checkpoints").glob("*/MANIFEST.json"), place / "stage.json", place / "done.json"]:
         plain = json.loads(path.read_bytes())
-        del plain[checksum.SUM]
+        del plain[atomic_files.SUM]
         path.write_text(json.dumps(plain | ({"format": 1} if path.name == "MANIFEST.json" else {})))
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     with pytest.raises(AlignError, match="saved by an older align"):

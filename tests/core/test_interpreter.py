@@ -18,7 +18,7 @@ SCORE = """
 from pathlib import Path
 from align.core.rewards.base import Answer, Place
 from align.core.rewards.worker_pool import Workers
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 
 choice = RewardChoice(type="python", settings={"file": "mine.py", "function": "f"})
 workers = Workers(choice, 30.0, count=1, place=Place(Path(".")))
@@ -27,7 +27,7 @@ workers.close()
 """
 TOKENISE = """
 import operator
-from align.core.data.parallel import ordered_map
+from align.core.data.tokenize import ordered_map
 
 print(list(ordered_map(operator.mul, 2, [1, 2, 3], 1)))
 """

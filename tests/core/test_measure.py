@@ -15,21 +15,18 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.evaluation.statistics import mean, ratio
+from align.core.evaluation.statistics import f1, mean, ratio, words
 from align.core.generation.base import Sample
 from align.core.inference.probe_material import Material, Question
 from align.core.inference.probe_models import Probed
-from align.core.inference.probes import Settings, measure
+from align.core.inference.probes import PASSAGE, Retriever, Settings, measure, passages, with_examples, with_passages
 from align.core.inference.sampler import Said
-from align.core.measure.agreement import f1, words
-from align.core.measure.prompts import with_examples, with_passages
-from align.core.measure.retrieve import PASSAGE, Retriever, passages
 from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
 from align.schemas.project import Measurement
 from align.schemas.records import Record
-from align.schemas.rollout import RewardChoice, Sampling
+from align.schemas.run import RewardChoice, Sampling
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 

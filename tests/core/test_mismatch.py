@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from align.core.algorithm.importance_weights import weights
 from align.core.algorithm.online import Experience
-from align.schemas.rollout import Mismatch
+from align.schemas.run import Mismatch
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 

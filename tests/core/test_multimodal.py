@@ -24,11 +24,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from align.core.model.notes import notes
-from align.core.model.tensors import read_tensors, tensors_of
-from align.core.models.architecture import recall
+from align.core.models.architecture import read_tensors, recall, tensors_of
 from align.core.models.export import export
-from align.core.models.loading import build_policy
+from align.core.models.loading import build_policy, notes
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
 from tests.core.test_export import load, outputs, plainly, trained

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from align.core.data.read import Reading, read_rows
 from align.core.data.row_errors import FAULTS, BadRow, RowError
 from align.core.data.rows import Row
+from align.core.data.sources import Reading, read_rows
 from align.schemas.records import Record
 from align.schemas.run import Source
 from tests.core.poison import POISON, good, line
@@ -81,7 +81,7 @@ def test_memory_is_bounded(poisoned: tuple[Path, object, object]) -> None:
     """
     script = """
 import multiprocessing, re, resource, sys, time
-from align.core.data.read import Reading
+from align.core.data.sources import Reading
 from align.schemas.run import Source
 
 def peak():

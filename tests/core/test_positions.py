@@ -12,8 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.core.data.examples import Example, InMemory, TokenSequence
-from align.core.model.positions import Limits, check_lengths, limits_for, longest_sequence
 from align.core.models.loading import build_policy
+from align.core.models.packing import Limits, check_lengths, limits_for, longest_sequence
 from align.core.models.policy import Policy
 from align.core.training.check import check
 from align.core.training.launch import train

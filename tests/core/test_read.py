@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.data import files
-from align.core.data.read import Reading, read_rows
 from align.core.data.row_errors import BadRow
 from align.core.data.rows import Row
+from align.core.data.sources import Reading, read_rows
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Source

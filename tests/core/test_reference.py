@@ -20,9 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.model.weights import weights_hash
 from align.core.models.loading import build_policy
-from align.core.models.policy import Policy
+from align.core.models.policy import Policy, weights_hash
 from align.core.models.precompute import precompute
 from align.core.models.reference import AdapterOff, assert_zero_kl, make_reference
 from align.schemas import run
@@ -375,7 +374,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from align.core.models.precompute import precompute
 from align.core.models.reference import assert_zero_kl
-from align.core.model.weights import weights_hash
+from align.core.models.policy import weights_hash
 from tests.core.test_reference import LORA, Held, evaluated, example, learn, reference_to, rows, start
 
 directory, place = Path(sys.argv[1]), Path(sys.argv[2])

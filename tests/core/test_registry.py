@@ -13,9 +13,8 @@ from typing import Any
 import click
 import pytest
 
-from align.core.examine import examine
-from align.core.hooks import Hooks
-from align.core.plugin_system.registry import Registry
+from align.core.plugin_system.diagnose import examine
+from align.core.plugin_system.registry import Hooks, Registry
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice

@@ -20,9 +20,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from align.core.rollout.sampling import BLOCK, NUCLEUS, draw, seed_of, shaped, uniforms
+from align.core.generation.decode import BLOCK, NUCLEUS, draw, seed_of, shaped, uniforms
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 DRAWS = 20_000
 

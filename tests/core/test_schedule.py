@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from align.core.train.schedule import factor
+from align.core.engine.optimizer import factor
 from align.schemas.run import Schedule
 
 

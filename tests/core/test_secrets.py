@@ -15,9 +15,8 @@ from align.core.rewards.scorer import Opened, decisive
 from align.core.training.launch import train
 from align.core.util.http import Client, Refused, checked_url, shown_url
 from align.schemas.errors import AlignError
-from align.schemas.rollout import RewardChoice
-from align.schemas.run import Run
-from align.schemas.secrets import concealed, is_secret, redacted, secrets_of, shown_argument
+from align.schemas.run import RewardChoice, Run
+from align.schemas.text import concealed, is_secret, redacted, secrets_of, shown_argument
 from tests.core.servers import Reply, serving
 
 KEY = "corr3ct-horse-battery"

@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from align.core.data import chat_template
 from align.core.data.chat_template import drafts
-from align.core.data.encode import Encoder
-from align.core.data.guard import MAX_CHARACTERS, Guard, Refusal, respelt
+from align.core.data.encode import MAX_CHARACTERS, Encoder, Guard, Refusal, respelt
 from align.core.data.template_checks import Draft
 from align.schemas.errors import AlignError
 from align.schemas.records import Record

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from align.core.algorithm.advantages import less_mean, less_siblings
 from align.core.algorithm.online import Experience
 from align.core.inference.difficulty import dead_share
+from align.core.online.monitor import dead, group_metrics, level
 from align.core.rewards.base import Place, Score
-from align.core.rewards.scorer import Scored, Scorer
-from align.core.rollout.metrics import dead, group_metrics, level
-from align.core.rollout.ties import classes, leveled, reaches, tied
+from align.core.rewards.scorer import Scored, Scorer, classes, leveled, reaches, tied
 from align.plugins.algorithms.best_of_n import BestOfN
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 
 
 def group(*rewards: float | None, size: float = 0.0) -> list[Experience]:

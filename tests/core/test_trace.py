@@ -11,9 +11,9 @@ import trl
 
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
-from align.core.data.prepare import examples_of
 from align.core.data.template_checks import Note
-from align.plugins.formats.messages import Messages
+from align.core.data.tokenize import examples_of
+from align.plugins.formats.standard import Messages
 from align.schemas.records import Message, Record
 from tests.core import families
 from tests.core.families import settings, tokenizer, user

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.online.monitor import Alarm, Watcher
-from align.schemas.rollout import Watch
+from align.schemas.run import Watch
 from tests.core.traces import ALARM, FAILURES, healthy, trace
 
 ONSET, IN_TIME = 30, 40

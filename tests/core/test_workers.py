@@ -17,7 +17,7 @@ import pytest
 from align.core.rewards.base import Answer, Place, Score
 from align.core.rewards.worker_pool import Workers
 from align.schemas.errors import AlignError
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 
 SOURCE = Path(__file__).with_name("hostile_rewards.py")
 LIMIT = 0.5
@@ -223,7 +223,7 @@ sys.path.insert(0, {str(site)!r})
 from pathlib import Path
 from align.core.rewards.base import Answer, Place
 from align.core.rewards.worker_pool import Workers
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 workers = Workers(RewardChoice(type="hostile"), 60.0, count=2, place=Place(Path({str(site)!r})))
 print(workers.score([Answer("q", "1", "1"), Answer("q", "children", "children")]) and "ready", flush=True)
 workers.score([Answer("q", "ignore", "ignore"), Answer("q", "c loop", "c loop")])

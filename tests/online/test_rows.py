@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.core.data.accept import Acceptance
 from align.core.data.encode import Encoder
 from align.core.data.template_checks import Settings
 from align.core.online.collect import Collector
 from align.core.plugin_system.registry import registry
 from align.core.training.launch import train
-from align.schemas.choice import Choice
+from align.core.training.row_stage import Acceptance
 from align.schemas.errors import AlignError
-from align.schemas.run import Data, Run
+from align.schemas.run import Choice, Data, Run
 from tests.online.probes import python
 from tests.tiny import tiny_tokenizer
 

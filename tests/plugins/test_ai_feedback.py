@@ -21,9 +21,8 @@ from align.core.rewards.scorer import Opened
 from align.plugins.rewards.ai_feedback import AIFeedback
 from align.plugins.rewards.ai_feedback.prompts import Question, harmless
 from align.plugins.rewards.ai_feedback.verdicts import Standing, read_mark, read_winner, standings
-from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import Choice, RewardChoice
 from tests.plugins.judges import Server, echo, first_is_best, serving
 
 PROMPT = "What is the capital of France?"

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from align.core.rewards.base import Answer, Place
 from align.plugins.rewards.ai_feedback.memory import Cap, Ledger, Memory, Use
 from align.schemas.errors import AlignError
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 from tests.plugins import judges
 from tests.plugins.judges import Fault, Server, body, completion, serving, status
 from tests.plugins.test_ai_feedback import judge, said, scores
@@ -217,7 +217,7 @@ import sys
 from pathlib import Path
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Answer, Place
-from align.schemas.choice import Choice
+from align.schemas.run import Choice
 url, place, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 settings = {"url": url, "model": "judge", "constitution": ["Be right."], "max_requests": 60, "concurrency": 4}
 reward = registry.build("reward", Choice(type="ai_feedback", settings=settings))

@@ -12,7 +12,7 @@ from align.core.rewards.base import Answer, Place
 from align.plugins.rewards.ai_feedback import AIFeedback
 from align.plugins.rewards.ai_feedback.local import Local
 from align.plugins.rewards.ai_feedback.prompts import Question
-from align.schemas.choice import Choice
+from align.schemas.run import Choice
 from tests.tiny import save_tiny
 
 

@@ -16,7 +16,7 @@ from align.core.algorithm.base import Algorithm
 from align.core.algorithm.online import Group, Online
 from align.core.data.batch import MicroBatch
 from align.core.plugin_system.registry import registry
-from align.schemas.rollout import Rollout
+from align.schemas.run import Rollout
 from align.testing import step, toy_examples, toy_policy
 from align.testing.online import toy_groups
 

@@ -16,7 +16,7 @@ from align.core.rewards.scorer import Scorer
 from align.plugins.rewards.code import Code
 from align.plugins.rewards.code.answer import last_block
 from align.plugins.rewards.code.checks import read_checks
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 from tests.plugins.cheats import CHEATS, SLOW
 
 WANTED = 4_815_162_342

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from align.core.generation.base import Interrupt, Request, Subject
-from align.core.model.tokenizer import load_tokenizer
+from align.core.models.loading import load_tokenizer
 from align.plugins.generators.endpoint import Endpoint
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
-from align.schemas.run import Model
+from align.schemas.run import Model, Sampling
 from tests.core.servers import Reply, Seen, Server, serving
 
 SAMPLING = Sampling(max_completion_length=8)

@@ -11,8 +11,8 @@ import pytest
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Answer
 from align.plugins.rewards.foreign import load
-from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
+from align.schemas.run import Choice
 
 SOURCE = """
 import torch

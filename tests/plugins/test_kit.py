@@ -25,7 +25,7 @@ from align.plugins.algorithms.grpo import GRPO
 from align.plugins.algorithms.sft import SFT
 from align.plugins.loggers.csv import CSV
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 from align.testing import check_algorithm, toy_experience, toy_policy
 from tests.core.runs import run_for, write_rows
 

@@ -30,8 +30,7 @@ from align.core.models.adapter import add_adapter
 from align.core.models.policy import Policy
 from align.core.plugin_system.registry import registry
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
-from align.schemas.run import Adapter, Choice, Model
+from align.schemas.run import Adapter, Choice, Model, Sampling
 from tests.tiny import EOS, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -24,7 +24,7 @@ from align.plugins.rewards.math.exact import equal, separation, sign
 from align.plugins.rewards.math.grammar import parse
 from align.plugins.rewards.math.notation import Unparsed, clean
 from align.plugins.rewards.math.reals import Reals
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 
 CASES = [json.loads(line) for line in Path(__file__).with_name("math_cases.jsonl").read_text().splitlines()]
 

@@ -12,16 +12,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from align.core.data.batch import collate
 from align.core.data.encode import Encoder
-from align.core.data.prepare import examples_of
 from align.core.data.template_checks import Settings
+from align.core.data.tokenize import examples_of
 from align.core.models.export import export
 from align.core.models.loading import build_policy
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Answer, Place, Score
-from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
-from align.schemas.run import Adapter, Model
+from align.schemas.run import Adapter, Choice, Model
 from tests.tiny import save_tiny, tiny_model
 
 WORDS = ["the", "cat", "sat", "on", "mat", "and", "dog", "sea", "is", "wide", "blue", "cold", "sum", "of", "two", "no"]

@@ -26,7 +26,7 @@ from align.plugins.algorithms.ppo import PPO, value_loss
 from align.plugins.algorithms.reinforce import Reinforce
 from align.plugins.algorithms.rloo import RLOO
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Rollout
+from align.schemas.run import Rollout
 from align.testing import step_gradients, toy_experience, toy_policy
 
 

@@ -23,7 +23,7 @@ from align.core.data.batch import collate
 from align.core.models.policy import Policy
 from align.plugins.algorithms.grpo import GRPO
 from align.plugins.algorithms.rloo import RLOO
-from align.schemas.rollout import Rollout
+from align.schemas.run import Rollout
 from align.testing import step_gradients
 from tests.plugins.oracle import assert_same, settings
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer

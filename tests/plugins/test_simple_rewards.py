@@ -21,9 +21,8 @@ from align.core.rewards.base import Answer, Place, Score
 from align.core.rewards.scorer import Opened
 from align.plugins.rewards.length import cosine, near, overlong
 from align.plugins.rewards.repetition import repeated
-from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import Choice, RewardChoice
 
 
 def answer(text: str, tokens: Sequence[int] = (), **columns: Any) -> Answer:

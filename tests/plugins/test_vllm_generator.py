@@ -26,8 +26,7 @@ import pytest
 import torch
 
 from align.core.generation.base import Floats, Interrupt, Request, Subject, Tokens
-from align.core.model.tokenizer import end_tokens, load_tokenizer
-from align.core.models.loading import build_policy
+from align.core.models.loading import build_policy, end_tokens, load_tokenizer
 from align.core.models.policy import Policy
 from align.core.online.sync_check import check_sync
 from align.core.training.launch import train
@@ -35,8 +34,7 @@ from align.plugins.generators.endpoint import Endpoint
 from align.plugins.generators.vllm import VLLM, engine_arguments
 from align.plugins.generators.vllm.launch import BY_HAND, flags
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
-from align.schemas.run import Adapter, Model, Run
+from align.schemas.run import Adapter, Model, Run, Sampling
 from tests.online.probes import python
 from tests.tiny import save_tiny
 

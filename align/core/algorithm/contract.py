@@ -23,10 +23,9 @@ from align.core.data.batch import Batch
 from align.core.data.examples import Example
 from align.core.error_line import error_line
 from align.core.generation.base import Floats, Generator, Interrupt, Request, Sample, Tokens
-from align.core.kinds import KINDS
-from align.core.plugin_system.registry import registry
+from align.core.plugin_system.registry import KINDS, registry
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 
 def name_of(plugin: Any) -> str:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from align.core.algorithm.online import Experience
 from align.core.generation.base import Floats
-from align.schemas.rollout import Mismatch
+from align.schemas.run import Mismatch
 
 Wide = NDArray[np.float64]
 

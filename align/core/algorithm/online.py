@@ -19,7 +19,7 @@ from align.core.data.examples import Example, TokenSequence
 from align.core.generation.base import Floats, Tokens
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Kind
-from align.schemas.rollout import Rollout
+from align.schemas.run import Rollout
 
 
 @dataclass(slots=True)

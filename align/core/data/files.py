@@ -14,9 +14,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from align.core.data.chunks import Batch, Chunk, Elements, Lines, Parsed, Table
-from align.core.data.row_errors import RowError, not_utf8
-from align.core.data.strict import MAX_ROW
+from align.core.data.row_errors import MAX_ROW, RowError, not_utf8
+from align.core.data.rows import Batch, Chunk, Elements, Lines, Parsed, Table
 from align.schemas.errors import AlignError
 
 BLOCK = 2**20

@@ -6,12 +6,19 @@ import dataclasses
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +26,23 @@ import tokenizers
 import transformers
 from numpy.typing import NDArray
 
-from align.core.cache import making
-from align.core.data.encode import Encoder
-from align.core.data.parallel import ordered_map
-from align.core.data.prepare import prepare
-from align.core.data.store import Store
-from align.core.data.template_checks import Finding, Settings, Tally, stop_on_errors
+from align.core.data.chat_template import drafts
+from align.core.data.encode import Encoder, Refusal
+from align.core.data.examples import MESSAGE_WEIGHT, Example, TokenSequence
+from align.core.data.template_checks import (
+    CATALOGUE,
+    LEFT_OUT,
+    Draft,
+    Finding,
+    Note,
+    Settings,
+    Tally,
+    examine,
+    stop_on_errors,
+)
+from align.core.util.atomic_files import Damaged, difference, making, read_json, sha256, whole_file, write_json
+from align.core.util.interpreter import safe_spawning
+from align.core.util.liveness import waiting
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
@@ -34,6 +52,301 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from align.core.algorithm.base import Algorithm
+
+
+# Tokenised examples on disk: a memory-mapped Arrow file and a manifest that is written last and proves it whole.
+
+SCHEMA = pa.schema(
+    {
+        "source": pa.string(),
+        "which": pa.int32(),  # of the mixture's sources
+        "columns": pa.string(),  # JSON
+        "roles": pa.list_(pa.string()),
+        "lengths": pa.list_(pa.int32()),
+        "tokens": pa.list_(pa.int32()),  # of all the example's sequences, one after the other
+        "scored": pa.list_(pa.uint8()),
+        "weights": pa.list_(pa.float32()),  # of the scored tokens, by message; of an example that has none, empty
+    }
+)
+
+
+def to_batch(examples: Sequence[Example], which: Sequence[int]) -> pa.RecordBatch:
+    """Examples as one Arrow record batch."""
+
+    def ragged(rows: list[list[NDArray[Any]]], kind: Any) -> pa.Array:
+        flat = [part for row in rows for part in row]
+        values = np.concatenate(flat) if flat else np.zeros(0)
+        offsets = np.cumsum([0, *(sum(map(len, row)) for row in rows)])
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values.astype(kind)))
+
+    columns = [
+        pa.array([e.source for e in examples], pa.string()),
+        pa.array(which, pa.int32()),
+        pa.array([json.dumps(dict(e.columns)) for e in examples], pa.string()),
+        pa.array([[s.role for s in e.sequences] for e in examples], pa.list_(pa.string())),
+        pa.array([list(e.lengths) for e in examples], pa.list_(pa.int32())),
+        ragged([[s.tokens for s in e.sequences] for e in examples], np.int32),
+        ragged([[s.scored for s in e.sequences] for e in examples], np.uint8),
+        ragged([_weights(e) for e in examples], np.float32),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _weights(example: Example) -> list[NDArray[Any]]:
+    """Return the weights of each sequence's scored tokens; no arrays where all are 1, so most rows store none."""
+    weighed = any(MESSAGE_WEIGHT in s.along for s in example.sequences)
+    return [s.weights for s in example.sequences] if weighed else []
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """A list column as numpy views: row i is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, column: Any) -> _Ragged:
+        return cls(column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True))
+
+    def __getitem__(self, i: int) -> NDArray[Any]:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+
+class Store:
+    """The ``Examples`` protocol over Arrow record batches, in memory or memory-mapped; no array is copied.
+
+    taught: a hash of the examples' content without the names of their rows; the fingerprint covers both.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        fingerprint: str,
+        weights: Sequence[float] = (1.0,),
+        taught: str | None = None,
+    ) -> None:
+        self.fingerprint, self.taught = fingerprint, taught or fingerprint
+        self.weights = tuple(weights)
+        batches = [batch for batch in batches if len(batch)]
+        self._firsts = np.cumsum([0, *map(len, batches)])
+        self._said = [[batch[name] for name in ("source", "roles", "columns")] for batch in batches]
+        self._tokens = [_Ragged.of(batch["tokens"]) for batch in batches]
+        self._scored = [_Ragged.of(batch["scored"]) for batch in batches]
+        self._weights = [_Ragged.of(batch["weights"]) for batch in batches]
+        self._parts = [_Ragged.of(batch["lengths"]) for batch in batches]
+        empty = np.zeros(0, np.int64)
+        self.lengths: NDArray[np.int64] = np.concatenate([empty, *(np.diff(t.offsets) for t in self._tokens)])
+        which = [batch["which"].to_numpy() for batch in batches]
+        self.sources: NDArray[np.int32] = np.concatenate([empty, *which]).astype(np.int32)
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[index]  # IndexError, and from the end where negative
+        part = int(np.searchsorted(self._firsts, index, "right")) - 1
+        i = index - int(self._firsts[part])
+        source, roles, columns = (column[i].as_py() for column in self._said[part])
+        edges = [0, *accumulate(self._parts[part][i].tolist())]
+        tokens, scored = self._tokens[part][i], self._scored[part][i].view(np.bool_)
+        weights, seen, sequences = self._weights[part][i], 0, list[TokenSequence]()
+        for role, (a, b) in zip(roles, pairwise(edges), strict=True):
+            count = int(scored[a:b].sum()) if len(weights) else 0
+            along = {MESSAGE_WEIGHT: weights[seen : seen + count]} if count else {}
+            sequences.append(TokenSequence(role, tokens[a:b], scored[a:b], along=along))
+            seen += count
+        return Example(source, tuple(sequences), json.loads(columns))
+
+    @classmethod
+    def write(
+        cls,
+        directory: Path,
+        fingerprint: str,
+        weights: Sequence[float],
+        batches: Iterable[pa.RecordBatch],
+        notes: Callable[[], Any] = lambda: None,
+        taught: str | None = None,
+    ) -> Store:
+        """Write the batches as they come and, once they are all there, a manifest with ``notes()``.
+
+        Each file is written beside its place, flushed and renamed; data without a manifest do not exist. An exception
+        from ``batches`` or ``notes`` leaves nothing behind.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{fingerprint}.arrow"
+        with whole_file(path) as file:
+            with pa.ipc.new_file(file, SCHEMA) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            manifest = {"weights": list(weights), "notes": notes(), "taught": taught}
+        manifest["files"] = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)}}
+        write_json(path.with_suffix(".json"), manifest)
+        store, _ = cls.open(directory, fingerprint) or (None, None)
+        assert store is not None
+        return store
+
+    @classmethod
+    def open(cls, directory: Path, fingerprint: str) -> tuple[Store, Any] | None:
+        """A store and its notes, or None where there is none. Raises AlignError where the files are damaged."""
+        path = directory / f"{fingerprint}.arrow"
+        try:
+            manifest = read_json(path.with_suffix(".json"), "delete it")
+        except FileNotFoundError:
+            return None
+        if (why := difference(directory, manifest["files"])) is not None:
+            raise Damaged(path, why, "delete it")
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [file.get_batch(i) for i in range(file.num_record_batches)]
+        return cls(batches, fingerprint, manifest["weights"], manifest["taught"]), manifest["notes"]
+
+
+# One record to finished examples: rendered, examined, cut to length.
+
+
+def examples_of(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[Example], list[Note]]:
+    """The examples of one record (none where it cannot be learned from, several where it is split), and its notes."""
+    try:
+        made, notes = drafts(record, encoder, settings)
+    except Refusal as refusal:
+        return [], [Note(refusal.finding, refusal.detail)]
+    except RecursionError:
+        return [], [Note("template-failed", "nested too deep")]
+    notes += [note for example in made for draft in example for note in examine(draft, encoder, settings)]
+    for example in made:
+        if len(example) == 2 and np.array_equal(example[0].ids, example[1].ids):
+            notes.append(Note("identical-pair"))
+    if any(CATALOGUE[note.finding].accepted == LEFT_OUT for note in notes):
+        return [], notes
+    over = sum(max(0, len(draft.ids) - settings.max_length) for example in made for draft in example)
+    if over:
+        longest = max(len(draft.ids) for example in made for draft in example)
+        notes.append(Note("truncation", f"{longest:,} tokens", over))
+        made = [part for example in made for part in _cut(example, settings)]
+    columns: dict[str, float] = {}
+    if record.kind == "preference":
+        columns["margin"] = float(record.margin or 0.0)
+    elif record.kind == "unpaired":
+        columns["label"] = float(bool(record.label))
+    return [
+        Example(
+            record.source,
+            tuple(TokenSequence(d.role, d.ids, d.scored, along=_along(d)) for d in part),
+            columns,
+        )
+        for part in made
+    ], notes
+
+
+def _along(draft: Draft) -> dict[str, NDArray[np.float32]]:
+    """Return the weights of the scored tokens, if they are not all 1."""
+    return {} if draft.weights is None else {MESSAGE_WEIGHT: draft.weights[draft.scored]}
+
+
+def _cut(made: list[Draft], settings: Settings) -> list[list[Draft]]:
+    """What truncation leaves of an example: parts in which each sequence has something scored."""
+    most = settings.max_length
+    if all(len(draft.ids) <= most for draft in made):
+        return [made]
+    parts: list[list[Draft]] = []
+    if settings.truncation == "error":  # the run file accepts it, or the run is about to stop
+        parts = [made]
+    elif settings.truncation == "keep_start":
+        parts = [[_piece(d, 0, most) for d in made]]
+    elif settings.truncation == "keep_end":
+        parts = [[_piece(d, max(0, len(d.ids) - most), len(d.ids)) for d in made]]
+    elif settings.truncation == "split":  # a block begins with the last token of the one before, so none goes unscored
+        parts = [[_piece(d, i, i + most)] for d in made for i in range(0, len(d.ids) - 1, max(1, most - 1))]
+    return [part for part in parts if all(d.scored.any() or d.role == "prompt" for d in part)]
+
+
+def _piece(draft: Draft, start: int, stop: int) -> Draft:
+    scored = draft.scored[start:stop].copy()
+    scored[:1] = False
+    weights = None if draft.weights is None else draft.weights[start:stop]
+    return draft._replace(ids=draft.ids[start:stop], scored=scored, weights=weights)
+
+
+def prepare(
+    state: tuple[Encoder, Settings], rows: tuple[Sequence[Record], Sequence[int]]
+) -> tuple[pa.RecordBatch, Tally]:
+    """The examples of some records with the mixture's source of each, and what was noticed; runs in any process."""
+    made, which, tally = list[Example](), list[int](), Tally()
+    for record, source in zip(*rows, strict=True):
+        found, notes = examples_of(record, *state)
+        tally.add(record.source, notes, left_out=not found)
+        made += found
+        which += [source] * len(found)
+    return to_batch(made, which), tally
+
+
+# A map over processes that keeps the order, holds little in memory and leaves no orphan.
+
+State = TypeVar("State")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_state: Any = None
+
+
+def ordered_map(
+    work: Callable[[State, Item], Result], state: State, items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """``work(state, item)`` for each item, in order; with 0 workers in this process.
+
+    ``state`` is sent to each process once. Processes are spawned, never forked: this one may hold threads, a GPU, a
+    process group. Raises AlignError where one dies, as it does without memory.
+    """
+    if workers == 0:
+        yield from (work(state, item) for item in items)
+        return
+    context = multiprocessing.get_context("spawn")
+    futures: deque[Future[Result]] = deque()
+    with safe_spawning():  # the pool starts multiprocessing's own helper process
+        pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(state,))
+    with pool:
+        try:
+            for item in items:
+                with safe_spawning():  # submitting may start a worker process
+                    futures.append(pool.submit(_work, work, item))
+                if len(futures) > 2 * workers:
+                    yield _result(futures.popleft())
+            while futures:
+                yield _result(futures.popleft())
+        except BrokenProcessPool:
+            raise AlignError(
+                "a worker process died: out of memory, or killed",
+                "set data.workers: 1, which names the row if it is one row's fault; in a Python script of your own, "
+                "start align under `if __name__ == '__main__':`",
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(future: Future[Result]) -> Result:
+    with waiting("a worker process that reads rows", "set data.workers: 1, which shows where it stands"):
+        return future.result()
+
+
+def _begin(state: Any) -> None:
+    """What each worker does first: Ctrl-C is the parent's to handle, and without a parent there is nothing to do."""
+    global _state
+    _state = state
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a thread pool in each of N processes would only get in the way
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(work: Callable[[Any, Item], Result], item: Item) -> Result:
+    return work(_state, item)
+
 
 log = logging.getLogger(__name__)
 

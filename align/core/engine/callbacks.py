@@ -18,11 +18,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from align.core.algorithm import contract
 from align.core.algorithm.base import Algorithm
 from align.core.engine import checkpoint
+from align.core.engine.checkpoint import set_random_state
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import Phases, StepBatch
-from align.core.interrupt import Interrupted
-from align.core.train.random import set_random_state
-from align.core.util.liveness import SIGNALS, at_step
+from align.core.util.liveness import SIGNALS, Interrupted, at_step
 from align.core.util.progress import Work, interval, on_terminal, say, working
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.run import Stage

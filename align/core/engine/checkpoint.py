@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from align.core import checksum
 from align.core.util import atomic_files
 from align.core.util.system_errors import explain
 from align.schemas.errors import AlignError
@@ -44,8 +46,8 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        manifest = {"format": FORMAT, "name": directory.name, **facts, "files": checksum.file_sums(temporary)}
-        checksum.write_json(temporary / MANIFEST, manifest)
+        manifest = {"format": FORMAT, "name": directory.name, **facts, "files": atomic_files.file_sums(temporary)}
+        atomic_files.write_json(temporary / MANIFEST, manifest)
         _remove(directory)
         os.rename(temporary, directory)
         atomic_files.fsync_directory(directory.parent)
@@ -66,7 +68,7 @@ def damage(directory: Path) -> str | None:
         manifest = facts(directory)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except checksum.Damaged as error:
+    except atomic_files.Damaged as error:
         return f"{MANIFEST}: {error.why}"
     if manifest["format"] != FORMAT:
         return f"written by another align (format {manifest['format']}, this one reads {FORMAT})"
@@ -74,12 +76,12 @@ def damage(directory: Path) -> str | None:
         return f"it is {manifest['name']}"
     if STATE not in manifest["files"]:
         return f"{STATE} is missing from the manifest"
-    return checksum.difference(directory, manifest["files"])
+    return atomic_files.difference(directory, manifest["files"])
 
 
 def facts(directory: Path) -> dict[str, Any]:
     """Return a checkpoint's manifest. Raises Damaged, or FileNotFoundError if there is none."""
-    return checksum.read_json(directory / MANIFEST)
+    return atomic_files.read_json(directory / MANIFEST)
 
 
 def newest_facts(root: Path) -> dict[str, Any] | None:
@@ -87,7 +89,7 @@ def newest_facts(root: Path) -> dict[str, Any] | None:
     for step in steps(root):
         try:
             return facts(at(root, step))
-        except (FileNotFoundError, checksum.Damaged):
+        except (FileNotFoundError, atomic_files.Damaged):
             continue
     return None
 
@@ -183,3 +185,44 @@ class DirectoryIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Lightning's own callbacks may ask."""
         shutil.rmtree(path, ignore_errors=True)
+
+
+# Random states: what a checkpoint must hold so that the next step draws what it would have drawn.
+
+
+def random_state() -> dict[str, Any]:
+    """Generators of this process, as tensors and plain values (so that no code runs at loading)."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put ``random_state()`` back."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def everyone(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank. Collective."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

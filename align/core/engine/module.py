@@ -13,28 +13,133 @@ averaged (DDP, FSDP2), hence the factor ``world_size``.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from align.core.algorithm import contract
-from align.core.algorithm.base import Algorithm, Metric
+from align.core.algorithm.base import Algorithm, Metric, Outcome
 from align.core.algorithm.online import Online
 from align.core.data.batch import Batch, MicroBatch
-from align.core.engine.optimizer import adamw, factor_of_each, gradient_norm, parameter_groups
+from align.core.engine.checkpoint import everyone, random_state
+from align.core.engine.optimizer import adamw, factor, factor_of_each, gradient_norm, parameter_groups
 from align.core.engine.steps import StepBatch
 from align.core.models.policy import Policy
 from align.core.models.reference import Reference
-from align.core.train.books import Books, HeldOut
-from align.core.train.nonfinite import NonFinite
-from align.core.train.random import everyone, random_state
-from align.core.train.schedule import factor
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
+
+# The engine's books: sums and counts over an optimizer step, all micro-batches and all ranks.
+#
+# One flat vector a step carries everything that ranks must agree on (loss, metrics, flags), so one collective does.
+
+Reduce = Literal["mean", "sum", "min", "max"]
+_START: Mapping[str, float] = {"mean": 0.0, "sum": 0.0, "min": float("inf"), "max": float("-inf")}
+
+
+class Books:
+    """Metrics of one step (or one evaluation) being added up.
+
+    Every rank must enter the same names in the same order; a rank with nothing to add enters empty tensors.
+    """
+
+    def __init__(self) -> None:
+        self._how: dict[str, Reduce] = {}
+        self._value: dict[str, Tensor] = {}
+        self._count: dict[str, Tensor] = {}
+
+    def add(self, name: str, entry: Metric | Tensor, count: float | None = None) -> None:
+        """Enter values. ``count`` replaces their number as the mean's denominator share."""
+        metric = entry if isinstance(entry, Metric) else Metric(entry)
+        values = metric.values.detach().double().flatten()
+        if name not in self._how:
+            self._how[name] = metric.reduce
+            self._value[name] = torch.full((), _START[metric.reduce], dtype=torch.float64, device=values.device)
+            self._count[name] = torch.zeros((), dtype=torch.float64, device=values.device)
+        if metric.reduce in ("mean", "sum"):
+            self._value[name] = self._value[name] + values.sum()
+        elif values.numel():
+            extreme = values.min() if metric.reduce == "min" else values.max()
+            pick = torch.minimum if metric.reduce == "min" else torch.maximum
+            self._value[name] = pick(self._value[name], extreme)
+        self._count[name] = self._count[name] + (values.numel() if count is None else count)
+
+    def close(self) -> dict[str, float]:
+        """Reduce over all ranks and return plain numbers; a mean over nothing is left out. Collective."""
+        if not self._how:
+            return {}
+        table = torch.stack([torch.stack(list(self._value.values())), torch.stack(list(self._count.values()))])
+        tables = gather(table)
+        result: dict[str, float] = {}
+        for column, (name, how) in enumerate(self._how.items()):
+            values, count = tables[:, 0, column], float(tables[:, 1, column].sum())
+            if count == 0 and how != "sum":
+                continue
+            if how == "mean":
+                result[name] = float(values.sum()) / count
+            else:
+                result[name] = float(values.sum() if how == "sum" else values.min() if how == "min" else values.max())
+        return result
+
+
+class HeldOut:
+    """Sums over one held-out set; its loss is made as a step's, with the whole set as the step."""
+
+    def __init__(self) -> None:
+        self.books = Books()
+        self.counts: Counter[str] = Counter()
+        self.terms: list[tuple[str, float]] = []
+
+    def enter(self, outcome: Outcome) -> None:
+        """One micro-batch."""
+        self.terms = [(term.per, term.weight) for term in outcome.terms]
+        for index, term in enumerate(outcome.terms):
+            self.books.add(f"_term{index}", Metric(term.values, "sum"))
+        for name, metric in outcome.metrics.items():
+            self.books.add(name, metric)
+
+    def close(self) -> dict[str, float]:
+        """The set's metrics, ``loss`` first. Collective."""
+        metrics = self.books.close()
+        sums = [metrics.pop(f"_term{index}") for index in range(len(self.terms))]
+        loss = sum(w * x / max(self.counts[per], 1) for (per, w), x in zip(self.terms, sums, strict=True))
+        return {"loss": loss, **metrics}
+
+
+def gather(table: Tensor) -> Tensor:
+    """[...] on each rank -> [world, ...] on the CPU of all of them."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return table.cpu()[None]
+    parts = [torch.empty_like(table) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, table)
+    return torch.stack(parts).cpu()
+
+
+# What is said when a loss or gradient is NaN or infinite.
+
+ROWS_NAMED = 8
+
+
+class NonFinite(AlignError):
+    """NaN or infinity in a loss or gradient; nothing was updated."""
+
+    def __init__(self, step: int, metrics: Mapping[str, float], rows: list[str], in_a_row: int) -> None:
+        self.step, self.rows = step, rows
+        more = f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else ""
+        named = f"; its rows: {', '.join(rows[:ROWS_NAMED])}{more}" if rows else ""
+        again = f", the {in_a_row}th such step in a row" if in_a_row > 1 else ""
+        super().__init__(
+            f"the loss is {metrics['loss']} and the gradient norm {metrics['grad_norm']}{again}{named}",
+            "look at these rows; a lower learning rate, a warm-up or a wider dtype may help; "
+            "train.on_nonfinite: skip leaves such steps out and counts them",
+            where=f"step {step}",
+        )
 
 
 class AlignModule(LightningModule):

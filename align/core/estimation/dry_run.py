@@ -28,15 +28,12 @@ from align.core.engine.module import AlignModule
 from align.core.engine.steps import Cutter, StepBatch
 from align.core.estimation.batches import Planned, measures
 from align.core.estimation.memory_tracker import Tracker
-from align.core.model.source import first_line, quiet, resolve_model_path, trust
-from align.core.model.weights import set_dropout, without_gradient_or_dropout
+from align.core.generation.decode import Cached, can_cache, draw
 from align.core.models import reference as references
 from align.core.models.adapter import add_adapter
-from align.core.models.architecture import choose_family, read_config
-from align.core.models.policy import Policy, Tail
+from align.core.models.architecture import choose_family, first_line, quiet, read_config, resolve_model_path, trust
+from align.core.models.policy import Policy, Tail, set_dropout, without_gradient_or_dropout
 from align.core.models.reference import Precomputed, Reference, make_reference
-from align.core.rollout.cache import Cached, can_cache
-from align.core.rollout.sampling import draw
 from align.schemas.engine import LOGITS, MICRO_TOKENS
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage

@@ -14,7 +14,7 @@ from align.core.algorithm.base import Algorithm
 from align.core.algorithm.online import Online
 from align.core.data.step_plan import Layout
 from align.core.estimation.batches import Planned, needs_of, planned
-from align.core.model.source import base_of, is_adapter
+from align.core.models.architecture import base_of, is_adapter
 from align.core.models.packing import VARLEN
 from align.core.plugin_system.registry import registry
 from align.core.training.reward_stage import settle

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.schemas.base import Config
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

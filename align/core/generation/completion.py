@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from align.core.data.chat_template import common_length, rendered
-from align.core.data.encode import Encoder
-from align.core.data.guard import Refusal
+from align.core.data.encode import Encoder, Refusal
 from align.core.data.template_checks import Settings
 from align.schemas.records import Record
 

@@ -15,8 +15,7 @@ from math import comb
 
 from align.core.inference.sampler import Speaker
 from align.core.rewards.score_file import Line, ask
-from align.core.rewards.scorer import Opened
-from align.core.rollout.ties import classes
+from align.core.rewards.scorer import Opened, classes
 from align.core.util.progress import working
 from align.schemas.errors import AlignError
 from align.schemas.records import Record

@@ -11,9 +11,9 @@ from align.core.generation.base import Request
 from align.core.generation.completion import Turns
 from align.core.generation.decode import Voice
 from align.core.inference.sampler import CONTEXT, tokens_of
-from align.core.model.tokenizer import end_tokens
+from align.core.models.loading import end_tokens
 from align.schemas.records import Content, Record
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 
 def generate(

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from align.core import checksum
 from align.core.util import atomic_files
 from align.core.util.http import Client, Refused, checked_url, secret
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 Asker = Callable[[str, dict[str, Any]], str]
 """Prompt and JSON schema to the reply's text."""
@@ -70,7 +69,7 @@ class Recorded:
     def keep(self, prompt: str, schema: dict[str, Any], reply: str) -> None:
         """Record a reply, over the one that was there."""
         record = {"model": self._model, "prompt": prompt, "reply": reply}
-        checksum.write_json(self._path(prompt, schema), record)
+        atomic_files.write_json(self._path(prompt, schema), record)
 
     def _path(self, prompt: str, schema: dict[str, Any]) -> Path:
         asked = {"model": self._model, "prompt": prompt, "schema": schema}
@@ -79,7 +78,7 @@ class Recorded:
     def _recorded(self, path: Path) -> str:
         try:
             # A reply may be written by hand, without a sum.
-            reply = checksum.verified(path.read_bytes(), must=False).get("reply")
+            reply = atomic_files.verified(path.read_bytes(), must=False).get("reply")
         except (OSError, ValueError):
             reply = None
         if not isinstance(reply, str):

@@ -17,12 +17,10 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.core.checksum import sealed, verified
 from align.core.data.sources import load_records
 from align.core.rewards.base import Answer
-from align.core.rewards.scorer import Scorer
-from align.core.rollout.ties import leveled, tied
-from align.core.util.atomic_files import naming, write_whole
+from align.core.rewards.scorer import Scorer, leveled, tied
+from align.core.util.atomic_files import naming, sealed, verified, write_whole
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from align.core.data.encode import Encoder
+from align.core.data.examples import Examples
 from align.core.data.tokenize import tokenise
-from align.core.evaluate.preference import prefers_chosen
 from align.core.evaluation.statistics import ratio
 from align.core.generation.base import Generator, Subject, Tokens
 from align.core.inference.sampler import Said, Speaker, subject_for, text_of, tokens_of
@@ -26,8 +27,23 @@ from align.schemas.engine import MICRO_TOKENS
 from align.schemas.errors import AlignError
 from align.schemas.project import Measurement
 from align.schemas.records import Content, Record
-from align.schemas.rollout import Sampling
-from align.schemas.run import Choice, Data, Model, Source
+from align.schemas.run import Choice, Data, Model, Sampling, Source
+
+# Which of two answers a model finds likelier.
+
+
+def prefers_chosen(policy: Policy, examples: Examples, pad_id: int) -> NDArray[np.bool_]:
+    """Whether each pair's chosen answer has the higher summed log-probability: sum log p(y_w|x) > sum log p(y_l|x).
+
+    [N], over examples with a ``chosen`` and a ``rejected`` sequence. Ties count as not preferred.
+    """
+    scored = precompute(policy, examples, layout="padded", pad_id=pad_id, micro_tokens=8192)
+    sums = [
+        {s.role: float(s.ref_logp.sum()) for s in scored[i].sequences if s.ref_logp is not None}
+        for i in range(len(scored))
+    ]
+    return np.array([pair["chosen"] > pair["rejected"] for pair in sums])
+
 
 LONGEST = 2048
 """Tokens of a text or pair that are looked at, fewer where the model's context is shorter."""

@@ -4,21 +4,111 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from align.core.algorithm.best_of_n import pass_at_k
-from align.core.evaluation.statistics import mean
+from align.core.evaluation.statistics import f1, mean, words
 from align.core.inference.probe_material import Material, Question, plain
+from align.core.inference.probe_models import Probed
 from align.core.inference.sampler import Said, as_message, score
-from align.core.measure.agreement import f1
-from align.core.measure.prompts import with_examples, with_passages
-from align.core.measure.retrieve import Retriever, passages
+from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
 from align.schemas.project import Measured, Measurement
-from align.schemas.records import Record
-from align.schemas.rollout import Sampling
+from align.schemas.records import Content, Message, Record
+from align.schemas.run import RewardChoice, Sampling
+
+# Passages for a question out of somebody's own documents: BM25, the baseline that retrieval is measured by.
+
+PASSAGE = 180
+"""Words of a passage; neighbours overlap by a third, so that a sentence at a border is whole in one of them."""
+
+
+def passages(documents: Sequence[str]) -> list[str]:
+    """Documents cut into pieces of ``PASSAGE`` words; where writing has no spaces, two characters count as a word."""
+    found: list[str] = []
+    for document in documents:
+        pieces = document.split()
+        if len(pieces) * 12 < len(document):  # hardly any spaces
+            pieces = [document[i : i + 2] for i in range(0, len(document), 2)]
+            joint = ""
+        else:
+            joint = " "
+        step = PASSAGE * 2 // 3
+        found += [joint.join(pieces[i : i + PASSAGE]) for i in range(0, max(1, len(pieces) - PASSAGE // 3), step)]
+    return [text for text in found if text]
+
+
+class Retriever:
+    """BM25 (Robertson and Zaragoza 2009; Lucene's form, k1 1.5, b 0.75) over passages, by the library ``bm25s``."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        import bm25s
+
+        self._texts = [text for text in texts if words(text)]
+        if self._texts:
+            self._index: Any = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
+            self._index.index([words(text) for text in self._texts], show_progress=False)
+
+    def find(self, question: str, k: int) -> list[str]:
+        """The ``k`` best passages, best first; fewer where fewer share a word with the question."""
+        asked = words(question)
+        if not asked or not self._texts:
+            return []
+        places, scores = self._index.retrieve([asked], k=min(k, len(self._texts)), show_progress=False)
+        return [self._texts[i] for i, score in zip(places[0].tolist(), scores[0].tolist(), strict=True) if score > 0]
+
+
+# A question put in several ways: as it is, after worked examples, and under passages that may hold its answer.
+
+FOUND = 5
+"""Passages put before a question."""
+
+
+def with_examples(record: Record, shown: Sequence[Question], fits: Callable[[Record], bool]) -> Record:
+    """Worked examples first: as turns before the last question, or as text with a blank line between.
+
+    As many as fit, those that come first staying.
+    """
+    return _most(record, len(shown), lambda n: _examples(record.prompt or "", shown[:n]), fits)
+
+
+def with_passages(record: Record, retriever: Retriever, fits: Callable[[Record], bool]) -> Record:
+    """The best passages that BM25 finds for the last question, before it; as many as fit, the best staying."""
+    question = plain(record.prompt[-1:] if isinstance(record.prompt, list) else record.prompt)
+    found = retriever.find(question, FOUND)
+    return _most(record, len(found), lambda n: _under(record.prompt or "", question, found[:n]), fits)
+
+
+def _most(record: Record, n: int, put: Callable[[int], Content], fits: Callable[[Record], bool]) -> Record:
+    while n and not fits(replace(record, prompt=put(n))):
+        n -= 1
+    return replace(record, prompt=put(n)) if n else record
+
+
+def _examples(prompt: Content, shown: Sequence[Question]) -> Content:
+    if isinstance(prompt, str):
+        return "\n\n".join([*(f"{plain(q.record.prompt)}{q.wanted}" for q in shown), prompt])
+    turns = [
+        message
+        for q in shown
+        for message in (*_without_system(as_message(q.record)), {"role": "assistant", "content": q.wanted})
+    ]
+    system = [message for message in prompt if message["role"] == "system"]
+    return [*system, *turns, *(message for message in prompt if message["role"] != "system")]
+
+
+def _without_system(record: Record) -> list[Message]:
+    assert isinstance(record.prompt, list)
+    return [message for message in record.prompt if message["role"] != "system"]
+
+
+def _under(prompt: Content, question: str, passages: Sequence[str]) -> Content:
+    text = "\n\n".join([*passages, question])
+    return text if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": text}]
+
 
 T = TypeVar("T")
 
@@ -169,3 +259,39 @@ def _rewards(groups: Sequence[Sequence[Said]], scorer: Scorer) -> list[list[floa
 
 def _some(rows: Sequence[T], most: int, dice: random.Random) -> list[T]:
     return list(rows) if len(rows) <= most else dice.sample(list(rows), most)
+
+
+# Measuring from end to end: a model's directory, files and rewards to ``Measured``.
+
+
+def take(
+    model: str,
+    files: Sequence[str],
+    settings: Settings,
+    *,
+    rewards: Sequence[RewardChoice] = (),
+    reference: str | None = None,
+    chat: bool | None = None,
+    tell: Callable[[str], None] = lambda probe: None,
+) -> Measured:
+    """What every probe finds that ``files`` hold rows for.
+
+    model: a directory or hub id. rewards: what scores answers; none: word F1. reference: a file of ordinary text. chat:
+    whether prompts that are strings are asked as a user's message; None: where the model has a chat template.
+    Raises AlignError for files, models and rewards that do not work, and where the rows show nothing.
+    """
+    held = Material.read(files)
+    ordinary = Material.read([reference] if reference else []).texts
+    if reference and not ordinary:
+        raise AlignError("holds no plain text", "give a file of ordinary text", where=reference)
+    if not (held.questions or held.texts or held.pairs or (held.prompts and rewards)):
+        what = "hold nothing to measure on: questions with answers, texts, pairs, or prompts with a --reward"
+        raise AlignError(f"the files {what}", where=", ".join(files))
+    with ExitStack() as opened:
+        place = Place(seed=settings.seed)
+        scorer = opened.enter_context(Scorer(rewards, place)) if rewards else None
+        tell("loading the model")
+        probed = Probed.load(model)
+        has_template = probed.tokenizer.chat_template is not None
+        settings = replace(settings, chat=has_template if chat is None else chat)
+        return measure(probed, held, settings, scorer=scorer, reference=ordinary, tell=tell)

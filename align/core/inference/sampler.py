@@ -14,22 +14,19 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from align.core.algorithm import contract
 from align.core.data.chat_template import drafts
-from align.core.data.encode import Encoder
-from align.core.data.findings import CATALOGUE
-from align.core.data.guard import Refusal
+from align.core.data.encode import Encoder, Refusal
 from align.core.data.sources import load_records
-from align.core.data.template_checks import Settings
+from align.core.data.template_checks import CATALOGUE, Settings
 from align.core.generation.base import Generator, Request, Sample, Subject, Tokens
 from align.core.generation.completion import Turns
-from align.core.model.source import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
-from align.core.model.tokenizer import ends_of, load_tokenizer
+from align.core.generation.decode import seed_of
+from align.core.models.architecture import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
+from align.core.models.loading import ends_of, load_tokenizer
 from align.core.rewards.base import Answer
-from align.core.rollout.sampling import seed_of
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record
-from align.schemas.rollout import Sampling
-from align.schemas.run import Data, Model, Source
+from align.schemas.run import Data, Model, Sampling, Source
 from align.schemas.text import visible
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.core.model.source import LOADING_FAULTS, Origin, base_of, not_loadable
-from align.core.models.architecture import Head, recall
+from align.core.models.architecture import LOADING_FAULTS, Head, Origin, base_of, not_loadable, recall
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.run import Adapter
 

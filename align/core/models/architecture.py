@@ -7,13 +7,29 @@ also reads images) are frozen.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterable, Iterator
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -23,12 +39,261 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key, revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+from transformers.utils import logging
 
-from align.core.model.source import LOADING_FAULTS, first_line, not_loadable, trust
-from align.core.model.tensors import Inventory
 from align.schemas.errors import AlignError
 from align.schemas.run import Model
+
+# Tensors in a checkpoint's files, and those of them that its class does not load: an export must not lose any.
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+"""Configs of what turns images and sound into a model's inputs: the tokenizer does not save them."""
+
+
+class Entry(NamedTuple):
+    """Metadata of a tensor in a file."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def tensors_of(directory: Path) -> dict[str, Entry]:
+    """Return every tensor in the files that ``from_pretrained`` reads, by name; only the headers are read."""
+    files = [SINGLE]
+    if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        files = sorted(set(index["weight_map"].values()))
+    found = dict[str, Entry]()
+    for file in files:
+        if not (directory / file).is_file():
+            continue
+        with safe_open(directory / file, "pt") as held:
+            for name in held.keys():  # noqa: SIM118  # no mapping
+                part = held.get_slice(name)
+                found[name] = Entry(file, part.get_dtype(), tuple(part.get_shape()))
+    return found
+
+
+def read_tensors(directory: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the named tensors of a checkpoint."""
+    entries, read = tensors_of(directory), dict[str, Tensor]()
+    for name in names:
+        with safe_open(directory / entries[name].file, "pt") as held:
+            read[name] = held.get_tensor(name)
+    return read
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The tensors of a checkpoint, and the tensor of a network that each becomes.
+
+    not_loaded: names for which the network has no place. transformers ignores some without a warning
+    (``_keys_to_ignore_on_load_unexpected``): layers that predict several tokens ahead, buffers of older versions.
+    becomes: for all others the name in the network, except copies of a tied tensor. Many tensors may become one (the
+    experts of a mixture, fused).
+    """
+
+    not_loaded: tuple[str, ...]
+    becomes: Mapping[str, str]
+
+    @classmethod
+    def of(cls, network: PreTrainedModel, names: Iterable[str]) -> Inventory:
+        """Follow each name through the conversions that the network was loaded with."""
+        state, tied = network.state_dict(), network.all_tied_weights_keys
+        # rename_source_key marks the conversions it has used, and the network needs its own for saving.
+        conversions = copy.deepcopy(getattr(network, "_weight_conversions", None) or [])
+        renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+        converters = [each for each in conversions if isinstance(each, WeightConverter)]
+        prefix, missed, becomes = network.base_model_prefix, list[str](), dict[str, str]()
+        for name in sorted(names):
+            renamed, _ = rename_source_key(name, renamings, converters, prefix, state)
+            if renamed not in state:
+                renamed, _ = rename_source_key(name, [], [], prefix, state)
+            if renamed not in state:
+                missed.append(name)
+            elif renamed not in tied:
+                becomes[name] = renamed
+        return cls(tuple(missed), becomes)
+
+    def lost(self, exported: Inventory) -> list[str]:
+        """Return the network's tensors that have fewer source tensors in an export than in the checkpoint."""
+        before, after = Counter(self.becomes.values()), Counter(exported.becomes.values())
+        return sorted(name for name, count in before.items() if after[name] < count)
+
+
+def names_to_export(network: PreTrainedModel) -> list[str]:
+    """Return the name of each tensor that ``save_pretrained`` would write, without copying any values."""
+    state = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
+    for name in network._keys_to_ignore_on_save or ():
+        state.pop(name, None)
+    return list(revert_weight_conversion(network, remove_tied_weights_from_state_dict(state, network)))
+
+
+def add_tensors(directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Add a shard with more tensors to a checkpoint that ``save_pretrained`` wrote, and rewrite its index."""
+    files = sorted({entry.file for entry in tensors_of(directory).values()})
+    total, where, size = len(files) + 1, dict[str, str](), 0
+    named = [f"model-{i:05}-of-{total:05}.safetensors" for i in range(1, total + 1)]
+    # Shards say how many there are in their names, so all are renamed; a single file has no index yet.
+    for old, new in zip(files, named, strict=False):
+        (directory / old).rename(directory / new)
+        size += (directory / new).stat().st_size
+        with safe_open(directory / new, "pt") as held:
+            where |= dict.fromkeys(held.keys(), new)
+    save_file(dict(tensors), directory / named[-1], metadata={"format": "pt"})
+    where |= dict.fromkeys(tensors, named[-1])
+    index = {"metadata": {"total_size": size + sum(t.nbytes for t in tensors.values())}, "weight_map": where}
+    (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def copy_processors(source: Path, directory: Path) -> None:
+    """Copy the config files of a model's image and sound processors into ``directory``."""
+    for name in PROCESSORS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+
+
+# Where a model's files are: a local directory, or a hub id fetched into the hub's cache.
+#
+# What is loaded is safetensors; pickles are refused, and code that came with the weights runs only if the run file
+# says so.
+
+FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+"""Files of a hub repository that are fetched: no pickles, and no code unless it is trusted."""
+
+LOADING_FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+"""What transformers and peft raise about files that they cannot load."""
+
+
+def resolve_model_path(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """The local directory of a model: the path itself, or the hub's snapshot of an id, fetched if need be.
+
+    Raises AlignError when there is no such directory, the id is unknown or closed, or the network cannot be reached.
+    """
+    where, local = f"model.path: {path}", Path(path).expanduser()
+    if local.is_dir():
+        if revision is not None:
+            raise AlignError("is a local directory, which has no revisions", "leave model.revision out", where=where)
+        return local.absolute()
+    if local.exists():
+        raise AlignError("is a file", "give the directory with config.json and *.safetensors", where=where)
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise AlignError("does not exist", "give a directory, or a hub id such as owner/name", where=where)
+    wanted = [*FETCHED, "*.py"] if trust_remote_code else FETCHED
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        raise AlignError(*_why(error, revision), where=where) from error
+
+
+def _why(error: Exception, revision: str | None) -> tuple[str, str]:
+    match error:
+        case GatedRepoError():
+            return "is gated on the hub", "ask for access on its page, then `hf auth login`"
+        case RepositoryNotFoundError():
+            return "is neither a local directory nor a model on the hub", "check the spelling; private: `hf auth login`"
+        case RevisionNotFoundError():
+            return f"has no revision {revision!r} on the hub", "give a branch, tag or commit that exists"
+        case HFValidationError():
+            return "is neither a local directory nor a possible hub id", "a hub id looks like owner/name"
+        case LocalEntryNotFoundError():
+            return (
+                "is not a local directory, and the hub cannot be reached (offline, or HF_HUB_OFFLINE is set)",
+                "give a local directory, or fetch it while online: `hf download ID`",
+            )
+        case _:
+            return f"cannot be fetched: {first_line(error)}", "try again, or give a local directory"
+
+
+def refuse_pickles(directory: Path) -> None:
+    """Raise AlignError unless a directory holds a config and safetensors."""
+    where = str(directory)
+    if not (directory / "config.json").is_file():
+        raise AlignError("holds no config.json", "give the directory that save_pretrained wrote", where=where)
+    if any(directory.glob("*.safetensors")):
+        return
+    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in directory.glob(pattern))
+    if not pickled:
+        raise AlignError("holds no *.safetensors", "give a directory with weights", where=where)
+    raise AlignError(
+        f"holds its weights only as {pickled[0]}, a pickle: loading one can run code, so align never does",
+        "convert it where you trust it: load it with transformers and call save_pretrained",
+        where=where,
+    )
+
+
+def trust(model: Model) -> dict[str, bool]:
+    """What to tell transformers about code beside the weights.
+
+    Always explicit, for left unset it asks on the terminal. Trusted code may live in yet another repository.
+    """
+    return {"trust_remote_code": model.trust_remote_code, "local_files_only": not model.trust_remote_code}
+
+
+def not_loadable(error: Exception, directory: Path, what: str) -> AlignError:
+    """A loading fault in the user's terms."""
+    where = str(directory)
+    if "trust_remote_code" in str(error):
+        return AlignError(
+            f"the {what} needs code that came with it",
+            "read that code; if you trust it, set model.trust_remote_code: true",
+            where=where,
+        )
+    return AlignError(f"the {what} cannot be loaded: {first_line(error)}", where=where)
+
+
+def first_line(error: Exception) -> str:
+    """The first line that an error's message has, or its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither transformers' bars nor its report of missing weights, which are judged and told here."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class Origin(NamedTuple):
+    """Where a model can be had: a path, or a hub id and its revision."""
+
+    path: str
+    revision: str | None = None
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter and not a whole model."""
+    return (directory / "adapter_config.json").is_file()
+
+
+def base_of(directory: Path) -> Origin:
+    """The base model that an adapter's directory names."""
+    try:
+        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (ValueError, AttributeError) as error:
+        raise AlignError(f"adapter_config.json cannot be read: {error}", where=str(directory)) from error
+    if not base:
+        raise AlignError(
+            "the adapter does not say which model it belongs to",
+            "set base_model_name_or_path in its adapter_config.json",
+            where=str(directory),
+        )
+    near = directory / base  # a relative path is relative to the adapter; an absolute one is itself
+    return Origin(str(near)) if near.is_dir() else Origin(base, revision)
+
 
 Head = Literal["language", "reward"]
 

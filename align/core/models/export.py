@@ -15,13 +15,20 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.core.model.source import quiet
-from align.core.model.tensors import Inventory, add_tensors, copy_processors, read_tensors, tensors_of
-from align.core.model.weights import nonfinite, set_dropout, without_gradient_or_dropout
 from align.core.models.adapter import merge
-from align.core.models.architecture import Head, Loaded, recall
+from align.core.models.architecture import (
+    Head,
+    Inventory,
+    Loaded,
+    add_tensors,
+    copy_processors,
+    quiet,
+    read_tensors,
+    recall,
+    tensors_of,
+)
 from align.core.models.loading import build_policy
-from align.core.models.policy import Policy
+from align.core.models.policy import Policy, nonfinite, set_dropout, without_gradient_or_dropout
 from align.core.util.atomic_files import fsync_directory, fsync_tree
 from align.schemas.errors import AlignError
 from align.schemas.run import Model

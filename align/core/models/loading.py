@@ -2,34 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from peft.tuners.lora.layer import ParamWrapper
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.core.model.source import (
+from align.core.data.examples import Example, Examples
+from align.core.models.adapter import REWARD_HEAD, add_adapter, merge, quantisation, read_adapter, token_ids
+from align.core.models.architecture import (
     LOADING_FAULTS,
+    Head,
+    Inventory,
+    Loaded,
     Origin,
     base_of,
+    choose_family,
+    freeze_unread,
     is_adapter,
+    names_to_export,
     not_loadable,
+    parameters_of,
     quiet,
+    read_config,
+    recall,
     refuse_pickles,
+    remember,
     resolve_model_path,
+    tensors_of,
     trust,
 )
-from align.core.model.tensors import Inventory, names_to_export, tensors_of
-from align.core.model.tokenizer import fit, load_tokenizer
-from align.core.model.weights import set_dropout
-from align.core.models.adapter import REWARD_HEAD, add_adapter, merge, quantisation, read_adapter, token_ids
-from align.core.models.architecture import Head, Loaded, choose_family, freeze_unread, read_config, remember
-from align.core.models.policy import Policy
-from align.schemas.errors import AlignError
+from align.core.models.policy import Policy, set_dropout
+from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Model
+
+# The tokenizer of a model: its chat template, its padding, and whether it fits the embeddings.
+
+
+def load_tokenizer(model: Model, head: Head = "language") -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, its chat template replaced if the run file says so, and with a padding token.
+
+    An adapter's own tokenizer goes before its base's. ``choose_pad`` has the rule about padding.
+    """
+    directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
+    if is_adapter(directory) and not any(directory.glob("tokenizer*")):
+        directory = resolve_model_path(*base_of(directory), model.trust_remote_code)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(directory), trust_remote_code=model.trust_remote_code
+        )
+    except LOADING_FAULTS as error:
+        raise not_loadable(error, directory, "tokenizer") from error
+    if model.chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(model.chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise AlignError(f"cannot be read: {error}", where=f"model.chat_template: {model.chat_template}") from error
+    choose_pad(tokenizer, head)
+    return tokenizer
+
+
+def choose_pad(tokenizer: PreTrainedTokenizerBase, head: Head) -> None:
+    """Give a tokenizer a padding token without adding one to the vocabulary.
+
+    The tokenizer's own, if it has one. Else the first special token whose name says padding, reserved or unused;
+    else the unknown token; else, for a language head, the end-of-sequence token: align never tells padding by its
+    id, so no end token loses its training by that. transformers reads a reward at the last token that is *not*
+    padding, so for a reward head padding may not be the end token: the beginning-of-sequence token comes last
+    instead, and an error when that is the end token too.
+    """
+    end = tokenizer.eos_token
+    if tokenizer.pad_token is not None and (head == "language" or tokenizer.pad_token != end):
+        return
+    special = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    choices = [token for word in ("pad", "reserved", "unused") for token in special if word in token.lower()]
+    choices += [token for token in (tokenizer.unk_token, tokenizer.bos_token) if token is not None]
+    choices = [token for token in choices if token != end]
+    if head == "language":
+        choices = [token for token in choices if token != tokenizer.bos_token] + ([end] if end is not None else [])
+    if not choices:
+        raise AlignError(
+            "the tokenizer has no token to pad with but the one that ends sequences, where a reward is read",
+            "set pad_token in tokenizer_config.json to a token of the vocabulary that no sequence ends with",
+        )
+    tokenizer.pad_token = choices[0]
+
+
+def fit(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Tell the model's config the padding token; raise AlignError when the tokenizer has ids without embedding."""
+    embedding: Any = network.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise AlignError(
+            f"the tokenizer has ids up to {largest}, the model has embeddings for {rows} tokens",
+            "use the tokenizer that belongs to the model, or resize the model's embeddings and save it",
+            where=str(directory),
+        )
+    network.config.pad_token_id = network.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if network.can_generate():
+        network.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def end_tokens(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Token ids that end an answer: the tokenizer's end token, and those of the model's generation settings."""
+    return ends_of(getattr(network.generation_config, "eos_token_id", None), tokenizer.eos_token_id)
+
+
+def ends_of(*told: int | Sequence[int] | None) -> tuple[int, ...]:
+    """End tokens out of what tokenizer and configs call so: an id, several, or none."""
+    each = [one for ids in told for one in (ids if isinstance(ids, Sequence) else [ids])]
+    return tuple(sorted({int(one) for one in each if one is not None}))
+
 
 __all__ = ["build_policy", "load_network", "load_tokenizer", "resolve_model_path"]
 
@@ -147,3 +236,138 @@ def _draw_head(score: nn.Linear, config: Any, seed: int) -> None:
 def _some(names: set[str]) -> str:
     first = sorted(names)[:3]
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# Warnings about a model before its first step: tensors that are not trained, and what the export does with them.
+
+NAMED = 4
+"""Most names in one sentence."""
+
+SCANNED = 4096
+"""Most examples that are searched for added tokens."""
+
+SAMPLE = 4096
+"""About how many embeddings the mean is taken over: float32 copies of all of them may need gigabytes."""
+
+NEAR = 0.1
+"""Distance from the mean embedding, relative to the median distance, below which an embedding counts as never trained:
+transformers initialises new tokens to the mean, other tools to zeros."""
+
+
+def notes(policy: Policy, tokenizer: PreTrainedTokenizerBase, examples: Examples | Sequence[Example]) -> list[Problem]:
+    """Return warnings about a policy and the examples that it is to learn from."""
+    found = [*_left_out(policy), *_not_loaded(policy), *_experts(policy), *_added_tokens(policy, tokenizer, examples)]
+    return [Problem("model", what, fix, "warning") for what, fix in found]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _left_out(policy: Policy) -> Iterator[tuple[str, str]]:
+    loaded, network = recall(policy.unwrapped), policy.unwrapped
+    if loaded is None or not loaded.left_out:
+        return
+    numbers = sum(parameter.numel() for parameter in parameters_of(network, loaded.left_out))
+    yield (
+        f"rows of text do not reach {_listed(loaded.left_out)} ({numbers:,} parameters): they are not trained, and "
+        f"exported as they are; {type(network).__name__} loads the export with all its tensors",
+        "",
+    )
+
+
+def _not_loaded(policy: Policy) -> Iterator[tuple[str, str]]:
+    loaded = recall(policy.unwrapped)
+    if loaded is None or not loaded.inventory.not_loaded:
+        return
+    names, kind = loaded.inventory.not_loaded, type(policy.unwrapped).__name__
+    fate = "copied to the export as they are" if policy.head == "language" else "not in the export"
+    yield f"{kind} does not use {_listed(names)} of the checkpoint: not trained, and {fate}", ""
+
+
+def _experts(policy: Policy) -> Iterator[tuple[str, str]]:
+    """Yield a warning about fused experts without an adapter: they are parameters, and adapters go on linear layers."""
+    if not isinstance(policy.model, PeftModel):
+        return
+    wrapped = [m for m in policy.model.modules() if isinstance(m, ParamWrapper)]
+    adapted = {id(getattr(m.get_base_layer(), m.parameter_name)) for m in wrapped}
+    network = policy.unwrapped
+    left = {
+        name: parameter.numel()
+        for name, parameter in network.named_parameters()
+        if "expert" in name and parameter.ndim >= 3 and not parameter.requires_grad and id(parameter) not in adapted
+    }
+    if left:
+        ends = sorted({".".join(name.split(".")[-2:]) for name in left})
+        share = sum(left.values()) / sum(p.numel() for p in network.parameters())
+        yield (
+            f"the adapter is on no expert: {', '.join(ends)} ({share:.0%} of the parameters) are fused, not linear "
+            "layers, and stay as they are",
+            f"model.adapter.target_parameters: [{', '.join(ends)}] adapts them",
+        )
+
+
+def _added_tokens(
+    policy: Policy, tokenizer: PreTrainedTokenizerBase, examples: Examples | Sequence[Example]
+) -> Iterator[tuple[str, str]]:
+    """Yield a warning about added tokens whose embeddings or rows of the head are not trained and never were."""
+    if not isinstance(policy.model, PeftModel):
+        return
+    added = tokenizer.added_tokens_decoder
+    known = np.array(sorted(added), np.int64)
+    sequences = (sequence for example in _first(examples) for sequence in example.sequences)
+    used = {int(token) for sequence in sequences for token in np.intersect1d(sequence.tokens, known)}
+    frozen = dict[int, list[str]]()
+    network: Any = policy.unwrapped
+    layers = {"embeddings": network.get_input_embeddings()}
+    if policy.head == "language":
+        layers["rows of the head"] = network.get_output_embeddings()
+    for what, layer in layers.items():
+        if layer is None or hasattr(layer, "modules_to_save"):
+            continue  # trained whole
+        trained = set[int]()
+        if hasattr(layer, "token_adapter"):
+            trained = {token for ids in layer.token_adapter.token_indices.values() for token in ids}
+        weight_VD = (layer.token_adapter.get_base_layer() if trained else layer).weight
+        for token in _untouched(weight_VD, sorted(used - trained), sorted(added), tokenizer):
+            frozen.setdefault(token, []).append(what)
+    if frozen:
+        names = [str(added[token]) for token in sorted(frozen)]
+        untrained = [what for what in layers if any(what in each for each in frozen.values())]
+        yield (
+            f"the rows hold added tokens that nothing trains: {_listed(names)}; their "
+            f"{' and '.join(untrained)} stay as they were added",
+            f"model.adapter.trainable_token_indices: {names} trains them (or modules_to_save: the embeddings whole)",
+        )
+
+
+def _first(examples: Examples | Sequence[Example]) -> Iterator[Example]:
+    return (examples[i] for i in range(min(SCANNED, len(examples))))
+
+
+def _untouched(
+    weight_VD: Tensor, tokens: Sequence[int], added: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Return those of ``tokens`` whose rows look as they did when the tokens were added.
+
+    These are rows near the mean of all, or near zero. Of tokens past the tokenizer's own vocabulary, they are all that
+    neither its chat template nor its special roles use, however their rows look.
+    """
+    if not tokens:
+        return []
+    others = np.setdiff1d(np.arange(len(weight_VD)), added)
+    others = others[:: max(1, len(others) // SAMPLE)]
+    with torch.no_grad():
+        sample = weight_VD[torch.from_numpy(others).to(weight_VD.device)].float()
+        rows = weight_VD[list(tokens)].float()
+        mean_D = sample.mean(0)
+        usual = float((sample - mean_D).norm(dim=1).median())
+        near = torch.minimum((rows - mean_D).norm(dim=1), rows.norm(dim=1)) < NEAR * usual
+    roles = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    known = " ".join(map(str, (tokenizer.chat_template, *roles)))
+    spelt = tokenizer.added_tokens_decoder
+    return [
+        token
+        for token, new in zip(tokens, near.tolist(), strict=True)
+        if new or (token >= tokenizer.vocab_size and str(spelt[token]) not in known)
+    ]

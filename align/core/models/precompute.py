@@ -16,13 +16,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from align.core.cache import making
 from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, Examples
 from align.core.data.step_plan import FORWARD, Layout, cut
-from align.core.model.weights import weights_hash, without_gradient_or_dropout
-from align.core.models.policy import Policy, Scores
-from align.core.util.atomic_files import whole_file
+from align.core.models.policy import Policy, Scores, weights_hash, without_gradient_or_dropout
+from align.core.util.atomic_files import making, whole_file
 from align.core.util.progress import track
 from align.schemas.errors import AlignError
 

@@ -19,8 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from align.core.data.batch import MicroBatch
-from align.core.model.weights import tensors_hash
-from align.core.models.policy import Policy
+from align.core.models.policy import Policy, tensors_hash
 from align.core.models.precompute import detached_logp, precompute
 from align.schemas import run
 from align.schemas.errors import AlignError

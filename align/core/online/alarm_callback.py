@@ -13,7 +13,7 @@ from align.core.engine.module import AlignModule
 from align.core.online.monitor import CHECK, EQUAL, UNSCORED, VARY, Alarm, Watcher, signal
 from align.core.online.phases import RolloutPhases
 from align.schemas.errors import AlignError, Problem
-from align.schemas.rollout import Watch
+from align.schemas.run import Watch
 
 AVERAGED = {"entropy", "kl"}
 """What the loss says at every step: of a phase its mean is looked at."""

@@ -19,21 +19,20 @@ from align.core.algorithm import contract
 from align.core.algorithm.online import Group, example_of
 from align.core.data.batch import MicroBatch
 from align.core.data.examples import Examples, InMemory
+from align.core.engine.checkpoint import everyone
 from align.core.engine.steps import Cutter
 from align.core.generation.base import Floats, Generator, Interrupt, Request, Subject, Tokens
 from align.core.generation.completion import Turns
-from align.core.model.weights import without_gradient_or_dropout
-from align.core.models.policy import Policy, Scores
+from align.core.generation.decode import seed_of
+from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
 from align.core.models.precompute import detached_logp, measure
 from align.core.models.reference import Reference
 from align.core.online.sync_check import check_sync
 from align.core.rewards.base import Answer, Score
 from align.core.rewards.scorer import Said, Scorer
-from align.core.rollout.sampling import seed_of
-from align.core.train.random import everyone
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
-from align.schemas.rollout import Rollout, Sampling
+from align.schemas.run import Rollout, Sampling
 
 PROBED = 4
 """Sequences that the sync gate compares."""

@@ -10,22 +10,54 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from align.core.algorithm import contract, importance_weights
 from align.core.algorithm.online import Experience, Group, Online
 from align.core.data import step_plan
-from align.core.data.examples import Example
+from align.core.data.examples import Example, TokenSequence
 from align.core.engine.steps import Cutter, StepBatch, StepLoader
 from align.core.generation.base import Interrupt
 from align.core.online.collect import Asked, Collector, Failed, Prompts
+from align.core.online.monitor import answer_metrics, dead, group_metrics, level, score_metrics
 from align.core.rewards.functions import STATE
 from align.core.rewards.scorer import Scored
-from align.core.rollout.metrics import answer_metrics, dead, group_metrics, level, score_metrics
-from align.core.train.kept import from_plain, plain
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
-from align.schemas.run import Stage
+from align.schemas.run import Sampling, Stage
+
+# Examples as plain values and tensors: what a checkpoint may hold, so that loading one runs no code.
+
+
+def plain(example: Example) -> dict[str, Any]:
+    """An example as plain values and tensors, which a checkpoint may hold."""
+    sequences = [
+        {
+            "role": s.role,
+            "tokens": torch.from_numpy(np.array(s.tokens)),
+            "scored": torch.from_numpy(np.array(s.scored)),
+            "ref_logp": None if s.ref_logp is None else torch.from_numpy(np.array(s.ref_logp)),
+            "along": {name: torch.from_numpy(np.array(values)) for name, values in s.along.items()},
+        }
+        for s in example.sequences
+    ]
+    return {"source": example.source, "columns": dict(example.columns), "sequences": sequences}
+
+
+def from_plain(kept: Mapping[str, Any]) -> Example:
+    """The example again."""
+    sequences = tuple(
+        TokenSequence(
+            s["role"],
+            s["tokens"].numpy(),
+            s["scored"].numpy(),
+            None if s["ref_logp"] is None else s["ref_logp"].numpy(),
+            {name: values.numpy() for name, values in s["along"].items()},
+        )
+        for s in kept["sequences"]
+    )
+    return Example(kept["source"], sequences, kept["columns"])
+
 
 REFILL = 3
 """Tokens that a phase with replacements may take in all, as a multiple of the first round's."""

@@ -18,7 +18,7 @@ from align.core.generation.base import Floats, Generator, Request, Tokens
 from align.core.models.policy import Policy
 from align.core.models.precompute import detached_logp
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference that is rounding, by the type that the policy's weights are held in, where no autocast is on."""

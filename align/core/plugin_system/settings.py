@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails, to_json
 from align.schemas.base import Config
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.renamed import fix_for, new_name
-from align.schemas.secrets import is_secret, redacted
+from align.schemas.text import is_secret, redacted
 
 Path = tuple[str | int, ...]
 Where = Callable[[Path], str]

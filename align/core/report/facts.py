@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from align.core.config.run_file import choices
 from align.core.plugin_system import registry
 from align.core.plugin_system.settings import model_at
 from align.core.report.read import StageFacts
-from align.core.runcheck import choices
 from align.schemas.errors import AlignError
 from align.schemas.run import Choice, Stage
 from align.schemas.text import number

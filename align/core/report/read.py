@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.core import checksum, metrics_file
 from align.core.config import yaml_loader
+from align.core.engine import logger
+from align.core.util import atomic_files
 from align.core.util.atomic_files import sha256
 from align.schemas.errors import AlignError, Problem
-from align.schemas.secrets import concealed
+from align.schemas.text import concealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,10 @@ def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, 
 def _json(path: Path) -> Mapping[str, Any] | None:
     """Return a file's content; None where it does not exist yet, or is damaged (a warning is printed)."""
     try:
-        return checksum.read_json(path, must=False)
+        return atomic_files.read_json(path, must=False)
     except FileNotFoundError:
         return None
-    except checksum.Damaged as error:
+    except atomic_files.Damaged as error:
         _warn(path, error.why)
         return None
 
@@ -119,8 +120,8 @@ def _recorded_sum(stage: Path, done: Mapping[str, Any]) -> tuple[str | None, flo
     if "csv" in done.get("logs", {}):
         return done["logs"]["csv"], math.inf
     for path in sorted(stage.glob("checkpoints/step-*/MANIFEST.json"), reverse=True):
-        with suppress(checksum.Damaged):
-            facts = checksum.read_json(path)
+        with suppress(atomic_files.Damaged):
+            facts = atomic_files.read_json(path)
             return facts["logs"].get("csv"), int(facts["name"].partition("-")[2])
     return None, math.inf
 
@@ -131,9 +132,9 @@ def _curves(path: Path, recorded: str | None, last: float) -> dict[str, list[tup
     if not path.is_file():
         return curves
     try:
-        rows = metrics_file.read_rows(path)
+        rows = logger.read_rows(path)
         covered = (row for row in rows if int(row["step"]) <= last)  # a run that goes on writes rows after it
-        if recorded is not None and metrics_file.total(covered) != recorded:
+        if recorded is not None and logger.total(covered) != recorded:
             raise ValueError("its rows are not those that were written")
         for row in rows:
             for name, text in row.items():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator
 
 from align.core.util.atomic_files import cache_directory
 from align.schemas.base import Config
@@ -120,3 +123,33 @@ class Reward:
 
     def close(self) -> None:
         """Give everything back; safe to call twice."""
+
+
+# What an answer is counted in, for rewards about length and repetition.
+
+Unit = Literal["tokens", "words", "characters"]
+
+
+def pieces(answer: Answer, unit: Unit) -> Sequence[int | str] | None:
+    """The answer in tokens, words (by whitespace) or characters; None where its tokens are not known."""
+    if unit == "tokens":
+        return None if answer.text and not answer.tokens else answer.tokens
+    return answer.text.split() if unit == "words" else answer.text
+
+
+NO_TOKENS = "its tokens are not known: give completion_ids, or set unit to words or characters"
+
+
+# Regular expressions in the settings of rewards.
+
+
+def compiles(pattern: str) -> str:
+    """The pattern itself. Raises ValueError where it is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"is not a regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(compiles)]

@@ -31,7 +31,7 @@ from align.core.rewards.base import Answer, Outcome, Place, Score
 from align.core.rewards.worker_process import LONGEST_REPLY
 from align.core.util import interpreter
 from align.schemas.errors import AlignError, Problem
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 
 _OPENING = 300.0
 """Seconds that a reward may take to open (imports included)."""

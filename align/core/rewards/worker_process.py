@@ -28,7 +28,7 @@ from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Place, Reward, Score
 from align.core.rewards.functions import from_function
 from align.schemas.errors import AlignError
-from align.schemas.rollout import RewardChoice
+from align.schemas.run import RewardChoice
 
 LONGEST_REPLY = 2**20
 """Bytes of a worker's reply; a longer one is an error."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,31 +23,120 @@ from transformers.utils import logging as transformers_logging
 
 from align.core.algorithm import contract
 from align.core.algorithm.online import Harvest
-from align.core.checksum import digest
 from align.core.engine import checkpoint, processes
 from align.core.engine.callbacks import Bar, Keeper, Metrics, Signals
 from align.core.engine.logger import Verified
-from align.core.engine.module import AlignModule
+from align.core.engine.module import AlignModule, NonFinite
 from align.core.engine.steps import StepLoader, fixed_steps
-from align.core.interrupt import Interrupted
 from align.core.models.export import export_from_state
 from align.core.online.alarm_callback import Alarms
 from align.core.online.collect import Prompts
 from align.core.online.phases import RolloutPhases
 from align.core.plugin_system.registry import registry
 from align.core.rewards.functions import STATE
-from align.core.train.failures import explained_failures
-from align.core.train.nonfinite import NonFinite
-from align.core.train.phaselog import PhaseLog
 from align.core.training.reward_stage import opened
 from align.core.training.row_stage import harvest
 from align.core.training.run_directory import RunDirectory, StageDirectory, located, what_is_learned
+from align.core.training.sample_log import PhaseLog
 from align.core.training.setup import Setup, set_up
-from align.core.util.liveness import Limits, watched
+from align.core.util import liveness
+from align.core.util.atomic_files import digest
+from align.core.util.liveness import Interrupted, Limits, watched
 from align.core.util.progress import showing, working
+from align.core.util.system_errors import explain
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Stage
 from align.schemas.text import stripped
+
+# Messages for a stage that failed: which process, on which machine, at which step, and what is saved.
+
+_GLOO = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
+"""Text in gloo's RuntimeErrors about a broken connection; torch has no class for them."""
+REPORT_SECONDS = 1.0
+"""Seconds that a process which lost its peers waits for one of them to report why it ended."""
+
+
+class Lost(AlignError):
+    """Raised for a collective that broke because another process is gone or silent: that process is the cause."""
+
+
+@contextmanager
+def explained_failures(place: StageDirectory) -> Iterator[None]:
+    """Raise errors of the machine and lost connections to other processes as AlignError, with the saved step."""
+    try:
+        yield
+    except AlignError:
+        raise
+    except Exception as error:
+        found = explain(error)
+        if found is None and not _is_lost(error):
+            raise
+        problems = _peers(place) if found is None else found.problems
+        kind = Lost if found is None else AlignError
+        raise kind("", problems=[*problems, *_saved(place)]) from error
+
+
+def worker_failed(ended: processes.Ended, place: StageDirectory) -> BaseException:
+    """Return the exception to raise for the worker that ended first."""
+    status = ended.status
+    number = -status if status < 0 else status - 128
+    if number in liveness.SIGNALS:
+        return Interrupted(number, checkpoint.last_step(place.checkpoints))
+    sign = liveness.signs(place.path).get(ended.rank)
+    reported = sign.error if sign is not None else ""
+    # Rank 0 has printed its error on this terminal; another rank's is repeated only where it is not above already.
+    if status == liveness.FAILED and not (ended.rank and reported and reported not in ended.stderr):
+        above = Problem(str(place.path), "a worker stopped for the reason above")
+        return AlignError("", problems=[above, *_saved(place)])
+    who = liveness.named(ended.rank, sign) if sign else f"rank {ended.rank} on {socket.gethostname()}"
+    if reported:
+        what, fix = f"stopped:\n{reported}", ""
+    elif number == signal.SIGKILL:
+        what = "was killed by SIGKILL: memory may have run out"
+        fix = "dmesg shows whether it did, and which process used it"
+    elif 0 < number < signal.NSIG:
+        what, fix = f"was killed by {signal.Signals(number).name}", ""
+    else:
+        what, fix = f"ended with status {status}", ""
+    problems = [Problem(who, what, fix)]
+    if ended.stderr and not reported:
+        problems.append(Problem("its last lines", ended.stderr.replace("\n", "\n    ")))
+    return AlignError("", problems=[*problems, *_saved(place)])
+
+
+def _saved(place: StageDirectory) -> list[Problem]:
+    step = checkpoint.last_step(place.checkpoints)
+    return [Problem(str(place.path), f"step {step} is saved", "--resume goes on from there")] if step else []
+
+
+def _is_lost(error: Exception) -> bool:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    broken = isinstance(error, RuntimeError) and any(text in str(error) for text in _GLOO)
+    return broken or isinstance(error, dist.DistError)
+
+
+def _peers(place: StageDirectory) -> list[Problem]:
+    """Return the errors that other processes of the group reported; without any, that the connection was lost."""
+    mine, world = processes.rank(), int(os.environ["WORLD_SIZE"])
+    until = time.monotonic() + REPORT_SECONDS  # a peer may be about to write its error
+    while True:
+        signs = liveness.signs(place.path)
+        reported = [
+            Problem(liveness.named(rank, sign), f"stopped:\n{sign.error}")
+            for rank, sign in signs.items()
+            if rank != mine and sign.error
+        ]
+        if reported or time.monotonic() > until:
+            break
+        time.sleep(0.05)
+    if reported:
+        return reported
+    absent = [f"rank {rank}" for rank in range(world) if rank not in signs]
+    what = f"{', '.join(absent)} never started" if absent else "lost its connection to another process of the group"
+    fix = "what started the processes names the one that ended first (torchrun: root cause)"
+    return [Problem(liveness.named(mine, signs.get(mine)), what, fix)]
+
 
 COMPARED = ("settings", "data", "steps")
 """Facts of a checkpoint that must be the same in a resumed run."""

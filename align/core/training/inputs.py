@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.core.data.locate import data_files
-from align.core.model.source import base_of, is_adapter, resolve_model_path
+from align.core.data.sources import data_files
+from align.core.models.architecture import base_of, is_adapter, resolve_model_path
 from align.core.plugin_system.registry import registry
 from align.core.rewards.scorer import reward_of
 from align.core.util.atomic_files import sha256

@@ -13,8 +13,7 @@ from align.core.algorithm.online import Harvest
 from align.core.config import run_file
 from align.core.engine import processes
 from align.core.plugin_system.registry import registry
-from align.core.train.failures import worker_failed
-from align.core.training.fit import fit, limits
+from align.core.training.fit import fit, limits, worker_failed
 from align.core.training.run_directory import RunDirectory, remembered
 from align.core.util.liveness import RANKS, failed
 from align.core.util.progress import working

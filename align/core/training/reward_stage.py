@@ -13,9 +13,8 @@ from align.core.algorithm.online import Online
 from align.core.data.examples import Examples
 from align.core.engine.steps import Cutter
 from align.core.generation.base import Generator, Subject
-from align.core.model.positions import limits_for
-from align.core.model.tokenizer import end_tokens
-from align.core.models.loading import build_policy, resolve_model_path
+from align.core.models.loading import build_policy, end_tokens, resolve_model_path
+from align.core.models.packing import limits_for
 from align.core.models.policy import Policy
 from align.core.models.reference import Reference
 from align.core.online.collect import Collector
@@ -27,8 +26,7 @@ from align.core.util.progress import working
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Hardware
 from align.schemas.records import Record
-from align.schemas.rollout import RewardChoice
-from align.schemas.run import Stage
+from align.schemas.run import RewardChoice, Stage
 
 NAMED = 5
 """Rows that a message names."""

@@ -11,6 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,27 +21,66 @@ import torch.distributed as dist
 
 from align.core.algorithm import contract
 from align.core.algorithm.online import Harvest
-from align.core.checksum import Damaged, digest, read_json, sealed
-from align.core.data.accept import Acceptance
 from align.core.data.encode import Encoder
-from align.core.data.template_checks import Settings
+from align.core.data.formats import Format
+from align.core.data.row_errors import RowError
+from align.core.data.rows import fitting
+from align.core.data.template_checks import CATALOGUE, Note, Settings
+from align.core.data.tokenize import examples_of
 from align.core.engine import processes
-from align.core.model.tokenizer import load_tokenizer
-from align.core.online.monitor import CHECK
+from align.core.models.loading import load_tokenizer
+from align.core.online.monitor import CHECK, answer_metrics, score_metrics
 from align.core.online.phases import RolloutPhases, why_unscored
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Score
-from align.core.rewards.scorer import Scored
-from align.core.rollout.metrics import answer_metrics, score_metrics
-from align.core.rollout.ties import leveled
+from align.core.rewards.scorer import Scored, leveled
 from align.core.training.reward_stage import opened
 from align.core.training.run_directory import ROWS, RunDirectory, StageDirectory, located, what_is_learned
 from align.core.training.setup import Setup
 from align.core.util import atomic_files
+from align.core.util.atomic_files import Damaged, digest, read_json, sealed
 from align.core.util.progress import track
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Hardware
 from align.schemas.run import Stage
+
+# Check rows before they are written, by reading and tokenising them as the next stage will.
+#
+# Every stage that makes rows checks them here, so that writing and reading share one definition of a good row.
+
+ANY = Settings((), scores_prompt=False, reward=False, max_length=2**31, truncation="error", allow=frozenset())
+"""Settings for rows whose reader is not known: every fault but length counts."""
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """The check of a row before it is written. encoder: of the tokenizer that will read it."""
+
+    encoder: Encoder
+    settings: Settings = ANY
+    formats: list[Format] = field(
+        default_factory=lambda: [known() for known in registry.working("format").values()], repr=False
+    )
+
+    def fault(self, row: Mapping[str, Any]) -> str:
+        """Return what is wrong with a row, starting with the kind of fault; "" for a good row."""
+        try:
+            record = fitting(self.formats, row)[0].convert(row, "row")
+            examples, notes = examples_of(record, self.encoder, replace(self.settings, learns_from=(record.kind,)))
+        except RowError as error:
+            return f"{error.kind}: {error.field} {error.what}"
+        except AlignError as error:
+            return "; ".join(problem.what for problem in error.problems)
+        for note in notes:
+            if self._stops(note):
+                detail = f" ({note.detail})" if note.detail else ""
+                return f"{note.finding}: {CATALOGUE[note.finding].what}{detail}"
+        return "" if examples else "empty: nothing in it is learned from"
+
+    def _stops(self, note: Note) -> bool:
+        if note.finding == "truncation" and self.settings.truncation != "error":
+            return False
+        return CATALOGUE[note.finding].level == "error" and note.finding not in self.settings.allow
 
 
 def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDirectory) -> None:

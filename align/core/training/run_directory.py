@@ -3,7 +3,7 @@
 run.yaml  manifest.json  .lock
 STAGE/  stage.json  metrics.csv  data_report.json  checkpoints/  export/  done.json
 
-Every JSON file carries the sha256 of its content (``align.core.checksum``). Nothing that training depends on is in one
+Every JSON file carries the sha256 of its content (``atomic_files``). Nothing that training depends on is in one
 file only, so a damaged file is reported and does not stop the run: settings and inputs are in the checkpoints too, and
 a stage whose ``done.json`` is damaged is finished again from its last checkpoint.
 """
@@ -21,8 +21,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from align.core import checksum
-from align.core.checksum import Damaged, digest
 from align.core.config import run_file
 from align.core.engine import checkpoint
 from align.core.plugin_system.registry import registry
@@ -30,13 +28,12 @@ from align.core.rewards.scorer import decisive, reward_of
 from align.core.training import inputs
 from align.core.training.inputs import Content, Input, without_paths
 from align.core.util import atomic_files
+from align.core.util.atomic_files import Damaged, digest
 from align.core.util.liveness import RANKS
-from align.schemas.choice import Choice
 from align.schemas.errors import AlignError, Problem
 from align.schemas.results import StageResult
-from align.schemas.rollout import RewardChoice
-from align.schemas.run import Override, Run, Stage
-from align.schemas.secrets import shown_argument
+from align.schemas.run import Choice, Override, RewardChoice, Run, Stage
+from align.schemas.text import shown_argument
 
 ROWS = "rows.jsonl"
 """What a stage that makes rows leaves in its export."""
@@ -52,7 +49,7 @@ _BY_CONTENT_MODEL = ("path", "revision", "chat_template")
 def what_is_learned(stage: Stage) -> dict[str, Any]:
     """Return the settings that decide the weights: all but those that change speed, memory or bookkeeping only.
 
-    Paths are left out: the files there are compared by content (``align.core.training.inputs``). ``stage`` is as the run
+    Paths are left out: the files there are compared by content (``training.inputs``). ``stage`` is as the run
     file has it, so that a run directory may be moved.
     """
     facts = stage.model_dump(mode="json", exclude=set(_SPEED_ONLY))
@@ -131,7 +128,7 @@ class StageDirectory:
     def result(self) -> StageResult | None:
         """Return the finished stage's result; None if it is not finished or its ``done.json`` is damaged."""
         try:
-            metrics = checksum.read_json(self.path / "done.json")["metrics"]
+            metrics = atomic_files.read_json(self.path / "done.json")["metrics"]
         except (FileNotFoundError, Damaged):
             return None
         return StageResult(self.path.name, self.path, self.export, metrics)
@@ -145,18 +142,18 @@ class StageDirectory:
             "metrics": dict(metrics),
             "settings": digest(what_is_learned(stage)),
             "logs": dict(logs or {}),
-            "files": checksum.file_sums(self.export),
+            "files": atomic_files.file_sums(self.export),
         }
-        checksum.write_json(self.path / "done.json", facts)
+        atomic_files.write_json(self.path / "done.json", facts)
 
     def verify_export(self) -> None:
         """Raise AlignError unless every file of the export is, to the byte, what the finished stage wrote."""
         again = f"remove {self.path / 'done.json'}, and --resume exports it again from the last checkpoint"
         try:
-            files = checksum.read_json(self.path / "done.json", again)["files"]
+            files = atomic_files.read_json(self.path / "done.json", again)["files"]
         except FileNotFoundError:
             raise AlignError("is not there yet", "train that stage first", where=str(self.export)) from None
-        if why := checksum.difference(self.export, files):
+        if why := atomic_files.difference(self.export, files):
             raise AlignError(f"is not what the stage exported: {why}", again, where=str(self.export))
 
     def check(self, stage: Stage, output: Path, resume: bool) -> None:
@@ -218,11 +215,11 @@ class StageDirectory:
             "rows": {each.name: each.content() for each in rows},
             "places": {each.name: each.place(output) for each in (*named, *rows)},
         }
-        checksum.write_json(self.path / "stage.json", facts)
+        atomic_files.write_json(self.path / "stage.json", facts)
 
     def inputs(self) -> dict[str, Any]:
         """Return the checksums of what the stage learns from, as ``begin`` recorded them."""
-        found: dict[str, Any] = checksum.read_json(self.path / "stage.json", "start again with --resume")["inputs"]
+        found: dict[str, Any] = atomic_files.read_json(self.path / "stage.json", "start again with --resume")["inputs"]
         return found
 
     def _phase(self) -> dict[str, Any] | None:
@@ -236,7 +233,7 @@ class StageDirectory:
         otherwise: the consequence of damage, printed with it on stderr; None to print nothing.
         """
         try:
-            return checksum.read_json(self.path / name)
+            return atomic_files.read_json(self.path / name)
         except FileNotFoundError:
             return None
         except Damaged as error:
@@ -328,7 +325,7 @@ class RunDirectory:
         """Add facts to ``manifest.json``, of the run or of one stage. A damaged file is reported and replaced."""
         manifest = _manifest(self.path) or {"stages": {}}
         (manifest if stage is None else manifest["stages"].setdefault(stage, {})).update(facts)
-        checksum.write_json(self.path / "manifest.json", manifest)
+        atomic_files.write_json(self.path / "manifest.json", manifest)
 
 
 def _of_starting_run(path: Path) -> bool:
@@ -345,11 +342,11 @@ def _manifest(output: Path) -> dict[str, Any]:
     """Return its content. A damaged one is reported and set aside, not refused: training reads nothing from it."""
     path = output / "manifest.json"
     try:
-        return checksum.read_json(path)
+        return atomic_files.read_json(path)
     except FileNotFoundError:
         return {}
     except Damaged as error:
-        aside = checksum.set_aside(path).name
+        aside = atomic_files.set_aside(path).name
         print(Problem(str(path), f"is damaged: {error.why}", f"a new one is started; kept as {aside}"), file=sys.stderr)
         return {}
 
@@ -362,7 +359,7 @@ def remembered(run: Run) -> Run:
     if run.project is None:
         return run
     try:
-        noted = checksum.read_json(Path(run.output) / "manifest.json").get("overrides", [])
+        noted = atomic_files.read_json(Path(run.output) / "manifest.json").get("overrides", [])
     except (FileNotFoundError, Damaged):
         return run
     given = {override.rule for override in run.overrides}

@@ -22,17 +22,14 @@ from align.core.data.step_plan import FORWARD
 from align.core.engine import processes
 from align.core.engine.steps import Cutter, EpochPhases, Phases
 from align.core.engine.strategy import Strategy, footprint
-from align.core.model.notes import notes
-from align.core.model.positions import check_lengths, limits_for, longest_sequence
-from align.core.models.loading import build_policy, load_tokenizer
-from align.core.models.packing import layout_for
+from align.core.models.loading import build_policy, load_tokenizer, notes
+from align.core.models.packing import check_lengths, layout_for, limits_for, longest_sequence
 from align.core.models.policy import Policy
 from align.core.models.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
 from align.core.online.collect import Prompts
 from align.core.online.phases import RolloutPhases
 from align.core.plugin_system.registry import registry
-from align.core.train.stream import StreamPhases
-from align.core.training.datasets import HeldOutSet, Preparation, Prepared
+from align.core.training.datasets import HeldOutSet, Preparation, Prepared, StreamPhases
 from align.core.training.reward_stage import build_critic, make_collector, refuse_unfit, settle
 from align.core.training.run_directory import RunDirectory
 from align.core.util.atomic_files import cache_directory

@@ -5,14 +5,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import itertools
+import json
 import os
 import re
 import shutil
+import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
+
+from align.schemas.errors import AlignError
+from align.schemas.text import stripped
 
 PARTIAL = ".tmp-"
 """What the names of half-written files and directories begin with."""
@@ -183,3 +190,183 @@ def sha256(path: Path) -> str:
     """Of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# JSON files that carry the sha256 of their own content, so that a reader can verify them.
+#
+#     {"metrics": {"loss": 1.5}, "sha256": "8c1b..."}
+#
+# The sum is over the content as sorted JSON, not over the file's bytes: indentation may change, a value may not.
+# Neither JSON nor SQLite nor a disk notices a flipped bit, so everything that align writes and later relies on has
+# such a sum.
+
+SUM = "sha256"
+"""Key of the sum, the last one of the object."""
+
+
+class Damaged(AlignError):
+    """Raised for a file whose content is not what was written."""
+
+    def __init__(self, path: Path, why: str, fix: str = "") -> None:
+        self.why = why
+        super().__init__(f"is damaged: {why}", fix, where=str(path))
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of a value as sorted JSON; what JSON lacks (dates, paths) counts as its string."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sealed(content: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """Return the content and its sum as JSON; on one line unless indented."""
+    plain = json.loads(json.dumps(content, default=str))  # as it will be read: keys are strings, tuples are lists
+    return json.dumps({**plain, SUM: digest(plain)}, indent=indent).encode()
+
+
+def verified(raw: bytes, must: bool = True) -> dict[str, Any]:
+    """Return the content of ``sealed``. Raises ValueError with the reason if it is not what was written.
+
+    must: refuse an object without a sum; pass False for a file that is only displayed, which may be older or made by
+    hand.
+    """
+    try:
+        content = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    if SUM not in content and must:
+        raise ValueError("it has no sha256 (an older align wrote none)")
+    if SUM in content and content.pop(SUM) != digest(content):
+        raise ValueError("its content differs from its sha256")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that ``read_json`` can verify, atomically."""
+    write_whole(path, sealed(content, indent=1))
+
+
+def read_json(path: Path, fix: str = "", must: bool = True) -> dict[str, Any]:
+    """Return the content of a file that ``write_json`` wrote.
+
+    fix: the advice in the message about a damaged file. must: as for ``verified``. Raises Damaged, or FileNotFoundError
+    if there is no file.
+    """
+    try:
+        return verified(path.read_bytes(), must)
+    except FileNotFoundError:
+        raise  # an absent file is not a damaged one: a new run has none of them
+    except OSError as error:
+        raise Damaged(path, f"it cannot be read ({error.strerror})", fix) from error
+    except ValueError as error:
+        raise Damaged(path, str(error), fix) from error
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, so that nobody reads it and nothing is lost; return its new path."""
+    # A second damaged file of the same name must not replace the first: it may hold what can still be recovered.
+    taken = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+    aside = next(name for name in taken if not name.exists())
+    return path.replace(aside)
+
+
+def file_sums(root: Path) -> dict[str, dict[str, Any]]:
+    """Return the size in bytes and the sha256 of every file under ``root``, by its path relative to it."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
+
+
+def difference(root: Path, sums: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the first difference from ``file_sums``, or None if those files are unchanged; others may be added."""
+    for name, expected in sums.items():
+        path = root / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
+        if sha256(path) != expected["sha256"]:
+            return f"{name} differs from its sha256"
+    return None
+
+
+# The lock of a cache entry: one process computes it, the others wait, within bounds and with a report. No torch.
+
+LONGEST_WAIT = 3600.0
+"""Seconds to wait for another process, unless ``ALIGN_CACHE_WAIT`` says how many."""
+REPORTED_AFTER = 5.0
+"""Seconds of waiting after which it is reported; again whenever the time has doubled."""
+POLL = 0.1
+
+
+@contextmanager
+def making(entry: Path) -> Iterator[bool]:
+    """Hold the lock of a cache entry while it is made. Yields True if another process had it: look for the entry again.
+
+    Entries are named after what they hold and appear whole, so two processes that make the same one do no harm: the
+    lock only saves work. That is why the wait has an end, after which the entry is made here too, and why a cache that
+    cannot be locked is no error here: writing to it will say what is wrong.
+    """
+    place = entry.with_name(f".lock-{entry.name}")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        yield False
+        return
+    try:
+        locked, waited = _wait(descriptor, entry)
+        if locked:
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        try:
+            yield waited
+        finally:
+            if locked:
+                # A process that waits on the removed file and one that makes a new one may both get a lock: only work
+                # is then done twice.
+                with suppress(OSError):
+                    place.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _wait(descriptor: int, entry: Path) -> tuple[bool, bool]:
+    """Wait for the lock; return (True if this process now holds it, True if another process held it before)."""
+    # Polled, not a blocking flock: only so can the wait be reported and have an end.
+    longest, began, report = longest_wait(), time.monotonic(), REPORTED_AFTER
+    waits = False
+    first = os.environ.get("RANK", "0") == "0"  # in a group the others always wait for rank 0: only it reports
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True, waits
+        except BlockingIOError:
+            waits = True
+        except OSError:  # a file system without locks
+            return False, waits
+        waited = time.monotonic() - began
+        late = waited > longest
+        if late or (first and waited > report):
+            report = 2 * waited
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            end = "it is made here too" if late else f"at most {longest:g} s (ALIGN_CACHE_WAIT)"
+            print(
+                stripped(f"{entry}: {holder} is making it; waited {waited:.0f} s, {end}"), file=sys.stderr, flush=True
+            )
+        if late:
+            return False, waits
+        time.sleep(POLL)
+
+
+def longest_wait() -> float:
+    """Return how long to wait for another process. Raises AlignError where ``ALIGN_CACHE_WAIT`` is no number."""
+    given = os.environ.get("ALIGN_CACHE_WAIT", "")
+    try:
+        seconds = float(given or LONGEST_WAIT)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise AlignError(f"is {given!r}", "give a number of seconds", where="ALIGN_CACHE_WAIT")
+    return seconds

@@ -25,7 +25,7 @@ from typing import Any
 import httpx2
 
 from align.schemas.errors import AlignError
-from align.schemas.secrets import redacted
+from align.schemas.text import redacted
 
 CONNECT = 10.0
 """Most seconds for a connection, TLS included."""

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from align.core.algorithm.best_of_n import best_of_k, kl_bound, pass_at_k, powers
 from align.core.algorithm.online import Harvest
-from align.core.rollout.ties import reaches, tied
+from align.core.rewards.scorer import reaches, tied
 from align.schemas.records import Content
 
 

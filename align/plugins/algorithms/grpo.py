@@ -21,11 +21,10 @@ from torch import Tensor
 
 from align.core.algorithm import policy_loss as r
 from align.core.algorithm.advantages import join, less_mean, per_answer, rewards, scaled
-from align.core.algorithm.base import Metric, Outcome
+from align.core.algorithm.base import Metric, Outcome, token_metrics
 from align.core.algorithm.kl import KL
 from align.core.algorithm.online import Credit, Group, Online
 from align.core.data.batch import Batch
-from align.core.losses import token_metrics
 
 
 class GRPO(Online):

@@ -10,10 +10,9 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Metric, Outcome, Term
+from align.core.algorithm.base import Algorithm, Metric, Outcome, Term, token_metrics
 from align.core.data import examples as data
 from align.core.data.batch import Batch
-from align.core.losses import token_metrics
 
 
 def kto(ratio_B: Tensor, desirable_B: Tensor, z: Tensor, beta: float) -> Tensor:

@@ -9,11 +9,10 @@ import numpy as np
 from pydantic import Field, PositiveFloat
 
 from align.core.algorithm.advantages import kept, rewards
-from align.core.algorithm.base import Metric, Outcome, Term
+from align.core.algorithm.base import Metric, Outcome, Term, logistic, preference_metrics
 from align.core.algorithm.online import Credit, Group, Online, sequence_of
 from align.core.data.batch import Batch
 from align.core.data.examples import Example
-from align.core.losses import logistic, preference_metrics
 
 
 class OnlineDPO(Online):

@@ -6,9 +6,8 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Metric, Outcome, Term
+from align.core.algorithm.base import Algorithm, Metric, Outcome, Term, logistic, preference_metrics
 from align.core.data.batch import Batch
-from align.core.losses import logistic, preference_metrics
 
 ALMOST_SURE = -1e-7
 """Log of the largest probability whose odds are still told apart in float32."""

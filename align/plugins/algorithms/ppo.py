@@ -22,12 +22,11 @@ from align.core.algorithm.advantages import (
     token_rewards,
     whiten,
 )
-from align.core.algorithm.base import Metric, Outcome, Term
+from align.core.algorithm.base import Metric, Outcome, Term, token_metrics
 from align.core.algorithm.kl import KL
 from align.core.algorithm.online import Credit, CriticSpec, Group, Online
 from align.core.algorithm.policy_loss import clip_metrics, clipped, log_ratio, token_ratio, weighted
 from align.core.data.batch import Batch
-from align.core.losses import token_metrics
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

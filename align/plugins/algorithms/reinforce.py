@@ -27,11 +27,10 @@ from align.core.algorithm.advantages import (
     token_rewards,
     whiten,
 )
-from align.core.algorithm.base import Metric, Outcome
+from align.core.algorithm.base import Metric, Outcome, token_metrics
 from align.core.algorithm.kl import KL
 from align.core.algorithm.online import Credit, Group, Online
 from align.core.data.batch import Batch
-from align.core.losses import token_metrics
 
 
 class Reinforce(Online):

@@ -6,9 +6,8 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Metric, Outcome, Term
+from align.core.algorithm.base import Algorithm, Metric, Outcome, Term, logistic
 from align.core.data.batch import Batch
-from align.core.losses import logistic
 
 
 def bradley_terry(chosen_E: Tensor, rejected_E: Tensor, margin_E: Tensor) -> Tensor:

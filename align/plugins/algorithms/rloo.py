@@ -8,13 +8,12 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from align.core.algorithm.advantages import join, less_siblings, mean, per_answer, rewards, scaled
-from align.core.algorithm.base import Metric, Outcome, Term
+from align.core.algorithm.base import Metric, Outcome, Term, token_metrics
 from align.core.algorithm.online import Credit, Group, Online
 from align.core.algorithm.policy_loss import clip_metrics, clipped, product_ratio
 from align.core.data.batch import Batch
-from align.core.losses import token_metrics
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Rollout
+from align.schemas.run import Rollout
 
 
 class RLOO(Online):

@@ -7,9 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.algorithm.base import Algorithm, Outcome, Term, token_metrics
 from align.core.data.batch import Batch
-from align.core.losses import token_metrics
 
 
 def nll(logp_T: Tensor) -> Tensor:

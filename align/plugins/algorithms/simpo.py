@@ -5,9 +5,8 @@ from __future__ import annotations
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.algorithm.base import Algorithm, Outcome, Term, logistic, preference_metrics
 from align.core.data.batch import Batch
-from align.core.losses import logistic, preference_metrics
 
 
 def simpo(chosen_E: Tensor, rejected_E: Tensor, beta: float, gamma: float) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from align.core.data import fields
+from align.core.data import formats
 from align.core.data.formats import Format, Shape
-from align.schemas.records import Kind, Message
+from align.core.data.row_errors import RowError, a
+from align.schemas.records import Kind, Message, Record
 
 _PAIRS = (("human", "assistant"), ("input", "output"))
 """Names of the two sides of a round in ms-swift and in Capybara."""
@@ -33,14 +35,14 @@ class ShareGPT(Format):
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
         """The conversation, or a prompt and its answers."""
         if kind == "preference":
-            answers = {name: fields.turns(row, name) for name in ("chosen", "rejected")}
-            return fields.join(fields.turns(row, "conversations"), "conversations", answers)
+            answers = {name: formats.turns(row, name) for name in ("chosen", "rejected")}
+            return formats.join(formats.turns(row, "conversations"), "conversations", answers)
         key = "conversations" if row.get("conversations") is not None else "conversation"
-        messages = fields.answered(_rounds(row, key) or fields.turns(row, key), key)
+        messages = formats.answered(_rounds(row, key) or formats.turns(row, key), key)
         if kind == "text":
             return {"text": messages}
         tag = "kto_tag" if row.get("kto_tag") is not None else "label"
-        return {**fields.judged(messages, key), "label": fields.boolean(row, tag)}
+        return {**formats.judged(messages, key), "label": formats.boolean(row, tag)}
 
 
 def _rounds(row: Mapping[str, Any], key: str) -> list[Message]:
@@ -52,5 +54,141 @@ def _rounds(row: Mapping[str, Any], key: str) -> list[Message]:
                 for item in row[key]
                 for role, side in zip(("user", "assistant"), pair, strict=True)
             ]
-            return fields.messages(turns, key) if turns else []
+            return formats.messages(turns, key) if turns else []
     return []
+
+
+# ``{"instruction": ..., "input": ..., "output": ...}``: Stanford Alpaca, with LLaMA-Factory's further columns.
+
+_OPTIONAL = ("input", "history")
+
+
+class Alpaca(Format):
+    """``{"instruction": str, "input": str, "output": str}``, read as a conversation.
+
+    The instruction and, below it, the input become one message of the user. ``history`` (pairs of an earlier message
+    and its answer) comes first. With ``chosen`` and ``rejected`` in place of ``output`` it is a preference; with a
+    boolean ``kto_tag``, an unpaired row; for a stage that learns from prompts, the prompt alone.
+    """
+
+    name = "alpaca"
+    shapes = (
+        Shape("prompt", ("instruction",), optional=_OPTIONAL),
+        Shape("completion", ("instruction", "output"), optional=_OPTIONAL),
+        Shape("preference", ("instruction", "chosen", "rejected"), optional=_OPTIONAL),
+        Shape("unpaired", ("instruction", "output", "kto_tag"), optional=_OPTIONAL),
+    )
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """The conversation up to the answer, and the answer or answers."""
+        asked = [formats.string(row, "instruction"), formats.optional_string(row, "input")]
+        prompt: list[Message] = _history(row)
+        prompt.append({"role": "user", "content": "\n".join(filter(None, asked))})
+        answers: dict[str, Any] = {}
+        if kind == "preference":
+            answers = {name: formats.content(row, name) for name in ("chosen", "rejected")}
+        elif kind != "prompt":
+            answers = {"completion": formats.string(row, "output")}
+        called = "" if kind == "preference" else "output"
+        found: dict[str, Any] = formats.join(prompt, "instruction", answers, called)
+        return {**found, "label": formats.boolean(row, "kto_tag")} if kind == "unpaired" else found
+
+
+def _history(row: Mapping[str, Any]) -> list[Message]:
+    found: list[Message] = []
+    for index, turn in enumerate(formats.structure(row, "history", list) or ()):
+        where = f"history[{index}]"
+        if not (isinstance(turn, list) and len(turn) == 2):
+            raise RowError("wrong-type", f"is {a(turn)}, not a pair of what was said and answered", where)
+        said = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), turn, strict=True)]
+        found += formats.messages(said, where)
+    return found
+
+
+# ``{"query": ..., "tools": ..., "answers": [{"name": ..., "arguments": ...}]}``: xLAM's calls of functions.
+
+
+class XLAM(Format):
+    """``{"query": str, "tools": list, "answers": list of calls}``, the lists also as strings of JSON.
+
+    The query becomes the user's message, the answers become the assistant's calls.
+    """
+
+    name = "xlam"
+    shapes = (Shape("completion", ("query", "tools", "answers")),)
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """The query, and one message with all calls."""
+        calls = formats.structure(row, "answers", list)
+        if not calls:
+            raise RowError("empty", "has no calls", "answers")
+        try:
+            [answer] = formats.messages([{"role": "assistant", "tool_calls": calls}], "")
+        except RowError as error:
+            _, _, inside = error.field.partition("tool_calls")
+            raise RowError(error.kind, error.what, f"answers{inside}") from None
+        prompt = [{"role": "user", "content": formats.string(row, "query")}]
+        return formats.join(prompt, "query", {"completion": [answer]}, "answers")
+
+
+# ``{"data_source": ..., "prompt": [...], "reward_model": {"ground_truth": ...}}``: rows of veRL's Parquet files.
+
+
+class Verl(Format):
+    """``{"data_source": str, "prompt": messages, "reward_model": {"style": str, "ground_truth": ...}, ...}``.
+
+    All columns are handed on; ``reward_model.ground_truth`` also as ``solution``, which rewards look for.
+    """
+
+    name = "verl"
+    shapes = (Shape("prompt", ("data_source", "prompt", "reward_model"), kept=("data_source", "reward_model")),)
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """The prompt."""
+        if not isinstance(row["reward_model"], dict):
+            raise RowError("wrong-type", f"is {a(row['reward_model'])}, not an object", "reward_model")
+        return formats.join(formats.content(row, "prompt"), "prompt", {})
+
+    def convert(self, row: Mapping[str, Any], source: str) -> Record:
+        """As every format, and the solution found."""
+        record = super().convert(row, source)
+        if "ground_truth" not in row["reward_model"]:
+            return record
+        return replace(record, columns={"solution": row["reward_model"]["ground_truth"], **record.columns})
+
+
+# ``{"input": ..., "output": ...}`` and its relatives: the default keys of OpenRLHF's data sets.
+
+
+class OpenRLHF(Format):
+    """``{"input"}`` with or without others, each of them a string or messages.
+
+    With ``output`` it is a completion, with ``chosen`` and ``rejected`` a preference, with ``output`` and a boolean
+    ``label`` unpaired. Alone it is a prompt, whose ``label`` (the right answer) is handed on and is also ``solution``,
+    which rewards look for.
+    """
+
+    name = "openrlhf"
+    shapes = (
+        Shape("prompt", ("input",), optional=("label",), kept=("label",)),
+        Shape("completion", ("input", "output")),
+        Shape("preference", ("input", "chosen", "rejected"), optional=("margin",)),
+        Shape("unpaired", ("input", "output", "label")),
+    )
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """Input as the prompt, and what the kind has beside it."""
+        prompt = formats.content(row, "input")
+        if kind == "preference":
+            answers = {name: formats.content(row, name) for name in ("chosen", "rejected")}
+            return {**formats.join(prompt, "input", answers), "margin": formats.number(row, "margin")}
+        answers = {"completion": formats.content(row, "output")} if kind in ("completion", "unpaired") else {}
+        found: dict[str, Any] = formats.join(prompt, "input", answers, "output")
+        return {**found, "label": formats.boolean(row, "label")} if kind == "unpaired" else found
+
+    def convert(self, row: Mapping[str, Any], source: str) -> Record:
+        """As every format, and a prompt's label also as its solution."""
+        record = super().convert(row, source)
+        if record.kind != "prompt" or "label" not in row:
+            return record
+        return replace(record, columns={"solution": row["label"], **record.columns})

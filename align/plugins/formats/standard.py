@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from align.core.data import fields
+from align.core.data import formats
 from align.core.data.formats import Format, Shape
 from align.core.data.row_errors import RowError
 from align.schemas.records import Content, Kind
@@ -32,15 +32,15 @@ class Preference(Format):
         """Prompt, chosen, rejected and margin."""
         whole = row.get("chosen") is None and "chosen_messages" in row
         names = ("chosen_messages", "rejected_messages") if whole else ("chosen", "rejected")
-        chosen, rejected = (fields.content(row, name) for name in names)
-        prompt = None if row.get("prompt") is None else fields.content(row, "prompt")
+        chosen, rejected = (formats.content(row, name) for name in names)
+        prompt = None if row.get("prompt") is None else formats.content(row, "prompt")
         asked = next((key for key in _ASKED if isinstance(row.get(key), str) and row[key].strip()), None)
         if prompt is None and asked and isinstance(chosen, str):
             what = (
                 f"is missing, and {asked!r} is not read; if that is it, read it so, with columns: {{prompt: {asked}}}"
             )
             raise RowError("missing-field", what, "prompt")
-        return {**_pair(prompt, chosen, rejected), "margin": fields.number(row, "margin")}
+        return {**_pair(prompt, chosen, rejected), "margin": formats.number(row, "margin")}
 
 
 def _pair(prompt: Content | None, chosen: Content, rejected: Content) -> dict[str, Content]:
@@ -48,10 +48,10 @@ def _pair(prompt: Content | None, chosen: Content, rejected: Content) -> dict[st
         raise RowError("same-answers", "is the same as chosen", "rejected")
     whole = isinstance(chosen, list) and isinstance(rejected, list) and chosen[0]["role"] != "assistant"
     if prompt is not None and not (isinstance(prompt, str) and whole):
-        return fields.join(prompt, "prompt", {"chosen": chosen, "rejected": rejected})
+        return formats.join(prompt, "prompt", {"chosen": chosen, "rejected": rejected})
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise RowError("wrong-type", "is not of the same style (string or messages) as chosen", "rejected")
-    cut = fields.shared_prompt(chosen, rejected)
+    cut = formats.shared_prompt(chosen, rejected)
     if not cut:
         raise RowError("missing-field", "is missing, and chosen and rejected share no beginning", "prompt")
     shared = chosen[:cut]
@@ -59,5 +59,92 @@ def _pair(prompt: Content | None, chosen: Content, rejected: Content) -> dict[st
         raise RowError("message-order", "is not the last thing said before chosen and rejected part", "prompt")
     answers = {"chosen": chosen[cut:], "rejected": rejected[cut:]}
     for name, answer in answers.items():
-        fields.begins(answer, name)
-    return fields.join(shared, "chosen", answers)
+        formats.begins(answer, name)
+    return formats.join(shared, "chosen", answers)
+
+
+# ``{"text": "..."}``: plain text, all of which is learned.
+
+
+class Text(Format):
+    """``{"text": str}``."""
+
+    name = "text"
+    shapes = (Shape("text", ("text",)),)
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """The text."""
+        return {"text": formats.string(row, "text")}
+
+
+# ``{"messages": [{"role": ..., "content": ...}, ...]}``: OpenAI's and TRL's conversations.
+
+
+class Messages(Format):
+    """``{"messages": [{"role": str, "content": str}, ...]}``, the list also as a string of JSON.
+
+    With a boolean ``label``, it judges the last message. With ``rejected_response`` (ms-swift: a string or messages),
+    the last message is the chosen answer and that the rejected one.
+    """
+
+    name = "messages"
+    shapes = (
+        Shape("text", ("messages",)),
+        Shape("unpaired", ("messages", "label")),
+        Shape("preference", ("messages", "rejected_response"), optional=("margin",)),
+    )
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """The conversation, which must have an assistant message; or its last message as the answer to the rest."""
+        messages = formats.dialogue(row, "messages")
+        if kind == "text":
+            return {"text": messages}
+        if kind == "unpaired":
+            return {**formats.judged(messages, "messages"), "label": formats.boolean(row, "label")}
+        answers = {"chosen": messages[-1:], "rejected": formats.content(row, "rejected_response")}
+        return {**formats.join(messages[:-1], "messages", answers), "margin": formats.number(row, "margin")}
+
+
+# ``{"prompt": ...}``: something to be answered (online learning).
+
+
+class Prompt(Format):
+    """``{"prompt": str or messages}``."""
+
+    name = "prompt"
+    shapes = (Shape("prompt", ("prompt",)),)
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """The prompt, after which it is the assistant's turn."""
+        return formats.join(formats.content(row, "prompt"), "prompt", {})
+
+
+# ``{"prompt": ..., "completion": ...}``: a prompt and its answer.
+
+
+class PromptCompletion(Format):
+    """``{"prompt": str or messages, "completion": str or messages}``."""
+
+    name = "prompt-completion"
+    shapes = (Shape("completion", ("prompt", "completion")),)
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """Prompt and completion."""
+        completion = formats.content(row, "completion")
+        return formats.join(formats.content(row, "prompt"), "prompt", {"completion": completion})
+
+
+# ``{"prompt": ..., "completion": ..., "label": true}``: an answer and whether it is good (KTO).
+
+
+class Unpaired(Format):
+    """``{"prompt": str or messages, "completion": str or messages, "label": bool}``."""
+
+    name = "unpaired"
+    shapes = (Shape("unpaired", ("prompt", "completion", "label")),)
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """Prompt, completion and label."""
+        completion = formats.content(row, "completion")
+        found = formats.join(formats.content(row, "prompt"), "prompt", {"completion": completion})
+        return {**found, "label": formats.boolean(row, "label")}

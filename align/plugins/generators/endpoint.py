@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from align.core.generation.base import Floats, Generator, Interrupt, Request, Sample, Subject, Tokens
 from align.core.util.http import Client, secret
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 FINISHED: dict[str | None, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
 

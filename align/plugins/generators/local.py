@@ -17,7 +17,7 @@ from align.core.generation.decode import Voice
 from align.core.models.loading import build_policy
 from align.core.models.policy import Policy
 from align.core.models.precompute import detached_logp
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 
 class Local(Generator):

@@ -11,10 +11,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
-from align.core.checksum import set_aside
-from align.core.engine.logger import Logger
-from align.core.metrics_file import chained, read_rows, total
-from align.core.util.atomic_files import naming, write_whole
+from align.core.engine.logger import Logger, chained, read_rows, total
+from align.core.util.atomic_files import naming, set_aside, write_whole
 from align.schemas.errors import Problem
 
 

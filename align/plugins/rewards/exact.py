@@ -9,8 +9,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from align.core.rewards.base import Answer, Reward, Score
-from align.core.rollout.patterns import Pattern
+from align.core.rewards.base import Answer, Pattern, Reward, Score
 
 
 class Exact(Reward):

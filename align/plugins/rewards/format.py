@@ -10,8 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import fastjsonschema
 from pydantic import Field, model_validator
 
-from align.core.rewards.base import Answer, Reward, Score
-from align.core.rollout.patterns import Pattern
+from align.core.rewards.base import Answer, Pattern, Reward, Score
 from align.schemas.errors import AlignError
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL)

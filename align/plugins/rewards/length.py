@@ -13,11 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
 
-from align.core.rewards.base import Answer, Place, Reward, Score
+from align.core.rewards.base import NO_TOKENS, Answer, Place, Reward, Score, Unit, pieces
 from align.core.rewards.scorer import Opened, reward_of
-from align.core.rollout.units import NO_TOKENS, Unit, pieces
-from align.schemas.choice import spelt_out
-from align.schemas.rollout import BESIDE_REWARD, RewardChoice
+from align.schemas.run import BESIDE_REWARD, RewardChoice, spelt_out
 
 Judge = Annotated[RewardChoice, BeforeValidator(lambda value: spelt_out(value, BESIDE_REWARD))]
 

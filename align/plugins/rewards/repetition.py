@@ -6,8 +6,7 @@ from collections.abc import Hashable, Sequence
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from align.core.rewards.base import Answer, Reward, Score
-from align.core.rollout.units import NO_TOKENS, Unit, pieces
+from align.core.rewards.base import NO_TOKENS, Answer, Reward, Score, Unit, pieces
 
 
 def repeated(said: Sequence[Hashable], n: int) -> float:

@@ -7,12 +7,12 @@ sharded checkpoint's metadata is a raw pickle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from align.core.engine.strategy import Strategy
-from align.schemas.hardware import Hardware
+from align.schemas.errors import AlignError
+from align.schemas.hardware import Footprint, Hardware
 
 _DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -95,3 +96,55 @@ class WholeCheckpoints(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Done in ``load_checkpoint``."""
+
+
+# Replicas: every process holds the whole model, gradients are averaged (torch DistributedDataParallel).
+
+
+class DDP(Strategy):
+    """A whole replica on every device; the fastest where the model, its gradients and optimizer state fit."""
+
+    name = "ddp"
+
+    def trainer_strategy(self, hardware: Hardware) -> Any:
+        """Gloo on CPUs, NCCL on GPUs."""
+        return DDPStrategy(
+            process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo",
+            timeout=timedelta(seconds=hardware.timeout),
+        )
+
+
+# One process, one device.
+
+
+class Single(Strategy):
+    """Everything in one process on one device."""
+
+    name = "single"
+
+    def settle(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+        """Raises AlignError for more than one device."""
+        if hardware.world_size > 1:
+            raise AlignError(
+                f"is single, but the run has {hardware.world_size} devices",
+                "choose ddp, fsdp or auto, or devices.count: 1",
+                where="devices.strategy",
+            )
+        return self
+
+    def trainer_strategy(self, hardware: Hardware) -> Any:
+        """Lightning's own choice for one device."""
+        return "auto"
+
+
+# Ask the plugins (``choose_strategy``); align's own answer comes last.
+
+
+class Auto(Strategy):
+    """The default: single on one device; on several, ddp if a replica fits, else fsdp. A plugin may override it."""
+
+    name = "auto"
+
+    def settle(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+        """What was chosen, settled in its turn."""
+        return choose().settle(hardware, footprint, choose)

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from align.core.data.lint.finding import LintFinding
 from align.core.data.lint.linter import Linter, Looking
 from align.core.data.lint.overlap import read_suite
-from align.core.data.read import Reading
 from align.core.data.row_errors import BadRow
+from align.core.data.sources import Reading
 from align.schemas.errors import AlignError
 from align.schemas.run import Source
 

@@ -10,8 +10,8 @@ from align.core.data.formats import KINDS
 from align.core.data.lint.finding import RANK, Level, LintFinding
 from align.core.data.lint.lengths import Lengths
 from align.core.data.lint.linter import Linter, Looking
-from align.core.data.read import Reading
 from align.core.data.row_errors import BadRow, BadRows
+from align.core.data.sources import Reading
 from align.core.util.progress import working
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind

@@ -12,9 +12,8 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.algorithm.base import Algorithm, Outcome, Term, preference_metrics
 from align.core.data.batch import Batch
-from align.core.losses import preference_metrics
 from align.plugins.algorithms.dpo.equations import DIVERGENCES, LOSSES, reads
 from align.schemas.run import Fraction
 

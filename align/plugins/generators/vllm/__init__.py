@@ -19,7 +19,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from align.core.generation.base import Floats, Generator, Request, Sample, Subject, Tokens
 from align.schemas.errors import AlignError
-from align.schemas.rollout import Sampling
+from align.schemas.run import Sampling
 
 if TYPE_CHECKING:
     from align.core.models.policy import Policy

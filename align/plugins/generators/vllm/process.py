@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from align.core.engine.checkpoint import random_state, set_random_state
 from align.core.generation.base import Floats, Interrupt, Sample, Tokens
-from align.core.train.random import random_state, set_random_state
 from align.plugins.generators.vllm import SCORING, VLLM
 from align.plugins.generators.vllm.weights import checkpoint_tensors
 from align.schemas.errors import AlignError

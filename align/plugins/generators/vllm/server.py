@@ -21,9 +21,9 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
+from align.core.engine.checkpoint import everyone
 from align.core.engine.processes import rank
 from align.core.generation.base import Floats, Interrupt, Sample, Tokens
-from align.core.train.random import everyone
 from align.core.util.atomic_files import sha256
 from align.core.util.http import Client, Failed, secret
 from align.plugins.generators.vllm import SCORING, VLLM

@@ -14,11 +14,9 @@ from align.plugins.rewards.ai_feedback.judge import Reply
 from align.plugins.rewards.ai_feedback.memory import Ledger, Use
 from align.plugins.rewards.ai_feedback.prompts import Conversation
 from align.plugins.rewards.ai_feedback.settings import Settings
-from align.schemas.choice import Choice
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record
-from align.schemas.rollout import Sampling
-from align.schemas.run import Model
+from align.schemas.run import Choice, Model, Sampling
 
 AT_ONCE = 16
 """Conversations between two looks at memory: what a kill can cost."""

@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from align.core.checksum import digest
+from align.core.util.atomic_files import digest
 from align.schemas.errors import AlignError
 
 

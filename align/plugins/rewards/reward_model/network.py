@@ -12,18 +12,14 @@ from transformers import AutoConfig
 
 from align.core.data.batch import collate
 from align.core.data.chat_template import drafts
-from align.core.data.encode import Encoder
+from align.core.data.encode import Encoder, Refusal
 from align.core.data.examples import Example, TokenSequence
-from align.core.data.findings import CATALOGUE
-from align.core.data.guard import Refusal
 from align.core.data.step_plan import FORWARD, Layout, cut
-from align.core.data.template_checks import Settings
-from align.core.model.positions import limits_for
-from align.core.model.source import is_adapter, resolve_model_path
-from align.core.model.weights import without_gradient_or_dropout
+from align.core.data.template_checks import CATALOGUE, Settings
+from align.core.models.architecture import is_adapter, resolve_model_path
 from align.core.models.loading import build_policy
-from align.core.models.packing import layout_for
-from align.core.models.policy import Scores
+from align.core.models.packing import layout_for, limits_for
+from align.core.models.policy import Scores, without_gradient_or_dropout
 from align.core.rewards.base import Answer, Score
 from align.schemas.errors import AlignError
 from align.schemas.records import Record

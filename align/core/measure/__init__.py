@@ -1,1 +1,0 @@
-"""Short probes of the untouched model that replace guesses: what ``align advise --measure`` runs."""
