@@ -61,6 +61,24 @@ def test_the_kl_in_the_reward_by_hand() -> None:
     assert advantages.rewards(group, 0.5, "k3")[0] == pytest.approx(1 - 0.5 * k3)
 
 
+def test_without_a_price_the_reward_is_as_it_was_given() -> None:
+    """Whatever the KL, and where it was not measured."""
+    far, unmeasured = answer(1.0, [-1.0], [-3.0]), answer(0.5)
+    unmeasured.logp = None
+    assert advantages.rewards([far, unmeasured]).tolist() == [1.0, 0.5]
+
+
+def test_equal_rewards_have_no_advantage_to_the_last_bit() -> None:
+    """0.1 three times has the mean 0.10000000000000002."""
+    assert advantages.less_mean(array([0.1, 0.1, None, 0.1]))[[0, 1, 3]].tolist() == [0, 0, 0]
+    assert advantages.less_siblings(array([0.1, 0.1, 0.1])).tolist() == [0, 0, 0]
+
+
+def test_nothing_known_is_not_a_number_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    assert math.isnan(advantages.mean(array([None, None]))) and advantages.std(array([None])) == 0.0
+    assert not recwarn.list
+
+
 @given(st.lists(maybe, min_size=1, max_size=8))
 def test_advantages_of_a_group_sum_to_zero(rewards: list[float | None]) -> None:
     for advantage in (advantages.less_mean(array(rewards)), advantages.less_siblings(array(rewards))):
@@ -111,7 +129,11 @@ def test_the_credit_of_whole_answers() -> None:
     assert [a.tolist() for a in made.along["advantage"]] == [[0.5, 0.5], [0.0], [-0.5], [0.0]]
     assert all(a.dtype == np.float32 for a in made.along["advantage"])
     assert made.keep.tolist() == [True, False, True, False]
+    assert advantages.kept(groups).tolist() == [True, False, True, False]
     assert advantages.kept(groups, mask_truncated_completions=True).tolist() == [True, False, False, False]
+    masked = advantages.per_answer(groups, [np.zeros(len(group)) for group in groups], mask_truncated_completions=True)
+    assert masked.keep.tolist() == [True, False, False, False]
+    assert advantages.kept([]).dtype == bool
     assert advantages.per_answer([], []).keep.tolist() == []
 
 
@@ -138,6 +160,7 @@ def test_gae_is_the_sum_that_defines_it(steps: list[tuple[float, float]], gamma:
     to_go = [sum(gamma**i * reward[t + i] for i in range(n - t)) for t in range(n)]
     assert advantages.gae(reward, value, gamma, 1.0)[1] == pytest.approx(to_go, abs=1e-9)
     assert advantages.reward_to_go(reward, gamma) == pytest.approx(to_go, abs=1e-9)
+    assert advantages.reward_to_go(reward) == pytest.approx(np.cumsum(reward[::-1])[::-1], abs=1e-9)
     assert advantages.gae(reward, value, gamma, 0.0)[0] == pytest.approx(delta, abs=1e-9)
 
 
@@ -153,6 +176,8 @@ def test_whitening_is_over_all_tokens_and_passes_over_the_unscored() -> None:
     assert [*first, *last] == pytest.approx([-1, 0, 1], abs=1e-7)
     assert np.isnan(unscored).all()
     assert advantages.finite([unscored])[0].tolist() == [0, 0, 0]
+    # 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2.
+    assert advantages.whiten([np.array([1.0, 2.0, 6.0])])[0] == pytest.approx(np.array([-2, -1, 3]) / math.sqrt(7))
     assert advantages.whiten([np.array([5.0])])[0].tolist() == [0.0]
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from align.core.algorithm import importance_weights
 from align.core.algorithm.importance_weights import weights
 from align.core.algorithm.online import Experience
 from align.schemas.run import Mismatch
@@ -111,6 +112,28 @@ def test_extreme_gaps_stay_finite_and_what_is_not_a_number_is_not_hidden() -> No
         assert found is None or np.isfinite(np.concatenate(found)).all()
     found, _ = weights([answer(math.nan), answer(0.0)], Mismatch(type="mask"))
     assert found is not None and np.isnan(found[0]).all() and found[1].tolist() == [1.0]
+
+
+def test_answers_without_tokens_have_no_weights_and_weigh_one() -> None:
+    found, metrics = weights([answer(), answer()], Mismatch(type="mask"))
+    assert found is not None and metrics == {}
+    assert [(w.shape, w.dtype) for w in found] == [((0,), np.float32)] * 2
+    found, metrics = weights([answer(LN2), answer()], Mismatch(type="truncate", level="sequence", limit=3))
+    assert found is not None and [w.tolist() for w in found] == [[pytest.approx(2)], []]
+    assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.5)
+
+
+def test_equal_weights_are_a_whole_sample_however_small() -> None:
+    """Also where the trainer holds every answer for impossible."""
+    for gap in (-2.3, -math.inf):
+        _, metrics = weights([answer(gap), answer(gap)], Mismatch(type="truncate"))
+        assert metrics["sampling/effective_sample_size"] == pytest.approx(1)
+        assert metrics["sampling/lost_mass"] == 0
+
+
+def test_the_limits_themselves_are_kept() -> None:
+    whole = np.array([0.49, 0.5, 2.0, 2.01])
+    assert importance_weights._cut(whole, Mismatch(type="mask", limit=2)).tolist() == [0, 0.5, 2, 0]
 
 
 GAPS = st.lists(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=6), min_size=1, max_size=6)

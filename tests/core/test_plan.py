@@ -79,6 +79,15 @@ def test_a_source_without_rows_leaves_its_share_to_the_others() -> None:
     steps = compose(np.array([0, 0, 2, 2]), [1.0, 5.0, 3.0], 0, 0, 4)
     assert np.bincount(steps[0], minlength=4).sum() == 4
     assert sum(np.isin(steps[0], [2, 3])) == 3
+    # The last source too, of which no example says that it is there.
+    assert [sorted(step.tolist()) for step in compose(np.array([0, 0]), [1.0, 5.0], 0, 0, 2)] == [[0, 1]]
+
+
+def test_what_is_left_of_an_epoch_goes_to_the_largest_remainders() -> None:
+    """Ten draws by 6.5, 2.3 and 1.2: 6 + 2 + 1, and the tenth where 0.5 was cut off."""
+    sources = np.repeat([0, 1, 2], [4, 3, 3])
+    (step,) = compose(sources, [6.5, 2.3, 1.2], 0, 0, 10)
+    assert np.bincount(sources[step]).tolist() == [7, 2, 1]
 
 
 def test_no_examples_make_no_steps() -> None:
@@ -128,15 +137,40 @@ def test_cuts_by_hand() -> None:
     four = [(1000,), (100,), (1000,), (100,)]
     assert cut(four, 1, None, None, "padded", forward=1799) == [[[0, 2], [1, 3]]]
     assert cut(four, 1, None, None, "padded", forward=1800) == [[[0, 1, 2, 3]]]
+    # Where both cost the same, 300 + 80 and 220 + 2 x 80, the fewer passes.
+    assert len(cut([(100,), (60,), (20,)], 1, None, None, "padded", forward=79)[0]) == 2
+    assert cut([(100,), (60,), (20,)], 1, None, None, "padded", forward=80) == [[[0, 1, 2]]]
     # Not worth a pass: 40 positions of padding against 64.
     assert cut([(50,), (10,)], 1, None, None, "padded") == [[[0, 1]]]
     # Packed rows hold 100: first fit decreasing gives 60 + 40, 50 + 50.
     assert cut([(60,), (50,), (40,), (50,)], 1, 100, None, "packed") == [[[0, 2], [1, 3]]]
+    # In whatever order they come: 70 + 30, 60 + 40.
+    assert cut([(30,), (60,), (70,), (40,)], 1, 100, None, "packed") == [[[0, 2], [1, 3]]]
+    # Three do not fit; of the ways to put them in two rows the one whose longer row is shortest.
+    assert cut([(50,), (30,), (30,)], 1, 100, None, "packed") == [[[1, 2], [0]]]
+    # Of each round the dearest goes to the rank with the least so far: 10 + 1, 9 + 8.
+    assert cut([(10,), (9,), (8,), (1,)], 2, None, 1, "packed") == [[[0], [3]], [[1], [2]]]
     # An example's sequences stay together, and one longer than the limit is alone.
     assert cut([(80, 80), (20, 20)], 1, 100, None, "padded") == [[[0], [1]]]
     # Four ranks, three examples: the last has nothing to do and takes part all the same.
     assert cut([(3,), (2,), (1,)], 4, None, None, "packed") == [[[0]], [[1]], [[2]], [[]]]
     assert cut([], 2, 10, None, "padded") == [[[]], [[]]]
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(1, 4))
+def test_the_dearest_row_is_as_short_as_first_fit_allows(lengths: list[int], ranks: int) -> None:
+    """Against every limit in turn, where a second pass is never worth it."""
+
+    def rows(limit: int) -> list[int]:
+        filled: list[int] = []
+        for length in sorted(lengths, reverse=True):
+            row = next((i for i, used in enumerate(filled) if used + length <= limit), None)
+            filled = [*filled, length] if row is None else [*filled[:row], filled[row] + length, *filled[row + 1 :]]
+        return filled
+
+    found = cut([(length,) for length in lengths], ranks, None, None, "packed", forward=10**9)
+    longest = max(sum(lengths[i] for i in micro) for rank in found for micro in rank)
+    assert longest == min(max(rows(n)) for n in range(1, sum(lengths) + 1) if len(rows(n)) <= ranks)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

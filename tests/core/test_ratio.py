@@ -108,6 +108,20 @@ def test_averages_by_hand() -> None:
     assert found == pytest.approx({"token": 30.0, "sequence": 37.5, "constant": 11.25})
 
 
+def test_a_mean_weighs_one_unless_it_says_more() -> None:
+    made = batch(floats(0, 0, 0), [2, 1])
+    weights = [
+        policy_loss.averaged(made, floats(1.0, 2.0, 6.0), how, 4).weight for how in ("token", "sequence", "constant")
+    ]
+    assert weights == [1.0, 1.0, 0.25]
+
+
+def test_the_correction_for_the_generator_multiplies_the_loss() -> None:
+    logp, loss = floats(0, 0), floats(2.0, -3.0)
+    assert policy_loss.weighted(batch(logp, [2], weight=floats(0.5, 4.0)), loss).tolist() == [1.0, -12.0]
+    assert policy_loss.weighted(batch(logp, [2]), loss).tolist() == [2.0, -3.0]
+
+
 def test_clip_metrics_by_hand() -> None:
     made = batch(floats(0, 0, 0), [2, 1])
     found = policy_loss.clip_metrics(floats(0.5, 1.5, 2.0), floats(-1, -1, 1), 0.2, 0.2, made.mean_per_sequence)

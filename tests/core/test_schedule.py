@@ -34,3 +34,17 @@ def test_the_floor_is_where_it_ends() -> None:
     """Half way down a line from 1 to 0.2 is 0.6."""
     at = factor(Schedule(type="linear", min_lr_rate=0.2), 10)
     assert (at(0), at(5), at(10)) == pytest.approx((1.0, 0.6, 0.2))
+
+
+def test_one_is_a_number_of_steps_and_not_all_of_them() -> None:
+    at = factor(Schedule(type="linear", warmup_steps=1.0), 5)
+    assert [at(step) for step in range(6)] == pytest.approx([0, 1, 0.75, 0.5, 0.25, 0])
+
+
+@pytest.mark.parametrize(("kind", "end"), [("linear", 0.1), ("cosine", 0.1), ("constant", 1.0)])
+def test_after_the_last_step_it_stays_at_the_end(kind: str, end: float) -> None:
+    """Also where a single step follows the warm-up."""
+    for warmup in (0.0, 9.0):
+        at = factor(Schedule(type=kind, warmup_steps=warmup, min_lr_rate=0.1), 10)
+        assert (at(9), at(10), at(15), at(20)) == pytest.approx((at(9), end, end, end))
+    assert at(9) == 1.0
