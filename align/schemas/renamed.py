@@ -1,6 +1,6 @@
 """Keys and metrics that had another name before: the only place that knows the old ones, to refuse them by name.
 
-Keys are TRL's since 0.1 (for an adapter PEFT's, for a generator vLLM's), so that nobody has to learn them twice.
+The new ones are TRL's (of an adapter PEFT's, of a generator vLLM's), so that nobody has to learn them twice.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "patience": "early_stopping_patience",
     },
     "checkpoint": {"every": "save_steps", "keep": "save_total_limit"},
+    "rollout": {"mismatch": "importance_sampling_correction", "dead_groups": "zero_std_groups"},
+    "rollout.importance_sampling_correction": {"limit": "clip_max"},
     "rollout.sampling": {
         "max_tokens": "max_completion_length",
         "stop_tokens": "stop_token_ids",
@@ -51,7 +53,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 """By section of a stage, the old key and the new one. ``algorithm`` holds the settings of all algorithms: an old one is
 recognised only where the algorithm at hand has the new one."""
 
-RENAMED_METRICS: Mapping[str, str] = {}
+RENAMED_METRICS: Mapping[str, str] = {"rollout/dead_groups": "rollout/zero_std_groups"}
 """Old and new names of metrics, without the prefix ``val/``."""
 
 
@@ -69,7 +71,10 @@ def fix_for(section: str, key: str) -> str:
 
 
 def old_homes() -> dict[str, str]:
-    """Return where old keys belong today, for those that stood in one section only: ``epochs`` is no key of a run."""
+    """Return where keys belong today that were written in the wrong section and by their old name.
+
+    Only of names that one section had: ``epochs`` is ``train.num_train_epochs``, ``every`` was in three.
+    """
     found: dict[str, list[str]] = {}
     for section, names in RENAMED.items():
         for old, new in names.items():

@@ -85,17 +85,19 @@ BESIDE_REWARD = frozenset(RewardChoice.model_fields) - {"settings"}
 RewardPlugin = Annotated[RewardChoice, BeforeValidator(lambda value: spelt_out(value, BESIDE_REWARD))]
 
 
-class Mismatch(Config):
+class ImportanceSamplingCorrection(Config):
     """Correction for a generator whose probabilities are not quite the trainer's: weights pi_trainer / pi_generator."""
 
     type: Literal["none", "truncate", "mask"] = "none"
-    """``truncate``: weights are at most ``limit`` (truncated importance sampling). ``mask``: weights outside
-    [1 / limit, limit] become 0."""
+    """``truncate``: weights are at most ``clip_max`` (truncated importance sampling). ``mask``: weights outside
+    [1 / clip_max, clip_max] become 0. (TRL's mode ``token_truncate`` is ``truncate`` at level ``token``; its ``mask``
+    cuts below only where clip_min is set.)"""
     level: Literal["token", "sequence"] = "token"
     """A weight for each token, or one for each answer."""
     length_normalized: bool = True
     """sequence only: the geometric mean over tokens, so that long answers do not lose their weight to rounding."""
-    limit: Annotated[float, Field(gt=1)] = 2.0
+    clip_max: Annotated[float, Field(gt=1)] = 2.0
+    """Largest weight (TRL's vllm_importance_sampling_clip_max)."""
 
 
 class Watch(Config):
@@ -131,13 +133,14 @@ class Rollout(Config):
     gold: RewardPlugin | None = None
     """A reward that is measured and never learned from, to see whether the others are being gamed."""
     batches: PositiveInt = 1
-    """Optimizer steps' worth of answers (``train.batch_size`` each) in one phase, all from the same weights."""
-    dead_groups: Literal["keep", "drop", "refill"] = "keep"
+    """Optimizer steps' worth of answers (``train.batch_size`` each) in one phase, all from the same weights: TRL's
+    steps_per_generation / gradient_accumulation_steps, as TRL counts micro-batches."""
+    zero_std_groups: Literal["keep", "drop", "refill"] = "keep"
     """Groups whose answers all got the same reward: stay (in the averages, with advantage 0), leave the averages, or
     are replaced by further prompts (dynamic sampling, DAPO 2503.14476)."""
     refill_tokens: PositiveInt | None = None
     """refill only: stop replacing after this many sampled tokens in a phase; default: three times the first round's."""
-    mismatch: Mismatch = Mismatch()
+    importance_sampling_correction: ImportanceSamplingCorrection = ImportanceSamplingCorrection()
     """Correction for generators with probabilities of their own."""
     sync_tolerance: PositiveFloat | None = None
     """Largest difference of log-probabilities between generator and trainer after weights were sent; default 1e-3 in

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from align.core.algorithm import importance_weights
 from align.core.algorithm.importance_weights import weights
 from align.core.algorithm.online import Experience
-from align.schemas.run import Mismatch
+from align.schemas.run import ImportanceSamplingCorrection
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 
@@ -50,7 +50,9 @@ BY_HAND = [answer(LN4, 0.0), answer(-LN2), answer(LN3, LN3, LN3)]
 )
 def test_weights_by_hand(level: Any, normalized: bool, kind: Any, limit: float, expected: list[list[float]]) -> None:
     """Two levels, two ways to cut."""
-    found, _ = weights(BY_HAND, Mismatch(type=kind, level=level, length_normalized=normalized, limit=limit))
+    found, _ = weights(
+        BY_HAND, ImportanceSamplingCorrection(type=kind, level=level, length_normalized=normalized, clip_max=limit)
+    )
     assert found is not None
     assert [w.dtype for w in found] == [np.float32] * 3
     for w, by_hand in zip(found, expected, strict=True):
@@ -59,7 +61,9 @@ def test_weights_by_hand(level: Any, normalized: bool, kind: Any, limit: float, 
 
 def test_metrics_by_hand() -> None:
     """Sequence products 4, 1/2, 27 truncated at 10: weights 4, 1/2, 10."""
-    _, metrics = weights(BY_HAND, Mismatch(type="truncate", level="sequence", length_normalized=False, limit=10))
+    _, metrics = weights(
+        BY_HAND, ImportanceSamplingCorrection(type="truncate", level="sequence", length_normalized=False, clip_max=10)
+    )
     assert metrics == pytest.approx(
         {
             "sampling/sampling_logp_difference/mean": (LN4 + 0 + LN2 + 3 * LN3) / 6,
@@ -76,7 +80,7 @@ def test_metrics_by_hand() -> None:
 
 def test_type_none_corrects_nothing_and_still_reports() -> None:
     """The ratios as they are: 4, 1, 1/2, 3, 3, 3."""
-    found, metrics = weights(BY_HAND, Mismatch(type="none"))
+    found, metrics = weights(BY_HAND, ImportanceSamplingCorrection(type="none"))
     assert found is None
     assert metrics["sampling/importance_sampling_ratio/max"] == pytest.approx(4)
     assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(14.5 / 6)
@@ -87,16 +91,16 @@ def test_type_none_corrects_nothing_and_still_reports() -> None:
 def test_what_was_not_measured() -> None:
     """No correction, no metrics; a correction asked for needs every answer measured."""
     unmeasured = [answer(0.1, measured=False)]
-    assert weights(unmeasured, Mismatch()) == (None, {})
-    assert weights([], Mismatch(type="mask")) == ([], {})
+    assert weights(unmeasured, ImportanceSamplingCorrection()) == (None, {})
+    assert weights([], ImportanceSamplingCorrection(type="mask")) == ([], {})
     for some in (unmeasured, [*BY_HAND, *unmeasured]):
         with pytest.raises(ValueError, match="every answer"):
-            weights(some, Mismatch(type="mask"))
+            weights(some, ImportanceSamplingCorrection(type="mask"))
 
 
 def test_everything_masked_is_no_division_by_zero() -> None:
     """Effective sample size 0, all of the mass lost."""
-    found, metrics = weights([answer(LN3), answer(-LN3)], Mismatch(type="mask", limit=2))
+    found, metrics = weights([answer(LN3), answer(-LN3)], ImportanceSamplingCorrection(type="mask", clip_max=2))
     assert found is not None and [w.tolist() for w in found] == [[0.0], [0.0]]
     assert metrics["sampling/effective_sample_size"] == 0
     assert metrics["sampling/lost_mass"] == 1
@@ -106,11 +110,11 @@ def test_extreme_gaps_stay_finite_and_what_is_not_a_number_is_not_hidden() -> No
     """A hopeless mismatch is reported in finite numbers; NaN reaches the weights, so that the guard sees it."""
     extreme = [answer(1e6), answer(-math.inf), answer(0.0)]
     for kind in ("none", "truncate", "mask"):
-        found, metrics = weights(extreme, Mismatch(type=kind, level="sequence"))
+        found, metrics = weights(extreme, ImportanceSamplingCorrection(type=kind, level="sequence"))
         numbers = [v for k, v in metrics.items() if "logp_difference" not in k]
         assert np.isfinite(numbers).all()
         assert found is None or np.isfinite(np.concatenate(found)).all()
-    found, _ = weights([answer(math.nan), answer(0.0)], Mismatch(type="mask"))
+    found, _ = weights([answer(math.nan), answer(0.0)], ImportanceSamplingCorrection(type="mask"))
     assert found is not None and np.isnan(found[0]).all() and found[1].tolist() == [1.0]
 
 
@@ -138,25 +142,25 @@ def test_the_limits_themselves_are_kept() -> None:
 
 GAPS = st.lists(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=6), min_size=1, max_size=6)
 SETTINGS = st.builds(
-    Mismatch,
+    ImportanceSamplingCorrection,
     type=st.sampled_from(["truncate", "mask"]),
     level=st.sampled_from(["token", "sequence"]),
     length_normalized=st.booleans(),
-    limit=st.floats(1.01, 10),
+    clip_max=st.floats(1.01, 10),
 )
 
 
 @settings(max_examples=200, deadline=None)
 @given(GAPS, SETTINGS)
-def test_laws(gaps: list[list[float]], chosen: Mismatch) -> None:
+def test_laws(gaps: list[list[float]], chosen: ImportanceSamplingCorrection) -> None:
     """Weights are within the limits, each for one token; shares are shares; exact agreement weighs 1."""
     found, metrics = weights([answer(*each) for each in gaps], chosen)
     assert found is not None and [len(w) for w in found] == [len(each) for each in gaps]
     flat = np.concatenate(found)
     slack = 1 + 1e-5
-    assert (flat >= 0).all() and (flat <= chosen.limit * slack).all()
+    assert (flat >= 0).all() and (flat <= chosen.clip_max * slack).all()
     if chosen.type == "mask":
-        assert ((flat == 0) | (flat >= 1 / (chosen.limit * slack))).all()
+        assert ((flat == 0) | (flat >= 1 / (chosen.clip_max * slack))).all()
     if chosen.level == "sequence":
         assert all(np.unique(w).size == 1 for w in found)
     assert -1e-9 <= metrics["sampling/lost_mass"] <= 1
@@ -181,7 +185,7 @@ def test_a_product_over_long_answers_loses_its_mass_to_rounding() -> None:
     48 % of the answers, 48 % of the mass. With the upper bound alone the effective sample size is 46 %.
     """
     answers = noisy(3000, 4096, 0.02)
-    product = Mismatch(type="truncate", level="sequence", length_normalized=False, limit=3)
+    product = ImportanceSamplingCorrection(type="truncate", level="sequence", length_normalized=False, clip_max=3)
     cut, metrics = weights(answers, product)
     _, uncut = weights(answers, product.model_copy(update={"type": "none"}))
     assert cut is not None
@@ -201,7 +205,9 @@ def test_a_product_over_long_answers_loses_its_mass_to_rounding() -> None:
     assert metrics["sampling/lost_mass"] == pytest.approx(0.48, abs=0.05)
 
     for kind in ("truncate", "mask"):
-        _, metrics = weights(answers, Mismatch(type=kind, level="sequence", length_normalized=True, limit=3))
+        _, metrics = weights(
+            answers, ImportanceSamplingCorrection(type=kind, level="sequence", length_normalized=True, clip_max=3)
+        )
         assert metrics["sampling/lost_mass"] == 0
         assert metrics["sampling/effective_sample_size"] > 0.9999
         assert metrics["sampling/importance_sampling_ratio/max"] < 1.002
@@ -210,6 +216,6 @@ def test_a_product_over_long_answers_loses_its_mass_to_rounding() -> None:
 
 def test_a_smaller_gap_over_a_shorter_answer_loses_nothing() -> None:
     """0.01 over 512 tokens: s = 0.226, the limit of 3 is 5 deviations away."""
-    product = Mismatch(type="mask", level="sequence", length_normalized=False, limit=3)
+    product = ImportanceSamplingCorrection(type="mask", level="sequence", length_normalized=False, clip_max=3)
     _, metrics = weights(noisy(1000, 512, 0.01), product)
     assert metrics["sampling/lost_mass"] == 0

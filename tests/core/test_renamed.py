@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from align.core.config.run_file import load
 from align.core.config.yaml_loader import write
+from align.core.engine.callbacks import _no_such_metric
 from align.core.plugin_system import registry
 from align.core.plugin_system.registry import config_of
 from align.core.plugin_system.settings import model_at
@@ -66,5 +68,11 @@ def test_an_old_key_in_the_wrong_place_is_sent_to_the_right_one(tmp_path: Path) 
     assert "max_tokens\n    is not a key here\n    write it as rollout.sampling.max_completion_length" in message
 
 
-def test_no_old_metric_is_a_new_one() -> None:
-    assert not set(RENAMED_METRICS) & set(RENAMED_METRICS.values())
+@pytest.mark.parametrize("old", RENAMED_METRICS)
+def test_an_old_metric_is_refused_with_the_new_one(old: str) -> None:
+    stage = SimpleNamespace(name="grpo")
+    error = _no_such_metric(SimpleNamespace(held_out_metrics={"val/reward": 1.0}, stage=stage), old)  # type: ignore[arg-type]
+    assert str(error) == (
+        f"grpo: validation.metric_for_best_model\n    is {old!r}, which the held-out rows do not give\n"
+        f"    that metric is called {RENAMED_METRICS[old]} now"
+    )

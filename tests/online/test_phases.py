@@ -120,11 +120,11 @@ def test_groups_without_a_difference_stay_leave_or_are_replaced(run: Any) -> Non
     """Prompts with an even number are dead: half of them. Kept ones share the average, dropped ones do not."""
     gradients, dead, asked = {}, {}, {}
     for policy in ("keep", "drop", "refill"):
-        made = run("by_prompt", policy, {"dead_groups": policy}, train={"batch_size": 48, "max_steps": 1})
+        made = run("by_prompt", policy, {"zero_std_groups": policy}, train={"batch_size": 48, "max_steps": 1})
         train(made, progress=False)
         (row,) = log(made)
         gradients[policy] = float(row["grad_norm"])
-        dead[policy], asked[policy] = float(row["rollout/dead_groups"]), float(row["rollout/prompts"])
+        dead[policy], asked[policy] = float(row["rollout/zero_std_groups"]), float(row["rollout/prompts"])
         assert float(row["frac_reward_zero_std"]) == dead[policy] / asked[policy]
     assert (dead["keep"], asked["keep"]) == (6, 12) == (dead["drop"], asked["drop"])
     tokens = [
@@ -139,11 +139,11 @@ def test_groups_without_a_difference_stay_leave_or_are_replaced(run: Any) -> Non
 
 def test_refilling_ends_with_its_budget(run: Any) -> None:
     made = run(
-        "equal", rollout={"dead_groups": "refill", "refill_tokens": 100}, train={"batch_size": 16, "max_steps": 1}
+        "equal", rollout={"zero_std_groups": "refill", "refill_tokens": 100}, train={"batch_size": 16, "max_steps": 1}
     )
     (result,) = train(made, progress=False)
     # a round is 4 prompts x 4 answers x up to 6 tokens: the second reaches 100 tokens
-    assert result.metrics["rollout/prompts"] == 8 == result.metrics["rollout/dead_groups"]
+    assert result.metrics["rollout/prompts"] == 8 == result.metrics["rollout/zero_std_groups"]
     assert result.metrics["loss"] == 0 and result.metrics["grad_norm"] == 0
 
 
@@ -156,7 +156,7 @@ def test_a_phase_that_teaches_nothing_moves_nothing(run: Any) -> None:
         made = run(
             "equal",
             policy,
-            {"dead_groups": policy},
+            {"zero_std_groups": policy},
             model={"path": str(export)},
             train={"batch_size": 16, "max_steps": 2},
         )
@@ -207,7 +207,7 @@ def test_the_gold_reward_is_measured_and_never_learned_from(run: Any) -> None:
     ("sections", "words"),
     [
         ({"train": {"batch_size": 10}}, ["train.batch_size", "groups of 4", "multiple of 4"]),
-        ({"algorithm": {"type": "ppo"}, "rollout": {"dead_groups": "drop"}}, ["asks each prompt once"]),
+        ({"algorithm": {"type": "ppo"}, "rollout": {"zero_std_groups": "drop"}}, ["asks each prompt once"]),
         ({"rollout": {"sampling": {"top_p": 0.9}}}, ["rollout.sampling", "under the policy", "top_p"]),
         (
             {"rollout": {"sampling": {"max_completion_length": 5000}}},
@@ -302,7 +302,7 @@ def test_a_phase_broken_off_while_refilling_leaves_no_trace(run: Any) -> None:
     """The first round has moved prompts and running means on; what is then saved is what was before it."""
     rewards = [python("by_prompt", normalize=True)]
     made = run(
-        "by_prompt", rollout={"rewards": rewards, "dead_groups": "refill"}, train={"batch_size": 16, "max_steps": 1}
+        "by_prompt", rollout={"rewards": rewards, "zero_std_groups": "refill"}, train={"batch_size": 16, "max_steps": 1}
     )
     setup = set_up(RunDirectory(made), made.stages[0], progress=False)
     phases = setup.phases

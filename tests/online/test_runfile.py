@@ -49,8 +49,14 @@ def test_short_and_long_forms_mean_the_same_and_come_back(tmp_path: Path) -> Non
         ("algorithm: grpo\nrollout: {rewards: []}\n", ["line 5: rollout.rewards"]),
         ("algorithm: grpo\nrollout: {rewards: [maht]}\n", ["rollout.rewards[0].type", "did you mean 'math'?"]),
         ("algorithm: grpo\nrollout: {rewards: [{type: math, colum: x}]}\n", ["did you mean 'column'?"]),
-        ("algorithm: grpo\nrollout: {rewards: [math], refill_tokens: 9}\n", ["refill_tokens", "dead_groups: refill"]),
-        ("algorithm: grpo\nrollout: {rewards: [math], mismatch: {limit: 3}}\n", ["rollout.mismatch.limit"]),
+        (
+            "algorithm: grpo\nrollout: {rewards: [math], refill_tokens: 9}\n",
+            ["refill_tokens", "zero_std_groups: refill"],
+        ),
+        (
+            "algorithm: grpo\nrollout: {rewards: [math], importance_sampling_correction: {clip_max: 3}}\n",
+            ["rollout.importance_sampling_correction.clip_max"],
+        ),
         ("algorithm: grpo\nrollout: {rewards: [math], watch: {gold: 2}}\n", ["without rollout.gold"]),
         (
             "algorithm: ppo\nrollout: {rewards: [{type: reward_model, path: 'stage:rm'}]}\n",

@@ -388,10 +388,12 @@ def test_truncated_sampling_is_refused_where_ratios_matter(algorithm: type[Onlin
 
 
 def test_rloo_refuses_to_weigh_single_tokens() -> None:
-    rollout = Rollout.model_validate({"rewards": ["toy"], "mismatch": {"type": "truncate"}})
+    rollout = Rollout.model_validate({"rewards": ["toy"], "importance_sampling_correction": {"type": "truncate"}})
     with pytest.raises(AlignError, match="rloo weighs whole answers"):
         RLOO(RLOO.Config()).settle(rollout)
     GRPO(GRPO.Config()).settle(rollout)
     RLOO(RLOO.Config()).settle(
-        Rollout.model_validate({"rewards": ["toy"], "mismatch": {"type": "truncate", "level": "sequence"}})
+        Rollout.model_validate(
+            {"rewards": ["toy"], "importance_sampling_correction": {"type": "truncate", "level": "sequence"}}
+        )
     )

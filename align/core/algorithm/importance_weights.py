@@ -6,8 +6,8 @@ r"""Correction for a generator whose probabilities are not quite the trainer's. 
     w_i  = exp(sum_t d_it)              level sequence, the importance ratio of the whole answer
     w_i  = exp(mean_t d_it)             level sequence, length-normalised: the geometric mean of the tokens' ratios
 
-    truncate   min(w, limit)                             truncated importance sampling, Ionides 2008
-    mask       w where 1 / limit <= w <= limit, else 0   (IcePop, 2510.18855, for tokens)
+    truncate   min(w, clip_max)                                   truncated importance sampling, Ionides 2008
+    mask       w where 1 / clip_max <= w <= clip_max, else 0      (IcePop, 2510.18855, for tokens)
 
 What the cut costs, over the n weights (tokens, or answers) before (w) and after it (w'):
 
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from align.core.algorithm.online import Experience
 from align.core.generation.base import Floats
-from align.schemas.run import Mismatch
+from align.schemas.run import ImportanceSamplingCorrection
 
 Wide = NDArray[np.float64]
 
@@ -36,7 +36,9 @@ _FARTHEST = 300.0
 """Log weights are held within this, where a weight is as good as 0 or infinite and its square still a float64."""
 
 
-def weights(experiences: Sequence[Experience], settings: Mismatch) -> tuple[list[Floats] | None, dict[str, float]]:
+def weights(
+    experiences: Sequence[Experience], settings: ImportanceSamplingCorrection
+) -> tuple[list[Floats] | None, dict[str, float]]:
     """A weight for each token ([T_i] for each answer; None for type none), and the metrics ``sampling/...``.
 
     The metrics have TRL's names and meanings: the difference is |d| over tokens, the ratio is after the cut, over
@@ -70,7 +72,7 @@ def weights(experiences: Sequence[Experience], settings: Mismatch) -> tuple[list
     return np.split(spread.astype(np.float32), np.cumsum(lengths)[:-1]), metrics
 
 
-def _log_weights(gaps: Wide, lengths: NDArray[np.int64], settings: Mismatch) -> Wide:
+def _log_weights(gaps: Wide, lengths: NDArray[np.int64], settings: ImportanceSamplingCorrection) -> Wide:
     """Of tokens ([sum T]) or of answers ([N]). An answer without tokens weighs 1."""
     if settings.level == "token":
         return gaps
@@ -79,10 +81,10 @@ def _log_weights(gaps: Wide, lengths: NDArray[np.int64], settings: Mismatch) -> 
     return total / np.maximum(lengths, 1) if settings.length_normalized else total
 
 
-def _cut(whole: Wide, settings: Mismatch) -> Wide:
+def _cut(whole: Wide, settings: ImportanceSamplingCorrection) -> Wide:
     """What is not a number stays so, for the guard against it to see."""
     if settings.type == "truncate":
-        return np.minimum(whole, settings.limit)
+        return np.minimum(whole, settings.clip_max)
     if settings.type == "mask":
-        return np.where((whole < 1 / settings.limit) | (whole > settings.limit), 0.0, whole)
+        return np.where((whole < 1 / settings.clip_max) | (whole > settings.clip_max), 0.0, whole)
     return whole

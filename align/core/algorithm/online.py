@@ -83,7 +83,8 @@ class Online(Algorithm):
     """An algorithm that learns from answers it samples itself: write ``credit`` and ``loss``.
 
     ``Batch.along`` has what ``credit`` gave, and where measured ``old_logp`` (the trainer's before
-    the phase's first step) and ``weight`` (the correction for the generator, see ``schemas.rollout.Mismatch``).
+    the phase's first step) and ``weight`` (the correction for the generator, see
+    ``align.schemas.run.ImportanceSamplingCorrection``).
     """
 
     learns_from: ClassVar[tuple[Kind, ...]] = ("prompt",)

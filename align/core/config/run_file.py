@@ -26,7 +26,7 @@ from align.schemas.run import (
     Checkpoint,
     Choice,
     Data,
-    Mismatch,
+    ImportanceSamplingCorrection,
     Model,
     Optimizer,
     Reference,
@@ -215,10 +215,10 @@ _LEARNING: list[Path] = [
     *(("validation", key) for key in Validation.model_fields),
     *(("checkpoint", key) for key in Checkpoint.model_fields),
     *(("train", key) for key in ("num_train_epochs", "max_steps", "max_grad_norm", "on_nonfinite", "max_skipped")),
-    *(("rollout", key) for key in ("dead_groups", "refill_tokens")),
+    *(("rollout", key) for key in ("zero_std_groups", "refill_tokens")),
     *(
         ("rollout", section, key)
-        for section, of in (("mismatch", Mismatch), ("watch", Watch))
+        for section, of in (("importance_sampling_correction", ImportanceSamplingCorrection), ("watch", Watch))
         for key in of.model_fields
     ),
 ]
@@ -229,15 +229,16 @@ def _unread_rollout(rollout: Any) -> dict[Path, str]:
     """The keys of an online stage's ``rollout`` that nothing in it would read."""
     given = _section(Rollout, rollout)
     silent: dict[Path, str] = {}
-    if given.dead_groups != "refill":
-        silent["rollout", "refill_tokens"] = "is read with dead_groups: refill only"
-    mismatch = _section(Mismatch, given.mismatch)
-    if mismatch.type == "none":
-        for key in Mismatch.model_fields:
-            silent["rollout", "mismatch", key] = "is read with a mismatch.type other than none only"
-        del silent["rollout", "mismatch", "type"]
-    elif mismatch.level == "token":
-        silent["rollout", "mismatch", "length_normalized"] = "is read with mismatch.level: sequence only"
+    if given.zero_std_groups != "refill":
+        silent["rollout", "refill_tokens"] = "is read with zero_std_groups: refill only"
+    section = "importance_sampling_correction"
+    correction = _section(ImportanceSamplingCorrection, given.importance_sampling_correction)
+    if correction.type == "none":
+        for key in ImportanceSamplingCorrection.model_fields:
+            silent["rollout", section, key] = f"is read with an {section}.type other than none only"
+        del silent["rollout", section, "type"]
+    elif correction.level == "token":
+        silent["rollout", section, "length_normalized"] = f"is read with {section}.level: sequence only"
     watch = _section(Watch, given.watch)
     if given.gold is None and watch.gold is not None:
         silent["rollout", "watch", "gold"] = "is not read without rollout.gold"

@@ -24,6 +24,7 @@ from align.core.engine.steps import Phases, StepBatch
 from align.core.util.liveness import SIGNALS, Interrupted, at_step
 from align.core.util.progress import Work, interval, on_terminal, say, working
 from align.schemas.errors import AlignError, Problem, did_you_mean
+from align.schemas.renamed import RENAMED_METRICS
 from align.schemas.run import Stage
 
 LINES = 10
@@ -210,9 +211,10 @@ def goal_of(stage: Stage, algorithm: Algorithm) -> tuple[str, str]:
 
 def _no_such_metric(module: AlignModule, metric: str) -> AlignError:
     known = [name.removeprefix("val/") for name in module.held_out_metrics]
+    new = RENAMED_METRICS.get(metric)
     return AlignError(
         f"is {metric!r}, which the held-out rows do not give",
-        did_you_mean(metric, known),
+        f"that metric is called {new} now" if new else did_you_mean(metric, known),
         where=f"{module.stage.name}: validation.metric_for_best_model",
     )
 

@@ -68,7 +68,7 @@ def measures(algorithm: Online) -> bool:
     """Whether the policy's log-probabilities of its answers are measured before they are learned from."""
     rollout = algorithm.rollout
     several = rollout.batches * algorithm.num_iterations > 1
-    own = rollout.mismatch.type == "none" and rollout.generator.type == "local"
+    own = rollout.importance_sampling_correction.type == "none" and rollout.generator.type == "local"
     return several or algorithm.measures_logp or not own
 
 

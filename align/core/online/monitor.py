@@ -349,7 +349,7 @@ def _errors(high: float, low: float, variance: float) -> float:
 
 
 CHECK = "run `align reward score` on some answers of the samples: it says why there is no score"
-VARY = "these groups teach nothing: choose harder or easier prompts, more answers each, or dead_groups: refill"
+VARY = "these groups teach nothing: choose harder or easier prompts, more answers each, or zero_std_groups: refill"
 
 
 def _failures(now: Mapping[str, float]) -> str:
@@ -375,8 +375,9 @@ def _hint(name: str) -> tuple[float, str, str] | None:
                 "raise sampling.max_completion_length, or reward shorter answers",
             )
         case "sampling/lost_mass":
-            mend = "let the generator compute in the trainer's precision, or set mismatch.length_normalized"
-            return LOST, "the mismatch correction cut much of the importance mass away", mend
+            mend = "let the generator compute in the trainer's precision, or set length_normalized of "
+            mend += "importance_sampling_correction"
+            return LOST, "the correction for the generator cut much of the importance mass away", mend
     if name.startswith("rewards/") and name.endswith(("/timeout", "/error")):
         reward, kind = name.removeprefix("rewards/").rsplit("/", 1)
         return (

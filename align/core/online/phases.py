@@ -160,17 +160,18 @@ class RolloutPhases:
         golds = [heard.gold for each in asked for heard in each.answers]
         metrics |= score_metrics(scored, golds, self.algorithm.num_generations)
         metrics |= group_metrics(groups)
-        metrics |= {"rollout/prompts": float(len(groups)), "rollout/dead_groups": float(len(groups) - sum(alive))}
+        metrics |= {"rollout/prompts": float(len(groups)), "rollout/zero_std_groups": float(len(groups) - sum(alive))}
         learned = groups
-        if self.rollout.dead_groups != "keep":
+        if self.rollout.zero_std_groups != "keep":
             learned = [group for group, lives in zip(groups, alive, strict=True) if lives]
-        ratio = self.rollout.mismatch.type != "none" or not self.collector.generator.shares_weights
+        correction = self.rollout.importance_sampling_correction
+        ratio = correction.type != "none" or not self.collector.generator.shares_weights
         several = self.steps_per_phase > 1
         self.collector.measure(learned, several or ratio or self.algorithm.measures_logp)
         weights = None
         flat = [experience for group in learned for experience in group]
         if ratio and flat:
-            weights, found = importance_weights.weights(flat, self.rollout.mismatch)
+            weights, found = importance_weights.weights(flat, correction)
             metrics |= found
         # Check the measurements before ``credit`` uses them: a model that gives NaN is no fault of the algorithm's.
         measured = [name for name in ("logp", "ref_logp", "value") if flat and getattr(flat[0], name) is not None]
@@ -204,7 +205,7 @@ class RolloutPhases:
             sums = self.collector.scorer.combine([heard.said for each in new for heard in each.answers])
             made = experiences(new, sums)
             asked, scored, groups = asked + new, scored + sums, groups + made
-            if self.rollout.dead_groups != "refill":
+            if self.rollout.zero_std_groups != "refill":
                 break
             spent += sum(len(heard.tokens) for each in new for heard in each.answers)
             budget = budget or self.rollout.refill_tokens or REFILL * spent
@@ -274,11 +275,11 @@ def groups_per_phase(stage: Stage, algorithm: Online) -> int:
             f"take a multiple of {each}",
             where=f"{stage.name}: train.batch_size",
         )
-    if stage.rollout.dead_groups != "keep" and algorithm.num_generations == 1:
+    if stage.rollout.zero_std_groups != "keep" and algorithm.num_generations == 1:
         raise AlignError(
-            f"is {stage.rollout.dead_groups}, but {algorithm.name} asks each prompt once",
+            f"is {stage.rollout.zero_std_groups}, but {algorithm.name} asks each prompt once",
             "use keep, or larger groups",
-            where=f"{stage.name}: rollout.dead_groups",
+            where=f"{stage.name}: rollout.zero_std_groups",
         )
     return stage.train.batch_size * stage.rollout.batches // algorithm.num_generations
 
@@ -286,7 +287,8 @@ def groups_per_phase(stage: Stage, algorithm: Online) -> int:
 def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, int]:
     """Return how many prompts a stage has in all, None where ``max_steps`` ends it, and its number of optimizer steps.
 
-    An epoch has each prompt exactly once (``dead_groups: refill`` has further ones), so the last phase may be short.
+    An epoch has each prompt exactly once (``zero_std_groups: refill`` has further ones), so the last phase may be
+    short.
     """
     assert stage.rollout is not None
     if stage.train.max_steps:

@@ -70,7 +70,8 @@ def check_sync(
             f"{float(np.concatenate(said)[worst]):.6f} and the trainer {own[worst]:.6f}; they differ by {gap:.3g}, "
             f"more than {tolerance:g}",
             "its weights are stale, or it is set up otherwise than the trainer (dtype, quantisation, adapter). Where "
-            "only rounding differs, set rollout.sync_tolerance, and rollout.mismatch to correct for it",
+            "only rounding differs, set rollout.sync_tolerance, and rollout.importance_sampling_correction to "
+            "correct for it",
             where="rollout.generator",
         )
     return gap

@@ -3,7 +3,7 @@
 They are settings, not algorithms of their own:
 
     DAPO     2503.14476   epsilon_high: 0.28, mask_truncated_completions: true, and the stage's
-                          rollout.dead_groups: refill
+                          rollout.zero_std_groups: refill
     Dr. GRPO 2503.20783   scale_rewards: none, averaging: constant
     GSPO     2507.18071   importance_sampling_level: sequence, averaging: sequence, epsilon: 3.0e-4,
                           epsilon_high: 4.0e-4

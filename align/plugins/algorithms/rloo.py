@@ -57,11 +57,12 @@ class RLOO(Online):
     def settle(self, rollout: Rollout) -> None:
         """Also refuses a correction of single tokens: here an answer is one action."""
         super().settle(rollout)
-        if rollout.mismatch.type != "none" and rollout.mismatch.level == "token":
+        correction = rollout.importance_sampling_correction
+        if correction.type != "none" and correction.level == "token":
             raise AlignError(
                 "rloo weighs whole answers, and this correction weighs single tokens",
                 "set level: sequence",
-                where="rollout.mismatch.level",
+                where="rollout.importance_sampling_correction.level",
             )
 
     def credit(self, groups: Sequence[Group]) -> Credit:
