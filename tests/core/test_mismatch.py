@@ -119,10 +119,12 @@ def test_extreme_gaps_stay_finite_and_what_is_not_a_number_is_not_hidden() -> No
 
 
 def test_answers_without_tokens_have_no_weights_and_weigh_one() -> None:
-    found, metrics = weights([answer(), answer()], Mismatch(type="mask"))
+    found, metrics = weights([answer(), answer()], ImportanceSamplingCorrection(type="mask"))
     assert found is not None and metrics == {}
     assert [(w.shape, w.dtype) for w in found] == [((0,), np.float32)] * 2
-    found, metrics = weights([answer(LN2), answer()], Mismatch(type="truncate", level="sequence", limit=3))
+    found, metrics = weights(
+        [answer(LN2), answer()], ImportanceSamplingCorrection(type="truncate", level="sequence", clip_max=3)
+    )
     assert found is not None and [w.tolist() for w in found] == [[pytest.approx(2)], []]
     assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.5)
 
@@ -130,14 +132,19 @@ def test_answers_without_tokens_have_no_weights_and_weigh_one() -> None:
 def test_equal_weights_are_a_whole_sample_however_small() -> None:
     """Also where the trainer holds every answer for impossible."""
     for gap in (-2.3, -math.inf):
-        _, metrics = weights([answer(gap), answer(gap)], Mismatch(type="truncate"))
+        _, metrics = weights([answer(gap), answer(gap)], ImportanceSamplingCorrection(type="truncate"))
         assert metrics["sampling/effective_sample_size"] == pytest.approx(1)
         assert metrics["sampling/lost_mass"] == 0
 
 
 def test_the_limits_themselves_are_kept() -> None:
     whole = np.array([0.49, 0.5, 2.0, 2.01])
-    assert importance_weights._cut(whole, Mismatch(type="mask", limit=2)).tolist() == [0, 0.5, 2, 0]
+    assert importance_weights._cut(whole, ImportanceSamplingCorrection(type="mask", clip_max=2)).tolist() == [
+        0,
+        0.5,
+        2,
+        0,
+    ]
 
 
 GAPS = st.lists(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=6), min_size=1, max_size=6)
