@@ -49,7 +49,8 @@ def advise(
     """
     decision = decide(facts, limit, rules)
     training = [step for step in decision.plan.steps if not step.optional]
-    hardware, estimate, assumed = plan_fit(facts, training, starts.planned_tuning(facts, limit, decision.plan), prices)
+    tuning = starts.planned_tuning(facts, limit, decision.plan)
+    hardware, estimate, assumed = plan_fit(facts, training, limit, tuning, prices)
     known = replace(facts, plan=replace(decision.plan, hardware=hardware))
     heard = hear(known, limit, rules)
     asked = _questions(heard.questions)

@@ -13,6 +13,7 @@ from os.path import isdir
 from typing import Any
 
 from align.advisor.known import ALGORITHM, DATA_OF, SAMPLING
+from align.advisor.thresholds import Thresholds, shipped
 from align.schemas.advice import Advice, Algorithm, Step
 from align.schemas.errors import AlignError
 from align.schemas.gpus import has_bfloat16
@@ -23,8 +24,6 @@ from align.schemas.text import visible
 OUTPUT = "runs/advised"
 WIDTH = 110
 MODEL = "models/start"
-LONGEST, ANSWER = 2048, 512
-"""Tokens of a row, and of a prompt or a sampled answer, where nobody says."""
 HELD_OUT = 0.05
 """Share of the rows that training is judged by."""
 
@@ -37,12 +36,13 @@ class Emitted:
     todo: tuple[str, ...]
 
 
-def emit(advice: Advice, project: Project, output: str = OUTPUT) -> Emitted:
+def emit(advice: Advice, project: Project, output: str = OUTPUT, limit: Thresholds | None = None) -> Emitted:
     """The run file for the stages of the plan that are not optional; ``project`` goes into it.
 
-    Raises AlignError where the plan has nothing to train.
+    limit: sizes that are taken where nobody says; None: the shipped ones. Raises AlignError where the plan has nothing
+    to train.
     """
-    draft = _Draft(advice, project)
+    draft = _Draft(advice, project, limit or shipped())
     for step in advice.plan:
         if step.optional:
             draft.todo.append(f"stage {step.stage} is left out: it is optional and needs {step.needs or 'data'}")
@@ -64,6 +64,7 @@ def emit(advice: Advice, project: Project, output: str = OUTPUT) -> Emitted:
 class _Draft:
     advice: Advice
     project: Project
+    limit: Thresholds
     stages: list[dict[str, Any]] = field(default_factory=list)
     todo: list[str] = field(default_factory=list)
     policy: str | None = None
@@ -82,7 +83,8 @@ class _Draft:
             "algorithm": {"type": ALGORITHM.get(kind, kind)},
         }
         if kind in SAMPLING:
-            half = (self.project.training.max_length or 2 * ANSWER) // 2  # of the sequence; the prompt has the other
+            # Half of the sequence is for the answer, the prompt has the other half.
+            half = (self.project.training.max_length or 2 * self.limit.tokens_per_answer) // 2
             stage["rollout"] = {"rewards": [self._reward()], "sampling": {"max_completion_length": max(1, half)}}
             stage["data"]["max_length"] = max(1, half)
         if kind == "ppo" and self._has("reward_model"):
@@ -126,7 +128,7 @@ class _Draft:
         data: dict[str, Any] = {"train": self._rows(kind)}
         if kind != "best_of_n":
             data["validation_fraction"] = HELD_OUT
-        data["max_length"] = LONGEST
+        data["max_length"] = self.limit.tokens_per_sequence
         data["truncation"] = "split" if kind == "continual_pretraining" else "drop"
         return data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ class Thresholds(Config):
     solvable_share: PositiveFloat
     flat_share: PositiveFloat
     bytes_per_token: PositiveFloat
+    tokens_per_row: PositiveInt
+    tokens_per_answer: PositiveInt
+    tokens_per_sequence: PositiveInt
     tokens_per_doc: PositiveFloat
     sources: dict[str, str]
     """Where each number comes from."""
@@ -65,6 +69,12 @@ class Thresholds(Config):
         """
         shipped = yaml.load((files("align.advisor") / "thresholds.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
         return _made(_laid_over(shipped, _read(Path(path)), str(path)) if path else shipped, str(path or ""))
+
+
+@functools.cache
+def shipped() -> Thresholds:
+    """Return the shipped thresholds, for what does not depend on a user's file: how words are read."""
+    return Thresholds.load()
 
 
 def _read(path: Path) -> dict[str, Any]:

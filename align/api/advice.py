@@ -240,7 +240,7 @@ class AdviceCase:
         from align.advisor.emit import comments, emit
         from align.core.config import run_file as runfile
 
-        emitted = emit(advice, self.form())
+        emitted = emit(advice, self.form(), limit=self.thresholds)
         head = "".join(f"# {line}".rstrip() + "\n" for line in comments(advice, emitted, name))
         text = head + yaml_loader.write(emitted.values)
         runfile.parse(text, name)

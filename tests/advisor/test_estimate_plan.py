@@ -15,6 +15,7 @@ from align.advisor.estimate.plan import plan_fit
 from align.advisor.estimate.shape import typical
 from align.advisor.facts import Facts
 from align.advisor.known import DATA_OF
+from align.advisor.thresholds import shipped
 from align.schemas.advice import Assumption, Estimate, HardwareFit, Step
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
@@ -24,7 +25,7 @@ def taken(
     stages: list[str], prices: Path | None = None, **form: Any
 ) -> tuple[HardwareFit | None, Estimate | None, list[Assumption]]:
     facts = Facts(Project.model_validate(form))
-    return plan_fit(facts, [Step(stage=stage, why=[]) for stage in stages], None, prices)
+    return plan_fit(facts, [Step(stage=stage, why=[]) for stage in stages], shipped(), None, prices)
 
 
 def rows(kind: str, count: int, **more: int) -> dict[str, Any]:

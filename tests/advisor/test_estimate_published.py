@@ -12,6 +12,7 @@ from align.advisor.estimate.plan import plan_fit
 from align.advisor.estimate.shape import Shape
 from align.advisor.estimate.work import Load
 from align.advisor.facts import Facts
+from align.advisor.thresholds import shipped
 from align.schemas import gpus
 from align.schemas.advice import Step
 from align.schemas.project import Project
@@ -139,7 +140,7 @@ def fit(stage: str, params_b: float, gpus: int, memory_gb: float, tuning: Tuning
             "training": {"tuning": tuning},
         }
     )
-    found, _, _ = plan_fit(Facts(project), [Step(stage=stage, why=[])])
+    found, _, _ = plan_fit(Facts(project), [Step(stage=stage, why=[])], shipped())
     assert found is not None and found.asked is not None
     return found.asked.verdict
 

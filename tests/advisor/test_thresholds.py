@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from align.advisor.thresholds import Floor, Thresholds
+from align.advisor.estimate.plan import GROUP, plan_fit
+from align.advisor.facts import Facts
+from align.advisor.thresholds import Floor, Thresholds, shipped
+from align.core import registry
+from align.schemas.advice import Step
 from align.schemas.errors import AlignError
+from align.schemas.project import Project
 
 
 def test_every_number_has_a_source() -> None:
@@ -27,11 +32,11 @@ def test_the_numbers_are_those_of_the_research() -> None:
 def test_a_file_lays_its_own_over_them(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("many_rules: {value: 25, source: our own study}\nsft_rows: {warn: 300}\n")
-    own, shipped = Thresholds.load(file), Thresholds.load()
+    own, ours = Thresholds.load(file), Thresholds.load()
     assert own.many_rules == 25 and own.sources["many_rules"] == "our own study"
     assert own.sft_rows == Floor(below=10, warn=300, comfortable=1000)
     assert own.sources["sft_rows"] == str(file)
-    assert own.corpus_tokens == shipped.corpus_tokens
+    assert own.corpus_tokens == ours.corpus_tokens
 
 
 @pytest.mark.parametrize(
@@ -66,3 +71,35 @@ def test_all_of_it_is_said_at_once(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(AlignError, match="cannot be read"):
         Thresholds.load(tmp_path / "none.yaml")
+
+
+def test_the_data_lints_know_the_same_floors() -> None:
+    """Core may not import the adviser, so the lints have the floors once more."""
+    from align.core.data.lint.linter import FLOORS
+
+    limit = shipped()
+    assert {
+        "completion": limit.sft_rows.below,
+        "conversation": limit.sft_rows.below,
+        "preference": limit.preference_rows.below,
+        "unpaired": limit.feedback_rows.below,
+        "prompt": limit.prompt_rows.below,
+    } == FLOORS
+
+
+def test_a_users_thresholds_reach_the_estimate(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("tokens_per_row: {value: 1200}\nbytes_per_token: {value: 2}\n")
+    steps = [Step(stage="sft", why=[])]
+    for size in ({"rows": 1000}, {"bytes": 1_000_000}):
+        form = {"model": {"params_b": 1}, "data": [{"kind": "sft_pairs", "size": size}]}
+        facts = Facts(Project.model_validate(form))
+        (_, usual, _), (_, own, _) = (plan_fit(facts, steps, limit) for limit in (shipped(), Thresholds.load(file)))
+        assert usual is not None and own is not None and usual.tokens is not None and own.tokens is not None
+        assert own.tokens.low == 2 * usual.tokens.low
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "ppo"])
+def test_answers_to_a_prompt_are_those_of_the_algorithm(name: str) -> None:
+    config = registry.config_of(registry.get("algorithm", name))
+    assert config.model_fields["num_generations"].default == GROUP[name]

@@ -12,6 +12,7 @@ from align.advisor.estimate.shape import Shape, of_directory, typical
 from align.advisor.estimate.work import Load
 from align.advisor.facts import Facts
 from align.advisor.known import DATA_OF, SAMPLING
+from align.advisor.thresholds import Thresholds
 from align.schemas import gpus
 from align.schemas.advice import Assumption, Estimate, Fit, HardwareFit, Range, Step
 from align.schemas.errors import AlignError
@@ -20,12 +21,6 @@ from align.schemas.project import Project
 
 GROUP = {"grpo": 8, "rloo": 4, "ppo": 1, "best_of_n": 8}
 """Answers to a prompt, where nobody says."""
-
-ROW_TOKENS, ANSWER_TOKENS, SEQUENCE = 600, 512, 2048
-"""Tokens of a row, of a sampled answer and of the longest sequence, where nobody says."""
-BYTES_PER_TOKEN = 4
-MANY_ROWS = 100_000
-"""Up to so many rows an adapter is as good as training everything (LoRA Without Regret)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +33,7 @@ class _Stage:
 
 
 def plan_fit(
-    facts: Facts, steps: Sequence[Step], tuning: Tuning | None = None, prices: Path | None = None
+    facts: Facts, steps: Sequence[Step], limit: Thresholds, tuning: Tuning | None = None, prices: Path | None = None
 ) -> tuple[HardwareFit | None, Estimate | None, list[Assumption]]:
     """What the training stages of a plan take, and whether and how the hardest of them fits what is given.
 
@@ -53,8 +48,8 @@ def plan_fit(
     if not stages or shape is None:
         return None, None, assumed
     device, count = _device(project, assumed)
-    reckoned = [_reckon(name, facts, shape, count, assumed) for name in stages]
-    full_first = "continual_pretraining" in stages or _rows(facts, stages) > MANY_ROWS
+    reckoned = [_reckon(name, facts, limit, shape, count, assumed) for name in stages]
+    full_first = "continual_pretraining" in stages or _rows(facts, stages) > limit.lora_rows
     adapters_first = not full_first if tuning is None else tuning != "full"
     found = _fit(project, shape, reckoned, device, count, adapters_first, tuning)
     how = tuning or "full" if found.chosen is None else _tuning(found.chosen)
@@ -108,14 +103,16 @@ def _device(project: Project, assumed: list[Assumption]) -> tuple[Device | None,
     return held, given.gpus or 1
 
 
-def _reckon(name: str, facts: Facts, shape: Shape, devices: int, assumed: list[Assumption]) -> _Stage:
+def _reckon(
+    name: str, facts: Facts, limit: Thresholds, shape: Shape, devices: int, assumed: list[Assumption]
+) -> _Stage:
     length = facts.project.training.max_length
     if length is None:
-        length = SEQUENCE
+        length = limit.tokens_per_sequence
         assumed.append(
-            Assumption(fact=f"training.max_length = {SEQUENCE}", why="not stated", effect="activations grow with it")
+            Assumption(fact=f"training.max_length = {length}", why="not stated", effect="activations grow with it")
         )
-    load = _load(name, facts, assumed)
+    load = _load(name, facts, limit, assumed)
     pairs = 2 if name in ("dpo", "reward_model", "kto") else 1
     online = name in SAMPLING
     setting = Setting(
@@ -128,32 +125,34 @@ def _reckon(name: str, facts: Facts, shape: Shape, devices: int, assumed: list[A
     return _Stage(name, load, setting)
 
 
-def _load(name: str, facts: Facts, assumed: list[Assumption]) -> Load | None:
+def _load(name: str, facts: Facts, limit: Thresholds, assumed: list[Assumption]) -> Load | None:
     data = facts.data(DATA_OF[name])
     if data is None and name == "continual_pretraining":
         data = facts.data("documents")
     size = None if data is None else data.size
     tokens: float | None = None if size is None else size.tokens
     if tokens is None and size is not None and size.bytes and name not in SAMPLING:
-        tokens = size.bytes / BYTES_PER_TOKEN
+        tokens = size.bytes / limit.bytes_per_token
         assumed.append(
             Assumption(
-                fact=f"bytes per token = {BYTES_PER_TOKEN}", why="tokens are not stated", effect="tokens x0.8 to 1.3"
+                fact=f"bytes per token = {limit.bytes_per_token:g}",
+                why="tokens are not stated",
+                effect="tokens x0.8 to 1.3",
             )
         )
     rows = None if size is None else size.rows
     if name in SAMPLING:
         if rows is None:
             return None
-        made = float(rows * GROUP[name] * ANSWER_TOKENS)
+        made = float(rows * GROUP[name] * limit.tokens_per_answer)
         assumed.append(
             Assumption(
-                fact=f"answers = {GROUP[name]} of {ANSWER_TOKENS} tokens to a prompt",
+                fact=f"answers = {GROUP[name]} of {limit.tokens_per_answer} tokens to a prompt",
                 why="not stated",
                 effect="time grows with both",
             )
         )
-        through = made * (1 + ROW_TOKENS / 2 / ANSWER_TOKENS)
+        through = made * (1 + limit.tokens_per_row / 2 / limit.tokens_per_answer)
         if name == "best_of_n":
             return Load(0.0, made, made)
         readers = (name == "ppo") + (facts.project.reward.kind == "reward_model")
@@ -161,9 +160,11 @@ def _load(name: str, facts: Facts, assumed: list[Assumption]) -> Load | None:
     if tokens is None:
         if rows is None:
             return None
-        tokens = float(rows * ROW_TOKENS * (2 if name in ("dpo", "reward_model") else 1))
+        tokens = float(rows * limit.tokens_per_row * (2 if name in ("dpo", "reward_model") else 1))
         assumed.append(
-            Assumption(fact=f"tokens per row = {ROW_TOKENS}", why="not stated", effect="tokens and time x0.5 to 2")
+            Assumption(
+                fact=f"tokens per row = {limit.tokens_per_row}", why="not stated", effect="tokens and time x0.5 to 2"
+            )
         )
     epochs = 2 if name == "sft" else 1
     if name == "sft":

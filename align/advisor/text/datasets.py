@@ -9,9 +9,8 @@ from align.advisor.text.hardware import BYTES
 from align.advisor.text.nouns import Noun, noun, noun_before, phrase_end
 from align.advisor.text.number import Number
 from align.advisor.text.scene import Scene
+from align.advisor.thresholds import shipped
 
-BYTES_PER_TOKEN = 4
-"""Of English prose (research: 3 to 3.5 for code), so tokens from bytes are a guess."""
 KINDS = ("preference_pairs", "unpaired_feedback", "eval_set", "prompts", "sft_pairs", "logs")
 FEW = {
     "sft_pairs": 4,
@@ -195,6 +194,6 @@ def _bytes(scene: Scene, number: Number, low: int, high: int) -> Iterator[Eviden
     size = int(number.value * BYTES[scene.sentence.words[number.end]])
     yield scene.evidence(f"data.{kind}", True, number.start, end)
     yield scene.evidence(f"data.{kind}.bytes", size, number.start, end, number=number)
-    tokens = size // BYTES_PER_TOKEN
+    tokens = int(size // shipped().bytes_per_token)
     guess = Number(tokens, number.start, end, tokens * 0.8, tokens * 1.4, True)
     yield scene.evidence(f"data.{kind}.tokens", tokens, number.start, end, number=guess)

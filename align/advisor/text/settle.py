@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import get_args
 
 from align.advisor.facts import Evidence
+from align.advisor.thresholds import shipped
 from align.schemas.project import Knowledge
 
 RHYTHMS = get_args(get_args(Knowledge.model_fields["changes"].annotation)[0])[::-1]
@@ -24,7 +25,6 @@ TRAINED_ON = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts", "
 
 BODY = 200
 """Rows from which on there is something to train on, so that words of duty need not be a prompt's."""
-FEW_RULES = 5
 ACTS = ("behaviour.", "reward.", "knowledge.source")
 """Fields that say how it should act, or by what that is to be learned."""
 FORMAT_FIELDS = 8
@@ -120,7 +120,7 @@ def _duties(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
     counted = any(e.field == "behaviour.rules_count" and not e.vague for e in facts)
     if not duties or counted or _sized(facts):
         return []
-    count = min(len(duties), FEW_RULES)
+    count = min(len(duties), shipped().few_rules)
     return [
         replace(duties[0], field="behaviour.rules_count", value=count, status="asserted", vague=True, low=1, high=10)
     ]
