@@ -49,8 +49,8 @@ class Shape:
     """Whether queries and keys are normed too."""
     inner: int = 4
     """Tensors of width f that an mlp keeps for its backward: gate, its activation, up and their product."""
-    positions: int = 0
-    """Rows of a learned table of positions."""
+    position_rows: int = 0
+    """Rows of a learned table of positions, counted as parameters. How long a row may be, the engine finds by trying."""
     exact: bool = True
 
     @property
@@ -86,7 +86,7 @@ class Shape:
     @property
     def params(self) -> int:
         """P."""
-        tables = (1 if self.tied else 2) * self.embedding + self.positions * self.hidden
+        tables = (1 if self.tied else 2) * self.embedding + self.position_rows * self.hidden
         return self.layers * self.layer + tables + self.hidden
 
     @property
@@ -108,6 +108,8 @@ class Shape:
 
 QK_NORMED = ("qwen3", "qwen3_moe", "olmo2", "olmo3", "gemma3", "gemma3_text")
 """Kinds of model that norm queries and keys."""
+LEARNED_POSITIONS = ("gpt2", "opt", "gpt_bigcode")
+"""Kinds of model with a learned table of positions."""
 
 
 def from_config(config: Mapping[str, Any]) -> Shape:
@@ -146,7 +148,9 @@ def from_config(config: Mapping[str, Any]) -> Shape:
         norms=norms,
         qk_norm=kind in QK_NORMED,
         inner=(4 if gated else 2) + (3 if spelt_out else 0),
-        positions=int(first("n_positions", "max_position_embeddings")) if kind in ("gpt2", "opt", "gpt_bigcode") else 0,
+        position_rows=int(first("n_positions", "max_position_embeddings"))
+        if kind in ("gpt2", "opt", "gpt_bigcode")
+        else 0,
     )
 
 

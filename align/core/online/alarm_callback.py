@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from align.core.engine.module import AlignModule
-from align.core.online.monitor import CHECK, EQUAL, UNSCORED, VARY, Alarm, Watcher, signal
+from align.core.online.monitor import CHECK, EQUAL, UNSCORED, VARY, Alarm, Watcher
 from align.core.online.phases import RolloutPhases
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Watch
@@ -33,8 +33,6 @@ class Alarms(Callback):
         self.watcher = Watcher(settings, phases.algorithm.compares)
         self.said: list[str] = []
         self.sums: dict[str, tuple[float, int]] = {}
-        self.taught: Counter[str] = Counter()
-        """Number of phases by their ``signal``: what they lacked to be learned from, "" where nothing."""
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Check the phase that ends with this step, or with the stage."""
@@ -47,8 +45,6 @@ class Alarms(Callback):
             if trainer.global_step < self.phases.total_steps:
                 return
             phase += 1  # the stage ends within a phase: ``locate`` counts only those that are complete
-        if "reward/scored" in module.metrics:
-            self.taught[signal(module.metrics, self.phases.algorithm.compares)] += 1
         means = {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         alarms = self.watcher.look(phase, {**module.metrics, **means})
@@ -72,11 +68,11 @@ class Alarms(Callback):
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Report a stage in which no phase had anything to learn from; its exit status, 0, does not show it."""
         assert isinstance(module, AlignModule)
-        phases = self.taught.total()
-        if not phases or self.taught[""]:
+        signals = self.watcher.signals
+        if not signals or signals[""]:
             return
-        fix = CHECK if self.taught[UNSCORED] else VARY
-        last = Problem(module.stage.name, f"learned nothing from its rewards: {_lacked(self.taught)}", fix)
+        fix = CHECK if signals[UNSCORED] else VARY
+        last = Problem(module.stage.name, f"learned nothing from its rewards: {_lacked(signals)}", fix)
         if trainer.is_global_zero:
             print(last, file=sys.stderr)
             self.said.append(last.what)
@@ -88,22 +84,20 @@ class Alarms(Callback):
             "watcher": self.watcher.state_dict(),
             "said": list(self.said),
             "sums": dict(self.sums),
-            "taught": dict(self.taught),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it back."""
         self.watcher.load_state_dict(state["watcher"])
         self.said = list(state["said"])
-        self.taught = Counter(state.get("taught", {}))
         self.sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
 
 
-def _lacked(taught: Counter[str]) -> str:
+def _lacked(signals: Counter[str]) -> str:
     """Return what the phases lacked, for a message."""
-    phases = f"its {taught.total()} phases" if taught.total() > 1 else "its only phase"
+    phases = f"its {signals.total()} phases" if signals.total() > 1 else "its only phase"
     words = {UNSCORED: "no answer was scored", EQUAL: "the answers of each group all got the same reward"}
-    return f"in {phases} " + ", or ".join(words[name] for name in words if taught[name])
+    return f"in {phases} " + ", or ".join(words[name] for name in words if signals[name])
 
 
 def _pause(stage: str, phase: int, alarms: Sequence[Alarm]) -> AlignError:

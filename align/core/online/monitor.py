@@ -19,6 +19,7 @@ That g* is the best of many is a bias towards alarms, which k must outweigh: doc
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -166,10 +167,11 @@ class Watcher:
     def __init__(self, settings: Watch, compares: bool = True) -> None:
         """See ``signal`` for ``compares``."""
         self.settings, self.compares = settings, compares
+        self.signals: Counter[str] = Counter()
+        """Number of phases by their ``signal``: what they lacked to be learned from, "" where nothing."""
         self._first: dict[str, list[float]] = {"entropy": [], "completions/mean_length": []}
         self._streak: dict[str, int] = {}  # phases in a row that differ from the detector's state
         self._raised: set[str] = set()
-        self._learned = False  # whether any phase had something to learn from
         self._recent: list[Pair] = []
         self._start: Pair | None = None
         self._best: Pair | None = None
@@ -224,14 +226,14 @@ class Watcher:
         if "reward/scored" not in now:
             return
         found = signal(now, self.compares)
-        self._learned = self._learned or not found
+        self.signals[found] += 1
         yield (
             Alarm(UNSCORED, f"no answer was scored, so there was nothing to learn from{_failures(now)}", CHECK),
             found == UNSCORED,
             True,
         )
         what = "in every group all answers got the same reward, so there was nothing to learn from"
-        yield Alarm(EQUAL, what, VARY, hint=True), found == EQUAL, not self._learned
+        yield Alarm(EQUAL, what, VARY, hint=True), found == EQUAL, not self.signals[""]
 
     def _entropy(self, now: Mapping[str, float]) -> Judged:
         share, entropy, base = self.settings.entropy, now.get("entropy"), self._base("entropy")
@@ -301,7 +303,7 @@ class Watcher:
             "first": {name: list(values) for name, values in self._first.items()},
             "streak": dict(self._streak),
             "raised": sorted(self._raised),
-            "learned": self._learned,
+            "signals": dict(self.signals),
             "recent": [list(pair) for pair in self._recent],
             "start": list(self._start or ()),
             "best": list(self._best or ()),
@@ -311,7 +313,7 @@ class Watcher:
         """Take it back."""
         self._first = {name: list(values) for name, values in state["first"].items()}
         self._streak, self._raised = dict(state["streak"]), set(state["raised"])
-        self._learned = state.get("learned", True)  # an older checkpoint lacks it
+        self.signals = Counter(state["signals"])
         self._recent = [Pair(*pair) for pair in state["recent"]]
         self._start = Pair(*state["start"]) if state["start"] else None
         self._best = Pair(*state["best"]) if state["best"] else None
