@@ -50,7 +50,7 @@ class Shape:
     inner: int = 4
     """Tensors of width f that an mlp keeps for its backward: gate, its activation, up and their product."""
     position_rows: int = 0
-    """Rows of a learned table of positions, counted as parameters. How long a row may be, the engine finds by trying."""
+    """Rows of a learned table of positions, counted as parameters. How long a row may be, the engine finds out."""
     exact: bool = True
 
     @property
