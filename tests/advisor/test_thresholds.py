@@ -9,7 +9,7 @@ import pytest
 from align.advisor.estimate.plan import GROUP, plan_fit
 from align.advisor.facts import Facts
 from align.advisor.thresholds import Floor, Thresholds, shipped
-from align.core import registry
+from align.core.plugin_system.registry import config_of, registry
 from align.schemas.advice import Step
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
@@ -101,5 +101,5 @@ def test_a_users_thresholds_reach_the_estimate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["grpo", "rloo", "ppo"])
 def test_answers_to_a_prompt_are_those_of_the_algorithm(name: str) -> None:
-    config = registry.config_of(registry.get("algorithm", name))
+    config = config_of(registry.get("algorithm", name))
     assert config.model_fields["num_generations"].default == GROUP[name]
