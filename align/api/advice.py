@@ -328,7 +328,7 @@ def _shown(value: Any) -> str:
 
 def evidence_of_model(name: str) -> list[Evidence]:
     """Return the name of the model that was given, and its size where it can be read."""
-    named = Evidence("model.name", name, quote=f"--model {name}", source="answer", place="command line")
+    named = Evidence("model.name", name, quote=f"model: {name}", source="answer", place="arguments")
     return [named, *evidence_of_size(name)]
 
 

@@ -57,7 +57,7 @@ def label_data(
         opened.callback(journal.close)
         place = Place(seed=seed, home=journal.directory)
         scorer = opened.enter_context(Scorer(choices, place))
-        speaker = None
+        sampler = None
         if chosen is not None:
             with working(f"loading PyTorch and {model}"):
                 from align.core.inference.sampler import Speaker, subject_for
@@ -65,6 +65,6 @@ def label_data(
                 backend, subject = registry.build("generator", chosen), subject_for(Model(path=str(model)))
                 opened.callback(backend.close)
                 backend.open(subject)
-            speaker = Speaker(backend, subject, settings, n, seed)
+            sampler = Speaker(backend, subject, settings, n, seed)
         progress = opened.enter_context(Work("judging prompts", len(records)))
-        return label(records, scorer, journal, speaker, progress.update)
+        return label(records, scorer, journal, sampler, progress.update)

@@ -48,9 +48,11 @@ def measure(
     files = [file.path for file in as_files(data)] or _files(known)
     problems = []
     if start is None:
-        problems.append(Problem("--measure", "no model is named", "add --model DIR, or model: {name: DIR} to the form"))
+        fix = "name one (--model DIR; from Python model=DIR), or write model: {name: DIR} into the form"
+        problems.append(Problem("measure", "no model is named", fix))
     if not files:
-        problems.append(Problem("--measure", "no data file is named", "add --data FILE, or a path to the form's data"))
+        fix = "name one (--data FILE; from Python data=[FILE]), or write a path into the form's data"
+        problems.append(Problem("measure", "no data file is named", fix))
     if start is None or problems:
         raise AlignError.gather(problems)
     from align.core.inference.probes import (

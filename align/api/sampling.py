@@ -105,22 +105,22 @@ class SampleRequest:
             opened.callback(backend.close)
             with working(f"loading the model {self.model}"):
                 backend.open(subject)
-            speaker = Speaker(backend, subject, sampling, self.best_of or self.n, self.seed)
-            yield SampleSession(speaker, records, scorer, choose=self.best_of is not None)
+            sampler = Speaker(backend, subject, sampling, self.best_of or self.n, self.seed)
+            yield SampleSession(sampler, records, scorer, choose=self.best_of is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class SampleSession:
     """An open model with its prompts. choose: of each prompt's completions only the best is kept."""
 
-    speaker: Speaker
+    sampler: Speaker
     records: Sequence[Record]
     scorer: Scorer | None
     choose: bool
 
     def completions(self) -> Iterator[Said]:
         """Yield the completions, in the prompts' order; some hundred prompts are sampled at once."""
-        return answers(self.speaker, self.records, self.scorer, choose=self.choose)
+        return answers(self.sampler, self.records, self.scorer, choose=self.choose)
 
     def stream(self, write: Callable[[str], None]) -> Said:
         """Return one completion of the only prompt; its text is written as it is sampled.
@@ -128,10 +128,10 @@ class SampleSession:
         With rewards it is written at its end, since only the best of several is shown.
         """
         (record,) = self.records
-        stream = self.speaker.stream(record, write)
+        stream = self.sampler.stream(record, write)
         if self.scorer is None:
-            ((completion,),) = self.speaker.ask([record], heard=stream.heard)
+            ((completion,),) = self.sampler.ask([record], heard=stream.heard)
         else:
-            (completion,) = answers(self.speaker, [record], self.scorer, choose=True)
+            (completion,) = answers(self.sampler, [record], self.scorer, choose=True)
         stream.end(completion.text)
         return completion

@@ -96,11 +96,11 @@ def audit(
     usable = [line for line in lines if not line.fault][:limit]
     with ExitStack() as stack:
         opened = stack.enter_context(closing(_opened(reward, device)))
-        speaker = _sampler(str(model), n, max_completion_length, seed) if model else None
+        sampler = _sampler(str(model), n, max_completion_length, seed) if model else None
         encode = None
-        if speaker is not None:
-            stack.callback(speaker.generator.close)
-            tokenizer = speaker.subject.tokenizer
+        if sampler is not None:
+            stack.callback(sampler.generator.close)
+            tokenizer = sampler.subject.tokenizer
 
             def encode(text: str) -> list[int]:
                 return list(tokenizer.encode(text, add_special_tokens=False))
@@ -108,10 +108,10 @@ def audit(
         name = str(rows) if isinstance(rows, str | Path) else "rows"
         attacked = attack(opened, usable, name, encode)
         seen = None
-        if speaker is not None:
+        if sampler is not None:
             from align.core.inference.difficulty import forecast
 
-            seen = forecast(opened, usable, speaker)
+            seen = forecast(opened, usable, sampler)
     return RewardAudit(attacked, seen, [line for line in lines if line.fault])
 
 
