@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.core.data.lint import Looking, Suite
+from align.core.data.lint.linter import Looking
+from align.core.data.lint.overlap import Suite
 from align.schemas.records import Record
 
 _WORDS = (

@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.data.lint import Linter, LintFinding, Looking, lint, measure
 from align.core.data.lint.catalogue import CATALOGUE
 from align.core.data.lint.corpus import poor
+from align.core.data.lint.finding import LintFinding
 from align.core.data.lint.lengths import Lengths
+from align.core.data.lint.linter import Linter, Looking, lint
+from align.core.data.lint.measure import measure
 from align.core.data.lint.pairs import separating
 from align.core.data.lint.scan import survey
 from align.core.data.sources import load_records

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.data.lint import Looking, Suite, lint, read_suite
 from align.core.data.lint.base import Sample, Thinned
+from align.core.data.lint.linter import Looking, lint
+from align.core.data.lint.overlap import Suite, read_suite
 from align.core.data.lint.repeats import BAND, BANDS, THRESHOLD, together
 from align.core.data.lint.view import hashes, windows, words
 from align.schemas.errors import AlignError

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.data.lint import lint
+from align.core.data.lint.linter import lint
 from align.core.data.lint.sensitive import personal, secrets, shapes
 from tests.core.lint_rows import completion
 
