@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from align.core.rewards.base import Answer as Answer
     from align.core.rewards.base import Reward as Reward
     from align.core.rewards.base import Score as Score
+    from align.core.util.liveness import Interrupted as Interrupted
     from align.hookspecs import Register as Register
     from align.hookspecs import hookimpl as hookimpl
     from align.schemas.advice import Advice as Advice
@@ -94,6 +95,7 @@ _HOMES = {
     "schemas.results": ("StageResult",),
     "core.engine.logger": ("Logger",),
     "core.engine.strategy": ("Strategy",),
+    "core.util.liveness": ("Interrupted",),
 }
 _HOME = {name: f"align.{home}" for home, names in _HOMES.items() for name in names}
 

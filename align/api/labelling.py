@@ -11,7 +11,6 @@ from typing import Any
 
 from align.api.inputs import RewardLike, as_reward, plugin_choice, sampling_settings
 from align.core.inference.preferences import Journal, Labels, label, read_prompts
-from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer, decisive
 from align.core.util.progress import Work, working
@@ -59,12 +58,11 @@ def label_data(
         scorer = opened.enter_context(Scorer(choices, place))
         sampler = None
         if chosen is not None:
-            with working(f"loading PyTorch and {model}"):
-                from align.core.inference.sampler import Speaker, subject_for
+            with working("loading PyTorch and transformers"):
+                from align.api.sampling import open_sampler
+                from align.core.inference.sampler import subject_for
 
-                backend, subject = registry.build("generator", chosen), subject_for(Model(path=str(model)))
-                opened.callback(backend.close)
-                backend.open(subject)
-            sampler = Speaker(backend, subject, settings, n, seed)
+            subject = subject_for(Model(path=str(model)))
+            sampler = opened.enter_context(open_sampler(subject, settings, chosen, n=n, seed=seed))
         progress = opened.enter_context(Work("judging prompts", len(records)))
         return label(records, scorer, journal, sampler, progress.update)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.api.inputs import RewardLike, as_reward, plugin_choice, sampling_settings
+from align.core.generation.base import Subject
 from align.core.inference.sampler import Said, Speaker, answers, prompts_for, subject_for, token_ids
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Place
@@ -97,16 +98,25 @@ class SampleRequest:
         sampling = self.sampling.model_copy(update={"stop_token_ids": [*self.sampling.stop_token_ids, *stops]})
         records = prompts_for(self.prompts, subject.tokenizer, self.chat)
         rewards = [as_reward(reward) for reward in self.rewards]
-        backend = registry.build("generator", plugin_choice(self.generator))
+        generator = plugin_choice(self.generator)
         with ExitStack() as opened:
-            scorer = None
-            if rewards:
-                scorer = opened.enter_context(Scorer(rewards, Place(seed=self.seed)))
-            opened.callback(backend.close)
-            with working(f"loading the model {self.model}"):
-                backend.open(subject)
-            sampler = Speaker(backend, subject, sampling, self.best_of or self.n, self.seed)
+            # Rewards first: their mistakes are told before the weights are loaded.
+            scorer = opened.enter_context(Scorer(rewards, Place(seed=self.seed))) if rewards else None
+            number = self.best_of or self.n
+            sampler = opened.enter_context(open_sampler(subject, sampling, generator, n=number, seed=self.seed))
             yield SampleSession(sampler, records, scorer, choose=self.best_of is not None)
+
+
+@contextmanager
+def open_sampler(subject: Subject, sampling: Sampling, generator: Choice, *, n: int, seed: int) -> Iterator[Speaker]:
+    """Load a model's weights into a generator, which is closed at the end. n: completions of each prompt."""
+    backend = registry.build("generator", generator)
+    try:
+        with working(f"loading the model {subject.model.path}"):
+            backend.open(subject)
+        yield Speaker(backend, subject, sampling, n, seed)
+    finally:
+        backend.close()
 
 
 @dataclass(frozen=True, slots=True)

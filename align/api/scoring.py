@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from align.api.inputs import RewardLike, as_reward
 from align.core.inference.audit import Audit
 from align.core.inference.audit import audit as attack
-from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Place
 from align.core.rewards.score_file import Line, Verdict, ask, lines_of, read_lines
 from align.core.rewards.scorer import Opened
@@ -21,7 +20,6 @@ from align.schemas.run import Choice, Model, Sampling
 
 if TYPE_CHECKING:
     from align.core.inference.difficulty import Forecast
-    from align.core.inference.sampler import Speaker
 
 Rows = str | Path | Iterable[Mapping[str, Any]]
 """A JSONL file, or rows."""
@@ -96,11 +94,15 @@ def audit(
     usable = [line for line in lines if not line.fault][:limit]
     with ExitStack() as stack:
         opened = stack.enter_context(closing(_opened(reward, device)))
-        sampler = _sampler(str(model), n, max_completion_length, seed) if model else None
-        encode = None
-        if sampler is not None:
-            stack.callback(sampler.generator.close)
-            tokenizer = sampler.subject.tokenizer
+        sampler = encode = None
+        if model is not None:
+            from align.api.sampling import open_sampler
+            from align.core.inference.sampler import subject_for
+
+            sampling = Sampling(max_completion_length=max_completion_length)
+            subject, local = subject_for(Model(path=str(model))), Choice(type="local")
+            sampler = stack.enter_context(open_sampler(subject, sampling, local, n=n, seed=seed))
+            tokenizer = subject.tokenizer
 
             def encode(text: str) -> list[int]:
                 return list(tokenizer.encode(text, add_special_tokens=False))
@@ -123,12 +125,3 @@ def _lines(rows: Rows, completion: bool = True) -> list[Line]:
 
 def _opened(reward: RewardLike, device: Device) -> Opened:
     return Opened(as_reward(reward), Place(accelerator=device))
-
-
-def _sampler(model: str, n: int, max_completion_length: int, seed: int) -> Speaker:
-    from align.core.inference.sampler import Speaker, subject_for
-
-    subject = subject_for(Model(path=model))
-    generator = registry.build("generator", Choice(type="local"))
-    generator.open(subject)
-    return Speaker(generator, subject, Sampling(max_completion_length=max_completion_length), n, seed)

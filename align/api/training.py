@@ -25,7 +25,7 @@ def train(
     stderr. A run with a ``project:`` is advised first, and does not start against a blocking finding, unless
     ``overrides`` gives the reason: ``{"R-CPT-3": "a test of the pipeline"}``, kept in the run's manifest.
 
-    Imports torch. Raises AlignError for whatever the user can fix, and ``align.core.util.liveness.Interrupted`` after a
+    Imports torch. Raises AlignError for whatever the user can fix, and ``align.Interrupted`` after a
     signal (Ctrl-C), once the step is saved.
     """
     from align.core.training.launch import train as launch
