@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("CONTRIBUTING.md", "AGENTS.md", "SECURITY.md")
+PAGES = ["AGENTS.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 FORMS = sorted(path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
 NAMED = re.compile(r"`((?:align|tests|docs|tools|benchmarks|recipes|\.ci)/[\w./-]*)`")
 """A path of the repository in backticks."""
@@ -62,8 +63,9 @@ def test_pre_commit_uses_the_linter_that_ci_uses() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_names_files_that_are_there(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    named = {*NAMED.findall(text), *re.findall(r"\]\(([^)#:]+)\)", text)}
-    assert named and sorted(name for name in named if not (ROOT / name).exists()) == []
+    linked = {str((ROOT / page).parent / target) for target in re.findall(r"\]\(([^)#:]+)\)", text)}
+    missing = [name for name in {*NAMED.findall(text), *linked} if not (ROOT / name).exists()]
+    assert sorted(missing) == []
 
 
 def test_contributors_are_told_how_to_add_every_kind_of_plugin() -> None:
