@@ -27,7 +27,7 @@ BLOCKS = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", README, re.MULTILINE | re.D
 
 
 def add_rows(algorithm: str, file: Path) -> None:
-    """More rows of the kind shown, the bad ones gone: 'mended'."""
+    """More rows of the kind shown, the bad ones gone: 'fixed'."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     shown = [line for line in lines if line.endswith("]}\n") and '""' not in line]
     write_rows(algorithm, file, count=24)

@@ -97,7 +97,7 @@ def _value(text: str) -> Any:
 
 
 def _lay(values: dict[str, Any], path: str, value: Any) -> tuple[str, str] | None:
-    """Put a value where a path leads; or say what is wrong with the path, and the mend."""
+    """Put a value where a path leads; or say what is wrong with the path, and the fix."""
     level: Any = values
     *above, last = path.split(".")
     for key in above:

@@ -81,8 +81,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
     except OSError as error:
-        mend = "give the path of a thresholds file"
-        raise AlignError(f"cannot be read: {error.strerror}", mend, where=str(path)) from None
+        fix = "give the path of a thresholds file"
+        raise AlignError(f"cannot be read: {error.strerror}", fix, where=str(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise AlignError(f"is not YAML: {' '.join(str(error).split())}", where=str(path)) from None
     if not isinstance(values, dict):

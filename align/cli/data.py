@@ -138,4 +138,4 @@ def _print(found: Survey) -> None:
             click.echo("\n".join(f"  {one}" for one in lengths))
             break
     for one in found.findings:
-        click.echo(visible(f"  {one}\n    {one.mend}"))
+        click.echo(visible(f"  {one}\n    {one.fix}"))

@@ -112,7 +112,7 @@ def doctor(as_json: bool) -> None:
     with loading("every plugin"):
         problems = list(examine(registry, reserved=COMMANDS))
     if as_json:
-        _print_json([{"level": p.level, "where": p.where, "what": p.what, "mend": p.mend} for p in problems])
+        _print_json([{"level": p.level, "where": p.where, "what": p.what, "fix": p.fix} for p in problems])
     else:
         for problem in problems:
             click.echo(f"{problem.level}: {problem}")

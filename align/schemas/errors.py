@@ -1,4 +1,4 @@
-"""How align tells a user what is wrong: where, what, and the mend."""
+"""How align tells a user what is wrong: where, what, and the fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Problem:
 
     where: the place in the user's own terms (``run.yaml line 4: algorithm.beta``, ``train.jsonl:17``).
     what:  what is wrong there, as a sentence without a subject (``is -1; must be greater than 0``).
-    mend:  what to do about it; may be empty where ``what`` says it already.
+    fix:  what to do about it; may be empty where ``what`` says it already.
     level: an ``error`` stops a launch, a ``warning`` is printed and kept in the manifest.
 
     As text it is safe to print: control characters that rows, files or servers put into it are removed.
@@ -24,24 +24,24 @@ class Problem:
 
     where: str
     what: str
-    mend: str = ""
+    fix: str = ""
     level: Literal["error", "warning"] = "error"
 
     def __str__(self) -> str:
         lines = [self.where, f"    {self.what}"] if self.where else [self.what]
-        if self.mend:
-            lines.append(f"    {self.mend}")
+        if self.fix:
+            lines.append(f"    {self.fix}")
         return stripped("\n".join(lines))
 
 
 class AlignError(Exception):
     """A user's mistake or a machine's limit: printed without a traceback. Anything else is our bug.
 
-    ``AlignError("what", "mend", where="where")`` for one problem, ``AlignError.gather(problems)`` for many.
+    ``AlignError("what", "fix", where="where")`` for one problem, ``AlignError.gather(problems)`` for many.
     """
 
-    def __init__(self, what: str, mend: str = "", *, where: str = "", problems: Sequence[Problem] = ()) -> None:
-        self.problems: tuple[Problem, ...] = tuple(problems) or (Problem(where, what, mend),)
+    def __init__(self, what: str, fix: str = "", *, where: str = "", problems: Sequence[Problem] = ()) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems) or (Problem(where, what, fix),)
         super().__init__("\n".join(map(str, self.problems)))
 
     @classmethod

@@ -338,6 +338,6 @@ def test_a_model_that_talks_nonsense_gives_no_facts_and_is_told_of(own: Callable
     assert told.startswith("the model's reply: it is no JSON")
 
 
-def test_a_prompt_that_the_model_has_no_room_for_is_told_with_a_mend(own: Callable[[int], Asker]) -> None:
+def test_a_prompt_that_the_model_has_no_room_for_is_told_with_a_fix(own: Callable[[int], Asker]) -> None:
     with pytest.raises(AlignError, match="a longer context"):
         read("Short.", own(512))

@@ -117,7 +117,7 @@ def sound(path: Path, **columns: Any) -> Path:
     return written(path, *rows)
 
 
-def test_what_is_doubtful_is_told_with_its_rows_and_its_mend(tmp_path: Path) -> None:
+def test_what_is_doubtful_is_told_with_its_rows_and_its_fix(tmp_path: Path) -> None:
     path = sound(tmp_path / "a.jsonl")
     clean = check(path)
     assert (clean.exit_code, len(clean.output.splitlines())) == (0, 4), "the form and three lengths"

@@ -78,7 +78,7 @@ def test_a_run_without_a_project_is_not_advised(tiny_model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("check", [[], ["--check"]])
-def test_a_blocking_finding_stops_it_with_rule_words_and_mend(tiny_model_dir: Path, check: list[str]) -> None:
+def test_a_blocking_finding_stops_it_with_rule_words_and_fix(tiny_model_dir: Path, check: list[str]) -> None:
     done = train(write_run(tiny_model_dir, "pretrain", CORPUS, 20), *check)
     assert done.exit_code == 2 and not Path("out").exists()
     assert "project: R-CPT-3\n    launches continual_pretraining, and advised is rag" in done.output

@@ -58,7 +58,7 @@ def test_an_adapter_on_half_of_a_tied_pair_is_refused_before_training(tmp_path: 
     spec = Adapter(type=kind, r=2, target_modules=["q_proj", target])
     with pytest.raises(AlignError, match="shares its weight with") as caught:
         build_policy(Model(path=str(tmp_path / "m"), adapter=spec), "language", seed=0, dropout=False)
-    assert "modules_to_save: [embed_tokens]" in caught.value.problems[0].mend
+    assert "modules_to_save: [embed_tokens]" in caught.value.problems[0].fix
 
 
 def test_an_adapter_made_elsewhere_on_half_of_a_tied_pair(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_settings_that_would_train_nothing_or_twice(tmp_path: Path, settings: An
     save_tiny(tmp_path / "m")
     with pytest.raises(AlignError, match=says) as caught:
         build_policy(Model(path=str(tmp_path / "m"), adapter=Adapter(**settings)), "language", seed=0, dropout=False)
-    assert fix in caught.value.problems[0].mend
+    assert fix in caught.value.problems[0].fix
 
 
 # ---- added tokens -------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def added(directory: Path, tokens: list[int], **settings: Any) -> list[str]:
     adapter = Adapter(r=2, **settings) if settings is not None else None
     policy, tokenizer = build_policy(Model(path=str(directory), adapter=adapter), "language", seed=0, dropout=False)
     row = Example("r:1", (TokenSequence("text", np.array(tokens, np.int32), np.arange(len(tokens)) > 0),))
-    return [n.what + n.mend for n in notes(policy, tokenizer, [row]) if "added tokens" in n.what]
+    return [n.what + n.fix for n in notes(policy, tokenizer, [row]) if "added tokens" in n.what]
 
 
 @pytest.mark.parametrize("mean", [True, False], ids=["mean", "random"])
@@ -161,7 +161,7 @@ def test_fused_experts_without_an_adapter_are_named_and_can_have_one(tmp_path: P
     mixture(tmp_path / "m", kind)
     policy, tokenizer = trained(tmp_path / "m", adapter=Adapter(r=2))
     (note,) = [n for n in notes(policy, tokenizer, []) if "expert" in n.what]
-    assert "experts.down_proj, experts.gate_up_proj" in note.what and "target_parameters" in note.mend
+    assert "experts.down_proj, experts.gate_up_proj" in note.what and "target_parameters" in note.fix
     export(policy, tokenizer, tmp_path / "out")
     assert torch.allclose(plainly(load(tmp_path / "out", "language"), "language"), outputs(policy), atol=1e-5)
 

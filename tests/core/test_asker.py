@@ -140,7 +140,7 @@ def test_a_model_of_ones_own_is_asked_greedily(tmp_path: Path, monkeypatch: pyte
     assert ask("/", SCHEMA)  # a prompt is no path
 
 
-def test_a_prompt_beyond_the_context_is_told_with_a_mend(tmp_path: Path) -> None:
+def test_a_prompt_beyond_the_context_is_told_with_a_fix(tmp_path: Path) -> None:
     tiny_model(0, max_position_embeddings=64).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(AlignError, match="longer than its context can hold") as stopped:

@@ -104,7 +104,7 @@ def test_errors_stop_a_run_and_accepting_one_does_what_it_says(
     made, found = seen(record, tok, allow=frozenset([finding]))
     assert (found[finding].level, found[finding].accepted, len(made)) == ("warning", True, left)
     assert found[finding].left_out == int(left == 0)
-    assert CATALOGUE[finding].accepted in found[finding].mend
+    assert CATALOGUE[finding].accepted in found[finding].fix
     stop_on_errors(found.values())
 
 
@@ -160,7 +160,7 @@ def test_every_finding_of_the_catalogue_is_shown_above() -> None:
     assert shown == CATALOGUE.keys()
 
 
-def test_a_message_says_which_rows_how_many_what_and_the_mend() -> None:
+def test_a_message_says_which_rows_how_many_what_and_the_fix() -> None:
     tally, encoder = Tally(), Encoder(tiny_tokenizer())
     for part in range(2):  # as two workers would
         mine = Tally()
@@ -174,7 +174,7 @@ def test_a_message_says_which_rows_how_many_what_and_the_mend() -> None:
     assert message.splitlines()[0] == ", ".join(f"pairs.jsonl:{i}" for i in range(1, 6)) + " and 3 more"
     assert "boundary-merge: " in message
     assert "(between 'What is t' and 'he sum'): 8 rows, 8 left out" in message
-    assert CATALOGUE["boundary-merge"].mend in message
+    assert CATALOGUE["boundary-merge"].fix in message
 
 
 def cut(truncation: str, record: Record, **changed: Any) -> tuple[list[Example], Finding]:

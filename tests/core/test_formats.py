@@ -512,7 +512,7 @@ def test_every_format_is_among_the_cases(tmp_path: Path) -> None:
 
 
 class TestRecognition:
-    def test_ambiguity_names_both_and_the_mend(self, tmp_path: Path) -> None:
+    def test_ambiguity_names_both_and_the_fix(self, tmp_path: Path) -> None:
         with pytest.raises(AlignError, match=r"could be of format 'messages' or 'prompt'\n.*format: messages"):
             one(tmp_path, {"prompt": "q", "messages": SAYS})
         assert one(tmp_path, {"prompt": "q", "messages": SAYS}, format="messages").text == SAYS

@@ -40,7 +40,7 @@ def test_every_finding_is_found_and_counted(id: str) -> None:
     one = told(example.rows, example.looking)[id]
     assert one.count == example.count
     loud = one.share >= CATALOGUE[id].loud_from
-    assert (one.level, one.mend) == (CATALOGUE[id].level if loud else "note", CATALOGUE[id].mend)
+    assert (one.level, one.fix) == (CATALOGUE[id].level if loud else "note", CATALOGUE[id].fix)
     assert json.loads(json.dumps(one.dump()))["share"] == one.share
     assert id not in told(example.rows, replace(example.looking, skip=[id]))
 

@@ -89,7 +89,7 @@ def test_a_model_that_is_nowhere(path: str, says: str) -> None:
     with pytest.raises(AlignError, match=says) as caught:
         resolve_model_path(path)
     assert caught.value.problems[0].where == f"model.path: {path}"
-    assert caught.value.problems[0].mend
+    assert caught.value.problems[0].fix
 
 
 def test_a_hub_id_is_found_in_the_cache_when_offline(
@@ -146,7 +146,7 @@ def test_pickled_weights_are_refused_unopened(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AlignError, match=r"pytorch_model\.bin, a pickle") as caught:
         build(directory)
-    assert "convert" in caught.value.problems[0].mend
+    assert "convert" in caught.value.problems[0].fix
     assert not (tmp_path / "exploded").exists()
 
 
@@ -174,7 +174,7 @@ def test_code_beside_the_weights_is_not_run_and_nobody_is_asked(
     monkeypatch.setattr(builtins, "input", asked)
     with pytest.raises(AlignError, match="needs code that came with it") as caught:
         build(directory)
-    assert "trust_remote_code" in caught.value.problems[0].mend
+    assert "trust_remote_code" in caught.value.problems[0].fix
     assert not (tmp_path / "ran").exists()
 
 
@@ -363,7 +363,7 @@ def test_quantised_bases_say_what_they_need(tiny_model_dir: Path, tmp_path: Path
         pytest.skip("this machine has a GPU")
     with pytest.raises(AlignError, match=r"needs bitsandbytes|needs a CUDA GPU") as caught:
         build(tiny_model_dir, adapter=Adapter(quantize="nf4"))
-    assert "leave quantize out" in caught.value.problems[0].mend
+    assert "leave quantize out" in caught.value.problems[0].fix
     with pytest.raises(AlignError, match="cannot be merged into a quantised base"):
         build(adapter_directory(tiny_model_dir, tmp_path), adapter=Adapter(quantize="int8"))
 

@@ -168,7 +168,7 @@ def test_a_reward_model_of_a_model_that_sees(tmp_path: Path) -> None:
     multimodal("llava", tmp_path / "n")
     with pytest.raises(AlignError, match="no sequence-classification class for llava") as caught:
         build_policy(Model(path=str(tmp_path / "n")), "reward", seed=0, dropout=False)
-    assert "model_type llama" in caught.value.problems[0].mend
+    assert "model_type llama" in caught.value.problems[0].fix
 
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -195,7 +195,7 @@ def test_what_does_not_read_text_from_left_to_right_is_refused(tmp_path: Path, h
     tiny_tokenizer().save_pretrained(tmp_path / "m")
     with pytest.raises(AlignError, match=says) as caught:
         build_policy(Model(path=str(tmp_path / "m")), head, seed=0, dropout=False)
-    assert caught.value.problems[0].mend and str(tmp_path) in caught.value.problems[0].where
+    assert caught.value.problems[0].fix and str(tmp_path) in caught.value.problems[0].where
 
 
 def test_an_encoder_without_a_causal_class_is_refused_with_a_reason(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_its_base_would_be_the_wrong_reference_and_is_refused(adapter_dir: Path)
     policy = start(adapter_dir)
     with pytest.raises(AlignError, match="not the model that training starts from") as caught:
         reference_to(policy, adapter_dir, "adapter-off")
-    assert caught.value.problems[0].mend == "use adapter-snapshot"
+    assert caught.value.problems[0].fix == "use adapter-snapshot"
 
 
 def test_a_reference_that_differs_is_refused_with_both_numbers(adapter_dir: Path) -> None:

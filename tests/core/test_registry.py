@@ -215,7 +215,7 @@ def test_ctrl_c_passes(make: Make) -> None:
         make({"slow": "raise KeyboardInterrupt"}).names("reward")
 
 
-def test_the_same_name_twice_names_both_distributions_and_the_mend(make: Make) -> None:
+def test_the_same_name_twice_names_both_distributions_and_the_fix(make: Make) -> None:
     registry = make({"a": REWARD.format(name="brevity"), "b": REWARD.format(name="brevity")})
     with pytest.raises(AlignError) as raised:
         registry.get("reward", "brevity")

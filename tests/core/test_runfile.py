@@ -1,4 +1,4 @@
-"""Run files: every problem at once with place, value and mend; stages over defaults; overrides; and back to YAML."""
+"""Run files: every problem at once with place, value and fix; stages over defaults; overrides; and back to YAML."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_an_override_that_no_stage_would_read_is_refused(run: Check) -> None:
 # What is wrong is said, all at once, in file order
 
 
-def test_every_problem_at_once_with_line_value_and_mend(run: Check) -> None:
+def test_every_problem_at_once_with_line_value_and_fix(run: Check) -> None:
     text = """\
 output: out
 modell: {path: base}

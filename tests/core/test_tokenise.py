@@ -138,7 +138,7 @@ def test_processes_change_nothing() -> None:
     ]
 
 
-def test_a_worker_that_dies_is_an_error_with_a_mend() -> None:
+def test_a_worker_that_dies_is_an_error_with_a_fix() -> None:
     with pytest.raises(AlignError, match=r"data\.workers: 1"):
         list(ordered_map(work.fall, 1, range(8), 1))
 
@@ -208,7 +208,7 @@ def test_the_fingerprint_tells_whatever_could_make_a_difference() -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "manifest"])
-def test_damage_is_seen_and_mended(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_seen_and_fixed(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     first = tokenise(ROWS[:50], TOKENIZER, SFT_, data(), cache=tmp_path)
     expected = [first.examples[i] for i in range(50)]
     expected = [replace(e, sequences=tuple(replace(s, tokens=s.tokens.copy()) for s in e.sequences)) for e in expected]
@@ -280,7 +280,7 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         tokenise([], TOKENIZER, SFT_, data())
 
 
-def test_a_slow_tokenizer_is_refused_with_a_mend() -> None:
+def test_a_slow_tokenizer_is_refused_with_a_fix() -> None:
     class Slow:
         is_fast = False
 

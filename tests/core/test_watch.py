@@ -43,7 +43,7 @@ def test_entropy_against_its_own_base_line() -> None:
     [(phase, alarm)] = watched(run)
     assert (phase, alarm.name, alarm.hint) == (8, "entropy", False)
     assert alarm.what == "entropy for 2 phases in a row below 30.0 % of its base line: it is 0.5 nats a token and was 2"
-    assert "beta" in alarm.mend
+    assert "beta" in alarm.fix
 
 
 def test_kl_against_its_limit() -> None:
@@ -100,7 +100,7 @@ def test_hints(name: str, share: float) -> None:
     """Shares that waste samples are said, as hints, with the share."""
     [(phase, alarm)] = watched(series(name, *[0.0] * 4, *[share] * 4))
     assert (phase, alarm.name, alarm.hint) == (6, name, True)
-    assert f"{100 * share:.1f} %" in alarm.what and alarm.mend
+    assert f"{100 * share:.1f} %" in alarm.what and alarm.fix
     assert watched(series(name, *[0.04] * 9)) == []
     assert watched(series("rewards/math/mean", *[0.9] * 9)) == []
 

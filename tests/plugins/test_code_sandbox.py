@@ -110,7 +110,7 @@ one.program("import time; time.sleep(60)", "", time.monotonic() + 60)
 
 
 def test_refused_where_nothing_isolates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel without Landlock whose namespaces are forbidden: said at once, with the mend; never a bare run."""
+    """A kernel without Landlock whose namespaces are forbidden: said at once, with the fix; never a bare run."""
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     monkeypatch.setattr(sandboxes, "directories", lambda: ["/nowhere/at/all"])  # namespaces cannot be filled
     with pytest.raises(AlignError) as refused:

@@ -366,7 +366,7 @@ def test_a_breach_stops_a_run_with_the_plugins_name(
     (problem,) = raised.value.problems
     assert problem.where.startswith(f"algorithm '{name}' of plugin 'builtin' (align-llm")
     assert problem.what.startswith(message)
-    assert "align.testing.check_algorithm" in problem.mend
+    assert "align.testing.check_algorithm" in problem.fix
 
 
 def test_a_metric_of_the_whole_step_is_the_mean_over_its_tokens() -> None:

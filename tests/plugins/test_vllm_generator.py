@@ -62,7 +62,7 @@ def test_the_command_of_the_manual_is_the_one_that_is_advised(model_dir: Path, p
     assert shlex.join(ours) in BY_HAND
     with pytest.raises(AlignError) as caught:
         generator_of(model_dir, policy, mode="server", url="http://127.0.0.1:9", timeout=1.0, weights="nccl")
-    advice = caught.value.problems[0].mend
+    advice = caught.value.problems[0].fix
     assert advice.endswith(BY_HAND + """ \\\n    --weight-transfer-config '{"backend": "nccl"}'""")
 
 

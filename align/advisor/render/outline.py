@@ -174,7 +174,7 @@ def _fit(fit: Fit, hardware: HardwareFit, before: str) -> Item:
     lacking = f", {fit.short_gb:.3g} GB too much" if fit.verdict == "does_not_fit" else ""
     verdict = _words(fit.verdict) if hardware.capacity_gb else "takes"
     text = f"{before}{verdict}: {fit.total_gb:.3g}{of} GB on each GPU{lacking}"
-    more = (f"cheapest mend: {fit.knob}",) if fit.knob else ()
+    more = (f"cheapest fix: {fit.knob}",) if fit.knob else ()
     bar = Bar(fit.per_gpu_gb, fit.total_gb, hardware.capacity_gb)
     return Item(fit.strategy, text, more, tone=tones[fit.verdict], bar=bar)
 

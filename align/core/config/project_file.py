@@ -115,13 +115,13 @@ def merged(project: Project, values: Mapping[Path, Any], where: str) -> Project:
 def _form(name: str, text: str, parse: Callable[[str, str], Parsed]) -> Brief:
     """A form alone; its ``description`` is the free words."""
     if len(text) > LARGEST_FORM:
-        mend = "write the free words into a .md file, and the form as its front matter"
-        raise AlignError(f"has {len(text)} characters; a form has at most {LARGEST_FORM}", mend, where=name)
+        fix = "write the free words into a .md file, and the form as its front matter"
+        raise AlignError(f"has {len(text)} characters; a form has at most {LARGEST_FORM}", fix, where=name)
     values, lines, problems = parse(name, text)
     places = {dotted(path): f"{name} line {line}" for path, line in lines.items()}
     if not isinstance(values, dict | None):
-        mend = "start with `description:`, or write free words into a .md or .txt file"
-        raise AlignError("is not a mapping of keys to values", mend, where=name)
+        fix = "start with `description:`, or write free words into a .md or .txt file"
+        raise AlignError("is not a mapping of keys to values", fix, where=name)
     if values is not None and "output" in values:
         raise AlignError("is a run file", f"its project: is advised by `align train {name} --check`", where=name)
 

@@ -114,7 +114,7 @@ def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterato
             try:
                 registry.find("format", name)
             except AlignError as error:
-                yield from (Problem(where((*above, *path, "format")), p.what, p.mend) for p in error.problems)
+                yield from (Problem(where((*above, *path, "format")), p.what, p.fix) for p in error.problems)
     data = _section(Data, stage.get("data"))
     if data.stream and _section(Train, stage.get("train")).max_steps is None:
         yield Problem(where((*above, "data", "stream")), "needs train.max_steps: a stream has no end", "set it")
@@ -122,13 +122,13 @@ def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterato
     if algorithm is not None and algorithm.samples and data.stream:
         yield Problem(where((*above, "data", "stream")), f"{algorithm.name} asks whole files of prompts", "remove it")
     if algorithm is not None and algorithm.samples and stage.get("rollout") is None:
-        mend = "give at least rollout.rewards (`align reward list` names them)"
-        yield Problem(where((*above, "rollout")), f"is missing: {algorithm.name} samples its own answers", mend)
+        fix = "give at least rollout.rewards (`align reward list` names them)"
+        yield Problem(where((*above, "rollout")), f"is missing: {algorithm.name} samples its own answers", fix)
     watch, held_out = _section(Watch, _section(Rollout, stage.get("rollout")).watch), data.validation
     if watch.action == "rollback" and held_out is None and not data.validation_fraction:
         what = "is rollback, which exports the best checkpoint, and nothing is held out to judge by"
-        mend = "give data.validation or data.validation_fraction"
-        yield Problem(where((*above, "rollout", "watch", "action")), what, mend)
+        fix = "give data.validation or data.validation_fraction"
+        yield Problem(where((*above, "rollout", "watch", "action")), what, fix)
     for path, why in unread(stage).items():
         yield Problem(where((*above, *path)), why, "remove it")
 
@@ -139,7 +139,7 @@ def _choice_problems(kind: str, choice: dict[str, Any], path: Path, where: Where
         registry.build(kind, Choice(type=choice["type"], settings=settings), lambda below: where((*path, *below)))
     except AlignError as error:
         for problem in error.problems:
-            yield problem if problem.where else Problem(where((*path, "type")), problem.what, problem.mend)
+            yield problem if problem.where else Problem(where((*path, "type")), problem.what, problem.fix)
 
 
 def accepts_null(stage: dict[str, Any], path: Path) -> bool:
@@ -325,7 +325,7 @@ _WHOLE = (("algorithm",), ("devices", "strategy"), ("reference",), ("rollout", "
 def load(path: str | File, overrides: Sequence[str] = ()) -> Run:
     """Read and check a run file; ``overrides`` are ``train.max_steps=2`` or ``stages.dpo.algorithm.beta=0.2``.
 
-    Raises AlignError with every problem of file and overrides: place, value and mend. Plugins named in the file are
+    Raises AlignError with every problem of file and overrides: place, value and fix. Plugins named in the file are
     imported, and nothing else.
     """
     return parse(_text(File(path)), str(path), overrides)
@@ -500,9 +500,9 @@ class _RunFile:
                     leaf, "is not read: every stage has its own", f"set stages.NAME.{dotted(leaf)}, or remove it"
                 )
 
-    def _problem(self, path: Path, what: str, mend: str) -> None:
+    def _problem(self, path: Path, what: str, fix: str) -> None:
         place = next(self.places[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.places)
-        self.problems.append(Problem(f"{place}: {dotted(path)}", what, mend))
+        self.problems.append(Problem(f"{place}: {dotted(path)}", what, fix))
 
 
 def _overlay(default: Any, own: Any, path: Path, inherited: set[Path], undone: set[Path]) -> Any:

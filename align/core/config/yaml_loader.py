@@ -60,9 +60,9 @@ def read(text: str, source: str) -> Document:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        mend = "indent with spaces" if "'\\t'" in (error.problem or "") else ""
+        fix = "indent with spaces" if "'\\t'" in (error.problem or "") else ""
         where = f"{source} line {mark.line + 1}" if mark else source
-        raise AlignError(f"is not YAML: {error.problem or error.context}", mend, where=where) from None
+        raise AlignError(f"is not YAML: {error.problem or error.context}", fix, where=where) from None
     except yaml.reader.ReaderError as error:
         where = f"{source} line {text.count(chr(10), 0, error.position) + 1}"
         raise AlignError(f"holds the character U+{error.character:04X}", "remove it", where=where) from None
@@ -123,10 +123,10 @@ class _Builder:
     def __init__(self, source: str) -> None:
         self.source, self.document, self.nodes = source, Document(), 0
 
-    def refuse(self, path: Path, what: str, mend: str) -> None:
+    def refuse(self, path: Path, what: str, fix: str) -> None:
         """Note a problem at a path whose line is known."""
         where = f"{self.source} line {self.document.lines[path]}"
-        self.document.problems.append(Problem(f"{where}: {dotted(path)}" if path else where, what, mend))
+        self.document.problems.append(Problem(f"{where}: {dotted(path)}" if path else where, what, fix))
 
     def value(self, node: Node, path: Path) -> Any:
         """The value of a node and all below it."""
@@ -134,8 +134,8 @@ class _Builder:
         self.nodes += 1
         if self.nodes > NODES or len(path) > DEPTH:
             # An alias shares its node: a few lines can stand for billions of values, or for themselves.
-            what, mend = "is too much, its aliases (*name) written out", "write out what is meant"
-            raise AlignError(what, mend, where=f"{self.source} line {line}")
+            what, fix = "is too much, its aliases (*name) written out", "write out what is meant"
+            raise AlignError(what, fix, where=f"{self.source} line {line}")
         self.document.lines.setdefault(path, line)
         if isinstance(node, MappingNode) and node.tag == _TAG + "map":
             return self.mapping(node, path)

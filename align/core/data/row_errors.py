@@ -120,11 +120,11 @@ class BadRows:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
         return f"{len(self)} bad row{'s' if len(self) != 1 else ''}" + f" ({kinds})" * bool(kinds)
 
-    def error(self, mend: str) -> AlignError:
+    def error(self, fix: str) -> AlignError:
         """The first SHOWN of them and the counts, as one error."""
         problems = [Problem(row.where, f"{row.what} [{row.kind}]") for row in self.rows[:SHOWN]]
         more = f"; the first {SHOWN} are shown" if len(self) > SHOWN else ""
-        return AlignError.gather([*problems, Problem("", f"{self.summary}{more}", mend)])
+        return AlignError.gather([*problems, Problem("", f"{self.summary}{more}", fix)])
 
 
 def write_report(

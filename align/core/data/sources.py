@@ -270,8 +270,8 @@ class Reading:
             raise AlignError(
                 f"its rows could be of format {both}", f"say which, with format: {vote.names[0]}", where=self._name
             )
-        what, mend = unknown_keys(self.asked, vote.keys, self.kinds)
-        raise AlignError(what, "\n    ".join(filter(None, [mend, *registry.absent("format")])), where=self._name)
+        what, fix = unknown_keys(self.asked, vote.keys, self.kinds)
+        raise AlignError(what, "\n    ".join(filter(None, [fix, *registry.absent("format")])), where=self._name)
 
     @property
     def _name(self) -> str:
@@ -396,7 +396,7 @@ def _bad(row: Row, fault: RowError) -> BadRow:
     return bad_row(file, int(line), fault)
 
 
-MEND = "mend the rows (`align data check FILE` names all of them), or leave them out with data.on_bad_rows: skip"
+FIX = "fix the rows (`align data check FILE` names all of them), or leave them out with data.on_bad_rows: skip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,15 +497,15 @@ class _Pile:
 def _check(data: Data) -> None:
     if data.validation_fraction and (data.validation or data.stream):
         why = "held-out rows are named by data.validation" if data.validation else "a stream is never seen as a whole"
-        mend = "leave it out" if data.validation else "name held-out rows with data.validation"
-        raise AlignError(f"has no use: {why}", mend, where="data.validation_fraction")
+        fix = "leave it out" if data.validation else "name held-out rows with data.validation"
+        raise AlignError(f"has no use: {why}", fix, where="data.validation_fraction")
 
 
 def _stop(data: Data, bad: BadRows) -> None:
     if len(bad) and data.on_bad_rows == "error":
-        raise bad.error(MEND)
+        raise bad.error(FIX)
     if bad.counts["damaged-file"]:
-        raise bad.error("mend the damaged file; how many rows it has lost cannot be known, so none are skipped")
+        raise bad.error("fix the damaged file; how many rows it has lost cannot be known, so none are skipped")
 
 
 def _rows(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from align.core.data.encode import Encoder, Span
 
 
-# What the template doctor can find: each id, how bad it is, its sentence, its mend, and what accepting it means.
+# What the template doctor can find: each id, how bad it is, its sentence, its fix, and what accepting it means.
 
 
 class Entry(NamedTuple):
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
     level: Literal["error", "warning"]
     what: str
-    mend: str
+    fix: str
     accepted: str
 
 
@@ -224,8 +224,8 @@ class Settings:
             if name not in CATALOGUE
         ]
         if data.truncation == "split" and algorithm.learns_from != ("text",):
-            mend = "choose drop, keep_start or keep_end"
-            problems.append(Problem("data.truncation", f"is split, but {algorithm.name} has whole answers", mend))
+            fix = "choose drop, keep_start or keep_end"
+            problems.append(Problem("data.truncation", f"is split, but {algorithm.name} has whole answers", fix))
         if data.truncation == "keep_start" and (algorithm.head == "reward" or algorithm.learns_from == ("prompt",)):
             does = "scores the end of the sequence" if algorithm.head == "reward" else "answers the end of the prompt"
             what = f"is keep_start, but {algorithm.name} {does}"
@@ -287,7 +287,7 @@ class Finding:
     id: str
     level: Literal["error", "warning"]
     what: str
-    mend: str
+    fix: str
     count: int
     """Rows it was seen in; 0 for one about the tokenizer or the template."""
     rows: tuple[str, ...] = ()
@@ -317,7 +317,7 @@ class Finding:
             counts += [f"{self.left_out:,} left out"] if self.left_out else []
             what += f": {', '.join(counts)}"
         accept = f"; or accept it: with data.allow: [{self.id}] {CATALOGUE[self.id].accepted}"
-        return Problem(rows, what, self.mend + accept * (self.level == "error"), self.level)
+        return Problem(rows, what, self.fix + accept * (self.level == "error"), self.level)
 
     def joined(self, other: Finding) -> Finding:
         """Return this finding with the rows and counts of another set of rows added."""
@@ -339,7 +339,7 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
     """Merge the findings of several sets of rows: equal ones become one, with counts added and the first rows named."""
     found: dict[tuple[str, str, str, str], Finding] = {}
     for finding in findings:
-        key = (finding.id, finding.level, finding.what, finding.mend)
+        key = (finding.id, finding.level, finding.what, finding.fix)
         first = found.get(key)
         found[key] = finding if first is None else first.joined(finding)
     return list(found.values())
@@ -375,15 +375,15 @@ def _finding(
     name: str, detail: str = "", count: int = 0, rows: tuple[str, ...] = (), tokens: int = 0, out: int = 0
 ) -> Finding:
     entry = CATALOGUE[name]
-    return Finding(name, entry.level, entry.what, entry.mend, count, rows, detail, tokens, out)
+    return Finding(name, entry.level, entry.what, entry.fix, count, rows, detail, tokens, out)
 
 
 def _judged(finding: Finding, settings: Settings) -> Finding:
     """The finding as this run file sees it: accepted, or asked for."""
     if finding.id in settings.allow:
-        return replace(finding, level="warning", accepted=True, mend=f"accepted: {CATALOGUE[finding.id].accepted}")
+        return replace(finding, level="warning", accepted=True, fix=f"accepted: {CATALOGUE[finding.id].accepted}")
     if finding.id == "truncation" and settings.truncation in TRUNCATED:
-        return replace(finding, level="warning", what=TRUNCATED[settings.truncation], mend="")
+        return replace(finding, level="warning", what=TRUNCATED[settings.truncation], fix="")
     return finding
 
 

@@ -64,8 +64,8 @@ class Journal:
             write_whole(self._path, f"{head}\n".encode())
         whole = [line for line in self._path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         if whole[:1] != [f"{head}\n".encode()]:
-            mend = "give it the same prompts and settings, or remove that directory to begin again"
-            raise AlignError("was begun from other prompts or settings", mend, where=str(self.directory))
+            fix = "give it the same prompts and settings, or remove that directory to begin again"
+            raise AlignError("was begun from other prompts or settings", fix, where=str(self.directory))
         sound = list(_undamaged(whole[1:]))
         if len(sound) < len(whole) - 1:
             what, fix = f"line {len(sound) + 2} of it is damaged", "it and the lines after it are labelled again"
@@ -116,8 +116,8 @@ def read_prompts(path: str, sampled: bool) -> tuple[list[Record], str]:
     for record in found.train:
         given = _given(record)
         if given is None and not sampled:
-            mend = f"give each row {GIVEN!r}: a list of two answers or more, or sample them: --model"
-            raise AlignError("has no answers to choose from", mend, where=record.source)
+            fix = f"give each row {GIVEN!r}: a list of two answers or more, or sample them: --model"
+            raise AlignError("has no answers to choose from", fix, where=record.source)
     plain = json.dumps([[record.prompt, record.columns] for record in found.train], default=str)
     return found.train, hashlib.sha256(plain.encode()).hexdigest()
 
@@ -214,8 +214,8 @@ def _given(record: Record) -> list[Content] | None:
         return [[{"role": "assistant", "content": each}] for each in given] if record.conversational else given
     messages = isinstance(given, list) and len(given) > 1 and all(map(_is_message, given))
     if not (messages and record.conversational):
-        mend = "strings, or to a prompt of messages lists of one message of the assistant each"
-        raise AlignError("is no list of two answers or more", mend, where=f"{record.source}: {GIVEN}")
+        fix = "strings, or to a prompt of messages lists of one message of the assistant each"
+        raise AlignError("is no list of two answers or more", fix, where=f"{record.source}: {GIVEN}")
     return list(given)
 
 

@@ -190,7 +190,7 @@ def tokens_of(record: Record, encoder: Encoder) -> Tokens:
         ((draft,),), _ = drafts(record, encoder, _WHOLE)
     except Refusal as refusal:
         entry = CATALOGUE[refusal.finding]
-        raise AlignError(f"{entry.what}: {refusal.detail}", entry.mend, where=record.source) from None
+        raise AlignError(f"{entry.what}: {refusal.detail}", entry.fix, where=record.source) from None
     return draft.ids
 
 

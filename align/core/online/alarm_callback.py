@@ -56,7 +56,7 @@ class Alarms(Callback):
                 what = alarm.what
                 if alarm.name == UNSCORED and self.phases.unscored:
                     what = f"{what}: {self.phases.unscored}"
-                print(Problem(f"{module.stage.name}, phase {phase}", what, alarm.mend), file=sys.stderr)
+                print(Problem(f"{module.stage.name}, phase {phase}", what, alarm.fix), file=sys.stderr)
             self.said += [f"phase {phase}: {alarm.what}" for alarm in alarms]
             self.note(self.said)
         serious = [alarm for alarm in alarms if not alarm.hint]
@@ -101,6 +101,6 @@ def _lacked(signals: Counter[str]) -> str:
 
 
 def _pause(stage: str, phase: int, alarms: Sequence[Alarm]) -> AlignError:
-    found = [Problem(f"{stage}, phase {phase}", alarm.what, alarm.mend) for alarm in alarms]
+    found = [Problem(f"{stage}, phase {phase}", alarm.what, alarm.fix) for alarm in alarms]
     last = Problem(stage, "is paused and saved, as rollout.watch.action says", "--resume goes on as if nothing were")
     return AlignError.gather([*found, last])

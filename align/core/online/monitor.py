@@ -131,14 +131,14 @@ a reward failed."""
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something to look at. what: a sentence with the numbers. mend: the next step.
+    """Something to look at. what: a sentence with the numbers. fix: the next step.
 
     A hint says that a stage learns slowly or wastes samples: it is to be said and never to stop a run.
     """
 
     name: str
     what: str
-    mend: str
+    fix: str
     hint: bool = False
 
 
@@ -242,8 +242,8 @@ class Watcher:
                 f"entropy {self._phases} below {percent(share)} of its base line: it is {number(entropy)} nats a token "
                 f"and was {number(base)}"
             )
-            mend = "where rewards no longer rise: widen the upper clip range, raise beta, or lower the learning rate"
-            yield Alarm("entropy", what, mend), entropy < share * base
+            fix = "where rewards no longer rise: widen the upper clip range, raise beta, or lower the learning rate"
+            yield Alarm("entropy", what, fix), entropy < share * base
 
     def _kl(self, now: Mapping[str, float]) -> Judged:
         limit, kl = self.settings.kl, now.get("kl")
@@ -263,13 +263,13 @@ class Watcher:
                 f"answers {self._phases} more than {number(factor)} times {'longer' if longer else 'shorter'} than at "
                 f"first: {number(length)} tokens, from {number(base)}"
             )
-            mend = (
+            fix = (
                 "read the samples: where length does not earn its reward, add the length reward or average the loss "
                 "over tokens"
                 if longer
                 else "read the samples: where answers have become empty, fix the reward that pays for it"
             )
-            yield Alarm("length", what, mend), length > factor * base or length * factor < base
+            yield Alarm("length", what, fix), length > factor * base or length * factor < base
 
     def _gold(self, now: Mapping[str, float]) -> Judged:
         errors, pair, start, best = self.settings.gold, _pair(now), self._start, self._best
@@ -282,8 +282,8 @@ class Watcher:
                 f"standard errors above its start ({number(start.reward)}); gold {number(pair.gold)}, {number(fallen)} "
                 f"standard errors below its best ({number(best.gold)})"
             )
-            mend = "read the best-paid samples for what the reward overpays, mend it, go back to before gold fell"
-            yield Alarm("gold", what, mend), risen > errors and fallen > errors and not followed > errors
+            fix = "read the best-paid samples for what the reward overpays, fix it, go back to before gold fell"
+            yield Alarm("gold", what, fix), risen > errors and fallen > errors and not followed > errors
 
     def _hints(self, now: Mapping[str, float]) -> Judged:
         """Shares that waste samples, each with its own episode."""
@@ -294,8 +294,8 @@ class Watcher:
             if name == "frac_reward_zero_std" and not equal_is_dead:
                 continue
             if hint := _hint(name):
-                limit, what, mend = hint
-                yield Alarm(name, f"{what} {self._phases}: {percent(share)}", mend, hint=True), share > limit
+                limit, what, fix = hint
+                yield Alarm(name, f"{what} {self._phases}: {percent(share)}", fix, hint=True), share > limit
 
     def state_dict(self) -> dict[str, Any]:
         """All that it remembers: plain values."""
@@ -377,9 +377,9 @@ def _hint(name: str) -> tuple[float, str, str] | None:
                 "raise sampling.max_completion_length, or reward shorter answers",
             )
         case "sampling/lost_mass":
-            mend = "let the generator compute in the trainer's precision, or set length_normalized of "
-            mend += "importance_sampling_correction"
-            return LOST, "the correction for the generator cut much of the importance mass away", mend
+            fix = "let the generator compute in the trainer's precision, or set length_normalized of "
+            fix += "importance_sampling_correction"
+            return LOST, "the correction for the generator cut much of the importance mass away", fix
     if name.startswith("rewards/") and name.endswith(("/timeout", "/error")):
         reward, kind = name.removeprefix("rewards/").rsplit("/", 1)
         return (

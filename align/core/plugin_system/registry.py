@@ -77,8 +77,8 @@ class Plugin:
         except (KeyboardInterrupt, AlignError):
             raise
         except BaseException as error:
-            mend = "fix or uninstall it; `align plugins doctor` shows where it fails"
-            raise AlignError(f"plugin {self} {what}: {error_line(error)}", mend) from error
+            fix = "fix or uninstall it; `align plugins doctor` shows where it fails"
+            raise AlignError(f"plugin {self} {what}: {error_line(error)}", fix) from error
 
 
 class Hooks:

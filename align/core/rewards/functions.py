@@ -76,8 +76,8 @@ class FunctionReward(Reward):
         values = _listed(said)
         if values is None or len(values) != len(answers):
             gave = f"a {type(said).__name__}" if values is None else f"{len(values)} scores"
-            mend = "return a list with a number, or None, for each completion"
-            raise AlignError(f"gave {gave} for {len(answers)} answers", mend, where=f"reward {self._label}")
+            fix = "return a list with a number, or None, for each completion"
+            raise AlignError(f"gave {gave} for {len(answers)} answers", fix, where=f"reward {self._label}")
         return [self._checked(value, i, extra) for i, value in enumerate(values)]
 
     def _arguments(self, answers: Sequence[Answer], extra: dict[str, list[Any]]) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def ask(reward: Opened, lines: Sequence[Line], together: int = 1) -> Iterator[Ve
 def _in_one_line(problem: Problem) -> str:
     """Return where, what and the fix, without line breaks."""
     where = f"{problem.where}: " if problem.where else ""
-    fix = f" ({problem.mend})" if problem.mend else ""
+    fix = f" ({problem.fix})" if problem.fix else ""
     return " ".join(f"{where}{problem.what}{fix}".split())
 
 

@@ -156,7 +156,7 @@ class Opened:
             yield
         except AlignError as error:
             found = [
-                replace(p, what=redacted(p.what, self._secrets), mend=redacted(p.mend, self._secrets))
+                replace(p, what=redacted(p.what, self._secrets), fix=redacted(p.fix, self._secrets))
                 for p in error.problems
             ]
             if found == list(error.problems):

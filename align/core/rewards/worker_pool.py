@@ -291,7 +291,7 @@ class Workers:
         if problems := json.loads(reply).get("problems"):
             self._hang_up_zygote()
             here = f"reward {self.choice.type}"
-            raise AlignError.gather(Problem(where or here, what, mend) for what, mend, where in problems)
+            raise AlignError.gather(Problem(where or here, what, fix) for what, fix, where in problems)
 
     def _hang_up_zygote(self) -> None:
         """It kills its workers and goes; it is killed where it does not, and then they die with it."""

@@ -47,7 +47,7 @@ def main() -> None:
     try:
         reward = _opened(spec)
     except AlignError as error:
-        control.send(json.dumps({"problems": [[p.what, p.mend, p.where] for p in error.problems]}).encode()[:100_000])
+        control.send(json.dumps({"problems": [[p.what, p.fix, p.where] for p in error.problems]}).encode()[:100_000])
         return
     except Exception as error:
         control.send(json.dumps({"problems": [[f"failed to open: {error_line(error)}", "", ""]]}).encode())

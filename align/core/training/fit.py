@@ -199,8 +199,8 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
             raise Interrupted(keeper.signals.received or signal.SIGTERM, setup.phases.total_steps)
     except NonFinite as error:
         saved = checkpoint.last_step(place.checkpoints)
-        mend = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint had been made yet"
-        raise AlignError.gather([*error.problems, Problem(str(place.path), mend)]) from None
+        fix = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint had been made yet"
+        raise AlignError.gather([*error.problems, Problem(str(place.path), fix)]) from None
 
 
 @contextmanager

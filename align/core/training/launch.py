@@ -26,7 +26,7 @@ from align.schemas.run import Run, Stage
 def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[StageResult]:
     """Run every stage that is not finished yet; returns all of them.
 
-    Raises AlignError for whatever the user can mend, and ``Interrupted`` after a signal, once the step is saved.
+    Raises AlignError for whatever the user can fix, and ``Interrupted`` after a signal, once the step is saved.
     """
     run = remembered(run)
     look_over(run)

@@ -43,7 +43,7 @@ def settle(algorithm: Online, stage: Stage) -> None:
     try:
         algorithm.settle(stage.rollout)
     except AlignError as error:
-        named = [Problem(f"{stage.name}: {p.where}" if p.where else stage.name, p.what, p.mend) for p in error.problems]
+        named = [Problem(f"{stage.name}: {p.where}" if p.where else stage.name, p.what, p.fix) for p in error.problems]
         raise AlignError.gather(named) from None
 
 
@@ -55,8 +55,8 @@ def refuse_unfit(rows: Iterable[Record], choices: Sequence[RewardChoice]) -> Non
         found = [(row.source, why) for row in rows if (why := reward.unfit(row.columns))]
         if found:
             more = f" (and {len(found) - NAMED} rows more)" if len(found) > NAMED else ""
-            mend = f"reward {name} cannot score it{more}: mend the rows, or leave them out"
-            problems += [Problem(source, why, mend) for source, why in found[:NAMED]]
+            fix = f"reward {name} cannot score it{more}: fix the rows, or leave them out"
+            problems += [Problem(source, why, fix) for source, why in found[:NAMED]]
     if problems:
         raise AlignError.gather(problems)
 

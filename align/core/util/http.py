@@ -42,8 +42,8 @@ _JITTER = random.Random()  # its own: training's random numbers do not depend on
 class Failed(AlignError):
     """A request that brought no answer. status: of the last response, None without one. text: what the server said."""
 
-    def __init__(self, what: str, mend: str = "", *, where: str, status: int | None = None, text: str = "") -> None:
-        super().__init__(what, mend, where=where)
+    def __init__(self, what: str, fix: str = "", *, where: str, status: int | None = None, text: str = "") -> None:
+        super().__init__(what, fix, where=where)
         self.status, self.text = status, text
 
 
@@ -184,13 +184,13 @@ class Client:
         if status in (408, 429) or status >= 500:
             failed = Unavailable(f"answered {status}: {text}", where=url, status=status, text=text)
             raise _Again(failed, retry_after(response.headers.get("Retry-After")))
-        mend = ""
+        fix = ""
         if 300 <= status < 400:
             location = self.redacted(shown_url(response.headers.get("Location", "")))
-            text, mend = f"go to {location or 'nowhere'}", "give the address that it leads to"
+            text, fix = f"go to {location or 'nowhere'}", "give the address that it leads to"
         elif status in (401, 403):
-            mend = "check the key"
-        raise Refused(f"answered {status}: {text}", mend, where=url, status=status, text=text)
+            fix = "check the key"
+        raise Refused(f"answered {status}: {text}", fix, where=url, status=status, text=text)
 
     def _words(self, body: bytes | bytearray) -> str:
         """Return the error message of a server, without the key should it repeat it."""
@@ -210,7 +210,7 @@ class Client:
 
 
 class _Again(Exception):
-    """A try failed in a way that another may mend. wait: seconds that the server asks for."""
+    """A try failed in a way that another may fix. wait: seconds that the server asks for."""
 
     def __init__(self, failed: Unavailable, wait: float | None = None) -> None:
         self.failed, self.wait = failed, wait

@@ -197,8 +197,8 @@ class _Verl(Reward):
         try:
             return Score(float(value), parts=parts, why=told_of(beside, parts))
         except (TypeError, ValueError):
-            mend = "return a number, or a mapping with 'score'"
-            raise AlignError(f"gave a {type(value).__name__} for an answer", mend, where=self._where) from None
+            fix = "return a number, or a mapping with 'score'"
+            raise AlignError(f"gave a {type(value).__name__} for an answer", fix, where=self._where) from None
 
 
 def _truth(columns: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What the data lints can find: each id, how bad it is, its sentence and its mend. docs/data_checks.md lists them."""
+"""What the data lints can find: each id, how bad it is, its sentence and its fix. docs/data_checks.md lists them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Entry(NamedTuple):
 
     level: Literal["error", "warning", "note"]
     what: str
-    mend: str
+    fix: str
     loud_from: float = 0.0
 
 
@@ -34,7 +34,7 @@ CATALOGUE: Mapping[str, Entry] = {
     "mojibake": Entry(
         "warning",
         "{counted} hold text that was decoded with the wrong character set (Ã© for é)",
-        "decode it again where it came from; `ftfy` mends most of what is left",
+        "decode it again where it came from; `ftfy` fixes most of what is left",
     ),
     "replacement-characters": Entry(
         "warning", "{counted} hold U+FFFD, which stands for what was lost in decoding", "decode it again at its source"

@@ -32,7 +32,7 @@ class LintFinding:
     of: int
     unit: str
     what: str
-    mend: str
+    fix: str
     rows: tuple[str, ...] = ()
     detail: dict[str, Any] = field(default_factory=dict)
 
@@ -105,4 +105,4 @@ def finding(
     counted = f"{count:,} of {of:,} {unit} ({percent})"
     what = entry.what.format(counted=counted, count=count, of=of, **detail)
     level: Level = entry.level if share >= entry.loud_from else "note"
-    return LintFinding(id, level, count, of, unit, what, entry.mend, places.names(rows), detail)
+    return LintFinding(id, level, count, of, unit, what, entry.fix, places.names(rows), detail)

@@ -47,7 +47,7 @@ def read_suite(path: str, name: str | None = None) -> Suite:
     prompts = list[str]()
     for item in _open(path).rows(unique=False):
         if isinstance(item, BadRow):
-            raise AlignError(f"{item.what} [{item.kind}]", "mend the evaluation's file first", where=item.where)
+            raise AlignError(f"{item.what} [{item.kind}]", "fix the evaluation's file first", where=item.where)
         prompts.append(View(0, item.record).question)
     return Suite(name or Path(path).name, prompts)
 

@@ -172,7 +172,7 @@ class Server:
         words = None if self.launched is None else self.launched.last_words()
         if words is None:
             return error
-        return AlignError(f"{error.problems[0].what}\n    {words}", error.problems[0].mend, where=self.client.base_url)
+        return AlignError(f"{error.problems[0].what}\n    {words}", error.problems[0].fix, where=self.client.base_url)
 
     # --- weights -----------------------------------------------------------------------------------------------------
 

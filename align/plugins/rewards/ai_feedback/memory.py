@@ -88,8 +88,8 @@ class _File:
             with self._lock:
                 yield
         except (sqlite3.Error, OSError) as error:
-            mend = "see that its disk is well and has room, or remove the file: what it kept is then gone"
-            raise AlignError(f"cannot be used: {error}", mend, where=str(self._path)) from error
+            fix = "see that its disk is well and has room, or remove the file: what it kept is then gone"
+            raise AlignError(f"cannot be used: {error}", fix, where=str(self._path)) from error
 
 
 class Memory(_File):

@@ -164,8 +164,8 @@ class AIFeedback(Reward):
                     self._counts["capped" if reply.capped else found[digest].outcome] += 1
         self._counts["unparsed"] += len(open_)
         if capped and self.config.on_cap == "stop":
-            mend = "what was judged is kept: raise the cap and go on with --resume"
-            raise AlignError(capped, mend, where="reward ai_feedback")
+            fix = "what was judged is kept: raise the cap and go on with --resume"
+            raise AlignError(capped, fix, where="reward ai_feedback")
         lost = Judged(None, "unparsed", f"the judge gave no verdict in {self.config.tries} tries")
         return [found.get(digest, lost) for digest in keys]
 

@@ -116,8 +116,8 @@ def principles(constitution: str | list[str]) -> str:
         text = Path(constitution).read_text("utf-8").strip()
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        mend = "give the path of a text file, or the principles as a list"
-        raise AlignError(f"{constitution!r} cannot be read: {why}", mend, where=where) from None
+        fix = "give the path of a text file, or the principles as a list"
+        raise AlignError(f"{constitution!r} cannot be read: {why}", fix, where=where) from None
     if not text:
         raise AlignError(f"{constitution!r} is empty", "write down what makes an answer good", where=where)
     return text

@@ -49,8 +49,8 @@ class Network:
             kinds = AutoConfig.from_pretrained(directory, trust_remote_code=model.trust_remote_code).architectures or []
             if not any("SequenceClassification" in kind or "RewardModel" in kind for kind in kinds):
                 found = f"holds {', '.join(kinds) or 'a model of no stated kind'}, whose scores would be random"
-                mend = "give a sequence-classification model with one label; algorithm reward_model trains one"
-                raise AlignError(found, mend, where=f"reward reward_model: {model.path}")
+                fix = "give a sequence-classification model with one label; algorithm reward_model trains one"
+                raise AlignError(found, fix, where=f"reward reward_model: {model.path}")
         policy, tokenizer = build_policy(model, "reward", seed=0, dropout=False)
         positions = getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None)
         wanted = config.max_length or int(positions or 2**31)
