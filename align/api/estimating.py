@@ -13,7 +13,7 @@ from align.advisor.estimate.report import StageEstimate, estimated
 from align.advisor.estimate.shape import Shape, named_size, of_directory, typical
 from align.advisor.estimate.work import read_prices
 from align.api.inputs import RunLike, as_run
-from align.core.estimation.here import Ready, ready
+from align.core.estimation.resolved_stage import ResolvedStage, resolve_stage
 from align.core.hardware import present
 from align.core.util.system_errors import explaining
 from align.schemas import gpus
@@ -117,7 +117,7 @@ def _stage(
     """Estimate one stage by formulas; on request count a dry run as well, and correct by real steps."""
     billions = run.project.model.params_b if run.project else None
     billions = billions or named_size(stage.model.path)
-    known = ready(run.stages, stage, hardware.accelerator, hardware.world_size, sized=billions is not None)
+    known = resolve_stage(run.stages, stage, hardware.accelerator, hardware.world_size, sized=billions is not None)
     exactly = "--calibrate" if calibrate else None
     asked = Asked(
         stage=known.stage,
@@ -136,7 +136,7 @@ def _stage(
     return found
 
 
-def _shape(known: Ready, billions: float | None, exactly: str | None) -> Shape:
+def _shape(known: ResolvedStage, billions: float | None, exactly: str | None) -> Shape:
     """Return the model's shape: its config's, else one that is typical of so many billion parameters.
 
     Raises AlignError where an option, ``exactly``, needs the model itself and there is none.
@@ -159,7 +159,7 @@ def _device(here: Hardware) -> Device:
     return replace(known, memory=float(here.memory)) if known else Device(here.name, float(here.memory))
 
 
-def _counted(known: Ready, here: Hardware, estimate: StageEstimate) -> Mapping[str, dict[str, float]]:
+def _counted(known: ResolvedStage, here: Hardware, estimate: StageEstimate) -> Mapping[str, dict[str, float]]:
     """Return the bytes that a dry run counts, by phase and part.
 
     It holds a whole replica, so under fsdp the parts that are split are divided here. What lies outside tensors
@@ -178,7 +178,7 @@ def _counted(known: Ready, here: Hardware, estimate: StageEstimate) -> Mapping[s
 
 
 def _calibrated(
-    known: Ready,
+    known: ResolvedStage,
     here: Hardware,
     asked: Asked,
     before: StageEstimate,

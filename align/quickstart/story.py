@@ -184,7 +184,7 @@ def _agreement(samples: Sequence[Sample]) -> tuple[float, float] | None:
 def expected(run: Run) -> Iterator[str]:
     """Yield how long each unfinished stage will take, from a few real steps of it on this machine."""
     from align.core.estimation.calibrate import calibrate
-    from align.core.estimation.here import ready
+    from align.core.estimation.resolved_stage import resolve_stage
     from align.core.hardware import present
 
     low = high = 0.0
@@ -193,7 +193,7 @@ def expected(run: Run) -> Iterator[str]:
             continue
         here = present(stage.devices)
         try:
-            known = ready(run.stages, stage, here.accelerator, here.world_size)
+            known = resolve_stage(run.stages, stage, here.accelerator, here.world_size)
             with working(f"{stage.name}: timing a few steps"):
                 seconds = calibrate(known.stage, here).seconds
         except AlignError:  # training meets the same error, and reports it

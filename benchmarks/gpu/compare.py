@@ -21,7 +21,7 @@ from align.advisor.estimate.memory import BASE
 from align.advisor.estimate.shape import from_config
 from align.core.estimation.batches import needs_of
 from align.core.plugin_system.registry import registry
-from align.schemas.estimate import Batches, Micro
+from align.schemas.engine import Batches, Micro
 from align.schemas.run import Stage
 
 GIB = 2**30

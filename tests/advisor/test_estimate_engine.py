@@ -16,7 +16,7 @@ from align.advisor.estimate.shape import Shape, typical
 from align.advisor.estimate.show import blocks, size
 from align.advisor.estimate.work import Load
 from align.schemas import gpus
-from align.schemas.estimate import Batches, Micro, Needs
+from align.schemas.engine import Batches, Micro, Needs
 from align.schemas.run import Stage
 
 SMALL = Shape(2, 8, 16, 100, 2, 1, 4, tied=False)

@@ -19,8 +19,8 @@ from align.core.engine.steps import Cutter
 from align.core.estimation.batches import Planned, measured, needs_of, planned
 from align.core.estimation.calibrate import calibrate
 from align.core.estimation.dry_run import count, dry_run
-from align.core.estimation.here import config_of, ready
 from align.core.estimation.memory_tracker import Tracker
+from align.core.estimation.resolved_stage import config_of, resolve_stage
 from align.core.hardware import present
 from align.core.models.loading import build_policy
 from align.core.plugin_system.registry import registry
@@ -238,7 +238,7 @@ def test_an_adapter_is_estimated_as_one_of_its_base(tiny_model_dir: Path, tmp_pa
     home.mkdir()
     (home / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model_dir), "r": 5}))
     stage = staged("sft", home, tmp_path, data={"train": [{"path": "nowhere"}]})
-    known = ready([stage], stage, "cpu", 1)
+    known = resolve_stage([stage], stage, "cpu", 1)
     assert known.directory == tiny_model_dir
     assert known.stage.model.adapter is not None and known.stage.model.adapter.r == 5
 

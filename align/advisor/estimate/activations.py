@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from align.advisor.estimate.shape import Shape
-from align.schemas.estimate import Micro
+from align.schemas.engine import Micro
 
 
 @dataclass(frozen=True, slots=True)

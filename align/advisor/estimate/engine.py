@@ -21,8 +21,7 @@ from align.advisor.estimate import activations
 from align.advisor.estimate.activations import Types, types
 from align.advisor.estimate.memory import BASE, NF4
 from align.advisor.estimate.shape import Shape
-from align.schemas.engine import LOGITS
-from align.schemas.estimate import Batches, Micro, Needs
+from align.schemas.engine import LOGITS, Batches, Micro, Needs
 from align.schemas.run import Stage
 
 Parts = dict[str, float]

@@ -11,8 +11,7 @@ from align.advisor.estimate.engine import Parts
 from align.advisor.estimate.shape import Shape
 from align.advisor.estimate.strategy import judge
 from align.schemas.advice import Fit
-from align.schemas.engine import REPLICA_SHARE
-from align.schemas.estimate import Batches, Micro, Needs
+from align.schemas.engine import REPLICA_SHARE, Batches, Micro, Needs
 from align.schemas.gpus import Device
 from align.schemas.run import Adapter, Choice, Stage
 

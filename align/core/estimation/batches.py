@@ -23,9 +23,8 @@ from align.core.models.loading import load_tokenizer
 from align.core.models.packing import VARLEN
 from align.core.online.phases import extent, groups_per_phase
 from align.core.training.datasets import Preparation
-from align.schemas.engine import MICRO_TOKENS
+from align.schemas.engine import MICRO_TOKENS, Batches, Micro, Needs
 from align.schemas.errors import AlignError
-from align.schemas.estimate import Batches, Micro, Needs
 from align.schemas.run import Stage
 
 CHEAP = 64 * 2**20

@@ -23,8 +23,8 @@ from align.core.training.reward_stage import opened
 from align.core.training.run_directory import RunDirectory
 from align.core.training.setup import Setup, set_up
 from align.core.util.progress import is_showing, track
+from align.schemas.engine import Micro
 from align.schemas.errors import AlignError
-from align.schemas.estimate import Micro
 from align.schemas.hardware import Hardware
 from align.schemas.run import Run, Stage
 

@@ -1,4 +1,4 @@
-"""A stage made ready for estimating: its algorithm's needs, its model's config, its planned batches."""
+"""A stage with all that its estimate is made from: what its algorithm needs, its model's config, its batches."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from align.core.models.packing import VARLEN
 from align.core.plugin_system.registry import registry
 from align.core.training.reward_stage import settle
 from align.core.training.run_directory import located
+from align.schemas.engine import Needs
 from align.schemas.errors import AlignError
-from align.schemas.estimate import Needs
 from align.schemas.run import Adapter, Stage
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A stage with what is known of it. directory: of its model's config; None where that cannot be had."""
+class ResolvedStage:
+    """A stage and what is known of it. directory: of its model's config; None where that cannot be had."""
 
     stage: Stage
     algorithm: Algorithm
@@ -36,8 +36,10 @@ class Ready:
     layout: Layout
 
 
-def ready(stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int, *, sized: bool = False) -> Ready:
-    """A stage made ready for estimating. Raises AlignError for a model whose config cannot be had.
+def resolve_stage(
+    stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int, *, sized: bool = False
+) -> ResolvedStage:
+    """Return a stage with what its estimate needs. Raises AlignError for a model whose config cannot be had.
 
     sized: the model's size is known, so its config may be missing. One that starts from what an earlier stage will
     export is taken to start from that one's model.
@@ -66,7 +68,7 @@ def ready(stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int,
     serves = accelerator == "cuda" and stage.model.attn_implementation in VARLEN
     packed = stage.train.layout == "packed" or (stage.train.layout == "auto" and serves)
     layout: Layout = "packed" if packed else "padded"
-    return Ready(
+    return ResolvedStage(
         stage,
         algorithm,
         needs_of(algorithm),
