@@ -14,7 +14,7 @@ from align.advisor.estimate.shape import Shape, named_size, of_directory, typica
 from align.advisor.estimate.work import read_prices
 from align.api.inputs import RunLike, as_run
 from align.core.estimation.resolved_stage import ResolvedStage, resolve_stage
-from align.core.hardware import present
+from align.core.util.hardware import present
 from align.core.util.system_errors import explaining
 from align.schemas import gpus
 from align.schemas.errors import AlignError

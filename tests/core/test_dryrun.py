@@ -21,10 +21,10 @@ from align.core.estimation.calibrate import calibrate
 from align.core.estimation.dry_run import count, dry_run
 from align.core.estimation.memory_tracker import Tracker
 from align.core.estimation.resolved_stage import config_of, resolve_stage
-from align.core.hardware import present
 from align.core.models.loading import build_policy
 from align.core.plugin_system.registry import registry
 from align.core.training.reward_stage import settle
+from align.core.util.hardware import present
 from align.schemas.engine import LOGITS, MICRO_TOKENS
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices, Stage

@@ -8,8 +8,8 @@ import pytest
 
 from align.core.engine.processes import launched
 from align.core.engine.strategy import Strategy
-from align.core.hardware import detect, present
 from align.core.plugin_system.registry import registry
+from align.core.util.hardware import detect, present
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice, Devices

@@ -21,9 +21,9 @@ from align.core.algorithm.base import Algorithm, Metric, Outcome, Term
 from align.core.algorithm.online import Credit, Experience, Group, Online
 from align.core.data.batch import Batch
 from align.core.data.examples import Example
-from align.core.error_line import error_line
 from align.core.generation.base import Floats, Generator, Interrupt, Request, Sample, Tokens
 from align.core.plugin_system.registry import KINDS, registry
+from align.core.util.error_line import error_line
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling
 

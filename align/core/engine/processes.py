@@ -22,8 +22,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from align.core.hardware import detect
 from align.core.util import interpreter
+from align.core.util.hardware import detect
 from align.core.util.liveness import SIGNALS, Limits
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Hardware

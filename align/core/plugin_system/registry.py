@@ -21,8 +21,8 @@ from typing import Any
 import pluggy
 
 from align import hookspecs
-from align.core.error_line import error_line
 from align.core.plugin_system.settings import Where, check, dotted, function_config
+from align.core.util.error_line import error_line
 from align.schemas.base import Config
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.run import Choice

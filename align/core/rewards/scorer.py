@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from align.core.error_line import error_line
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Answer, Outcome, Place, Reward, Score
 from align.core.rewards.functions import from_function
 from align.core.rewards.worker_pool import Workers
+from align.core.util.error_line import error_line
 from align.core.util.liveness import waiting
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice

@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from align.core.error_line import error_line
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Place, Reward, Score
 from align.core.rewards.functions import from_function
+from align.core.util.error_line import error_line
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import Field
 
-from align.core.error_line import error_line
 from align.core.rewards.base import Answer, Reward, Score
 from align.core.rewards.functions import from_function, parts_of, told_of
+from align.core.util.error_line import error_line
 from align.core.util.interpreter import importing_from
 from align.schemas.errors import AlignError
 
