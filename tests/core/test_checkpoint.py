@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from align.core.engine import checkpoint
+from align.core.util import atomic_files
 from align.schemas.errors import AlignError
 
 
@@ -104,6 +107,88 @@ def test_half_written_ones_are_ignored_and_removed(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path) == [1]
     checkpoint.tidy(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def rewrite(manifest: Path, **changed: object) -> None:
+    """Change a manifest as something that knows its sum would."""
+    facts = atomic_files.read_json(manifest)
+    atomic_files.write_json(manifest, {**facts, **changed})
+
+
+def test_a_sound_manifest_may_still_be_no_checkpoint_of_this_step(tmp_path: Path) -> None:
+    """Each fault by itself: another format, another step's name, no tensors."""
+    saved(tmp_path, 1, 2)
+    manifest = tmp_path / "step-00000002" / checkpoint.MANIFEST
+    sound = checkpoint.facts(tmp_path / "step-00000002")
+    assert (sound["format"], sound["name"], sound["step"]) == (checkpoint.FORMAT, "step-00000002", 2)
+    assert checkpoint.damage(tmp_path / "step-00000002") is None
+    for changed, told in (
+        ({"format": checkpoint.FORMAT + 1}, f"this one reads {checkpoint.FORMAT}"),
+        ({"name": "step-00000001"}, "it is step-00000001"),
+        ({"files": {}}, "state.pt is missing from the manifest"),
+    ):
+        rewrite(manifest, **{**sound, **changed})
+        assert told in (checkpoint.damage(tmp_path / "step-00000002") or "")
+
+
+def test_what_is_known_of_the_newest_outlives_its_tensors(tmp_path: Path) -> None:
+    assert checkpoint.newest_facts(tmp_path) is None and checkpoint.last_step(tmp_path / "nowhere") == 0
+    saved(tmp_path, 1, 2, 3)
+    (tmp_path / "step-00000004").mkdir()
+    truncate(tmp_path / "step-00000003" / checkpoint.STATE)
+    found = checkpoint.newest_facts(tmp_path)
+    assert found is not None and found["step"] == 3 and checkpoint.last_step(tmp_path) == 4
+    truncate(tmp_path / "step-00000003" / checkpoint.MANIFEST)
+    found = checkpoint.newest_facts(tmp_path)
+    assert found is not None and found["step"] == 2
+
+
+def test_an_older_format_is_refused_while_it_is_the_newest(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2)
+    old, new = (tmp_path / f"step-0000000{step}" / checkpoint.MANIFEST for step in (1, 2))
+    for written in ({"format": checkpoint.FORMAT}, {"format": checkpoint.FORMAT + 1}, {"format": "1"}, {}, []):
+        new.write_text(json.dumps(written))
+        old.write_text(json.dumps({"format": 1}))
+        checkpoint.refuse_other_formats(tmp_path)
+    new.write_text(json.dumps({"format": 1}))
+    with pytest.raises(AlignError, match="older align") as refused:
+        checkpoint.refuse_other_formats(tmp_path)
+    assert "step-00000002" in str(refused.value) and "format 1" in str(refused.value)
+    checkpoint.refuse_other_formats(tmp_path / "nowhere")
+
+
+def test_the_manifest_says_what_lightning_is_not_told(tmp_path: Path) -> None:
+    """Facts of the run, the loggers' sums and a pause; reading and removing are the functions above."""
+    io = checkpoint.DirectoryIO()
+    io.facts, io.logs = {"settings": "s"}, lambda: {"metrics.csv": "sum"}
+    one, two = (checkpoint.at(tmp_path, step) for step in (1, 2))
+    io.save_checkpoint({"weights": torch.ones(2)}, str(one))
+    io.save_checkpoint({"align": {"paused": [{"what": "w"}]}}, two)
+    told = [[checkpoint.facts(path)[name] for name in ("settings", "logs", "paused")] for path in (one, two)]
+    assert told == [["s", {"metrics.csv": "sum"}, None], ["s", {"metrics.csv": "sum"}, [{"what": "w"}]]]
+    assert io.load_checkpoint(str(one))["weights"].tolist() == [1, 1]
+    io.remove_checkpoint(str(one))
+    io.remove_checkpoint(str(one))
+    assert checkpoint.steps(tmp_path) == [2]
+    assert checkpoint.DirectoryIO().facts == {} and checkpoint.DirectoryIO().logs() == {}
+
+
+def draw() -> list[object]:
+    """From every generator of the process, normal numbers too, which come in pairs."""
+    return [random.random(), random.gauss(0, 1), np.random.normal(), np.random.rand(), torch.rand(3).tolist()]
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    before = checkpoint.random_state()
+    draw()  # one of each pair of normal numbers is left over
+    at = checkpoint.at(tmp_path, 1)
+    checkpoint.save(at, {"random": checkpoint.random_state()}, {})
+    wanted = draw()
+    assert draw() != wanted
+    checkpoint.set_random_state(checkpoint.load(at)["random"])
+    assert draw() == wanted
+    checkpoint.set_random_state(before)
+    assert checkpoint.everyone("alone") == ["alone"]
 
 
 class Bomb:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,31 @@ def test_roles_and_columns_are_the_steps_whatever_the_micro_batch_holds() -> Non
     text = Example("f:3", (sequence("text", [1, 2], [0, 1], [-1.0]),), {"margin": 1.0})
     for examples in ([PAIR], [text], [PAIR, text]):
         assert collate(examples, "padded", PAD, like=[PAIR, text]).roles == ("chosen", "rejected", "text")
+
+
+def along(scored: list[int], **numbers: list[float]) -> TokenSequence:
+    made = sequence("completion", list(range(len(scored))), scored)
+    return replace(made, along={name: np.array(values, np.float64) for name, values in numbers.items()})
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_numbers_for_each_token_stay_with_their_tokens(layout: str) -> None:
+    """In the order of the sequences; a message without a weight weighs 1; float32 whatever they were."""
+    first = Example("f:1", (along([0, 1, 1], advantage=[0.5, 0.25], message_weight=[0.1, 0.2]),))
+    second = Example("f:2", (along([0, 0, 1], advantage=[-2.0]), along([0, 1], advantage=[7.0])))
+    found = collate([second, first], layout, PAD).along
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "advantage": [-2.0, 7.0, 0.5, 0.25],
+        "message_weight": pytest.approx([1, 1, 0.1, 0.2]),
+    }
+    assert {values.dtype for values in found.values()} == {torch.float32}
+    # A micro-batch has what its step has.
+    weighs_one = collate([second], layout, PAD, like=[first, second]).along
+    assert weighs_one["message_weight"].tolist() == [1, 1]
+    nothing = collate([], layout, PAD, like=[first, second]).along
+    assert {name: values.tolist() for name, values in nothing.items()} == {"advantage": [], "message_weight": []}
+    with pytest.raises(ValueError, match="lack some of advantage"):
+        collate([second], layout, PAD, like=[second, Example("f:3", (along([0, 1]),))])
 
 
 def test_moving_moves_every_tensor() -> None:
