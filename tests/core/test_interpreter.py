@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import align
 from align.core.util import interpreter
 
 ROOT = str(Path(__file__).parents[2])
@@ -113,3 +114,8 @@ def test_what_a_library_appends_of_its_own_stays_behind_the_libraries(monkeypatc
     found = interpreter.import_path()
     assert "/somewhere/else" in found
     assert [entry for entry in found if Path(entry).is_relative_to(packages)] == []
+
+
+def test_home_is_where_align_is_imported_from() -> None:
+    """A file that moves within the package must not move it."""
+    assert (interpreter.HOME / "align" / "__init__.py").samefile(align.__file__)

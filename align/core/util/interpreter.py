@@ -18,7 +18,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-HOME = Path(__file__).resolve().parents[2]
+import align
+
+HOME = Path(align.__file__).resolve().parents[1]
 """The directory that the package ``align`` is imported from."""
 
 
