@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from align.core.rewards.base import Answer, Place, Reward, Score
 
 if TYPE_CHECKING:
-    from align.plugins.rewards.reward_model.network import Network
+    from align.core.inference.reward_network import Network
 
 
 class RewardModelScore(Reward):
@@ -44,7 +44,7 @@ class RewardModelScore(Reward):
 
     def open(self, place: Place) -> None:
         """Load the model. Raises AlignError for one that is no reward model."""
-        from align.plugins.rewards.reward_model.network import Network
+        from align.core.inference.reward_network import Network
 
         self._network = Network(self.config, place.accelerator)
 
