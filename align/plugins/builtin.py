@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.hookspecs import Register, hookimpl
-from align.schemas.engine import REPLICA_SHARE
 from align.schemas.hardware import Footprint, Hardware
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def choose_strategy(hardware: Hardware, footprint: Footprint) -> str:
     """Take single on one device; on several ddp while a replica leaves enough of a device's memory, else fsdp."""
     if hardware.world_size == 1:
         return "single"
-    return "ddp" if footprint.state + footprint.activations < REPLICA_SHARE * hardware.memory else "fsdp"
+    return "ddp" if footprint.leaves_room(hardware.memory) else "fsdp"
 
 
 @hookimpl

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from align.schemas.engine import REPLICA_SHARE
+
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
@@ -40,3 +42,7 @@ class Footprint:
 
     state: int
     activations: int
+
+    def leaves_room(self, memory: int) -> bool:
+        """Return whether a device of so many bytes has room for more than this: ``auto`` then takes ddp, not fsdp."""
+        return self.state + self.activations < REPLICA_SHARE * memory

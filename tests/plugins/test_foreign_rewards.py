@@ -10,7 +10,7 @@ import pytest
 
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Answer
-from align.plugins.rewards.foreign import load
+from align.core.rewards.functions import load_function
 from align.schemas.errors import AlignError
 from align.schemas.run import Choice
 
@@ -94,5 +94,5 @@ def test_files_in_two_directories_have_neighbours_of_their_own(tmp_path: Path) -
         (tmp_path / name / "mine.py").write_text(
             "from helpers import BONUS, HERE\n\n\ndef f(completions):\n    return [BONUS + HERE] * len(completions)\n"
         )
-        worth.append(load(str(tmp_path / name / "mine.py"), "f"))
+        worth.append(load_function(str(tmp_path / name / "mine.py"), "f"))
     assert [f(["x"]) for f in worth] == [[11.0], [22.0], [33.0]]

@@ -1,10 +1,10 @@
-"""The network behind ``reward_model``: answers to tokens as its training made them, tokens to scores."""
+"""A reward model that scores answers: answers to tokens as its training made them, tokens to scores."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Model
 
-if TYPE_CHECKING:
-    from align.plugins.rewards.reward_model import RewardModelScore
-
 _WHOLE = Settings(
     ("completion",),
     scores_prompt=False,
@@ -38,12 +35,25 @@ _WHOLE = Settings(
 )
 
 
-class Network:
-    """A loaded reward model. Raises AlignError for one that is none: its scores would be a random head's."""
+class RewardNetwork:
+    """A loaded reward model: a transformers sequence-classification model with one label, or what align exported.
 
-    def __init__(self, config: RewardModelScore.Config, device: str) -> None:
-        own = {"path", "revision", "dtype", "trust_remote_code", "chat_template"}
-        model = Model(**config.model_dump(include=own))
+    device        ``cpu`` or ``cuda``
+    max_length    most tokens of prompt and answer; longer ones get no score. None: as many as the model takes
+    batch_tokens  most tokens in one forward pass, padding included
+    layout        as ``train.layout``: ``packed`` puts answers into one row where the model can tell them apart
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: str,
+        *,
+        max_length: int | None = None,
+        batch_tokens: int = 16384,
+        layout: Literal["auto", "packed", "padded"] = "auto",
+    ) -> None:
+        """Load the model. Raises AlignError for one without a trained reward head: its scores would be random."""
         directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
         if not is_adapter(directory):
             kinds = AutoConfig.from_pretrained(directory, trust_remote_code=model.trust_remote_code).architectures or []
@@ -53,15 +63,15 @@ class Network:
                 raise AlignError(found, fix, where=f"reward reward_model: {model.path}")
         policy, tokenizer = build_policy(model, "reward", seed=0, dropout=False)
         positions = getattr(policy.unwrapped.config.get_text_config(), "max_position_embeddings", None)
-        wanted = config.max_length or int(positions or 2**31)
+        wanted = max_length or int(positions or 2**31)
         self._longest = limits_for(policy, wanted).taken or wanted  # a table of positions may hold fewer
         self._policy, self._encoder, self._device = policy.to(device), Encoder(tokenizer), device
-        self._pad, self._tokens = self._encoder.pad_id or 0, config.batch_tokens
-        self._wanted: Literal["auto", "packed", "padded"] = config.layout
+        self._pad, self._tokens = self._encoder.pad_id or 0, batch_tokens
+        self._wanted: Literal["auto", "packed", "padded"] = layout
         self._layout: Layout | None = None
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
-        """A score for each answer that tokens can be made of."""
+        """Return a score for each answer from that answer alone; ``error`` where no tokens can be made of it."""
         made = [self._example(answer) for answer in answers]
         examples = [each for each in made if isinstance(each, Example)]
         values = iter(self._values(examples) if examples else [])

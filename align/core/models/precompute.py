@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from align.core.data.batch import MicroBatch, collate
-from align.core.data.examples import Example, Examples
+from align.core.data.examples import Example, Examples, TokenSequence
 from align.core.data.step_plan import FORWARD, Layout, cut
+from align.core.generation.base import Floats, Tokens
 from align.core.models.policy import Policy, Scores, weights_hash, without_gradient_or_dropout
 from align.core.util.atomic_files import making, whole_file
 from align.core.util.progress import track
@@ -67,6 +68,32 @@ def detached_logp(policy: Policy, micro: MicroBatch) -> Tensor:
     with without_gradient_or_dropout(policy):
         scores: Scores = policy(micro)
     return scores.logp_T
+
+
+def completion_logprobs(
+    policy: Policy, sequences: Sequence[tuple[Tokens, Tokens]], *, pad_id: int, batch_tokens: int
+) -> list[Floats]:
+    """Return the log-probability of each completion token at temperature 1: for (prompt, completion), [T] of each.
+
+    One pass over each sequence, without a key-value cache. batch_tokens: most tokens in one pass, padding included.
+    """
+    examples = [_scored_completion(prompt, completion) for prompt, completion in sequences]
+    device = next(policy.parameters()).device
+    found: list[Floats] = [np.empty(0, np.float32)] * len(examples)
+    (micros,) = cut([example.lengths for example in examples], 1, batch_tokens, None, "padded", FORWARD[device.type])
+    for micro in micros:
+        batch = collate([examples[i] for i in micro], "padded", pad_id).to(device)
+        with policy.at_temperature(1.0):
+            logp_T = detached_logp(policy, batch).float().cpu().numpy()
+        ends = np.cumsum([len(sequences[i][1]) for i in micro])
+        for i, part in zip(micro, np.split(logp_T, ends[:-1]), strict=True):
+            found[i] = part
+    return found
+
+
+def _scored_completion(prompt: Tokens, completion: Tokens) -> Example:
+    tokens = np.concatenate([prompt, completion]).astype(np.int32)
+    return Example("", (TokenSequence("completion", tokens, np.arange(len(tokens)) >= len(prompt)),))
 
 
 def precompute(

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
+import importlib.util
 import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from align.core.rewards.base import Answer, Reward, Score
+from align.core.util.error_line import error_line
+from align.core.util.interpreter import importing_from
 from align.schemas.errors import AlignError
 
 _LONGEST = 200
@@ -143,6 +148,34 @@ class FunctionReward(Reward):
 def from_function(function: Callable[..., Any], name: str) -> Reward:
     """A function in TRL's signature as a reward called ``name``."""
     return FunctionReward(function, name)
+
+
+def load_function(file: str, function: str) -> Callable[..., Any]:
+    """Return a function of a Python file. The file is run once a process, and may import its neighbours meanwhile.
+
+    A neighbour never replaces a module of the standard library, as ``random.py`` would.
+
+    Raises AlignError where it cannot be run or does not hold the function.
+    """
+    path = Path(file).expanduser().resolve()
+    name = f"align_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    module = sys.modules.get(name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise AlignError("is no Python file", "give the path of a .py file", where=file)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            with importing_from(path.parent):
+                spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            del sys.modules[name]
+            raise AlignError(f"fails to load: {error_line(error)}", "fix it", where=file) from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        own = [name for name, thing in vars(module).items() if inspect.isfunction(thing) and name[0] != "_"]
+        raise AlignError(f"has no function {function!r}", f"it has: {', '.join(own) or 'none'}", where=file)
+    return found  # type: ignore[no-any-return]
 
 
 def parts_of(beside: Mapping[str, Any]) -> dict[str, float]:

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
 from pydantic import PositiveInt
 
-from align.core.data.batch import collate
-from align.core.data.examples import Example, TokenSequence
-from align.core.data.step_plan import FORWARD, cut
 from align.core.generation.base import Floats, Generator, Request, Sample, Subject, Tokens
 from align.core.generation.decode import Voice
 from align.core.models.loading import build_policy
 from align.core.models.policy import Policy
-from align.core.models.precompute import detached_logp
+from align.core.models.precompute import completion_logprobs
 from align.schemas.run import Sampling
 
 
@@ -65,20 +61,9 @@ class Local(Generator):
         return voice.answer(requests, sampling, stop, heard)
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
-        """From one pass over each sequence, without a cache."""
-        examples = [_example(prompt, answer) for prompt, answer in sequences]
-        device, pad = next(self._policy.parameters()).device, int(self.subject.tokenizer.pad_token_id or 0)
-        found: list[Floats] = [np.empty(0, np.float32)] * len(examples)
-        lengths, most = [example.lengths for example in examples], self.config.batch_tokens
-        (micros,) = cut(lengths, 1, most, None, "padded", FORWARD[device.type])
-        for micro in micros:
-            batch = collate([examples[i] for i in micro], "padded", pad).to(device)
-            with self._policy.at_temperature(1.0):
-                logp_T = detached_logp(self._policy, batch).float().cpu().numpy()
-            ends = np.cumsum([len(sequences[i][1]) for i in micro])
-            for i, part in zip(micro, np.split(logp_T, ends[:-1]), strict=True):
-                found[i] = part
-        return found
+        """As the contract says, from one pass over each sequence."""
+        pad = int(self.subject.tokenizer.pad_token_id or 0)
+        return completion_logprobs(self._policy, sequences, pad_id=pad, batch_tokens=self.config.batch_tokens)
 
     def sync(self, policy: Policy, version: int) -> None:
         """Speak for this policy."""
@@ -92,8 +77,3 @@ class Local(Generator):
     def _policy(self) -> Policy:
         assert self.policy is not None, "open it first"
         return self.policy
-
-
-def _example(prompt: Tokens, answer: Tokens) -> Example:
-    tokens = np.concatenate([prompt, answer]).astype(np.int32)
-    return Example("", (TokenSequence("completion", tokens, np.arange(len(tokens)) >= len(prompt)),))

@@ -11,8 +11,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
-from align.core.engine.logger import Logger, chained, read_rows, total
+from align.core.engine.logger import Logger
 from align.core.util.atomic_files import naming, set_aside, write_whole
+from align.core.util.metrics_file import chain_row, chain_rows, read_rows
 from align.schemas.errors import Problem
 
 
@@ -42,7 +43,7 @@ class CSVFile(LightningLogger):
 
     def _begin(self, rows: list[dict[str, str]]) -> None:
         self.columns = list(rows[0]) if rows else ["step", "epoch"]
-        self._checksum = total(rows)
+        self._checksum = chain_rows(rows)
         self._rewrite(rows)
 
     @property
@@ -61,7 +62,7 @@ class CSVFile(LightningLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """One row."""
         row = {name: _text(value) for name, value in {"step": step, **metrics}.items()}
-        self._checksum = chained(self._checksum, row)
+        self._checksum = chain_row(self._checksum, row)
         new = [name for name in row if name not in self.columns]
         if new:
             with open(self.path, encoding="utf-8", newline="") as file:

@@ -3,49 +3,14 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib.util
-import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from align.core.rewards.base import Answer, Reward, Score
-from align.core.rewards.functions import from_function, parts_of, told_of
-from align.core.util.error_line import error_line
-from align.core.util.interpreter import importing_from
+from align.core.rewards.functions import from_function, load_function, parts_of, told_of
 from align.schemas.errors import AlignError
-
-
-def load(file: str, function: str) -> Callable[..., Any]:
-    """Return a function of a Python file. The file is run once a process, and may import its neighbours meanwhile.
-
-    A neighbour never replaces a module of the standard library, as ``random.py`` would.
-
-    Raises AlignError where it cannot be run or does not hold the function.
-    """
-    path = Path(file).expanduser().resolve()
-    name = f"align_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    module = sys.modules.get(name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(name, path)
-        if not path.is_file() or spec is None or spec.loader is None:
-            raise AlignError("is no Python file", "give the path of a .py file", where=file)
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            with importing_from(path.parent):
-                spec.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            del sys.modules[name]
-            raise AlignError(f"fails to load: {error_line(error)}", "fix it", where=file) from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        own = [name for name, thing in vars(module).items() if inspect.isfunction(thing) and name[0] != "_"]
-        raise AlignError(f"has no function {function!r}", f"it has: {', '.join(own) or 'none'}", where=file)
-    return found  # type: ignore[no-any-return]
 
 
 class _FromFile(Reward):
@@ -68,7 +33,7 @@ class _FromFile(Reward):
     def __init__(self, config: Config) -> None:
         """Raises AlignError where the function cannot be had."""
         super().__init__(config)
-        function = functools.partial(load(config.file, config.function), **config.settings)
+        function = functools.partial(load_function(config.file, config.function), **config.settings)
         self._inner = self._adapt(function, f"{config.file}:{config.function}")
         self.needs = self._inner.needs  # type: ignore[misc]
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import PositiveInt
 
 from align.core.rewards.base import Answer, Place, Reward, Score
+from align.schemas.run import Model
 
 if TYPE_CHECKING:
-    from align.core.inference.reward_network import Network
+    from align.core.inference.reward_network import RewardNetwork
 
 
 class RewardModelScore(Reward):
@@ -40,13 +41,27 @@ class RewardModelScore(Reward):
         """A file with a Jinja template in place of the model's own."""
 
     config: Config
-    _network: Network | None = None
+    _network: RewardNetwork | None = None
 
     def open(self, place: Place) -> None:
         """Load the model. Raises AlignError for one that is no reward model."""
-        from align.core.inference.reward_network import Network
+        from align.core.inference.reward_network import RewardNetwork  # torch
 
-        self._network = Network(self.config, place.accelerator)
+        config = self.config
+        model = Model(
+            path=config.path,
+            revision=config.revision,
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            chat_template=config.chat_template,
+        )
+        self._network = RewardNetwork(
+            model,
+            place.accelerator,
+            max_length=config.max_length,
+            batch_tokens=config.batch_tokens,
+            layout=config.layout,
+        )
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """The model's scores, each from its own answer alone; ``error`` where no tokens can be made of it."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from align.core.engine.checkpoint import random_state, set_random_state
+from align.core.engine.checkpoint import keep_random_state
 from align.core.generation.base import Floats, Interrupt, Sample, Tokens
 from align.plugins.generators.vllm import SCORING, VLLM
 from align.plugins.generators.vllm.weights import checkpoint_tensors
@@ -131,12 +131,12 @@ class Process:
 @contextmanager
 def _unnoticed() -> Iterator[None]:
     """Put back what vLLM changes in the process it lives in: random states, and the function that sets threads."""
-    before, set_threads, threads = random_state(), torch.set_num_threads, torch.get_num_threads()
+    set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     local = os.environ.get("LOCAL_WORLD_SIZE")
     try:
-        yield
+        with keep_random_state():
+            yield
     finally:
-        set_random_state(before)
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)
         if local is None:

@@ -6,17 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
-from align.core.data.encode import Encoder
-from align.core.generation.base import Generator, Request, Tokens
-from align.core.inference.sampler import subject_for, text_of, tokens_of
-from align.core.plugin_system.registry import registry
+from align.core.generation.base import Request, Tokens
+from align.core.inference.local_model import LocalModel
 from align.plugins.rewards.ai_feedback.judge import Reply
 from align.plugins.rewards.ai_feedback.memory import Ledger, Use
 from align.plugins.rewards.ai_feedback.prompts import Conversation
 from align.plugins.rewards.ai_feedback.settings import Settings
 from align.schemas.errors import AlignError
-from align.schemas.records import Content, Record
-from align.schemas.run import Choice, Model, Sampling
+from align.schemas.run import Sampling
 
 AT_ONCE = 16
 """Conversations between two looks at memory: what a kill can cost."""
@@ -29,15 +26,11 @@ class Local:
         """Load the model, onto the GPU where there is one. Raises AlignError where it cannot be had."""
         self._ledger, self._seed = ledger, seed
         self._sampling = Sampling(max_completion_length=settings.max_tokens, temperature=settings.temperature)
-        self._subject = subject_for(Model(path=settings.model))
-        tokenizer, directory = self._subject.tokenizer, self._subject.directory
-        self.special: Sequence[str] = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+        self._model = LocalModel(settings.model)
+        self.special, directory = self._model.special_tokens, self._model.directory
         # A directory may be written anew: its files' sizes and times stand for what is in them.
         files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in directory.iterdir())
         self.identity = json.dumps([str(directory), files, self._sampling.model_dump(), seed])
-        self._encoder = Encoder(tokenizer)
-        self._generator: Generator = registry.build("generator", Choice(type="local"))
-        self._generator.open(self._subject)
 
     def ask(self, conversations: Sequence[Conversation]) -> Iterator[tuple[int, Reply]]:
         """Replies, some at a time."""
@@ -45,36 +38,33 @@ class Local:
             asked = dict[int, Tokens]()
             for place in range(start, min(start + AT_ONCE, len(conversations))):
                 tokens = self._tokens(conversations[place])
-                if len(tokens) + self._sampling.max_completion_length > self._subject.context:
+                if len(tokens) + self._sampling.max_completion_length > self._model.context:
                     yield place, Reply(None, "error", f"what to judge is too long for the judge: {len(tokens)} tokens")
                 elif not self._ledger.reserve(Use(1, len(tokens), self._sampling.max_completion_length)):
                     yield place, Reply(None, "abstained", f"{self._ledger.cap} is reached", capped=True)
                 else:
                     asked[place] = tokens
             requests = [Request(tokens, (self._seed_of(tokens),)) for tokens in asked.values()]
-            samples = self._generator.generate(requests, self._sampling) if requests else []
+            samples = self._model.generate(requests, self._sampling)
             for (place, tokens), (sample,) in zip(asked.items(), samples, strict=True):
                 most = Use(1, len(tokens), self._sampling.max_completion_length)
                 self._ledger.settle(most, Use(1, len(tokens), len(sample.tokens)))
-                text = text_of(self._subject.tokenizer, sample.tokens) if sample.finish == "stop" else ""
+                text = self._model.decode(sample.tokens) if sample.finish == "stop" else ""
                 yield place, Reply(text)
 
     def close(self) -> None:
         """Let go of the model."""
-        self._generator.close()
+        self._model.close()
 
     def _tokens(self, conversation: Conversation) -> Tokens:
         """Return the prompt [P]. A model without a chat template, or without a system role, gets it as one message."""
         whole = "\n\n".join(message["content"] for message in conversation)
-        if not self._encoder.templates:
-            return self._encoded(whole)
+        if not self._model.has_chat_template:
+            return self._model.encode(whole)
         try:
-            return self._encoded(list(conversation))
+            return self._model.encode(list(conversation))
         except AlignError:  # the template refuses the system message, or drops it
-            return self._encoded([{"role": "user", "content": whole}])
-
-    def _encoded(self, prompt: Content) -> Tokens:
-        return tokens_of(Record("prompt", "what to judge", prompt=prompt), self._encoder)
+            return self._model.encode([{"role": "user", "content": whole}])
 
     def _seed_of(self, tokens: Tokens) -> int:
         """Of a request's own random numbers: from what is asked and the run's seed, not from what else is asked."""
