@@ -66,7 +66,7 @@ def prepared(home: Path, algorithm: str, size: str) -> Path:
     run: dict[str, Any] = {
         "output": str(home / "run"),
         "model": {"path": str(home / "model")},
-        "data": {"train": str(home / "rows.jsonl"), "workers": 1},
+        "data": {"train": str(home / "rows.jsonl"), "dataset_num_proc": 1},
         "algorithm": {"type": algorithm, **ALGORITHMS[algorithm]},
         "train": {"max_steps": STEPS, "batch_size": BATCH, "micro_batch_tokens": MICRO},
         "checkpoint": {"save_steps": 1000},

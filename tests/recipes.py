@@ -21,7 +21,7 @@ OFFLINE = [recipe for recipe in RECIPES if recipe not in ONLINE]
 
 def shrunk(recipe: Path, *more: str) -> Run:
     """A recipe with few steps and a high rate."""
-    laid_over = ["train.max_steps=24", "optimizer.learning_rate=5e-3", "data.workers=1"]
+    laid_over = ["train.max_steps=24", "optimizer.learning_rate=5e-3", "data.dataset_num_proc=1"]
     written = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     places = [("", written), *((f"stages.{stage['name']}.", stage) for stage in written.get("stages", ()))]
     for section, key, value in (

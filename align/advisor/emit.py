@@ -129,7 +129,7 @@ class _Draft:
         if kind != "best_of_n":
             data["validation_fraction"] = HELD_OUT
         data["max_length"] = self.limit.tokens_per_sequence
-        data["truncation"] = "split" if kind == "continual_pretraining" else "drop"
+        data["truncation_mode"] = "split" if kind == "continual_pretraining" else "drop"
         return data
 
     def _rows(self, stage: str) -> Any:

@@ -71,7 +71,8 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
     _, held_out = sums.split_sums()
     asked = [sums.say((sums.CARELESS, sums.CAREFUL)[i % 2], pair) for i, pair in enumerate(held_out)]
     pairs = load_records(
-        Data(train=[Source(path=str(place / "data" / "preferences-held-out.jsonl"))], workers=1), ("preference",)
+        Data(train=[Source(path=str(place / "data" / "preferences-held-out.jsonl"))], dataset_num_proc=1),
+        ("preference",),
     ).train
     right, liked, completions = [], [], []
     for path in track(list(models.values()), "asking the models", shown=progress):

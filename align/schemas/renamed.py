@@ -33,6 +33,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "dropout": "lora_dropout",
         "targets": "target_modules",
     },
+    "data": {"truncation": "truncation_mode", "workers": "dataset_num_proc"},
     "reference": {"mixing": "ref_model_mixup_alpha", "every": "ref_model_sync_steps"},
     "optimizer": {"beta1": "adam_beta1", "beta2": "adam_beta2", "epsilon": "adam_epsilon"},
     "schedule": {"warmup": "warmup_steps", "floor": "min_lr_rate"},
@@ -43,7 +44,11 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "patience": "early_stopping_patience",
     },
     "checkpoint": {"every": "save_steps", "keep": "save_total_limit"},
-    "rollout": {"mismatch": "importance_sampling_correction", "dead_groups": "zero_std_groups"},
+    "rollout": {
+        "mismatch": "importance_sampling_correction",
+        "dead_groups": "zero_std_groups",
+        "show": "num_completions_to_print",
+    },
     "rollout.importance_sampling_correction": {"limit": "clip_max"},
     "rollout.sampling": {
         "max_tokens": "max_completion_length",

@@ -149,7 +149,7 @@ class Rollout(Config):
     """Alarms."""
     samples: Literal["parquet", "none"] = "parquet"
     """Where each phase's answers are kept: ``STAGE/samples/phase-000001.parquet``."""
-    show: NonNegativeInt = 0
+    num_completions_to_print: NonNegativeInt = 0
     """Answers to print after each phase."""
 
 
@@ -245,7 +245,7 @@ class Data(Config):
     """Share of rows held out, chosen by a hash of each row's content: stable when rows are added."""
     max_length: PositiveInt = 1024
     """Longest sequence in tokens (TRL 1.16's default)."""
-    truncation: Literal["error", "drop", "keep_start", "keep_end", "split"] = "error"
+    truncation_mode: Literal["error", "drop", "keep_start", "keep_end", "split"] = "error"
     """What to do with a longer one: name the rows and stop, leave them out, cut, or (text only) split into blocks."""
     on_bad_rows: Literal["error", "skip"] = "error"
     """Rows that cannot be read: stop before training, or skip them and keep the report in the run directory."""
@@ -257,7 +257,7 @@ class Data(Config):
     """Read and tokenise in windows instead of all at once (pretrain); needs ``train.max_steps``."""
     stream_window: PositiveInt = 10_000
     """Rows in a window; each window is one epoch of the step plan."""
-    workers: PositiveInt | None = None
+    dataset_num_proc: PositiveInt | None = None
     """Processes that read and tokenise; default: one per core."""
 
 

@@ -132,7 +132,7 @@ def run_of(algorithm: Mapping[str, Any], weights: Path, rows: Path, output: Path
     """One stage called ``only`` on one device; ``laid_over`` are sections laid over the defaults below."""
     sections: dict[str, Any] = {
         "model": {"path": str(weights)},
-        "data": {"train": [{"path": str(rows)}], "workers": 1, "max_length": 8192},
+        "data": {"train": [{"path": str(rows)}], "dataset_num_proc": 1, "max_length": 8192},
         "algorithm": dict(algorithm),
         "optimizer": {"learning_rate": 3e-3},
         "schedule": {"type": "constant"},

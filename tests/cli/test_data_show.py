@@ -81,7 +81,7 @@ def test_findings_are_over_all_rows_and_errors_end_with_1(tmp_path: Path, tiny_m
         r"error: \S*chat.jsonl:2, \S*chat.jsonl:4\n +truncation: longer than data.max_length", result.output
     )
     assert ": 2 rows, " in result.output
-    assert "data.truncation: drop" in result.output
+    assert "data.truncation_mode: drop" in result.output
 
 
 def test_bad_rows_and_rows_that_give_nothing_are_told(tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -48,7 +48,7 @@ def write_run(model: Path, algorithm: str, project: dict[str, Any] | None, count
         "output": "out",
         **({} if project is None else {"project": project}),
         "model": {"path": str(model)},
-        "data": {"train": "rows.jsonl", "workers": 1},
+        "data": {"train": "rows.jsonl", "dataset_num_proc": 1},
         "algorithm": algorithm,
         "train": {"max_steps": 1, "batch_size": 4},
     }

@@ -192,7 +192,7 @@ def test_a_finished_run_says_what_improved_and_what_to_do_next(tiny_model_dir: P
 
 
 def test_a_run_without_held_out_rows_does_not_claim_to_have_improved(tiny_model_dir: Path) -> None:
-    data = {"train": [{"path": str(write_rows("sft", Path("r.jsonl").absolute()))}], "workers": 1}
+    data = {"train": [{"path": str(write_rows("sft", Path("r.jsonl").absolute()))}], "dataset_num_proc": 1}
     file = run_file(tiny_model_dir, "sft")
     run = runfile.load(file)
     stage = run.stages[0].model_copy(

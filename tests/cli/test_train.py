@@ -105,7 +105,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_model_dir: Path, tmp_path: Path
 def test_check_prints_each_finding_once_for_rows_of_both_sides(tiny_model_dir: Path, tmp_path: Path) -> None:
     """48 rows, some of them held out, all longer than 4 tokens: one finding over 48 rows, not one for each side."""
     file = run_file(tiny_model_dir, tmp_path)
-    cut = ["stages.only.data.max_length=4", "stages.only.data.truncation=keep_end"]
+    cut = ["stages.only.data.max_length=4", "stages.only.data.truncation_mode=keep_end"]
     done = CliRunner().invoke(main, ["train", str(file), "--check", *cut], env={"COLUMNS": "400"})
     assert done.exit_code == 0, done.output
     (line,) = [line for line in done.stdout.splitlines() if "truncation: " in line]

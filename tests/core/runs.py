@@ -72,7 +72,7 @@ def run_for(algorithm: str, weights: Path, rows_file: Path, output: Path, **laid
     """One stage called ``only``; ``laid_over`` are sections (``train={...}``) laid over the defaults below."""
     sections: dict[str, Any] = {
         "model": {"path": str(weights)},
-        "data": {"train": [{"path": str(rows_file)}], "validation_fraction": 0.2, "workers": 1},
+        "data": {"train": [{"path": str(rows_file)}], "validation_fraction": 0.2, "dataset_num_proc": 1},
         "algorithm": {"type": algorithm},
         "optimizer": {"learning_rate": 1e-3},
         "schedule": {"type": "cosine", "warmup_steps": 0.1},

@@ -233,8 +233,8 @@ def test_numbers_for_the_loss_come_from_the_row() -> None:
     ("algorithm", "data", "what"),
     [
         (SFT, {"allow": ["boundry-merge"]}, "did you mean 'boundary-merge'"),
-        (DPO, {"truncation": "split"}, "data.truncation"),
-        (RewardModel, {"truncation": "keep_start"}, "data.truncation"),
+        (DPO, {"truncation_mode": "split"}, "data.truncation_mode"),
+        (RewardModel, {"truncation_mode": "keep_start"}, "data.truncation_mode"),
     ],
 )
 def test_settings_that_contradict_the_algorithm_are_refused(algorithm: Any, data: dict[str, Any], what: str) -> None:
@@ -243,7 +243,7 @@ def test_settings_that_contradict_the_algorithm_are_refused(algorithm: Any, data
 
 
 def test_settings_come_from_algorithm_and_data() -> None:
-    made = Settings.of(Pretrain(Pretrain.Config()), Data(train=[{"path": "f.jsonl"}], truncation="split"))
+    made = Settings.of(Pretrain(Pretrain.Config()), Data(train=[{"path": "f.jsonl"}], truncation_mode="split"))
     assert (made.scores_prompt, made.reward, made.truncation, made.learns_from) == (True, False, "split", ("text",))
     assert Settings.of(RewardModel(RewardModel.Config()), Data(train=[{"path": "f.jsonl"}])).reward
 

@@ -77,7 +77,7 @@ def test_the_likelier_answer_is_found_by_its_sum(tiny_model_dir: Path) -> None:
         if i != j
     ]
     dpo = registry.build("algorithm", Choice(type="dpo"))
-    data = Data(train=[Source(path="rows")], workers=1)
+    data = Data(train=[Source(path="rows")], dataset_num_proc=1)
     found = prefers_chosen(policy, tokenise(records, tokenizer, dpo, data).examples, tokenizer.pad_token_id)
 
     def total(answer: str) -> float:

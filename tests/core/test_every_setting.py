@@ -93,7 +93,7 @@ CHANGES: dict[str, Change] = {
     "data.validation.name": Change("sft", [{"path": "<other rows>", "name": "other"}], "held_out", ASIDE),
     "data.validation_fraction": Change("sft", 0.5, "held_out"),
     "data.max_length": Change("sft", 12, "error"),
-    "data.truncation": Change("sft", "drop", "error", {"data.max_length": 16}),
+    "data.truncation_mode": Change("sft", "drop", "error", {"data.max_length": 16}),
     "data.on_bad_rows": Change("sft", "skip", "error", {"data.train": "<bad rows>"}),
     "data.special_tokens": Change("pretrain", ["<|bos|>"], "passes log"),
     "data.stream": Change("pretrain", True, "log", {"data.validation_fraction": 0.0}),
@@ -150,7 +150,7 @@ CHANGES: dict[str, Change] = {
     "rollout.refill_tokens": Change("grpo", 1, "answers", DEAD | {"rollout.zero_std_groups": "refill"}),
     "rollout.importance_sampling_correction.type": Change("grpo", "mask", "log"),
     "rollout.samples": Change("grpo", "none", "files"),
-    "rollout.show": Change("grpo", 1, "shown"),
+    "rollout.num_completions_to_print": Change("grpo", 1, "shown"),
 }
 
 ELSEWHERE: dict[str, str] = {
@@ -168,7 +168,7 @@ ELSEWHERE: dict[str, str] = {
     "data.train.format": "core/test_formats.py",
     "data.train.documents": "core/test_sources.py",
     "data.allow": "core/test_doctor.py",
-    "data.workers": "core/test_tokenise.py",
+    "data.dataset_num_proc": "core/test_tokenise.py",
     "devices.strategy": "core/test_strategy.py",
     "devices.count": "core/test_strategy.py",
     "devices.nodes": "core/test_strategy.py",
@@ -195,7 +195,7 @@ BASE: dict[str, Any] = {
     "algorithm": "<algorithm>",
     "model.path": "<model>",
     "data.train": "<rows>",
-    "data.workers": 1,
+    "data.dataset_num_proc": 1,
     "train.max_steps": 3,
     "train.batch_size": 4,
 }

@@ -131,14 +131,14 @@ def test_long_rows_stop_a_check_and_a_run(tmp_path: Path, adapter: Any) -> None:
         assert "data.max_length: 48" in str(caught.value)
     cut = run_for(
         "pretrain", tmp_path / "m", rows, tmp_path / "run2", model=model,
-        data=data | {"max_length": 48, "truncation": "split"},
+        data=data | {"max_length": 48, "truncation_mode": "split"},
     )  # fmt: skip
     assert check(cut)[0].longest <= 48
 
 
 def test_chunks_of_text_that_are_too_long_are_named_too(tmp_path: Path) -> None:
     rows = texts(tmp_path / "rows.jsonl", 300)
-    data = {"train": [{"path": str(rows)}], "validation_fraction": 0.0, "max_length": 100, "truncation": "split"}
+    data = {"train": [{"path": str(rows)}], "validation_fraction": 0.0, "max_length": 100, "truncation_mode": "split"}
     run = run_for("pretrain", gpt2(tmp_path / "m"), rows, tmp_path / "run", data=data)
     with pytest.raises(AlignError, match="longer than the model can take: 1 row, the longest of 100 tokens"):
         check(run)

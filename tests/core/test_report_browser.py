@@ -41,7 +41,7 @@ def test_a_real_run_is_told_as_it_was(real: Path) -> None:
     assert dict(chosen(facts.stages[0])) == {
         "algorithm.beta": "0.3",
         "data.validation_fraction": "0.2",
-        "data.workers": "1",
+        "data.dataset_num_proc": "1",
         "optimizer.learning_rate": "0.001",
         "schedule.type": "cosine",
         "schedule.warmup_steps": "0.1",

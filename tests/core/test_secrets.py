@@ -167,7 +167,7 @@ def test_nothing_beside_a_run_holds_it(tiny_model_dir: Path, tmp_path: Path, mon
     stage = {
         "name": "only",
         "model": {"path": str(tiny_model_dir)},
-        "data": {"train": str(tmp_path / "prompts.jsonl"), "workers": 1},
+        "data": {"train": str(tmp_path / "prompts.jsonl"), "dataset_num_proc": 1},
         "algorithm": {"type": "grpo", "num_generations": 2},
         "train": {"batch_size": 2, "max_steps": 1},
         "rollout": {

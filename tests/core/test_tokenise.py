@@ -86,7 +86,7 @@ def test_weights_of_messages_are_kept_with_their_tokens(tmp_path: Path) -> None:
         assert not found[1].sequences[0].along
         assert found[2].sequences[0].along["message_weight"].tolist()[: len(first)] == [0.5] * len(first)
     start = int(sequence.scored.argmax())
-    short = tokenise(rows[:1], TOKENIZER, SFT_, data(truncation="keep_start", max_length=start + 1))
+    short = tokenise(rows[:1], TOKENIZER, SFT_, data(truncation_mode="keep_start", max_length=start + 1))
     assert short.examples[0].sequences[0].along["message_weight"].tolist() == [0.5]
     batch = collate([done.examples[0], done.examples[1]], "packed", 0)
     plain = int(done.examples[1].sequences[0].scored.sum())
@@ -139,7 +139,7 @@ def test_processes_change_nothing() -> None:
 
 
 def test_a_worker_that_dies_is_an_error_with_a_fix() -> None:
-    with pytest.raises(AlignError, match=r"data\.workers: 1"):
+    with pytest.raises(AlignError, match=r"data\.dataset_num_proc: 1"):
         list(ordered_map(work.fall, 1, range(8), 1))
 
 
@@ -197,13 +197,13 @@ def test_the_fingerprint_tells_whatever_could_make_a_difference() -> None:
         tokenise(rows, other_template, SFT_, data()),
         tokenise(rows, with_bos, SFT_, data()),
         tokenise(rows, TOKENIZER, SFT_, data(max_length=1000)),
-        tokenise(rows, TOKENIZER, SFT_, data(truncation="drop")),
+        tokenise(rows, TOKENIZER, SFT_, data(truncation_mode="drop")),
         tokenise(rows, TOKENIZER, SFT_, data(allow=["full-mask"])),
         tokenise(rows, TOKENIZER, SFT_, data(), sources=[0, 0, 1]),
         tokenise(rows, TOKENIZER, SFT_, data(), weights=(2,)),
     ]
     assert len({v.examples.fingerprint for v in variants}) == len(variants)
-    again = tokenise(rows, tiny_tokenizer(), SFT(SFT.Config()), data(workers=2, on_bad_rows="skip"))
+    again = tokenise(rows, tiny_tokenizer(), SFT(SFT.Config()), data(dataset_num_proc=2, on_bad_rows="skip"))
     assert again.examples.fingerprint == variants[0].examples.fingerprint
 
 
@@ -275,7 +275,7 @@ def test_a_prompt_alone_teaches_an_offline_algorithm_nothing() -> None:
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(AlignError, match="no row is left"):
-            tokenise(ROWS[:3], TOKENIZER, SFT_, data(max_length=2, truncation="drop"), cache=tmp_path)
+            tokenise(ROWS[:3], TOKENIZER, SFT_, data(max_length=2, truncation_mode="drop"), cache=tmp_path)
     with pytest.raises(AlignError, match="no row is left"):
         tokenise([], TOKENIZER, SFT_, data())
 

@@ -62,7 +62,7 @@ def novice(tmp_path_factory: pytest.TempPathFactory) -> Novice:
     stage = {
         "name": "sft",
         "model": {"path": str(place / "model")},
-        "data": {"train": str(write(place / "lessons.jsonl", lessons)), "workers": 1},
+        "data": {"train": str(write(place / "lessons.jsonl", lessons)), "dataset_num_proc": 1},
         "algorithm": "sft",
         "optimizer": {"learning_rate": 3e-3, "adam_beta2": 0.98},
         "schedule": {"type": "cosine", "warmup_steps": 30},

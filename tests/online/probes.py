@@ -56,7 +56,7 @@ def probe_run(
     stage = {
         "name": "only",
         "model": {"path": str(model)},
-        "data": {"train": str(prompts), "workers": 1},
+        "data": {"train": str(prompts), "dataset_num_proc": 1},
         "algorithm": algorithm,
         "optimizer": {"learning_rate": rate},
         "schedule": {"type": "constant"},

@@ -27,7 +27,7 @@ def hacked(novice: Novice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> A
         stage = {
             "name": "only",
             "model": {"path": str(novice.model)},
-            "data": {"train": str(novice.train), "validation": str(novice.held_out), "workers": 1},
+            "data": {"train": str(novice.train), "validation": str(novice.held_out), "dataset_num_proc": 1},
             "algorithm": {"type": "rloo", "num_generations": 8, "beta": 0.0, "normalize_advantages": True},
             "optimizer": {"learning_rate": 2e-3},
             "schedule": {"type": "constant"},
@@ -111,7 +111,7 @@ class TestNothingToLearnFrom:
         stage = {
             "name": "only",
             "model": {"path": str(tiny_model_dir)},
-            "data": {"train": str(prompts), "workers": 1},
+            "data": {"train": str(prompts), "dataset_num_proc": 1},
             "algorithm": {"type": "grpo", "num_generations": 4},
             "train": {"batch_size": 16, "max_steps": steps},
             "rollout": {

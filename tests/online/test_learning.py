@@ -32,7 +32,7 @@ def arithmetic(novice: Novice, name: str, output: Path, seed: int, **rollout: An
     stage = {
         "name": "only",
         "model": {"path": str(novice.model)},
-        "data": {"train": str(novice.train), "validation": str(novice.held_out), "workers": 1},
+        "data": {"train": str(novice.train), "validation": str(novice.held_out), "dataset_num_proc": 1},
         "algorithm": {"type": name, **settings},
         "optimizer": {"learning_rate": rate, "adam_beta2": 0.98},
         "schedule": {"type": "constant"},
@@ -72,7 +72,7 @@ def test_learning_from_the_best_of_eight_answers(
     stages = [
         {
             "name": "best",
-            "data": {"train": str(novice.train), "workers": 1},
+            "data": {"train": str(novice.train), "dataset_num_proc": 1},
             "algorithm": {"type": "best_of_n", "num_generations": 8, "minimum": 1.0},
             "rollout": sampled,
             "train": {"batch_size": 128},
@@ -80,7 +80,7 @@ def test_learning_from_the_best_of_eight_answers(
         },
         {
             "name": "sft",
-            "data": {"train": "stage:best", "workers": 1},
+            "data": {"train": "stage:best", "dataset_num_proc": 1},
             "algorithm": "sft",
             "optimizer": {"learning_rate": 3e-4, "adam_beta2": 0.98},
             "train": {"batch_size": 16, "num_train_epochs": 6},
@@ -89,7 +89,7 @@ def test_learning_from_the_best_of_eight_answers(
         {
             "name": "asked",  # how often the first answer is right, to held-out sums
             "model": {"path": "stage:sft"},
-            "data": {"train": str(novice.held_out), "workers": 1},
+            "data": {"train": str(novice.held_out), "dataset_num_proc": 1},
             "algorithm": {"type": "best_of_n", "num_generations": 8},
             "rollout": sampled,
             "train": {"batch_size": 128},

@@ -42,7 +42,7 @@ def run(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         stage = {
             "name": "only",
             "model": {"path": str(tiny_model_dir)},
-            "data": {"train": str(prompts), "workers": 1},
+            "data": {"train": str(prompts), "dataset_num_proc": 1},
             "algorithm": {"type": "grpo", "num_generations": 4},
             "optimizer": {"learning_rate": 3e-3},
             "train": {"batch_size": 16, "max_steps": 4},
@@ -103,7 +103,7 @@ def test_an_epoch_asks_each_prompt_once(
     made = run(
         "low_ids",
         rollout={"batches": batches},
-        data={"train": str(file), "workers": 1},
+        data={"train": str(file), "dataset_num_proc": 1},
         algorithm={"type": "grpo", "num_generations": 4, "num_iterations": passes},
         train={"batch_size": answers, "num_train_epochs": epochs},
     )
@@ -227,7 +227,7 @@ def test_what_cannot_work_is_said_before_training(
     if "data" in sections:
         long = tmp_path / "prompts.jsonl.long.jsonl"
         long.write_text('{"prompt": "the sea"}\n' + json.dumps({"prompt": "zq " * 400}) + "\n")
-        sections["data"] = {"train": str(long), "workers": 1, "max_length": 4096}
+        sections["data"] = {"train": str(long), "dataset_num_proc": 1, "max_length": 4096}
         words = [word.replace("prompts.jsonl.long:", "prompts.jsonl.long.jsonl:") for word in words]
     with pytest.raises(AlignError) as caught:
         train(run("low_ids", rollout=rollout, **sections), progress=False)
@@ -332,7 +332,11 @@ def test_a_reward_that_fails_stops_the_run_and_loses_nothing(run: Any) -> None:
 
 
 def test_an_evaluation_that_nobody_scores_is_not_judged(run: Any, tmp_path: Path) -> None:
-    data = {"train": str(tmp_path / "prompts.jsonl"), "validation": str(tmp_path / "prompts.jsonl"), "workers": 1}
+    data = {
+        "train": str(tmp_path / "prompts.jsonl"),
+        "validation": str(tmp_path / "prompts.jsonl"),
+        "dataset_num_proc": 1,
+    }
     (result,) = train(run("silent", data=data), progress=False)
     assert "val/reward" not in result.metrics and result.metrics["rewards/python/abstained"] == 1
 
@@ -358,7 +362,7 @@ def test_held_out_prompts_get_the_likeliest_answer_whatever_the_temperature(
         return generate(self, requests, sampling, **how)
 
     monkeypatch.setattr(Local, "generate", watched)
-    data = {"train": str(tmp_path / "prompts.jsonl"), "validation_fraction": 0.25, "workers": 1}
+    data = {"train": str(tmp_path / "prompts.jsonl"), "validation_fraction": 0.25, "dataset_num_proc": 1}
     made = run("low_ids", rollout={"sampling": {"max_completion_length": 6, "temperature": 1.7}}, data=data)
     train(made, progress=False)
     # Two held-out prompts, once each, before the first step, after each pass over the rest, and at the end.

@@ -91,7 +91,7 @@ def pipeline(tiny_model_dir: Path, place: Path, make: str, then: str, conversati
     pick = {
         "name": "pick",
         "model": {"path": str(tiny_model_dir)},
-        "data": {"train": str(place / "prompts.jsonl"), "workers": 1},
+        "data": {"train": str(place / "prompts.jsonl"), "dataset_num_proc": 1},
         "algorithm": {"type": "best_of_n", "num_generations": 6, "make": make},
         "train": {"batch_size": 24},
         "rollout": {"rewards": [python("first_most")], "sampling": {"max_completion_length": 200}},
@@ -99,7 +99,7 @@ def pipeline(tiny_model_dir: Path, place: Path, make: str, then: str, conversati
     learn = {
         "name": "learn",
         "model": {"path": str(tiny_model_dir)},
-        "data": {"train": "stage:pick", "workers": 1, "max_length": 80},
+        "data": {"train": "stage:pick", "dataset_num_proc": 1, "max_length": 80},
         "algorithm": then,
         "train": {"batch_size": 4, "max_steps": 1},
     }

@@ -45,7 +45,7 @@ def stage(algorithm: str, name: str = "only", **sections: Any) -> dict[str, Any]
     return {
         "name": name,
         "model": {"path": "model"},
-        "data": {"train": "prompts.jsonl", "workers": 1, **sections.pop("data", {})},
+        "data": {"train": "prompts.jsonl", "dataset_num_proc": 1, **sections.pop("data", {})},
         "algorithm": {"type": algorithm, "num_generations": 4},
         "train": {"batch_size": 16, **sections.pop("train", {})},
         "rollout": {

@@ -145,7 +145,7 @@ def test_an_online_stage(thinker: Path) -> None:
     stage = {
         "name": "pick",
         "model": {"path": "model"},
-        "data": {"train": "prompts.jsonl", "workers": 1},
+        "data": {"train": "prompts.jsonl", "dataset_num_proc": 1},
         "algorithm": {"type": "best_of_n", "num_generations": 4},
         "train": {"batch_size": 16},
         "rollout": {

@@ -31,7 +31,7 @@ def run_with(server: Server, place: Path, **settings: Any) -> Run:
     stage = {
         "name": "only",
         "model": {"path": str(model)},
-        "data": {"train": str(place / "prompts.jsonl"), "workers": 1},
+        "data": {"train": str(place / "prompts.jsonl"), "dataset_num_proc": 1},
         "algorithm": {"type": "rloo", "beta": 0.0, "num_generations": 2},
         "train": {"batch_size": 4, "max_steps": STEPS},
         "checkpoint": {"save_steps": 1},

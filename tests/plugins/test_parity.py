@@ -84,7 +84,7 @@ class Reference:
 
 def ours(rows: Sequence[Record], algorithm: Algorithm) -> list[Example]:
     """Rows as our data room prepares them."""
-    made = tokenise(rows, TOKENIZER, algorithm, Data(train="rows.jsonl", workers=1)).examples
+    made = tokenise(rows, TOKENIZER, algorithm, Data(train="rows.jsonl", dataset_num_proc=1)).examples
     return [made[i] for i in range(len(made))]
 
 
@@ -367,7 +367,7 @@ def test_twenty_steps_of_the_engine(name: str, tmp_path: Path) -> None:
     stage = {
         "name": "only",
         "model": {"path": str(tmp_path / "model")},
-        "data": {"train": str(tmp_path / "rows.jsonl"), "workers": 1},
+        "data": {"train": str(tmp_path / "rows.jsonl"), "dataset_num_proc": 1},
         "algorithm": name,
         "optimizer": {"learning_rate": 1e-3},
         "train": {"batch_size": 4, "micro_batch_size": 3},

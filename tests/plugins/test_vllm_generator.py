@@ -503,7 +503,7 @@ def run_of(model_dir: Path, output: Path, generator: dict[str, Any], steps: int,
     stage = {
         "name": "only",
         "model": {"path": str(model_dir)},
-        "data": {"train": str(prompts), "workers": 1},
+        "data": {"train": str(prompts), "dataset_num_proc": 1},
         "algorithm": {"type": "grpo", "num_generations": 4},
         "optimizer": {"learning_rate": 3e-3},
         "schedule": {"type": "constant"},

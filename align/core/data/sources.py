@@ -520,7 +520,7 @@ def _rows(
     reading, good, before = Reading(source, kinds), 0, len(bad)
     with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter free
         files = [(part.name, beside.submit(sha256, part.path) if part.path else None) for part in reading.parts]
-        for item in reading.rows(workers=data.workers, progress=progress):
+        for item in reading.rows(workers=data.dataset_num_proc, progress=progress):
             if isinstance(item, BadRow):
                 bad.add(item)
             else:

@@ -130,7 +130,7 @@ CATALOGUE: Mapping[str, Entry] = {
     "truncation": Entry(
         "error",
         "longer than data.max_length",
-        "raise data.max_length, or choose data.truncation: drop, keep_start, keep_end (or split, for text)",
+        "raise data.max_length, or choose data.truncation_mode: drop, keep_start, keep_end (or split, for text)",
         "the rows are kept whole",
     ),
     "special-token-unclear": Entry(
@@ -223,13 +223,15 @@ class Settings:
             for name in data.allow
             if name not in CATALOGUE
         ]
-        if data.truncation == "split" and algorithm.learns_from != ("text",):
+        if data.truncation_mode == "split" and algorithm.learns_from != ("text",):
             fix = "choose drop, keep_start or keep_end"
-            problems.append(Problem("data.truncation", f"is split, but {algorithm.name} has whole answers", fix))
-        if data.truncation == "keep_start" and (algorithm.head == "reward" or algorithm.learns_from == ("prompt",)):
+            problems.append(Problem("data.truncation_mode", f"is split, but {algorithm.name} has whole answers", fix))
+        if data.truncation_mode == "keep_start" and (
+            algorithm.head == "reward" or algorithm.learns_from == ("prompt",)
+        ):
             does = "scores the end of the sequence" if algorithm.head == "reward" else "answers the end of the prompt"
             what = f"is keep_start, but {algorithm.name} {does}"
-            problems.append(Problem("data.truncation", what, "choose drop or keep_end"))
+            problems.append(Problem("data.truncation_mode", what, "choose drop or keep_end"))
         if problems:
             raise AlignError.gather(problems)
         return cls(
@@ -237,7 +239,7 @@ class Settings:
             scores_prompt=algorithm.scores_prompt,
             reward=algorithm.head == "reward",
             max_length=data.max_length,
-            truncation=data.truncation,
+            truncation=data.truncation_mode,
             allow=frozenset(data.allow),
             special_tokens=frozenset(data.special_tokens),
             weighs=algorithm.weighs_messages,

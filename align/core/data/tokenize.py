@@ -316,15 +316,15 @@ def ordered_map(
         except BrokenProcessPool:
             raise AlignError(
                 "a worker process died: out of memory, or killed",
-                "set data.workers: 1, which names the row if it is one row's fault; in a Python script of your own, "
-                "start align under `if __name__ == '__main__':`",
+                "set data.dataset_num_proc: 1, which names the row if it is one row's fault; in a Python script of "
+                "your own, start align under `if __name__ == '__main__':`",
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _result(future: Future[Result]) -> Result:
-    with waiting("a worker process that reads rows", "set data.workers: 1, which shows where it stands"):
+    with waiting("a worker process that reads rows", "set data.dataset_num_proc: 1, which shows where it stands"):
         return future.result()
 
 
@@ -392,7 +392,7 @@ def tokenise(
     name, taught = fingerprints(records, encoder, settings, which, weights)
 
     def make() -> Tokenised:
-        workers = data.workers or len(os.sched_getaffinity(0))
+        workers = data.dataset_num_proc or len(os.sched_getaffinity(0))
         tally, findings = Tally(), list[Finding]()
         batches = _batches(records, which, encoder, settings, workers, progress, tally)
 
@@ -415,7 +415,9 @@ def tokenise(
             done = _kept(cache, name) if cache is not None and waited else None
             done = done or make()
     if not len(done.examples):
-        raise AlignError("no row is left to learn from", "give more rows, or accept less: data.truncation, data.allow")
+        raise AlignError(
+            "no row is left to learn from", "give more rows, or accept less: data.truncation_mode, data.allow"
+        )
     return done
 
 

@@ -129,5 +129,5 @@ class Probed:
         learner: Any = registry.build("algorithm", Choice(type=algorithm))
         longest = min(LONGEST, self.subject.context)
         source = [Source(path="probe")]
-        data = Data(train=source, max_length=longest, truncation="keep_start", allow=HARMLESS, workers=1)
+        data = Data(train=source, max_length=longest, truncation_mode="keep_start", allow=HARMLESS, dataset_num_proc=1)
         return tokenise(records, self.tokenizer, learner, data).examples

@@ -72,7 +72,7 @@ def check_lengths(policy: Policy, limits: Limits, sets: Sequence[Examples | Sequ
     longest = max(map(longest_sequence, sets), default=0)
     kind = type(policy.unwrapped).__name__
     if limits.taken is not None and longest > limits.taken:
-        cut = "and choose data.truncation: drop, keep_start or keep_end (split, for text)"
+        cut = "and choose data.truncation_mode: drop, keep_start or keep_end (split, for text)"
         rows, counted = rows_over(sets, limits.taken)
         raise AlignError(
             f"longer than the model can take: {counted}; {kind} has {limits.taken:,} positions",
@@ -83,7 +83,7 @@ def check_lengths(policy: Policy, limits: Limits, sets: Sequence[Examples | Sequ
         rows, counted = rows_over(sets, limits.trained)
         what = f"longer than the model was made for: {counted}; the config of {kind} says {limits.trained:,} positions"
         fix = (
-            f"data.max_length: {limits.trained} with data.truncation, or scale the positions in config.json "
+            f"data.max_length: {limits.trained} with data.truncation_mode, or scale the positions in config.json "
             "(rope_parameters), unless this training is to teach it longer rows"
         )
         return [Problem(rows, what, fix, "warning")]

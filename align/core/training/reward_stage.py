@@ -151,7 +151,7 @@ def _refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | Non
         return
     # Not before: this reads every example, and in most runs all fit.
     rows = [(length, held[i].source) for held in prompts for i, length in enumerate(held.lengths.tolist())]
-    fix = f"leave long prompts out (data.max_length: {max(1, limit - wanted)}, data.truncation: drop)"
+    fix = f"leave long prompts out (data.max_length: {max(1, limit - wanted)}, data.truncation_mode: drop)"
     none_fits = [(length, source) for length, source in rows if length >= limit]
     if none_fits:
         more = f" (and {len(none_fits) - NAMED} rows more)" if len(none_fits) > NAMED else ""

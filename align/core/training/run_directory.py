@@ -40,8 +40,8 @@ ROWS = "rows.jsonl"
 
 _SPEED_ONLY = ("devices", "loggers", "checkpoint")
 _SPEED_ONLY_TRAIN = ("micro_batch_tokens", "micro_batch_size", "layout")
-_SPEED_ONLY_DATA = ("workers",)
-_SPEED_ONLY_ROLLOUT = ("watch", "samples", "show", "sync_tolerance")
+_SPEED_ONLY_DATA = ("dataset_num_proc",)
+_SPEED_ONLY_ROLLOUT = ("watch", "samples", "num_completions_to_print", "sync_tolerance")
 _SPEED_ONLY_MODEL = ("attn_implementation", "gradient_checkpointing")
 _BY_CONTENT_MODEL = ("path", "revision", "chat_template")
 

@@ -145,8 +145,8 @@ class PhaseLog:
         rows = _rows(asked, scored)
         if self.rollout.samples == "parquet":
             write_samples(self.place.path / "samples" / f"phase-{phase + 1:06d}.parquet", rows)
-        if self.rollout.show:
-            show_samples(Console(stderr=True), rows, self.rollout.show)
+        if self.rollout.num_completions_to_print:
+            show_samples(Console(stderr=True), rows, self.rollout.num_completions_to_print)
         registry.notify("rollouts_scored", run=self.run, phase=phase + 1, rollouts=rows)
 
 

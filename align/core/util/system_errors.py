@@ -19,7 +19,10 @@ from align.schemas.errors import AlignError, Problem
 
 _ROOM = "free some room, or write to another place"
 _ELSEWHERE = "choose another place, or make this one writable"
-_MEMORY = "close what else uses memory, or make the work smaller: train.micro_batch_tokens, data.workers, data.stream"
+_MEMORY = (
+    "close what else uses memory, or make the work smaller: train.micro_batch_tokens, data.dataset_num_proc, "
+    "data.stream"
+)
 
 _TABLE: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("no room is left on the disk", _ROOM),
@@ -36,10 +39,13 @@ _TABLE: dict[int, tuple[str, str]] = {
     errno.ELOOP: ("is a link that leads back to itself", "choose another path, or remove the link"),
     errno.EIO: ("the disk reports an input/output error", "check the disk; the system log (dmesg) tells more"),
     errno.ESTALE: ("its network file system has lost it", "mount it again"),
-    errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 65536; or lower data.workers"),
+    errno.EMFILE: ("too many files are open", "raise the limit: ulimit -n 65536; or lower data.dataset_num_proc"),
     errno.ENFILE: ("too many files are open on this machine", "close other programs"),
     errno.ENOMEM: ("memory ran out", _MEMORY),
-    errno.EAGAIN: ("no more processes or threads can be started", "raise the limit: ulimit -u; or lower data.workers"),
+    errno.EAGAIN: (
+        "no more processes or threads can be started",
+        "raise the limit: ulimit -u; or lower data.dataset_num_proc",
+    ),
 }
 _OURS = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ECHILD, errno.ESRCH, errno.ENOTTY, errno.EPIPE}
 """Errors that point to a bug in the program, not to the machine: a traceback helps more."""
