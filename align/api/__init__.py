@@ -1,4 +1,4 @@
-"""What the commands do, as functions: ``align.advise``, ``align.estimate`` and the others are found here.
+"""Functions for what the commands do: ``align.advise``, ``align.estimate`` and the others.
 
 The command line parses, calls these and prints. They ask the registry for plugins and import none.
 """

@@ -1,4 +1,4 @@
-"""Advice: from a brief, files and a machine to what the installed rules advise, and what else can be asked of them."""
+"""Advice by the installed rules on a brief, data files and a machine, and answers to questions about it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class BriefReader:
     def read(self, description: str) -> tuple[list[Evidence], list[str]]:
         """Return the evidence found in the words, and what was rejected, in words.
 
-        Raises AlignError where the model cannot be asked, or a server is on another machine and may not be.
+        Raises AlignError where the model does not answer, or its server is on another machine and that was not allowed.
         """
         from align.advisor import model_parser
         from align.core.inference.json_client import asker
@@ -125,7 +125,7 @@ def rules() -> Mapping[str, Rule]:
 
 @dataclass(frozen=True, slots=True)
 class AdviceCase:
-    """Everything known of a project: gives advice, and answers questions about it.
+    """Evidence about a project: gives advice, and answers questions about it.
 
     evidence: what was read, each piece with its place. description: the brief's free words. languages: those found in
     it. unread: what was not understood, in words. parser: what read the words, ``rules`` or ``llm:NAME``.
@@ -172,7 +172,7 @@ class AdviceCase:
 
     @classmethod
     def of(cls, brief: Brief, thresholds: Thresholds | None = None) -> AdviceCase:
-        """Return a brief's case: its form, what its free words tell, and what follows from measurements in it."""
+        """Return a brief's case: its form, the facts in its free words, and what follows from measurements in it."""
         limit = thresholds or Thresholds.load()
         reading = read(brief.text)
         evidence = [*from_form(brief.project, dict(brief.places)), *reading.evidence]

@@ -1,4 +1,4 @@
-"""What the installed plugins offer, and the settings of each thing offered."""
+"""Catalogue of what the installed plugins offer, and of its settings."""
 
 from __future__ import annotations
 

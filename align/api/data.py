@@ -34,14 +34,14 @@ def check_data(
     skip: Sequence[str] = (),
     report: Callable[[Survey], None] = lambda survey: None,
 ) -> list[Survey]:
-    """Name every bad row of each file, count rows by kind, and tell what is doubtful about the good ones.
+    """Name every bad row of each file, count rows by kind, and list what is doubtful about the good ones.
 
     files: data files, directories of them, or hub ids. kinds: what the rows are to teach. columns: align's name of a
     column -> the file's. against: evaluations whose prompts must not be in the rows. model: lengths are given in its
     tokens. max_length: with a ``model``, tokens from which on rows are too long. skip: ids of findings to leave out.
     report: called with each file's result as it comes.
 
-    A file that cannot be read is told in its result's ``error``. Imports torch only where a ``model`` is named.
+    A file that cannot be read has the reason in its result's ``error``. Imports torch only where a ``model`` is named.
     Raises AlignError for an evaluation that cannot be read, an unknown id, and a model without a tokenizer.
     """
     if max_length is not None and model is None:

@@ -30,7 +30,7 @@ NOT_IN_TENSORS = ("gathered", "vllm", "base")
 
 @dataclass(frozen=True, slots=True)
 class RunEstimate:
-    """What a run takes, stage by stage."""
+    """Memory and time of a run, stage by stage."""
 
     stages: Sequence[StageEstimate]
 

@@ -1,4 +1,4 @@
-"""What the functions of this package take in more than one form, and the one form that each is brought into."""
+"""Arguments that the functions of this package accept in several forms, and their conversion to one."""
 
 from __future__ import annotations
 

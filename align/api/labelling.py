@@ -47,7 +47,7 @@ def label_data(
     settings = sampling_settings(sampling)
     chosen = None if model is None else plugin_choice(generator)
     records, digest = read_prompts(str(prompts), sampled=model is not None)
-    # All that decides a label: the journal of other work may not be gone on with.
+    # All that decides a label: work that was begun with other settings must not be continued.
     parts: list[Any] = [digest, [decisive(choice) for choice in choices], seed]
     parts += [] if chosen is None else [str(model), n, settings.model_dump(), chosen.model_dump()]
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

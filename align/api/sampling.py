@@ -71,7 +71,7 @@ def sample(
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """What ``align.sample`` takes, for callers that want completions one by one."""
+    """Arguments of ``align.sample``, for callers that want completions one by one."""
 
     model: str
     prompts: Prompts
@@ -100,7 +100,7 @@ class SampleRequest:
         rewards = [as_reward(reward) for reward in self.rewards]
         generator = plugin_choice(self.generator)
         with ExitStack() as opened:
-            # Rewards first: their mistakes are told before the weights are loaded.
+            # Rewards first: their errors are reported before the weights are loaded.
             scorer = opened.enter_context(Scorer(rewards, Place(seed=self.seed))) if rewards else None
             number = self.best_of or self.n
             sampler = opened.enter_context(open_sampler(subject, sampling, generator, n=number, seed=self.seed))

@@ -21,7 +21,7 @@ def train(
 ) -> list[StageResult]:
     """Run every stage that is not finished yet, and return the results of all.
 
-    run: ``align.load(...)``, or the path of a run file. resume: go on with an interrupted run. progress: show it, on
+    run: ``align.load(...)``, or the path of a run file. resume: continue an interrupted run. progress: show it, on
     stderr. A run with a ``project:`` is advised first, and does not start against a blocking finding, unless
     ``overrides`` gives the reason: ``{"R-CPT-3": "a test of the pipeline"}``, kept in the run's manifest.
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from align.cli import main
 from align.cli.advise import advise
-from align.core.config import run_file
+from align.core.config import run_file, yaml_loader
 from align.core.util.hardware import parsed
 from align.schemas.advice import Advice
 from align.schemas.project import Project
@@ -189,7 +189,7 @@ def test_an_answer_that_is_none_is_asked_again_and_the_end_of_input_is_unknown()
 def test_the_filled_form_is_a_form(here: Path) -> None:
     Path("words.md").write_text("One answer must keep 27 rules. We have 14,000 examples with the answer wanted.")
     assert run("words.md", "--save", "filled.yaml").exit_code in (0, 1)
-    filled = run_file.strictyaml.read(Path("filled.yaml").read_text(), "filled.yaml").values
+    filled = yaml_loader.read(Path("filled.yaml").read_text(), "filled.yaml").values
     assert Project.model_validate(filled).behaviour.rules_count == 27
     assert advice("filled.yaml").primary == advice("words.md").primary
     refused = run("words.md", "--save", "filled.yaml")

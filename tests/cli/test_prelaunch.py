@@ -14,7 +14,7 @@ from align.advisor.emit import emit
 from align.api.advice import AdviceCase
 from align.api.prelaunch import advice_for, count_rows, method_of, obstacles, problems, project_of
 from align.cli import main
-from align.core.config import run_file
+from align.core.config import run_file, yaml_loader
 from align.core.config.project_file import Brief, of_text
 from align.core.report import write_report
 from align.schemas.advice import Advice, Fit, HardwareFit
@@ -52,7 +52,7 @@ def write_run(model: Path, algorithm: str, project: dict[str, Any] | None, count
         "algorithm": algorithm,
         "train": {"max_steps": 1, "batch_size": 4},
     }
-    Path("run.yaml").write_text(run_file.strictyaml.write(values))
+    Path("run.yaml").write_text(yaml_loader.write(values))
     return "run.yaml"
 
 
@@ -244,7 +244,7 @@ def test_what_is_emitted_may_be_launched(file: str, every: int) -> None:
             emitted = emit(advice, known.form())
         except AlignError:
             continue  # nothing to train
-        run = run_file.parse(run_file.strictyaml.write(emitted.values), "run.yaml")
+        run = run_file.parse(yaml_loader.write(emitted.values), "run.yaml")
         stopped = [problem for problem in problems(run, CPU) if problem.level == "error"]
         assert advice.blocking or not stopped, (case["id"], stopped)
         assert advice_for(run, CPU).primary == advice.primary, case["id"]
