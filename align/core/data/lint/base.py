@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from align.core.data.lint.finding import LintFinding, Places
-from align.core.data.lint.view import View
+from align.core.data.lint.row_view import View
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from align.core.data.lint.base import Lint, Thinned
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.view import View, digest, normal
+from align.core.data.lint.row_view import View, digest, normal
 
 LINES = 500_000
 """Different lines counted at most; of more, a random share."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.repeats import repeated
+from align.core.data.lint.duplicates import repeated
 from align.schemas.records import Record
 
 

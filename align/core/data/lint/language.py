@@ -9,7 +9,7 @@ from typing import Any
 
 from align.core.data.lint.base import Lint, Sample
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.view import View
+from align.core.data.lint.row_view import View
 
 LOOKED_AT = 2_000
 LETTERS = 40

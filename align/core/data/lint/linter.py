@@ -11,14 +11,14 @@ from align.core.data.lint.catalogue import CATALOGUE
 from align.core.data.lint.corpus import Corpus
 from align.core.data.lint.finding import RANK, LintFinding, Places, finding
 from align.core.data.lint.language import Languages
-from align.core.data.lint.lengths import Count, Lengths, Measure
-from align.core.data.lint.marks import Marks, Turns
-from align.core.data.lint.origin import Labels, Origin
-from align.core.data.lint.overlap import Overlap, Suite
-from align.core.data.lint.pairs import Pairs
-from align.core.data.lint.repeats import Exact, Near, SamePrompt
+from align.core.data.lint.text_statistics import Count, Lengths, Measure
+from align.core.data.lint.row_flags import Marks, Turns
+from align.core.data.lint.provenance import Labels, Origin
+from align.core.data.lint.eval_overlap import Overlap, Suite
+from align.core.data.lint.feedback import Pairs
+from align.core.data.lint.duplicates import Exact, Near, SamePrompt
 from align.core.data.lint.sensitive import Sensitive
-from align.core.data.lint.view import View
+from align.core.data.lint.row_view import View
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.records import Kind, Record
 

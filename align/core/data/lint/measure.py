@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from align.core.data.lint.finding import LintFinding
 from align.core.data.lint.linter import Linter, Looking
-from align.core.data.lint.overlap import read_suite
+from align.core.data.lint.eval_overlap import read_suite
 from align.core.data.row_errors import BadRow
 from align.core.data.sources import Reading
 from align.schemas.errors import AlignError

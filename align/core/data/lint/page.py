@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.core.data.lint.lengths import Lengths
+from align.core.data.lint.text_statistics import Lengths
 from align.core.report import chart as size
 from align.core.report.page import STYLE
 from align.core.util.atomic_files import write_whole

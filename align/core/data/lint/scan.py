@@ -8,7 +8,7 @@ from typing import Any
 
 from align.core.data.formats import KINDS
 from align.core.data.lint.finding import RANK, Level, LintFinding
-from align.core.data.lint.lengths import Lengths
+from align.core.data.lint.text_statistics import Lengths
 from align.core.data.lint.linter import Linter, Looking
 from align.core.data.row_errors import BadRow, BadRows
 from align.core.data.sources import Reading

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from align.core.data.encode import MAX_CHARACTERS
-from align.core.data.lint.lengths import Count
+from align.core.data.lint.text_statistics import Count
 from align.core.models.loading import load_tokenizer
 from align.schemas.run import Model
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from align.core.data.lint.base import Lint
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.view import View
+from align.core.data.lint.row_view import View
 
 LICENCE = ("license", "licence", "licenses", "licences")
 SOURCE = ("source", "dataset", "data_source", "origin", "subset", "domain")

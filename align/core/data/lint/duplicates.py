@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from align.core.data.lint.base import Lint, Thinned
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.view import View, digest, windows
+from align.core.data.lint.row_view import View, digest, windows
 
 RUN = 3
 """Words in a row that are compared at once."""

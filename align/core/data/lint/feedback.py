@@ -11,8 +11,8 @@ import numpy as np
 
 from align.core.data.lint.base import Lint, Sample
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.marks import refuses
-from align.core.data.lint.view import View, digest, words
+from align.core.data.lint.row_flags import refuses
+from align.core.data.lint.row_view import View, digest, words
 
 ENOUGH = 30
 """Pairs from which on shares mean something: at 30 the standard error of a share is at most 9 points."""

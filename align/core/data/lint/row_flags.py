@@ -15,7 +15,7 @@ import yaml
 
 from align.core.data.lint.base import Lint
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.view import WORD, View, around, normal
+from align.core.data.lint.row_view import WORD, View, around, normal
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\U000e0000-\U000e007f]"

@@ -11,7 +11,7 @@ import numpy as np
 
 from align.core.data.lint.base import Lint
 from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.view import WORD, View
+from align.core.data.lint.row_view import WORD, View
 
 Count = Callable[[Sequence[str]], Sequence[int]]
 """Of each text, how many tokens it is."""
