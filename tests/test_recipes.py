@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from align.core.config import run_file
-from align.core.data.sources import load_records
+from align.core.data.mixture import load_records
 from align.core.plugin_system.registry import registry
 from align.core.training.launch import train
 from align.schemas.run import Data

@@ -307,7 +307,7 @@ def evidence_of_file(file: DataFile, suites: Sequence[str] = ()) -> list[Evidenc
 
     suites: evaluations whose rows must not be in it, unless it is one itself.
     """
-    from align.core.data.lint.measure import measure
+    from align.core.data.lint.linter import measure
 
     path = file.path
     found = measure(path, against=() if file.kind == "eval_set" else suites)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from align.core.data.lint.linter import Looking
 from align.core.data.lint.eval_overlap import read_suite
-from align.core.data.lint.scan import Survey, survey
+from align.core.data.lint.linter import Looking, Survey, survey
 from align.core.util.progress import working
 from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError

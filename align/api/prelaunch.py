@@ -13,7 +13,7 @@ from align.advisor.known import DATA_OF
 from align.advisor.render import render
 from align.api.advice import AdviceCase
 from align.core.config.project_file import Brief
-from align.core.data.row_errors import BadRow
+from align.core.data.rows import BadRow
 from align.core.data.sources import Reading
 from align.core.util.atomic_files import write_whole
 from align.schemas.advice import Advice, Quote

@@ -17,7 +17,7 @@ from align.cli.progress import quiet, show_progress
 from align.schemas.records import Kind
 
 if TYPE_CHECKING:
-    from align.core.data.lint.scan import Survey
+    from align.core.data.lint.linter import Survey
 
 
 @click.group()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.core.data.sources import Records, load_records
+from align.core.data.mixture import Records, load_records
 from align.core.util.atomic_files import write_whole
 from align.quickstart import sums
 from align.schemas.errors import AlignError

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from align.core.config import run_file as runfile
-from align.core.data.sources import load_records
+from align.core.data.mixture import load_records
 from align.core.evaluation.statistics import f1, wilson
 from align.core.inference.probe_models import Probed
 from align.core.report import Answer, Figure, Row, Sample, Table, write_report

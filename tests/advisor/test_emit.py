@@ -182,7 +182,7 @@ def test_better_answers_serve_as_examples(tmp_path: Path) -> None:
     pairs = write_rows("dpo", tmp_path / "pairs.jsonl")
     project = Project.model_validate({"data": [{"kind": "preference_pairs", "path": str(pairs)}]})
     (source,) = emit(advised(["sft"], project), project).values["data"]["train"]
-    from align.core.data.lint.scan import survey
+    from align.core.data.lint.linter import survey
     from align.schemas.run import Source
 
     found = survey(Source.model_validate(source), ("completion",))

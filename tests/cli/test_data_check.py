@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 from transformers import AutoTokenizer
 
 from align.cli import main
-from align.core.data.lint.catalogue import CATALOGUE
-from align.core.data.row_errors import FAULTS
+from align.core.data.lint.finding import CATALOGUE
+from align.core.data.rows import FAULTS
 from align.core.plugin_system import registry
 from tests.core.lint_rows import prose
 

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from align.cli import main
-from align.core.data.sources import load_records
+from align.core.data.mixture import load_records
 from align.plugins.rewards.ai_feedback.prompts import harmless
 from align.schemas.run import Data, Source
 from tests.plugins.judges import Server, serving, status

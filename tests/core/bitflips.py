@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from align.core.data.row_errors import BadRow, BadRows, read_report, write_report
-from align.core.data.tokenize import Store
+from align.core.data.examples import Store
+from align.core.data.rows import BadRow, BadRows, read_report, write_report
 from align.core.engine import checkpoint
 from align.core.inference.json_client import Recorded
 from align.core.inference.preferences import Journal

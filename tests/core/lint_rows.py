@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.core.data.lint.linter import Looking
 from align.core.data.lint.eval_overlap import Suite
+from align.core.data.lint.linter import Looking
 from align.schemas.records import Record
 
 _WORDS = (

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from align.core.data import formats
 from align.core.data.formats import KINDS
-from align.core.data.row_errors import BadRow, RowError
-from align.core.data.rows import Row
-from align.core.data.sources import Reading, read_rows
+from align.core.data.rows import BadRow, RowError
+from align.core.data.sources import Reading, Row, read_rows
 from align.core.plugin_system import registry
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind, Record

@@ -14,15 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.data.lint.catalogue import CATALOGUE
-from align.core.data.lint.corpus import poor
-from align.core.data.lint.finding import LintFinding
-from align.core.data.lint.text_statistics import Lengths
-from align.core.data.lint.linter import Linter, Looking, lint
-from align.core.data.lint.measure import measure
 from align.core.data.lint.feedback import separating
-from align.core.data.lint.scan import survey
-from align.core.data.sources import load_records
+from align.core.data.lint.finding import CATALOGUE, LintFinding
+from align.core.data.lint.linter import Linter, Looking, lint, measure, survey
+from align.core.data.lint.text_statistics import Lengths, poor
+from align.core.data.mixture import load_records
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Data, Source

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.data.lint.base import Sample, Thinned
-from align.core.data.lint.linter import Looking, lint
-from align.core.data.lint.eval_overlap import Suite, read_suite
 from align.core.data.lint.duplicates import BAND, BANDS, THRESHOLD, together
+from align.core.data.lint.eval_overlap import Suite, read_suite
+from align.core.data.lint.finding import Sample, Thinned
+from align.core.data.lint.linter import Looking, lint
 from align.core.data.lint.row_view import hashes, windows, words
 from align.schemas.errors import AlignError
 from tests.core.lint_rows import WORDS, completion, prose, talk, text

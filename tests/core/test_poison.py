@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from align.core.data.row_errors import FAULTS, BadRow, RowError
-from align.core.data.rows import Row
-from align.core.data.sources import Reading, read_rows
+from align.core.data.rows import FAULTS, BadRow, RowError
+from align.core.data.sources import Reading, Row, read_rows
 from align.schemas.records import Record
 from align.schemas.run import Source
 from tests.core.poison import POISON, good, line

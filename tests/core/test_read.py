@@ -21,9 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.data import files
-from align.core.data.row_errors import BadRow
-from align.core.data.rows import Row
-from align.core.data.sources import Reading, read_rows
+from align.core.data.rows import BadRow
+from align.core.data.sources import Reading, Row, read_rows
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Source
@@ -672,8 +671,8 @@ def test_starting_later_gives_the_rest(tmp_path: Path) -> None:
 
 def test_no_torch() -> None:
     code = (
-        "import sys, align.core.data.sources, align.core.data.lint.scan, align.cli.data;"
-        "from align.core import registry; [registry.get('format', n) for n in registry.names('format')];"
+        "import sys, align.core.data.sources, align.core.data.lint.linter, align.cli.data;"
+        "from align.core.plugin_system import registry; [registry.get('format', n) for n in registry.names('format')];"
         "assert not {'torch', 'transformers', 'datasets', 'pyarrow'} & sys.modules.keys(), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -684,11 +683,11 @@ def test_killed_reader_leaves_no_worker(tmp_path: Path) -> None:
     path.write_text("\n".join(json.dumps({"text": f"{i}"}) for i in range(100)))
     code = """
 import multiprocessing, sys
-from align.core.data import read
+from align.core.data import sources
 from align.schemas.run import Source
-read.WORTH_PROCESSES = 0
+sources.WORTH_PROCESSES = 0
 if __name__ == "__main__":
-    for _ in read.Reading(Source(path=sys.argv[1])).rows(workers=2):
+    for _ in sources.Reading(Source(path=sys.argv[1])).rows(workers=2):
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         sys.stdin.read()
 """

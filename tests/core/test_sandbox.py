@@ -12,8 +12,8 @@ import pytest
 import trl
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from align.core.data import template_trace
-from align.core.data.template_trace import Failed, Job, render
+from align.core.data import template_sandbox
+from align.core.data.template_sandbox import Failed, Job, render
 
 CHARACTERS = 1_000_000
 
@@ -104,42 +104,42 @@ def test_it_goes_on_after_a_template_was_stopped_and_after_its_process_was_kille
     with pytest.raises(TimeoutError):
         rendered("{{ 10 ** (10 ** 9) }}", 0.3)
     assert rendered("{{ a }}", a="é😀") == "é😀"
-    child = template_trace._process._child
+    child = template_sandbox._process._child
     assert child is not None
     os.kill(child.pid, signal.SIGKILL)
     assert rendered("{{ a }}", a="b") == "b", "a process that somebody else has killed is no fault of the row"
 
 
 def test_a_process_that_is_killed_again_and_again_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = template_trace._Process._open
+    opened = template_sandbox._Process._open
 
-    def killed(self: template_trace._Process) -> object:
+    def killed(self: template_sandbox._Process) -> object:
         connection = opened(self)
         assert self._child is not None
         os.kill(self._child.pid, signal.SIGKILL)
         self._child.wait()
         return connection
 
-    monkeypatch.setattr(template_trace._Process, "_open", killed)
+    monkeypatch.setattr(template_sandbox._Process, "_open", killed)
     with pytest.raises(OSError, match="it was killed twice"):
         rendered("{{ a }}", a="b")
 
 
 def test_signals_to_the_whole_group_do_not_end_it() -> None:
     assert rendered("{{ a }}", a="b") == "b"
-    child = template_trace._process._child
+    child = template_sandbox._process._child
     assert child is not None
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         os.kill(child.pid, number)
     assert rendered("{{ a }}", a="c") == "c"
-    assert template_trace._process._child is child and child.poll() is None
+    assert template_sandbox._process._child is child and child.poll() is None
 
 
 def test_the_process_ends_when_nobody_asks_any_more() -> None:
     assert rendered("{{ a }}", a="b") == "b"
-    child = template_trace._process._child
+    child = template_sandbox._process._child
     assert child is not None
-    template_trace._process.close()
+    template_sandbox._process.close()
     assert child.poll() == 0
     assert rendered("{{ a }}", a="b") == "b"
 

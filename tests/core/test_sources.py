@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.data.sources import Records, Window, load_records, stream_records
+from align.core.data.mixture import Records, Window, load_records, stream_records
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Data

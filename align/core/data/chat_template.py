@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.core.data import template_trace
+from align.core.data import template_sandbox
 from align.core.data.encode import MAX_CHARACTERS, Encoder, Guard, Refusal, Span
 from align.core.data.template_checks import CATALOGUE, Draft, Note, Settings
-from align.core.data.template_trace import REASONING, Failed, Job, Lost, Trace, Tracer, spans_in
+from align.core.data.template_sandbox import Failed, Job
+from align.core.data.template_trace import REASONING, Lost, Trace, Tracer, spans_in
 from align.schemas.errors import AlignError
 from align.schemas.records import Arguments, Message, Record
 
@@ -476,7 +477,7 @@ class _Row:
             markers = _GENERATION if self.marked and number == marked else ("", "")
             requests.append(Job(variables, markers))
         try:
-            return template_trace.render(self.source, requests, RENDER_SECONDS, MAX_CHARACTERS)
+            return template_sandbox.render(self.source, requests, RENDER_SECONDS, MAX_CHARACTERS)
         except TimeoutError as error:  # stops the run: were it a bad row, each further row might cost the whole limit
             fix = "give another template in model.chat_template, or leave the row out"
             raise AlignError(f"the chat template {error}", fix, where=self.where) from None

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from align.core.util.atomic_files import Damaged, difference, read_json, sha256, whole_file, write_json
 
 MESSAGE_WEIGHT = "message_weight"
 """Key in ``Sequence.along``: the weight of each scored token by its message. Absent where all are 1."""
@@ -103,3 +109,148 @@ class InMemory:
 
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
+
+
+SCHEMA = pa.schema(
+    {
+        "source": pa.string(),
+        "which": pa.int32(),  # of the mixture's sources
+        "columns": pa.string(),  # JSON
+        "roles": pa.list_(pa.string()),
+        "lengths": pa.list_(pa.int32()),
+        "tokens": pa.list_(pa.int32()),  # of all the example's sequences, one after the other
+        "scored": pa.list_(pa.uint8()),
+        "weights": pa.list_(pa.float32()),  # of the scored tokens, by message; of an example that has none, empty
+    }
+)
+
+
+def to_batch(examples: Sequence[Example], which: Sequence[int]) -> pa.RecordBatch:
+    """Examples as one Arrow record batch."""
+
+    def ragged(rows: list[list[NDArray[Any]]], kind: Any) -> pa.Array:
+        flat = [part for row in rows for part in row]
+        values = np.concatenate(flat) if flat else np.zeros(0)
+        offsets = np.cumsum([0, *(sum(map(len, row)) for row in rows)])
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values.astype(kind)))
+
+    columns = [
+        pa.array([e.source for e in examples], pa.string()),
+        pa.array(which, pa.int32()),
+        pa.array([json.dumps(dict(e.columns)) for e in examples], pa.string()),
+        pa.array([[s.role for s in e.sequences] for e in examples], pa.list_(pa.string())),
+        pa.array([list(e.lengths) for e in examples], pa.list_(pa.int32())),
+        ragged([[s.tokens for s in e.sequences] for e in examples], np.int32),
+        ragged([[s.scored for s in e.sequences] for e in examples], np.uint8),
+        ragged([_weights(e) for e in examples], np.float32),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _weights(example: Example) -> list[NDArray[Any]]:
+    """Return the weights of each sequence's scored tokens; no arrays where all are 1, so most rows store none."""
+    weighed = any(MESSAGE_WEIGHT in s.along for s in example.sequences)
+    return [s.weights for s in example.sequences] if weighed else []
+
+
+@dataclass(frozen=True)
+class _Ragged:
+    """A list column as numpy views: row i is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, column: Any) -> _Ragged:
+        return cls(column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True))
+
+    def __getitem__(self, i: int) -> NDArray[Any]:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+
+class Store:
+    """The ``Examples`` protocol over Arrow record batches, in memory or memory-mapped; no array is copied.
+
+    taught: a hash of the examples' content without the names of their rows; the fingerprint covers both.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        fingerprint: str,
+        weights: Sequence[float] = (1.0,),
+        taught: str | None = None,
+    ) -> None:
+        self.fingerprint, self.taught = fingerprint, taught or fingerprint
+        self.weights = tuple(weights)
+        batches = [batch for batch in batches if len(batch)]
+        self._firsts = np.cumsum([0, *map(len, batches)])
+        self._said = [[batch[name] for name in ("source", "roles", "columns")] for batch in batches]
+        self._tokens = [_Ragged.of(batch["tokens"]) for batch in batches]
+        self._scored = [_Ragged.of(batch["scored"]) for batch in batches]
+        self._weights = [_Ragged.of(batch["weights"]) for batch in batches]
+        self._parts = [_Ragged.of(batch["lengths"]) for batch in batches]
+        empty = np.zeros(0, np.int64)
+        self.lengths: NDArray[np.int64] = np.concatenate([empty, *(np.diff(t.offsets) for t in self._tokens)])
+        which = [batch["which"].to_numpy() for batch in batches]
+        self.sources: NDArray[np.int32] = np.concatenate([empty, *which]).astype(np.int32)
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        index = range(len(self))[index]  # IndexError, and from the end where negative
+        part = int(np.searchsorted(self._firsts, index, "right")) - 1
+        i = index - int(self._firsts[part])
+        source, roles, columns = (column[i].as_py() for column in self._said[part])
+        edges = [0, *accumulate(self._parts[part][i].tolist())]
+        tokens, scored = self._tokens[part][i], self._scored[part][i].view(np.bool_)
+        weights, seen, sequences = self._weights[part][i], 0, list[TokenSequence]()
+        for role, (a, b) in zip(roles, pairwise(edges), strict=True):
+            count = int(scored[a:b].sum()) if len(weights) else 0
+            along = {MESSAGE_WEIGHT: weights[seen : seen + count]} if count else {}
+            sequences.append(TokenSequence(role, tokens[a:b], scored[a:b], along=along))
+            seen += count
+        return Example(source, tuple(sequences), json.loads(columns))
+
+    @classmethod
+    def write(
+        cls,
+        directory: Path,
+        fingerprint: str,
+        weights: Sequence[float],
+        batches: Iterable[pa.RecordBatch],
+        notes: Callable[[], Any] = lambda: None,
+        taught: str | None = None,
+    ) -> Store:
+        """Write the batches as they come and, once they are all there, a manifest with ``notes()``.
+
+        Each file is written beside its place, flushed and renamed; data without a manifest do not exist. An exception
+        from ``batches`` or ``notes`` leaves nothing behind.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{fingerprint}.arrow"
+        with whole_file(path) as file:
+            with pa.ipc.new_file(file, SCHEMA) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            manifest = {"weights": list(weights), "notes": notes(), "taught": taught}
+        manifest["files"] = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)}}
+        write_json(path.with_suffix(".json"), manifest)
+        store, _ = cls.open(directory, fingerprint) or (None, None)
+        assert store is not None
+        return store
+
+    @classmethod
+    def open(cls, directory: Path, fingerprint: str) -> tuple[Store, Any] | None:
+        """A store and its notes, or None where there is none. Raises AlignError where the files are damaged."""
+        path = directory / f"{fingerprint}.arrow"
+        try:
+            manifest = read_json(path.with_suffix(".json"), "delete it")
+        except FileNotFoundError:
+            return None
+        if (why := difference(directory, manifest["files"])) is not None:
+            raise Damaged(path, why, "delete it")
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        batches = [file.get_batch(i) for i in range(file.num_record_batches)]
+        return cls(batches, fingerprint, manifest["weights"], manifest["taught"]), manifest["notes"]

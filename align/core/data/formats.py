@@ -12,7 +12,7 @@ from functools import lru_cache
 from math import isfinite, prod
 from typing import Any, ClassVar, Self, get_args
 
-from align.core.data.row_errors import RowError, a, decode, inspect
+from align.core.data.rows import RowError, a, decode, inspect
 from align.schemas import base
 from align.schemas.errors import did_you_mean
 from align.schemas.records import Arguments, Content, Kind, Message, Record
@@ -548,7 +548,7 @@ class Format:
         shapes = (Shape("completion", required=("q", "a")),)
 
         def read(self, row, kind):
-            return fields.join(fields.content(row, "q"), "q", {"completion": fields.content(row, "a")}, "a")
+            return formats.join(formats.content(row, "q"), "q", {"completion": formats.content(row, "a")}, "a")
     """
 
     name: ClassVar[str]

@@ -13,10 +13,11 @@ from rich.text import Text
 
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example, TokenSequence
-from align.core.data.row_errors import BadRow, BadRows
+from align.core.data.rows import BadRow, BadRows
 from align.core.data.sources import Reading
 from align.core.data.template_checks import Finding, Settings, Tally
-from align.core.data.tokenize import CHUNK_ROWS, WORTH_PROCESSES, examples_of, ordered_map, prepare
+from align.core.data.tokenize import CHUNK_ROWS, WORTH_PROCESSES, examples_of, prepare
+from align.core.util.parallel import ordered_map
 from align.schemas.records import Record
 from align.schemas.run import Source
 

@@ -1,323 +1,331 @@
-"""One parsed row to a Record, or to a BadRow: the work that reading shares out among processes."""
+"""What can be wrong with a row, and the book that is kept of it: nothing is dropped in silence."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, NamedTuple, Protocol
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite, isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from align.core.data.formats import KINDS, MEDIA, Format
-from align.core.data.row_errors import BadRow, HasNaN, RowError, checked, inspect, parse, without_nan
-from align.schemas.records import Kind, Record
+from align.core.util.atomic_files import Damaged, read_json, sealed, write_whole
+from align.schemas.errors import AlignError, Problem
 
-# Pieces of a file, small enough to hold, each of which a worker turns into rows by itself.
+if TYPE_CHECKING:
+    from align.core.data.lint.finding import LintFinding
 
-Parsed = tuple[int, dict[str, Any] | RowError]
-"""A row's line (of a table: its number), and the row or what is wrong with it."""
+FAULTS: Mapping[str, str] = {
+    "malformed-json": "the line is no JSON",
+    "malformed-csv": "quotes do not match, or the row has more or fewer cells than the header",
+    "invalid-utf8": "bytes that are no UTF-8",
+    "lone-surrogate": "half of a UTF-16 pair (\\ud83d): no Unicode text, tokenizers refuse it",
+    "nul": "a NUL character",
+    "too-long": "a line or a string over 16 MiB: tokenizers abort the process on such",
+    "too-deep": "values nested more than 64 deep",
+    "number": "NaN, infinite, or an integer of more than 4,300 digits",
+    "duplicate-key": "one object gives a key twice",
+    "missing-field": "a field that the format needs is not there",
+    "wrong-type": "a field holds another type than the format says",
+    "null": "content is null",
+    "empty": "content is empty or white space",
+    "media": "the row holds pictures, video or sound, or has a place for them: only text is learned",
+    "bad-answer": "the answer is marked as a bad one (label: false), and the algorithm would learn it as a good one",
+    "same-answers": "chosen and rejected are the same",
+    "unknown-role": "a message's role is unknown",
+    "message-order": "a turn is missing or out of place",
+    "mixed": "the row is of another format, kind or style than the rows of its source",
+    "duplicate-id": "an earlier row of the source has this id",
+    "empty-file": "the file has no rows",
+    "damaged-file": "the rest of the file cannot be read; stops even where bad rows are skipped",
+    "refused": "the format plugin refused the row",
+}
+"""Kinds of faults. docs/data.md lists them; a test holds that."""
 
-
-class Chunk(Protocol):
-    """Some rows of one file, not parsed yet."""
-
-    def __len__(self) -> int:
-        """How many rows, good and bad."""
-        ...
-
-    def rows(self) -> Iterator[Parsed]:
-        """Parse them."""
-        ...
-
-
-@dataclass(slots=True)
-class Lines:
-    """Whole lines of JSONL, the first of which is line ``first``."""
-
-    first: int
-    data: bytes
-
-    def __len__(self) -> int:
-        return sum(1 for line in self.data.split(b"\n") if line.strip())
-
-    def rows(self) -> Iterator[Parsed]:
-        """Blank lines are no rows."""
-        return _parsed((n, line) for n, line in enumerate(self.data.split(b"\n"), self.first) if line.strip())
-
-
-@dataclass(slots=True)
-class Elements:
-    """Elements of a JSON array, each with its line."""
-
-    elements: list[tuple[int, bytes]]
-
-    def __len__(self) -> int:
-        return len(self.elements)
-
-    def rows(self) -> Iterator[Parsed]:
-        """Parse each by itself: one that is malformed costs no other."""
-        return _parsed(self.elements)
+LISTED = 100_000
+"""Most bad rows kept and reported one by one; all are counted."""
+SHOWN = 20
+"""Most bad rows named in one error message."""
 
 
-@dataclass(slots=True)
-class Table:
-    """Rows that a library has parsed: of a CSV file or a hub data set."""
+class RowError(ValueError):
+    """Why a row cannot be used. kind: one of FAULTS. field: where in the row, ``messages[1].role``, or ""."""
 
-    parsed: list[Parsed]
-
-    def __len__(self) -> int:
-        return len(self.parsed)
-
-    def rows(self) -> Iterator[Parsed]:
-        """Inspect them."""
-        for number, row in self.parsed:
-            yield number, _inspected(row)
-
-
-@dataclass(slots=True)
-class Batch:
-    """An Arrow record batch, the first row of which is row ``first``."""
-
-    first: int
-    batch: Any
-
-    def __len__(self) -> int:
-        return int(self.batch.num_rows)
-
-    def rows(self) -> Iterator[Parsed]:
-        """Rows as dicts; Arrow does not check that strings are UTF-8, decoding does."""
-        try:
-            found: list[dict[str, Any] | RowError] = self.batch.to_pylist()
-        except Exception:  # bytes that are no UTF-8, dates that Python does not have: find the rows that hold them
-            found = [self._row(index) for index in range(len(self))]
-        for number, row in enumerate(found, self.first):
-            yield number, _inspected(row)
-
-    def _row(self, index: int) -> dict[str, Any] | RowError:
-        row = {}
-        for key in self.batch.schema.names:
-            try:
-                row[key] = self.batch[key][index].as_py()
-            except UnicodeDecodeError as error:
-                return RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8", key)
-            except Exception as error:
-                return RowError("wrong-type", f"cannot be read: {type(error).__name__}: {error}", key)
-        return row
-
-
-def _parsed(lines: Iterable[tuple[int, bytes]]) -> Iterator[Parsed]:
-    for number, line in lines:
-        try:
-            yield number, parse(line)
-        except RowError as error:
-            yield number, error
-
-
-def _inspected(row: dict[str, Any] | RowError) -> dict[str, Any] | RowError:
-    """Return the row, or the fault that is in it."""
-    try:
-        return row if isinstance(row, RowError) else checked(row)
-    except RowError as error:
-        return error
-
-
-class Row(NamedTuple):
-    """One good row. digest: 8 bytes over what it teaches, whatever its id, place and further columns."""
-
-    record: Record
-    digest: bytes
-
-
-class Form(NamedTuple):
-    """What a source's rows are. format: restricted to that kind. conversational: None until a good row was seen."""
-
-    format: Format
-    kind: Kind | None
-    conversational: bool | None
-
-    @property
-    def words(self) -> str:
-        """``conversational preference``."""
-        style = {None: "", True: "conversational ", False: "standard "}[self.conversational]
-        return style + (self.kind or "")
+    def __init__(self, kind: str, what: str, field: str = "") -> None:
+        super().__init__(kind, what, field)
+        self.kind, self.what, self.field = kind, what, field
 
     def __str__(self) -> str:
-        return f"{self.words} rows (format {self.format.name})"
+        return self.what
+
+    def under(self, parent: str) -> RowError:
+        """The same fault, its field seen from one level higher."""
+        return RowError(self.kind, self.what, parent + self.field)
 
 
-class Job(NamedTuple):
-    """A chunk of the file called ``file``, of which the first ``skip`` rows are not wanted."""
-
-    file: str
-    chunk: Chunk
-    skip: int
+def not_utf8(error: UnicodeDecodeError) -> RowError:
+    """Return the fault of a row whose bytes are no UTF-8, naming the first such byte."""
+    return RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({error.object[error.start]:#04x})")
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """How the rows of one source are read.
+class BadRow:
+    """One row that cannot be used; line 0 means the file as a whole."""
 
-    form: None where no row parses. formats: all there are, to name the format of a row that does not fit. columns: our
-    names to the file's. judging: keys that the form does not read and that mark an answer as good or bad.
+    file: str
+    line: int
+    kind: str
+    field: str
+    what: str
+
+    @property
+    def where(self) -> str:
+        """``train.jsonl:17: messages[1].role``."""
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.field}" if self.field else place
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what} [{self.kind}]"
+
+
+@dataclass(slots=True)
+class BadRows:
+    """All bad rows of a reading: the count of each kind, and the first LISTED of them."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    rows: list[BadRow] = field(default_factory=list)
+
+    def add(self, row: BadRow) -> None:
+        """Enter one."""
+        self.counts[row.kind] += 1
+        if len(self.rows) < LISTED:
+            self.rows.append(row)
+
+    def merge(self, other: BadRows) -> None:
+        """Enter another book's, but for the rows that are listed here already."""
+        known = set(self.rows)
+        twice = [row for row in other.rows if row in known]
+        self.counts += other.counts - Counter(row.kind for row in twice)
+        self.rows += [row for row in other.rows if row not in known][: LISTED - len(self.rows)]
+
+    def __len__(self) -> int:
+        return self.counts.total()
+
+    @property
+    def summary(self) -> str:
+        """``3 bad rows (2 empty, 1 malformed-json)``."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
+        return f"{len(self)} bad row{'s' if len(self) != 1 else ''}" + f" ({kinds})" * bool(kinds)
+
+    def error(self, fix: str) -> AlignError:
+        """The first SHOWN of them and the counts, as one error."""
+        problems = [Problem(row.where, f"{row.what} [{row.kind}]") for row in self.rows[:SHOWN]]
+        more = f"; the first {SHOWN} are shown" if len(self) > SHOWN else ""
+        return AlignError.gather([*problems, Problem("", f"{self.summary}{more}", fix)])
+
+
+def write_report(
+    path: Path,
+    sources: Iterable[Mapping[str, Any]],
+    bad: BadRows,
+    findings: Iterable[LintFinding] = (),
+    counted_on: bool = False,
+) -> None:
+    """Write what was read and which rows were bad; replaces an older report atomically.
+
+    counted_on: ``read_report`` will read it when the run resumes, so it gets a checksum.
     """
-
-    form: Form | None
-    formats: Collection[Format]
-    columns: Mapping[str, str]
-    judging: frozenset[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        known = self.form.format.known if self.form else frozenset[str]()
-        object.__setattr__(self, "judging", frozenset(_judging(self.formats)) - known)
-
-    def row(self, file: str, line: int, row: dict[str, Any] | RowError) -> Row | BadRow:
-        """Understand one row."""
-        try:
-            if isinstance(row, RowError):
-                raise row
-            record = self._convert(self.renamed(row), f"{file}:{line}")
-            return Row(record, digest(record))
-        except RowError as error:
-            fault = error
-        except ValueError as error:
-            fault = RowError("refused", str(error))
-        except Exception as error:  # a plugin's bug is reported with its row, like any other fault of a row
-            fault = RowError("refused", f"makes its format plugin fail: {type(error).__name__}: {error}")
-        return bad_row(file, line, fault, self.columns)
-
-    def renamed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the row under our names, with null for every NaN in columns that are not read.
-
-        Raises RowError where a renamed column would replace another, and for a NaN in a column that is read.
-        """
-        found = row
-        if self.columns:
-            ours = {theirs: own for own, theirs in self.columns.items()}
-            found = {ours.get(key, key): value for key, value in row.items()}
-            if len(found) < len(row):
-                own, theirs = next((o, t) for o, t in self.columns.items() if t in row and o in row and o not in ours)
-                what = f"is there in addition to {theirs!r}, which is to be read as {own!r}"
-                raise RowError("duplicate-key", what, own)
-        if isinstance(row, HasNaN):
-            read = self.form.format.known & found.keys() if self.form else ()
-            for key in read:
-                inspect(found[key], key)
-            found = without_nan(found)
-        return found
-
-    def _convert(self, row: Mapping[str, Any], source: str) -> Record:
-        assert self.form is not None  # a row that parses has been seen by then
-        format = self.form.format
-        try:
-            record = format.convert(row, source)
-        except RowError:
-            if format.matches(row):
-                raise
-            for other in fitting(self.formats, row):
-                if not other.keys(row) <= format.known:
-                    raise RowError("mixed", f"is a row of format {other.name} among {self.form}") from None
-            raise
-        for key in MEDIA:
-            if _holds(record.columns.get(key)):
-                fix = f"take the column away if the text is whole without it, with columns: {{unread: {key}}}"
-                raise RowError("media", f"holds pictures or sound: only text is learned ({fix})", key)
-        if record.kind in ("text", "completion"):
-            self._refuse_answers_marked_bad(row)
-        return record
-
-    def _refuse_answers_marked_bad(self, row: Mapping[str, Any]) -> None:
-        """Raise RowError where a label that the form does not read marks the row's answer as bad."""
-        labels = self.judging & row.keys()
-        if not labels:
-            return
-        for other in fitting(self.formats, row, ("unpaired",)):
-            try:
-                good = other.convert(row, "").label
-            except Exception:  # the label is no judgement
-                continue
-            if good is not False:
-                continue
-            for label in sorted(labels & other.keys(row)):
-                what = f"is {row[label]!a}: the answer is marked as a bad one, and would be learned as a good one"
-                raise RowError("bad-answer", f"{what}; kto learns from such rows", label)
+    report = {
+        "sources": list(sources),
+        "bad": len(bad),
+        "bad_by_kind": dict(bad.counts.most_common()),
+        "bad_rows_listed": len(bad.rows),
+        "bad_rows": [asdict(row) for row in bad.rows],
+    }
+    if dumped := [finding.dump() for finding in findings]:
+        report["findings"] = dumped
+    content = sealed(report, 1) if counted_on else (json.dumps(report, indent=1) + "\n").encode()
+    write_whole(path, content)
 
 
-def _holds(value: Any) -> bool:
-    """Return whether a column of media has anything in it."""
-    if isinstance(value, list | tuple):
-        return any(map(_holds, value))
-    if isinstance(value, Mapping):
-        return any(map(_holds, value.values()))
-    return bool(value) if isinstance(value, str | bytes) else not isinstance(value, bool | int | float | None)
-
-
-def _judging(formats: Iterable[Format]) -> Iterator[str]:
-    """Yield the keys that make a row one whose answer was judged."""
-    for format in formats:
-        for shape in getattr(format, "shapes", ()):  # a broken plugin has none
-            yield from shape.required if shape.kind == "unpaired" else ()
-
-
-def work(reader: Reader, job: Job) -> list[Row | BadRow]:
-    """All rows of a chunk."""
-    wanted = islice(job.chunk.rows(), job.skip, None)
-    return [reader.row(job.file, line, row) for line, row in wanted]
-
-
-def fitting(formats: Iterable[Format], row: Mapping[str, Any], kinds: Iterable[Kind] = KINDS) -> list[Format]:
-    """The formats that a row can be of, restricted to kinds; one that reads less of the row than another is out."""
-    found = {narrow: narrow.keys(row) for format in formats if _matches(narrow := format.only(kinds), row)}
-    return [format for format, mine in found.items() if not any(mine < other for other in found.values())]
-
-
-def _matches(format: Format, row: Mapping[str, Any]) -> bool:
+def read_report(path: Path) -> BadRows:
+    """Return the bad rows of a report; none if there is no report. A damaged one gives none too, and a message."""
     try:
-        return format.matches(row)
-    except Exception:  # a broken plugin stops no one who does not ask for it
-        return False
+        report = read_json(path)
+    except FileNotFoundError:
+        return BadRows()
+    except Damaged as error:
+        print(Problem(str(path), f"is damaged: {error.why}", "the bad rows in it are left out"), file=sys.stderr)
+        return BadRows()
+    return BadRows(Counter(report["bad_by_kind"]), [BadRow(**row) for row in report["bad_rows"]])
 
 
-def bad_row(file: str, line: int, fault: RowError, columns: Mapping[str, str] | None = None) -> BadRow:
-    """The fault with its place, under the file's names and safe to print."""
-    head = fault.field.partition(".")[0].partition("[")[0]
-    field = (columns or {}).get(head, head) + fault.field[len(head) :]
-    return BadRow(file, line, fault.kind, _printable(field), _printable(fault.what))
+# One line of JSON to one row, and nothing that a later step could choke on gets through.
+#
+# The common case is quick: the text is parsed once, and walked only where its bytes hold something suspicious.
+
+MAX_ROW = 16 * 2**20
+"""Longest row (bytes of a line) and longest string in it: about four million tokens."""
+MAX_DEPTH = 64
+"""Deepest nesting of a row."""
+
+_SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
-def digest(record: Record) -> bytes:
-    """8 bytes over what a record teaches: the same in every process, file type and version of Python."""
-    contents: list[Any] = [
-        record.kind,
-        record.text,
-        record.prompt,
-        record.completion,
-        record.chosen,
-        record.rejected,
-        record.label,
-    ]
-    contents += [record.margin, record.tools, dict(record.chat_template_kwargs)]
-    pieces: list[str] = []
-    _netstrings(contents, pieces)
-    return hashlib.blake2b("".join(pieces).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+class HasNaN(dict[str, Any]):
+    """A row with NaN somewhere, which pandas writes for a missing value: accepted in columns that are not read."""
 
 
-def _netstrings(value: Any, pieces: list[str]) -> None:
-    """Unambiguous pieces: every string and list is preceded by its length."""
+def without_nan(value: Any) -> Any:
+    """Return the value with null for every NaN in it."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and isnan(value) else value
+
+
+def checked(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the row, as a ``HasNaN`` where it holds NaN. Raises RowError for all else that ``inspect`` finds."""
+    try:
+        inspect(row)
+    except RowError as error:
+        if error.kind != "number":
+            raise
+        inspect(row, nan=True)
+        return HasNaN(row)
+    return row
+
+
+def parse(line: bytes) -> dict[str, Any]:
+    """Return the row on a line of JSON, as a ``HasNaN`` where it holds NaN.
+
+    Raises RowError: malformed-json, invalid-utf8, lone-surrogate, nul, too-long, too-deep, number, duplicate-key, or
+    wrong-type where the line holds something else than an object.
+    """
+    if len(line) > MAX_ROW:
+        raise RowError("too-long", f"is longer than {MAX_ROW >> 20} MiB")
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise not_utf8(error) from None
+    row = decode(text, nan=True)
+    if not isinstance(row, dict):
+        raise RowError("wrong-type", f"is {a(row)}, not an object")
+    suspicious = b"\\u" in line and _SUSPICIOUS.search(line)
+    if suspicious or b"NaN" in line or line.count(b"{") + line.count(b"[") > MAX_DEPTH:
+        return checked(row)
+    return row
+
+
+def decode(text: str, nan: bool = False) -> Any:
+    """Return a JSON value; strict where Python's json is not. nan: accept NaN. Raises RowError as ``parse`` does."""
+    try:
+        return (_with_nan if nan else _strict).decode(text)
+    except RecursionError:
+        raise RowError("too-deep", f"is nested more than {MAX_DEPTH} deep") from None
+    except RowError:
+        raise
+    except json.JSONDecodeError as error:
+        if "\0" in text:
+            raise RowError("nul", "has a NUL byte") from None
+        raise _malformed(error) from None
+    except _Number as error:
+        number = error
+    except ValueError:  # Python's limit on the digits of an int
+        raise RowError("number", "has an integer of more than 4,300 digits") from None
+    inspect(_lax(text), nan=nan)  # to name the field
+    raise RowError("number", f"has the number {number}")
+
+
+def _lax(text: str) -> Any:
+    """Return the value with NaN and infinities in it; None where Python cannot read it.
+
+    Raises RowError where the text after the bad number, which the strict decoder has not seen, is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _malformed(error) from None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _malformed(error: json.JSONDecodeError) -> RowError:
+    return RowError("malformed-json", f"is no JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
+
+
+def inspect(value: Any, field: str = "", depth: int = 0, nan: bool = False) -> None:
+    """Raise RowError where a value from JSON, CSV, Parquet or the hub holds what no row may hold, naming the field.
+
+    nan: accept NaN.
+    """
     if isinstance(value, str):
-        pieces += (f"s{len(value)}:", value)
-    elif isinstance(value, dict):
-        pieces.append(f"d{len(value)}:")
-        for key in sorted(value, key=str):
-            _netstrings(key, pieces)
-            _netstrings(value[key], pieces)
-    elif isinstance(value, (list, tuple)):
-        pieces.append(f"l{len(value)}:")
-        for item in value:
-            _netstrings(item, pieces)
-    else:
-        pieces.append(f"o{value!r};")
+        if len(value) > MAX_ROW:
+            raise RowError("too-long", f"is longer than {MAX_ROW >> 20} Mi characters", field)
+        if "\0" in value:
+            raise RowError("nul", "has a NUL character", field)
+        if not value.isascii():
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:
+                what = f"has the lone surrogate {value[error.start]!a} at character {error.start + 1}"
+                raise RowError("lone-surrogate", what, field) from None
+    elif isinstance(value, float):
+        if not (isfinite(value) or (nan and isnan(value))):
+            raise RowError("number", f"is {value}", field)
+    elif isinstance(value, (dict, list, tuple)):
+        if depth >= MAX_DEPTH:
+            raise RowError(
+                "too-deep", f"is nested more than {MAX_DEPTH} deep", field.partition(".")[0].partition("[")[0]
+            )
+        if isinstance(value, dict):
+            for key, item in value.items():
+                inspect(key, f"{field}.{key!a}" if field else f"{key!a}", depth + 1)
+                inspect(item, f"{field}.{key}" if field else str(key), depth + 1, nan)
+        else:
+            for index, item in enumerate(value):
+                inspect(item, f"{field}[{index}]", depth + 1, nan)
 
 
-def _printable(text: str) -> str:
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= 300 else text[:297] + "..."
+def a(value: Any) -> str:
+    """A value's type in JSON's words, with its article."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", str: "a string", dict: "an object", list: "a list", int: "a number", float: "a number"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+class _Number(ValueError):
+    pass
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if not isfinite(value):
+        raise _Number(literal[:40])
+    return value
+
+
+def _constant(literal: str) -> NoReturn:
+    raise _Number(literal)
+
+
+def _nan(literal: str) -> float:
+    return float(literal) if literal == "NaN" else _constant(literal)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise RowError("duplicate-key", "is given twice", twice)
+    return found
+
+
+_with_nan = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_nan)
+_strict = json.JSONDecoder(object_pairs_hook=_object, parse_float=_finite, parse_constant=_constant)

@@ -5,31 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from align.core.data.files import CHUNK, COMPRESSIONS, ROWS, SUFFIXES, chunks, file_kind, tables
-from align.core.data.formats import KINDS, Format, Shape
-from align.core.data.lint.finding import LintFinding
-from align.core.data.lint.held_out import learned_again
-from align.core.data.row_errors import BadRow, BadRows, RowError, read_report, write_report
-from align.core.data.rows import Chunk, Form, Job, Reader, Row, Table, bad_row, fitting, work
-from align.core.data.tokenize import ordered_map
+from align.core.data.files import CHUNK, COMPRESSIONS, ROWS, SUFFIXES, Chunk, Table, chunks, file_kind, tables
+from align.core.data.formats import KINDS, MEDIA, Format, Shape
+from align.core.data.rows import BadRow, HasNaN, RowError, inspect, without_nan
 from align.core.plugin_system import registry
-from align.core.util.atomic_files import sha256
+from align.core.util.parallel import ordered_map
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError, did_you_mean
 from align.schemas.records import Kind, Record
-from align.schemas.run import Data, Source
+from align.schemas.run import Source
 from align.schemas.text import visible
 
 # Where a source's rows are: a file, the files of a directory, or a data set on the hub or saved from it.
@@ -396,233 +387,203 @@ def _bad(row: Row, fault: RowError) -> BadRow:
     return bad_row(file, int(line), fault)
 
 
-FIX = "fix the rows (`align data check FILE` names all of them), or leave them out with data.on_bad_rows: skip"
+class Row(NamedTuple):
+    """One good row. digest: 8 bytes over what it teaches, whatever its id, place and further columns."""
+
+    record: Record
+    digest: bytes
+
+
+class Form(NamedTuple):
+    """What a source's rows are. format: restricted to that kind. conversational: None until a good row was seen."""
+
+    format: Format
+    kind: Kind | None
+    conversational: bool | None
+
+    @property
+    def words(self) -> str:
+        """``conversational preference``."""
+        style = {None: "", True: "conversational ", False: "standard "}[self.conversational]
+        return style + (self.kind or "")
+
+    def __str__(self) -> str:
+        return f"{self.words} rows (format {self.format.name})"
+
+
+class Job(NamedTuple):
+    """A chunk of the file called ``file``, of which the first ``skip`` rows are not wanted."""
+
+    file: str
+    chunk: Chunk
+    skip: int
 
 
 @dataclass(frozen=True, slots=True)
-class Records:
-    """All that a stage learns from and is measured on.
+class Reader:
+    """How the rows of one source are read.
 
-    train_sources, validation_sources: [N] which source each record came from. weights: each training source's share.
-    names: of the training sources, validation_names: of the held-out ones (the training sources' where a fraction is
-    held out). fingerprint: sha256 over what the training records teach, their order, sources and weights. findings:
-    rows that are there more than once, and held-out rows that are learned from.
+    form: None where no row parses. formats: all there are, to name the format of a row that does not fit. columns: our
+    names to the file's. judging: keys that the form does not read and that mark an answer as good or bad.
     """
 
-    train: list[Record]
-    train_sources: NDArray[np.int32]
-    weights: tuple[float, ...]
-    names: tuple[str | None, ...]
-    validation: list[Record]
-    validation_sources: NDArray[np.int32]
-    validation_names: tuple[str | None, ...]
-    fingerprint: str
-    bad: BadRows
-    findings: list[LintFinding]
+    form: Form | None
+    formats: Collection[Format]
+    columns: Mapping[str, str]
+    judging: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        known = self.form.format.known if self.form else frozenset[str]()
+        object.__setattr__(self, "judging", frozenset(_judging(self.formats)) - known)
+
+    def row(self, file: str, line: int, row: dict[str, Any] | RowError) -> Row | BadRow:
+        """Understand one row."""
+        try:
+            if isinstance(row, RowError):
+                raise row
+            record = self._convert(self.renamed(row), f"{file}:{line}")
+            return Row(record, digest(record))
+        except RowError as error:
+            fault = error
+        except ValueError as error:
+            fault = RowError("refused", str(error))
+        except Exception as error:  # a plugin's bug is reported with its row, like any other fault of a row
+            fault = RowError("refused", f"makes its format plugin fail: {type(error).__name__}: {error}")
+        return bad_row(file, line, fault, self.columns)
+
+    def renamed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the row under our names, with null for every NaN in columns that are not read.
+
+        Raises RowError where a renamed column would replace another, and for a NaN in a column that is read.
+        """
+        found = row
+        if self.columns:
+            ours = {theirs: own for own, theirs in self.columns.items()}
+            found = {ours.get(key, key): value for key, value in row.items()}
+            if len(found) < len(row):
+                own, theirs = next((o, t) for o, t in self.columns.items() if t in row and o in row and o not in ours)
+                what = f"is there in addition to {theirs!r}, which is to be read as {own!r}"
+                raise RowError("duplicate-key", what, own)
+        if isinstance(row, HasNaN):
+            read = self.form.format.known & found.keys() if self.form else ()
+            for key in read:
+                inspect(found[key], key)
+            found = without_nan(found)
+        return found
+
+    def _convert(self, row: Mapping[str, Any], source: str) -> Record:
+        assert self.form is not None  # a row that parses has been seen by then
+        format = self.form.format
+        try:
+            record = format.convert(row, source)
+        except RowError:
+            if format.matches(row):
+                raise
+            for other in fitting(self.formats, row):
+                if not other.keys(row) <= format.known:
+                    raise RowError("mixed", f"is a row of format {other.name} among {self.form}") from None
+            raise
+        for key in MEDIA:
+            if _holds(record.columns.get(key)):
+                fix = f"take the column away if the text is whole without it, with columns: {{unread: {key}}}"
+                raise RowError("media", f"holds pictures or sound: only text is learned ({fix})", key)
+        if record.kind in ("text", "completion"):
+            self._refuse_answers_marked_bad(row)
+        return record
+
+    def _refuse_answers_marked_bad(self, row: Mapping[str, Any]) -> None:
+        """Raise RowError where a label that the form does not read marks the row's answer as bad."""
+        labels = self.judging & row.keys()
+        if not labels:
+            return
+        for other in fitting(self.formats, row, ("unpaired",)):
+            try:
+                good = other.convert(row, "").label
+            except Exception:  # the label is no judgement
+                continue
+            if good is not False:
+                continue
+            for label in sorted(labels & other.keys(row)):
+                what = f"is {row[label]!a}: the answer is marked as a bad one, and would be learned as a good one"
+                raise RowError("bad-answer", f"{what}; kto learns from such rows", label)
 
 
-def load_records(
-    data: Data, learns_from: Sequence[Kind], report_dir: Path | None = None, progress: bool | None = None
-) -> Records:
-    """Read everything; of a stream (``data.stream``) the held-out rows only.
-
-    report_dir: where ``data_report.json`` is left, whether or not rows are bad. The order of the records is that of
-    sources, files and rows. Raises AlignError naming rows where they are bad and not to be skipped, where a file is
-    damaged, where a source cannot be read or holds other kinds than ``learns_from``, and where no row is left.
-    """
-    _check(data)
-    bad, reports = BadRows(), list[dict[str, Any]]()
-    train, held_out = _Pile(), _Pile()
-    for index, source in enumerate(() if data.stream else data.train):
-        for row in _rows(source, data, learns_from, bad, reports, progress):
-            (held_out if share(row) < data.validation_fraction else train).add(row, index)
-    for index, source in enumerate(data.validation or ()):
-        for row in _rows(source, data, learns_from, bad, reports, progress):
-            held_out.add(row, index)
-    findings = learned_again(train.records, train.digests, held_out.records, held_out.digests)
-    if report_dir is not None:
-        learned = 0 if data.stream else len(data.train)
-        told = [{**report, "held_out": place >= learned} for place, report in enumerate(reports)]
-        write_report(report_dir / "data_report.json", told, bad, findings)
-    _stop(data, bad)
-    good = len(train.records) + len(held_out.records)
-    split = f" (data.validation_fraction: {data.validation_fraction:g} of {good:,})" if data.validation_fraction else ""
-    if not train.records and not data.stream:
-        fix = "give more rows, or hold out less: data.validation_fraction"
-        raise AlignError(f"no row is left to learn from{split * bool(good)}; {bad.summary}", fix)
-    if not held_out.records and (data.validation or data.validation_fraction):
-        fix = "give more rows, raise data.validation_fraction, or leave it out to hold nothing out"
-        if data.validation:
-            fix = "give data.validation good rows, or leave it out to hold nothing out"
-        raise AlignError(f"no row is left to be held out{split}; {bad.summary}", fix)
-    weights = tuple(source.weight for source in data.train)
-    return Records(
-        train=train.records,
-        train_sources=np.array(train.sources, np.int32),
-        weights=weights,
-        names=tuple(source.name for source in data.train),
-        validation=held_out.records,
-        validation_sources=np.array(held_out.sources, np.int32),
-        validation_names=tuple(source.name for source in data.validation or data.train),
-        fingerprint=hashlib.sha256(train.hash.digest() + repr(weights).encode()).hexdigest(),
-        bad=bad,
-        findings=findings,
-    )
+def _holds(value: Any) -> bool:
+    """Return whether a column of media has anything in it."""
+    if isinstance(value, list | tuple):
+        return any(map(_holds, value))
+    if isinstance(value, Mapping):
+        return any(map(_holds, value.values()))
+    return bool(value) if isinstance(value, str | bytes) else not isinstance(value, bool | int | float | None)
 
 
-def share(row: Row) -> float:
-    """A row's place in [0, 1), by what it teaches; those below the held-out fraction are held out.
-
-    So a row stays on its side whatever rows are added or removed, and rows that differ only in their ids lie together.
-    """
-    return int.from_bytes(row.digest) / 2**64
-
-
-class _Pile:
-    """Records on one side of the split."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.sources: list[int] = []
-        self.digests = array("Q")
-        self.hash = hashlib.sha256()
-
-    def add(self, row: Row, source: int) -> None:
-        self.records.append(row.record)
-        self.sources.append(source)
-        self.digests.append(int.from_bytes(row.digest))
-        self.hash.update(row.digest + source.to_bytes(4))
+def _judging(formats: Iterable[Format]) -> Iterator[str]:
+    """Yield the keys that make a row one whose answer was judged."""
+    for format in formats:
+        for shape in getattr(format, "shapes", ()):  # a broken plugin has none
+            yield from shape.required if shape.kind == "unpaired" else ()
 
 
-def _check(data: Data) -> None:
-    if data.validation_fraction and (data.validation or data.stream):
-        why = "held-out rows are named by data.validation" if data.validation else "a stream is never seen as a whole"
-        fix = "leave it out" if data.validation else "name held-out rows with data.validation"
-        raise AlignError(f"has no use: {why}", fix, where="data.validation_fraction")
+def work(reader: Reader, job: Job) -> list[Row | BadRow]:
+    """All rows of a chunk."""
+    wanted = islice(job.chunk.rows(), job.skip, None)
+    return [reader.row(job.file, line, row) for line, row in wanted]
 
 
-def _stop(data: Data, bad: BadRows) -> None:
-    if len(bad) and data.on_bad_rows == "error":
-        raise bad.error(FIX)
-    if bad.counts["damaged-file"]:
-        raise bad.error("fix the damaged file; how many rows it has lost cannot be known, so none are skipped")
+def fitting(formats: Iterable[Format], row: Mapping[str, Any], kinds: Iterable[Kind] = KINDS) -> list[Format]:
+    """The formats that a row can be of, restricted to kinds; one that reads less of the row than another is out."""
+    found = {narrow: narrow.keys(row) for format in formats if _matches(narrow := format.only(kinds), row)}
+    return [format for format, mine in found.items() if not any(mine < other for other in found.values())]
 
 
-def _rows(
-    source: Source,
-    data: Data,
-    kinds: Iterable[Kind],
-    bad: BadRows,
-    reports: list[dict[str, Any]],
-    progress: bool | None,
-) -> Iterator[Row]:
-    """The good rows of a source; the bad ones go into the book, and what was read into ``reports``."""
-    reading, good, before = Reading(source, kinds), 0, len(bad)
-    with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter free
-        files = [(part.name, beside.submit(sha256, part.path) if part.path else None) for part in reading.parts]
-        for item in reading.rows(workers=data.dataset_num_proc, progress=progress):
-            if isinstance(item, BadRow):
-                bad.add(item)
-            else:
-                good += 1
-                yield item
-    reports.append(
-        {
-            "path": source.path,
-            "name": source.name,
-            "weight": source.weight,
-            "form": str(reading.form),
-            "rows": good,
-            "bad": len(bad) - before,
-            "left_out": reading.left_out,
-            "files": [{"path": name, "sha256": digest.result() if digest else None} for name, digest in files],
-        }
-    )
+def _matches(format: Format, row: Mapping[str, Any]) -> bool:
+    try:
+        return format.matches(row)
+    except Exception:  # a broken plugin stops no one who does not ask for it
+        return False
 
 
-class Place(NamedTuple):
-    """How far a stream has come in one source: whole passes, rows (good and bad) of this one, records handed out."""
-
-    passes: int = 0
-    row: int = 0
-    drawn: int = 0
-
-
-class Window(NamedTuple):
-    """Some records of a stream, to be learned from as one epoch of the step plan.
-
-    sources: [N] which source each came from; the mixture is made already, so weigh them equally. places: where the
-    stream goes on, source by source; plain numbers, so a checkpoint may keep them. bad: the bad rows among these.
-    """
-
-    records: list[Record]
-    sources: NDArray[np.int32]
-    places: tuple[Place, ...]
-    bad: BadRows
+def bad_row(file: str, line: int, fault: RowError, columns: Mapping[str, str] | None = None) -> BadRow:
+    """The fault with its place, under the file's names and safe to print."""
+    head = fault.field.partition(".")[0].partition("[")[0]
+    field = (columns or {}).get(head, head) + fault.field[len(head) :]
+    return BadRow(file, line, fault.kind, _printable(field), _printable(fault.what))
 
 
-def stream_records(
-    data: Data,
-    learns_from: Sequence[Kind],
-    start: Sequence[Sequence[int]] | None = None,
-    report_dir: Path | None = None,
-) -> Iterator[Window]:
-    """Windows of ``data.stream_window`` records without end, in bounded memory: a source that ends begins again.
-
-    Each next record comes from the source that is furthest behind its weight, in the order of its files and rows.
-    start: the ``places`` of the window before; from there on the windows are the same as they were without a break.
-    report_dir: where ``stream_report.json`` is left once a row was bad; with ``skip`` it goes on where it was left.
-    Ids are not compared, as that would need all of them. Raises AlignError as ``load_records`` does, for the bad rows
-    of a window before the window is handed out.
-    """
-    places = [Place(*place) for place in start] if start else [Place()] * len(data.train)
-    if len(places) != len(data.train):
-        raise AlignError(f"the stream was left with {len(places)} sources, now there are {len(data.train)}")
-    streams = [_Stream(source, learns_from, place) for source, place in zip(data.train, places, strict=True)]
-    report = report_dir / "stream_report.json" if report_dir else None
-    everything = read_report(report) if report and data.on_bad_rows == "skip" else BadRows()
-    while True:
-        records, sources, bad = list[Record](), list[int](), BadRows()
-        while len(records) < data.stream_window:
-            index = min(range(len(streams)), key=lambda i: (streams[i].drawn + 1) / data.train[i].weight)
-            record = streams[index].draw(bad)
-            if record is None:  # a whole pass gave nothing
-                _stop(data, bad)
-                raise AlignError(f"has no good row; {bad.summary}", where=data.train[index].path)
-            records.append(record)
-            sources.append(index)
-        if len(bad):
-            everything.merge(bad)
-            if report is not None:
-                write_report(report, [{"path": source.path} for source in data.train], everything, counted_on=True)
-            _stop(data, bad)
-        yield Window(records, np.array(sources, np.int32), tuple(stream.place for stream in streams), bad)
+def digest(record: Record) -> bytes:
+    """8 bytes over what a record teaches: the same in every process, file type and version of Python."""
+    contents: list[Any] = [
+        record.kind,
+        record.text,
+        record.prompt,
+        record.completion,
+        record.chosen,
+        record.rejected,
+        record.label,
+    ]
+    contents += [record.margin, record.tools, dict(record.chat_template_kwargs)]
+    pieces: list[str] = []
+    _netstrings(contents, pieces)
+    return hashlib.blake2b("".join(pieces).encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
-class _Stream:
-    """One source, over and over."""
+def _netstrings(value: Any, pieces: list[str]) -> None:
+    """Unambiguous pieces: every string and list is preceded by its length."""
+    if isinstance(value, str):
+        pieces += (f"s{len(value)}:", value)
+    elif isinstance(value, dict):
+        pieces.append(f"d{len(value)}:")
+        for key in sorted(value, key=str):
+            _netstrings(key, pieces)
+            _netstrings(value[key], pieces)
+    elif isinstance(value, (list, tuple)):
+        pieces.append(f"l{len(value)}:")
+        for item in value:
+            _netstrings(item, pieces)
+    else:
+        pieces.append(f"o{value!r};")
 
-    def __init__(self, source: Source, kinds: Iterable[Kind], place: Place) -> None:
-        self.reading = Reading(source, kinds, stream=True)
-        self.passes, self.row, self.drawn = place
-        self.fruitful = place.row > 0
-        self.items = self.reading.rows(workers=1, progress=False, start=place.row, unique=False)
 
-    @property
-    def place(self) -> Place:
-        return Place(self.passes, self.row, self.drawn)
-
-    def draw(self, bad: BadRows) -> Record | None:
-        """The next good row; None at the end of a pass without one. Bad rows are entered when first passed."""
-        while True:
-            for item in self.items:
-                if isinstance(item, Row):
-                    self.row, self.drawn, self.fruitful = self.row + 1, self.drawn + 1, True
-                    return item.record
-                self.row += item.kind != "empty-file"
-                if self.passes == 0:
-                    bad.add(item)
-            if not self.fruitful:
-                return None
-            self.passes, self.row, self.fruitful = self.passes + 1, 0, False
-            self.items = self.reading.rows(workers=1, progress=False, unique=False)
+def _printable(text: str) -> str:
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= 300 else text[:297] + "..."

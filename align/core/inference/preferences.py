@@ -17,7 +17,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.core.data.sources import load_records
+from align.core.data.mixture import load_records
 from align.core.rewards.base import Answer
 from align.core.rewards.scorer import Scorer, leveled, tied
 from align.core.util.atomic_files import naming, sealed, verified, write_whole

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from align.core.config.project_file import text_of
 from align.core.data.formats import KINDS
-from align.core.data.lint.measure import pages_at
-from align.core.data.sources import load_records
+from align.core.data.lint.linter import pages_at
+from align.core.data.mixture import load_records
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source

@@ -15,7 +15,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from align.core.algorithm import contract
 from align.core.data.chat_template import drafts
 from align.core.data.encode import Encoder, Refusal
-from align.core.data.sources import load_records
+from align.core.data.mixture import load_records
 from align.core.data.template_checks import CATALOGUE, Settings
 from align.core.generation.base import Generator, Request, Sample, Subject, Tokens
 from align.core.generation.completion import Turns

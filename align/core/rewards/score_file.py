@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from align.core.data.row_errors import RowError, parse
+from align.core.data.rows import RowError, parse
 from align.core.rewards.base import Answer, Score
 from align.core.rewards.scorer import Opened, Timed
 from align.core.util.progress import Work

@@ -15,7 +15,7 @@ from align.core.algorithm.base import Algorithm
 from align.core.data import step_plan
 from align.core.data.examples import Examples
 from align.core.data.lint.finding import LintFinding
-from align.core.data.sources import Window, load_records, stream_records
+from align.core.data.mixture import Window, load_records, stream_records
 from align.core.data.template_checks import Finding, merged
 from align.core.data.tokenize import Tokenised, tokenise
 from align.core.engine.steps import Cutter, StepBatch, StepLoader
@@ -132,7 +132,7 @@ Places = Sequence[Sequence[int]]
 class StreamPhases:
     """Windows of a stream, each one epoch of the step plan; in bounded memory, and resumed at the same row.
 
-    windows:  those from given places on (``align.core.data.sources.stream_records``).
+    windows:  those from given places on (``align.core.data.mixture.stream_records``).
     tokenise: a window's records as examples.
     """
 

@@ -23,8 +23,8 @@ from align.core.algorithm import contract
 from align.core.algorithm.online import Harvest
 from align.core.data.encode import Encoder
 from align.core.data.formats import Format
-from align.core.data.row_errors import RowError
-from align.core.data.rows import fitting
+from align.core.data.rows import RowError
+from align.core.data.sources import fitting
 from align.core.data.template_checks import CATALOGUE, Note, Settings
 from align.core.data.tokenize import examples_of
 from align.core.engine import processes

@@ -17,7 +17,7 @@ from align.core.algorithm.base import Algorithm
 from align.core.algorithm.online import Harvest, Online
 from align.core.data.batch import collate
 from align.core.data.examples import Example, Examples
-from align.core.data.sources import Window
+from align.core.data.mixture import Window
 from align.core.data.step_plan import FORWARD
 from align.core.engine import processes
 from align.core.engine.steps import Cutter, EpochPhases, Phases

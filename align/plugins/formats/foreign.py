@@ -8,7 +8,7 @@ from typing import Any
 
 from align.core.data import formats
 from align.core.data.formats import Format, Shape
-from align.core.data.row_errors import RowError, a
+from align.core.data.rows import RowError, a
 from align.schemas.records import Kind, Message, Record
 
 _PAIRS = (("human", "assistant"), ("input", "output"))

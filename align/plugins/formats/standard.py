@@ -7,7 +7,7 @@ from typing import Any
 
 from align.core.data import formats
 from align.core.data.formats import Format, Shape
-from align.core.data.row_errors import RowError
+from align.core.data.rows import RowError
 from align.schemas.records import Content, Kind
 
 _ASKED = ("question", "query", "problem")

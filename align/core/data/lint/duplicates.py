@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from align.core.data.lint.base import Lint, Thinned
-from align.core.data.lint.finding import LintFinding, Places, finding
+from align.core.data.lint.finding import Lint, LintFinding, Places, Thinned, finding
 from align.core.data.lint.row_view import View, digest, windows
+from align.schemas.records import Record
 
 RUN = 3
 """Words in a row that are compared at once."""
@@ -179,3 +179,26 @@ def _half(value: int) -> int:
 
 def _halves(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return (values >> np.uint64(32)) | (values << np.uint64(32))
+
+
+# Rows learned twice, and held-out rows that are learned: looked for in every run, since it costs nothing.
+
+
+def learned_again(
+    train: Sequence[Record], train_digests: array[int], held_out: Sequence[Record], held_out_digests: array[int]
+) -> list[LintFinding]:
+    """Rows whose digests (64 bits over what they teach, to the character) meet."""
+    learned, measured = (np.frombuffer(digests, np.uint64) for digests in (train_digests, held_out_digests))
+    told = list[LintFinding]()
+    if len(again := repeated(learned)):
+        told.append(finding("exact-duplicates", _places(train), again.tolist()))
+    if len(known := np.flatnonzero(np.isin(measured, learned))):
+        told.append(finding("held-out-overlap", _places(held_out), known.tolist()))
+    return told
+
+
+def _places(records: Sequence[Record]) -> Places:
+    places = Places()
+    for record in records:
+        places.add(record.source)
+    return places

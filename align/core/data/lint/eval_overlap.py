@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from align.core.data.lint.base import Lint
-from align.core.data.lint.finding import LintFinding, Places, finding
+from align.core.data.lint.finding import Lint, LintFinding, Places, finding
 from align.core.data.lint.row_view import View, digest, hashes, normal, windows, words
-from align.core.data.row_errors import BadRow
+from align.core.data.rows import BadRow
 from align.core.data.sources import Reading
 from align.schemas.errors import AlignError
 from align.schemas.run import Source

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from align.core.data.lint.base import Lint, Sample
-from align.core.data.lint.finding import LintFinding, Places, finding
+from align.core.data.lint.finding import Lint, LintFinding, Places, Sample, finding
 from align.core.data.lint.row_flags import refuses
 from align.core.data.lint.row_view import View, digest, words
 
@@ -104,3 +103,29 @@ def separating(pairs: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
         won.update(f"the word {word[:40]!a} in the rejected one only" for word in theirs - mine)
     name, most = min(won.items(), key=lambda item: (-item[1], item[0]), default=("", 0))
     return (name, most) if most >= SEPARATES * len(pairs) else None
+
+
+class Labels(Lint):
+    """Rows with one answer that is good or bad: whether both are there, and how many of each."""
+
+    BALANCED = (0.2, 0.8)
+    """Share of good ones within which no weighing is called for; about 1 to 4, what weights can still make up."""
+
+    def __init__(self) -> None:
+        self._good, self._all = 0, 0
+
+    def see(self, row: View) -> None:
+        """Count the label."""
+        if row.record.kind == "unpaired":
+            self._all += 1
+            self._good += bool(row.record.label)
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """One label only, or many more of one."""
+        if not self._all:
+            return
+        share = self._good / self._all
+        if share in (0.0, 1.0):
+            yield finding("one-label", places, count=self._all, of=self._all, label="true" if share else "false")
+        elif not self.BALANCED[0] <= share <= self.BALANCED[1]:
+            yield finding("labels-unbalanced", places, count=self._good, of=self._all)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from align.core.data.lint.base import Lint
-from align.core.data.lint.catalogue import CATALOGUE
-from align.core.data.lint.corpus import Corpus
-from align.core.data.lint.finding import RANK, LintFinding, Places, finding
-from align.core.data.lint.language import Languages
-from align.core.data.lint.text_statistics import Count, Lengths, Measure
-from align.core.data.lint.row_flags import Marks, Turns
-from align.core.data.lint.provenance import Labels, Origin
-from align.core.data.lint.eval_overlap import Overlap, Suite
-from align.core.data.lint.feedback import Pairs
+from align.core.data.formats import KINDS
 from align.core.data.lint.duplicates import Exact, Near, SamePrompt
-from align.core.data.lint.sensitive import Sensitive
+from align.core.data.lint.eval_overlap import Overlap, Suite, read_suite
+from align.core.data.lint.feedback import Labels, Pairs
+from align.core.data.lint.finding import CATALOGUE, RANK, Level, Lint, LintFinding, Places, finding
+from align.core.data.lint.provenance import Origin
+from align.core.data.lint.row_flags import Marks, Turns
 from align.core.data.lint.row_view import View
+from align.core.data.lint.sensitive import Sensitive
+from align.core.data.lint.text_statistics import Corpus, Count, Languages, Lengths, Measure
+from align.core.data.rows import BadRow, BadRows
+from align.core.data.sources import Reading
+from align.core.util.progress import working
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.records import Kind, Record
+from align.schemas.run import Source
+from align.schemas.text import visible
 
 FLOORS: Mapping[str, int] = {"completion": 10, "conversation": 10, "preference": 50, "unpaired": 100, "prompt": 100}
 """Rows under which a kind has no known effect: OpenAI's least for fine-tuning, Azure's for preferences, TRL's for KTO;
@@ -92,3 +96,158 @@ def lint(records: Iterable[Record], looking: Looking | None = None) -> list[Lint
     for record in records:
         linter.see(record)
     return linter.findings()
+
+
+# One source looked over row by row, holding none: what ``align data check`` tells.
+
+
+@dataclass(slots=True)
+class Survey:
+    """What was found.
+
+    form: of most rows, in words. rows: good ones. left_out: files of a directory that were not read. error: why it
+    could not be read at all. findings: of the lints, the worst first. languages: shares of a sample.
+    """
+
+    path: str
+    form: str = ""
+    rows: int = 0
+    bad: BadRows = field(default_factory=BadRows)
+    left_out: list[str] = field(default_factory=list)
+    error: str = ""
+    findings: list[LintFinding] = field(default_factory=list)
+    lengths: list[Lengths] = field(default_factory=list)
+    languages: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def clean(self) -> bool:
+        """Whether training on it would start."""
+        return not (self.error or len(self.bad))
+
+    def passes(self, fail_on: Level) -> bool:
+        """Whether it is clean and no finding is as bad as ``fail_on`` or worse."""
+        return self.clean and all(RANK[one.level] < RANK[fail_on] for one in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {
+            "path": self.path,
+            "form": self.form,
+            "error": self.error,
+            "left_out": self.left_out,
+            "rows": self.rows,
+            "bad": len(self.bad),
+            "bad_by_kind": dict(self.bad.counts.most_common()),
+            "bad_rows": [asdict(row) for row in self.bad.rows],
+            "findings": [one.dump() for one in self.findings],
+            "lengths": [one.dump() for one in self.lengths],
+            "languages": self.languages,
+        }
+
+
+def survey(
+    source: Source, kinds: Iterable[Kind] = KINDS, looking: Looking | None = None, *, progress: bool | None = None
+) -> Survey:
+    """Read everything, count, and lint what is good. A source that cannot be read is told in ``error``."""
+    found, linter = Survey(source.path), Linter(looking)
+    try:
+        reading = Reading(source, kinds)
+        found.left_out = reading.left_out
+        found.form = str(reading.form or "no row that parses")
+        for item in reading.rows(progress=progress):
+            if isinstance(item, BadRow):
+                found.bad.add(item)
+            else:
+                found.rows += 1
+                linter.see(item.record)
+        if found.rows:
+            with working(f"comparing the rows of {visible(source.path)}", shown=progress):
+                found.findings, found.lengths = linter.findings(), linter.lengths
+            found.languages = linter.languages.shares
+    except AlignError as error:
+        found.error = str(error)
+    return found
+
+
+# What files hold, counted: facts for the form's ``data``, which beat what is claimed there.
+
+Held = Literal["corpus", "documents", "sft_pairs", "preference_pairs", "unpaired_feedback", "prompts"]
+
+_KINDS: Mapping[str, Held] = {
+    "text": "corpus",
+    "conversation": "sft_pairs",
+    "completion": "sft_pairs",
+    "preference": "preference_pairs",
+    "unpaired": "unpaired_feedback",
+    "prompt": "prompts",
+}
+PAGES = frozenset((".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".docx", ".odt", ".tex", ".adoc", ".xml"))
+"""Names of files that are pages to read rather than rows to learn from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One body of data. kind: as the form calls it. facts: of ``DataSet`` and ``Size``, those that are known:
+
+    rows, docs, tokens (with a model's tokenizer only), bytes (of text, in UTF-8), pii, overlaps_evals (where suites
+    were given), license, labelled_by. languages: shares of a sample by ISO 639-1 code. bad: rows that cannot be used.
+    """
+
+    path: str
+    kind: Held
+    facts: dict[str, Any]
+    languages: dict[str, float]
+    findings: tuple[LintFinding, ...] = ()
+    bad: int = 0
+
+
+def measure(path: str, *, against: Sequence[str] = (), model: str | None = None, format: str = "auto") -> Measured:
+    """Count and check what is at ``path``: a data file, a directory of them, a hub id, or pages (``.md``, ``.pdf``).
+
+    against: files of evaluations, to say whether rows are in them. model: a directory or hub id, for its tokenizer.
+    Raises AlignError where nothing can be read.
+    """
+    if pages := pages_at(path):
+        size = sum(page.stat().st_size for page in pages)
+        return Measured(path, "documents", {"docs": len(pages), "bytes": size}, {})
+    suites = [read_suite(file) for file in against]
+    linter, bad = Linter(Looking(suites, _counter(model) if model else None)), 0
+    for item in Reading(Source(path=path, format=format)).rows():
+        if isinstance(item, BadRow):
+            bad += 1
+        else:
+            linter.see(item.record)
+    if not len(linter.places):
+        raise AlignError(f"has no row that can be used; {bad:,} cannot", "see `align data check`", where=path)
+    found, kind = linter.findings(), _KINDS[linter.kind]
+    ids = {one.id for one in found}
+    licences, judges = linter.origin.licence.top, linter.origin.judge.top
+    facts = {
+        "docs" if kind == "corpus" else "rows": len(linter.places),
+        "tokens": linter.measure.tokens,
+        "bytes": linter.measure.bytes,
+        "pii": "pii" in ids,
+        "overlaps_evals": bool(ids & {"eval-overlap-exact", "eval-overlap-ngram"}) if against else None,
+        "license": licences[0][0] if len(licences) == 1 else None,
+        "labelled_by": judges[0][0] if len(judges) == 1 else None,
+    }
+    known = {name: value for name, value in facts.items() if value is not None}
+    return Measured(path, kind, known, linter.languages.shares, tuple(found), bad)
+
+
+def pages_at(path: str) -> list[Path]:
+    """The page at a path, or those of a directory that holds hardly anything else; none where there are rows."""
+    place = Path(path).expanduser()
+    if place.is_file():
+        return [place] if place.suffix.lower() in PAGES else []
+    if not place.is_dir():
+        return []
+    files = [file for file in sorted(place.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+    pages = [file for file in files if file.suffix.lower() in PAGES]
+    return pages if len(pages) > len(files) / 2 else []
+
+
+def _counter(model: str) -> Any:
+    from align.core.data.lint.tokens import counter
+
+    return counter(model)

@@ -15,7 +15,7 @@ from align.schemas.page import html
 from align.schemas.text import number
 
 if TYPE_CHECKING:
-    from align.core.data.lint.scan import Survey
+    from align.core.data.lint.linter import Survey
 
 UNITS = ("tokens", "words", "characters")
 """The first of these that is known is drawn; all are in the table."""

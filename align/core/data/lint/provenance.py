@@ -7,8 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 
-from align.core.data.lint.base import Lint
-from align.core.data.lint.finding import LintFinding, Places, finding
+from align.core.data.lint.finding import Lint, LintFinding, Places, finding
 from align.core.data.lint.row_view import View
 
 LICENCE = ("license", "licence", "licenses", "licences")
@@ -77,29 +76,3 @@ class Origin(Lint):
             yield finding("one-source", places, count=count, value=value)
         if self._pairs and not (self.judge.values or self.judge.many):
             yield finding("no-label-source", places, count=0)
-
-
-class Labels(Lint):
-    """Rows with one answer that is good or bad: whether both are there, and how many of each."""
-
-    BALANCED = (0.2, 0.8)
-    """Share of good ones within which no weighing is called for; about 1 to 4, what weights can still make up."""
-
-    def __init__(self) -> None:
-        self._good, self._all = 0, 0
-
-    def see(self, row: View) -> None:
-        """Count the label."""
-        if row.record.kind == "unpaired":
-            self._all += 1
-            self._good += bool(row.record.label)
-
-    def findings(self, places: Places) -> Iterator[LintFinding]:
-        """One label only, or many more of one."""
-        if not self._all:
-            return
-        share = self._good / self._all
-        if share in (0.0, 1.0):
-            yield finding("one-label", places, count=self._all, of=self._all, label="true" if share else "false")
-        elif not self.BALANCED[0] <= share <= self.BALANCED[1]:
-            yield finding("labels-unbalanced", places, count=self._good, of=self._all)

@@ -13,8 +13,7 @@ from typing import Any
 
 import yaml
 
-from align.core.data.lint.base import Lint
-from align.core.data.lint.finding import LintFinding, Places, finding
+from align.core.data.lint.finding import Lint, LintFinding, Places, finding
 from align.core.data.lint.row_view import WORD, View, around, normal
 
 _CONTROL = re.compile(

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import yaml
 
-from align.core.data.lint.base import Lint
-from align.core.data.lint.finding import LintFinding, Places, finding
+from align.core.data.lint.finding import Lint, LintFinding, Places, finding
 from align.core.data.lint.row_view import View, around
 
 _MAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})\b")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from align.core.data.lint.base import Lint
-from align.core.data.lint.finding import LintFinding, Places, finding
-from align.core.data.lint.row_view import WORD, View
+from align.core.data.lint.finding import Lint, LintFinding, Places, Sample, Thinned, finding
+from align.core.data.lint.row_view import WORD, View, digest, normal
 
 Count = Callable[[Sequence[str]], Sequence[int]]
 """Of each text, how many tokens it is."""
@@ -132,3 +134,122 @@ def _parts(row: View) -> Iterator[tuple[str, str]]:
     if row.answers:
         yield "prompt", row.prompt
         yield from zip(("answer",) if len(row.answers) == 1 else ("chosen", "rejected"), row.answers, strict=True)
+
+
+# Which languages the rows are in, of a random sample of them.
+
+LOOKED_AT = 2_000
+LETTERS = 40
+"""Fewest characters of a text by which its language is told; shorter ones are often told wrong."""
+READ = 600
+SURE = 0.9
+"""Least probability at which a language counts."""
+MIXED = 0.05
+"""Share of rows in other languages than the commonest from which they are told."""
+SEEN = 0.01
+"""Smallest share of a language that is named: less is mostly misjudged."""
+
+
+class Languages(Lint):
+    """Languages by py3langid (97 of them; Lui and Baldwin 2012)."""
+
+    def __init__(self) -> None:
+        self._sample = Sample[str](LOOKED_AT)
+
+    def see(self, row: View) -> None:
+        """Perhaps keep the beginning of its text."""
+        self._sample.offer(row.digest, lambda: row.text[:READ])
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """ISO 639-1 code to the share of the sample in it, the commonest first; "" is what could not be told."""
+        counts = Counter(language(text) for text in self._sample)
+        return {code: n / counts.total() for code, n in sorted(counts.items(), key=lambda c: (-c[1], c[0]))}
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """Nothing where nearly all that can be told is in one language."""
+        shares = {code: share for code, share in self.shares.items() if code and share >= SEEN}
+        if len(shares) > 1 and 1 - max(shares.values()) / sum(shares.values()) >= MIXED:
+            told = ", ".join(f"{code} {share:.0%}" for code, share in list(shares.items())[:6])
+            others = round((sum(shares.values()) - max(shares.values())) * len(self._sample))
+            yield finding("language-mix", places, count=others, of=len(self._sample), languages=told, shares=shares)
+
+
+def language(text: str) -> str:
+    """The code of a text's language, "" where it is too short or could be several."""
+    if sum(map(str.isalpha, text)) < LETTERS and text.isascii():
+        return ""
+    code, sure = _identifier().classify(text)
+    return str(code) if sure >= SURE else ""
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+# Plain text to go on pre-training with: lines that come in every document, and documents that are hardly prose.
+#
+# Quality follows the rules of MassiveText (Rae et al. 2021, appendix A.1.1): words of 3 to 10 characters on average, at
+# most one # or ... to ten words, 80 % of words with a letter in them.
+
+LINES = 500_000
+"""Different lines counted at most; of more, a random share."""
+LONG = 20
+"""Characters from which a line can be boilerplate; shorter ones are headings and closing brackets."""
+COMMON, LEAST = 0.01, 10
+"""A line is boilerplate from this share of documents on, and this many."""
+SHORT = 50
+"""Words under which a document teaches little of how texts go on (MassiveText)."""
+_LETTERS = re.compile(r"[^\W\d_]+")
+
+
+class Corpus(Lint):
+    """Rows that are text and no conversation."""
+
+    def __init__(self) -> None:
+        self._lines = Thinned[tuple[int, int]](LINES)
+        self._poor, self._short, self._documents = array("Q"), array("Q"), 0
+
+    def see(self, row: View) -> None:
+        """Count its lines and judge it."""
+        if row.record.kind != "text" or row.turns:
+            return
+        self._documents += 1
+        for line in {found for found in map(normal, row.text.splitlines()) if len(found) >= LONG}:
+            key = digest(line)
+            if self._lines.wants(key):
+                count, first = self._lines.held.get(key, (0, row.number))
+                self._lines.set(key, (count + 1, min(first, row.number)))
+        if len(row.text.split()) < SHORT and len(row.words) < SHORT:
+            self._short.append(row.number)
+        elif poor(row.text):
+            self._poor.append(row.number)
+
+    def findings(self, places: Places) -> Iterator[LintFinding]:
+        """Of the rows that are documents."""
+        of = self._documents
+        if self._short:
+            yield finding("short-documents", places, self._short, of=of, unit="documents", floor=SHORT)
+        if self._poor:
+            yield finding("low-quality", places, self._poor, of=of, unit="documents")
+        floor = max(LEAST, int(COMMON * of))
+        common = [first for count, first in self._lines.held.values() if count >= floor]
+        if common:
+            lines = len(self._lines.held)
+            yield finding("boilerplate", places, common, of=lines, unit="different lines", floor=floor)
+
+
+def poor(text: str) -> bool:
+    """Whether a text breaks a rule for prose. Words are measured in ASCII alone: some scripts have no spaces."""
+    words = text.split()
+    if not words:
+        return True
+    with_letters = sum(_LETTERS.search(word) is not None for word in words) / len(words)
+    mean = sum(map(len, words)) / len(words)
+    letters = sum(map(len, _LETTERS.findall(text))) / max(1, sum(map(len, words)))
+    signs = max(text.count("#"), text.count("...") + text.count("…")) / len(words)
+    long = mean > 10 and text.isascii()
+    return with_letters < 0.8 or letters < 0.5 or (mean < 3 and text.isascii()) or long or signs > 0.1
