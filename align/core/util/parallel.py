@@ -55,8 +55,8 @@ def ordered_map(
         except BrokenProcessPool:
             raise AlignError(
                 "a worker process died: out of memory, or killed",
-                "set data.dataset_num_proc: 1, which names the row if it is one row's fault; in a Python script of your own, "
-                "start align under `if __name__ == '__main__':`",
+                "set data.dataset_num_proc: 1, which names the row if it is one row's fault; in a Python script of "
+                "your own, start align under `if __name__ == '__main__':`",
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
