@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TextIO
 import rich_click as click
 
 from align.schemas.errors import AlignError, did_you_mean
+from align.schemas.renamed import RENAMED_OPTIONS
 
 COMMANDS = {
     "quickstart": ("align.cli.quickstart:quickstart", "Train a small model end to end, and see that it learned."),
@@ -43,6 +44,10 @@ class Align(click.RichGroup):
         """The command that is to run."""
         name = args[0]
         if name in COMMANDS:
+            for option in [arg.partition("=")[0] for arg in args[1:]]:
+                if option in RENAMED_OPTIONS:
+                    what, fix = "has a new name", f"write it as {RENAMED_OPTIONS[option]}"
+                    raise AlignError(what, fix, where=f"command line: {option}")
             module, _, attribute = COMMANDS[name][0].partition(":")
             return name, getattr(importlib.import_module(module), attribute), args[1:]
         if name.startswith("-"):

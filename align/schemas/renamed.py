@@ -1,4 +1,4 @@
-"""Keys and metrics that had another name before: the only place that knows the old ones, to refuse them by name.
+"""Keys, metrics and options that had another name: the only place that knows the old ones, to refuse them by name.
 
 The new ones are TRL's (of an adapter PEFT's, of a generator vLLM's), so that nobody has to learn them twice.
 """
@@ -60,6 +60,9 @@ recognised only where the algorithm at hand has the new one."""
 
 RENAMED_METRICS: Mapping[str, str] = {"rollout/dead_groups": "rollout/zero_std_groups"}
 """Old and new names of metrics, without the prefix ``val/``."""
+
+RENAMED_OPTIONS: Mapping[str, str] = {"--max-tokens": "--max-completion-length"}
+"""Old and new names of the commands' options."""
 
 
 def new_name(section: str, key: str) -> str | None:

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from align.cli import main
 from align.core.config.run_file import load
 from align.core.config.yaml_loader import write
 from align.core.engine.callbacks import _no_such_metric
@@ -15,7 +17,7 @@ from align.core.plugin_system import registry
 from align.core.plugin_system.registry import config_of
 from align.core.plugin_system.settings import model_at
 from align.schemas.errors import AlignError
-from align.schemas.renamed import RENAMED, RENAMED_METRICS, new_name
+from align.schemas.renamed import RENAMED, RENAMED_METRICS, RENAMED_OPTIONS, new_name
 from align.schemas.run import Stage
 
 OLD = [(section, old, new) for section, names in RENAMED.items() for old, new in names.items()]
@@ -76,3 +78,12 @@ def test_an_old_metric_is_refused_with_the_new_one(old: str) -> None:
         f"grpo: validation.metric_for_best_model\n    is {old!r}, which the held-out rows do not give\n"
         f"    that metric is called {RENAMED_METRICS[old]} now"
     )
+
+
+@pytest.mark.parametrize("old", RENAMED_OPTIONS)
+@pytest.mark.parametrize("command", [("sample", "model", "Why?"), ("reward", "audit", "exact", "rows.jsonl")])
+@pytest.mark.parametrize("form", ["{} 4", "{}=4"])
+def test_an_old_option_is_refused_with_the_new_one(old: str, command: tuple[str, ...], form: str) -> None:
+    done = CliRunner().invoke(main, [*command, *form.format(old).split()])
+    assert done.exit_code == 2
+    assert done.stderr == f"command line: {old}\n    has a new name\n    write it as {RENAMED_OPTIONS[old]}\n"
