@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from align.api.training import check as check
     from align.api.training import train as train
     from align.core.algorithm.base import Algorithm as Algorithm
+    from align.core.algorithm.base import LossOutput as LossOutput
+    from align.core.algorithm.base import LossTerm as LossTerm
     from align.core.algorithm.base import Metric as Metric
-    from align.core.algorithm.base import Outcome as Outcome
-    from align.core.algorithm.base import Term as Term
-    from align.core.algorithm.online import Credit as Credit
+    from align.core.algorithm.online import Advantages as Advantages
     from align.core.algorithm.online import CriticSpec as CriticSpec
     from align.core.algorithm.online import Experience as Experience
-    from align.core.algorithm.online import Harvest as Harvest
     from align.core.algorithm.online import Online as Online
+    from align.core.algorithm.online import RowGenerator as RowGenerator
     from align.core.config.run_file import load as load
     from align.core.data.batch import Batch as Batch
     from align.core.data.examples import Example as Example
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from align.core.engine.logger import Logger as Logger
     from align.core.engine.strategy import Strategy as Strategy
     from align.core.generation.base import Generator as Generator
+    from align.core.generation.base import ModelHandle as ModelHandle
     from align.core.generation.base import Request as Request
     from align.core.generation.base import Sample as Sample
-    from align.core.generation.base import Subject as Subject
     from align.core.rewards.base import Answer as Answer
     from align.core.rewards.base import Reward as Reward
     from align.core.rewards.base import Score as Score
@@ -85,11 +85,11 @@ _HOMES = {
     "schemas.records": ("Record",),
     "schemas.run": ("Run",),
     "core.data.batch": ("Batch",),
-    "core.algorithm.base": ("Algorithm", "Metric", "Outcome", "Term"),
+    "core.algorithm.base": ("Algorithm", "Metric", "LossOutput", "LossTerm"),
     "core.data.examples": ("Example",),
     "core.data.formats": ("Format", "Shape"),
-    "core.generation.base": ("Generator", "Request", "Sample", "Subject"),
-    "core.algorithm.online": ("Credit", "CriticSpec", "Experience", "Harvest", "Online"),
+    "core.generation.base": ("Generator", "ModelHandle", "Request", "Sample"),
+    "core.algorithm.online": ("Advantages", "CriticSpec", "Experience", "RowGenerator", "Online"),
     "core.rewards.base": ("Answer", "Reward", "Score"),
     "core.config.run_file": ("load",),
     "schemas.results": ("StageResult",),

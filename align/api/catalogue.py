@@ -58,7 +58,7 @@ class RewardDescription:
 
     name: str
     distribution: str
-    needs: tuple[str, ...]
+    required_columns: tuple[str, ...]
     isolated: bool
     about: str
 
@@ -108,10 +108,10 @@ def list_rewards() -> list[RewardDescription]:
         known: Any = thing if inspect.isclass(thing) else from_function(thing, name)
         settings = config_of(thing).model_fields
         column = settings["column"].default if "column" in settings else None
-        needs = tuple(known.needs) or ((column,) if column else ())
+        required_columns = tuple(known.required_columns) or ((column,) if column else ())
         first_line = (inspect.getdoc(thing) or "").split("\n")[0]
         isolated = known.seconds is not None
-        found.append(RewardDescription(name, offers[0].plugin.distribution, needs, isolated, first_line))
+        found.append(RewardDescription(name, offers[0].plugin.distribution, required_columns, isolated, first_line))
     return found
 
 

@@ -60,9 +60,9 @@ def label_data(
         if chosen is not None:
             with working("loading PyTorch and transformers"):
                 from align.api.sampling import open_sampler
-                from align.core.inference.sampler import subject_for
+                from align.core.inference.sampler import handle_for
 
-            subject = subject_for(Model(path=str(model)))
-            sampler = opened.enter_context(open_sampler(subject, settings, chosen, n=n, seed=seed))
+            handle = handle_for(Model(path=str(model)))
+            sampler = opened.enter_context(open_sampler(handle, settings, chosen, n=n, seed=seed))
         progress = opened.enter_context(Work("judging prompts", len(records)))
         return label(records, scorer, journal, sampler, progress.update)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from align.api.inputs import RewardLike, as_reward, plugin_choice, sampling_settings
-from align.core.generation.base import Subject
-from align.core.inference.sampler import Said, Speaker, answers, prompts_for, subject_for, token_ids
+from align.core.generation.base import ModelHandle
+from align.core.inference.sampler import Said, Speaker, answers, handle_for, prompts_for, token_ids
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer
@@ -93,28 +93,28 @@ class SampleRequest:
             raise AlignError("n and best_of are at least 1", where="sample")
         if self.best_of is not None and (self.n != 1 or not self.rewards):
             raise AlignError("best_of takes the place of n, and needs a reward", where="sample")
-        subject = subject_for(Model(path=self.model, trust_remote_code=self.trust_remote_code), self.context)
-        stops = token_ids(subject.tokenizer, [str(token) for token in self.stop_tokens])
+        handle = handle_for(Model(path=self.model, trust_remote_code=self.trust_remote_code), self.context)
+        stops = token_ids(handle.tokenizer, [str(token) for token in self.stop_tokens])
         sampling = self.sampling.model_copy(update={"stop_token_ids": [*self.sampling.stop_token_ids, *stops]})
-        records = prompts_for(self.prompts, subject.tokenizer, self.chat)
+        records = prompts_for(self.prompts, handle.tokenizer, self.chat)
         rewards = [as_reward(reward) for reward in self.rewards]
         generator = plugin_choice(self.generator)
         with ExitStack() as opened:
             # Rewards first: their errors are reported before the weights are loaded.
             scorer = opened.enter_context(Scorer(rewards, Place(seed=self.seed))) if rewards else None
             number = self.best_of or self.n
-            sampler = opened.enter_context(open_sampler(subject, sampling, generator, n=number, seed=self.seed))
+            sampler = opened.enter_context(open_sampler(handle, sampling, generator, n=number, seed=self.seed))
             yield SampleSession(sampler, records, scorer, choose=self.best_of is not None)
 
 
 @contextmanager
-def open_sampler(subject: Subject, sampling: Sampling, generator: Choice, *, n: int, seed: int) -> Iterator[Speaker]:
+def open_sampler(handle: ModelHandle, sampling: Sampling, generator: Choice, *, n: int, seed: int) -> Iterator[Speaker]:
     """Load a model's weights into a generator, which is closed at the end. n: completions of each prompt."""
     backend = registry.build("generator", generator)
     try:
-        with working(f"loading the model {subject.model.path}"):
-            backend.open(subject)
-        yield Speaker(backend, subject, sampling, n, seed)
+        with working(f"loading the model {handle.model.path}"):
+            backend.open(handle)
+        yield Speaker(backend, handle, sampling, n, seed)
     finally:
         backend.close()
 
@@ -140,7 +140,7 @@ class SampleSession:
         (record,) = self.records
         stream = self.sampler.stream(record, write)
         if self.scorer is None:
-            ((completion,),) = self.sampler.ask([record], heard=stream.heard)
+            ((completion,),) = self.sampler.ask([record], on_token=stream.on_token)
         else:
             (completion,) = answers(self.sampler, [record], self.scorer, choose=True)
         stream.end(completion.text)

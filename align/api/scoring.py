@@ -97,12 +97,12 @@ def audit(
         sampler = encode = None
         if model is not None:
             from align.api.sampling import open_sampler
-            from align.core.inference.sampler import subject_for
+            from align.core.inference.sampler import handle_for
 
             sampling = Sampling(max_completion_length=max_completion_length)
-            subject, local = subject_for(Model(path=str(model))), Choice(type="local")
-            sampler = stack.enter_context(open_sampler(subject, sampling, local, n=n, seed=seed))
-            tokenizer = subject.tokenizer
+            handle, local = handle_for(Model(path=str(model))), Choice(type="local")
+            sampler = stack.enter_context(open_sampler(handle, sampling, local, n=n, seed=seed))
+            tokenizer = handle.tokenizer
 
             def encode(text: str) -> list[int]:
                 return list(tokenizer.encode(text, add_special_tokens=False))

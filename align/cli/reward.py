@@ -63,7 +63,7 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([each.to_json() for each in rewards], indent=2))
         return
-    cells = [(r.name, r.distribution, ", ".join(r.needs), "yes" * r.isolated, r.about) for r in rewards]
+    cells = [(r.name, r.distribution, ", ".join(r.required_columns), "yes" * r.isolated, r.about) for r in rewards]
     print_columns([("NAME", "FROM", "NEEDS", "ISOLATED", "ABOUT"), *cells])
 
 

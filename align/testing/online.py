@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from align.core.algorithm import contract
-from align.core.algorithm.online import Credit, Experience, Group, Online, example_of
+from align.core.algorithm.online import Advantages, Experience, Group, Online, example_of
 from align.core.data.batch import collate
 from align.core.data.examples import Example
 from align.core.generation.base import Floats, Tokens
@@ -35,26 +35,28 @@ def toy_experience(
     everything: bool = True,
     far: float = 0.0,
 ) -> list[Example]:
-    """Return as many examples as ``lengths`` has rows, by ``credit`` and ``examples`` from random answers and rewards.
+    """Return as many examples as ``lengths`` has rows, made by the algorithm from random answers and rewards.
 
     The answers' log-probabilities are the policy's but for a little noise, so that ratios are near 1 and not 1. One
     more prompt has answers that nobody scored. everything: also what is measured only in phases of several steps or of
     another engine's answers, ``old_logp`` and ``weight``. far: nats a token by which the reference finds the answers
     less likely than the policy. (Not more likely: the policy has drawn them.)
     """
-    algorithm.settle(Rollout.model_validate(ROLLOUT))
+    algorithm.configure(Rollout.model_validate(ROLLOUT))
     groups = toy_groups(algorithm, policy, lengths, seed=seed, far=far)
     for experience in groups[-1]:
         experience.reward = None
     with fails():
-        credit = contract.credit(algorithm, groups)
+        advantages = contract.compute_advantages(algorithm, groups)
     answers = [e for group in groups for e in group]
     logp = [(e.logp if e.logp is not None else e.sampled_logp, e.sampled_logp) for e in answers]
     measured = {"old_logp": [old for old, _ in logp], "weight": [np.exp(old - sampled) for old, sampled in logp]}
     if not everything:
         measured = {"old_logp": measured["old_logp"]} if algorithm.num_iterations > 1 else {}
     with fails():
-        made = contract.examples(algorithm, groups, replace(credit, along={**credit.along, **measured}))
+        made = contract.examples(
+            algorithm, groups, replace(advantages, token_data={**advantages.token_data, **measured})
+        )
     examples = [example for group in made for example in group]
     return examples[:: max(1, len(examples) // len(lengths))][: len(lengths)]
 
@@ -83,7 +85,7 @@ def toy_groups(
 
 
 def check_online(make: Make, policy: Policy, lengths: Sequence[tuple[int, int, int]] = LENGTHS) -> None:
-    """Check what ``credit`` promises.
+    """Check what ``compute_advantages`` promises.
 
     - One finite number for each token of each answer, made only of what the engine measures.
     - The same for the same answers: nothing random, and all that moves from phase to phase is in ``state_dict``.
@@ -95,9 +97,11 @@ def check_online(make: Make, policy: Policy, lengths: Sequence[tuple[int, int, i
     algorithm = _fresh(make)
     first, second = (toy_groups(algorithm, policy, lengths, seed=seed) for seed in (1, 2))
     before = copy.deepcopy(first)
-    credit = _credit(algorithm, first)
-    again = _credit(_fresh(make), before)
-    assert _equal(credit, again), f"{algorithm.name}: credit differs from run to run on the same answers: is it random?"
+    advantages = _advantages(algorithm, first)
+    again = _advantages(_fresh(make), before)
+    assert _equal(advantages, again), (
+        f"{algorithm.name}: credit differs from run to run on the same answers: is it random?"
+    )
     _check_state(make, algorithm, first, second)
     if algorithm.num_generations > 1:
         _check_abstaining(make, policy, lengths)
@@ -118,7 +122,7 @@ def _check_state(make: Make, algorithm: Online, first: Sequence[Group], second: 
     resumed = _fresh(make)
     with fails(), contract.calling(algorithm, "load_state_dict"):
         resumed.load_state_dict(loaded)
-    assert _equal(_credit(algorithm, second), _credit(resumed, copy.deepcopy(second))), (
+    assert _equal(_advantages(algorithm, second), _advantages(resumed, copy.deepcopy(second))), (
         f"{algorithm.name}: credit after resuming differs from credit without it: "
         "keep what moves from phase to phase in state_dict and take it back in load_state_dict"
     )
@@ -128,19 +132,21 @@ def _check_abstaining(make: Make, policy: Policy, lengths: Sequence[tuple[int, i
     """Check that an answer that no reward scored counts for nothing: without it the others' credit is the same."""
     groups = toy_groups(_fresh(make), policy, lengths, seed=3)
     groups[0][0].reward = None
-    whole = _credit(_fresh(make), groups)
+    whole = _advantages(_fresh(make), groups)
     assert not whole.keep[0]
     without = [list(groups[0][1:]), *groups[1:]]
     algorithm = _fresh(make)
     try:
-        alone = _credit(algorithm, without)
+        alone = _advantages(algorithm, without)
     except AssertionError:  # it takes whole groups only, which is all that the engine gives
         alone = None
     others = range(1, len(whole.keep))
-    for name, values in whole.along.items():
+    for name, values in whole.token_data.items():
         rest = [values[i] for i in others]
         if alone is not None:
-            same = all(np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(rest, alone.along[name], strict=True))
+            same = all(
+                np.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(rest, alone.token_data[name], strict=True)
+            )
         else:
             same = not _counts_as_zero(make, policy, lengths, name, rest)
         assert same, (
@@ -157,27 +163,31 @@ def _counts_as_zero(
     for reward in (0.0, 1.0):
         groups = toy_groups(_fresh(make), policy, lengths, seed=3)
         groups[0][0].reward = reward
-        found.append(_credit(_fresh(make), groups).along[name][1:])
+        found.append(_advantages(_fresh(make), groups).token_data[name][1:])
     zero, one = (all(np.allclose(a, b) for a, b in zip(rest, each, strict=True)) for each in found)
     return zero and not one
 
 
 def _fresh(make: Make) -> Online:
     algorithm = make()
-    algorithm.settle(Rollout.model_validate(ROLLOUT))
+    algorithm.configure(Rollout.model_validate(ROLLOUT))
     return algorithm
 
 
-def _credit(algorithm: Online, groups: Sequence[Group]) -> Credit:
+def _advantages(algorithm: Online, groups: Sequence[Group]) -> Advantages:
     with fails():
-        return contract.credit(algorithm, groups)
+        return contract.compute_advantages(algorithm, groups)
 
 
-def _equal(one: Credit, other: Credit) -> bool:
+def _equal(one: Advantages, other: Advantages) -> bool:
     return (
-        one.along.keys() == other.along.keys()
+        one.token_data.keys() == other.token_data.keys()
         and np.array_equal(one.keep, other.keep)
-        and all(np.array_equal(a, b) for n in one.along for a, b in zip(one.along[n], other.along[n], strict=True))
+        and all(
+            np.array_equal(a, b)
+            for n in one.token_data
+            for a, b in zip(one.token_data[n], other.token_data[n], strict=True)
+        )
     )
 
 

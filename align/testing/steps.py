@@ -79,7 +79,7 @@ def step(
         with fails(), _unchanged(algorithm, batch):
             outcome = contract.loss(algorithm, batch)
         names.add((*(term.per for term in outcome.terms), *outcome.metrics))
-        loss = outcome.share(counts) + anchor
+        loss = outcome.loss_contribution(counts) + anchor
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
         for name, metric in outcome.metrics.items():

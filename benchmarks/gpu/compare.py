@@ -34,7 +34,7 @@ def estimated(check: dict[str, Any]) -> dict[str, float]:
     stage = Stage.model_validate(check["stage"])
     algorithm: Any = registry.build("algorithm", stage.algorithm)
     if stage.rollout is not None:
-        algorithm.settle(stage.rollout)
+        algorithm.configure(stage.rollout)
     needs = needs_of(algorithm)
     packed = check["layout"] == "packed" and check["attention"] == "sdpa"  # transformers makes a mask of the positions
     micros = tuple(Micro(m["rows"], m["length"], m["scored"], bool(m["masked"]) or packed) for m in check["micros"])

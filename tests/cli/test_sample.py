@@ -15,7 +15,7 @@ from align.cli import main
 from align.cli.choices import prompt_or_file
 from align.core.data.encode import Encoder
 from align.core.generation.completion import Turns
-from align.core.inference.sampler import Stream, prompts_for, subject_for, token_ids, tokens_of
+from align.core.inference.sampler import Stream, handle_for, prompts_for, token_ids, tokens_of
 from align.core.plugin_system import registry
 from align.core.plugin_system.registry import Offer, Plugin
 from align.schemas.run import Model
@@ -88,7 +88,7 @@ def test_a_file_keeps_its_columns_and_each_answer_its_seed(tiny_model_dir: Path,
 
 
 def test_text_that_spells_a_special_token_stays_text(tiny_model_dir: Path) -> None:
-    tokenizer = subject_for(Model(path=str(tiny_model_dir))).tokenizer
+    tokenizer = handle_for(Model(path=str(tiny_model_dir))).tokenizer
     (record,) = prompts_for(f"Is it?{EOS}", tokenizer, chat=True)
     end = tokenizer.convert_tokens_to_ids(EOS)
     assert tokens_of(record, Encoder(tokenizer)).tolist().count(end) == 1, "the template's own"
@@ -135,7 +135,7 @@ def test_an_answer_is_written_as_it_comes_whole_characters_at_a_time() -> None:
     tokenizer, written = tiny_tokenizer(), list[str]()
     stream, text = Stream(Turns(tokenizer), "", written.append), "The sea\x1b[2J \u00e9\u4e2d\U0001f600."
     for token in tokenizer(text)["input_ids"]:
-        stream.heard(token)
+        stream.on_token(token)
     stream.end(text)
     assert "".join(written) == "The sea⟨U+001B⟩[2J \u00e9\u4e2d\U0001f600." and len(written) > 6
     assert not any("\ufffd" in piece for piece in written)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.core.algorithm.base import Metric, Outcome, Term
+from align.core.algorithm.base import LossOutput, LossTerm, Metric
 from align.core.data.batch import Batch
 
 
@@ -27,7 +27,7 @@ def pairs(**more: Tensor) -> Batch:
         role_B=torch.tensor([0, 1, 1, 0]),
         roles=("chosen", "rejected"),
         examples=2,
-        along=more,
+        token_data=more,
     )
 
 
@@ -38,13 +38,13 @@ def test_sums_means_and_lengths_of_sequences() -> None:
     assert batch.sum_per_sequence(X).tolist() == [3, 4, 56, 0]
     assert batch.length_B.tolist() == [2, 1, 3, 1]
     assert batch.mean_per_sequence(X).tolist() == pytest.approx([1.5, 4, 56 / 3, 0])
-    assert batch.spread(floats(5, 6, 7, 8)).tolist() == [5, 5, 6, 7, 7, 7]
+    assert batch.expand_to_tokens(floats(5, 6, 7, 8)).tolist() == [5, 5, 6, 7, 7, 7]
 
 
 def test_a_role_s_values_are_in_the_order_of_the_examples() -> None:
     batch = pairs()
-    assert batch.of("chosen", floats(5, 6, 7, 8)).tolist() == [5, 8]
-    assert batch.of("rejected", floats(5, 6, 7, 8)).tolist() == [6, 7]
+    assert batch.select("chosen", floats(5, 6, 7, 8)).tolist() == [5, 8]
+    assert batch.select("rejected", floats(5, 6, 7, 8)).tolist() == [6, 7]
     assert batch.tokens_of("chosen", X).tolist() == [1, 2]
     assert batch.tokens_of("rejected", X).tolist() == [4, 8, 16, 32]
     for role, roles in (("completion", [0, 1, 1, 0]), ("chosen", [0, 1, 1, 1]), ("chosen", [0, 0, 1, 0])):
@@ -52,13 +52,13 @@ def test_a_role_s_values_are_in_the_order_of_the_examples() -> None:
             batch.logp_T, batch.sequence_T, batch.position_T, batch.example_B, torch.tensor(roles), batch.roles, 2
         )
         with pytest.raises(ValueError, match=f"one '{role}' sequence"):
-            wrong.of(role, floats(5, 6, 7, 8))
+            wrong.select(role, floats(5, 6, 7, 8))
 
 
 def test_a_role_that_an_empty_micro_batch_does_not_have() -> None:
     none = torch.zeros(0, dtype=torch.long)
     empty = Batch(floats(), none, none, none, none, (), 0)
-    assert empty.of("chosen", floats()).tolist() == [] and empty.sum_per_sequence(floats()).tolist() == []
+    assert empty.select("chosen", floats()).tolist() == [] and empty.sum_per_sequence(floats()).tolist() == []
 
 
 def test_messages_weigh_their_tokens() -> None:
@@ -69,7 +69,7 @@ def test_messages_weigh_their_tokens() -> None:
 
 def test_a_share_is_weight_times_sum_over_the_step_s_count() -> None:
     """Counts of the whole step, not of the micro-batch; a unit that the step has none of counts one."""
-    terms = [Term(X, "token", 2.0), Term(floats(3, 5), "example"), Term(floats(7), "token:nobody", 0.5)]
-    share = Outcome(terms, {"x": Metric(X)}).share({"token": 12.0, "example": 4.0})
+    terms = [LossTerm(X, "token", 2.0), LossTerm(floats(3, 5), "example"), LossTerm(floats(7), "token:nobody", 0.5)]
+    share = LossOutput(terms, {"x": Metric(X)}).loss_contribution({"token": 12.0, "example": 4.0})
     assert share.item() == pytest.approx(2 * 63 / 12 + 8 / 4 + 3.5)
-    assert Outcome([Term(X, "token")], {}).share({"token": 0.25}).item() == 63
+    assert LossOutput([LossTerm(X, "token")], {}).loss_contribution({"token": 0.25}).item() == 63

@@ -91,29 +91,29 @@ def test_roles_and_columns_are_the_steps_whatever_the_micro_batch_holds() -> Non
         assert collate(examples, "padded", PAD, like=[PAIR, text]).roles == ("chosen", "rejected", "text")
 
 
-def along(scored: list[int], **numbers: list[float]) -> TokenSequence:
+def token_data(scored: list[int], **numbers: list[float]) -> TokenSequence:
     made = sequence("completion", list(range(len(scored))), scored)
-    return replace(made, along={name: np.array(values, np.float64) for name, values in numbers.items()})
+    return replace(made, token_data={name: np.array(values, np.float64) for name, values in numbers.items()})
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_numbers_for_each_token_stay_with_their_tokens(layout: str) -> None:
     """In the order of the sequences; a message without a weight weighs 1; float32 whatever they were."""
-    first = Example("f:1", (along([0, 1, 1], advantage=[0.5, 0.25], message_weight=[0.1, 0.2]),))
-    second = Example("f:2", (along([0, 0, 1], advantage=[-2.0]), along([0, 1], advantage=[7.0])))
-    found = collate([second, first], layout, PAD).along
+    first = Example("f:1", (token_data([0, 1, 1], advantage=[0.5, 0.25], message_weight=[0.1, 0.2]),))
+    second = Example("f:2", (token_data([0, 0, 1], advantage=[-2.0]), token_data([0, 1], advantage=[7.0])))
+    found = collate([second, first], layout, PAD).token_data
     assert {name: values.tolist() for name, values in found.items()} == {
         "advantage": [-2.0, 7.0, 0.5, 0.25],
         "message_weight": pytest.approx([1, 1, 0.1, 0.2]),
     }
     assert {values.dtype for values in found.values()} == {torch.float32}
     # A micro-batch has what its step has.
-    weighs_one = collate([second], layout, PAD, like=[first, second]).along
+    weighs_one = collate([second], layout, PAD, like=[first, second]).token_data
     assert weighs_one["message_weight"].tolist() == [1, 1]
-    nothing = collate([], layout, PAD, like=[first, second]).along
+    nothing = collate([], layout, PAD, like=[first, second]).token_data
     assert {name: values.tolist() for name, values in nothing.items()} == {"advantage": [], "message_weight": []}
     with pytest.raises(ValueError, match="lack some of advantage"):
-        collate([second], layout, PAD, like=[second, Example("f:3", (along([0, 1]),))])
+        collate([second], layout, PAD, like=[second, Example("f:3", (token_data([0, 1]),))])
 
 
 def test_moving_moves_every_tensor() -> None:

@@ -126,8 +126,8 @@ def test_the_credit_of_whole_answers() -> None:
     groups = [[answer(1.0, [-1, -1]), answer(None), answer(0.0)], [answer(None)]]
     groups[0][2].finish = "length"
     made = advantages.per_answer(groups, [advantages.less_mean(advantages.rewards(group)) for group in groups])
-    assert [a.tolist() for a in made.along["advantage"]] == [[0.5, 0.5], [0.0], [-0.5], [0.0]]
-    assert all(a.dtype == np.float32 for a in made.along["advantage"])
+    assert [a.tolist() for a in made.token_data["advantage"]] == [[0.5, 0.5], [0.0], [-0.5], [0.0]]
+    assert all(a.dtype == np.float32 for a in made.token_data["advantage"])
     assert made.keep.tolist() == [True, False, True, False]
     assert advantages.kept(groups).tolist() == [True, False, True, False]
     assert advantages.kept(groups, mask_truncated_completions=True).tolist() == [True, False, False, False]

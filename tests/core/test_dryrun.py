@@ -23,7 +23,7 @@ from align.core.estimation.memory_tracker import Tracker
 from align.core.estimation.resolved_stage import config_of, resolve_stage
 from align.core.models.loading import build_policy
 from align.core.plugin_system.registry import registry
-from align.core.training.reward_stage import settle
+from align.core.training.reward_stage import configure
 from align.core.util.hardware import present
 from align.schemas.engine import LOGITS, MICRO_TOKENS
 from align.schemas.errors import AlignError
@@ -53,7 +53,7 @@ def staged(algorithm: str, model: Path, home: Path, /, **laid_over: Any) -> Stag
 def built(stage: Stage) -> Any:
     algorithm: Any = registry.build("algorithm", stage.algorithm)
     if isinstance(algorithm, Online):
-        settle(algorithm, stage)
+        configure(algorithm, stage)
     return algorithm
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm
 from align.core.data.batch import Batch
 from align.core.engine import checkpoint
 from align.core.plugin_system.registry import registry
@@ -123,10 +123,10 @@ class Poisoned(Algorithm):
     learning_rate = 1e-3
     poison = math.nan
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """A sequence of exactly five scored tokens is the poisoned one."""
         factor_B = torch.where(batch.length_B == 5, self.poison, 1.0)
-        return Outcome([Term(-batch.logp_T * batch.spread(factor_B), "token")], {})
+        return LossOutput([LossTerm(-batch.logp_T * batch.expand_to_tokens(factor_B), "token")], {})
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_a_column_that_it_needs_and_no_row_has() -> None:
         return [0.0] * len(completions)
 
     reward = from_function(f, "f")
-    assert reward.needs == ("gold",)
+    assert reward.required_columns == ("gold",)
     assert reward.unfit({"solution": "4"}) == "has no 'gold'"
     assert reward.unfit({"gold": None}) is None
     with pytest.raises(AlignError, match="takes 'gold', which no row has\n    the rows' columns: solution, level"):

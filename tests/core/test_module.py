@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Metric, Outcome, Term
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric
 from align.core.algorithm.online import CriticSpec, Online
 from align.core.data.batch import Batch, MicroBatch, collate
 from align.core.data.examples import Example, InMemory, TokenSequence
@@ -37,14 +37,14 @@ class Toy(Algorithm):
     learns_from = ("unpaired",)
     learning_rate = 0.004
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         x_T = -batch.logp_T if batch.ref_logp_T is None else batch.ref_logp_T - batch.logp_T
         x_E = batch.sum_per_sequence(x_T)
         x_E = (
             x_E + batch.step.get("shift", 0.0) + (0 if batch.value_T is None else batch.sum_per_sequence(batch.value_T))
         )
-        terms = [Term(x_T, "token", 2.0), Term(x_E.square(), "example", 0.5)]
-        return Outcome(
+        terms = [LossTerm(x_T, "token", 2.0), LossTerm(x_E.square(), "example", 0.5)]
+        return LossOutput(
             terms, {"x": x_T, "most": Metric(x_T, "max"), "least": Metric(x_T, "min"), "all": Metric(x_T, "sum")}
         )
 
@@ -68,9 +68,11 @@ class Poisoned(Toy):
 
     poison = math.nan
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         bad_B = batch.length_B == 9
-        return Outcome([Term(-batch.logp_T * batch.spread(torch.where(bad_B, self.poison, 1.0)), "token")], {})
+        return LossOutput(
+            [LossTerm(-batch.logp_T * batch.expand_to_tokens(torch.where(bad_B, self.poison, 1.0)), "token")], {}
+        )
 
 
 class Critical(Online):

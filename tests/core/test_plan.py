@@ -212,7 +212,7 @@ def test_a_token_counts_as_much_as_its_message_weighs() -> None:
     """Two tokens of 1/2 and one of 1/4, beside three that have no weights: 1.25 + 3."""
     weighed = replace(
         example(("text", [False, True, True, True])).sequences[0],
-        along={"message_weight": np.array([0.5, 0.5, 0.25], np.float32)},
+        token_data={"message_weight": np.array([0.5, 0.5, 0.25], np.float32)},
     )
     plain = example(("text", [False, True, True, True]))
     found = denominators([Example("a", (weighed,)), plain])

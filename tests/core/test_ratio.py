@@ -16,13 +16,13 @@ from align.core.algorithm.kl import KL, estimate
 from align.core.data.batch import Batch
 
 
-def batch(logp: Tensor, lengths: list[int], ref: Tensor | None = None, **along: Tensor) -> Batch:
+def batch(logp: Tensor, lengths: list[int], ref: Tensor | None = None, **token_data: Tensor) -> Batch:
     """Sequences one after the other, an example each."""
     count, sizes = len(lengths), torch.tensor(lengths)
     sequence = torch.repeat_interleave(torch.arange(count), sizes)
     position = torch.cat([torch.arange(n) for n in lengths])
     each = torch.arange(count)
-    return Batch(logp, sequence, position, each, torch.zeros_like(each), ("completion",), count, {}, ref, along)
+    return Batch(logp, sequence, position, each, torch.zeros_like(each), ("completion",), count, {}, ref, token_data)
 
 
 def floats(*values: float) -> Tensor:

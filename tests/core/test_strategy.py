@@ -53,13 +53,13 @@ def test_auto_shards_what_does_not_fit(devices: int, state: int, expected: str) 
         chosen: Strategy = registry.build("strategy", Choice(type=name))
         return chosen
 
-    assert auto.settle(hardware, footprint, choose).name == expected
+    assert auto.resolve(hardware, footprint, choose).name == expected
 
 
 def test_single_refuses_more_than_one() -> None:
     single: Strategy = registry.build("strategy", Choice(type="single"))
     with pytest.raises(AlignError, match="but the run has 2 devices"):
-        single.settle(Hardware("cpu", 2, 1, GIB), Footprint(0, 0), lambda: single)
+        single.resolve(Hardware("cpu", 2, 1, GIB), Footprint(0, 0), lambda: single)
 
 
 def test_one_type_describes_the_hardware_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,19 +83,19 @@ def test_weights_of_messages_are_kept_with_their_tokens(tmp_path: Path) -> None:
     for found in (done.examples, again.examples):
         (sequence,) = found[0].sequences
         assert sequence.tokens[sequence.scored].tolist() == [*first, *later]
-        assert sequence.along["message_weight"].tolist() == [0.5] * len(first) + [1.0] * len(later)
-        assert not found[1].sequences[0].along
-        assert found[2].sequences[0].along["message_weight"].tolist()[: len(first)] == [0.5] * len(first)
+        assert sequence.token_data["message_weight"].tolist() == [0.5] * len(first) + [1.0] * len(later)
+        assert not found[1].sequences[0].token_data
+        assert found[2].sequences[0].token_data["message_weight"].tolist()[: len(first)] == [0.5] * len(first)
     start = int(sequence.scored.argmax())
     short = tokenise(rows[:1], TOKENIZER, SFT_, data(truncation_mode="keep_start", max_length=start + 1))
-    assert short.examples[0].sequences[0].along["message_weight"].tolist() == [0.5]
+    assert short.examples[0].sequences[0].token_data["message_weight"].tolist() == [0.5]
     batch = collate([done.examples[0], done.examples[1]], "packed", 0)
     plain = int(done.examples[1].sequences[0].scored.sum())
-    assert batch.along["message_weight"].tolist() == [0.5] * len(first) + [1.0] * (len(later) + plain)
+    assert batch.token_data["message_weight"].tolist() == [0.5] * len(first) + [1.0] * (len(later) + plain)
     nought = [message | {"weight": 0} if "weight" in message else message for message in HALF]
     (sequence,) = tokenise([Record("text", "f:1", text=nought)], TOKENIZER, SFT_, data()).examples[0].sequences
     assert sequence.tokens[sequence.scored].tolist() == later
-    assert not sequence.along
+    assert not sequence.token_data
 
 
 def test_the_loss_of_weighed_messages_is_the_weighted_mean_however_the_step_is_cut() -> None:
@@ -113,9 +113,9 @@ def test_the_loss_of_weighed_messages_is_the_weighted_mean_however_the_step_is_c
         for micro in cut:
             made = collate(micro, "padded", 0, like=step)
             end = start + len(made.target_T)
-            shared = ("sequence_T", "position_T", "example_B", "role_B", "roles", "examples", "along")
+            shared = ("sequence_T", "position_T", "example_B", "role_B", "roles", "examples", "token_data")
             batch = Batch(logp_T=leaf[start:end], **{name: getattr(made, name) for name in shared})
-            loss, start = loss + SFT_.loss(batch).share(counts), end
+            loss, start = loss + SFT_.loss(batch).loss_contribution(counts), end
         loss.backward()
         assert float(loss.detach()) == pytest.approx(expected, rel=1e-12)
         assert leaf.grad is not None

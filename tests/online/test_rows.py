@@ -68,7 +68,7 @@ def spoken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
         def say(requests: Any, *args: Any, **kwargs: Any) -> Any:
             groups = generate(requests, *args, **kwargs)
-            tokenizer = self.subject.tokenizer
+            tokenizer = self.handle.tokenizer
             for samples in groups:
                 for i, sample in enumerate(samples):
                     ids = tokenizer(SAID[i % len(SAID)] + "<|im_end|>")["input_ids"]

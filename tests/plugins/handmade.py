@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from align.core.algorithm.base import Outcome
+from align.core.algorithm.base import LossOutput
 from align.core.data.batch import Batch
 
 Rows = Sequence[Mapping[str, Sequence[float]]]
@@ -52,12 +52,12 @@ def pairs(*ratios: tuple[float, float], dtype: torch.dtype = torch.float32) -> B
     return batch(rows, [{"chosen": [-1.0], "rejected": [-1.0]} for _ in ratios], dtype=dtype)
 
 
-def values(outcome: Outcome, term: int = 0) -> list[float]:
+def values(outcome: LossOutput, term: int = 0) -> list[float]:
     """The unreduced values of one term."""
     return [float(x) for x in outcome.terms[term].values.detach()]
 
 
-def metric(outcome: Outcome, name: str) -> list[float]:
+def metric(outcome: LossOutput, name: str) -> list[float]:
     """The unreduced values of one metric."""
     entry = outcome.metrics[name]
     return [float(x) for x in getattr(entry, "values", entry).detach()]

@@ -81,7 +81,7 @@ def made(name: str, chosen: Mapping[str, Any]) -> Algorithm:
     cls = registry.get("algorithm", name)
     algorithm: Algorithm = cls(cls.Config(**chosen))
     if isinstance(algorithm, Online):
-        algorithm.settle(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_completion_length": 10}}))
+        algorithm.configure(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_completion_length": 10}}))
     return algorithm
 
 
@@ -118,12 +118,16 @@ def seen(algorithm: Algorithm, groups: list[Group]) -> dict[str, Any]:
         flat = [e for group in groups for e in group]
         for experience in flat:
             experience.ref_logp = experience.ref_logp if algorithm.uses_reference else None
-        algorithm.credit(groups[:4])  # a controller or a moving mean shows in the next phases
-        algorithm.credit(groups[4:])
-        credit = algorithm.credit(groups)
-        along = {"old_logp": [e.logp for e in flat], "weight": [np.exp(e.logp - e.sampled_logp) for e in flat]}
+        algorithm.compute_advantages(groups[:4])  # a controller or a moving mean shows in the next phases
+        algorithm.compute_advantages(groups[4:])
+        advantages = algorithm.compute_advantages(groups)
+        token_data = {"old_logp": [e.logp for e in flat], "weight": [np.exp(e.logp - e.sampled_logp) for e in flat]}
         examples = [
-            e for group in algorithm.examples(groups, replace(credit, along={**credit.along, **along})) for e in group
+            e
+            for group in algorithm.examples(
+                groups, replace(advantages, token_data={**advantages.token_data, **token_data})
+            )
+            for e in group
         ]
         critic = toy_policy("value", seed=2) if algorithm.critic is not None else None
     else:

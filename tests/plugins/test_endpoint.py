@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.core.generation.base import Interrupt, Request, Subject
+from align.core.generation.base import Interrupt, ModelHandle, Request
 from align.core.models.loading import load_tokenizer
 from align.plugins.generators.endpoint import Endpoint
 from align.schemas.errors import AlignError
@@ -39,7 +39,7 @@ def asking(
     tokenizer = load_tokenizer(model)
     with serving(answer) as server:
         endpoint = Endpoint(Endpoint.Config(url=server.url + "/v1", model="judge", **settings))
-        endpoint.open(Subject(tiny_model_dir, model, tokenizer, (3,), 64))
+        endpoint.open(ModelHandle(tiny_model_dir, model, tokenizer, (3,), 64))
         try:
             yield endpoint, server, tokenizer
         finally:
@@ -103,10 +103,10 @@ def test_answers_are_in_the_order_of_their_seeds_whatever_order_they_come_in(tin
     told = []
     with asking(tiny_model_dir, slow_first, concurrency=3) as (endpoint, server, tokenizer):
         requests = [request_of(tokenizer, "a", 0, 1, 2), request_of(tokenizer, "b", 3, 4)]
-        groups = endpoint.generate(requests, SAMPLING, heard=lambda *heard: told.append(heard))
+        groups = endpoint.generate(requests, SAMPLING, on_token=lambda *on_token: told.append(on_token))
         said = [[tokenizer.decode(sample.tokens.tolist()) for sample in group] for group in groups]
         assert said == [["answer 0", "answer 1", "answer 2"], ["answer 3", "answer 4"]]
-        assert [heard[2] for heard in told if heard[:2] == (1, 1)] == groups[1][1].tokens.tolist()
+        assert [on_token[2] for on_token in told if on_token[:2] == (1, 1)] == groups[1][1].tokens.tolist()
         assert len(server.seen) == 5
 
 

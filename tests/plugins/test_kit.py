@@ -14,8 +14,8 @@ from torch import Tensor
 
 from align.core.algorithm import contract
 from align.core.algorithm.advantages import kept, less_mean, per_answer, rewards
-from align.core.algorithm.base import Algorithm, Metric, Outcome, Term
-from align.core.algorithm.online import Credit, Group, Online
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric
+from align.core.algorithm.online import Advantages, Group, Online
 from align.core.data.batch import Batch
 from align.core.data.examples import Example
 from align.core.generation.base import Generator, Request, Sample
@@ -45,15 +45,15 @@ class Pairs(Algorithm):
     def margin(self, batch: Batch) -> Tensor:
         assert batch.ref_logp_T is not None
         gain_B = batch.sum_per_sequence(batch.logp_T - batch.ref_logp_T)
-        return batch.of("chosen", gain_B) - batch.of("rejected", gain_B)
+        return batch.select("chosen", gain_B) - batch.select("rejected", gain_B)
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """DPO's, whole."""
-        return Outcome([Term(-torch.nn.functional.logsigmoid(self.margin(batch)), "example")], {})
+        return LossOutput([LossTerm(-torch.nn.functional.logsigmoid(self.margin(batch)), "example")], {})
 
 
 class Rescaling(Pairs):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """Scales the reference where it stands: the margin of a first step is then not 0."""
         assert batch.ref_logp_T is not None
         batch.ref_logp_T.mul_(0.9)
@@ -61,7 +61,7 @@ class Rescaling(Pairs):
 
 
 class Unseen(Pairs):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """The same by a way that autograd does not see."""
         assert batch.ref_logp_T is not None
         batch.ref_logp_T.data.mul_(0.9)
@@ -69,42 +69,44 @@ class Unseen(Pairs):
 
 
 class Overflowing(Pairs):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """log(1 + exp(−m)), right until exp(−m) is infinite."""
-        return Outcome([Term((1 + (-self.margin(batch)).exp()).log(), "example")], {})
+        return LossOutput([LossTerm((1 + (-self.margin(batch)).exp()).log(), "example")], {})
 
 
 class Averaging(Pairs):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """A metric that is a mean over the micro-batch already."""
         margin_E = self.margin(batch).detach()
         return super().loss(batch)._replace(metrics={"margin": margin_E.sum() / max(1, len(margin_E))})
 
 
 class Dropping(Pairs):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """Leaves pairs out at random."""
         keep_E = torch.rand(batch.examples, dtype=batch.logp_T.dtype)
-        return Outcome([Term(-keep_E * torch.nn.functional.logsigmoid(self.margin(batch)), "example")], {})
+        return LossOutput([LossTerm(-keep_E * torch.nn.functional.logsigmoid(self.margin(batch)), "example")], {})
 
 
 class Counting(Pairs):
     calls = 0
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """Remembers how often it was asked."""
         self.calls += 1
-        return Outcome([Term(-torch.nn.functional.logsigmoid(self.margin(batch)), "example", 1 / self.calls)], {})
+        return LossOutput(
+            [LossTerm(-torch.nn.functional.logsigmoid(self.margin(batch)), "example", 1 / self.calls)], {}
+        )
 
 
 class PerPair(Pairs):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """Counted by a unit that there is not."""
-        return Outcome([Term(-torch.nn.functional.logsigmoid(self.margin(batch)), "pair")], {})
+        return LossOutput([LossTerm(-torch.nn.functional.logsigmoid(self.margin(batch)), "pair")], {})
 
 
 class Plain(Pairs):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """A number for a metric."""
         return super().loss(batch)._replace(metrics={"margin": 0.5})  # type: ignore[dict-item]
 
@@ -148,36 +150,36 @@ class Centred(Online):
     def advantages(self, group: Group) -> np.ndarray[Any, Any]:
         return less_mean(rewards(group))
 
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """Every token its answer's advantage."""
         return per_answer(groups, [self.advantages(group) for group in groups])
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """Over tokens."""
-        return Outcome([Term(-batch.along["advantage"] * batch.logp_T, "token")], {})
+        return LossOutput([LossTerm(-batch.token_data["advantage"] * batch.logp_T, "token")], {})
 
 
 class Short(Centred):
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """One value too few."""
-        whole = super().credit(groups)
-        return Credit({"advantage": whole.along["advantage"][:-1]}, whole.keep)
+        whole = super().compute_advantages(groups)
+        return Advantages({"advantage": whole.token_data["advantage"][:-1]}, whole.keep)
 
 
 class ShortAnswer(Centred):
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """One token too few."""
-        whole = super().credit(groups)
-        return Credit({"advantage": [values[1:] for values in whole.along["advantage"]]}, whole.keep)
+        whole = super().compute_advantages(groups)
+        return Advantages({"advantage": [values[1:] for values in whole.token_data["advantage"]]}, whole.keep)
 
 
 class NotANumber(Centred):
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """NaN for answers that nobody scored, as the means give it."""
         answers = [e for group in groups for e in group]
         values = np.concatenate([self.advantages(group) for group in groups])
         spread = [np.full(len(e.tokens), a, np.float32) for e, a in zip(answers, values, strict=True)]
-        return Credit({"advantage": spread}, kept(groups))
+        return Advantages({"advantage": spread}, kept(groups))
 
 
 class Zeroed(Centred):
@@ -187,24 +189,24 @@ class Zeroed(Centred):
 
 
 class ZeroedWhole(Zeroed):
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """The same by arrays of whole groups, which no smaller group fits."""
         np.array([[e.reward or 0.0 for e in group] for group in groups]).reshape(-1, 4)
-        return super().credit(groups)
+        return super().compute_advantages(groups)
 
 
 class Wordy(Centred):
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """A metric in words."""
-        whole = super().credit(groups)
-        return Credit(whole.along, whole.keep, {"mood": "good"})  # type: ignore[dict-item]
+        whole = super().compute_advantages(groups)
+        return Advantages(whole.token_data, whole.keep, {"mood": "good"})  # type: ignore[dict-item]
 
 
 class Keeping(Centred):
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """Nothing left out."""
-        whole = super().credit(groups)
-        return Credit(whole.along, np.ones_like(whole.keep))
+        whole = super().compute_advantages(groups)
+        return Advantages(whole.token_data, np.ones_like(whole.keep))
 
 
 class Noisy(Centred):
@@ -218,7 +220,7 @@ class Forgetful(Centred):
         super().__init__(config)
         self.mean = 0.0
 
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """A running mean over phases."""
         known = [e.reward for group in groups for e in group if e.reward is not None]
         baseline, self.mean = self.mean, 0.9 * self.mean + 0.1 * float(np.mean(known))
@@ -239,27 +241,27 @@ class Pickling(Remembering):
 
 
 class Overwriting(Centred):
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """Forgets what the generator said."""
         for group in groups:
             for e in group:
                 e.sampled_logp *= 0
-        return super().credit(groups)
+        return super().compute_advantages(groups)
 
 
 class Replacing(Centred):
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """The same with new arrays."""
         for group in groups:
             for e in group:
                 e.sampled_logp = np.zeros_like(e.sampled_logp)
-        return super().credit(groups)
+        return super().compute_advantages(groups)
 
 
 class Rewarding(Centred):
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """Writes its shaped reward back."""
-        given = super().credit(groups)
+        given = super().compute_advantages(groups)
         for group in groups:
             for e in group:
                 e.reward = None if e.reward is None else e.reward * 2
@@ -267,22 +269,22 @@ class Rewarding(Centred):
 
 
 class Presuming(Centred):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """Reads what a phase of one step does not measure."""
-        ratio_T = (batch.logp_T - batch.along["old_logp"]).exp()
-        return Outcome([Term(-ratio_T * batch.along["advantage"], "token")], {})
+        ratio_T = (batch.logp_T - batch.token_data["old_logp"]).exp()
+        return LossOutput([LossTerm(-ratio_T * batch.token_data["advantage"], "token")], {})
 
 
 class Mistyped(Centred):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """Reads what nobody gives."""
-        return Outcome([Term(-batch.along["advantages"] * batch.logp_T, "token")], {})
+        return LossOutput([LossTerm(-batch.token_data["advantages"] * batch.logp_T, "token")], {})
 
 
 class Uneven(Centred):
-    def examples(self, groups: Sequence[Group], credit: Credit) -> list[list[Example]]:
+    def examples(self, groups: Sequence[Group], advantages: Advantages) -> list[list[Example]]:
         """Drops groups without examples, so that the rest stand in the wrong places."""
-        return [made for made in super().examples(groups, credit) if made]
+        return [made for made in super().examples(groups, advantages) if made]
 
 
 def test_right_ones_pass() -> None:
@@ -303,9 +305,9 @@ def test_right_ones_pass() -> None:
         (Noisy, "credit differs from run to run"),
         (Forgetful, "credit after resuming differs"),
         (Pickling, "state_dict has more than plain values and tensors"),
-        (Overwriting, "credit changed the sampled_logp of an answer"),
-        (Replacing, "credit changed the sampled_logp of an answer"),
-        (Rewarding, "credit changed the reward of an answer"),
+        (Overwriting, "compute_advantages changed the sampled_logp of an answer"),
+        (Replacing, "compute_advantages changed the sampled_logp of an answer"),
+        (Rewarding, "compute_advantages changed the reward of an answer"),
         (Presuming, r"failed in loss: KeyError: 'old_logp' \(test_kit.py, line \d+\)"),
         (Mistyped, "failed in loss: KeyError: 'advantages'"),
         (Uneven, "gave 8 lists of examples for 9 groups"),
@@ -330,17 +332,23 @@ def failing(error: Exception) -> Callable[..., Any]:
     ("name", "plugin", "method", "stand_in", "message"),
     [
         ("sft", SFT, "loss", failing(KeyError("advantage")), "failed in loss: KeyError: 'advantage'"),
-        ("sft", SFT, "loss", lambda *_: None, "loss returned a NoneType; return align.Outcome(terms, metrics)"),
+        ("sft", SFT, "loss", lambda *_: None, "loss returned a NoneType; return align.LossOutput(terms, metrics)"),
         ("sft", SFT, "derived", failing(KeyError("loss")), "failed in derived: KeyError: 'loss'"),
         ("sft", SFT, "auxiliary", failing(IndexError("x")), "failed in auxiliary: IndexError: x"),
         (
             "grpo",
             GRPO,
-            "credit",
+            "compute_advantages",
             failing(ValueError("zip() argument 2 is longer")),
-            "failed in credit: ValueError: zip()",
+            "failed in compute_advantages: ValueError: zip()",
         ),
-        ("grpo", GRPO, "credit", lambda *_: Credit({}, np.ones(3, bool)), "credit gave keep of shape (3,)"),
+        (
+            "grpo",
+            GRPO,
+            "compute_advantages",
+            lambda *_: Advantages({}, np.ones(3, bool)),
+            "compute_advantages gave keep of shape (3,)",
+        ),
         ("grpo", GRPO, "state_dict", failing(TypeError("x")), "failed in state_dict: TypeError: x"),
         ("grpo", GRPO, "examples", lambda *_: [], "examples gave 0 lists of examples for"),
         ("best_of_n", BestOfN, "rows", failing(TypeError("x")), "failed in rows: TypeError: x"),
@@ -373,9 +381,9 @@ def test_a_metric_of_the_whole_step_is_the_mean_over_its_tokens() -> None:
     """The kit reduces metrics as the engine does: by hand, over two micro-batches of 1 and 3 tokens."""
 
     class Fixed(Centred):
-        def loss(self, batch: Batch) -> Outcome:
+        def loss(self, batch: Batch) -> LossOutput:
             """A metric that is the position of each token."""
-            return Outcome([Term(-batch.logp_T, "token")], {"place": Metric(batch.position_T.double())})
+            return LossOutput([LossTerm(-batch.logp_T, "token")], {"place": Metric(batch.position_T.double())})
 
     from align.testing import step
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm
 from align.core.data.batch import Batch
 from align.plugins.algorithms.cpo import CPO
 from align.plugins.algorithms.dpo import DPO
@@ -110,43 +110,43 @@ class Paperless(Breaker):
 
 
 class MeanInside(Breaker):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """A mean of means."""
-        return Outcome([Term(-batch.logp_T.mean()[None], "example")], {})
+        return LossOutput([LossTerm(-batch.logp_T.mean()[None], "example")], {})
 
 
 class Sorted(Breaker):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """aot's sort: a pair's value depends on its neighbours."""
         logp_B = batch.sum_per_sequence(batch.logp_T)
-        gap_E = batch.of("chosen", logp_B).sort().values - batch.of("rejected", logp_B).sort().values
-        return Outcome([Term(gap_E.square(), "example")], {})
+        gap_E = batch.select("chosen", logp_B).sort().values - batch.select("rejected", logp_B).sort().values
+        return LossOutput([LossTerm(gap_E.square(), "example")], {})
 
 
 class Fickle(Breaker):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """A metric that only some micro-batches have."""
         metrics = {"long": batch.logp_T} if batch.logp_T.numel() > 10 else {}
-        return Outcome([Term(-batch.logp_T, "token")], metrics)
+        return LossOutput([LossTerm(-batch.logp_T, "token")], metrics)
 
 
 class Infinite(Breaker):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """Not a number."""
-        return Outcome([Term(-batch.logp_T / 0, "token")], {})
+        return LossOutput([LossTerm(-batch.logp_T / 0, "token")], {})
 
 
 class Constant(Breaker):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """Nothing to learn from."""
-        return Outcome([Term(-batch.logp_T.detach(), "token")], {})
+        return LossOutput([LossTerm(-batch.logp_T.detach(), "token")], {})
 
 
 class Recentred(RLOO):
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """Advantages made relative to the micro-batch: credit where it does not belong."""
-        advantage_T = batch.along["advantage"] - batch.along["advantage"].mean()
-        return Outcome([Term(-advantage_T * batch.logp_T, "token")], {})
+        advantage_T = batch.token_data["advantage"] - batch.token_data["advantage"].mean()
+        return LossOutput([LossTerm(-advantage_T * batch.logp_T, "token")], {})
 
 
 @pytest.mark.parametrize(

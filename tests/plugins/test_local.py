@@ -23,9 +23,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from align.core.generation.base import Interrupt, Request, Sample, Subject, Tokens
+from align.core.generation.base import Interrupt, ModelHandle, Request, Sample, Tokens
 from align.core.generation.decode import Voice
-from align.core.inference.sampler import subject_for
+from align.core.inference.sampler import handle_for
 from align.core.models.adapter import add_adapter
 from align.core.models.policy import Policy
 from align.core.plugin_system.registry import registry
@@ -181,11 +181,13 @@ def test_a_repetition_penalty_sees_prompt_and_answer_as_transformers_does() -> N
 
 
 def test_it_listens_and_can_be_stopped() -> None:
-    heard: dict[tuple[int, int], list[int]] = {}
+    on_token: dict[tuple[int, int], list[int]] = {}
     speaks, sampling = voice(tiny_model()), Sampling(max_completion_length=12)
     requests = [Request(prompt, (1, 2)) for prompt in PROMPTS]
-    groups = speaks.answer(requests, sampling, heard=lambda i, k, token: heard.setdefault((i, k), []).append(token))
-    assert heard == {(i, k): s.tokens.tolist() for i, group in enumerate(groups) for k, s in enumerate(group)}
+    groups = speaks.answer(
+        requests, sampling, on_token=lambda i, k, token: on_token.setdefault((i, k), []).append(token)
+    )
+    assert on_token == {(i, k): s.tokens.tolist() for i, group in enumerate(groups) for k, s in enumerate(group)}
     polls = iter([False] * 5 + [True])
     with pytest.raises(Interrupt):
         speaks.answer(requests, sampling, stop=lambda: next(polls))
@@ -193,12 +195,12 @@ def test_it_listens_and_can_be_stopped() -> None:
 
 
 @pytest.fixture
-def subject(tiny_model_dir: Path) -> Subject:
-    return subject_for(Model(path=str(tiny_model_dir)))
+def handle(tiny_model_dir: Path) -> ModelHandle:
+    return handle_for(Model(path=str(tiny_model_dir)))
 
 
-def test_the_plugin_speaks_for_a_directory_or_for_a_policy_in_training(subject: Subject) -> None:
-    assert (subject.ends, subject.context) == ((END,), 512)
+def test_the_plugin_speaks_for_a_directory_or_for_a_policy_in_training(handle: ModelHandle) -> None:
+    assert (handle.ends, handle.context) == ((END,), 512)
     network = add_adapter(tiny_model(seed=1, attention_dropout=0.5), Adapter(r=4, lora_dropout=0.5), "language", None)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
@@ -206,7 +208,7 @@ def test_the_plugin_speaks_for_a_directory_or_for_a_policy_in_training(subject: 
     policy = Policy(network).train()
     local = registry.build("generator", Choice(type="local", settings={"batch_tokens": 100}))
     assert local.shares_weights and local.trainable
-    local.open(subject)
+    local.open(handle)
     requests, sampling = [Request(prompt, (1, 2)) for prompt in PROMPTS], Sampling(max_completion_length=12)
     before = local.generate(requests, sampling)
     local.sync(policy, 1)

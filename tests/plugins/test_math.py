@@ -228,7 +228,7 @@ def test_repeated_elements(verifier: Math, gold: str, response: str, outcome: st
 
 def test_settings() -> None:
     strict = Math(Math.Config(column="answer", boxed=True, unparsed=None))
-    assert strict.unfit({"solution": "7"}) == "has no 'answer'" and strict.needs == ("answer",)
+    assert strict.unfit({"solution": "7"}) == "has no 'answer'" and strict.required_columns == ("answer",)
     free, boxed = (Answer("q", text, text, columns={"answer": "7"}) for text in ("The answer is 7.", r"\boxed{7}"))
     assert [(s.value, s.outcome) for s in strict.score([free, boxed])] == [(None, "unparsed"), (1.0, "right")]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.core.algorithm.base import Algorithm, Outcome, Term
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm
 from align.core.algorithm.online import Experience, Group, Online
 from align.core.data.batch import Batch, collate
 from align.core.data.examples import Example
@@ -33,7 +33,7 @@ from align.testing import step_gradients, toy_experience, toy_policy
 def made(algorithm: type[Online], **settings: Any) -> Any:
     """An algorithm that was told its rollout settings."""
     it = algorithm(algorithm.Config(**settings))
-    it.settle(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_completion_length": 10}}))
+    it.configure(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_completion_length": 10}}))
     return it
 
 
@@ -47,8 +47,11 @@ def answer(reward: float | None, *log_ratio: float, value: Sequence[float] = (),
     return one
 
 
-def advantages(algorithm: Online, *groups: Group) -> list[list[float]]:
-    return [[round(float(a), 6) for a in along] for along in algorithm.credit(groups).along["advantage"]]
+def advantages_of(algorithm: Online, *groups: Group) -> list[list[float]]:
+    return [
+        [round(float(a), 6) for a in token_data]
+        for token_data in algorithm.compute_advantages(groups).token_data["advantage"]
+    ]
 
 
 # --- at the weights that sampled ------------------------------------------------------------------------------------
@@ -78,16 +81,16 @@ def test_without_kl_the_first_gradient_is_that_of_reinforce(
     class Plain(Algorithm):
         name = "plain"
 
-        def loss(self, batch: Batch) -> Outcome:
+        def loss(self, batch: Batch) -> LossOutput:
             """Over tokens or answers."""
-            x_T = -batch.along["advantage"] * batch.logp_T
+            x_T = -batch.token_data["advantage"] * batch.logp_T
             terms = {
-                "token": Term(x_T, "token"),
-                "answer": Term(batch.sum_per_sequence(x_T), "sequence"),
-                "mean": Term(batch.mean_per_sequence(x_T), "sequence"),
-                "constant": Term(batch.sum_per_sequence(x_T) / 256, "sequence"),
+                "token": LossTerm(x_T, "token"),
+                "answer": LossTerm(batch.sum_per_sequence(x_T), "sequence"),
+                "mean": LossTerm(batch.mean_per_sequence(x_T), "sequence"),
+                "constant": LossTerm(batch.sum_per_sequence(x_T) / 256, "sequence"),
             }
-            return Outcome([terms[per]], {})
+            return LossOutput([terms[per]], {})
 
     policy, critic = toy_policy().double(), toy_policy("value", seed=2).double()
     it = algorithm(algorithm.Config(**settings))
@@ -104,8 +107,8 @@ def test_without_kl_the_first_gradient_is_that_of_reinforce(
 def first_step(example: Example) -> Example:
     """As in a phase of one step: nothing was measured, and no correction."""
     (one,) = example.sequences
-    along = {name: values for name, values in one.along.items() if name not in ("old_logp", "weight")}
-    return replace(example, sequences=(replace(one, along=along),))
+    token_data = {name: values for name, values in one.token_data.items() if name not in ("old_logp", "weight")}
+    return replace(example, sequences=(replace(one, token_data=token_data),))
 
 
 # --- rloo, reinforce, grpo ------------------------------------------------------------------------------------------
@@ -114,7 +117,7 @@ def first_step(example: Example) -> Example:
 def test_rloo_prices_the_kl_of_whole_answers() -> None:
     """Rewards 1 − 0.5·(0.2 + 0.4) = 0.7 and 0 − 0.5·(−0.2) = 0.1: each against the other."""
     it = made(RLOO, num_generations=2, beta=0.5)
-    assert advantages(it, [answer(1.0, 0.2, 0.4), answer(0.0, -0.2)]) == [[0.6, 0.6], [-0.6]]
+    assert advantages_of(it, [answer(1.0, 0.2, 0.4), answer(0.0, -0.2)]) == [[0.6, 0.6], [-0.6]]
     assert it.uses_reference and it.measures_logp and not made(RLOO, beta=0.0).uses_reference
 
 
@@ -123,10 +126,10 @@ def test_grpo_prices_the_kl_in_the_reward_too() -> None:
     group = [answer(1.0, 0.2, 0.4), answer(0.0, -0.2)]
     it = made(GRPO, num_generations=2, beta=0.5, kl_estimator="k1", kl_in="reward", scale_rewards="none")
     assert it.measures_logp
-    assert advantages(it, group) == [[0.3, 0.3], [-0.3]]
+    assert advantages_of(it, group) == [[0.3, 0.3], [-0.3]]
     it = made(GRPO, num_generations=2, beta=0.5, kl_estimator="k1", kl_in="reward", scale_rewards="batch")
     deviation = float(np.std([0.7, 0.1, 1, 1], ddof=1)) + 1e-4
-    assert advantages(it, group, [answer(1.0, 0), answer(1.0, 0)])[1:] == [
+    assert advantages_of(it, group, [answer(1.0, 0), answer(1.0, 0)])[1:] == [
         pytest.approx([-0.3 / deviation], abs=1e-5),
         [0.0],
         [0.0],
@@ -137,41 +140,43 @@ def test_grpo_prices_the_kl_in_the_reward_too() -> None:
 def test_answers_cut_off_leave_the_loss_and_not_the_baseline(algorithm: type[Online]) -> None:
     group = {"num_generations": 2, "baseline": "group"} if algorithm is Reinforce else {"num_generations": 2}
     it = made(algorithm, **group, beta=0.0, mask_truncated_completions=True)
-    credit = it.credit([[answer(1.0, 0, 0), answer(0.0, 0, finish="length")], [answer(1.0, 0), answer(0.5, 0)]])
-    assert credit.keep.tolist() == [True, False, True, True]
-    assert credit.along["advantage"][0][0] > 0
-    assert [len(each) for each in it.examples([[answer(1.0, 0, 0), answer(0.0, 0)]], credit)] == [1]
+    advantages = it.compute_advantages(
+        [[answer(1.0, 0, 0), answer(0.0, 0, finish="length")], [answer(1.0, 0), answer(0.5, 0)]]
+    )
+    assert advantages.keep.tolist() == [True, False, True, True]
+    assert advantages.token_data["advantage"][0][0] > 0
+    assert [len(each) for each in it.examples([[answer(1.0, 0, 0), answer(0.0, 0)]], advantages)] == [1]
 
 
 def test_reinforce_plus_plus_by_hand() -> None:
     """r = −0.1·0.5 then 1 − 0.1·1, to go: 0.85, 0.9; and 0 + 0.1·1 = 0.1. Mean 0.616667, then one standard for all."""
     plain = made(Reinforce, beta=0.1, normalize_advantages=False)
     groups = [[answer(1.0, 0.5, 1.0)], [answer(0.0, -1.0)]]
-    assert advantages(plain, *groups) == [[0.85, 0.9], [0.1]]
+    assert advantages_of(plain, *groups) == [[0.85, 0.9], [0.1]]
     raw = np.array([0.85, 0.9, 0.1])
     wanted = (raw - raw.mean()) / raw.std(ddof=1)
-    standard = advantages(made(Reinforce, beta=0.1), *groups)
+    standard = advantages_of(made(Reinforce, beta=0.1), *groups)
     assert [*standard[0], *standard[1]] == pytest.approx(wanted, abs=1e-5)
     discounted = made(Reinforce, beta=0.0, normalize_advantages=False, gamma=0.5)
-    assert advantages(discounted, [answer(1.0, 0, 0, 0)]) == [[0.25, 0.5, 1.0]]
+    assert advantages_of(discounted, [answer(1.0, 0, 0, 0)]) == [[0.25, 0.5, 1.0]]
 
 
 def test_reinforce_baselines_by_hand() -> None:
     groups = [[answer(1.0, 0), answer(0.0, 0)], [answer(2.0, 0), answer(None, 0)]]
     plain = {"normalize_advantages": False, "beta": 0.0}
-    assert advantages(made(Reinforce, num_generations=2, baseline="group", **plain), *groups) == [
+    assert advantages_of(made(Reinforce, num_generations=2, baseline="group", **plain), *groups) == [
         [0.5],
         [-0.5],
         [0.0],
         [0.0],
     ]
-    assert advantages(made(Reinforce, num_generations=2, baseline="none", **plain), *groups) == [
+    assert advantages_of(made(Reinforce, num_generations=2, baseline="none", **plain), *groups) == [
         [1.0],
         [0.0],
         [2.0],
         [0.0],
     ]
-    assert advantages(made(Reinforce, num_generations=2, baseline="batch", **plain), *groups) == [
+    assert advantages_of(made(Reinforce, num_generations=2, baseline="batch", **plain), *groups) == [
         [0.0],
         [-1.0],
         [1.0],
@@ -182,14 +187,14 @@ def test_reinforce_baselines_by_hand() -> None:
 def test_the_moving_baseline_is_of_the_phases_before_and_survives_a_restart() -> None:
     """The first phase has only its own mean, 1; the second is compared with that, and moves it to 0.9·1 + 0.1·3."""
     it = made(Reinforce, baseline="moving", normalize_advantages=False, beta=0.0)
-    assert advantages(it, [answer(1.0, 0)]) == [[0.0]]
-    assert advantages(it, [answer(3.0, 0)]) == [[2.0]]
+    assert advantages_of(it, [answer(1.0, 0)]) == [[0.0]]
+    assert advantages_of(it, [answer(3.0, 0)]) == [[2.0]]
     again = made(Reinforce, baseline="moving", normalize_advantages=False, beta=0.0)
     again.load_state_dict(it.state_dict())
     for each in (it, again):
-        credit = each.credit([[answer(0.0, 0)]])
-        assert credit.metrics["baseline"] == pytest.approx(1.2) == -credit.along["advantage"][0][0]
-        assert advantages(each, [answer(None, 0)]) == [[0.0]]
+        advantages = each.compute_advantages([[answer(0.0, 0)]])
+        assert advantages.metrics["baseline"] == pytest.approx(1.2) == -advantages.token_data["advantage"][0][0]
+        assert advantages_of(each, [answer(None, 0)]) == [[0.0]]
     assert it.state_dict() == again.state_dict() == {"moving": pytest.approx(1.08)}
 
 
@@ -207,8 +212,8 @@ def test_ppo_against_loops_of_its_own() -> None:
         answer(2.0, -0.4, value=[1.5]),
     ]
     groups = [[each] for each in answers]
-    credit = it.credit(groups)
-    assert credit.keep.tolist() == [True, True, False, True]
+    advantages = it.compute_advantages(groups)
+    assert advantages.keep.tolist() == [True, True, False, True]
 
     advantage, returns = [], []
     for e in (answers[0], answers[1], answers[3]):
@@ -224,13 +229,15 @@ def test_ppo_against_loops_of_its_own() -> None:
     variance = sum((a - centre) ** 2 for a in advantage) / (len(advantage) - 1)
     advantage = [(a - centre) / math.sqrt(variance + 1e-8) for a in advantage]
     kept = [0, 1, 3]
-    assert np.concatenate([credit.along["advantage"][i] for i in kept]) == pytest.approx(advantage, abs=1e-5)
-    assert np.concatenate([credit.along["return"][i] for i in kept]) == pytest.approx(returns, abs=1e-5)
+    assert np.concatenate([advantages.token_data["advantage"][i] for i in kept]) == pytest.approx(advantage, abs=1e-5)
+    assert np.concatenate([advantages.token_data["return"][i] for i in kept]) == pytest.approx(returns, abs=1e-5)
 
     draw = np.random.default_rng(0)
     old = [np.float32(-4.2 + 0.3 * draw.normal(size=len(e.tokens))) for e in answers]
     examples = [
-        e for group in it.examples(groups, replace(credit, along={**credit.along, "old_logp": old})) for e in group
+        e
+        for group in it.examples(groups, replace(advantages, token_data={**advantages.token_data, "old_logp": old}))
+        for e in group
     ]
     loss, gradients = step_gradients(it, policy, None, examples, [[0], [1, 2]], critic=critic)
     micro = collate(examples, "padded", 0)
@@ -264,7 +271,7 @@ def test_ppo_tells_and_controls_the_kl_and_survives_a_restart() -> None:
     settings = {"kl_target": 0.1, "kl_horizon": 10.0}
     it = made(PPO, **settings)
     groups = [[answer(1.0, 0.2, 0.4, value=[0, 0])], [answer(0.0, 0.2, value=[0])], [answer(None, 9.0, value=[0])]]
-    metrics = it.credit(groups).metrics
+    metrics = it.compute_advantages(groups).metrics
     assert metrics == pytest.approx(
         {
             "objective/kl": 0.4,
@@ -278,12 +285,12 @@ def test_ppo_tells_and_controls_the_kl_and_survives_a_restart() -> None:
     assert it.beta == pytest.approx(0.052)
     again = made(PPO, **settings)
     again.load_state_dict(it.state_dict())
-    assert again.credit(groups).metrics == it.credit(groups).metrics
+    assert again.compute_advantages(groups).metrics == it.compute_advantages(groups).metrics
     assert again.state_dict() == it.state_dict() == {"beta": pytest.approx(0.05408)}
     fixed = made(PPO)
-    fixed.credit(groups)
+    fixed.compute_advantages(groups)
     assert fixed.beta == 0.05
-    assert made(PPO).credit([[answer(None, 0.1, value=[1.0])]]).metrics == {}
+    assert made(PPO).compute_advantages([[answer(None, 0.1, value=[1.0])]]).metrics == {}
 
 
 def test_ppo_asks_for_its_critic() -> None:
@@ -303,7 +310,7 @@ def test_the_best_and_the_worst_make_a_pair() -> None:
         [answer(None, 0), answer(3.0, 0), answer(None, 0), answer(None, 0)],
         [answer(None, 0)] * 4,
     ]
-    made_of = it.examples(groups, it.credit(groups))
+    made_of = it.examples(groups, it.compute_advantages(groups))
     assert [len(each) for each in made_of] == [1, 0, 0, 0]
     best, worst = made_of[0][0].sequences
     assert (best.role, int(best.scored.sum()), worst.role, int(worst.scored.sum())) == ("chosen", 2, "rejected", 4)
@@ -382,17 +389,17 @@ def test_settings_that_do_not_go_together(algorithm: type[Online], settings: dic
 def test_truncated_sampling_is_refused_where_ratios_matter(algorithm: type[Online]) -> None:
     rollout = Rollout.model_validate({"rewards": ["toy"], "sampling": {"top_p": 0.9}})
     with pytest.raises(AlignError, match="weighs tokens by their probability"):
-        algorithm(algorithm.Config()).settle(rollout)
+        algorithm(algorithm.Config()).configure(rollout)
     for free in (OnlineDPO, BestOfN):
-        free(free.Config()).settle(rollout)
+        free(free.Config()).configure(rollout)
 
 
 def test_rloo_refuses_to_weigh_single_tokens() -> None:
     rollout = Rollout.model_validate({"rewards": ["toy"], "importance_sampling_correction": {"type": "truncate"}})
     with pytest.raises(AlignError, match="rloo weighs whole answers"):
-        RLOO(RLOO.Config()).settle(rollout)
-    GRPO(GRPO.Config()).settle(rollout)
-    RLOO(RLOO.Config()).settle(
+        RLOO(RLOO.Config()).configure(rollout)
+    GRPO(GRPO.Config()).configure(rollout)
+    RLOO(RLOO.Config()).configure(
         Rollout.model_validate(
             {"rewards": ["toy"], "importance_sampling_correction": {"type": "truncate", "level": "sequence"}}
         )

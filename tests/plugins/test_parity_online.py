@@ -116,18 +116,18 @@ def ours(
     weight: np.ndarray | None = None,
     cut: Any = ((0, 3, 4), (1, 2, 5, 6, 7)),
 ) -> tuple[Result, list[float]]:
-    algorithm.settle(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_completion_length": MOST}}))
+    algorithm.configure(Rollout.model_validate({"rewards": ["toy"], "sampling": {"max_completion_length": MOST}}))
     groups = experience(rewards)
     answers = [e for group in groups for e in group]
     for e in answers:
         e.ref_logp = e.ref_logp if algorithm.uses_reference else None
-    credit = algorithm.credit(groups)
-    along = {**credit.along, "old_logp": [e.logp for e in answers if e.logp is not None]}
+    advantages = algorithm.compute_advantages(groups)
+    token_data = {**advantages.token_data, "old_logp": [e.logp for e in answers if e.logp is not None]}
     if weight is not None:
-        along["weight"] = [np.full(len(e.tokens), w, np.float32) for e, w in zip(answers, weight, strict=True)]
-    examples = [e for group in algorithm.examples(groups, replace(credit, along=along)) for e in group]
+        token_data["weight"] = [np.full(len(e.tokens), w, np.float32) for e, w in zip(answers, weight, strict=True)]
+    examples = [e for group in algorithm.examples(groups, replace(advantages, token_data=token_data)) for e in group]
     result = step_gradients(algorithm, Policy(learner()), None, examples, cut)
-    return result, [float(values[0]) for values in credit.along["advantage"]]
+    return result, [float(values[0]) for values in advantages.token_data["advantage"]]
 
 
 def told(trainer: Any, **chosen: Any) -> Any:

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.core.generation.base import Floats, Interrupt, Request, Subject, Tokens
+from align.core.generation.base import Floats, Interrupt, ModelHandle, Request, Tokens
 from align.core.models.loading import build_policy, end_tokens, load_tokenizer
 from align.core.models.policy import Policy
 from align.core.online.sync_check import check_sync
@@ -57,7 +57,7 @@ def vllm() -> None:
 def test_the_command_of_the_manual_is_the_one_that_is_advised(model_dir: Path, policy: Policy) -> None:
     manual = (Path(__file__).parents[2] / "docs" / "vllm.md").read_text()
     assert f"```sh\n{BY_HAND}\n```" in manual
-    arguments = engine_arguments(VLLM.Config(), subject_of(model_dir, policy))
+    arguments = engine_arguments(VLLM.Config(), handle_of(model_dir, policy))
     ours = flags({name: arguments[name] for name in ("logprobs_mode", "generation_config")})
     assert shlex.join(ours) in BY_HAND
     with pytest.raises(AlignError) as caught:
@@ -89,17 +89,17 @@ def policy_of(directory: Path, **overrides: Any) -> Policy:
     return policy
 
 
-def subject_of(directory: Path, policy: Policy | None = None) -> Subject:
+def handle_of(directory: Path, policy: Policy | None = None) -> ModelHandle:
     model = Model(path=str(directory))
     tokenizer = load_tokenizer(model)
     ends = (tokenizer.eos_token_id,) if policy is None else end_tokens(policy.unwrapped, tokenizer)
-    return Subject(directory, model, tokenizer, ends, CONTEXT, policy)
+    return ModelHandle(directory, model, tokenizer, ends, CONTEXT, policy)
 
 
 def generator_of(directory: Path, policy: Policy, **settings: Any) -> VLLM:
     engine = {"block_size": BLOCK} | settings.pop("engine", {})
     generator = VLLM(VLLM.Config(kv_cache=0.125, engine=engine, **settings))
-    generator.open(subject_of(directory, policy))
+    generator.open(handle_of(directory, policy))
     assert generator.engine is not None
     return generator
 
@@ -208,7 +208,7 @@ def test_what_ends_an_answer(generator: VLLM, policy: Policy) -> None:
     ((by_token,),) = generator.generate(request, GREEDY.model_copy(update={"stop_token_ids": [end]}))
     assert (by_token.finish, by_token.tokens.tolist()) == ("stop", free.tokens[: first + 1].tolist())
     # text that ends an answer: the tokens up to where it is complete, and no more
-    tokenizer = subject_of(Path(str(policy.unwrapped.name_or_path))).tokenizer
+    tokenizer = handle_of(Path(str(policy.unwrapped.name_or_path))).tokenizer
     text = tokenizer.decode(free.tokens.tolist(), skip_special_tokens=True)
     stop = text[6:9]
     ((by_text,),) = generator.generate(request, GREEDY.model_copy(update={"stop": [stop]}))
@@ -426,14 +426,14 @@ def test_endpoint_says_what_the_server_says(generator: VLLM, policy: Policy, mod
     (tmp_path / "key").write_text(generator.engine.launched.key)
     address = {"url": generator.engine.client.base_url + "/v1", "model": str(model_dir)}
     endpoint = Endpoint(Endpoint.Config(**address, key_file=str(tmp_path / "key"), extra={"ignore_eos": True}))
-    subject = subject_of(model_dir)
-    endpoint.open(subject)
+    handle = handle_of(model_dir)
+    endpoint.open(handle)
     try:
-        tokens = np.array(subject.tokenizer("The cat sat on the")["input_ids"], np.int32)
+        tokens = np.array(handle.tokenizer("The cat sat on the")["input_ids"], np.int32)
         (group,) = endpoint.generate([Request(tokens, (1, 2))], GREEDY)
         ((expected,),) = generator.generate([Request(tokens, (1,))], GREEDY)
-        said = subject.tokenizer.decode(expected.tokens.tolist(), skip_special_tokens=True)
-        assert [subject.tokenizer.decode(sample.tokens.tolist()) for sample in group] == [said, said]
+        said = handle.tokenizer.decode(expected.tokens.tolist(), skip_special_tokens=True)
+        assert [handle.tokenizer.decode(sample.tokens.tolist()) for sample in group] == [said, said]
     finally:
         endpoint.close()
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.core.algorithm.kl import KL, estimate
-from align.core.algorithm.online import Credit, Experience, Group
+from align.core.algorithm.online import Advantages, Experience, Group
 from align.core.generation.base import Floats
 
 Numbers = NDArray[np.float64]
@@ -145,8 +145,8 @@ def kept(groups: Sequence[Group], mask_truncated_completions: bool = False) -> N
 
 def per_answer(
     groups: Sequence[Group], advantages: Sequence[Numbers], mask_truncated_completions: bool = False
-) -> Credit:
+) -> Advantages:
     """Give every token of an answer the answer's advantage; one [G] for each group."""
     answers = [e for group in groups for e in group]
     spread = [np.full(len(e.tokens), a) for e, a in zip(answers, join(advantages), strict=True)]
-    return Credit({"advantage": finite(spread)}, kept(groups, mask_truncated_completions))
+    return Advantages({"advantage": finite(spread)}, kept(groups, mask_truncated_completions))

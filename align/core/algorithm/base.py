@@ -18,7 +18,7 @@ from align.schemas.base import Config
 from align.schemas.records import Kind
 
 
-class Term(NamedTuple):
+class LossTerm(NamedTuple):
     """One summand of a loss, unreduced: the engine makes it ``weight * sum(values) / count over the whole step``.
 
     per names what one value stands for: ``token``, ``sequence``, ``example``, or ``token:ROLE`` for the scored
@@ -39,13 +39,13 @@ class Metric(NamedTuple):
     reduce: Literal["mean", "sum", "min", "max"] = "mean"
 
 
-class Outcome(NamedTuple):
+class LossOutput(NamedTuple):
     """What ``loss`` returns."""
 
-    terms: Sequence[Term]
+    terms: Sequence[LossTerm]
     metrics: Mapping[str, Metric | Tensor]
 
-    def share(self, counts: Mapping[str, float]) -> Tensor:
+    def loss_contribution(self, counts: Mapping[str, float]) -> Tensor:
         """What a micro-batch adds to the step's loss; ``counts`` are of the whole step (``plan.denominators``)."""
         shares = [term.weight * term.values.sum() / max(counts.get(term.per, 0.0), 1.0) for term in self.terms]
         return torch.stack(shares).sum()
@@ -66,7 +66,7 @@ class Algorithm:
     samples: ClassVar[bool] = False
     """Whether it learns from answers that it samples itself (``align.core.algorithm.online.Online``)."""
     makes_rows: ClassVar[bool] = False
-    """Whether it learns nothing and makes rows for a later stage (``align.core.algorithm.online.Harvest``)."""
+    """Whether it learns nothing and makes rows for a later stage (``align.core.algorithm.online.RowGenerator``)."""
     head: ClassVar[Literal["language", "reward"]] = "language"
     """The model it trains: token log-probabilities, or one score per sequence."""
     learning_rate: ClassVar[float]
@@ -96,7 +96,7 @@ class Algorithm:
         """Whether every token of a text carries loss (pretrain), or the assistant's only."""
         return False
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """The loss of one micro-batch, unreduced."""
         raise NotImplementedError
 
@@ -149,8 +149,8 @@ def preference_metrics(batch: Batch, chosen_E: Tensor, rejected_E: Tensor) -> di
             "rewards/rejected": Metric(rejected_E),
             "rewards/accuracies": Metric((chosen_E > rejected_E).to(chosen_E.dtype)),
             "rewards/margins": Metric(chosen_E - rejected_E),
-            "logps/chosen": Metric(batch.of("chosen", logp_B)),
-            "logps/rejected": Metric(batch.of("rejected", logp_B)),
+            "logps/chosen": Metric(batch.select("chosen", logp_B)),
+            "logps/rejected": Metric(batch.select("rejected", logp_B)),
         }
         if batch.logit_T is not None:
             metrics["logits/chosen"] = Metric(batch.tokens_of("chosen", batch.logit_T))

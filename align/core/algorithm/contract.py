@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Metric, Outcome, Term
-from align.core.algorithm.online import Credit, Experience, Group, Online
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric
+from align.core.algorithm.online import Advantages, Experience, Group, Online
 from align.core.data.batch import Batch
 from align.core.data.examples import Example
 from align.core.generation.base import Floats, Generator, Interrupt, Request, Sample, Tokens
@@ -55,7 +55,7 @@ def calling(plugin: Any, method: str) -> Iterator[None]:
         raise _breach(plugin, f"failed in {method}: {error_line(error, _source_of(plugin))}") from error
 
 
-def loss(algorithm: Algorithm, batch: Batch) -> Outcome:
+def loss(algorithm: Algorithm, batch: Batch) -> LossOutput:
     """Return ``algorithm.loss(batch)``.
 
     Raises AlignError where it fails, where a term has another number of values than what it is counted per, where a
@@ -73,26 +73,28 @@ def loss(algorithm: Algorithm, batch: Batch) -> Outcome:
     return outcome
 
 
-def credit(algorithm: Online, groups: Sequence[Group]) -> Credit:
-    """Return ``algorithm.credit(groups)``.
+def compute_advantages(algorithm: Online, groups: Sequence[Group]) -> Advantages:
+    """Return ``algorithm.compute_advantages(groups)``.
 
     Raises AlignError where it fails, where it has not one finite number for each token of each answer, where it keeps
     an answer that no reward scored, and where it changes what was measured.
     """
     flat = [experience for group in groups for experience in group]
     before = copy.deepcopy(flat)  # NumPy has no version counter; once per phase a copy costs little
-    with calling(algorithm, "credit"):
-        given = algorithm.credit(groups)
+    with calling(algorithm, "compute_advantages"):
+        given = algorithm.compute_advantages(groups)
     for experience, was in zip(flat, before, strict=True):
         for each in fields(Experience):
             if not _same(getattr(experience, each.name), getattr(was, each.name)):
-                raise _breach(algorithm, f"credit changed the {each.name} of an answer, which others read after it")
-    if fault := _credit_fault(given, flat):
-        raise _breach(algorithm, f"credit {fault}")
+                raise _breach(
+                    algorithm, f"compute_advantages changed the {each.name} of an answer, which others read after it"
+                )
+    if fault := _advantages_fault(given, flat):
+        raise _breach(algorithm, f"compute_advantages {fault}")
     return given
 
 
-def examples(algorithm: Online, groups: Sequence[Group], given: Credit) -> list[list[Example]]:
+def examples(algorithm: Online, groups: Sequence[Group], given: Advantages) -> list[list[Example]]:
     """Return ``algorithm.examples(groups, given)``.
 
     Raises AlignError where it fails, and where it gives not one list for each group, or sequences that do not fit
@@ -136,15 +138,15 @@ def logp(generator: Generator, sequences: Sequence[tuple[Tokens, Tokens]]) -> li
 
 
 def _outcome_fault(outcome: Any, batch: Batch) -> str:
-    if not isinstance(outcome, Outcome):
-        return f"returned a {type(outcome).__name__}; return align.Outcome(terms, metrics)"
+    if not isinstance(outcome, LossOutput):
+        return f"returned a {type(outcome).__name__}; return align.LossOutput(terms, metrics)"
     if not outcome.terms:
         return "returned no term; there is nothing to learn from"
     sizes = {"token": batch.logp_T.numel(), "sequence": batch.sequences, "example": batch.examples}
     terms: Sequence[Any] = outcome.terms
     for term in terms:
-        if not (isinstance(term, Term) and isinstance(term.values, Tensor)):
-            return f"returned a {type(term).__name__} as a term; return align.Term(values, per)"
+        if not (isinstance(term, LossTerm) and isinstance(term.values, Tensor)):
+            return f"returned a {type(term).__name__} as a term; return align.LossTerm(values, per)"
         role = term.per.removeprefix("token:")
         if term.per not in sizes and (role == term.per or role not in batch.roles):
             known = [*sizes, *(f"token:{name}" for name in batch.roles)]
@@ -160,10 +162,10 @@ def _outcome_fault(outcome: Any, batch: Batch) -> str:
     return ""
 
 
-def _credit_fault(given: Any, flat: Sequence[Experience]) -> str:
-    if not isinstance(given, Credit):
-        return f"returned a {type(given).__name__}; return align.Credit(along, keep)"
-    for name, values in given.along.items():
+def _advantages_fault(given: Any, flat: Sequence[Experience]) -> str:
+    if not isinstance(given, Advantages):
+        return f"returned a {type(given).__name__}; return align.Advantages(token_data, keep)"
+    for name, values in given.token_data.items():
         if len(values) != len(flat):
             return f"gave {len(values)} arrays of {name!r} for {len(flat)} answers"
         for experience, array in zip(flat, values, strict=True):
@@ -199,13 +201,15 @@ def _examples_fault(made: Sequence[Any]) -> str:
             scored = int(np.asarray(sequence.scored).sum())
             if not len(sequence) or sequence.scored[0]:
                 return f"gave a sequence from {example.source} that is empty, or whose first token is scored"
-            for name, values in sequence.along.items():
+            for name, values in sequence.token_data.items():
                 if len(values) != scored:
                     return f"gave {len(values)} {name!r} for {scored} scored tokens from {example.source}"
             # All in one micro-batch are concatenated name by name.
-            if names is not None and set(sequence.along) != names:
-                return f"gave {sorted(sequence.along)} for the tokens of {example.source}, {sorted(names)} for others"
-            names = set(sequence.along)
+            if names is not None and set(sequence.token_data) != names:
+                return (
+                    f"gave {sorted(sequence.token_data)} for the tokens of {example.source}, {sorted(names)} for others"
+                )
+            names = set(sequence.token_data)
     return ""
 
 
@@ -250,7 +254,7 @@ def _source_of(plugin: Any) -> str | None:
 def tensors(batch: Batch) -> dict[str, Tensor]:
     """Return the batch's tensors by the names that a plugin uses for them: ``logp_T``, ``columns['weight']``."""
     found: dict[str, Any] = {name: getattr(batch, name) for name in Batch.__slots__}
-    for group in ("columns", "along", "step"):
+    for group in ("columns", "token_data", "step"):
         mapping: Mapping[str, Any] = found.pop(group)
         found |= {f"{group}[{name!r}]": value for name, value in mapping.items()}
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}

@@ -52,15 +52,16 @@ Group = Sequence[Experience]
 
 
 @dataclass(frozen=True, slots=True)
-class Credit:
-    """What the loss is told of each answer, in the order of the groups' answers flattened.
+class Advantages:
+    """The advantages of all completions of a phase, in the order of the groups' completions flattened.
 
-    along: numbers for each token, each a list of [T_i] arrays; ``advantage`` by convention. Names become
-    ``Batch.along``. keep: [N] False leaves an answer out of the loss and of every average (it was cut off, or nobody
-    scored it). metrics: to log once a phase.
+    token_data: numbers for each token, each a list of [T_i] arrays; ``advantage`` by convention. Names become
+    ``Batch.token_data``.
+    keep: [N] False leaves a completion out of the loss and of every average (it was cut off, or nobody scored it).
+    metrics: to log once a phase.
     """
 
-    along: Mapping[str, Sequence[Floats]]
+    token_data: Mapping[str, Sequence[Floats]]
     keep: NDArray[np.bool_]
     metrics: Mapping[str, float] = field(default_factory=dict)
 
@@ -80,9 +81,9 @@ class CriticSpec:
 
 
 class Online(Algorithm):
-    """An algorithm that learns from answers it samples itself: write ``credit`` and ``loss``.
+    """An algorithm that learns from answers it samples itself: write ``compute_advantages`` and ``loss``.
 
-    ``Batch.along`` has what ``credit`` gave, and where measured ``old_logp`` (the trainer's before
+    ``Batch.token_data`` has what ``compute_advantages`` gave, and where measured ``old_logp`` (the trainer's before
     the phase's first step) and ``weight`` (the correction for the generator, see
     ``align.schemas.run.ImportanceSamplingCorrection``).
     """
@@ -98,7 +99,7 @@ class Online(Algorithm):
         """Settings in the run file."""
 
     rollout: Rollout
-    """The stage's rollout settings (``settle``)."""
+    """The stage's rollout settings (``configure``)."""
 
     @property
     def num_generations(self) -> int:
@@ -117,7 +118,10 @@ class Online(Algorithm):
 
     @property
     def measures_logp(self) -> bool:
-        """Whether ``credit`` needs the trainer's log-probabilities. (A phase of several steps has them measured.)"""
+        """True if ``compute_advantages`` needs the trainer's log-probabilities.
+
+        A phase of several steps has them measured in any case, for the ratios.
+        """
         return False
 
     @property
@@ -130,7 +134,7 @@ class Online(Algorithm):
         """The value model it wants."""
         return None
 
-    def settle(self, rollout: Rollout) -> None:
+    def configure(self, rollout: Rollout) -> None:
         """Told the stage's rollout settings before anything else; raises AlignError where they do not go together."""
         self.rollout = rollout
         if self.uses_ratio and not rollout.sampling.neutral:
@@ -141,35 +145,35 @@ class Online(Algorithm):
                 where="rollout.sampling",
             )
 
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """Rewards to advantages, once a phase, with all its answers from all ranks. Equal on every rank.
 
         May change the algorithm's own state (a KL controller).
         """
         raise NotImplementedError
 
-    def examples(self, groups: Sequence[Group], credit: Credit) -> list[list[Example]]:
-        """What each group teaches: by default an example for each answer that ``credit`` keeps."""
+    def examples(self, groups: Sequence[Group], advantages: Advantages) -> list[list[Example]]:
+        """What each group teaches: by default an example for each answer that ``compute_advantages`` keeps."""
         made: list[list[Example]] = []
         place = 0
         for group in groups:
             made.append([])
             for experience in group:
-                if credit.keep[place]:
-                    along = {name: values[place] for name, values in credit.along.items()}
-                    made[-1].append(example_of(experience, along))
+                if advantages.keep[place]:
+                    token_data = {name: values[place] for name, values in advantages.token_data.items()}
+                    made[-1].append(example_of(experience, token_data))
                 place += 1
         return made
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``credit`` keeps from phase to phase: plain values and tensors."""
+        """What ``compute_advantages`` keeps from phase to phase: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it back."""
 
 
-class Harvest(Online):
+class RowGenerator(Online):
     """An algorithm that learns nothing: its answers become rows for a later stage (``data.train: stage:NAME``)."""
 
     makes_rows: ClassVar[bool] = True
@@ -184,13 +188,13 @@ class Harvest(Online):
         raise NotImplementedError
 
 
-def example_of(experience: Experience, along: Mapping[str, Floats], role: str = "completion") -> Example:
+def example_of(experience: Experience, token_data: Mapping[str, Floats], role: str = "completion") -> Example:
     """An answer as an example with one sequence, its tokens scored."""
-    return Example(experience.source, (sequence_of(experience, along, role),))
+    return Example(experience.source, (sequence_of(experience, token_data, role),))
 
 
-def sequence_of(experience: Experience, along: Mapping[str, Floats], role: str = "completion") -> TokenSequence:
+def sequence_of(experience: Experience, token_data: Mapping[str, Floats], role: str = "completion") -> TokenSequence:
     """Prompt and answer as one sequence, the answer's tokens scored."""
     tokens = np.concatenate([experience.prompt, experience.tokens]).astype(np.int32)
     scored = np.arange(len(tokens)) >= len(experience.prompt)
-    return TokenSequence(role, tokens, scored, experience.ref_logp, dict(along))
+    return TokenSequence(role, tokens, scored, experience.ref_logp, dict(token_data))

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from align.core.algorithm.base import Metric, Term
+from align.core.algorithm.base import LossTerm, Metric
 from align.core.algorithm.kl import KL, estimate
 from align.core.data.batch import Batch
 
@@ -27,7 +27,7 @@ LARGEST = 20.0
 
 def log_ratio(batch: Batch) -> Tensor:
     """Of tokens, log π − log π_old: [T]. Where a phase is a single step nothing was measured, and π_old is π."""
-    return batch.logp_T - batch.along.get("old_logp", batch.logp_T.detach())
+    return batch.logp_T - batch.token_data.get("old_logp", batch.logp_T.detach())
 
 
 def token_ratio(batch: Batch) -> Tensor:
@@ -37,7 +37,7 @@ def token_ratio(batch: Batch) -> Tensor:
 
 def mean_ratio(batch: Batch) -> Tensor:
     """(π(y) / π_old(y))^(1/|y|), the same for all of a sequence's tokens: [T]. GSPO, 2507.18071 Eq 7."""
-    return batch.spread(batch.mean_per_sequence(log_ratio(batch)).clamp(max=LARGEST).exp())
+    return batch.expand_to_tokens(batch.mean_per_sequence(log_ratio(batch)).clamp(max=LARGEST).exp())
 
 
 def product_ratio(batch: Batch) -> Tensor:
@@ -72,7 +72,7 @@ def cispo(logp: Tensor, ratio: Tensor, advantage: Tensor, epsilon_high: float) -
 
 def weighted(batch: Batch, policy_T: Tensor) -> Tensor:
     """The policy's loss times the correction for the generator's own probabilities, where there is one: [T]."""
-    return policy_T * batch.along["weight"] if "weight" in batch.along else policy_T
+    return policy_T * batch.token_data["weight"] if "weight" in batch.token_data else policy_T
 
 
 # --- divergence ----------------------------------------------------------------------------------------------------
@@ -92,17 +92,17 @@ def divergence(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
 # --- averages and metrics ------------------------------------------------------------------------------------------
 
 
-def averaged(batch: Batch, x_T: Tensor, how: Averaging, max_completion_length: int, weight: float = 1.0) -> Term:
+def averaged(batch: Batch, x_T: Tensor, how: Averaging, max_completion_length: int, weight: float = 1.0) -> LossTerm:
     """The mean over all tokens, over sequences of their tokens' mean, or of their sum / max_completion_length.
 
     ``token``: DAPO, 2503.14476 Section 3.3. ``sequence``: GRPO, 2402.03300 Eq 3. ``constant``: Dr. GRPO, 2503.20783,
     in which no token's weight depends on its answer's length.
     """
     if how == "token":
-        return Term(x_T, "token", weight)
+        return LossTerm(x_T, "token", weight)
     if how == "sequence":
-        return Term(batch.mean_per_sequence(x_T), "sequence", weight)
-    return Term(batch.sum_per_sequence(x_T), "sequence", weight / max_completion_length)
+        return LossTerm(batch.mean_per_sequence(x_T), "sequence", weight)
+    return LossTerm(batch.sum_per_sequence(x_T), "sequence", weight / max_completion_length)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ class MicroBatch:
     predict_T    flat index in [0, R * L) of the position whose hidden state predicts each scored token
     target_T     the scored tokens
     last_B       flat index of each sequence's last token
-    sequence_T, position_T, example_B, role_B, roles, examples, columns, ref_logp_T, along   as in ``Batch``
+    sequence_T, position_T, example_B, role_B, roles, examples, columns, ref_logp_T, token_data   as in ``Batch``
     sources      where each example came from, for messages
     """
 
@@ -47,7 +47,7 @@ class MicroBatch:
     examples: int
     columns: Mapping[str, Tensor]
     ref_logp_T: Tensor | None
-    along: Mapping[str, Tensor]
+    token_data: Mapping[str, Tensor]
     sources: tuple[str, ...]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MicroBatch:
@@ -110,7 +110,7 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: S
         examples=len(examples),
         columns=_columns(examples, step),
         ref_logp_T=_reference(sequences, step),
-        along=_along(sequences, step),
+        token_data=_token_data(sequences, step),
         sources=tuple(e.source for e in examples),
     )
 
@@ -148,13 +148,13 @@ def _reference(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> T
     return torch.from_numpy(_join(parts).astype(np.float32)) if True in known else None
 
 
-def _along(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> dict[str, Tensor]:
+def _token_data(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> dict[str, Tensor]:
     """What the scored tokens carry beside them, each [T] in float32."""
-    names = dict.fromkeys(name for e in step for s in e.sequences for name in s.along)
+    names = dict.fromkeys(name for e in step for s in e.sequences for name in s.token_data)
     needed = names.keys() - {MESSAGE_WEIGHT}  # which has a default, 1: ``Sequence.weights``
-    if any(needed - s.along.keys() for e in step for s in e.sequences):
+    if any(needed - s.token_data.keys() for e in step for s in e.sequences):
         raise ValueError(f"some sequences of the step lack some of {', '.join(names)}")
-    parts = {name: [s.along.get(name, s.weights) for s in sequences] for name in names}
+    parts = {name: [s.token_data.get(name, s.weights) for s in sequences] for name in names}
     return {name: torch.from_numpy(_join(arrays).astype(np.float32)) for name, arrays in parts.items()}
 
 
@@ -169,7 +169,7 @@ class Batch:
     role_B       index into ``roles`` (``chosen``, ``rejected``, ...)
     columns      per-example numbers [E] (``margin``, ``label``, ...)
     ref_logp_T   the same tokens under the reference, or None; no gradient
-    along        per-token numbers [T] that the examples carry (``advantage``, ``old_logp``, ...); no gradient
+    token_data   per-token numbers [T] that the examples carry (``advantage``, ``old_logp``, ...); no gradient
     value_T      the critic's value of the state before each scored token, or None; carries gradient
     score_B      the reward head's score of each sequence, or None; carries gradient
     entropy_T, correct_T, logit_T   entropy, whether the token was the likeliest, mean logit over the vocabulary;
@@ -186,7 +186,7 @@ class Batch:
     examples: int
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     ref_logp_T: Tensor | None = None
-    along: Mapping[str, Tensor] = field(default_factory=dict)
+    token_data: Mapping[str, Tensor] = field(default_factory=dict)
     value_T: Tensor | None = None
     score_B: Tensor | None = None
     entropy_T: Tensor | None = None
@@ -212,11 +212,11 @@ class Batch:
         """Mean over each sequence's scored tokens: [T] -> [B]."""
         return self.sum_per_sequence(x_T) / self.length_B
 
-    def spread(self, x_B: Tensor) -> Tensor:
+    def expand_to_tokens(self, x_B: Tensor) -> Tensor:
         """Give every scored token its sequence's value: [B] -> [T]."""
         return x_B[self.sequence_T]
 
-    def of(self, role: str, x_B: Tensor) -> Tensor:
+    def select(self, role: str, x_B: Tensor) -> Tensor:
         """The values of one role in the order of the examples: [B] -> [E].
 
         Raises ValueError unless every example has exactly one sequence of that role.
@@ -231,9 +231,9 @@ class Batch:
 
         Without weights the values are returned as they are.
         """
-        if MESSAGE_WEIGHT not in self.along:
+        if MESSAGE_WEIGHT not in self.token_data:
             return x_T
-        return x_T * self.along[MESSAGE_WEIGHT]
+        return x_T * self.token_data[MESSAGE_WEIGHT]
 
     def tokens_of(self, role: str, x_T: Tensor) -> Tensor:
         """The tokens of one role's sequences: [T] -> [T']."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from align.core.util.atomic_files import Damaged, difference, read_json, sha256, whole_file, write_json
 
 MESSAGE_WEIGHT = "message_weight"
-"""Key in ``Sequence.along``: the weight of each scored token by its message. Absent where all are 1."""
+"""Key in ``TokenSequence.token_data``: the weight of each scored token by its message. Absent where all are 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class TokenSequence:
 
     role: ``text``, ``completion``, ``chosen``, ``rejected``; the algorithm's Batch tells them apart by it.
     ref_logp: the reference's log-probability of each scored token, once computed; else None.
-    along: other numbers for each scored token (``advantage``, ``old_logp``, ...), for the loss; ``message_weight``
+    token_data: other numbers for each scored token (``advantage``, ``old_logp``, ...), for the loss; ``message_weight``
     where not every message counts alike.
     """
 
@@ -34,7 +34,7 @@ class TokenSequence:
     tokens: NDArray[np.int32]
     scored: NDArray[np.bool_]
     ref_logp: NDArray[np.float32] | None = None
-    along: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    token_data: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -42,14 +42,14 @@ class TokenSequence:
     @property
     def counts(self) -> float:
         """The sum of the scored tokens' weights, which an average over tokens divides by; their number if all are 1."""
-        if MESSAGE_WEIGHT not in self.along:
+        if MESSAGE_WEIGHT not in self.token_data:
             return float(self.scored.sum())
         return float(self.weights.sum(dtype=np.float64))
 
     @property
     def weights(self) -> NDArray[np.float32]:
         """The weight of each scored token [scored tokens], float32."""
-        return self.along.get(MESSAGE_WEIGHT, np.ones(int(self.scored.sum()), np.float32))
+        return self.token_data.get(MESSAGE_WEIGHT, np.ones(int(self.scored.sum()), np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def to_batch(examples: Sequence[Example], which: Sequence[int]) -> pa.RecordBatc
 
 def _weights(example: Example) -> list[NDArray[Any]]:
     """Return the weights of each sequence's scored tokens; no arrays where all are 1, so most rows store none."""
-    weighed = any(MESSAGE_WEIGHT in s.along for s in example.sequences)
+    weighed = any(MESSAGE_WEIGHT in s.token_data for s in example.sequences)
     return [s.weights for s in example.sequences] if weighed else []
 
 
@@ -208,8 +208,8 @@ class Store:
         weights, seen, sequences = self._weights[part][i], 0, list[TokenSequence]()
         for role, (a, b) in zip(roles, pairwise(edges), strict=True):
             count = int(scored[a:b].sum()) if len(weights) else 0
-            along = {MESSAGE_WEIGHT: weights[seen : seen + count]} if count else {}
-            sequences.append(TokenSequence(role, tokens[a:b], scored[a:b], along=along))
+            token_data = {MESSAGE_WEIGHT: weights[seen : seen + count]} if count else {}
+            sequences.append(TokenSequence(role, tokens[a:b], scored[a:b], token_data=token_data))
             seen += count
         return Example(source, tuple(sequences), json.loads(columns))
 

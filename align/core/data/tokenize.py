@@ -79,14 +79,14 @@ def examples_of(record: Record, encoder: Encoder, settings: Settings) -> tuple[l
     return [
         Example(
             record.source,
-            tuple(TokenSequence(d.role, d.ids, d.scored, along=_along(d)) for d in part),
+            tuple(TokenSequence(d.role, d.ids, d.scored, token_data=_token_data(d)) for d in part),
             columns,
         )
         for part in made
     ], notes
 
 
-def _along(draft: Draft) -> dict[str, NDArray[np.float32]]:
+def _token_data(draft: Draft) -> dict[str, NDArray[np.float32]]:
     """Return the weights of the scored tokens, if they are not all 1."""
     return {} if draft.weights is None else {MESSAGE_WEIGHT: draft.weights[draft.scored]}
 

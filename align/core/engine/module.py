@@ -24,7 +24,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from align.core.algorithm import contract
-from align.core.algorithm.base import Algorithm, Metric, Outcome
+from align.core.algorithm.base import Algorithm, LossOutput, Metric
 from align.core.algorithm.online import Online
 from align.core.data.batch import Batch, MicroBatch
 from align.core.engine.checkpoint import everyone, random_state
@@ -96,7 +96,7 @@ class HeldOut:
         self.counts: Counter[str] = Counter()
         self.terms: list[tuple[str, float]] = []
 
-    def enter(self, outcome: Outcome) -> None:
+    def enter(self, outcome: LossOutput) -> None:
         """One micro-batch."""
         self.terms = [(term.per, term.weight) for term in outcome.terms]
         for index, term in enumerate(outcome.terms):
@@ -227,7 +227,7 @@ class AlignModule(LightningModule):
             self._books.add("loss", Metric(anchor, "sum"))
             return anchor
         outcome = contract.loss(self.algorithm, batch)
-        share = outcome.share(counts) + anchor
+        share = outcome.loss_contribution(counts) + anchor
         self._books.add("loss", Metric(share, "sum"))
         for name, metric in outcome.metrics.items():
             self._books.add(name, metric)

@@ -22,7 +22,7 @@ class Strategy:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def settle(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
         """The strategy to use here: itself, or (``auto``) the one that plugins ``choose``.
 
         Raises AlignError when it cannot run on this hardware.

@@ -15,7 +15,7 @@ import numpy as np
 
 from align.core.algorithm import contract
 from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Experience, Group, Harvest, Online
+from align.core.algorithm.online import Experience, Group, Online, RowGenerator
 from align.core.data import step_plan
 from align.core.data.examples import Example, Examples, InMemory, TokenSequence
 from align.core.data.mixture import load_records
@@ -55,7 +55,7 @@ def needs_of(algorithm: Algorithm) -> Needs:
         reference=algorithm.uses_reference,
         ahead=type(algorithm).auxiliary is Algorithm.auxiliary and not online,
         online=online,
-        learns=not isinstance(algorithm, Harvest),
+        learns=not isinstance(algorithm, RowGenerator),
         group=algorithm.num_generations if isinstance(algorithm, Online) else 1,
         passes=algorithm.num_iterations if isinstance(algorithm, Online) else 1,
         critic=isinstance(algorithm, Online) and algorithm.critic is not None,
@@ -218,13 +218,13 @@ def _online(
 def _learned(stage: Stage, algorithm: Online, heard: Sequence[Group]) -> list[Example]:
     """What the first step of a phase learns from its answers."""
     assert stage.rollout is not None
-    if isinstance(algorithm, Harvest):
+    if isinstance(algorithm, RowGenerator):
         return []
-    credit = contract.credit(algorithm, heard)
-    along = dict(credit.along)
+    advantages = contract.compute_advantages(algorithm, heard)
+    token_data = dict(advantages.token_data)
     if stage.rollout.batches * algorithm.num_iterations > 1:
-        along["old_logp"] = [e.sampled_logp for group in heard for e in group]
-    made = contract.examples(algorithm, heard, type(credit)(along, credit.keep, credit.metrics))
+        token_data["old_logp"] = [e.sampled_logp for group in heard for e in group]
+    made = contract.examples(algorithm, heard, type(advantages)(token_data, advantages.keep, advantages.metrics))
     return [example for group in made[: max(1, len(made) // stage.rollout.batches)] for example in group]
 
 

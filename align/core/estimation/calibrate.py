@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from align.core.algorithm.online import Harvest
+from align.core.algorithm.online import RowGenerator
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import StepBatch
 from align.core.estimation.batches import Planned, planned
@@ -57,7 +57,7 @@ def calibrate(stage: Stage, hardware: Hardware) -> Seen:
         directory = RunDirectory(Run(output=scratch, stages=[stage]))
         directory.stage(stage.name).path.mkdir(parents=True)
         setup = set_up(directory, stage, progress=is_showing())
-        if isinstance(setup.algorithm, Harvest):
+        if isinstance(setup.algorithm, RowGenerator):
             raise AlignError("learns nothing, so there is no step to measure", where=stage.name)
         speaking: AbstractContextManager[None] = nullcontext()
         if isinstance(setup.phases, RolloutPhases):

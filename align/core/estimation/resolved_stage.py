@@ -17,7 +17,7 @@ from align.core.estimation.batches import Planned, needs_of, planned
 from align.core.models.architecture import base_of, is_adapter
 from align.core.models.packing import VARLEN
 from align.core.plugin_system.registry import registry
-from align.core.training.reward_stage import settle
+from align.core.training.reward_stage import configure
 from align.core.training.run_directory import located
 from align.schemas.engine import Needs
 from align.schemas.errors import AlignError
@@ -64,7 +64,7 @@ def resolve_stage(
         stage, directory = _continued(stage, directory)
     algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
     if isinstance(algorithm, Online):
-        settle(algorithm, stage)
+        configure(algorithm, stage)
     serves = accelerator == "cuda" and stage.model.attn_implementation in VARLEN
     packed = stage.train.layout == "packed" or (stage.train.layout == "auto" and serves)
     layout: Layout = "packed" if packed else "padded"

@@ -51,7 +51,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ModelHandle:
     """The model that a generator speaks for.
 
     directory: a Hugging Face directory with the weights that it begins with. policy: the trainer's own network, None
@@ -93,7 +93,7 @@ class Generator:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def open(self, subject: Subject) -> None:
+    def open(self, handle: ModelHandle) -> None:
         """Get ready to speak for a model."""
         raise NotImplementedError
 
@@ -103,12 +103,12 @@ class Generator:
         sampling: Sampling,
         *,
         stop: Callable[[], bool] = lambda: False,
-        heard: Callable[[int, int, int], None] | None = None,
+        on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Sample]]:
         """The answers of each request, in the order of its seeds.
 
-        stop: polled at least every few seconds; when true, ``Interrupt`` is raised. heard: told (request, answer,
-        token) for every token as it comes, where a generator can.
+        stop: polled at least every few seconds; when true, ``Interrupt`` is raised. on_token: called with
+        (request, answer, token) for every token as it comes, if the generator streams.
         """
         raise NotImplementedError
 

@@ -302,7 +302,7 @@ class Voice:
         requests: Sequence[Request],
         sampling: Sampling,
         stop: Callable[[], bool] = lambda: False,
-        heard: Callable[[int, int, int], None] | None = None,
+        on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Sample]]:
         """As ``Generator.generate``. Raises AlignError for empty and overlong prompts, and for sharded weights."""
         _check(self, requests)
@@ -311,7 +311,9 @@ class Voice:
         padded = whole and "position_ids" in inspect.signature(self.network.forward).parameters
         with without_gradient_or_dropout(self.network):
             for batch in _batches(requests, sampling.max_completion_length, self.tokens, padded):
-                for row, sample in self._batch(batch, requests, sampling, Cached if whole else Uncached, stop, heard):
+                for row, sample in self._batch(
+                    batch, requests, sampling, Cached if whole else Uncached, stop, on_token
+                ):
                     samples[row.request][row.answer] = sample
         return [[sample for sample in group if sample is not None] for group in samples]
 
@@ -322,7 +324,7 @@ class Voice:
         sampling: Sampling,
         reads: type[Cached] | type[Uncached],
         stop: Callable[[], bool],
-        heard: Callable[[int, int, int], None] | None,
+        on_token: Callable[[int, int, int], None] | None,
     ) -> Iterator[tuple[_Row, Sample]]:
         """Each row's sample, as it is finished."""
         device = next(self.network.parameters()).device
@@ -359,10 +361,10 @@ class Voice:
             token_B = drawn_B.cpu().numpy()
             said_BT[place_B, t], logp_BT[place_B, t] = token_B, logp_B.cpu().numpy()
             over_B = np.isin(token_B, ends)
-            for i in np.flatnonzero(running_B[place_B]) if heard or spelling else ():
+            for i in np.flatnonzero(running_B[place_B]) if on_token or spelling else ():
                 row, token = rows[place_B[i]], int(token_B[i])
-                if heard is not None:
-                    heard(row.request, row.answer, token)
+                if on_token is not None:
+                    on_token(row.request, row.answer, token)
                 if spelling is not None:
                     over_B[i] |= spelling.stops(said_BT[place_B[i], : t + 1])
             for i in np.flatnonzero(running_B[place_B] & (over_B | (t + 1 == limit_B[place_B]))):

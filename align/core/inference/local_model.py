@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from align.core.data.encode import Encoder
 from align.core.generation.base import Generator, Request, Sample, Tokens
-from align.core.inference.sampler import subject_for, text_of, tokens_of
+from align.core.inference.sampler import handle_for, text_of, tokens_of
 from align.core.plugin_system.registry import registry
 from align.schemas.records import Content, Record
 from align.schemas.run import Choice, Model, Sampling
@@ -22,13 +22,13 @@ class LocalModel:
 
     def __init__(self, path: str) -> None:
         """Load the model of a directory or hub id, onto the GPU if there is one. Raises AlignError if it cannot be."""
-        self._subject = subject_for(Model(path=path))
-        tokenizer = self._subject.tokenizer
-        self.directory, self.context = self._subject.directory, self._subject.context
+        self._handle = handle_for(Model(path=path))
+        tokenizer = self._handle.tokenizer
+        self.directory, self.context = self._handle.directory, self._handle.context
         self.special_tokens: Sequence[str] = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
         self._encoder = Encoder(tokenizer)
         self._generator: Generator = registry.build("generator", Choice(type="local"))
-        self._generator.open(self._subject)
+        self._generator.open(self._handle)
 
     @property
     def has_chat_template(self) -> bool:
@@ -48,7 +48,7 @@ class LocalModel:
 
     def decode(self, tokens: Tokens) -> str:
         """Return the text of completion tokens without special tokens."""
-        return text_of(self._subject.tokenizer, tokens)
+        return text_of(self._handle.tokenizer, tokens)
 
     def close(self) -> None:
         """Free the model; safe to call twice."""

@@ -17,8 +17,8 @@ from align.core.data.encode import Encoder
 from align.core.data.examples import Examples
 from align.core.data.tokenize import tokenise
 from align.core.evaluation.statistics import ratio
-from align.core.generation.base import Generator, Subject, Tokens
-from align.core.inference.sampler import Said, Speaker, subject_for, text_of, tokens_of
+from align.core.generation.base import Generator, ModelHandle, Tokens
+from align.core.inference.sampler import Said, Speaker, handle_for, text_of, tokens_of
 from align.core.models.loading import build_policy
 from align.core.models.policy import Policy
 from align.core.models.precompute import precompute
@@ -56,7 +56,7 @@ class Probed:
     """A model's directory or hub id, ready to be asked."""
 
     policy: Policy
-    subject: Subject
+    handle: ModelHandle
     _generator: Generator
 
     @classmethod
@@ -65,14 +65,14 @@ class Probed:
         model = Model(path=str(path))
         policy, _ = build_policy(model, "language", seed=0, dropout=False)
         policy = policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        subject = replace(subject_for(model), policy=policy)
+        handle = replace(handle_for(model), policy=policy)
         generator = registry.build("generator", Choice(type="local"))
-        generator.open(subject)
-        return cls(policy, subject, generator)
+        generator.open(handle)
+        return cls(policy, handle, generator)
 
     def ask(self, records: Sequence[Record], sampling: Sampling, n: int = 1, seed: int = 0) -> list[list[Said]]:
         """``n`` answers to each record's prompt. Raises AlignError for prompts that leave no room for an answer."""
-        return Speaker(self._generator, self.subject, sampling, n, seed).ask(records)
+        return Speaker(self._generator, self.handle, sampling, n, seed).ask(records)
 
     def answers(self, prompts: Sequence[Content], max_new_tokens: int) -> list[str]:
         """What it says to each prompt, greedily."""
@@ -82,7 +82,7 @@ class Probed:
 
     def room(self, record: Record) -> int:
         """Tokens that an answer to the record's prompt may have; not above 0 where it is too long."""
-        return self.subject.context - len(tokens_of(record, Encoder(self.tokenizer)))
+        return self.handle.context - len(tokens_of(record, Encoder(self.tokenizer)))
 
     def prefers(self, pairs: Sequence[Record]) -> list[bool]:
         """Whether it finds each pair's chosen answer likelier than the rejected one, token probabilities multiplied."""
@@ -119,7 +119,7 @@ class Probed:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's."""
-        return self.subject.tokenizer
+        return self.handle.tokenizer
 
     @property
     def _pad(self) -> int:
@@ -127,7 +127,7 @@ class Probed:
 
     def _examples(self, records: Sequence[Record], algorithm: str) -> Any:
         learner: Any = registry.build("algorithm", Choice(type=algorithm))
-        longest = min(LONGEST, self.subject.context)
+        longest = min(LONGEST, self.handle.context)
         source = [Source(path="probe")]
         data = Data(train=source, max_length=longest, truncation_mode="keep_start", allow=HARMLESS, dataset_num_proc=1)
         return tokenise(records, self.tokenizer, learner, data).examples

@@ -17,7 +17,7 @@ from align.core.data.chat_template import drafts
 from align.core.data.encode import Encoder, Refusal
 from align.core.data.mixture import load_records
 from align.core.data.template_checks import CATALOGUE, Settings
-from align.core.generation.base import Generator, Request, Sample, Subject, Tokens
+from align.core.generation.base import Generator, ModelHandle, Request, Sample, Tokens
 from align.core.generation.completion import Turns
 from align.core.generation.decode import seed_of
 from align.core.models.architecture import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
@@ -87,7 +87,7 @@ class Stream:
         self._tokens: list[int] = []
         self._written = ""
 
-    def heard(self, token: int) -> None:
+    def on_token(self, token: int) -> None:
         """One more token."""
         self._tokens.append(token)
         text = self._turns.text(self._tokens, self._opening)
@@ -105,7 +105,7 @@ class Speaker:
     """An open generator and how it is asked. ``n`` answers to each prompt, all seeds following from ``seed``."""
 
     generator: Generator
-    subject: Subject
+    handle: ModelHandle
     sampling: Sampling
     n: int = 1
     seed: int = 0
@@ -113,31 +113,33 @@ class Speaker:
     _turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
-        self._encoder = Encoder(self.subject.tokenizer)
-        self._turns = Turns(self.subject.tokenizer, self._encoder)
+        self._encoder = Encoder(self.handle.tokenizer)
+        self._turns = Turns(self.handle.tokenizer, self._encoder)
 
     def stream(self, record: Record, write: Callable[[str], None]) -> Stream:
         """Return a ``Stream`` that writes the answer to ``record`` as it is sampled."""
         return Stream(self._turns, self._turns.opening(record), write)
 
     def ask(
-        self, records: Sequence[Record], heard: Callable[[int], None] | None = None, first: int = 0
+        self, records: Sequence[Record], on_token: Callable[[int], None] | None = None, first: int = 0
     ) -> list[list[Said]]:
-        """The answers to each record, in order. heard: told every token as it comes, where the generator can tell.
+        """Return the answers to each record, in order.
+
+        on_token: called with every token as it comes, if the generator streams.
 
         first: how many prompts were asked before; an answer depends on its prompt's place, not on how they are cut.
         """
         tokens = [tokens_of(record, self._encoder) for record in records]
         seeds = [tuple(seed_of(self.seed, first + i, k) for k in range(self.n)) for i in range(len(records))]
         requests = [Request(prompt, own) for prompt, own in zip(tokens, seeds, strict=True)]
-        if heard is None:
+        if on_token is None:
             groups = contract.generate(self.generator, requests, self.sampling)
         else:
 
-            def on_token(_request: int, _sample: int, token: int) -> None:
-                heard(token)
+            def pass_on(_request: int, _sample: int, token: int) -> None:
+                on_token(token)
 
-            groups = contract.generate(self.generator, requests, self.sampling, heard=on_token)
+            groups = contract.generate(self.generator, requests, self.sampling, on_token=pass_on)
         return [
             self._read(record, self._turns.opening(record), group)
             for record, group in zip(records, groups, strict=True)
@@ -161,7 +163,7 @@ def answers(
             work.update(min(len(records), start + CHUNK))
 
 
-def subject_for(model: Model, context: int | None = None) -> Subject:
+def handle_for(model: Model, context: int | None = None) -> ModelHandle:
     """The model at a path, to be spoken for outside training; its weights are not loaded here.
 
     context: most tokens of prompt and answer; by default as many as the model's config allows.
@@ -178,7 +180,7 @@ def subject_for(model: Model, context: int | None = None) -> Subject:
         raise not_loadable(error, base, "model") from error
     told = context or getattr(config, "max_position_embeddings", None) or CONTEXT
     wanted = [tokenizer.eos_token_id, config.eos_token_id, settings.eos_token_id]
-    return Subject(directory, model, tokenizer, ends_of(*wanted), int(told))
+    return ModelHandle(directory, model, tokenizer, ends_of(*wanted), int(told))
 
 
 def tokens_of(record: Record, encoder: Encoder) -> Tokens:

@@ -162,7 +162,7 @@ class Policy(nn.Module):
             examples=micro.examples,
             columns=micro.columns,
             ref_logp_T=micro.ref_logp_T if ref_logp_T is None else ref_logp_T,
-            along=micro.along,
+            token_data=micro.token_data,
             value_T=value_T,
             score_B=scores.score_B,
             entropy_T=scores.entropy_T,

@@ -21,7 +21,7 @@ from align.core.data.batch import MicroBatch
 from align.core.data.examples import Examples, InMemory
 from align.core.engine.checkpoint import everyone
 from align.core.engine.steps import Cutter
-from align.core.generation.base import Floats, Generator, Interrupt, Request, Subject, Tokens
+from align.core.generation.base import Floats, Generator, Interrupt, ModelHandle, Request, Tokens
 from align.core.generation.completion import Turns
 from align.core.generation.decode import seed_of
 from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
@@ -92,7 +92,7 @@ class Collector:
         self,
         rollout: Rollout,
         generator: Generator,
-        subject: Subject,
+        handle: ModelHandle,
         scorer: Scorer,
         gold: Scorer | None,
         critic: Policy | None,
@@ -101,11 +101,11 @@ class Collector:
         seed: int,
         forward: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        assert subject.policy is not None
-        self.rollout, self.generator, self.subject, self.scorer, self.gold = rollout, generator, subject, scorer, gold
-        self.policy, self.critic, self.reference = subject.policy, critic, reference
+        assert handle.policy is not None
+        self.rollout, self.generator, self.handle, self.scorer, self.gold = rollout, generator, handle, scorer, gold
+        self.policy, self.critic, self.reference = handle.policy, critic, reference
         self.cutter, self.seed, self.forward = cutter, seed, forward
-        self.turns = Turns(subject.tokenizer)
+        self.turns = Turns(handle.tokenizer)
         self.stop: Callable[[], bool] = lambda: False
         self.synced: int | None = None
         """The optimizer step whose weights the generator holds."""

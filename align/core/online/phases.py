@@ -37,7 +37,7 @@ def plain(example: Example) -> dict[str, Any]:
             "tokens": torch.from_numpy(np.array(s.tokens)),
             "scored": torch.from_numpy(np.array(s.scored)),
             "ref_logp": None if s.ref_logp is None else torch.from_numpy(np.array(s.ref_logp)),
-            "along": {name: torch.from_numpy(np.array(values)) for name, values in s.along.items()},
+            "token_data": {name: torch.from_numpy(np.array(values)) for name, values in s.token_data.items()},
         }
         for s in example.sequences
     ]
@@ -52,7 +52,7 @@ def from_plain(kept: Mapping[str, Any]) -> Example:
             s["tokens"].numpy(),
             s["scored"].numpy(),
             None if s["ref_logp"] is None else s["ref_logp"].numpy(),
-            {name: values.numpy() for name, values in s["along"].items()},
+            {name: values.numpy() for name, values in s["token_data"].items()},
         )
         for s in kept["sequences"]
     )
@@ -173,22 +173,23 @@ class RolloutPhases:
         if ratio and flat:
             weights, found = importance_weights.weights(flat, correction)
             metrics |= found
-        # Check the measurements before ``credit`` uses them: a model that gives NaN is no fault of the algorithm's.
+        # Check the measurements before ``compute_advantages`` uses them: a model that gives NaN is no fault of the
+        # algorithm's.
         measured = [name for name in ("logp", "ref_logp", "value") if flat and getattr(flat[0], name) is not None]
         _finite(flat, {name: [getattr(experience, name) for experience in flat] for name in measured})
-        credit = contract.credit(self.algorithm, learned)
-        along = dict(credit.along)
+        advantages = contract.compute_advantages(self.algorithm, learned)
+        token_data = dict(advantages.token_data)
         if several or weights is not None:
-            along["old_logp"] = [_measured(experience) for experience in flat]
+            token_data["old_logp"] = [_measured(experience) for experience in flat]
         if weights is not None:
-            along["weight"] = weights
-        credit = type(credit)(along, credit.keep, credit.metrics)
-        _finite(flat, credit.along)  # again, for the advantages and the importance weights
-        metrics |= {"rollout/masked": float(np.mean(~credit.keep)) if len(credit.keep) else 0.0}
-        metrics |= {name: float(value) for name, value in credit.metrics.items()}
+            token_data["weight"] = weights
+        advantages = type(advantages)(token_data, advantages.keep, advantages.metrics)
+        _finite(flat, advantages.token_data)  # again, for the advantages and the importance weights
+        metrics |= {"rollout/masked": float(np.mean(~advantages.keep)) if len(advantages.keep) else 0.0}
+        metrics |= {name: float(value) for name, value in advantages.metrics.items()}
         if self.collector.gap is not None:
             metrics["sampling/sync_gap"] = self.collector.gap
-        self._examples = contract.examples(self.algorithm, learned, credit)
+        self._examples = contract.examples(self.algorithm, learned, advantages)
         self._phase, self.metrics, self.unscored = phase, metrics, why_unscored(scored)
         for hear in self.heard:
             hear(phase, asked, scored)
@@ -335,9 +336,9 @@ def _measured(experience: Experience) -> NDArray[np.float32]:
     return experience.logp
 
 
-def _finite(flat: Sequence[Experience], along: Mapping[str, Sequence[NDArray[np.float32]]]) -> None:
+def _finite(flat: Sequence[Experience], token_data: Mapping[str, Sequence[NDArray[np.float32]]]) -> None:
     """Raise AlignError where something that would be learned from is not a number."""
-    for name, arrays in along.items():
+    for name, arrays in token_data.items():
         for experience, values in zip(flat, arrays, strict=True):
             if not np.isfinite(values).all():
                 raise AlignError(

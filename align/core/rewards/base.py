@@ -78,7 +78,7 @@ class Reward:
 
     name: ClassVar[str]
     """What a run file calls it."""
-    needs: ClassVar[tuple[str, ...]] = ()
+    required_columns: ClassVar[tuple[str, ...]] = ()
     """Columns that every row must have; checked before training."""
     seconds: ClassVar[float | None] = None
     """Limit for one answer. Set: it is called with one answer at a time in a worker process that is killed when it
@@ -110,7 +110,7 @@ class Reward:
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
         """Why answers to this row can never be scored, or None; asked of every row before training."""
-        lacking = [name for name in self.needs if columns.get(name) is None]
+        lacking = [name for name in self.required_columns if columns.get(name) is None]
         return f"has no {' and no '.join(map(repr, lacking))}" if lacking else None
 
     def score(self, answers: Sequence[Answer]) -> Sequence[Score | float | None]:

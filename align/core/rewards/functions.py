@@ -58,7 +58,7 @@ class FunctionReward(Reward):
         self._bound = frozenset(bound)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in bound]
         self._takes = frozenset(p.name for p in named)
-        self.needs = tuple(  # type: ignore[misc]  # a function's own, where a class has them for all
+        self.required_columns = tuple(  # type: ignore[misc]  # a function's own, where a class has them for all
             p.name for p in named if p.default is p.empty and p.name not in _GIVEN
         )
         self._thread: ThreadPoolExecutor | None = None
@@ -67,7 +67,7 @@ class FunctionReward(Reward):
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
         """A column that it must be given; an empty one will do, as a function may abstain there."""
-        lacking = [name for name in self.needs if name not in columns]
+        lacking = [name for name in self.required_columns if name not in columns]
         return f"has no {' and no '.join(map(repr, lacking))}" if lacking else None
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
@@ -87,7 +87,7 @@ class FunctionReward(Reward):
 
     def _arguments(self, answers: Sequence[Answer], extra: dict[str, list[Any]]) -> dict[str, Any]:
         columns = list(dict.fromkeys(name for answer in answers for name in answer.columns))
-        if lacking := [name for name in self.needs if name not in columns]:
+        if lacking := [name for name in self.required_columns if name not in columns]:
             known = f"the rows' columns: {', '.join(columns)}" if columns else "the rows have no columns"
             raise AlignError(f"takes {lacking[0]!r}, which no row has", known, where=f"reward {self._label}")
         given: dict[str, Any] = {name: [answer.columns.get(name) for answer in answers] for name in columns}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from align.core.algorithm.online import Harvest
+from align.core.algorithm.online import RowGenerator
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
 from align.core.engine.steps import Phases, StepBatch
@@ -93,7 +93,7 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageCheck:
         bad_rows=setup.prepared.bad_rows,
         tokens=int(np.sum(lengths)),
         longest=int(np.max(lengths)),
-        steps=0 if isinstance(setup.algorithm, Harvest) else setup.phases.total_steps,
+        steps=0 if isinstance(setup.algorithm, RowGenerator) else setup.phases.total_steps,
         first_step=_online(setup.phases) if step is None else _offline(step, setup.cutter.layout),
         findings=[str(finding) for finding in (*setup.prepared.findings, *setup.notes)],
         first=setup.prepared.train[0],
@@ -111,5 +111,5 @@ def _online(phases: Phases) -> str:
     assert isinstance(phases, RolloutPhases)
     steps = "1 step" if phases.steps_per_phase == 1 else f"{phases.steps_per_phase} steps"
     return f"{phases.groups_per_phase} prompts a phase, each answered {phases.algorithm.num_generations} times, " + (
-        "for rows" if isinstance(phases.algorithm, Harvest) else f"learned from in {steps}"
+        "for rows" if isinstance(phases.algorithm, RowGenerator) else f"learned from in {steps}"
     )

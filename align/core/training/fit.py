@@ -22,7 +22,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from transformers.utils import logging as transformers_logging
 
 from align.core.algorithm import contract
-from align.core.algorithm.online import Harvest
+from align.core.algorithm.online import RowGenerator
 from align.core.engine import checkpoint, processes
 from align.core.engine.callbacks import Bar, Keeper, Metrics, Signals
 from align.core.engine.logger import Verified
@@ -163,7 +163,7 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
             print(stripped(str(note)), file=sys.stderr)
     if isinstance(setup.phases, RolloutPhases):
         setup.phases.heard = [PhaseLog(directory.run, place, setup.phases.rollout)] if processes.rank() == 0 else []
-    if isinstance(setup.algorithm, Harvest):
+    if isinstance(setup.algorithm, RowGenerator):
         harvest(place, stage, setup, directory)
         return
     module = AlignModule(

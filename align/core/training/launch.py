@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from align.core.algorithm.online import Harvest
+from align.core.algorithm.online import RowGenerator
 from align.core.config import run_file
 from align.core.engine import processes
 from align.core.plugin_system.registry import registry
@@ -61,7 +61,7 @@ def largest(run: Run) -> Hardware:
 def _not_handed_on(run: Run) -> Iterator[Problem]:
     """Rows wanted of a stage that makes a model, or a model of one that makes rows."""
     algorithms = {stage.name: registry.build("algorithm", stage.algorithm) for stage in run.stages}
-    makes_rows = {name for name, algorithm in algorithms.items() if isinstance(algorithm, Harvest)}
+    makes_rows = {name for name, algorithm in algorithms.items() if isinstance(algorithm, RowGenerator)}
     for stage in run.stages:
         kind, _, name = stage.model.path.partition(":")
         if kind == "stage" and name in makes_rows:

@@ -12,7 +12,7 @@ from align.core.algorithm import contract
 from align.core.algorithm.online import Online
 from align.core.data.examples import Examples
 from align.core.engine.steps import Cutter
-from align.core.generation.base import Generator, Subject
+from align.core.generation.base import Generator, ModelHandle
 from align.core.models.loading import build_policy, end_tokens, resolve_model_path
 from align.core.models.packing import limits_for
 from align.core.models.policy import Policy
@@ -32,7 +32,7 @@ NAMED = 5
 """Rows that a message names."""
 
 
-def settle(algorithm: Online, stage: Stage) -> None:
+def configure(algorithm: Online, stage: Stage) -> None:
     """Tell an algorithm how it will sample. Raises AlignError where the two do not go together."""
     if stage.rollout is None:
         raise AlignError(
@@ -41,7 +41,7 @@ def settle(algorithm: Online, stage: Stage) -> None:
             where=f"{stage.name}: rollout",
         )
     try:
-        algorithm.settle(stage.rollout)
+        algorithm.configure(stage.rollout)
     except AlignError as error:
         named = [Problem(f"{stage.name}: {p.where}" if p.where else stage.name, p.what, p.fix) for p in error.problems]
         raise AlignError.gather(named) from None
@@ -121,7 +121,7 @@ def make_collector(
     return Collector(
         stage.rollout,
         generator,
-        Subject(
+        ModelHandle(
             resolve_model_path(stage.model.path, stage.model.revision, stage.model.trust_remote_code),
             stage.model,
             tokenizer,
@@ -178,7 +178,7 @@ def opened(collector: Collector) -> Iterator[None]:
             if collector.gold is not None:
                 collector.gold.open()
             with contract.calling(collector.generator, "open"):
-                collector.generator.open(collector.subject)
+                collector.generator.open(collector.handle)
         yield
     finally:
         collector.generator.close()

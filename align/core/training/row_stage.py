@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from align.core.algorithm import contract
-from align.core.algorithm.online import Harvest
+from align.core.algorithm.online import RowGenerator
 from align.core.data.encode import Encoder
 from align.core.data.formats import Format
 from align.core.data.rows import RowError
@@ -90,7 +90,7 @@ def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDir
     all.
     """
     phases, algorithm = setup.phases, setup.algorithm
-    assert isinstance(phases, RolloutPhases) and isinstance(algorithm, Harvest)
+    assert isinstance(phases, RolloutPhases) and isinstance(algorithm, RowGenerator)
     key = digest([what_is_learned(stage), setup.prepared.taught])
     size, count = phases.groups_per_phase, math.ceil(len(phases.prompts) / phases.groups_per_phase)
     done: list[Mapping[str, Any]] = []
@@ -178,7 +178,7 @@ def _readers(directory: RunDirectory, setup: Setup) -> list[Acceptance]:
 
 
 def _ask(
-    phases: RolloutPhases, algorithm: Harvest, readers: Sequence[Acceptance], which: Sequence[int], phase: int
+    phases: RolloutPhases, algorithm: RowGenerator, readers: Sequence[Acceptance], which: Sequence[int], phase: int
 ) -> dict[str, Any]:
     """Sample and score one phase; return its rows, every prompt's rewards, the metrics and what was left out."""
     rollout, collector = phases.rollout, phases.collector

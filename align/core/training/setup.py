@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.core.algorithm import contract
 from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Harvest, Online
+from align.core.algorithm.online import Online, RowGenerator
 from align.core.data.batch import collate
 from align.core.data.examples import Example, Examples
 from align.core.data.mixture import Window
@@ -30,7 +30,7 @@ from align.core.online.collect import Prompts
 from align.core.online.phases import RolloutPhases
 from align.core.plugin_system.registry import registry
 from align.core.training.datasets import HeldOutSet, Preparation, Prepared, StreamPhases
-from align.core.training.reward_stage import build_critic, make_collector, refuse_unfit, settle
+from align.core.training.reward_stage import build_critic, configure, make_collector, refuse_unfit
 from align.core.training.run_directory import RunDirectory
 from align.core.util.atomic_files import cache_directory
 from align.core.util.progress import working
@@ -71,8 +71,8 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     if hardware.accelerator == "cuda":  # before anything is put on a GPU: rewards and engines take the current one
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if isinstance(algorithm, Online):
-        settle(algorithm, stage)
-    if isinstance(algorithm, Harvest):  # it measures nothing on held-out prompts, and asks them all
+        configure(algorithm, stage)
+    if isinstance(algorithm, RowGenerator):  # it measures nothing on held-out prompts, and asks them all
         data = stage.data.model_copy(update={"validation": None, "validation_fraction": 0.0})
         stage = stage.model_copy(update={"data": data})
     if stage.data.stream and (algorithm.samples or algorithm.uses_reference or stage.train.max_steps is None):
@@ -111,8 +111,8 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         reference = make_reference(stage.reference, policy, stage, known_ahead=known_ahead)
     strategy: Strategy = registry.build("strategy", stage.devices.strategy)
     size = footprint(*filter(None, (policy, critic)))
-    with contract.calling(strategy, "settle"):
-        strategy = strategy.settle(hardware, size, lambda: _chosen(hardware, size))
+    with contract.calling(strategy, "resolve"):
+        strategy = strategy.resolve(hardware, size, lambda: _chosen(hardware, size))
     cutter = Cutter(
         algorithm,
         stage.train,

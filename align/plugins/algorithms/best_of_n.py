@@ -9,12 +9,12 @@ import numpy as np
 from pydantic import Field
 
 from align.core.algorithm.best_of_n import best_of_k, kl_bound, pass_at_k, powers
-from align.core.algorithm.online import Harvest
+from align.core.algorithm.online import RowGenerator
 from align.core.rewards.scorer import reaches, tied
 from align.schemas.records import Content
 
 
-class BestOfN(Harvest):
+class BestOfN(RowGenerator):
     """Samples ``num_generations`` answers to each prompt and writes rows of the best.
 
     ``data.train: stage:NAME`` of a later stage reads them.
@@ -26,7 +26,7 @@ class BestOfN(Harvest):
     learning_rate = 0.0
     """It learns nothing."""
 
-    class Config(Harvest.Config):
+    class Config(RowGenerator.Config):
         """Settings of best of n."""
 
         num_generations: Annotated[int, Field(ge=2)] = 16

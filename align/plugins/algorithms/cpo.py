@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Metric, Outcome, Term, logistic, preference_metrics
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric, logistic, preference_metrics
 from align.core.data.batch import Batch
 
 
@@ -46,14 +46,14 @@ class CPO(Algorithm):
 
     config: Config
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per pair, and one per token of the better answers."""
         config = self.config
         logp_B = batch.sum_per_sequence(batch.logp_T)
-        chosen_E, rejected_E = batch.of("chosen", logp_B), batch.of("rejected", logp_B)
+        chosen_E, rejected_E = batch.select("chosen", logp_B), batch.select("rejected", logp_B)
         nll_T = nll(batch.tokens_of("chosen", batch.logp_T))
-        terms = [Term(cpo(chosen_E, rejected_E, config.beta, config.label_smoothing), "example")]
+        terms = [LossTerm(cpo(chosen_E, rejected_E, config.beta, config.label_smoothing), "example")]
         if config.cpo_alpha:
-            terms.append(Term(nll_T, "token:chosen", config.cpo_alpha))
+            terms.append(LossTerm(nll_T, "token:chosen", config.cpo_alpha))
         metrics = preference_metrics(batch, config.beta * chosen_E, config.beta * rejected_E)
-        return Outcome(terms, metrics | {"nll_loss": Metric(nll_T)})
+        return LossOutput(terms, metrics | {"nll_loss": Metric(nll_T)})

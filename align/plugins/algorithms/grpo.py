@@ -21,9 +21,9 @@ from torch import Tensor
 
 from align.core.algorithm import policy_loss as r
 from align.core.algorithm.advantages import join, less_mean, per_answer, rewards, scaled
-from align.core.algorithm.base import Metric, Outcome, token_metrics
+from align.core.algorithm.base import LossOutput, Metric, token_metrics
 from align.core.algorithm.kl import KL
-from align.core.algorithm.online import Credit, Group, Online
+from align.core.algorithm.online import Advantages, Group, Online
 from align.core.data.batch import Batch
 
 
@@ -106,7 +106,7 @@ class GRPO(Online):
         """For the KL in the reward."""
         return self.config.beta > 0 and self.config.kl_in == "reward"
 
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """R_i less its group's mean, over a standard deviation."""
         config = self.config
         beta = config.beta if config.kl_in == "reward" else 0.0
@@ -118,10 +118,10 @@ class GRPO(Online):
             advantages = [scaled(a, own) for a, own in zip(advantages, by, strict=True)]
         return per_answer(groups, advantages, config.mask_truncated_completions)
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per token, or per answer, for the policy and for the KL."""
         config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
-        ratio_T, advantage_T = r.RATIOS[config.importance_sampling_level](batch), batch.along["advantage"]
+        ratio_T, advantage_T = r.RATIOS[config.importance_sampling_level](batch), batch.token_data["advantage"]
         loss_T, metrics = OBJECTIVES[config.objective](batch, ratio_T, advantage_T, config)
         terms = [r.averaged(batch, r.weighted(batch, loss_T), config.averaging, max_completion_length)]
         metrics["policy_loss"] = Metric(terms[0].weight * terms[0].values)
@@ -131,7 +131,7 @@ class GRPO(Online):
             metrics["kl"] = Metric(kl_T)
             if in_loss:
                 terms.append(r.averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
-        return Outcome(terms, metrics | token_metrics(batch))
+        return LossOutput(terms, metrics | token_metrics(batch))
 
 
 def _clip(batch: Batch, ratio_T: Tensor, advantage_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:

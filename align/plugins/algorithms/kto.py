@@ -10,7 +10,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Metric, Outcome, Term, token_metrics
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric, token_metrics
 from align.core.data import examples as data
 from align.core.data.batch import Batch
 
@@ -93,7 +93,7 @@ class KTO(Algorithm):
         assert batch.ref_logp_T is not None, "the engine gives reference log-probabilities to uses_reference"
         return {"z": batch.sum_per_sequence(batch.logp_T - batch.ref_logp_T)}
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per sequence."""
         assert batch.ref_logp_T is not None, "the engine gives reference log-probabilities to uses_reference"
         config = self.config
@@ -103,7 +103,7 @@ class KTO(Algorithm):
         z = batch.step.get("z", ratio_B.new_zeros(())).detach().clamp(min=0)
         values_B = kto(ratio_B, desirable_B, z, config.beta)
         values_B = torch.where(desirable_B, config.desirable_weight * values_B, config.undesirable_weight * values_B)
-        desirable_T = batch.spread(desirable_B)
+        desirable_T = batch.expand_to_tokens(desirable_B)
         metrics = {
             "kl": Metric(z.expand(batch.sequences)),
             "rewards/chosen": Metric(config.beta * ratio_B[desirable_B]),
@@ -114,7 +114,7 @@ class KTO(Algorithm):
         if batch.logit_T is not None:
             metrics["logits/chosen"] = Metric(batch.logit_T[desirable_T])
             metrics["logits/rejected"] = Metric(batch.logit_T[~desirable_T])
-        return Outcome([Term(values_B, "sequence")], metrics | token_metrics(batch))
+        return LossOutput([LossTerm(values_B, "sequence")], metrics | token_metrics(batch))
 
 
 def _desirable(batch: Batch) -> Tensor:

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field, PositiveFloat
 
 from align.core.algorithm.advantages import kept, rewards
-from align.core.algorithm.base import Metric, Outcome, Term, logistic, preference_metrics
-from align.core.algorithm.online import Credit, Group, Online, sequence_of
+from align.core.algorithm.base import LossOutput, LossTerm, Metric, logistic, preference_metrics
+from align.core.algorithm.online import Advantages, Group, Online, sequence_of
 from align.core.data.batch import Batch
 from align.core.data.examples import Example
 
@@ -43,16 +43,18 @@ class OnlineDPO(Online):
         """Pairs are judged by the distance to it."""
         return True
 
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """Nothing for tokens: who is compared with whom is all."""
-        return Credit({}, kept(groups))
+        return Advantages({}, kept(groups))
 
-    def examples(self, groups: Sequence[Group], credit: Credit) -> list[list[Example]]:
+    def examples(self, groups: Sequence[Group], advantages: Advantages) -> list[list[Example]]:
         """A pair for each group whose best and worst rewards differ."""
         made: list[list[Example]] = []
         place = 0
         for group in groups:
-            along = [{name: values[place + i] for name, values in credit.along.items()} for i in range(len(group))]
+            token_data = [
+                {name: values[place + i] for name, values in advantages.token_data.items()} for i in range(len(group))
+            ]
             place += len(group)
             made.append([])
             reward_G = rewards(group)
@@ -60,18 +62,18 @@ class OnlineDPO(Online):
                 continue
             best, worst = int(np.nanargmax(reward_G)), int(np.nanargmin(reward_G))
             pair = (
-                sequence_of(group[best], along[best], "chosen"),
-                sequence_of(group[worst], along[worst], "rejected"),
+                sequence_of(group[best], token_data[best], "chosen"),
+                sequence_of(group[worst], token_data[worst], "rejected"),
             )
             made[-1].append(Example(group[best].source, pair))
         return made
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per pair."""
         assert batch.ref_logp_T is not None, "the engine gives reference log-probabilities to uses_reference"
         ratio_T = batch.logp_T - batch.ref_logp_T
         reward_B = self.config.beta * batch.sum_per_sequence(ratio_T)
-        chosen_E, rejected_E = batch.of("chosen", reward_B), batch.of("rejected", reward_B)
+        chosen_E, rejected_E = batch.select("chosen", reward_B), batch.select("rejected", reward_B)
         values = logistic(chosen_E - rejected_E)
         metrics = preference_metrics(batch, chosen_E, rejected_E) | {"kl": Metric(ratio_T)}
-        return Outcome([Term(values, "example")], metrics)
+        return LossOutput([LossTerm(values, "example")], metrics)

@@ -6,7 +6,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Metric, Outcome, Term, logistic, preference_metrics
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric, logistic, preference_metrics
 from align.core.data.batch import Batch
 
 ALMOST_SURE = -1e-7
@@ -53,11 +53,11 @@ class ORPO(Algorithm):
 
     config: Config
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per token of the better answers, and one per pair."""
         beta = self.config.beta
         mean_B = batch.mean_per_sequence(batch.logp_T)
-        chosen_E, rejected_E = batch.of("chosen", mean_B), batch.of("rejected", mean_B)
+        chosen_E, rejected_E = batch.select("chosen", mean_B), batch.select("rejected", mean_B)
         nll_T, ratio_E = nll(batch.tokens_of("chosen", batch.logp_T)), odds_ratio(chosen_E, rejected_E)
         metrics = preference_metrics(batch, beta * chosen_E, beta * rejected_E)
         metrics |= {
@@ -65,4 +65,4 @@ class ORPO(Algorithm):
             "log_odds_ratio": Metric(-ratio_E),
             "log_odds_chosen": Metric(log_odds(chosen_E) - log_odds(rejected_E)),
         }
-        return Outcome([Term(nll_T, "token:chosen"), Term(ratio_E, "example", beta)], metrics)
+        return LossOutput([LossTerm(nll_T, "token:chosen"), LossTerm(ratio_E, "example", beta)], metrics)

@@ -22,9 +22,9 @@ from align.core.algorithm.advantages import (
     token_rewards,
     whiten,
 )
-from align.core.algorithm.base import Metric, Outcome, Term, token_metrics
+from align.core.algorithm.base import LossOutput, LossTerm, Metric, token_metrics
 from align.core.algorithm.kl import KL
-from align.core.algorithm.online import Credit, CriticSpec, Group, Online
+from align.core.algorithm.online import Advantages, CriticSpec, Group, Online
 from align.core.algorithm.policy_loss import clip_metrics, clipped, log_ratio, token_ratio, weighted
 from align.core.data.batch import Batch
 
@@ -131,7 +131,7 @@ class PPO(Online):
         """The value model."""
         return CriticSpec(self.config.critic, self.config.critic_learning_rate, self.config.critic_warmup)
 
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """GAE over each answer's tokens; then the KL controller moves beta for the next phase."""
         config, keep = self.config, kept(groups)
         answers = [e for group in groups for e in group]
@@ -147,13 +147,13 @@ class PPO(Online):
         reward = [token_rewards(score, kl_T, self.beta) for score, kl_T in zip(score_N, kl, strict=True)]
         both = [gae(r_T, v_T, config.gamma, config.lam) for r_T, v_T in zip(reward, value, strict=True)]
         advantage = [advantage_T for advantage_T, _ in both]
-        along = {
+        token_data = {
             "advantage": finite(whiten(advantage) if config.normalize_advantages else advantage),
             "return": finite([return_T for _, return_T in both]),
             "value": finite(value),
         }
         kl_N = np.array([kl_T.sum() for kl_T in kl])
-        return Credit(along, keep, self._controlled(score_N[keep], kl_N[keep]))
+        return Advantages(token_data, keep, self._controlled(score_N[keep], kl_N[keep]))
 
     def _controlled(self, score_N: Numbers, kl_N: Numbers) -> dict[str, float]:
         """TRL's ``objective/*`` with the beta that made them, nats an answer; then beta is moved."""
@@ -170,12 +170,12 @@ class PPO(Online):
             "objective/rlhf_reward": float(score_N.mean()) - beta * kl,
         }
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per token for the policy and for the critic."""
         config = self.config
         assert batch.value_T is not None, "the engine gives values to an algorithm with a critic"
-        along, ratio_T = batch.along, token_ratio(batch)
-        advantage_T, old_T, return_T = along["advantage"], along["value"], along["return"]
+        token_data, ratio_T = batch.token_data, token_ratio(batch)
+        advantage_T, old_T, return_T = token_data["advantage"], token_data["value"], token_data["return"]
         policy_T = clipped(ratio_T, advantage_T, config.epsilon, config.epsilon_high, config.delta)
         policy_T = weighted(batch, policy_T)
         critic_T = value_loss(batch.value_T, old_T, return_T, config.cliprange_value)
@@ -191,9 +191,9 @@ class PPO(Online):
             beyond_T = (batch.value_T - old_T).abs() > config.cliprange_value
             metrics["val/clipfrac_avg"] = Metric(beyond_T.to(ratio_T.dtype))
         if batch.ref_logp_T is not None:
-            metrics["kl"] = Metric(along.get("old_logp", batch.logp_T) - batch.ref_logp_T)
-        terms = [Term(policy_T, "token"), Term(critic_T, "token", config.vf_coef)]
-        return Outcome(terms, metrics | token_metrics(batch))
+            metrics["kl"] = Metric(token_data.get("old_logp", batch.logp_T) - batch.ref_logp_T)
+        terms = [LossTerm(policy_T, "token"), LossTerm(critic_T, "token", config.vf_coef)]
+        return LossOutput(terms, metrics | token_metrics(batch))
 
     def state_dict(self) -> dict[str, Any]:
         """The KL controller's beta."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Outcome, Term, token_metrics
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, token_metrics
 from align.core.data.batch import Batch
 
 
@@ -42,6 +42,6 @@ class Pretrain(Algorithm):
         """The perplexity; of a held-out set of general text, watched beside the domain's, it shows forgetting."""
         return {"perplexity": math.exp(min(metrics["loss"], 700.0))}
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per token."""
-        return Outcome([Term(batch.by_message(nll(batch.logp_T)), "token")], token_metrics(batch))
+        return LossOutput([LossTerm(batch.by_message(nll(batch.logp_T)), "token")], token_metrics(batch))

@@ -27,9 +27,9 @@ from align.core.algorithm.advantages import (
     token_rewards,
     whiten,
 )
-from align.core.algorithm.base import Metric, Outcome, token_metrics
+from align.core.algorithm.base import LossOutput, Metric, token_metrics
 from align.core.algorithm.kl import KL
-from align.core.algorithm.online import Credit, Group, Online
+from align.core.algorithm.online import Advantages, Group, Online
 from align.core.data.batch import Batch
 
 
@@ -106,7 +106,7 @@ class Reinforce(Online):
         """Only under ``baseline: group``; else with other prompts' answers."""
         return bool(self.config.baseline == "group")
 
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """Rewards less the baseline, and what each token's KL costs, summed up from the end."""
         config, keep = self.config, kept(groups, self.config.mask_truncated_completions)
         found = [rewards(group) for group in groups]
@@ -120,7 +120,7 @@ class Reinforce(Online):
         reward = [token_rewards(score, kl_T, config.beta) for score, kl_T in zip(score_N, kl, strict=True)]
         advantage = [reward_to_go(reward_T, config.gamma) for reward_T in reward]
         metrics = {"baseline": baseline} if config.baseline in ("batch", "moving") else {}
-        return Credit(
+        return Advantages(
             {"advantage": finite(whiten(advantage) if config.normalize_advantages else advantage)}, keep, metrics
         )
 
@@ -135,10 +135,10 @@ class Reinforce(Online):
         self.moving = self.config.decay * before + (1 - self.config.decay) * now
         return before
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per token, or per answer, for the policy and for the KL."""
         config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
-        ratio_T, advantage_T = r.token_ratio(batch), batch.along["advantage"]
+        ratio_T, advantage_T = r.token_ratio(batch), batch.token_data["advantage"]
         loss_T = r.weighted(batch, r.clipped(ratio_T, advantage_T, config.epsilon, config.epsilon_high))
         terms = [r.averaged(batch, loss_T, config.averaging, max_completion_length)]
         metrics = {"policy_loss": Metric(terms[0].weight * terms[0].values)}
@@ -151,7 +151,7 @@ class Reinforce(Online):
             metrics["kl"] = Metric(kl_T)
             if in_loss:
                 terms.append(r.averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
-        return Outcome(terms, metrics | token_metrics(batch))
+        return LossOutput(terms, metrics | token_metrics(batch))
 
     def state_dict(self) -> dict[str, Any]:
         """The moving baseline."""

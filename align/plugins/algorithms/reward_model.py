@@ -6,7 +6,7 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Metric, Outcome, Term, logistic
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric, logistic
 from align.core.data.batch import Batch
 
 
@@ -42,15 +42,15 @@ class RewardModel(Algorithm):
 
     config: Config
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per pair."""
         assert batch.score_B is not None, "the engine gives scores to head 'reward'"
-        chosen_E, rejected_E = batch.of("chosen", batch.score_B), batch.of("rejected", batch.score_B)
+        chosen_E, rejected_E = batch.select("chosen", batch.score_B), batch.select("rejected", batch.score_B)
         margin_E = batch.columns.get("margin", torch.zeros_like(chosen_E))
-        terms = [Term(bradley_terry(chosen_E, rejected_E, margin_E), "example")]
+        terms = [LossTerm(bradley_terry(chosen_E, rejected_E, margin_E), "example")]
         if self.config.center_rewards_coefficient:
-            terms.append(Term(centering(chosen_E, rejected_E), "example", self.config.center_rewards_coefficient))
-        return Outcome(
+            terms.append(LossTerm(centering(chosen_E, rejected_E), "example", self.config.center_rewards_coefficient))
+        return LossOutput(
             terms,
             {
                 "min_reward": Metric(batch.score_B, "min"),

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from align.core.algorithm.advantages import join, less_siblings, mean, per_answer, rewards, scaled
-from align.core.algorithm.base import Metric, Outcome, Term, token_metrics
-from align.core.algorithm.online import Credit, Group, Online
+from align.core.algorithm.base import LossOutput, LossTerm, Metric, token_metrics
+from align.core.algorithm.online import Advantages, Group, Online
 from align.core.algorithm.policy_loss import clip_metrics, clipped, product_ratio
 from align.core.data.batch import Batch
 from align.schemas.errors import AlignError
@@ -54,9 +54,9 @@ class RLOO(Online):
         """For the KL in the reward."""
         return self.config.beta > 0
 
-    def settle(self, rollout: Rollout) -> None:
+    def configure(self, rollout: Rollout) -> None:
         """Also refuses a correction of single tokens: here an answer is one action."""
-        super().settle(rollout)
+        super().configure(rollout)
         correction = rollout.importance_sampling_correction
         if correction.type != "none" and correction.level == "token":
             raise AlignError(
@@ -65,7 +65,7 @@ class RLOO(Online):
                 where="rollout.importance_sampling_correction.level",
             )
 
-    def credit(self, groups: Sequence[Group]) -> Credit:
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """R_i less the mean of its siblings."""
         advantages = [less_siblings(rewards(group, self.config.beta)) for group in groups]
         if self.config.normalize_advantages:
@@ -73,16 +73,16 @@ class RLOO(Online):
             advantages = [scaled(a - mean(everything), everything) for a in advantages]
         return per_answer(groups, advantages, self.config.mask_truncated_completions)
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per answer."""
         config = self.config
         ratio_B = product_ratio(batch)
-        advantage_B = batch.mean_per_sequence(batch.along["advantage"])
+        advantage_B = batch.mean_per_sequence(batch.token_data["advantage"])
         loss_B = clipped(ratio_B, advantage_B, config.epsilon, config.epsilon_high)
-        if "weight" in batch.along:
-            loss_B = loss_B * batch.mean_per_sequence(batch.along["weight"])
+        if "weight" in batch.token_data:
+            loss_B = loss_B * batch.mean_per_sequence(batch.token_data["weight"])
         metrics = {"policy_loss": Metric(loss_B)}
         metrics |= clip_metrics(ratio_B, advantage_B, config.epsilon, config.epsilon_high, lambda x_B: x_B)
         if batch.ref_logp_T is not None:
-            metrics["kl"] = Metric(batch.along.get("old_logp", batch.logp_T) - batch.ref_logp_T)
-        return Outcome([Term(loss_B, "sequence")], metrics | token_metrics(batch))
+            metrics["kl"] = Metric(batch.token_data.get("old_logp", batch.logp_T) - batch.ref_logp_T)
+        return LossOutput([LossTerm(loss_B, "sequence")], metrics | token_metrics(batch))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Outcome, Term, token_metrics
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, token_metrics
 from align.core.data.batch import Batch
 
 
@@ -47,7 +47,7 @@ class SFT(Algorithm):
 
     config: Config
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per scored token."""
         loss_T = batch.by_message(LOSSES[self.config.loss_type](batch.logp_T))
-        return Outcome([Term(loss_T, "token")], token_metrics(batch))
+        return LossOutput([LossTerm(loss_T, "token")], token_metrics(batch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Outcome, Term, logistic, preference_metrics
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, logistic, preference_metrics
 from align.core.data.batch import Batch
 
 
@@ -37,10 +37,10 @@ class SimPO(Algorithm):
 
     config: Config
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per pair."""
         beta = self.config.beta
         mean_B = batch.mean_per_sequence(batch.logp_T)
-        chosen_E, rejected_E = batch.of("chosen", mean_B), batch.of("rejected", mean_B)
+        chosen_E, rejected_E = batch.select("chosen", mean_B), batch.select("rejected", mean_B)
         values = simpo(chosen_E, rejected_E, beta, self.config.gamma_beta_ratio * beta)
-        return Outcome([Term(values, "example")], preference_metrics(batch, beta * chosen_E, beta * rejected_E))
+        return LossOutput([LossTerm(values, "example")], preference_metrics(batch, beta * chosen_E, beta * rejected_E))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align.core.generation.base import Floats, Generator, Interrupt, Request, Sample, Subject, Tokens
+from align.core.generation.base import Floats, Generator, Interrupt, ModelHandle, Request, Sample, Tokens
 from align.core.util.http import Client, secret
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling
@@ -59,11 +59,11 @@ class Endpoint(Generator):
     config: Config
     client: Client | None = None
 
-    def open(self, subject: Subject) -> None:
+    def open(self, handle: ModelHandle) -> None:
         """Nothing is asked yet. Raises AlignError for an address or key that cannot be used."""
         config = self.config
-        self.tokenizer = subject.tokenizer
-        self._special = frozenset(subject.tokenizer.all_special_ids)
+        self.tokenizer = handle.tokenizer
+        self._special = frozenset(handle.tokenizer.all_special_ids)
         key = secret(config.key_env, config.key_file)
         self.client = Client(config.url, key=key, timeout=config.timeout, retries=config.retries)
 
@@ -73,7 +73,7 @@ class Endpoint(Generator):
         sampling: Sampling,
         *,
         stop: Callable[[], bool] = lambda: False,
-        heard: Callable[[int, int, int], None] | None = None,
+        on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Sample]]:
         """See ``Generator``; ``heard`` is told whole answers. Raises AlignError for settings that the API lacks.
 
@@ -103,9 +103,9 @@ class Endpoint(Generator):
                 future.cancel()
         for place, (number, _) in enumerate(asked):
             sample = replies[place]
-            if heard is not None:
+            if on_token is not None:
                 for token in sample.tokens.tolist():
-                    heard(number, len(samples[number]), token)
+                    on_token(number, len(samples[number]), token)
             samples[number].append(sample)
         return samples
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from pydantic import PositiveInt
 
-from align.core.generation.base import Floats, Generator, Request, Sample, Subject, Tokens
+from align.core.generation.base import Floats, Generator, ModelHandle, Request, Sample, Tokens
 from align.core.generation.decode import Voice
 from align.core.models.loading import build_policy
 from align.core.models.policy import Policy
@@ -31,12 +31,12 @@ class Local(Generator):
 
     config: Config
 
-    def open(self, subject: Subject) -> None:
-        """Use the subject's policy; without one load its directory, onto the GPU where there is one."""
-        self.subject, policy = subject, subject.policy
+    def open(self, handle: ModelHandle) -> None:
+        """Use the handle's policy; without one load its directory, onto the GPU where there is one."""
+        self.handle, policy = handle, handle.policy
         if policy is None:
-            model = subject.model.model_copy(
-                update={"path": str(subject.directory), "revision": None, "adapter": None, "chat_template": None}
+            model = handle.model.model_copy(
+                update={"path": str(handle.directory), "revision": None, "adapter": None, "chat_template": None}
             )
             policy, _ = build_policy(model, "language", seed=0, dropout=False)
             policy = policy.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,21 +48,21 @@ class Local(Generator):
         sampling: Sampling,
         *,
         stop: Callable[[], bool] = lambda: False,
-        heard: Callable[[int, int, int], None] | None = None,
+        on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Sample]]:
         """As the contract says; ``stop`` is polled at every token."""
         voice = Voice(
             self._policy.unwrapped,
-            self.subject.tokenizer,
-            self.subject.ends,
-            self.subject.context,
+            self.handle.tokenizer,
+            self.handle.ends,
+            self.handle.context,
             self.config.batch_tokens,
         )
-        return voice.answer(requests, sampling, stop, heard)
+        return voice.answer(requests, sampling, stop, on_token)
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
         """As the contract says, from one pass over each sequence."""
-        pad = int(self.subject.tokenizer.pad_token_id or 0)
+        pad = int(self.handle.tokenizer.pad_token_id or 0)
         return completion_logprobs(self._policy, sequences, pad_id=pad, batch_tokens=self.config.batch_tokens)
 
     def sync(self, policy: Policy, version: int) -> None:

@@ -45,7 +45,7 @@ class Exact(Reward):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.needs = (config.column,)  # type: ignore[misc]  # known with the settings only
+        self.required_columns = (config.column,)  # type: ignore[misc]  # known with the settings only
         if config.pattern is None:
             self.seconds = None  # type: ignore[misc]
 

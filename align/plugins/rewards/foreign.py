@@ -35,7 +35,7 @@ class _FromFile(Reward):
         super().__init__(config)
         function = functools.partial(load_function(config.file, config.function), **config.settings)
         self._inner = self._adapt(function, f"{config.file}:{config.function}")
-        self.needs = self._inner.needs  # type: ignore[misc]
+        self.required_columns = self._inner.required_columns  # type: ignore[misc]
 
     def _adapt(self, function: Callable[..., Any], name: str) -> Reward:
         return from_function(function, name)

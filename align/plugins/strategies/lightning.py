@@ -122,7 +122,7 @@ class Single(Strategy):
 
     name = "single"
 
-    def settle(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
         """Raises AlignError for more than one device."""
         if hardware.world_size > 1:
             raise AlignError(
@@ -145,6 +145,6 @@ class Auto(Strategy):
 
     name = "auto"
 
-    def settle(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
         """What was chosen, settled in its turn."""
-        return choose().settle(hardware, footprint, choose)
+        return choose().resolve(hardware, footprint, choose)

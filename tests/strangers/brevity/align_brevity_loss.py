@@ -23,5 +23,5 @@ class PlainNLL(align.Algorithm):
 
     config: Config
 
-    def loss(self, batch: align.Batch) -> align.Outcome:
-        return align.Outcome([align.Term(-batch.logp_T, per="token", weight=self.config.scale)], {})
+    def loss(self, batch: align.Batch) -> align.LossOutput:
+        return align.LossOutput([align.LossTerm(-batch.logp_T, per="token", weight=self.config.scale)], {})

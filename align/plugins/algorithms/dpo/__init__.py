@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, Outcome, Term, preference_metrics
+from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, preference_metrics
 from align.core.data.batch import Batch
 from align.plugins.algorithms.dpo.equations import DIVERGENCES, LOSSES, reads
 from align.schemas.run import Fraction
@@ -37,8 +37,8 @@ Loss = Literal[
 def tail_weight_T(batch: Batch, alpha: float) -> Tensor:
     """1 for the tokens up to the shorter answer's length, α for those beyond it. LD-DPO, 2409.06411."""
     length_B = batch.length_B
-    shared_E = torch.minimum(batch.of("chosen", length_B), batch.of("rejected", length_B))
-    beyond_T = batch.position_T >= batch.spread(shared_E[batch.example_B])
+    shared_E = torch.minimum(batch.select("chosen", length_B), batch.select("rejected", length_B))
+    beyond_T = batch.position_T >= batch.expand_to_tokens(shared_E[batch.example_B])
     return torch.ones_like(batch.logp_T).masked_fill(beyond_T, alpha)
 
 
@@ -115,7 +115,7 @@ class DPO(Algorithm):
         """Every loss of the family, or its metrics, measures the distance to it."""
         return True
 
-    def loss(self, batch: Batch) -> Outcome:
+    def loss(self, batch: Batch) -> LossOutput:
         """One value per pair for each loss named, per token for sft."""
         config = self.config
         assert batch.ref_logp_T is not None, "the engine gives reference log-probabilities to uses_reference"
@@ -126,17 +126,18 @@ class DPO(Algorithm):
         h_B = _call(DIVERGENCES[config.f_divergence_type], {"ratio": ratio_B, "f_alpha": config.f_alpha})
         h_mean_B = h_B / batch.length_B
         asked: dict[str, Any] = {
-            "chosen_E": batch.of("chosen", ratio_B),
-            "rejected_E": batch.of("rejected", ratio_B),
-            "delta_E": batch.of("chosen", h_B) - batch.of("rejected", h_B),
-            "delta_mean_E": batch.of("chosen", h_mean_B) - batch.of("rejected", h_mean_B),
+            "chosen_E": batch.select("chosen", ratio_B),
+            "rejected_E": batch.select("rejected", ratio_B),
+            "delta_E": batch.select("chosen", h_B) - batch.select("rejected", h_B),
+            "delta_mean_E": batch.select("chosen", h_mean_B) - batch.select("rejected", h_mean_B),
             "chosen_logp_T": batch.tokens_of("chosen", batch.logp_T),
         } | config.model_dump()
         terms = [
-            Term(_call(LOSSES[name].values, asked), LOSSES[name].per, weight) for name, weight in config.weights.items()
+            LossTerm(_call(LOSSES[name].values, asked), LOSSES[name].per, weight)
+            for name, weight in config.weights.items()
         ]
         rewards = config.beta * asked["chosen_E"], config.beta * asked["rejected_E"]
-        return Outcome(terms, preference_metrics(batch, *rewards))
+        return LossOutput(terms, preference_metrics(batch, *rewards))
 
 
 def _call(function: Any, values: Mapping[str, Any]) -> Tensor:

@@ -101,7 +101,7 @@ def sft(chosen_logp_T: Tensor) -> Tensor:
 
 
 class Equation(NamedTuple):
-    """A row of the table: the function and what one of its values stands for (see ``Term.per``)."""
+    """A row of the table: the function and what one of its values stands for (see ``LossTerm.per``)."""
 
     values: Callable[..., Tensor]
     per: str = "example"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from align.core.generation.base import Floats, Generator, Request, Sample, Subject, Tokens
+from align.core.generation.base import Floats, Generator, ModelHandle, Request, Sample, Tokens
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling
 
@@ -74,13 +74,13 @@ class VLLM(Generator):
         """Further engine arguments by vLLM's own names (``block_size: 32``)."""
 
     config: Config
-    subject: Subject | None = None
+    handle: ModelHandle | None = None
     started: Process | Server | None = None
 
-    def open(self, subject: Subject) -> None:
+    def open(self, handle: ModelHandle) -> None:
         """Check the settings. The engine starts when it is first needed: by then the trainer's ranks have joined."""
         self._check()
-        self.subject = subject
+        self.handle = handle
 
     def generate(
         self,
@@ -88,7 +88,7 @@ class VLLM(Generator):
         sampling: Sampling,
         *,
         stop: Callable[[], bool] = lambda: False,
-        heard: Callable[[int, int, int], None] | None = None,
+        on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Sample]]:
         """See ``Generator``; ``heard`` is told whole answers. A temperature in (0, 0.01) is refused."""
         if 0 < sampling.temperature < COLDEST:
@@ -99,9 +99,9 @@ class VLLM(Generator):
         found = engine.answers(prompts, [sampling_params(sampling, ends, seed) for _, seed in flat], stop)
         samples: list[list[Sample]] = [[] for _ in requests]
         for (number, _), sample in zip(flat, found, strict=True):
-            if heard is not None:
+            if on_token is not None:
                 for token in sample.tokens.tolist():
-                    heard(number, len(samples[number]), token)
+                    on_token(number, len(samples[number]), token)
             samples[number].append(sample)
         return samples
 
@@ -117,7 +117,7 @@ class VLLM(Generator):
         """Stop the engine, or the server that was started here."""
         if self.started is not None:
             self.started.close()
-        self.started = self.subject = None
+        self.started = self.handle = None
 
     @property
     def engine(self) -> Process | Server:
@@ -135,10 +135,10 @@ class VLLM(Generator):
         return self.started
 
     @property
-    def _subject(self) -> Subject:
-        if self.subject is None:
+    def _subject(self) -> ModelHandle:
+        if self.handle is None:
             raise RuntimeError("the generator is not open")
-        return self.subject
+        return self.handle
 
     def _check(self) -> None:
         server_only = {"url", "key_env", "key_file", "python", "tensor_parallel", "weights", "exchange"}
@@ -152,21 +152,21 @@ class VLLM(Generator):
             raise AlignError("generator vllm needs vllm", "pip install 'align-llm[vllm]' (docs/vllm.md for CPU)")
 
 
-def engine_arguments(config: VLLM.Config, subject: Subject) -> dict[str, Any]:
+def engine_arguments(config: VLLM.Config, handle: ModelHandle) -> dict[str, Any]:
     """What vLLM is started with, by the names of its engine arguments."""
     import torch
 
     dtype: str = config.dtype
-    if dtype == "auto" and subject.policy is not None:
-        dtype = str(next(subject.policy.parameters()).dtype).removeprefix("torch.")
+    if dtype == "auto" and handle.policy is not None:
+        dtype = str(next(handle.policy.parameters()).dtype).removeprefix("torch.")
     arguments: dict[str, Any] = {
-        "model": str(subject.directory),
+        "model": str(handle.directory),
         "dtype": dtype,
-        "max_model_len": config.context or subject.context,
+        "max_model_len": config.context or handle.context,
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel,
-        "trust_remote_code": subject.model.trust_remote_code,
+        "trust_remote_code": handle.model.trust_remote_code,
         "logprobs_mode": "processed_logprobs",  # of the distribution drawn from; raw ones would leave out temperature
         "generation_config": "vllm",  # else the model's own sampling defaults would mix in
         "seed": 0,

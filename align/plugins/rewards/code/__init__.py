@@ -38,7 +38,7 @@ class Code(Reward):
     """
 
     name: ClassVar[str] = "code"
-    needs: ClassVar[tuple[str, ...]] = ("tests",)
+    required_columns: ClassVar[tuple[str, ...]] = ("tests",)
 
     class Config(Reward.Config):
         """How code is found, run and scored."""

@@ -64,7 +64,7 @@ class Math(Reward):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.needs = (config.column,)  # type: ignore[misc]  # whatever its name is here
+        self.required_columns = (config.column,)  # type: ignore[misc]  # whatever its name is here
 
     def open(self, place: Place) -> None:
         """Import sympy once for all workers."""
