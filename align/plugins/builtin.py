@@ -93,7 +93,7 @@ def register_loggers(register: Register) -> None:
 @hookimpl
 def register_rules(register: Register) -> None:
     """The adviser's rules: knowledge, behaviour, what is missing, dangers, questions."""
-    knowledge, behaviour = "align.advisor.rules.knowledge", "align.advisor.rules.behaviour"
+    knowledge, behaviour = "align.plugins.rules.knowledge", "align.plugins.rules.behaviour"
     register("R-RAG-1", f"{knowledge}:changing_facts")
     register("R-RAG-2", f"{knowledge}:sources_shown")
     register("R-RAG-3", f"{knowledge}:own_pages")
@@ -112,7 +112,7 @@ def register_rules(register: Register) -> None:
     register("R-POST-8", f"{behaviour}:prompt_exhausted")
     register("R-BON-1", f"{behaviour}:best_of_n")
     register("R-FRZ-1", f"{behaviour}:frozen")
-    prompting, verdict, measured = (f"align.advisor.rules.{page}" for page in ("prompting", "verdict", "measured"))
+    prompting, verdict, measured = (f"align.plugins.rules.{page}" for page in ("prompting", "verdict", "measured"))
     register("R-PRM-1", f"{prompting}:few_rules")
     register("R-PRM-2", f"{prompting}:target_reached")
     register("R-PRM-3", f"{prompting}:middling_rules")
@@ -130,7 +130,7 @@ def register_rules(register: Register) -> None:
     register("R-MEA-3", f"{measured}:domain_is_unseen")
     register("R-MEA-4", f"{measured}:head_room")
     register("R-MEA-5", f"{measured}:already_preferred")
-    dangers, questions = "align.advisor.rules.warnings", "align.advisor.rules.questions"
+    dangers, questions = "align.plugins.rules.warnings", "align.plugins.rules.questions"
     register("W-DATA", f"{dangers}:too_little_data")
     register("W-FORGET", f"{dangers}:forgetting")
     register("W-GATE", f"{dangers}:needs_eval_gate")

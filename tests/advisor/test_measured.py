@@ -11,9 +11,9 @@ from align.advisor.facts import Facts, from_form
 from align.advisor.gathering import gather
 from align.advisor.measured import added, apart, rows_to_settle
 from align.advisor.rule import Ask, Finding, Warn
-from align.advisor.rules import measured as rules
-from align.advisor.rules.knowledge import own_pages
 from align.core.evaluation.statistics import Z95, wilson
+from align.plugins.rules import measured as rules
+from align.plugins.rules.knowledge import own_pages
 from align.schemas.project import Measured, Measurement
 from tests.advisor.deciding import LIMIT, advice, fired, form, rows, warned
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from align.advisor.facts import Conflict, Facts
 from align.advisor.known import DATA_OF, ONLINE, TRAINED_ON, TRAINING, asked, knows_what_for, scorer, skill
 from align.advisor.rule import Ask
-from align.advisor.rules.warnings import FITS_WEIGHTS
 from align.advisor.stock import tokens
 from align.advisor.thresholds import Thresholds
+from align.plugins.rules.warnings import FITS_WEIGHTS
 
 
 def _trains(facts: Facts) -> bool:

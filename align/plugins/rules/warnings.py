@@ -20,9 +20,9 @@ from align.advisor.known import (
     tried,
 )
 from align.advisor.rule import Warn
-from align.advisor.rules.knowledge import CHANGING
 from align.advisor.stock import big, denied, stock
 from align.advisor.thresholds import Thresholds
+from align.plugins.rules.knowledge import CHANGING
 
 FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", "reward_model", *ONLINE)
 RESTRICTED = re.compile(
