@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from align.api.estimating import estimate as estimate
     from align.api.labelling import label_data as label_data
     from align.api.measuring import measure as measure
+    from align.api.prelaunch import launch_problems as launch_problems
+    from align.api.prelaunch import write_advice as write_advice
     from align.api.sampling import sample as sample
     from align.api.scoring import audit as audit
     from align.api.scoring import score as score
@@ -61,6 +63,9 @@ if TYPE_CHECKING:
     from align.schemas.hardware import Hardware as Hardware
     from align.schemas.project import Measured as Measured
     from align.schemas.project import Project as Project
+    from align.schemas.records import Content as Content
+    from align.schemas.records import Kind as Kind
+    from align.schemas.records import Message as Message
     from align.schemas.records import Record as Record
     from align.schemas.results import StageResult as StageResult
     from align.schemas.run import Run as Run
@@ -73,6 +78,7 @@ _HOMES = {
     "api.estimating": ("RunEstimate", "estimate"),
     "api.labelling": ("label_data",),
     "api.measuring": ("measure",),
+    "api.prelaunch": ("launch_problems", "write_advice"),
     "api.sampling": ("sample",),
     "api.scoring": ("audit", "score"),
     "api.training": ("check", "train"),
@@ -82,7 +88,7 @@ _HOMES = {
     "schemas.errors": ("AlignError", "Problem"),
     "schemas.hardware": ("Footprint", "Hardware"),
     "schemas.project": ("Measured", "Project"),
-    "schemas.records": ("Record",),
+    "schemas.records": ("Content", "Kind", "Message", "Record"),
     "schemas.run": ("Run",),
     "core.data.batch": ("Batch",),
     "core.algorithm.base": ("Algorithm", "Metric", "LossOutput", "LossTerm"),

@@ -16,6 +16,10 @@ TRAINING = ("post_training", "sft", "dpo", "kto", "reward_model", "rlhf", *ONLIN
 TRAINED_ON: tuple[DataKind, ...] = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts")
 JUDGED: tuple[DataKind, ...] = ("preference_pairs", "unpaired_feedback")
 
+FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", "reward_model", *ONLINE)
+"""Stages that change a model's weights."""
+CHANGING = ("monthly", "weekly", "daily", "realtime")
+"""Values of ``knowledge.changes`` that weights cannot follow."""
 DATA_OF: dict[str, DataKind] = {
     "continual_pretraining": "corpus",
     "sft": "sft_pairs",

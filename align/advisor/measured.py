@@ -104,12 +104,12 @@ def _domain(found: Measured, limit: Thresholds) -> Iterator[Evidence]:
     if corpus is None or reference is None:
         return
     words = f"bits per byte: corpus {corpus}, ordinary text {reference}"
-    side = apart(corpus, scaled(reference, limit.unseen_bits_ratio))
+    side = apart(corpus, rescaled(reference, limit.unseen_bits_ratio))
     if side:
         yield _said("knowledge.unseen_domain", side > 0, words)
 
 
-def scaled(m: Measurement, factor: float) -> Measurement:
+def rescaled(m: Measurement, factor: float) -> Measurement:
     """The same in a unit ``factor`` times as small."""
     return m.model_copy(update={"value": m.value * factor, "low": m.low * factor, "high": m.high * factor})
 

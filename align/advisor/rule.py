@@ -66,5 +66,5 @@ class Ask:
     rule: str = ""
 
 
-Outcome = Finding | Warn | Ask
-Rule = Callable[[Facts, Any], Outcome | Iterable[Outcome] | None]
+RuleResult = Finding | Warn | Ask
+Rule = Callable[[Facts, Any], RuleResult | Iterable[RuleResult] | None]

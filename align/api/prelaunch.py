@@ -15,6 +15,7 @@ from align.api.advice import AdviceCase
 from align.core.config.project_file import Brief
 from align.core.data.rows import BadRow
 from align.core.data.sources import Reading
+from align.core.training.launch import largest
 from align.core.util.atomic_files import write_whole
 from align.schemas.advice import Advice, Quote
 from align.schemas.errors import Problem
@@ -36,8 +37,11 @@ METHOD: dict[str, Method] = {
 """The name of an algorithm in a form, where it is not by its own name."""
 
 
-def problems(run: Run, hardware: Hardware) -> Iterator[Problem]:
-    """Yield errors for findings that stop the launch, and warnings for overrides, used or idle."""
+def launch_problems(run: Run, hardware: Hardware) -> Iterator[Problem]:
+    """Yield the problems that the advice on a run's ``project:`` sees in launching it.
+
+    Errors for findings that stop the launch, warnings for overrides, used or idle.
+    """
     advice = advice_for(run, hardware)
     reasons = {override.rule: override.reason for override in run.overrides}
     used: set[str] = set()
@@ -63,9 +67,9 @@ def advice_for(run: Run, hardware: Hardware) -> Advice:
     return case.having([*stated, asked, *count_rows(run.stages)]).advice()
 
 
-def write_advice(run: Run, hardware: Hardware, directory: Path) -> None:
-    """Write the advice into the run's directory."""
-    write_whole(directory / ADVICE, render(advice_for(run, hardware), "json").encode())
+def write_advice(run: Run, directory: Path) -> None:
+    """Write the advice on a run with a ``project:`` into its directory, as ``advice.json``."""
+    write_whole(directory / ADVICE, render(advice_for(run, largest(run)), "json").encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,16 +162,15 @@ def check_run(run: Run, hardware: Hardware) -> Iterable[Problem]:
     """Take the advice on a run with a ``project:``, and report what of it stops the launch."""
     if run.project is None:
         return ()
-    from align.api.prelaunch import problems
+    from align import launch_problems
 
-    return problems(run, hardware)
+    return launch_problems(run, hardware)
 
 
 @hookimpl
 def run_started(run: Run, directory: Path) -> None:
     """Keep the advice in the run's directory."""
     if run.project is not None:
-        from align.api.prelaunch import write_advice
-        from align.core.training.launch import largest
+        from align import write_advice
 
-        write_advice(run, largest(run), directory)
+        write_advice(run, directory)

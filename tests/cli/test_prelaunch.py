@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from align.advisor.emit import emit
 from align.api.advice import AdviceCase
-from align.api.prelaunch import advice_for, count_rows, method_of, obstacles, problems, project_of
+from align.api.prelaunch import advice_for, count_rows, launch_problems, method_of, obstacles, project_of
 from align.cli import main
 from align.core.config import run_file, yaml_loader
 from align.core.config.project_file import Brief, of_text
@@ -196,7 +196,7 @@ def test_the_wish_in_the_words_gives_way_to_what_is_launched(tmp_path: Path) -> 
     )
     found = advice_for(run, CPU).requested
     assert found is not None and (found.requested, found.agrees) == ("sft", True)
-    assert list(problems(run, CPU)) == []
+    assert list(launch_problems(run, CPU)) == []
 
 
 def test_obstacles_of_every_kind() -> None:
@@ -224,7 +224,7 @@ def test_a_plan_that_does_not_fit_is_stopped(tmp_path: Path) -> None:
     rows = write_rows("sft", tmp_path / "rows.jsonl", 600)
     project = Project.model_validate({**FITTING, "model": {"params_b": 70, "name": "a 70B"}})
     run = Run(output="out", project=project, stages=[stage("sft", data={"train": str(rows)})])
-    stopped = [problem for problem in problems(run, GPU) if problem.level == "error"]
+    stopped = [problem for problem in launch_problems(run, GPU) if problem.level == "error"]
     assert "memory_does_not_fit" in " ".join(problem.where for problem in stopped)
 
 
@@ -245,7 +245,7 @@ def test_what_is_emitted_may_be_launched(file: str, every: int) -> None:
         except AlignError:
             continue  # nothing to train
         run = run_file.parse(yaml_loader.write(emitted.values), "run.yaml")
-        stopped = [problem for problem in problems(run, CPU) if problem.level == "error"]
+        stopped = [problem for problem in launch_problems(run, CPU) if problem.level == "error"]
         assert advice.blocking or not stopped, (case["id"], stopped)
         assert advice_for(run, CPU).primary == advice.primary, case["id"]
         launched += 1

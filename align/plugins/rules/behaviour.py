@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from align.advisor.facts import Facts
-from align.advisor.known import AUTOMATIC, JUDGED, asked, falls_short, gap, purpose, scorer, skill, tried, wants_scorer
-from align.advisor.rule import Finding, Option, Weight
-from align.advisor.stock import denied, enough, fewer, some
-from align.advisor.thresholds import Thresholds
-from align.schemas.project import DataKind
+from align.rules import (
+    AUTOMATIC,
+    JUDGED,
+    DataKind,
+    Facts,
+    Finding,
+    Option,
+    Thresholds,
+    Weight,
+    asked,
+    denied,
+    enough,
+    falls_short,
+    fewer,
+    gap,
+    purpose,
+    scorer,
+    skill,
+    some,
+    tried,
+    wants_scorer,
+)
 
 
 def many_rules(facts: Facts, limit: Thresholds) -> Finding | None:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from align.advisor.facts import Facts
-from align.advisor.known import (
+from align.rules import (
+    CHANGING,
     TRAINING,
+    DataKind,
+    Facts,
+    Finding,
+    Thresholds,
     asked,
+    big,
+    enough,
     knows_what_for,
+    lookup_helps,
     own_wish,
     purpose,
     scorer,
     skill,
+    tokens,
     tried,
     wants_behaviour,
 )
-from align.advisor.measured import lookup_helps
-from align.advisor.rule import Finding
-from align.advisor.stock import big, enough, tokens
-from align.advisor.thresholds import Thresholds
-from align.schemas.project import DataKind
-
-CHANGING = ("monthly", "weekly", "daily", "realtime")
 
 
 def changing_facts(facts: Facts, limit: Thresholds) -> Finding | None:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from align.advisor.facts import Facts
-from align.advisor.measured import apart, best_prompt, lookup_helps, rows_to_settle, scaled, target
-from align.advisor.rule import Ask, Finding, Outcome, Warn
-from align.advisor.thresholds import Thresholds
+from align.rules import (
+    Ask,
+    Facts,
+    Finding,
+    RuleResult,
+    Thresholds,
+    Warn,
+    apart,
+    best_prompt,
+    lookup_helps,
+    rescaled,
+    rows_to_settle,
+    target,
+)
 
 
-def prompt_reaches_target(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
+def prompt_reaches_target(facts: Facts, limit: Thresholds) -> Iterator[RuleResult]:
     """R-MEA-1: whether the untouched model, prompted, is at the target."""
     best, wanted = best_prompt(facts.project.measured), target(facts.project)
     if best is None or wanted is None:
@@ -25,7 +35,7 @@ def prompt_reaches_target(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
         )
 
 
-def open_book_helps(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
+def open_book_helps(facts: Facts, limit: Thresholds) -> Iterator[RuleResult]:
     """R-MEA-2: the same questions with and without passages that BM25 finds."""
     closed, opened = facts.project.measured.closed_book, facts.project.measured.open_book
     if closed is None or opened is None:
@@ -42,19 +52,19 @@ def open_book_helps(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
         yield _ask("retrieval", "evals.held_out_rows", "whether retrieval helps", rows_to_settle(opened, closed))
 
 
-def domain_is_unseen(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
+def domain_is_unseen(facts: Facts, limit: Thresholds) -> Iterator[RuleResult]:
     """R-MEA-3: whether the corpus is far from ordinary text; the fact itself is ``knowledge.unseen_domain``."""
     corpus, reference = facts.project.measured.corpus_bits, facts.project.measured.reference_bits
     if corpus is None or reference is None:
         return
-    far = scaled(reference, limit.unseen_bits_ratio)
+    far = rescaled(reference, limit.unseen_bits_ratio)
     if apart(corpus, far) == 0:
         yield _ask(
             "domain", "knowledge.unseen_domain", "whether the domain is new to the model", rows_to_settle(corpus, far)
         )
 
 
-def head_room(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
+def head_room(facts: Facts, limit: Thresholds) -> Iterator[RuleResult]:
     """R-MEA-4: what several tries find and one misses is what learning from rewards can gain (2504.13837)."""
     found = facts.project.measured
     first, best, flat = found.pass_1, found.pass_k, found.flat_groups
@@ -82,7 +92,7 @@ def head_room(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
         )
 
 
-def already_preferred(facts: Facts, limit: Thresholds) -> Iterator[Outcome]:
+def already_preferred(facts: Facts, limit: Thresholds) -> Iterator[RuleResult]:
     """R-MEA-5: pairs that the model ranks as wanted already teach it little."""
     agreed = facts.project.measured.prefers_chosen
     if agreed is not None and agreed.low > 1 - limit.solvable_share:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from align.advisor.facts import Facts
-from align.advisor.known import JUDGED, ONLINE, asked, falls_short, gap, own_wish, purpose, scorer, tried
-from align.advisor.rule import Finding
-from align.advisor.stock import denied, enough, some
-from align.advisor.thresholds import Thresholds
+from align.rules import (
+    JUDGED,
+    ONLINE,
+    Facts,
+    Finding,
+    Thresholds,
+    asked,
+    denied,
+    enough,
+    falls_short,
+    gap,
+    own_wish,
+    purpose,
+    scorer,
+    some,
+    tried,
+)
 
 
 def few_rules(facts: Facts, limit: Thresholds) -> Finding | None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from align.advisor.facts import Conflict, Facts
-from align.advisor.known import DATA_OF, ONLINE, TRAINED_ON, TRAINING, asked, knows_what_for, scorer, skill
-from align.advisor.rule import Ask
-from align.advisor.stock import tokens
-from align.advisor.thresholds import Thresholds
-from align.plugins.rules.warnings import FITS_WEIGHTS
+from align.rules import (
+    DATA_OF,
+    FITS_WEIGHTS,
+    ONLINE,
+    TRAINED_ON,
+    TRAINING,
+    Ask,
+    Conflict,
+    Facts,
+    Thresholds,
+    asked,
+    knows_what_for,
+    scorer,
+    skill,
+    tokens,
+)
 
 
 def _trains(facts: Facts) -> bool:

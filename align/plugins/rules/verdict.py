@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from align.advisor.facts import Facts
-from align.advisor.known import DATA_OF, ONLINE, SCORERS, TRAINED_ON, TRAINING, asked, knows_what_for, scorer
-from align.advisor.rule import Finding
-from align.advisor.stock import big, tokens
-from align.advisor.thresholds import Thresholds
+from align.rules import (
+    DATA_OF,
+    ONLINE,
+    SCORERS,
+    TRAINED_ON,
+    TRAINING,
+    Facts,
+    Finding,
+    Thresholds,
+    asked,
+    big,
+    knows_what_for,
+    scorer,
+    tokens,
+)
 
 
 def neither_goal_nor_data(facts: Facts, limit: Thresholds) -> Finding | None:

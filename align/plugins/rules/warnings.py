@@ -6,25 +6,27 @@ import re
 from dataclasses import replace
 from typing import Literal
 
-from align.advisor.facts import Facts
-from align.advisor.known import (
+from align.rules import (
+    CHANGING,
     DATA_OF,
+    FITS_WEIGHTS,
     ONLINE,
     SAMPLING,
     TRAINED_ON,
     TRAINING,
+    Facts,
+    Thresholds,
+    Warn,
     asked,
+    big,
+    denied,
     falls_short,
     own_wish,
     scorer,
+    stock,
     tried,
 )
-from align.advisor.rule import Warn
-from align.advisor.stock import big, denied, stock
-from align.advisor.thresholds import Thresholds
-from align.plugins.rules.knowledge import CHANGING
 
-FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", "reward_model", *ONLINE)
 RESTRICTED = re.compile(
     r"mixed|vari|unknown|unclear|restrict|proprietary|copyright|non-?commercial|\bnc\b|licen[cs]ed|client"
 )
