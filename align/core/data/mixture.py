@@ -1,20 +1,21 @@
-"""A stage's data settings to records: mixtures, the held-out split, the policy on bad rows, and streams."""
+"""Load the records of a stage from all its sources: the mixture, the held-out split, bad rows, and streams.
+
+``load_records`` reads all_bad into memory; ``stream_records`` yields one window after another in bounded memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from align.core.data.lint.duplicates import learned_again
-from align.core.data.lint.finding import LintFinding
 from align.core.data.rows import BadRow, BadRows, read_report, write_report
 from align.core.data.sources import Reading, Row
 from align.core.util.atomic_files import sha256
@@ -23,14 +24,46 @@ from align.schemas.records import Kind, Record
 from align.schemas.run import Data, Source
 
 
+class RowFinding(Protocol):
+    """A finding about rows that the data report lists, such as a lint's."""
+
+    def dump(self) -> dict[str, Any]:
+        """Return the finding as plain data."""
+        ...
+
+
+@dataclass(slots=True)
+class Split:
+    """The records on one side of the held-out split, in the order of sources, files and rows.
+
+    sources: the index of each record's source. digests: 64 bits over the content of each record, to the character.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+    digests: array[int] = field(default_factory=lambda: array("Q"))
+    hash: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, row: Row, source: int) -> None:
+        """Append one row of the source with this index."""
+        self.records.append(row.record)
+        self.sources.append(source)
+        self.digests.append(int.from_bytes(row.digest))
+        self.hash.update(row.digest + source.to_bytes(4))
+
+
+Compare = Callable[[Split, Split], Sequence[RowFinding]]
+"""A check of training rows against held-out ones, such as ``align.core.data.lint.duplicates.compare_splits``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Records:
-    """All that a stage learns from and is measured on.
+    """All records that a stage trains on and is evaluated on.
 
-    train_sources, validation_sources: [N] which source each record came from. weights: each training source's share.
-    names: of the training sources, validation_names: of the held-out ones (the training sources' where a fraction is
-    held out). fingerprint: sha256 over what the training records teach, their order, sources and weights. findings:
-    rows that are there more than once, and held-out rows that are learned from.
+    train_sources, validation_sources: [N] the source of each record. weights: the mixture weight of each training
+    source. names: of the training sources; validation_names: of the held-out ones (the training sources' names where a
+    fraction is held out). fingerprint: sha256 over the content of the training records, their order, sources and
+    weights. findings: those of the check given to ``load_records``.
     """
 
     train: list[Record]
@@ -42,43 +75,41 @@ class Records:
     validation_names: tuple[str | None, ...]
     fingerprint: str
     bad: BadRows
-    findings: list[LintFinding]
+    findings: Sequence[RowFinding]
 
 
 def load_records(
-    data: Data, learns_from: Sequence[Kind], report_dir: Path | None = None, progress: bool | None = None
+    data: Data,
+    learns_from: Sequence[Kind],
+    report_dir: Path | None = None,
+    progress: bool | None = None,
+    compare: Compare | None = None,
 ) -> Records:
-    """Read everything; of a stream (``data.stream``) the held-out rows only.
+    """Read all sources; of a stream (``data.stream``) the held-out rows only.
 
-    report_dir: where ``data_report.json`` is left, whether or not rows are bad. The order of the records is that of
-    sources, files and rows. Raises AlignError naming rows where they are bad and not to be skipped, where a file is
-    damaged, where a source cannot be read or holds other kinds than ``learns_from``, and where no row is left.
+    report_dir: the directory for ``data_report.json``, which is written whether or not rows are bad. compare: a check
+    whose findings go into the report and into ``Records.findings``. Records keep the order of sources, files and rows.
+    Raises AlignError naming rows where they are bad and not to be skipped, where a file is damaged, where a source
+    cannot be read or holds other kinds than ``learns_from``, and where no row is left.
     """
     _check(data)
     bad, reports = BadRows(), list[dict[str, Any]]()
-    train, held_out = _Pile(), _Pile()
+    train, held_out = Split(), Split()
     for index, source in enumerate(() if data.stream else data.train):
         for row in _rows(source, data, learns_from, bad, reports, progress):
-            (held_out if share(row) < data.validation_fraction else train).add(row, index)
+            side = held_out if split_position(row) < data.validation_fraction else train
+            side.add(row, index)
     for index, source in enumerate(data.validation or ()):
         for row in _rows(source, data, learns_from, bad, reports, progress):
             held_out.add(row, index)
-    findings = learned_again(train.records, train.digests, held_out.records, held_out.digests)
+    findings = compare(train, held_out) if compare else ()
     if report_dir is not None:
-        learned = 0 if data.stream else len(data.train)
-        told = [{**report, "held_out": place >= learned} for place, report in enumerate(reports)]
-        write_report(report_dir / "data_report.json", told, bad, findings)
-    _stop(data, bad)
-    good = len(train.records) + len(held_out.records)
-    split = f" (data.validation_fraction: {data.validation_fraction:g} of {good:,})" if data.validation_fraction else ""
-    if not train.records and not data.stream:
-        fix = "give more rows, or hold out less: data.validation_fraction"
-        raise AlignError(f"no row is left to learn from{split * bool(good)}; {bad.summary}", fix)
-    if not held_out.records and (data.validation or data.validation_fraction):
-        fix = "give more rows, raise data.validation_fraction, or leave it out to hold nothing out"
-        if data.validation:
-            fix = "give data.validation good rows, or leave it out to hold nothing out"
-        raise AlignError(f"no row is left to be held out{split}; {bad.summary}", fix)
+        train_reports = 0 if data.stream else len(data.train)
+        listed = [{**report, "held_out": index >= train_reports} for index, report in enumerate(reports)]
+        write_report(report_dir / "data_report.json", listed, bad, [finding.dump() for finding in findings])
+    # Only after the report is written, so that it names every bad row of a run that stops.
+    _stop_on_bad_rows(data, bad)
+    _stop_without_rows(data, train, held_out, bad)
     weights = tuple(source.weight for source in data.train)
     return Records(
         train=train.records,
@@ -94,42 +125,49 @@ def load_records(
     )
 
 
-def share(row: Row) -> float:
-    """A row's place in [0, 1), by what it teaches; those below the held-out fraction are held out.
+def split_position(row: Row) -> float:
+    """Return a row's position in [0, 1), from a hash of its content; rows below the held-out fraction are held out.
 
-    So a row stays on its side whatever rows are added or removed, and rows that differ only in their ids lie together.
+    So a row stays on its side whatever rows are added or removed, and rows that differ only in their ids stay together.
     """
     return int.from_bytes(row.digest) / 2**64
 
 
-class _Pile:
-    """Records on one side of the split."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.sources: list[int] = []
-        self.digests = array("Q")
-        self.hash = hashlib.sha256()
-
-    def add(self, row: Row, source: int) -> None:
-        self.records.append(row.record)
-        self.sources.append(source)
-        self.digests.append(int.from_bytes(row.digest))
-        self.hash.update(row.digest + source.to_bytes(4))
-
-
 def _check(data: Data) -> None:
-    if data.validation_fraction and (data.validation or data.stream):
-        why = "held-out rows are named by data.validation" if data.validation else "a stream is never seen as a whole"
-        fix = "leave it out" if data.validation else "name held-out rows with data.validation"
-        raise AlignError(f"has no use: {why}", fix, where="data.validation_fraction")
+    """Raise AlignError for a held-out fraction that cannot be applied."""
+    if not data.validation_fraction:
+        return
+    where = "data.validation_fraction"
+    if data.validation:
+        raise AlignError("has no use: held-out rows are named by data.validation", "leave it out", where=where)
+    if data.stream:
+        fix = "name held-out rows with data.validation"
+        raise AlignError("has no use: a stream is never seen as a whole", fix, where=where)
 
 
-def _stop(data: Data, bad: BadRows) -> None:
+FIX = "fix the rows (`align data check FILE` names all of them), or leave them out with data.on_bad_rows: skip"
+
+
+def _stop_on_bad_rows(data: Data, bad: BadRows) -> None:
+    """Raise AlignError if the settings do not allow these bad rows to be skipped."""
     if len(bad) and data.on_bad_rows == "error":
         raise bad.error(FIX)
     if bad.counts["damaged-file"]:
         raise bad.error("fix the damaged file; how many rows it has lost cannot be known, so none are skipped")
+
+
+def _stop_without_rows(data: Data, train: Split, held_out: Split, bad: BadRows) -> None:
+    """Raise AlignError if no row is left to learn from, or none of those that are to be held out."""
+    good = len(train.records) + len(held_out.records)
+    split = f" (data.validation_fraction: {data.validation_fraction:g} of {good:,})" if data.validation_fraction else ""
+    if not train.records and not data.stream:
+        fix = "give more rows, or hold out less: data.validation_fraction"
+        raise AlignError(f"no row is left to learn from{split * bool(good)}; {bad.summary}", fix)
+    if not held_out.records and (data.validation or data.validation_fraction):
+        fix = "give more rows, raise data.validation_fraction, or leave it out to hold nothing out"
+        if data.validation:
+            fix = "give data.validation good rows, or leave it out to hold nothing out"
+        raise AlignError(f"no row is left to be held out{split}; {bad.summary}", fix)
 
 
 def _rows(
@@ -140,10 +178,11 @@ def _rows(
     reports: list[dict[str, Any]],
     progress: bool | None,
 ) -> Iterator[Row]:
-    """The good rows of a source; the bad ones go into the book, and what was read into ``reports``."""
+    """Yield the good rows of a source; add the bad ones to ``bad`` and a summary of the source to ``reports``."""
     reading, good, before = Reading(source, kinds), 0, len(bad)
-    with ThreadPoolExecutor(1) as beside:  # hashing leaves the interpreter free
-        files = [(part.name, beside.submit(sha256, part.path) if part.path else None) for part in reading.parts]
+    # Files are hashed in a thread while the rows are read, because hashing releases the interpreter's lock.
+    with ThreadPoolExecutor(1) as hashing:
+        files = [(part.name, hashing.submit(sha256, part.path) if part.path else None) for part in reading.parts]
         for item in reading.rows(workers=data.dataset_num_proc, progress=progress):
             if isinstance(item, BadRow):
                 bad.add(item)
@@ -164,8 +203,11 @@ def _rows(
     )
 
 
-class Place(NamedTuple):
-    """How far a stream has come in one source: whole passes, rows (good and bad) of this one, records handed out."""
+# Streams: sources that are too large to hold, or never end.
+
+
+class StreamPosition(NamedTuple):
+    """The position of a stream in one source: whole passes, rows (good and bad) read of this pass, records returned."""
 
     passes: int = 0
     row: int = 0
@@ -173,15 +215,16 @@ class Place(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Some records of a stream, to be learned from as one epoch of the step plan.
+    """Some records of a stream, trained on as one epoch of the step plan.
 
-    sources: [N] which source each came from; the mixture is made already, so weigh them equally. places: where the
-    stream goes on, source by source; plain numbers, so a checkpoint may keep them. bad: the bad rows among these.
+    sources: [N] the source of each record; the mixture is made already, so weigh them equally. places: the position of
+    the stream in each source after this window, as plain numbers that a checkpoint can keep. bad: the bad rows that
+    were passed.
     """
 
     records: list[Record]
     sources: NDArray[np.int32]
-    places: tuple[Place, ...]
+    places: tuple[StreamPosition, ...]
     bad: BadRows
 
 
@@ -191,65 +234,62 @@ def stream_records(
     start: Sequence[Sequence[int]] | None = None,
     report_dir: Path | None = None,
 ) -> Iterator[Window]:
-    """Windows of ``data.stream_window`` records without end, in bounded memory: a source that ends begins again.
+    """Yield windows of ``data.stream_window`` records without end, in bounded memory: a source that ends begins again.
 
     Each next record comes from the source that is furthest behind its weight, in the order of its files and rows.
-    start: the ``places`` of the window before; from there on the windows are the same as they were without a break.
-    report_dir: where ``stream_report.json`` is left once a row was bad; with ``skip`` it goes on where it was left.
-    Ids are not compared, as that would need all of them. Raises AlignError as ``load_records`` does, for the bad rows
-    of a window before the window is handed out.
+    start: the ``places`` of the window before; the windows after it are the same as without an interruption.
+    report_dir: the directory for ``stream_report.json``, written once a row was bad; with ``skip`` a resumed run adds
+    to it. Ids are not compared, as that would need all of them. Raises AlignError as ``load_records`` does, for the bad
+    rows of a window before the window is yielded.
     """
-    places = [Place(*place) for place in start] if start else [Place()] * len(data.train)
-    if len(places) != len(data.train):
-        raise AlignError(f"the stream was left with {len(places)} sources, now there are {len(data.train)}")
-    streams = [_Stream(source, learns_from, place) for source, place in zip(data.train, places, strict=True)]
+    positions = [StreamPosition(*place) for place in start] if start else [StreamPosition()] * len(data.train)
+    if len(positions) != len(data.train):
+        raise AlignError(f"the stream was left with {len(positions)} sources, now there are {len(data.train)}")
+    streams = [_Stream(source, learns_from, at) for source, at in zip(data.train, positions, strict=True)]
     report = report_dir / "stream_report.json" if report_dir else None
-    everything = read_report(report) if report and data.on_bad_rows == "skip" else BadRows()
+    all_bad = read_report(report) if report and data.on_bad_rows == "skip" else BadRows()
     while True:
         records, sources, bad = list[Record](), list[int](), BadRows()
         while len(records) < data.stream_window:
             index = min(range(len(streams)), key=lambda i: (streams[i].drawn + 1) / data.train[i].weight)
             record = streams[index].draw(bad)
-            if record is None:  # a whole pass gave nothing
-                _stop(data, bad)
+            if record is None:  # a whole pass without a good row
+                _stop_on_bad_rows(data, bad)
                 raise AlignError(f"has no good row; {bad.summary}", where=data.train[index].path)
             records.append(record)
             sources.append(index)
         if len(bad):
-            everything.merge(bad)
+            all_bad.merge(bad)
             if report is not None:
-                write_report(report, [{"path": source.path} for source in data.train], everything, counted_on=True)
-            _stop(data, bad)
-        yield Window(records, np.array(sources, np.int32), tuple(stream.place for stream in streams), bad)
+                write_report(report, [{"path": source.path} for source in data.train], all_bad, counted_on=True)
+            _stop_on_bad_rows(data, bad)
+        yield Window(records, np.array(sources, np.int32), tuple(stream.position for stream in streams), bad)
 
 
 class _Stream:
-    """One source, over and over."""
+    """One source, read again from its start each time it ends."""
 
-    def __init__(self, source: Source, kinds: Iterable[Kind], place: Place) -> None:
+    def __init__(self, source: Source, kinds: Iterable[Kind], position: StreamPosition) -> None:
         self.reading = Reading(source, kinds, stream=True)
-        self.passes, self.row, self.drawn = place
-        self.fruitful = place.row > 0
-        self.items = self.reading.rows(workers=1, progress=False, start=place.row, unique=False)
+        self.passes, self.row, self.drawn = position
+        self.has_good_row = position.row > 0  # in this pass
+        self.items = self.reading.rows(workers=1, progress=False, start=position.row, unique=False)
 
     @property
-    def place(self) -> Place:
-        return Place(self.passes, self.row, self.drawn)
+    def position(self) -> StreamPosition:
+        return StreamPosition(self.passes, self.row, self.drawn)
 
     def draw(self, bad: BadRows) -> Record | None:
-        """The next good row; None at the end of a pass without one. Bad rows are entered when first passed."""
+        """Return the next good row, None at the end of a pass without one; bad rows are counted in the first pass."""
         while True:
             for item in self.items:
                 if isinstance(item, Row):
-                    self.row, self.drawn, self.fruitful = self.row + 1, self.drawn + 1, True
+                    self.row, self.drawn, self.has_good_row = self.row + 1, self.drawn + 1, True
                     return item.record
                 self.row += item.kind != "empty-file"
                 if self.passes == 0:
                     bad.add(item)
-            if not self.fruitful:
+            if not self.has_good_row:
                 return None
-            self.passes, self.row, self.fruitful = self.passes + 1, 0, False
+            self.passes, self.row, self.has_good_row = self.passes + 1, 0, False
             self.items = self.reading.rows(workers=1, progress=False, unique=False)
-
-
-FIX = "fix the rows (`align data check FILE` names all of them), or leave them out with data.on_bad_rows: skip"

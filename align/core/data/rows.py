@@ -6,17 +6,14 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isfinite, isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from align.core.util.atomic_files import Damaged, read_json, sealed, write_whole
 from align.schemas.errors import AlignError, Problem
-
-if TYPE_CHECKING:
-    from align.core.data.lint.finding import LintFinding
 
 FAULTS: Mapping[str, str] = {
     "malformed-json": "the line is no JSON",
@@ -131,7 +128,7 @@ def write_report(
     path: Path,
     sources: Iterable[Mapping[str, Any]],
     bad: BadRows,
-    findings: Iterable[LintFinding] = (),
+    findings: Sequence[Mapping[str, Any]] = (),
     counted_on: bool = False,
 ) -> None:
     """Write what was read and which rows were bad; replaces an older report atomically.
@@ -145,8 +142,8 @@ def write_report(
         "bad_rows_listed": len(bad.rows),
         "bad_rows": [asdict(row) for row in bad.rows],
     }
-    if dumped := [finding.dump() for finding in findings]:
-        report["findings"] = dumped
+    if findings:
+        report["findings"] = list(findings)
     content = sealed(report, 1) if counted_on else (json.dumps(report, indent=1) + "\n").encode()
     write_whole(path, content)
 

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from align.core.algorithm.base import Algorithm
 from align.core.data import step_plan
 from align.core.data.examples import Examples
-from align.core.data.lint.finding import LintFinding
-from align.core.data.mixture import Window, load_records, stream_records
+from align.core.data.lint.duplicates import compare_splits
+from align.core.data.mixture import RowFinding, Window, load_records, stream_records
 from align.core.data.template_checks import Finding, merged
 from align.core.data.tokenize import Tokenised, tokenise
 from align.core.engine.steps import Cutter, StepBatch, StepLoader
@@ -39,7 +39,7 @@ class Prepared:
 
     train: Examples
     held_out: list[HeldOutSet]
-    findings: list[Finding | LintFinding]
+    findings: list[Finding | RowFinding]
     bad_rows: dict[str, int]
     rows: Mapping[str, Record]
     """The rows of prompts, held-out ones too, by source; of other kinds none."""
@@ -69,7 +69,7 @@ class Preparation:
     def prepare(self) -> Prepared:
         """Read, split, check and tokenise."""
         data = self.stage.data
-        records = load_records(data, self.algorithm.learns_from, self.report, self.progress)
+        records = load_records(data, self.algorithm.learns_from, self.report, self.progress, compare_splits)
         if data.stream:
             first = next(self.windows(None))
             train = self._tokenise(first.records)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from align.core.data.lint.finding import Lint, LintFinding, Places, Thinned, finding
 from align.core.data.lint.row_view import View, digest, windows
+from align.core.data.mixture import Split
 from align.schemas.records import Record
 
 RUN = 3
@@ -181,20 +182,23 @@ def _halves(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return (values >> np.uint64(32)) | (values << np.uint64(32))
 
 
-# Rows learned twice, and held-out rows that are learned: looked for in every run, since it costs nothing.
+# Checked in every run, because the digests are there anyway.
 
 
-def learned_again(
-    train: Sequence[Record], train_digests: array[int], held_out: Sequence[Record], held_out_digests: array[int]
-) -> list[LintFinding]:
-    """Rows whose digests (64 bits over what they teach, to the character) meet."""
-    learned, measured = (np.frombuffer(digests, np.uint64) for digests in (train_digests, held_out_digests))
-    told = list[LintFinding]()
-    if len(again := repeated(learned)):
-        told.append(finding("exact-duplicates", _places(train), again.tolist()))
-    if len(known := np.flatnonzero(np.isin(measured, learned))):
-        told.append(finding("held-out-overlap", _places(held_out), known.tolist()))
-    return told
+def compare_splits(train: Split, held_out: Split) -> list[LintFinding]:
+    """Return findings for rows that occur twice in training, and for held-out rows that are trained on as well.
+
+    Rows are compared by 64-bit digests of their content, to the character.
+    """
+    trained, measured = (np.frombuffer(split.digests, np.uint64) for split in (train, held_out))
+    findings = list[LintFinding]()
+    again = repeated(trained)
+    if len(again):
+        findings.append(finding("exact-duplicates", _places(train.records), again.tolist()))
+    leaked = np.flatnonzero(np.isin(measured, trained))
+    if len(leaked):
+        findings.append(finding("held-out-overlap", _places(held_out.records), leaked.tolist()))
+    return findings
 
 
 def _places(records: Sequence[Record]) -> Places:
