@@ -113,7 +113,7 @@ def check(
     for command in following:
         click.echo(f"next: {command}", err=as_json)
     if html is not None:
-        from align.core.data.lint.page import write_page
+        from align.core.report.data_page import write_page
 
         write_page(html, surveys)
     if fail_on != "never" and not all(found.passes("error" if fail_on == "error" else "warning") for found in surveys):

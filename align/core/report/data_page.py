@@ -34,7 +34,7 @@ class Bars:
 
 def write_page(path: Path, surveys: Sequence[Survey]) -> None:
     """One self-contained page of all surveys, whole or not at all."""
-    page = html(Path(__file__).parent / "page.html", STYLE, files=[_file(survey) for survey in surveys], size=size)
+    page = html(Path(__file__).parent / "data_page.html", STYLE, files=[_file(survey) for survey in surveys], size=size)
     write_whole(path, page.encode())
 
 
