@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from align.core.data.lint.eval_overlap import read_suite
-from align.core.data.lint.linter import Looking, Survey, survey
+from align.core.data.lint.linter import LintOptions, ScanResult, scan_source
 from align.core.util.progress import working
 from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError
@@ -17,6 +17,7 @@ from align.schemas.run import Choice, Data, Model, Source
 
 if TYPE_CHECKING:
     from align.core.data.encode import Encoder
+    from align.core.data.lint.text_statistics import Count
     from align.core.data.preview import Look
 
 
@@ -31,8 +32,8 @@ def check_data(
     model: str | None = None,
     max_length: int | None = None,
     skip: Sequence[str] = (),
-    report: Callable[[Survey], None] = lambda survey: None,
-) -> list[Survey]:
+    report: Callable[[ScanResult], None] = lambda result: None,
+) -> list[ScanResult]:
     """Name every bad row of each file, count rows by kind, and list what is doubtful about the good ones.
 
     files: data files, directories of them, or hub ids. kinds: what the rows are to teach. columns: align's name of a
@@ -47,17 +48,33 @@ def check_data(
         raise AlignError("is in tokens, so it needs a model", where="max_length")
     count = None
     if model is not None:
-        from align.core.data.lint.tokens import counter
-
         with working(f"loading the tokenizer of {model}"):
-            count = counter(model)
-    looking = Looking([read_suite(str(path)) for path in against], count, max_length, skip)
-    surveys = []
+            count = _token_counter(model)
+    options = LintOptions([read_suite(str(path)) for path in against], count, max_length, skip)
+    results = []
     for file in [files] if isinstance(files, str | Path) else files:
         source = Source(path=str(file), format=format, columns=dict(columns or {}))
-        surveys.append(survey(source, kinds or get_args(Kind), looking))
-        report(surveys[-1])
-    return surveys
+        results.append(scan_source(source, kinds or get_args(Kind), options))
+        report(results[-1])
+    return results
+
+
+def _token_counter(model: str) -> Count:
+    """Return a function that counts the tokens of texts, special ones left out. Raises AlignError without a tokenizer.
+
+    model: the model's directory or hub id.
+    """
+    from align.core.data.encode import MAX_CHARACTERS
+    from align.core.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(Model(path=model))
+
+    def count(texts: Sequence[str]) -> list[int]:
+        ready = [text[:MAX_CHARACTERS].encode("utf-8", "replace").decode() for text in texts]
+        encoded = tokenizer(ready, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return [len(ids) for ids in encoded]
+
+    return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from align.cli.progress import quiet, show_progress
 from align.schemas.records import Kind
 
 if TYPE_CHECKING:
-    from align.core.data.lint.linter import Survey
+    from align.core.data.lint.linter import ScanResult
 
 
 @click.group()
@@ -96,7 +96,7 @@ def check(
         raise click.BadParameter(f"{wrong[0]!r} is not OURS=THEIRS", param_hint="--column")
     if max_length is not None and model is None:
         raise click.BadParameter("is in tokens, so it needs --model", param_hint="--max-length")
-    surveys = check_data(
+    results = check_data(
         files,
         format=format_,
         kinds=kind,
@@ -109,18 +109,18 @@ def check(
     )
     following = [shlex.join(["align", "reward", "audit", reward, file]) for file in files] if reward else []
     if as_json:
-        click.echo(json.dumps([found.to_json() for found in surveys], indent=1))
+        click.echo(json.dumps([found.to_json() for found in results], indent=1))
     for command in following:
         click.echo(f"next: {command}", err=as_json)
     if html is not None:
         from align.core.report.data_page import write_page
 
-        write_page(html, surveys)
-    if fail_on != "never" and not all(found.passes("error" if fail_on == "error" else "warning") for found in surveys):
+        write_page(html, results)
+    if fail_on != "never" and not all(found.passes("error" if fail_on == "error" else "warning") for found in results):
         sys.exit(1)
 
 
-def _print(found: Survey) -> None:
+def _print(found: ScanResult) -> None:
     from align.schemas.text import visible
 
     if found.error:

@@ -182,10 +182,10 @@ def test_better_answers_serve_as_examples(tmp_path: Path) -> None:
     pairs = write_rows("dpo", tmp_path / "pairs.jsonl")
     project = Project.model_validate({"data": [{"kind": "preference_pairs", "path": str(pairs)}]})
     (source,) = emit(advised(["sft"], project), project).values["data"]["train"]
-    from align.core.data.lint.linter import survey
+    from align.core.data.lint.linter import scan_source
     from align.schemas.run import Source
 
-    found = survey(Source.model_validate(source), ("completion",))
+    found = scan_source(Source.model_validate(source), ("completion",))
     assert (found.rows, len(found.bad)) == (48, 0)
 
 

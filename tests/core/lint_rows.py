@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from align.core.data.lint.eval_overlap import Suite
-from align.core.data.lint.linter import Looking
+from align.core.data.lint.linter import LintOptions
 from align.schemas.records import Record
 
 _WORDS = (
@@ -80,7 +80,7 @@ class Example:
 
     rows: list[Record]
     count: int
-    looking: Looking = field(default_factory=Looking)
+    options: LintOptions = field(default_factory=LintOptions)
 
 
 def _one(prompt: str | None = None, answer: str | None = None) -> Example:
@@ -106,7 +106,7 @@ EXAMPLES: dict[str, Example] = {
     "template-tokens": _one(answer=f"{prose(1)}<|im_end|>"),
     "language-mix": Example([*SOUND, *(completion(60 + n, f"{_GERMAN} {n}", _GERMAN) for n in range(10))], 10),
     "over-max-length": Example([*SOUND, completion(60, answer=prose(1, 500))], 1,
-                               Looking(count=lambda texts: [len(t.split()) for t in texts], max_length=100)),
+                               LintOptions(count=lambda texts: [len(t.split()) for t in texts], max_length=100)),
     "pii": _one(answer=f"{prose(1)} Write to jane.doe@corp.org soon."),
     "secrets": _one(answer=f"{prose(1)} The key is AKIA" + "QRSTUVWX23456723."),
     "answer-in-prompt": _one(f"{prose(1)} The answer is {prose(2, 6)}", prose(2, 6)),
@@ -114,8 +114,8 @@ EXAMPLES: dict[str, Example] = {
     "no-licence": Example([Record("text", f"a:{n}", text=prose(n, 60)) for n in range(3)], 0),
     "licence-restricts": Example([*SOUND, completion(60, licence="CC-BY-NC-4.0")], 1),
     "few-rows": Example(SOUND[:4], 4),
-    "eval-overlap-exact": Example([*SOUND, completion(60, f"{_EVAL.prompts[3]} ".upper())], 1, Looking([_EVAL])),
-    "eval-overlap-ngram": Example([*SOUND, completion(60, f"Now then: {_EVAL.prompts[3]} Well?")], 1, Looking([_EVAL])),
+    "eval-overlap-exact": Example([*SOUND, completion(60, f"{_EVAL.prompts[3]} ".upper())], 1, LintOptions([_EVAL])),
+    "eval-overlap-ngram": Example([*SOUND, completion(60, f"Now then: {_EVAL.prompts[3]} Well?")], 1, LintOptions([_EVAL])),
     "no-user": _asked(("system", "You are kind."), ("assistant", prose(1))),
     "some-system": _asked(("system", "You are kind."), ("user", prose(1)), ("assistant", prose(2))),
     "ends-without-answer": _asked(("user", prose(1)), ("assistant", prose(2)), ("user", prose(3))),
@@ -143,5 +143,5 @@ EXAMPLES: dict[str, Example] = {
     "low-quality": Example([*(text(n, prose(n, 80)) for n in range(30)), text(30, "12 34 | 56 -- 78 " * 30)], 1),
     "short-documents": Example([*(text(n, prose(n, 80)) for n in range(30)), text(30, "Too short.")], 1),
     "fertility": Example([text(n, prose(n, 80)) for n in range(30)], 30 * 80 * 3,
-                         Looking(count=lambda texts: [3 * len(t.split()) for t in texts])),
+                         LintOptions(count=lambda texts: [3 * len(t.split()) for t in texts])),
 }  # fmt: skip

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from align.core.data.lint.duplicates import compare_splits
 from align.core.data.lint.feedback import separating
 from align.core.data.lint.finding import CATALOGUE, LintFinding
-from align.core.data.lint.linter import Linter, Looking, lint, measure, survey
+from align.core.data.lint.linter import Linter, LintOptions, lint, measure, scan_source
 from align.core.data.lint.text_statistics import Lengths, poor
 from align.core.data.mixture import load_records
 from align.schemas.errors import AlignError
@@ -26,19 +27,19 @@ from tests.core.lint_rows import EXAMPLES, SOUND, completion, pair, pairs, prose
 from tests.core.poison import POISON, good, line
 
 
-def told(rows: list[Record], looking: Looking | None = None) -> dict[str, LintFinding]:
-    return {one.id: one for one in lint(rows, looking)}
+def told(rows: list[Record], options: LintOptions | None = None) -> dict[str, LintFinding]:
+    return {one.id: one for one in lint(rows, options)}
 
 
 @pytest.mark.parametrize("id", [id for id in CATALOGUE if id != "held-out-overlap"])
 def test_every_finding_is_found_and_counted(id: str) -> None:
     example = EXAMPLES[id]
-    one = told(example.rows, example.looking)[id]
+    one = told(example.rows, example.options)[id]
     assert one.count == example.count
     loud = one.share >= CATALOGUE[id].loud_from
     assert (one.level, one.fix) == (CATALOGUE[id].level if loud else "note", CATALOGUE[id].fix)
     assert json.loads(json.dumps(one.dump()))["share"] == one.share
-    assert id not in told(example.rows, replace(example.looking, skip=[id]))
+    assert id not in told(example.rows, replace(example.options, skip=[id]))
 
 
 def test_faults_are_seen_amid_long_texts() -> None:
@@ -80,7 +81,7 @@ def test_rows_are_named_in_order_the_first_hundred_of_them() -> None:
 
 def test_a_name_that_is_no_lint_is_a_mistake() -> None:
     with pytest.raises(AlignError, match="did you mean 'secrets'"):
-        Looking(skip=["secret"])
+        LintOptions(skip=["secret"])
 
 
 alphabet = st.sampled_from(["the", "sea", "is", "wide", "and", "a", "cold", "wind", "blows", "over", "every", "ship"])
@@ -146,14 +147,14 @@ def test_no_text_breaks_it(rows: list[Any]) -> None:
             "talk": {"text": talk(("user", one), ("assistant", other))},
         }[kind]
         records.append(Record("text" if kind == "talk" else kind, f"{one}:{n}", columns=columns, **fields))
-    for found in lint(records, Looking(count=lambda texts: [len(t) for t in texts], max_length=10)):
+    for found in lint(records, LintOptions(count=lambda texts: [len(t) for t in texts], max_length=10)):
         assert found.what and found.count >= 0 and json.dumps(found.dump())
 
 
 def test_poisoned_rows_are_bad_rows_and_the_others_are_looked_at(tmp_path: Path) -> None:
     rows = [raw for name, raw, *_ in POISON if len(raw) < 10**6]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*(line(good(n)) for n in range(40)), *rows]))
-    found = survey(Source(path=str(tmp_path / "a.jsonl")))
+    found = scan_source(Source(path=str(tmp_path / "a.jsonl")))
     ids = {one.id: one for one in found.findings}
     assert (found.error, found.rows >= 40, len(found.bad) > 60) == ("", True, True)
     assert "control-characters" in ids and "separable" in ids  # "good" against "bad"
@@ -227,7 +228,7 @@ def test_a_run_tells_what_it_learns_twice_and_what_is_held_out_in_vain(tmp_path:
     data = Data(
         train=[Source(path=str(tmp_path / "train.jsonl"))], validation=[Source(path=str(tmp_path / "held.jsonl"))]
     )
-    found = load_records(data, ("completion",), tmp_path).findings
+    found = load_records(data, ("completion",), tmp_path, compare=compare_splits).findings
     assert [(one.id, one.level, one.count, one.of, one.places) for one in found] == [
         ("exact-duplicates", "warning", 1, 12, "row 11"),
         ("held-out-overlap", "warning", 1, 2, "row 2"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from align.core.data.lint.duplicates import BAND, BANDS, THRESHOLD, together
 from align.core.data.lint.eval_overlap import Suite, read_suite
 from align.core.data.lint.finding import Sample, Thinned
-from align.core.data.lint.linter import Looking, lint
+from align.core.data.lint.linter import LintOptions, lint
 from align.core.data.lint.row_view import hashes, windows, words
 from align.schemas.errors import AlignError
 from tests.core.lint_rows import WORDS, completion, prose, talk, text
@@ -24,7 +24,7 @@ OTHER = [word[::-1] for word in WORDS if word[::-1] not in WORDS]
 
 
 def found(rows: list[object], *suites: Suite) -> dict[str, int]:
-    return {one.id: one.count for one in lint(rows, Looking(suites)) if "overlap" in one.id}  # type: ignore[arg-type]
+    return {one.id: one.count for one in lint(rows, LintOptions(suites)) if "overlap" in one.id}  # type: ignore[arg-type]
 
 
 def said(chance: random.Random, count: int, vocabulary: list[str] = WORDS) -> list[str]:
@@ -77,7 +77,7 @@ def test_short_prompts_are_found_where_they_are_the_whole_prompt() -> None:
 def test_each_suite_is_told_with_how_much_of_it_was_seen() -> None:
     suites = [Suite("first", [prose(n, 12) for n in range(10)]), Suite("second", [prose(50 + n, 12) for n in range(4)])]
     rows = [completion(n, prose(n, 12), "Yes.") for n in (1, 1, 2, 51)]
-    [one] = [one for one in lint(rows, Looking(suites)) if one.id == "eval-overlap-exact"]
+    [one] = [one for one in lint(rows, LintOptions(suites)) if one.id == "eval-overlap-exact"]
     assert one.level == "error" and one.what.endswith("2 of 10 of first; 1 of 4 of second")
     assert one.detail["by_suite"] == {"first": "2 of 10", "second": "1 of 4"}
 

@@ -15,7 +15,7 @@ from align.schemas.page import html
 from align.schemas.text import number
 
 if TYPE_CHECKING:
-    from align.core.data.lint.linter import Survey
+    from align.core.data.lint.linter import ScanResult
 
 UNITS = ("tokens", "words", "characters")
 """The first of these that is known is drawn; all are in the table."""
@@ -32,19 +32,19 @@ class Bars:
     y_ticks: list[tuple[float, str]]
 
 
-def write_page(path: Path, surveys: Sequence[Survey]) -> None:
-    """One self-contained page of all surveys, whole or not at all."""
-    page = html(Path(__file__).parent / "data_page.html", STYLE, files=[_file(survey) for survey in surveys], size=size)
+def write_page(path: Path, results: Sequence[ScanResult]) -> None:
+    """One self-contained page of all results, whole or not at all."""
+    page = html(Path(__file__).parent / "data_page.html", STYLE, files=[_file(result) for result in results], size=size)
     write_whole(path, page.encode())
 
 
-def _file(survey: Survey) -> dict[str, Any]:
-    unit = next((unit for unit in UNITS if any(one.unit == unit for one in survey.lengths)), "")
+def _file(result: ScanResult) -> dict[str, Any]:
+    unit = next((unit for unit in UNITS if any(one.unit == unit for one in result.lengths)), "")
     return {
-        "survey": survey,
-        "bars": [bars(one) for one in survey.lengths if one.unit == unit],
-        "lengths": sorted(survey.lengths, key=lambda one: UNITS.index(one.unit)),
-        "languages": [(code or "not told", f"{share:.1%}") for code, share in survey.languages.items()],
+        "result": result,
+        "bars": [bars(one) for one in result.lengths if one.unit == unit],
+        "lengths": sorted(result.lengths, key=lambda one: UNITS.index(one.unit)),
+        "languages": [(code or "not told", f"{share:.1%}") for code, share in result.languages.items()],
     }
 
 

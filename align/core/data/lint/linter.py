@@ -32,7 +32,7 @@ of plain text tokens count, not rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Looking:
+class LintOptions:
     """What rows are held against. skip: ids that are not reported."""
 
     suites: Sequence[Suite] = ()
@@ -54,13 +54,13 @@ class Looking:
 class Linter:
     """Give it every row with ``see``, then ask for ``findings``; memory grows by some 150 bytes a row."""
 
-    def __init__(self, looking: Looking | None = None) -> None:
-        self.looking = looking or Looking()
+    def __init__(self, options: LintOptions | None = None) -> None:
+        self.options = options or LintOptions()
         self.places, self.kinds = Places(), Counter[str]()
-        self.measure = Measure(self.looking.count, self.looking.max_length)
+        self.measure = Measure(self.options.count, self.options.max_length)
         self.languages, self.origin, self.sensitive = Languages(), Origin(), Sensitive()
         lints: list[Lint] = [Exact(), Near(), SamePrompt(), self.sensitive, Marks(), Turns(), Labels(), Pairs()]
-        against = [Overlap(self.looking.suites)] if self.looking.suites else []
+        against = [Overlap(self.options.suites)] if self.options.suites else []
         self.lints: list[Lint] = [*against, *lints, Corpus(), self.measure, self.languages, self.origin]
 
     def see(self, record: Record) -> None:
@@ -86,13 +86,13 @@ class Linter:
         floor = FLOORS.get(self.kind, 0)
         if 0 < len(self.places) < floor:
             found.append(finding("few-rows", self.places, count=len(self.places), floor=floor))
-        kept = [one for one in found if one.id not in self.looking.skip]
+        kept = [one for one in found if one.id not in self.options.skip]
         return sorted(kept, key=lambda one: -RANK[one.level])
 
 
-def lint(records: Iterable[Record], looking: Looking | None = None) -> list[LintFinding]:
+def lint(records: Iterable[Record], options: LintOptions | None = None) -> list[LintFinding]:
     """What is doubtful about rows that could be read, the worst first; the same in whatever order they come."""
-    linter = Linter(looking)
+    linter = Linter(options)
     for record in records:
         linter.see(record)
     return linter.findings()
@@ -102,7 +102,7 @@ def lint(records: Iterable[Record], looking: Looking | None = None) -> list[Lint
 
 
 @dataclass(slots=True)
-class Survey:
+class ScanResult:
     """What was found.
 
     form: of most rows, in words. rows: good ones. left_out: files of a directory that were not read. error: why it
@@ -145,11 +145,11 @@ class Survey:
         }
 
 
-def survey(
-    source: Source, kinds: Iterable[Kind] = KINDS, looking: Looking | None = None, *, progress: bool | None = None
-) -> Survey:
+def scan_source(
+    source: Source, kinds: Iterable[Kind] = KINDS, options: LintOptions | None = None, *, progress: bool | None = None
+) -> ScanResult:
     """Read everything, count, and lint what is good. A source that cannot be read is told in ``error``."""
-    found, linter = Survey(source.path), Linter(looking)
+    found, linter = ScanResult(source.path), Linter(options)
     try:
         reading = Reading(source, kinds)
         found.left_out = reading.left_out
@@ -189,7 +189,7 @@ PAGES = frozenset((".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".docx", ".od
 class Measured:
     """One body of data. kind: as the form calls it. facts: of ``DataSet`` and ``Size``, those that are known:
 
-    rows, docs, tokens (with a model's tokenizer only), bytes (of text, in UTF-8), pii, overlaps_evals (where suites
+    rows, docs, bytes (of text, in UTF-8), pii, overlaps_evals (where suites
     were given), license, labelled_by. languages: shares of a sample by ISO 639-1 code. bad: rows that cannot be used.
     """
 
@@ -201,18 +201,17 @@ class Measured:
     bad: int = 0
 
 
-def measure(path: str, *, against: Sequence[str] = (), model: str | None = None, format: str = "auto") -> Measured:
-    """Count and check what is at ``path``: a data file, a directory of them, a hub id, or pages (``.md``, ``.pdf``).
+def measure(path: str, *, against: Sequence[str] = ()) -> Measured:
+    """Count and check the data at ``path``: a data file, a directory of them, a hub id, or pages (``.md``, ``.pdf``).
 
-    against: files of evaluations, to say whether rows are in them. model: a directory or hub id, for its tokenizer.
-    Raises AlignError where nothing can be read.
+    against: evaluation files, to find rows that are in them too. Raises AlignError where nothing can be read.
     """
     if pages := pages_at(path):
         size = sum(page.stat().st_size for page in pages)
         return Measured(path, "documents", {"docs": len(pages), "bytes": size}, {})
     suites = [read_suite(file) for file in against]
-    linter, bad = Linter(Looking(suites, _counter(model) if model else None)), 0
-    for item in Reading(Source(path=path, format=format)).rows():
+    linter, bad = Linter(LintOptions(suites)), 0
+    for item in Reading(Source(path=path)).rows():
         if isinstance(item, BadRow):
             bad += 1
         else:
@@ -224,7 +223,6 @@ def measure(path: str, *, against: Sequence[str] = (), model: str | None = None,
     licences, judges = linter.origin.licence.top, linter.origin.judge.top
     facts = {
         "docs" if kind == "corpus" else "rows": len(linter.places),
-        "tokens": linter.measure.tokens,
         "bytes": linter.measure.bytes,
         "pii": "pii" in ids,
         "overlaps_evals": bool(ids & {"eval-overlap-exact", "eval-overlap-ngram"}) if against else None,
@@ -245,9 +243,3 @@ def pages_at(path: str) -> list[Path]:
     files = [file for file in sorted(place.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     pages = [file for file in files if file.suffix.lower() in PAGES]
     return pages if len(pages) > len(files) / 2 else []
-
-
-def _counter(model: str) -> Any:
-    from align.core.data.lint.tokens import counter
-
-    return counter(model)

@@ -107,13 +107,6 @@ class Measure(Lint):
         self._tokenise()
         return [Lengths.of(part, unit, values) for (unit, part), values in self._values.items()]
 
-    @property
-    def tokens(self) -> int | None:
-        """All of them, None without a tokenizer."""
-        self._tokenise()
-        held = self._values.get(("tokens", "whole"))
-        return sum(held) if held is not None else None
-
     def findings(self, places: Places) -> Iterator[LintFinding]:
         """Rows that are too long, and text that takes too many tokens."""
         self._tokenise()
