@@ -115,7 +115,9 @@ EXAMPLES: dict[str, Example] = {
     "licence-restricts": Example([*SOUND, completion(60, licence="CC-BY-NC-4.0")], 1),
     "few-rows": Example(SOUND[:4], 4),
     "eval-overlap-exact": Example([*SOUND, completion(60, f"{_EVAL.prompts[3]} ".upper())], 1, LintOptions([_EVAL])),
-    "eval-overlap-ngram": Example([*SOUND, completion(60, f"Now then: {_EVAL.prompts[3]} Well?")], 1, LintOptions([_EVAL])),
+    "eval-overlap-ngram": Example(
+        [*SOUND, completion(60, f"Now then: {_EVAL.prompts[3]} Well?")], 1, LintOptions([_EVAL])
+    ),
     "no-user": _asked(("system", "You are kind."), ("assistant", prose(1))),
     "some-system": _asked(("system", "You are kind."), ("user", prose(1)), ("assistant", prose(2))),
     "ends-without-answer": _asked(("user", prose(1)), ("assistant", prose(2)), ("user", prose(3))),
