@@ -17,6 +17,7 @@ from align.core.algorithm.online import CriticSpec, Online
 from align.core.data.batch import Batch, MicroBatch, collate
 from align.core.data.examples import Example, InMemory, TokenSequence
 from align.core.data.step_plan import FORWARD
+from align.core.engine.checkpoint import random_state
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import Cutter, EpochPhases, StepBatch, StepLoader, fixed_steps
 from align.core.models.policy import Policy
@@ -186,7 +187,7 @@ def test_statistics_of_the_step_come_first_and_carry_no_gradient() -> None:
         shift = torch.stack([twin(collate([e], "padded", 0)).logp_T.sum() for e in EXAMPLES[:-4:-1]]).mean()
     loss, _ = by_hand(twin, EXAMPLES, shift)
     loss.backward()
-    assert it.metrics["loss"] == pytest.approx(float(loss), rel=1e-4)
+    assert it.metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
     for mine, theirs in zip(gradients(it.policy), gradients(twin), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
@@ -223,9 +224,12 @@ def test_the_reference_is_what_the_loss_gets_and_follows_each_step() -> None:
     loss = one_step(it, [known])
     gap_T = torch.tensor([-1.0, -3.0]) - mine(collate([known], "padded", 0)).logp_T
     assert float(loss) == pytest.approx(float(2 * gap_T.mean() + 0.5 * gap_T.sum() ** 2), rel=1e-4)
+    closures: list[int] = []
     for done in (0, 1):
         it.trainer.global_step = done
-        it.optimizer_step(0, 0, torch.optim.SGD(it.policy.parameters(), 0.0), lambda: None)
+        optimizer = torch.optim.SGD(it.policy.parameters(), 0.0)
+        it.optimizer_step(0, 0, optimizer, optimizer_closure=lambda done=done: closures.append(done))
+    assert closures == [0, 1]
     assert reference.told == [(it.policy, 1), (it.policy, 2)]
 
 
@@ -290,7 +294,20 @@ def test_each_network_is_clipped_by_its_own_norm(limit: float | None, factors: t
     it.metrics = {"grad_norm": 5.0, "grad_norm/critic": 1.0}
     it.configure_gradient_clipping(None)
     found = [float(gradients(network)[0].norm()) for network in it.networks.values()]
-    assert found == pytest.approx([5 * factors[0], factors[1]], rel=1e-5)
+    for norm, unclipped, factor in zip(found, (5.0, 1.0), factors, strict=True):
+        assert norm == (unclipped if factor == 1 else pytest.approx(unclipped * factor, rel=1e-5))
+
+
+def test_clipping_is_torch_s() -> None:
+    """Which adds 1e-6 to the norm; of a gradient as small as 1e-3 that is a thousandth."""
+    it, theirs = module(train={"max_grad_norm": 1e-4}), toy_policy()
+    for network in (it.policy, theirs):
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-5)
+    it.metrics = {"grad_norm": float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1e-4))}
+    it.configure_gradient_clipping(None)
+    for mine, other in zip(gradients(it.policy), gradients(theirs), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=0)
 
 
 # --- what is not finite ---------------------------------------------------------------------------------------------
@@ -386,6 +403,24 @@ def test_statistics_of_held_out_steps_are_their_own() -> None:
 # --- state ----------------------------------------------------------------------------------------------------------
 
 
+def test_without_a_reference_there_is_nothing_of_it_to_save() -> None:
+    saved: dict[str, Any] = {"state_dict": {}}
+    (it := module()).on_save_checkpoint(saved)
+    assert saved["align"]["reference"] == {}
+    it.on_load_checkpoint(saved)
+
+
+def test_every_network_is_split_over_the_mesh_once() -> None:
+    it = module(critic=(critic := toy_policy("value", seed=2)))
+    it.configure_model()
+    it._device_mesh = "mesh"  # type: ignore[assignment]
+    split: list[tuple[Policy, Any]] = []
+    it.shard = lambda network, mesh: split.append((network, mesh))
+    it.configure_model()
+    it.configure_model()
+    assert split == [(it.policy, "mesh"), (critic, "mesh")]
+
+
 def test_what_is_saved_is_taken_back() -> None:
     it = module(reference=Fixed())
     it.tokens_seen, it.skipped, it.skipped_in_a_row, it.rolled_back = 11, 3, 2, True
@@ -402,7 +437,10 @@ def test_what_is_saved_is_taken_back() -> None:
     for name in ("tokens_seen", "skipped", "skipped_in_a_row", "rolled_back", "metrics", "held_out_metrics"):
         assert getattr(again, name) == getattr(it, name), name
     assert again.trainer.should_stop and again.reference is not None and again.reference.kept == 5  # type: ignore[attr-defined]
-    assert again.restored_random == saved["align"]["random"] and len(again.restored_random) == 1
+    assert again.restored_random is saved["align"]["random"] and len(again.restored_random) == 1
+    now = random_state()
+    assert again.restored_random[0]["python"] == now["python"]
+    assert torch.equal(again.restored_random[0]["torch"], now["torch"])
     it.paused = AlignError("too long", "look at it", where="here")
     it.on_save_checkpoint(saved)
     (problem,) = saved["align"]["paused"]
@@ -441,6 +479,11 @@ def test_decay_is_on_matrices_and_each_network_has_its_rate_and_its_start() -> N
     line = [0.0, *(1 - step / 9 for step in range(10))]
     assert [rate for _, rate in rates] == pytest.approx(line)
     assert [rate for rate, _ in rates] == pytest.approx([0.0, 0.0, *line[2:]])
+
+
+def test_without_a_critic_the_policy_learns_from_the_first_step() -> None:
+    groups = module().configure_optimizers()["optimizer"].param_groups
+    assert [group["lr"] for group in groups] == [0.004, 0.004]
 
 
 def test_the_fused_optimizer_would_unscale_before_clipping() -> None:
