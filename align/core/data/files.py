@@ -1,4 +1,8 @@
-"""Cut files into chunks of rows: the reading process decompresses and finds where rows end, workers parse."""
+"""Read data files (JSONL, JSON, CSV, text, Parquet) as chunks of rows.
+
+The reading process decompresses and finds where rows end, which is cheap; parsing, by a chunk's ``rows()``, can run in
+a worker process. Memory stays bounded whatever a file holds.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,13 @@ from align.core.data.rows import MAX_ROW, RowError, checked, not_utf8, parse
 from align.schemas.errors import AlignError
 
 BLOCK = 2**20
-"""Bytes read at a time."""
+"""Bytes read from a file at a time."""
 ROWS = 256
 """Most rows of a table (CSV, Parquet, hub) in one chunk."""
 CHUNK = 32 * BLOCK
 """Bytes at which a table's chunk is full, however few its rows are."""
 UNPACKED, RATIO = 2**28, 200
-"""A file may unpack to so many bytes plus so many times its own size; real text stays far below."""
+"""A file may unpack to UNPACKED bytes plus RATIO times its own size; real text stays far below."""
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet")
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAGIC = {
@@ -34,14 +38,14 @@ MAGIC = {
     b"PAR1": "Parquet (.parquet)",
     b"PK\x03\x04": "zip",
 }
-"""First bytes of files that are no text, and their names."""
+"""First bytes of file types that are no text, with the name of each type."""
 Documents = Literal["file", "blank_lines", "lines"]
 
 
 def chunks(path: Path, documents: Documents = "file") -> Iterator[tuple[Chunk, int]]:
     """Yield the rows of one file in order, each chunk with the number of the file's bytes read so far.
 
-    documents: what one row of a .txt file is. A file that is cut short or damaged ends with the RowError
+    documents: the part of a .txt file that makes one row. A truncated or damaged file ends with the RowError
     ``damaged-file``. Raises AlignError where it cannot be opened or read, or there is no room to unpack it: then the
     file itself may be good.
     """
@@ -49,7 +53,7 @@ def chunks(path: Path, documents: Documents = "file") -> Iterator[tuple[Chunk, i
     line = 0
     try:
         with path.open("rb") as raw:
-            unpacked = _unpacked(raw, compression) if kind != ".parquet" else raw
+            unpacked = raw if kind == ".parquet" else _unpacked(raw, compression)
             if kind == ".parquet":
                 source: Iterable[Chunk] = _parquet(raw)
             elif kind == ".csv":
@@ -67,7 +71,8 @@ def chunks(path: Path, documents: Documents = "file") -> Iterator[tuple[Chunk, i
     except MemoryError:
         raise AlignError("does not fit into memory", "split it into smaller files or rows", where=str(path)) from None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's; a damaged file's has no number
+        # An error of the system has a number; one that a damaged file causes in a decoder has none.
+        if isinstance(error, OSError) and error.errno is not None:
             raise AlignError(f"cannot be read: {error.strerror}", where=str(path)) from None
         if not (isinstance(error, OSError | ValueError | EOFError) or type(error).__module__.startswith("pyarrow")):
             raise
@@ -97,13 +102,14 @@ def _limit(raw: IO[bytes]) -> int:
     return UNPACKED + RATIO * os.fstat(raw.fileno()).st_size
 
 
-def _swollen(limit: int) -> ValueError:
+def _too_large(limit: int) -> ValueError:
+    """Return the error of a file that unpacks to more than ``limit`` bytes."""
     what = f"it unpacks to more than {limit >> 20:,} MiB, far more than text of its size does"
     return ValueError(f"{what}; if that is meant, give its rows as JSONL")
 
 
 class _Bounded:
-    """A stream that raises once more than ``limit`` bytes were read: a few kB may unpack to terabytes."""
+    """A stream that raises once more than ``limit`` bytes were read, since a few kB may unpack to terabytes."""
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
         self.stream, self.limit, self.left = stream, limit, limit
@@ -113,12 +119,12 @@ class _Bounded:
         block = self.stream.read(size)
         self.left -= len(block)
         if self.left < 0:
-            raise _swollen(self.limit)
+            raise _too_large(self.limit)
         return block
 
 
 def _start(block: bytes) -> bytes:
-    """Return the first bytes of a text file without a UTF-8 mark. Raises ValueError if they are no UTF-8 text."""
+    """Return the first bytes of a text file without a byte order mark. Raises ValueError if they are no UTF-8 text."""
     if block.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is UTF-16; save it as UTF-8")
     for magic, name in MAGIC.items():
@@ -128,7 +134,7 @@ def _start(block: bytes) -> bytes:
 
 
 def _lines(stream: IO[bytes]) -> Iterator[Lines]:
-    """Yield blocks cut at line ends. A line that is too long is kept only as far as to show that it is."""
+    """Yield blocks that end at line ends. Of a line that is too long only enough is kept to see that it is."""
     line, rest, skipping = 1, b"", False
     while block := stream.read(BLOCK):
         if line == 1 and not rest:
@@ -150,12 +156,12 @@ def _lines(stream: IO[bytes]) -> Iterator[Lines]:
         yield Lines(line, rest)
 
 
-# A string ends at its line, so that a stray quote spoils one row only; possessive, so that it costs no backtracking.
+# A JSON string may not span lines, so a stray quote spoils one row only. Possessive quantifiers cost no backtracking.
 _TOKEN = re.compile(rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"|[\[\]{},]')
 
 
 def _json(stream: IO[bytes], spool: bool) -> Iterator[Chunk]:
-    """Yield a JSON array cut at the commas between its elements; or JSON lines under a .json name.
+    """Yield the elements of a JSON array, or JSON lines in a file with a .json name.
 
     spool: copy the stream into a temporary file, since an array is read through a memory map.
     """
@@ -175,14 +181,14 @@ def _json(stream: IO[bytes], spool: bool) -> Iterator[Chunk]:
 
 @contextmanager
 def _spooled(stream: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Give the stream's bytes as a temporary file, at its start. Raises AlignError where there is no room for it."""
+    """Copy the stream into a temporary file, opened at its start. Raises AlignError where there is no room for it."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stream, file, BLOCK)
             file.seek(0)
         except OSError as error:
-            if error.errno is None:  # not the system's: the stream is damaged
+            if error.errno is None:  # no error of the system: the stream is damaged
                 raise
             what = f"there is no room to unpack a file in: {error.strerror}"
             raise AlignError(what, "free some, or name another directory in TMPDIR", where=_temporary()) from None
@@ -197,6 +203,7 @@ def _temporary() -> str:
 
 
 def _elements(data: mmap.mmap) -> Iterator[Elements]:
+    """Yield the elements of a JSON array, found by counting brackets and commas outside strings, without parsing."""
     found: list[tuple[int, bytes]] = []
     line, begin, depth, size = 1, 0, 0, 0
     for token in _TOKEN.finditer(data):
@@ -207,7 +214,7 @@ def _elements(data: mmap.mmap) -> Iterator[Elements]:
             continue
         if depth and not (depth == 1 and mark == ord(",")):
             continue
-        # Of an element that is too long no more is kept than the row check needs to refuse it.
+        # Of an element that is too long only enough is kept for the row check to refuse it.
         piece = data[begin : min(end, begin + 2 * MAX_ROW)]
         element = piece.strip()
         if element or depth:
@@ -234,8 +241,9 @@ def _newlines(data: mmap.mmap, start: int, stop: int) -> int:
 
 
 def _csv(stream: IO[bytes]) -> Iterator[Table]:
-    """Rows of a CSV file with a header; every cell is a string."""
-    marks: dict[int, RowError] = {}  # faults by line: csv must get on with the text, and its row is then replaced
+    """Yield the rows of a CSV file with a header; every cell is a string."""
+    # Errors by line: the csv module is given harmless text in place of such a line, and its row is replaced afterwards.
+    marks: dict[int, RowError] = {}
     csv.field_size_limit(MAX_ROW)
     reader = csv.reader(_text_lines(stream, marks), strict=True)
     try:
@@ -274,7 +282,7 @@ def _csv(stream: IO[bytes]) -> Iterator[Table]:
 
 
 def _csv_fault(error: csv.Error) -> str:
-    """Return what is wrong with a row, in words for the user: Python's own message is about its parser."""
+    """Return the message for a malformed row: Python's own is about its parser."""
     text = str(error)
     if "new-line character" in text:
         return "has a carriage return alone outside quotes; end lines with a line feed"
@@ -282,7 +290,7 @@ def _csv_fault(error: csv.Error) -> str:
 
 
 class _CarriageReturns:
-    """A stream with line feeds for carriage returns, if lines of its first block end with those alone (old Macs)."""
+    """A stream with line feeds for carriage returns, if its first block has carriage returns alone (old Macs)."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
@@ -297,7 +305,7 @@ class _CarriageReturns:
 
 
 def _text_lines(stream: IO[bytes], marks: dict[int, RowError]) -> Iterator[str]:
-    """Yield lines as text; a fault in one is put into ``marks`` under its number."""
+    """Yield lines as text; the error of a line that cannot be used is put into ``marks`` under its number."""
     for chunk in _lines(cast("IO[bytes]", _CarriageReturns(stream))):
         for number, line in enumerate(io.BytesIO(chunk.data), chunk.first):
             if len(line) > MAX_ROW:
@@ -338,7 +346,7 @@ def _documents(stream: IO[bytes], by: Documents) -> Iterator[Table]:
 
 
 def _groups(stream: IO[bytes], by: Documents) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield the first line's number and the lines of each document; one that is too long only in part."""
+    """Yield the first line's number and the lines of each document; of one that is too long only a part."""
     first, lines, size = 1, list[bytes](), 0
     for chunk in _lines(cast("IO[bytes]", _CarriageReturns(stream))):
         for number, line in enumerate(io.BytesIO(chunk.data), chunk.first):
@@ -355,10 +363,10 @@ def _groups(stream: IO[bytes], by: Documents) -> Iterator[tuple[int, list[bytes]
 
 
 def _parquet(raw: IO[bytes]) -> Iterator[Chunk]:
-    """Yield record batches, with few rows where rows are large.
+    """Yield the record batches of a Parquet file, with few rows where rows are large.
 
-    A file of 1 kB may hold gigabytes, because Parquet stores a value once that stands in every row. Columns with large
-    values stay dictionaries until the size of each row is known.
+    A file of 1 kB may hold gigabytes, because Parquet stores a repeated value once (dictionary encoding). Columns with
+    large values stay dictionaries until the size of each row is known.
     """
     import pyarrow.parquet as pq
 
@@ -366,7 +374,7 @@ def _parquet(raw: IO[bytes]) -> Iterator[Chunk]:
     with pq.ParquetFile(raw) as file:
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
         if sum(group.total_byte_size for group in groups) > left:
-            raise _swollen(left)
+            raise _too_large(left)
         average = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
         rows, schema = max(1, min(ROWS, CHUNK // max(1, average))), file.schema_arrow
         if len(set(schema.names)) != len(schema.names):
@@ -379,11 +387,11 @@ def _parquet(raw: IO[bytes]) -> Iterator[Chunk]:
         }
     with pq.ParquetFile(raw, read_dictionary=sorted(shared)) as file:
         for batch in file.iter_batches(batch_size=rows):
-            pieces = _pieces(batch, first, schema) if shared else [(batch.nbytes, Batch(first, batch))]
+            pieces = _pieces(batch, first, schema) if shared else [(batch.nbytes, ArrowRows(first, batch))]
             for size, piece in pieces:
                 left -= size
                 if left < 0:
-                    raise _swollen(_limit(raw))
+                    raise _too_large(_limit(raw))
                 yield piece
             first += batch.num_rows
 
@@ -411,12 +419,13 @@ def _page_size(raw: IO[bytes], offset: int) -> int:
 
 
 def _pieces(batch: Any, first: int, schema: Any) -> Iterator[tuple[int, Chunk]]:
-    """Cut a batch with dictionaries into chunks of bounded size, each with its size; too large a row is a bad one."""
+    """Split a batch with dictionaries into chunks of bounded size, each with its size; too large a row is bad."""
     waiting, size = list[int](), 0
 
     def expanded() -> Iterator[tuple[int, Chunk]]:
-        if waiting:  # taken, not sliced: a slice keeps all values of nested columns, and the cast would expand them all
-            yield size, Batch(first + waiting[0], batch.take(waiting).cast(schema))
+        if waiting:
+            # take(), not slice(): a slice keeps all values of nested columns, and the cast would expand them all.
+            yield size, ArrowRows(first + waiting[0], batch.take(waiting).cast(schema))
 
     for row in range(batch.num_rows):
         more = sum(map(_size, batch.slice(row, 1).columns))
@@ -460,24 +469,24 @@ def tables(dataset: Iterable[dict[str, list[Any]]]) -> Iterator[Table]:
 
 
 Parsed = tuple[int, dict[str, Any] | RowError]
-"""A row's line (of a table: its number), and the row or what is wrong with it."""
+"""A row's line (in a table: its number), and the row or the reason why it cannot be used."""
 
 
 class Chunk(Protocol):
-    """Some rows of one file, not parsed yet."""
+    """Some rows of one file, not parsed yet, few enough to hold in memory."""
 
     def __len__(self) -> int:
-        """How many rows, good and bad."""
+        """Return the number of rows, good and bad."""
         ...
 
     def rows(self) -> Iterator[Parsed]:
-        """Parse them."""
+        """Parse the rows."""
         ...
 
 
 @dataclass(slots=True)
 class Lines:
-    """Whole lines of JSONL, the first of which is line ``first``."""
+    """Whole lines of JSONL; the first one is line ``first`` of the file."""
 
     first: int
     data: bytes
@@ -486,13 +495,13 @@ class Lines:
         return sum(1 for line in self.data.split(b"\n") if line.strip())
 
     def rows(self) -> Iterator[Parsed]:
-        """Blank lines are no rows."""
+        """Parse the lines that are not blank."""
         return _parsed((n, line) for n, line in enumerate(self.data.split(b"\n"), self.first) if line.strip())
 
 
 @dataclass(slots=True)
 class Elements:
-    """Elements of a JSON array, each with its line."""
+    """Elements of a JSON array, each with the line on which it starts."""
 
     elements: list[tuple[int, bytes]]
 
@@ -500,13 +509,13 @@ class Elements:
         return len(self.elements)
 
     def rows(self) -> Iterator[Parsed]:
-        """Parse each by itself: one that is malformed costs no other."""
+        """Parse each element by itself, so that a malformed one spoils no other."""
         return _parsed(self.elements)
 
 
 @dataclass(slots=True)
 class Table:
-    """Rows that a library has parsed: of a CSV file or a hub data set."""
+    """Rows that a library has parsed, of a CSV file or a hub data set."""
 
     parsed: list[Parsed]
 
@@ -514,14 +523,14 @@ class Table:
         return len(self.parsed)
 
     def rows(self) -> Iterator[Parsed]:
-        """Inspect them."""
+        """Check the rows."""
         for number, row in self.parsed:
             yield number, _inspected(row)
 
 
 @dataclass(slots=True)
-class Batch:
-    """An Arrow record batch, the first row of which is row ``first``."""
+class ArrowRows:
+    """An Arrow record batch; its first row is row ``first`` of the file."""
 
     first: int
     batch: Any
@@ -530,10 +539,10 @@ class Batch:
         return int(self.batch.num_rows)
 
     def rows(self) -> Iterator[Parsed]:
-        """Rows as dicts; Arrow does not check that strings are UTF-8, decoding does."""
+        """Convert the rows to dicts. Arrow does not check that strings are UTF-8; decoding them here does."""
         try:
             found: list[dict[str, Any] | RowError] = self.batch.to_pylist()
-        except Exception:  # bytes that are no UTF-8, dates that Python does not have: find the rows that hold them
+        except Exception:  # invalid UTF-8, or dates that Python does not have: convert row by row to find them
             found = [self._row(index) for index in range(len(self))]
         for number, row in enumerate(found, self.first):
             yield number, _inspected(row)
@@ -559,7 +568,7 @@ def _parsed(lines: Iterable[tuple[int, bytes]]) -> Iterator[Parsed]:
 
 
 def _inspected(row: dict[str, Any] | RowError) -> dict[str, Any] | RowError:
-    """Return the row, or the fault that is in it."""
+    """Return the row if it may be used, else the error in it."""
     try:
         return row if isinstance(row, RowError) else checked(row)
     except RowError as error:

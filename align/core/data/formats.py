@@ -1,4 +1,8 @@
-"""What a row format is. A format plugin says which keys it knows and reads them into a Record's fields."""
+"""The base of row formats, and the readers of single fields that format plugins are written with.
+
+A format lists the keys of its rows (``Shape``) and reads them into a Record's fields (``Format.read``). Messages of
+every known layout (OpenAI, ShareGPT, Anthropic, ...) become the form that chat templates expect.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from align.schemas import base
 from align.schemas.errors import did_you_mean
 from align.schemas.records import Arguments, Content, Kind, Message, Record
 
-# Reading one field of a row: what a format plugin is written with. Each raises RowError naming the field.
+# Readers of one field. Each raises RowError naming the field.
 
 ROLES = {
     **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
@@ -36,7 +40,7 @@ Row = Mapping[str, Any]
 
 
 def content(row: Row, key: str) -> Content:
-    """A string, or a list of messages; neither empty."""
+    """Return the field as a string or a list of messages, not empty."""
     value = row[key]
     if isinstance(value, list):
         return messages(value, key)
@@ -47,7 +51,7 @@ def content(row: Row, key: str) -> Content:
 
 
 def string(row: Row, key: str) -> str:
-    """A string with more than white space in it."""
+    """Return the field as a string that is not only white space."""
     value = row[key]
     if isinstance(value, str):
         if not value.strip():
@@ -59,7 +63,7 @@ def string(row: Row, key: str) -> str:
 
 
 def optional_string(row: Row, key: str) -> str:
-    """A string, "" where it is null or not there."""
+    """Return the field as a string, "" where it is null or absent."""
     value = row.get(key)
     if value is None or isinstance(value, str):
         return value or ""
@@ -70,12 +74,12 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def is_boolean(value: Any) -> bool:
-    """Return whether ``boolean`` can read a value."""
+    """Return True if ``boolean`` can read a value."""
     return isinstance(value, (bool, int, str)) and str(value).lower() in _BOOLEANS
 
 
 def boolean(row: Row, key: str) -> bool:
-    """True or false; 1, 0 and, as CSV has no other way, the words for it."""
+    """Return the field as True or False; 1, 0 and, because CSV has only strings, the words are read too."""
     value = row[key]
     if is_boolean(value):
         return _BOOLEANS[str(value).lower()]
@@ -85,7 +89,7 @@ def boolean(row: Row, key: str) -> bool:
 
 
 def number(row: Row, key: str) -> float | None:
-    """A finite number, also one spelt in a string; None where it is null, "" or not there."""
+    """Return the field as a finite number, read from a string too; None where it is null, "" or absent."""
     value = row.get(key)
     if value is None or value == "":
         return None
@@ -98,7 +102,7 @@ def number(row: Row, key: str) -> float | None:
 
 
 def structure(row: Row, key: str, of: type[list[Any]] | type[dict[str, Any]]) -> Any:
-    """A list or an object, or a string of JSON that holds one; None where it is null, "" or not there."""
+    """Return the field as a list or an object, also parsed from a string of JSON; None where null, "" or absent."""
     value = row.get(key)
     if value is None or value == "":
         return None
@@ -121,8 +125,8 @@ def unpacked(text: str, field: str) -> Any:
 def pruned(value: Any) -> Any:
     """Return the value without the keys of objects that are null, at any depth.
 
-    Arrow gives every object the keys of all others, as null, and nothing tells afterwards which ones were written. So a
-    null key means an absent one in every kind of file, and the same rows give the same tokens.
+    Arrow gives every object the keys of all others, as null, and it cannot be seen afterwards which were written. So
+    null means absent in every type of file, and the same rows give the same tokens.
     """
     if isinstance(value, Mapping):
         return {key: pruned(item) for key, item in value.items() if item is not None}
@@ -130,7 +134,7 @@ def pruned(value: Any) -> Any:
 
 
 def tools(row: Row) -> list[dict[str, Any]] | None:
-    """The column ``tools``: JSON schemas of functions, as a list or a string of JSON; None where there are none.
+    """Return the column ``tools``, JSON schemas of functions given as a list or a string of JSON; None without tools.
 
     Each may be a string of JSON, and so may its ``parameters``. A bare schema is put under ``function``, as templates
     and servers have it. OpenAI's older ``functions`` are read where there are no ``tools``.
@@ -141,7 +145,7 @@ def tools(row: Row) -> list[dict[str, Any]] | None:
 
 
 def reads_functions(row: Row) -> bool:
-    """Return whether the row's ``functions`` are its tools: schemas of functions, in a row without ``tools``."""
+    """Return True if the row's ``functions`` are its tools: schemas of functions, in a row without ``tools``."""
     value = row.get("functions")
     listed = isinstance(value, list) and all(isinstance(item, dict) and "parameters" in item for item in value)
     return bool(value) and listed and row.get("tools") is None
@@ -162,12 +166,12 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
 
 
 def dialogue(row: Row, key: str) -> list[Message]:
-    """A whole conversation, a list or a string of JSON: somebody speaks and the assistant answers."""
+    """Return the field as a whole conversation, in which the assistant answers somebody."""
     return answered(turns(row, key), key)
 
 
 def turns(row: Row, key: str) -> list[Message]:
-    """Messages, as a list, a single one, or a string of JSON."""
+    """Return the field as messages, from a list, a single message, or a string of JSON."""
     value = row[key]
     if isinstance(value, dict | list):
         return messages([value] if isinstance(value, dict) else value, key)
@@ -185,7 +189,7 @@ def judged(found: list[Message], key: str) -> dict[str, Content]:
 
 
 def answered(found: list[Message], key: str) -> list[Message]:
-    """Return the messages unchanged. Raises RowError unless there are some of the assistant and some of others."""
+    """Return the messages unchanged. Raises RowError unless the assistant and somebody else each have at least one."""
     from_assistant = {message["role"] == "assistant" for message in found}
     if True not in from_assistant:
         raise RowError("message-order", "has no assistant message", key)
@@ -211,7 +215,7 @@ def messages(value: list[Any], field: str) -> list[Message]:
             if message["role"] == "tool" and (not found or found[-1]["role"] not in ("assistant", "tool")):
                 raise RowError("message-order", "answers a call, but no assistant message comes before it", where)
             found.append(message)
-        # Calls made at once are messages in a row in ms-swift; templates have them as one message's list.
+        # ms-swift writes parallel calls as consecutive messages; templates expect them in one message's list.
         was, calling = calling, "tool_calls" in found[-1] and _speaker(raw)[1] in _CALLERS
         if was and calling:
             found[-2]["tool_calls"] += found.pop()["tool_calls"]
@@ -219,7 +223,7 @@ def messages(value: list[Any], field: str) -> list[Message]:
 
 
 def join(prompt: Content, key: str, answers: Mapping[str, Content], called: str = "") -> dict[str, Content]:
-    """Return prompt and answers by Record field: of one style (messages if any is), the prompt not repeated in answers.
+    """Return prompt and answers by Record field, all strings or all messages, without the prompt repeated in answers.
 
     key: the prompt's column. called: the answer's column, where it is not named as its Record field.
     Raises RowError where it is not the assistant's turn to answer.
@@ -239,7 +243,7 @@ def join(prompt: Content, key: str, answers: Mapping[str, Content], called: str 
 
 
 def with_system(found: Mapping[str, Any], row: Row, keys: Iterable[str]) -> tuple[dict[str, Any], bool]:
-    """Put the system prompt of a separate column first. Returns the fields, and whether such a column was read.
+    """Put the system prompt of a separate column first. Return the fields, and True if such a column was read.
 
     keys: the columns to look in. A prompt and answers that are strings become messages; a plain text stays one and the
     column is not read. A conversation with a system message of its own keeps that.
@@ -271,10 +275,10 @@ def begins(answer: Content, key: str) -> None:
 
 
 def shared_prompt(chosen: Content, rejected: Content) -> int:
-    """How much of both is the prompt: the longest prefix of messages, or of text, that they share.
+    """Return the length of the prompt that two answers share: their longest common prefix of messages, or of text.
 
-    Text is cut at a word: tokenizers join a space to what follows, so the shared part of a word, and the space before
-    it, belong to the answers. What answers share adds the same to both log-probabilities.
+    Text is split at a word: tokenizers join a space to the word after it, so a shared part of a word, and the space
+    before it, belong to the answers. Shared tokens of answers add the same to both log-probabilities.
     """
     longest = range(min(len(chosen), len(rejected)))
     common = bisect_left(longest, True, key=lambda last: chosen[: last + 1] != rejected[: last + 1])
@@ -289,7 +293,7 @@ def shared_prompt(chosen: Content, rejected: Content) -> int:
 
 
 def as_message(role: str, value: Content) -> list[Message]:
-    """Content as messages: a string becomes one message of that role."""
+    """Return content as messages: a string becomes one message of that role."""
     return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
@@ -301,12 +305,12 @@ _WEIGHTS = ("weight", "loss_weight", "loss_scale", "train", "loss")
 _PICTURED = re.compile(
     r"<image(?:[ _]?\d+)?>|<img>[^<\s]+</img>|^[ \t]*<(?:video|audio)>|<(?:video|audio)>[ \t]*$", re.M
 )
-"""Placeholders of pictures and sound. ``<video>`` and ``<audio>`` are HTML's too: they count only at a line's edge."""
+"""Placeholders of pictures and sound. ``<video>`` and ``<audio>``, HTML tags too, count only at a line's edge."""
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
 
 
 def _plain(raw: Any) -> bool:
-    """Return whether a message is already in our form: role and content, and no tag in it.
+    """Return True if a message is already in our form: role and content, and no tag in it.
 
     Nearly all messages are: this check saves them the full conversion.
     """
@@ -363,7 +367,7 @@ def _speaker(raw: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _check_content(message: Message, field: str, there: bool) -> None:
-    """Make absent content "" where calls or reasoning stand for it. Raises RowError for content that is no text."""
+    """Set absent content to "" where calls or reasoning take its place. Raises RowError for content that is no text."""
     inner, role = message["content"], message["role"]
     acts = role == "assistant" and any(message.get(key) for key in _ACTS)
     if inner is None and acts:
@@ -516,11 +520,11 @@ ANYWHERE = ("tools", "functions", "chat_template_kwargs", *SYSTEM)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The keys by which a row of one kind is known.
+    """The keys that identify a row of one kind.
 
-    required must be there, optional may be; both are read, and all other columns are passed on in ``Record.columns``.
-    kept: required or optional keys that stay in ``Record.columns`` too. unless: a row that has all of these keys is not
-    of this shape.
+    required: keys that must be there; optional: keys that may be. Both are read, and all other columns are passed on in
+    ``Record.columns``. kept: required or optional keys that stay in ``Record.columns`` too. unless: a row that has all
+    of these keys is not of this shape.
     """
 
     kind: Kind
@@ -531,17 +535,17 @@ class Shape:
 
     @property
     def keys(self) -> frozenset[str]:
-        """Every key that is read; any row may carry those of ``ANYWHERE``."""
+        """The keys that are read, with those of ``ANYWHERE``, which any row may have."""
         return _keys(self)
 
 
-@lru_cache(1024)  # asked for every row
+@lru_cache(1024)  # called for every row
 def _keys(shape: Shape) -> frozenset[str]:
     return frozenset((*shape.required, *shape.optional, *ANYWHERE))
 
 
 class Format:
-    """How rows are laid out: subclass, set ``name`` and ``shapes``, write ``read``.
+    """A layout of rows: subclass it, set ``name`` and ``shapes``, write ``read``.
 
     class Qa(Format):
         name = "qa"
@@ -552,9 +556,9 @@ class Format:
     """
 
     name: ClassVar[str]
-    """What ``format:`` in a run file calls it."""
+    """The value of ``format:`` in a run file."""
     shapes: ClassVar[tuple[Shape, ...]]
-    """The kinds of rows it reads, and the keys of each."""
+    """The kinds of rows that it reads, and the keys of each."""
 
     class Config(base.Config):
         """Formats have no settings."""
@@ -564,14 +568,14 @@ class Format:
         self.kinds: tuple[Kind, ...] = KINDS
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
-        """The Record's fields of that kind. The required keys are there; everything else is this method's to check.
+        """Return the Record's fields of that kind. The required keys are there; this method checks everything else.
 
         Raises RowError, or any ValueError with a sentence for the user.
         """
         raise NotImplementedError
 
     def only(self, kinds: Iterable[Kind]) -> Self:
-        """The same format, reading rows as one of these kinds."""
+        """Return the same format, reading rows as one of these kinds."""
         other = copy.copy(self)
         other.kinds = tuple(kinds)
         return other
@@ -596,16 +600,16 @@ class Format:
         return max(fitting, key=rank)
 
     def matches(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row has the keys of this format."""
+        """Return True if the row has the keys of this format."""
         return self.shape(row) is not None
 
     def keys(self, row: Mapping[str, Any]) -> frozenset[str]:
-        """Which of the row's keys would be read: a format that reads more of a row knows it better."""
+        """Return the row's keys that would be read; the format that reads most of a row fits it best."""
         shape = self.shape(row)
         return shape.keys & row.keys() if shape else frozenset()
 
     def convert(self, row: Mapping[str, Any], source: str) -> Record:
-        """Understand one row. source: its place, ``train.jsonl:17``.
+        """Convert one row to a Record. source: its place, ``train.jsonl:17``.
 
         Raises RowError, or any ValueError with a sentence for the user.
         """
@@ -635,7 +639,7 @@ class Format:
 
     @property
     def known(self) -> frozenset[str]:
-        """Every key that any row may have read of it."""
+        """The keys that are read, over all shapes."""
         return frozenset[str]().union(*(shape.keys for shape in self._shapes()))
 
     def _shapes(self) -> list[Shape]:

@@ -1,4 +1,8 @@
-"""What can be wrong with a row, and the book that is kept of it: nothing is dropped in silence."""
+"""Parse one line of JSON into a row strictly, and report the rows that cannot be used.
+
+Nothing is dropped silently: a bad row becomes a ``RowError`` (the reason), then a ``BadRow`` (with its place), and all
+of them are counted in ``BadRows`` and written to ``data_report.json``.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +44,7 @@ FAULTS: Mapping[str, str] = {
     "damaged-file": "the rest of the file cannot be read; stops even where bad rows are skipped",
     "refused": "the format plugin refused the row",
 }
-"""Kinds of faults. docs/data.md lists them; a test holds that."""
+"""The kinds of row errors. docs/data.md lists them, which a test checks."""
 
 LISTED = 100_000
 """Most bad rows kept and reported one by one; all are counted."""
@@ -49,7 +53,7 @@ SHOWN = 20
 
 
 class RowError(ValueError):
-    """Why a row cannot be used. kind: one of FAULTS. field: where in the row, ``messages[1].role``, or ""."""
+    """The reason why a row cannot be used. kind: one of FAULTS. field: a path, ``messages[1].role``, or ""."""
 
     def __init__(self, kind: str, what: str, field: str = "") -> None:
         super().__init__(kind, what, field)
@@ -59,18 +63,18 @@ class RowError(ValueError):
         return self.what
 
     def under(self, parent: str) -> RowError:
-        """The same fault, its field seen from one level higher."""
+        """Return the same error with ``parent`` put before its field."""
         return RowError(self.kind, self.what, parent + self.field)
 
 
 def not_utf8(error: UnicodeDecodeError) -> RowError:
-    """Return the fault of a row whose bytes are no UTF-8, naming the first such byte."""
+    """Return the error of a row whose bytes are no UTF-8, naming the first such byte."""
     return RowError("invalid-utf8", f"byte {error.start + 1} is no UTF-8 ({error.object[error.start]:#04x})")
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """One row that cannot be used; line 0 means the file as a whole."""
+    """A row that cannot be used, with its place; line 0 means the file as a whole."""
 
     file: str
     line: int
@@ -80,7 +84,7 @@ class BadRow:
 
     @property
     def where(self) -> str:
-        """``train.jsonl:17: messages[1].role``."""
+        """The place of the error, as in ``train.jsonl:17: messages[1].role``."""
         place = f"{self.file}:{self.line}" if self.line else self.file
         return f"{place}: {self.field}" if self.field else place
 
@@ -90,19 +94,19 @@ class BadRow:
 
 @dataclass(slots=True)
 class BadRows:
-    """All bad rows of a reading: the count of each kind, and the first LISTED of them."""
+    """The bad rows of everything that was read: the count of each kind, and the first LISTED rows."""
 
     counts: Counter[str] = field(default_factory=Counter)
     rows: list[BadRow] = field(default_factory=list)
 
     def add(self, row: BadRow) -> None:
-        """Enter one."""
+        """Count one bad row, and list it while there is room."""
         self.counts[row.kind] += 1
         if len(self.rows) < LISTED:
             self.rows.append(row)
 
     def merge(self, other: BadRows) -> None:
-        """Enter another book's, but for the rows that are listed here already."""
+        """Add another collection's bad rows, except those that are listed here already."""
         known = set(self.rows)
         twice = [row for row in other.rows if row in known]
         self.counts += other.counts - Counter(row.kind for row in twice)
@@ -113,12 +117,12 @@ class BadRows:
 
     @property
     def summary(self) -> str:
-        """``3 bad rows (2 empty, 1 malformed-json)``."""
+        """The counts in words: ``3 bad rows (2 empty, 1 malformed-json)``."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.most_common())
         return f"{len(self)} bad row{'s' if len(self) != 1 else ''}" + f" ({kinds})" * bool(kinds)
 
     def error(self, fix: str) -> AlignError:
-        """The first SHOWN of them and the counts, as one error."""
+        """Return one error that names the first SHOWN rows and gives the counts."""
         problems = [Problem(row.where, f"{row.what} [{row.kind}]") for row in self.rows[:SHOWN]]
         more = f"; the first {SHOWN} are shown" if len(self) > SHOWN else ""
         return AlignError.gather([*problems, Problem("", f"{self.summary}{more}", fix)])
@@ -131,9 +135,10 @@ def write_report(
     findings: Sequence[Mapping[str, Any]] = (),
     counted_on: bool = False,
 ) -> None:
-    """Write what was read and which rows were bad; replaces an older report atomically.
+    """Write the report of what was read and which rows were bad, replacing an older one atomically.
 
-    counted_on: ``read_report`` will read it when the run resumes, so it gets a checksum.
+    sources: a summary of each source. findings: findings of data checks, as plain data. counted_on: ``read_report``
+    will read the report when the run resumes, so it gets a checksum.
     """
     report = {
         "sources": list(sources),
@@ -149,7 +154,7 @@ def write_report(
 
 
 def read_report(path: Path) -> BadRows:
-    """Return the bad rows of a report; none if there is no report. A damaged one gives none too, and a message."""
+    """Return the bad rows of a report. A missing report gives none; so does a damaged one, with a message on stderr."""
     try:
         report = read_json(path)
     except FileNotFoundError:
@@ -160,24 +165,23 @@ def read_report(path: Path) -> BadRows:
     return BadRows(Counter(report["bad_by_kind"]), [BadRow(**row) for row in report["bad_rows"]])
 
 
-# One line of JSON to one row, and nothing that a later step could choke on gets through.
-#
-# The common case is quick: the text is parsed once, and walked only where its bytes hold something suspicious.
+# Strict parsing. Python's json accepts NaN, lone surrogates and duplicate keys, on which later steps fail.
+# The common case is fast: the text is parsed once, and the value is walked only where its bytes look suspicious.
 
 MAX_ROW = 16 * 2**20
-"""Longest row (bytes of a line) and longest string in it: about four million tokens."""
+"""Most bytes of a row's line and most characters of a string in it: about four million tokens."""
 MAX_DEPTH = 64
-"""Deepest nesting of a row."""
+"""Deepest nesting of values in a row."""
 
 _SUSPICIOUS = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 class HasNaN(dict[str, Any]):
-    """A row with NaN somewhere, which pandas writes for a missing value: accepted in columns that are not read."""
+    """A row that contains NaN, which pandas writes for a missing value: accepted in columns that are not read."""
 
 
 def without_nan(value: Any) -> Any:
-    """Return the value with null for every NaN in it."""
+    """Return the value with every NaN in it replaced by null."""
     if isinstance(value, dict):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -186,7 +190,7 @@ def without_nan(value: Any) -> Any:
 
 
 def checked(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the row, as a ``HasNaN`` where it holds NaN. Raises RowError for all else that ``inspect`` finds."""
+    """Return the row, as a ``HasNaN`` if it contains NaN. Raises RowError for anything else that ``inspect`` finds."""
     try:
         inspect(row)
     except RowError as error:
@@ -232,9 +236,10 @@ def decode(text: str, nan: bool = False) -> Any:
         raise _malformed(error) from None
     except _Number as error:
         number = error
-    except ValueError:  # Python's limit on the digits of an int
+    except ValueError:  # Python limits the digits of an integer
         raise RowError("number", "has an integer of more than 4,300 digits") from None
-    inspect(_lax(text), nan=nan)  # to name the field
+    # The strict decoder knows only the number; parsing again, leniently, finds the field that holds it.
+    inspect(_lax(text), nan=nan)
     raise RowError("number", f"has the number {number}")
 
 
@@ -289,7 +294,7 @@ def inspect(value: Any, field: str = "", depth: int = 0, nan: bool = False) -> N
 
 
 def a(value: Any) -> str:
-    """A value's type in JSON's words, with its article."""
+    """Return the name of a value's JSON type with its article, for messages: ``a string``."""
     if value is None:
         return "null"
     names = {bool: "a boolean", str: "a string", dict: "an object", list: "a list", int: "a number", float: "a number"}
@@ -297,7 +302,7 @@ def a(value: Any) -> str:
 
 
 class _Number(ValueError):
-    pass
+    """A number that no row may hold: NaN or an infinity."""
 
 
 def _finite(literal: str) -> float:
@@ -319,8 +324,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise RowError("duplicate-key", "is given twice", twice)
+        for key, _ in pairs:
+            if key in seen:
+                raise RowError("duplicate-key", "is given twice", key)
+            seen.add(key)
     return found
 
 

@@ -1,4 +1,7 @@
-"""A stage's data settings to records: mixtures, the held-out split, the policy on bad rows, and streams."""
+"""Find the files of one data source, recognise the format of its rows, and read every row as a Record or a BadRow.
+
+Rows are read in order; of a large source, worker processes parse and convert the chunks.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from align.schemas.records import Kind, Record
 from align.schemas.run import Source
 from align.schemas.text import visible
 
-# Where a source's rows are: a file, the files of a directory, or a data set on the hub or saved from it.
+# Finding the rows: a file, the files of a directory, or a data set on the hub or saved from it.
 
 _SPLITS = {
     "train": ("train", "training"),
@@ -38,10 +41,10 @@ _KNOWN = f"known: {' '.join(SUFFIXES)}, all but the last also with {' or '.join(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file, or one split of a data set.
+    """One file of a source, or one split of a data set.
 
-    name: what messages call it. size: bytes, 0 where unknown. path: None for a data set.
-    open: its chunks in order, each with how much of ``size`` is read by then.
+    name: for messages. size: bytes, 0 where unknown. path: None for a data set. open: a function that yields its
+    chunks in order, each with the number of bytes of ``size`` read so far.
     """
 
     name: str
@@ -51,11 +54,9 @@ class Part:
 
 
 def locate(source: Source, stream: bool = False) -> tuple[list[Part], list[str]]:
-    """The parts of a source in order of their names, and the files of its directory that are none of them.
+    """Return the parts of a source in order of their names, and the files of its directory that are left out.
 
-    stream: read a hub data set as it downloads.
-
-    Raises AlignError where there are none.
+    stream: read a hub data set as it downloads. Raises AlignError where there are no parts.
     """
     path = Path(source.path).expanduser()
     if path.is_dir():
@@ -97,9 +98,8 @@ def _file(path: Path, source: Source) -> Part:
 def _files(directory: Path, source: Source) -> tuple[list[Part], list[str]]:
     """Return the data files below a directory, and the other visible files.
 
-    Hidden files and those of ``datasets`` itself are left out; .txt files are read where there are no others.
-
-    Where names tell splits apart (``train-00000.parquet``, ``data/test.jsonl``), those of one split only.
+    Hidden files and those of ``datasets`` itself are left out; .txt files are read where there are no others. Where
+    names tell splits apart (``train-00000.parquet``, ``data/test.jsonl``), only those of one split are read.
     """
     inside = [path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file()]
     visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
@@ -131,20 +131,20 @@ def _dataset(source: Source, load: Callable[[Any], Any]) -> Part:
         import datasets
 
         dataset = load(datasets)
-    except Exception as error:  # whatever the library raises, the data set could not be had
+    except Exception as error:  # whatever the library raises, the data set could not be loaded
         reason = " ".join(str(error).split()) or type(error).__name__
         raise AlignError(
             f"cannot be loaded as a hub data set: {reason}",
             "check id, subset, split, connection and login; here there is no file or directory of that name",
             where=source.path,
         ) from error
-    if hasattr(dataset, "keys"):  # load_from_disk gives all splits
+    if hasattr(dataset, "keys"):  # a dict of splits, as load_from_disk returns
         if source.split not in dataset:
             raise AlignError(f"has no split {source.split!r}", f"split: {', '.join(dataset)}", where=source.path)
         dataset = dataset[source.split]
 
     rows, size = getattr(dataset, "num_rows", None), 0
-    if rows:  # not known of a stream
+    if rows:  # unknown for a stream
         size = int(dataset.data.nbytes)
 
     def read() -> Iterator[tuple[Chunk, int]]:
@@ -156,30 +156,30 @@ def _dataset(source: Source, load: Callable[[Any], Any]) -> Part:
     return Part(name, size, None, read)
 
 
-# Reading a source: every row of it comes out, as a Record or as a BadRow that says where and what is wrong.
+# Reading: every row comes out, as a Record or as a BadRow that says where and what is wrong.
 
 SAMPLE = 64
-"""Rows by the majority of which a source's form is recognised."""
+"""Rows by whose majority the form of a source is recognised."""
 WORTH_PROCESSES = 64 * 2**20
-"""Bytes from which starting worker processes pays."""
+"""Bytes from which starting worker processes saves time."""
 
 
 def read_rows(source: Source, kinds: Iterable[Kind] = KINDS) -> Iterator[Row | BadRow]:
-    """All rows of a source in the order of its files. Raises AlignError as ``Reading`` does."""
+    """Yield all rows of a source in the order of its files. Raises AlignError as ``Reading`` does."""
     yield from Reading(source, kinds).rows()
 
 
 class Reading:
-    """One source, opened: its parts, and the form of its rows (None where no row can be parsed).
+    """An opened source: its parts, and the form of its rows (None where no row can be parsed).
 
-    kinds: those wanted. stream: read a hub data set as it downloads. Raises AlignError where the source cannot be
-    found, or its form is none of those wanted, or could be several.
+    kinds: the kinds of rows that are wanted. stream: read a hub data set as it downloads. Raises AlignError where the
+    source cannot be found, or its form is none of those wanted, or could be several.
     """
 
     def __init__(self, source: Source, kinds: Iterable[Kind] = KINDS, *, stream: bool = False) -> None:
         self.source, self.kinds = source, tuple(kinds)
         self.formats = [known() for known in registry.working("format").values()]
-        self.asked = self.formats if source.format == "auto" else [registry.get("format", source.format)()]
+        self.wanted = self.formats if source.format == "auto" else [registry.get("format", source.format)()]
         self.parts, self.left_out = locate(source, stream)
         self.form = self._recognised()
 
@@ -188,9 +188,9 @@ class Reading:
     ) -> Iterator[Row | BadRow]:
         """Yield all rows in order.
 
-        workers: processes, by default one per core where the source is large enough. progress: show it; None: as
-        ``align.core.util.progress`` is set. start: leave out that many (a file without rows is a BadRow, but counts as
-        none). unique: refuse a second row with the same ``id``. A file that is cut short or damaged ends with a BadRow
+        workers: processes, by default one per core where the source is large enough. progress: show a bar; None: as
+        ``align.core.util.progress`` is set. start: rows to leave out (a file without rows gives a BadRow that does not
+        count). unique: refuse a second row with the same ``id``. A truncated or damaged file ends with a BadRow
         ``damaged-file``.
         """
         total = sum(part.size for part in self.parts)
@@ -198,11 +198,11 @@ class Reading:
         if workers == 1 or total < WORTH_PROCESSES:
             workers = 0
         form, ids, rows = self.form, dict[str | int, str](), 0
-        reader, under_way = Reader(form, self.formats, self.source.columns), deque[_Piece]()
-        found_in_order = ordered_map(work, reader, self._jobs(start, under_way), workers)
+        reader, pending = Reader(form, self.formats, self.source.columns), deque[_Piece]()
+        found_in_order = ordered_map(work, reader, self._jobs(start, pending), workers)
         with Work(f"reading {visible(self.source.path)}", total / 1e6 or None, unit="MB", shown=progress) as bar:
             for found in found_in_order:
-                piece = under_way.popleft()
+                piece = pending.popleft()
                 bar.update(piece.done / 1e6)
                 rows += piece.skipped + len(found)
                 for item in found:
@@ -220,8 +220,8 @@ class Reading:
                         yield BadRow(piece.part.name, 0, "empty-file", "", "has no rows")
                     rows = 0
 
-    def _jobs(self, start: int, under_way: deque[_Piece]) -> Iterator[Job]:
-        """Everything there is to do; what is known of each job beforehand goes into ``under_way``."""
+    def _jobs(self, start: int, pending: deque[_Piece]) -> Iterator[Job]:
+        """Yield the jobs of all parts, and append to ``pending`` a note on each for the collecting process."""
         before = 0
         for part in self.parts:
             for chunk, done in part.open():
@@ -229,17 +229,17 @@ class Reading:
                 start -= skip
                 if skip and skip == len(chunk):
                     chunk = Table([])
-                under_way.append(_Piece(part, before + done, skip))
+                pending.append(_Piece(part, before + done, skip))
                 yield Job(part.name, chunk, skip)
             before += part.size
-            under_way.append(_Piece(part, before, 0, ends=True))
+            pending.append(_Piece(part, before, 0, ends=True))
             yield Job(part.name, Table([]), 0)
 
     def _recognised(self) -> Form | None:
-        """The form of most of the first SAMPLE rows that parse; those that convert count before those that do not."""
+        """Return the form of most of the first SAMPLE rows that parse; rows that fit a format count before others."""
         sure, unsure = Counter[_Vote](), Counter[_Vote]()
         for row in islice(self._sample(), SAMPLE):
-            found = fitting(self.asked, row, self.kinds)
+            found = fitting(self.wanted, row, self.kinds)
             alone = found[0] if len(found) == 1 else None
             names, shape = tuple(format.name for format in found), alone and alone.shape(row)
             vote = _Vote(names, shape.kind if shape else None, None, () if found else tuple(row))
@@ -248,20 +248,20 @@ class Reading:
                     record = alone.convert(row, "")
                     vote = vote._replace(kind=record.kind, conversational=record.conversational)
                 (sure if found else unsure)[vote] += 1
-            except Exception:  # told with its row, when it is read
+            except Exception:  # reported with its row when that is read
                 unsure[vote] += 1
         if not (sure or unsure):
             return None
         vote = (sure or unsure).most_common(1)[0][0]
         if len(vote.names) == 1:
-            format = next(format for format in self.asked if format.name == vote.names[0])
+            format = next(format for format in self.wanted if format.name == vote.names[0])
             return Form(format.only((vote.kind,) if vote.kind else self.kinds), vote.kind, vote.conversational)
         if vote.names:
             both = " or ".join(map(repr, vote.names))
             raise AlignError(
                 f"its rows could be of format {both}", f"say which, with format: {vote.names[0]}", where=self._name
             )
-        what, fix = unknown_keys(self.asked, vote.keys, self.kinds)
+        what, fix = unknown_keys(self.wanted, vote.keys, self.kinds)
         raise AlignError(what, "\n    ".join(filter(None, [fix, *registry.absent("format")])), where=self._name)
 
     @property
@@ -282,7 +282,7 @@ class Reading:
 
 
 class _Piece(NamedTuple):
-    """What is known of a job beforehand. done: bytes read by then. ends: whether its part does."""
+    """A note on a submitted job. done: bytes of the source read by then. ends: True if it is the last of its part."""
 
     part: Part
     done: int
@@ -291,7 +291,7 @@ class _Piece(NamedTuple):
 
 
 class _Vote(NamedTuple):
-    """What one row of the sample says."""
+    """The form that one row of the sample suggests: candidate formats, kind, style, and its keys where none fits."""
 
     names: tuple[str, ...]
     kind: Kind | None
@@ -299,9 +299,12 @@ class _Vote(NamedTuple):
     keys: tuple[str, ...]
 
 
+# Suggestions for rows that no format fits.
+
+
 def unknown_keys(formats: Sequence[Format], keys: Iterable[str], kinds: Sequence[Kind]) -> tuple[str, str]:
-    """Return what is wrong with rows of these keys, and how to fix it."""
-    row = dict.fromkeys(keys, True)  # a value with which a label counts as a judgement
+    """Return a message for rows with these keys, which no wanted shape fits, and a fix for it."""
+    row = dict.fromkeys(keys, True)  # with True, a label counts as a judgement
     shapes = [(format.name, shape) for format in formats for shape in format.shapes if shape.kind in kinds]
     guesses = [guess for _, shape in shapes if (guess := _renamed(shape, row)) is not None]
     # The best guess reads most of the row; of several that do, it is the one that renames least.
@@ -330,7 +333,7 @@ def unknown_keys(formats: Sequence[Format], keys: Iterable[str], kinds: Sequence
 
 
 def _renamed(shape: Shape, row: Mapping[str, Any]) -> tuple[dict[str, str], int] | None:
-    """Return the renaming (our names to the row's) with which a shape fits, and how many columns it would then read.
+    """Return a renaming (our names to the row's) with which a shape fits, and the number of columns it would then read.
 
     None where no renaming makes it fit.
     """
@@ -345,7 +348,7 @@ def _renamed(shape: Shape, row: Mapping[str, Any]) -> tuple[dict[str, str], int]
 
 
 _NAMED = 12
-"""Most columns named in a message."""
+"""Most columns that one message names."""
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 _FOREIGN = {
     "input_ids": "these are tokens already: give the text or the messages that they were made from, since the model's "
@@ -368,11 +371,13 @@ _ALIASES = {
 
 
 def _mixed(row: Row, form: Form) -> BadRow:
+    """Return the BadRow for a row of another kind or style than its source."""
     this = Form(form.format, row.record.kind, row.record.conversational)
     return _bad(row, RowError("mixed", f"is a {this.words} row among {form}"))
 
 
 def _unique(row: Row, ids: dict[str | int, str]) -> Row | BadRow:
+    """Return the row, or a BadRow if an earlier one has its ``id``; ids: the place of the first row with each id."""
     name = row.record.columns.get("id")
     if not isinstance(name, (str, int)):
         return row
@@ -383,19 +388,23 @@ def _unique(row: Row, ids: dict[str | int, str]) -> Row | BadRow:
 
 
 def _bad(row: Row, fault: RowError) -> BadRow:
+    """Return the BadRow for a row that converted but cannot be used beside the others."""
     file, _, line = row.record.source.rpartition(":")
     return bad_row(file, int(line), fault)
 
 
+# Converting: one parsed row to a Record or a BadRow. This part runs in worker processes.
+
+
 class Row(NamedTuple):
-    """One good row. digest: 8 bytes over what it teaches, whatever its id, place and further columns."""
+    """One good row. digest: 8 bytes over the record's content; id, place and further columns do not count."""
 
     record: Record
     digest: bytes
 
 
 class Form(NamedTuple):
-    """What a source's rows are. format: restricted to that kind. conversational: None until a good row was seen."""
+    """The form of a source's rows. format: restricted to ``kind``. conversational: None until a good row was seen."""
 
     format: Format
     kind: Kind | None
@@ -403,7 +412,7 @@ class Form(NamedTuple):
 
     @property
     def words(self) -> str:
-        """``conversational preference``."""
+        """Style and kind, as in ``conversational preference``."""
         style = {None: "", True: "conversational ", False: "standard "}[self.conversational]
         return style + (self.kind or "")
 
@@ -421,9 +430,9 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How the rows of one source are read.
+    """A converter of parsed rows of one source to Records.
 
-    form: None where no row parses. formats: all there are, to name the format of a row that does not fit. columns: our
+    form: None where no row parses. formats: all formats, to name the one of a row that does not fit. columns: our
     names to the file's. judging: keys that the form does not read and that mark an answer as good or bad.
     """
 
@@ -437,7 +446,7 @@ class Reader:
         object.__setattr__(self, "judging", frozenset(_judging(self.formats)) - known)
 
     def row(self, file: str, line: int, row: dict[str, Any] | RowError) -> Row | BadRow:
-        """Understand one row."""
+        """Convert one row to a Record, or to a BadRow that says why it cannot be used."""
         try:
             if isinstance(row, RowError):
                 raise row
@@ -509,7 +518,7 @@ class Reader:
 
 
 def _holds(value: Any) -> bool:
-    """Return whether a column of media has anything in it."""
+    """Return True if a column of media has anything in it."""
     if isinstance(value, list | tuple):
         return any(map(_holds, value))
     if isinstance(value, Mapping):
@@ -518,40 +527,41 @@ def _holds(value: Any) -> bool:
 
 
 def _judging(formats: Iterable[Format]) -> Iterator[str]:
-    """Yield the keys that make a row one whose answer was judged."""
+    """Yield the keys that mark the answer of a row as good or bad."""
     for format in formats:
         for shape in getattr(format, "shapes", ()):  # a broken plugin has none
             yield from shape.required if shape.kind == "unpaired" else ()
 
 
 def work(reader: Reader, job: Job) -> list[Row | BadRow]:
-    """All rows of a chunk."""
+    """Convert the rows of one chunk."""
     wanted = islice(job.chunk.rows(), job.skip, None)
     return [reader.row(job.file, line, row) for line, row in wanted]
 
 
 def fitting(formats: Iterable[Format], row: Mapping[str, Any], kinds: Iterable[Kind] = KINDS) -> list[Format]:
-    """The formats that a row can be of, restricted to kinds; one that reads less of the row than another is out."""
-    found = {narrow: narrow.keys(row) for format in formats if _matches(narrow := format.only(kinds), row)}
-    return [format for format, mine in found.items() if not any(mine < other for other in found.values())]
+    """Return the formats that fit a row, restricted to kinds, without those that read less of it than another."""
+    restricted = [format.only(kinds) for format in formats]
+    read = {format: format.keys(row) for format in restricted if _matches(format, row)}
+    return [format for format, keys in read.items() if not any(keys < others for others in read.values())]
 
 
 def _matches(format: Format, row: Mapping[str, Any]) -> bool:
     try:
         return format.matches(row)
-    except Exception:  # a broken plugin stops no one who does not ask for it
+    except Exception:  # a broken plugin must not stop runs that do not use it
         return False
 
 
 def bad_row(file: str, line: int, fault: RowError, columns: Mapping[str, str] | None = None) -> BadRow:
-    """The fault with its place, under the file's names and safe to print."""
+    """Return the error with its place, under the file's column names and safe to print."""
     head = fault.field.partition(".")[0].partition("[")[0]
     field = (columns or {}).get(head, head) + fault.field[len(head) :]
     return BadRow(file, line, fault.kind, _printable(field), _printable(fault.what))
 
 
 def digest(record: Record) -> bytes:
-    """8 bytes over what a record teaches: the same in every process, file type and version of Python."""
+    """Return an 8-byte hash of a record's content, the same in every process, file type and version of Python."""
     contents: list[Any] = [
         record.kind,
         record.text,
@@ -568,7 +578,7 @@ def digest(record: Record) -> bytes:
 
 
 def _netstrings(value: Any, pieces: list[str]) -> None:
-    """Unambiguous pieces: every string and list is preceded by its length."""
+    """Append an unambiguous form of a value to ``pieces``: every string and list is preceded by its length."""
     if isinstance(value, str):
         pieces += (f"s{len(value)}:", value)
     elif isinstance(value, dict):
@@ -585,5 +595,6 @@ def _netstrings(value: Any, pieces: list[str]) -> None:
 
 
 def _printable(text: str) -> str:
+    """Return the text for a message: escaped unless printable, at most 300 characters."""
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= 300 else text[:297] + "..."
