@@ -1,9 +1,10 @@
 """Measure how readable the tree is: `python tools/legibility.py [--json FILE] [--no-walk]`.
 
-The walk counts the files of `align` in which a function is called while `align train` runs, from reading the run file
-to the export, for SFT and for GRPO on a tiny model made here. Command-line parsing and `import align` are outside it,
-as are processes of their own (reward workers). The rest is read from the source: names used more than once, docstrings
-that open with a relative clause, comments, the longest function.
+The walk counts the files of `align` in which a function is called between the first line of the command `align train`
+and the moment its export is written and recorded, for SFT and for GRPO on a tiny model made here. Outside it are
+command-line parsing, whatever an import calls (a decorator, a comprehension in a module's or class's body), what
+follows the export (the summary on the terminal), and processes of their own (reward workers). The rest is read from the
+source: names used more than once, docstrings that open with a relative clause, comments, the longest function.
 """
 
 from __future__ import annotations
@@ -27,29 +28,50 @@ RELATIVE = re.compile(r"(What|Whether|Where|How|Of|Who|Whom|Whose|Which|When)\b"
 WALKED = ("sft", "grpo")
 
 
+FIRST = ("align/cli/train.py", "train")
+"""The function that begins the walk: the body of the command."""
+LAST = "StageDirectory.finish"
+"""The function whose return ends the walk: it records the export, which is on disk by then."""
+
+
 class Walk:
-    """The files of the package in which a function is called, in order of the first call, and how often."""
+    """The files of the package in which a function is called, in order of the first call, each with its functions."""
 
     def __init__(self) -> None:
         self.files: dict[str, set[str]] = {}
+        self._under_way = False
 
     def __enter__(self) -> Walk:
-        threading.setprofile(self._called)
-        sys.setprofile(self._called)
+        threading.setprofile(self._event)
+        sys.setprofile(self._event)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
 
-    def _called(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event != "call":
-            return
+    def _event(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        # A module's or class's body runs once, at import: imports are no step of the walk.
-        if not code.co_filename.startswith(str(PACKAGE)) or not code.co_flags & 1:  # CO_OPTIMIZED: functions only
+        if event not in ("call", "return") or not code.co_filename.startswith(str(PACKAGE)):
             return
-        self.files.setdefault(str(Path(code.co_filename).relative_to(ROOT)), set()).add(code.co_qualname)
+        file = str(Path(code.co_filename).relative_to(ROOT))
+        if event == "return":
+            self._under_way &= code.co_qualname != LAST
+            return
+        self._under_way |= (file, code.co_qualname) == FIRST
+        if self._under_way and code.co_qualname not in self.files.get(file, ()) and not _importing(frame):
+            self.files.setdefault(file, set()).add(code.co_qualname)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Return whether a frame is the body of a module or class of the package, or was called by one."""
+    while frame is not None:
+        code = frame.f_code
+        # Only functions are compiled with CO_OPTIMIZED (1); the bodies of modules and classes run once, at import.
+        if code.co_filename.startswith(str(PACKAGE)) and not code.co_flags & 1:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def walk(algorithm: str) -> dict[str, list[str]]:
