@@ -173,7 +173,7 @@ def ppo_hands_on(output: Path) -> None:
         tokens = tokenizer(tokenizer.apply_chat_template(chat, tokenize=False), return_tensors="pt")
         assert row["reward"] == pytest.approx(scorer(**tokens).logits.item(), abs=1e-3)
 
-    newest, _ = checkpoint.newest(output / "ppo" / "checkpoints")
+    newest, _ = checkpoint.latest_valid(output / "ppo" / "checkpoints")
     assert newest is not None
     kept = checkpoint.load(newest)["state_dict"]
     critic = {name.removeprefix("critic.model."): kept[name] for name in kept if name.startswith("critic.model.")}

@@ -16,7 +16,7 @@ from align.core.config.project_file import Brief
 from align.core.data.rows import BadRow
 from align.core.data.sources import Reading
 from align.core.training.launch import largest
-from align.core.util.atomic_files import write_whole
+from align.core.util.atomic_files import write_atomic
 from align.schemas.advice import Advice, Quote
 from align.schemas.errors import Problem
 from align.schemas.hardware import Hardware
@@ -69,7 +69,7 @@ def advice_for(run: Run, hardware: Hardware) -> Advice:
 
 def write_advice(run: Run, directory: Path) -> None:
     """Write the advice on a run with a ``project:`` into its directory, as ``advice.json``."""
-    write_whole(directory / ADVICE, render(advice_for(run, largest(run)), "json").encode())
+    write_atomic(directory / ADVICE, render(advice_for(run, largest(run)), "json").encode())
 
 
 @dataclass(frozen=True, slots=True)

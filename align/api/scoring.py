@@ -13,7 +13,7 @@ from align.core.inference.audit import Audit
 from align.core.inference.audit import audit as attack
 from align.core.rewards.base import Place
 from align.core.rewards.score_file import Line, Verdict, ask, lines_of, read_lines
-from align.core.rewards.scorer import Opened
+from align.core.rewards.scorer import RunningReward
 from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError
 from align.schemas.run import Choice, Model, Sampling
@@ -123,5 +123,5 @@ def _lines(rows: Rows, completion: bool = True) -> list[Line]:
     return lines_of(rows, completion)
 
 
-def _opened(reward: RewardLike, device: Device) -> Opened:
-    return Opened(as_reward(reward), Place(accelerator=device))
+def _opened(reward: RewardLike, device: Device) -> RunningReward:
+    return RunningReward(as_reward(reward), Place(accelerator=device))

@@ -213,7 +213,7 @@ def _yaml(values: Any) -> str:
 
 def _write(file: Path, text: str, force: bool | None) -> None:
     """Write a file atomically. force: also over an existing one; None: never, and the command has no such option."""
-    from align.core.util.atomic_files import write_whole
+    from align.core.util.atomic_files import write_atomic
     from align.core.util.system_errors import explain
     from align.schemas.errors import AlignError
 
@@ -221,7 +221,7 @@ def _write(file: Path, text: str, force: bool | None) -> None:
         fix = "choose another name" if force is None else "choose another name, or add --force"
         raise AlignError("is there already", fix, where=str(file))
     try:
-        write_whole(file, text.encode())
+        write_atomic(file, text.encode())
     except OSError as error:
         refused = explain(error)
         why = error.strerror if refused is None else refused.problems[0].what

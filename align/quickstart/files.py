@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.core.data.mixture import Records, load_records
-from align.core.util.atomic_files import write_whole
+from align.core.util.atomic_files import write_atomic
 from align.quickstart import sums
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
@@ -141,7 +141,7 @@ def write_sums(place: Path, seed: int) -> Path:
     _write_rows(paths["prompts_held_out"], sums.prompts(held_out, 100, random.Random(3)))
     texts = [message["content"] for row in answers[:500] for message in row["messages"]]
     write_model(place / "model", [row["text"] for row in pages[:500]] + texts, seed)
-    write_whole(place / RUN_FILE, text.encode())
+    write_atomic(place / RUN_FILE, text.encode())
     return place / RUN_FILE
 
 
@@ -166,7 +166,7 @@ def write_own(place: Path, model: str, records: Records, seed: int, precision: s
         for stage in stages:
             for part, rows in parts.items():
                 _write_rows(place / "data" / f"{stage}-{part}.jsonl", (_row(record, stage) for record in rows))
-        write_whole(place / RUN_FILE, text.encode())
+        write_atomic(place / RUN_FILE, text.encode())
     return place / RUN_FILE
 
 
@@ -222,4 +222,4 @@ def _is_written(place: Path, text: str) -> bool:
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

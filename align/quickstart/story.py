@@ -18,7 +18,7 @@ from align.core.inference.probe_models import Probed
 from align.core.report import Answer, Figure, Row, Sample, Table, write_report
 from align.core.report.read import read_run
 from align.core.training.launch import train
-from align.core.util.atomic_files import write_whole
+from align.core.util.atomic_files import write_atomic
 from align.core.util.progress import say, track, working
 from align.quickstart import files, sums
 from align.schemas.errors import AlignError
@@ -222,7 +222,7 @@ def _tell(
     place: Path, file: Path, results: list[StageResult], title: str, table: Table, samples: list[Sample]
 ) -> Story:
     page = place / "report.html"
-    write_whole(place / "figures.json", (json.dumps(asdict(table), indent=1) + "\n").encode())
+    write_atomic(place / "figures.json", (json.dumps(asdict(table), indent=1) + "\n").encode())
     write_report(place / "run", page, title=title, table=table, samples=samples)
     return Story(file, table, page, results[-1].export)
 

@@ -15,7 +15,7 @@ from align.core.algorithm.base import Algorithm
 from align.core.data.batch import Batch, MicroBatch, collate
 from align.core.data.examples import Example
 from align.core.data.step_plan import Layout, denominators
-from align.core.engine.module import Books
+from align.core.engine.module import StepMetrics
 from align.core.models.policy import Policy
 from align.schemas.errors import AlignError
 
@@ -70,7 +70,7 @@ def step(
     for parameter in learning.values():
         parameter.grad = None
     statistics = step_statistics(algorithm, policy, reference, examples, layout=layout)
-    total, books, names = 0.0, Books(), set[tuple[str, ...]]()
+    total, books, names = 0.0, StepMetrics(), set[tuple[str, ...]]()
     for positions in cut:
         micro = collate([examples[i] for i in positions], layout, 0, like=examples)
         batch, anchor = _batch(policy, reference, micro, statistics)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.core.config import run_file
-from align.core.engine.callbacks import Metrics
+from align.core.engine.callbacks import MetricsCallback
 from align.core.generation.base import Request
 from align.core.generation.decode import Voice
 from align.core.training.launch import train
@@ -128,15 +128,15 @@ class Correct:
     def resumed(self, algorithm: str) -> dict[str, Any]:
         """Stopped by a signal after step 5 and resumed: the same losses as without."""
         run = self.run(f"resumed {algorithm}", algorithm, self.bench.device)
-        write = Metrics.on_train_batch_end
+        write = MetricsCallback.on_train_batch_end
 
-        def and_stop(self: Metrics, trainer: Any, module: Any, *rest: Any) -> None:
+        def and_stop(self: MetricsCallback, trainer: Any, module: Any, *rest: Any) -> None:
             write(self, trainer, module, *rest)
             if trainer.global_step == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         try:
-            with patch.object(Metrics, "on_train_batch_end", and_stop):
+            with patch.object(MetricsCallback, "on_train_batch_end", and_stop):
                 train(run, progress=False)
         except Interrupted as stop:
             stopped = stop.step

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from align.core.engine.module import AlignModule
-from align.core.training.fit import Steps, rolling_out
+from align.core.training.fit import StageDataModule, rolling_out
 from align.core.training.run_directory import RunDirectory, located
 from align.core.training.setup import Setup, set_up
 from align.schemas.run import Run
@@ -110,5 +110,5 @@ def weighed(run: Run, steps: int) -> tuple[Scale, Setup, int]:
             limit_val_batches=0,
             default_root_dir=Path(run.output),
         )
-        trainer.fit(module, datamodule=Steps(setup))
+        trainer.fit(module, datamodule=StageDataModule(setup))
     return scale, setup, preparing

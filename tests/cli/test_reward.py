@@ -17,7 +17,7 @@ from align.cli import main
 from align.core.inference.audit import area
 from align.core.inference.difficulty import dead_share
 from align.core.rewards.base import Answer, Reward
-from align.core.rewards.scorer import Opened
+from align.core.rewards.scorer import RunningReward
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
 from tests.tiny import save_tiny
@@ -125,7 +125,7 @@ def test_a_reward_of_a_plugin_that_gives_no_scores_is_named(gave: str, tmp_path:
         def score(self, answers: Sequence[Answer]) -> Any:
             return ast.literal_eval(gave)
 
-    opened = Opened.__new__(Opened)
+    opened = RunningReward.__new__(RunningReward)
     opened.choice, opened.reward, opened._workers, opened._secrets = (
         RewardChoice(type="odd"),
         Odd(Odd.Config()),

@@ -160,7 +160,7 @@ def of_a_run(root: Path, model: Path) -> Iterator[Target]:
         return result
 
     def newest() -> Any:
-        path, damaged = checkpoint.newest(begun.checkpoints)
+        path, damaged = checkpoint.latest_valid(begun.checkpoints)
         print("\n".join(damaged), file=os.sys.stderr)  # type: ignore[attr-defined]
         return path
 

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.algorithm.base import Metric
-from align.core.engine.module import Books
+from align.core.engine.module import StepMetrics
 
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=12)
 
 
 @given(VALUES, st.integers(0, 12))
 def test_a_split_changes_nothing(values: list[float], at: int) -> None:
-    whole, parts = Books(), Books()
+    whole, parts = StepMetrics(), StepMetrics()
     for how in ("mean", "sum", "min", "max"):
         whole.add(how, Metric(torch.tensor(values), how))
         for part in (values[:at], values[at:]):
@@ -28,7 +28,7 @@ def test_a_split_changes_nothing(values: list[float], at: int) -> None:
 
 
 def test_a_mean_over_nothing_is_left_out() -> None:
-    books = Books()
+    books = StepMetrics()
     books.add("nothing", torch.empty(0))
     books.add("least of nothing", Metric(torch.empty(0), "min"))
     books.add("something", torch.tensor([1.0, 3.0]))
@@ -36,6 +36,6 @@ def test_a_mean_over_nothing_is_left_out() -> None:
 
 
 def test_nan_is_not_hidden() -> None:
-    books = Books()
+    books = StepMetrics()
     books.add("loss", Metric(torch.tensor([1.0, math.nan]), "sum"))
     assert math.isnan(books.close()["loss"])

@@ -58,7 +58,7 @@ def test_damage_is_found_and_the_one_before_is_used(how: str, name: str, tmp_pat
     saved(tmp_path, 1, 2, 3)
     harm: Callable[[Path], None] = DAMAGES[how, name]
     harm(tmp_path / "step-00000003" / name)
-    path, told = checkpoint.newest(tmp_path)
+    path, told = checkpoint.latest_valid(tmp_path)
     if (how, name) == ("flip_bit", checkpoint.MANIFEST) and path and path.name == "step-00000003":
         pytest.fail("a manifest that differs was taken for sound")
     assert path == tmp_path / "step-00000002"
@@ -67,10 +67,10 @@ def test_damage_is_found_and_the_one_before_is_used(how: str, name: str, tmp_pat
 
 
 def test_without_a_sound_one_there_is_none(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path / "nowhere") == (None, [])
+    assert checkpoint.latest_valid(tmp_path / "nowhere") == (None, [])
     saved(tmp_path, 1)
     truncate(tmp_path / "step-00000001" / checkpoint.STATE)
-    path, told = checkpoint.newest(tmp_path)
+    path, told = checkpoint.latest_valid(tmp_path)
     assert path is None and len(told) == 1
 
 
@@ -96,7 +96,7 @@ def test_links_and_files_in_the_place_of_a_checkpoint_are_replaced(tmp_path: Pat
     shutil.rmtree(root / "step-00000002")
     (root / "step-00000002").write_text("no directory")
     saved(root, 2)
-    assert checkpoint.damage(root / "step-00000002") is None
+    assert checkpoint.verify(root / "step-00000002") is None
     checkpoint.rotate(root, keep=2, protect=None)
     assert checkpoint.steps(root) == [3, 2] and (tmp_path / "moved" / checkpoint.STATE).is_file()
 
@@ -105,7 +105,7 @@ def test_half_written_ones_are_ignored_and_removed(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     shutil.copytree(tmp_path / "step-00000001", tmp_path / ".tmp-77-step-00000002")
     assert checkpoint.steps(tmp_path) == [1]
-    checkpoint.tidy(tmp_path)
+    checkpoint.remove_partial(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
@@ -121,25 +121,25 @@ def test_a_sound_manifest_may_still_be_no_checkpoint_of_this_step(tmp_path: Path
     manifest = tmp_path / "step-00000002" / checkpoint.MANIFEST
     sound = checkpoint.facts(tmp_path / "step-00000002")
     assert (sound["format"], sound["name"], sound["step"]) == (checkpoint.FORMAT, "step-00000002", 2)
-    assert checkpoint.damage(tmp_path / "step-00000002") is None
+    assert checkpoint.verify(tmp_path / "step-00000002") is None
     for changed, told in (
         ({"format": checkpoint.FORMAT + 1}, f"this one reads {checkpoint.FORMAT}"),
         ({"name": "step-00000001"}, "it is step-00000001"),
         ({"files": {}}, "state.pt is missing from the manifest"),
     ):
         rewrite(manifest, **{**sound, **changed})
-        assert told in (checkpoint.damage(tmp_path / "step-00000002") or "")
+        assert told in (checkpoint.verify(tmp_path / "step-00000002") or "")
 
 
 def test_what_is_known_of_the_newest_outlives_its_tensors(tmp_path: Path) -> None:
-    assert checkpoint.newest_facts(tmp_path) is None and checkpoint.last_step(tmp_path / "nowhere") == 0
+    assert checkpoint.latest_manifest(tmp_path) is None and checkpoint.last_step(tmp_path / "nowhere") == 0
     saved(tmp_path, 1, 2, 3)
     (tmp_path / "step-00000004").mkdir()
     truncate(tmp_path / "step-00000003" / checkpoint.STATE)
-    found = checkpoint.newest_facts(tmp_path)
+    found = checkpoint.latest_manifest(tmp_path)
     assert found is not None and found["step"] == 3 and checkpoint.last_step(tmp_path) == 4
     truncate(tmp_path / "step-00000003" / checkpoint.MANIFEST)
-    found = checkpoint.newest_facts(tmp_path)
+    found = checkpoint.latest_manifest(tmp_path)
     assert found is not None and found["step"] == 2
 
 
@@ -188,7 +188,7 @@ def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
     checkpoint.set_random_state(checkpoint.load(at)["random"])
     assert draw() == wanted
     checkpoint.set_random_state(before)
-    assert checkpoint.everyone("alone") == ["alone"]
+    assert checkpoint.all_gather_objects("alone") == ["alone"]
 
 
 class Bomb:
@@ -230,4 +230,4 @@ def test_a_full_disk_leaves_the_earlier_ones_and_says_so(tmp_path: Path) -> None
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 7
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
-    assert checkpoint.damage(tmp_path / "step-00000001") is None
+    assert checkpoint.verify(tmp_path / "step-00000001") is None

@@ -36,19 +36,19 @@ def array(rewards: Sequence[float | None]) -> advantages.Numbers:
 
 def test_each_answer_against_its_siblings_by_hand() -> None:
     """1 against the mean of 0 and 0.5, 0 against that of 1 and 0.5, 0.5 against that of 1 and 0."""
-    assert advantages.less_siblings(array([1, 0, 0.5])) == pytest.approx([0.75, -0.75, 0.0])
-    assert advantages.less_siblings(array([1, None, 0.5])) == pytest.approx([0.5, math.nan, -0.5], nan_ok=True)
-    assert advantages.less_siblings(array([None, 3.0])) == pytest.approx([math.nan, 0.0], nan_ok=True)
+    assert advantages.leave_one_out(array([1, 0, 0.5])) == pytest.approx([0.75, -0.75, 0.0])
+    assert advantages.leave_one_out(array([1, None, 0.5])) == pytest.approx([0.5, math.nan, -0.5], nan_ok=True)
+    assert advantages.leave_one_out(array([None, 3.0])) == pytest.approx([math.nan, 0.0], nan_ok=True)
 
 
 def test_scaled_by_the_unbiased_deviation_by_hand() -> None:
     """Rewards 1 and 0: mean 1/2, variance (1/4 + 1/4) / 1."""
     reward = array([1, 0])
-    assert advantages.scaled(advantages.less_mean(reward), reward) == pytest.approx(
+    assert advantages.divide_by_std(advantages.center(reward), reward) == pytest.approx(
         [0.5 / (math.sqrt(0.5) + 1e-4)] * 2 * np.array([1, -1])
     )
     same = array([2, 2, 2])
-    assert advantages.scaled(advantages.less_mean(same), same).tolist() == [0, 0, 0]
+    assert advantages.divide_by_std(advantages.center(same), same).tolist() == [0, 0, 0]
     assert advantages.std(array([7.0, None])) == 0.0
 
 
@@ -70,8 +70,8 @@ def test_without_a_price_the_reward_is_as_it_was_given() -> None:
 
 def test_equal_rewards_have_no_advantage_to_the_last_bit() -> None:
     """0.1 three times has the mean 0.10000000000000002."""
-    assert advantages.less_mean(array([0.1, 0.1, None, 0.1]))[[0, 1, 3]].tolist() == [0, 0, 0]
-    assert advantages.less_siblings(array([0.1, 0.1, 0.1])).tolist() == [0, 0, 0]
+    assert advantages.center(array([0.1, 0.1, None, 0.1]))[[0, 1, 3]].tolist() == [0, 0, 0]
+    assert advantages.leave_one_out(array([0.1, 0.1, 0.1])).tolist() == [0, 0, 0]
 
 
 def test_nothing_known_is_not_a_number_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
@@ -81,7 +81,7 @@ def test_nothing_known_is_not_a_number_and_no_warning(recwarn: pytest.WarningsRe
 
 @given(st.lists(maybe, min_size=1, max_size=8))
 def test_advantages_of_a_group_sum_to_zero(rewards: list[float | None]) -> None:
-    for advantage in (advantages.less_mean(array(rewards)), advantages.less_siblings(array(rewards))):
+    for advantage in (advantages.center(array(rewards)), advantages.leave_one_out(array(rewards))):
         assert np.nansum(advantage) == pytest.approx(0, abs=1e-9)
         assert [a != a for a in advantage] == [r is None for r in rewards]
 
@@ -90,16 +90,16 @@ def test_advantages_of_a_group_sum_to_zero(rewards: list[float | None]) -> None:
 def test_siblings_and_mean_differ_by_a_factor(rewards: list[float]) -> None:
     n = len(rewards)
     loop = [r - sum(rewards[:i] + rewards[i + 1 :]) / (n - 1) for i, r in enumerate(rewards)]
-    assert advantages.less_siblings(array(rewards)) == pytest.approx(loop, abs=1e-9)
-    assert advantages.less_siblings(array(rewards)) == pytest.approx(
-        n / (n - 1) * advantages.less_mean(array(rewards)), abs=1e-9
+    assert advantages.leave_one_out(array(rewards)) == pytest.approx(loop, abs=1e-9)
+    assert advantages.leave_one_out(array(rewards)) == pytest.approx(
+        n / (n - 1) * advantages.center(array(rewards)), abs=1e-9
     )
 
 
 @given(lists, numbers)
 def test_a_constant_added_to_all_rewards_changes_nothing(rewards: list[float], shift: float) -> None:
     moved = array(rewards) + shift
-    for rule in (advantages.less_mean, advantages.less_siblings):
+    for rule in (advantages.center, advantages.leave_one_out):
         assert rule(moved) == pytest.approx(rule(array(rewards)), abs=1e-9)
     assert advantages.std(moved) == pytest.approx(advantages.std(array(rewards)), abs=1e-9)
 
@@ -108,13 +108,13 @@ def test_a_constant_added_to_all_rewards_changes_nothing(rewards: list[float], s
 def test_the_order_of_answers_is_not_seen(rewards: list[float | None], random: object) -> None:
     order = list(range(len(rewards)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    for rule in (advantages.less_mean, advantages.less_siblings):
+    for rule in (advantages.center, advantages.leave_one_out):
         assert rule(array(rewards)[order]) == pytest.approx(rule(array(rewards))[order], abs=1e-9, nan_ok=True)
 
 
 @given(st.lists(numbers, min_size=2, max_size=6))
 def test_abstaining_leaves_the_others_as_they_were_and_is_not_a_zero(rewards: list[float]) -> None:
-    for rule, compared in ((advantages.less_mean, rewards), (advantages.less_siblings, rewards[1:])):
+    for rule, compared in ((advantages.center, rewards), (advantages.leave_one_out, rewards[1:])):
         assert rule(array([*rewards, None]))[:-1] == pytest.approx(rule(array(rewards)), abs=1e-9)
         if abs(np.mean(compared)) > 1e-2:
             assert rule(array([*rewards, 0.0]))[0] != pytest.approx(rule(array(rewards))[0], abs=1e-6)
@@ -125,16 +125,18 @@ def test_the_credit_of_whole_answers() -> None:
     """An advantage for each token. An answer that nobody scored has 0 and is left out, and on demand one cut off."""
     groups = [[answer(1.0, [-1, -1]), answer(None), answer(0.0)], [answer(None)]]
     groups[0][2].finish = "length"
-    made = advantages.per_answer(groups, [advantages.less_mean(advantages.rewards(group)) for group in groups])
+    made = advantages.broadcast_to_tokens(groups, [advantages.center(advantages.rewards(group)) for group in groups])
     assert [a.tolist() for a in made.token_data["advantage"]] == [[0.5, 0.5], [0.0], [-0.5], [0.0]]
     assert all(a.dtype == np.float32 for a in made.token_data["advantage"])
     assert made.keep.tolist() == [True, False, True, False]
-    assert advantages.kept(groups).tolist() == [True, False, True, False]
-    assert advantages.kept(groups, mask_truncated_completions=True).tolist() == [True, False, False, False]
-    masked = advantages.per_answer(groups, [np.zeros(len(group)) for group in groups], mask_truncated_completions=True)
+    assert advantages.loss_mask(groups).tolist() == [True, False, True, False]
+    assert advantages.loss_mask(groups, mask_truncated_completions=True).tolist() == [True, False, False, False]
+    masked = advantages.broadcast_to_tokens(
+        groups, [np.zeros(len(group)) for group in groups], mask_truncated_completions=True
+    )
     assert masked.keep.tolist() == [True, False, False, False]
-    assert advantages.kept([]).dtype == bool
-    assert advantages.per_answer([], []).keep.tolist() == []
+    assert advantages.loss_mask([]).dtype == bool
+    assert advantages.broadcast_to_tokens([], []).keep.tolist() == []
 
 
 # --- tokens --------------------------------------------------------------------------------------------------------

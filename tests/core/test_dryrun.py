@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from align.advisor.estimate import engine
 from align.advisor.estimate.shape import of_directory
 from align.core.algorithm.online import Online
-from align.core.data.step_plan import FORWARD, cut
-from align.core.engine.steps import Cutter
+from align.core.data.step_plan import FORWARD, make_micro_batches
+from align.core.engine.steps import MicroBatcher
 from align.core.estimation.batches import Planned, measured, needs_of, planned
 from align.core.estimation.calibrate import calibrate
 from align.core.estimation.dry_run import count, dry_run
@@ -133,9 +133,9 @@ def test_tensors_without_numbers_take_what_real_ones_take(way: str, tiny_model_d
     assert real.phases["training"]["weights"] == dry.phases["training"]["weights"]
 
 
-def dry_cutter(stage: Stage, algorithm: Any) -> Cutter:
+def dry_cutter(stage: Stage, algorithm: Any) -> MicroBatcher:
     limit = stage.train.micro_batch_tokens or MICRO_TOKENS["cpu"]
-    return Cutter(algorithm, stage.train, "padded", 0, limit, 0, 1, FORWARD["cpu"])
+    return MicroBatcher(algorithm, stage.train, "padded", 0, limit, 0, 1, FORWARD["cpu"])
 
 
 @pytest.mark.parametrize("algorithm", ["sft", "grpo"])
@@ -208,7 +208,7 @@ def test_micro_batches_are_those_that_training_cuts(tiny_model_dir: Path, tmp_pa
     stage = staged("dpo", tiny_model_dir, tmp_path)
     plan = planned(stage, built(stage), "cpu", 2)
     lengths = [example.lengths for example in plan.examples]
-    (mine, _) = cut(lengths, 2, 4096, 3, "padded")
+    (mine, _) = make_micro_batches(lengths, 2, 4096, 3, "padded")
     assert len(plan.batches.micros) == len(mine)
     assert [m.rows for m in plan.batches.micros] == [2 * len(micro) for micro in mine]
     assert [m.width for m in plan.batches.micros] == [max(max(lengths[i]) for i in micro) for micro in mine]

@@ -60,7 +60,7 @@ def test_a_run_leaves_exactly_this(tiny_model_dir: Path, tmp_path: Path) -> None
     assert result.metrics["val/loss"] < float(log(tmp_path / "run")[0]["val/loss"])
     model = AutoModelForCausalLM.from_pretrained(result.export)
     assert AutoTokenizer.from_pretrained(result.export).chat_template
-    newest, _ = checkpoint.newest(tmp_path / "run" / "only" / "checkpoints")
+    newest, _ = checkpoint.latest_valid(tmp_path / "run" / "only" / "checkpoints")
     assert newest is not None
     trained = checkpoint.load(newest)["state_dict"]
     for name, value in model.state_dict().items():

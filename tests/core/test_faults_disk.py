@@ -68,7 +68,7 @@ def run_file(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "open": lambda path: path.write_bytes(bytes(2**20)),
-    "whole_file": lambda path: atomic_files.write_whole(path, bytes(2**20)),
+    "whole_file": lambda path: atomic_files.write_atomic(path, bytes(2**20)),
     "numpy": lambda path: np.save(path, np.zeros(2**18)),
     "safetensors": lambda path: save_file({"x": torch.zeros(2**18)}, path),
     "torch": lambda path: torch.save(torch.zeros(2**18), path.open("wb")),
@@ -93,7 +93,7 @@ def test_a_full_disk_is_told_whatever_writes(library: str, tmp_path: Path) -> No
 
 def test_the_file_that_was_wanted_is_named(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 64) as place, pytest.raises(OSError, match="No space left") as caught:
-        atomic_files.write_whole(place / "metrics.csv", bytes(2**20))
+        atomic_files.write_atomic(place / "metrics.csv", bytes(2**20))
     assert caught.value.filename == str(tmp_path / "disk" / "metrics.csv")
 
 
@@ -355,7 +355,7 @@ def test_whatever_is_written_next_to_them_removes_them(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     for place in (tmp_path, tmp_path / "a", tmp_path / "a" / "b"):
         (place / f".tmp-{GONE}-x").write_text("half")
-    atomic_files.write_whole(tmp_path / "a" / "labels.jsonl", b"")
+    atomic_files.write_atomic(tmp_path / "a" / "labels.jsonl", b"")
     assert leftovers(tmp_path / "a" / "b") and not leftovers(tmp_path / "a")[1:]
     atomic_files.remove_partial(tmp_path, recursive=True)
     assert not leftovers(tmp_path)

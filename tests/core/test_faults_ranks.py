@@ -82,7 +82,7 @@ def test_a_stopped_rank_is_waited_for_only_so_long(tiny_model_dir: Path, tmp_pat
         "    --resume goes on from there\n"
     )
     assert not [pid for pid in workers if alive(pid)]
-    assert checkpoint.damage(checkpoint.at(stage / "checkpoints", step)) is None
+    assert checkpoint.verify(checkpoint.at(stage / "checkpoints", step)) is None
     assert not (stage / liveness.RANKS).exists()
 
 

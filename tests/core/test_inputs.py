@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from align.core.engine import checkpoint
 from align.core.training.inputs import inputs
 from align.core.training.launch import train
-from align.core.training.run_directory import what_is_learned
+from align.core.training.run_directory import training_settings
 from align.core.util import atomic_files
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
@@ -233,7 +233,7 @@ def test_a_judge_is_compared_by_its_settings_and_its_principles(tmp_path: Path) 
 
     def learned(**changed: Any) -> dict[str, Any]:
         rollout = {"rewards": [judge | changed], "sampling": {"max_completion_length": 4}}
-        return what_is_learned(run_for("rloo", tmp_path, tmp_path, tmp_path, rollout=rollout).stages[0])
+        return training_settings(run_for("rloo", tmp_path, tmp_path, tmp_path, rollout=rollout).stages[0])
 
     assert learned(constitution="./principles.txt") == learned() == learned(retries=9, concurrency=2)
     for changed in (

@@ -19,7 +19,7 @@ from align.core.data.examples import Example, InMemory, TokenSequence
 from align.core.data.step_plan import FORWARD
 from align.core.engine.checkpoint import random_state
 from align.core.engine.module import AlignModule
-from align.core.engine.steps import Cutter, EpochPhases, StepBatch, StepLoader, fixed_steps
+from align.core.engine.steps import EpochSteps, MicroBatcher, StepBatch, StepLoader, fixed_steps
 from align.core.models.policy import Policy
 from align.core.models.reference import Reference
 from align.schemas.errors import AlignError
@@ -103,8 +103,10 @@ def module(algorithm: Algorithm | None = None, ranks: int = 1, steps: int = 10, 
     return it
 
 
-def cutter(algorithm: Algorithm, size: int | None = 3, rank: int = 0, ranks: int = 1, tokens: int = 4096) -> Cutter:
-    return Cutter(algorithm, Train(micro_batch_size=size), "padded", 0, tokens, rank, ranks, FORWARD["cpu"])
+def cutter(
+    algorithm: Algorithm, size: int | None = 3, rank: int = 0, ranks: int = 1, tokens: int = 4096
+) -> MicroBatcher:
+    return MicroBatcher(algorithm, Train(micro_batch_size=size), "padded", 0, tokens, rank, ranks, FORWARD["cpu"])
 
 
 def one_step(
@@ -524,9 +526,9 @@ def test_a_step_on_another_device_is_the_same_step() -> None:
         assert micro.input_ids_RL.device.type == micro.columns.get("label", micro.last_B).device.type == "meta"
 
 
-def epochs(**train: Any) -> EpochPhases:
+def epochs(**train: Any) -> EpochSteps:
     settings = Train(batch_size=3, **train)
-    return EpochPhases(InMemory(EXAMPLES), cutter(Toy(Toy.Config())), settings, seed=1)
+    return EpochSteps(InMemory(EXAMPLES), cutter(Toy(Toy.Config())), settings, seed=1)
 
 
 @pytest.mark.parametrize(

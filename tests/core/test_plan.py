@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.data.examples import Example, TokenSequence
-from align.core.data.step_plan import FORWARD, compose, cut, denominators
+from align.core.data.step_plan import FORWARD, denominators, epoch_order, make_micro_batches
 
 LENGTHS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=3).map(tuple), max_size=40)
 LAYOUTS = st.sampled_from(["packed", "padded"])
@@ -26,12 +26,12 @@ def positions(lengths: list[tuple[int, ...]], micro: list[int], layout: str) -> 
     return sum(rows) if layout == "packed" else len(rows) * max(rows, default=0)
 
 
-# --- compose
+# --- epoch_order
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(0, 2**32 - 1), st.integers(0, 5), st.integers(1, 17))
 def test_equal_weights_take_every_example_once(sources: list[int], seed: int, epoch: int, batch_size: int) -> None:
-    steps = compose(np.array(sources, np.int32), [2.0] * 4, seed, epoch, batch_size)
+    steps = epoch_order(np.array(sources, np.int32), [2.0] * 4, seed, epoch, batch_size)
     assert sorted(i for step in steps for i in step) == list(range(len(sources)))
     assert all(len(step) == batch_size for step in steps[:-1])
     assert len(steps) == -(-len(sources) // batch_size)
@@ -48,7 +48,7 @@ def test_mixtures_draw_by_weight_and_go_round(sizes: list[int], weights: list[fl
     if len(set(weights)) == 1:
         weights = [*weights[:-1], 7.0]
     sources = np.repeat(np.arange(len(sizes)), sizes)
-    drawn = [np.concatenate(compose(sources, weights, seed, epoch, 8)) for epoch in range(epochs)]
+    drawn = [np.concatenate(epoch_order(sources, weights, seed, epoch, 8)) for epoch in range(epochs)]
     for order in drawn:
         assert len(order) == len(sources)
         for source, weight in enumerate(weights):
@@ -64,7 +64,7 @@ def test_order_follows_seed_and_epoch_and_nothing_else() -> None:
     sources = np.zeros(100, np.int32)
 
     def order(seed: int, epoch: int) -> list[int]:
-        return np.concatenate(compose(sources, [1.0], seed, epoch, 7)).tolist()
+        return np.concatenate(epoch_order(sources, [1.0], seed, epoch, 7)).tolist()
 
     before = np.random.get_state(legacy=False)["state"]
     first = order(3, 1)
@@ -72,26 +72,26 @@ def test_order_follows_seed_and_epoch_and_nothing_else() -> None:
     assert before["pos"] == after["pos"] and (before["key"] == after["key"]).all()
     assert order(3, 1) == first
     assert order(3, 2) != first != order(4, 1)
-    assert order(3, 1) == np.concatenate(compose(sources, [1.0], 3, 1, 50)).tolist()
+    assert order(3, 1) == np.concatenate(epoch_order(sources, [1.0], 3, 1, 50)).tolist()
 
 
 def test_a_source_without_rows_leaves_its_share_to_the_others() -> None:
-    steps = compose(np.array([0, 0, 2, 2]), [1.0, 5.0, 3.0], 0, 0, 4)
+    steps = epoch_order(np.array([0, 0, 2, 2]), [1.0, 5.0, 3.0], 0, 0, 4)
     assert np.bincount(steps[0], minlength=4).sum() == 4
     assert sum(np.isin(steps[0], [2, 3])) == 3
     # The last source too, of which no example says that it is there.
-    assert [sorted(step.tolist()) for step in compose(np.array([0, 0]), [1.0, 5.0], 0, 0, 2)] == [[0, 1]]
+    assert [sorted(step.tolist()) for step in epoch_order(np.array([0, 0]), [1.0, 5.0], 0, 0, 2)] == [[0, 1]]
 
 
 def test_what_is_left_of_an_epoch_goes_to_the_largest_remainders() -> None:
     """Ten draws by 6.5, 2.3 and 1.2: 6 + 2 + 1, and the tenth where 0.5 was cut off."""
     sources = np.repeat([0, 1, 2], [4, 3, 3])
-    (step,) = compose(sources, [6.5, 2.3, 1.2], 0, 0, 10)
+    (step,) = epoch_order(sources, [6.5, 2.3, 1.2], 0, 0, 10)
     assert np.bincount(sources[step]).tolist() == [7, 2, 1]
 
 
 def test_no_examples_make_no_steps() -> None:
-    assert compose(np.array([], np.int32), [1.0, 2.0], 0, 0, 4) == []
+    assert epoch_order(np.array([], np.int32), [1.0, 2.0], 0, 0, 4) == []
 
 
 # --- cut
@@ -101,7 +101,7 @@ def test_no_examples_make_no_steps() -> None:
 def test_cut_keeps_its_promises(
     lengths: list[tuple[int, ...]], world_size: int, limit: int | None, size: int | None, layout: str, forward: int
 ) -> None:
-    ranks = cut(lengths, world_size, limit, size, layout, forward)
+    ranks = make_micro_batches(lengths, world_size, limit, size, layout, forward)
     micros = [micro for rank in ranks for micro in rank]
     assert sorted(i for micro in micros for i in micro) == list(range(len(lengths)))
     assert len(ranks) == world_size
@@ -121,12 +121,14 @@ def test_cut_keeps_its_promises(
 
 @given(LENGTHS, LIMITS, SIZES, LAYOUTS)
 def test_cut_is_a_function(lengths: list[tuple[int, ...]], limit: int | None, size: int | None, layout: str) -> None:
-    assert cut(lengths, 2, limit, size, layout) == cut(list(lengths), 2, limit, size, layout)
+    assert make_micro_batches(lengths, 2, limit, size, layout) == make_micro_batches(
+        list(lengths), 2, limit, size, layout
+    )
 
 
 @given(LENGTHS.filter(bool))
 def test_splitting_pays_for_its_passes(lengths: list[tuple[int, ...]]) -> None:
-    (rank,) = cut(lengths, 1, None, None, "padded")
+    (rank,) = make_micro_batches(lengths, 1, None, None, "padded")
     split = sum(positions(lengths, micro, "padded") + FORWARD["cpu"] for micro in rank)
     assert split <= positions(lengths, list(range(len(lengths))), "padded") + FORWARD["cpu"]
 
@@ -135,26 +137,26 @@ def test_cuts_by_hand() -> None:
     # Long with long, short with short: 2 x 1000 + 2 x 100 = 2200 positions, where one batch would take 4000; the
     # second pass is worth it while it costs less than the 1800 positions that it saves.
     four = [(1000,), (100,), (1000,), (100,)]
-    assert cut(four, 1, None, None, "padded", forward=1799) == [[[0, 2], [1, 3]]]
-    assert cut(four, 1, None, None, "padded", forward=1800) == [[[0, 1, 2, 3]]]
+    assert make_micro_batches(four, 1, None, None, "padded", forward=1799) == [[[0, 2], [1, 3]]]
+    assert make_micro_batches(four, 1, None, None, "padded", forward=1800) == [[[0, 1, 2, 3]]]
     # Where both cost the same, 300 + 80 and 220 + 2 x 80, the fewer passes.
-    assert len(cut([(100,), (60,), (20,)], 1, None, None, "padded", forward=79)[0]) == 2
-    assert cut([(100,), (60,), (20,)], 1, None, None, "padded", forward=80) == [[[0, 1, 2]]]
+    assert len(make_micro_batches([(100,), (60,), (20,)], 1, None, None, "padded", forward=79)[0]) == 2
+    assert make_micro_batches([(100,), (60,), (20,)], 1, None, None, "padded", forward=80) == [[[0, 1, 2]]]
     # Not worth a pass: 40 positions of padding against 64.
-    assert cut([(50,), (10,)], 1, None, None, "padded") == [[[0, 1]]]
+    assert make_micro_batches([(50,), (10,)], 1, None, None, "padded") == [[[0, 1]]]
     # Packed rows hold 100: first fit decreasing gives 60 + 40, 50 + 50.
-    assert cut([(60,), (50,), (40,), (50,)], 1, 100, None, "packed") == [[[0, 2], [1, 3]]]
+    assert make_micro_batches([(60,), (50,), (40,), (50,)], 1, 100, None, "packed") == [[[0, 2], [1, 3]]]
     # In whatever order they come: 70 + 30, 60 + 40.
-    assert cut([(30,), (60,), (70,), (40,)], 1, 100, None, "packed") == [[[0, 2], [1, 3]]]
+    assert make_micro_batches([(30,), (60,), (70,), (40,)], 1, 100, None, "packed") == [[[0, 2], [1, 3]]]
     # Three do not fit; of the ways to put them in two rows the one whose longer row is shortest.
-    assert cut([(50,), (30,), (30,)], 1, 100, None, "packed") == [[[1, 2], [0]]]
+    assert make_micro_batches([(50,), (30,), (30,)], 1, 100, None, "packed") == [[[1, 2], [0]]]
     # Of each round the dearest goes to the rank with the least so far: 10 + 1, 9 + 8.
-    assert cut([(10,), (9,), (8,), (1,)], 2, None, 1, "packed") == [[[0], [3]], [[1], [2]]]
+    assert make_micro_batches([(10,), (9,), (8,), (1,)], 2, None, 1, "packed") == [[[0], [3]], [[1], [2]]]
     # An example's sequences stay together, and one longer than the limit is alone.
-    assert cut([(80, 80), (20, 20)], 1, 100, None, "padded") == [[[0], [1]]]
+    assert make_micro_batches([(80, 80), (20, 20)], 1, 100, None, "padded") == [[[0], [1]]]
     # Four ranks, three examples: the last has nothing to do and takes part all the same.
-    assert cut([(3,), (2,), (1,)], 4, None, None, "packed") == [[[0]], [[1]], [[2]], [[]]]
-    assert cut([], 2, 10, None, "padded") == [[[]], [[]]]
+    assert make_micro_batches([(3,), (2,), (1,)], 4, None, None, "packed") == [[[0]], [[1]], [[2]], [[]]]
+    assert make_micro_batches([], 2, 10, None, "padded") == [[[]], [[]]]
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(1, 4))
@@ -168,7 +170,7 @@ def test_the_dearest_row_is_as_short_as_first_fit_allows(lengths: list[int], ran
             filled = [*filled, length] if row is None else [*filled[:row], filled[row] + length, *filled[row + 1 :]]
         return filled
 
-    found = cut([(length,) for length in lengths], ranks, None, None, "packed", forward=10**9)
+    found = make_micro_batches([(length,) for length in lengths], ranks, None, None, "packed", forward=10**9)
     longest = max(sum(lengths[i] for i in micro) for rank in found for micro in rank)
     assert longest == min(max(rows(n)) for n in range(1, sum(lengths) + 1) if len(rows(n)) <= ranks)
 
@@ -179,7 +181,7 @@ def test_padding_stays_under_a_tenth_on_lognormal_lengths(world_size: int) -> No
     rng = np.random.default_rng(0)
     for _ in range(20):
         lengths = [(int(n),) for n in rng.lognormal(5.5, 0.8, 64).clip(8, 4096)]
-        ranks = cut(lengths, world_size, 8192, None, "padded")
+        ranks = make_micro_batches(lengths, world_size, 8192, None, "padded")
         computed = sum(positions(lengths, micro, "padded") for rank in ranks for micro in rank)
         assert sum(n for (n,) in lengths) / computed > 0.9
 
@@ -231,7 +233,7 @@ def test_denominators_do_not_depend_on_the_cut(
     step = [example(("text", [False, *mask])) for mask in scored]
     parts = [
         denominators([step[i] for i in micro])
-        for rank in cut([e.lengths for e in step], world_size, limit, None, layout)
+        for rank in make_micro_batches([e.lengths for e in step], world_size, limit, None, layout)
         for micro in rank
     ]
     for unit, count in denominators(step).items():

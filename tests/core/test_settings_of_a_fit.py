@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from align.core.engine import checkpoint
 from align.core.training.launch import train
-from align.core.training.run_directory import what_is_learned
+from align.core.training.run_directory import training_settings
 from align.plugins.loggers.csv import CSVFile
 from tests.core.runs import run_for, write_rows
 
@@ -79,7 +79,7 @@ def test_a_run_does_not_go_on_with_another(section: str, tiny_model_dir: Path, t
     """Every setting of these sections decides the weights, so resuming compares it."""
     rows = write_rows("dpo", tmp_path / "dpo.jsonl")
     (stage,) = run_for("dpo", tiny_model_dir, rows, tmp_path / "run").stages
-    before = what_is_learned(stage)
+    before = training_settings(stage)
     other = {"type": "constant", "mode": "copy", "ref_model_sync_steps": 7}
     mine = getattr(stage, section)
     for name in type(mine).model_fields:
@@ -94,7 +94,7 @@ def test_a_run_does_not_go_on_with_another(section: str, tiny_model_dir: Path, t
             else 0.25
         )
         changed = stage.model_copy(update={section: mine.model_copy(update={name: new})})
-        assert old != new and what_is_learned(changed) != before, f"{section}.{name}"
+        assert old != new and training_settings(changed) != before, f"{section}.{name}"
 
 
 def test_rows_are_not_made_by_two_models(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_rows_are_not_made_by_two_models(tiny_model_dir: Path, tmp_path: Path) -
     def learned(**other: Any) -> dict[str, Any]:
         rollout = {"rewards": ["repetition"], "generator": {"type": "endpoint", **settings, **other}}
         run = run_for("best_of_n", tiny_model_dir, rows, tmp_path / "run", rollout=rollout)
-        return what_is_learned(run.stages[0])
+        return training_settings(run.stages[0])
 
     assert learned(model="b") != learned()
     assert learned(extra={"top_k": 3}) != learned()

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.algorithm.advantages import less_mean, less_siblings
+from align.core.algorithm.advantages import center, leave_one_out
 from align.core.algorithm.online import Experience
 from align.core.inference.difficulty import dead_share
-from align.core.online.monitor import dead, group_metrics, level
+from align.core.online.monitor import group_metrics, level, zero_variance
 from align.core.rewards.base import Place, Score
 from align.core.rewards.scorer import Scored, Scorer, classes, leveled, reaches, tied
 from align.plugins.algorithms.best_of_n import BestOfN
@@ -38,7 +38,11 @@ def group(*rewards: float | None, size: float = 0.0) -> list[Experience]:
     ],
 )
 def test_the_same(rewards: list[float]) -> None:
-    assert tied(rewards) and dead(group(*rewards, None)) and group_metrics([group(*rewards, None)])["reward_std"] == 0
+    assert (
+        tied(rewards)
+        and zero_variance(group(*rewards, None))
+        and group_metrics([group(*rewards, None)])["reward_std"] == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def test_the_same(rewards: list[float]) -> None:
 def test_not_the_same(rewards: list[float]) -> None:
     assert (
         not tied(rewards)
-        and not dead(group(*rewards))
+        and not zero_variance(group(*rewards))
         and group_metrics([group(*rewards)])["frac_reward_zero_std"] == 0
     )
 
@@ -70,7 +74,9 @@ def test_what_cancels_is_measured_by_what_was_added() -> None:
     one, two = scorer.combine(said)
     assert one.reward == 0 and two.reward not in (0, None) and one.size == pytest.approx(0.6)
     assert not tied([0.0, two.reward]) and tied([0.0, two.reward], one.size)
-    assert dead(group(one.reward, two.reward, size=one.size)) and not dead(group(one.reward, two.reward))
+    assert zero_variance(group(one.reward, two.reward, size=one.size)) and not zero_variance(
+        group(one.reward, two.reward)
+    )
 
 
 @pytest.mark.parametrize("others", [[], [0.9, 0.0, 0.0], [0.6, 0.0]])
@@ -79,9 +85,9 @@ def test_near_their_mean_normalised_rewards_are_all_rounding(others: list[float]
     scorer = Scorer([RewardChoice(type="exact", normalize=True)], Place.__new__(Place))
     same, other = scorer.combine([{"exact": Score(value)} for value in (0.3, 0.1 + 0.2, *others)])[:2]
     assert same.learned != other.learned
-    assert dead(group(same.learned, other.learned, size=same.size))
+    assert zero_variance(group(same.learned, other.learned, size=same.size))
     near, next_ = scorer.combine([{"exact": Score(value)} for value in (0.3, 0.3 + 1e-9)])
-    assert not dead(group(near.learned, next_.learned, size=near.size))
+    assert not zero_variance(group(near.learned, next_.learned, size=near.size))
 
 
 def test_rows_are_chosen_by_leveled_rewards() -> None:
@@ -109,7 +115,7 @@ def test_a_dead_group_has_no_advantage_at_all() -> None:
     made = group(0.3, 0.1 + 0.2, None, 0.3)
     level(made)
     rewards = np.array([np.nan if e.reward is None else e.reward for e in made])
-    for advantage in (less_mean(rewards), less_siblings(rewards), less_mean(np.array([0.1] * 3))):
+    for advantage in (center(rewards), leave_one_out(rewards), center(np.array([0.1] * 3))):
         assert set(advantage[~np.isnan(advantage)]) == {0.0}
 
 

@@ -227,8 +227,8 @@ def test_reasoning_of_earlier_turns() -> None:
 
 
 def test_words_of_others_inside_the_templates_marks() -> None:
-    everyone = MARKED.replace("m['role'] == 'assistant'", "m['role'] != 'system'")
-    assert found(everyone, ASK, says("So.")) == [("full-mask", "message 1 (user)")]
+    all_gather_objects = MARKED.replace("m['role'] == 'assistant'", "m['role'] != 'system'")
+    assert found(all_gather_objects, ASK, says("So.")) == [("full-mask", "message 1 (user)")]
 
 
 @pytest.mark.parametrize("write", ["{{ say(m) }}", "{% set said = say(m) %}{{ said }}", "{{ say(m) | trim }}"])

@@ -19,7 +19,7 @@ import pytest
 from align.core.config import run_file
 from align.core.engine import checkpoint
 from align.core.online import collect
-from align.core.online.phases import RolloutPhases
+from align.core.online.phases import RolloutSteps
 from align.core.training.launch import train
 from align.core.training.reward_stage import opened
 from align.core.training.run_directory import RunDirectory
@@ -306,7 +306,7 @@ def test_a_phase_broken_off_while_refilling_leaves_no_trace(run: Any) -> None:
     )
     setup = set_up(RunDirectory(made), made.stages[0], progress=False)
     phases = setup.phases
-    assert isinstance(phases, RolloutPhases)
+    assert isinstance(phases, RolloutSteps)
     before = phases.state_dict()
 
     class Stopped(Exception):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from align.core.algorithm import contract
-from align.core.algorithm.advantages import kept, less_mean, per_answer, rewards
+from align.core.algorithm.advantages import broadcast_to_tokens, center, loss_mask, rewards
 from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric
 from align.core.algorithm.online import Advantages, Group, Online
 from align.core.data.batch import Batch
@@ -148,11 +148,11 @@ class Centred(Online):
         """Answers to each prompt."""
 
     def advantages(self, group: Group) -> np.ndarray[Any, Any]:
-        return less_mean(rewards(group))
+        return center(rewards(group))
 
     def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """Every token its answer's advantage."""
-        return per_answer(groups, [self.advantages(group) for group in groups])
+        return broadcast_to_tokens(groups, [self.advantages(group) for group in groups])
 
     def loss(self, batch: Batch) -> LossOutput:
         """Over tokens."""
@@ -179,7 +179,7 @@ class NotANumber(Centred):
         answers = [e for group in groups for e in group]
         values = np.concatenate([self.advantages(group) for group in groups])
         spread = [np.full(len(e.tokens), a, np.float32) for e, a in zip(answers, values, strict=True)]
-        return Advantages({"advantage": spread}, kept(groups))
+        return Advantages({"advantage": spread}, loss_mask(groups))
 
 
 class Zeroed(Centred):
@@ -224,7 +224,7 @@ class Forgetful(Centred):
         """A running mean over phases."""
         known = [e.reward for group in groups for e in group if e.reward is not None]
         baseline, self.mean = self.mean, 0.9 * self.mean + 0.1 * float(np.mean(known))
-        return per_answer(groups, [rewards(group) - baseline for group in groups])
+        return broadcast_to_tokens(groups, [rewards(group) - baseline for group in groups])
 
 
 class Remembering(Forgetful):

@@ -376,7 +376,7 @@ def test_twenty_steps_of_the_engine(name: str, tmp_path: Path) -> None:
     with (tmp_path / "run/only/metrics.csv").open() as file:
         mine = list(csv.DictReader(file))
 
-    order = [int(i) for step in step_plan.compose([0] * 80, [1.0], 0, 0, 4) for i in step]
+    order = [int(i) for step in step_plan.epoch_order([0] * 80, [1.0], 0, 0, 4) for i in step]
     reference = {"ref_model": tiny_model()} if name in ("dpo", "kto") else {}
     trainer = trainer_class(
         model=model,

@@ -66,7 +66,7 @@ def std(x: Numbers) -> float:
     return float(known.std(ddof=1)) if len(known) > 1 else 0.0
 
 
-def less_mean(reward: Numbers) -> Numbers:
+def center(reward: Numbers) -> Numbers:
     """R_i − mean(R). GRPO, 2402.03300 Section 4.1.2.
 
     Exactly 0 where all are equal.
@@ -77,16 +77,16 @@ def less_mean(reward: Numbers) -> Numbers:
     return shifted - mean(shifted)
 
 
-def less_siblings(reward_G: Numbers) -> Numbers:
+def leave_one_out(reward_G: Numbers) -> Numbers:
     """R_i − 1/(n−1) Σ_{j≠i} R_j = n/(n−1) (R_i − mean(R)), n scored answers. RLOO, 2402.14740.
 
     An answer without scored siblings has nothing to be compared with: 0.
     """
     scored = int((~np.isnan(reward_G)).sum())
-    return scored / max(scored - 1, 1) * less_mean(reward_G)
+    return scored / max(scored - 1, 1) * center(reward_G)
 
 
-def scaled(advantage: Numbers, by: Numbers) -> Numbers:
+def divide_by_std(advantage: Numbers, by: Numbers) -> Numbers:
     """A_i / (std(R) + 1e-4)."""
     return advantage / (std(by) + EPS)
 
@@ -131,7 +131,7 @@ def finite(parts: Sequence[Numbers]) -> list[Floats]:
     return [np.nan_to_num(part).astype(np.float32) for part in parts]
 
 
-def kept(groups: Sequence[Group], mask_truncated_completions: bool = False) -> NDArray[np.bool_]:
+def loss_mask(groups: Sequence[Group], mask_truncated_completions: bool = False) -> NDArray[np.bool_]:
     """Which answers carry loss: those that somebody scored, and on demand only those that came to their end: [N]."""
     return np.array(
         [
@@ -143,10 +143,10 @@ def kept(groups: Sequence[Group], mask_truncated_completions: bool = False) -> N
     )
 
 
-def per_answer(
+def broadcast_to_tokens(
     groups: Sequence[Group], advantages: Sequence[Numbers], mask_truncated_completions: bool = False
 ) -> Advantages:
     """Give every token of an answer the answer's advantage; one [G] for each group."""
     answers = [e for group in groups for e in group]
     spread = [np.full(len(e.tokens), a) for e, a in zip(answers, join(advantages), strict=True)]
-    return Advantages({"advantage": finite(spread)}, kept(groups, mask_truncated_completions))
+    return Advantages({"advantage": finite(spread)}, loss_mask(groups, mask_truncated_completions))

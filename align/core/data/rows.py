@@ -16,7 +16,7 @@ from math import isfinite, isnan
 from pathlib import Path
 from typing import Any, NoReturn
 
-from align.core.util.atomic_files import Damaged, read_json, sealed, write_whole
+from align.core.util.atomic_files import Damaged, read_json, sealed, write_atomic
 from align.schemas.errors import AlignError, Problem
 
 FAULTS: Mapping[str, str] = {
@@ -150,7 +150,7 @@ def write_report(
     if findings:
         report["findings"] = list(findings)
     content = sealed(report, 1) if counted_on else (json.dumps(report, indent=1) + "\n").encode()
-    write_whole(path, content)
+    write_atomic(path, content)
 
 
 def read_report(path: Path) -> BadRows:

@@ -1,7 +1,8 @@
 """The step plan: which examples make which optimizer step, and how a step is cut into micro-batches. Pure; no torch.
 
-What is learned follows from ``compose`` alone: seed, epoch and batch size. ``cut`` decides only where and in what
-portions it is computed, and ``denominators`` counts over the whole step, so gradients do not depend on the cut.
+What is learned follows from ``epoch_order`` alone: seed, epoch and batch size. ``make_micro_batches`` decides only
+where and in what portions it is computed, and ``denominators`` counts over the whole step, so gradients do not depend
+on the cut.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ A GPU waits for the launches of its kernels: on an H200 a pass of 336M parameter
 not: the same wait is worth some 3,000 tokens of a model of 1.2B. The figure lies between."""
 
 
-def compose(sources: ArrayLike, weights: Sequence[float], seed: int, epoch: int, batch_size: int) -> list[Indices]:
+def epoch_order(sources: ArrayLike, weights: Sequence[float], seed: int, epoch: int, batch_size: int) -> list[Indices]:
     """The steps of one epoch, as arrays of example indices; the last step may be short.
 
     sources  [N] which source each example came from; weights: one per source.
@@ -67,7 +68,7 @@ def _stretch(size: int, start: int, length: int, key: tuple[int, int]) -> Indice
     return np.concatenate(passes)[start - first * size :][:length]
 
 
-def cut(
+def make_micro_batches(
     lengths: Sequence[tuple[int, ...]],
     world_size: int,
     micro_tokens: int | None,

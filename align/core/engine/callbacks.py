@@ -20,7 +20,7 @@ from align.core.algorithm.base import Algorithm
 from align.core.engine import checkpoint
 from align.core.engine.checkpoint import set_random_state
 from align.core.engine.module import AlignModule
-from align.core.engine.steps import Phases, StepBatch
+from align.core.engine.steps import StepBatch, StepSource
 from align.core.util.liveness import SIGNALS, Interrupted, at_step
 from align.core.util.progress import Work, interval, on_terminal, say, working
 from align.schemas.errors import AlignError, Problem, did_you_mean
@@ -35,7 +35,7 @@ SILENT = ("reward", "gold")
 """Held-out metrics that an evaluation may lack: when every reward abstains (a judge that is down)."""
 
 
-class Signals(Callback):
+class SignalHandler(Callback):
     """SIGTERM, SIGINT and SIGUSR1 only raise a flag; all ranks agree on it in the step's one collective.
 
     Installed in ``on_train_start``: earlier, Lightning adds its own handlers, which wait for other ranks inside
@@ -71,14 +71,14 @@ class Signals(Callback):
         self._before.clear()
 
 
-class Keeper(Checkpoint):
+class CheckpointCallback(Checkpoint):
     """Checkpoints at step boundaries, the best one protected; early stopping; exact resume.
 
     A checkpoint that is due at a step with an evaluation is made after it, so that its outcome is inside.
     (A Checkpoint by class, because Lightning calls those after all others: their state is then the step's.)
     """
 
-    def __init__(self, root: Path, phases: Phases, signals: Signals, validates: bool) -> None:
+    def __init__(self, root: Path, phases: StepSource, signals: SignalHandler, validates: bool) -> None:
         self.root, self.phases, self.signals, self.validates = root, phases, signals, validates
         self.best_value: float | None = None
         self.best_step: int | None = None
@@ -219,10 +219,10 @@ def _no_such_metric(module: AlignModule, metric: str) -> AlignError:
     )
 
 
-class Metrics(Callback):
+class MetricsCallback(Callback):
     """Metrics to the loggers, one row a step, and to Lightning's ``callback_metrics`` for other callbacks."""
 
-    def __init__(self, phases: Phases) -> None:
+    def __init__(self, phases: StepSource) -> None:
         self.phases = phases
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -244,7 +244,7 @@ class Metrics(Callback):
             logger.save()
 
 
-class Bar(Callback):
+class ProgressBar(Callback):
     """The progress of training, on stderr of one process: a bar on a terminal, else lines for a log.
 
     A line comes at the first and the last step, at every evaluation, after each tenth of the steps, and in between as

@@ -63,7 +63,7 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
         ) from error
 
 
-def damage(directory: Path) -> str | None:
+def verify(directory: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every byte is as it was written."""
     try:
         manifest = facts(directory)
@@ -85,7 +85,7 @@ def facts(directory: Path) -> dict[str, Any]:
     return atomic_files.read_json(directory / MANIFEST)
 
 
-def newest_facts(root: Path) -> dict[str, Any] | None:
+def latest_manifest(root: Path) -> dict[str, Any] | None:
     """Return the newest undamaged manifest under ``root``, even if the tensors of its checkpoint are damaged."""
     for step in steps(root):
         try:
@@ -127,19 +127,19 @@ def at(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def newest(root: Path) -> tuple[Path | None, list[str]]:
+def latest_valid(root: Path) -> tuple[Path | None, list[str]]:
     """The newest sound checkpoint, and a sentence for each newer one that is damaged."""
     damaged: list[str] = []
     for step in steps(root):
         path = at(root, step)
-        fault = damage(path)
+        fault = verify(path)
         if fault is None:
             return path, damaged
         damaged.append(f"checkpoint {path.name} is damaged: {fault}")
     return None, damaged
 
 
-def tidy(root: Path) -> None:
+def remove_partial(root: Path) -> None:
     """Remove what killed processes left half-written, at any depth."""
     atomic_files.remove_partial(root, recursive=True)
 
@@ -147,7 +147,7 @@ def tidy(root: Path) -> None:
 def rotate(root: Path, keep: int, protect: int | None) -> None:
     """Keep the newest ``keep`` checkpoints and the protected step; the newest must be sound first."""
     found = steps(root)
-    if found and damage(at(root, found[0])) is None:
+    if found and verify(at(root, found[0])) is None:
         for step in found[keep:]:
             if step != protect:
                 _remove(at(root, step))
@@ -230,7 +230,7 @@ def keep_random_state() -> Iterator[None]:
         set_random_state(before)
 
 
-def everyone(value: Any) -> list[Any]:
+def all_gather_objects(value: Any) -> list[Any]:
     """Every rank's value, in rank order, on every rank. Collective."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]

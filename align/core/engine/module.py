@@ -27,7 +27,7 @@ from align.core.algorithm import contract
 from align.core.algorithm.base import Algorithm, LossOutput, Metric
 from align.core.algorithm.online import Online
 from align.core.data.batch import Batch, MicroBatch
-from align.core.engine.checkpoint import everyone, random_state
+from align.core.engine.checkpoint import all_gather_objects, random_state
 from align.core.engine.optimizer import adamw, factor, factor_of_each, gradient_norm, parameter_groups
 from align.core.engine.steps import StepBatch
 from align.core.models.policy import Policy
@@ -43,7 +43,7 @@ Reduce = Literal["mean", "sum", "min", "max"]
 _START: Mapping[str, float] = {"mean": 0.0, "sum": 0.0, "min": float("inf"), "max": float("-inf")}
 
 
-class Books:
+class StepMetrics:
     """Metrics of one step (or one evaluation) being added up.
 
     Every rank must enter the same names in the same order; a rank with nothing to add enters empty tensors.
@@ -88,11 +88,11 @@ class Books:
         return result
 
 
-class HeldOut:
+class EvalMetrics:
     """Sums over one held-out set; its loss is made as a step's, with the whole set as the step."""
 
     def __init__(self) -> None:
-        self.books = Books()
+        self.books = StepMetrics()
         self.counts: Counter[str] = Counter()
         self.terms: list[tuple[str, float]] = []
 
@@ -173,7 +173,7 @@ class AlignModule(LightningModule):
         self.restored_random: list[dict[str, Any]] | None = None
         self.phase_metrics: Callable[[], Mapping[str, float]] = dict  # what an online phase says of its answers
         self.rehearse: Callable[[int], dict[str, float]] | None = None  # an online stage measures held-out sets itself
-        self._books = Books()
+        self._books = StepMetrics()
         self._bad: list[str] = []
         self._rows: list[str] = []
         self._nothing_learned = False
@@ -210,7 +210,7 @@ class AlignModule(LightningModule):
         """Means over the step's auxiliary examples, equal on all ranks."""
         if not step.auxiliary:
             return {}
-        books = Books()
+        books = StepMetrics()
         with torch.no_grad():
             for micro in step.auxiliary:
                 with contract.calling(self.algorithm, "statistics"):
@@ -253,7 +253,7 @@ class AlignModule(LightningModule):
     def training_step(self, step: StepBatch, batch_idx: int) -> Tensor:
         """Run the step's micro-batches; Lightning runs the last one backward."""
         self._drop_gradients()
-        self._books, self._bad, self._rows = Books(), [], []
+        self._books, self._bad, self._rows = StepMetrics(), [], []
         self._nothing_learned = not step.denominators["example"]
         statistics = self._statistics(step)
         *earlier, last = step.micros
@@ -307,8 +307,8 @@ class AlignModule(LightningModule):
         self.metrics["skipped"] = float(self.skipped)
         if self.stage.train.on_nonfinite == "stop" or self.skipped_in_a_row > self.stage.train.max_skipped:
             # Where the loss is finite and the gradient is not, any row of the step may be the cause.
-            suspects = [row for rows in everyone(self._bad) for row in rows] or [
-                row for rows in everyone(self._rows) for row in rows
+            suspects = [row for rows in all_gather_objects(self._bad) for row in rows] or [
+                row for rows in all_gather_objects(self._rows) for row in rows
             ]
             rows = sorted(set(suspects))
             raise NonFinite(self.trainer.global_step + 1, self.metrics, rows, self.skipped_in_a_row)
@@ -328,7 +328,7 @@ class AlignModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Open the books, one for each held-out set."""
-        self._held_out: dict[int, HeldOut] = {}
+        self._held_out: dict[int, EvalMetrics] = {}
         self._rehearsed: dict[int, dict[str, float]] = {}
         self.policy.eval()
 
@@ -337,7 +337,7 @@ class AlignModule(LightningModule):
         if self.rehearse is not None:
             self._rehearsed[dataloader_idx] = self.rehearse(dataloader_idx)
             return
-        held_out = self._held_out.setdefault(dataloader_idx, HeldOut())
+        held_out = self._held_out.setdefault(dataloader_idx, EvalMetrics())
         held_out.counts.update(step.denominators)
         statistics = self._statistics(step)
         for micro in step.micros:
@@ -380,7 +380,7 @@ class AlignModule(LightningModule):
             "rolled_back": self.rolled_back,
             "paused": None if self.paused is None else [asdict(problem) for problem in self.paused.problems],
             "reference": self.reference.state_dict() if self.reference is not None else {},
-            "random": everyone(random_state()),
+            "random": all_gather_objects(random_state()),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ class StepBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Cutter:
+class MicroBatcher:
     """How a step's examples become one rank's micro-batches. Changes speed and memory, never the gradient."""
 
     algorithm: Algorithm
@@ -62,7 +62,7 @@ class Cutter:
 
     def micros(self, examples: Sequence[Example]) -> list[MicroBatch]:
         """The micro-batches of ``examples`` for this rank; as many on every rank."""
-        cuts = step_plan.cut(
+        cuts = step_plan.make_micro_batches(
             [e.lengths for e in examples],
             self.world_size,
             self.micro_tokens,
@@ -101,7 +101,7 @@ class StepLoader:
             yield self.build(index)
 
 
-class Phases(Protocol):
+class StepSource(Protocol):
     """Where steps come from."""
 
     total_steps: int
@@ -129,12 +129,12 @@ class Phases(Protocol):
         ...
 
 
-class EpochPhases:
+class EpochSteps:
     """A phase is a pass over a fixed set of examples, in an order drawn from (seed, epoch)."""
 
     evaluate_every: int | None = None
 
-    def __init__(self, examples: Examples, cutter: Cutter, train: Train, seed: int) -> None:
+    def __init__(self, examples: Examples, cutter: MicroBatcher, train: Train, seed: int) -> None:
         self.examples, self.cutter, self.seed = examples, cutter, seed
         self.batch_size = train.batch_size
         self.steps_per_epoch = len(self._compose(0))
@@ -142,7 +142,7 @@ class EpochPhases:
         self.total_steps = train.max_steps or wanted
 
     def _compose(self, epoch: int) -> list[NDArray[Any]]:
-        return step_plan.compose(self.examples.sources, self.examples.weights, self.seed, epoch, self.batch_size)
+        return step_plan.epoch_order(self.examples.sources, self.examples.weights, self.seed, epoch, self.batch_size)
 
     def loader(self, phase: int, start: int) -> StepLoader:
         """One epoch's steps, the last epoch cut short at ``total_steps``."""
@@ -170,7 +170,7 @@ class EpochPhases:
         """Nothing."""
 
 
-def fixed_steps(examples: Examples, cutter: Cutter, batch_size: int) -> StepLoader:
+def fixed_steps(examples: Examples, cutter: MicroBatcher, batch_size: int) -> StepLoader:
     """Held-out examples in file order, the same steps at every evaluation."""
 
     def build(index: int) -> StepBatch:

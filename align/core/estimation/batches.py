@@ -141,7 +141,7 @@ def micros_of(stage: Stage, step: Sequence[Example], kind: str, world: int, layo
     """The micro-batches of rank 0."""
     limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
     lengths, size = [e.lengths for e in step], stage.train.micro_batch_size
-    cuts = step_plan.cut(lengths, world, limit, size, layout, step_plan.FORWARD[kind])
+    cuts = step_plan.make_micro_batches(lengths, world, limit, size, layout, step_plan.FORWARD[kind])
     masked = stage.model.attn_implementation not in VARLEN
     return [_micro([step[i] for i in micro], layout, masked) for micro in cuts[0]]
 
@@ -157,7 +157,7 @@ def _micro(examples: Sequence[Example], layout: step_plan.Layout, masked: bool) 
 
 def _dearest(stage: Stage, examples: Examples, kind: str, world: int, layout: step_plan.Layout) -> list[Example]:
     """The step of the first epoch whose largest micro-batch is largest; among equals the one with most of them."""
-    steps = step_plan.compose(examples.sources, examples.weights, stage.seed, 0, stage.train.batch_size)[:LOOKED_AT]
+    steps = step_plan.epoch_order(examples.sources, examples.weights, stage.seed, 0, stage.train.batch_size)[:LOOKED_AT]
     if len(steps) == 1:
         return [examples[int(i)] for i in steps[0]]
 
@@ -195,7 +195,7 @@ def _online(
     answer, groups = stage.rollout.sampling.max_completion_length, groups_per_phase(stage, algorithm)
     phases = [[stage.data.max_length] * groups]
     if prompts is not None:
-        order = np.concatenate(step_plan.compose(prompts.sources, prompts.weights, stage.seed, 0, len(prompts)))
+        order = np.concatenate(step_plan.epoch_order(prompts.sources, prompts.weights, stage.seed, 0, len(prompts)))
         asked = prompts.lengths[np.resize(order, max(len(order), groups))].tolist()
         phases = [asked[i : i + groups] for i in range(0, len(asked) - groups + 1, groups)][:LOOKED_AT]
 

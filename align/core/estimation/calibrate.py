@@ -18,7 +18,7 @@ from align.core.engine.steps import StepBatch
 from align.core.estimation.batches import Planned, planned
 from align.core.estimation.dry_run import held_tensors, optimizer_step
 from align.core.estimation.memory_tracker import Tracker
-from align.core.online.phases import RolloutPhases
+from align.core.online.phases import RolloutSteps
 from align.core.training.reward_stage import opened
 from align.core.training.run_directory import RunDirectory
 from align.core.training.setup import Setup, set_up
@@ -60,7 +60,7 @@ def calibrate(stage: Stage, hardware: Hardware) -> Seen:
         if isinstance(setup.algorithm, RowGenerator):
             raise AlignError("learns nothing, so there is no step to measure", where=stage.name)
         speaking: AbstractContextManager[None] = nullcontext()
-        if isinstance(setup.phases, RolloutPhases):
+        if isinstance(setup.phases, RolloutSteps):
             speaking = opened(setup.phases.collector)
         with speaking:
             return _run(setup, hardware)
@@ -77,7 +77,7 @@ def _run(setup: Setup, hardware: Hardware) -> Seen:
     optimizer = module.configure_optimizers()["optimizer"]
     peaks: dict[str, int] = {}
     spent: list[tuple[float, float]] = []  # seconds of getting a step's batch and of the step itself
-    phase = setup.phases.steps_per_phase if isinstance(setup.phases, RolloutPhases) else 1
+    phase = setup.phases.steps_per_phase if isinstance(setup.phases, RolloutSteps) else 1
     steps = _steps(setup)
     for turn in track(range(phase + 2), f"{setup.stage.name}: measured steps"):
         watch: AbstractContextManager[dict[str, Any]] = nullcontext({})
@@ -87,7 +87,7 @@ def _run(setup: Setup, hardware: Hardware) -> Seen:
         with watch as seen:
             step: StepBatch = next(steps).to(device)
             fetched = time.perf_counter()
-            if isinstance(setup.phases, RolloutPhases) and seen:
+            if isinstance(setup.phases, RolloutSteps) and seen:
                 peaks["generation"] = seen["peak"]()
                 seen["restart"]()
             optimizer_step(module, step, optimizer, setup.stage, device.type)

@@ -25,7 +25,7 @@ from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example
 from align.core.data.step_plan import FORWARD, Layout
 from align.core.engine.module import AlignModule
-from align.core.engine.steps import Cutter, StepBatch
+from align.core.engine.steps import MicroBatcher, StepBatch
 from align.core.estimation.batches import Planned, measures
 from align.core.estimation.memory_tracker import Tracker
 from align.core.generation.decode import Cached, can_cache, draw
@@ -73,7 +73,7 @@ def dry_run(
                 critic = build(stage, "reward", dry, False)
                 critic.head = "value"
             limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
-            cutter = Cutter(algorithm, stage.train, layout, 0, limit, 0, world, FORWARD[kind])
+            cutter = MicroBatcher(algorithm, stage.train, layout, 0, limit, 0, world, FORWARD[kind])
             return count(stage, algorithm, policy, critic, cutter, planned, Tracker(dry))
     except (RuntimeError, NotImplementedError) as error:  # an operation that needs numbers: a router of experts
         raise AlignError(
@@ -141,7 +141,7 @@ def count(
     algorithm: Algorithm,
     policy: Policy,
     critic: Policy | None,
-    cutter: Cutter,
+    cutter: MicroBatcher,
     planned: Planned,
     tracker: Tracker,
 ) -> Counted:

@@ -16,7 +16,7 @@ import numpy as np
 
 from align.core.rewards.base import Answer
 from align.core.rewards.score_file import Line, Summary, Verdict, ask, summary, words
-from align.core.rewards.scorer import Opened
+from align.core.rewards.scorer import RunningReward
 from align.schemas.errors import AlignError
 
 JUNK: Mapping[str, tuple[str, Callable[[str], str]]] = {
@@ -77,7 +77,7 @@ def saying(answer: Answer, text: str, tokens: Callable[[str], Sequence[int]] | N
 
 
 def audit(
-    reward: Opened, lines: Sequence[Line], name: str, tokens: Callable[[str], Sequence[int]] | None = None
+    reward: RunningReward, lines: Sequence[Line], name: str, tokens: Callable[[str], Sequence[int]] | None = None
 ) -> Audit:
     """Attack a reward with every row that has a prompt. tokens: of a text, for rewards that count them.
 

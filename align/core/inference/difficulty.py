@@ -15,7 +15,7 @@ from math import comb
 
 from align.core.inference.sampler import Speaker
 from align.core.rewards.score_file import Line, ask
-from align.core.rewards.scorer import Opened, classes
+from align.core.rewards.scorer import RunningReward, classes
 from align.core.util.progress import working
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
@@ -67,7 +67,7 @@ def dead_share(scores: Sequence[float], size: int) -> float:
     return sum((count / n) ** size for count in counts)
 
 
-def forecast(reward: Opened, lines: Sequence[Line], speaker: Speaker) -> Forecast:
+def forecast(reward: RunningReward, lines: Sequence[Line], speaker: Speaker) -> Forecast:
     """Sample ``speaker.n`` answers to every prompt and score them. Raises AlignError where no line has a prompt."""
     asked = [line for line in lines if line.answer is not None and line.answer.prompt]
     if not asked:

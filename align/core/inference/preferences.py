@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from align.core.data.mixture import load_records
 from align.core.rewards.base import Answer
 from align.core.rewards.scorer import Scorer, leveled, tied
-from align.core.util.atomic_files import naming, sealed, verified, write_whole
+from align.core.util.atomic_files import naming, sealed, verified, write_atomic
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source
@@ -61,7 +61,7 @@ class Journal:
         """One for each prompt that is done."""
         head, self._path = json.dumps({"of": fingerprint}), self.directory / "journal.jsonl"
         if not self._path.exists():
-            write_whole(self._path, f"{head}\n".encode())
+            write_atomic(self._path, f"{head}\n".encode())
         whole = [line for line in self._path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         if whole[:1] != [f"{head}\n".encode()]:
             fix = "give it the same prompts and settings, or remove that directory to begin again"
@@ -89,7 +89,7 @@ class Journal:
 
     def finish(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write the output, and forget how it came about."""
-        write_whole(self.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_atomic(self.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         self.close()
         shutil.rmtree(self.directory)
 

@@ -14,7 +14,7 @@ from align.core.data.batch import collate
 from align.core.data.chat_template import drafts
 from align.core.data.encode import Encoder, Refusal
 from align.core.data.examples import Example, TokenSequence
-from align.core.data.step_plan import FORWARD, Layout, cut
+from align.core.data.step_plan import FORWARD, Layout, make_micro_batches
 from align.core.data.template_checks import CATALOGUE, Settings
 from align.core.models.architecture import is_adapter, resolve_model_path
 from align.core.models.loading import build_policy
@@ -92,7 +92,7 @@ class RewardNetwork:
         self._layout = layout
         found = np.full(len(examples), math.nan)
         lengths = [example.lengths for example in examples]
-        (micros,) = cut(lengths, 1, self._tokens, None, layout, FORWARD[self._device])
+        (micros,) = make_micro_batches(lengths, 1, self._tokens, None, layout, FORWARD[self._device])
         with without_gradient_or_dropout(self._policy), torch.autocast(self._device, enabled=False):
             for micro in filter(None, micros):
                 batch = collate([examples[i] for i in micro], layout, self._pad)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, Examples, TokenSequence
-from align.core.data.step_plan import FORWARD, Layout, cut
+from align.core.data.step_plan import FORWARD, Layout, make_micro_batches
 from align.core.generation.base import Floats, Tokens
 from align.core.models.policy import Policy, Scores, weights_hash, without_gradient_or_dropout
 from align.core.util.atomic_files import making, whole_file
@@ -80,7 +80,9 @@ def completion_logprobs(
     examples = [_scored_completion(prompt, completion) for prompt, completion in sequences]
     device = next(policy.parameters()).device
     found: list[Floats] = [np.empty(0, np.float32)] * len(examples)
-    (micros,) = cut([example.lengths for example in examples], 1, batch_tokens, None, "padded", FORWARD[device.type])
+    (micros,) = make_micro_batches(
+        [example.lengths for example in examples], 1, batch_tokens, None, "padded", FORWARD[device.type]
+    )
     for micro in micros:
         batch = collate([examples[i] for i in micro], "padded", pad_id).to(device)
         with policy.at_temperature(1.0):
@@ -188,7 +190,7 @@ def _micros(examples: Examples, layout: Layout, tokens: int | None, size: int | 
     every = []
     for start in range(0, len(order), WINDOW):
         window = [int(i) for i in order[start : start + WINDOW]]
-        (mine,) = cut([examples[i].lengths for i in window], 1, tokens, size, layout, forward)
+        (mine,) = make_micro_batches([examples[i].lengths for i in window], 1, tokens, size, layout, forward)
         every += [[window[place] for place in micro] for micro in mine]
     world, rank = (dist.get_world_size(), dist.get_rank()) if _joined() else (1, 0)
     every += [[]] * (-len(every) % world)

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from align.core.engine.module import AlignModule
 from align.core.online.monitor import CHECK, EQUAL, UNSCORED, VARY, Alarm, Watcher
-from align.core.online.phases import RolloutPhases
+from align.core.online.phases import RolloutSteps
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Watch
 
@@ -25,10 +25,10 @@ ZERO_LOSS = (
 )
 
 
-class Alarms(Callback):
+class AlarmCallback(Callback):
     """Every rank sees the same metrics, and so comes to the same alarms. note: keeps them (rank 0)."""
 
-    def __init__(self, settings: Watch, phases: RolloutPhases, note: Callable[[Sequence[str]], None]) -> None:
+    def __init__(self, settings: Watch, phases: RolloutSteps, note: Callable[[Sequence[str]], None]) -> None:
         self.settings, self.phases, self.note = settings, phases, note
         self.watcher = Watcher(settings, phases.algorithm.compares)
         self.said: list[str] = []

@@ -19,8 +19,8 @@ from align.core.algorithm import contract
 from align.core.algorithm.online import Group, example_of
 from align.core.data.batch import MicroBatch
 from align.core.data.examples import Examples, InMemory
-from align.core.engine.checkpoint import everyone
-from align.core.engine.steps import Cutter
+from align.core.engine.checkpoint import all_gather_objects
+from align.core.engine.steps import MicroBatcher
 from align.core.generation.base import Floats, Generator, Interrupt, ModelHandle, Request, Tokens
 from align.core.generation.completion import Turns
 from align.core.generation.decode import seed_of
@@ -63,7 +63,7 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ScoredSample:
     """One answer, sampled and scored; plain values, as it travels between ranks."""
 
     tokens: Tokens
@@ -75,14 +75,14 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PromptGroup:
     """One prompt with its answers. place: how many prompts were asked before it in this run."""
 
     place: int
     source: str
     prompt: Tokens
     content: Content
-    answers: list[Heard]
+    answers: list[ScoredSample]
 
 
 class Collector:
@@ -97,7 +97,7 @@ class Collector:
         gold: Scorer | None,
         critic: Policy | None,
         reference: Reference | None,
-        cutter: Cutter,
+        cutter: MicroBatcher,
         seed: int,
         forward: Callable[[], AbstractContextManager[object]],
     ) -> None:
@@ -128,13 +128,13 @@ class Collector:
 
     def ask(
         self, prompts: Prompts, which: Sequence[int], places: Sequence[int], group: int, sampling: Sampling
-    ) -> list[Asked]:
+    ) -> list[PromptGroup]:
         """Answer prompts ``which``, each ``group`` times.
 
         Raises on all ranks what one had to raise: ``Interrupt``, or ``Failed`` for an AlignError.
         """
         mine = range(self.cutter.rank, len(which), self.cutter.world_size)
-        heard: list[list[Heard]] | None = None
+        heard: list[list[ScoredSample]] | None = None
         problems: tuple[Problem, ...] = ()
         try:
             heard = self._hear(prompts, [which[i] for i in mine], [places[i] for i in mine], group, sampling)
@@ -142,7 +142,7 @@ class Collector:
             pass
         except AlignError as error:
             problems = error.problems
-        told = everyone((heard, problems))
+        told = all_gather_objects((heard, problems))
         if failed := [problem for _, problems in told for problem in problems]:
             raise Failed("", problems=tuple(dict.fromkeys(failed)))
         shares = [heard for heard, _ in told]
@@ -152,12 +152,12 @@ class Collector:
         for i, (number, place) in enumerate(zip(which, places, strict=True)):
             answers = shares[i % self.cutter.world_size][i // self.cutter.world_size]
             row = prompts.row(number)
-            asked.append(Asked(place, row.source, prompts.tokens(number), row.prompt or "", answers))
+            asked.append(PromptGroup(place, row.source, prompts.tokens(number), row.prompt or "", answers))
         return asked
 
     def _hear(
         self, prompts: Prompts, which: Sequence[int], places: Sequence[int], group: int, sampling: Sampling
-    ) -> list[list[Heard]]:
+    ) -> list[list[ScoredSample]]:
         """The share of this rank."""
         requests = [
             Request(prompts.tokens(i), tuple(seed_of(self.seed, place, n) for n in range(group)))
@@ -178,7 +178,7 @@ class Collector:
         scores = self.scorer.ask(answers)
         golds = [next(iter(each.values())) for each in self.gold.ask(answers)] if self.gold else [None] * len(answers)
         heard = [
-            Heard(sample.tokens, sample.logp, sample.finish, answer.text, said, gold)
+            ScoredSample(sample.tokens, sample.logp, sample.finish, answer.text, said, gold)
             for sample, answer, said, gold in zip(flat, answers, scores, golds, strict=True)
         ]
         return [heard[i : i + group] for i in range(0, len(heard), group)]

@@ -75,11 +75,11 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     compared = [group for group in groups if len(group) > 1]
     if not compared:
         return {}
-    spread, none = [_spread(group) for group in compared], [dead(group) for group in compared]
+    spread, none = [_spread(group) for group in compared], [zero_variance(group) for group in compared]
     return {"reward_std": float(np.mean(spread)), "frac_reward_zero_std": float(np.mean(none))}
 
 
-def dead(group: Group) -> bool:
+def zero_variance(group: Group) -> bool:
     """Return whether a group cannot tell better from worse.
 
     Its rewards are the same but for rounding (``ties``), or fewer than two of them are known.
@@ -98,7 +98,7 @@ def level(group: Group) -> None:
 
 
 def _spread(group: Group) -> float:
-    return 0.0 if dead(group) else float(np.std(_known(group), ddof=1))
+    return 0.0 if zero_variance(group) else float(np.std(_known(group), ddof=1))
 
 
 def _known(group: Group) -> list[float]:

@@ -17,10 +17,10 @@ from align.core.algorithm import contract, importance_weights
 from align.core.algorithm.online import Experience, Group, Online
 from align.core.data import step_plan
 from align.core.data.examples import Example, TokenSequence
-from align.core.engine.steps import Cutter, StepBatch, StepLoader
+from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader
 from align.core.generation.base import Interrupt
-from align.core.online.collect import Asked, Collector, Failed, Prompts
-from align.core.online.monitor import answer_metrics, dead, group_metrics, level, score_metrics
+from align.core.online.collect import Collector, Failed, PromptGroup, Prompts
+from align.core.online.monitor import answer_metrics, group_metrics, level, score_metrics, zero_variance
 from align.core.rewards.functions import STATE
 from align.core.rewards.scorer import Scored
 from align.schemas.errors import AlignError
@@ -63,7 +63,7 @@ REFILL = 3
 """Tokens that a phase with replacements may take in all, as a multiple of the first round's."""
 
 
-class RolloutPhases:
+class RolloutSteps:
     """Phases of ``batches`` * ``num_iterations`` optimizer steps over the same answers; at most ``total_steps`` in all.
 
     Where the stage ends after a number of epochs its last phase has the prompts that are left, and as many steps as
@@ -72,7 +72,9 @@ class RolloutPhases:
     heard: functions that get every phase's answers and scores, before the first step on them (samples, notices).
     """
 
-    def __init__(self, prompts: Prompts, collector: Collector, algorithm: Online, cutter: Cutter, stage: Stage) -> None:
+    def __init__(
+        self, prompts: Prompts, collector: Collector, algorithm: Online, cutter: MicroBatcher, stage: Stage
+    ) -> None:
         assert stage.rollout is not None
         self.prompts, self.collector, self.algorithm, self.cutter = prompts, collector, algorithm, cutter
         self.rollout, self.seed, self.stage = stage.rollout, stage.seed, stage.name
@@ -83,7 +85,7 @@ class RolloutPhases:
         self.metrics: Mapping[str, float] = {}
         self.unscored = ""
         """Why the phase's first answer without a score has none."""
-        self.heard: list[Callable[[int, Sequence[Asked], Sequence[Scored]], None]] = []
+        self.heard: list[Callable[[int, Sequence[PromptGroup], Sequence[Scored]], None]] = []
         self.broken_off: Callable[[BaseException], NoReturn] = _raise
         self._place = 0  # prompts asked so far
         self._phase = -1
@@ -119,7 +121,9 @@ class RolloutPhases:
 
     def _order(self, groups: int, epoch: int) -> NDArray[Any]:
         batches = (
-            step_plan.compose(np.zeros(groups, np.int32), (1.0,), self.seed, epoch, max(1, groups)) if groups else []
+            step_plan.epoch_order(np.zeros(groups, np.int32), (1.0,), self.seed, epoch, max(1, groups))
+            if groups
+            else []
         )
         return batches[0] if batches else np.zeros(0, np.int64)
 
@@ -150,7 +154,7 @@ class RolloutPhases:
         STATE.global_step = phase * self.steps_per_phase
         self.collector.sync(phase * self.steps_per_phase, self.prompts)
         asked, scored, groups = self._ask(self._groups(phase))
-        alive = [not dead(group) for group in groups]
+        alive = [not zero_variance(group) for group in groups]
         for group, lives in zip(groups, alive, strict=True):
             if not lives:
                 level(group)
@@ -194,9 +198,9 @@ class RolloutPhases:
         for hear in self.heard:
             hear(phase, asked, scored)
 
-    def _ask(self, full: int) -> tuple[list[Asked], list[Scored], list[Group]]:
+    def _ask(self, full: int) -> tuple[list[PromptGroup], list[Scored], list[Group]]:
         """Return the ``full`` groups of a phase; ``refill`` replaces dead ones while the token budget lasts."""
-        asked, scored, groups = list[Asked](), list[Scored](), list[Group]()
+        asked, scored, groups = list[PromptGroup](), list[Scored](), list[Group]()
         spent, budget, wanted = 0, 0, full
         while wanted > 0:
             places = range(self._place, self._place + wanted)
@@ -210,7 +214,7 @@ class RolloutPhases:
                 break
             spent += sum(len(heard.tokens) for each in new for heard in each.answers)
             budget = budget or self.rollout.refill_tokens or REFILL * spent
-            wanted = full - sum(not dead(group) for group in groups)
+            wanted = full - sum(not zero_variance(group) for group in groups)
             if spent >= budget:
                 break
         return asked, scored, groups
@@ -220,7 +224,7 @@ class RolloutPhases:
         epoch, at = divmod(place, len(self.prompts))
         if epoch != self._epoch:
             examples = self.prompts.examples
-            drawn = step_plan.compose(examples.sources, examples.weights, self.seed, epoch, len(examples))
+            drawn = step_plan.epoch_order(examples.sources, examples.weights, self.seed, epoch, len(examples))
             self._epoch, self._drawn = epoch, np.concatenate(drawn)
         return int(self._drawn[at % len(self._drawn)])
 
@@ -302,7 +306,7 @@ def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, i
     return wanted, batches * algorithm.num_iterations
 
 
-def experiences(asked: Sequence[Asked], scored: Sequence[Scored]) -> list[Group]:
+def experiences(asked: Sequence[PromptGroup], scored: Sequence[Scored]) -> list[Group]:
     """What was heard, as algorithms see it; ``scored`` has all groups' answers one after the other."""
     rewards = iter(scored)
     groups: list[Group] = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from align.core.data.lint.text_statistics import Lengths
 from align.core.report import chart as size
 from align.core.report.page import STYLE
-from align.core.util.atomic_files import write_whole
+from align.core.util.atomic_files import write_atomic
 from align.schemas.page import html
 from align.schemas.text import number
 
@@ -35,7 +35,7 @@ class Bars:
 def write_page(path: Path, results: Sequence[ScanResult]) -> None:
     """One self-contained page of all results, whole or not at all."""
     page = html(Path(__file__).parent / "data_page.html", STYLE, files=[_file(result) for result in results], size=size)
-    write_whole(path, page.encode())
+    write_atomic(path, page.encode())
 
 
 def _file(result: ScanResult) -> dict[str, Any]:

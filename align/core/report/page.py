@@ -13,7 +13,7 @@ from align.core.report import chart as charts
 from align.core.report.facts import chosen, facts
 from align.core.report.read import RunFacts, StageFacts, read_run
 from align.core.report.table import Figure, Row, Table
-from align.core.util.atomic_files import write_whole
+from align.core.util.atomic_files import write_atomic
 from align.schemas.page import html
 
 __all__ = ["STYLE", "Answer", "Figure", "Row", "Sample", "Table", "write_report"]
@@ -58,7 +58,7 @@ def write_report(
 ) -> None:
     """Write the page of a run to ``path``, whole or not at all. Raises AlignError where the directory is no run's."""
     page = render(read_run(run_directory), title, table, samples)
-    write_whole(path, page.encode())
+    write_atomic(path, page.encode())
 
 
 def render(run: RunFacts, title: str, table: Table | None, samples: Sequence[Sample]) -> str:

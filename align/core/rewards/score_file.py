@@ -15,7 +15,7 @@ import numpy as np
 
 from align.core.data.rows import RowError, parse
 from align.core.rewards.base import Answer, Score
-from align.core.rewards.scorer import Opened, Timed
+from align.core.rewards.scorer import RunningReward, Timed
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError, Problem
 
@@ -133,7 +133,7 @@ def _counted(batches: Sequence[list[Line]], lines: int) -> Iterator[list[Line]]:
             work.advance(len(batch))
 
 
-def ask(reward: Opened, lines: Sequence[Line], together: int = 1) -> Iterator[Verdict]:
+def ask(reward: RunningReward, lines: Sequence[Line], together: int = 1) -> Iterator[Verdict]:
     """Yield a reward's score for every line, in order. A failure leaves its lines without scores, and they say why.
 
     together: answers scored in one call, at least those of a prompt in successive lines.
@@ -164,7 +164,7 @@ def _in_one_line(problem: Problem) -> str:
     return " ".join(f"{where}{problem.what}{fix}".split())
 
 
-def _fault(reward: Opened, line: Line) -> str:
+def _fault(reward: RunningReward, line: Line) -> str:
     if line.answer is None:
         return line.fault
     return reward.reward.unfit(line.answer.columns) or ""

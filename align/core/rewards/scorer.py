@@ -85,7 +85,7 @@ class Timed:
     together: int
 
 
-class Opened:
+class RunningReward:
     """One reward at work: in this process, or in workers where it has a limit for each answer."""
 
     def __init__(self, choice: RewardChoice, place: Place) -> None:
@@ -179,7 +179,7 @@ class Scorer:
 
     def __init__(self, choices: Sequence[RewardChoice], place: Place) -> None:
         self.choices, self.place = _named(choices), place
-        self.rewards: dict[str, Opened] = {}
+        self.rewards: dict[str, RunningReward] = {}
         self._running = {name: _Running() for name, choice in self.choices.items() if choice.normalize}
 
     def __enter__(self) -> Scorer:
@@ -193,7 +193,7 @@ class Scorer:
         """Start every reward. Raises AlignError where one cannot work here; then none is left running."""
         try:
             for name, choice in self.choices.items():
-                self.rewards[name] = Opened(choice, self.place)
+                self.rewards[name] = RunningReward(choice, self.place)
         except BaseException:
             self.close()
             raise

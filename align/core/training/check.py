@@ -11,9 +11,9 @@ import numpy as np
 from align.core.algorithm.online import RowGenerator
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
-from align.core.engine.steps import Phases, StepBatch
-from align.core.online.phases import RolloutPhases
-from align.core.training.launch import look_over
+from align.core.engine.steps import StepBatch, StepSource
+from align.core.online.phases import RolloutSteps
+from align.core.training.launch import validate_run
 from align.core.training.run_directory import RunDirectory, located, remembered
 from align.core.training.setup import set_up
 from align.schemas.run import Run, Stage
@@ -49,7 +49,7 @@ def check(run: Run, progress: bool = True) -> list[StageCheck]:
     that learns from rows which an earlier one will make is left out.
     Raises AlignError as launching would.
     """
-    look_over(remembered(run))
+    validate_run(remembered(run))
     with tempfile.TemporaryDirectory() as scratch:
         directory = RunDirectory(run.model_copy(update={"output": scratch}))
         stages = [_rooted(run.stages, stage) for stage in run.stages if not _awaits_rows(stage)]
@@ -80,7 +80,7 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageCheck:
     place = directory.path / stage.name
     place.mkdir(parents=True)
     setup = set_up(directory, stage, progress)
-    online = isinstance(setup.phases, RolloutPhases)
+    online = isinstance(setup.phases, RolloutSteps)
     step = None if online else next(iter(setup.phases.loader(0, 0)))
     lengths = setup.prepared.train.lengths
     return StageCheck(
@@ -107,8 +107,8 @@ def _offline(step: StepBatch, layout: str) -> str:
     return f"{step.denominators['token']:,.0f} scored tokens in {batches} ({layout})"
 
 
-def _online(phases: Phases) -> str:
-    assert isinstance(phases, RolloutPhases)
+def _online(phases: StepSource) -> str:
+    assert isinstance(phases, RolloutSteps)
     steps = "1 step" if phases.steps_per_phase == 1 else f"{phases.steps_per_phase} steps"
     return f"{phases.groups_per_phase} prompts a phase, each answered {phases.algorithm.num_generations} times, " + (
         "for rows" if isinstance(phases.algorithm, RowGenerator) else f"learned from in {steps}"

@@ -18,7 +18,7 @@ from align.core.data.lint.duplicates import compare_splits
 from align.core.data.mixture import RowFinding, Window, load_records, stream_records
 from align.core.data.template_checks import Finding, merged
 from align.core.data.tokenize import Tokenised, tokenise
-from align.core.engine.steps import Cutter, StepBatch, StepLoader
+from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader
 from align.core.util.atomic_files import cache_directory, digest
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
@@ -129,7 +129,7 @@ def _by_source(records: Sequence[Record]) -> dict[str, Record]:
 Places = Sequence[Sequence[int]]
 
 
-class StreamPhases:
+class StreamSteps:
     """Windows of a stream, each one epoch of the step plan; in bounded memory, and resumed at the same row.
 
     windows:  those from given places on (``align.core.data.mixture.stream_records``).
@@ -142,7 +142,7 @@ class StreamPhases:
         self,
         windows: Callable[[Places | None], Iterator[Window]],
         tokenise: Callable[[Window], Examples],
-        cutter: Cutter,
+        cutter: MicroBatcher,
         train: Train,
         seed: int,
     ) -> None:
@@ -160,7 +160,7 @@ class StreamPhases:
             self._windows = self._from(self._places[phase])
         window = next(self._windows)
         examples = self._tokenise(window)
-        order = step_plan.compose(np.zeros(len(examples), np.int32), (1.0,), self._seed, phase, self._batch_size)
+        order = step_plan.epoch_order(np.zeros(len(examples), np.int32), (1.0,), self._seed, phase, self._batch_size)
         before = self._ends[phase - 1] if phase else 0
         self._ends[phase:] = [before + len(order)]
         self._places[phase + 1 :] = [[list(place) for place in window.places]]

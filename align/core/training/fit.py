@@ -24,20 +24,20 @@ from transformers.utils import logging as transformers_logging
 from align.core.algorithm import contract
 from align.core.algorithm.online import RowGenerator
 from align.core.engine import checkpoint, processes
-from align.core.engine.callbacks import Bar, Keeper, Metrics, Signals
+from align.core.engine.callbacks import CheckpointCallback, MetricsCallback, ProgressBar, SignalHandler
 from align.core.engine.logger import Verified
 from align.core.engine.module import AlignModule, NonFinite
 from align.core.engine.steps import StepLoader, fixed_steps
 from align.core.models.export import export_from_state
-from align.core.online.alarm_callback import Alarms
+from align.core.online.alarm_callback import AlarmCallback
 from align.core.online.collect import Prompts
-from align.core.online.phases import RolloutPhases
+from align.core.online.phases import RolloutSteps
 from align.core.plugin_system.registry import registry
 from align.core.rewards.functions import STATE
 from align.core.training.reward_stage import opened
 from align.core.training.row_stage import harvest
-from align.core.training.run_directory import RunDirectory, StageDirectory, located, what_is_learned
-from align.core.training.sample_log import PhaseLog
+from align.core.training.run_directory import RunDirectory, StageDirectory, located, training_settings
+from align.core.training.sample_log import SampleLog
 from align.core.training.setup import Setup, set_up
 from align.core.util import liveness
 from align.core.util.atomic_files import digest
@@ -161,8 +161,8 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
     if processes.rank() == 0:
         for note in setup.notes:
             print(stripped(str(note)), file=sys.stderr)
-    if isinstance(setup.phases, RolloutPhases):
-        setup.phases.heard = [PhaseLog(directory.run, place, setup.phases.rollout)] if processes.rank() == 0 else []
+    if isinstance(setup.phases, RolloutSteps):
+        setup.phases.heard = [SampleLog(directory.run, place, setup.phases.rollout)] if processes.rank() == 0 else []
     if isinstance(setup.algorithm, RowGenerator):
         harvest(place, stage, setup, directory)
         return
@@ -177,7 +177,7 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
     )
     if setup.strategy.shards:
         module.shard = lambda policy, mesh: setup.strategy.shard(policy, mesh, stage.train.precision)
-    start, damaged = checkpoint.newest(place.checkpoints)
+    start, damaged = checkpoint.latest_valid(place.checkpoints)
     facts = _facts(stage, place, setup)
     if processes.rank() == 0:
         for sentence in damaged:
@@ -190,9 +190,9 @@ def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress:
             trainer, keeper = _trainer(directory, place, setup, start, progress, facts)
             if processes.rank() == 0:
                 keeper.on_pause = lambda step: directory.note(stage.name, paused_at=checkpoint.at(Path(), step).name)
-            if isinstance(setup.phases, RolloutPhases):
+            if isinstance(setup.phases, RolloutSteps):
                 setup.phases.broken_off = partial(keeper.break_off, trainer, module)
-            trainer.fit(module, datamodule=Steps(setup), ckpt_path=start, weights_only=True)
+            trainer.fit(module, datamodule=StageDataModule(setup), ckpt_path=start, weights_only=True)
             with working(f"{stage.name}: writing the model to {place.export}"):
                 _export(directory, place, stage, setup, module, keeper, trainer)
         if module.stopping or keeper.signals.received:  # during the last step: the stage is done, the run is not
@@ -224,7 +224,7 @@ def _quiet() -> Iterator[None]:
 def _facts(stage: Stage, place: StageDirectory, setup: Setup) -> dict[str, Any]:
     """Return the facts for a checkpoint's manifest; those of ``COMPARED`` must match when the run is resumed."""
     return {
-        "settings": digest(what_is_learned(stage)),
+        "settings": digest(training_settings(stage)),
         "inputs": place.inputs() if processes.rank() == 0 else {},  # compared before (RunDirectory.begin_stage)
         "data": setup.prepared.taught,
         "steps": setup.phases.total_steps,
@@ -248,7 +248,7 @@ def _check_same(start: Path, facts: Mapping[str, Any]) -> None:
 
 def _trainer(
     directory: RunDirectory, place: StageDirectory, setup: Setup, start: Path | None, progress: bool, facts: Any
-) -> tuple[Trainer, Keeper]:
+) -> tuple[Trainer, CheckpointCallback]:
     stage, hardware = setup.stage, setup.hardware
     steps_done = int(start.name.partition("-")[2]) if start else 0
     loggers = []
@@ -264,12 +264,12 @@ def _trainer(
         strategy = setup.strategy.trainer_strategy(hardware)
     io = checkpoint.DirectoryIO()
     io.facts = facts
-    signals = Signals()
+    signals = SignalHandler()
     validates = bool(setup.prepared.held_out)
-    keeper = Keeper(place.checkpoints, setup.phases, signals, validates)
+    keeper = CheckpointCallback(place.checkpoints, setup.phases, signals, validates)
     callbacks = [
         signals,
-        Metrics(setup.phases),
+        MetricsCallback(setup.phases),
         *_alarms(directory, setup),
         keeper,
         *registry.collect("make_callbacks", run=directory.run),
@@ -285,7 +285,7 @@ def _trainer(
         max_steps=setup.phases.total_steps,
         max_epochs=-1,
         logger=loggers,
-        callbacks=[*callbacks, Bar(stage.name)] if progress else callbacks,
+        callbacks=[*callbacks, ProgressBar(stage.name)] if progress else callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
         reload_dataloaders_every_n_epochs=1,
@@ -312,7 +312,7 @@ def _verify_logs(loggers: Sequence[Any], sums: Mapping[str, str]) -> None:
 def rolling_out(directory: RunDirectory, place: StageDirectory, setup: Setup, module: AlignModule) -> Iterator[None]:
     """For an online stage: its collector at work, and module, phases and run directory told of each other."""
     phases = setup.phases
-    if not isinstance(phases, RolloutPhases):
+    if not isinstance(phases, RolloutSteps):
         yield
         return
     module.phase_metrics = lambda: phases.metrics
@@ -326,7 +326,7 @@ def rolling_out(directory: RunDirectory, place: StageDirectory, setup: Setup, mo
         STATE.global_step = 0  # outside training
 
 
-class Steps(LightningDataModule):
+class StageDataModule(LightningDataModule):
     """The phases as Lightning asks for them."""
 
     def __init__(self, setup: Setup) -> None:
@@ -340,7 +340,7 @@ class Steps(LightningDataModule):
 
     def val_dataloader(self) -> list[StepLoader]:
         """One loader for each held-out set."""
-        if isinstance(self.setup_.phases, RolloutPhases):  # what each holds is asked by ``AlignModule.rehearse``
+        if isinstance(self.setup_.phases, RolloutSteps):  # what each holds is asked by ``AlignModule.rehearse``
             return [
                 StepLoader(lambda index: self.setup_.cutter.step(index, []), 1) for _ in self.setup_.prepared.held_out
             ]
@@ -348,11 +348,13 @@ class Steps(LightningDataModule):
         return [fixed_steps(held_out.examples, self.setup_.cutter, size) for held_out in self.setup_.prepared.held_out]
 
 
-def _alarms(directory: RunDirectory, setup: Setup) -> list[Alarms]:
-    if not isinstance(setup.phases, RolloutPhases):
+def _alarms(directory: RunDirectory, setup: Setup) -> list[AlarmCallback]:
+    if not isinstance(setup.phases, RolloutSteps):
         return []
     name = setup.stage.name
-    return [Alarms(setup.phases.rollout.watch, setup.phases, lambda said: directory.note(name, alarms=list(said)))]
+    return [
+        AlarmCallback(setup.phases.rollout.watch, setup.phases, lambda said: directory.note(name, alarms=list(said)))
+    ]
 
 
 def _export(
@@ -361,7 +363,7 @@ def _export(
     stage: Stage,
     setup: Setup,
     module: AlignModule,
-    keeper: Keeper,
+    keeper: CheckpointCallback,
     trainer: Trainer,
 ) -> None:
     """Export what was trained (rank 0, from the checkpoint, so that sharded and whole policies take one path)."""
@@ -383,7 +385,7 @@ def _export(
 def _verified(place: StageDirectory, last: int, best: int | None, rolled_back: bool) -> Path:
     """Return the checkpoint to export. Raises AlignError if it is damaged: no other one has the weights wanted."""
     path = checkpoint.at(place.checkpoints, last if best is None else best)
-    fault = checkpoint.damage(path)
+    fault = checkpoint.verify(path)
     if fault is None:
         return path
     if best is None or best == last:

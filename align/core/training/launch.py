@@ -29,7 +29,7 @@ def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[Stag
     Raises AlignError for whatever the user can fix, and ``Interrupted`` after a signal, once the step is saved.
     """
     run = remembered(run)
-    look_over(run)
+    validate_run(run)
     directory = RunDirectory(run)
     if processes.rank() != 0:
         return [_stage(directory, stage, progress=False) for stage in run.stages]
@@ -42,7 +42,7 @@ def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[Stag
     return results
 
 
-def look_over(run: Run) -> None:
+def validate_run(run: Run) -> None:
     """Ask what stages hand on, and the plugins (``check_run``); raises AlignError for errors, prints warnings."""
     problems = [*_not_handed_on(run), *registry.collect("check_run", run=run, hardware=largest(run))]
     errors = [problem for problem in problems if problem.level == "error"]

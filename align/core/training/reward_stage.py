@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from align.core.algorithm import contract
 from align.core.algorithm.online import Online
 from align.core.data.examples import Examples
-from align.core.engine.steps import Cutter
+from align.core.engine.steps import MicroBatcher
 from align.core.generation.base import Generator, ModelHandle
 from align.core.models.loading import build_policy, end_tokens, resolve_model_path
 from align.core.models.packing import limits_for
@@ -47,7 +47,7 @@ def configure(algorithm: Online, stage: Stage) -> None:
         raise AlignError.gather(named) from None
 
 
-def refuse_unfit(rows: Iterable[Record], choices: Sequence[RewardChoice]) -> None:
+def refuse_unusable_rows(rows: Iterable[Record], choices: Sequence[RewardChoice]) -> None:
     """Raise AlignError for rows that a reward could never score."""
     problems = []
     rewards = [(choice.type, reward_of(choice)) for choice in choices]
@@ -89,7 +89,7 @@ def make_collector(
     policy: Policy,
     critic: Policy | None,
     reference: Reference | None,
-    cutter: Cutter,
+    cutter: MicroBatcher,
     hardware: Hardware,
     prepared: Prepared,
     home: Path,

@@ -30,12 +30,12 @@ from align.core.data.tokenize import examples_of
 from align.core.engine import processes
 from align.core.models.loading import load_tokenizer
 from align.core.online.monitor import CHECK, answer_metrics, score_metrics
-from align.core.online.phases import RolloutPhases, why_unscored
+from align.core.online.phases import RolloutSteps, why_unscored
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Score
 from align.core.rewards.scorer import Scored, leveled
 from align.core.training.reward_stage import opened
-from align.core.training.run_directory import ROWS, RunDirectory, StageDirectory, located, what_is_learned
+from align.core.training.run_directory import ROWS, RunDirectory, StageDirectory, located, training_settings
 from align.core.training.setup import Setup
 from align.core.util import atomic_files
 from align.core.util.atomic_files import Damaged, digest, read_json, sealed
@@ -90,8 +90,8 @@ def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDir
     all.
     """
     phases, algorithm = setup.phases, setup.algorithm
-    assert isinstance(phases, RolloutPhases) and isinstance(algorithm, RowGenerator)
-    key = digest([what_is_learned(stage), setup.prepared.taught])
+    assert isinstance(phases, RolloutSteps) and isinstance(algorithm, RowGenerator)
+    key = digest([training_settings(stage), setup.prepared.taught])
     size, count = phases.groups_per_phase, math.ceil(len(phases.prompts) / phases.groups_per_phase)
     done: list[Mapping[str, Any]] = []
     readers = _readers(directory, setup)
@@ -105,7 +105,7 @@ def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDir
                 which = range(phase * size, min(len(phases.prompts), (phase + 1) * size))
                 kept = {"key": key, **_ask(phases, algorithm, readers, which, phase)}
                 if processes.rank() == 0:
-                    atomic_files.write_whole(path, sealed({**kept, "inputs": place.inputs()}))
+                    atomic_files.write_atomic(path, sealed({**kept, "inputs": place.inputs()}))
             else:
                 phases.collector.scorer.load_state_dict(kept["scorer"])
             done.append(kept)
@@ -119,7 +119,7 @@ def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDir
     if processes.rank() == 0:
         if refused:
             print(f"{place.path.name}: {_left_out(refused)}", file=sys.stderr)
-        atomic_files.write_whole(place.export / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        atomic_files.write_atomic(place.export / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
         for choice in setup.stage.loggers:
             logger = registry.build("logger", choice).open(place.path, place.path.name, 0)
             logger.log_metrics(metrics, count)
@@ -146,7 +146,7 @@ def _no_rows(place: StageDirectory, done: Sequence[Mapping[str, Any]], refused: 
     return AlignError(f"made no row: {why}", fix, where=str(place.path))
 
 
-def _join(phases: RolloutPhases, hardware: Hardware) -> None:
+def _join(phases: RolloutSteps, hardware: Hardware) -> None:
     """Move the model to its device and join the ranks to one group, as Lightning does where there is something to fit.
 
     Ranks that wait for another give up after ``hardware.timeout`` seconds.
@@ -178,7 +178,7 @@ def _readers(directory: RunDirectory, setup: Setup) -> list[Acceptance]:
 
 
 def _ask(
-    phases: RolloutPhases, algorithm: RowGenerator, readers: Sequence[Acceptance], which: Sequence[int], phase: int
+    phases: RolloutSteps, algorithm: RowGenerator, readers: Sequence[Acceptance], which: Sequence[int], phase: int
 ) -> dict[str, Any]:
     """Sample and score one phase; return its rows, every prompt's rewards, the metrics and what was left out."""
     rollout, collector = phases.rollout, phases.collector

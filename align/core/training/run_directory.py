@@ -46,7 +46,7 @@ _SPEED_ONLY_MODEL = ("attn_implementation", "gradient_checkpointing")
 _BY_CONTENT_MODEL = ("path", "revision", "chat_template")
 
 
-def what_is_learned(stage: Stage) -> dict[str, Any]:
+def training_settings(stage: Stage) -> dict[str, Any]:
     """Return the settings that decide the weights: all but those that change speed, memory or bookkeeping only.
 
     Paths are left out: the files there are compared by content (``training.inputs``). ``stage`` is as the run
@@ -140,7 +140,7 @@ class StageDirectory:
         """
         facts = {
             "metrics": dict(metrics),
-            "settings": digest(what_is_learned(stage)),
+            "settings": digest(training_settings(stage)),
             "logs": dict(logs or {}),
             "files": atomic_files.file_sums(self.export),
         }
@@ -167,9 +167,9 @@ class StageDirectory:
         noted = self._read("stage.json", "its settings are compared with those in the checkpoints")
         if done is None and not self.begun:
             return
-        now = what_is_learned(stage)
+        now = training_settings(stage)
         # stage.json names the settings that differ; the digests in done.json and checkpoints only show that some do.
-        known = done or checkpoint.newest_facts(self.checkpoints) or {}
+        known = done or checkpoint.latest_manifest(self.checkpoints) or {}
         changed: list[str] = []
         if noted is not None:
             changed = _differences(noted["settings"], now)
@@ -202,7 +202,7 @@ class StageDirectory:
             named, rows = [*named, *rows], []
         found = {each.name: each.content() for each in named}
         noted = self._read("stage.json", None)
-        before = noted or checkpoint.newest_facts(self.checkpoints) or self._phase()
+        before = noted or checkpoint.latest_manifest(self.checkpoints) or self._phase()
         if self.begun and before is not None and (changed := list(_changed(before["inputs"], found))):
             raise AlignError(
                 "has inputs that changed since it began: " + "; ".join(changed),
@@ -210,7 +210,7 @@ class StageDirectory:
                 where=str(self.path),
             )
         facts = {
-            "settings": what_is_learned(stage),
+            "settings": training_settings(stage),
             "inputs": found,
             "rows": {each.name: each.content() for each in rows},
             "places": {each.name: each.place(output) for each in (*named, *rows)},
@@ -279,12 +279,12 @@ class RunDirectory:
         """Check every stage, then write ``run.yaml`` and open the manifest."""
         for stage in self.run.stages:
             self.stage(stage.name).check(stage, self.path, resume)
-        checkpoint.tidy(self.path)
-        atomic_files.write_whole(
+        checkpoint.remove_partial(self.path)
+        atomic_files.write_atomic(
             self.path / "run.yaml", run_file.dump(self.run).encode()
         )  # first: it marks the directory
         for stage in self.run.stages:
-            checkpoint.tidy(self.stage(stage.name).checkpoints)
+            checkpoint.remove_partial(self.stage(stage.name).checkpoints)
         self.note(
             versions={name: _version(name) for name in ("align-llm", "torch", "lightning", "transformers", "peft")},
             python=platform.python_version(),
@@ -310,7 +310,7 @@ class RunDirectory:
             self.stage(name).verify_export()
         place = self.stage(stage.name)
         place.begin(stage, self.path, self.export_of)
-        newest = checkpoint.newest_facts(place.checkpoints) or {}
+        newest = checkpoint.latest_manifest(place.checkpoints) or {}
         # Without paused_at the process died between saving the pause and reporting it: report it once, then resume.
         if newest.get("paused") and self.noted(stage.name).get("paused_at") != newest["name"]:
             self.note(stage.name, paused_at=newest["name"])

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align.core.online.collect import Asked
+from align.core.online.collect import PromptGroup
 from align.core.plugin_system.registry import registry
 from align.core.rewards.scorer import Scored
 from align.core.training.run_directory import StageDirectory
@@ -134,13 +134,13 @@ def _shortened(content: Any, head: int, tail: int) -> Text:
 # The record of a phase's answers: a file of samples, a table on the terminal, and the notice to plugins.
 
 
-class PhaseLog:
+class SampleLog:
     """A callable that gets every phase's answers, on one process."""
 
     def __init__(self, run: Run, place: StageDirectory, rollout: Rollout) -> None:
         self.run, self.place, self.rollout = run, place, rollout
 
-    def __call__(self, phase: int, asked: Sequence[Asked], scored: Sequence[Scored]) -> None:
+    def __call__(self, phase: int, asked: Sequence[PromptGroup], scored: Sequence[Scored]) -> None:
         """Write ``STAGE/samples/phase-000001.parquet``, show a table, and send the notice ``rollouts_scored``."""
         rows = _rows(asked, scored)
         if self.rollout.samples == "parquet":
@@ -150,7 +150,7 @@ class PhaseLog:
         registry.notify("rollouts_scored", run=self.run, phase=phase + 1, rollouts=rows)
 
 
-def _rows(asked: Sequence[Asked], scored: Sequence[Scored]) -> list[dict[str, Any]]:
+def _rows(asked: Sequence[PromptGroup], scored: Sequence[Scored]) -> list[dict[str, Any]]:
     rewards = iter(scored)
     rows = []
     for each in asked:

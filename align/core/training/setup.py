@@ -20,17 +20,17 @@ from align.core.data.examples import Example, Examples
 from align.core.data.mixture import Window
 from align.core.data.step_plan import FORWARD
 from align.core.engine import processes
-from align.core.engine.steps import Cutter, EpochPhases, Phases
+from align.core.engine.steps import EpochSteps, MicroBatcher, StepSource
 from align.core.engine.strategy import Strategy, footprint
 from align.core.models.loading import build_policy, load_tokenizer, notes
 from align.core.models.packing import check_lengths, layout_for, limits_for, longest_sequence
 from align.core.models.policy import Policy
 from align.core.models.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
 from align.core.online.collect import Prompts
-from align.core.online.phases import RolloutPhases
+from align.core.online.phases import RolloutSteps
 from align.core.plugin_system.registry import registry
-from align.core.training.datasets import HeldOutSet, Preparation, Prepared, StreamPhases
-from align.core.training.reward_stage import build_critic, configure, make_collector, refuse_unfit
+from align.core.training.datasets import HeldOutSet, Preparation, Prepared, StreamSteps
+from align.core.training.reward_stage import build_critic, configure, make_collector, refuse_unusable_rows
 from align.core.training.run_directory import RunDirectory
 from align.core.util.atomic_files import cache_directory
 from align.core.util.progress import working
@@ -51,8 +51,8 @@ class Setup:
     critic: Policy | None
     reference: Reference | None
     prepared: Prepared
-    cutter: Cutter
-    phases: Phases
+    cutter: MicroBatcher
+    phases: StepSource
     strategy: Strategy
     hardware: Hardware
     notes: list[Problem]
@@ -87,7 +87,7 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     preparation = Preparation(stage, tokenizer, algorithm, report, progress)
     prepared = preparation.prepare()
     if stage.rollout is not None:
-        refuse_unfit(prepared.rows.values(), [*stage.rollout.rewards, *filter(None, [stage.rollout.gold])])
+        refuse_unusable_rows(prepared.rows.values(), [*stage.rollout.rewards, *filter(None, [stage.rollout.gold])])
 
     seed_everything(stage.seed, verbose=False)
     dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
@@ -113,7 +113,7 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     size = footprint(*filter(None, (policy, critic)))
     with contract.calling(strategy, "resolve"):
         strategy = strategy.resolve(hardware, size, lambda: _chosen(hardware, size))
-    cutter = Cutter(
+    cutter = MicroBatcher(
         algorithm,
         stage.train,
         layout,
@@ -126,7 +126,7 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
     if reference is not None:
         with autocast(hardware, stage.train.precision):
             prepared = _measured(prepared, reference, policy, cutter, hardware, progress)
-    phases: Phases
+    phases: StepSource
     if isinstance(algorithm, Online):
         prompts = Prompts(prepared.train, prepared.rows)
         speaking = partial(autocast, hardware, stage.train.precision)
@@ -134,7 +134,7 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
         collector = make_collector(
             stage, tokenizer, policy, critic, reference, cutter, hardware, prepared, home, speaking
         )
-        phases = RolloutPhases(prompts, collector, algorithm, cutter, stage)
+        phases = RolloutSteps(prompts, collector, algorithm, cutter, stage)
     elif stage.data.stream:
         # A stream's rows come only while it trains, so their lengths are checked as they come.
         def tokenise(window: Window) -> Examples:
@@ -142,9 +142,9 @@ def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
             check_lengths(policy, limits, [examples])
             return examples
 
-        phases = StreamPhases(preparation.windows, tokenise, cutter, stage.train, stage.seed)
+        phases = StreamSteps(preparation.windows, tokenise, cutter, stage.train, stage.seed)
     else:
-        phases = EpochPhases(prepared.train, cutter, stage.train, stage.seed)
+        phases = EpochSteps(prepared.train, cutter, stage.train, stage.seed)
     known = [*too_long, *notes(policy, tokenizer, prepared.train)]
     return Setup(
         stage, algorithm, tokenizer, policy, critic, reference, prepared, cutter, phases, strategy, hardware, known
@@ -158,7 +158,7 @@ def autocast(hardware: Hardware, precision: str) -> AbstractContextManager[objec
 
 
 def _measured(
-    prepared: Prepared, reference: Reference, policy: Policy, cutter: Cutter, hardware: Hardware, progress: bool
+    prepared: Prepared, reference: Reference, policy: Policy, cutter: MicroBatcher, hardware: Hardware, progress: bool
 ) -> Prepared:
     """The data with reference log-probabilities where they are computed once; and the reference checked."""
     if hardware.accelerator == "cuda":

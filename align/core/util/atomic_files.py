@@ -162,7 +162,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         fsync_directory(path.parent)
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """``whole_file`` for content that is at hand."""
     with whole_file(path) as file:
         file.write(content)
@@ -244,7 +244,7 @@ def verified(raw: bytes, must: bool = True) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that ``read_json`` can verify, atomically."""
-    write_whole(path, sealed(content, indent=1))
+    write_atomic(path, sealed(content, indent=1))
 
 
 def read_json(path: Path, fix: str = "", must: bool = True) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import Tensor
 
 from align.core.algorithm import policy_loss as r
-from align.core.algorithm.advantages import join, less_mean, per_answer, rewards, scaled
+from align.core.algorithm.advantages import broadcast_to_tokens, center, divide_by_std, join, rewards
 from align.core.algorithm.base import LossOutput, Metric, token_metrics
 from align.core.algorithm.kl import KL
 from align.core.algorithm.online import Advantages, Group, Online
@@ -112,11 +112,11 @@ class GRPO(Online):
         beta = config.beta if config.kl_in == "reward" else 0.0
         found = [rewards(group, beta, config.kl_estimator) for group in groups]
         everything = join(found)
-        advantages = [less_mean(reward) for reward in found]
+        advantages = [center(reward) for reward in found]
         if config.scale_rewards != "none":
             by = found if config.scale_rewards == "group" else [everything] * len(found)
-            advantages = [scaled(a, own) for a, own in zip(advantages, by, strict=True)]
-        return per_answer(groups, advantages, config.mask_truncated_completions)
+            advantages = [divide_by_std(a, own) for a, own in zip(advantages, by, strict=True)]
+        return broadcast_to_tokens(groups, advantages, config.mask_truncated_completions)
 
     def loss(self, batch: Batch) -> LossOutput:
         """One value per token, or per answer, for the policy and for the KL."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from align.core.algorithm.advantages import kept, rewards
+from align.core.algorithm.advantages import loss_mask, rewards
 from align.core.algorithm.base import LossOutput, LossTerm, Metric, logistic, preference_metrics
 from align.core.algorithm.online import Advantages, Group, Online, sequence_of
 from align.core.data.batch import Batch
@@ -45,7 +45,7 @@ class OnlineDPO(Online):
 
     def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """Nothing for tokens: who is compared with whom is all."""
-        return Advantages({}, kept(groups))
+        return Advantages({}, loss_mask(groups))
 
     def examples(self, groups: Sequence[Group], advantages: Advantages) -> list[list[Example]]:
         """A pair for each group whose best and worst rewards differ."""

@@ -17,7 +17,7 @@ from align.core.algorithm.advantages import (
     finite,
     gae,
     join,
-    kept,
+    loss_mask,
     rewards,
     token_rewards,
     whiten,
@@ -133,7 +133,7 @@ class PPO(Online):
 
     def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """GAE over each answer's tokens; then the KL controller moves beta for the next phase."""
-        config, keep = self.config, kept(groups)
+        config, keep = self.config, loss_mask(groups)
         answers = [e for group in groups for e in group]
         score_N = join([rewards(group) for group in groups])
         score_N -= config.missing_eos_penalty * np.array([e.finish == "length" for e in answers])

@@ -16,11 +16,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from align.core.algorithm import policy_loss as r
 from align.core.algorithm.advantages import (
     Numbers,
+    center,
     divergence,
     finite,
     join,
-    kept,
-    less_mean,
+    loss_mask,
     mean,
     reward_to_go,
     rewards,
@@ -108,12 +108,10 @@ class Reinforce(Online):
 
     def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """Rewards less the baseline, and what each token's KL costs, summed up from the end."""
-        config, keep = self.config, kept(groups, self.config.mask_truncated_completions)
+        config, keep = self.config, loss_mask(groups, self.config.mask_truncated_completions)
         found = [rewards(group) for group in groups]
         baseline = self._baseline(join(found))
-        score_N = join(
-            [less_mean(reward_G) if config.baseline == "group" else reward_G - baseline for reward_G in found]
-        )
+        score_N = join([center(reward_G) if config.baseline == "group" else reward_G - baseline for reward_G in found])
         answers = [e for group in groups for e in group]
         kl = [divergence(e, config.kl_estimator) if self.measures_logp else np.zeros(len(e.tokens)) for e in answers]
         score_N = np.where(keep, score_N, np.nan)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align.core.algorithm.advantages import join, less_siblings, mean, per_answer, rewards, scaled
+from align.core.algorithm.advantages import broadcast_to_tokens, divide_by_std, join, leave_one_out, mean, rewards
 from align.core.algorithm.base import LossOutput, LossTerm, Metric, token_metrics
 from align.core.algorithm.online import Advantages, Group, Online
 from align.core.algorithm.policy_loss import clip_metrics, clipped, product_ratio
@@ -67,11 +67,11 @@ class RLOO(Online):
 
     def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
         """R_i less the mean of its siblings."""
-        advantages = [less_siblings(rewards(group, self.config.beta)) for group in groups]
+        advantages = [leave_one_out(rewards(group, self.config.beta)) for group in groups]
         if self.config.normalize_advantages:
             everything = join(advantages)
-            advantages = [scaled(a - mean(everything), everything) for a in advantages]
-        return per_answer(groups, advantages, self.config.mask_truncated_completions)
+            advantages = [divide_by_std(a - mean(everything), everything) for a in advantages]
+        return broadcast_to_tokens(groups, advantages, self.config.mask_truncated_completions)
 
     def loss(self, batch: Batch) -> LossOutput:
         """One value per answer."""

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger as LightningLogger
 
 from align.core.engine.logger import Logger
-from align.core.util.atomic_files import naming, set_aside, write_whole
+from align.core.util.atomic_files import naming, set_aside, write_atomic
 from align.core.util.metrics_file import chain_row, chain_rows, read_rows
 from align.schemas.errors import Problem
 
@@ -88,7 +88,7 @@ class CSVFile(LightningLogger):
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self.path, text.getvalue().encode())
+        write_atomic(self.path, text.getvalue().encode())
 
 
 def _text(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
 
 from align.core.rewards.base import NO_TOKENS, Answer, Place, Reward, Score, Unit, pieces
-from align.core.rewards.scorer import Opened, reward_of
+from align.core.rewards.scorer import RunningReward, reward_of
 from align.schemas.run import BESIDE_REWARD, RewardChoice, spelt_out
 
 Judge = Annotated[RewardChoice, BeforeValidator(lambda value: spelt_out(value, BESIDE_REWARD))]
@@ -84,12 +84,12 @@ class Length(Reward):
             return self
 
     config: Config
-    _judge: Opened | None = None
+    _judge: RunningReward | None = None
 
     def open(self, place: Place) -> None:
         """Open the reward that says what is right."""
         if self.config.shape == "cosine":
-            self._judge = Opened(self.config.correct, place)
+            self._judge = RunningReward(self.config.correct, place)
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
         """As the reward that says what is right."""

@@ -21,7 +21,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align.core.engine.checkpoint import everyone
+from align.core.engine.checkpoint import all_gather_objects
 from align.core.engine.processes import rank
 from align.core.generation.base import Floats, Interrupt, Sample, Tokens
 from align.core.util.atomic_files import sha256
@@ -58,7 +58,7 @@ class Server:
             except AlignError as error:
                 trouble = error
         if config.url is None:
-            url, key, failed = everyone((url, key, None if trouble is None else str(trouble)))[0]
+            url, key, failed = all_gather_objects((url, key, None if trouble is None else str(trouble)))[0]
             if failed is not None:
                 raise trouble or AlignError(failed, where=WHERE)
         assert url is not None
@@ -93,14 +93,14 @@ class Server:
 
     def sync(self, policy: Policy, version: int) -> None:
         """Send the policy's weights, in two phases: everything is there and checked before any of it is taken."""
-        label = everyone(f"{secrets.token_hex(8)}-{version}")[0]
+        label = all_gather_objects(f"{secrets.token_hex(8)}-{version}")[0]
         self.label = ""  # whatever fails from here on, no answer counts
         failed: AlignError | None = None
         if self.config.weights == "nccl":
             self._send(policy, label)
         else:
             failed = self._write(policy, label)
-        troubles = everyone(None if failed is None else str(failed))
+        troubles = all_gather_objects(None if failed is None else str(failed))
         if failed is not None:
             raise failed
         if told := [trouble for trouble in troubles if trouble is not None]:
