@@ -3,8 +3,9 @@
 [rules.md](rules.md) explains how advice comes about and how to write a rule.
 """
 
-from align.advisor.facts import Conflict, Facts
-from align.advisor.known import (
+from align.advisor.data_budget import big, denied, enough, fewer, some, stock, tokens
+from align.advisor.measured_evidence import apart, best_prompt, lookup_helps, rescaled, rows_to_settle, target
+from align.advisor.predicates import (
     AUTOMATIC,
     CHANGING,
     DATA_OF,
@@ -27,9 +28,8 @@ from align.advisor.known import (
     wants_behaviour,
     wants_scorer,
 )
-from align.advisor.measured import apart, best_prompt, lookup_helps, rescaled, rows_to_settle, target
+from align.advisor.project_facts import Conflict, Facts
 from align.advisor.rule import Ask, Finding, Option, RuleResult, Warn, Weight
-from align.advisor.stock import big, denied, enough, fewer, some, stock, tokens
 from align.advisor.thresholds import Thresholds
 from align.schemas.project import DataKind
 

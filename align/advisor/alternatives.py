@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from align.advisor.facts import Evidence, Facts, from_form
-from align.advisor.flips import neutral, reasons_for, told
-from align.advisor.known import ONLINE
-from align.advisor.plan import Decision, decide
+from align.advisor.counterfactuals import neutral, reasons_for, told
+from align.advisor.decision import Decision, decide
+from align.advisor.predicates import ONLINE
+from align.advisor.project_facts import Evidence, Facts, from_form
 from align.advisor.rule import Rule
+from align.advisor.select import LADDER
 from align.advisor.thresholds import Thresholds
-from align.advisor.weigh import LADDER
 from align.schemas.advice import Advice, Alternative
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.project import DataSet, Project

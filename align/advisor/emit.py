@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from os.path import isdir
 from typing import Any
 
-from align.advisor.known import ALGORITHM, DATA_OF, SAMPLING
+from align.advisor.predicates import ALGORITHM, DATA_OF, SAMPLING
 from align.advisor.thresholds import Thresholds, shipped
 from align.schemas.advice import Advice, Algorithm, Step
 from align.schemas.errors import AlignError

@@ -17,12 +17,12 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from align.advisor import text as rules
-from align.advisor.facts import Evidence, Status
-from align.advisor.fields import FieldOf, fields
+from align.advisor.form_fields import FieldOf, fields
+from align.advisor.project_facts import Evidence, Status
 from align.advisor.text.lexicon import LANGUAGES
 from align.advisor.text.number import Number
-from align.advisor.text.numbers import numbers
-from align.advisor.text.words import cut
+from align.advisor.text.number_grammar import numbers
+from align.advisor.text.sentences import cut
 from align.schemas.text import visible
 
 Asker = Callable[[str, dict[str, Any]], str]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from align.advisor.facts import Facts
+from align.advisor.project_facts import Facts
 
 Option = Literal["prompting", "rag", "continual_pretraining", "post_training", "best_of_n", "insufficient"]
 Weight = Literal["hard", "soft", "veto"]

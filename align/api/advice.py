@@ -11,13 +11,13 @@ from typing import Any
 from align import __version__
 from align.advisor import alternatives
 from align.advisor.alternatives import WhyNot
-from align.advisor.ask import Question, interview
-from align.advisor.ask import of_file as read_answers
-from align.advisor.decide import advise as decide
-from align.advisor.estimate.shape import of_directory
-from align.advisor.facts import Evidence, Facts, Source, from_form
-from align.advisor.gathering import gather
-from align.advisor.measured import added
+from align.advisor.assemble import advise as decide
+from align.advisor.estimate.model_shape import of_directory
+from align.advisor.interview import Question, interview
+from align.advisor.interview import of_file as read_answers
+from align.advisor.measured_evidence import added
+from align.advisor.merge_evidence import gather
+from align.advisor.project_facts import Evidence, Facts, Source, from_form
 from align.advisor.rule import Rule
 from align.advisor.text import read
 from align.advisor.thresholds import Thresholds

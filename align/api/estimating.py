@@ -8,10 +8,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from align.advisor.estimate.knobs import Asked
-from align.advisor.estimate.report import StageEstimate, estimated
-from align.advisor.estimate.shape import Shape, named_size, of_directory, typical
-from align.advisor.estimate.work import read_prices
+from align.advisor.estimate.model_shape import Shape, named_size, of_directory, typical
+from align.advisor.estimate.remedies import Asked
+from align.advisor.estimate.stage_estimate import StageEstimate, estimated
+from align.advisor.estimate.training_cost import read_prices
 from align.api.inputs import RunLike, as_run
 from align.core.estimation.resolved_stage import ResolvedStage, resolve_stage
 from align.core.util.hardware import present
@@ -47,7 +47,7 @@ class RunEstimate:
         """Return the text that ``align estimate`` prints, without colours."""
         from rich.console import Console
 
-        from align.advisor.estimate.show import show
+        from align.advisor.estimate.show_estimate import show
 
         console = Console(file=StringIO(), width=100, highlight=False, soft_wrap=True, color_system=None)
         with console.capture() as captured:

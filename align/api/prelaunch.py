@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import get_args
 
-from align.advisor.facts import Evidence
-from align.advisor.known import DATA_OF
+from align.advisor.predicates import DATA_OF
+from align.advisor.project_facts import Evidence
 from align.advisor.render import render
 from align.api.advice import AdviceCase
 from align.core.config.project_file import Brief

@@ -20,7 +20,7 @@ from align.cli.progress import quiet, show_progress
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from align.advisor.ask import Question
+    from align.advisor.interview import Question
     from align.api.advice import AdviceCase
     from align.core.config.project_file import Brief
     from align.schemas.advice import Advice
@@ -140,7 +140,7 @@ def init(file: Path) -> None:
     Example:
       align advise init brief.yaml
     """
-    from align.advisor.form import blank
+    from align.advisor.blank_form import blank
 
     _write(file, blank(str(file)), force=None)
     click.echo(f"{file}: fill in what you know, then: align advise {file}")
@@ -164,7 +164,7 @@ def _brief(path: str | None, text: str | None, *, ask: bool) -> Brief:
 
 def _prompt(question: Question) -> Any:
     """Ask at the terminal until the answer is one; an empty one is unknown. Raises EOFError at the end of input."""
-    from align.advisor.ask import parsed
+    from align.advisor.interview import parsed
 
     click.echo(f"\n{question.text}", err=True)
     for number, choice in enumerate(question.choices, 1):

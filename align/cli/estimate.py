@@ -63,7 +63,7 @@ def estimate(
     else:
         from rich.console import Console
 
-        from align.advisor.estimate.show import show
+        from align.advisor.estimate.show_estimate import show
 
         console = Console(highlight=False, soft_wrap=True)
         for stage in found.stages:

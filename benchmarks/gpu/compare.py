@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from align.advisor.estimate import engine
-from align.advisor.estimate.memory import BASE
-from align.advisor.estimate.shape import from_config
+from align.advisor.estimate import engine_memory
+from align.advisor.estimate.memory_formulas import BASE
+from align.advisor.estimate.model_shape import from_config
 from align.core.estimation.batches import needs_of
 from align.core.plugin_system.registry import registry
 from align.schemas.engine import Batches, Micro
@@ -42,8 +42,10 @@ def estimated(check: dict[str, Any]) -> dict[str, float]:
     batches = Batches(
         micros, answers, answers // needs.group, check["prompt_tokens"] or 0, check["max_tokens"] or 0, measured=True
     )
-    how = engine.held(stage, "cuda", 1)
-    phases = engine.estimate_stage(stage, needs, from_config({"model_type": "llama", **check["config"]}), how, batches)
+    how = engine_memory.held(stage, "cuda", 1)
+    phases = engine_memory.estimate_stage(
+        stage, needs, from_config({"model_type": "llama", **check["config"]}), how, batches
+    )
     return {phase: sum(parts.values()) - BASE + WORKSPACES for phase, parts in phases.items()}
 
 

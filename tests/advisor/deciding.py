@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from align.advisor.decide import advise
-from align.advisor.facts import Facts, from_form
-from align.advisor.gathering import gather
+from align.advisor.assemble import advise
+from align.advisor.merge_evidence import gather
+from align.advisor.project_facts import Facts, from_form
 from align.advisor.rule import Rule
 from align.advisor.thresholds import Thresholds
 from align.core.plugin_system.registry import registry

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from align.advisor.facts import Evidence
+from align.advisor.project_facts import Evidence
 
 NUMBERS = {
     "rules": ("behaviour.rules_count",),

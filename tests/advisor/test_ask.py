@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.advisor.ask import (
+from align.advisor.assemble import advise
+from align.advisor.form_fields import fields
+from align.advisor.interview import (
     MOST,
     Question,
     disagreement,
@@ -21,10 +23,8 @@ from align.advisor.ask import (
     questions,
     said,
 )
-from align.advisor.decide import advise
-from align.advisor.facts import Evidence
-from align.advisor.fields import fields
-from align.advisor.gathering import gather
+from align.advisor.merge_evidence import gather
+from align.advisor.project_facts import Evidence
 from align.advisor.thresholds import Thresholds
 from align.core.plugin_system.registry import registry
 from align.schemas.advice import Advice

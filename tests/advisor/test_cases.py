@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.advisor.gathering import gather
+from align.advisor.merge_evidence import gather
 from align.advisor.text import read
 from tests.advisor import grading
 from tests.advisor.deciding import advice

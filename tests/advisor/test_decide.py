@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from align.advisor.alternatives import CLASSES, OPTIONS, compare, suppose, what_if, why_not
-from align.advisor.decide import advise
-from align.advisor.facts import Evidence, Facts, from_form
-from align.advisor.gate import detectable, rows_needed
-from align.advisor.gathering import gather
-from align.advisor.plan import decide
+from align.advisor.assemble import advise
+from align.advisor.decision import decide
+from align.advisor.default_settings import algorithms
+from align.advisor.eval_plan import detectable, rows_needed
+from align.advisor.merge_evidence import gather
+from align.advisor.project_facts import Evidence, Facts, from_form
 from align.advisor.rule import Ask, Finding
-from align.advisor.starts import algorithms
 from align.advisor.thresholds import Thresholds
 from align.core.plugin_system.registry import config_of, registry
 from align.core.plugin_system.settings import check

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from align.advisor.default_settings import algorithms
 from align.advisor.emit import OUTPUT, comments, emit
-from align.advisor.facts import Facts, Plan, from_form
-from align.advisor.gathering import gather
-from align.advisor.starts import algorithms
+from align.advisor.merge_evidence import gather
+from align.advisor.project_facts import Facts, Plan, from_form
 from align.advisor.thresholds import Thresholds
 from align.cli import main
 from align.core.config import run_file, yaml_loader

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.advisor.estimate import activations, engine, work
-from align.advisor.estimate.engine import Held
-from align.advisor.estimate.knobs import Asked, strategy_of
-from align.advisor.estimate.report import StageEstimate, estimated, load_of
-from align.advisor.estimate.shape import Shape, typical
-from align.advisor.estimate.show import blocks, size
-from align.advisor.estimate.work import Load
+from align.advisor.estimate import activations, engine_memory, training_cost
+from align.advisor.estimate.engine_memory import Held
+from align.advisor.estimate.model_shape import Shape, typical
+from align.advisor.estimate.remedies import Asked, strategy_of
+from align.advisor.estimate.show_estimate import blocks, size
+from align.advisor.estimate.stage_estimate import StageEstimate, estimated, load_of
+from align.advisor.estimate.training_cost import Load
 from align.schemas import gpus
 from align.schemas.engine import Batches, Micro, Needs
 from align.schemas.run import Stage
@@ -36,7 +36,7 @@ def stage(algorithm: str = "sft", **sections: object) -> Stage:
 
 def test_parameters_by_hand() -> None:
     assert SMALL.params == 2792
-    assert engine.parameters(SMALL, language=False) == 2792 - 800 + 8
+    assert engine_memory.parameters(SMALL, language=False) == 2792 - 800 + 8
 
 
 def test_what_a_token_keeps_by_hand() -> None:
@@ -50,7 +50,7 @@ def test_what_a_token_keeps_by_hand() -> None:
 def test_a_step_of_several_micro_batches_by_hand() -> None:
     """Fullest before the second one's backward: weights, moments, whole gradients, activations, three chunks."""
     micro = Micro(rows=2, width=4, scored=5, padded=False)
-    phases = engine.estimate_stage(stage(), Needs(), SMALL, WHOLE, Batches((micro, micro)))
+    phases = engine_memory.estimate_stage(stage(), Needs(), SMALL, WHOLE, Batches((micro, micro)))
     token = 4 * (2 * (8 + 8 + 8) + (8 + 4 + 4 + 8) + 2 + 4 * 16)
     kept = 8 * (2 * token + 2 * 4 * 4 + 8 * 8) + 5 * 2 * 4 * 8
     assert phases["training"] == {
@@ -66,7 +66,7 @@ def test_a_reference_costs_a_copy_only_where_nothing_else_serves() -> None:
     def reference(needs: Needs, **model: object) -> float:
         asked = stage(model={"path": "m", **model})
         how = replace(WHOLE, rank=4 if model else 0)
-        return engine.networks(asked, needs, SMALL, how).get("reference", 0.0)
+        return engine_memory.networks(asked, needs, SMALL, how).get("reference", 0.0)
 
     assert reference(Needs(reference=True, ahead=True)) == 0  # computed once, before training
     assert reference(Needs(reference=True, ahead=False)) == 4 * 2792
@@ -74,8 +74,8 @@ def test_a_reference_costs_a_copy_only_where_nothing_else_serves() -> None:
 
 
 def test_a_critic_is_a_second_model_with_a_head_of_one_row() -> None:
-    alone = engine.networks(stage(), Needs(), SMALL, WHOLE)
-    both = engine.networks(stage(), Needs(critic=True), SMALL, WHOLE)
+    alone = engine_memory.networks(stage(), Needs(), SMALL, WHOLE)
+    both = engine_memory.networks(stage(), Needs(critic=True), SMALL, WHOLE)
     assert both["critic"] == 4 * 2000
     assert both["optimizer"] - alone["optimizer"] == 8 * 2000
 
@@ -83,17 +83,17 @@ def test_a_critic_is_a_second_model_with_a_head_of_one_row() -> None:
 def test_fsdp_splits_what_ddp_repeats() -> None:
     micro = Batches((Micro(1, 2, 1),) * 2)
     ddp = replace(WHOLE, devices=4, accelerator="cuda")
-    parts = engine.estimate_stage(stage(), Needs(), SMALL, ddp, micro)["training"]
-    split = engine.estimate_stage(stage(), Needs(), SMALL, replace(ddp, split=True), micro)["training"]
+    parts = engine_memory.estimate_stage(stage(), Needs(), SMALL, ddp, micro)["training"]
+    split = engine_memory.estimate_stage(stage(), Needs(), SMALL, replace(ddp, split=True), micro)["training"]
     assert split["weights"] == parts["weights"] / 4 and split["optimizer"] == parts["optimizer"] / 4
     assert split["gathered"] == 4 * (2 * 592 + 2 * 800)
-    one = engine.estimate_stage(stage(), Needs(), SMALL, replace(ddp, devices=1), micro)["training"]
+    one = engine_memory.estimate_stage(stage(), Needs(), SMALL, replace(ddp, devices=1), micro)["training"]
     assert parts["gradients"] - one["gradients"] == 4 * 2792  # buckets beside them
 
 
 def test_generation_holds_the_cache_and_the_gradients_of_the_step_before() -> None:
     batches = Batches((Micro(1, 8, 4),), answers=300, prompts=100, prompt=10, answer=30)
-    parts = engine.estimate_stage(stage("grpo"), Needs(online=True), SMALL, WHOLE, batches)["generation"]
+    parts = engine_memory.estimate_stage(stage("grpo"), Needs(online=True), SMALL, WHOLE, batches)["generation"]
     assert parts["kv_cache"] == 2 * 2 * 1 * 4 * 4 * 300 * 40
     assert parts["gradients"] == 4 * 2792
     assert "activations" in parts
@@ -114,7 +114,7 @@ Needed = st.builds(Needs, reference=st.booleans(), ahead=st.booleans(), online=s
 
 
 def total(how: Held, needs: Needs, batches: Batches, shape: Shape = SMALL) -> float:
-    phases = engine.estimate_stage(stage("grpo"), needs, shape, how, batches)
+    phases = engine_memory.estimate_stage(stage("grpo"), needs, shape, how, batches)
     return max(sum(parts.values()) for parts in phases.values())
 
 
@@ -173,10 +173,10 @@ def test_every_gpu_can_be_estimated_or_the_missing_figure_is_named(device: gpus.
 
 def test_bandwidth_is_missed_only_where_answers_are_sampled() -> None:
     shape, device = typical(1), replace(gpus.devices()["H100"], bandwidth=None)
-    assert work.lacking(device, Load(1e6)) == ""
-    assert work.lacking(device, Load(1e6, made=1e5)) == "memory bandwidth in TB/s"
-    assert work.estimate(shape, Load(1e6, made=1e5), "full", device, 1).gpu_hours is None
-    assert work.estimate(shape, Load(1e6), "full", device, 1).gpu_hours is not None
+    assert training_cost.lacking(device, Load(1e6)) == ""
+    assert training_cost.lacking(device, Load(1e6, made=1e5)) == "memory bandwidth in TB/s"
+    assert training_cost.estimate(shape, Load(1e6, made=1e5), "full", device, 1).gpu_hours is None
+    assert training_cost.estimate(shape, Load(1e6), "full", device, 1).gpu_hours is not None
 
 
 def test_auto_takes_ddp_where_a_replica_fits() -> None:

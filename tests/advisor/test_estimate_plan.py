@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.advisor.estimate import memory, strategy
-from align.advisor.estimate.memory import Setting
-from align.advisor.estimate.plan import plan_fit
-from align.advisor.estimate.shape import typical
-from align.advisor.facts import Facts
-from align.advisor.known import DATA_OF
+from align.advisor.estimate import memory_formulas, memory_plans
+from align.advisor.estimate.memory_formulas import Setting
+from align.advisor.estimate.model_shape import typical
+from align.advisor.estimate.plan_fit import plan_fit
+from align.advisor.predicates import DATA_OF
+from align.advisor.project_facts import Facts
 from align.advisor.thresholds import shipped
 from align.schemas.advice import Assumption, Estimate, HardwareFit, Step
 from align.schemas.errors import AlignError
@@ -144,7 +144,7 @@ def test_any_project_gets_an_answer_and_the_same_one(stages: list[str], form: di
     assert (found, spent, assumed) == taken(stages, **form)
     assert len({each.fact for each in assumed}) == len(assumed)
     if found is not None and found.capacity_gb is not None and found.chosen is not None:
-        assert found.chosen.verdict in ("fits", "tight") and found.chosen.strategy not in strategy.FOREIGN
+        assert found.chosen.verdict in ("fits", "tight") and found.chosen.strategy not in memory_plans.FOREIGN
 
 
 @given(Sizes, st.integers(1, 16), st.floats(8, 200), st.floats(1, 4))
@@ -163,16 +163,16 @@ def test_more_memory_never_stops_it_from_fitting(size: float, gpus: int, held: f
 def test_splitting_more_never_takes_more(size: float, devices: int, tokens: int) -> None:
     shape, setting = typical(size), Setting(devices=devices, tokens=tokens)
     totals = [
-        sum(memory.training(shape, Setting(sharding=each, devices=devices, tokens=tokens)).values())
+        sum(memory_formulas.training(shape, Setting(sharding=each, devices=devices, tokens=tokens)).values())
         for each in ("ddp", "zero1")
     ]
     assert totals[0] >= totals[1]
-    one = sum(memory.states(shape, setting).values())
+    one = sum(memory_formulas.states(shape, setting).values())
     assert one == pytest.approx(16 * shape.params)
 
 
 def test_tight_lies_between() -> None:
-    assert [strategy.verdict(total, 100) for total in (90, 90.1, 100, 100.1)] == [
+    assert [memory_plans.verdict(total, 100) for total in (90, 90.1, 100, 100.1)] == [
         "fits",
         "tight",
         "tight",

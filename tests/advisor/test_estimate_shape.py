@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.advisor.estimate.shape import Shape, from_config, of_directory, typical
+from align.advisor.estimate.model_shape import Shape, from_config, of_directory, typical
 from align.schemas import gpus
 from align.schemas.errors import AlignError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from align.advisor.form import blank
+from align.advisor.blank_form import blank
 from align.core.config.project_file import read
 from align.schemas.project import DataSet, Project
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from align.advisor.facts import Evidence, Facts, from_form
-from align.advisor.gathering import gather
+from align.advisor.merge_evidence import gather
+from align.advisor.project_facts import Evidence, Facts, from_form
 from align.schemas.project import Project
 
 

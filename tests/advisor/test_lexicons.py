@@ -7,10 +7,10 @@ import yaml
 
 from align.advisor.text.languages import languages_of
 from align.advisor.text.lexicon import FOLDER, LANGUAGES, Lexicon, lexicon
-from align.advisor.text.words import cut
+from align.advisor.text.sentences import cut
 from align.schemas.project import DataKind, Method, Project, Tried
 
-ENGINE = "".join((FOLDER.parent / f"{name}.py").read_text(encoding="utf-8") for name in ("cues", "settle"))
+ENGINE = "".join((FOLDER.parent / f"{name}.py").read_text(encoding="utf-8") for name in ("cues", "resolve"))
 LEXICONS = sorted({*LANGUAGES, "xx"})
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.advisor.facts import Facts, from_form
-from align.advisor.gathering import gather
-from align.advisor.measured import added, apart, rows_to_settle
+from align.advisor.measured_evidence import added, apart, rows_to_settle
+from align.advisor.merge_evidence import gather
+from align.advisor.project_facts import Facts, from_form
 from align.advisor.rule import Ask, Finding, Warn
 from align.core.evaluation.statistics import Z95, wilson
 from align.plugins.rules import measured as rules

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.advisor import text as words
-from align.advisor.decide import advise
-from align.advisor.facts import Evidence, Status
-from align.advisor.fields import KINDS, fields
-from align.advisor.gathering import gather
+from align.advisor.assemble import advise
+from align.advisor.form_fields import KINDS, fields
+from align.advisor.merge_evidence import gather
 from align.advisor.model_parser import LONGEST, MOST, Asker, find, prompt, read, schema
+from align.advisor.project_facts import Evidence, Status
 from align.core.inference import json_client as askers
 from align.core.inference.json_client import Recorded, local
 from align.schemas.errors import AlignError

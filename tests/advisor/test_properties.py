@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.advisor.facts import Evidence, from_form
-from align.advisor.gathering import gather
+from align.advisor.merge_evidence import gather
+from align.advisor.project_facts import Evidence, from_form
 from align.schemas.advice import Advice
 from align.schemas.project import DataKind, Method, Project, Tried
 from tests.advisor.deciding import advice, corpus, facts, rows, stages, warned

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.advisor.gathering import gather
+from align.advisor.merge_evidence import gather
 from align.advisor.text import read
 from align.schemas.advice import Advice
 from tests.advisor.deciding import advice

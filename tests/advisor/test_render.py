@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.advisor.render import FORMATS, Format, Written, render
+from align.advisor.render.html_page import shares
 from align.advisor.render.outline import Bar, outline
-from align.advisor.render.page import shares
-from align.advisor.render.place import Region
+from align.advisor.render.source_location import Region
 from align.schemas.advice import Advice, Quote, Range
 from tests.advisor.advices import BRIEF, everywhere, full, insufficient
 from tests.core.reports import Shape

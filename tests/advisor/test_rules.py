@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.advisor.facts import Plan
+from align.advisor.project_facts import Plan
 from align.advisor.rule import Ask, Finding, Warn
 from align.schemas.advice import Fit, HardwareFit, Step
 from align.schemas.project import Project

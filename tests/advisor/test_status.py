@@ -2,9 +2,9 @@
 
 import pytest
 
+from align.advisor.text.assertion_status import Scopes
 from align.advisor.text.lexicon import lexicon
-from align.advisor.text.status import Scopes
-from align.advisor.text.words import cut
+from align.advisor.text.sentences import cut
 
 SAID = [
     ("We have no labels.", "labels", "negated"),

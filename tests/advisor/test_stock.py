@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.advisor.stock import big, denied, enough, some, stock, tokens
+from align.advisor.data_budget import big, denied, enough, some, stock, tokens
 from align.schemas.project import DataSet
 from tests.advisor.deciding import LIMIT, facts, rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from align.advisor.text import read
-from align.advisor.text.subject import WORDS
+from align.advisor.text.topic import WORDS
 
 
 def goals(text: str) -> list[str]:

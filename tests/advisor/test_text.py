@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from align.advisor.gathering import gather
+from align.advisor.merge_evidence import gather
 from align.advisor.text import read
 
 

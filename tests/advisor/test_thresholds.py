@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from align.advisor.estimate.plan import GROUP, plan_fit
-from align.advisor.facts import Facts
+from align.advisor.estimate.plan_fit import GROUP, plan_fit
+from align.advisor.project_facts import Facts
 from align.advisor.thresholds import Floor, Thresholds, shipped
 from align.core.plugin_system.registry import config_of, registry
 from align.schemas.advice import Step

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from align.advisor.estimate.shape import Shape
+from align.advisor.estimate.model_shape import Shape
 from align.schemas.engine import Micro
 
 

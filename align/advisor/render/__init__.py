@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from align.advisor.render.place import Written
+from align.advisor.render.source_location import Written
 from align.schemas.advice import Advice
 
 __all__ = ["FORMATS", "Format", "Written", "render"]
@@ -31,9 +31,9 @@ def render(
 
         return markdown.render(advice)
     if format == "html":
-        from align.advisor.render import page
+        from align.advisor.render import html_page
 
-        return page.render(advice)
-    from align.advisor.render import findings
+        return html_page.render(advice)
+    from align.advisor.render.annotations import github, sarif
 
-    return {"sarif": findings.sarif, "github": findings.github}[format](advice, brief)
+    return {"sarif": sarif, "github": github}[format](advice, brief)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from align.advisor.known import DATA_OF
+from align.advisor.predicates import DATA_OF
 from align.schemas.advice import Advice, Fit, HardwareFit, Quote, Range
 from align.schemas.text import number
 

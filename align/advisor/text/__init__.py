@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from align.advisor.facts import Evidence
+from align.advisor.project_facts import Evidence
 from align.advisor.text.cues import cues
-from align.advisor.text.datasets import datasets, kind_told
+from align.advisor.text.data_sizes import datasets, kind_told
 from align.advisor.text.enumerations import enumerated
-from align.advisor.text.hardware import hardware
+from align.advisor.text.hardware_mentions import hardware
 from align.advisor.text.languages import languages_of, name
-from align.advisor.text.numbers import parse
+from align.advisor.text.number_grammar import parse
 from align.advisor.text.quantities import quantities
-from align.advisor.text.scene import Scene, moved
-from align.advisor.text.settle import settled
-from align.advisor.text.subject import Subject
-from align.advisor.text.words import cut, sentences
+from align.advisor.text.resolve import settled
+from align.advisor.text.sentence_context import Scene, moved
+from align.advisor.text.sentences import cut, sentences
+from align.advisor.text.topic import Subject
 
 __all__ = ["Reading", "parse", "read"]
 

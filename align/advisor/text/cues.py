@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
-from align.advisor.facts import Evidence, Status
+from align.advisor.project_facts import Evidence, Status
 from align.advisor.text.lexicon import Match
-from align.advisor.text.scene import Scene
+from align.advisor.text.sentence_context import Scene
 from align.schemas.project import DataKind
 
 WISH_REACH = 9

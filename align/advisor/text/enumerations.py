@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from align.advisor.facts import Evidence
-from align.advisor.text.scene import Scene, moved
-from align.advisor.text.words import cut
+from align.advisor.project_facts import Evidence
+from align.advisor.text.sentence_context import Scene, moved
+from align.advisor.text.sentences import cut
 
 _ITEM = re.compile(r"^[ \t]{0,8}(?:[-*•]|\(?\d{1,2}[.)]|\(?[a-z]\))[ \t]+\S.*$", re.MULTILINE)
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")

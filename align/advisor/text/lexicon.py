@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from align.advisor.text.words import Sentence
+from align.advisor.text.sentences import Sentence
 
 FOLDER = Path(__file__).parent / "lexicons"
 LANGUAGES = ("en", "de", "es", "zh")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from align.advisor.text.lexicon import Match
 from align.advisor.text.number import Number
-from align.advisor.text.scene import Scene
+from align.advisor.text.sentence_context import Scene
 
 PHRASE = 7
 """Words behind a number in which its noun stands (twelve characters in Chinese)."""

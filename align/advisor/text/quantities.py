@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from align.advisor.facts import Evidence, Status
-from align.advisor.text.hardware import FAMILIES
+from align.advisor.project_facts import Evidence, Status
+from align.advisor.text.hardware_mentions import FAMILIES
 from align.advisor.text.nouns import noun, noun_before
 from align.advisor.text.number import Number
-from align.advisor.text.scene import Scene
-from align.advisor.text.shares import is_score, is_target, share
+from align.advisor.text.percentages import is_score, is_target, share
+from align.advisor.text.sentence_context import Scene
 
 DAYS = {"unit:day": 1.0, "unit:week": 7.0, "unit:month": 30.0}
 SECONDS = {"unit:second": 1.0, "unit:millisecond": 0.001, "unit:minute": 60.0}

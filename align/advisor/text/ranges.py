@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from align.advisor.text.number import Number, exact
-from align.advisor.text.spelling import Vocabulary
-from align.advisor.text.words import Sentence
+from align.advisor.text.number_words import Vocabulary
+from align.advisor.text.sentences import Sentence
 
 WHOLES = frozenset((3, 4, 5, 8, 10, 20, 50, 100, 1000))
 """Behind "of" these make a share: 61 of 100."""

@@ -11,7 +11,7 @@ from align.core.data.lint.text_statistics import Lengths
 from align.core.report import chart as size
 from align.core.report.page import STYLE
 from align.core.util.atomic_files import write_atomic
-from align.schemas.page import html
+from align.schemas.html_template import html
 from align.schemas.text import number
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from align.core.report.facts import chosen, facts
 from align.core.report.read import RunFacts, StageFacts, read_run
 from align.core.report.table import Figure, Row, Table
 from align.core.util.atomic_files import write_atomic
-from align.schemas.page import html
+from align.schemas.html_template import html
 
 __all__ = ["STYLE", "Answer", "Figure", "Row", "Sample", "Table", "write_report"]
 

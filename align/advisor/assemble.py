@@ -1,0 +1,177 @@
+"""Facts, thresholds and rules make advice. Pure: no clock, no network, no registry; the same facts give the same bytes.
+
+Rules are asked twice. First without a plan: what they find decides. Then with the plan as a fact: what they warn of and
+ask is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from align.advisor import default_settings, input_hashes
+from align.advisor.alternatives import alternatives
+from align.advisor.data_requirements import assumptions, needs, unsteady
+from align.advisor.decision import Decision, decide
+from align.advisor.estimate.plan_fit import plan_fit
+from align.advisor.eval_plan import gate
+from align.advisor.first_experiment import first_try
+from align.advisor.project_facts import Evidence, Facts
+from align.advisor.requested import requested, summary
+from align.advisor.rule import Ask, Finding, Rule, Warn
+from align.advisor.select import hear
+from align.advisor.thresholds import Thresholds
+from align.schemas.advice import Advice, Confidence, Disagreement, Question, Quote, Reason, Warned
+from align.schemas.project import Size
+
+DECIDING = ("goal", "data", "data_kind", "data_size", "reward")
+"""Questions whose answers may change the answer itself, in the order to ask them."""
+NOT_SAID = "(nothing is said of it)"
+
+
+def advise(
+    facts: Facts,
+    limit: Thresholds,
+    rules: Mapping[str, Rule],
+    *,
+    tool: str = "",
+    parser: str = "rules",
+    prices: Path | None = None,
+    others: bool = True,
+) -> Advice:
+    """What to do about a project.
+
+    rules: by id, as ``registry.working("rule")`` has them. tool: our version. parser: ``rules`` or
+    ``llm:MODEL``. prices: a price file of the user's; without one there is no cost. others: whether to look for what
+    would flip to other ways, which takes longer than all the rest. Raises AlignError for a price file that cannot be
+    read.
+    """
+    decision = decide(facts, limit, rules)
+    training = [step for step in decision.plan.steps if not step.optional]
+    tuning = default_settings.planned_tuning(facts, limit, decision.plan)
+    hardware, estimate, assumed = plan_fit(facts, training, limit, tuning, prices)
+    known = replace(facts, plan=replace(decision.plan, hardware=hardware))
+    heard = hear(known, limit, rules)
+    asked = _questions(heard.questions)
+    loose = unsteady(facts, limit, rules, decision)
+    return Advice(
+        schema="align.advice/1",
+        primary=decision.plan.primary,
+        confidence=_confidence(facts, decision, asked, loose),
+        summary=summary(facts, decision),
+        plan=list(decision.plan.steps),
+        companions=list(decision.plan.companions),
+        first_try=first_try(facts, limit, decision.plan),
+        alternatives=alternatives(facts, limit, rules, decision) if others else [],
+        reasons=[_reason(facts, finding) for finding in _ordered(decision)],
+        assumptions=[*assumptions(facts, limit, loose), *assumed],
+        missing=asked,
+        data=needs(facts, limit, decision.plan),
+        algorithms=default_settings.algorithms(facts, limit, decision.plan, hardware),
+        hardware=hardware,
+        estimate=estimate,
+        warnings=_warned(facts, heard.warnings),
+        evals=gate(facts, limit, decision.plan),
+        requested=requested(facts, decision),
+        conflicts=[Disagreement(fact=c.field, taken=_told(c.taken), dropped=_told(c.dropped)) for c in facts.conflicts],
+        not_understood=[*_unsupported(facts, parser), *facts.rejected, *decision.failed],
+        provenance=input_hashes.of(facts, limit, rules, tool, parser),
+    )
+
+
+def _ordered(decision: Decision) -> list[Finding]:
+    """Reasons for what is advised first, the weightier in front; then what was ruled out, then what else was said."""
+    options = decision.choice.options
+    weight = ("hard", "soft", "veto")
+
+    def place(finding: Finding) -> tuple[int, int, int, str]:
+        advised = finding.option in options and finding.weight != "veto"
+        at = options.index(finding.option) if advised else len(options)
+        return (not advised, at, weight.index(finding.weight), finding.rule)
+
+    return sorted(decision.findings, key=place)
+
+
+def _reason(facts: Facts, finding: Finding) -> Reason:
+    return Reason(
+        rule=finding.rule,
+        rubric=finding.rubric,
+        option=finding.option,
+        weight=finding.weight,
+        because=finding.because,
+        quotes=_quotes(facts, finding.fields) or [Quote(fact="nothing", quote=NOT_SAID, source="description")],
+        flips_if=finding.flips_if,
+    )
+
+
+def _quotes(facts: Facts, fields: Sequence[str]) -> list[Quote]:
+    """The words that fields rest on: of each the strongest place, of a body of data every size that is said of it."""
+    found: list[Evidence] = []
+    for name in fields:
+        said = [e for e in facts.all(name) if e.quote]
+        if name.startswith("data.") and name.count(".") == 1:
+            said = [e for e in said if e.field == name or e.field.rpartition(".")[2] in Size.model_fields]
+        counted = [e for e in said if e.status in ("asserted", "negated", "done", "tried")] or said
+        strongest = {e.field: e for e in reversed(counted)}
+        found += [e for e in counted if strongest[e.field] is e and not any(e is other for other in found)]
+    return [Quote(fact=f"{e.field} = {_value(e)}", quote=e.quote, span=e.span, source=_source(e)) for e in found]
+
+
+def _source(e: Evidence) -> str:
+    named = {"text": "description", "model": "description", "answer": "answers"}
+    return e.place or named.get(e.source, e.source)
+
+
+def _value(e: Evidence) -> str:
+    said = {"negated": "not ", "attributed": "(said by others) ", "planned": "(planned) "}.get(e.status, "")
+    if isinstance(e.value, bool):
+        return said + str(e.value).lower()
+    return said + (f"{e.value:g}" if isinstance(e.value, float) else str(e.value))
+
+
+def _told(e: Evidence) -> str:
+    return f"{_value(e)} ({_source(e)}: {e.quote})" if e.quote else f"{_value(e)} ({_source(e)})"
+
+
+def _questions(found: Sequence[Ask]) -> list[Question]:
+    """One question for each id, deciding ones first."""
+    order = [*DECIDING, *(ask.id for ask in found)]
+    first = {ask.id: ask for ask in reversed(found)}
+    return [
+        Question(id=ask.id, field=ask.field, question=ask.question, would_change=ask.would_change)
+        for ask in sorted(first.values(), key=lambda ask: order.index(ask.id))
+    ]
+
+
+def _warned(facts: Facts, found: Sequence[Warn]) -> list[Warned]:
+    """One warning for each id, the graver of two; errors first."""
+    grave = ("error", "warning", "note")
+    graver = sorted(found, key=lambda w: (grave.index(w.level), w.id, w.rule))
+    first = {w.id: w for w in reversed(graver)}
+    return [
+        Warned(id=w.id, level=w.level, text=w.text, rule=w.rule, quotes=_quotes(facts, w.fields))
+        for w in graver
+        if first[w.id] is w
+    ]
+
+
+def _confidence(facts: Facts, decision: Decision, asked: Sequence[Question], loose: Sequence[Evidence]) -> Confidence:
+    """high: something hard speaks, and nobody contradicts. medium: soft, or in dispute. low: an answer may flip it."""
+    if decision.plan.primary == "insufficient" or loose:
+        return "low"
+    resting = {name for f in decision.findings if f.option == decision.choice.option for name in f.fields}
+    disputed = any(c.field == name or c.field.startswith(f"{name}.") for c in facts.conflicts for name in resting)
+    if decision.choice.weight == "hard":
+        return "medium" if disputed or facts.rejected else "high"
+    return "low" if disputed or any(q.id in DECIDING for q in asked) else "medium"
+
+
+def _unsupported(facts: Facts, parser: str) -> list[str]:
+    also = " (--parser llm reads any)" if parser == "rules" else ""
+    taken = "only its numbers were" if parser == "rules" else "beside its numbers only what the model found was"
+    return [
+        f"the language {name.removesuffix('?')!r} is not read: {taken} taken from the description{also}"
+        for name in facts.languages
+        if name.endswith("?")
+    ]

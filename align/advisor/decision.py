@@ -1,0 +1,157 @@
+"""From an answer to stages: which algorithms, in which order, by the data that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from align.advisor.data_budget import big, denied, first_use, stock
+from align.advisor.predicates import AUTOMATIC, DATA_OF, ONLINE, asked, own_wish, scorer, wants_scorer
+from align.advisor.project_facts import Facts, Plan
+from align.advisor.rule import Finding, Rule
+from align.advisor.select import Choice, choose, hear
+from align.advisor.thresholds import Thresholds
+from align.schemas.advice import Step
+from align.schemas.project import DataKind
+
+
+def plan(facts: Facts, limit: Thresholds, choice: Choice, findings: Sequence[Finding]) -> Plan:
+    """The stages of an answer, in order, and what must be combined with its primary."""
+    if choice.option == "insufficient":
+        return Plan("insufficient")
+    draft = _Draft(facts, limit, findings)
+    for option in choice.options:
+        draft.add(option)
+    companions = tuple(dict.fromkeys("post_training" if o == "best_of_n" else o for o in choice.others))
+    return Plan(choice.primary, tuple(draft.steps), tuple(c for c in companions if c != choice.primary))
+
+
+@dataclass
+class _Draft:
+    """Stages as they are added."""
+
+    facts: Facts
+    limit: Thresholds
+    findings: Sequence[Finding]
+    steps: list[Step] = field(default_factory=list)
+
+    def add(self, option: str) -> None:
+        """The stages of one option."""
+        if option == "post_training":
+            self._train()
+        elif option == "best_of_n":
+            self._sample(learn=self._usable("prompts") and not self.facts.project.constraints.weights_frozen)
+        elif option == "continual_pretraining":
+            self._step(option, self._why(option), self._lacking("continual_pretraining"))
+        else:
+            self._step(option, self._why(option))
+
+    def _why(self, *options: str) -> list[str]:
+        found = [f.rule for f in self.findings if f.option in options and f.weight != "veto"]
+        return found or ["CODESIGN"]
+
+    def _step(self, stage: str, why: list[str], needs: str = "", optional: bool = False) -> None:
+        self.steps.append(Step(stage=stage, why=why, needs=needs, optional=optional))
+
+    def _lacking(self, stage: str) -> str:
+        """What a stage still needs: nothing where its data are enough."""
+        kind = DATA_OF[stage]
+        found = stock(self.facts.data(kind), stage, self.limit)
+        if kind in self.facts.kinds and not found.thin:
+            return ""
+        wanted, name = big(found.floor.warn), kind.replace("_", " ")
+        if found.given is not None and not found.hopeless:
+            return f"more {name}: {big(found.given)} {found.unit} are few, {wanted} are wanted"
+        return f"at least {wanted} {found.unit} of {name}"
+
+    def _usable(self, kind: DataKind) -> bool:
+        """Return whether there is data of a kind, or will be, and more than nothing can be learned from."""
+        held = self.facts.coming(kind)
+        return held is not None and not stock(held, first_use(kind), self.limit).hopeless
+
+    def _train(self) -> None:
+        why = self._why("post_training")
+        scoring = wants_scorer(self.facts) and not self._learns_from_it()
+        if self.facts.project.constraints.weights_frozen:
+            self._step("reward_model", why, self._lacking("reward_model"))  # all that may be trained beside them
+            self._step("best_of_n", why, "a use for its scores while answering", optional=True)
+            return
+        after_cpt = any(step.stage == "continual_pretraining" for step in self.steps)
+        raw = self.facts.project.model.type == "base" or after_cpt
+        if not scoring and (self._usable("sft_pairs") or raw or not self._learns_otherwise()):
+            needs = self._demonstrations() if not self._usable("sft_pairs") else self._lacking("sft")
+            self._step("sft", ["CODESIGN", *why] if raw else why, needs)
+        if self._usable("preference_pairs"):
+            self._preferences(why)
+        if self._usable("unpaired_feedback"):
+            self._step("kto", why, self._lacking("kto"))
+        self._rewards(why)
+
+    def _learns_otherwise(self) -> bool:
+        judged = self._usable("preference_pairs") or self._usable("unpaired_feedback")
+        return judged or (scorer(self.facts) in AUTOMATIC and not denied(self.facts, "prompts"))
+
+    def _demonstrations(self) -> str:
+        if self._usable("preference_pairs"):
+            return "the better answers of the pairs serve as examples"
+        return f"at least {self.limit.sft_rows.warn:,} examples of the answer wanted"
+
+    def _preferences(self, why: list[str]) -> None:
+        """Pairs teach a policy directly (dpo), or a scorer first where rewards are wanted and there are prompts."""
+        wanted = wants_scorer(self.facts)
+        rewards = asked(self.facts, "rlhf", *ONLINE) and own_wish(self.facts) and scorer(self.facts) not in AUTOMATIC
+        if wanted or (rewards and self._usable("prompts")):
+            self._step("reward_model", why, self._lacking("reward_model"))
+            if self._usable("prompts") or self._learns_from_it():
+                self._step(self._online("ppo"), why, self._lacking("ppo"))
+        else:
+            self._step("dpo", why, self._lacking("dpo"))
+
+    def _learns_from_it(self) -> bool:
+        """Return whether a scorer is wanted for the sake of learning from it: both are named."""
+        return any(e.value in ("rlhf", *ONLINE) for e in self.facts.all("requested", "asserted", "planned"))
+
+    def _rewards(self, why: list[str]) -> None:
+        """Prompts and a score: learning from rewards, or from the best of several answers."""
+        kind, p = scorer(self.facts), self.facts.project
+        if kind not in AUTOMATIC or any(s.stage in ("reward_model", "best_of_n", *ONLINE) for s in self.steps):
+            return
+        online = self._online("grpo" if kind == "verifier" else "rloo")
+        taught = any(step.stage in ("sft", "dpo", "kto") for step in self.steps)
+        few = stock(self.facts.coming("prompts"), online, self.limit).thin
+        if not self._usable("prompts"):
+            if not taught:
+                self._step(online, why, self._lacking(online))
+            elif kind == "verifier" and self._usable("sft_pairs"):  # their questions are prompts
+                self._step(online, why, "the questions of the examples, where sft falls short", optional=True)
+        elif asked(self.facts, "best_of_n") or p.constraints.max_n or (few and kind == "reward_model"):
+            self._sample(learn=True)
+        else:
+            self._step(online, why, self._lacking(online))
+
+    def _online(self, default: str) -> str:
+        named = [e.value for e in self.facts.all("requested", "asserted", "planned") if e.value in ONLINE]
+        wanted = self.facts.project.requested
+        return wanted if wanted in ONLINE else named[0] if named else default
+
+    def _sample(self, learn: bool) -> None:
+        """The best of several answers; learn: and sft on them, which is rejection sampling."""
+        for stage in ("best_of_n", "sft") if learn else ("best_of_n",):
+            self._step(stage, self._why("best_of_n", "post_training"))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What rules found, what follows, and the stages of it. failed: rules that raised, in words."""
+
+    choice: Choice
+    plan: Plan
+    findings: tuple[Finding, ...]
+    failed: tuple[str, ...] = ()
+
+
+def decide(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> Decision:
+    """The answer alone, without what it would take."""
+    heard = hear(facts, limit, rules)
+    choice = choose(facts, heard.findings)
+    return Decision(choice, plan(facts, limit, choice, heard.findings), heard.findings, heard.failed)

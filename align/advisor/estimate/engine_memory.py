@@ -1,0 +1,245 @@
+"""What align's own engine takes on one device, by component, at the fullest instant of each phase.
+
+P parameters of which T are trained, W bytes of a weight, A what a micro-batch keeps (``activations``), H its logits in
+chunks, V h parameters of the head. Fixed: weights W P, AdamW's moments 2 W T, the reference, the critic's own.
+
+    training     of the second and later micro-batches of a step   gradients W T + A + H + the head's new gradient
+                 of a step's only one, before and after backward   A + H + head's gradient;   gradients W T
+    generation   gradients of the step before, W T, and the largest of: reading the prompts, the answers' cache,
+                 measuring what was answered
+
+The gradients of a step stay until the next begins, hence during generation too. Under fsdp weights, gradients and
+moments are split; a layer is whole while it works, and embeddings and head throughout. DistributedDataParallel keeps
+gradients a second time, in buckets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from align.advisor.estimate import activations
+from align.advisor.estimate.activations import Types, types
+from align.advisor.estimate.memory_formulas import BASE, NF4
+from align.advisor.estimate.model_shape import Shape
+from align.schemas.engine import LOGITS, Batches, Micro, Needs
+from align.schemas.run import Stage
+
+Parts = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How a stage's networks are held: bytes of a number, rank of the adapter (0: none), 4-bit base, devices, split.
+
+    eager: attention in plain operations, which keep their square.
+    """
+
+    kind: Types
+    rank: int
+    quantised: str | None
+    devices: int
+    split: bool
+    checkpointing: bool
+    accelerator: str
+    eager: bool = False
+
+    @property
+    def no_kernel(self) -> bool:
+        """Return whether sdpa has no kernel for heads that share keys: on a GPU in float32."""
+        return self.accelerator == "cuda" and self.kind.compute == 4
+
+
+def held(stage: Stage, accelerator: str, devices: int, strategy: str | None = None) -> Held:
+    """As a run file says. strategy: another than its own (``ddp``, ``fsdp``).
+
+    Under fsdp mixed precision casts the weights as they are gathered: all that is computed is in 16 bits.
+    """
+    model, name = stage.model, strategy or stage.devices.strategy.type
+    split, kind = name == "fsdp" and devices > 1, types(model.dtype, stage.train.precision)
+    if split and kind.mixed:
+        kind = replace(kind, residual=kind.compute, mixed=False)
+    return Held(
+        kind=kind,
+        rank=0 if model.adapter is None else model.adapter.r,
+        quantised=None if model.adapter is None else model.adapter.quantize,
+        devices=devices,
+        split=split,
+        checkpointing=model.gradient_checkpointing,
+        accelerator=accelerator,
+        eager=model.attn_implementation == "eager",
+    )
+
+
+def estimate_stage(stage: Stage, needs: Needs, shape: Shape, how: Held, batches: Batches) -> dict[str, Parts]:
+    """Bytes by component for ``training`` and, of an online stage, ``generation``."""
+    micros = batches.micros or (Micro(1, 1, 1),)
+    own = networks(stage, needs, shape, how)
+    phases: dict[str, Parts] = {}
+    if needs.learns:
+        phases["training"] = {**own, **training(needs, shape, how, micros)}
+    if needs.online:
+        phases["generation"] = {**own, **generation(needs, shape, how, micros, batches)}
+    base = {"base": BASE} if how.accelerator == "cuda" else {}
+    return {phase: {k: v for k, v in {**parts, **base}.items() if v} for phase, parts in phases.items()}
+
+
+def networks(stage: Stage, needs: Needs, shape: Shape, how: Held) -> Parts:
+    """What lies there all the time: weights, moments, reference, critic; gradients are the phases'."""
+    share = how.devices if how.split else 1
+    language = needs.head == "language"
+    each = trained(shape, how, language)
+    parts = {"weights": weights(shape, how, language) / share, "optimizer": 2 * each / share if needs.learns else 0.0}
+    if how.rank:
+        parts["adapter"] = each / share
+    if how.split:
+        parts["gathered"] = gathered(shape, how)
+    kind = stage.reference.type
+    copies = kind in ("copy", "moving-average", "adapter-snapshot") or (
+        kind == "auto" and not how.rank and not needs.ahead
+    )
+    if needs.reference and copies:
+        parts["reference"] = each / share
+    if needs.critic:
+        critic = trained(shape, how, language=False)
+        parts["critic"] = (weights(shape, how, language=False) + (critic if how.rank else 0)) / share
+        parts["optimizer"] += 2 * critic / share
+    return parts
+
+
+def footprint(needs: Needs, shape: Shape, how: Held) -> float:
+    """Bytes of one replica: weights, and for what is trained a gradient and two moments."""
+    language = needs.head == "language"
+    kinds = [language] + [False] * needs.critic
+    times = 4 if how.rank else 3  # an adapter is not among the weights
+    return sum(weights(shape, how, kind) + times * trained(shape, how, kind) for kind in kinds)
+
+
+def parameters(shape: Shape, language: bool) -> int:
+    """P, or of a reward or value model: a head of one row in place of the vocabulary's."""
+    return shape.params if language else shape.params - (0 if shape.tied else shape.embedding) + shape.hidden
+
+
+def weights(shape: Shape, how: Held, language: bool) -> float:
+    """Bytes of the weights without an adapter: W P, or with a quantised base 0.516 (nf4) or 1 of the linears."""
+    if how.quantised is None:
+        return float(how.kind.weight * parameters(shape, language))
+    each = NF4 if how.quantised == "nf4" else 1.0
+    return each * shape.linears + how.kind.weight * (parameters(shape, language) - shape.linears)
+
+
+def trained(shape: Shape, how: Held, language: bool) -> float:
+    """Bytes of what is trained, and so of its gradient; an adapter's are float32 beside a base in 16 bits."""
+    if how.rank:
+        return float(how.kind.adapter * (shape.lora(how.rank) + (0 if language else shape.hidden)))
+    return float(how.kind.weight * parameters(shape, language))
+
+
+def gathered(shape: Shape, how: Held) -> float:
+    """Whole for the time being under fsdp: two layers, embeddings and head, in the type of computing."""
+    root = (1 if shape.tied else 2) * shape.embedding
+    return float(how.kind.compute * (2 * shape.layer + root))
+
+
+def logits(shape: Shape, how: Held, micro: Micro) -> float:
+    """Bytes of one chunk of logits while its probabilities are made: three float32 copies; the head cast for them.
+
+    In 16 bits a second chunk is made in both types while two copies of the chunk before it live: 14 bytes a logit.
+    """
+    most = LOGITS[how.accelerator] // shape.vocab
+    each = 14.0 if how.kind.compute == 2 and micro.scored > most else 12.0
+    return each * max(1, min(micro.scored, most)) * shape.vocab + head_cast(shape, how)
+
+
+def head_cast(shape: Shape, how: Held) -> float:
+    """Bytes of the head in 16 bits, under autocast of float32 weights."""
+    return 2.0 * shape.embedding if how.kind.mixed and how.kind.weight == 4 else 0.0
+
+
+def logits_back(shape: Shape, how: Held, micro: Micro) -> float:
+    """Bytes of a chunk in backward, where the head learns, beside its gradient.
+
+    In float32 the logits and the chunk before them; in 16 bits those, or the product that is added to the gradient
+    and the logits in both types.
+    """
+    most = LOGITS[how.accelerator] // shape.vocab
+    chunk, several = shape.vocab * max(1, min(micro.scored, most)), micro.scored > most
+    if how.kind.compute == 4:
+        return (8.0 if several else 4.0) * chunk
+    product = 2.0 * shape.embedding + 6.0 * chunk
+    return max(product, 10.0 * chunk if several else 0.0) + head_cast(shape, how)
+
+
+def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -> Parts:
+    """Gradients, activations and logits at the fullest instant of a step."""
+    share = how.devices if how.split else 1
+    language = needs.head == "language"
+    kind, each = how.kind, trained(shape, how, language)
+    critic = trained(shape, how, language=False) if needs.critic else 0.0
+    buckets = each + critic if how.devices > 1 and not how.split else 0.0
+    head = float(shape.embedding * 4) if language and not how.rank else 0.0
+    # Lightning's autocast caches no 16-bit copy of a weight: what the graph keeps is kept, under checkpointing none.
+    casts = 2.0 * shape.linears if kind.mixed and kind.weight == 4 else 0.0
+    found: list[Parts] = []
+    for place, micro in enumerate(micros):
+        square = _square(shape, how, micro)
+        kept = activations.kept(shape, kind, how.rank, micro, how.checkpointing, square)
+        kept += 0.0 if how.checkpointing else casts
+        again = activations.layer(shape, kind, how.rank, micro, square) + activations.passing(shape, how.rank)
+        working = micro.tokens * again + casts / shape.layers if how.checkpointing else 0.0
+        chunk = logits(shape, how, micro) if language else 0.0
+        before = (each + critic) / share if place else 0.0
+        taught = max(before, critic / share) + head  # a critic runs last and is taught first
+        found += [
+            {"gradients": before, "activations": kept, "logits": chunk},
+            {"gradients": before, "activations": kept * (2 if needs.critic else 1) + working},
+            {"gradients": taught, "activations": kept, "logits": logits_back(shape, how, micro) if head else 0.0},
+            {"gradients": taught, "activations": kept + working},
+            {"gradients": (each + critic) / share + head},
+        ]
+    fullest = max(found, key=_sum)
+    return {**fullest, "gradients": fullest["gradients"] + buckets}
+
+
+def generation(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...], batches: Batches) -> Parts:
+    """Gradients left over, and the fullest of reading prompts, answering and measuring."""
+    share = how.devices if how.split else 1
+    each = trained(shape, how, language=True) if needs.learns else 0.0
+    critic = trained(shape, how, language=False) if needs.critic else 0.0
+    buckets = each + critic if how.devices > 1 and not how.split else 0.0
+    left = {"gradients": (each + critic) / share + buckets}
+    kind, q = how.kind, shape.heads * shape.head_dim
+    mixed = kind.mixed and kind.weight == 4
+    casts = 2.0 * shape.linears if mixed and not how.rank else 0.0  # of frozen weights none is cached
+    number = 3.0 if mixed else kind.compute  # keys in float32, values in 16 bits
+    through = kind.residual * 3 * shape.hidden + kind.compute * 2 * shape.intermediate
+    length = batches.prompt + batches.answer
+    cache = shape.kv_cache(number) * batches.answers * length
+    vocabulary, head = 4.0 * shape.vocab, 2.0 * shape.embedding if mixed else 0.0
+    asked = shape.kv_cache(number) * batches.prompts * batches.prompt
+    each_layer = q * (2 * number + (2 if mixed else 0))  # keys and values spread over all heads, and cast
+    repeated = each_layer * batches.answers * length if shape.heads != shape.kv_heads else 0.0
+    found: list[Parts] = [
+        {"kv_cache": asked, "activations": casts + through * batches.prompts * batches.prompt},
+        {"kv_cache": cache, "activations": casts + asked, "logits": 2 * vocabulary * batches.answers + head},
+        {"kv_cache": cache, "activations": casts + repeated, "logits": 2 * vocabulary * batches.answers + head},
+        {"kv_cache": cache, "activations": casts, "logits": 4 * vocabulary * batches.answers + head},
+    ]
+    if needs.passes_read:
+        for micro in micros:
+            square = 8.0 * shape.heads * micro.width if _square(shape, how, micro) else 0.0  # scores, and their softmax
+            chunk = logits(shape, how, micro) if needs.reference or needs.passes_read > needs.critic else 0.0
+            states = 2 * kind.residual * shape.hidden * micro.tokens
+            found += [
+                {"activations": casts + max(through, square + 3 * kind.residual * shape.hidden) * micro.tokens},
+                {"activations": casts + states, "logits": chunk},
+            ]
+    return left | max(found, key=_sum)
+
+
+def _square(shape: Shape, how: Held, micro: Micro) -> bool:
+    """Whether attention makes all scores of a row (transformers spreads shared keys itself where there is a mask)."""
+    return how.eager or (how.no_kernel and shape.heads != shape.kv_heads and not micro.padded)
+
+
+def _sum(parts: Parts) -> float:
+    return sum(parts.values())

@@ -1,0 +1,141 @@
+"""Which way of holding a model: the first that fits, in the order of cost; and what would help where none does.
+
+fits            total <= 0.9 of a device's memory
+tight           up to the whole
+does not fit    beyond
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from align.advisor.estimate import memory_formulas
+from align.advisor.estimate.memory_formulas import Setting, Tuning
+from align.advisor.estimate.model_shape import Shape
+from align.schemas.advice import Fit
+
+MARGIN = 0.9
+"""Share of a device's memory that may be planned with."""
+
+Verdict = Literal["fits", "tight", "does_not_fit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of holding a model, by what run files and people call it."""
+
+    name: str
+    tuning: Tuning
+    sharding: memory_formulas.Sharding
+    ours: bool = True
+    """Whether align's own engine has it (DeepSpeed's are shown beside, for comparison)."""
+
+    def of(self, setting: Setting) -> Setting:
+        """A setting, held this way."""
+        return replace(setting, tuning=self.tuning, sharding=self.sharding)
+
+
+FULL = (
+    Way("full-ddp", "full", "ddp"),
+    Way("full-deepspeed-zero2", "full", "zero2", ours=False),
+    Way("full-fsdp", "full", "fsdp"),
+)
+ADAPTED = (
+    Way("lora-ddp", "lora", "ddp"),
+    Way("lora-fsdp", "lora", "fsdp"),
+    Way("qlora-ddp", "qlora", "ddp"),
+    Way("qlora-fsdp", "qlora", "fsdp", ours=False),
+)
+OFFLOAD = Way("full-deepspeed-zero3-offload", "full", "zero3_offload", ours=False)
+"""The last resort: slow, and only where the host has the memory."""
+
+
+def order(adapters_first: bool, devices: int) -> list[Way]:
+    """The ways in the order to try them.
+
+    Adapters first for fine-tuning on up to some 100,000 rows (as good, two thirds of the FLOPs, forgets less:
+    2405.09673, LoRA Without Regret); full first for continual pre-training. On one device nothing can be split.
+    """
+    ways = [*ADAPTED, *FULL, OFFLOAD] if adapters_first else [*FULL, *ADAPTED, OFFLOAD]
+    return [way for way in ways if devices > 1 or way.sharding in ("ddp", "zero3_offload")]
+
+
+def verdict(total: float, capacity: float) -> Verdict:
+    """Return whether so many bytes fit."""
+    if total <= MARGIN * capacity:
+        return "fits"
+    return "tight" if total <= capacity else "does_not_fit"
+
+
+def judge(name: str, parts: Mapping[str, float], capacity: float, knob: str = "") -> Fit:
+    """Bytes by component against a device's memory."""
+    total = sum(parts.values())
+    return Fit(
+        strategy=name,
+        verdict=verdict(total, capacity),
+        per_gpu_gb={key: round(value / 1e9, 3) for key, value in parts.items() if value},
+        total_gb=round(total / 1e9, 3),
+        short_gb=round((total - capacity) / 1e9, 3),
+        knob=knob,
+    )
+
+
+Knob = tuple[str, Callable[[Setting], Setting]]
+
+KNOBS: Sequence[Knob] = (
+    ("model.gradient_checkpointing: true", lambda s: replace(s, checkpointing=True)),
+    ("logits in chunks", lambda s: replace(s, logits=0)),
+    ("train.micro_batch_size: 1", lambda s: replace(s, tokens=min(s.tokens, 2048))),
+    ("half the sequence length", lambda s: replace(s, tokens=max(1, s.tokens // 2))),
+    ("an 8-bit optimizer", lambda s: replace(s, optimizer=min(s.optimizer, 6))),
+    ("fewer answers at a time", lambda s: replace(s, concurrent=s.concurrent // 4)),
+)
+"""What helps, the cheapest first."""
+
+
+def cheapest(shape: Shape, setting: Setting, capacity: float) -> str:
+    """The knob, or the first few together, that make it fit; else where to look instead."""
+    tried = []
+    for name, turn in KNOBS:
+        turned = turn(setting)
+        if turned == setting:
+            continue
+        tried.append(name)
+        setting = turned
+        if sum(memory_formulas.peak(shape, setting).values()) <= MARGIN * capacity:
+            return " and ".join(tried)
+    if setting.tuning == "full":
+        return "an adapter (lora, then qlora), more devices, or a smaller model"
+    return "qlora, more devices, or a smaller model" if setting.tuning == "lora" else "more devices or a smaller model"
+
+
+def ways_judged(
+    shape: Shape, setting: Setting, capacity: float, adapters_first: bool, ram: float | None = None
+) -> Iterator[Fit]:
+    """Every way, in the order to try them. ram: bytes of the host; offloading needs them and is left out unknown."""
+    for way in order(adapters_first, setting.devices):
+        held = way.of(setting)
+        if way is OFFLOAD and (ram is None or memory_formulas.host(shape, held) > ram):
+            continue
+        fit = judge(way.name, memory_formulas.peak(shape, held), capacity)
+        if fit.verdict == "fits" and not way.ours:
+            fit = fit.model_copy(update={"knob": "align has no such strategy"})
+        elif fit.verdict != "fits":
+            fit = fit.model_copy(update={"knob": cheapest(shape, held, capacity)})
+        yield fit
+
+
+FOREIGN = frozenset(way.name for way in (*FULL, *ADAPTED, OFFLOAD) if not way.ours)
+"""Ways that align's own engine does not have."""
+
+
+def choose(judged: Sequence[Fit]) -> Fit | None:
+    """Of align's own ways the first that fits, else the first that is tight, else None."""
+    own = [fit for fit in judged if fit.strategy not in FOREIGN]
+    for wanted in ("fits", "tight"):
+        found = next((fit for fit in own if fit.verdict == wanted), None)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,250 @@
+"""From what is known of a project to what its plan takes: hardware, work, and what had to be assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from align.advisor.estimate import memory_formulas, memory_plans, training_cost
+from align.advisor.estimate.memory_formulas import Setting, Tuning
+from align.advisor.estimate.model_shape import Shape, of_directory, typical
+from align.advisor.estimate.training_cost import Load
+from align.advisor.predicates import DATA_OF, SAMPLING
+from align.advisor.project_facts import Facts
+from align.advisor.thresholds import Thresholds
+from align.schemas import gpus
+from align.schemas.advice import Assumption, Estimate, Fit, HardwareFit, Range, Step
+from align.schemas.errors import AlignError
+from align.schemas.gpus import Device
+from align.schemas.project import Project
+
+GROUP = {"grpo": 8, "rloo": 4, "ppo": 1, "best_of_n": 8}
+"""Answers to a prompt, where nobody says."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One stage, reckoned."""
+
+    name: str
+    load: Load | None
+    setting: Setting
+
+
+def plan_fit(
+    facts: Facts, steps: Sequence[Step], limit: Thresholds, tuning: Tuning | None = None, prices: Path | None = None
+) -> tuple[HardwareFit | None, Estimate | None, list[Assumption]]:
+    """What the training stages of a plan take, and whether and how the hardest of them fits what is given.
+
+    tuning: what the advice trains with; null: adapters first, full weights first for continual pre-training. prices: a
+    user's price file. The fit is None without a model's size or without a stage that trains; ``capacity_gb`` is None
+    where nobody said what there is to compute on, and then ``chosen`` is what it would take. Pure but for reading the
+    files named.
+    """
+    project, assumed = facts.project, list[Assumption]()
+    stages = [step.stage for step in steps if step.stage in DATA_OF]
+    shape = shape_of(project, assumed)
+    if not stages or shape is None:
+        return None, None, assumed
+    device, count = _device(project, assumed)
+    reckoned = [_reckon(name, facts, limit, shape, count, assumed) for name in stages]
+    full_first = "continual_pretraining" in stages or _rows(facts, stages) > limit.lora_rows
+    adapters_first = not full_first if tuning is None else tuning != "full"
+    found = _fit(project, shape, reckoned, device, count, adapters_first, tuning)
+    how = tuning or "full" if found.chosen is None else _tuning(found.chosen)
+    total = _total(shape, reckoned, how, device, count, prices)
+    if device is not None and project.hardware.gpu:
+        assumed.extend(_no_hours(device, reckoned))
+    return found, total, list({each.fact: each for each in assumed}.values())
+
+
+def _no_hours(device: Device, stages: Sequence[_Stage]) -> Iterator[Assumption]:
+    """Yield the reason why a named GPU gets no hours, if it has none."""
+    missing = [training_cost.lacking(device, stage.load) for stage in stages if stage.load is not None]
+    if figures := max(missing, key=len, default=""):
+        why = f"the {figures} of {device.name} is not known"
+        yield Assumption(fact="GPU-hours are left out", why=why, effect="align estimate --calibrate measures them")
+
+
+def shape_of(project: Project, assumed: list[Assumption]) -> Shape | None:
+    """The model's shape: of its config.json where it is a directory here, else a typical one of its size."""
+    model = project.model
+    if model.name and Path(model.name).expanduser().is_dir():
+        try:
+            return of_directory(Path(model.name).expanduser())
+        except AlignError:  # no config.json that can be read: its size may still be known
+            pass
+    if model.params_b is None:
+        return None
+    shape = typical(model.params_b)
+    what = f"{shape.layers} layers of width {shape.hidden}, vocabulary {shape.vocab:,}"
+    assumed.append(Assumption(fact=f"model.shape = {what}", why="no config.json to read", effect="memory +-15%"))
+    return shape
+
+
+def _device(project: Project, assumed: list[Assumption]) -> tuple[Device | None, int]:
+    given = project.hardware
+    if given.gpus == 0:
+        return None, 1
+    size = None if given.memory_gb is None else given.memory_gb * 1e9
+    known = gpus.find(given.gpu, size) if given.gpu else None
+    if known is None and size is None:
+        return None, given.gpus or 1
+    if given.gpus is None:
+        assumed.append(Assumption(fact="hardware.gpus = 1", why="not stated", effect="more of them hold more"))
+    if size is None:
+        assert known is not None
+        assumed.append(
+            Assumption(fact=f"hardware.memory_gb = {known.memory / 1e9:g}", why=f"{known.name}'s", effect="what fits")
+        )
+        return known, given.gpus or 1
+    held = replace(known, memory=size) if known else Device(given.gpu or f"{given.memory_gb:g} GB", size)
+    return held, given.gpus or 1
+
+
+def _reckon(
+    name: str, facts: Facts, limit: Thresholds, shape: Shape, devices: int, assumed: list[Assumption]
+) -> _Stage:
+    length = facts.project.training.max_length
+    if length is None:
+        length = limit.tokens_per_sequence
+        assumed.append(
+            Assumption(fact=f"training.max_length = {length}", why="not stated", effect="activations grow with it")
+        )
+    load = _load(name, facts, limit, assumed)
+    pairs = 2 if name in ("dpo", "reward_model", "kto") else 1
+    online = name in SAMPLING
+    setting = Setting(
+        devices=devices,
+        tokens=pairs * length,
+        copies=(1.0 if name == "ppo" else 0.0) + (1.0 if online and facts.project.reward.kind == "reward_model" else 0),
+        critics=int(name == "ppo"),
+        concurrent=32 * length if online else 0,
+    )
+    return _Stage(name, load, setting)
+
+
+def _load(name: str, facts: Facts, limit: Thresholds, assumed: list[Assumption]) -> Load | None:
+    data = facts.data(DATA_OF[name])
+    if data is None and name == "continual_pretraining":
+        data = facts.data("documents")
+    size = None if data is None else data.size
+    tokens: float | None = None if size is None else size.tokens
+    if tokens is None and size is not None and size.bytes and name not in SAMPLING:
+        tokens = size.bytes / limit.bytes_per_token
+        assumed.append(
+            Assumption(
+                fact=f"bytes per token = {limit.bytes_per_token:g}",
+                why="tokens are not stated",
+                effect="tokens x0.8 to 1.3",
+            )
+        )
+    rows = None if size is None else size.rows
+    if name in SAMPLING:
+        if rows is None:
+            return None
+        made = float(rows * GROUP[name] * limit.tokens_per_answer)
+        assumed.append(
+            Assumption(
+                fact=f"answers = {GROUP[name]} of {limit.tokens_per_answer} tokens to a prompt",
+                why="not stated",
+                effect="time grows with both",
+            )
+        )
+        through = made * (1 + limit.tokens_per_row / 2 / limit.tokens_per_answer)
+        if name == "best_of_n":
+            return Load(0.0, made, made)
+        readers = (name == "ppo") + (facts.project.reward.kind == "reward_model")
+        return Load(through * (4 if name == "ppo" else 1), readers * through, made, critics=int(name == "ppo"))
+    if tokens is None:
+        if rows is None:
+            return None
+        tokens = float(rows * limit.tokens_per_row * (2 if name in ("dpo", "reward_model") else 1))
+        assumed.append(
+            Assumption(
+                fact=f"tokens per row = {limit.tokens_per_row}", why="not stated", effect="tokens and time x0.5 to 2"
+            )
+        )
+    epochs = 2 if name == "sft" else 1
+    if name == "sft":
+        assumed.append(Assumption(fact="train.num_train_epochs = 2", why="not stated", effect="time grows with it"))
+    return Load(epochs * tokens, tokens if name in ("dpo", "kto") else 0.0)
+
+
+def _rows(facts: Facts, stages: Sequence[str]) -> int:
+    held = [facts.data(DATA_OF[stage]) for stage in stages]
+    return max((data.size.rows or 0 for data in held if data is not None), default=0)
+
+
+def _fit(
+    project: Project,
+    shape: Shape,
+    stages: Sequence[_Stage],
+    device: Device | None,
+    count: int,
+    adapters_first: bool,
+    tuning: Tuning | None,
+) -> HardwareFit:
+    hardest = max(stages, key=lambda stage: sum(memory_formulas.peak(shape, stage.setting).values()))
+    if device is None:
+        given = "CPU only" if project.hardware.gpus == 0 else "not stated"
+        name = memory_plans.order(adapters_first, 1)[0]
+        parts = memory_formulas.peak(shape, name.of(hardest.setting))
+        needed = memory_plans.judge(name.name, parts, 2 * sum(parts.values())).model_copy(update={"short_gb": 0.0})
+        return HardwareFit(given=given, capacity_gb=None, chosen=needed)
+    ram = project.hardware.cpu_ram_gb
+    ram_bytes = None if ram is None else ram * 1e9
+    judged = list(memory_plans.ways_judged(shape, hardest.setting, device.memory, adapters_first, ram_bytes))
+    chosen = memory_plans.choose([fit for fit in judged if tuning is None or _tuning(fit) == tuning])
+    chosen = chosen or memory_plans.choose(judged)
+    asked = project.training.tuning
+    of_asked = [fit for fit in judged if _tuning(fit) == asked and fit.strategy not in memory_plans.FOREIGN]
+    before = judged if chosen is None else judged[: judged.index(chosen)]
+    return HardwareFit(
+        given=f"{count} x {device.name}" + ("" if "GB" in device.name else f", {device.memory / 1e9:g} GB each"),
+        capacity_gb=round(device.memory / 1e9, 3),
+        chosen=chosen,
+        rejected=[fit for fit in before if fit.verdict != "fits" or fit.strategy in memory_plans.FOREIGN],
+        asked=memory_plans.choose(of_asked) or (min(of_asked, key=lambda fit: fit.total_gb) if of_asked else None),
+    )
+
+
+def _tuning(fit: Fit) -> Tuning:
+    by_name: dict[str, Tuning] = {"full": "full", "lora": "lora", "qlora": "qlora"}
+    return by_name[fit.strategy.split("-")[0]]
+
+
+def _total(
+    shape: Shape, stages: Sequence[_Stage], tuning: Tuning, device: Device | None, count: int, prices: Path | None
+) -> Estimate | None:
+    """All stages together; None where the size of none is known."""
+    table, currency = (None, "") if prices is None else training_cost.read_prices(prices)[:2]
+    found = [
+        training_cost.estimate(
+            shape,
+            stage.load,
+            "full" if stage.name == "continual_pretraining" and tuning != "qlora" else tuning,
+            device,
+            count,
+            table,
+            currency,
+        )
+        for stage in stages
+        if stage.load is not None
+    ]
+    if not found:
+        return None
+
+    def added(name: str) -> Range | None:
+        ranges = [getattr(each, name) for each in found]
+        if any(each is None for each in ranges):
+            return None
+        return Range(low=float(f"{sum(r.low for r in ranges):.4g}"), high=float(f"{sum(r.high for r in ranges):.4g}"))
+
+    left_out = [stage.name for stage in stages if stage.load is None]
+    basis = "; ".join(dict.fromkeys(each.basis for each in found))
+    if left_out:
+        basis += f"; without {', '.join(left_out)}, whose data's size is not known"
+    names = ("tokens", "flops", "gpu_hours", "wall_hours", "cost")
+    return Estimate(**{name: added(name) for name in names}, currency=found[0].currency, basis=basis)

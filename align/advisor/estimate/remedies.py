@@ -1,0 +1,170 @@
+"""What is asked of an estimate, what align's engine takes for it, and which settings would make it take less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from align.advisor.estimate import engine_memory
+from align.advisor.estimate.engine_memory import Parts
+from align.advisor.estimate.memory_plans import judge
+from align.advisor.estimate.model_shape import Shape
+from align.schemas.advice import Fit
+from align.schemas.engine import REPLICA_SHARE, Batches, Micro, Needs
+from align.schemas.gpus import Device
+from align.schemas.run import Adapter, Choice, Stage
+
+KNOBS: tuple[tuple[str, str], ...] = (
+    ("micro", "train.micro_batch_size=1"),
+    ("checkpointing", "model.gradient_checkpointing=true"),
+    ("answers", "rollout.generator.batch_tokens=8192"),
+    ("fsdp", "devices.strategy=fsdp"),
+    ("vllm", "rollout.generator=vllm"),
+    ("lora", "model.adapter.r=16"),
+    ("16bit", "model.dtype=bfloat16"),
+    ("qlora", "model.adapter.quantize=nf4"),
+    ("half", "data.max_length={half}"),
+)
+"""What helps, by what it costs: nothing learned differently first (time only), then what is learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an estimate is made from. accelerator: ``cpu`` or ``cuda``; device: of which ``devices`` share each step."""
+
+    stage: Stage
+    needs: Needs
+    shape: Shape
+    batches: Batches
+    device: Device
+    devices: int
+    accelerator: str
+    ram: float | None = None
+
+
+def fullest(phases: Mapping[str, Parts]) -> Parts:
+    """The phase that takes most."""
+    return max(phases.values(), key=lambda parts: sum(parts.values()), default={})
+
+
+def phases_of(asked: Asked, stage: Stage | None = None, name: str | None = None) -> dict[str, Parts]:
+    """What align's own engine takes. name: ``ddp`` or ``fsdp``, else as the run file says."""
+    stage = stage or asked.stage
+    how = engine_memory.held(stage, asked.accelerator, asked.devices, name)
+    phases = engine_memory.estimate_stage(stage, asked.needs, asked.shape, how, asked.batches)
+    if asked.accelerator == "cuda" and asked.stage.rollout is not None:
+        generator = asked.stage.rollout.generator
+        if generator.type == "vllm" and generator.settings.get("mode", "process") == "process":
+            share = float(generator.settings.get("gpu_memory_utilization", 0.3)) * asked.device.memory
+            phases = {phase: {**parts, "vllm": share} for phase, parts in phases.items()}
+            phases["generation"].pop("kv_cache", None)
+    return phases
+
+
+def strategy_of(asked: Asked) -> str:
+    """What ``auto`` would take: single on one device, else ddp where a replica fits, else fsdp."""
+    name = asked.stage.devices.strategy.type
+    if asked.devices == 1:
+        return "single"
+    if name != "auto":
+        return name
+    how = engine_memory.held(asked.stage, asked.accelerator, asked.devices, "ddp")
+    replica = engine_memory.footprint(asked.needs, asked.shape, how)
+    return "ddp" if replica < REPLICA_SHARE * asked.device.memory else "fsdp"
+
+
+def refusal(asked: Asked, stage: Stage, name: str) -> str:
+    """Return why training would refuse a stage under a strategy, whatever the memory; empty where it would not."""
+    adapter, rollout = stage.model.adapter, stage.rollout
+    quantised = adapter is not None and adapter.quantize is not None
+    if asked.devices > 1 and name == "single":
+        return f"devices.strategy is single, and there are {asked.devices} devices"
+    if quantised and asked.accelerator == "cpu":
+        return "model.adapter.quantize needs a GPU"
+    if asked.devices > 1 and name == "fsdp" and quantised:
+        return "fsdp cannot split a quantised base"
+    if asked.devices > 1 and name == "fsdp" and rollout is not None and rollout.generator.type == "local":
+        return "the generator local cannot sample from weights that fsdp splits"
+    return ""
+
+
+def scaled(parts: Parts, factor: float) -> Parts:
+    """What depends on the batch times a factor."""
+    return {name: size * factor if name in ("activations", "logits") else size for name, size in parts.items()}
+
+
+def knobs_for(asked: Asked, factor: float) -> Iterator[tuple[str, Fit]]:
+    """Settings that help, the cheapest first, each on top of those before, until it fits and training would take it.
+
+    A setting under which training would refuse the stage is skipped, unless it is refused as it is.
+    """
+    own = strategy_of(asked)
+    refused, before = refusal(asked, asked.stage, own), float("inf")
+    fits = judge(own, scaled(fullest(phases_of(asked)), factor), asked.device.memory).verdict == "fits"
+    for kind, setting in KNOBS:
+        turned = _turned(kind, asked)
+        if turned is None:
+            continue
+        name = strategy_of(turned)
+        still = refusal(turned, turned.stage, name)
+        fit = judge(name, scaled(fullest(phases_of(turned, turned.stage, name)), factor), asked.device.memory)
+        allows = bool(refused) and not still
+        helps = allows or (fit.total_gb < 0.99 * before and not fits)  # less than 1% is not worth a setting
+        if (still and not refused) or not helps:
+            continue
+        asked, refused, before, fits = turned, still, fit.total_gb, fit.verdict == "fits"
+        yield setting.format(half=asked.stage.data.max_length), fit
+        if fits and not refused:
+            return
+
+
+def _turned(kind: str, asked: Asked) -> Asked | None:
+    """Return the same plan with one setting changed; None where it is so already, or has no meaning here."""
+    stage, batches, cuda = asked.stage, asked.batches, asked.accelerator == "cuda"
+    model, rollout, name = stage.model, stage.rollout, strategy_of(asked)
+
+    def with_stage(**changes: Any) -> Asked:
+        return replace(asked, stage=stage.model_copy(update=changes))
+
+    def with_model(**changes: Any) -> Asked:
+        return with_stage(model=model.model_copy(update=changes))
+
+    local = rollout is not None and rollout.generator.type == "local"
+    match kind:
+        case "checkpointing" if not model.gradient_checkpointing:
+            return with_model(gradient_checkpointing=True)
+        case "micro" if batches.micros and max(m.rows for m in batches.micros) > asked.needs.sequences:
+            return replace(asked, batches=replace(batches, micros=_singles(batches.micros, asked.needs.sequences)))
+        case "answers" if local and batches.answers * (batches.prompt + batches.answer) > 8192:
+            few = max(1, 8192 // (batches.prompt + batches.answer))
+            prompts = min(batches.prompts, few)
+            return replace(asked, batches=replace(batches, answers=few, prompts=prompts))
+        case "fsdp" if asked.devices > 1 and name != "fsdp":
+            return with_stage(devices=stage.devices.model_copy(update={"strategy": Choice(type="fsdp")}))
+        case "vllm" if local and cuda and refusal(asked, stage, name) and rollout is not None:
+            # The settings of ``local`` are no settings of ``vllm``: it starts from its own defaults.
+            generator = rollout.generator.model_copy(update={"type": "vllm", "settings": {}})
+            return with_stage(rollout=rollout.model_copy(update={"generator": generator}))
+        case "lora" if model.adapter is None:
+            return with_model(adapter=Adapter())
+        case "16bit" if model.dtype == "float32" and model.adapter is not None and cuda:
+            return with_model(dtype="bfloat16")
+        case "qlora" if model.adapter is not None and model.adapter.quantize is None and cuda:
+            return with_model(adapter=model.adapter.model_copy(update={"quantize": "nf4"}))
+        case "half" if batches.micros and not asked.needs.online:
+            half = max(1, stage.data.max_length // 2)
+            short = tuple(
+                replace(m, width=min(m.width, half), scored=min(m.scored, m.rows * half)) for m in batches.micros
+            )
+            shorter = with_stage(data=stage.data.model_copy(update={"max_length": half}))
+            return replace(shorter, batches=replace(batches, micros=short))
+    return None
+
+
+def _singles(micros: tuple[Micro, ...], sequences: int) -> tuple[Micro, ...]:
+    """One example at a time."""
+    widest = max(micros, key=lambda micro: micro.width)
+    scored = -(-widest.scored * sequences // widest.rows)
+    one = Micro(sequences, widest.width, scored, widest.padded and sequences > 1)
+    return (one, one)

@@ -1,0 +1,176 @@
+"""An estimate for the terminal: two bars, a table of components, the other ways, what would help, how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from align.advisor.estimate.stage_estimate import StageEstimate
+from align.schemas.advice import Estimate, Fit, Range
+
+COLOURS = {
+    "weights": "blue",
+    "gathered": "bright_blue",
+    "adapter": "bright_cyan",
+    "gradients": "cyan",
+    "optimizer": "magenta",
+    "reference": "bright_black",
+    "critic": "bright_magenta",
+    "activations": "yellow",
+    "logits": "bright_yellow",
+    "kv_cache": "green",
+    "vllm": "bright_green",
+    "base": "white",
+}
+LETTERS = dict(zip(COLOURS, "WGAgORCalkvb", strict=True))
+"""Where there are no colours, a bar is made of these."""
+WIDTH = 50
+SAID = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
+STYLE = {"fits": "green", "tight": "yellow", "does_not_fit": "red"}
+
+
+def size(amount: float) -> str:
+    """Bytes as people say them: 17.3 GB, 212 MB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(amount) >= 0.9995 * unit:
+            return f"{amount / unit:.3g} {name}" if abs(amount) < 999.5 * unit else f"{amount / unit:,.0f} {name}"
+    return f"{amount:.0f} B"
+
+
+def show(found: StageEstimate, console: Console) -> None:
+    """Print a stage."""
+    for block in blocks(found, console.color_system is not None):
+        console.print(block)
+
+
+def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
+    """What is printed of a stage, from top to bottom."""
+    devices = f"{found.devices} x {found.device}" if found.devices > 1 else found.device
+    params = f"{found.shape.params / 1e6:,.1f}M" if found.shape.params >= 1e6 else f"{found.shape.params:,}"
+    yield Text.assemble(
+        (f"{found.name} ({found.algorithm})", "bold"),
+        f"  {params} parameters on {devices}, {size(found.capacity)} each, {found.strategy}",
+    )
+    scale = max([found.capacity, *(sum(parts.values()) for parts in found.phases.values())])
+    longest = max((sum(parts.values()) for parts in found.phases.values()), default=0.0)
+    if longest < 0.2 * scale:  # else nothing could be seen of it
+        scale = longest * 1.05
+    for phase, parts in found.phases.items():
+        yield _bar(phase, parts, scale, found.capacity, colour)
+    yield verdict(found.fit)
+    if found.refused:
+        yield Text(f"training would refuse it: {found.refused}", style="red")
+    yield components(found, colour)
+    if len(found.ways) > 1:
+        yield ways(found)
+    if found.knobs:
+        yield Group(Text("What would help, each on top of those before:", style="bold"), *_knobs(found))
+    elif not found.fits:
+        wanted = "acceptable to training" if found.refused else "fit: more memory, or a smaller model"
+        yield Text(f"No setting makes it {wanted}.", style="red")
+    if found.measured:
+        yield Text(f"Measured here: {_measured(found.measured)}")
+    unknown = f"not known: {found.unknown or 'the number of steps is not'}; set train.max_steps to know it"
+    yield Text(f"Time: {unknown if found.work is None else time_of(found.work, found.unknown)}")
+    for assumption in found.assumptions:
+        yield Text(f"Assumed: {assumption.fact} ({assumption.why}; {assumption.effect})", style="dim")
+
+
+def verdict(fit: Fit) -> Text:
+    """``fits: 17.3 GB, 62.7 GB to spare``."""
+    left = f"{size(-fit.short_gb * 1e9)} to spare" if fit.short_gb <= 0 else f"{size(fit.short_gb * 1e9)} too much"
+    return Text.assemble((f"{SAID[fit.verdict]}: ", STYLE[fit.verdict]), f"{size(fit.total_gb * 1e9)}, {left}")
+
+
+def _bar(phase: str, parts: Mapping[str, float], scale: float, capacity: float, colour: bool) -> Text:
+    bar, drawn, upto = Text(f"{phase:<11}"), 0, 0.0
+    for name, amount in parts.items():
+        upto += amount
+        cells = round(upto / scale * WIDTH) - drawn
+        drawn += cells
+        bar.append(("█" if colour else LETTERS.get(name, "?")) * cells, COLOURS.get(name, "white"))
+    limit = min(WIDTH, round(capacity / scale * WIDTH))
+    bar.append("·" * max(0, limit - drawn), "bright_black")
+    return bar.append(f" {size(sum(parts.values()))}")
+
+
+def components(found: StageEstimate, colour: bool) -> Table:
+    """Bytes by component and phase; beside them what a dry run counted."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for phase in found.phases:
+        table.add_column(phase, justify="right")
+        if found.counted is not None:
+            table.add_column("dry run", justify="right")
+    names = [name for name in COLOURS if any(name in parts for parts in found.phases.values())]
+    for name in names:
+        sign = Text("█ " if colour else f"{LETTERS[name]} ", COLOURS[name])
+        row: list[RenderableType] = [Text.assemble(sign, name.replace("_", " "))]
+        for phase, parts in found.phases.items():
+            row.append(size(parts[name]) if name in parts else "")
+            if found.counted is not None:
+                counted = found.counted.get(phase, {})
+                row.append(size(counted[name]) if name in counted else "")
+        table.add_row(*row)
+    total: list[RenderableType] = ["  total"]
+    for phase, parts in found.phases.items():
+        total.append(size(sum(parts.values())))
+        if found.counted is not None:
+            total.append(size(sum(found.counted.get(phase, {}).values())))
+    table.add_row(*total, style="bold")
+    return table
+
+
+def ways(found: StageEstimate) -> Table:
+    """Each way of holding the model, and whether it fits."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("way", "a device", "verdict", ""):
+        table.add_column(name, justify="right" if name in ("a device", "") else "left")
+    for way in found.ways:
+        by = f"{size(abs(way.short_gb) * 1e9)} {'too much' if way.short_gb > 0 else 'to spare'}"
+        table.add_row(way.strategy, size(way.total_gb * 1e9), Text(SAID[way.verdict], STYLE[way.verdict]), by)
+    return table
+
+
+def _knobs(found: StageEstimate) -> Iterator[Text]:
+    for setting, fit in found.knobs:
+        yield Text.assemble(f"  {setting:<40} ", verdict(fit))
+
+
+def _measured(measured: Mapping[str, float]) -> str:
+    words = []
+    if "factor" in measured:
+        words.append(
+            f"peak {size(measured['peak'])} where {size(measured['estimated'])} was estimated, so activations and "
+            f"logits x{measured['factor']:.2f}"
+        )
+    if "step_seconds" in measured:
+        words.append(f"{measured['step_seconds']:.3g} s a step")
+    if "hours" in measured:
+        words.append(f"{hours(Range(low=measured['hours'] * 0.9, high=measured['hours'] * 1.2))} at that pace")
+    return "; ".join(words)
+
+
+def time_of(spent: Estimate, unknown: str = "") -> str:
+    """Return the hours as a range, or the work alone where the device's speed is not known, with the reason."""
+    if spent.wall_hours is None or spent.gpu_hours is None:
+        flops = spent.flops.high if spent.flops is not None else 0.0
+        return f"{flops:.3g} FLOP; {unknown}"
+    cost = f", {_range(spent.cost)} {spent.currency}" if spent.cost is not None else ""
+    return f"{hours(spent.wall_hours)}, {_range(spent.gpu_hours)} GPU-hours{cost} ({spent.basis})"
+
+
+def hours(values: Range) -> str:
+    """A range of hours in the unit that suits it: 3 to 4 s, 1.5 to 2 h, 3 to 5 days."""
+    for unit, name in ((24 * 2, "days"), (1.0, "h"), (1 / 60, "min")):
+        if values.high >= unit:
+            each = 24.0 if name == "days" else unit
+            return f"{_range(Range(low=values.low / each, high=values.high / each))} {name}"
+    return f"{_range(Range(low=values.low * 3600, high=values.high * 3600))} s"
+
+
+def _range(values: Range) -> str:
+    return f"{values.low:.3g} to {values.high:.3g}"

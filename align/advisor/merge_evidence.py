@@ -1,0 +1,291 @@
+"""How evidence adds up to facts: which place counts for a field, what its negation says, which data there are."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby, pairwise
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ValidationError
+
+from align.advisor.project_facts import STRENGTH, Conflict, Evidence, Facts
+from align.schemas.project import DataKind, Project, Size, Tried
+
+PROSE = ("text", "model")
+"""Sources that read a description, where the same thing may be said twice."""
+TUNED = ("sft", "dpo", "kto", "rlhf", "grpo", "rloo", "ppo", "post_training")
+"""Methods behind which a model answers, and does not only continue text."""
+
+
+def gather(said: Iterable[Evidence], **known: Any) -> Facts:
+    """The facts that evidence adds up to: per field the strongest place wins, among equals the first sure one.
+
+    A negated fact is its opposite where the field has one: false, or none. Conflicts are kept. What was tried, and
+    what is done, stays known. ``known`` goes to ``Facts`` (languages, rejected).
+    """
+    told = tuple(said)
+    evidence = (*told, *_implied(told))
+    values: dict[str, Any] = {}
+    conflicts: list[Conflict] = []
+    rejected: list[str] = list(known.pop("rejected", ()))
+    for name, said in _by_field(e for e in evidence if not e.field.startswith(("data.", "tried."))):
+        kind = _type(name)
+        claims = [] if kind is None else _claims(said, kind)
+        if kind is None:
+            rejected.append(f"{name}: the form has no such field")
+        elif claims:
+            _put(values, name, _value(claims, kind))
+            conflicts += _contradicted(name, claims)
+    data, planned = _data(evidence, conflicts)
+    values["tried"] = _tried(evidence)
+    project, faults = _project(values | {"data": data})
+    meant, _ = _project({"data": planned})
+    rejected += faults
+    return Facts(
+        project, evidence, tuple(conflicts), rejected=tuple(rejected), planned=tuple(meant.data or ()), **known
+    )
+
+
+def _implied(evidence: Sequence[Evidence]) -> Iterator[Evidence]:
+    """What is done or tried, as facts of their own: "the pre-training is behind us", "an SFT model exists"."""
+    for e in evidence:
+        continued = e.field.startswith("data.corpus") or e.value == "continual_pretraining"
+        if e.status == "done" and continued:
+            yield replace(e, field="knowledge.pretraining_done", value=True, status="asserted", vague=False)
+        elif e.status == "done" and e.field == "requested" and e.value in TUNED:
+            yield replace(e, field="model.type", value="instruct", status="asserted")
+        elif e.status == "tried" and e.field == "requested" and (how := _attempt(e.value)):
+            yield replace(e, field=f"tried.{how}", value=True)
+
+
+def _attempt(method: Any) -> str | None:
+    return method if method in ("prompting", "rag") else "fine_tuning" if method in TUNED else None
+
+
+# Single fields
+
+
+class Claim(NamedTuple):
+    """Evidence with the value that follows from it."""
+
+    value: Any
+    evidence: Evidence
+
+
+def _by_field(evidence: Iterable[Evidence]) -> Iterator[tuple[str, list[Evidence]]]:
+    ordered = sorted(evidence, key=lambda e: e.field)  # stable
+    return ((name, list(said)) for name, said in groupby(ordered, key=lambda e: e.field))
+
+
+@functools.cache
+def _type(path: str) -> Any:
+    """The type of a field of the form, or None where there is none."""
+    model: Any = Project
+    for key in path.split("."):
+        inner = [m for m in _members(model) if isinstance(m, type) and issubclass(m, BaseModel)]
+        if not inner or key not in inner[0].model_fields:
+            return None
+        model = get_type_hints(inner[0])[key]
+    return None if isinstance(model, type) and issubclass(model, BaseModel) else model
+
+
+def _members(kind: Any) -> Iterator[Any]:
+    """The plain types and literal values of a type."""
+    if get_origin(kind) in (Union, types.UnionType):
+        for member in get_args(kind):
+            yield from _members(member)
+    elif get_origin(kind) is Literal:
+        yield from get_args(kind)
+    else:
+        yield kind
+
+
+def _claims(said: Sequence[Evidence], kind: Any) -> list[Claim]:
+    """What places say of one field, what counts first in front.
+
+    Of yes and no in equal places the one said more often counts, of a tie the denial: it names the thing as well.
+    """
+    claims = sorted(_said(said, set(map(str, _members(kind)))), key=_precedence)
+    if not claims or not isinstance(claims[0].value, bool):
+        return claims
+    equal = [claim.value for claim in claims if _precedence(claim) == _precedence(claims[0])]
+    said_most = equal.count(True) > equal.count(False)
+    return sorted(claims, key=lambda claim: (_precedence(claim), claim.value != said_most))
+
+
+def _said(said: Sequence[Evidence], members: set[str]) -> Iterator[Claim]:
+    for e in said:
+        wished = e.field == "requested" and e.status in ("planned", "attributed")
+        if e.status == "asserted" or wished or (e.field == "knowledge.pretraining_done" and e.status == "done"):
+            yield Claim(e.value, e)
+        elif e.status == "negated" and str(bool) in members:
+            yield Claim(not e.value, e)
+        elif e.status == "negated" and "none" in members and e.value != "none":
+            yield Claim("none", e)
+
+
+def _precedence(claim: Claim) -> tuple[Any, ...]:
+    """The user's own wish before others', the stronger place, what is there before what is not, sure before vague."""
+    e = claim.evidence
+    absent = e.status == "negated" and claim.value == "none"  # one kind is denied, another may be there
+    return e.status == "attributed", -STRENGTH[e.source], absent, e.vague
+
+
+def _value(claims: list[Claim], kind: Any) -> Any:
+    if get_origin(kind) is not list:
+        return claims[0].value
+    strongest = STRENGTH[claims[0].evidence.source]
+    listed = [c.value for c in claims if STRENGTH[c.evidence.source] == strongest]
+    return list(dict.fromkeys(v for value in listed for v in (value if isinstance(value, list) else [value])))
+
+
+def _contradicted(name: str, claims: list[Claim]) -> Iterator[Conflict]:
+    taken = claims[0]
+    for claim in claims[1:]:
+        e = claim.evidence
+        within = e.vague and isinstance(taken.value, int | float) and (e.low or 0) <= taken.value <= (e.high or 0)
+        absent = claim.value == "none" and e.status == "negated"
+        within |= e.vague and isinstance(claim.value, str)  # one hint beside another
+        if claim.value != taken.value and not (within or absent or e.status == "attributed"):
+            if isinstance(taken.value, list) or isinstance(claim.value, list):
+                continue
+            yield Conflict(name, taken.evidence, e)
+
+
+def _put(values: dict[str, Any], path: str, value: Any) -> None:
+    *above, key = path.split(".")
+    functools.reduce(lambda level, name: level.setdefault(name, {}), above, values)[key] = value
+
+
+# Data
+
+Body = dict[str, Evidence]
+"""What is said of one body of data, by key; "" for the place that says that it is there."""
+
+
+def _data(evidence: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list[Any] | None, list[Any]]:
+    """Bodies of data on hand and planned, as plain values; None for the first where nothing is known of data.
+
+    What is said of data whose kind stands nowhere ("gpt wrote the labels") is said of the first body there is.
+    """
+    held: list[Any] = []
+    planned: list[Any] = []
+    loose: dict[str, Any] = {}
+    denied = False
+    for kind in get_args(DataKind):
+        said = [e for e in evidence if e.field == f"data.{kind}" or e.field.startswith(f"data.{kind}.")]
+        behind = ("done",) if kind == "corpus" else ()  # what was trained on already is not there to train on
+        here = [e for e in said if e.status not in ("planned", "attributed", *behind)]
+        found, absent = _bodies(kind, here, conflicts)
+        stated = [body for body in found if body.keys() & {"", *Size.model_fields}]
+        held += [_plain(kind, body) for body in stated]
+        for body in found:
+            loose |= {} if body in stated else _plain(kind, body)
+        denied |= absent and kind != "eval_set"
+        if not found and not absent:
+            meant = _bodies(kind, [replace(e, status="asserted") for e in said if e.status == "planned"], [])[0]
+            planned += [_plain(kind, body) for body in meant]
+    if held:
+        held[0] = loose | held[0]
+    return (held or ([] if denied else None)), planned
+
+
+def _bodies(kind: str, said: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list[Body], bool]:
+    """The bodies of one kind according to the strongest place, and whether it says that there are none."""
+    ordered = sorted(said, key=lambda e: (-STRENGTH[e.source], e.source == "model"))
+    by_source = [_split(kind, list(group)) for _, group in groupby(ordered, key=lambda e: e.source)]
+    speaking = [spoken for spoken in by_source if spoken.bodies or spoken.absent]
+    if not speaking:
+        return [], False
+    taken, *weaker = speaking
+    for other in weaker:
+        conflicts += _differences(taken, other)
+        if len(taken.bodies) == len(other.bodies) == 1:
+            taken.bodies[0].update({key: e for key, e in other.bodies[0].items() if key not in taken.bodies[0]})
+    return taken.bodies, not taken.bodies
+
+
+class Spoken(NamedTuple):
+    """What one source says of one kind of data: its bodies, and the place that says that there are none."""
+
+    bodies: list[Body]
+    absent: Evidence | None
+
+
+def _split(kind: str, said: list[Evidence]) -> Spoken:
+    """What one source says, cut into bodies: a form lists them, prose repeats itself."""
+    bodies: list[Body] = []
+    absent = None
+    for e in said:
+        key = e.field.removeprefix(f"data.{kind}").removeprefix(".")
+        positive = e.status != "negated"
+        if not key and positive != bool(e.value):
+            absent = absent or e
+        elif not key:
+            if not bodies or e.source not in PROSE:
+                bodies.append({"": e})
+        elif positive or isinstance(e.value, bool):
+            _add(bodies, key, e)
+    empty = [body for body in bodies if "rows" in body and body["rows"].value == 0]
+    absent = absent or (empty[0]["rows"] if empty else None)
+    return Spoken([body for body in bodies if body not in empty], absent)
+
+
+def _add(bodies: list[Body], key: str, e: Evidence) -> None:
+    """A size that stands there already with another number is another body's, in prose as in files."""
+    if not bodies or (key in Size.model_fields and key in bodies[-1]):
+        if e.source in PROSE and any(key in body and body[key].value == e.value for body in bodies):
+            return  # said twice
+        bodies.append({})
+    bodies[-1].setdefault(key, e)
+
+
+def _differences(taken: Spoken, other: Spoken) -> Iterator[Conflict]:
+    if not taken.bodies and other.bodies and taken.absent:
+        first = next(iter(other.bodies[0].values()))
+        yield Conflict(first.field, taken.absent, first)
+    for key in Size.model_fields:
+        ours, theirs = ([body[key] for body in spoken.bodies if key in body] for spoken in (taken, other))
+        if ours and theirs and sum(e.value for e in ours) != sum(e.value for e in theirs):
+            yield Conflict(theirs[0].field, ours[0], theirs[0])
+
+
+def _plain(kind: str, body: Body) -> dict[str, Any]:
+    values = {key: (not e.value if e.status == "negated" else e.value) for key, e in body.items() if key}
+    size = {key: round(values.pop(key)) for key in Size.model_fields if key in values}
+    return {"kind": kind, "size": size, **values}
+
+
+def _tried(evidence: Sequence[Evidence]) -> list[str] | None:
+    """What was tried; an empty list where it is said that nothing was; None where nothing is said."""
+    said = [
+        e for e in evidence if e.field.startswith("tried.") and e.status in ("asserted", "tried", "done", "negated")
+    ]
+    known = [t for t in get_args(Tried) for e in said if e.field == f"tried.{t}" and e.status != "negated" and e.value]
+    return list(dict.fromkeys(known)) if said else None
+
+
+def _project(values: dict[str, Any]) -> tuple[Project, list[str]]:
+    """The form, without the values that do not fit it, and these in words."""
+    faults: list[str] = []
+    while True:
+        try:
+            return Project.model_validate(values), faults
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            faults.append(f"{'.'.join(map(str, first['loc']))}: {first['msg'][:1].lower()}{first['msg'][1:]}")
+            _drop(values, first["loc"])
+
+
+def _drop(values: Any, path: Sequence[int | str]) -> None:
+    """Take out the deepest part of a path that is there."""
+    level = values
+    for name, below in pairwise((*path, "")):
+        inner = level[name]
+        if below not in inner if isinstance(inner, dict) else not isinstance(inner, list):
+            del level[name]
+            return
+        level = inner

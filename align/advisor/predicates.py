@@ -1,0 +1,114 @@
+"""What rules ask of facts: what is wished for, what scores, what was tried. Pure functions, no judgement."""
+
+from __future__ import annotations
+
+from align.advisor.project_facts import Facts
+from align.schemas.project import DataKind
+
+ONLINE = ("grpo", "rloo", "ppo")
+"""Algorithms that learn from rewards."""
+SAMPLING = (*ONLINE, "best_of_n")
+"""Stages that sample their answers to prompts, and have them scored."""
+ALGORITHM = {"continual_pretraining": "pretrain"}
+"""What the run file calls a stage's algorithm, where the plan says it in other words."""
+TRAINING = ("post_training", "sft", "dpo", "kto", "reward_model", "rlhf", *ONLINE)
+"""Methods that fit weights to behaviour."""
+TRAINED_ON: tuple[DataKind, ...] = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts")
+JUDGED: tuple[DataKind, ...] = ("preference_pairs", "unpaired_feedback")
+
+FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", "reward_model", *ONLINE)
+"""Stages that change a model's weights."""
+CHANGING = ("monthly", "weekly", "daily", "realtime")
+"""Values of ``knowledge.changes`` that weights cannot follow."""
+DATA_OF: dict[str, DataKind] = {
+    "continual_pretraining": "corpus",
+    "sft": "sft_pairs",
+    "dpo": "preference_pairs",
+    "kto": "unpaired_feedback",
+    "reward_model": "preference_pairs",
+    "best_of_n": "prompts",
+    "grpo": "prompts",
+    "rloo": "prompts",
+    "ppo": "prompts",
+}
+"""What each stage learns from."""
+
+SKILLS = frozenset(
+    {"sql", "code", "function_calling", "reasoning", "math", "extraction", "classification", "translation"}
+)
+"""Tasks that are a capability by themselves: there is a right answer."""
+AUTOMATIC = ("verifier", "reward_model", "llm_judge")
+"""What scores answers by the thousand."""
+SCORERS = (*AUTOMATIC, "human")
+
+
+def scorer(facts: Facts) -> str | None:
+    """What can score an answer: its kind, or None where nothing can or nothing is known."""
+    kind = facts.project.reward.kind
+    return kind if kind in SCORERS else None
+
+
+def skill(facts: Facts) -> str | None:
+    """The capability to be raised: named, or a task that is one."""
+    task = facts.project.task.type
+    return facts.project.behaviour.target_capability or (task if task in SKILLS else None)
+
+
+def purpose(facts: Facts) -> bool:
+    """Whether there is a skill, a manner or a task of its own kind to be better at; conversation alone is none."""
+    p = facts.project
+    named = p.task.type not in (None, "other", "chat", "qa", "domain_model")
+    return bool(skill(facts) or p.behaviour.style_or_persona or named)
+
+
+def gap(facts: Facts) -> float | None:
+    """Target less baseline, in the metric's own unit; None where either is unknown."""
+    baseline, target = facts.project.evals.baseline, facts.project.evals.target
+    return None if baseline is None or target is None else target - baseline
+
+
+def falls_short(facts: Facts) -> bool:
+    """Return whether a prompt was seen to miss what is wanted: said so, or measured below the target."""
+    missing = gap(facts)
+    return bool(facts.project.behaviour.prompt_falls_short) or (missing is not None and missing > 0)
+
+
+def tried(facts: Facts, *methods: str) -> bool:
+    """Return whether one of these has been tried; without a name, whether anything has."""
+    return any(not methods or t in methods for t in facts.project.tried or ())
+
+
+def asked(facts: Facts, *methods: str) -> bool:
+    """Return whether one of these methods is asked for, by the user or by those the user speaks of."""
+    return facts.project.requested in methods
+
+
+def own_wish(facts: Facts) -> bool:
+    """Return whether the method asked for is the user's own wish, not what others want."""
+    return any(e.status in ("asserted", "planned") for e in facts.all("requested"))
+
+
+def wants_scorer(facts: Facts) -> bool:
+    """Return whether a reward model is to be trained, and there are comparisons for it.
+
+    It is asked for or planned, or is all that comparisons can be used for: the model's own weights must stay.
+    """
+    planned = any(e.value == "reward_model" for e in facts.all("reward.kind", "planned"))
+    left = facts.project.constraints.weights_frozen and scorer(facts) is None
+    return bool(asked(facts, "reward_model") or planned or left) and facts.coming("preference_pairs") is not None
+
+
+def wants_behaviour(facts: Facts) -> bool:
+    """Whether it is known how the model should act: rules, a format, a manner, a skill, or what people liked better."""
+    b = facts.project.behaviour
+    formed = b.output_format in ("fixed", "strict_schema")
+    judged = any(kind in facts.kinds for kind in JUDGED)
+    return bool(b.rules_count or b.style_or_persona or skill(facts) or formed or judged)
+
+
+def knows_what_for(facts: Facts) -> bool:
+    """Whether it is known what should be different afterwards: how it acts, what it knows, or which task it does."""
+    p = facts.project
+    knowledge = p.knowledge.needs_citations or p.knowledge.unseen_domain or p.knowledge.source == "proprietary"
+    fresh = p.knowledge.changes not in (None, "never", "yearly")
+    return bool(wants_behaviour(facts) or knowledge or fresh or purpose(facts) or p.task.description)

@@ -1,0 +1,124 @@
+"""Advice as findings on the brief's lines: SARIF 2.1.0, and annotations of GitHub Actions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote as escaped
+
+from align.advisor.render.outline import heading
+from align.advisor.render.source_location import Written
+from align.schemas.advice import Advice, Quote
+from align.schemas.text import visible
+
+SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+GITHUB = {"error": "error", "warning": "warning", "note": "notice"}
+
+RULES = {
+    "requested-differs": "Another method is asked for than is advised.",
+    "insufficient": "Too little is known to advise.",
+    "question": "What is not known and would matter.",
+}
+"""Ids of findings that are no warning of a rule's own; ``question`` is followed by its id: ``question-data``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to look at."""
+
+    id: str
+    level: Literal["error", "warning", "note"]
+    text: str
+    quotes: tuple[Quote, ...] = ()
+
+
+def findings(advice: Advice) -> Iterator[Finding]:
+    """What was asked for and is not advised, warnings, and questions."""
+    asked, because = advice.requested, tuple(quote for reason in advice.reasons for quote in reason.quotes)
+    if asked is not None and not asked.agrees:
+        text = f"{asked.requested} is asked for, {asked.recommended} advised: {asked.because}"
+        mine = tuple(quote for quote in because if quote.fact.startswith("requested"))
+        yield Finding("requested-differs", "error" if asked.blocking else "note", text, mine or because)
+    for said in advice.warnings:
+        yield Finding(said.id, said.level, said.text, tuple(said.quotes))
+    if advice.primary == "insufficient":
+        yield Finding("insufficient", "warning", advice.summary)
+    for question in advice.missing:
+        text = f"{question.question} ({question.field}; would change {question.would_change})"
+        yield Finding(f"question-{question.id}", "note", text)
+
+
+def sarif(advice: Advice, brief: Written | None) -> str:
+    """SARIF 2.1.0 as JSON text; results have a place where the brief is a file."""
+    found = list(findings(advice))
+    about = {finding.id: _about(finding, advice) for finding in found}
+    driver = {
+        "name": "align advise",
+        "version": visible(advice.provenance.tool),
+        "rules": [{"id": visible(id), "shortDescription": {"text": text}} for id, text in about.items()],
+    }
+    answer = {"primary": advice.primary, "confidence": advice.confidence, "summary": visible(advice.summary)}
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "properties": answer,
+        "results": [_result(finding, list(about).index(finding.id), brief) for finding in found],
+    }
+    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _about(finding: Finding, advice: Advice) -> str:
+    kind = finding.id.partition("-")[0] if finding.id.startswith("question") else finding.id
+    by = next((said.rule for said in advice.warnings if said.id == finding.id), "")
+    return RULES.get(kind) or f"{visible(finding.id).replace('_', ' ')} ({visible(by)})"
+
+
+def _result(finding: Finding, rule: int, brief: Written | None) -> dict[str, Any]:
+    text = visible(finding.text)
+    words = " ".join(quote.quote for quote in finding.quotes)
+    mark = hashlib.sha256(f"{finding.id}\0{words}".encode("utf-8", "replace")).hexdigest()[:32]
+    result: dict[str, Any] = {
+        "ruleId": visible(finding.id),
+        "ruleIndex": rule,
+        "level": finding.level,
+        "message": {"text": text},
+        "partialFingerprints": {"words/v1": mark},
+    }
+    if brief is not None:
+        place = brief.first(finding.quotes)
+        region = {
+            "startLine": place.line,
+            "startColumn": place.column,
+            "endLine": place.end_line,
+            "endColumn": place.end_column,
+        }
+        file = {"uri": escaped(brief.path)}
+        result["locations"] = [{"physicalLocation": {"artifactLocation": file, "region": region}}]
+    return result
+
+
+def github(advice: Advice, brief: Written | None) -> str:
+    """Workflow commands, one a line: the answer as a notice, then every finding at its place."""
+    lines = [f"::notice title=align advise::{_data(f'{heading(advice)}. {advice.summary}')}"]
+    for finding in findings(advice):
+        properties = {"title": finding.id}
+        if brief is not None:
+            place = brief.first(finding.quotes)
+            properties |= {"file": brief.path, "line": str(place.line), "endLine": str(place.end_line)}
+            if place.line == place.end_line:  # columns are for one line only
+                properties |= {"col": str(place.column), "endColumn": str(place.end_column)}
+        said = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+        lines.append(f"::{GITHUB[finding.level]} {said}::{_data(finding.text)}")
+    return "\n".join(lines) + "\n"
+
+
+def _data(text: str) -> str:
+    """A workflow command's text: line ends and per cent signs are escaped, so that nobody else can command."""
+    return visible(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,0 +1,30 @@
+"""Advice as one self-contained HTML page: no script, nothing loaded, every value escaped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from align.advisor.render.outline import Bar, footer, heading, outline
+from align.schemas.advice import Advice
+from align.schemas.html_template import html
+
+HERE = Path(__file__).parent
+WIDTH = 400
+
+
+def render(advice: Advice) -> str:
+    """The page."""
+    about = {"heading": heading(advice), "sections": outline(advice), "footer": footer(advice)}
+    return html(HERE / "advice.html", HERE / "style.css", advice=advice, shares=shares, **about)
+
+
+def shares(bar: Bar) -> list[tuple[float, float]]:
+    """(left edge, width) of each part; what does not fit is cut off at the right end, and the text says so."""
+    assert bar.capacity
+    edges, left = [], 0.0
+    for gb in bar.parts.values():
+        if gb:
+            right = min(float(WIDTH), left + WIDTH * gb / bar.capacity)
+            edges.append((round(left, 1), round(right - left, 1)))
+            left = right
+    return edges

@@ -1,0 +1,68 @@
+"""What was asked for against what is advised, and the answer in a sentence."""
+
+from __future__ import annotations
+
+from align.advisor.decision import Decision
+from align.advisor.predicates import DATA_OF, ONLINE, own_wish
+from align.advisor.project_facts import Facts
+from align.schemas.advice import Requested
+
+NAMES = {
+    "prompting": "a prompt with validators",
+    "rag": "retrieval",
+    "continual_pretraining": "continual pre-training",
+    "sft": "supervised fine-tuning",
+    "dpo": "preference learning (dpo)",
+    "kto": "learning from single verdicts (kto)",
+    "reward_model": "a reward model",
+    "grpo": "learning from rewards (grpo)",
+    "rloo": "learning from rewards (rloo)",
+    "ppo": "learning from rewards (ppo)",
+    "best_of_n": "the best of several answers",
+}
+
+
+def requested(facts: Facts, decision: Decision) -> Requested | None:
+    """Whether the wish and the advice agree; where not, whether that stops a launch. None where nothing is asked for.
+
+    It does where the user's own wish is ruled out, has nothing to learn from, or something hard speaks for another way.
+    """
+    wanted = facts.project.requested
+    if wanted is None:
+        return None
+    stages = decision.plan.stages
+    advised = ", then ".join(dict.fromkeys(stages)) or "to settle what is not known first"
+    if _met(wanted, decision):
+        return Requested(
+            requested=wanted, recommended=advised, agrees=True, blocking=False, because="the facts speak for it as well"
+        )
+    option = wanted if wanted in ("prompting", "rag", "continual_pretraining", "best_of_n") else "post_training"
+    against = [f for f in decision.findings if f.option == option and f.weight == "veto"]
+    instead = [f for f in decision.findings if f.option == decision.choice.option and f.weight != "veto"]
+    unfed = wanted in DATA_OF and not facts.coming(DATA_OF[wanted])
+    differs = bool(against or unfed or decision.choice.weight == "hard")
+    blocking = differs and wanted != "prompting" and own_wish(facts)
+    reasons = [*against, *sorted(instead, key=lambda f: (f.weight != "hard", f.rule))]
+    because = reasons[0].because if reasons else "nothing that is known speaks for it"
+    return Requested(requested=wanted, recommended=advised, agrees=False, blocking=blocking, because=because)
+
+
+def _met(wanted: str, decision: Decision) -> bool:
+    plan = decision.plan
+    if wanted == "rlhf":
+        return any(stage in (*ONLINE, "reward_model") for stage in plan.stages)
+    return wanted in plan.stages or wanted in (plan.primary, *plan.companions)
+
+
+def summary(facts: Facts, decision: Decision) -> str:
+    """The answer, and the first reason for it."""
+    plan, choice = decision.plan, decision.choice
+    speaking = [f for f in decision.findings if f.option == choice.option and f.weight != "veto"]
+    speaking = sorted(speaking, key=lambda f: (f.weight != "hard", f.rule))
+    because = speaking[0].because if speaking else "nothing that is known speaks for any way"
+    if plan.primary == "insufficient":
+        return f"Not enough is known to advise anything: {because}."
+    steps = [NAMES[stage] for stage in dict.fromkeys(step.stage for step in plan.steps if not step.optional)]
+    train = plan.primary in ("post_training", "continual_pretraining") and choice.option != "best_of_n"
+    lead = "Training is the answer" if train else "Start without training"
+    return f"{lead}: {', then '.join(steps)}. {because[:1].upper()}{because[1:]}."

@@ -1,0 +1,84 @@
+"""Shares: where it stands today and what is needed, `81% of letters, need 97`."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from align.advisor.project_facts import Evidence
+from align.advisor.text.nouns import noun
+from align.advisor.text.number import Number
+from align.advisor.text.number_words import vocabulary
+from align.advisor.text.ranges import rises
+from align.advisor.text.sentence_context import Scene
+
+BEFORE, AFTER = 9, 6
+"""Words before and behind a share that say what it is of."""
+_COMMAS = frozenset((",", "，", ";", "；", "and", "but", "und", "aber", "y", "pero"))
+
+
+def is_target(scene: Scene, number: Number) -> bool:
+    """Return whether bare digits are a share because a share stands beside them: `we pass in 81%, need 97`."""
+    wanted = any(m.end <= number.start <= m.end + 2 for m in scene.named("near:target"))
+    beside = any(n.share for n in scene.numbers)
+    return number.plain and 1 < number.value <= 100 and wanted and beside and not noun(scene, number).labels
+
+
+def is_score(scene: Scene, number: Number) -> bool:
+    """Return whether a number between 0 and 1 is a share because a metric stands beside it: `F1 0.62 today`."""
+    named = any(
+        m.end <= number.start <= m.end + 3 or 0 <= m.start - number.end <= 1 for m in scene.named("near:metric")
+    )
+    named = named or _side_of_a_rise(scene, number) == "evals.target"  # F1 from 0.6 to 0.8
+    return 0 < number.value < 1 and named and not noun(scene, number).labels
+
+
+def share(scene: Scene, number: Number) -> list[Evidence]:
+    """What a share is: the target, the score today, or neither (a discount, an overlap, a rate of errors)."""
+    if not number.share and number.value > 1:
+        number = number.as_share(number.end)
+    low, high = _room(scene, number)
+    side = _side_of_a_rise(scene, number)
+    if side:
+        return [scene.evidence(side, number.value, number.start, number.end, number=number)]
+    if scene.has("near:not_metric", max(low, number.start - 4), min(high, number.end + 4), denied=True):
+        return []
+    target = _distance(scene, "near:target", number, low, min(high, number.end + 5))
+    prompted = _distance(scene, "near:prompted", number, low, high)
+    baseline = _distance(scene, "near:baseline", number, low, high)
+    at = number.start, number.end
+    if target is not None and (prompted is None or target <= prompted):
+        return [scene.evidence("evals.target", number.value, *at, number=number)]
+    if prompted is None and baseline is None:
+        return []
+    near = scene.has("near:prompted", max(number.start - 14, 0), number.end + 8, denied=True)
+    return [scene.evidence("evals.baseline", number.value, *at, number=number, vague=not near)]
+
+
+def _side_of_a_rise(scene: Scene, number: Number) -> str:
+    """From 60% to 90%: the field that a share is of, where it is one end of a rise that is wanted."""
+    known = vocabulary(tuple(scene.languages))
+    shares = [n for n in scene.numbers if n.share or 0 < n.value < 1]
+    for first, second in pairwise(shares):
+        if number in (first, second) and first.value < second.value and rises(scene.sentence, first, second, known):
+            return "evals.baseline" if number == first else "evals.target"
+    return ""
+
+
+def _room(scene: Scene, number: Number) -> tuple[int, int]:
+    """The words that speak of a share: not beyond its neighbours, and behind it not beyond a comma or an and."""
+    words = scene.sentence.words
+    low, high = max(number.start - BEFORE, 0), min(number.end + AFTER, len(words))
+    for other in scene.numbers:
+        if other.share and other.end <= number.start:
+            low = max(low, other.end)
+        elif other.share and other.start >= number.end:
+            high = min(high, other.start)
+    comma = next((at for at in range(number.end, high) if words[at] in _COMMAS), high)
+    return low, comma
+
+
+def _distance(scene: Scene, label: str, number: Number, low: int, high: int) -> int | None:
+    found = [m for m in scene.named(label) if m.start >= low and m.end <= high]
+    return min(
+        (number.start - m.end if m.end <= number.start else m.start - number.end + 1 for m in found), default=None
+    )

@@ -1,0 +1,45 @@
+"""What a text is about: a trade's own words, neither small ones nor those of models, money and plans.
+
+`The board would like RLHF by Q3` has none of these, and nobody can tell what is wanted. `Every message opens with an
+apology` has: who brings a subject says what a model is for, even in words that no phrase foresees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from align.advisor.project_facts import Evidence
+from align.advisor.text.lexicon import lexicon
+from align.advisor.text.sentence_context import Scene, moved
+from align.advisor.text.sentences import Sentence
+
+WORDS = 6
+"""Different words of its own that make a text have a subject."""
+SHORT = 4
+"""Letters; shorter words are small ones."""
+
+
+class Subject:
+    """Gathers the words of a text, sentence by sentence, in a language that has a list of common words."""
+
+    def __init__(self, languages: Sequence[str]) -> None:
+        self._common = lexicon(languages[0]).common
+        self._words: set[str] = set()
+        self._most: tuple[int, Evidence] | None = None
+
+    def add(self, scene: Scene, start: int) -> None:
+        """A sentence, and where it starts in the text."""
+        own = [at for at in range(len(scene.sentence.words)) if self._own(scene.sentence, at)]
+        new = {scene.sentence.words[at] for at in own}
+        self._words |= new
+        if own and (self._most is None or len(new) > self._most[0]):
+            self._most = len(new), moved(scene.evidence("_goal", True, own[0], own[-1] + 1), start)
+
+    def told(self) -> list[Evidence]:
+        """The sentence with most words of its own, as a goal; nothing where there are too few in the whole text."""
+        return [self._most[1]] if self._most and len(self._words) >= WORDS else []
+
+    def _own(self, sentence: Sentence, at: int) -> bool:
+        word = sentence.words[at]
+        known = word in self._common or word.removesuffix("s") in self._common or "'" in word
+        return bool(self._common) and sentence.kinds[at] == "word" and len(word) >= SHORT and not known
