@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align.advisor.render import render as render
-    from align.api.advice import AdviceCase as AdviceCase
-    from align.api.advice import BriefReader as BriefReader
-    from align.api.advice import advise as advise
+    from align.api.advising import AdviceCase as AdviceCase
+    from align.api.advising import BriefReader as BriefReader
+    from align.api.advising import advise as advise
     from align.api.catalogue import describe_plugin as describe_plugin
     from align.api.catalogue import list_plugins as list_plugins
     from align.api.catalogue import list_rewards as list_rewards
-    from align.api.data import check_data as check_data
-    from align.api.data import preview_data as preview_data
+    from align.api.data_checking import check_data as check_data
+    from align.api.data_checking import preview_data as preview_data
     from align.api.estimating import RunEstimate as RunEstimate
     from align.api.estimating import estimate as estimate
     from align.api.labelling import label_data as label_data

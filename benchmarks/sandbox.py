@@ -24,8 +24,8 @@ from pathlib import Path
 
 from align.core.rewards.base import Answer, Place
 from align.plugins.rewards.code import Code
-from align.plugins.rewards.code.cage import landlock
 from align.plugins.rewards.code.sandbox import ENVIRONMENT, TRIAL, Broken, Layers, Sandbox, python
+from align.plugins.rewards.code.sandbox_runtime import landlock
 
 RUNS = 100
 SOURCE = "def f(x):\n    return sorted(set(x))"

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from align.api.inputs import RewardLike, as_reward, plugin_choice, sampling_settings
+from align.api.input_types import RewardLike, as_reward, plugin_choice, sampling_settings
 from align.core.inference.preferences import Journal, Labels, label, read_prompts
 from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer, decisive

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from align.api.inputs import BriefLike, Files, RewardLike, as_brief, as_files, as_reward
+from align.api.input_types import BriefLike, Files, RewardLike, as_brief, as_files, as_reward
 from align.core.config.project_file import Brief
 from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError, Problem

@@ -11,7 +11,7 @@ from typing import get_args
 from align.advisor.predicates import DATA_OF
 from align.advisor.project_facts import Evidence
 from align.advisor.render import render
-from align.api.advice import AdviceCase
+from align.api.advising import AdviceCase
 from align.core.config.project_file import Brief
 from align.core.data.rows import BadRow
 from align.core.data.sources import Reading

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.api.inputs import RewardLike, as_reward, plugin_choice, sampling_settings
+from align.api.input_types import RewardLike, as_reward, plugin_choice, sampling_settings
 from align.core.generation.base import ModelHandle
 from align.core.inference.sampler import Said, Speaker, answers, handle_for, prompts_for, token_ids
 from align.core.plugin_system.registry import registry

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.api.inputs import RewardLike, as_reward
+from align.api.input_types import RewardLike, as_reward
 from align.core.inference.audit import Audit
 from align.core.inference.audit import audit as attack
 from align.core.rewards.base import Place

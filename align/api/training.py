@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from align.api.inputs import RunLike, as_run
+from align.api.input_types import RunLike, as_run
 from align.core.config import run_file
 from align.core.util.system_errors import explaining
 from align.schemas.results import StageResult

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from align.advisor.interview import Question
-    from align.api.advice import AdviceCase
+    from align.api.advising import AdviceCase
     from align.core.config.project_file import Brief
     from align.schemas.advice import Advice
 
@@ -96,7 +96,7 @@ def advise(brief: str | None, text: str | None, **options: Any) -> None:
       align advise brief.md --what-if knowledge.changes=daily
       align advise brief.md --emit run.yaml
     """
-    from align.api.advice import AdviceCase
+    from align.api.advising import AdviceCase
 
     show_progress(not options["quiet"] and options["format_"] != "json")
     read = _brief(brief, text, ask=options["ask"])

@@ -11,8 +11,8 @@ import rich_click as click
 from align.cli.choices import REWARD, reward_of
 
 if TYPE_CHECKING:
-    from align.api.advice import BriefReader
-    from align.api.inputs import DataFile
+    from align.api.advising import BriefReader
+    from align.api.input_types import DataFile
     from align.core.config.project_file import Brief
     from align.schemas.project import Measured
 
@@ -99,7 +99,7 @@ def reader(options: Mapping[str, Any]) -> BriefReader | None:
         raise click.UsageError("--parser llm needs --llm-model NAME or DIR")
     if not options["llm_url"]:
         _refuse(options, ("llm_key_env", "allow_network"), "--llm-url")
-    from align.api.advice import BriefReader
+    from align.api.advising import BriefReader
 
     return BriefReader(
         options["llm_model"],

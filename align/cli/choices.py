@@ -12,7 +12,7 @@ import rich_click as click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from align.api.inputs import DataFile
+    from align.api.input_types import DataFile
     from align.schemas.project import DataKind
     from align.schemas.run import Choice, RewardChoice
 
@@ -63,7 +63,7 @@ def choice_of(word: str, option: str) -> Choice:
 
 def reward_of(word: str) -> RewardChoice:
     """Return the reward that ``--reward`` chose, its weight and the like separated from its own settings."""
-    from align.api.inputs import as_reward
+    from align.api.input_types import as_reward
 
     choice = choice_of(word, "reward")
     return as_reward({"type": choice.type, **choice.settings}, "--reward")
@@ -78,7 +78,7 @@ def prompt_or_file(word: str) -> str | Path:
 
 def data_file(word: str) -> DataFile:
     """Return the file that ``--data FILE`` or ``--data KIND=FILE`` names. Raises AlignError for an unknown kind."""
-    from align.api.inputs import DataFile
+    from align.api.input_types import DataFile
     from align.schemas.errors import AlignError, did_you_mean
     from align.schemas.project import DATA_KINDS
 

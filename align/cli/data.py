@@ -88,7 +88,7 @@ def check(
       align data check train.jsonl --against test.jsonl
       align data check pairs.parquet --kind preference --column chosen=better --html page.html
     """
-    from align.api.data import check_data
+    from align.api.data_checking import check_data
 
     show_progress(not (quiet or as_json))
     pairs = [word.partition("=") for word in column]

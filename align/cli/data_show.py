@@ -48,7 +48,7 @@ def show(
     with loading():
         from rich.console import Console
 
-        from align.api.data import preview_data
+        from align.api.data_checking import preview_data
         from align.core.data.preview import legend, shown, visible
 
     preview = preview_data(

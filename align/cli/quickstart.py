@@ -39,7 +39,7 @@ def quickstart(output: Path, seed: int, model: str | None, data: str | None, qui
     show_progress(not quiet)
     with loading():
         from align.core.report import print_table
-        from align.quickstart.story import quickstart as train_and_compare
+        from align.quickstart.pipeline import quickstart as train_and_compare
 
     try:
         story = train_and_compare(output, seed=seed, model=model, data=data, progress=not quiet)

@@ -222,7 +222,7 @@ def _print_attacks(found: Audit) -> None:
 
 def _choice(name: str, pairs: tuple[str, ...]) -> RewardChoice:
     """Return the reward that is named, with the settings of ``--set``."""
-    from align.api.inputs import as_reward
+    from align.api.input_types import as_reward
     from align.core.config import yaml_loader
     from align.schemas.errors import AlignError
 

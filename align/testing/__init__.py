@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from align.testing.algorithms import check_algorithm as check_algorithm
     from align.testing.algorithms import check_description as check_description
-    from align.testing.online import check_online as check_online
-    from align.testing.online import toy_experience as toy_experience
+    from align.testing.online_algorithms import check_online as check_online
+    from align.testing.online_algorithms import toy_experience as toy_experience
+    from align.testing.optimizer_step import CUTS as CUTS
+    from align.testing.optimizer_step import Cut as Cut
+    from align.testing.optimizer_step import Scorer as Scorer
+    from align.testing.optimizer_step import Step as Step
+    from align.testing.optimizer_step import step as step
+    from align.testing.optimizer_step import step_gradients as step_gradients
+    from align.testing.optimizer_step import step_statistics as step_statistics
     from align.testing.rewards import check_reward as check_reward
-    from align.testing.steps import CUTS as CUTS
-    from align.testing.steps import Cut as Cut
-    from align.testing.steps import Scorer as Scorer
-    from align.testing.steps import Step as Step
-    from align.testing.steps import step as step
-    from align.testing.steps import step_gradients as step_gradients
-    from align.testing.steps import step_statistics as step_statistics
     from align.testing.toys import LENGTHS as LENGTHS
     from align.testing.toys import VOCABULARY as VOCABULARY
     from align.testing.toys import toy_examples as toy_examples

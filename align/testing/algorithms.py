@@ -20,8 +20,8 @@ from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example
 from align.core.models.policy import Policy
 from align.schemas.records import Kind
-from align.testing.online import check_online, toy_experience
-from align.testing.steps import CUTS, Cut, Step, step
+from align.testing.online_algorithms import check_online, toy_experience
+from align.testing.optimizer_step import CUTS, Cut, Step, step
 from align.testing.toys import LENGTHS, toy_examples, toy_policy
 
 SHARP = 100.0

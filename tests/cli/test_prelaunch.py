@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from align.advisor.emit import emit
-from align.api.advice import AdviceCase
+from align.api.advising import AdviceCase
 from align.api.prelaunch import advice_for, count_rows, launch_problems, method_of, obstacles, project_of
 from align.cli import main
 from align.core.config import run_file, yaml_loader

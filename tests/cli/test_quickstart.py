@@ -18,8 +18,8 @@ from align.core.evaluation.statistics import wilson
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Answer
 from align.quickstart import sums
-from align.quickstart.files import course
 from align.quickstart.model import make_model, make_tokenizer
+from align.quickstart.run_files import course
 from align.schemas.run import Choice
 from tests.core.runs import write_rows
 

@@ -46,7 +46,7 @@ from align.core.training.fit import _verify_logs
 from align.core.training.launch import train
 from align.core.training.run_directory import RunDirectory
 from align.plugins.loggers.csv import CSV
-from align.plugins.rewards.ai_feedback.memory import Cap, Ledger, Memory, Use
+from align.plugins.rewards.ai_feedback.verdict_store import Cap, Ledger, Memory, Use
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows

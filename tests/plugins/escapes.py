@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from align.plugins.rewards.code import sandbox as sandboxes
-from align.plugins.rewards.code.cage import seccomp, system
 from align.plugins.rewards.code.sandbox import Ended, Sandbox
+from align.plugins.rewards.code.sandbox_runtime import seccomp, system
 
 READS = {
     "passwd": "return open('/etc/passwd').read()",

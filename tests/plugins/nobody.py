@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from align.plugins.rewards.code import sandbox as sandboxes
-from align.plugins.rewards.code.cage import namespaces, system
 from align.plugins.rewards.code.sandbox import Layers, Sandbox
+from align.plugins.rewards.code.sandbox_runtime import namespaces, system
 from tests.plugins.escapes import attempt, works
 
 

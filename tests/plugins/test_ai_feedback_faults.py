@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.rewards.base import Answer, Place
-from align.plugins.rewards.ai_feedback.memory import Cap, Ledger, Memory, Use
+from align.plugins.rewards.ai_feedback.verdict_store import Cap, Ledger, Memory, Use
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
 from tests.plugins import judges

@@ -10,7 +10,7 @@ import numpy as np
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Answer, Place
 from align.plugins.rewards.ai_feedback import AIFeedback
-from align.plugins.rewards.ai_feedback.local import Local
+from align.plugins.rewards.ai_feedback.local_judge import Local
 from align.plugins.rewards.ai_feedback.prompts import Question
 from align.schemas.run import Choice
 from tests.tiny import save_tiny

@@ -18,7 +18,7 @@ from align.core.data.batch import MicroBatch
 from align.core.plugin_system.registry import registry
 from align.schemas.run import Rollout
 from align.testing import step, toy_examples, toy_policy
-from align.testing.online import toy_groups
+from align.testing.online_algorithms import toy_groups
 
 ALGORITHMS = (
     *("sft", "pretrain", "reward_model", "dpo", "simpo", "cpo", "orpo", "kto"),

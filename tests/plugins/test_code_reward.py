@@ -13,8 +13,7 @@ import pytest
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Answer, Place, Score
 from align.core.rewards.scorer import Scorer
-from align.plugins.rewards.code import Code
-from align.plugins.rewards.code.answer import last_block
+from align.plugins.rewards.code import Code, last_block
 from align.plugins.rewards.code.checks import read_checks
 from align.schemas.run import RewardChoice
 from tests.plugins.cheats import CHEATS, SLOW

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from align.plugins.rewards.code import sandbox as sandboxes
-from align.plugins.rewards.code.cage import landlock, seccomp
 from align.plugins.rewards.code.sandbox import Broken, Layers, Sandbox, frames
+from align.plugins.rewards.code.sandbox_runtime import landlock, seccomp
 from align.schemas.errors import AlignError
 from tests.plugins.escapes import PROBES, attempt, script, victims, works
 

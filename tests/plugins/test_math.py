@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from align.core.rewards.base import Answer, Place
 from align.core.rewards.worker_pool import Workers
 from align.plugins.rewards.math import Math
-from align.plugins.rewards.math.exact import equal, separation, sign
+from align.plugins.rewards.math.equality import equal, separation, sign
 from align.plugins.rewards.math.grammar import parse
 from align.plugins.rewards.math.notation import Unparsed, clean
 from align.plugins.rewards.math.reals import Reals

@@ -31,8 +31,9 @@ from align.core.models.policy import Policy
 from align.core.online.sync_check import check_sync
 from align.core.training.launch import train
 from align.plugins.generators.endpoint import Endpoint
-from align.plugins.generators.vllm import VLLM, engine_arguments
-from align.plugins.generators.vllm.launch import BY_HAND, flags
+from align.plugins.generators.vllm import VLLM
+from align.plugins.generators.vllm.arguments import engine_arguments
+from align.plugins.generators.vllm.child_server import BY_HAND, flags
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model, Run, Sampling
 from tests.online.probes import python
@@ -471,7 +472,7 @@ def test_a_server_does_not_outlive_whoever_started_it(model_dir: Path) -> None:
 import os, signal
 from pathlib import Path
 from align.plugins.generators.vllm import VLLM
-from align.plugins.generators.vllm.launch import Launched
+from align.plugins.generators.vllm.child_server import Launched
 arguments = dict(model={str(model_dir)!r}, dtype="float32", max_model_len=64, kv_cache_memory_bytes=2**27)
 started = Launched(VLLM.Config(mode="server"), arguments)
 print(Path(f"/proc/{{started.process.pid}}/task/{{started.process.pid}}/children").read_text(), flush=True)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from align.core.engine.checkpoint import keep_random_state
 from align.core.generation.base import Floats, Interrupt, Sample, Tokens
-from align.plugins.generators.vllm import SCORING, VLLM
+from align.plugins.generators.vllm.arguments import SCORING, VLLMConfig
 from align.plugins.generators.vllm.weights import checkpoint_tensors
 from align.schemas.errors import AlignError
 
@@ -36,7 +36,7 @@ class Process:
     It must not be noticed by training: random states, thread counts and the process group are put back.
     """
 
-    def __init__(self, config: VLLM.Config, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any]) -> None:
         self.timeout = config.timeout
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -26,8 +26,8 @@ from align.core.engine.processes import rank
 from align.core.generation.base import Floats, Interrupt, Sample, Tokens
 from align.core.util.atomic_files import sha256
 from align.core.util.http import Client, Failed, secret
-from align.plugins.generators.vllm import SCORING, VLLM
-from align.plugins.generators.vllm.launch import BY_HAND, NCCL, Launched
+from align.plugins.generators.vllm.arguments import SCORING, VLLMConfig
+from align.plugins.generators.vllm.child_server import BY_HAND, NCCL, Launched
 from align.plugins.generators.vllm.weights import checkpoint_tensors
 from align.schemas.errors import AlignError
 
@@ -44,7 +44,7 @@ WHERE = "rollout.generator"
 class Server:
     """A server's answers, and how weights get to it. Rank 0 starts it and sends weights; all ranks ask it."""
 
-    def __init__(self, config: VLLM.Config, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any]) -> None:
         self.config, self.timeout, self.label = config, config.timeout, FIRST
         self.launched: Launched | None = None
         self.sender: Any = None

@@ -1,5 +1,177 @@
-"""Answers judged by a model, by written principles: RLAIF."""
+"""The reward ``ai_feedback``: which questions to ask of the judge, and what its verdicts score."""
 
-from align.plugins.rewards.ai_feedback.reward import AIFeedback
+from __future__ import annotations
 
-__all__ = ["AIFeedback"]
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import ClassVar
+
+from align.core.rewards.base import Answer, Outcome, Place, Reward, Score
+from align.plugins.rewards.ai_feedback.config import Settings, principles
+from align.plugins.rewards.ai_feedback.endpoint_judge import Endpoint
+from align.plugins.rewards.ai_feedback.judge import Judge
+from align.plugins.rewards.ai_feedback.prompts import Question, plain
+from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Memory
+from align.plugins.rewards.ai_feedback.verdicts import Winner, read_mark, read_winner, standings
+from align.schemas.errors import AlignError
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict (a mark or a winner, as text), or why there is none."""
+
+    verdict: str | None
+    outcome: Outcome = "scored"
+    why: str = ""
+
+
+class AIFeedback(Reward):
+    """A model judges the answers by a constitution, each by itself or each against the others of its group.
+
+    Constitutional AI, 2212.08073; RLAIF, 2309.00267. An answer without a verdict has no score, never a default one.
+    """
+
+    name: ClassVar[str] = "ai_feedback"
+
+    limits = frozenset(
+        {
+            *("key_env", "key_file", "request_timeout", "retries", "wait", "concurrency", "requests_per_minute"),
+            *("max_requests", "max_total_tokens", "max_cost", "prompt_price", "completion_price", "on_cap"),
+        }
+    )
+
+    reads = frozenset({"constitution", "model"})
+
+    class Config(Settings, Reward.Config):
+        """Settings in the run file."""
+
+    config: Config
+
+    @property
+    def compares(self) -> bool:
+        """In pairs, yes."""
+        return self.config.mode == "pairwise"
+
+    def open(self, place: Place) -> None:
+        """Open memory and judge. Raises AlignError where constitution, key or model cannot be had."""
+        self._principles, self._seed = principles(self.config.constitution), place.seed
+        self._counts = Counter[str]()
+        owner = json.dumps([self.config.url, self.config.model, self.config.mode, self._principles])
+        spent = None if place.home is None else Path(place.home) / "ai_feedback.sqlite"
+        self._memory = Memory(place.cache / "ai_feedback.sqlite")
+        self._ledger = Ledger(spent, hashlib.sha256(owner.encode()).hexdigest(), self.config.cap)
+        self._judge: Judge
+        if self.config.url:
+            self._judge = Endpoint(self.config, self._ledger, place.world_size)
+        else:
+            from align.plugins.rewards.ai_feedback.local_judge import Local  # torch
+
+            self._judge = Local(self.config, self._ledger, self._seed)
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """A mark, or a mean win rate. Raises AlignError where the judge cannot work, or the cap is to stop the run."""
+        return self._marks(answers) if self.config.mode == "pointwise" else self._rates(answers)
+
+    def counts(self) -> Mapping[str, float]:
+        """How judging went in this process, and what the run has spent."""
+        spent = self._ledger.spent
+        return {**self._counts, **asdict(spent), "cost": self.config.cap.price(spent)}
+
+    def close(self) -> None:
+        """Let go of judge and memory."""
+        for part in ("_judge", "_memory", "_ledger"):
+            if hasattr(self, part):
+                getattr(self, part).close()
+
+    def _marks(self, answers: Sequence[Answer]) -> list[Score]:
+        marks = self.config.marks
+
+        def read(reply: str, tag: str) -> str | None:
+            mark = read_mark(reply, tag, marks)
+            return None if mark is None else str(mark)
+
+        asked = [Question(self._principles, plain(a.prompt), (a.text,), marks) for a in answers]
+        judged = self._judgements(asked, read)
+        return [Score(None if j.verdict is None else float(j.verdict), j.outcome, why=j.why) for j in judged]
+
+    def _rates(self, answers: Sequence[Answer]) -> list[Score]:
+        groups = defaultdict[tuple[int, str], list[int]](list)
+        for place, answer in enumerate(answers):
+            groups[answer.group, plain(answer.prompt)].append(place)
+        bouts = [(prompt, a, b) for (_, prompt), group in groups.items() for a, b in permutations(group, 2)]
+        unlike = [bout for bout in bouts if answers[bout[1]].text != answers[bout[2]].text]
+        asked = [Question(self._principles, prompt, (answers[a].text, answers[b].text)) for prompt, a, b in unlike]
+        judged = {(a, b): j for (_, a, b), j in zip(unlike, self._judgements(asked, read_winner), strict=True)}
+        scores = dict[int, Score]()
+        for group in groups.values():
+            scores |= self._of_group(group, judged)
+        return [scores[place] for place in range(len(answers))]
+
+    def _of_group(self, group: Sequence[int], judged: Mapping[tuple[int, int], Judged]) -> dict[int, Score]:
+        same = Judged("TIE")  # equal answers are not worth a question
+        said = {(i, j): judged.get((group[i], group[j]), same) for i, j in permutations(range(len(group)), 2)}
+        table = standings(len(group), {pair: _winner(each.verdict) for pair, each in said.items()})
+        self._counts["ties"] += sum(standing.ties for standing in table) // 2
+        self._counts["disagreed"] += sum(standing.disagreed for standing in table) // 2
+        scores = {}
+        for i, standing in enumerate(table):
+            if standing.rate is None:
+                faults = [each for pair, each in said.items() if i in pair and each.verdict is None]
+                fault = faults[0] if faults else Judged(None, "abstained", "has no other answer to be compared with")
+                scores[group[i]] = Score(None, fault.outcome, why=fault.why)
+            else:
+                parts = {k: float(v) for k, v in asdict(standing).items()}
+                scores[group[i]] = Score(standing.rate, parts=parts)
+        return scores
+
+    def _judgements(self, questions: Sequence[Question], read: Callable[[str, str], str | None]) -> list[Judged]:
+        """A judgement of each question: remembered, or asked for until there is a verdict or ``tries`` are over."""
+        depends = self._judge.identity, str(self.config.max_characters)
+        keys = [question.digest(*depends) for question in questions]
+        found, open_ = dict[str, Judged](), dict[str, Question]()
+        for digest, question in zip(keys, questions, strict=True):
+            if digest not in found and digest not in open_:
+                verdict = self._memory.get(digest)
+                if verdict is None:
+                    open_[digest] = question
+                else:
+                    found[digest] = Judged(verdict)
+        self._counts["cached"] += len(found)
+        capped = ""
+        for attempt in range(self.config.tries):
+            asked = list(open_.items())
+            tags = [question.tag(self._seed, attempt) for _, question in asked]
+            longest, special = self.config.max_characters, self._judge.special
+            conversations = [
+                question.conversation(tag, longest=longest, special=special)
+                for (_, question), tag in zip(asked, tags, strict=True)
+            ]
+            for place, reply in self._judge.ask(conversations):
+                digest = asked[place][0]
+                verdict = read(reply.text, tags[place]) if reply.text else None
+                if verdict is not None:
+                    found[digest] = Judged(self._memory.put(digest, verdict))
+                elif reply.text is None:
+                    found[digest] = Judged(None, reply.outcome, reply.why)
+                    capped = reply.why if reply.capped else capped
+                if digest in found:
+                    del open_[digest]
+                    self._counts["capped" if reply.capped else found[digest].outcome] += 1
+        self._counts["unparsed"] += len(open_)
+        if capped and self.config.on_cap == "stop":
+            fix = "what was judged is kept: raise the cap and go on with --resume"
+            raise AlignError(capped, fix, where="reward ai_feedback")
+        lost = Judged(None, "unparsed", f"the judge gave no verdict in {self.config.tries} tries")
+        return [found.get(digest, lost) for digest in keys]
+
+
+def _winner(verdict: str | None) -> Winner | None:
+    match verdict:
+        case "A" | "B" | "TIE":
+            return verdict
+    return None

@@ -18,13 +18,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from align.core.rewards.base import Answer, Place, Reward, Score
-from align.plugins.rewards.code.answer import last_block
 from align.plugins.rewards.code.asserts import Unfit
-from align.plugins.rewards.code.cage.values import encode
 from align.plugins.rewards.code.checks import Called, Check, Piped, read_checks
-from align.plugins.rewards.code.compare import passes, prints
+from align.plugins.rewards.code.matching import passes, prints
 from align.plugins.rewards.code.sandbox import Broken, Sandbox
+from align.plugins.rewards.code.sandbox_runtime.values import encode
 
+PYTHON = ("python", "python3", "py")
+"""Languages of a fence that mark its block as Python."""
 LONGEST = 2**20
 """Characters of code that are run; more could not be loaded within the memory that a run has."""
 
@@ -130,3 +131,29 @@ class Code(Reward):
 
 def _stopped(why: str) -> str:
     return "time" if why == "time" else "wrote too much"
+
+
+def last_block(text: str) -> str | None:
+    """The last complete fenced block marked as Python, or the last unmarked one where none is; else None.
+
+    An answer whose last fence is left open (it was cut off) has no code.
+    """
+    marked: str | None = None
+    unmarked: str | None = None
+    language = ""
+    block: list[str] | None = None
+    for line in text.splitlines(keepends=True):
+        bare = line.strip()
+        if block is None and bare.startswith("```"):
+            language, block = bare.strip("`").strip().lower(), []
+        elif block is not None and bare == "```":
+            if language in PYTHON:
+                marked = "".join(block)
+            elif not language:
+                unmarked = "".join(block)
+            block = None
+        elif block is not None:
+            block.append(line)
+    if block is not None:
+        return None
+    return unmarked if marked is None else marked

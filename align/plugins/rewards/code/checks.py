@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from align.plugins.rewards.code.asserts import Unfit, read_assert, statements
 
 if TYPE_CHECKING:
-    from align.plugins.rewards.code.cage.harness import Call
+    from align.plugins.rewards.code.sandbox_runtime.harness import Call
 
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 

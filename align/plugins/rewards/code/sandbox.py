@@ -32,15 +32,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.plugins.rewards.code.cage import landlock, launch, seccomp
+from align.plugins.rewards.code.sandbox_runtime import entry, landlock, seccomp
 from align.schemas.errors import AlignError
 
 if TYPE_CHECKING:
-    from align.plugins.rewards.code.cage.harness import Call
+    from align.plugins.rewards.code.sandbox_runtime.harness import Call
 
 OUTPUT = 2**20
 """Bytes of output that are always taken; more where more is expected."""
-START = "import sys; sys.path.insert(0, sys.argv[2]); from cage.launch import main; del sys.path[0]; main()"
+START = "import sys; sys.path.insert(0, sys.argv[2]); from sandbox_runtime.entry import main; del sys.path[0]; main()"
 ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONHASHSEED": "0"}
 """Sets come in the same order every time, so the same answer gets the same verdict."""
 PATIENCE = 5.0
@@ -62,7 +62,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """What the calls returned: the tree of ``cage.values`` for each, None where there is none.
+    """What the calls returned: the tree of ``sandbox_runtime.values`` for each, None where there is none.
 
     forged: the channel carried what the harness does not write.
     """
@@ -141,7 +141,7 @@ class Sandbox:
                 marshal.dump(job, whole)
             os.lseek(file, 0, os.SEEK_SET)
             process = subprocess.Popen(
-                [python(), "-P", "-s", "-S", "-c", START, str(file), str(Path(launch.__file__).parents[1])],
+                [python(), "-P", "-s", "-S", "-c", START, str(file), str(Path(entry.__file__).parents[1])],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 env=ENVIRONMENT, cwd="/", start_new_session=True, pass_fds=(file,),
             )  # fmt: skip

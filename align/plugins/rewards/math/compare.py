@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from align.plugins.rewards.math import grammar
-from align.plugins.rewards.math.exact import equal, is_real, sign
+from align.plugins.rewards.math.equality import equal, is_real, sign
 from align.plugins.rewards.math.expression import (
     Term,
     add,

@@ -17,7 +17,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from align.plugins.rewards.math.exact import exists
+from align.plugins.rewards.math.equality import exists
 from align.plugins.rewards.math.expression import (
     EULER,
     IMAGINARY,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cmp_to_key
 
-from align.plugins.rewards.math.exact import sign
+from align.plugins.rewards.math.equality import sign
 from align.plugins.rewards.math.expression import Term, add, negative
 
 End = Term | str

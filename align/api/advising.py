@@ -21,7 +21,7 @@ from align.advisor.project_facts import Evidence, Facts, Source, from_form
 from align.advisor.rule import Rule
 from align.advisor.text import read
 from align.advisor.thresholds import Thresholds
-from align.api.inputs import BriefLike, DataFile, Files, as_brief, as_files
+from align.api.input_types import BriefLike, DataFile, Files, as_brief, as_files
 from align.core.config import yaml_loader
 from align.core.config.project_file import LARGEST_FORM, Brief, text_of
 from align.core.plugin_system import registry

@@ -20,7 +20,7 @@ from align.core.report.read import read_run
 from align.core.training.launch import train
 from align.core.util.atomic_files import write_atomic
 from align.core.util.progress import say, track, working
-from align.quickstart import files, sums
+from align.quickstart import run_files, sums
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.results import StageResult
@@ -63,7 +63,7 @@ def quickstart(
 
 
 def _sums(place: Path, seed: int, progress: bool) -> Story:
-    file = files.write_sums(place, seed)
+    file = run_files.write_sums(place, seed)
     with _one_thread():
         results = train(runfile.load(file), resume=True, progress=progress)
     models = {START: place / "model", **{result.name: result.export for result in results}}
@@ -123,9 +123,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story:
-    records = files.own_records(data)
+    records = run_files.own_records(data)
     precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
-    file = files.write_own(place, model, records, seed, precision)
+    file = run_files.write_own(place, model, records, seed, precision)
     run = runfile.load(file)
     if progress:
         for line in expected(run):
@@ -133,7 +133,7 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story
     results = train(run, resume=True, progress=progress)
     models = {START: model, **{result.name: str(result.export) for result in results}}
 
-    prompts = [(record, files.prompt_of(record)) for record in records.validation]
+    prompts = [(record, run_files.prompt_of(record)) for record in records.validation]
     asked = [(record, prompt) for record, prompt in prompts if prompt is not None][:SAMPLES]
     pairs = records.validation if records.train[0].kind == "preference" else []
     liked, completions = [], []

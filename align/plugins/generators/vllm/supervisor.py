@@ -1,4 +1,4 @@
-"""Run a command, and end all that it started: ``python keeper.py COMMAND...``.
+"""Run a command, and end all that it started: ``python supervisor.py COMMAND...``.
 
 vLLM's engine and workers outlive a server that is killed. So the server gets a session of its own, which is killed when
 the server ends, on SIGTERM, and when the process that started the keeper dies. The keeper ends as the server did.

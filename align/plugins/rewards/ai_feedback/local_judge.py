@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from align.core.generation.base import Request, Tokens
 from align.core.inference.local_model import LocalModel
+from align.plugins.rewards.ai_feedback.config import Settings
 from align.plugins.rewards.ai_feedback.judge import Reply
-from align.plugins.rewards.ai_feedback.memory import Ledger, Use
 from align.plugins.rewards.ai_feedback.prompts import Conversation
-from align.plugins.rewards.ai_feedback.settings import Settings
+from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Use
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling
 

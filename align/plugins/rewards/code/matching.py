@@ -11,15 +11,15 @@ import math
 import re
 from typing import Any
 
-from align.plugins.rewards.code.cage.values import encode
 from align.plugins.rewards.code.checks import Called
+from align.plugins.rewards.code.sandbox_runtime.values import encode
 
 DECIMAL = re.compile(r"[+-]?\d{1,400}(\.\d{0,400})?([eE][+-]?\d{1,4})?", re.ASCII)
 FALSE = (None, 0, "", b"")
 
 
 def passes(check: Called, tree: Any, tolerance: float) -> bool:
-    """Whether a call's result (``cage.values``; None where it gave none) is what the check wants."""
+    """Whether a call's result (``sandbox_runtime.values``; None where it gave none) is what the check wants."""
     try:
         return tree is not None and _passes(check, tree, tolerance)
     except (RecursionError, ValueError, OverflowError, TypeError, LookupError):

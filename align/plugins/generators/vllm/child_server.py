@@ -19,8 +19,8 @@ from typing import Any
 
 from align.core.engine.processes import free_port
 from align.core.util.http import Client, Failed
-from align.plugins.generators.vllm import VLLM
-from align.plugins.generators.vllm.keeper import GRACE
+from align.plugins.generators.vllm.arguments import VLLMConfig
+from align.plugins.generators.vllm.supervisor import GRACE
 from align.schemas.errors import AlignError
 
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\)\s?)?(ERROR [\d-]+ [\d:]+ \[[^]]*\] ?)?")
@@ -36,14 +36,14 @@ NCCL = ("--weight-transfer-config", '{"backend": "nccl"}')
 class Launched:
     """``vllm serve`` under a keeper, which ends it and all that it started when this process dies."""
 
-    def __init__(self, config: VLLM.Config, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any]) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="align-vllm-"))
         self.log = self.directory / "server.log"
         self.key = secrets.token_urlsafe(32)
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         python = config.python or sys.executable
-        command = [python, "-P", str(Path(__file__).with_name("keeper.py"))]
+        command = [python, "-P", str(Path(__file__).with_name("supervisor.py"))]
         command += [python, "-P", "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--enable-scale-out"]
         command += ["--worker-extension-cls", f"{EXTENSION}.Extension", "--middleware", f"{EXTENSION}.Guard"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from align.plugins.rewards.ai_feedback.memory import Cap
+from align.plugins.rewards.ai_feedback.verdict_store import Cap
 from align.schemas.base import Config
 from align.schemas.errors import AlignError
 

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from align.core.util.http import LONGEST_WAIT, Client, Refused, Unavailable, secret
+from align.plugins.rewards.ai_feedback.config import Settings
 from align.plugins.rewards.ai_feedback.judge import Reply
-from align.plugins.rewards.ai_feedback.memory import Ledger, Use
 from align.plugins.rewards.ai_feedback.prompts import Conversation
-from align.plugins.rewards.ai_feedback.settings import Settings
+from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Use
 
 LONGEST_REPLY = 2**22
 """Bytes of a response."""

@@ -17,7 +17,7 @@ from align.core.data.examples import Example
 from align.core.generation.base import Floats, Tokens
 from align.core.models.policy import Policy
 from align.schemas.run import Rollout
-from align.testing.steps import fails
+from align.testing.optimizer_step import fails
 from align.testing.toys import LENGTHS, VOCABULARY
 
 ROLLOUT = {"rewards": ["toy"]}

@@ -1,4 +1,7 @@
-"""The way into the cage: ``python -P -s -S -c 'from cage.launch import main; main()' JOB``, JOB a file descriptor.
+"""The process that runs model-written code: it isolates itself, layer by layer, and then runs the code.
+
+The trainer starts it as ``python -P -s -S -c 'from sandbox_runtime.entry import main; main()' JOB``, JOB a file
+descriptor.
 
 Two processes. The launcher leaves the host's namespaces and root's identity, forks, and waits for its child or for the
 end of its standard input, upon which it kills the child: so nothing outlives the parent or its patience. The child

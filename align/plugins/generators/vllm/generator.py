@@ -1,0 +1,116 @@
+"""vLLM as generator: an engine in this process, or a server beside it or elsewhere.
+
+Prompts go in and answers come out as token ids, never as text that would have to be tokenised again. Every answer has
+its own seed. Log-probabilities are of the distribution that was drawn from (``processed_logprobs``). After every phase
+the policy's weights are sent, the prefix cache is dropped, and the sync gate (``core/online/sync_check.py``) compares
+log-probabilities with the trainer's.
+
+Measured on CPU with vLLM 0.32 (docs/vllm.md). Not measured, for want of a GPU: everything on CUDA, and ``weights:
+nccl`` above all.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from align.core.generation.base import Floats, Generator, ModelHandle, Request, Sample, Tokens
+from align.plugins.generators.vllm.arguments import VLLMConfig, engine_arguments, sampling_params
+from align.schemas.errors import AlignError
+from align.schemas.run import Sampling
+
+if TYPE_CHECKING:
+    from align.core.models.policy import Policy
+    from align.plugins.generators.vllm.process import Process
+    from align.plugins.generators.vllm.server import Server
+
+COLDEST = 0.01
+"""vLLM samples at no lower temperature but 0."""
+
+
+class VLLM(Generator):
+    """Answers from vLLM."""
+
+    name: ClassVar[str] = "vllm"
+
+    class Config(VLLMConfig):
+        """Settings in the run file."""
+
+    config: Config
+    handle: ModelHandle | None = None
+    started: Process | Server | None = None
+
+    def open(self, handle: ModelHandle) -> None:
+        """Check the settings. The engine starts when it is first needed: by then the trainer's ranks have joined."""
+        self._check()
+        self.handle = handle
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        on_token: Callable[[int, int, int], None] | None = None,
+    ) -> list[list[Sample]]:
+        """See ``Generator``; ``heard`` is told whole answers. A temperature in (0, 0.01) is refused."""
+        if 0 < sampling.temperature < COLDEST:
+            raise AlignError(f"is {sampling.temperature:g}; vLLM knows 0 and {COLDEST:g} or more", where="temperature")
+        engine, ends = self.engine, self._subject.ends
+        flat = [(number, seed) for number, request in enumerate(requests) for seed in request.seeds]
+        prompts = [requests[number].prompt for number, _ in flat]
+        found = engine.answers(prompts, [sampling_params(sampling, ends, seed) for _, seed in flat], stop)
+        samples: list[list[Sample]] = [[] for _ in requests]
+        for (number, _), sample in zip(flat, found, strict=True):
+            if on_token is not None:
+                for token in sample.tokens.tolist():
+                    on_token(number, len(samples[number]), token)
+            samples[number].append(sample)
+        return samples
+
+    def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
+        """See ``Generator``. What is cached of prompts is not read."""
+        return self.engine.logp(sequences)
+
+    def sync(self, policy: Policy, version: int) -> None:
+        """See ``Generator``."""
+        self.engine.sync(policy, version)
+
+    def close(self) -> None:
+        """Stop the engine, or the server that was started here."""
+        if self.started is not None:
+            self.started.close()
+        self.started = self.handle = None
+
+    @property
+    def engine(self) -> Process | Server:
+        """The engine, or the server's client; started now if it was not. Raises AlignError with vLLM's own words."""
+        if self.started is None:
+            arguments = engine_arguments(self.config, self._subject)
+            if self.config.mode == "process":
+                from align.plugins.generators.vllm.process import Process
+
+                self.started = Process(self.config, arguments)
+            else:
+                from align.plugins.generators.vllm.server import Server
+
+                self.started = Server(self.config, arguments)
+        return self.started
+
+    @property
+    def _subject(self) -> ModelHandle:
+        if self.handle is None:
+            raise RuntimeError("the generator is not open")
+        return self.handle
+
+    def _check(self) -> None:
+        server_only = {"url", "key_env", "key_file", "python", "tensor_parallel", "weights", "exchange"}
+        given = sorted(self.config.model_fields_set & server_only)
+        if self.config.mode == "process" and given:
+            raise AlignError(f"{', '.join(given)}: only for a server", "set mode: server", where="rollout.generator")
+        started = sorted(self.config.model_fields_set & {"python"})
+        if self.config.url is not None and started:
+            raise AlignError(f"{', '.join(started)}: not for a server that runs already", where="rollout.generator")
+        if self.config.mode == "process" and importlib.util.find_spec("vllm") is None:
+            raise AlignError("generator vllm needs vllm", "pip install 'align-llm[vllm]' (docs/vllm.md for CPU)")
