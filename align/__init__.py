@@ -72,9 +72,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "advisor.render": ("render",),
-    "api.advice": ("AdviceCase", "BriefReader", "advise"),
+    "api.advising": ("AdviceCase", "BriefReader", "advise"),
     "api.catalogue": ("describe_plugin", "list_plugins", "list_rewards"),
-    "api.data": ("check_data", "preview_data"),
+    "api.data_checking": ("check_data", "preview_data"),
     "api.estimating": ("RunEstimate", "estimate"),
     "api.labelling": ("label_data",),
     "api.measuring": ("measure",),

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "algorithms": ("check_algorithm", "check_description"),
-    "online": ("check_online", "toy_experience"),
+    "online_algorithms": ("check_online", "toy_experience"),
     "rewards": ("check_reward",),
-    "steps": ("CUTS", "Cut", "Scorer", "Step", "step", "step_gradients", "step_statistics"),
+    "optimizer_step": ("CUTS", "Cut", "Scorer", "Step", "step", "step_gradients", "step_statistics"),
     "toys": ("LENGTHS", "VOCABULARY", "toy_examples", "toy_policy"),
 }
 _HOME = {name: f"align.testing.{home}" for home, names in _HOMES.items() for name in names}
