@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from transformers import AutoTokenizer
 
 from align.cli import main
-from align.core.generation.completion import Turns
+from align.core.generation.assistant_turn import Turns
 from align.core.inference.generate import generate
 from align.core.training.launch import train
 from align.core.training.sample_log import read_samples

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.data.encode import Encoder
+from align.core.generation.assistant_turn import Turns
 from align.core.generation.base import Request
-from align.core.generation.completion import Turns
 from align.core.generation.decode import Voice
 from align.core.inference.sampler import CONTEXT, tokens_of
 from align.core.models.loading import end_tokens

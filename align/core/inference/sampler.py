@@ -17,8 +17,8 @@ from align.core.data.chat_template import drafts
 from align.core.data.encode import Encoder, Refusal
 from align.core.data.mixture import load_records
 from align.core.data.template_checks import CATALOGUE, Settings
+from align.core.generation.assistant_turn import Turns
 from align.core.generation.base import Generator, ModelHandle, Request, Sample, Tokens
-from align.core.generation.completion import Turns
 from align.core.generation.decode import seed_of
 from align.core.models.architecture import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
 from align.core.models.loading import ends_of, load_tokenizer

@@ -22,7 +22,6 @@ from align.core.data.examples import Examples, InMemory
 from align.core.engine.checkpoint import all_gather_objects
 from align.core.engine.steps import MicroBatcher
 from align.core.generation.base import Floats, Generator, Interrupt, ModelHandle, Request, Tokens
-from align.core.generation.completion import Turns
 from align.core.generation.decode import seed_of
 from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
 from align.core.models.precompute import detached_logp, measure
