@@ -35,7 +35,7 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.core.generation.base import Request
-from align.core.generation.decode import Voice
+from align.core.generation.decode import Decoder
 from align.schemas.run import Sampling
 
 ROUNDS, GROUP = 3, 8
@@ -70,21 +70,21 @@ Way = Callable[[list[Any], list[int]], tuple[int, float]]
 def local(network: Any, most: int) -> Way:
     """align's."""
 
-    def speak(prompts: list[Any], ends: list[int]) -> tuple[int, float]:
-        voice = Voice(network, None, tuple(ends), 512, 32_768)  # type: ignore[arg-type]  # no stop string, no tokenizer
+    def generate(prompts: list[Any], ends: list[int]) -> tuple[int, float]:
+        decoder = Decoder(network, None, tuple(ends), 512, 32_768)  # type: ignore[arg-type]  # no stop string, no tokenizer
         requests = [Request(p, tuple(range(GROUP * i, GROUP * (i + 1)))) for i, p in enumerate(prompts)]
         started = time.process_time()
-        groups = voice.answer(requests, Sampling(max_completion_length=most))
+        groups = decoder.generate(requests, Sampling(max_completion_length=most))
         return sum(len(s.tokens) for g in groups for s in g), time.process_time() - started
 
-    return speak
+    return generate
 
 
 def by_transformers(network: Any, most: int) -> Way:
     """``generate`` with each prompt repeated, all in one left-padded batch, log-probabilities from its scores."""
 
     @torch.no_grad()
-    def speak(prompts: list[Any], ends: list[int]) -> tuple[int, float]:
+    def generate(prompts: list[Any], ends: list[int]) -> tuple[int, float]:
         started = time.process_time()
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p.tolist() for p in prompts for _ in range(GROUP)])
@@ -104,7 +104,7 @@ def by_transformers(network: Any, most: int) -> Way:
         before = ended.cumsum(1) - ended
         return int((before == 0).sum()), seconds
 
-    return speak
+    return generate
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def by_vllm(python: str, network: Any, most: int) -> Iterator[Way]:
                         return str(line).split()
                 raise RuntimeError("vLLM ended")
 
-            def speak(prompts: list[Any], ends: list[int]) -> tuple[int, float]:
+            def generate(prompts: list[Any], ends: list[int]) -> tuple[int, float]:
                 assert process.stdin
                 asked = {"prompts": [p.tolist() for p in prompts], "group": GROUP, "ends": ends}
                 process.stdin.write(json.dumps(asked) + "\n")
@@ -141,7 +141,7 @@ def by_vllm(python: str, network: Any, most: int) -> Iterator[Way]:
                 return int(tokens), float(seconds)
 
             until("READY")
-            yield speak
+            yield generate
             process.stdin.close()
 
 
@@ -164,8 +164,8 @@ def compare(name: str, python: str | None) -> dict[str, Any]:
         for case, ends in {"all as long": list[int](), "ended by a token": some}.items():
             speeds: dict[str, list[float]] = {way: [] for way in ways}
             for number in range(ROUNDS + 1):
-                for way, speak in ways.items():
-                    tokens, seconds = speak(prompts, ends)
+                for way, generate in ways.items():
+                    tokens, seconds = generate(prompts, ends)
                     if number:
                         speeds[way].append(tokens / seconds)
             ratio = {

@@ -61,9 +61,9 @@ class BriefReader:
         Raises AlignError where the model does not answer, or its server is on another machine and that was not allowed.
         """
         from align.advisor import model_parser
-        from align.core.inference.json_client import asker
+        from align.core.inference.json_client import open_client
 
-        model = asker(
+        model = open_client(
             self.model,
             self.url,
             key_env=self.key_env,

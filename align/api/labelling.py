@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from align.api.input_types import RewardLike, as_reward, plugin_choice, sampling_settings
-from align.core.inference.preferences import Journal, Labels, label, read_prompts
+from align.core.inference.preferences import Journal, LabelSummary, label, read_prompts
 from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer, decisive
 from align.core.util.progress import Work, working
@@ -30,7 +30,7 @@ def label_data(
     generator: str | Choice = "local",
     seed: int = 0,
     **sampling: Any,
-) -> Labels:
+) -> LabelSummary:
     """Make a preference file of a file of prompts, and return what came of each prompt.
 
     Completions are the row's own ``completions`` (a list), or sampled from ``model``. Work that was stopped goes on

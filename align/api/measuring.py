@@ -56,14 +56,14 @@ def measure(
     if start is None or problems:
         raise AlignError.gather(problems)
     from align.core.inference.probes import (
-        Settings,
-        take,  # it imports torch
+        ProbeSettings,
+        run_probes,  # it imports torch
     )
 
-    return take(
+    return run_probes(
         str(start),
         files,
-        Settings(rows=rows, k=samples, max_completion_length=max_completion_length, seed=seed),
+        ProbeSettings(rows=rows, k=samples, max_completion_length=max_completion_length, seed=seed),
         rewards=[as_reward(reward) for reward in rewards],
         reference=None if reference is None else str(reference),
         chat=chat,

@@ -10,7 +10,7 @@ from typing import Any
 
 from align.api.input_types import RewardLike, as_reward, plugin_choice, sampling_settings
 from align.core.generation.base import ModelHandle
-from align.core.inference.sampler import Said, Speaker, answers, handle_for, prompts_for, token_ids
+from align.core.inference.sampler import Completion, Sampler, answers, handle_for, prompts_for, token_ids
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer
@@ -39,7 +39,7 @@ def sample(
     trust_remote_code: bool = False,
     stop_tokens: Sequence[int | str] = (),
     **sampling: Any,
-) -> list[Said]:
+) -> list[Completion]:
     """Return a model's completions of prompts, in the prompts' order, ``n`` of each.
 
     model: a directory or hub id; an adapter is one too. prompts: one, several, or a Path to a file of them. best_of: of
@@ -108,13 +108,13 @@ class SampleRequest:
 
 
 @contextmanager
-def open_sampler(handle: ModelHandle, sampling: Sampling, generator: Choice, *, n: int, seed: int) -> Iterator[Speaker]:
+def open_sampler(handle: ModelHandle, sampling: Sampling, generator: Choice, *, n: int, seed: int) -> Iterator[Sampler]:
     """Load a model's weights into a generator, which is closed at the end. n: completions of each prompt."""
     backend = registry.build("generator", generator)
     try:
         with working(f"loading the model {handle.model.path}"):
             backend.open(handle)
-        yield Speaker(backend, handle, sampling, n, seed)
+        yield Sampler(backend, handle, sampling, n, seed)
     finally:
         backend.close()
 
@@ -123,16 +123,16 @@ def open_sampler(handle: ModelHandle, sampling: Sampling, generator: Choice, *, 
 class SampleSession:
     """An open model with its prompts. choose: of each prompt's completions only the best is kept."""
 
-    sampler: Speaker
+    sampler: Sampler
     records: Sequence[Record]
     scorer: Scorer | None
     choose: bool
 
-    def completions(self) -> Iterator[Said]:
+    def completions(self) -> Iterator[Completion]:
         """Yield the completions, in the prompts' order; some hundred prompts are sampled at once."""
         return answers(self.sampler, self.records, self.scorer, choose=self.choose)
 
-    def stream(self, write: Callable[[str], None]) -> Said:
+    def stream(self, write: Callable[[str], None]) -> Completion:
         """Return one completion of the only prompt; its text is written as it is sampled.
 
         With rewards it is written at its end, since only the best of several is shown.
@@ -140,7 +140,7 @@ class SampleSession:
         (record,) = self.records
         stream = self.sampler.stream(record, write)
         if self.scorer is None:
-            ((completion,),) = self.sampler.ask([record], on_token=stream.on_token)
+            ((completion,),) = self.sampler.sample([record], on_token=stream.on_token)
         else:
             (completion,) = answers(self.sampler, [record], self.scorer, choose=True)
         stream.end(completion.text)

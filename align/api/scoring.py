@@ -12,14 +12,14 @@ from align.api.input_types import RewardLike, as_reward
 from align.core.inference.audit import Audit
 from align.core.inference.audit import audit as attack
 from align.core.rewards.base import Place
-from align.core.rewards.score_file import Line, Verdict, ask, lines_of, read_lines
+from align.core.rewards.score_file import InputLine, Verdict, lines_of, read_lines, score_lines
 from align.core.rewards.scorer import RunningReward
 from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError
 from align.schemas.run import Choice, Model, Sampling
 
 if TYPE_CHECKING:
-    from align.core.inference.difficulty import Forecast
+    from align.core.inference.difficulty import Difficulty
 
 Rows = str | Path | Iterable[Mapping[str, Any]]
 """A JSONL file, or rows."""
@@ -28,11 +28,11 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True)
 class RewardAudit:
-    """A reward under attack. unusable: lines without what an attack needs, and why. forecast: with a model."""
+    """A reward under attack. unusable: lines without what an attack needs, and why. difficulty: with a model."""
 
     attacked: Audit
-    forecast: Forecast | None
-    unusable: Sequence[Line]
+    difficulty: Difficulty | None
+    unusable: Sequence[InputLine]
 
     @property
     def passes(self) -> bool:
@@ -40,8 +40,8 @@ class RewardAudit:
         return not self.attacked.faults
 
     def to_json(self) -> dict[str, Any]:
-        """Return the attacks and the forecast as plain data."""
-        return asdict(self.attacked) | {"forecast": asdict(self.forecast) if self.forecast else None}
+        """Return the attacks and the difficulty as plain data."""
+        return asdict(self.attacked) | {"difficulty": asdict(self.difficulty) if self.difficulty else None}
 
 
 @explaining()
@@ -63,7 +63,7 @@ def score(
     lines = _lines(rows)
     verdicts = []
     with closing(_opened(reward, device)) as opened:
-        for verdict in ask(opened, lines, together):
+        for verdict in score_lines(opened, lines, together):
             report(verdict)
             verdicts.append(verdict)
     return verdicts
@@ -111,13 +111,13 @@ def audit(
         attacked = attack(opened, usable, name, encode)
         seen = None
         if sampler is not None:
-            from align.core.inference.difficulty import forecast
+            from align.core.inference.difficulty import estimate_difficulty
 
-            seen = forecast(opened, usable, sampler)
+            seen = estimate_difficulty(opened, usable, sampler)
     return RewardAudit(attacked, seen, [line for line in lines if line.fault])
 
 
-def _lines(rows: Rows, completion: bool = True) -> list[Line]:
+def _lines(rows: Rows, completion: bool = True) -> list[InputLine]:
     if isinstance(rows, str | Path):
         return read_lines(Path(rows), completion)
     return lines_of(rows, completion)

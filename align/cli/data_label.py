@@ -13,7 +13,7 @@ from align.cli.choices import REWARD, SPELT, choice_of, files, reward_of
 from align.cli.progress import quiet, show_progress
 
 if TYPE_CHECKING:
-    from align.core.inference.preferences import Labels
+    from align.core.inference.preferences import LabelSummary
 
 
 @click.command()
@@ -86,7 +86,7 @@ def label(
         sys.exit(1)
 
 
-def _print(found: Labels) -> None:
+def _print(found: LabelSummary) -> None:
     counts = found.counts
     click.echo(
         f"{found.output}: {counts['labelled']} of {found.prompts} prompts; "

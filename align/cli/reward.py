@@ -105,7 +105,7 @@ def score(
     show_progress(not (quiet or as_json))
     with loading("the reward"):
         from align.api.scoring import score as score_rows
-        from align.core.rewards.score_file import summary
+        from align.core.rewards.score_file import summarize
         from align.core.util.atomic_files import growing_file
 
     with ExitStack() as stack:
@@ -127,7 +127,7 @@ def score(
         places = [v.line.where for v in verdicts]
         print_columns([("LINE", "SCORE", "OUTCOME", "MS", ""), *((p, *c) for p, c in zip(places, shown, strict=True))])
         click.echo()
-        _summary(summary(verdicts))
+        _summary(summarize(verdicts))
     bad = [verdict for verdict in verdicts if verdict.line.fault]
     for verdict in bad[:NAMED]:
         click.echo(stripped(f"{verdict.line.where}\n    {verdict.line.fault}"), err=True)
@@ -197,7 +197,7 @@ def audit(
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
         _print_attacks(found.attacked)
-        seen = found.forecast
+        seen = found.difficulty
         if seen is not None:
             shares = f"mean {_number(seen.mean)}, right {_number(seen.passed)}"
             click.echo(f"\n{model}: {seen.n} answers to {seen.prompts + seen.unscored} prompts: {shares}")

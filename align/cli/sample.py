@@ -13,7 +13,7 @@ from align.cli.choices import REWARD, SPELT, choice_of, files, prompt_or_file, r
 from align.cli.progress import loading, quiet, show_progress
 
 if TYPE_CHECKING:
-    from align.core.inference.sampler import Said
+    from align.core.inference.sampler import Completion
 
 
 @click.command()
@@ -135,7 +135,7 @@ def _summary(count: int, cut_off: int, max_completion_length: int, paid: list[fl
     return "; ".join(facts)
 
 
-def _print_facts(answer: Said) -> None:
+def _print_facts(answer: Completion) -> None:
     """Print on stderr what is known of an answer in addition to its text."""
     if answer.sample.finish == "length":
         click.echo(f"(cut off after {len(answer.sample.tokens)} tokens)", err=True)

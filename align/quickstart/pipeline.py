@@ -13,9 +13,10 @@ import torch
 
 from align.core.config import run_file as runfile
 from align.core.data.mixture import load_records
-from align.core.evaluation.statistics import f1, wilson
-from align.core.inference.probe_models import Probed
-from align.core.report import Answer, Figure, Row, Sample, Table, write_report
+from align.core.evaluation.statistics import wilson
+from align.core.evaluation.word_f1 import f1
+from align.core.inference.probe_models import LocalProbeModel
+from align.core.report import Figure, MeasureRow, MeasureTable, PromptSample, StageCompletion, write_report
 from align.core.report.read import read_run
 from align.core.training.launch import train
 from align.core.util.atomic_files import write_atomic
@@ -37,11 +38,11 @@ class Story:
     """The result of a quickstart."""
 
     run_file: Path
-    table: Table
+    table: MeasureTable
     page: Path
     model: Path
     """The last stage's export."""
-    changes: Sequence[Sample] = ()
+    changes: Sequence[PromptSample] = ()
     """Held-out prompts of a user's own rows with their answers, the most changed first."""
     agreement: tuple[float, float] | None = None
     """F1 of the words of answers and expected answers, of the first model and of the last."""
@@ -76,21 +77,21 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
     ).train
     right, liked, completions = [], [], []
     for path in track(list(models.values()), "asking the models", shown=progress):
-        subject = Probed.load(path)
+        subject = LocalProbeModel.load(path)
         answers = subject.answers([[{"role": "user", "content": question}] for question in asked], max_new_tokens=24)
         marks = [sums.answer_in(answer) == a + b for answer, (a, b) in zip(answers, held_out, strict=True)]
         right.append(share(marks))
         liked.append(share(subject.prefers(pairs)))
         completions.append(list(zip(answers, marks, strict=True))[:SAMPLES])
-    table = Table(
+    table = MeasureTable(
         tuple(models),
         (
-            Row(
+            MeasureRow(
                 "right answers",
                 tuple(right),
                 note=f"greedy answers to {len(asked)} sums that stand in no training file, asked as in a chat",
             ),
-            Row(
+            MeasureRow(
                 "liked answer likelier",
                 tuple(liked),
                 note=f"{len(pairs)} held-out pairs of the same result, of which the one that says the sum is liked; "
@@ -99,9 +100,9 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
         ),
     )
     samples = [
-        Sample(
+        PromptSample(
             asked[i],
-            tuple(Answer(name, *own[i]) for name, own in zip(models, completions, strict=True)),
+            tuple(StageCompletion(name, *own[i]) for name, own in zip(models, completions, strict=True)),
             sums.say(sums.SHOWN, held_out[i]),
         )
         for i in range(SAMPLES)
@@ -138,39 +139,41 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story
     pairs = records.validation if records.train[0].kind == "preference" else []
     liked, completions = [], []
     for path in track(list(models.values()), "asking the models", shown=progress):
-        subject = Probed.load(path)
+        subject = LocalProbeModel.load(path)
         completions.append(subject.answers([prompt for _, prompt in asked], max_new_tokens=128))
         if pairs:
             liked.append(share(subject.prefers(pairs)))
         del subject
         gc.collect()  # one model at a time
-    rows = [Row("chosen likelier", tuple(liked), note=f"{len(pairs)} held-out pairs")] if pairs else _loss(results)
+    rows = (
+        [MeasureRow("chosen likelier", tuple(liked), note=f"{len(pairs)} held-out pairs")] if pairs else _loss(results)
+    )
     samples = [
-        Sample(
+        PromptSample(
             _words(prompt),
-            tuple(Answer(name, own[i]) for name, own in zip(models, completions, strict=True)),
+            tuple(StageCompletion(name, own[i]) for name, own in zip(models, completions, strict=True)),
             _hoped_for(record),
         )
         for i, (record, prompt) in enumerate(asked)
     ]
-    story = _tell(place, file, results, f"{model} on {data}", Table(tuple(models), tuple(rows)), samples)
+    story = _tell(place, file, results, f"{model} on {data}", MeasureTable(tuple(models), tuple(rows)), samples)
     return replace(story, changes=sorted(samples, key=_likeness), agreement=_agreement(samples))
 
 
-def _loss(results: list[StageResult]) -> list[Row]:
+def _loss(results: list[StageResult]) -> list[MeasureRow]:
     """The held-out loss of the only stage before training, and at the best checkpoint, which is exported."""
     (stage,) = read_run(results[0].directory.parent).stages
     (_, first), *later = stage.curves["val/loss"]
     best = min(value for _, value in later)
-    return [Row("held-out loss", (Figure(first), Figure(best)), unit="number", better="lower")]
+    return [MeasureRow("held-out loss", (Figure(first), Figure(best)), unit="number", better="lower")]
 
 
-def _likeness(sample: Sample) -> float:
+def _likeness(sample: PromptSample) -> float:
     """Return the F1 of the words of the first answer and the last."""
     return f1(sample.answers[0].text, sample.answers[-1].text)
 
 
-def _agreement(samples: Sequence[Sample]) -> tuple[float, float] | None:
+def _agreement(samples: Sequence[PromptSample]) -> tuple[float, float] | None:
     """Return the mean F1 of answers and expected answers, of the first model and of the last; None without any."""
     wanted = [sample for sample in samples if sample.expected]
     if not wanted:
@@ -219,7 +222,7 @@ def _minutes(low: float, high: float) -> str:
 
 
 def _tell(
-    place: Path, file: Path, results: list[StageResult], title: str, table: Table, samples: list[Sample]
+    place: Path, file: Path, results: list[StageResult], title: str, table: MeasureTable, samples: list[PromptSample]
 ) -> Story:
     page = place / "report.html"
     write_atomic(place / "figures.json", (json.dumps(asdict(table), indent=1) + "\n").encode())

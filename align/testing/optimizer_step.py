@@ -32,7 +32,7 @@ CUTS: Mapping[str, Cut] = {
 
 
 class Scorer(Protocol):
-    """Anything that gives log-probabilities of scored tokens; ``align.core.models.reference.Reference`` does."""
+    """Anything that gives log-probabilities of scored tokens; ``align.core.models.reference.ReferenceModel`` does."""
 
     def logp(self, micro: MicroBatch) -> Tensor:
         """Return the log-probability of each scored token, [T]."""

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from align.core.config import run_file
 from align.core.engine.callbacks import MetricsCallback
 from align.core.generation.base import Request
-from align.core.generation.decode import Voice
+from align.core.generation.decode import Decoder
 from align.core.training.launch import train
 from align.core.util.liveness import Interrupted
 from align.schemas.run import Run, Sampling
@@ -163,8 +163,8 @@ class Correct:
         for name, sampling in ways.items():
             said = []
             for device in ("cpu", self.bench.device):
-                voice = Voice(model.to(device), None, (3,), 512, 512)  # type: ignore[arg-type]  # no stop strings
-                said.append([sample for group in voice.answer(requests, sampling) for sample in group])
+                decoder = Decoder(model.to(device), None, (3,), 512, 512)  # type: ignore[arg-type]  # no stop strings
+                said.append([sample for group in decoder.generate(requests, sampling) for sample in group])
             pairs = list(zip(*said, strict=True))
             found[name] = sum(a.tokens.tolist() == b.tokens.tolist() for a, b in pairs) / len(pairs)
             found[f"{name}: logp"] = max(float(np.abs(a.logp[:1] - b.logp[:1]).max()) for a, b in pairs)

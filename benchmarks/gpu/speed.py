@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from align.core.data.step_plan import FORWARD
 from align.core.generation.base import Request
-from align.core.generation.decode import Voice
+from align.core.generation.decode import Decoder
 from align.core.models.logprobs import token_logprobs
 from align.core.models.policy import Policy
 from align.schemas.run import Sampling
@@ -152,13 +152,13 @@ def answers(bench: Bench, shape: str, rows: int, most: int, dtype: torch.dtype, 
     draws = np.random.default_rng(0)
     prompts = [draws.integers(4, 260, 128).astype(np.int32) for _ in range(rows // 8)]
     requests = [Request(p, tuple(range(8 * i, 8 * i + 8))) for i, p in enumerate(prompts)]
-    voice = Voice(network, None, (), 8192, rows * (128 + most))  # type: ignore[arg-type]  # no stop strings
+    decoder = Decoder(network, None, (), 8192, rows * (128 + most))  # type: ignore[arg-type]  # no stop strings
     peak()
     with torch.autocast(bench.device, torch.bfloat16, enabled=autocast):
-        voice.answer(requests, Sampling(max_completion_length=8))
+        decoder.generate(requests, Sampling(max_completion_length=8))
         _wait()
         started = time.perf_counter()
-        said = voice.answer(requests, Sampling(max_completion_length=most))
+        said = decoder.generate(requests, Sampling(max_completion_length=most))
         _wait()
         seconds = time.perf_counter() - started
     tokens = sum(len(sample.tokens) for group in said for sample in group)

@@ -16,8 +16,8 @@ from align.advisor.form_fields import KINDS, fields
 from align.advisor.merge_evidence import gather
 from align.advisor.model_parser import LONGEST, MOST, Asker, find, prompt, read, schema
 from align.advisor.project_facts import Evidence, Status
-from align.core.inference import json_client as askers
-from align.core.inference.json_client import Recorded, local
+from align.core.inference import json_client
+from align.core.inference.json_client import RecordedClient, local_client
 from align.schemas.errors import AlignError
 from align.schemas.project import DataKind
 from align.schemas.text import visible
@@ -287,7 +287,7 @@ def test_a_language_without_a_lexicon_is_read_by_the_model_alone() -> None:
     ]
 
 
-# Recorded replies
+# RecordedClient replies
 
 
 CASES = yaml.load((Path(__file__).parent / "recorded" / "facts.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
@@ -302,7 +302,7 @@ def recorded(directory: Path, model: str = "a good model") -> Asker:
 
     They are recorded under the prompt and schema of today, so both may change: only facts and fields may not.
     """
-    kept = Recorded(never, directory, model, offline=True)
+    kept = RecordedClient(never, directory, model, offline=True)
     for case in CASES:
         facts = [{"status": "asserted", **told} for told in case["facts"]]
         kept.keep(prompt(case["description"]), schema(), json.dumps({"facts": facts}, ensure_ascii=False))
@@ -328,8 +328,8 @@ def test_recorded_replies_lead_to_the_advice_that_is_due(case: dict[str, Any], w
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Asker]:
-    monkeypatch.setattr(askers, "MAX_TOKENS", 16)
-    return lambda context: local(str(save_tiny(tmp_path, max_position_embeddings=context)))
+    monkeypatch.setattr(json_client, "MAX_TOKENS", 16)
+    return lambda context: local_client(str(save_tiny(tmp_path, max_position_embeddings=context)))
 
 
 def test_a_model_that_talks_nonsense_gives_no_facts_and_is_told_of(own: Callable[[int], Asker]) -> None:

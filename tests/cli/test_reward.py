@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from align.cli import main
-from align.core.inference.audit import area
-from align.core.inference.difficulty import dead_share
+from align.core.inference.audit import roc_auc
+from align.core.inference.difficulty import zero_variance_share
 from align.core.rewards.base import Answer, Reward
 from align.core.rewards.scorer import RunningReward
 from align.schemas.errors import AlignError
@@ -153,7 +153,7 @@ def test_audit_passes_a_sound_reward_and_fails_one_that_pays_junk(tmp_path: Path
     assert gamed.exit_code == 1 and "FAULT pays an empty answer as much as gold in 100% of rows" in gamed.stdout
 
 
-def test_audit_with_a_model_forecasts_dead_groups(tmp_path: Path) -> None:
+def test_audit_with_a_model_estimates_groups_of_one_score(tmp_path: Path) -> None:
     model, file = save_tiny(tmp_path / "m"), write(tmp_path / "a.jsonl", {"prompt": "the", "solution": "cat"})
     asked = [
         "reward",
@@ -169,22 +169,22 @@ def test_audit_with_a_model_forecasts_dead_groups(tmp_path: Path) -> None:
         "--json",
     ]
     done = CliRunner().invoke(main, asked)
-    assert json.loads(done.stdout)["forecast"]["dead"] == {"4": 1.0, "8": 1.0, "16": 1.0}
+    assert json.loads(done.stdout)["difficulty"]["zero_variance"] == {"4": 1.0, "8": 1.0, "16": 1.0}
 
 
 def test_answers_that_cannot_be_read_are_not_right(tmp_path: Path) -> None:
     model, file = save_tiny(tmp_path / "m"), write(tmp_path / "a.jsonl", {"prompt": "the", "solution": "cat"})
     asked = ["reward", "audit", "exact", file, "--set", "after=####", "--model", str(model), "-n", "2"]
     done = CliRunner().invoke(main, [*asked, "--max-completion-length", "4", "--json"])
-    said = json.loads(done.stdout)["forecast"]
+    said = json.loads(done.stdout)["difficulty"]
     assert (said["passed"], said["all_right"], said["none_right"]) == (0.0, 0.0, 1.0)
 
 
 def test_equations() -> None:
     """Of 4 answers 2 right: pairs alike 2 of 6. Twice the size: 2 * (1/2)^8. AUC of ties is a half."""
-    assert dead_share([1, 1, 0, 0], 2) == pytest.approx(1 / 3)
-    assert dead_share([1, 1, 0, 0], 8) == pytest.approx(2 / 2**8)
-    assert area([1, 1], [1, 0]) == 0.75
+    assert zero_variance_share([1, 1, 0, 0], 2) == pytest.approx(1 / 3)
+    assert zero_variance_share([1, 1, 0, 0], 8) == pytest.approx(2 / 2**8)
+    assert roc_auc([1, 1], [1, 0]) == 0.75
 
 
 def test_a_row_without_an_answer_says_what_writes_one(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from align.cli import main
 from align.cli.choices import prompt_or_file
 from align.core.data.encode import Encoder
-from align.core.generation.assistant_turn import Turns
+from align.core.generation.assistant_turn import TurnReader
 from align.core.inference.sampler import Stream, handle_for, prompts_for, token_ids, tokens_of
 from align.core.plugin_system import registry
 from align.core.plugin_system.registry import Offer, Plugin
@@ -133,7 +133,7 @@ def test_mistakes_are_told_without_a_traceback(tiny_model_dir: Path, words: list
 
 def test_an_answer_is_written_as_it_comes_whole_characters_at_a_time() -> None:
     tokenizer, written = tiny_tokenizer(), list[str]()
-    stream, text = Stream(Turns(tokenizer), "", written.append), "The sea\x1b[2J \u00e9\u4e2d\U0001f600."
+    stream, text = Stream(TurnReader(tokenizer), "", written.append), "The sea\x1b[2J \u00e9\u4e2d\U0001f600."
     for token in tokenizer(text)["input_ids"]:
         stream.on_token(token)
     stream.end(text)

@@ -37,7 +37,7 @@ import torch
 from align.core.data.examples import Store
 from align.core.data.rows import BadRow, BadRows, read_report, write_report
 from align.core.engine import checkpoint
-from align.core.inference.json_client import Recorded
+from align.core.inference.json_client import RecordedClient
 from align.core.inference.preferences import Journal
 from align.core.models import precompute
 from align.core.report.read import read_run
@@ -256,7 +256,7 @@ def of_caches(root: Path) -> Iterator[Target]:
     yield Target(verdicts, asked)
     yield Target(spent, costs)
 
-    recorded = Recorded(lambda prompt, schema: "said", caches / "replies", "m")
+    recorded = RecordedClient(lambda prompt, schema: "said", caches / "replies", "m")
     recorded("what?", {})
     (reply,) = (caches / "replies").iterdir()
     yield Target(reply, lambda: recorded("what?", {}))

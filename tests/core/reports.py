@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.config.yaml_loader import write as to_yaml
-from align.core.report import Answer, Figure, Row, Sample, Table, write_report
+from align.core.report import Figure, MeasureRow, MeasureTable, PromptSample, StageCompletion, write_report
 
 SECTIONS = ["trained", "change", "curves", "samples", "next"]
 
@@ -55,8 +55,11 @@ def write_run(directory: Path, text: str = "plain", stages: Sequence[str] = ("sf
 
 def measures(text: str = "plain") -> dict[str, Any]:
     figures = (Figure(0.2, 0.1, 0.3), Figure(0.9, 0.8, 0.95))
-    answers = (Answer(text, text, True), Answer(text, text, False), Answer(text, text))
-    return {"table": Table((text, text), (Row(text, figures, note=text),)), "samples": [Sample(text, answers, text)]}
+    answers = (StageCompletion(text, text, True), StageCompletion(text, text, False), StageCompletion(text, text))
+    return {
+        "table": MeasureTable((text, text), (MeasureRow(text, figures, note=text),)),
+        "samples": [PromptSample(text, answers, text)],
+    }
 
 
 class Shape(HTMLParser):

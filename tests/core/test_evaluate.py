@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.core.data.tokenize import tokenise
 from align.core.evaluation.statistics import wilson
-from align.core.inference.generate import generate
-from align.core.inference.probe_models import prefers_chosen
+from align.core.inference.probe_models import LocalProbeModel, prefers_chosen
 from align.core.models.loading import build_policy
 from align.core.plugin_system.registry import registry
 from align.schemas.records import Record
@@ -35,17 +34,20 @@ def test_wilson_by_hand_and_its_limits() -> None:
 
 
 def test_answers_do_not_depend_on_the_batch_they_are_in(tiny_model_dir: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).train()
+    probed = LocalProbeModel.load(tiny_model_dir)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     prompts = [
         "The cat",
         [{"role": "user", "content": "What is the sum of two and three?"}],
         "A much longer prompt, this",
     ]
-    together = generate(model, tokenizer, prompts, max_new_tokens=12, batch_size=3)
-    assert model.training
-    assert together == [generate(model, tokenizer, [p], max_new_tokens=12, batch_size=1)[0] for p in prompts]
-    for prompt, said in zip(prompts, together, strict=True):  # the oracle: the likeliest token, one after the other
+    probed.policy.train()
+    together = probed.answers(prompts, max_new_tokens=12)
+    assert probed.policy.training
+    assert together == [probed.answers([p], max_new_tokens=12)[0] for p in prompts]
+    # The oracle: the likeliest token, one after the other.
+    for prompt, turn in zip(prompts, together, strict=True):
         text = (
             prompt
             if isinstance(prompt, str)
@@ -54,11 +56,11 @@ def test_answers_do_not_depend_on_the_batch_they_are_in(tiny_model_dir: Path) ->
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         start = ids.shape[1]
         for _ in range(12):
-            likeliest = model.eval()(ids).logits[:, -1].argmax(-1, keepdim=True)
+            likeliest = model(ids).logits[:, -1].argmax(-1, keepdim=True)
             ids = torch.cat([ids, likeliest], 1)
             if likeliest.item() == tokenizer.eos_token_id:
                 break
-        assert tokenizer.decode(ids[0, start:], skip_special_tokens=True) == said
+        assert tokenizer.decode(ids[0, start:], skip_special_tokens=True) == turn
 
 
 def test_the_likelier_answer_is_found_by_its_sum(tiny_model_dir: Path) -> None:

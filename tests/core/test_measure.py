@@ -15,12 +15,21 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.evaluation.statistics import f1, mean, ratio, words
+from align.core.evaluation.statistics import mean, ratio
+from align.core.evaluation.word_f1 import f1, words
 from align.core.generation.base import Sample
-from align.core.inference.probe_material import Material, Question
-from align.core.inference.probe_models import Probed
-from align.core.inference.probes import PASSAGE, Retriever, Settings, measure, passages, with_examples, with_passages
-from align.core.inference.sampler import Said
+from align.core.inference.probe_material import Material, QuestionAnswer
+from align.core.inference.probe_models import LocalProbeModel
+from align.core.inference.probes import (
+    PASSAGE,
+    ProbeSettings,
+    Retriever,
+    measure,
+    passages,
+    with_examples,
+    with_passages,
+)
+from align.core.inference.sampler import Completion
 from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
@@ -110,7 +119,9 @@ def test_bits_per_byte_is_what_a_plain_loop_says(tmp_path: Path, add_bos: bool) 
         length = len(tokenizer.decode(ids[0], skip_special_tokens=True).encode()) - len(first.encode())
         if length:
             bits, size, counted = bits - told / math.log(2), size + length, counted + 1
-    found = Probed.load(tmp_path).bits_per_byte([Record("text", f"t:{i}", text=t) for i, t in enumerate(TEXTS, 1)])
+    found = LocalProbeModel.load(tmp_path).bits_per_byte(
+        [Record("text", f"t:{i}", text=t) for i, t in enumerate(TEXTS, 1)]
+    )
     assert found.rows == counted == len(TEXTS) - (not add_bos)
     assert found.value == pytest.approx(bits / size, rel=1e-5)
     assert found.low < found.value < found.high
@@ -118,7 +129,7 @@ def test_bits_per_byte_is_what_a_plain_loop_says(tmp_path: Path, add_bos: bool) 
 
 def test_text_too_short_to_predict_is_told(tiny_model_dir: Path) -> None:
     with pytest.raises(AlignError, match="longer than a token"):
-        Probed.load(tiny_model_dir).bits_per_byte([Record("text", "a.jsonl:1", text="x")])
+        LocalProbeModel.load(tiny_model_dir).bits_per_byte([Record("text", "a.jsonl:1", text="x")])
 
 
 def test_a_domain_that_was_learned_costs_fewer_bits(tmp_path: Path) -> None:
@@ -132,11 +143,11 @@ def test_a_domain_that_was_learned_costs_fewer_bits(tmp_path: Path) -> None:
         optimizer.step()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    probed = Probed.load(tmp_path)
+    probed = LocalProbeModel.load(tmp_path)
     near = [Record("text", f"a:{i}", text=domain[i:]) for i in (0, 4, 8)]
     far = [Record("text", f"b:{i}", text="".join(reversed(domain[i:]))) for i in (0, 4, 8)]
     held = Material(texts=near)
-    found = measure(probed, held, Settings(), reference=far)
+    found = measure(probed, held, ProbeSettings(), reference=far)
     assert found.corpus_bits is not None and found.reference_bits is not None
     assert found.corpus_bits.high < found.reference_bits.low
 
@@ -172,13 +183,13 @@ def test_the_planted_passage_is_found() -> None:
     assert Retriever(["...", ""]).find("anything", 5) == []
 
 
-def question(asked: str, wanted: str, **columns: object) -> Question:
-    return Question(Record("prompt", "q:1", prompt=asked, columns=columns), wanted)
+def question(asked: str, wanted: str, **columns: object) -> QuestionAnswer:
+    return QuestionAnswer(Record("prompt", "q:1", prompt=asked, columns=columns), wanted)
 
 
-def chat(asked: str, wanted: str) -> Question:
+def chat(asked: str, wanted: str) -> QuestionAnswer:
     turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": asked}]
-    return Question(Record("prompt", "q:1", prompt=turns), wanted)
+    return QuestionAnswer(Record("prompt", "q:1", prompt=turns), wanted)
 
 
 def test_worked_examples_stand_before_the_question() -> None:
@@ -205,8 +216,8 @@ def test_what_does_not_fit_is_left_out_from_the_end() -> None:
     assert with_passages(asked, finder, lambda record: str(record.prompt).count("d") <= 2).prompt == f"{best}\n\nd"
 
 
-def said(record: Record, text: str) -> Said:
-    return Said(record, Sample(np.array([3], np.int32), np.zeros(1, np.float32), "stop"), text)
+def said(record: Record, text: str) -> Completion:
+    return Completion(record, Sample(np.array([3], np.int32), np.zeros(1, np.float32), "stop"), text)
 
 
 @dataclass
@@ -217,7 +228,9 @@ class Reader:
     asked: list[str] = field(default_factory=list)
     samples: Sequence[Sequence[str]] = ()
 
-    def ask(self, records: Sequence[Record], sampling: Sampling, n: int = 1, seed: int = 0) -> list[list[Said]]:
+    def sample(
+        self, records: Sequence[Record], sampling: Sampling, n: int = 1, seed: int = 0
+    ) -> list[list[Completion]]:
         if n > 1:
             return [[said(r, text) for text in texts] for r, texts in zip(records, self.samples, strict=True)]
         self.asked += [str(record.prompt) for record in records]
@@ -242,7 +255,7 @@ def test_an_open_book_helps_a_model_that_reads() -> None:
         texts=[Record("text", f"t:{i}", text=f"For {lamp} see code: k{i}.") for i, lamp in enumerate(LAMPS)],
         pairs=[Record("preference", "p:1", prompt="a", chosen="b", rejected="bb")] * 3,
     )
-    found = measure(Reader(), held, Settings(shots=0))
+    found = measure(Reader(), held, ProbeSettings(shots=0))
     assert found.closed_book == found.zero_shot
     assert found.closed_book is not None and found.open_book is not None
     assert (found.closed_book.value, found.open_book.value) == (0, 1)
@@ -255,7 +268,7 @@ def test_an_open_book_helps_a_model_that_reads() -> None:
 def test_examples_are_not_asked_and_the_same_rows_are_asked_every_way() -> None:
     model = Reader()
     held = Material(questions=[question(f"{lamp}?", "x") for lamp in LAMPS])
-    found = measure(model, held, Settings(rows=10, shots=3, seed=5))
+    found = measure(model, held, ProbeSettings(rows=10, shots=3, seed=5))
     assert found.zero_shot is not None and found.few_shot is not None
     assert found.zero_shot.rows == found.few_shot.rows == 10
     zero, few = model.asked[:10], model.asked[10:]
@@ -263,17 +276,19 @@ def test_examples_are_not_asked_and_the_same_rows_are_asked_every_way() -> None:
     assert [text.split("\n\n")[-1] for text in few] == zero
     assert not {text.removesuffix("x") for text in shown} & set(zero)
     again = Reader()
-    measure(again, held, Settings(rows=10, shots=3, seed=5))
+    measure(again, held, ProbeSettings(rows=10, shots=3, seed=5))
     assert again.asked == model.asked
     other = Reader()
-    measure(other, held, Settings(rows=10, shots=3, seed=6))
+    measure(other, held, ProbeSettings(rows=10, shots=3, seed=6))
     assert other.asked != model.asked
 
 
 @pytest.mark.parametrize(("held", "shown", "asked"), [(1, 0, 1), (4, 1, 3), (14, 3, 11), (15, 3, 12), (40, 4, 12)])
 def test_few_questions_are_mostly_asked(held: int, shown: int, asked: int) -> None:
     model = Reader()
-    found = measure(model, Material(questions=[question(f"{lamp}?", "x") for lamp in LAMPS[:held]]), Settings(rows=12))
+    found = measure(
+        model, Material(questions=[question(f"{lamp}?", "x") for lamp in LAMPS[:held]]), ProbeSettings(rows=12)
+    )
     assert found.zero_shot is not None and found.zero_shot.rows == asked
     assert len(model.asked) == asked * (1 + bool(shown))
     assert model.asked[-1].count("\n\n") == shown
@@ -281,18 +296,18 @@ def test_few_questions_are_mostly_asked(held: int, shown: int, asked: int) -> No
 
 def test_strings_are_asked_as_chat_on_demand() -> None:
     model = Reader()
-    measure(model, Material(questions=[question("a?", "x")]), Settings(chat=True))
+    measure(model, Material(questions=[question("a?", "x")]), ProbeSettings(chat=True))
     assert model.asked == ["[{'role': 'user', 'content': 'a?'}]"]
 
 
 def test_prompts_that_leave_no_room_are_left_out_or_told() -> None:
     held = Material(questions=[question("a" * 50, "x"), question("b", "x")])
     told: list[str] = []
-    found = measure(Reader(context=60), held, Settings(max_completion_length=20, shots=0), tell=told.append)
+    found = measure(Reader(context=60), held, ProbeSettings(max_completion_length=20, shots=0), tell=told.append)
     assert found.zero_shot is not None and found.zero_shot.rows == 1
     assert told[0] == "without 1 of 2 rows, whose prompts leave no room for an answer"
     with pytest.raises(AlignError, match="no prompt leaves room") as stopped:
-        measure(Reader(context=60), held, Settings(max_completion_length=60, shots=0))
+        measure(Reader(context=60), held, ProbeSettings(max_completion_length=60, shots=0))
     assert "--max-completion-length" in str(stopped.value)
 
 
@@ -311,7 +326,7 @@ def test_pass_at_k_is_the_mean_over_subsets(tmp_path: Path, right: RewardChoice)
     samples = [["yes", "no", "no", "no"], ["no"] * 4, ["yes"] * 4, ["yes", "no", "yes", "no"], ["yes", "?", "no", "no"]]
     held = Material(prompts=[Record("prompt", f"p:{i}", prompt="?") for i in range(5)])
     with Scorer([right], Place(tmp_path)) as scorer:
-        found = measure(Reader(samples=samples), held, Settings(k=4), scorer=scorer)
+        found = measure(Reader(samples=samples), held, ProbeSettings(k=4), scorer=scorer)
     scored = [[float(s == "yes") for s in row] for row in samples[:4]]  # one answer of the fifth cannot be scored
     best_of_one = [np.mean([max(c) for c in itertools.combinations(row, 1)]) for row in scored]
     assert found.pass_1 is not None and found.pass_k is not None and found.flat_groups is not None
@@ -326,7 +341,7 @@ def test_a_reward_scores_the_answers_to_questions_too(tmp_path: Path, right: Rew
     held = Material(questions=[question("code: yes.", "n"), question("code: no.", "n"), question("code: ?.", "n")])
     model = Reader(samples=[["yes", "no"]] * 3)
     with Scorer([right], Place(tmp_path)) as scorer:
-        found = measure(model, held, Settings(shots=0, k=2), scorer=scorer)
+        found = measure(model, held, ProbeSettings(shots=0, k=2), scorer=scorer)
     assert found.zero_shot is not None and (found.zero_shot.value, found.zero_shot.rows) == (0.5, 2)
     assert found.pass_k is not None and found.pass_k.value == 1
 
@@ -374,7 +389,7 @@ def test_a_real_model_answers_every_way_within_its_context(tmp_path: Path) -> No
         texts=[Record("text", "t:1", text="What is five? " * 30)],
         pairs=[Record("preference", "p:1", prompt="a ", chosen="b", rejected="c")],
     )
-    found = measure(Probed.load(model), held, Settings(rows=4, shots=2, max_completion_length=4))
+    found = measure(LocalProbeModel.load(model), held, ProbeSettings(rows=4, shots=2, max_completion_length=4))
     for name in ("zero_shot", "few_shot", "closed_book", "open_book"):
         score = getattr(found, name)
         assert score.rows == 4 and 0 <= score.value <= 1

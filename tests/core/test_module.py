@@ -21,7 +21,7 @@ from align.core.engine.checkpoint import random_state
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import EpochSteps, MicroBatcher, StepBatch, StepLoader, fixed_steps
 from align.core.models.policy import Policy
-from align.core.models.reference import Reference
+from align.core.models.reference import ReferenceModel
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage, Train
 from align.testing import toy_examples, toy_policy
@@ -194,7 +194,7 @@ def test_statistics_of_the_step_come_first_and_carry_no_gradient() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-class Fixed(Reference):
+class Fixed(ReferenceModel):
     """Another model; notes after which steps it was told."""
 
     def __init__(self) -> None:

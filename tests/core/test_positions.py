@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.core.data.examples import Example, InMemory, TokenSequence
 from align.core.models.loading import build_policy
-from align.core.models.packing import Limits, check_lengths, limits_for, longest_sequence
+from align.core.models.packing import LengthLimits, check_lengths, limits_for, longest_sequence
 from align.core.models.policy import Policy
 from align.core.training.check import check
 from align.core.training.launch import train
@@ -64,9 +64,9 @@ def test_the_limit_is_where_the_model_fails(kind: str) -> None:
         return True
 
     if kind in ("bloom", "mamba", "llama"):
-        assert limits == Limits(None, 40 if kind == "llama" else None) and runs(64)
+        assert limits == LengthLimits(None, 40 if kind == "llama" else None) and runs(64)
     else:
-        assert limits == Limits(40, 40)
+        assert limits == LengthLimits(40, 40)
         assert runs(40) and not runs(41)
     assert limits_for(policy, 40).taken is None  # nothing that comes up to there is too long
 
@@ -86,7 +86,7 @@ def test_the_limit_is_where_the_model_fails(kind: str) -> None:
 def test_scaled_rotary_positions(tmp_path: Path, rope: Any, expected: int) -> None:
     save_tiny(tmp_path / "m", rope_parameters={"rope_theta": 1e4} | rope)
     policy, _ = build_policy(Model(path=str(tmp_path / "m")), "language", seed=0, dropout=False)
-    assert limits_for(policy, 4096) == Limits(None, expected)
+    assert limits_for(policy, 4096) == LengthLimits(None, expected)
 
 
 def example(source: str, *lengths: int) -> Example:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from align.core.config.run_file import dump, parse
-from align.core.report import Figure, Row, Table, print_table
+from align.core.report import Figure, MeasureRow, MeasureTable, print_table
 from align.core.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, chart, smooth, thin, ticks
 from align.core.report.facts import chosen
-from align.core.report.page import Bar, _bars, _stage
+from align.core.report.page import IntervalBar, _bars, _stage
 from align.core.report.read import read_run
 from align.schemas.errors import AlignError
 from align.schemas.text import number
@@ -95,10 +95,13 @@ def test_any_numbers_stay_inside_the_picture(training: list[float], held_out: li
 
 
 def test_interval_bars_by_hand() -> None:
-    share = Row("", (Figure(0.25, 0.2, 0.4), None, Figure(math.nan), Figure(0.5)))
-    assert _bars(share) == [Bar(0.2, 0.4, 0.25), None, None, Bar(0.5, 0.5, 0.5)]
+    share = MeasureRow("", (Figure(0.25, 0.2, 0.4), None, Figure(math.nan), Figure(0.5)))
+    assert _bars(share) == [IntervalBar(0.2, 0.4, 0.25), None, None, IntervalBar(0.5, 0.5, 0.5)]
     # 2..6 gets the ticks 2, 3, ... 6: four of one.
-    assert _bars(Row("", (Figure(3, 2, 4), Figure(5, 4, 6)), unit="number")) == [Bar(0, 0.5, 0.25), Bar(0.5, 1, 0.75)]
+    assert _bars(MeasureRow("", (Figure(3, 2, 4), Figure(5, 4, 6)), unit="number")) == [
+        IntervalBar(0, 0.5, 0.25),
+        IntervalBar(0.5, 1, 0.75),
+    ]
 
 
 def test_numbers_are_short() -> None:
@@ -109,17 +112,17 @@ def test_numbers_are_short() -> None:
 
 def test_a_verdict_needs_intervals_that_do_not_meet() -> None:
     low, middle, high = Figure(0.2, 0.1, 0.3), Figure(0.35, 0.25, 0.45), Figure(0.9, 0.8, 0.95)
-    assert Row("", (low, middle, high)).verdict == "better"
-    assert Row("", (high, low)).verdict == "worse"
-    assert Row("", (high, low), better="lower").verdict == "better"
-    assert Row("", (low, high), better="lower").verdict == "worse"
-    assert Row("", (low, middle)).verdict == "unclear"
-    assert Row("", (low, Figure(0.9))).verdict == Row("", (low, None)).verdict == "untested"
+    assert MeasureRow("", (low, middle, high)).verdict == "better"
+    assert MeasureRow("", (high, low)).verdict == "worse"
+    assert MeasureRow("", (high, low), better="lower").verdict == "better"
+    assert MeasureRow("", (low, high), better="lower").verdict == "worse"
+    assert MeasureRow("", (low, middle)).verdict == "unclear"
+    assert MeasureRow("", (low, Figure(0.9))).verdict == MeasureRow("", (low, None)).verdict == "untested"
 
 
 def test_a_table_has_a_figure_for_every_stage() -> None:
     with pytest.raises(ValueError, match="accuracy: 1 figures for 2 stages"):
-        Table(("base", "sft"), (Row("accuracy", (None,)),))
+        MeasureTable(("base", "sft"), (MeasureRow("accuracy", (None,)),))
 
 
 def test_structure(tmp_path: Path) -> None:
@@ -184,17 +187,17 @@ def test_no_run_is_told_to_the_user(tmp_path: Path) -> None:
 
 def test_figures_that_are_not_there(tmp_path: Path) -> None:
     figures = (None, Figure(math.nan, math.nan, math.nan), Figure(math.inf))
-    rows = (Row("share", figures), Row("number", figures, unit="number"), Row("none", (None,) * 3))
-    page = page_of(write_run(tmp_path / "run"), table=Table(("a", "b", "c"), rows))
+    rows = (MeasureRow("share", figures), MeasureRow("number", figures, unit="number"), MeasureRow("none", (None,) * 3))
+    page = page_of(write_run(tmp_path / "run"), table=MeasureTable(("a", "b", "c"), rows))
     assert "NaN" in page and "∞" in page and "nan" not in "".join(Shape(page).text)
 
 
 def test_the_terminal_table_says_the_same_and_obeys_no_one() -> None:
-    table = Table(
+    table = MeasureTable(
         ("base", "[bold]sft[/bold]"),
         (
-            Row("right\x1b[2J answers", (Figure(0.25, 0.2, 0.3), Figure(0.9, 0.876, 0.926))),
-            Row("perplexity", (None, Figure(3.14159)), unit="number"),
+            MeasureRow("right\x1b[2J answers", (Figure(0.25, 0.2, 0.3), Figure(0.9, 0.876, 0.926))),
+            MeasureRow("perplexity", (None, Figure(3.14159)), unit="number"),
         ),
     )
     text = io.StringIO()
@@ -225,7 +228,7 @@ def test_five_models_stay_whole_in_eighty_columns() -> None:
     )
     text = io.StringIO()
     print_table(
-        Table(("start", "base", "sft", "dpo", "grpo"), (Row("liked answer likelier", figures),)),
+        MeasureTable(("start", "base", "sft", "dpo", "grpo"), (MeasureRow("liked answer likelier", figures),)),
         Console(file=text, width=80, color_system=None),
     )
     for cell in ("liked answer likelier", "0–1 %", "97–100 %", "49–60 %", "99–100 %"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.core.inference.json_client import endpoint
+from align.core.inference.json_client import endpoint_client
 from align.core.report.read import read_run
 from align.core.rewards.base import Answer, Place
 from align.core.rewards.scorer import RunningReward, decisive
@@ -108,7 +108,7 @@ def test_an_address_in_a_message() -> None:
 def test_a_reply_in_an_unknown_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_JUDGE", KEY)
     with serving(lambda seen: Reply({"you sent": f"Bearer {KEY}"})) as server, pytest.raises(AlignError) as caught:
-        endpoint(server.url, "m", key_env="MY_JUDGE")("p", {})
+        endpoint_client(server.url, "m", key_env="MY_JUDGE")("p", {})
     assert "unknown form" in str(caught.value) and KEY not in str(caught.value)
 
 

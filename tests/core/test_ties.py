@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from align.core.algorithm.advantages import center, leave_one_out
 from align.core.algorithm.online import Experience
-from align.core.inference.difficulty import dead_share
+from align.core.inference.difficulty import zero_variance_share
 from align.core.online.monitor import group_metrics, level, zero_variance
 from align.core.rewards.base import Place, Score
 from align.core.rewards.scorer import Scored, Scorer, classes, leveled, reaches, tied
@@ -121,7 +121,7 @@ def test_a_dead_group_has_no_advantage_at_all() -> None:
 
 def test_groups_that_are_forecast_and_chosen_by_the_same_rule() -> None:
     assert list(classes([1, 0.1 + 0.2, 0.3, 2])) == [[0.3, 0.1 + 0.2], [1], [2]]
-    assert dead_share([0.3, 0.1 + 0.2, 0.3], 3) == 1
+    assert zero_variance_share([0.3, 0.1 + 0.2, 0.3], 3) == 1
     assert reaches(sum([0.1] * 10), 1.0) and not reaches(0.999, 1.0) and reaches(2, 1)
     pairs = BestOfN(BestOfN.Config(make="pairs", num_generations=2))
     assert pairs.rows("p", [("a", 0.3), ("b", 0.1 + 0.2)]) == []

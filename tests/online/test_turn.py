@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from transformers import AutoTokenizer
 
 from align.cli import main
-from align.core.generation.assistant_turn import Turns
-from align.core.inference.generate import generate
+from align.core.generation.assistant_turn import TurnReader
+from align.core.inference.probe_models import LocalProbeModel
 from align.core.training.launch import train
 from align.core.training.sample_log import read_samples
 from align.schemas.records import Record
 from align.schemas.run import Run
-from tests.tiny import CHAT_TEMPLATE, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
 
 ASKED = [{"role": "user", "content": "What is 2+2?"}]
 LATER = [{"role": "system", "content": "Be brief."}, *ASKED, {"role": "assistant", "content": "4"}, *ASKED]
@@ -65,11 +64,11 @@ def chatml(opening: str, before_words: str = "") -> str:
     ],
 )
 def test_the_opening_of_an_answer(messages: Any, opening: str, before_words: str, expected: str) -> None:
-    assert Turns(tiny_tokenizer(chatml(opening, before_words))).opening(record(messages)) == expected
+    assert TurnReader(tiny_tokenizer(chatml(opening, before_words))).opening(record(messages)) == expected
 
 
 def test_a_string_is_continued_and_opens_nothing() -> None:
-    assert Turns(tiny_tokenizer(chatml("<think>\n"))).opening(record("The sea <think>\n")) == ""
+    assert TurnReader(tiny_tokenizer(chatml("<think>\n"))).opening(record("The sea <think>\n")) == ""
 
 
 @pytest.mark.parametrize("messages", [ASKED, LATER], ids=["first", "later"])
@@ -92,14 +91,14 @@ def test_a_string_is_continued_and_opens_nothing() -> None:
 def test_real_templates(messages: Any, name: str, thinks: bool | None, expected: str) -> None:
     tokenizer = tiny_tokenizer((files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8"))
     kwargs = {} if thinks is None else {"enable_thinking": thinks}
-    assert Turns(tokenizer).opening(record(messages, **kwargs)) == expected
+    assert TurnReader(tokenizer).opening(record(messages, **kwargs)) == expected
 
 
 class TestText:
     def test_it_is_the_opening_and_what_was_sampled_without_control_tokens(self) -> None:
         tokenizer = tiny_tokenizer(chatml("<think>\n"))
         sampled = tokenizer("two and two</think>\n4<|im_end|>")["input_ids"]
-        turns = Turns(tokenizer)
+        turns = TurnReader(tokenizer)
         assert turns.text(sampled, turns.opening(record())) == "<think>\ntwo and two</think>\n4"
         assert turns.text(sampled) == "two and two</think>\n4"
 
@@ -107,14 +106,14 @@ class TestText:
         tokenizer = tiny_tokenizer(chatml("<think>\n"))
         tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>", "<|end|>"]})
         sampled = tokenizer("two</think>4<|end|><|im_end|>")["input_ids"]
-        turns = Turns(tokenizer)
+        turns = TurnReader(tokenizer)
         assert turns.text(sampled, turns.opening(record())) == "<think>\ntwo</think>4"
 
     def test_control_tokens_of_an_opening_are_left_out_as_those_of_the_answer_are(self) -> None:
         tokenizer = tiny_tokenizer(chatml("<|channel|>analysis<|message|>"))
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel|>", "<|message|>"]})
         sampled = tokenizer("two<|channel|>final<|message|>4")["input_ids"]
-        turns = Turns(tokenizer)
+        turns = TurnReader(tokenizer)
         assert turns.text(sampled, turns.opening(record())) == "analysistwofinal4"
 
 
@@ -206,10 +205,9 @@ def test_commands(thinker: Path) -> None:
         "2",
     ]
     done = CliRunner().invoke(main, [*audit, "--json"])
-    assert json.loads(done.stdout)["forecast"]["mean"] == pytest.approx(1, abs=1e-3), done.output
+    assert json.loads(done.stdout)["difficulty"]["mean"] == pytest.approx(1, abs=1e-3), done.output
 
 
 def test_evaluation(thinker: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained("model")
-    (text,) = generate(tiny_model(), tokenizer, [ASKED], max_new_tokens=5)
+    (text,) = LocalProbeModel.load("model").answers([ASKED], max_new_tokens=5)
     assert text.startswith("<think>\n")

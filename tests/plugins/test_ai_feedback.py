@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from align.core.inference.audit import JUNK, audit
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Answer, Place, Score
-from align.core.rewards.score_file import Line
+from align.core.rewards.score_file import InputLine
 from align.core.rewards.scorer import RunningReward
 from align.plugins.rewards.ai_feedback import AIFeedback
 from align.plugins.rewards.ai_feedback.prompts import Question, harmless
@@ -214,7 +214,7 @@ def test_an_audit_in_pairs_sets_a_row_s_attacks_against_each_other(server: Serve
     """Gold beats the seven kinds of junk, and draws with the commonest gold, which says the same."""
     settings = {"url": server.url, "model": "judge", "constitution": ["Be right."], "mode": "pairwise"}
     opened = RunningReward(RewardChoice(type="ai_feedback", settings=settings), Place(tmp_path))
-    lines = [Line(f"row {i}", Answer(f"{PROMPT} {i}", "", "", columns={"solution": "Paris"})) for i in range(2)]
+    lines = [InputLine(f"row {i}", Answer(f"{PROMPT} {i}", "", "", columns={"solution": "Paris"})) for i in range(2)]
     found = audit(opened, lines, "rows")
     opened.close()
     by_name = {attack.name: attack for attack in found.attacks}

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from align.core.generation.base import Interrupt, ModelHandle, Request, Sample, Tokens
-from align.core.generation.decode import Voice
+from align.core.generation.decode import Decoder
 from align.core.inference.sampler import handle_for
 from align.core.models.adapter import add_adapter
 from align.core.models.policy import Policy
@@ -60,8 +60,10 @@ TEXTS = ["The cat", "The sea is wide and", "What is the sum of two and three?", 
 PROMPTS = [np.array(TOKENIZER(text)["input_ids"], np.int32) for text in TEXTS]
 
 
-def voice(network: PreTrainedModel, tokens: int = 4096, context: int = 512, ends: tuple[int, ...] = (END,)) -> Voice:
-    return Voice(network, TOKENIZER, ends, context, tokens)
+def decoder(
+    network: PreTrainedModel, tokens: int = 4096, context: int = 512, ends: tuple[int, ...] = (END,)
+) -> Decoder:
+    return Decoder(network, TOKENIZER, ends, context, tokens)
 
 
 def family(name: str) -> PreTrainedModel:
@@ -90,7 +92,7 @@ def same(a: list[list[Sample]], b: list[list[Sample]]) -> bool:
 def test_greedy_answers_are_those_of_transformers_and_log_probabilities_the_models(name: str) -> None:
     network = family(name)
     greedy = Sampling(max_completion_length=20, temperature=0)
-    groups = voice(network).answer([Request(prompt, (0, 1)) for prompt in PROMPTS], greedy)
+    groups = decoder(network).generate([Request(prompt, (0, 1)) for prompt in PROMPTS], greedy)
     for prompt, (one, two) in zip(PROMPTS, groups, strict=True):
         ids = torch.from_numpy(prompt.astype(np.int64))[None]
         theirs = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20)
@@ -102,10 +104,12 @@ def test_greedy_answers_are_those_of_transformers_and_log_probabilities_the_mode
 def test_an_answer_depends_on_its_own_seed_and_on_nothing_beside_it(name: str) -> None:
     network, sampling = family(name), Sampling(max_completion_length=24, temperature=1.2)
     requests = [Request(prompt, tuple(range(10 * i, 10 * i + 3))) for i, prompt in enumerate(PROMPTS)]
-    together = voice(network).answer(requests, sampling)
-    assert same(together, voice(network).answer(requests[::-1], sampling)[::-1])
-    assert same(together, voice(network, tokens=70).answer(requests, sampling))
-    alone = [[voice(network, 1).answer([Request(r.prompt, (s,))], sampling)[0][0] for s in r.seeds] for r in requests]
+    together = decoder(network).generate(requests, sampling)
+    assert same(together, decoder(network).generate(requests[::-1], sampling)[::-1])
+    assert same(together, decoder(network, tokens=70).generate(requests, sampling))
+    alone = [
+        [decoder(network, 1).generate([Request(r.prompt, (s,))], sampling)[0][0] for s in r.seeds] for r in requests
+    ]
     assert same(together, alone)
     assert len({tuple(sample.tokens.tolist()) for group in together for sample in group}) > len(PROMPTS)
     for request, group in zip(requests, together, strict=True):
@@ -116,27 +120,27 @@ def test_an_answer_depends_on_its_own_seed_and_on_nothing_beside_it(name: str) -
 def test_finish_reasons_and_limits() -> None:
     network = tiny_model()
     greedy = Sampling(max_completion_length=8, temperature=0)
-    ((whole,),) = voice(network, ends=()).answer([Request(PROMPTS[0], (0,))], greedy)
+    ((whole,),) = decoder(network, ends=()).generate([Request(PROMPTS[0], (0,))], greedy)
     assert (len(whole.tokens), whole.finish) == (8, "length")
     third = int(whole.tokens[2])
     first = whole.tokens.tolist().index(third) + 1
-    for speaks, sampling in [
-        (voice(network, ends=(third,)), greedy),
-        (voice(network, ends=()), Sampling(max_completion_length=8, temperature=0, stop_token_ids=[third])),
+    for sampler, sampling in [
+        (decoder(network, ends=(third,)), greedy),
+        (decoder(network, ends=()), Sampling(max_completion_length=8, temperature=0, stop_token_ids=[third])),
     ]:
-        ((ended,),) = speaks.answer([Request(PROMPTS[0], (0,))], sampling)
+        ((ended,),) = sampler.generate([Request(PROMPTS[0], (0,))], sampling)
         assert (ended.tokens.tolist(), ended.finish) == (whole.tokens[:first].tolist(), "stop")
     # the context ends first for the longer prompt, and the shorter goes on beside it
     room = len(PROMPTS[2]) + 3
-    short, long = voice(network, ends=(), context=room).answer(
+    short, long = decoder(network, ends=(), context=room).generate(
         [Request(p, (0,)) for p in (PROMPTS[0], PROMPTS[2])], greedy
     )
     assert (len(long[0].tokens), long[0].finish, len(short[0].tokens)) == (3, "length", min(8, room - len(PROMPTS[0])))
     with pytest.raises(AlignError, match=r"prompt of \d+ tokens leaves no room"):
-        voice(network, context=len(PROMPTS[2])).answer([Request(PROMPTS[2], (0,))], greedy)
+        decoder(network, context=len(PROMPTS[2])).generate([Request(PROMPTS[2], (0,))], greedy)
     with pytest.raises(AlignError, match="empty prompt"):
-        voice(network).answer([Request(np.empty(0, np.int32), (0,))], greedy)
-    assert voice(network).answer([], greedy) == []
+        decoder(network).generate([Request(np.empty(0, np.int32), (0,))], greedy)
+    assert decoder(network).generate([], greedy) == []
 
 
 def test_finished_answers_in_a_context_of_learned_positions_do_not_run_over_its_end() -> None:
@@ -144,13 +148,13 @@ def test_finished_answers_in_a_context_of_learned_positions_do_not_run_over_its_
     context = len(PROMPTS[2]) + 2
     requests = [Request(PROMPTS[2], (0,)), *(Request(PROMPTS[0], (i,)) for i in range(20))]
     network.transformer.wpe = nn.Embedding.from_pretrained(network.transformer.wpe.weight[:context].detach())
-    groups = voice(network, ends=(), context=context).answer(requests, Sampling(max_completion_length=40))
+    groups = decoder(network, ends=(), context=context).generate(requests, Sampling(max_completion_length=40))
     assert [len(group[0].tokens) for group in groups] == [2] + [context - len(PROMPTS[0])] * 20
 
 
 def test_stop_strings_are_found_over_the_borders_of_tokens_and_of_characters() -> None:
     network = tiny_model()
-    free = voice(network, ends=()).answer(
+    free = decoder(network, ends=()).generate(
         [Request(p, (1, 2, 3, 4)) for p in PROMPTS], Sampling(max_completion_length=60)
     )
     found = 0
@@ -161,7 +165,7 @@ def test_stop_strings_are_found_over_the_borders_of_tokens_and_of_characters() -
             if "\ufffd" in stop or len(stop) < 3:
                 continue
             sampling = Sampling(max_completion_length=60, stop=["nowhere in it", stop])
-            ((ended,),) = voice(network, ends=()).answer([Request(prompt, (seed,))], sampling)
+            ((ended,),) = decoder(network, ends=()).generate([Request(prompt, (seed,))], sampling)
             said = [TOKENIZER.decode(sample.tokens[:n].tolist(), skip_special_tokens=True) for n in range(1, 61)]
             expected = next(n for n, text in enumerate(said, 1) if stop in text)
             assert (ended.tokens.tolist(), ended.finish) == (sample.tokens[:expected].tolist(), "stop")
@@ -172,7 +176,7 @@ def test_stop_strings_are_found_over_the_borders_of_tokens_and_of_characters() -
 def test_a_repetition_penalty_sees_prompt_and_answer_as_transformers_does() -> None:
     network = tiny_model()
     sampling = Sampling(max_completion_length=20, temperature=0, repetition_penalty=1.5)
-    groups = voice(network, ends=()).answer([Request(prompt, (0,)) for prompt in PROMPTS], sampling)
+    groups = decoder(network, ends=()).generate([Request(prompt, (0,)) for prompt in PROMPTS], sampling)
     for prompt, (sample,) in zip(PROMPTS, groups, strict=True):
         ids = torch.from_numpy(prompt.astype(np.int64))[None]
         settings: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.5, "eos_token_id": None}
@@ -182,15 +186,15 @@ def test_a_repetition_penalty_sees_prompt_and_answer_as_transformers_does() -> N
 
 def test_it_listens_and_can_be_stopped() -> None:
     on_token: dict[tuple[int, int], list[int]] = {}
-    speaks, sampling = voice(tiny_model()), Sampling(max_completion_length=12)
+    sampler, sampling = decoder(tiny_model()), Sampling(max_completion_length=12)
     requests = [Request(prompt, (1, 2)) for prompt in PROMPTS]
-    groups = speaks.answer(
+    groups = sampler.generate(
         requests, sampling, on_token=lambda i, k, token: on_token.setdefault((i, k), []).append(token)
     )
     assert on_token == {(i, k): s.tokens.tolist() for i, group in enumerate(groups) for k, s in enumerate(group)}
     polls = iter([False] * 5 + [True])
     with pytest.raises(Interrupt):
-        speaks.answer(requests, sampling, stop=lambda: next(polls))
+        sampler.generate(requests, sampling, stop=lambda: next(polls))
     assert next(polls, None) is None
 
 
@@ -199,7 +203,7 @@ def handle(tiny_model_dir: Path) -> ModelHandle:
     return handle_for(Model(path=str(tiny_model_dir)))
 
 
-def test_the_plugin_speaks_for_a_directory_or_for_a_policy_in_training(handle: ModelHandle) -> None:
+def test_the_plugin_samples_for_a_directory_or_for_a_policy_in_training(handle: ModelHandle) -> None:
     assert (handle.ends, handle.context) == ((END,), 512)
     network = add_adapter(tiny_model(seed=1, attention_dropout=0.5), Adapter(r=4, lora_dropout=0.5), "language", None)
     for name, parameter in network.named_parameters():
@@ -234,6 +238,6 @@ def test_sharded_weights_are_refused_with_a_way_out(tmp_path: Path) -> None:
         weight = DTensor.from_local(network.lm_head.weight.detach(), mesh, [Replicate()])
         network.lm_head.weight = nn.Parameter(weight)
         with pytest.raises(AlignError, match=r"sharded(?s:.*)vllm"):
-            voice(network).answer([Request(PROMPTS[0], (0,))], Sampling())
+            decoder(network).generate([Request(PROMPTS[0], (0,))], Sampling())
     finally:
         torch.distributed.destroy_process_group()

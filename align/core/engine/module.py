@@ -31,7 +31,7 @@ from align.core.engine.checkpoint import all_gather_objects, random_state
 from align.core.engine.optimizer import adamw, factor, factor_of_each, gradient_norm, parameter_groups
 from align.core.engine.steps import StepBatch
 from align.core.models.policy import Policy
-from align.core.models.reference import Reference
+from align.core.models.reference import ReferenceModel
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
@@ -150,7 +150,7 @@ class AlignModule(LightningModule):
         stage: Stage,
         policy: Policy,
         algorithm: Algorithm,
-        reference: Reference | None,
+        reference: ReferenceModel | None,
         total_steps: int,
         held_out_names: Sequence[str | None] = (),
         critic: Policy | None = None,
@@ -179,7 +179,7 @@ class AlignModule(LightningModule):
         self._nothing_learned = False
 
     @property
-    def reference(self) -> Reference | None:
+    def reference(self) -> ReferenceModel | None:
         """The reference policy, if the algorithm uses one."""
         return self._reference[0]
 

@@ -31,9 +31,10 @@ from align.core.estimation.memory_tracker import Tracker
 from align.core.generation.decode import Cached, can_cache, draw
 from align.core.models import reference as references
 from align.core.models.adapter import add_adapter
-from align.core.models.architecture import choose_family, first_line, quiet, read_config, resolve_model_path, trust
+from align.core.models.architecture import choose_family, quiet, read_config, resolve_model_path, trust
 from align.core.models.policy import Policy, Tail, set_dropout, without_gradient_or_dropout
-from align.core.models.reference import Precomputed, Reference, make_reference
+from align.core.models.reference import Precomputed, ReferenceModel, make_reference
+from align.core.util.error_line import first_line
 from align.schemas.engine import LOGITS, MICRO_TOKENS
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
@@ -189,7 +190,7 @@ class _Module(AlignModule):
         return
 
 
-def _with_reference(example: Example, reference: Reference | None) -> Example:
+def _with_reference(example: Example, reference: ReferenceModel | None) -> Example:
     """An example as precomputing leaves it."""
     if not isinstance(reference, Precomputed):
         return example
@@ -241,7 +242,7 @@ def _answer(policy: Policy, planned: Planned, stage: Stage) -> int:
         return sum(part.untyped_storage().nbytes() for layer in layers for part in (layer.keys, layer.values))
 
 
-def _read(networks: Sequence[Policy | None], reference: Reference | None, micro: MicroBatch) -> None:
+def _read(networks: Sequence[Policy | None], reference: ReferenceModel | None, micro: MicroBatch) -> None:
     """What is measured on answers before they are learned from."""
     for network in networks:
         if network is not None:
@@ -251,7 +252,9 @@ def _read(networks: Sequence[Policy | None], reference: Reference | None, micro:
         reference.logp(micro)
 
 
-def _reference(stage: Stage, algorithm: Algorithm, policy: Policy, tracker: Tracker) -> tuple[Reference | None, int]:
+def _reference(
+    stage: Stage, algorithm: Algorithm, policy: Policy, tracker: Tracker
+) -> tuple[ReferenceModel | None, int]:
     if not algorithm.uses_reference:
         return None, 0
     ahead = type(algorithm).auxiliary is Algorithm.auxiliary and not isinstance(algorithm, Online)

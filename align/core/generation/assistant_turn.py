@@ -28,7 +28,7 @@ _EMPTY = re.compile(r"\s*(?:<([A-Za-z_][\w-]*)>\s*</\1>|\[([A-Z_]+)\]\s*\[/\2\]|
 """A part that is closed again and holds nothing, which is how templates turn thinking off."""
 
 
-class Turns:
+class TurnReader:
     """A reader of the assistant's turns of one tokenizer and its chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None) -> None:

@@ -284,7 +284,7 @@ rows: at 1/2 a fifth slower, at 1/4 a twentieth, and at less than 1/8 slower aga
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
+class Decoder:
     """A network and what of its tokenizer matters while it speaks.
 
     ends: token ids that end an answer. context: most tokens of prompt and answer together. tokens: most tokens of
@@ -297,7 +297,7 @@ class Voice:
     context: int
     tokens: int
 
-    def answer(
+    def generate(
         self,
         requests: Sequence[Request],
         sampling: Sampling,
@@ -424,13 +424,13 @@ def _batches(requests: Sequence[Request], answer: int, tokens: int, padded: bool
     return batches
 
 
-def _check(voice: Voice, requests: Sequence[Request]) -> None:
+def _check(decoder: Decoder, requests: Sequence[Request]) -> None:
     for request in requests:
         if not len(request.prompt):
             raise AlignError("an empty prompt", "a model goes on from at least one token")
-        if len(request.prompt) >= voice.context:
+        if len(request.prompt) >= decoder.context:
             what = f"a prompt of {len(request.prompt)} tokens leaves no room for an answer"
-            raise AlignError(what, f"the context is {voice.context} tokens; shorten the prompt")
-    if any(isinstance(parameter, DTensor) for parameter in voice.network.parameters()):
+            raise AlignError(what, f"the context is {decoder.context} tokens; shorten the prompt")
+    if any(isinstance(parameter, DTensor) for parameter in decoder.network.parameters()):
         what = "the generator local cannot speak for weights that are sharded over devices"
         raise AlignError(what, "use the generator vllm, or the strategy ddp")

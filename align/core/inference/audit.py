@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from align.core.rewards.base import Answer
-from align.core.rewards.score_file import Line, Summary, Verdict, ask, summary, words
+from align.core.rewards.score_file import InputLine, Summary, Verdict, message_text, score_lines, summarize
 from align.core.rewards.scorer import RunningReward
 from align.schemas.errors import AlignError
 
@@ -62,7 +62,7 @@ class Audit:
     notes: Sequence[str]
 
 
-def gold_of(answer: Answer) -> str | None:
+def gold_answer(answer: Answer) -> str | None:
     """What a right answer to this row says: its completion, else its solution, where that is text or a number."""
     if answer.text.strip():
         return answer.text
@@ -70,48 +70,48 @@ def gold_of(answer: Answer) -> str | None:
     return str(solution) if isinstance(solution, str | int | float) and str(solution).strip() else None
 
 
-def saying(answer: Answer, text: str, tokens: Callable[[str], Sequence[int]] | None = None) -> Answer:
+def with_text(answer: Answer, text: str, tokens: Callable[[str], Sequence[int]] | None = None) -> Answer:
     """Another answer to the same row, in the shape of its prompt."""
     said: Any = [{"role": "assistant", "content": text}] if isinstance(answer.prompt, list) else text
     return replace(answer, completion=said, text=text, tokens=tuple(tokens(text)) if tokens else ())
 
 
 def audit(
-    reward: RunningReward, lines: Sequence[Line], name: str, tokens: Callable[[str], Sequence[int]] | None = None
+    reward: RunningReward, lines: Sequence[InputLine], name: str, tokens: Callable[[str], Sequence[int]] | None = None
 ) -> Audit:
     """Attack a reward with every row that has a prompt. tokens: of a text, for rewards that count them.
 
     Raises AlignError where no row has a prompt.
     """
-    rows = [line for line in lines if line.answer is not None and words(line.answer.prompt, "prompt").strip()]
+    rows = [line for line in lines if line.answer is not None and message_text(line.answer.prompt, "prompt").strip()]
     answers = [line.answer for line in rows if line.answer is not None]
     if not rows:
         raise AlignError("no row has a prompt", "give rows with prompt, and solution or completion", where=name)
-    golds = [gold_of(answer) for answer in answers]
+    golds = [gold_answer(answer) for answer in answers]
     asked: dict[str, list[str | None]] = {
-        kind: [make(words(answer.prompt, "prompt")) for answer in answers] for kind, (_, make) in JUNK.items()
+        kind: [make(message_text(answer.prompt, "prompt")) for answer in answers] for kind, (_, make) in JUNK.items()
     }
     asked |= {"commonest": _commonest(golds), "gold": golds, "wrong": _wrong(golds)}
     said: dict[str, list[Verdict | None]] = {kind: [None] * len(rows) for kind in asked}
     made = [(i, kind, text) for i in range(len(rows)) for kind in asked if (text := asked[kind][i]) is not None]
     attacking = [
         # a row's attacks meet each other where the reward compares; else each is asked by itself
-        replace(rows[i], answer=replace(saying(answers[i], text, tokens), group=i if reward.reward.compares else n))
+        replace(rows[i], answer=replace(with_text(answers[i], text, tokens), group=i if reward.reward.compares else n))
         for n, (i, _, text) in enumerate(made)
     ]
-    for (i, kind, _), verdict in zip(made, ask(reward, attacking), strict=True):
+    for (i, kind, _), verdict in zip(made, score_lines(reward, attacking), strict=True):
         said[kind][i] = verdict
     values = {kind: np.array([_value(v) for v in verdicts]) for kind, verdicts in said.items()}
     attacks = [_attack(kind, said[kind], values[kind], values["gold"]) for kind in asked if any(said[kind])]
     gold, wrong = (values[kind][~np.isnan(values[kind])] for kind in ("gold", "wrong"))
     both = ~np.isnan(values["gold"]) & ~np.isnan(values["wrong"])
-    auc = area(gold, wrong) if len(gold) and len(wrong) else None
+    auc = roc_auc(gold, wrong) if len(gold) and len(wrong) else None
     gap = float((values["gold"] - values["wrong"])[both].mean()) if both.any() else None
-    latency = summary([v for verdicts in said.values() for v in verdicts if v is not None])
+    latency = summarize([v for verdicts in said.values() for v in verdicts if v is not None])
     return Audit(attacks, auc, gap, latency, *_judged(attacks, values, auc, latency))
 
 
-def area(gold: Any, wrong: Any) -> float:
+def roc_auc(gold: Any, wrong: Any) -> float:
     """AUC of two sets of scores, in [0, 1]; 0.5 is chance."""
     ordered = np.sort(wrong)
     below, upto = np.searchsorted(ordered, gold, "left"), np.searchsorted(ordered, gold, "right")

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
-from align.core.inference.sampler import Speaker
-from align.core.rewards.score_file import Line, ask
+from align.core.inference.sampler import Sampler
+from align.core.rewards.score_file import InputLine, score_lines
 from align.core.rewards.scorer import RunningReward, classes
 from align.core.util.progress import working
 from align.schemas.errors import AlignError
@@ -24,12 +24,13 @@ SIZES = (4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """What n answers to each prompt say.
+class Difficulty:
+    """The scores of n completions of each prompt, and what they mean for a run on these prompts.
 
-    prompts: those with a score for every answer. unscored: the others. mean: score. passed: share of answers that are
-    right (None for rewards that give no verdicts). dead: share of groups without variance by group size; for sizes
-    over n a bound from above. all_right, none_right: shares of prompts, as far as n answers show.
+    prompts: number with a score for every completion. unscored: number of the others. mean: of the scores, None
+    without any. passed: share of the completions that are right, in [0, 1] (None for rewards that give no verdicts).
+    zero_variance: estimated share of groups in which all score the same, by group size; for sizes over n an upper
+    bound. all_right, none_right: shares of the prompts, as far as n completions show.
     """
 
     n: int
@@ -37,7 +38,7 @@ class Forecast:
     unscored: int
     mean: float | None
     passed: float | None
-    dead: Mapping[int, float]
+    zero_variance: Mapping[int, float]
     all_right: float | None
     none_right: float | None
 
@@ -47,7 +48,7 @@ class Forecast:
         if not self.prompts:
             return ["no prompt had all its answers scored: nothing can be said of groups"]
         said = []
-        for size, share in self.dead.items():
+        for size, share in self.zero_variance.items():
             about = "at most " if size > self.n else ""
             said.append(f"groups of {size}: {about}{share:.0%} teach nothing")
         if self.none_right is not None and self.none_right > 0.5:
@@ -59,7 +60,7 @@ class Forecast:
         return said
 
 
-def dead_share(scores: Sequence[float], size: int) -> float:
+def zero_variance_share(scores: Sequence[float], size: int) -> float:
     """Estimated probability that ``size`` answers to this prompt score the same; see the module's equations."""
     counts, n = [len(same) for same in classes(scores)], len(scores)
     if size <= n:
@@ -67,8 +68,8 @@ def dead_share(scores: Sequence[float], size: int) -> float:
     return sum((count / n) ** size for count in counts)
 
 
-def forecast(reward: RunningReward, lines: Sequence[Line], speaker: Speaker) -> Forecast:
-    """Sample ``speaker.n`` answers to every prompt and score them. Raises AlignError where no line has a prompt."""
+def estimate_difficulty(reward: RunningReward, lines: Sequence[InputLine], sampler: Sampler) -> Difficulty:
+    """Sample ``sampler.n`` answers to every prompt and score them. Raises AlignError where no line has a prompt."""
     asked = [line for line in lines if line.answer is not None and line.answer.prompt]
     if not asked:
         raise AlignError("no row has a prompt", "give rows with prompt")
@@ -79,24 +80,28 @@ def forecast(reward: RunningReward, lines: Sequence[Line], speaker: Speaker) -> 
     ]
     groups: list[list[float | None]] = []
     outcomes: list[Counter[str]] = []
-    with working(f"sampling {speaker.n} answers to each of {len(records):,} prompts"):
-        groups_of_answers = speaker.ask(records)
+    with working(f"sampling {sampler.n} answers to each of {len(records):,} prompts"):
+        groups_of_answers = sampler.sample(records)
     for place, group in enumerate(groups_of_answers):
         answers = [each.answer(place) for each in group]
-        verdicts = list(ask(reward, [Line(asked[place].where, answer) for answer in answers], len(answers)))
+        verdicts = list(
+            score_lines(reward, [InputLine(asked[place].where, answer) for answer in answers], len(answers))
+        )
         groups.append([verdict.score.value for verdict in verdicts])
         outcomes.append(Counter(verdict.score.outcome for verdict in verdicts))
     whole = [[v for v in group if v is not None] for group in groups if None not in group]
     judged = [count for count in outcomes if count["right"] + count["wrong"] + count["unparsed"]]
     passed = sum(count["right"] for count in judged) / sum(map(Counter.total, judged)) if judged else None
     values = [value for group in whole for value in group]
-    return Forecast(
-        n=speaker.n,
+    return Difficulty(
+        n=sampler.n,
         prompts=len(whole),
         unscored=len(groups) - len(whole),
         mean=sum(values) / len(values) if values else None,
         passed=passed,
-        dead={size: sum(dead_share(group, size) for group in whole) / len(whole) for size in SIZES} if whole else {},
+        zero_variance={size: sum(zero_variance_share(group, size) for group in whole) / len(whole) for size in SIZES}
+        if whole
+        else {},
         all_right=sum(count["right"] == count.total() for count in judged) / len(judged) if judged else None,
         none_right=sum(not count["right"] for count in judged) / len(judged) if judged else None,
     )

@@ -19,7 +19,7 @@ from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Sampling
 
-Asker = Callable[[str, dict[str, Any]], str]
+JsonClient = Callable[[str, dict[str, Any]], str]
 """Prompt and JSON schema to the reply's text."""
 
 MAX_TOKENS = 4096
@@ -27,7 +27,7 @@ MAX_TOKENS = 4096
 GREEDY = {"temperature": 0, "seed": 0, "max_tokens": MAX_TOKENS}
 
 
-def asker(
+def open_client(
     model: str,
     url: str | None = None,
     *,
@@ -35,23 +35,26 @@ def asker(
     allow_network: bool = False,
     offline: bool = False,
     record: Path | None = None,
-) -> Recorded:
-    """A model behind a server, or without a ``url`` the one in a directory; every reply is kept under ``record``.
+) -> RecordedClient:
+    """Return a client of a server's model, or without ``url`` of one in a directory; replies are kept in ``record``.
 
-    record: by default a place in align's cache. Raises AlignError as ``endpoint`` does, unless nothing is to be asked.
+    record: a directory; by default one in align's cache. offline: only recorded replies are given, so no address is
+    checked. Raises AlignError as ``endpoint_client`` does.
     """
     here = url is None or offline  # a local model is loaded only when it is asked
-    ask = local(model) if here else endpoint(str(url), model, key_env=key_env, allow_network=allow_network)
-    return Recorded(ask, record or atomic_files.cache_directory() / "replies", model, offline=offline)
+    ask = (
+        local_client(model) if here else endpoint_client(str(url), model, key_env=key_env, allow_network=allow_network)
+    )
+    return RecordedClient(ask, record or atomic_files.cache_directory() / "replies", model, offline=offline)
 
 
-class Recorded:
-    """An asker that remembers: one file a reply, under the hash of prompt, schema and model.
+class RecordedClient:
+    """A client that remembers: one file a reply, under the hash of prompt, schema and model.
 
     offline: only what was recorded is answered; else AlignError. The file says what was asked of whom.
     """
 
-    def __init__(self, ask: Asker, directory: Path, model: str, *, offline: bool = False) -> None:
+    def __init__(self, ask: JsonClient, directory: Path, model: str, *, offline: bool = False) -> None:
         self._ask, self._directory, self._model, self._offline = ask, directory, model, offline
 
     def __call__(self, prompt: str, schema: dict[str, Any]) -> str:
@@ -86,7 +89,7 @@ class Recorded:
         return reply
 
 
-def endpoint(url: str, model: str, *, key_env: str | None = None, allow_network: bool = False) -> Asker:
+def endpoint_client(url: str, model: str, *, key_env: str | None = None, allow_network: bool = False) -> JsonClient:
     """A model behind an OpenAI-compatible server (``/chat/completions``), greedy, with a fixed seed.
 
     Servers ask for structure in different words, so those that refuse one are asked in the next: ``response_format``
@@ -135,7 +138,7 @@ def _text(client: Client, reply: dict[str, Any]) -> str:
     return text
 
 
-def local(path: str) -> Asker:
+def local_client(path: str) -> JsonClient:
     """A model directory or hub id on this machine, asked greedily through the embedded generator; loaded when asked.
 
     The schema is in the prompt only: what a small model makes of it is checked by whoever asks.
@@ -143,9 +146,9 @@ def local(path: str) -> Asker:
 
     @functools.cache
     def model() -> Any:
-        from align.core.inference.probe_models import Probed  # it imports torch
+        from align.core.inference.probe_models import LocalProbeModel  # it imports torch
 
-        return Probed.load(path)
+        return LocalProbeModel.load(path)
 
     def ask(prompt: str, schema: dict[str, Any]) -> str:
         chat = model().tokenizer.chat_template is not None
@@ -153,7 +156,7 @@ def local(path: str) -> Asker:
         if (room := model().room(asked)) <= 0:
             what = f"what is asked is {1 - room} tokens longer than its context can hold"
             raise AlignError(what, "name a model with a longer context", where=path)
-        ((said,),) = model().ask([asked], Sampling(max_completion_length=MAX_TOKENS, temperature=0))
-        return str(said.text)
+        ((completion,),) = model().sample([asked], Sampling(max_completion_length=MAX_TOKENS, temperature=0))
+        return str(completion.text)
 
     return ask

@@ -26,7 +26,7 @@ from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source
 
 if TYPE_CHECKING:
-    from align.core.inference.sampler import Speaker
+    from align.core.inference.sampler import Sampler
 
 AT_ONCE = 8
 """Prompts between two lines of the journal."""
@@ -35,7 +35,7 @@ GIVEN = "completions"
 
 
 @dataclass(slots=True)
-class Labels:
+class LabelSummary:
     """What came of it. counts: labelled, tied, abstained, by prompt; blank, by answer. spent: by reward."""
 
     output: Path
@@ -126,12 +126,12 @@ def label(
     records: Sequence[Record],
     scorer: Scorer,
     journal: Journal,
-    speaker: Speaker | None = None,
+    sampler: Sampler | None = None,
     heard: Callable[[int], None] = lambda done: None,
-) -> Labels:
+) -> LabelSummary:
     """Judge what is not judged yet, then write the preference file.
 
-    scorer: open. speaker: answers prompts that bring no answers along. heard: told how many prompts are done.
+    scorer: open. sampler: answers prompts that bring no answers along. heard: told how many prompts are done.
     Raises AlignError for rewards that are normalised: a label may not depend on the prompts before it. Where no
     prompt gives a pair no file is written, since the next stage would refuse an empty one.
     """
@@ -140,7 +140,7 @@ def label(
     heard(len(journal.lines))
     for start in range(len(journal.lines), len(records), AT_ONCE):
         chunk = records[start : start + AT_ONCE]
-        journal.add(list(_judged(chunk, _answers(chunk, start, speaker), scorer)))
+        journal.add(list(_judged(chunk, _answers(chunk, start, sampler), scorer)))
         heard(len(journal.lines))
     counts = Counter(line["came"] for line in journal.lines)
     counts["blank"] = sum(line["blank"] for line in journal.lines)
@@ -150,7 +150,7 @@ def label(
         journal.finish(rows)
     else:
         journal.discard()
-    return Labels(journal.output, len(records), counts, spent)
+    return LabelSummary(journal.output, len(records), counts, spent)
 
 
 def pair(record: Record, answers: Sequence[Answer], rewards: Sequence[float | None]) -> tuple[str, dict[str, Any]]:
@@ -178,7 +178,7 @@ def _judged(records: Sequence[Record], groups: Sequence[Sequence[Answer]], score
         yield {"came": came, "blank": len(group) - len(rest), "row": row}
 
 
-def _answers(records: Sequence[Record], start: int, speaker: Speaker | None) -> list[list[Answer]]:
+def _answers(records: Sequence[Record], start: int, sampler: Sampler | None) -> list[list[Answer]]:
     """Each record's own answers, or sampled ones where it has none; they depend on the prompt's place in the file."""
     groups = list[list[Answer]]()
     for sampled, stretch in groupby(records, lambda record: _given(record) is None):
@@ -189,8 +189,8 @@ def _answers(records: Sequence[Record], start: int, speaker: Speaker | None) -> 
                 for place, record in enumerate(some, first)
             ]
             continue
-        assert speaker is not None  # read_prompts has seen to it
-        for place, said in enumerate(speaker.ask(some, first=first), first):
+        assert sampler is not None  # read_prompts has seen to it
+        for place, said in enumerate(sampler.sample(some, first=first), first):
             groups.append(
                 [
                     replace(

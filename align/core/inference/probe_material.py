@@ -19,7 +19,7 @@ PLAIN = frozenset((".txt", ".md", ".rst", ".tex", ".adoc"))
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class QuestionAnswer:
     """A prompt, and the answer wanted.
 
     record: of kind prompt, with the row's columns and, where none is called so, the answer as ``solution`` for rewards.
@@ -33,7 +33,7 @@ class Question:
 class Material:
     """Rows by use. prompts: without an answer. texts: documents, corpus."""
 
-    questions: list[Question] = field(default_factory=list)
+    questions: list[QuestionAnswer] = field(default_factory=list)
     prompts: list[Record] = field(default_factory=list)
     pairs: list[Record] = field(default_factory=list)
     texts: list[Record] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Material:
         if prompt and wanted.strip():
             columns = {"solution": wanted, **record.columns}
             asked = replace(record, kind="prompt", text=None, prompt=prompt, completion=None, columns=columns)
-            self.questions.append(Question(asked, wanted))
+            self.questions.append(QuestionAnswer(asked, wanted))
 
 
 def _texts(pages: Sequence[Path]) -> list[Record]:

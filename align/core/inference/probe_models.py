@@ -18,7 +18,7 @@ from align.core.data.examples import Examples
 from align.core.data.tokenize import tokenise
 from align.core.evaluation.statistics import ratio
 from align.core.generation.base import Generator, ModelHandle, Tokens
-from align.core.inference.sampler import Said, Speaker, handle_for, text_of, tokens_of
+from align.core.inference.sampler import Completion, Sampler, handle_for, text_of, tokens_of
 from align.core.models.loading import build_policy
 from align.core.models.policy import Policy
 from align.core.models.precompute import precompute
@@ -52,7 +52,7 @@ HARMLESS = ["no-eos", "end-of-turn-untrained", "boundary-merge", "prompt-not-pre
 
 
 @dataclass(frozen=True, slots=True)
-class Probed:
+class LocalProbeModel:
     """A model's directory or hub id, ready to be asked."""
 
     policy: Policy
@@ -60,7 +60,7 @@ class Probed:
     _generator: Generator
 
     @classmethod
-    def load(cls, path: str | Path) -> Probed:
+    def load(cls, path: str | Path) -> LocalProbeModel:
         """On the GPU where there is one."""
         model = Model(path=str(path))
         policy, _ = build_policy(model, "language", seed=0, dropout=False)
@@ -70,14 +70,16 @@ class Probed:
         generator.open(handle)
         return cls(policy, handle, generator)
 
-    def ask(self, records: Sequence[Record], sampling: Sampling, n: int = 1, seed: int = 0) -> list[list[Said]]:
+    def sample(
+        self, records: Sequence[Record], sampling: Sampling, n: int = 1, seed: int = 0
+    ) -> list[list[Completion]]:
         """``n`` answers to each record's prompt. Raises AlignError for prompts that leave no room for an answer."""
-        return Speaker(self._generator, self.handle, sampling, n, seed).ask(records)
+        return Sampler(self._generator, self.handle, sampling, n, seed).sample(records)
 
     def answers(self, prompts: Sequence[Content], max_new_tokens: int) -> list[str]:
         """What it says to each prompt, greedily."""
         asked = [Record("prompt", f"prompt {i}", prompt=prompt) for i, prompt in enumerate(prompts, 1)]
-        groups = self.ask(asked, Sampling(max_completion_length=max_new_tokens, temperature=0))
+        groups = self.sample(asked, Sampling(max_completion_length=max_new_tokens, temperature=0))
         return [said.text for (said,) in groups]
 
     def room(self, record: Record) -> int:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from align.core.algorithm.best_of_n import pass_at_k
-from align.core.evaluation.statistics import f1, mean, words
-from align.core.inference.probe_material import Material, Question, plain
-from align.core.inference.probe_models import Probed
-from align.core.inference.sampler import Said, as_message, score
+from align.core.evaluation.statistics import mean
+from align.core.evaluation.word_f1 import f1, words
+from align.core.inference.probe_material import Material, QuestionAnswer, plain
+from align.core.inference.probe_models import LocalProbeModel
+from align.core.inference.sampler import Completion, as_message, score
 from align.core.rewards.base import Place
 from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
@@ -67,7 +68,7 @@ FOUND = 5
 """Passages put before a question."""
 
 
-def with_examples(record: Record, shown: Sequence[Question], fits: Callable[[Record], bool]) -> Record:
+def with_examples(record: Record, shown: Sequence[QuestionAnswer], fits: Callable[[Record], bool]) -> Record:
     """Worked examples first: as turns before the last question, or as text with a blank line between.
 
     As many as fit, those that come first staying.
@@ -88,7 +89,7 @@ def _most(record: Record, n: int, put: Callable[[int], Content], fits: Callable[
     return replace(record, prompt=put(n)) if n else record
 
 
-def _examples(prompt: Content, shown: Sequence[Question]) -> Content:
+def _examples(prompt: Content, shown: Sequence[QuestionAnswer]) -> Content:
     if isinstance(prompt, str):
         return "\n\n".join([*(f"{plain(q.record.prompt)}{q.wanted}" for q in shown), prompt])
     turns = [
@@ -118,10 +119,12 @@ WORD_F1 = "word F1"
 """What the score is called where no reward was named."""
 
 
-class Model(Protocol):
-    """What probes ask of a model: ``align.core.inference.probe_models.Probed`` is one."""
+class ProbeModel(Protocol):
+    """What probes ask of a model: ``align.core.inference.probe_models.LocalProbeModel`` is one."""
 
-    def ask(self, records: Sequence[Record], sampling: Sampling, n: int = 1, seed: int = 0) -> list[list[Said]]:
+    def sample(
+        self, records: Sequence[Record], sampling: Sampling, n: int = 1, seed: int = 0
+    ) -> list[list[Completion]]:
         """``n`` answers to each prompt."""
 
     def room(self, record: Record) -> int:
@@ -135,7 +138,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ProbeSettings:
     """rows: most of each kind that are looked at. shots: worked examples, at most. k: sampled answers to a prompt.
 
     chat: whether prompts that are strings are asked as a user's message.
@@ -150,9 +153,9 @@ class Settings:
 
 
 def measure(
-    model: Model,
+    model: ProbeModel,
     held: Material,
-    settings: Settings,
+    settings: ProbeSettings,
     *,
     scorer: Scorer | None = None,
     reference: Sequence[Record] = (),
@@ -199,8 +202,8 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class _Probes:
-    model: Model
-    settings: Settings
+    model: ProbeModel
+    settings: ProbeSettings
     scorer: Scorer | None
     tell: Callable[[str], None]
 
@@ -217,13 +220,13 @@ class _Probes:
             self.tell(f"without {left} of {len(rows)} rows, whose prompts leave no room for an answer")
         return fitting
 
-    def answered(self, asked: Sequence[Question], put: Callable[[Record], Record]) -> Measurement | None:
+    def answered(self, asked: Sequence[QuestionAnswer], put: Callable[[Record], Record]) -> Measurement | None:
         """The mean score of greedy answers to questions put in some way; None where nothing could score any."""
         records = [put(self._put(question.record)) for question in asked]
         breaks = any(isinstance(record.prompt, list) for record in records) or any("\n\n" in q.wanted for q in asked)
         stop = [] if breaks else ["\n\n"]  # a text has no turns, and a base model goes on with the next question
         sampling = Sampling(max_completion_length=self.settings.max_completion_length, temperature=0, stop=stop)
-        groups = self.model.ask(records, sampling)
+        groups = self.model.sample(records, sampling)
         if self.scorer is None:
             return mean([f1(said.text, q.wanted) for (said,), q in zip(groups, asked, strict=True)])
         values = [value for group in _rewards(groups, self.scorer) for value in group if value is not None]
@@ -237,7 +240,7 @@ class _Probes:
         k = self.settings.k
         first, best, flat = list[float](), list[float](), list[float]()
         sampling = Sampling(max_completion_length=self.settings.max_completion_length)
-        groups = self.model.ask([self._put(record) for record in prompts], sampling, k, self.settings.seed)
+        groups = self.model.sample([self._put(record) for record in prompts], sampling, k, self.settings.seed)
         for rewards in _rewards(groups, scorer):
             scores = [value for value in rewards if value is not None]
             if len(scores) == k:
@@ -252,7 +255,7 @@ class _Probes:
         return as_message(record) if self.settings.chat else record
 
 
-def _rewards(groups: Sequence[Sequence[Said]], scorer: Scorer) -> list[list[float | None]]:
+def _rewards(groups: Sequence[Sequence[Completion]], scorer: Scorer) -> list[list[float | None]]:
     scored = score(groups, scorer)
     return [[said.scored.reward if said.scored else None for said in group] for group in scored]
 
@@ -264,10 +267,10 @@ def _some(rows: Sequence[T], most: int, dice: random.Random) -> list[T]:
 # Measuring from end to end: a model's directory, files and rewards to ``Measured``.
 
 
-def take(
+def run_probes(
     model: str,
     files: Sequence[str],
-    settings: Settings,
+    settings: ProbeSettings,
     *,
     rewards: Sequence[RewardChoice] = (),
     reference: str | None = None,
@@ -291,7 +294,7 @@ def take(
         place = Place(seed=settings.seed)
         scorer = opened.enter_context(Scorer(rewards, place)) if rewards else None
         tell("loading the model")
-        probed = Probed.load(model)
+        probed = LocalProbeModel.load(model)
         has_template = probed.tokenizer.chat_template is not None
         settings = replace(settings, chat=has_template if chat is None else chat)
         return measure(probed, held, settings, scorer=scorer, reference=ordinary, tell=tell)

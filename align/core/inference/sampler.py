@@ -17,7 +17,7 @@ from align.core.data.chat_template import drafts
 from align.core.data.encode import Encoder, Refusal
 from align.core.data.mixture import load_records
 from align.core.data.template_checks import CATALOGUE, Settings
-from align.core.generation.assistant_turn import Turns
+from align.core.generation.assistant_turn import TurnReader
 from align.core.generation.base import Generator, ModelHandle, Request, Sample, Tokens
 from align.core.generation.decode import seed_of
 from align.core.models.architecture import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
@@ -44,7 +44,7 @@ _WHOLE = Settings(("prompt",), scores_prompt=False, reward=False, max_length=0, 
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Completion:
     """One answer to a record's prompt. scored: what the rewards say of it, where there are any."""
 
     record: Record
@@ -82,7 +82,7 @@ class Said:
 class Stream:
     """An answer written as it comes, a whole character at a time and harmless to look at."""
 
-    def __init__(self, turns: Turns, opening: str, write: Callable[[str], None]) -> None:
+    def __init__(self, turns: TurnReader, opening: str, write: Callable[[str], None]) -> None:
         self._turns, self._opening, self._write = turns, opening, write
         self._tokens: list[int] = []
         self._written = ""
@@ -101,7 +101,7 @@ class Stream:
 
 
 @dataclass
-class Speaker:
+class Sampler:
     """An open generator and how it is asked. ``n`` answers to each prompt, all seeds following from ``seed``."""
 
     generator: Generator
@@ -110,19 +110,19 @@ class Speaker:
     n: int = 1
     seed: int = 0
     _encoder: Encoder = field(init=False)
-    _turns: Turns = field(init=False)
+    _turns: TurnReader = field(init=False)
 
     def __post_init__(self) -> None:
         self._encoder = Encoder(self.handle.tokenizer)
-        self._turns = Turns(self.handle.tokenizer, self._encoder)
+        self._turns = TurnReader(self.handle.tokenizer, self._encoder)
 
     def stream(self, record: Record, write: Callable[[str], None]) -> Stream:
         """Return a ``Stream`` that writes the answer to ``record`` as it is sampled."""
         return Stream(self._turns, self._turns.opening(record), write)
 
-    def ask(
+    def sample(
         self, records: Sequence[Record], on_token: Callable[[int], None] | None = None, first: int = 0
-    ) -> list[list[Said]]:
+    ) -> list[list[Completion]]:
         """Return the answers to each record, in order.
 
         on_token: called with every token as it comes, if the generator streams.
@@ -145,17 +145,17 @@ class Speaker:
             for record, group in zip(records, groups, strict=True)
         ]
 
-    def _read(self, record: Record, opening: str, group: Sequence[Sample]) -> list[Said]:
-        return [Said(record, sample, self._turns.text(sample.tokens.tolist(), opening)) for sample in group]
+    def _read(self, record: Record, opening: str, group: Sequence[Sample]) -> list[Completion]:
+        return [Completion(record, sample, self._turns.text(sample.tokens.tolist(), opening)) for sample in group]
 
 
 def answers(
-    speaker: Speaker, records: Sequence[Record], scorer: Scorer | None = None, choose: bool = False
-) -> Iterator[Said]:
+    sampler: Sampler, records: Sequence[Record], scorer: Scorer | None = None, choose: bool = False
+) -> Iterator[Completion]:
     """The answers to all records, scored; with ``choose`` only each prompt's best."""
     with Work("answering prompts", len(records)) as work:
         for start in range(0, len(records), CHUNK):
-            groups = speaker.ask(records[start : start + CHUNK], first=start)
+            groups = sampler.sample(records[start : start + CHUNK], first=start)
             if scorer is not None:
                 groups = score(groups, scorer, start)
             for group in groups:
@@ -197,7 +197,7 @@ def tokens_of(record: Record, encoder: Encoder) -> Tokens:
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> str:
-    """Return only the sampled text, without special tokens; for a whole turn with its opening see ``Turns.text``."""
+    """Return only the sampled text, without special tokens; ``TurnReader.text`` gives a turn with its opening."""
     return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True))
 
 
@@ -235,14 +235,14 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list
     return [int(token) if token.isdecimal() else vocabulary[token] for token in tokens]
 
 
-def score(groups: Sequence[Sequence[Said]], scorer: Scorer, first: int = 0) -> list[list[Said]]:
+def score(groups: Sequence[Sequence[Completion]], scorer: Scorer, first: int = 0) -> list[list[Completion]]:
     """The same answers with what the rewards say of them."""
     answers = [said.answer(first + group) for group, members in enumerate(groups) for said in members]
     scored: Iterator[Scored] = iter(scorer.score(answers))
     return [[replace(said, scored=next(scored)) for said in members] for members in groups]
 
 
-def best(group: Sequence[Said]) -> Said:
+def best(group: Sequence[Completion]) -> Completion:
     """The answer with the highest reward, the first among equals; where no reward scored any, the first of all."""
     rewards = [-np.inf if s.scored is None or s.scored.reward is None else s.scored.reward for s in group]
     return replace(group[int(np.argmax(rewards))], best_of=len(group))

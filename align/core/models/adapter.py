@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.core.models.architecture import LOADING_FAULTS, Head, Origin, base_of, not_loadable, recall
+from align.core.models.architecture import LOADING_FAULTS, Head, ModelLocation, base_of, not_loadable, recall
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.run import Adapter
 
@@ -31,7 +31,7 @@ REWARD_HEAD = "score"
 
 
 def add_adapter(
-    network: PreTrainedModel, spec: Adapter, head: Head, base: Origin | None, tokens: Sequence[int] = ()
+    network: PreTrainedModel, spec: Adapter, head: Head, base: ModelLocation | None, tokens: Sequence[int] = ()
 ) -> PeftModel:
     """A new adapter that changes nothing yet (B = 0); a reward head is trained whole beside it.
 
@@ -250,7 +250,7 @@ def merge(adapted: PeftModel) -> PreTrainedModel:
     return merged
 
 
-def _record(config: LoraConfig, base: Origin | None) -> None:
+def _record(config: LoraConfig, base: ModelLocation | None) -> None:
     """Let the adapter's config say where its base is, and its targets always in one order."""
     config.base_model_name_or_path, config.revision = base or (None, None)
     if not isinstance(config.target_modules, str | None):

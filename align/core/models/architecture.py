@@ -44,6 +44,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import logging
 
+from align.core.util.error_line import first_line
 from align.schemas.errors import AlignError
 from align.schemas.run import Model
 
@@ -54,7 +55,7 @@ PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "pro
 """Configs of what turns images and sound into a model's inputs: the tokenizer does not save them."""
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """Metadata of a tensor in a file."""
 
     file: str
@@ -62,20 +63,20 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
 
 
-def tensors_of(directory: Path) -> dict[str, Entry]:
+def tensors_of(directory: Path) -> dict[str, TensorEntry]:
     """Return every tensor in the files that ``from_pretrained`` reads, by name; only the headers are read."""
     files = [SINGLE]
     if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
         index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
         files = sorted(set(index["weight_map"].values()))
-    found = dict[str, Entry]()
+    found = dict[str, TensorEntry]()
     for file in files:
         if not (directory / file).is_file():
             continue
         with safe_open(directory / file, "pt") as held:
             for name in held.keys():  # noqa: SIM118  # no mapping
                 part = held.get_slice(name)
-                found[name] = Entry(file, part.get_dtype(), tuple(part.get_shape()))
+                found[name] = TensorEntry(file, part.get_dtype(), tuple(part.get_shape()))
     return found
 
 
@@ -247,11 +248,6 @@ def not_loadable(error: Exception, directory: Path, what: str) -> AlignError:
     return AlignError(f"the {what} cannot be loaded: {first_line(error)}", where=where)
 
 
-def first_line(error: Exception) -> str:
-    """The first line that an error's message has, or its type."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Neither transformers' bars nor its report of missing weights, which are judged and told here."""
@@ -266,7 +262,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-class Origin(NamedTuple):
+class ModelLocation(NamedTuple):
     """Where a model can be had: a path, or a hub id and its revision."""
 
     path: str
@@ -278,7 +274,7 @@ def is_adapter(directory: Path) -> bool:
     return (directory / "adapter_config.json").is_file()
 
 
-def base_of(directory: Path) -> Origin:
+def base_of(directory: Path) -> ModelLocation:
     """The base model that an adapter's directory names."""
     try:
         config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
@@ -292,7 +288,7 @@ def base_of(directory: Path) -> Origin:
             where=str(directory),
         )
     near = directory / base  # a relative path is relative to the adapter; an absolute one is itself
-    return Origin(str(near)) if near.is_dir() else Origin(base, revision)
+    return ModelLocation(str(near)) if near.is_dir() else ModelLocation(base, revision)
 
 
 Head = Literal["language", "reward"]

@@ -20,7 +20,7 @@ from align.core.models.architecture import (
     Head,
     Inventory,
     Loaded,
-    Origin,
+    ModelLocation,
     base_of,
     choose_family,
     freeze_unread,
@@ -200,7 +200,7 @@ def _load_adapted(
 ) -> PreTrainedModel | PeftModel:
     """The network with the adapter that the run file asks for or the directory holds, if any."""
     local = Path(model.path).expanduser().is_dir()
-    origin: Origin | None = Origin(str(directory)) if local else Origin(model.path, model.revision)
+    origin: ModelLocation | None = ModelLocation(str(directory)) if local else ModelLocation(model.path, model.revision)
     if not is_adapter(directory):
         network = load_network(directory, model, head, seed)
     else:

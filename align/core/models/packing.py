@@ -23,7 +23,7 @@ from align.core.data.step_plan import Layout
 from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
 from align.schemas.errors import AlignError, Problem
 
-# Limits on the tokens of a row: what the model can take, and what it was trained on.
+# LengthLimits on the tokens of a row: what the model can take, and what it was trained on.
 #
 # A model with a table of positions (learned, or computed once) fails past its end. One that computes positions as it
 # goes (rotary embeddings) runs on, but has never seen them: a warning, since training on longer rows is how a context
@@ -36,14 +36,14 @@ SCALED_BY_FACTOR = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling whose config may still say the length before scaling."""
 
 
-class Limits(NamedTuple):
+class LengthLimits(NamedTuple):
     """Most tokens of a row. taken: that the model can take. trained: that it was made for. None: no limit known."""
 
     taken: int | None
     trained: int | None
 
 
-def limits_for(policy: Policy, longest: int) -> Limits:
+def limits_for(policy: Policy, longest: int) -> LengthLimits:
     """Return the limits as far as rows of up to ``longest`` tokens meet them.
 
     The config says what the model was made for. What it can take is found by trying, on the CPU and with one token at
@@ -54,17 +54,17 @@ def limits_for(policy: Policy, longest: int) -> Limits:
     named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     stated = next((number for number in named if isinstance(number, int) and number > 0), None)
     if rope:
-        return Limits(None, _scaled(stated, rope))
+        return LengthLimits(None, _scaled(stated, rope))
     if _takes(policy, longest, stated):
-        return Limits(None, stated)
+        return LengthLimits(None, stated)
     low, high = 0, longest  # takes ``low``, does not take ``high``
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _takes(policy, middle, stated) else (low, middle)
-    return Limits(low, low)
+    return LengthLimits(low, low)
 
 
-def check_lengths(policy: Policy, limits: Limits, sets: Sequence[Examples | Sequence[Example]]) -> list[Problem]:
+def check_lengths(policy: Policy, limits: LengthLimits, sets: Sequence[Examples | Sequence[Example]]) -> list[Problem]:
     """Raise AlignError for rows longer than the model can take; return warnings about rows longer than it has seen.
 
     (A rotary model runs on them, and training on longer rows is how a context is extended.)

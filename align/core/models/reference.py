@@ -24,10 +24,10 @@ from align.core.models.precompute import detached_logp, precompute
 from align.schemas import run
 from align.schemas.errors import AlignError
 
-__all__ = ["Reference", "assert_zero_kl", "make_reference", "precompute"]
+__all__ = ["ReferenceModel", "assert_zero_kl", "make_reference", "precompute"]
 
 
-class Reference:
+class ReferenceModel:
     """What the engine asks of a reference."""
 
     kind: ClassVar[str]
@@ -47,7 +47,7 @@ class Reference:
         """Raises AlignError when this reference is not the one that the run began with."""
 
 
-class Precomputed(Reference):
+class Precomputed(ReferenceModel):
     """Computed before training by ``precompute``, and carried by the examples."""
 
     kind = "precomputed"
@@ -59,7 +59,7 @@ class Precomputed(Reference):
         return micro.ref_logp_T
 
 
-class AdapterOff(Reference):
+class AdapterOff(ReferenceModel):
     """The policy without its adapter: the model that a new adapter starts from."""
 
     kind = "adapter-off"
@@ -77,7 +77,7 @@ class AdapterOff(Reference):
             layers.enable_adapter_layers()
 
 
-class Snapshot(Reference):
+class Snapshot(ReferenceModel):
     """The policy as it was when this object was made: a full copy, or with an adapter a copy of the adapter."""
 
     kind = "copy"
@@ -144,7 +144,9 @@ class MovingAverage(Snapshot):
         self.values = {name: state["values"][name].clone() for name in self.values}
 
 
-def make_reference(spec: run.Reference, policy: Policy, stage: run.Stage, *, known_ahead: bool = True) -> Reference:
+def make_reference(
+    spec: run.Reference, policy: Policy, stage: run.Stage, *, known_ahead: bool = True
+) -> ReferenceModel:
     """The reference that a stage asks for. Call it on the policy that training starts from, before any step.
 
     known_ahead: whether all examples are known before training; else nothing can be precomputed (KTO's mismatched
@@ -179,7 +181,7 @@ def make_reference(spec: run.Reference, policy: Policy, stage: run.Stage, *, kno
             return AdapterSnapshot(policy) if adapted else Snapshot(policy)
 
 
-def assert_zero_kl(reference: Reference, policy: Policy, micro: MicroBatch) -> None:
+def assert_zero_kl(reference: ReferenceModel, policy: Policy, micro: MicroBatch) -> None:
     """Raise AlignError unless reference and policy agree before the first step: max |logp - ref_logp| <= tolerance.
 
     The tolerance is for rounding in differently cut passes: 1e-3 in float32, 0.25 in 16 bits (weights or autocast).

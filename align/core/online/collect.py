@@ -21,14 +21,15 @@ from align.core.data.batch import MicroBatch
 from align.core.data.examples import Examples, InMemory
 from align.core.engine.checkpoint import all_gather_objects
 from align.core.engine.steps import MicroBatcher
+from align.core.generation.assistant_turn import TurnReader
 from align.core.generation.base import Floats, Generator, Interrupt, ModelHandle, Request, Tokens
 from align.core.generation.decode import seed_of
 from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
 from align.core.models.precompute import detached_logp, measure
-from align.core.models.reference import Reference
+from align.core.models.reference import ReferenceModel
 from align.core.online.sync_check import check_sync
 from align.core.rewards.base import Answer, Score
-from align.core.rewards.scorer import Said, Scorer
+from align.core.rewards.scorer import RewardScores, Scorer
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
 from align.schemas.run import Rollout, Sampling
@@ -69,7 +70,7 @@ class ScoredSample:
     logp: Floats
     finish: Literal["stop", "length"]
     text: str
-    said: Said
+    said: RewardScores
     gold: Score | None
 
 
@@ -95,7 +96,7 @@ class Collector:
         scorer: Scorer,
         gold: Scorer | None,
         critic: Policy | None,
-        reference: Reference | None,
+        reference: ReferenceModel | None,
         cutter: MicroBatcher,
         seed: int,
         forward: Callable[[], AbstractContextManager[object]],
@@ -104,7 +105,7 @@ class Collector:
         self.rollout, self.generator, self.handle, self.scorer, self.gold = rollout, generator, handle, scorer, gold
         self.policy, self.critic, self.reference = handle.policy, critic, reference
         self.cutter, self.seed, self.forward = cutter, seed, forward
-        self.turns = Turns(handle.tokenizer)
+        self.turns = TurnReader(handle.tokenizer)
         self.stop: Callable[[], bool] = lambda: False
         self.synced: int | None = None
         """The optimizer step whose weights the generator holds."""

@@ -12,11 +12,11 @@ from typing import Any
 from align.core.report import chart as charts
 from align.core.report.facts import chosen, facts
 from align.core.report.read import RunFacts, StageFacts, read_run
-from align.core.report.table import Figure, Row, Table
+from align.core.report.table import Figure, MeasureRow, MeasureTable
 from align.core.util.atomic_files import write_atomic
 from align.schemas.html_template import html
 
-__all__ = ["STYLE", "Answer", "Figure", "Row", "Sample", "Table", "write_report"]
+__all__ = ["STYLE", "StageCompletion", "Figure", "MeasureRow", "PromptSample", "MeasureTable", "write_report"]
 
 HERE = Path(__file__).parent
 STYLE = HERE / "style.css"
@@ -36,7 +36,7 @@ LOWER = ("loss", "perplexity")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StageCompletion:
     """The completion of one stage's model, and whether it is right, where that is known."""
 
     stage: str
@@ -45,23 +45,28 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class PromptSample:
     """A prompt, every stage's answer to it, and the answer that was hoped for, if there is one."""
 
     prompt: str
-    answers: tuple[Answer, ...]
+    answers: tuple[StageCompletion, ...]
     expected: str | None = None
 
 
 def write_report(
-    run_directory: Path, path: Path, *, title: str, table: Table | None = None, samples: Sequence[Sample] = ()
+    run_directory: Path,
+    path: Path,
+    *,
+    title: str,
+    table: MeasureTable | None = None,
+    samples: Sequence[PromptSample] = (),
 ) -> None:
     """Write the page of a run to ``path``, whole or not at all. Raises AlignError where the directory is no run's."""
     page = render(read_run(run_directory), title, table, samples)
     write_atomic(path, page.encode())
 
 
-def render(run: RunFacts, title: str, table: Table | None, samples: Sequence[Sample]) -> str:
+def render(run: RunFacts, title: str, table: MeasureTable | None, samples: Sequence[PromptSample]) -> str:
     """The page as text."""
     return html(
         HERE / "page.html",
@@ -107,7 +112,7 @@ def _picture(stage: StageFacts, name: str) -> charts.Chart | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class IntervalBar:
     """An interval between 0 and 1 of the measure's scale, and the value in it."""
 
     low: float
@@ -115,7 +120,7 @@ class Bar:
     at: float
 
 
-def _bars(row: Row) -> list[Bar | None]:
+def _bars(row: MeasureRow) -> list[IntervalBar | None]:
     """Place the figures on a scale they share: 0 to 1 for a share, else round numbers around all of them."""
     ends = [f.interval or (f.value, f.value) for f in row.figures if f is not None and math.isfinite(f.value)]
     if not ends:
@@ -128,11 +133,11 @@ def _bars(row: Row) -> list[Bar | None]:
     def place(value: float) -> float:
         return round(min(1.0, max(0.0, (value - low) / (high - low))), 4)
 
-    def bar(figure: Figure | None) -> Bar | None:
+    def bar(figure: Figure | None) -> IntervalBar | None:
         if figure is None or not math.isfinite(figure.value):
             return None
         reach = figure.interval or (figure.value, figure.value)
-        return Bar(place(reach[0]), place(reach[1]), place(figure.value))
+        return IntervalBar(place(reach[0]), place(reach[1]), place(figure.value))
 
     return [bar(figure) for figure in row.figures]
 

@@ -33,7 +33,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MeasureRow:
     """One measure, on the model of every stage."""
 
     name: str
@@ -80,12 +80,12 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class MeasureTable:
     """Measures by stage."""
 
     stages: tuple[str, ...]
     """The base model first, then the stages in the order in which they were trained."""
-    rows: tuple[Row, ...]
+    rows: tuple[MeasureRow, ...]
 
     def __post_init__(self) -> None:
         """Raises ValueError where a row has another number of figures than there are stages."""
@@ -97,7 +97,7 @@ class Table:
 _COLOURS = {"better": "green", "worse": "red", "unclear": "", "untested": ""}
 
 
-def print_table(table: Table, console: Console | None = None) -> None:
+def print_table(table: MeasureTable, console: Console | None = None) -> None:
     """The table in the terminal; last figures that clearly differ from the first are coloured."""
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column("")
@@ -111,7 +111,7 @@ def print_table(table: Table, console: Console | None = None) -> None:
     (console or Console()).print(drawn)
 
 
-def _cell(row: Row, figure: Figure | None, last: bool) -> Text:
+def _cell(row: MeasureRow, figure: Figure | None, last: bool) -> Text:
     cell = Text(row.text(figure), style=_COLOURS[row.verdict] if last else "")
     if figure is not None and (reach := figure.interval) is not None:
         whole = f"{100 * reach[0]:.0f}–{100 * reach[1]:.0f} %"  # short, so that five models fit into 80 columns

@@ -116,8 +116,8 @@ class FunctionReward(Reward):
 
     def _checked(self, value: Any, i: int, extra: Mapping[str, Sequence[Any]]) -> Score:
         beside = {name: values[i] for name, values in extra.items() if len(values) > i}
-        parts = parts_of(beside)
-        why = told_of(beside, parts)
+        parts = components(beside)
+        why = describe(beside, parts)
         if value is None:
             return Score(None, "abstained", parts, why)
         try:
@@ -178,13 +178,13 @@ def load_function(file: str, function: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def parts_of(beside: Mapping[str, Any]) -> dict[str, float]:
+def components(beside: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of what a function tells beside a score; those that are not finite have no place in JSON."""
     numbers = {str(name): told for name, told in beside.items() if isinstance(told, int | float)}
     return {name: float(told) for name, told in numbers.items() if abs(told) <= sys.float_info.max}
 
 
-def told_of(beside: Mapping[str, Any], parts: Mapping[str, float]) -> str:
+def describe(beside: Mapping[str, Any], parts: Mapping[str, float]) -> str:
     """The rest of it in words, so that nothing is left out unsaid."""
     return "; ".join(f"{name}: {told}"[:_LONGEST] for name, told in beside.items() if str(name) not in parts)
 

@@ -15,13 +15,13 @@ import numpy as np
 
 from align.core.data.rows import RowError, parse
 from align.core.rewards.base import Answer, Score
-from align.core.rewards.scorer import RunningReward, Timed
+from align.core.rewards.scorer import RunningReward, TimedScore
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError, Problem
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class InputLine:
     """One line of the file; ``answer`` is None where it holds none, and ``fault`` says why."""
 
     where: str
@@ -36,7 +36,7 @@ class Verdict:
     milliseconds: the duration of the call that scored it. together: how many lines that call scored.
     """
 
-    line: Line
+    line: InputLine
     score: Score
     milliseconds: float
     together: int = 1
@@ -61,7 +61,7 @@ class Summary:
     longest: float | None
 
 
-def read_lines(path: Path, completion: bool = True) -> list[Line]:
+def read_lines(path: Path, completion: bool = True) -> list[InputLine]:
     """Every line of a JSONL file, none left out. completion: whether a line must have one.
 
     Raises AlignError where the file cannot be read, or has no lines.
@@ -75,7 +75,7 @@ def read_lines(path: Path, completion: bool = True) -> list[Line]:
     return _numbered(lines, path.name, completion)
 
 
-def lines_of(rows: Iterable[Mapping[str, Any]], completion: bool = True) -> list[Line]:
+def lines_of(rows: Iterable[Mapping[str, Any]], completion: bool = True) -> list[InputLine]:
     """Return rows as the lines of a JSONL file that holds them. Raises AlignError where there are none."""
     try:
         lines = [json.dumps(dict(row)).encode() for row in rows]
@@ -88,12 +88,12 @@ def lines_of(rows: Iterable[Mapping[str, Any]], completion: bool = True) -> list
     return _numbered(lines, "rows", completion)
 
 
-def _numbered(lines: Sequence[bytes], name: str, completion: bool) -> list[Line]:
+def _numbered(lines: Sequence[bytes], name: str, completion: bool) -> list[InputLine]:
     prompts: dict[str, int] = {}
     return [_line(raw, f"{name}:{number}", completion, prompts) for number, raw in enumerate(lines, 1)]
 
 
-def _line(raw: bytes, where: str, completion: bool, prompts: dict[str, int]) -> Line:
+def _line(raw: bytes, where: str, completion: bool, prompts: dict[str, int]) -> InputLine:
     try:
         row = parse(raw)
         if completion and "completion" not in row:
@@ -103,17 +103,17 @@ def _line(raw: bytes, where: str, completion: bool, prompts: dict[str, int]) -> 
         tokens = row.pop("completion_ids", None) or ()
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in tokens):
             raise RowError("wrong-type", "is no list of token ids", "completion_ids")
-        text = words(said, "completion")
-        words(prompt, "prompt")
+        text = message_text(said, "completion")
+        message_text(prompt, "prompt")
         group = prompts.setdefault(repr(prompt), len(prompts))
-        return Line(where, Answer(prompt, said, text, tuple(tokens), columns=row, group=group))
+        return InputLine(where, Answer(prompt, said, text, tuple(tokens), columns=row, group=group))
     except (RowError, TypeError) as fault:
         field = f"{fault.field} " if isinstance(fault, RowError) and fault.field else ""
         what = fault.what if isinstance(fault, RowError) else str(fault)
-        return Line(where, fault=what if field.strip() in what else field + what)
+        return InputLine(where, fault=what if field.strip() in what else field + what)
 
 
-def words(said: Any, field: str) -> str:
+def message_text(said: Any, field: str) -> str:
     """The text of a string or of an answer's messages. Raises RowError for what is neither."""
     if isinstance(said, str):
         return said
@@ -125,7 +125,7 @@ def words(said: Any, field: str) -> str:
     return "\n".join(spoken)
 
 
-def _counted(batches: Sequence[list[Line]], lines: int) -> Iterator[list[Line]]:
+def _counted(batches: Sequence[list[InputLine]], lines: int) -> Iterator[list[InputLine]]:
     """Yield the batches, and count their lines for the progress display once they are done."""
     with Work("scoring lines", lines) as work:
         for batch in batches:
@@ -133,7 +133,7 @@ def _counted(batches: Sequence[list[Line]], lines: int) -> Iterator[list[Line]]:
             work.advance(len(batch))
 
 
-def ask(reward: RunningReward, lines: Sequence[Line], together: int = 1) -> Iterator[Verdict]:
+def score_lines(reward: RunningReward, lines: Sequence[InputLine], together: int = 1) -> Iterator[Verdict]:
     """Yield a reward's score for every line, in order. A failure leaves its lines without scores, and they say why.
 
     together: answers scored in one call, at least those of a prompt in successive lines.
@@ -147,7 +147,7 @@ def ask(reward: RunningReward, lines: Sequence[Line], together: int = 1) -> Iter
         except AlignError as error:
             why = "; ".join(_in_one_line(problem) for problem in error.problems)
             seconds = time.perf_counter() - started
-            scores = [Timed(Score(None, "error", why=why), seconds, len(answers))] * len(answers)
+            scores = [TimedScore(Score(None, "error", why=why), seconds, len(answers))] * len(answers)
         remaining = iter(scores)
         for i, line in enumerate(batch):
             if i in faults:
@@ -164,14 +164,14 @@ def _in_one_line(problem: Problem) -> str:
     return " ".join(f"{where}{problem.what}{fix}".split())
 
 
-def _fault(reward: RunningReward, line: Line) -> str:
+def _fault(reward: RunningReward, line: InputLine) -> str:
     if line.answer is None:
         return line.fault
     return reward.reward.unfit(line.answer.columns) or ""
 
 
-def _batches(lines: Sequence[Line], together: int) -> Iterator[list[Line]]:
-    batch: list[Line] = []
+def _batches(lines: Sequence[InputLine], together: int) -> Iterator[list[InputLine]]:
+    batch: list[InputLine] = []
     for _, members in groupby(lines, lambda line: line.where if line.answer is None else line.answer.group):
         batch += members
         if len(batch) >= together:
@@ -181,7 +181,7 @@ def _batches(lines: Sequence[Line], together: int) -> Iterator[list[Line]]:
         yield batch
 
 
-def summary(verdicts: Sequence[Verdict]) -> Summary:
+def summarize(verdicts: Sequence[Verdict]) -> Summary:
     """Of all verdicts; lines that could not be asked have no latency."""
     scores = [v.score.value for v in verdicts if v.score.value is not None]
     times = [v.milliseconds for v in verdicts if v.milliseconds]

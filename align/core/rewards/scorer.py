@@ -26,7 +26,7 @@ from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
 from align.schemas.text import concealed, redacted, secrets_of
 
-Said = Mapping[str, Score]
+RewardScores = Mapping[str, Score]
 """What each reward said of one answer, by the reward's name in the run."""
 
 BOUND = (
@@ -48,7 +48,7 @@ class Scored:
     """
 
     reward: float | None
-    said: Said
+    said: RewardScores
     learned: float | None
     size: float = 0.0
 
@@ -77,7 +77,7 @@ def decisive(choice: RewardChoice) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
+class TimedScore:
     """A score, the seconds of the call that gave it, and how many answers that call scored ``together``."""
 
     score: Score
@@ -116,7 +116,7 @@ class RunningReward:
         """
         return [timed.score for timed in self.timed(answers)]
 
-    def timed(self, answers: Sequence[Answer]) -> list[Timed]:
+    def timed(self, answers: Sequence[Answer]) -> list[TimedScore]:
         """Return the scores with the time that each took: its own in workers, else that of the call for all.
 
         Raises AlignError as ``score``.
@@ -125,11 +125,12 @@ class RunningReward:
         with self._without_secrets():
             if self._workers is not None:
                 return [
-                    Timed(self._clean(_checked(score)), seconds, 1) for score, seconds in self._workers.timed(answers)
+                    TimedScore(self._clean(_checked(score)), seconds, 1)
+                    for score, seconds in self._workers.timed(answers)
                 ]
             scores = [self._clean(score) for score in self._score(answers)]
         seconds = time.perf_counter() - since
-        return [Timed(score, seconds, len(answers)) for score in scores]
+        return [TimedScore(score, seconds, len(answers)) for score in scores]
 
     def _score(self, answers: Sequence[Answer]) -> list[Score]:
         try:
@@ -208,12 +209,12 @@ class Scorer:
         """The reward of every answer, in their order."""
         return self.combine(self.ask(answers))
 
-    def ask(self, answers: Sequence[Answer]) -> list[Said]:
+    def ask(self, answers: Sequence[Answer]) -> list[RewardScores]:
         """What every reward says of every answer."""
         columns = {name: reward.score(answers) for name, reward in self.rewards.items()}
         return [{name: scores[i] for name, scores in columns.items()} for i in range(len(answers))]
 
-    def combine(self, said: Sequence[Said], moves: bool = True) -> list[Scored]:
+    def combine(self, said: Sequence[RewardScores], moves: bool = True) -> list[Scored]:
         """The weighted sums. Running means move on with these answers first: give all processes the same ones."""
         for name, running in self._running.items() if moves else ():
             running.enter([s[name].value for s in said])
@@ -224,7 +225,7 @@ class Scorer:
             scored.append(Scored(reward, each, learned, size))
         return scored
 
-    def _sum(self, said: Said, running: Mapping[str, _Running]) -> tuple[float | None, float]:
+    def _sum(self, said: RewardScores, running: Mapping[str, _Running]) -> tuple[float | None, float]:
         """Return the weighted sum of the scores there are, and the absolute values of the numbers in it, added up.
 
         Both are scaled up for the rewards that abstained, so that an answer is worth no less for a missing score.

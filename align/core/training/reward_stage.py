@@ -16,7 +16,7 @@ from align.core.generation.base import Generator, ModelHandle
 from align.core.models.loading import build_policy, end_tokens, resolve_model_path
 from align.core.models.packing import limits_for
 from align.core.models.policy import Policy
-from align.core.models.reference import Reference
+from align.core.models.reference import ReferenceModel
 from align.core.online.collect import Collector
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Place
@@ -88,7 +88,7 @@ def make_collector(
     tokenizer: PreTrainedTokenizerBase,
     policy: Policy,
     critic: Policy | None,
-    reference: Reference | None,
+    reference: ReferenceModel | None,
     cutter: MicroBatcher,
     hardware: Hardware,
     prepared: Prepared,

@@ -25,7 +25,7 @@ from align.core.engine.strategy import Strategy, footprint
 from align.core.models.loading import build_policy, load_tokenizer, notes
 from align.core.models.packing import check_lengths, layout_for, limits_for, longest_sequence
 from align.core.models.policy import Policy
-from align.core.models.reference import Precomputed, Reference, assert_zero_kl, make_reference, precompute
+from align.core.models.reference import Precomputed, ReferenceModel, assert_zero_kl, make_reference, precompute
 from align.core.online.collect import Prompts
 from align.core.online.phases import RolloutSteps
 from align.core.plugin_system.registry import registry
@@ -49,7 +49,7 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
     critic: Policy | None
-    reference: Reference | None
+    reference: ReferenceModel | None
     prepared: Prepared
     cutter: MicroBatcher
     phases: StepSource
@@ -158,7 +158,12 @@ def autocast(hardware: Hardware, precision: str) -> AbstractContextManager[objec
 
 
 def _measured(
-    prepared: Prepared, reference: Reference, policy: Policy, cutter: MicroBatcher, hardware: Hardware, progress: bool
+    prepared: Prepared,
+    reference: ReferenceModel,
+    policy: Policy,
+    cutter: MicroBatcher,
+    hardware: Hardware,
+    progress: bool,
 ) -> Prepared:
     """The data with reference log-probabilities where they are computed once; and the reference checked."""
     if hardware.accelerator == "cuda":

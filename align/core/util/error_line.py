@@ -34,3 +34,8 @@ def error_line(error: BaseException, file: str | None = None, longest: int = 500
     else:
         own = [frame for frame in frames if frame.filename == file]
     return f"{line} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else line
+
+
+def first_line(error: Exception) -> str:
+    """The first line that an error's message has, or its type."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -9,7 +9,7 @@ import torch
 from pydantic import PositiveInt
 
 from align.core.generation.base import Floats, Generator, ModelHandle, Request, Sample, Tokens
-from align.core.generation.decode import Voice
+from align.core.generation.decode import Decoder
 from align.core.models.loading import build_policy
 from align.core.models.policy import Policy
 from align.core.models.precompute import completion_logprobs
@@ -51,14 +51,14 @@ class Local(Generator):
         on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Sample]]:
         """As the contract says; ``stop`` is polled at every token."""
-        voice = Voice(
+        decoder = Decoder(
             self._policy.unwrapped,
             self.handle.tokenizer,
             self.handle.ends,
             self.handle.context,
             self.config.batch_tokens,
         )
-        return voice.answer(requests, sampling, stop, on_token)
+        return decoder.generate(requests, sampling, stop, on_token)
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
         """As the contract says, from one pass over each sequence."""

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from align.core.rewards.base import Answer, Reward, Score
-from align.core.rewards.functions import from_function, load_function, parts_of, told_of
+from align.core.rewards.functions import components, describe, from_function, load_function
 from align.schemas.errors import AlignError
 
 
@@ -158,9 +158,9 @@ class _Verl(Reward):
         value = beside.pop("score", None)
         if value is None:
             return Score(None, "abstained")
-        parts = parts_of(beside)
+        parts = components(beside)
         try:
-            return Score(float(value), parts=parts, why=told_of(beside, parts))
+            return Score(float(value), parts=parts, why=describe(beside, parts))
         except (TypeError, ValueError):
             fix = "return a number, or a mapping with 'score'"
             raise AlignError(f"gave a {type(value).__name__} for an answer", fix, where=self._where) from None

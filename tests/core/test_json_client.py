@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from align.core.inference import json_client
-from align.core.inference.json_client import Recorded, endpoint, local
+from align.core.inference.json_client import RecordedClient, endpoint_client, local_client
 from align.schemas.errors import AlignError
 from tests.core.servers import Reply, Seen, serving
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -38,7 +38,7 @@ def only(*keys: str) -> Callable[[Seen], Reply]:
 )
 def test_structure_is_asked_for_in_the_words_that_the_server_knows(takes: str, tries: int) -> None:
     with serving(only(takes)) as server:
-        assert endpoint(f"{server.url}/v1", "m")("what?", SCHEMA) == takes
+        assert endpoint_client(f"{server.url}/v1", "m")("what?", SCHEMA) == takes
     assert len(server.seen) == tries
     last = server.seen[-1]
     assert last.path == "/v1/chat/completions"
@@ -56,42 +56,42 @@ def test_a_model_that_refuses_to_be_greedy_is_asked_without() -> None:
         return Reply({"error": "max_tokens is not supported"}, status=400) if greedy else said("{}")
 
     with serving(answer) as server:
-        assert endpoint(server.url, "m")("what?", SCHEMA) == "{}"
+        assert endpoint_client(server.url, "m")("what?", SCHEMA) == "{}"
     assert server.seen[-1].content.keys() == {"model", "messages", "response_format"}
 
 
 def test_a_server_that_refuses_everything_is_quoted() -> None:
     with serving(only()) as server, pytest.raises(AlignError, match=r"answered 400: plain\?"):
-        endpoint(server.url, "m")("what?", SCHEMA)
+        endpoint_client(server.url, "m")("what?", SCHEMA)
     with serving(lambda seen: Reply({"error": "no such key"}, status=401)) as server:
         with pytest.raises(AlignError, match="check the key"):
-            endpoint(server.url, "m")("what?", SCHEMA)
+            endpoint_client(server.url, "m")("what?", SCHEMA)
         assert len(server.seen) == 1  # another structure would not help
 
 
 @pytest.mark.parametrize("reply", [{}, {"choices": []}, {"choices": [{"message": {"content": None}}]}, {"choices": 3}])
 def test_an_unknown_answer_is_told(reply: dict[str, Any]) -> None:
     with serving(lambda seen: Reply(reply)) as server, pytest.raises(AlignError, match="unknown form"):
-        endpoint(server.url, "m")("what?", SCHEMA)
+        endpoint_client(server.url, "m")("what?", SCHEMA)
 
 
 def test_nothing_leaves_this_machine_unless_it_may() -> None:
     with pytest.raises(AlignError, match="would leave this machine") as stopped:
-        endpoint("https://models.invalid/v1", "m")
+        endpoint_client("https://models.invalid/v1", "m")
     assert "--allow-network" in str(stopped.value)
-    endpoint("https://models.invalid/v1", "m", allow_network=True)  # asks nothing yet
+    endpoint_client("https://models.invalid/v1", "m", allow_network=True)  # asks nothing yet
     with pytest.raises(AlignError, match="unencrypted"):
-        endpoint("http://models.invalid/v1", "m", allow_network=True)
+        endpoint_client("http://models.invalid/v1", "m", allow_network=True)
 
 
 def test_the_key_goes_with_the_request_and_into_no_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SOME_KEY", "secret-word")
     with serving(lambda seen: said("{}")) as server:
-        Recorded(endpoint(server.url, "m", key_env="SOME_KEY"), tmp_path, "m")("what?", SCHEMA)
+        RecordedClient(endpoint_client(server.url, "m", key_env="SOME_KEY"), tmp_path, "m")("what?", SCHEMA)
     assert server.seen[0].headers["Authorization"] == "Bearer secret-word"
     assert all("secret-word" not in file.read_text() for file in tmp_path.iterdir())
     with pytest.raises(AlignError, match="NO_KEY"):
-        endpoint(server.url, "m", key_env="NO_KEY")
+        endpoint_client(server.url, "m", key_env="NO_KEY")
 
 
 def never(prompt: str, schema: dict[str, Any]) -> str:
@@ -100,10 +100,10 @@ def never(prompt: str, schema: dict[str, Any]) -> str:
 
 def test_what_was_recorded_is_replayed_as_it_was(tmp_path: Path) -> None:
     reply = '{"facts": [], "é": "\\u0000 \ud800"}'
-    first = Recorded(lambda prompt, schema: reply, tmp_path, "m")("what?", SCHEMA)
+    first = RecordedClient(lambda prompt, schema: reply, tmp_path, "m")("what?", SCHEMA)
     (file,) = tmp_path.iterdir()
     before = file.read_bytes()
-    again = Recorded(never, tmp_path, "m", offline=True)
+    again = RecordedClient(never, tmp_path, "m", offline=True)
     assert again("what?", SCHEMA) == first == reply
     assert file.read_bytes() == before
     assert json.loads(before)["prompt"] == "what?"
@@ -115,16 +115,16 @@ def test_what_was_recorded_is_replayed_as_it_was(tmp_path: Path) -> None:
 def test_another_question_is_not_answered_from_the_record(
     tmp_path: Path, prompt: str, schema: dict[str, Any], model: str
 ) -> None:
-    Recorded(lambda prompt, schema: "one", tmp_path, "m")("what?", SCHEMA)
+    RecordedClient(lambda prompt, schema: "one", tmp_path, "m")("what?", SCHEMA)
     with pytest.raises(AlignError, match="--offline forbids") as stopped:
-        Recorded(never, tmp_path, model, offline=True)(prompt, schema)
+        RecordedClient(never, tmp_path, model, offline=True)(prompt, schema)
     assert str(tmp_path) in str(stopped.value)
-    assert Recorded(lambda prompt, schema: "two", tmp_path, model)(prompt, schema) == "two"
+    assert RecordedClient(lambda prompt, schema: "two", tmp_path, model)(prompt, schema) == "two"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"reply": 3}', b"\xff", b"[" * 100_000])
 def test_a_damaged_record_is_told(tmp_path: Path, content: bytes) -> None:
-    recorded = Recorded(lambda prompt, schema: "one", tmp_path, "m")
+    recorded = RecordedClient(lambda prompt, schema: "one", tmp_path, "m")
     recorded("what?", SCHEMA)
     (file,) = tmp_path.iterdir()
     file.write_bytes(content)
@@ -135,7 +135,7 @@ def test_a_damaged_record_is_told(tmp_path: Path, content: bytes) -> None:
 
 def test_a_model_of_ones_own_is_asked_greedily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_client, "MAX_TOKENS", 8)
-    ask = local(str(save_tiny(tmp_path)))
+    ask = local_client(str(save_tiny(tmp_path)))
     assert ask("What is the answer?", SCHEMA) == ask("What is the answer?", SCHEMA)
     assert ask("/", SCHEMA)  # a prompt is no path
 
@@ -144,7 +144,7 @@ def test_a_prompt_beyond_the_context_is_told_with_a_fix(tmp_path: Path) -> None:
     tiny_model(0, max_position_embeddings=64).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(AlignError, match="longer than its context can hold") as stopped:
-        local(str(tmp_path))("word " * 100, SCHEMA)
+        local_client(str(tmp_path))("word " * 100, SCHEMA)
     assert "a longer context" in str(stopped.value)
     with pytest.raises(AlignError):
-        local(str(tmp_path / "nowhere"))("what?", SCHEMA)
+        local_client(str(tmp_path / "nowhere"))("what?", SCHEMA)
