@@ -132,7 +132,8 @@ def test_the_texts_are_looked_through() -> None:
 
 
 def test_every_option_that_a_text_names_exists() -> None:
-    named = [(where, option) for where, text in TEXTS for option in OPTION.findall(text)]
+    texts = [each for each in TEXTS if not each[0].startswith("align/schemas/renamed.py")]  # it lists what is gone
+    named = [(where, option) for where, text in texts for option in OPTION.findall(text)]
     assert [(where, option) for where, option in named if option not in OWN | OTHERS] == []
 
 
