@@ -29,7 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.core.rewards.base import Answer, Place
+from align.core.rewards.base import Answer, RewardContext
 from align.core.rewards.worker_pool import Workers
 from align.schemas.run import RewardChoice
 
@@ -182,7 +182,7 @@ def marked(text: str) -> tuple[str, bool]:
 
 def compare(root: Path) -> tuple[dict[str, object], list[str]]:
     """Figures by source and kind, and a description of each case that differs."""
-    workers = Workers(RewardChoice(type="math"), 3.0, count=2, place=Place(root))
+    workers = Workers(RewardChoice(type="math"), 3.0, count=2, place=RewardContext(root))
     figures: dict[str, object] = {}
     differing = []
     try:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from align.core.rewards.base import Answer, Place
+from align.core.rewards.base import Answer, RewardContext
 from align.plugins.rewards.code import Code
 from align.plugins.rewards.code.sandbox import ENVIRONMENT, TRIAL, Broken, Layers, Sandbox, python
 from align.plugins.rewards.code.sandbox_runtime import landlock
@@ -57,7 +57,7 @@ def works(sandbox: Sandbox) -> bool:
 
 def answers_per_second() -> float:
     reward = Code(Code.Config())
-    reward.open(Place(Path("unused")))
+    reward.open(RewardContext(Path("unused")))
     tests = [{"input": [[n, 1, n]], "output": sorted({n, 1}), "function": "f"} for n in range(10)]
     answers = [Answer("", "", f"```python\n{SOURCE}\n```", columns={"tests": tests})] * (2 * RUNS)
     start = time.perf_counter()

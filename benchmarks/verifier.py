@@ -18,7 +18,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from align.core.rewards.base import Answer, Place
+from align.core.rewards.base import Answer, RewardContext
 from align.core.rewards.worker_pool import Workers
 from align.plugins.rewards.math import Math
 from align.schemas.run import RewardChoice
@@ -53,7 +53,7 @@ def answers(kinds: list[tuple[str, str]], prompts: int) -> list[Answer]:
 def measure(count: int, asked: list[Answer], seconds: float) -> dict[str, object]:
     """Score them once to warm up and once by the clock, with other numbers."""
     with tempfile.TemporaryDirectory() as cache:
-        workers = Workers(RewardChoice(type="math"), seconds, count=count, place=Place(Path(cache)))
+        workers = Workers(RewardChoice(type="math"), seconds, count=count, place=RewardContext(Path(cache)))
         try:
             workers.score(asked[: len(asked) // 4])
             started = time.perf_counter()
@@ -73,7 +73,7 @@ def measure(count: int, asked: list[Answer], seconds: float) -> dict[str, object
 def per_cpu_second(asked: list[Answer]) -> int:
     """Verifications a second of processor time in this process, which other load does not change much."""
     math = Math(Math.Config())
-    math.open(Place(Path()))
+    math.open(RewardContext(Path()))
     math.score(asked[: len(asked) // 4])
     started = time.process_time()
     said = math.score(asked[len(asked) // 4 :])

@@ -90,11 +90,6 @@ def test_a_message_cannot_command_the_terminal() -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted(align.__all__))
-def test_every_public_name_is_there_and_documented(name: str) -> None:
-    assert inspect.getdoc(getattr(align, name)) or name == "hookimpl"
-
-
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Algoritm'"):
         align.Algoritm  # noqa: B018

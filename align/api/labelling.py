@@ -11,7 +11,7 @@ from typing import Any
 
 from align.api.input_types import RewardLike, as_reward, plugin_choice, sampling_settings
 from align.core.inference.preferences import Journal, LabelSummary, label, read_prompts
-from align.core.rewards.base import Place
+from align.core.rewards.base import RewardContext
 from align.core.rewards.scorer import Scorer, decisive
 from align.core.util.progress import Work, working
 from align.core.util.system_errors import explaining
@@ -54,7 +54,7 @@ def label_data(
     with ExitStack() as opened:
         journal = Journal(Path(output), fingerprint)
         opened.callback(journal.close)
-        place = Place(seed=seed, home=journal.directory)
+        place = RewardContext(seed=seed, home=journal.directory)
         scorer = opened.enter_context(Scorer(choices, place))
         sampler = None
         if chosen is not None:

@@ -12,7 +12,7 @@ from align.api.input_types import RewardLike, as_reward, plugin_choice, sampling
 from align.core.generation.base import ModelHandle
 from align.core.inference.sampler import Completion, Sampler, answers, handle_for, prompts_for, token_ids
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Place
+from align.core.rewards.base import RewardContext
 from align.core.rewards.scorer import Scorer
 from align.core.util.progress import working
 from align.core.util.system_errors import explaining
@@ -101,7 +101,7 @@ class SampleRequest:
         generator = plugin_choice(self.generator)
         with ExitStack() as opened:
             # Rewards first: their errors are reported before the weights are loaded.
-            scorer = opened.enter_context(Scorer(rewards, Place(seed=self.seed))) if rewards else None
+            scorer = opened.enter_context(Scorer(rewards, RewardContext(seed=self.seed))) if rewards else None
             number = self.best_of or self.n
             sampler = opened.enter_context(open_sampler(handle, sampling, generator, n=number, seed=self.seed))
             yield SampleSession(sampler, records, scorer, choose=self.best_of is not None)

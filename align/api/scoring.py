@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from align.api.input_types import RewardLike, as_reward
 from align.core.inference.audit import Audit
 from align.core.inference.audit import audit as attack
-from align.core.rewards.base import Place
+from align.core.rewards.base import RewardContext
 from align.core.rewards.score_file import InputLine, Verdict, lines_of, read_lines, score_lines
 from align.core.rewards.scorer import RunningReward
 from align.core.util.system_errors import explaining
@@ -124,4 +124,4 @@ def _lines(rows: Rows, completion: bool = True) -> list[InputLine]:
 
 
 def _opened(reward: RewardLike, device: Device) -> RunningReward:
-    return RunningReward(as_reward(reward), Place(accelerator=device))
+    return RunningReward(as_reward(reward), RewardContext(accelerator=device))

@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.hookspecs import Register, hookimpl
-from align.schemas.hardware import Footprint, Hardware
+from align import Footprint, Hardware, Register, hookimpl
 
 if TYPE_CHECKING:
-    from align.schemas.errors import Problem
-    from align.schemas.run import Run
+    from align import Problem, Run
 
 
 @hookimpl

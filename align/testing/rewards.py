@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from align.core.plugin_system.registry import config_of
-from align.core.rewards.base import Answer, Place, Reward, Score
+from align.core.rewards.base import Answer, Reward, RewardContext, Score
 from align.core.rewards.functions import from_function
 from align.core.util import interpreter
 
@@ -55,7 +55,7 @@ def check_reward(
     answers = [_answer(row, rows) for row in rows]
     before = copy.deepcopy(answers)
     with tempfile.TemporaryDirectory() as cache:
-        made.open(Place(Path(cache)))
+        made.open(RewardContext(Path(cache)))
         try:
             first = _scores(made, answers)
             assert answers == before, f"{_name(reward)} changed what it was given"
@@ -81,7 +81,7 @@ def score_here(
     reward: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     made = _made(reward, settings)
     with tempfile.TemporaryDirectory() as cache:
-        made.open(Place(Path(cache)))
+        made.open(RewardContext(Path(cache)))
         try:
             return [score.value for score in _scores(made, [_answer(row, rows) for row in rows])]
         finally:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from align.core.rewards.base import Answer, Place, Reward, Score
+from align.core.rewards.base import Answer, Reward, RewardContext, Score
 from align.hookspecs import Register, hookimpl
 from align.schemas.base import Config
 from align.schemas.errors import AlignError
@@ -85,7 +85,7 @@ class Hostile(Reward):
 
     config: Config
 
-    def open(self, place: Place) -> None:
+    def open(self, place: RewardContext) -> None:
         Path(place.cache, "opened").write_text(str(os.getpid()))
         if self.config.refuses:
             raise AlignError("lacks a licence", "buy one")

@@ -49,7 +49,7 @@ def test_scaled_by_the_unbiased_deviation_by_hand() -> None:
     )
     same = array([2, 2, 2])
     assert advantages.divide_by_std(advantages.center(same), same).tolist() == [0, 0, 0]
-    assert advantages.std(array([7.0, None])) == 0.0
+    assert advantages.nanstd(array([7.0, None])) == 0.0
 
 
 def test_the_kl_in_the_reward_by_hand() -> None:
@@ -75,7 +75,7 @@ def test_equal_rewards_have_no_advantage_to_the_last_bit() -> None:
 
 
 def test_nothing_known_is_not_a_number_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
-    assert math.isnan(advantages.mean(array([None, None]))) and advantages.std(array([None])) == 0.0
+    assert math.isnan(advantages.nanmean(array([None, None]))) and advantages.nanstd(array([None])) == 0.0
     assert not recwarn.list
 
 
@@ -101,7 +101,7 @@ def test_a_constant_added_to_all_rewards_changes_nothing(rewards: list[float], s
     moved = array(rewards) + shift
     for rule in (advantages.center, advantages.leave_one_out):
         assert rule(moved) == pytest.approx(rule(array(rewards)), abs=1e-9)
-    assert advantages.std(moved) == pytest.approx(advantages.std(array(rewards)), abs=1e-9)
+    assert advantages.nanstd(moved) == pytest.approx(advantages.nanstd(array(rewards)), abs=1e-9)
 
 
 @given(st.lists(maybe, min_size=1, max_size=8), st.randoms())
@@ -118,7 +118,7 @@ def test_abstaining_leaves_the_others_as_they_were_and_is_not_a_zero(rewards: li
         assert rule(array([*rewards, None]))[:-1] == pytest.approx(rule(array(rewards)), abs=1e-9)
         if abs(np.mean(compared)) > 1e-2:
             assert rule(array([*rewards, 0.0]))[0] != pytest.approx(rule(array(rewards))[0], abs=1e-6)
-    assert advantages.std(array([*rewards, None])) == pytest.approx(advantages.std(array(rewards)))
+    assert advantages.nanstd(array([*rewards, None])) == pytest.approx(advantages.nanstd(array(rewards)))
 
 
 def test_the_credit_of_whole_answers() -> None:
@@ -177,7 +177,7 @@ def test_whitening_is_over_all_tokens_and_passes_over_the_unscored() -> None:
     first, unscored, last = advantages.whiten(parts)
     assert [*first, *last] == pytest.approx([-1, 0, 1], abs=1e-7)
     assert np.isnan(unscored).all()
-    assert advantages.finite([unscored])[0].tolist() == [0, 0, 0]
+    assert advantages.nan_to_zero([unscored])[0].tolist() == [0, 0, 0]
     # 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2.
     assert advantages.whiten([np.array([1.0, 2.0, 6.0])])[0] == pytest.approx(np.array([-2, -1, 3]) / math.sqrt(7))
     assert advantages.whiten([np.array([5.0])])[0].tolist() == [0.0]
@@ -185,10 +185,10 @@ def test_whitening_is_over_all_tokens_and_passes_over_the_unscored() -> None:
 
 def test_the_kl_controller_by_hand() -> None:
     """Far above the target the error counts as 0.2; a tenth below it as −0.1. 512 answers, horizon 10000."""
-    assert advantages.adapted(0.05, 9.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 1.01024)
-    assert advantages.adapted(0.05, 5.4, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.99488)
-    assert advantages.adapted(0.05, -3.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.98976)
-    assert advantages.adapted(0.05, 6.0, 6.0, 512, 10_000) == 0.05
+    assert advantages.adapt_beta(0.05, 9.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 1.01024)
+    assert advantages.adapt_beta(0.05, 5.4, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.99488)
+    assert advantages.adapt_beta(0.05, -3.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.98976)
+    assert advantages.adapt_beta(0.05, 6.0, 6.0, 512, 10_000) == 0.05
 
 
 def test_each_estimator_averages_to_the_kl() -> None:

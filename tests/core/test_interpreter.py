@@ -17,12 +17,12 @@ INSTALLED = "import sys; sys.path.remove('')\n"
 """The installed `align` has the working directory off its path, but not its children's."""
 SCORE = """
 from pathlib import Path
-from align.core.rewards.base import Answer, Place
+from align.core.rewards.base import Answer, RewardContext
 from align.core.rewards.worker_pool import Workers
 from align.schemas.run import RewardChoice
 
 choice = RewardChoice(type="python", settings={"file": "mine.py", "function": "f"})
-workers = Workers(choice, 30.0, count=1, place=Place(Path(".")))
+workers = Workers(choice, 30.0, count=1, place=RewardContext(Path(".")))
 print([(score.value, score.why) for score in workers.score([Answer("p", "c", "c")])])
 workers.close()
 """

@@ -30,7 +30,7 @@ from align.core.inference.probes import (
     with_passages,
 )
 from align.core.inference.sampler import Completion
-from align.core.rewards.base import Place
+from align.core.rewards.base import RewardContext
 from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
 from align.schemas.project import Measurement
@@ -325,7 +325,7 @@ def right(tmp_path: Path) -> RewardChoice:
 def test_pass_at_k_is_the_mean_over_subsets(tmp_path: Path, right: RewardChoice) -> None:
     samples = [["yes", "no", "no", "no"], ["no"] * 4, ["yes"] * 4, ["yes", "no", "yes", "no"], ["yes", "?", "no", "no"]]
     held = Material(prompts=[Record("prompt", f"p:{i}", prompt="?") for i in range(5)])
-    with Scorer([right], Place(tmp_path)) as scorer:
+    with Scorer([right], RewardContext(tmp_path)) as scorer:
         found = measure(Reader(samples=samples), held, ProbeSettings(k=4), scorer=scorer)
     scored = [[float(s == "yes") for s in row] for row in samples[:4]]  # one answer of the fifth cannot be scored
     best_of_one = [np.mean([max(c) for c in itertools.combinations(row, 1)]) for row in scored]
@@ -340,7 +340,7 @@ def test_pass_at_k_is_the_mean_over_subsets(tmp_path: Path, right: RewardChoice)
 def test_a_reward_scores_the_answers_to_questions_too(tmp_path: Path, right: RewardChoice) -> None:
     held = Material(questions=[question("code: yes.", "n"), question("code: no.", "n"), question("code: ?.", "n")])
     model = Reader(samples=[["yes", "no"]] * 3)
-    with Scorer([right], Place(tmp_path)) as scorer:
+    with Scorer([right], RewardContext(tmp_path)) as scorer:
         found = measure(model, held, ProbeSettings(shots=0, k=2), scorer=scorer)
     assert found.zero_shot is not None and (found.zero_shot.value, found.zero_shot.rows) == (0.5, 2)
     assert found.pass_k is not None and found.pass_k.value == 1

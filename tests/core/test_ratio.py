@@ -118,8 +118,8 @@ def test_a_mean_weighs_one_unless_it_says_more() -> None:
 
 def test_the_correction_for_the_generator_multiplies_the_loss() -> None:
     logp, loss = floats(0, 0), floats(2.0, -3.0)
-    assert policy_loss.weighted(batch(logp, [2], weight=floats(0.5, 4.0)), loss).tolist() == [1.0, -12.0]
-    assert policy_loss.weighted(batch(logp, [2]), loss).tolist() == [2.0, -3.0]
+    assert policy_loss.importance_weighted(batch(logp, [2], weight=floats(0.5, 4.0)), loss).tolist() == [1.0, -12.0]
+    assert policy_loss.importance_weighted(batch(logp, [2]), loss).tolist() == [2.0, -3.0]
 
 
 def test_clip_metrics_by_hand() -> None:
@@ -161,10 +161,10 @@ def test_which_estimator_has_the_gradient_of_the_kl(moved: bool) -> None:
 
     kl = pytest.approx(gradient((logp.exp() * (logp - ref)).sum()), abs=1e-9)
     rho = policy_loss.token_ratio(whole)
-    assert expected(policy_loss.divergence(whole, "k1", rho)) == kl
-    assert expected(policy_loss.divergence(whole, "k3", rho)) == kl
+    assert expected(policy_loss.kl_loss(whole, "k1", rho)) == kl
+    assert expected(policy_loss.kl_loss(whole, "k3", rho)) == kl
     if not moved:
-        assert expected(policy_loss.divergence(whole, "k1")) == pytest.approx([0.0] * 4, abs=1e-9)
-        assert expected(policy_loss.divergence(whole, "k2")) == kl
+        assert expected(policy_loss.kl_loss(whole, "k1")) == pytest.approx([0.0] * 4, abs=1e-9)
+        assert expected(policy_loss.kl_loss(whole, "k2")) == kl
         forward = gradient((ref.exp() * (ref - logp)).sum())
-        assert expected(policy_loss.divergence(whole, "k3")) == pytest.approx(forward, abs=1e-9) != kl
+        assert expected(policy_loss.kl_loss(whole, "k3")) == pytest.approx(forward, abs=1e-9) != kl

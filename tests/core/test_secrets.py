@@ -10,7 +10,7 @@ import pytest
 
 from align.core.inference.json_client import endpoint_client
 from align.core.report.read import read_run
-from align.core.rewards.base import Answer, Place
+from align.core.rewards.base import Answer, RewardContext
 from align.core.rewards.scorer import RunningReward, decisive
 from align.core.training.launch import train
 from align.core.util.http import Client, Refused, checked_url, shown_url
@@ -140,7 +140,7 @@ def test_a_reward_that_fails_is_named_and_keeps_its_settings(
     """A traceback is reported with file, function and line, without settings and environment."""
     monkeypatch.setenv("MY_API_KEY", "env1ronment")
     (tmp_path / "mine.py").write_text(REWARD)
-    opened = RunningReward(choice("fails", tmp_path / "mine.py", timeout=timeout), Place(tmp_path))
+    opened = RunningReward(choice("fails", tmp_path / "mine.py", timeout=timeout), RewardContext(tmp_path))
     try:
         if timeout is None:
             with pytest.raises(AlignError) as caught:
@@ -153,7 +153,7 @@ def test_a_reward_that_fails_is_named_and_keeps_its_settings(
     finally:
         opened.close()
     assert "cannot log in with [hidden] and [hidden] and [hidden] (mine.py, line 9)" in told
-    with_extra = RunningReward(choice("tells", tmp_path / "mine.py"), Place(tmp_path))
+    with_extra = RunningReward(choice("tells", tmp_path / "mine.py"), RewardContext(tmp_path))
     assert [score.why for score in with_extra.score([Answer("p", "c", "c")])] == ["told: [hidden]"]
 
 

@@ -13,7 +13,7 @@ from align.core.algorithm.advantages import center, leave_one_out
 from align.core.algorithm.online import Experience
 from align.core.inference.difficulty import zero_variance_share
 from align.core.online.monitor import group_metrics, level, zero_variance
-from align.core.rewards.base import Place, Score
+from align.core.rewards.base import RewardContext, Score
 from align.core.rewards.scorer import Scored, Scorer, classes, leveled, reaches, tied
 from align.plugins.algorithms.best_of_n import BestOfN
 from align.schemas.run import RewardChoice
@@ -69,7 +69,7 @@ def test_not_the_same(rewards: list[float]) -> None:
 def test_what_cancels_is_measured_by_what_was_added() -> None:
     """1 x 0.3 - 1 x (0.1 + 0.2) is -5.6e-17 where 0.3 - 0.3 is 0."""
     choices = [RewardChoice(type="exact", weight=1.0), RewardChoice(type="length", weight=-1.0)]
-    scorer = Scorer(choices, Place.__new__(Place))
+    scorer = Scorer(choices, RewardContext.__new__(RewardContext))
     said = [{"exact": Score(0.3), "length": Score(b)} for b in (0.3, 0.1 + 0.2)]
     one, two = scorer.combine(said)
     assert one.reward == 0 and two.reward not in (0, None) and one.size == pytest.approx(0.6)
@@ -82,7 +82,7 @@ def test_what_cancels_is_measured_by_what_was_added() -> None:
 @pytest.mark.parametrize("others", [[], [0.9, 0.0, 0.0], [0.6, 0.0]])
 def test_near_their_mean_normalised_rewards_are_all_rounding(others: list[float]) -> None:
     """(r - mean) / spread: the mean is of the size of r, so what rounds r rounds the difference."""
-    scorer = Scorer([RewardChoice(type="exact", normalize=True)], Place.__new__(Place))
+    scorer = Scorer([RewardChoice(type="exact", normalize=True)], RewardContext.__new__(RewardContext))
     same, other = scorer.combine([{"exact": Score(value)} for value in (0.3, 0.1 + 0.2, *others)])[:2]
     assert same.learned != other.learned
     assert zero_variance(group(same.learned, other.learned, size=same.size))
@@ -93,7 +93,7 @@ def test_near_their_mean_normalised_rewards_are_all_rounding(others: list[float]
 def test_rows_are_chosen_by_leveled_rewards() -> None:
     """A plain comparison of two sums that differ by rounding alone would make a preference of it."""
     choices = [RewardChoice(type="exact", weight=1.0), RewardChoice(type="length", weight=-1.0)]
-    scorer = Scorer(choices, Place.__new__(Place))
+    scorer = Scorer(choices, RewardContext.__new__(RewardContext))
     said = [{"exact": Score(0.3), "length": Score(b)} for b in (0.3, 0.1 + 0.2, None)]
     assert leveled(scorer.combine([*said, {"exact": Score(None), "length": Score(None)}])) == [
         *[-(2.0**-54)] * 2,

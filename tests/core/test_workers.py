@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from align.core.rewards.base import Answer, Place, Score
+from align.core.rewards.base import Answer, RewardContext, Score
 from align.core.rewards.worker_pool import Workers
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
@@ -44,7 +44,7 @@ def workers(site: Path) -> Iterator[Workers]:
 
 def opened(site: Path, seconds: float = LIMIT, count: int = 2, **settings: bool) -> Workers:
     choice = RewardChoice(type="hostile", settings=settings)
-    return Workers(choice, seconds, count=count, memory=2 * 2**30, place=Place(site))
+    return Workers(choice, seconds, count=count, memory=2 * 2**30, place=RewardContext(site))
 
 
 def answers(*texts: str) -> list[Answer]:
@@ -155,7 +155,7 @@ def test_an_answer_that_cannot_be_sent_is_an_error(workers: Workers) -> None:
 
 
 def test_a_bare_function_serves(site: Path) -> None:
-    workers = Workers(RewardChoice(type="bare"), LIMIT, count=1, place=Place(site))
+    workers = Workers(RewardChoice(type="bare"), LIMIT, count=1, place=RewardContext(site))
     said = workers.score([Answer("q", "four", "four", columns={"factor": 2.5}), Answer("q", "", "", columns={})])
     workers.close()
     assert said[0].value == 10.0 and said[1].outcome == "error"
@@ -221,10 +221,10 @@ def test_nothing_outlives_a_trainer_that_is_killed(site: Path) -> None:
 import sys
 sys.path.insert(0, {str(site)!r})
 from pathlib import Path
-from align.core.rewards.base import Answer, Place
+from align.core.rewards.base import Answer, RewardContext
 from align.core.rewards.worker_pool import Workers
 from align.schemas.run import RewardChoice
-workers = Workers(RewardChoice(type="hostile"), 60.0, count=2, place=Place(Path({str(site)!r})))
+workers = Workers(RewardChoice(type="hostile"), 60.0, count=2, place=RewardContext(Path({str(site)!r})))
 print(workers.score([Answer("q", "1", "1"), Answer("q", "children", "children")]) and "ready", flush=True)
 workers.score([Answer("q", "ignore", "ignore"), Answer("q", "c loop", "c loop")])
 """

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from align.core.inference.audit import JUNK, audit
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Answer, Place, Score
+from align.core.rewards.base import Answer, RewardContext, Score
 from align.core.rewards.score_file import InputLine
 from align.core.rewards.scorer import RunningReward
 from align.plugins.rewards.ai_feedback import AIFeedback
@@ -39,7 +39,7 @@ def judge(server: Server, place: Path, **settings: Any) -> AIFeedback:
     chosen = {"url": server.url, "model": "judge", "constitution": ["Be right."], "wait": 0.01, **settings}
     made = registry.build("reward", Choice(type="ai_feedback", settings=chosen))
     assert isinstance(made, AIFeedback)
-    made.open(Place(place / "cache", home=place / "home"))
+    made.open(RewardContext(place / "cache", home=place / "home"))
     return made
 
 
@@ -213,7 +213,7 @@ def test_pairs_are_asked_in_both_orders_and_disagreement_is_a_tie(server: Server
 def test_an_audit_in_pairs_sets_a_row_s_attacks_against_each_other(server: Server, tmp_path: Path) -> None:
     """Gold beats the seven kinds of junk, and draws with the commonest gold, which says the same."""
     settings = {"url": server.url, "model": "judge", "constitution": ["Be right."], "mode": "pairwise"}
-    opened = RunningReward(RewardChoice(type="ai_feedback", settings=settings), Place(tmp_path))
+    opened = RunningReward(RewardChoice(type="ai_feedback", settings=settings), RewardContext(tmp_path))
     lines = [InputLine(f"row {i}", Answer(f"{PROMPT} {i}", "", "", columns={"solution": "Paris"})) for i in range(2)]
     found = audit(opened, lines, "rows")
     opened.close()

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.rewards.base import Answer, Place
+from align.core.rewards.base import Answer, RewardContext
 from align.plugins.rewards.ai_feedback.verdict_store import Cap, Ledger, Memory, Use
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
@@ -216,12 +216,12 @@ _LABELLER = """
 import sys
 from pathlib import Path
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Answer, Place
+from align.core.rewards.base import Answer, RewardContext
 from align.schemas.run import Choice
 url, place, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 settings = {"url": url, "model": "judge", "constitution": ["Be right."], "max_requests": 60, "concurrency": 4}
 reward = registry.build("reward", Choice(type="ai_feedback", settings=settings))
-reward.open(Place(place / "cache", home=place / "home"))
+reward.open(RewardContext(place / "cache", home=place / "home"))
 answers = [Answer("What is the capital of France?", "", f"Paris {n}") for n in range(count)]
 print([score.value for score in reward.score(answers)])
 print(dict(reward.counts()))
@@ -309,6 +309,6 @@ def test_through_the_scorer(server: Server, tmp_path: Path) -> None:
     answers = [Answer("p", text, text, group=group) for group in (0, 1) for text in ("Paris", "Rome")]
     from align.core.rewards.scorer import Scorer
 
-    with Scorer([choice], Place(tmp_path)) as scorer:
+    with Scorer([choice], RewardContext(tmp_path)) as scorer:
         assert [each.reward for each in scorer.score(answers)] == [2.0, 0.0, 2.0, 0.0]
     assert not re.search("sqlite", " ".join(os.listdir(tmp_path)).replace("ai_feedback.sqlite", ""))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Answer, Place
+from align.core.rewards.base import Answer, RewardContext
 from align.plugins.rewards.ai_feedback import AIFeedback
 from align.plugins.rewards.ai_feedback.local_judge import Local
 from align.plugins.rewards.ai_feedback.prompts import Question
@@ -22,7 +22,7 @@ def judge(tmp_path: Path, **settings: Any) -> AIFeedback:
     chosen = {"model": str(tmp_path / "model"), "constitution": ["Be right."], "max_tokens": 5, **settings}
     made = registry.build("reward", Choice(type="ai_feedback", settings=chosen))
     assert isinstance(made, AIFeedback)
-    made.open(Place(tmp_path / "cache", home=tmp_path / "home"))
+    made.open(RewardContext(tmp_path / "cache", home=tmp_path / "home"))
     return made
 
 

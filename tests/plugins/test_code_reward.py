@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Answer, Place, Score
+from align.core.rewards.base import Answer, RewardContext, Score
 from align.core.rewards.scorer import Scorer
 from align.plugins.rewards.code import Code, last_block
 from align.plugins.rewards.code.checks import read_checks
@@ -30,7 +30,7 @@ def answer(code: str, tests: Any, fenced: bool = True, **columns: Any) -> Answer
 @pytest.fixture(scope="module")
 def code() -> Iterator[Code]:
     reward = Code(Code.Config(seconds=20))
-    reward.open(Place(Path("unused")))
+    reward.open(RewardContext(Path("unused")))
     yield reward
     reward.close()
 
@@ -38,7 +38,7 @@ def code() -> Iterator[Code]:
 @pytest.mark.parametrize(("ranks", "at_once"), [(1, 4), (2, 2), (8, 1)])
 def test_ranks_share_what_runs_at_a_time(ranks: int, at_once: int) -> None:
     reward = Code(Code.Config(parallel=4))
-    reward.open(Place(Path("unused"), world_size=ranks))
+    reward.open(RewardContext(Path("unused"), world_size=ranks))
     assert reward._pool is not None and reward._pool._max_workers == at_once
     reward.close()
 
@@ -73,7 +73,7 @@ def test_no_cheat_passes_and_the_honest_do(code: Code, form: str) -> None:
 @pytest.mark.parametrize("form", ["call", "program"])
 def test_what_does_not_end_costs_one_answer_only(form: str) -> None:
     reward = Code(Code.Config(seconds=2, parallel=4))
-    reward.open(Place(Path("unused")))
+    reward.open(RewardContext(Path("unused")))
     end = "\nprint(f(0))" if form == "program" else ""
     honest = f"print({WANTED})" if form == "program" else HONEST
     sources = {"honest": honest, **{name: source + end for name, source in SLOW.items()}, "honest too": honest}
@@ -121,7 +121,7 @@ def test_fractions_and_all_or_nothing(code: Code) -> None:
     source = "import os\ndef f(x):\n    if x == 1: os._exit(0)\n    if x == 2: raise ValueError\n    return x * x"
     assert one(code, source, *tests) == Score(0.0, "wrong", {"tests": 0.5}, "2 of 4 tests passed")
     share = Code(Code.Config(score="fraction"))
-    share.open(Place(Path("unused")))
+    share.open(RewardContext(Path("unused")))
     try:
         for order in (tests, tests[::-1], tests[2:] + tests[:2]):
             assert one(share, source, *order).value == 0.5, "a death costs its test, wherever it stands"
@@ -257,7 +257,7 @@ def test_unparsed_and_whole(code: Code) -> None:
     loose = answer(HONEST, [FORMS["call"]], fenced=False)
     assert code.score([loose]) == [Score(0.0, "unparsed", why="has no complete block of Python code")]
     whole = Code(Code.Config(code="whole"))
-    whole.open(Place(Path("unused")))
+    whole.open(RewardContext(Path("unused")))
     try:
         assert whole.score([loose])[0].outcome == "right"
     finally:
@@ -268,7 +268,7 @@ def test_unparsed_and_whole(code: Code) -> None:
 def test_by_name_in_a_run(tmp_path: Path) -> None:
     """Found by the registry, in this process (it has its own), under the Scorer."""
     assert registry.get("reward", "code") is Code and Code.seconds is None
-    with Scorer([RewardChoice(type="code", settings={"seconds": 20})], Place(tmp_path)) as scorer:
+    with Scorer([RewardChoice(type="code", settings={"seconds": 20})], RewardContext(tmp_path)) as scorer:
         scored = scorer.score([answer(HONEST, [FORMS["call"]]), answer("def f(x): return 1", [FORMS["call"]])])
     assert [s.reward for s in scored] == [1.0, 0.0]
     assert [s.outcomes for s in scored] == [{"code": "right"}, {"code": "wrong"}]

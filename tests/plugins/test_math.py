@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from align.core.rewards.base import Answer, Place
+from align.core.rewards.base import Answer, RewardContext
 from align.core.rewards.worker_pool import Workers
 from align.plugins.rewards.math import Math
 from align.plugins.rewards.math.equality import equal, separation, sign
@@ -65,13 +65,15 @@ GOLDS = ["1", r"\frac{1}{2}", "x+1", "(1,2)", r"\{1,2\}", "[0,1)", "A", r"5 \tex
 @pytest.fixture(scope="module")
 def verifier() -> Math:
     math = Math(Math.Config())
-    math.open(Place(Path()))
+    math.open(RewardContext(Path()))
     return math
 
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    made = Workers(RewardChoice(type="math"), 3.0, count=2, memory=2**30, place=Place(tmp_path_factory.mktemp("cache")))
+    made = Workers(
+        RewardChoice(type="math"), 3.0, count=2, memory=2**30, place=RewardContext(tmp_path_factory.mktemp("cache"))
+    )
     yield made
     made.close()
 

@@ -17,7 +17,7 @@ from align.core.data.tokenize import examples_of
 from align.core.models.export import export
 from align.core.models.loading import build_policy
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Answer, Place, Score
+from align.core.rewards.base import Answer, RewardContext, Score
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Adapter, Choice, Model
@@ -45,7 +45,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def opened(path: Path, tmp_path: Path, **settings: Any) -> Any:
     reward = registry.build("reward", Choice(type="reward_model", settings={"path": str(path), **settings}))
-    reward.open(Place(tmp_path))
+    reward.open(RewardContext(tmp_path))
     return reward
 
 

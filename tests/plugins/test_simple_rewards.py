@@ -17,7 +17,7 @@ from trl.rewards import (
 )
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Answer, Place, Score
+from align.core.rewards.base import Answer, RewardContext, Score
 from align.core.rewards.scorer import RunningReward
 from align.plugins.rewards.length import cosine, near, overlong
 from align.plugins.rewards.repetition import repeated
@@ -68,7 +68,7 @@ def test_cosine_is_trl_s(length: int, right: bool) -> None:
 def test_cosine_asks_another_reward_what_is_right(tmp_path: Path) -> None:
     """Half of max: the middle of both ends, 0.75 and -0.75; where the judge has nothing to say, neither has this."""
     settings = {"shape": "cosine", "max": 100, "correct": {"type": "exact"}}
-    reward = RunningReward(RewardChoice(type="length", settings=settings), Place(tmp_path))
+    reward = RunningReward(RewardChoice(type="length", settings=settings), RewardContext(tmp_path))
     half = [1] * 50
     said = reward.score([answer("4", half, solution="4"), answer("5", half, solution="4"), answer("5", half)])
     assert [(s.value, s.outcome) for s in said] == [(0.75, "right"), (-0.75, "wrong"), (None, "error")]
@@ -79,8 +79,8 @@ def test_cosine_asks_another_reward_what_is_right(tmp_path: Path) -> None:
 def test_a_reward_with_a_limit_does_not_ask_another_with_its_own(tmp_path: Path) -> None:
     settings = {"shape": "cosine", "max": 100, "correct": {"type": "exact", "timeout": 1}}
     with pytest.raises(AlignError, match=r"reward exact\n    has a time limit of its own.*\n    leave timeout out"):
-        RunningReward(RewardChoice(type="length", settings=settings, timeout=5), Place(tmp_path))
-    reward = RunningReward(RewardChoice(type="length", settings=settings), Place(tmp_path))
+        RunningReward(RewardChoice(type="length", settings=settings, timeout=5), RewardContext(tmp_path))
+    reward = RunningReward(RewardChoice(type="length", settings=settings), RewardContext(tmp_path))
     assert reward.score([answer("4", [1] * 50, solution="4")])[0].value == 0.75
     reward.close()
 
@@ -187,7 +187,9 @@ def test_format_s_settings() -> None:
 
 
 def test_catastrophic_backtracking_costs_one_answer(tmp_path: Path) -> None:
-    reward = RunningReward(RewardChoice(type="format", settings={"regex": "(a+)+b"}, timeout=0.3), Place(tmp_path))
+    reward = RunningReward(
+        RewardChoice(type="format", settings={"regex": "(a+)+b"}, timeout=0.3), RewardContext(tmp_path)
+    )
     said = reward.score([answer("aab"), answer("a" * 60), answer("aab")])
     assert [s.outcome for s in said] == ["right", "timeout", "right"]
     reward.close()

@@ -24,7 +24,7 @@ EPS = 1e-4
 # --- rewards -------------------------------------------------------------------------------------------------------
 
 
-def divergence(experience: Experience, kind: KL) -> Numbers:
+def sampled_kl(experience: Experience, kind: KL) -> Numbers:
     """k_t of each token of an answer, under the policy that the phase began with: [T]."""
     assert experience.logp is not None and experience.ref_logp is not None, "the engine measures what credit needs"
     return estimate(experience.logp.astype(np.float64) - experience.ref_logp, kind)
@@ -33,7 +33,7 @@ def divergence(experience: Experience, kind: KL) -> Numbers:
 def rewards(group: Group, beta: float = 0.0, kind: KL = "k1") -> Numbers:
     """R_i − β Σ_t k_t, NaN where nobody scored the answer: [G]. The KL in the reward; RLOO, 2402.14740."""
     scores = np.array([np.nan if e.reward is None else e.reward for e in group], np.float64)
-    return scores - [beta * divergence(e, kind).sum() for e in group] if beta else scores
+    return scores - [beta * sampled_kl(e, kind).sum() for e in group] if beta else scores
 
 
 def token_rewards(reward: float, kl_T: Numbers, beta: float) -> Numbers:
@@ -43,7 +43,7 @@ def token_rewards(reward: float, kl_T: Numbers, beta: float) -> Numbers:
     return reward_T
 
 
-def adapted(beta: float, kl: float, target: float, answers: int, horizon: float) -> float:
+def adapt_beta(beta: float, kl: float, target: float, answers: int, horizon: float) -> float:
     """β (1 + clip(KL/target − 1, −0.2, 0.2) n / horizon): the next phase's β. 1909.08593 Section 2.2, K_β = n/horizon.
 
     kl, target: nats an answer. answers: n of this phase. horizon: answers in which β may grow by a fifth.
@@ -54,13 +54,13 @@ def adapted(beta: float, kl: float, target: float, answers: int, horizon: float)
 # --- answers -------------------------------------------------------------------------------------------------------
 
 
-def mean(x: Numbers) -> float:
+def nanmean(x: Numbers) -> float:
     """Over those that are numbers; NaN where there is none."""
     known = x[~np.isnan(x)]
     return float(known.mean()) if len(known) else float("nan")
 
 
-def std(x: Numbers) -> float:
+def nanstd(x: Numbers) -> float:
     """Unbiased (n − 1), over those that are numbers; 0 for fewer than two."""
     known = x[~np.isnan(x)]
     return float(known.std(ddof=1)) if len(known) > 1 else 0.0
@@ -74,7 +74,7 @@ def center(reward: Numbers) -> Numbers:
     known = reward[~np.isnan(reward)]
     # The mean of equal numbers is rounded, and may differ from each of them. Less the first one they are exact zeros.
     shifted = reward - known[0] if len(known) else reward
-    return shifted - mean(shifted)
+    return shifted - nanmean(shifted)
 
 
 def leave_one_out(reward_G: Numbers) -> Numbers:
@@ -88,10 +88,10 @@ def leave_one_out(reward_G: Numbers) -> Numbers:
 
 def divide_by_std(advantage: Numbers, by: Numbers) -> Numbers:
     """A_i / (std(R) + 1e-4)."""
-    return advantage / (std(by) + EPS)
+    return advantage / (nanstd(by) + EPS)
 
 
-def join(parts: Sequence[Numbers]) -> Numbers:
+def concatenate(parts: Sequence[Numbers]) -> Numbers:
     """One array of many, or of none."""
     return np.concatenate([np.empty(0), *parts])
 
@@ -118,15 +118,15 @@ def gae(reward_T: Numbers, value_T: Numbers, gamma: float, lam: float) -> tuple[
 
 def whiten(parts: Sequence[Numbers]) -> list[Numbers]:
     """(A − mean) / √(var + 1e-8) over all tokens of all answers, var unbiased; NaN ones apart. As TRL's PPO."""
-    together = join(parts)
-    centre, spread = mean(together), np.sqrt(std(together) ** 2 + 1e-8)
+    together = concatenate(parts)
+    centre, spread = nanmean(together), np.sqrt(nanstd(together) ** 2 + 1e-8)
     return [(part - centre) / spread for part in parts]
 
 
 # --- credit --------------------------------------------------------------------------------------------------------
 
 
-def finite(parts: Sequence[Numbers]) -> list[Floats]:
+def nan_to_zero(parts: Sequence[Numbers]) -> list[Floats]:
     """What the loss gets: float32, and 0 for what nobody scored."""
     return [np.nan_to_num(part).astype(np.float32) for part in parts]
 
@@ -148,5 +148,5 @@ def broadcast_to_tokens(
 ) -> Advantages:
     """Give every token of an answer the answer's advantage; one [G] for each group."""
     answers = [e for group in groups for e in group]
-    spread = [np.full(len(e.tokens), a) for e, a in zip(answers, join(advantages), strict=True)]
-    return Advantages({"advantage": finite(spread)}, loss_mask(groups, mask_truncated_completions))
+    spread = [np.full(len(e.tokens), a) for e, a in zip(answers, concatenate(advantages), strict=True)]
+    return Advantages({"advantage": nan_to_zero(spread)}, loss_mask(groups, mask_truncated_completions))

@@ -70,7 +70,7 @@ def cispo(logp: Tensor, ratio: Tensor, advantage: Tensor, epsilon_high: float) -
     return -ratio.detach().clamp(max=1 + epsilon_high) * advantage * logp
 
 
-def weighted(batch: Batch, policy_T: Tensor) -> Tensor:
+def importance_weighted(batch: Batch, policy_T: Tensor) -> Tensor:
     """The policy's loss times the correction for the generator's own probabilities, where there is one: [T]."""
     return policy_T * batch.token_data["weight"] if "weight" in batch.token_data else policy_T
 
@@ -78,7 +78,7 @@ def weighted(batch: Batch, policy_T: Tensor) -> Tensor:
 # --- divergence ----------------------------------------------------------------------------------------------------
 
 
-def divergence(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
+def kl_loss(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
     """k_t of each token, with gradient; times ρ_t where a ratio is given: [T].
 
     Tokens are drawn from π_old, and from a π that the gradient does not see: alone, k1's gradient is 0 in expectation,

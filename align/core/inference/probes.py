@@ -14,7 +14,7 @@ from align.core.evaluation.word_f1 import f1, words
 from align.core.inference.probe_material import Material, QuestionAnswer, plain
 from align.core.inference.probe_models import LocalProbeModel
 from align.core.inference.sampler import Completion, as_message, score
-from align.core.rewards.base import Place
+from align.core.rewards.base import RewardContext
 from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
 from align.schemas.project import Measured, Measurement
@@ -291,7 +291,7 @@ def run_probes(
         what = "hold nothing to measure on: questions with answers, texts, pairs, or prompts with a --reward"
         raise AlignError(f"the files {what}", where=", ".join(files))
     with ExitStack() as opened:
-        place = Place(seed=settings.seed)
+        place = RewardContext(seed=settings.seed)
         scorer = opened.enter_context(Scorer(rewards, place)) if rewards else None
         tell("loading the model")
         probed = LocalProbeModel.load(model)

@@ -56,7 +56,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RewardContext:
     """Where a reward works: a directory for what it keeps between runs, and its process among those that score.
 
     home: a directory for what it keeps of this run alone (what it has spent), None where there is no run.
@@ -105,7 +105,7 @@ class Reward:
         """The part of messages that tells it from others of its name, such as the file of a function; "" for none."""
         return ""
 
-    def open(self, place: Place) -> None:
+    def open(self, place: RewardContext) -> None:
         """Get ready; raises AlignError where it cannot work here."""
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:

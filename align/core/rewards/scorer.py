@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Answer, Outcome, Place, Reward, Score
+from align.core.rewards.base import Answer, Outcome, Reward, RewardContext, Score
 from align.core.rewards.functions import from_function
 from align.core.rewards.worker_pool import Workers
 from align.core.util.error_line import error_line
@@ -88,13 +88,13 @@ class TimedScore:
 class RunningReward:
     """One reward at work: in this process, or in workers where it has a limit for each answer."""
 
-    def __init__(self, choice: RewardChoice, place: Place) -> None:
+    def __init__(self, choice: RewardChoice, place: RewardContext) -> None:
         self.choice = choice
         self._secrets = [*secrets_of(choice.settings), *secrets_of(os.environ)]
         with self._without_secrets():
             self._open(place)
 
-    def _open(self, place: Place) -> None:
+    def _open(self, place: RewardContext) -> None:
         choice = self.choice
         self.reward = reward_of(choice)
         limit = choice.timeout or self.reward.seconds
@@ -178,7 +178,7 @@ class RunningReward:
 class Scorer:
     """All rewards of a stage. ``with Scorer(choices, place) as scorer: scorer.score(answers)``."""
 
-    def __init__(self, choices: Sequence[RewardChoice], place: Place) -> None:
+    def __init__(self, choices: Sequence[RewardChoice], place: RewardContext) -> None:
         self.choices, self.place = _named(choices), place
         self.rewards: dict[str, RunningReward] = {}
         self._running = {name: _Running() for name, choice in self.choices.items() if choice.normalize}

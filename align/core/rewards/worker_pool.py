@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from align.core.rewards.base import Answer, Outcome, Place, Score
+from align.core.rewards.base import Answer, Outcome, RewardContext, Score
 from align.core.rewards.worker_process import LONGEST_REPLY
 from align.core.util import interpreter
 from align.schemas.errors import AlignError, Problem
@@ -80,7 +80,7 @@ class Workers:
         *,
         count: int | None = None,
         memory: int = 4 * 2**30,
-        place: Place,
+        place: RewardContext,
     ) -> None:
         self.choice, self.seconds, self.memory, self.place = choice, seconds, memory, place
         self._asked, self._lock = 0, threading.Lock()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Place, Reward, Score
+from align.core.rewards.base import Reward, RewardContext, Score
 from align.core.rewards.functions import from_function
 from align.core.util.error_line import error_line
 from align.schemas.errors import AlignError
@@ -72,7 +72,7 @@ def _opened(spec: dict[str, Any]) -> Reward:
     if not isinstance(made, Reward):
         made = from_function(made, choice.type)
     place = spec["place"]
-    made.open(Place(**place | {name: place[name] and Path(place[name]) for name in ("cache", "home")}))
+    made.open(RewardContext(**place | {name: place[name] and Path(place[name]) for name in ("cache", "home")}))
     return made
 
 

@@ -19,7 +19,7 @@ from align.core.models.policy import Policy
 from align.core.models.reference import ReferenceModel
 from align.core.online.collect import Collector
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Place
+from align.core.rewards.base import RewardContext
 from align.core.rewards.scorer import Scorer, reward_of
 from align.core.training.datasets import Prepared
 from align.core.util.progress import working
@@ -104,7 +104,7 @@ def make_collector(
             "use local or vllm",
             where=f"{stage.name}: rollout.generator",
         )
-    place = Place(
+    place = RewardContext(
         rank=cutter.rank,
         world_size=cutter.world_size,
         seed=stage.seed,

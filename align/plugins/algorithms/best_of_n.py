@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from align.core.algorithm.best_of_n import best_of_k, kl_bound, pass_at_k, powers
-from align.core.algorithm.online import RowGenerator
-from align.core.rewards.scorer import reaches, tied
-from align.schemas.records import Content
+from align import Content, RowGenerator
+from align.rewards import reaches, tied
+from align.rl import best_of_k, kl_bound, pass_at_k, powers
 
 
 class BestOfN(RowGenerator):

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric, logistic, preference_metrics
-from align.core.data.batch import Batch
+from align import Algorithm, Batch, LossOutput, LossTerm, Metric
+from align.algorithms import logistic, preference_metrics
 
 
 def cpo(chosen_E: Tensor, rejected_E: Tensor, beta: float, label_smoothing: float) -> Tensor:

@@ -19,12 +19,26 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from align.core.algorithm import policy_loss as r
-from align.core.algorithm.advantages import broadcast_to_tokens, center, divide_by_std, join, rewards
-from align.core.algorithm.base import LossOutput, Metric, token_metrics
-from align.core.algorithm.kl import KL
-from align.core.algorithm.online import Advantages, Group, Online
-from align.core.data.batch import Batch
+from align import Advantages, Batch, LossOutput, Metric, Online
+from align.algorithms import token_metrics
+from align.rl import (
+    KL,
+    RATIOS,
+    Averaging,
+    Group,
+    Level,
+    averaged,
+    broadcast_to_tokens,
+    center,
+    cispo,
+    clip_metrics,
+    clipped,
+    concatenate,
+    divide_by_std,
+    importance_weighted,
+    kl_loss,
+    rewards,
+)
 
 
 class GRPO(Online):
@@ -49,10 +63,10 @@ class GRPO(Online):
         scale_rewards: Literal["group", "batch", "none"] = "group"
         """What divides the advantage: the standard deviation of the group's rewards, of the phase's (2508.08221), or
         nothing (Dr. GRPO, 2503.20783: the first makes questions that are almost always or never solved count more)."""
-        averaging: r.Averaging = "token"
+        averaging: Averaging = "token"
         """Mean over all tokens (DAPO 2503.14476, TRL 1.16), over answers of their tokens' mean (2402.03300), or over
         answers of their sum / max_completion_length (Dr. GRPO, 2503.20783)."""
-        importance_sampling_level: r.Level = "token"
+        importance_sampling_level: Level = "token"
         """Each token's own, or the answer's geometric mean (GSPO, 2507.18071)."""
         objective: Literal["clip", "cispo"] = "clip"
         """``clip`` drops tokens whose ratio went too far; ``cispo`` (2506.13585) caps their weight."""
@@ -111,7 +125,7 @@ class GRPO(Online):
         config = self.config
         beta = config.beta if config.kl_in == "reward" else 0.0
         found = [rewards(group, beta, config.kl_estimator) for group in groups]
-        everything = join(found)
+        everything = concatenate(found)
         advantages = [center(reward) for reward in found]
         if config.scale_rewards != "none":
             by = found if config.scale_rewards == "group" else [everything] * len(found)
@@ -121,29 +135,29 @@ class GRPO(Online):
     def loss(self, batch: Batch) -> LossOutput:
         """One value per token, or per answer, for the policy and for the KL."""
         config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
-        ratio_T, advantage_T = r.RATIOS[config.importance_sampling_level](batch), batch.token_data["advantage"]
+        ratio_T, advantage_T = RATIOS[config.importance_sampling_level](batch), batch.token_data["advantage"]
         loss_T, metrics = OBJECTIVES[config.objective](batch, ratio_T, advantage_T, config)
-        terms = [r.averaged(batch, r.weighted(batch, loss_T), config.averaging, max_completion_length)]
+        terms = [averaged(batch, importance_weighted(batch, loss_T), config.averaging, max_completion_length)]
         metrics["policy_loss"] = Metric(terms[0].weight * terms[0].values)
         if batch.ref_logp_T is not None:
             in_loss = config.beta > 0 and config.kl_in == "loss"
-            kl_T = r.divergence(batch, config.kl_estimator, ratio_T if in_loss and config.corrected else None)
+            kl_T = kl_loss(batch, config.kl_estimator, ratio_T if in_loss and config.corrected else None)
             metrics["kl"] = Metric(kl_T)
             if in_loss:
-                terms.append(r.averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
+                terms.append(averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
         return LossOutput(terms, metrics | token_metrics(batch))
 
 
 def _clip(batch: Batch, ratio_T: Tensor, advantage_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:
     low, high = config.epsilon, config.high
-    metrics = r.clip_metrics(ratio_T, advantage_T, low, high, batch.mean_per_sequence)
-    return r.clipped(ratio_T, advantage_T, low, high, config.delta), metrics
+    metrics = clip_metrics(ratio_T, advantage_T, low, high, batch.mean_per_sequence)
+    return clipped(ratio_T, advantage_T, low, high, config.delta), metrics
 
 
 def _cispo(batch: Batch, ratio_T: Tensor, advantage_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:
     capped_T = (ratio_T > 1 + config.high) & (advantage_T > 0)
     metrics = {"cispo_clip_ratio": Metric(capped_T.to(ratio_T.dtype))}
-    return r.cispo(batch.logp_T, ratio_T, advantage_T, config.high), metrics
+    return cispo(batch.logp_T, ratio_T, advantage_T, config.high), metrics
 
 
 OBJECTIVES = {"clip": _clip, "cispo": _cispo}

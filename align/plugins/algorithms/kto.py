@@ -10,9 +10,8 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric, token_metrics
-from align.core.data import examples as data
-from align.core.data.batch import Batch
+from align import Algorithm, Batch, Example, LossOutput, LossTerm, Metric
+from align.algorithms import TokenSequence, token_metrics
 
 
 def kto(ratio_B: Tensor, desirable_B: Tensor, z: Tensor, beta: float) -> Tensor:
@@ -25,10 +24,10 @@ def kto(ratio_B: Tensor, desirable_B: Tensor, z: Tensor, beta: float) -> Tensor:
     return torch.sigmoid(-sign_B * beta * (ratio_B - z))
 
 
-def mismatched(prompt_of: data.TokenSequence, answer_of: data.TokenSequence) -> data.TokenSequence:
+def mismatched(prompt_of: TokenSequence, answer_of: TokenSequence) -> TokenSequence:
     """The one's prompt followed by the other's answer, which starts at its first scored token."""
     cut, start = (int(np.argmax(s.scored)) if s.scored.any() else len(s) for s in (prompt_of, answer_of))
-    return data.TokenSequence(
+    return TokenSequence(
         role="mismatched",
         tokens=np.concatenate([prompt_of.tokens[:cut], answer_of.tokens[start:]]),
         scored=np.concatenate([prompt_of.scored[:cut], answer_of.scored[start:]]),
@@ -70,7 +69,7 @@ class KTO(Algorithm):
             return {"rewards/margins": metrics["rewards/chosen"] - metrics["rewards/rejected"]}
         return {}
 
-    def auxiliary(self, examples: Sequence[data.Example]) -> Sequence[data.Example]:
+    def auxiliary(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Each prompt with the answer of the example before it in the step.
 
         A step of one example has no other answer: its z is 0, the least a divergence can be.
@@ -79,7 +78,7 @@ class KTO(Algorithm):
             return ()
         pairs = zip(examples, [examples[-1], *examples[:-1]], strict=True)
         return [
-            data.Example(
+            Example(
                 source=f"{mine.source} answered by {other.source}",
                 sequences=tuple(
                     mismatched(s, other.sequences[i % len(other.sequences)]) for i, s in enumerate(mine.sequences)

@@ -8,11 +8,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, PositiveFloat
 
-from align.core.algorithm.advantages import loss_mask, rewards
-from align.core.algorithm.base import LossOutput, LossTerm, Metric, logistic, preference_metrics
-from align.core.algorithm.online import Advantages, Group, Online, sequence_of
-from align.core.data.batch import Batch
-from align.core.data.examples import Example
+from align import Advantages, Batch, Example, LossOutput, LossTerm, Metric, Online
+from align.algorithms import logistic, preference_metrics
+from align.rl import Group, loss_mask, rewards, sequence_of
 
 
 class OnlineDPO(Online):

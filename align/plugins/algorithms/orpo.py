@@ -6,8 +6,8 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric, logistic, preference_metrics
-from align.core.data.batch import Batch
+from align import Algorithm, Batch, LossOutput, LossTerm, Metric
+from align.algorithms import logistic, preference_metrics
 
 ALMOST_SURE = -1e-7
 """Log of the largest probability whose odds are still told apart in float32."""

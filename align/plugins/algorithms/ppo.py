@@ -10,23 +10,27 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from align.core.algorithm.advantages import (
+from align import Advantages, Batch, CriticSpec, LossOutput, LossTerm, Metric, Online
+from align.algorithms import token_metrics
+from align.rl import (
+    KL,
+    Group,
     Numbers,
-    adapted,
-    divergence,
-    finite,
+    adapt_beta,
+    clip_metrics,
+    clipped,
+    concatenate,
     gae,
-    join,
+    importance_weighted,
+    log_ratio,
     loss_mask,
+    nan_to_zero,
     rewards,
+    sampled_kl,
+    token_ratio,
     token_rewards,
     whiten,
 )
-from align.core.algorithm.base import LossOutput, LossTerm, Metric, token_metrics
-from align.core.algorithm.kl import KL
-from align.core.algorithm.online import Advantages, CriticSpec, Group, Online
-from align.core.algorithm.policy_loss import clip_metrics, clipped, log_ratio, token_ratio, weighted
-from align.core.data.batch import Batch
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -135,22 +139,22 @@ class PPO(Online):
         """GAE over each answer's tokens; then the KL controller moves beta for the next phase."""
         config, keep = self.config, loss_mask(groups)
         answers = [e for group in groups for e in group]
-        score_N = join([rewards(group) for group in groups])
+        score_N = concatenate([rewards(group) for group in groups])
         score_N -= config.missing_eos_penalty * np.array([e.finish == "length" for e in answers])
         value, kl = [], []
         for experience in answers:
             assert experience.value is not None, "the engine gives values to an algorithm with a critic"
             value.append(experience.value.astype(np.float64))
             kl.append(
-                divergence(experience, config.kl_estimator) if self.uses_reference else np.zeros(len(experience.tokens))
+                sampled_kl(experience, config.kl_estimator) if self.uses_reference else np.zeros(len(experience.tokens))
             )
         reward = [token_rewards(score, kl_T, self.beta) for score, kl_T in zip(score_N, kl, strict=True)]
         both = [gae(r_T, v_T, config.gamma, config.lam) for r_T, v_T in zip(reward, value, strict=True)]
         advantage = [advantage_T for advantage_T, _ in both]
         token_data = {
-            "advantage": finite(whiten(advantage) if config.normalize_advantages else advantage),
-            "return": finite([return_T for _, return_T in both]),
-            "value": finite(value),
+            "advantage": nan_to_zero(whiten(advantage) if config.normalize_advantages else advantage),
+            "return": nan_to_zero([return_T for _, return_T in both]),
+            "value": nan_to_zero(value),
         }
         kl_N = np.array([kl_T.sum() for kl_T in kl])
         return Advantages(token_data, keep, self._controlled(score_N[keep], kl_N[keep]))
@@ -161,7 +165,7 @@ class PPO(Online):
             return {}
         kl, beta, config = float(kl_N.mean()), self.beta, self.config
         if config.kl_target is not None:
-            self.beta = adapted(beta, kl, config.kl_target, len(kl_N), config.kl_horizon)
+            self.beta = adapt_beta(beta, kl, config.kl_target, len(kl_N), config.kl_horizon)
         return {
             "objective/kl": kl,
             "objective/kl_coef": beta,
@@ -177,7 +181,7 @@ class PPO(Online):
         token_data, ratio_T = batch.token_data, token_ratio(batch)
         advantage_T, old_T, return_T = token_data["advantage"], token_data["value"], token_data["return"]
         policy_T = clipped(ratio_T, advantage_T, config.epsilon, config.epsilon_high, config.delta)
-        policy_T = weighted(batch, policy_T)
+        policy_T = importance_weighted(batch, policy_T)
         critic_T = value_loss(batch.value_T, old_T, return_T, config.cliprange_value)
         clips = clip_metrics(ratio_T, advantage_T, config.epsilon, config.epsilon_high, batch.mean_per_sequence)
         metrics = {

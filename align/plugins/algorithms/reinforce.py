@@ -13,24 +13,30 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from align.core.algorithm import policy_loss as r
-from align.core.algorithm.advantages import (
+from align import Advantages, Batch, LossOutput, Metric, Online
+from align.algorithms import token_metrics
+from align.rl import (
+    KL,
+    Averaging,
+    Group,
     Numbers,
+    averaged,
     center,
-    divergence,
-    finite,
-    join,
+    clip_metrics,
+    clipped,
+    concatenate,
+    importance_weighted,
+    kl_loss,
     loss_mask,
-    mean,
+    nan_to_zero,
+    nanmean,
     reward_to_go,
     rewards,
+    sampled_kl,
+    token_ratio,
     token_rewards,
     whiten,
 )
-from align.core.algorithm.base import LossOutput, Metric, token_metrics
-from align.core.algorithm.kl import KL
-from align.core.algorithm.online import Advantages, Group, Online
-from align.core.data.batch import Batch
 
 
 class Reinforce(Online):
@@ -62,7 +68,7 @@ class Reinforce(Online):
         """Standardise the advantages over all tokens of the phase (2501.03262)."""
         gamma: Annotated[float, Field(ge=0, le=1)] = 1.0
         """γ, discount of what comes later (the authors)."""
-        averaging: r.Averaging = "token"
+        averaging: Averaging = "token"
         """Mean over all tokens (the authors), over answers of their tokens' mean, or of their sum /
         max_completion_length."""
         epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -110,21 +116,23 @@ class Reinforce(Online):
         """Rewards less the baseline, and what each token's KL costs, summed up from the end."""
         config, keep = self.config, loss_mask(groups, self.config.mask_truncated_completions)
         found = [rewards(group) for group in groups]
-        baseline = self._baseline(join(found))
-        score_N = join([center(reward_G) if config.baseline == "group" else reward_G - baseline for reward_G in found])
+        baseline = self._baseline(concatenate(found))
+        score_N = concatenate(
+            [center(reward_G) if config.baseline == "group" else reward_G - baseline for reward_G in found]
+        )
         answers = [e for group in groups for e in group]
-        kl = [divergence(e, config.kl_estimator) if self.measures_logp else np.zeros(len(e.tokens)) for e in answers]
+        kl = [sampled_kl(e, config.kl_estimator) if self.measures_logp else np.zeros(len(e.tokens)) for e in answers]
         score_N = np.where(keep, score_N, np.nan)
         reward = [token_rewards(score, kl_T, config.beta) for score, kl_T in zip(score_N, kl, strict=True)]
         advantage = [reward_to_go(reward_T, config.gamma) for reward_T in reward]
         metrics = {"baseline": baseline} if config.baseline in ("batch", "moving") else {}
         return Advantages(
-            {"advantage": finite(whiten(advantage) if config.normalize_advantages else advantage)}, keep, metrics
+            {"advantage": nan_to_zero(whiten(advantage) if config.normalize_advantages else advantage)}, keep, metrics
         )
 
     def _baseline(self, reward_N: Numbers) -> float:
         """The phase's mean, or that of the phases before, which then moves towards it; 0 where there is none."""
-        now = mean(reward_N)
+        now = nanmean(reward_N)
         if self.config.baseline not in ("batch", "moving") or np.isnan(now):
             return self.moving or 0.0
         if self.config.baseline == "batch":
@@ -136,19 +144,17 @@ class Reinforce(Online):
     def loss(self, batch: Batch) -> LossOutput:
         """One value per token, or per answer, for the policy and for the KL."""
         config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
-        ratio_T, advantage_T = r.token_ratio(batch), batch.token_data["advantage"]
-        loss_T = r.weighted(batch, r.clipped(ratio_T, advantage_T, config.epsilon, config.epsilon_high))
-        terms = [r.averaged(batch, loss_T, config.averaging, max_completion_length)]
+        ratio_T, advantage_T = token_ratio(batch), batch.token_data["advantage"]
+        loss_T = importance_weighted(batch, clipped(ratio_T, advantage_T, config.epsilon, config.epsilon_high))
+        terms = [averaged(batch, loss_T, config.averaging, max_completion_length)]
         metrics = {"policy_loss": Metric(terms[0].weight * terms[0].values)}
-        metrics |= r.clip_metrics(ratio_T, advantage_T, config.epsilon, config.epsilon_high, batch.mean_per_sequence)
+        metrics |= clip_metrics(ratio_T, advantage_T, config.epsilon, config.epsilon_high, batch.mean_per_sequence)
         if batch.ref_logp_T is not None:
             in_loss = config.kl_in == "loss"
-            kl_T = r.divergence(
-                batch, config.kl_estimator, ratio_T if in_loss and config.kl_estimator != "k2" else None
-            )
+            kl_T = kl_loss(batch, config.kl_estimator, ratio_T if in_loss and config.kl_estimator != "k2" else None)
             metrics["kl"] = Metric(kl_T)
             if in_loss:
-                terms.append(r.averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
+                terms.append(averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
         return LossOutput(terms, metrics | token_metrics(batch))
 
     def state_dict(self) -> dict[str, Any]:

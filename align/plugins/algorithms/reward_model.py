@@ -6,8 +6,8 @@ import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric, logistic
-from align.core.data.batch import Batch
+from align import Algorithm, Batch, LossOutput, LossTerm, Metric
+from align.algorithms import logistic
 
 
 def bradley_terry(chosen_E: Tensor, rejected_E: Tensor, margin_E: Tensor) -> Tensor:

@@ -7,13 +7,21 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from align.core.algorithm.advantages import broadcast_to_tokens, divide_by_std, join, leave_one_out, mean, rewards
-from align.core.algorithm.base import LossOutput, LossTerm, Metric, token_metrics
-from align.core.algorithm.online import Advantages, Group, Online
-from align.core.algorithm.policy_loss import clip_metrics, clipped, product_ratio
-from align.core.data.batch import Batch
-from align.schemas.errors import AlignError
-from align.schemas.run import Rollout
+from align import Advantages, AlignError, Batch, LossOutput, LossTerm, Metric, Online
+from align.algorithms import token_metrics
+from align.rl import (
+    Group,
+    broadcast_to_tokens,
+    clip_metrics,
+    clipped,
+    concatenate,
+    divide_by_std,
+    leave_one_out,
+    nanmean,
+    product_ratio,
+    rewards,
+)
+from align.settings import Rollout
 
 
 class RLOO(Online):
@@ -69,8 +77,8 @@ class RLOO(Online):
         """R_i less the mean of its siblings."""
         advantages = [leave_one_out(rewards(group, self.config.beta)) for group in groups]
         if self.config.normalize_advantages:
-            everything = join(advantages)
-            advantages = [divide_by_std(a - mean(everything), everything) for a in advantages]
+            everything = concatenate(advantages)
+            advantages = [divide_by_std(a - nanmean(everything), everything) for a in advantages]
         return broadcast_to_tokens(groups, advantages, self.config.mask_truncated_completions)
 
     def loss(self, batch: Batch) -> LossOutput:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, token_metrics
-from align.core.data.batch import Batch
+from align import Algorithm, Batch, LossOutput, LossTerm
+from align.algorithms import token_metrics
 
 
 def nll(logp_T: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, logistic, preference_metrics
-from align.core.data.batch import Batch
+from align import Algorithm, Batch, LossOutput, LossTerm
+from align.algorithms import logistic, preference_metrics
 
 
 def simpo(chosen_E: Tensor, rejected_E: Tensor, beta: float, gamma: float) -> Tensor:

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from align.core.data import formats
-from align.core.data.formats import Format, Shape
-from align.core.data.rows import RowError, a
-from align.schemas.records import Kind, Message, Record
+from align import Format, Kind, Message, Record, Shape, formats
+from align.formats import RowError, a
 
 _PAIRS = (("human", "assistant"), ("input", "output"))
 """Names of the two sides of a round in ms-swift and in Capybara."""

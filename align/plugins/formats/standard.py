@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from align.core.data import formats
-from align.core.data.formats import Format, Shape
-from align.core.data.rows import RowError
-from align.schemas.records import Content, Kind
+from align import Content, Format, Kind, Shape, formats
+from align.formats import RowError
 
 _ASKED = ("question", "query", "problem")
 """Columns that probably hold the prompt: with one of them, a shared start of two strings is not taken for it."""

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from align.core.generation.base import Floats, Generator, Interrupt, ModelHandle, Request, Sample, Tokens
-from align.core.util.http import Client, secret
-from align.schemas.errors import AlignError
-from align.schemas.run import Sampling
+from align import AlignError, Generator, ModelHandle, Request, Sample
+from align.generators import Floats, Interrupt, Tokens
+from align.http import Client, secret
+from align.settings import Sampling
 
 FINISHED: dict[str | None, Literal["stop", "length"]] = {"stop": "stop", "length": "length"}
 

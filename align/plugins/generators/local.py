@@ -8,12 +8,10 @@ from typing import ClassVar
 import torch
 from pydantic import PositiveInt
 
-from align.core.generation.base import Floats, Generator, ModelHandle, Request, Sample, Tokens
-from align.core.generation.decode import Decoder
-from align.core.models.loading import build_policy
-from align.core.models.policy import Policy
-from align.core.models.precompute import completion_logprobs
-from align.schemas.run import Sampling
+from align import Generator, ModelHandle, Request, Sample
+from align.generators import Floats, Tokens
+from align.models import Decoder, Policy, build_policy, completion_logprobs
+from align.settings import Sampling
 
 
 class Local(Generator):

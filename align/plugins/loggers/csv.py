@@ -11,10 +11,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
-from align.core.engine.logger import Logger
-from align.core.util.atomic_files import naming, set_aside, write_atomic
-from align.core.util.metrics_file import chain_row, chain_rows, read_rows
-from align.schemas.errors import Problem
+from align import Logger, Problem
+from align.files import naming, set_aside, write_atomic
+from align.loggers import chain_row, chain_rows, read_rows
 
 
 class CSV(Logger):

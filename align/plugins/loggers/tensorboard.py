@@ -6,8 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
-from align.core.engine.logger import Logger
-from align.schemas.errors import AlignError
+from align import AlignError, Logger
 
 
 class TensorBoard(Logger):

@@ -7,9 +7,7 @@ from typing import Literal
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
-from align.core.engine.logger import Logger
-from align.schemas import base
-from align.schemas.errors import AlignError
+from align import AlignError, Logger
 
 
 class WandB(Logger):
@@ -17,7 +15,7 @@ class WandB(Logger):
 
     name = "wandb"
 
-    class Config(base.Config):
+    class Config(Logger.Config):
         """Settings in the run file."""
 
         project: str = "align"

@@ -8,9 +8,8 @@ from typing import Any
 
 from pydantic import Field
 
-from align.core.rewards.base import Answer, Reward, Score
-from align.core.rewards.functions import components, describe, from_function, load_function
-from align.schemas.errors import AlignError
+from align import AlignError, Answer, Reward, Score
+from align.rewards import components, describe, from_function, load_function
 
 
 class _FromFile(Reward):

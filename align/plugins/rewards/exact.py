@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from align.core.rewards.base import Answer, Pattern, Reward, Score
+from align import Answer, Reward, Score
+from align.rewards import Pattern
 
 
 class Exact(Reward):

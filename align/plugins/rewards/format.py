@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import fastjsonschema
 from pydantic import Field, model_validator
 
-from align.core.rewards.base import Answer, Pattern, Reward, Score
-from align.schemas.errors import AlignError
+from align import AlignError, Answer, Reward, Score
+from align.rewards import Pattern
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL)
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from align.core.rewards.base import NO_TOKENS, Answer, Place, Reward, Score, Unit, pieces
-from align.core.rewards.scorer import RunningReward, reward_of
-from align.schemas.run import BESIDE_REWARD, RewardChoice, spelt_out
-
-Judge = Annotated[RewardChoice, BeforeValidator(lambda value: spelt_out(value, BESIDE_REWARD))]
+from align import Answer, Reward, Score
+from align.rewards import NO_TOKENS, RewardContext, RunningReward, Unit, pieces, reward_of
+from align.settings import RewardChoice, RewardPlugin
 
 
 def overlong(length: int, longest: int, cache: int) -> float:
@@ -63,7 +61,7 @@ class Length(Reward):
         """overlong: over how much of the length before ``max`` the punishment grows; 0: all at once."""
         target: PositiveInt | None = None
         """target: the length that is wanted."""
-        correct: Judge = RewardChoice(type="math")
+        correct: RewardPlugin = RewardChoice(type="math")
         """cosine: a reward that says what is right (a score above 0); where it abstains so does this one."""
         right: tuple[float, float] = (1.0, 0.5)
         """cosine: score of a right answer at length 0 and at ``max`` (TRL's max_value_correct, min_value_correct)."""
@@ -86,7 +84,7 @@ class Length(Reward):
     config: Config
     _judge: RunningReward | None = None
 
-    def open(self, place: Place) -> None:
+    def open(self, place: RewardContext) -> None:
         """Open the reward that says what is right."""
         if self.config.shape == "cosine":
             self._judge = RunningReward(self.config.correct, place)

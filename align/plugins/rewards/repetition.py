@@ -6,7 +6,8 @@ from collections.abc import Hashable, Sequence
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from align.core.rewards.base import NO_TOKENS, Answer, Reward, Score, Unit, pieces
+from align import Answer, Reward, Score
+from align.rewards import NO_TOKENS, Unit, pieces
 
 
 def repeated(said: Sequence[Hashable], n: int) -> float:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from align.core.rewards.base import Answer, Place, Reward, Score
-from align.schemas.run import Model
+from align import Answer, Reward, Score
+from align.rewards import RewardContext
+from align.settings import Model
 
 if TYPE_CHECKING:
-    from align.core.inference.reward_network import RewardNetwork
+    from align.models import RewardNetwork
 
 
 class RewardModelScore(Reward):
@@ -43,9 +44,9 @@ class RewardModelScore(Reward):
     config: Config
     _network: RewardNetwork | None = None
 
-    def open(self, place: Place) -> None:
+    def open(self, place: RewardContext) -> None:
         """Load the model. Raises AlignError for one that is no reward model."""
-        from align.core.inference.reward_network import RewardNetwork  # torch
+        from align.models import RewardNetwork
 
         config = self.config
         model = Model(

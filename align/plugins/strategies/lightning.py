@@ -22,9 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from align.core.engine.strategy import Strategy
-from align.schemas.errors import AlignError
-from align.schemas.hardware import Footprint, Hardware
+from align import AlignError, Footprint, Hardware, Strategy
 
 _DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
 

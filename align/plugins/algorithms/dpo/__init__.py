@@ -12,10 +12,10 @@ import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, preference_metrics
-from align.core.data.batch import Batch
+from align import Algorithm, Batch, LossOutput, LossTerm
+from align.algorithms import preference_metrics
 from align.plugins.algorithms.dpo.equations import DIVERGENCES, LOSSES, reads
-from align.schemas.run import Fraction
+from align.settings import Fraction
 
 Loss = Literal[
     "sigmoid",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from align.core.algorithm.base import logistic
+from align.algorithms import logistic
 
 
 def sigmoid(delta_E: Tensor, beta: float, label_smoothing: float) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from align.core.generation.base import Generator, ModelHandle
-from align.schemas.run import Sampling
+from align import Generator, ModelHandle
+from align.settings import Sampling
 
 
 class VLLMConfig(Generator.Config):

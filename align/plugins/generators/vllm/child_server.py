@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from align.core.engine.processes import free_port
-from align.core.util.http import Client, Failed
+from align import AlignError
+from align.http import Client, Failed
 from align.plugins.generators.vllm.arguments import VLLMConfig
 from align.plugins.generators.vllm.supervisor import GRACE
-from align.schemas.errors import AlignError
+from align.processes import free_port
 
 _PREFIX = re.compile(r"^(\(\w+ pid=\d+\)\s?)?(ERROR [\d-]+ [\d:]+ \[[^]]*\] ?)?")
 EXTENSION = "align.plugins.generators.vllm.extension"

@@ -15,13 +15,13 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from align.core.generation.base import Floats, Generator, ModelHandle, Request, Sample, Tokens
+from align import AlignError, Generator, ModelHandle, Request, Sample
+from align.generators import Floats, Tokens
 from align.plugins.generators.vllm.arguments import VLLMConfig, engine_arguments, sampling_params
-from align.schemas.errors import AlignError
-from align.schemas.run import Sampling
+from align.settings import Sampling
 
 if TYPE_CHECKING:
-    from align.core.models.policy import Policy
+    from align.models import Policy
     from align.plugins.generators.vllm.process import Process
     from align.plugins.generators.vllm.server import Server
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from align.core.engine.checkpoint import keep_random_state
-from align.core.generation.base import Floats, Interrupt, Sample, Tokens
+from align import AlignError, Sample
+from align.generators import Floats, Interrupt, Tokens
 from align.plugins.generators.vllm.arguments import SCORING, VLLMConfig
 from align.plugins.generators.vllm.weights import checkpoint_tensors
-from align.schemas.errors import AlignError
+from align.processes import keep_random_state
 
 if TYPE_CHECKING:
-    from align.core.models.policy import Policy
+    from align.models import Policy
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else the engine runs in a child, and weights must be sent to it

@@ -21,18 +21,17 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from align.core.engine.checkpoint import all_gather_objects
-from align.core.engine.processes import rank
-from align.core.generation.base import Floats, Interrupt, Sample, Tokens
-from align.core.util.atomic_files import sha256
-from align.core.util.http import Client, Failed, secret
+from align import AlignError, Sample
+from align.files import sha256
+from align.generators import Floats, Interrupt, Tokens
+from align.http import Client, Failed, secret
 from align.plugins.generators.vllm.arguments import SCORING, VLLMConfig
 from align.plugins.generators.vllm.child_server import BY_HAND, NCCL, Launched
 from align.plugins.generators.vllm.weights import checkpoint_tensors
-from align.schemas.errors import AlignError
+from align.processes import all_gather_objects, rank
 
 if TYPE_CHECKING:
-    from align.core.models.policy import Policy
+    from align.models import Policy
 
 FIRST = "default"
 """The label of the weights that a server began with."""

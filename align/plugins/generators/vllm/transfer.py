@@ -13,12 +13,12 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from align.core.engine.processes import free_port, rank
-from align.core.util.http import Client
+from align.http import Client
 from align.plugins.generators.vllm.weights import checkpoint_tensors
+from align.processes import free_port, rank
 
 if TYPE_CHECKING:
-    from align.core.models.policy import Policy
+    from align.models import Policy
 
 
 class Sender:

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from align.core.models.export import plain_model
-from align.core.models.policy import Policy
-from align.schemas.errors import AlignError
+from align import AlignError
+from align.models import Policy, plain_model
 
 
 @torch.no_grad()

@@ -11,14 +11,14 @@ from itertools import permutations
 from pathlib import Path
 from typing import ClassVar
 
-from align.core.rewards.base import Answer, Outcome, Place, Reward, Score
+from align import AlignError, Answer, Reward, Score
 from align.plugins.rewards.ai_feedback.config import Settings, principles
 from align.plugins.rewards.ai_feedback.endpoint_judge import Endpoint
 from align.plugins.rewards.ai_feedback.judge import Judge
 from align.plugins.rewards.ai_feedback.prompts import Question, plain
 from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Memory
 from align.plugins.rewards.ai_feedback.verdicts import Winner, read_mark, read_winner, standings
-from align.schemas.errors import AlignError
+from align.rewards import Outcome, RewardContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class AIFeedback(Reward):
         """In pairs, yes."""
         return self.config.mode == "pairwise"
 
-    def open(self, place: Place) -> None:
+    def open(self, place: RewardContext) -> None:
         """Open memory and judge. Raises AlignError where constitution, key or model cannot be had."""
         self._principles, self._seed = principles(self.config.constitution), place.seed
         self._counts = Counter[str]()

@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from align import AlignError, Config
 from align.plugins.rewards.ai_feedback.verdict_store import Cap
-from align.schemas.base import Config
-from align.schemas.errors import AlignError
 
 
 class Settings(Config):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from align.core.util.http import LONGEST_WAIT, Client, Refused, Unavailable, secret
+from align.http import LONGEST_WAIT, Client, Refused, Unavailable, secret
 from align.plugins.rewards.ai_feedback.config import Settings
 from align.plugins.rewards.ai_feedback.judge import Reply
 from align.plugins.rewards.ai_feedback.prompts import Conversation

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from align.core.rewards.base import Outcome
 from align.plugins.rewards.ai_feedback.prompts import Conversation
+from align.rewards import Outcome
 
 
 @dataclass(frozen=True, slots=True)

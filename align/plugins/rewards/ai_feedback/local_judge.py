@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
-from align.core.generation.base import Request, Tokens
-from align.core.inference.local_model import LocalModel
+from align import AlignError, Request
+from align.generators import Tokens
+from align.models import LocalModel
 from align.plugins.rewards.ai_feedback.config import Settings
 from align.plugins.rewards.ai_feedback.judge import Reply
 from align.plugins.rewards.ai_feedback.prompts import Conversation
 from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Use
-from align.schemas.errors import AlignError
-from align.schemas.run import Sampling
+from align.settings import Sampling
 
 AT_ONCE = 16
 """Conversations between two looks at memory: what a kill can cost."""

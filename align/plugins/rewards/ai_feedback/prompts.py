@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from align.schemas.records import Content
-from align.schemas.text import visible
+from align import Content
+from align.rewards import visible
 
 VERSION = "1"
 """Of the words below; a part of the cache's keys. Change it with them."""

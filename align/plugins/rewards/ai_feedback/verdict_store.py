@@ -14,8 +14,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from align.core.util.atomic_files import digest
-from align.schemas.errors import AlignError
+from align import AlignError
+from align.files import digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from align.core.rewards.base import Answer, Place, Reward, Score
+from align import Answer, Reward, Score
 from align.plugins.rewards.code.asserts import Unfit
 from align.plugins.rewards.code.checks import Called, Check, Piped, read_checks
 from align.plugins.rewards.code.matching import passes, prints
 from align.plugins.rewards.code.sandbox import Broken, Sandbox
 from align.plugins.rewards.code.sandbox_runtime.values import encode
+from align.rewards import RewardContext
 
 PYTHON = ("python", "python3", "py")
 """Languages of a fence that mark its block as Python."""
@@ -61,7 +62,7 @@ class Code(Reward):
     _sandbox: Sandbox | None = None
     _pool: ThreadPoolExecutor | None = None
 
-    def open(self, place: Place) -> None:
+    def open(self, place: RewardContext) -> None:
         """Try the sandbox out. Raises AlignError where code cannot be isolated."""
         self._sandbox = Sandbox.open(self.config.seconds, self.config.memory)
         parallel = self.config.parallel or len(os.sched_getaffinity(0))

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from align import AlignError
 from align.plugins.rewards.code.sandbox_runtime import entry, landlock, seccomp
-from align.schemas.errors import AlignError
 
 if TYPE_CHECKING:
     from align.plugins.rewards.code.sandbox_runtime.harness import Call

@@ -14,12 +14,13 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from align.core.rewards.base import Answer, Place, Reward, Score
+from align import Answer, Reward, Score
 from align.plugins.rewards.math.compare import check, same
 from align.plugins.rewards.math.extract import Found, answer_of
 from align.plugins.rewards.math.notation import Unparsed, clean
 from align.plugins.rewards.math.tree import Tree, read
 from align.plugins.rewards.math.units import contradicts
+from align.rewards import RewardContext
 
 LONGEST_GOLD = 20_000
 """Characters of a solution."""
@@ -66,7 +67,7 @@ class Math(Reward):
         super().__init__(config)
         self.required_columns = (config.column,)  # type: ignore[misc]  # whatever its name is here
 
-    def open(self, place: Place) -> None:
+    def open(self, place: RewardContext) -> None:
         """Import sympy once for all workers."""
         for gold, answer in _WARM:
             assert self.verdict(gold, rf"\boxed{{{answer}}}").outcome == "right", (gold, answer)

@@ -1,0 +1,5 @@
+"""Files that are written whole or not at all, and checksums."""
+
+from align.core.util.atomic_files import digest, naming, set_aside, sha256, write_atomic
+
+__all__ = ["digest", "naming", "set_aside", "sha256", "write_atomic"]

@@ -1,0 +1,19 @@
+"""Networks: the policy, loading one, sampling from it and scoring with it. Importing this loads PyTorch."""
+
+from align.core.generation.decode import Decoder
+from align.core.inference.local_model import LocalModel
+from align.core.inference.reward_network import RewardNetwork
+from align.core.models.export import plain_model
+from align.core.models.loading import build_policy
+from align.core.models.policy import Policy
+from align.core.models.precompute import completion_logprobs
+
+__all__ = [
+    "LocalModel",
+    "Policy",
+    "RewardNetwork",
+    "Decoder",
+    "build_policy",
+    "completion_logprobs",
+    "plain_model",
+]
