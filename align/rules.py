@@ -3,7 +3,7 @@
 [rules.md](rules.md) explains how advice comes about and how to write a rule.
 """
 
-from align.advisor.data_budget import big, denied, enough, fewer, some, stock, tokens
+from align.advisor.data_budget import budget_of, denied, enough, fewer, format_count, some, tokens
 from align.advisor.measured_evidence import apart, best_prompt, lookup_helps, rescaled, rows_to_settle, target
 from align.advisor.predicates import (
     AUTOMATIC,
@@ -19,9 +19,9 @@ from align.advisor.predicates import (
     asked,
     falls_short,
     gap,
-    knows_what_for,
-    own_wish,
+    has_goal,
     purpose,
+    requested_by_user,
     scorer,
     skill,
     tried,
@@ -29,7 +29,7 @@ from align.advisor.predicates import (
     wants_scorer,
 )
 from align.advisor.project_facts import Conflict, Facts
-from align.advisor.rule import Ask, Finding, Option, RuleResult, Warn, Weight
+from align.advisor.rule import Ask, Option, RuleResult, Vote, Warn, Weight
 from align.advisor.thresholds import Thresholds
 from align.schemas.project import DataKind
 
@@ -42,7 +42,6 @@ __all__ = [
     "DataKind",
     "FITS_WEIGHTS",
     "Facts",
-    "Finding",
     "JUDGED",
     "ONLINE",
     "Option",
@@ -52,27 +51,28 @@ __all__ = [
     "TRAINED_ON",
     "TRAINING",
     "Thresholds",
+    "Vote",
     "Warn",
     "Weight",
     "apart",
     "asked",
     "best_prompt",
-    "big",
+    "budget_of",
     "denied",
     "enough",
     "falls_short",
     "fewer",
+    "format_count",
     "gap",
-    "knows_what_for",
+    "has_goal",
     "lookup_helps",
-    "own_wish",
     "purpose",
-    "rows_to_settle",
+    "requested_by_user",
     "rescaled",
+    "rows_to_settle",
     "scorer",
     "skill",
     "some",
-    "stock",
     "target",
     "tokens",
     "tried",

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from align.advisor.counterfactuals import neutral, reasons_for, told
+from align.advisor.counterfactuals import describe, neutral, reasons_for
 from align.advisor.decision import Decision, decide
 from align.advisor.predicates import ONLINE
 from align.advisor.project_facts import Evidence, Facts, from_form
@@ -154,16 +154,16 @@ def why_not(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], option: 
         raise AlignError(f"{option!r} is no option", did_you_mean(option, OPTIONS), where="--why-not")
     decision = decide(facts, limit, rules)
     within = option if option in CLASSES else "best_of_n" if option == "best_of_n" else "post_training"
-    findings = decision.findings
+    votes = decision.votes
     chosen = reached(decision, option)
     settings = () if chosen else flip(facts, limit, rules, option, decision)
     return WhyNot(
         option,
         chosen,
-        tuple(f"{f.rule}: {f.because}" for f in findings if f.option == within and f.weight != "veto"),
-        tuple(f"{f.rule}: {f.because}" for f in findings if (f.option == within) == (f.weight == "veto")),
+        tuple(f"{f.rule}: {f.because}" for f in votes if f.option == within and f.weight != "veto"),
+        tuple(f"{f.rule}: {f.because}" for f in votes if (f.option == within) == (f.weight == "veto")),
         settings or (),
-        "it is advised" if chosen else told(settings, facts) if settings else NOTHING_NEAR,
+        "it is advised" if chosen else describe(settings, facts) if settings else NOTHING_NEAR,
     )
 
 
@@ -186,7 +186,7 @@ def alternatives(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], dec
             option=option,
             rank=rank,
             because=_because(decision, option),
-            flips_if=told(settings, facts) if settings else NOTHING_NEAR,
+            flips_if=describe(settings, facts) if settings else NOTHING_NEAR,
             what_if=list(settings or ()),
         )
         for rank, (_, _, option, settings) in enumerate(sorted(listed, key=lambda each: each[:2]), start=2)
@@ -194,7 +194,7 @@ def alternatives(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], dec
 
 
 def _because(decision: Decision, option: str) -> str:
-    of_it = [f for f in decision.findings if f.option == option]
+    of_it = [f for f in decision.votes if f.option == option]
     against = [f.because for f in of_it if f.weight == "veto"]
     speaking = [f.because for f in of_it if f.weight != "veto"]
     if against:

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from align.advisor import default_settings, input_hashes
 from align.advisor.alternatives import alternatives
-from align.advisor.data_requirements import assumptions, needs, unsteady
+from align.advisor.data_requirements import assumptions, data_requirements, unsteady
 from align.advisor.decision import Decision, decide
 from align.advisor.estimate.plan_fit import plan_fit
-from align.advisor.eval_plan import gate
-from align.advisor.first_experiment import first_try
+from align.advisor.eval_plan import plan_evals
+from align.advisor.first_experiment import first_experiment
 from align.advisor.project_facts import Evidence, Facts
 from align.advisor.requested import requested, summary
-from align.advisor.rule import Ask, Finding, Rule, Warn
-from align.advisor.select import hear
+from align.advisor.rule import Ask, Rule, Vote, Warn
+from align.advisor.select import run_rules
 from align.advisor.thresholds import Thresholds
-from align.schemas.advice import Advice, Confidence, Disagreement, Question, Quote, Reason, Warned
+from align.schemas.advice import Advice, AdviceWarning, Confidence, Disagreement, OpenQuestion, Quote, Reason
 from align.schemas.project import Size
 
 DECIDING = ("goal", "data", "data_kind", "data_size", "reward")
@@ -52,7 +52,7 @@ def advise(
     tuning = default_settings.planned_tuning(facts, limit, decision.plan)
     hardware, estimate, assumed = plan_fit(facts, training, limit, tuning, prices)
     known = replace(facts, plan=replace(decision.plan, hardware=hardware))
-    heard = hear(known, limit, rules)
+    heard = run_rules(known, limit, rules)
     asked = _questions(heard.questions)
     loose = unsteady(facts, limit, rules, decision)
     return Advice(
@@ -62,46 +62,46 @@ def advise(
         summary=summary(facts, decision),
         plan=list(decision.plan.steps),
         companions=list(decision.plan.companions),
-        first_try=first_try(facts, limit, decision.plan),
+        first_try=first_experiment(facts, limit, decision.plan),
         alternatives=alternatives(facts, limit, rules, decision) if others else [],
-        reasons=[_reason(facts, finding) for finding in _ordered(decision)],
+        reasons=[_reason(facts, vote) for vote in _ordered(decision)],
         assumptions=[*assumptions(facts, limit, loose), *assumed],
         missing=asked,
-        data=needs(facts, limit, decision.plan),
+        data=data_requirements(facts, limit, decision.plan),
         algorithms=default_settings.algorithms(facts, limit, decision.plan, hardware),
         hardware=hardware,
         estimate=estimate,
         warnings=_warned(facts, heard.warnings),
-        evals=gate(facts, limit, decision.plan),
+        evals=plan_evals(facts, limit, decision.plan),
         requested=requested(facts, decision),
         conflicts=[Disagreement(fact=c.field, taken=_told(c.taken), dropped=_told(c.dropped)) for c in facts.conflicts],
         not_understood=[*_unsupported(facts, parser), *facts.rejected, *decision.failed],
-        provenance=input_hashes.of(facts, limit, rules, tool, parser),
+        provenance=input_hashes.hash_inputs(facts, limit, rules, tool, parser),
     )
 
 
-def _ordered(decision: Decision) -> list[Finding]:
+def _ordered(decision: Decision) -> list[Vote]:
     """Reasons for what is advised first, the weightier in front; then what was ruled out, then what else was said."""
     options = decision.choice.options
     weight = ("hard", "soft", "veto")
 
-    def place(finding: Finding) -> tuple[int, int, int, str]:
-        advised = finding.option in options and finding.weight != "veto"
-        at = options.index(finding.option) if advised else len(options)
-        return (not advised, at, weight.index(finding.weight), finding.rule)
+    def place(vote: Vote) -> tuple[int, int, int, str]:
+        advised = vote.option in options and vote.weight != "veto"
+        at = options.index(vote.option) if advised else len(options)
+        return (not advised, at, weight.index(vote.weight), vote.rule)
 
-    return sorted(decision.findings, key=place)
+    return sorted(decision.votes, key=place)
 
 
-def _reason(facts: Facts, finding: Finding) -> Reason:
+def _reason(facts: Facts, vote: Vote) -> Reason:
     return Reason(
-        rule=finding.rule,
-        rubric=finding.rubric,
-        option=finding.option,
-        weight=finding.weight,
-        because=finding.because,
-        quotes=_quotes(facts, finding.fields) or [Quote(fact="nothing", quote=NOT_SAID, source="description")],
-        flips_if=finding.flips_if,
+        rule=vote.rule,
+        rubric=vote.rubric,
+        option=vote.option,
+        weight=vote.weight,
+        because=vote.because,
+        quotes=_quotes(facts, vote.fields) or [Quote(fact="nothing", quote=NOT_SAID, source="description")],
+        flips_if=vote.flips_if,
     )
 
 
@@ -134,33 +134,35 @@ def _told(e: Evidence) -> str:
     return f"{_value(e)} ({_source(e)}: {e.quote})" if e.quote else f"{_value(e)} ({_source(e)})"
 
 
-def _questions(found: Sequence[Ask]) -> list[Question]:
+def _questions(found: Sequence[Ask]) -> list[OpenQuestion]:
     """One question for each id, deciding ones first."""
     order = [*DECIDING, *(ask.id for ask in found)]
     first = {ask.id: ask for ask in reversed(found)}
     return [
-        Question(id=ask.id, field=ask.field, question=ask.question, would_change=ask.would_change)
+        OpenQuestion(id=ask.id, field=ask.field, question=ask.question, would_change=ask.would_change)
         for ask in sorted(first.values(), key=lambda ask: order.index(ask.id))
     ]
 
 
-def _warned(facts: Facts, found: Sequence[Warn]) -> list[Warned]:
+def _warned(facts: Facts, found: Sequence[Warn]) -> list[AdviceWarning]:
     """One warning for each id, the graver of two; errors first."""
     grave = ("error", "warning", "note")
     graver = sorted(found, key=lambda w: (grave.index(w.level), w.id, w.rule))
     first = {w.id: w for w in reversed(graver)}
     return [
-        Warned(id=w.id, level=w.level, text=w.text, rule=w.rule, quotes=_quotes(facts, w.fields))
+        AdviceWarning(id=w.id, level=w.level, text=w.text, rule=w.rule, quotes=_quotes(facts, w.fields))
         for w in graver
         if first[w.id] is w
     ]
 
 
-def _confidence(facts: Facts, decision: Decision, asked: Sequence[Question], loose: Sequence[Evidence]) -> Confidence:
+def _confidence(
+    facts: Facts, decision: Decision, asked: Sequence[OpenQuestion], loose: Sequence[Evidence]
+) -> Confidence:
     """high: something hard speaks, and nobody contradicts. medium: soft, or in dispute. low: an answer may flip it."""
     if decision.plan.primary == "insufficient" or loose:
         return "low"
-    resting = {name for f in decision.findings if f.option == decision.choice.option for name in f.fields}
+    resting = {name for f in decision.votes if f.option == decision.choice.option for name in f.fields}
     disputed = any(c.field == name or c.field.startswith(f"{name}.") for c in facts.conflicts for name in resting)
     if decision.choice.weight == "hard":
         return "medium" if disputed or facts.rejected else "high"

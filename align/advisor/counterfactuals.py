@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from align.advisor.data_budget import big, floor_of
+from align.advisor.data_budget import floor_of, format_count
 from align.advisor.decision import Decision
 from align.advisor.predicates import DATA_OF, ONLINE, skill
 from align.advisor.project_facts import Facts
@@ -53,7 +53,7 @@ WHETHER: dict[str, str] = {
 }
 
 
-def told(settings: Sequence[str], facts: Facts) -> str:
+def describe(settings: Sequence[str], facts: Facts) -> str:
     """Settings as a sentence: ``it would be, if 25 instructions had to hold at once``."""
     pairs = [_parts(setting) for setting in settings]
     kinds: dict[str, str] = {f"data.{i}": body.kind for i, body in enumerate(facts.project.data or ())}
@@ -70,7 +70,8 @@ def _words(path: str, value: str, kinds: dict[str, str]) -> str:
     if ".size." in path:
         body, unit = path.split(".size.")
         kind = kinds.get(body, "it").replace("_", " ")
-        return f"there were {big(float(value))} {unit} of {kind}" if value != "0" else f"there were no {unit} of {kind}"
+        amount = "no" if value == "0" else format_count(float(value))
+        return f"there were {amount} {unit} of {kind}"
     if path in WHETHER:
         return WHETHER[path].format("were" if value == "true" else "were not")
     return WORDS.get(path, f"{path} were {{}}").format(plain)
@@ -122,7 +123,7 @@ def _body(facts: Facts, kind: DataKind, unit: str, amount: int) -> list[str]:
 
 def neutral(facts: Facts, limit: Thresholds, decision: Decision, option: str) -> list[str]:
     """Settings that take away what speaks for the present answer and rules out the other one."""
-    in_the_way = [f for f in decision.findings if (f.option != option) != (f.weight == "veto" and f.option == option)]
+    in_the_way = [f for f in decision.votes if (f.option != option) != (f.weight == "veto" and f.option == option)]
     settings: dict[str, Any] = {}
     for name in dict.fromkeys(name for f in in_the_way for name in f.fields):
         if name in NEUTRAL and _held(facts, name):

@@ -12,7 +12,7 @@ from align.schemas.project import DataKind, DataSet
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
+class DataBudget:
     """What is given of what a stage learns from (None where unknown), and its floor."""
 
     given: int | None
@@ -30,14 +30,14 @@ class Stock:
         return self.given is not None and self.given < self.floor.below
 
 
-def stock(data: DataSet | None, stage: str, limit: Thresholds) -> Stock:
+def budget_of(data: DataSet | None, stage: str, limit: Thresholds) -> DataBudget:
     """Tokens of a corpus, rows of everything else; examples of which only the tokens are known count by these."""
     if stage == "continual_pretraining":
-        return Stock(tokens(data, limit), limit.corpus_tokens, "tokens")
+        return DataBudget(tokens(data, limit), limit.corpus_tokens, "tokens")
     rows = data.size.rows if data else None
     if data and rows is None and data.size.tokens is not None and stage == "sft":
-        return Stock(data.size.tokens, limit.sft_tokens, "tokens")
-    return Stock(rows, floor_of(stage, limit), "rows")
+        return DataBudget(data.size.tokens, limit.sft_tokens, "tokens")
+    return DataBudget(rows, floor_of(stage, limit), "rows")
 
 
 def floor_of(stage: str, limit: Thresholds) -> Floor:
@@ -59,21 +59,21 @@ def first_use(kind: DataKind) -> str:
 
 def enough(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
     """Whether there are data of a kind, and as many as their first use wants. Unknown numbers are given the doubt."""
-    return kind in facts.kinds and not stock(facts.data(kind), first_use(kind), limit).thin
+    return kind in facts.kinds and not budget_of(facts.data(kind), first_use(kind), limit).thin
 
 
 def some(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
     """Return whether there are data of a kind, and not fewer than anything can be learned from."""
-    return kind in facts.kinds and not stock(facts.data(kind), first_use(kind), limit).hopeless
+    return kind in facts.kinds and not budget_of(facts.data(kind), first_use(kind), limit).hopeless
 
 
 def fewer(facts: Facts, kind: DataKind, limit: Thresholds) -> str:
-    """Return below which amount of data a finding that rests on it changes: ``fewer than 500 rows of them``.
+    """Return below which amount of data a vote that rests on it changes: ``fewer than 500 rows of them``.
 
     That is the next floor below what is given: with 60 pairs there are fewer than 500 already.
     """
-    found = stock(facts.data(kind), first_use(kind), limit)
-    return f"fewer than {big(found.floor.below if found.thin else found.floor.warn)} {found.unit} of them"
+    found = budget_of(facts.data(kind), first_use(kind), limit)
+    return f"fewer than {format_count(found.floor.below if found.thin else found.floor.warn)} {found.unit} of them"
 
 
 def denied(facts: Facts, kind: DataKind) -> bool:
@@ -96,7 +96,7 @@ def tokens(data: DataSet | None, limit: Thresholds) -> int | None:
     return None if documents is None else round(documents * limit.tokens_per_doc)
 
 
-def big(number: float) -> str:
+def format_count(number: float) -> str:
     """``5 billion``, ``300 million``, ``12,000``."""
     for size, name in ((1e9, "billion"), (1e6, "million")):
         if number >= size:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from align.advisor.data_budget import stock, tokens
+from align.advisor.data_budget import budget_of, tokens
 from align.advisor.decision import Decision, decide
 from align.advisor.predicates import DATA_OF
 from align.advisor.project_facts import Evidence, Facts, Plan
 from align.advisor.rule import Rule
 from align.advisor.thresholds import Floor, Thresholds
-from align.schemas.advice import Assumption, DataNeed
+from align.schemas.advice import Assumption, DataRequirement
 from align.schemas.project import DataKind, Project, Size
 
 
-def needs(facts: Facts, limit: Thresholds, plan: Plan) -> list[DataNeed]:
+def data_requirements(facts: Facts, limit: Thresholds, plan: Plan) -> list[DataRequirement]:
     """What each stage learns from, the documents to look up, and the rows to measure on."""
     listed = [_of_stage(facts, limit, step.stage) for step in plan.steps if step.stage in DATA_OF]
     if "rag" in plan.stages:
@@ -33,18 +33,18 @@ def needs(facts: Facts, limit: Thresholds, plan: Plan) -> list[DataNeed]:
     return list({need.need: need for need in listed}.values())
 
 
-def _of_stage(facts: Facts, limit: Thresholds, stage: str) -> DataNeed:
+def _of_stage(facts: Facts, limit: Thresholds, stage: str) -> DataRequirement:
     kind = DATA_OF[stage]
-    found = stock(facts.data(kind), stage, limit)
+    found = budget_of(facts.data(kind), stage, limit)
     return _need(kind, found.unit, found.floor, found.given, kind in facts.kinds, _lint(facts, kind))
 
 
-def _need(name: str, unit: str, floor: Floor, given: int | None, known: bool, lint: str) -> DataNeed:
+def _need(name: str, unit: str, floor: Floor, given: int | None, known: bool, lint: str) -> DataRequirement:
     if given is None:
         verdict = "unknown" if known else "missing"
     else:
         verdict = "too_little" if given < floor.below else "thin" if given < floor.warn else "ok"
-    return DataNeed.model_validate(
+    return DataRequirement.model_validate(
         {
             "need": name,
             "unit": unit,

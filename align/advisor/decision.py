@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from align.advisor.data_budget import big, denied, first_use, stock
-from align.advisor.predicates import AUTOMATIC, DATA_OF, ONLINE, asked, own_wish, scorer, wants_scorer
+from align.advisor.data_budget import budget_of, denied, first_use, format_count
+from align.advisor.predicates import AUTOMATIC, DATA_OF, ONLINE, asked, requested_by_user, scorer, wants_scorer
 from align.advisor.project_facts import Facts, Plan
-from align.advisor.rule import Finding, Rule
-from align.advisor.select import Choice, choose, hear
+from align.advisor.rule import Rule, Vote
+from align.advisor.select import Selection, choose, run_rules
 from align.advisor.thresholds import Thresholds
-from align.schemas.advice import Step
+from align.schemas.advice import PlanStep
 from align.schemas.project import DataKind
 
 
-def plan(facts: Facts, limit: Thresholds, choice: Choice, findings: Sequence[Finding]) -> Plan:
+def plan(facts: Facts, limit: Thresholds, choice: Selection, votes: Sequence[Vote]) -> Plan:
     """The stages of an answer, in order, and what must be combined with its primary."""
     if choice.option == "insufficient":
         return Plan("insufficient")
-    draft = _Draft(facts, limit, findings)
+    draft = _StageBuilder(facts, limit, votes)
     for option in choice.options:
         draft.add(option)
     companions = tuple(dict.fromkeys("post_training" if o == "best_of_n" else o for o in choice.others))
@@ -27,13 +27,13 @@ def plan(facts: Facts, limit: Thresholds, choice: Choice, findings: Sequence[Fin
 
 
 @dataclass
-class _Draft:
+class _StageBuilder:
     """Stages as they are added."""
 
     facts: Facts
     limit: Thresholds
-    findings: Sequence[Finding]
-    steps: list[Step] = field(default_factory=list)
+    votes: Sequence[Vote]
+    steps: list[PlanStep] = field(default_factory=list)
 
     def add(self, option: str) -> None:
         """The stages of one option."""
@@ -47,27 +47,27 @@ class _Draft:
             self._step(option, self._why(option))
 
     def _why(self, *options: str) -> list[str]:
-        found = [f.rule for f in self.findings if f.option in options and f.weight != "veto"]
+        found = [f.rule for f in self.votes if f.option in options and f.weight != "veto"]
         return found or ["CODESIGN"]
 
     def _step(self, stage: str, why: list[str], needs: str = "", optional: bool = False) -> None:
-        self.steps.append(Step(stage=stage, why=why, needs=needs, optional=optional))
+        self.steps.append(PlanStep(stage=stage, why=why, needs=needs, optional=optional))
 
     def _lacking(self, stage: str) -> str:
         """What a stage still needs: nothing where its data are enough."""
         kind = DATA_OF[stage]
-        found = stock(self.facts.data(kind), stage, self.limit)
+        found = budget_of(self.facts.data(kind), stage, self.limit)
         if kind in self.facts.kinds and not found.thin:
             return ""
-        wanted, name = big(found.floor.warn), kind.replace("_", " ")
+        wanted, name = format_count(found.floor.warn), kind.replace("_", " ")
         if found.given is not None and not found.hopeless:
-            return f"more {name}: {big(found.given)} {found.unit} are few, {wanted} are wanted"
+            return f"more {name}: {format_count(found.given)} {found.unit} are few, {wanted} are wanted"
         return f"at least {wanted} {found.unit} of {name}"
 
     def _usable(self, kind: DataKind) -> bool:
         """Return whether there is data of a kind, or will be, and more than nothing can be learned from."""
         held = self.facts.coming(kind)
-        return held is not None and not stock(held, first_use(kind), self.limit).hopeless
+        return held is not None and not budget_of(held, first_use(kind), self.limit).hopeless
 
     def _train(self) -> None:
         why = self._why("post_training")
@@ -99,7 +99,9 @@ class _Draft:
     def _preferences(self, why: list[str]) -> None:
         """Pairs teach a policy directly (dpo), or a scorer first where rewards are wanted and there are prompts."""
         wanted = wants_scorer(self.facts)
-        rewards = asked(self.facts, "rlhf", *ONLINE) and own_wish(self.facts) and scorer(self.facts) not in AUTOMATIC
+        rewards = (
+            asked(self.facts, "rlhf", *ONLINE) and requested_by_user(self.facts) and scorer(self.facts) not in AUTOMATIC
+        )
         if wanted or (rewards and self._usable("prompts")):
             self._step("reward_model", why, self._lacking("reward_model"))
             if self._usable("prompts") or self._learns_from_it():
@@ -118,7 +120,7 @@ class _Draft:
             return
         online = self._online("grpo" if kind == "verifier" else "rloo")
         taught = any(step.stage in ("sft", "dpo", "kto") for step in self.steps)
-        few = stock(self.facts.coming("prompts"), online, self.limit).thin
+        few = budget_of(self.facts.coming("prompts"), online, self.limit).thin
         if not self._usable("prompts"):
             if not taught:
                 self._step(online, why, self._lacking(online))
@@ -144,14 +146,14 @@ class _Draft:
 class Decision:
     """What rules found, what follows, and the stages of it. failed: rules that raised, in words."""
 
-    choice: Choice
+    choice: Selection
     plan: Plan
-    findings: tuple[Finding, ...]
+    votes: tuple[Vote, ...]
     failed: tuple[str, ...] = ()
 
 
 def decide(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> Decision:
     """The answer alone, without what it would take."""
-    heard = hear(facts, limit, rules)
-    choice = choose(facts, heard.findings)
-    return Decision(choice, plan(facts, limit, choice, heard.findings), heard.findings, heard.failed)
+    heard = run_rules(facts, limit, rules)
+    choice = choose(facts, heard.votes)
+    return Decision(choice, plan(facts, limit, choice, heard.votes), heard.votes, heard.failed)

@@ -12,13 +12,13 @@ from align.advisor.estimate.memory_formulas import Tuning
 from align.advisor.predicates import ALGORITHM, DATA_OF, scorer
 from align.advisor.project_facts import Facts, Plan
 from align.advisor.thresholds import Thresholds
-from align.schemas.advice import Algorithm, HardwareFit
+from align.schemas.advice import AlgorithmSettings, HardwareFit
 
 HEAVIEST: tuple[Tuning, ...] = ("full", "lora", "qlora")
 """By what they take, the heaviest first."""
 
 
-def algorithms(facts: Facts, limit: Thresholds, plan: Plan, hardware: HardwareFit | None) -> list[Algorithm]:
+def algorithms(facts: Facts, limit: Thresholds, plan: Plan, hardware: HardwareFit | None) -> list[AlgorithmSettings]:
     """The algorithm of every stage that trains or samples, with its tuning, settings and their sources."""
     stages = [step.stage for step in plan.steps if step.stage in _table()]
     return [_start(facts, stage, _tuning(facts, limit, stage, hardware)) for stage in dict.fromkeys(stages)]
@@ -53,14 +53,14 @@ def _tuning(facts: Facts, limit: Thresholds, stage: str, hardware: HardwareFit |
     return max(wanted, found, key=HEAVIEST.index)
 
 
-def _start(facts: Facts, stage: str, tuning: Tuning) -> Algorithm:
+def _start(facts: Facts, stage: str, tuning: Tuning) -> AlgorithmSettings:
     chosen = [entry for entry in _table()[stage] if _holds(entry, facts, stage, tuning)]
     start: dict[str, Any] = {key: value for entry in chosen for key, value in entry["start"].items()}
     if tuning == "qlora":
         start["model.adapter.quantize"] = "nf4"
     source = "; ".join(entry["source"] for entry in chosen)
     ordered = dict(sorted(start.items()))
-    return Algorithm(stage=stage, name=ALGORITHM.get(stage, stage), tuning=tuning, start=ordered, source=source)
+    return AlgorithmSettings(stage=stage, name=ALGORITHM.get(stage, stage), tuning=tuning, start=ordered, source=source)
 
 
 def _holds(entry: dict[str, Any], facts: Facts, stage: str, tuning: Tuning) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from align.advisor.predicates import ALGORITHM, DATA_OF, SAMPLING
 from align.advisor.thresholds import Thresholds, shipped
-from align.schemas.advice import Advice, Algorithm, Step
+from align.schemas.advice import Advice, AlgorithmSettings, PlanStep
 from align.schemas.errors import AlignError
 from align.schemas.gpus import has_bfloat16
 from align.schemas.project import Project
@@ -42,7 +42,7 @@ def emit(advice: Advice, project: Project, output: str = OUTPUT, limit: Threshol
     limit: sizes that are taken where nobody says; None: the shipped ones. Raises AlignError where the plan has nothing
     to train.
     """
-    draft = _Draft(advice, project, limit or shipped())
+    draft = _RunFileBuilder(advice, project, limit or shipped())
     for step in advice.plan:
         if step.optional:
             draft.todo.append(f"stage {step.stage} is left out: it is optional and needs {step.needs or 'data'}")
@@ -61,7 +61,7 @@ def emit(advice: Advice, project: Project, output: str = OUTPUT, limit: Threshol
 
 
 @dataclass
-class _Draft:
+class _RunFileBuilder:
     advice: Advice
     project: Project
     limit: Thresholds
@@ -70,7 +70,7 @@ class _Draft:
     policy: str | None = None
     """The last stage that made a model which answers."""
 
-    def add(self, step: Step) -> None:
+    def add(self, step: PlanStep) -> None:
         """One stage, after those before it."""
         name, kind = step.stage, step.stage
         while any(stage["name"] == name for stage in self.stages):
@@ -104,7 +104,7 @@ class _Draft:
     def _has(self, name: str) -> bool:
         return any(stage["name"] == name for stage in self.stages)
 
-    def _model(self, chosen: Algorithm | None) -> dict[str, Any]:
+    def _model(self, chosen: AlgorithmSettings | None) -> dict[str, Any]:
         model: dict[str, Any] = {"path": f"stage:{self.policy}" if self.policy else self._start()}
         tuning = chosen.tuning if chosen else "full"
         on_gpu = self.project.hardware.gpus != 0

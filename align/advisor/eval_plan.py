@@ -18,7 +18,7 @@ import yaml
 from align.advisor.predicates import skill
 from align.advisor.project_facts import Facts, Plan
 from align.advisor.thresholds import Thresholds
-from align.schemas.advice import Gate
+from align.schemas.advice import EvalPlan
 
 SMALLEST = 0.001
 """An effect below a tenth of a point is none that anybody measures."""
@@ -36,7 +36,7 @@ def detectable(p: float, rows: int, errors: float) -> float:
     return errors * math.sqrt(p * (1 - p) / rows)
 
 
-def gate(facts: Facts, limit: Thresholds, plan: Plan) -> Gate | None:
+def plan_evals(facts: Facts, limit: Thresholds, plan: Plan) -> EvalPlan | None:
     """The suites and the rule for a plan; None where nothing is advised yet."""
     if plan.primary == "insufficient":
         return None
@@ -50,7 +50,7 @@ def gate(facts: Facts, limit: Thresholds, plan: Plan) -> Gate | None:
         limit.eval_rows.comfortable if effect is None else max(limit.eval_rows.below, rows_needed(p, effect, errors))
     )
     seen = None if not held else round(detectable(p, held, errors), 4)
-    return Gate(target=target, guard=guard, rule=rule, min_rows=needed, detectable=seen)
+    return EvalPlan(target=target, guard=guard, rule=rule, min_rows=needed, detectable=seen)
 
 
 def _effect(facts: Facts) -> tuple[float, float | None]:

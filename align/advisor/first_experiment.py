@@ -6,48 +6,48 @@ from align.advisor.eval_plan import detectable
 from align.advisor.predicates import ONLINE, TRAINED_ON
 from align.advisor.project_facts import Facts, Plan
 from align.advisor.thresholds import Thresholds
-from align.schemas.advice import FirstTry
+from align.schemas.advice import FirstExperiment
 
 ASK = "the best prompt you can write, with three to five examples in it and a validator with one retry"
 
 
-def first_try(facts: Facts, limit: Thresholds, plan: Plan) -> FirstTry | None:
+def first_experiment(facts: Facts, limit: Thresholds, plan: Plan) -> FirstExperiment | None:
     """A test of a day or less, by the first stage that costs something; None where nothing is advised yet."""
     rows, enough = _rows(facts, limit), _enough(facts, limit)
     if plan.primary == "insufficient":
         return None
     if plan.primary == "prompting":
         what = f"{ASK}, on {rows} rows that nobody tuned it on, paraphrased and attacked as well"
-        return FirstTry(what=what, cost="half a day, no GPU", stop_if=enough)
+        return FirstExperiment(what=what, cost="half a day, no GPU", stop_if=enough)
     if plan.primary == "rag":
         what = (
             f"keyword search (BM25) over the documents, the best five passages in the prompt, on {rows} real questions"
         )
         stop = "the right page is among the five in 9 of 10 questions and the answers are right where it is"
-        return FirstTry(what=what, cost="a day, no GPU", stop_if=f"{stop}: then nothing need be trained")
+        return FirstExperiment(what=what, cost="a day, no GPU", stop_if=f"{stop}: then nothing need be trained")
     if plan.primary == "continual_pretraining":
         what = (
             f"bits per byte of the corpus and of general text under the untouched model, and {rows} domain questions "
         )
         what += "with and without the right passage in the prompt (align advise --measure)"
         stop = f"the corpus is hardly harder to the model than general text; or, with the passage, {enough}"
-        return FirstTry(what=what, cost="a day, under 10 GPU-hours", stop_if=stop)
+        return FirstExperiment(what=what, cost="a day, under 10 GPU-hours", stop_if=stop)
     if any(stage in ONLINE for stage in plan.stages):
         what = (
             f"eight answers of the untouched model to each of {rows} prompts, scored: pass@1 and pass@8 (align sample)"
         )
         stop = f"{enough}; or pass@8 is no higher than pass@1, since then there is nothing to learn from rewards"
-        return FirstTry(what=what, cost="an hour or two of one GPU", stop_if=stop)
+        return FirstExperiment(what=what, cost="an hour or two of one GPU", stop_if=stop)
     if plan.stages[:1] == ("best_of_n",):
         what = f"the best of 2, 4 and 8 answers to {rows} prompts, by the score and by a person who does not see it"
-        return FirstTry(what=what, cost="half a day", stop_if="the person sees no difference, or prefers fewer")
+        return FirstExperiment(what=what, cost="half a day", stop_if="the person sees no difference, or prefers fewer")
     if plan.stages == ("reward_model",):
         what = f"a large model as judge, both orders, on {rows} of the comparisons"
-        return FirstTry(
+        return FirstExperiment(
             what=what, cost="half a day", stop_if="it agrees with people as often as people do with one another"
         )
     what = f"{ASK}, on {rows} rows held out" + ("" if facts.kinds & {*TRAINED_ON} else " and labelled for it")
-    return FirstTry(what=what, cost="half a day, no GPU", stop_if=enough)
+    return FirstExperiment(what=what, cost="half a day, no GPU", stop_if=enough)
 
 
 def _rows(facts: Facts, limit: Thresholds) -> int:

@@ -17,7 +17,7 @@ from align.advisor.thresholds import Thresholds
 from align.schemas.advice import Provenance
 
 
-def of(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], tool: str, parser: str) -> Provenance:
+def hash_inputs(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], tool: str, parser: str) -> Provenance:
     """sha256 of the rules' names and source, of the thresholds, and of all evidence."""
     return Provenance(
         tool=tool,

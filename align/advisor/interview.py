@@ -20,7 +20,7 @@ from align.schemas.advice import Advice
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.project import DataKind
 
-MOST = 9
+MAX_QUESTIONS = 9
 """Questions in one interview."""
 
 GOAL = "goal"
@@ -32,7 +32,7 @@ Answer = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class InterviewQuestion:
     """One field to be asked for. choices: the words that it can be; empty for numbers. tried: values to weigh it by."""
 
     field: str
@@ -41,13 +41,13 @@ class Question:
     tried: tuple[Any, ...]
 
 
-def questions(limit: Thresholds) -> list[Question]:
+def questions(limit: Thresholds) -> list[InterviewQuestion]:
     """All there are, in the order that breaks ties."""
     return [_question(raw, limit) for raw in _table()["questions"]]
 
 
 def interview(
-    evidence: Sequence[Evidence], decide: Decide, limit: Thresholds, answer: Callable[[Question], Answer]
+    evidence: Sequence[Evidence], decide: Decide, limit: Thresholds, answer: Callable[[InterviewQuestion], Answer]
 ) -> list[Evidence]:
     """Ask until no answer could change the advice, at most ``MOST`` times; what was answered, as evidence.
 
@@ -56,13 +56,13 @@ def interview(
     answered: list[Evidence] = []
     closed: set[str] = set()
     goal: list[str] = []  # the fields that it is about: they come first while nothing can be advised
-    for _ in range(MOST):
+    for _ in range(MAX_QUESTIONS):
         known = [*evidence, *answered]
         question = opening(known, decide) if GOAL not in closed else None
         if question is None:
             open = [q for q in questions(limit) if q.field not in closed]
             own = [q for q in open if q.field in goal] if goal and _lost(decide(known)) else []
-            question = most_telling(known, decide, own) or most_telling(known, decide, open)
+            question = most_informative(known, decide, own) or most_informative(known, decide, open)
         if question is None:
             break
         try:
@@ -74,26 +74,28 @@ def interview(
             words = _table()["opening"]["words"]
             goal = words[value]["fields"]
             closed |= {field for word in words if word != value for field in words[word]["fields"]}
-        answered += [] if value is None else said(question.field, value, question.text)
+        answered += [] if value is None else answer_evidence(question.field, value, question.text)
     return answered
 
 
-def opening(evidence: Sequence[Evidence], decide: Decide) -> Question | None:
+def opening(evidence: Sequence[Evidence], decide: Decide) -> InterviewQuestion | None:
     """What is to be asked before all else: the goal, where nothing is known of it and nothing can be advised."""
     facts, words = gather(evidence), _table()["opening"]["words"]
     known = any(_known(facts, field) for word in words.values() for field in word["fields"])
     return None if known or not _lost(decide(evidence)) else _goal()
 
 
-def _goal() -> Question:
-    return Question(GOAL, _table()["opening"]["ask"], tuple(_table()["opening"]["words"]), ())
+def _goal() -> InterviewQuestion:
+    return InterviewQuestion(GOAL, _table()["opening"]["ask"], tuple(_table()["opening"]["words"]), ())
 
 
 def _lost(advice: Advice) -> bool:
     return advice.primary == "insufficient"
 
 
-def most_telling(evidence: Sequence[Evidence], decide: Decide, open: Iterable[Question]) -> Question | None:
+def most_informative(
+    evidence: Sequence[Evidence], decide: Decide, open: Iterable[InterviewQuestion]
+) -> InterviewQuestion | None:
     """The question whose possible answers disagree most about the advice; None where none changes it.
 
     While nothing can be advised, what may be so beside counts as well: a single answer changes little then.
@@ -115,13 +117,15 @@ def _spread(
     field: str, values: Iterable[Any], evidence: Sequence[Evidence], unknown: Mapping[str, Any], decide: Decide
 ) -> float:
     """How much the answers to a question disagree, ``unknown`` among them, where this is known beside."""
-    return disagreement([unknown, *(_answer_of(decide([*evidence, *said(field, value)])) for value in values)])
+    return disagreement(
+        [unknown, *(_answer_of(decide([*evidence, *answer_evidence(field, value)])) for value in values)]
+    )
 
 
 def _worlds(evidence: Sequence[Evidence], facts: Facts) -> Iterator[list[Evidence]]:
     """What may be so beside, as far as it is not known; the weakest of sources, so that an answer beats it."""
     for world in _table()["worlds"]:
-        settings = [said(field, value) for field, value in world.items() if not _known(facts, field)]
+        settings = [answer_evidence(field, value) for field, value in world.items() if not _known(facts, field)]
         if settings:
             yield [*evidence, *(replace(e, source="text") for each in settings for e in each)]
 
@@ -147,12 +151,12 @@ def _answer_of(advice: Advice) -> dict[str, Any]:
     }
 
 
-def said(field: str, value: Any, question: str = "") -> list[Evidence]:
+def answer_evidence(field: str, value: Any, question: str = "") -> list[Evidence]:
     """An answer as evidence; 0 of a kind of data says that there is none."""
     words = f"{question or field + ':'} {_written(value)}"
     if field == GOAL:
         meant = _table()["opening"]["words"][value].get("set", {})
-        return [replace(e, quote=words) for key, inner in meant.items() for e in said(key, inner)]
+        return [replace(e, quote=words) for key, inner in meant.items() for e in answer_evidence(key, inner)]
     head = field.rpartition(".")[0]
     if not head.startswith("data."):
         return [Evidence(field, value, quote=words, source="answer", place="answers")]
@@ -160,7 +164,7 @@ def said(field: str, value: Any, question: str = "") -> list[Evidence]:
     return [there, Evidence(field, value, quote=words, source="answer", place="answers")] if value else [there]
 
 
-def parsed(question: Question, words: str) -> tuple[Answer, str]:
+def parse_answer(question: InterviewQuestion, words: str) -> tuple[Answer, str]:
     """What was typed as a value and "", or None and why it is none; nothing, ``?`` and ``unknown`` are unknown."""
     word = words.strip().lower().replace(" ", "_")
     if word in ("", "?", "unknown"):
@@ -183,7 +187,7 @@ def _spelt(choice: Any) -> Any:
     return {True: "yes", False: "no"}[choice] if isinstance(choice, bool) else choice
 
 
-def of_file(values: Any, where: str, limit: Thresholds) -> list[Evidence]:
+def read_answers(values: Any, where: str, limit: Thresholds) -> list[Evidence]:
     """The answers of a file, ``field: value`` each, null for unknown. Raises AlignError with all that is wrong."""
     if not isinstance(values, dict):
         raise AlignError("is not a mapping of fields to answers", "write behaviour.rules_count: 27", where=where)
@@ -198,7 +202,7 @@ def of_file(values: Any, where: str, limit: Thresholds) -> list[Evidence]:
         elif field != GOAL and value is not None and (fault := fields()[field].fault(value)):
             problems.append(Problem(f"{where}: {field}", f"is {value!r}: {fault}"))
         elif value is not None:
-            found += said(field, value, known[field].text)
+            found += answer_evidence(field, value, known[field].text)
     if problems:
         raise AlignError.gather(problems)
     return found
@@ -220,11 +224,11 @@ def _known(facts: Facts, field: str) -> bool:
     return value is not None
 
 
-def _question(raw: Mapping[str, Any], limit: Thresholds) -> Question:
+def _question(raw: Mapping[str, Any], limit: Thresholds) -> InterviewQuestion:
     of = fields()[raw["field"]]
     choices = tuple(raw.get("words", of.choices))
     numbers = sorted({*raw.get("try", ()), *_around(raw.get("at", ()), limit)})
-    return Question(raw["field"], raw["ask"], choices, choices or tuple(numbers))
+    return InterviewQuestion(raw["field"], raw["ask"], choices, choices or tuple(numbers))
 
 
 def _around(names: Iterable[str], limit: Thresholds) -> Iterator[int]:

@@ -15,7 +15,7 @@ Z2 = 1.959963984540054**2
 """Of Wilson's interval, which is as wide as one of n + z^2 rows."""
 
 
-def added(evidence: Sequence[Evidence], found: Measured, limit: Thresholds) -> list[Evidence]:
+def add_measurements(evidence: Sequence[Evidence], found: Measured, limit: Thresholds) -> list[Evidence]:
     """All evidence: what was there, the measurements as ``measured.*``, and what follows for the form's other fields.
 
     The target that scores are held against is the one that ``evidence`` names (``evals.target``).

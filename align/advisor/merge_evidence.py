@@ -208,14 +208,14 @@ def _bodies(kind: str, said: Sequence[Evidence], conflicts: list[Conflict]) -> t
     return taken.bodies, not taken.bodies
 
 
-class Spoken(NamedTuple):
+class SourceClaims(NamedTuple):
     """What one source says of one kind of data: its bodies, and the place that says that there are none."""
 
     bodies: list[Body]
     absent: Evidence | None
 
 
-def _split(kind: str, said: list[Evidence]) -> Spoken:
+def _split(kind: str, said: list[Evidence]) -> SourceClaims:
     """What one source says, cut into bodies: a form lists them, prose repeats itself."""
     bodies: list[Body] = []
     absent = None
@@ -231,7 +231,7 @@ def _split(kind: str, said: list[Evidence]) -> Spoken:
             _add(bodies, key, e)
     empty = [body for body in bodies if "rows" in body and body["rows"].value == 0]
     absent = absent or (empty[0]["rows"] if empty else None)
-    return Spoken([body for body in bodies if body not in empty], absent)
+    return SourceClaims([body for body in bodies if body not in empty], absent)
 
 
 def _add(bodies: list[Body], key: str, e: Evidence) -> None:
@@ -243,7 +243,7 @@ def _add(bodies: list[Body], key: str, e: Evidence) -> None:
     bodies[-1].setdefault(key, e)
 
 
-def _differences(taken: Spoken, other: Spoken) -> Iterator[Conflict]:
+def _differences(taken: SourceClaims, other: SourceClaims) -> Iterator[Conflict]:
     if not taken.bodies and other.bodies and taken.absent:
         first = next(iter(other.bodies[0].values()))
         yield Conflict(first.field, taken.absent, first)

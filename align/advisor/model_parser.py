@@ -22,7 +22,7 @@ from align.advisor.project_facts import Evidence, Status
 from align.advisor.text.lexicon import LANGUAGES
 from align.advisor.text.number import Number
 from align.advisor.text.number_grammar import numbers
-from align.advisor.text.sentences import cut
+from align.advisor.text.sentences import split_words
 from align.schemas.text import visible
 
 Asker = Callable[[str, dict[str, Any]], str]
@@ -194,7 +194,7 @@ def _joined(text: str, at: int) -> bool:
 def _number(field: FieldOf, value: float, words: str) -> Number | None:
     """The number in the words that is the value, as the number grammar reads it."""
     said = [value * factor for factor in FACTORS.get(field.path, (1.0,))]
-    found = numbers(cut(words), LANGUAGES)
+    found = numbers(split_words(words), LANGUAGES)
     return next((n for n in found for v in said if _same(v, n.value) or (n.vague and n.low <= v <= n.high)), None)
 
 

@@ -83,7 +83,7 @@ def asked(facts: Facts, *methods: str) -> bool:
     return facts.project.requested in methods
 
 
-def own_wish(facts: Facts) -> bool:
+def requested_by_user(facts: Facts) -> bool:
     """Return whether the method asked for is the user's own wish, not what others want."""
     return any(e.status in ("asserted", "planned") for e in facts.all("requested"))
 
@@ -106,7 +106,7 @@ def wants_behaviour(facts: Facts) -> bool:
     return bool(b.rules_count or b.style_or_persona or skill(facts) or formed or judged)
 
 
-def knows_what_for(facts: Facts) -> bool:
+def has_goal(facts: Facts) -> bool:
     """Whether it is known what should be different afterwards: how it acts, what it knows, or which task it does."""
     p = facts.project
     knowledge = p.knowledge.needs_citations or p.knowledge.unseen_domain or p.knowledge.source == "proprietary"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from align.schemas.advice import HardwareFit, Primary, Step
+from align.schemas.advice import HardwareFit, PlanStep, Primary
 from align.schemas.project import DataKind, DataSet, Project, Tried
 
 Status = Literal["asserted", "negated", "tried", "planned", "attributed", "done"]
@@ -67,7 +67,7 @@ class Plan:
     """
 
     primary: Primary
-    steps: tuple[Step, ...] = ()
+    steps: tuple[PlanStep, ...] = ()
     companions: tuple[str, ...] = ()
     hardware: HardwareFit | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.advisor.decision import Decision
-from align.advisor.predicates import DATA_OF, ONLINE, own_wish
+from align.advisor.predicates import DATA_OF, ONLINE, requested_by_user
 from align.advisor.project_facts import Facts
 from align.schemas.advice import Requested
 
@@ -37,11 +37,11 @@ def requested(facts: Facts, decision: Decision) -> Requested | None:
             requested=wanted, recommended=advised, agrees=True, blocking=False, because="the facts speak for it as well"
         )
     option = wanted if wanted in ("prompting", "rag", "continual_pretraining", "best_of_n") else "post_training"
-    against = [f for f in decision.findings if f.option == option and f.weight == "veto"]
-    instead = [f for f in decision.findings if f.option == decision.choice.option and f.weight != "veto"]
+    against = [f for f in decision.votes if f.option == option and f.weight == "veto"]
+    instead = [f for f in decision.votes if f.option == decision.choice.option and f.weight != "veto"]
     unfed = wanted in DATA_OF and not facts.coming(DATA_OF[wanted])
     differs = bool(against or unfed or decision.choice.weight == "hard")
-    blocking = differs and wanted != "prompting" and own_wish(facts)
+    blocking = differs and wanted != "prompting" and requested_by_user(facts)
     reasons = [*against, *sorted(instead, key=lambda f: (f.weight != "hard", f.rule))]
     because = reasons[0].because if reasons else "nothing that is known speaks for it"
     return Requested(requested=wanted, recommended=advised, agrees=False, blocking=blocking, because=because)
@@ -57,7 +57,7 @@ def _met(wanted: str, decision: Decision) -> bool:
 def summary(facts: Facts, decision: Decision) -> str:
     """The answer, and the first reason for it."""
     plan, choice = decision.plan, decision.choice
-    speaking = [f for f in decision.findings if f.option == choice.option and f.weight != "veto"]
+    speaking = [f for f in decision.votes if f.option == choice.option and f.weight != "veto"]
     speaking = sorted(speaking, key=lambda f: (f.weight != "hard", f.rule))
     because = speaking[0].because if speaking else "nothing that is known speaks for any way"
     if plan.primary == "insufficient":

@@ -1,8 +1,8 @@
 """What a rule is: one small function from facts and thresholds to what follows.
 
-    def changing_facts(facts: Facts, limit: Thresholds) -> Finding | None:
+    def changing_facts(facts: Facts, limit: Thresholds) -> Vote | None:
         if facts.project.knowledge.changes in ("monthly", "weekly", "daily", "realtime"):
-            return Finding("rag", "hard", "the facts change faster than weights can", ("knowledge.changes",))
+            return Vote("rag", "hard", "the facts change faster than weights can", ("knowledge.changes",))
 
 Registered by id (``R-RAG-1``) through ``register_rules``, ours and strangers' alike. A rule may return one thing, an
 iterable of things, or None. It looks at nothing but its arguments, so the same facts give the same advice.
@@ -22,7 +22,7 @@ Weight = Literal["hard", "soft", "veto"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Vote:
     """Something speaks for an option, or rules it out.
 
     because: the sentence shown. fields: those of the form that it rests on, whose words are quoted. flips_if: what
@@ -66,5 +66,5 @@ class Ask:
     rule: str = ""
 
 
-RuleResult = Finding | Warn | Ask
+RuleResult = Vote | Warn | Ask
 Rule = Callable[[Facts, Any], RuleResult | Iterable[RuleResult] | None]

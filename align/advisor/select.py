@@ -1,9 +1,9 @@
-"""From findings to an answer on two axes: what the model must know, and how it must act.
+"""From votes to an answer on two axes: what the model must know, and how it must act.
 
     knowledge   none | rag | continual_pretraining | both
     behaviour   prompting | post_training | best_of_n
 
-What is ruled out is out. Of what remains, hard findings count before soft ones. Where both axes have a hard one, the
+What is ruled out is out. Of what remains, hard votes count before soft ones. Where both axes have a hard one, the
 cheaper is started with and the other is its companion; continual pre-training always brings post-training along.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from align.advisor.predicates import tried
 from align.advisor.project_facts import Facts
-from align.advisor.rule import Ask, Finding, Option, Rule, Warn
+from align.advisor.rule import Ask, Option, Rule, Vote, Warn
 from align.advisor.thresholds import Thresholds
 from align.schemas.advice import Primary
 
@@ -32,28 +32,28 @@ SOFT_ORDER: tuple[Option, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What all rules said: findings, warnings and questions in the order of their ids; and which rules failed."""
+class RuleOutcomes:
+    """What all rules said: votes, warnings and questions in the order of their ids; and which rules failed."""
 
-    findings: tuple[Finding, ...]
+    votes: tuple[Vote, ...]
     warnings: tuple[Warn, ...]
     questions: tuple[Ask, ...]
     failed: tuple[str, ...]
 
 
-def hear(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> Heard:
+def run_rules(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> RuleOutcomes:
     """Ask every rule. One that raises is left out, and said to be: it may be a stranger's."""
-    said: list[Finding | Warn | Ask] = []
+    said: list[Vote | Warn | Ask] = []
     failed: list[str] = []
     for name in sorted(rules):
         try:
             outcome = rules[name](facts, limit)
-            found = [outcome] if isinstance(outcome, Finding | Warn | Ask) else list(outcome or ())
+            found = [outcome] if isinstance(outcome, Vote | Warn | Ask) else list(outcome or ())
             said += [replace(one, rule=name) for one in found]
         except Exception as error:
             failed.append(f"rule {name} failed and was left out: {type(error).__name__}: {error}")
-    return Heard(
-        tuple(s for s in said if isinstance(s, Finding)),
+    return RuleOutcomes(
+        tuple(s for s in said if isinstance(s, Vote)),
         tuple(s for s in said if isinstance(s, Warn)),
         tuple(s for s in said if isinstance(s, Ask)),
         tuple(failed),
@@ -61,7 +61,7 @@ def hear(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Selection:
     """The answer: where to start, and what goes with it."""
 
     option: Option
@@ -79,21 +79,21 @@ class Choice:
         return (self.option, *self.others)
 
 
-def supported(findings: Iterable[Finding]) -> dict[Option, str]:
+def supported(votes: Iterable[Vote]) -> dict[Option, str]:
     """Every option that something speaks for and nothing rules out, with its weight."""
-    findings = list(findings)
-    out = {f.option for f in findings if f.weight == "veto"}
+    votes = list(votes)
+    out = {f.option for f in votes if f.weight == "veto"}
     weights: dict[Option, str] = {}
-    for f in findings:
+    for f in votes:
         if f.weight != "veto" and f.option not in out:
             weights[f.option] = "hard" if "hard" in (f.weight, weights.get(f.option)) else "soft"
     return weights
 
 
-def choose(facts: Facts, findings: Sequence[Finding]) -> Choice:
-    """The answer that findings add up to."""
-    weights = supported(findings)
-    ruled_out = {f.option for f in findings if f.weight == "veto"}
+def choose(facts: Facts, votes: Sequence[Vote]) -> Selection:
+    """The answer that votes add up to."""
+    weights = supported(votes)
+    ruled_out = {f.option for f in votes if f.weight == "veto"}
     hard = [option for option in _hard_order(facts) if weights.get(option) == "hard"]
     if hard:
         first, *others = hard
@@ -104,7 +104,7 @@ def choose(facts: Facts, findings: Sequence[Finding]) -> Choice:
         others.append("post_training")
     if first == "rag" and "prompting" in weights and "prompting" not in others:
         others.append("prompting")  # its rules are the prompt's work
-    return Choice(first, tuple(others), weights.get(first, "soft"))
+    return Selection(first, tuple(others), weights.get(first, "soft"))
 
 
 def _hard_order(facts: Facts) -> tuple[Option, ...]:

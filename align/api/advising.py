@@ -12,10 +12,9 @@ from align import __version__
 from align.advisor import alternatives
 from align.advisor.alternatives import WhyNot
 from align.advisor.assemble import advise as decide
-from align.advisor.estimate.model_shape import of_directory
-from align.advisor.interview import Question, interview
-from align.advisor.interview import of_file as read_answers
-from align.advisor.measured_evidence import added
+from align.advisor.estimate.model_shape import shape_of_directory
+from align.advisor.interview import InterviewQuestion, interview, read_answers
+from align.advisor.measured_evidence import add_measurements
 from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Evidence, Facts, Source, from_form
 from align.advisor.rule import Rule
@@ -86,7 +85,7 @@ def advise(
     hardware: HardwareLike | None = None,
     measured: Measured | None = None,
     answers: AnswersLike | None = None,
-    ask: Callable[[Question], Any] | None = None,
+    ask: Callable[[InterviewQuestion], Any] | None = None,
     reader: BriefReader | None = None,
     thresholds: str | Path | None = None,
     prices: str | Path | None = None,
@@ -149,7 +148,7 @@ class AdviceCase:
         hardware: HardwareLike | None = None,
         measured: Measured | None = None,
         answers: AnswersLike | None = None,
-        ask: Callable[[Question], Any] | None = None,
+        ask: Callable[[InterviewQuestion], Any] | None = None,
         reader: BriefReader | None = None,
         thresholds: str | Path | None = None,
     ) -> AdviceCase:
@@ -177,7 +176,7 @@ class AdviceCase:
         reading = read(brief.text)
         evidence = [*from_form(brief.project, dict(brief.places)), *reading.evidence]
         if brief.project.measured != Measured():
-            evidence = added(evidence, brief.project.measured, limit)
+            evidence = add_measurements(evidence, brief.project.measured, limit)
         unread = tuple(reading.passed_over)
         return cls(tuple(evidence), brief.text, tuple(reading.languages), unread, thresholds=limit)
 
@@ -189,7 +188,7 @@ class AdviceCase:
         """Return the case with this evidence and no other."""
         return replace(self, evidence=tuple(evidence))
 
-    def interviewed(self, answer: Callable[[Question], Any]) -> AdviceCase:
+    def interviewed(self, answer: Callable[[InterviewQuestion], Any]) -> AdviceCase:
         """Return the case with answers to the questions that could change the advice, nine at most."""
 
         def outcome(evidence: Sequence[Evidence]) -> Advice:
@@ -295,7 +294,7 @@ def evidence_of_size(name: str | None) -> list[Evidence]:
     if not name or not (home / "config.json").is_file():
         return []
     try:
-        billions = of_directory(home).params / 1e9
+        billions = shape_of_directory(home).params / 1e9
     except AlignError:
         return []
     quote = f"config.json: {number(billions * 1e9)} parameters"

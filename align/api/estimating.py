@@ -8,9 +8,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from align.advisor.estimate.model_shape import Shape, named_size, of_directory, typical
-from align.advisor.estimate.remedies import Asked
-from align.advisor.estimate.stage_estimate import StageEstimate, estimated
+from align.advisor.estimate.model_shape import ModelShape, named_size, shape_of_directory, typical_shape
+from align.advisor.estimate.remedies import EstimateRequest
+from align.advisor.estimate.stage_estimate import StageEstimate, estimate_stage
 from align.advisor.estimate.training_cost import read_prices
 from align.api.input_types import RunLike, as_run
 from align.core.estimation.resolved_stage import ResolvedStage, resolve_stage
@@ -119,7 +119,7 @@ def _stage(
     billions = billions or named_size(stage.model.path)
     known = resolve_stage(run.stages, stage, hardware.accelerator, hardware.world_size, sized=billions is not None)
     exactly = "--calibrate" if calibrate else None
-    asked = Asked(
+    asked = EstimateRequest(
         stage=known.stage,
         needs=known.needs,
         shape=_shape(known, billions, "--dry-run" if dry_run else exactly),
@@ -128,7 +128,7 @@ def _stage(
         devices=hardware.world_size,
         accelerator=hardware.accelerator,
     )
-    found = estimated(asked, prices, currency)
+    found = estimate_stage(asked, prices, currency)
     if dry_run:
         found = replace(found, counted=_counted(known, hardware, found))
     if calibrate:
@@ -136,13 +136,13 @@ def _stage(
     return found
 
 
-def _shape(known: ResolvedStage, billions: float | None, exactly: str | None) -> Shape:
+def _shape(known: ResolvedStage, billions: float | None, exactly: str | None) -> ModelShape:
     """Return the model's shape: its config's, else one that is typical of so many billion parameters.
 
     Raises AlignError where an option, ``exactly``, needs the model itself and there is none.
     """
     if known.directory is not None:
-        return of_directory(known.directory)
+        return shape_of_directory(known.directory)
     if exactly is not None:
         raise AlignError(
             f"{exactly} needs a model whose config.json can be had",
@@ -150,7 +150,7 @@ def _shape(known: ResolvedStage, billions: float | None, exactly: str | None) ->
             where=f"{known.stage.name}: model.path: {known.stage.model.path}",
         )
     assert billions is not None
-    return typical(billions)
+    return typical_shape(billions)
 
 
 def _device(here: Hardware) -> Device:
@@ -180,7 +180,7 @@ def _counted(known: ResolvedStage, here: Hardware, estimate: StageEstimate) -> M
 def _calibrated(
     known: ResolvedStage,
     here: Hardware,
-    asked: Asked,
+    asked: EstimateRequest,
     before: StageEstimate,
     prices: Mapping[str, float] | None,
     currency: str,
@@ -194,7 +194,7 @@ def _calibrated(
             "learns from rows that are not there yet", "calibrate it once they are", where=known.stage.name
         )
     seen = calibrate(known.stage, local)
-    there = estimated(
+    there = estimate_stage(
         replace(asked, batches=seen.planned.batches, device=_device(local), devices=1, accelerator=local.accelerator)
     )
     phase = "training" if "training" in seen.peaks else "generation"
@@ -203,7 +203,7 @@ def _calibrated(
     loose = sum(parts.get(name, 0.0) for name in ("activations", "logits"))
     guessed = sum(parts.values()) - parts.get("base", 0.0)  # which no allocator sees
     factor = max(0.1, (seen.peaks[phase] - (guessed - loose)) / loose) if loose else 1.0
-    after = estimated(asked, prices, currency, factor)
+    after = estimate_stage(asked, prices, currency, factor)
     measured = {"peak": float(seen.peaks[phase]), "estimated": guessed, "factor": factor, "step_seconds": seen.seconds}
     if asked.batches.steps and here.accelerator == local.accelerator:
         measured["hours"] = seen.seconds * asked.batches.steps / here.world_size / 3600

@@ -20,7 +20,7 @@ from align.cli.progress import quiet, show_progress
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from align.advisor.interview import Question
+    from align.advisor.interview import InterviewQuestion
     from align.api.advising import AdviceCase
     from align.core.config.project_file import Brief
     from align.schemas.advice import Advice
@@ -162,9 +162,9 @@ def _brief(path: str | None, text: str | None, *, ask: bool) -> Brief:
     return project_file.read(path, lambda: sys.stdin.buffer.read(project_file.LARGEST_TEXT + 1))
 
 
-def _prompt(question: Question) -> Any:
+def _prompt(question: InterviewQuestion) -> Any:
     """Ask at the terminal until the answer is one; an empty one is unknown. Raises EOFError at the end of input."""
-    from align.advisor.interview import parsed
+    from align.advisor.interview import parse_answer
 
     click.echo(f"\n{question.text}", err=True)
     for number, choice in enumerate(question.choices, 1):
@@ -174,7 +174,7 @@ def _prompt(question: Question) -> Any:
             entered = click.prompt("", prompt_suffix="(empty: unknown) > ", default="", show_default=False, err=True)
         except click.Abort:
             raise EOFError from None
-        value, fault = parsed(question, entered)
+        value, fault = parse_answer(question, entered)
         if not fault:
             return value
         click.echo(fault, err=True)
@@ -185,9 +185,9 @@ def _spoken(choice: Any) -> str:
 
 
 def _show(advice: Advice, read: Brief, format_: Format, output: Path | None) -> None:
-    from align.advisor.render import Written, render
+    from align.advisor.render import BriefFile, render
 
-    brief = Written(read.name, read.source, read.offset) if Path(read.name).is_file() else None
+    brief = BriefFile(read.name, read.source, read.offset) if Path(read.name).is_file() else None
     terminal = output is None and sys.stdout.isatty()
     colour = terminal and not os.environ.get("NO_COLOR")
     width = shutil.get_terminal_size().columns if terminal else 100

@@ -13,13 +13,13 @@ Confidence = Literal["high", "medium", "low"]
 Level = Literal["error", "warning", "note"]
 
 
-class _Told(Config):
+class _AdviceModel(Config):
     """Docstrings of fields are for readers here, no form is made of them; to gather them takes its time at start-up."""
 
     model_config = ConfigDict(use_attribute_docstrings=False)
 
 
-class Quote(_Told):
+class Quote(_AdviceModel):
     """Words that a reason rests on."""
 
     fact: str
@@ -31,7 +31,7 @@ class Quote(_Told):
     """description, form, a file's name, answers, measured."""
 
 
-class Reason(_Told):
+class Reason(_AdviceModel):
     """A rule that fired."""
 
     rule: str
@@ -44,7 +44,7 @@ class Reason(_Told):
     flips_if: str
 
 
-class Step(_Told):
+class PlanStep(_AdviceModel):
     """One stage of the plan."""
 
     stage: str
@@ -57,7 +57,7 @@ class Step(_Told):
     """What is missing for it."""
 
 
-class FirstTry(_Told):
+class FirstExperiment(_AdviceModel):
     """The cheapest thing that could show training to be needless."""
 
     what: str
@@ -65,7 +65,7 @@ class FirstTry(_Told):
     stop_if: str
 
 
-class Alternative(_Told):
+class Alternative(_AdviceModel):
     """Another way, and what would make it the better one."""
 
     option: str
@@ -76,7 +76,7 @@ class Alternative(_Told):
     """The same as ``--what-if`` settings, where that can be said: ``behaviour.rules_count=25``."""
 
 
-class Assumption(_Told):
+class Assumption(_AdviceModel):
     """A number that nobody gave."""
 
     fact: str
@@ -84,7 +84,7 @@ class Assumption(_Told):
     effect: str
 
 
-class Question(_Told):
+class OpenQuestion(_AdviceModel):
     """What is not known and would matter."""
 
     id: str
@@ -93,7 +93,7 @@ class Question(_Told):
     would_change: str
 
 
-class DataNeed(_Told):
+class DataRequirement(_AdviceModel):
     """Data needed against given."""
 
     need: str
@@ -106,7 +106,7 @@ class DataNeed(_Told):
     """The command that checks it."""
 
 
-class Algorithm(_Told):
+class AlgorithmSettings(_AdviceModel):
     """What to train with, and the settings to start from."""
 
     stage: str
@@ -117,7 +117,7 @@ class Algorithm(_Told):
     source: str
 
 
-class Fit(_Told):
+class Fit(_AdviceModel):
     """How one way of holding the model lies on one device, in GB (10^9 bytes), by what takes it."""
 
     strategy: str
@@ -130,7 +130,7 @@ class Fit(_Told):
     """The cheapest thing that would help."""
 
 
-class HardwareFit(_Told):
+class HardwareFit(_AdviceModel):
     """The hardware that is given, and which ways of holding the model fit it."""
 
     given: str
@@ -141,14 +141,14 @@ class HardwareFit(_Told):
     """The way that was asked for, where one was."""
 
 
-class Range(_Told):
+class Range(_AdviceModel):
     """Between."""
 
     low: float
     high: float
 
 
-class Estimate(_Told):
+class Estimate(_AdviceModel):
     """What it would take. Ranges, since efficiency is not known beforehand."""
 
     tokens: Range | None = None
@@ -162,7 +162,7 @@ class Estimate(_Told):
     """How it was computed, in a sentence."""
 
 
-class Warned(_Told):
+class AdviceWarning(_AdviceModel):
     """A danger."""
 
     id: str
@@ -172,7 +172,7 @@ class Warned(_Told):
     quotes: list[Quote] = Field(default_factory=list)
 
 
-class Gate(_Told):
+class EvalPlan(_AdviceModel):
     """What must hold before it ships."""
 
     target: list[str]
@@ -185,7 +185,7 @@ class Gate(_Told):
     """The smallest effect, as a share, that the rows on hand can show; null where rows are unknown."""
 
 
-class Requested(_Told):
+class Requested(_AdviceModel):
     """What was asked for against what is advised."""
 
     requested: str
@@ -195,7 +195,7 @@ class Requested(_Told):
     because: str
 
 
-class Disagreement(_Told):
+class Disagreement(_AdviceModel):
     """Two places that say different things of one fact."""
 
     fact: str
@@ -203,7 +203,7 @@ class Disagreement(_Told):
     dropped: str
 
 
-class Provenance(_Told):
+class Provenance(_AdviceModel):
     """What the advice depends on: the same hashes give the same bytes."""
 
     tool: str
@@ -213,7 +213,7 @@ class Provenance(_Told):
     input: str
 
 
-class Advice(_Told):
+class Advice(_AdviceModel):
     """The whole of it."""
 
     schema_: Literal["align.advice/1"] = Field("align.advice/1", alias="schema", serialization_alias="schema")
@@ -221,20 +221,20 @@ class Advice(_Told):
     confidence: Confidence
     summary: str
     """The answer in a sentence or two."""
-    plan: list[Step]
+    plan: list[PlanStep]
     companions: list[str]
     """What must be combined with the primary: rag, post_training, prompting, continual_pretraining."""
-    first_try: FirstTry | None
+    first_try: FirstExperiment | None
     alternatives: list[Alternative]
     reasons: list[Reason]
     assumptions: list[Assumption]
-    missing: list[Question]
-    data: list[DataNeed]
-    algorithms: list[Algorithm]
+    missing: list[OpenQuestion]
+    data: list[DataRequirement]
+    algorithms: list[AlgorithmSettings]
     hardware: HardwareFit | None
     estimate: Estimate | None
-    warnings: list[Warned]
-    evals: Gate | None
+    warnings: list[AdviceWarning]
+    evals: EvalPlan | None
     requested: Requested | None
     conflicts: list[Disagreement]
     not_understood: list[str]

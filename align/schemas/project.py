@@ -187,7 +187,7 @@ class EvalFacts(Config):
     """Who scores."""
 
 
-class TrainingWish(Config):
+class TrainingRequest(Config):
     """How the user means to train, where that was said."""
 
     tuning: Literal["full", "lora", "qlora"] | None = None
@@ -251,7 +251,7 @@ class Project(Config):
     hardware: HardwareFacts = HardwareFacts()
     constraints: Constraints = Constraints()
     evals: EvalFacts = EvalFacts()
-    training: TrainingWish = TrainingWish()
+    training: TrainingRequest = TrainingRequest()
     measured: Measured = Measured()
     tried: list[Tried] | None = None
     """What has been tried already, with or without success."""

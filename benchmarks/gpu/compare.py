@@ -42,8 +42,8 @@ def estimated(check: dict[str, Any]) -> dict[str, float]:
     batches = Batches(
         micros, answers, answers // needs.group, check["prompt_tokens"] or 0, check["max_tokens"] or 0, measured=True
     )
-    how = engine_memory.held(stage, "cuda", 1)
-    phases = engine_memory.estimate_stage(
+    how = engine_memory.layout_of(stage, "cuda", 1)
+    phases = engine_memory.stage_memory(
         stage, needs, from_config({"model_type": "llama", **check["config"]}), how, batches
     )
     return {phase: sum(parts.values()) - BASE + WORKSPACES for phase, parts in phases.items()}

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from align.advisor.assemble import advise
 from align.advisor.form_fields import fields
 from align.advisor.interview import (
-    MOST,
-    Question,
+    MAX_QUESTIONS,
+    InterviewQuestion,
+    answer_evidence,
     disagreement,
     interview,
-    most_telling,
-    of_file,
+    most_informative,
     opening,
-    parsed,
+    parse_answer,
     questions,
-    said,
+    read_answers,
 )
 from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Evidence
@@ -74,7 +74,7 @@ def test_disagreement_by_hand() -> None:
 def test_only_what_matters_is_asked_and_then_no_more() -> None:
     asked: list[str] = []
 
-    def answer(question: Question) -> Any:
+    def answer(question: InterviewQuestion) -> Any:
         asked.append(question.field)
         return 25
 
@@ -90,15 +90,15 @@ def test_only_what_matters_is_asked_and_then_no_more() -> None:
 def test_what_is_known_is_not_asked() -> None:
     known = [Evidence("behaviour.rules_count", 3)]
     hangs = only("behaviour.rules_count", {20: "prompting"})
-    assert most_telling(known, hangs, questions(LIMIT)) is None
+    assert most_informative(known, hangs, questions(LIMIT)) is None
     none = [Evidence("data.sft_pairs", False)]
-    assert most_telling(none, only("data.sft_pairs.rows", {10: "prompting"}), questions(LIMIT)) is None
+    assert most_informative(none, only("data.sft_pairs.rows", {10: "prompting"}), questions(LIMIT)) is None
 
 
 def test_the_goal_comes_first_and_leaves_out_the_others() -> None:
     asked: list[str] = []
 
-    def answer(question: Question) -> Any:
+    def answer(question: InterviewQuestion) -> Any:
         asked.append(question.field)
         return "skill" if question.field == "goal" else None
 
@@ -106,8 +106,8 @@ def test_the_goal_comes_first_and_leaves_out_the_others() -> None:
     assert asked[:2] == ["goal", "behaviour.target_capability"]
     assert not {"knowledge.changes", "behaviour.style_or_persona", "behaviour.rules_count"} & set(asked)
     assert opening([Evidence("behaviour.rules_count", 3)], decide) is None
-    assert [(e.field, e.value) for e in said("goal", "tone")] == [("behaviour.style_or_persona", True)]
-    assert said("goal", "skill") == []
+    assert [(e.field, e.value) for e in answer_evidence("goal", "tone")] == [("behaviour.style_or_persona", True)]
+    assert answer_evidence("goal", "skill") == []
 
 
 PERSONAS: dict[str, tuple[dict[str, Any], str, list[str]]] = {
@@ -152,13 +152,13 @@ def test_nine_questions_find_the_way_of_somebody_who_knows_little(name: str) -> 
 def test_unknown_is_an_answer_and_the_end_of_input_ends_it() -> None:
     asked: list[str] = []
 
-    def unknown(question: Question) -> Any:
+    def unknown(question: InterviewQuestion) -> Any:
         asked.append(question.field)
 
     assert interview([], decide, LIMIT, unknown) == []
-    assert len(asked) == len(set(asked)) == MOST
+    assert len(asked) == len(set(asked)) == MAX_QUESTIONS
 
-    def ends(question: Question) -> Any:
+    def ends(question: InterviewQuestion) -> Any:
         raise EOFError
 
     assert interview([], decide, LIMIT, ends) == []
@@ -173,24 +173,24 @@ ANSWERS = st.fixed_dictionaries({**GOALS, **{q.field: st.none() | st.sampled_fro
 def test_by_the_real_rules_it_is_short_repeatable_and_replayed_by_a_file(answers: dict[str, Any]) -> None:
     asked: list[str] = []
 
-    def answer(question: Question) -> Any:
+    def answer(question: InterviewQuestion) -> Any:
         asked.append(question.field)
         return answers[question.field]
 
     first = interview([], decide, LIMIT, answer)
-    assert len(asked) <= MOST and len(set(asked)) == len(asked)
+    assert len(asked) <= MAX_QUESTIONS and len(set(asked)) == len(asked)
     assert interview([], decide, LIMIT, lambda question: answers[question.field]) == first
-    replayed = of_file({field: answers[field] for field in asked}, "answers.yaml", LIMIT)
+    replayed = read_answers({field: answers[field] for field in asked}, "answers.yaml", LIMIT)
     assert decide(replayed) == decide(first)
 
 
 def test_an_answer_of_none_says_that_there_is_none() -> None:
-    assert [(e.field, e.value) for e in said("data.prompts.rows", 0)] == [("data.prompts", False)]
-    assert [(e.field, e.value) for e in said("data.prompts.rows", 9)] == [
+    assert [(e.field, e.value) for e in answer_evidence("data.prompts.rows", 0)] == [("data.prompts", False)]
+    assert [(e.field, e.value) for e in answer_evidence("data.prompts.rows", 9)] == [
         ("data.prompts", True),
         ("data.prompts.rows", 9),
     ]
-    assert gather(said("knowledge.per_user", True)).project.knowledge.per_user is True
+    assert gather(answer_evidence("knowledge.per_user", True)).project.knowledge.per_user is True
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_an_answer_of_none_says_that_there_is_none() -> None:
     ],
 )
 def test_what_is_typed(field: str, words: str, value: Any) -> None:
-    assert parsed(BY_FIELD[field], words) == (value, "")
+    assert parse_answer(BY_FIELD[field], words) == (value, "")
 
 
 @pytest.mark.parametrize(
@@ -226,18 +226,18 @@ def test_what_is_typed(field: str, words: str, value: Any) -> None:
     ],
 )
 def test_what_is_no_answer_is_asked_again(field: str, words: str, fault: str) -> None:
-    value, said_so = parsed(BY_FIELD[field], words)
+    value, said_so = parse_answer(BY_FIELD[field], words)
     assert value is None and fault in said_so
 
 
 def test_a_file_of_answers_is_checked_as_a_whole() -> None:
     with pytest.raises(AlignError) as error:
         wrong = {"behaviour.rule_count": 3, "knowledge.changes": "sometimes", "model.params_b": None, "goal": "skil"}
-        of_file(wrong, "a.yaml", LIMIT)
+        read_answers(wrong, "a.yaml", LIMIT)
     assert "a.yaml: behaviour.rule_count\n    is no question\n    did you mean 'behaviour.rules_count'?" in str(
         error.value
     )
     assert "a.yaml: knowledge.changes\n    is 'sometimes'" in str(error.value) and len(error.value.problems) == 3
     assert "did you mean 'skill'?" in str(error.value)
     with pytest.raises(AlignError, match="is not a mapping"):
-        of_file([1], "a.yaml", LIMIT)
+        read_answers([1], "a.yaml", LIMIT)

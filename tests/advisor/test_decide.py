@@ -15,7 +15,7 @@ from align.advisor.default_settings import algorithms
 from align.advisor.eval_plan import detectable, rows_needed
 from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Evidence, Facts, from_form
-from align.advisor.rule import Ask, Finding
+from align.advisor.rule import Ask, Vote
 from align.advisor.thresholds import Thresholds
 from align.core.plugin_system.registry import config_of, registry
 from align.core.plugin_system.settings import check
@@ -425,8 +425,8 @@ def _accepted(name: str, start: dict[str, Any]) -> None:
 
 
 def test_a_strangers_rule_decides_as_ours_do() -> None:
-    def house_rule(known: Facts, limit: Any) -> Finding:
-        return Finding("rag", "hard", "the house wants it", ("behaviour.rules_count",), "it did not", "HOUSE")
+    def house_rule(known: Facts, limit: Any) -> Vote:
+        return Vote("rag", "hard", "the house wants it", ("behaviour.rules_count",), "it did not", "HOUSE")
 
     advised = advise(facts(behaviour__rules_count=3), LIMIT, {**rules(), "ACME-1": house_rule})
     assert advised.primary == "rag" and "ACME-1" in fired(advised)

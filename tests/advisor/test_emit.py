@@ -18,7 +18,7 @@ from align.advisor.project_facts import Facts, Plan, from_form
 from align.advisor.thresholds import Thresholds
 from align.cli import main
 from align.core.config import run_file, yaml_loader
-from align.schemas.advice import Advice, Fit, HardwareFit, Step
+from align.schemas.advice import Advice, Fit, HardwareFit, PlanStep
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
 from align.schemas.run import Run
@@ -53,7 +53,7 @@ ROWS = {
 def advised(stages: Sequence[str], project: Project, strategy: str | None = None) -> Advice:
     """Advice with this plan, and the settings to start from that go with it."""
     facts: Facts = gather(from_form(project))
-    steps = tuple(Step(stage=stage, why=["R-X-1"]) for stage in stages)
+    steps = tuple(PlanStep(stage=stage, why=["R-X-1"]) for stage in stages)
     fit = Fit(strategy=strategy or "full-ddp", verdict="fits", per_gpu_gb={}, total_gb=1, short_gb=-1)
     hardware = HardwareFit(given="", capacity_gb=1, chosen=fit) if strategy else None
     chosen = algorithms(facts, LIMIT, Plan("post_training", steps), hardware)
@@ -198,9 +198,9 @@ def test_what_is_optional_or_no_training_is_told_and_left_out() -> None:
     emitted = emit(full(), Project())  # sft, and dpo as soon as there are pairs
     assert emitted.values["algorithm"] == {"type": "sft"} and "stages" not in emitted.values
     assert emitted.todo[-1] == "stage dpo is left out: it is optional and needs at least 500 preference pairs"
-    with_rag = full().model_copy(update={"plan": [Step(stage="rag", why=[]), *full().plan]})
+    with_rag = full().model_copy(update={"plan": [PlanStep(stage="rag", why=[]), *full().plan]})
     assert "rag is part of the plan and has no run file" in emit(with_rag, Project()).todo[0]
-    only = full().model_copy(update={"plan": [Step(stage="rag", why=[])], "primary": "rag"})
+    only = full().model_copy(update={"plan": [PlanStep(stage="rag", why=[])], "primary": "rag"})
     with pytest.raises(AlignError, match="the advice is rag"):
         emit(only, Project())
 

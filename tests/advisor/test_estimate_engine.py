@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.advisor.estimate import activations, engine_memory, training_cost
-from align.advisor.estimate.engine_memory import Held
-from align.advisor.estimate.model_shape import Shape, typical
-from align.advisor.estimate.remedies import Asked, strategy_of
+from align.advisor.estimate.engine_memory import MemoryLayout
+from align.advisor.estimate.model_shape import ModelShape, typical_shape
+from align.advisor.estimate.remedies import EstimateRequest, strategy_of
 from align.advisor.estimate.show_estimate import blocks, size
-from align.advisor.estimate.stage_estimate import StageEstimate, estimated, load_of
+from align.advisor.estimate.stage_estimate import StageEstimate, estimate_stage, load_of
 from align.advisor.estimate.training_cost import Load
 from align.schemas import gpus
 from align.schemas.engine import Batches, Micro, Needs
 from align.schemas.run import Stage
 
-SMALL = Shape(2, 8, 16, 100, 2, 1, 4, tied=False)
+SMALL = ModelShape(2, 8, 16, 100, 2, 1, 4, tied=False)
 """a layer: 2 * 8 * (2 + 1) * 4 + 3 * 8 * 16 + 2 * 8 = 592; P = 2 * 592 + 2 * 800 + 8 = 2792."""
-WHOLE = Held(activations.types("float32", "32-true"), 0, None, 1, False, False, "cpu")
+WHOLE = MemoryLayout(activations.types("float32", "32-true"), 0, None, 1, False, False, "cpu")
 
 
 def stage(algorithm: str = "sft", **sections: object) -> Stage:
@@ -50,7 +50,7 @@ def test_what_a_token_keeps_by_hand() -> None:
 def test_a_step_of_several_micro_batches_by_hand() -> None:
     """Fullest before the second one's backward: weights, moments, whole gradients, activations, three chunks."""
     micro = Micro(rows=2, width=4, scored=5, padded=False)
-    phases = engine_memory.estimate_stage(stage(), Needs(), SMALL, WHOLE, Batches((micro, micro)))
+    phases = engine_memory.stage_memory(stage(), Needs(), SMALL, WHOLE, Batches((micro, micro)))
     token = 4 * (2 * (8 + 8 + 8) + (8 + 4 + 4 + 8) + 2 + 4 * 16)
     kept = 8 * (2 * token + 2 * 4 * 4 + 8 * 8) + 5 * 2 * 4 * 8
     assert phases["training"] == {
@@ -83,17 +83,17 @@ def test_a_critic_is_a_second_model_with_a_head_of_one_row() -> None:
 def test_fsdp_splits_what_ddp_repeats() -> None:
     micro = Batches((Micro(1, 2, 1),) * 2)
     ddp = replace(WHOLE, devices=4, accelerator="cuda")
-    parts = engine_memory.estimate_stage(stage(), Needs(), SMALL, ddp, micro)["training"]
-    split = engine_memory.estimate_stage(stage(), Needs(), SMALL, replace(ddp, split=True), micro)["training"]
+    parts = engine_memory.stage_memory(stage(), Needs(), SMALL, ddp, micro)["training"]
+    split = engine_memory.stage_memory(stage(), Needs(), SMALL, replace(ddp, split=True), micro)["training"]
     assert split["weights"] == parts["weights"] / 4 and split["optimizer"] == parts["optimizer"] / 4
     assert split["gathered"] == 4 * (2 * 592 + 2 * 800)
-    one = engine_memory.estimate_stage(stage(), Needs(), SMALL, replace(ddp, devices=1), micro)["training"]
+    one = engine_memory.stage_memory(stage(), Needs(), SMALL, replace(ddp, devices=1), micro)["training"]
     assert parts["gradients"] - one["gradients"] == 4 * 2792  # buckets beside them
 
 
 def test_generation_holds_the_cache_and_the_gradients_of_the_step_before() -> None:
     batches = Batches((Micro(1, 8, 4),), answers=300, prompts=100, prompt=10, answer=30)
-    parts = engine_memory.estimate_stage(stage("grpo"), Needs(online=True), SMALL, WHOLE, batches)["generation"]
+    parts = engine_memory.stage_memory(stage("grpo"), Needs(online=True), SMALL, WHOLE, batches)["generation"]
     assert parts["kv_cache"] == 2 * 2 * 1 * 4 * 4 * 300 * 40
     assert parts["gradients"] == 4 * 2792
     assert "activations" in parts
@@ -101,7 +101,7 @@ def test_generation_holds_the_cache_and_the_gradients_of_the_step_before() -> No
 
 Dtypes = st.sampled_from([("float32", "32-true"), ("float32", "bf16-mixed"), ("bfloat16", "bf16-true")])
 Hows = st.builds(
-    Held,
+    MemoryLayout,
     Dtypes.map(lambda pair: activations.types(*pair)),
     st.sampled_from([0, 8, 64]),
     st.none(),
@@ -113,13 +113,13 @@ Hows = st.builds(
 Needed = st.builds(Needs, reference=st.booleans(), ahead=st.booleans(), online=st.just(True), critic=st.booleans())
 
 
-def total(how: Held, needs: Needs, batches: Batches, shape: Shape = SMALL) -> float:
-    phases = engine_memory.estimate_stage(stage("grpo"), needs, shape, how, batches)
+def total(how: MemoryLayout, needs: Needs, batches: Batches, shape: ModelShape = SMALL) -> float:
+    phases = engine_memory.stage_memory(stage("grpo"), needs, shape, how, batches)
     return max(sum(parts.values()) for parts in phases.values())
 
 
 @given(Hows, Needed, st.integers(1, 64), st.integers(1, 512), st.integers(1, 512))
-def test_more_to_do_never_takes_less(how: Held, needs: Needs, rows: int, width: int, answer: int) -> None:
+def test_more_to_do_never_takes_less(how: MemoryLayout, needs: Needs, rows: int, width: int, answer: int) -> None:
     def batches(factor: int) -> Batches:
         micros = (Micro(rows * factor, width, rows * factor * width),) * 2
         return Batches(micros, answers=rows * factor, prompts=rows, prompt=width, answer=answer)
@@ -130,17 +130,19 @@ def test_more_to_do_never_takes_less(how: Held, needs: Needs, rows: int, width: 
 
 
 @given(Hows, Needed, st.integers(1, 32), st.integers(16, 512))
-def test_checkpointing_never_takes_more_than_a_layer_beyond(how: Held, needs: Needs, rows: int, width: int) -> None:
+def test_checkpointing_never_takes_more_than_a_layer_beyond(
+    how: MemoryLayout, needs: Needs, rows: int, width: int
+) -> None:
     batches = Batches((Micro(rows, width, rows * width),) * 2, answers=1, prompts=1, prompt=1, answer=1)
     deep = replace(SMALL, layers=12)
     plain, frugal = (total(replace(how, checkpointing=on), needs, batches, deep) for on in (False, True))
     assert frugal <= plain
 
 
-def asked(device: gpus.Device, devices: int = 1, shape: Shape | None = None, **model: object) -> Asked:
+def asked(device: gpus.Device, devices: int = 1, shape: ModelShape | None = None, **model: object) -> EstimateRequest:
     batches = Batches((Micro(8, 2048, 8 * 2047),) * 2, measured=True, rows=10_000, tokens=5_000_000, steps=625)
     mixed = stage(model={"path": "m", **model}, train={"precision": "bf16-mixed"})
-    return Asked(mixed, Needs(), shape or typical(8), batches, device, devices, "cuda")
+    return EstimateRequest(mixed, Needs(), shape or typical_shape(8), batches, device, devices, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -155,12 +157,12 @@ def asked(device: gpus.Device, devices: int = 1, shape: Shape | None = None, **m
     ],
 )
 def test_an_8b_model(name: str, devices: int, model: dict[str, object], verdict: str) -> None:
-    assert estimated(asked(gpus.devices()[name], devices, **model)).fit.verdict == verdict
+    assert estimate_stage(asked(gpus.devices()[name], devices, **model)).fit.verdict == verdict
 
 
 @pytest.mark.parametrize("device", gpus.devices().values(), ids=lambda device: device.name)
 def test_every_gpu_can_be_estimated_or_the_missing_figure_is_named(device: gpus.Device) -> None:
-    found = estimated(asked(device))
+    found = estimate_stage(asked(device))
     assert found.capacity == device.memory and found.phases["training"]
     assert found.work is not None and found.work.flops is not None
     text = shown(found, False)
@@ -172,7 +174,7 @@ def test_every_gpu_can_be_estimated_or_the_missing_figure_is_named(device: gpus.
 
 
 def test_bandwidth_is_missed_only_where_answers_are_sampled() -> None:
-    shape, device = typical(1), replace(gpus.devices()["H100"], bandwidth=None)
+    shape, device = typical_shape(1), replace(gpus.devices()["H100"], bandwidth=None)
     assert training_cost.lacking(device, Load(1e6)) == ""
     assert training_cost.lacking(device, Load(1e6, made=1e5)) == "memory bandwidth in TB/s"
     assert training_cost.estimate(shape, Load(1e6, made=1e5), "full", device, 1).gpu_hours is None
@@ -180,14 +182,14 @@ def test_bandwidth_is_missed_only_where_answers_are_sampled() -> None:
 
 
 def test_auto_takes_ddp_where_a_replica_fits() -> None:
-    small, large = typical(0.5), typical(8)
+    small, large = typical_shape(0.5), typical_shape(8)
     assert strategy_of(asked(gpus.devices()["H100"], 1, small)) == "single"
     assert strategy_of(asked(gpus.devices()["H100"], 8, small)) == "ddp"
     assert strategy_of(asked(gpus.devices()["H100"], 8, large)) == "fsdp"
 
 
 def test_knobs_add_up_until_it_fits() -> None:
-    found = estimated(asked(gpus.devices()["A100-40"]))
+    found = estimate_stage(asked(gpus.devices()["A100-40"]))
     assert found.fit.verdict == "does_not_fit" and not found.fits
     totals = [found.fit.total_gb, *(fit.total_gb for _, fit in found.knobs)]
     assert totals == sorted(totals, reverse=True)
@@ -197,14 +199,14 @@ def test_knobs_add_up_until_it_fits() -> None:
 
 
 def test_what_fits_needs_no_knob() -> None:
-    assert estimated(asked(gpus.devices()["H200"], 8, gradient_checkpointing=True)).knobs == []
+    assert estimate_stage(asked(gpus.devices()["H200"], 8, gradient_checkpointing=True)).knobs == []
 
 
 def test_work_by_hand() -> None:
     """625 steps of 16 rows are one pass: 5M tokens, 6 P D with P = 8.03B, at 35 to 45% of eight times 989 TFLOP/s."""
     load = load_of(asked(gpus.devices()["H100"], 8))
     assert load is not None and load.learned == 625 * 16 * 500
-    spent = estimated(asked(gpus.devices()["H100"], 8), {"H100": 2.0}, "EUR").work
+    spent = estimate_stage(asked(gpus.devices()["H100"], 8), {"H100": 2.0}, "EUR").work
     assert spent is not None and spent.flops is not None and spent.wall_hours is not None and spent.cost is not None
     flops = 6 * 8_030_261_248 * 5_000_000
     assert spent.flops.high == pytest.approx(flops, rel=0.01)
@@ -217,7 +219,7 @@ def test_more_memory_never_stops_it_from_fitting(memory: float, more: float) -> 
     order = ["does_not_fit", "tight", "fits"]
 
     def verdict(bytes_: float) -> int:
-        return order.index(estimated(asked(gpus.Device("some", bytes_ * 1e9))).fit.verdict)
+        return order.index(estimate_stage(asked(gpus.Device("some", bytes_ * 1e9))).fit.verdict)
 
     assert verdict(memory) <= verdict(memory * more)
 
@@ -233,7 +235,7 @@ def shown(found: StageEstimate, colour: bool) -> str:
 
 @pytest.mark.parametrize("colour", [False, True])
 def test_it_can_be_read_at_a_glance(colour: bool) -> None:
-    text = shown(estimated(asked(gpus.devices()["A100-40"])), colour)
+    text = shown(estimate_stage(asked(gpus.devices()["A100-40"])), colour)
     for words in (
         "does not fit",
         "too much",

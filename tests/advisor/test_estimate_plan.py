@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from align.advisor.estimate import memory_formulas, memory_plans
 from align.advisor.estimate.memory_formulas import Setting
-from align.advisor.estimate.model_shape import typical
+from align.advisor.estimate.model_shape import typical_shape
 from align.advisor.estimate.plan_fit import plan_fit
 from align.advisor.predicates import DATA_OF
 from align.advisor.project_facts import Facts
 from align.advisor.thresholds import shipped
-from align.schemas.advice import Assumption, Estimate, HardwareFit, Step
+from align.schemas.advice import Assumption, Estimate, HardwareFit, PlanStep
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
 
@@ -25,7 +25,7 @@ def taken(
     stages: list[str], prices: Path | None = None, **form: Any
 ) -> tuple[HardwareFit | None, Estimate | None, list[Assumption]]:
     facts = Facts(Project.model_validate(form))
-    return plan_fit(facts, [Step(stage=stage, why=[]) for stage in stages], shipped(), None, prices)
+    return plan_fit(facts, [PlanStep(stage=stage, why=[]) for stage in stages], shipped(), None, prices)
 
 
 def rows(kind: str, count: int, **more: int) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def test_any_project_gets_an_answer_and_the_same_one(stages: list[str], form: di
     assert (found, spent, assumed) == taken(stages, **form)
     assert len({each.fact for each in assumed}) == len(assumed)
     if found is not None and found.capacity_gb is not None and found.chosen is not None:
-        assert found.chosen.verdict in ("fits", "tight") and found.chosen.strategy not in memory_plans.FOREIGN
+        assert found.chosen.verdict in ("fits", "tight") and found.chosen.strategy not in memory_plans.NOT_OURS
 
 
 @given(Sizes, st.integers(1, 16), st.floats(8, 200), st.floats(1, 4))
@@ -161,7 +161,7 @@ def test_more_memory_never_stops_it_from_fitting(size: float, gpus: int, held: f
 
 @given(Sizes, st.integers(2, 64), st.integers(1, 20_000))
 def test_splitting_more_never_takes_more(size: float, devices: int, tokens: int) -> None:
-    shape, setting = typical(size), Setting(devices=devices, tokens=tokens)
+    shape, setting = typical_shape(size), Setting(devices=devices, tokens=tokens)
     totals = [
         sum(memory_formulas.training(shape, Setting(sharding=each, devices=devices, tokens=tokens)).values())
         for each in ("ddp", "zero1")

@@ -8,23 +8,23 @@ import pytest
 
 from align.advisor.estimate import memory_formulas, training_cost
 from align.advisor.estimate.memory_formulas import Setting, Sharding, Tuning
-from align.advisor.estimate.model_shape import Shape
+from align.advisor.estimate.model_shape import ModelShape
 from align.advisor.estimate.plan_fit import plan_fit
 from align.advisor.estimate.training_cost import Load
 from align.advisor.project_facts import Facts
 from align.advisor.thresholds import shipped
 from align.schemas import gpus
-from align.schemas.advice import Step
+from align.schemas.advice import PlanStep
 from align.schemas.project import Project
 
-LLAMA2_7B = Shape(32, 4096, 11_008, 32_000, 32, 32, 128, tied=False)
-LLAMA3_8B = Shape(32, 4096, 14_336, 128_256, 32, 8, 128, tied=False)
-LLAMA3_70B = Shape(80, 8192, 28_672, 128_256, 64, 8, 128, tied=False)
-QWEN25_7B = Shape(28, 3584, 18_944, 152_064, 28, 4, 128, tied=False, biases=4608)
+LLAMA2_7B = ModelShape(32, 4096, 11_008, 32_000, 32, 32, 128, tied=False)
+LLAMA3_8B = ModelShape(32, 4096, 14_336, 128_256, 32, 8, 128, tied=False)
+LLAMA3_70B = ModelShape(80, 8192, 28_672, 128_256, 64, 8, 128, tied=False)
+QWEN25_7B = ModelShape(28, 3584, 18_944, 152_064, 28, 4, 128, tied=False, biases=4608)
 GIB = 2**30
 
 
-def total(shape: Shape, setting: Setting) -> float:
+def total(shape: ModelShape, setting: Setting) -> float:
     return sum(memory_formulas.training(shape, setting).values()) / 1e9
 
 
@@ -93,7 +93,7 @@ def test_llama_factorys_table_of_full_tuning(weight: float, optimizer: float, pu
         ("lora", LLAMA3_70B, 164, 0.12),
     ],
 )
-def test_unsloths_minima(tuning: Tuning, shape: Shape, published: float, band: float) -> None:
+def test_unsloths_minima(tuning: Tuning, shape: ModelShape, published: float, band: float) -> None:
     """No common yardstick (neither length nor batch are told), hence the wide bands of the research."""
     parts = memory_formulas.training(shape, Setting(tuning=tuning, tokens=512))
     assert (sum(parts.values()) - parts["logits"]) / 1e9 == pytest.approx(published, rel=band)  # its kernels make none
@@ -106,7 +106,7 @@ def test_unsloths_grpo_figures() -> None:
 
 
 @pytest.mark.parametrize(("shape", "kib"), [(LLAMA3_8B, 128), (LLAMA2_7B, 512), (QWEN25_7B, 56)])
-def test_cache_of_a_token(shape: Shape, kib: int) -> None:
+def test_cache_of_a_token(shape: ModelShape, kib: int) -> None:
     assert shape.kv_cache() == kib * 1024
 
 
@@ -117,7 +117,7 @@ def test_dpo_with_lora_is_on_the_safe_side() -> None:
 
 def test_bloomberggpts_speed() -> None:
     """2303.17564: 50.6B, 569B tokens, 512 A100-40, 53 days, 102 TFLOP/s by their own count; with recomputation."""
-    shape = Shape(70, 7680, 30_720, 131_072, 40, 40, 192, tied=True, gated=False)
+    shape = ModelShape(70, 7680, 30_720, 131_072, 40, 40, 192, tied=True, gated=False)
     assert shape.params == pytest.approx(50.6e9, rel=0.01)
     flops = training_cost.training_flops(shape, Load(569e9), "full", checkpointing=True)
     rate = flops / (512 * 53 * 86_400)
@@ -140,7 +140,7 @@ def fit(stage: str, params_b: float, gpus: int, memory_gb: float, tuning: Tuning
             "training": {"tuning": tuning},
         }
     )
-    found, _, _ = plan_fit(Facts(project), [Step(stage=stage, why=[])], shipped())
+    found, _, _ = plan_fit(Facts(project), [PlanStep(stage=stage, why=[])], shipped())
     assert found is not None and found.asked is not None
     return found.asked.verdict
 

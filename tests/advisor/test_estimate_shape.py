@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.advisor.estimate.model_shape import Shape, from_config, of_directory, typical
+from align.advisor.estimate.model_shape import ModelShape, from_config, shape_of_directory, typical_shape
 from align.schemas import gpus
 from align.schemas.errors import AlignError
 
@@ -56,24 +56,24 @@ def test_what_a_vision_model_says_of_its_text_counts() -> None:
 def test_a_config_that_is_none_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(AlignError, match="not a mapping"):
-        of_directory(tmp_path)
+        shape_of_directory(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
     with pytest.raises(AlignError, match="lacks num_attention_heads"):
-        of_directory(tmp_path)
+        shape_of_directory(tmp_path)
     with pytest.raises(AlignError, match="cannot be read"):
-        of_directory(tmp_path / "nowhere")
+        shape_of_directory(tmp_path / "nowhere")
 
 
 @given(st.floats(0.2, 700))
 def test_a_typical_shape_has_the_size_asked_for(size: float) -> None:
-    shape = typical(size)
+    shape = typical_shape(size)
     assert shape.params == pytest.approx(size * 1e9, rel=0.15)
     assert not shape.exact and shape.heads % shape.kv_heads in range(shape.heads)
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_an_adapter_grows_with_its_rank(small: int, more: int) -> None:
-    shape = Shape(2, 64, 128, 1000, 4, 2, 16, tied=True)
+    shape = ModelShape(2, 64, 128, 1000, 4, 2, 16, tied=True)
     # by hand: q 64+64, k 64+32, v 64+32, o 64+64, and three linears of 64+128 in each of two layers
     assert shape.lora(small) == 2 * small * (128 + 96 + 96 + 128 + 3 * 192)
     assert shape.lora(small + more) > shape.lora(small)

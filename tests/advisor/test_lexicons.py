@@ -7,7 +7,7 @@ import yaml
 
 from align.advisor.text.languages import languages_of
 from align.advisor.text.lexicon import FOLDER, LANGUAGES, Lexicon, lexicon
-from align.advisor.text.sentences import cut
+from align.advisor.text.sentences import split_words
 from align.schemas.project import DataKind, Method, Project, Tried
 
 ENGINE = "".join((FOLDER.parent / f"{name}.py").read_text(encoding="utf-8") for name in ("cues", "resolve"))
@@ -68,7 +68,7 @@ def test_every_phrase_finds_itself(language: str) -> None:
 
     for label, phrase in phrases(content(language)["phrases"]):
         text = " ".join(example(part) for part in phrase.split() if part != "...")
-        assert label in {match.label for match in known.find(cut(text))}, (label, phrase, text)
+        assert label in {match.label for match in known.find(split_words(text))}, (label, phrase, text)
 
 
 @pytest.mark.parametrize(

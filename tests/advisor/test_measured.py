@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.advisor.measured_evidence import added, apart, rows_to_settle
+from align.advisor.measured_evidence import add_measurements, apart, rows_to_settle
 from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Facts, from_form
-from align.advisor.rule import Ask, Finding, Warn
+from align.advisor.rule import Ask, Vote, Warn
 from align.core.evaluation.statistics import Z95, wilson
 from align.plugins.rules import measured as rules
 from align.plugins.rules.knowledge import own_pages
@@ -23,7 +23,7 @@ def m(value: float, half: float = 0.02, n: int = 200) -> Measurement:
 
 
 def facts(found: dict[str, Any], **settings: Any) -> Facts:
-    return gather(added(from_form(form(**settings)), Measured(**found), LIMIT))
+    return gather(add_measurements(from_form(form(**settings)), Measured(**found), LIMIT))
 
 
 def test_measurements_are_kept_as_they_are_and_quoted() -> None:
@@ -76,7 +76,7 @@ def only(outcome: Any) -> Any:
 def test_prompting_that_reaches_the_target_is_found_with_both_numbers() -> None:
     known = facts({"zero_shot": m(0.95), "score": "math"}, evals__target=0.9)
     found = only(rules.prompt_reaches_target(known, LIMIT))
-    assert isinstance(found, Finding) and (found.option, found.weight) == ("prompting", "hard")
+    assert isinstance(found, Vote) and (found.option, found.weight) == ("prompting", "hard")
     assert "0.95 (0.93 to 0.97, 200 rows)" in found.because and "0.9" in found.because
     asked = only(rules.prompt_reaches_target(facts({"zero_shot": m(0.91), "score": "x"}, evals__target=0.9), LIMIT))
     assert isinstance(asked, Ask) and "rows would settle it" in asked.question
@@ -86,7 +86,7 @@ def test_prompting_that_reaches_the_target_is_found_with_both_numbers() -> None:
 
 def test_an_open_book_speaks_for_retrieval_only_beyond_the_intervals() -> None:
     found = only(rules.open_book_helps(facts({"closed_book": m(0.2), "open_book": m(0.6)}), LIMIT))
-    assert isinstance(found, Finding) and (found.option, found.rubric) == ("rag", "RAG")
+    assert isinstance(found, Vote) and (found.option, found.rubric) == ("rag", "RAG")
     asked = only(rules.open_book_helps(facts({"closed_book": m(0.20), "open_book": m(0.23)}), LIMIT))
     assert isinstance(asked, Ask)
     warning = only(rules.open_book_helps(facts({"closed_book": m(0.6), "open_book": m(0.2)}), LIMIT))
@@ -110,7 +110,7 @@ def test_where_rewards_can_teach_nothing_it_is_said(first: float, best: float, f
 
 def test_head_room_speaks_for_training_only_beyond_the_intervals() -> None:
     found = only(rules.head_room(facts({"pass_1": m(0.3), "pass_k": m(0.7), "flat_groups": m(0.4)}), LIMIT))
-    assert isinstance(found, Finding) and (found.option, found.weight) == ("post_training", "soft")
+    assert isinstance(found, Vote) and (found.option, found.weight) == ("post_training", "soft")
     asked = only(rules.head_room(facts({"pass_1": m(0.3), "pass_k": m(0.33), "flat_groups": m(0.4)}), LIMIT))
     assert isinstance(asked, Ask)
 

@@ -16,18 +16,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.advisor.render import FORMATS, Format, Written, render
+from align.advisor.render import FORMATS, BriefFile, Format, render
 from align.advisor.render.html_page import shares
-from align.advisor.render.outline import Bar, outline
+from align.advisor.render.outline import MemoryBar, outline
 from align.advisor.render.source_location import Region
 from align.schemas.advice import Advice, Quote, Range
 from tests.advisor.advices import BRIEF, everywhere, full, insufficient
-from tests.core.reports import Shape
+from tests.core.reports import ModelShape
 from tests.core.test_report_hostile import PAYLOADS
 
 GOLDEN = Path(__file__).parent / "golden"
 SUFFIX = {"text": "txt", "json": "json", "markdown": "md", "html": "html", "sarif": "sarif", "github": "github"}
-FILE = Written("brief.md", "---\ntried: []\n---\n" + BRIEF, 18)
+FILE = BriefFile("brief.md", "---\ntried: []\n---\n" + BRIEF, 18)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -50,7 +50,7 @@ def test_json_is_the_advice_itself() -> None:
 @pytest.mark.parametrize("format", ["text", "markdown", "html"])
 def test_everything_in_the_outline_is_shown(format: Format) -> None:
     shown = render(full(), format)
-    said = " ".join(Shape(shown).text) if format == "html" else shown.replace("\\", "")
+    said = " ".join(ModelShape(shown).text) if format == "html" else shown.replace("\\", "")
     flat = " ".join(said.split())
     for section in outline(full()):
         assert section.title in flat
@@ -73,7 +73,7 @@ def test_insufficient_advice_asks_first() -> None:
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_hostile_words_stay_words(payload: str) -> None:
     payload = payload.replace("\ud83d", "")  # which no advice can hold
-    plain, hostile = Shape(render(everywhere("plain"), "html")), Shape(render(everywhere(payload), "html"))
+    plain, hostile = ModelShape(render(everywhere("plain"), "html")), ModelShape(render(everywhere(payload), "html"))
     assert (hostile.tags, hostile.ends) == (plain.tags, plain.ends)
     assert hostile.declarations == plain.declarations == []
     for name in ("href", "src", "http-equiv", "content", "class", "id"):
@@ -130,7 +130,7 @@ def test_findings_point_at_the_words() -> None:
 
 
 def test_a_form_is_pointed_at_by_line_or_by_words() -> None:
-    form = Written("brief.yaml", "tried: []\r\nrequested: dpo\r\n")
+    form = BriefFile("brief.yaml", "tried: []\r\nrequested: dpo\r\n")
     assert form.region(Quote(fact="", quote="", source="brief.yaml line 2")) == Region(2, 1, 2, 15)
     assert form.region(Quote(fact="", quote="dpo", span=(0, 3), source="description")) == Region(2, 12, 2, 15)
     assert form.region(Quote(fact="", quote="nowhere", source="answers")) is None
@@ -139,15 +139,15 @@ def test_a_form_is_pointed_at_by_line_or_by_words() -> None:
 
 @given(st.text(max_size=60), st.integers(0, 80), st.integers(0, 80))
 def test_any_span_has_a_place_in_the_file(text: str, start: int, end: int) -> None:
-    place = Written("x", text, 0).region(Quote(fact="", quote="", span=(start, max(start, end)), source=""))
+    place = BriefFile("x", text, 0).region(Quote(fact="", quote="", span=(start, max(start, end)), source=""))
     lines = text.split("\n")
     assert place is not None and place.line <= place.end_line <= len(lines)
     assert place.column <= len(lines[place.line - 1]) + 1 and place.end_column <= len(lines[place.end_line - 1]) + 1
 
 
 def test_bars_share_the_width_by_what_there_is() -> None:
-    assert shares(Bar({"a": 20.0, "none": 0.0, "b": 20.0}, 40.0, 80.0)) == [(0.0, 100.0), (100.0, 100.0)]
-    assert shares(Bar({"a": 60.0, "b": 60.0}, 120.0, 80.0)) == [(0.0, 300.0), (300.0, 100.0)]
+    assert shares(MemoryBar({"a": 20.0, "none": 0.0, "b": 20.0}, 40.0, 80.0)) == [(0.0, 100.0), (100.0, 100.0)]
+    assert shares(MemoryBar({"a": 60.0, "b": 60.0}, 120.0, 80.0)) == [(0.0, 300.0), (300.0, 100.0)]
 
 
 def test_rendering_imports_no_torch() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from align.advisor.project_facts import Plan
-from align.advisor.rule import Ask, Finding, Warn
-from align.schemas.advice import Fit, HardwareFit, Step
+from align.advisor.rule import Ask, Vote, Warn
+from align.schemas.advice import Fit, HardwareFit, PlanStep
 from align.schemas.project import Project
 from tests.advisor.deciding import LIMIT, advice, corpus, facts, fired, rows, rules, stages, warned
 
@@ -220,8 +220,8 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 
 def found(rule: str, settings: dict[str, Any]) -> list[str]:
     outcome = rules()[rule](facts(**settings), LIMIT)
-    every = [outcome] if isinstance(outcome, Finding) else list(outcome or ())  # type: ignore[arg-type]
-    return [f"{f.option} {f.weight}" for f in every if isinstance(f, Finding)]
+    every = [outcome] if isinstance(outcome, Vote) else list(outcome or ())  # type: ignore[arg-type]
+    return [f"{f.option} {f.weight}" for f in every if isinstance(f, Vote)]
 
 
 @pytest.mark.parametrize(("rule", "expected", "settings", "next_to"), CASES)
@@ -346,13 +346,13 @@ def fit(strategy: str, verdict: str, total: float) -> Fit:
 )
 def test_memory(asked: Fit | None, chosen: Fit | None, level: str | None) -> None:
     hardware = HardwareFit(given="1 x 80 GB", capacity_gb=80, chosen=chosen, asked=asked)
-    plan = Plan("post_training", (Step(stage="sft", why=["R-POST-1"]),), hardware=hardware)
+    plan = Plan("post_training", (PlanStep(stage="sft", why=["R-POST-1"]),), hardware=hardware)
     outcome = rules()["W-MEMORY"](_with_plan(plan), LIMIT)
     assert (outcome.level if isinstance(outcome, Warn) else outcome) == level
 
 
 def test_memory_where_pretraining_has_to_make_do_with_an_adapter() -> None:
-    steps = (Step(stage="continual_pretraining", why=["R-CPT-1"]),)
+    steps = (PlanStep(stage="continual_pretraining", why=["R-CPT-1"]),)
     hardware = HardwareFit(given="1 x 80 GB", capacity_gb=80, chosen=fit("lora-ddp", "fits", 30))
     outcome = rules()["W-MEMORY"](_with_plan(Plan("continual_pretraining", steps, hardware=hardware)), LIMIT)
     assert isinstance(outcome, Warn) and outcome.level == "warning"
@@ -411,8 +411,8 @@ def test_rules_only_return_what_they_may() -> None:
     nothing = facts()
     for name, rule in rules().items():
         outcome = rule(nothing, LIMIT)
-        for each in [outcome] if isinstance(outcome, Finding | Warn | Ask) else list(outcome or ()):
-            assert isinstance(each, Finding | Warn | Ask), name
+        for each in [outcome] if isinstance(outcome, Vote | Warn | Ask) else list(outcome or ()):
+            assert isinstance(each, Vote | Warn | Ask), name
 
 
 def test_fields_of_findings_are_fields_of_the_form() -> None:
@@ -420,7 +420,7 @@ def test_fields_of_findings_are_fields_of_the_form() -> None:
     for _, _, settings, _ in CASES:
         for name, rule in rules().items():
             outcome = rule(facts(**settings), LIMIT)
-            for each in [outcome] if isinstance(outcome, Finding | Warn | Ask) else list(outcome or ()):
+            for each in [outcome] if isinstance(outcome, Vote | Warn | Ask) else list(outcome or ()):
                 for path in each.fields if not isinstance(each, Ask) else (each.field,):
                     assert path in known or path.split(".")[0] in ("data", "tried"), (name, path)
 
@@ -447,11 +447,11 @@ SCARCE = re.compile(r"there were fewer than ([\d,]+) rows")
 def test_a_finding_is_not_said_to_end_below_what_is_there_already(kind: str, count: int) -> None:
     """60 pairs spoke for training, "not if there were fewer than 500 of them". With one row less it does end."""
 
-    def heard(number: int, scored: bool) -> dict[str, Finding]:
+    def heard(number: int, scored: bool) -> dict[str, Vote]:
         scores = {"reward__kind": "verifier"} if scored else {}
         known = facts(data=[rows(kind, number)], behaviour__target_capability="sql", **scores)
         found = {name: rule(known, LIMIT) for name, rule in rules().items()}
-        return {name: each for name, each in found.items() if isinstance(each, Finding)}
+        return {name: each for name, each in found.items() if isinstance(each, Vote)}
 
     scored = kind == "prompts"
     for name, finding in heard(count, scored).items():

@@ -4,7 +4,7 @@ import pytest
 
 from align.advisor.text.assertion_status import Scopes
 from align.advisor.text.lexicon import lexicon
-from align.advisor.text.sentences import cut
+from align.advisor.text.sentences import split_words
 
 SAID = [
     ("We have no labels.", "labels", "negated"),
@@ -32,6 +32,6 @@ SAID = [
 
 @pytest.mark.parametrize(("text", "word", "status"), SAID)
 def test_status(text: str, word: str, status: str) -> None:
-    sentence = cut(text)
+    sentence = split_words(text)
     at = sentence.words.index(word.lower())
     assert Scopes(sentence, lexicon("en").find(sentence)).of(at, at + 1) == status

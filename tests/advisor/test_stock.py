@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.advisor.data_budget import big, denied, enough, some, stock, tokens
+from align.advisor.data_budget import budget_of, denied, enough, format_count, some, tokens
 from align.schemas.project import DataSet
 from tests.advisor.deciding import LIMIT, facts, rows
 
@@ -29,10 +29,10 @@ def test_text_is_counted_in_tokens(size: dict[str, int], expected: int | None) -
 
 def test_examples_of_which_only_the_tokens_are_known_count_by_these() -> None:
     """202M tokens of instruction data are plenty, 90K are thin (rubric: 1K to 1B)."""
-    assert not stock(body("sft_pairs", tokens=202_000_000), "sft", LIMIT).thin
-    few = stock(body("sft_pairs", tokens=90_000), "sft", LIMIT)
+    assert not budget_of(body("sft_pairs", tokens=202_000_000), "sft", LIMIT).thin
+    few = budget_of(body("sft_pairs", tokens=90_000), "sft", LIMIT)
     assert (few.thin, few.hopeless, few.unit) == (True, False, "tokens")
-    assert stock(body("sft_pairs", tokens=90_000, rows=800), "sft", LIMIT).unit == "rows"
+    assert budget_of(body("sft_pairs", tokens=90_000, rows=800), "sft", LIMIT).unit == "rows"
 
 
 def test_unknown_numbers_are_given_the_doubt() -> None:
@@ -52,4 +52,4 @@ def test_what_is_denied() -> None:
     ("number", "words"), [(5e9, "5 billion"), (12_345, "12,345"), (2_870_000_000, "2.87 billion"), (3e8, "300 million")]
 )
 def test_sizes_in_words(number: float, words: str) -> None:
-    assert big(number) == words
+    assert format_count(number) == words

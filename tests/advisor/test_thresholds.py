@@ -10,7 +10,7 @@ from align.advisor.estimate.plan_fit import GROUP, plan_fit
 from align.advisor.project_facts import Facts
 from align.advisor.thresholds import Floor, Thresholds, shipped
 from align.core.plugin_system.registry import config_of, registry
-from align.schemas.advice import Step
+from align.schemas.advice import PlanStep
 from align.schemas.errors import AlignError
 from align.schemas.project import Project
 
@@ -90,7 +90,7 @@ def test_the_data_lints_know_the_same_floors() -> None:
 def test_a_users_thresholds_reach_the_estimate(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("tokens_per_row: {value: 1200}\nbytes_per_token: {value: 2}\n")
-    steps = [Step(stage="sft", why=[])]
+    steps = [PlanStep(stage="sft", why=[])]
     for size in ({"rows": 1000}, {"bytes": 1_000_000}):
         form = {"model": {"params_b": 1}, "data": [{"kind": "sft_pairs", "size": size}]}
         facts = Facts(Project.model_validate(form))

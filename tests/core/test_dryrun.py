@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from align.advisor.estimate import engine_memory
-from align.advisor.estimate.model_shape import of_directory
+from align.advisor.estimate.model_shape import shape_of_directory
 from align.core.algorithm.online import Online
 from align.core.data.step_plan import FORWARD, make_micro_batches
 from align.core.engine.steps import MicroBatcher
@@ -58,9 +58,9 @@ def built(stage: Stage) -> Any:
 
 
 def formulas(stage: Stage, algorithm: Any, plan: Planned) -> dict[str, float]:
-    how = engine_memory.held(stage, "cpu", 1)
-    shape = of_directory(Path(stage.model.path))
-    phases = engine_memory.estimate_stage(stage, needs_of(algorithm), shape, how, plan.batches)
+    how = engine_memory.layout_of(stage, "cpu", 1)
+    shape = shape_of_directory(Path(stage.model.path))
+    phases = engine_memory.stage_memory(stage, needs_of(algorithm), shape, how, plan.batches)
     return {phase: sum(parts.values()) for phase, parts in phases.items()}
 
 

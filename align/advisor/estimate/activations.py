@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from align.advisor.estimate.model_shape import Shape
+from align.advisor.estimate.model_shape import ModelShape
 from align.schemas.engine import Micro
 
 
@@ -56,7 +56,7 @@ def norm(hidden: int, kind: Types, learns: bool) -> int:
     return (6 if learns else 4) * hidden
 
 
-def attention(shape: Shape, kind: Types, micro: Micro, square: bool) -> int:
+def attention(shape: ModelShape, kind: Types, micro: Micro, square: bool) -> int:
     """Bytes of one token inside attention. square: it keeps a float32 for each head and each position of the row."""
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     keys = 2 * (q if micro.padded or square else kv)
@@ -64,7 +64,7 @@ def attention(shape: Shape, kind: Types, micro: Micro, square: bool) -> int:
     return kind.compute * (2 * q + keys + mask) + 4 * shape.heads * (micro.width if square else 1)
 
 
-def layer(shape: Shape, kind: Types, rank: int, micro: Micro, square: bool = False) -> float:
+def layer(shape: ModelShape, kind: Types, rank: int, micro: Micro, square: bool = False) -> float:
     """Bytes of one token in one layer. rank: of an adapter, 0 where everything learns."""
     h, f, q = shape.hidden, shape.intermediate * shape.active, shape.heads * shape.head_dim
     own = kind.copied if rank else 0  # of an adapter that computes in another type
@@ -78,7 +78,7 @@ def layer(shape: Shape, kind: Types, rank: int, micro: Micro, square: bool = Fal
     return shape.norms * norm(h, kind, not rank) + inputs + inside + inner + adapter
 
 
-def passing(shape: Shape, rank: int) -> int:
+def passing(shape: ModelShape, rank: int) -> int:
     """Bytes of one token of what backward through one layer's adapters makes beside what the layer keeps.
 
     The gradient of down's input three times over (the adapter's, in float32; the base's; their sum), when some of the
@@ -87,7 +87,7 @@ def passing(shape: Shape, rank: int) -> int:
     return max(0, 8 * shape.intermediate * shape.active - 12 * shape.hidden) if rank else 0
 
 
-def kept(shape: Shape, kind: Types, rank: int, micro: Micro, checkpointing: bool, square: bool = False) -> float:
+def kept(shape: ModelShape, kind: Types, rank: int, micro: Micro, checkpointing: bool, square: bool = False) -> float:
     """Bytes of a whole pass: all layers (or their inputs), what they share, the last norm, and scored hidden states."""
     each = kind.residual * shape.hidden if checkpointing else layer(shape, kind, rank, micro, square)
     shared = 2 * kind.residual * shape.head_dim + norm(shape.hidden, kind, not rank)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from align.advisor.estimate import activations
 from align.advisor.estimate.activations import Types, types
 from align.advisor.estimate.memory_formulas import BASE, NF4
-from align.advisor.estimate.model_shape import Shape
+from align.advisor.estimate.model_shape import ModelShape
 from align.schemas.engine import LOGITS, Batches, Micro, Needs
 from align.schemas.run import Stage
 
@@ -28,7 +28,7 @@ Parts = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class MemoryLayout:
     """How a stage's networks are held: bytes of a number, rank of the adapter (0: none), 4-bit base, devices, split.
 
     eager: attention in plain operations, which keep their square.
@@ -49,7 +49,7 @@ class Held:
         return self.accelerator == "cuda" and self.kind.compute == 4
 
 
-def held(stage: Stage, accelerator: str, devices: int, strategy: str | None = None) -> Held:
+def layout_of(stage: Stage, accelerator: str, devices: int, strategy: str | None = None) -> MemoryLayout:
     """As a run file says. strategy: another than its own (``ddp``, ``fsdp``).
 
     Under fsdp mixed precision casts the weights as they are gathered: all that is computed is in 16 bits.
@@ -58,7 +58,7 @@ def held(stage: Stage, accelerator: str, devices: int, strategy: str | None = No
     split, kind = name == "fsdp" and devices > 1, types(model.dtype, stage.train.precision)
     if split and kind.mixed:
         kind = replace(kind, residual=kind.compute, mixed=False)
-    return Held(
+    return MemoryLayout(
         kind=kind,
         rank=0 if model.adapter is None else model.adapter.r,
         quantised=None if model.adapter is None else model.adapter.quantize,
@@ -70,7 +70,9 @@ def held(stage: Stage, accelerator: str, devices: int, strategy: str | None = No
     )
 
 
-def estimate_stage(stage: Stage, needs: Needs, shape: Shape, how: Held, batches: Batches) -> dict[str, Parts]:
+def stage_memory(
+    stage: Stage, needs: Needs, shape: ModelShape, how: MemoryLayout, batches: Batches
+) -> dict[str, Parts]:
     """Bytes by component for ``training`` and, of an online stage, ``generation``."""
     micros = batches.micros or (Micro(1, 1, 1),)
     own = networks(stage, needs, shape, how)
@@ -83,7 +85,7 @@ def estimate_stage(stage: Stage, needs: Needs, shape: Shape, how: Held, batches:
     return {phase: {k: v for k, v in {**parts, **base}.items() if v} for phase, parts in phases.items()}
 
 
-def networks(stage: Stage, needs: Needs, shape: Shape, how: Held) -> Parts:
+def networks(stage: Stage, needs: Needs, shape: ModelShape, how: MemoryLayout) -> Parts:
     """What lies there all the time: weights, moments, reference, critic; gradients are the phases'."""
     share = how.devices if how.split else 1
     language = needs.head == "language"
@@ -106,7 +108,7 @@ def networks(stage: Stage, needs: Needs, shape: Shape, how: Held) -> Parts:
     return parts
 
 
-def footprint(needs: Needs, shape: Shape, how: Held) -> float:
+def footprint(needs: Needs, shape: ModelShape, how: MemoryLayout) -> float:
     """Bytes of one replica: weights, and for what is trained a gradient and two moments."""
     language = needs.head == "language"
     kinds = [language] + [False] * needs.critic
@@ -114,12 +116,12 @@ def footprint(needs: Needs, shape: Shape, how: Held) -> float:
     return sum(weights(shape, how, kind) + times * trained(shape, how, kind) for kind in kinds)
 
 
-def parameters(shape: Shape, language: bool) -> int:
+def parameters(shape: ModelShape, language: bool) -> int:
     """P, or of a reward or value model: a head of one row in place of the vocabulary's."""
     return shape.params if language else shape.params - (0 if shape.tied else shape.embedding) + shape.hidden
 
 
-def weights(shape: Shape, how: Held, language: bool) -> float:
+def weights(shape: ModelShape, how: MemoryLayout, language: bool) -> float:
     """Bytes of the weights without an adapter: W P, or with a quantised base 0.516 (nf4) or 1 of the linears."""
     if how.quantised is None:
         return float(how.kind.weight * parameters(shape, language))
@@ -127,20 +129,20 @@ def weights(shape: Shape, how: Held, language: bool) -> float:
     return each * shape.linears + how.kind.weight * (parameters(shape, language) - shape.linears)
 
 
-def trained(shape: Shape, how: Held, language: bool) -> float:
+def trained(shape: ModelShape, how: MemoryLayout, language: bool) -> float:
     """Bytes of what is trained, and so of its gradient; an adapter's are float32 beside a base in 16 bits."""
     if how.rank:
         return float(how.kind.adapter * (shape.lora(how.rank) + (0 if language else shape.hidden)))
     return float(how.kind.weight * parameters(shape, language))
 
 
-def gathered(shape: Shape, how: Held) -> float:
+def gathered(shape: ModelShape, how: MemoryLayout) -> float:
     """Whole for the time being under fsdp: two layers, embeddings and head, in the type of computing."""
     root = (1 if shape.tied else 2) * shape.embedding
     return float(how.kind.compute * (2 * shape.layer + root))
 
 
-def logits(shape: Shape, how: Held, micro: Micro) -> float:
+def logits(shape: ModelShape, how: MemoryLayout, micro: Micro) -> float:
     """Bytes of one chunk of logits while its probabilities are made: three float32 copies; the head cast for them.
 
     In 16 bits a second chunk is made in both types while two copies of the chunk before it live: 14 bytes a logit.
@@ -150,12 +152,12 @@ def logits(shape: Shape, how: Held, micro: Micro) -> float:
     return each * max(1, min(micro.scored, most)) * shape.vocab + head_cast(shape, how)
 
 
-def head_cast(shape: Shape, how: Held) -> float:
+def head_cast(shape: ModelShape, how: MemoryLayout) -> float:
     """Bytes of the head in 16 bits, under autocast of float32 weights."""
     return 2.0 * shape.embedding if how.kind.mixed and how.kind.weight == 4 else 0.0
 
 
-def logits_back(shape: Shape, how: Held, micro: Micro) -> float:
+def logits_back(shape: ModelShape, how: MemoryLayout, micro: Micro) -> float:
     """Bytes of a chunk in backward, where the head learns, beside its gradient.
 
     In float32 the logits and the chunk before them; in 16 bits those, or the product that is added to the gradient
@@ -169,7 +171,7 @@ def logits_back(shape: Shape, how: Held, micro: Micro) -> float:
     return max(product, 10.0 * chunk if several else 0.0) + head_cast(shape, how)
 
 
-def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -> Parts:
+def training(needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[Micro, ...]) -> Parts:
     """Gradients, activations and logits at the fullest instant of a step."""
     share = how.devices if how.split else 1
     language = needs.head == "language"
@@ -200,7 +202,9 @@ def training(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...]) -
     return {**fullest, "gradients": fullest["gradients"] + buckets}
 
 
-def generation(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...], batches: Batches) -> Parts:
+def generation(
+    needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[Micro, ...], batches: Batches
+) -> Parts:
     """Gradients left over, and the fullest of reading prompts, answering and measuring."""
     share = how.devices if how.split else 1
     each = trained(shape, how, language=True) if needs.learns else 0.0
@@ -236,7 +240,7 @@ def generation(needs: Needs, shape: Shape, how: Held, micros: tuple[Micro, ...],
     return left | max(found, key=_sum)
 
 
-def _square(shape: Shape, how: Held, micro: Micro) -> bool:
+def _square(shape: ModelShape, how: MemoryLayout, micro: Micro) -> bool:
     """Whether attention makes all scores of a row (transformers spreads shared keys itself where there is a mask)."""
     return how.eager or (how.no_kernel and shape.heads != shape.kv_heads and not micro.padded)
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from align.advisor.estimate.model_shape import Shape
+from align.advisor.estimate.model_shape import ModelShape
 from align.schemas.engine import LOGITS
 
 Tuning = Literal["full", "lora", "qlora"]
@@ -93,7 +93,7 @@ def sharded(params: float, largest: float, devices: int, sharding: Sharding, set
     return dict(zip(("weights", "gradients", "optimizer"), parts, strict=True))
 
 
-def states(shape: Shape, setting: Setting) -> dict[str, float]:
+def states(shape: ModelShape, setting: Setting) -> dict[str, float]:
     """Bytes on one device of weights, gradients, optimizer and adapter."""
     if setting.tuning == "full":
         return sharded(shape.params, shape.layer, setting.devices, setting.sharding, setting)
@@ -106,12 +106,12 @@ def states(shape: Shape, setting: Setting) -> dict[str, float]:
     return {"weights": weights, "adapter": adapter}
 
 
-def host(shape: Shape, setting: Setting) -> float:
+def host(shape: ModelShape, setting: Setting) -> float:
     """Bytes of the host's memory with an offloaded optimizer: 18 P times 1.5 for buffers (DeepSpeed, memory.rst)."""
     return 1.5 * 18 * shape.params if setting.sharding.endswith("offload") else 0.0
 
 
-def activations(shape: Shape, setting: Setting) -> dict[str, float]:
+def activations(shape: ModelShape, setting: Setting) -> dict[str, float]:
     """Bytes of what a forward pass keeps for its backward, and of the logits."""
     layer = 34 * setting.tokens * shape.hidden
     kept = 2 * setting.tokens * shape.hidden * shape.layers + layer if setting.checkpointing else layer * shape.layers
@@ -119,7 +119,7 @@ def activations(shape: Shape, setting: Setting) -> dict[str, float]:
     return {"activations": kept, "logits": logits or min(CHUNK, 12.0 * setting.tokens * shape.vocab)}
 
 
-def training(shape: Shape, setting: Setting) -> dict[str, float]:
+def training(shape: ModelShape, setting: Setting) -> dict[str, float]:
     """Bytes by component at the peak of a training step."""
     held = states(shape, setting)
     share = setting.devices if setting.sharding in SPLIT else 1
@@ -132,7 +132,7 @@ def training(shape: Shape, setting: Setting) -> dict[str, float]:
     return {**held, **parts, "base": BASE}
 
 
-def generation(shape: Shape, setting: Setting) -> dict[str, float]:
+def generation(shape: ModelShape, setting: Setting) -> dict[str, float]:
     """Bytes by component while answers are sampled beside the training state: no activations, a cache instead."""
     if not setting.concurrent:
         return {}
@@ -140,7 +140,7 @@ def generation(shape: Shape, setting: Setting) -> dict[str, float]:
     return {**kept, "kv_cache": shape.kv_cache() * setting.concurrent}
 
 
-def peak(shape: Shape, setting: Setting) -> Mapping[str, float]:
+def peak(shape: ModelShape, setting: Setting) -> Mapping[str, float]:
     """The larger of the two phases, by component."""
     phases = [training(shape, setting), generation(shape, setting)]
     return max(phases, key=lambda parts: sum(parts.values()))

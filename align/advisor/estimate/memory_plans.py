@@ -13,7 +13,7 @@ from typing import Literal
 
 from align.advisor.estimate import memory_formulas
 from align.advisor.estimate.memory_formulas import Setting, Tuning
-from align.advisor.estimate.model_shape import Shape
+from align.advisor.estimate.model_shape import ModelShape
 from align.schemas.advice import Fit
 
 MARGIN = 0.9
@@ -23,7 +23,7 @@ Verdict = Literal["fits", "tight", "does_not_fit"]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class MemoryPlan:
     """One way of holding a model, by what run files and people call it."""
 
     name: str
@@ -38,21 +38,21 @@ class Way:
 
 
 FULL = (
-    Way("full-ddp", "full", "ddp"),
-    Way("full-deepspeed-zero2", "full", "zero2", ours=False),
-    Way("full-fsdp", "full", "fsdp"),
+    MemoryPlan("full-ddp", "full", "ddp"),
+    MemoryPlan("full-deepspeed-zero2", "full", "zero2", ours=False),
+    MemoryPlan("full-fsdp", "full", "fsdp"),
 )
 ADAPTED = (
-    Way("lora-ddp", "lora", "ddp"),
-    Way("lora-fsdp", "lora", "fsdp"),
-    Way("qlora-ddp", "qlora", "ddp"),
-    Way("qlora-fsdp", "qlora", "fsdp", ours=False),
+    MemoryPlan("lora-ddp", "lora", "ddp"),
+    MemoryPlan("lora-fsdp", "lora", "fsdp"),
+    MemoryPlan("qlora-ddp", "qlora", "ddp"),
+    MemoryPlan("qlora-fsdp", "qlora", "fsdp", ours=False),
 )
-OFFLOAD = Way("full-deepspeed-zero3-offload", "full", "zero3_offload", ours=False)
+OFFLOAD = MemoryPlan("full-deepspeed-zero3-offload", "full", "zero3_offload", ours=False)
 """The last resort: slow, and only where the host has the memory."""
 
 
-def order(adapters_first: bool, devices: int) -> list[Way]:
+def plans_in_order(adapters_first: bool, devices: int) -> list[MemoryPlan]:
     """The ways in the order to try them.
 
     Adapters first for fine-tuning on up to some 100,000 rows (as good, two thirds of the FLOPs, forgets less:
@@ -82,9 +82,9 @@ def judge(name: str, parts: Mapping[str, float], capacity: float, knob: str = ""
     )
 
 
-Knob = tuple[str, Callable[[Setting], Setting]]
+Remedy = tuple[str, Callable[[Setting], Setting]]
 
-KNOBS: Sequence[Knob] = (
+REMEDIES: Sequence[Remedy] = (
     ("model.gradient_checkpointing: true", lambda s: replace(s, checkpointing=True)),
     ("logits in chunks", lambda s: replace(s, logits=0)),
     ("train.micro_batch_size: 1", lambda s: replace(s, tokens=min(s.tokens, 2048))),
@@ -95,10 +95,10 @@ KNOBS: Sequence[Knob] = (
 """What helps, the cheapest first."""
 
 
-def cheapest(shape: Shape, setting: Setting, capacity: float) -> str:
+def cheapest(shape: ModelShape, setting: Setting, capacity: float) -> str:
     """The knob, or the first few together, that make it fit; else where to look instead."""
     tried = []
-    for name, turn in KNOBS:
+    for name, turn in REMEDIES:
         turned = turn(setting)
         if turned == setting:
             continue
@@ -111,11 +111,11 @@ def cheapest(shape: Shape, setting: Setting, capacity: float) -> str:
     return "qlora, more devices, or a smaller model" if setting.tuning == "lora" else "more devices or a smaller model"
 
 
-def ways_judged(
-    shape: Shape, setting: Setting, capacity: float, adapters_first: bool, ram: float | None = None
+def judge_plans(
+    shape: ModelShape, setting: Setting, capacity: float, adapters_first: bool, ram: float | None = None
 ) -> Iterator[Fit]:
     """Every way, in the order to try them. ram: bytes of the host; offloading needs them and is left out unknown."""
-    for way in order(adapters_first, setting.devices):
+    for way in plans_in_order(adapters_first, setting.devices):
         held = way.of(setting)
         if way is OFFLOAD and (ram is None or memory_formulas.host(shape, held) > ram):
             continue
@@ -127,13 +127,13 @@ def ways_judged(
         yield fit
 
 
-FOREIGN = frozenset(way.name for way in (*FULL, *ADAPTED, OFFLOAD) if not way.ours)
+NOT_OURS = frozenset(way.name for way in (*FULL, *ADAPTED, OFFLOAD) if not way.ours)
 """Ways that align's own engine does not have."""
 
 
 def choose(judged: Sequence[Fit]) -> Fit | None:
     """Of align's own ways the first that fits, else the first that is tight, else None."""
-    own = [fit for fit in judged if fit.strategy not in FOREIGN]
+    own = [fit for fit in judged if fit.strategy not in NOT_OURS]
     for wanted in ("fits", "tight"):
         found = next((fit for fit in own if fit.verdict == wanted), None)
         if found is not None:

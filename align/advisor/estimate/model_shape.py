@@ -22,7 +22,7 @@ from align.schemas.errors import AlignError
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """A decoder's sizes.
 
     layers L, hidden h, intermediate f, vocab V, heads a, kv_heads kv, head_dim d. experts: mlps in a layer, of which
@@ -112,7 +112,7 @@ LEARNED_POSITIONS = ("gpt2", "opt", "gpt_bigcode")
 """Kinds of model with a learned table of positions."""
 
 
-def from_config(config: Mapping[str, Any]) -> Shape:
+def from_config(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a config.json tells. Raises AlignError where it lacks what a decoder's config has."""
     text = {**config, **(config.get("text_config") or {})}
 
@@ -132,7 +132,7 @@ def from_config(config: Mapping[str, Any]) -> Shape:
     queries = head_dim * (heads + 2 * kv_heads) if text.get("attention_bias") or kind.startswith("qwen2") else 0
     norms = {"gemma2": 4, "gemma3_text": 4, "gemma3": 4}.get(kind, 2)
     spelt_out = text.get("activation_function", text.get("hidden_act")) == "gelu_new"  # in single operations
-    return Shape(
+    return ModelShape(
         layers=int(first("num_hidden_layers", "n_layer", "num_layers")),
         hidden=hidden,
         intermediate=int(text.get("moe_intermediate_size") or inner) if experts > 1 else inner,
@@ -154,7 +154,7 @@ def from_config(config: Mapping[str, Any]) -> Shape:
     )
 
 
-def of_directory(directory: Path) -> Shape:
+def shape_of_directory(directory: Path) -> ModelShape:
     """The shape of a model's directory. Raises AlignError for a config.json that cannot be read."""
     path = directory / "config.json"
     try:
@@ -173,7 +173,7 @@ def named_size(name: str) -> float | None:
     return float(sizes[0]) or None if sizes and not re.search(r"(?i)\d+x\d|-a\d+(\.\d+)?b", last) else None
 
 
-KNOWN = {
+KNOWN_SHAPES = {
     0.5: (24, 896, 4864, 151_936, 14, 2, 64, True),  # Qwen2.5-0.5B
     1.5: (28, 1536, 8960, 151_936, 12, 2, 128, True),  # Qwen2.5-1.5B
     3: (36, 2048, 11_008, 151_936, 16, 2, 128, True),  # Qwen2.5-3B
@@ -187,16 +187,16 @@ KNOWN = {
 """Billions of parameters to (L, h, f, V, a, kv, d, tied), from the config.json of the models named."""
 
 
-def typical(params_b: float) -> Shape:
+def typical_shape(params_b: float) -> ModelShape:
     """The shape of a dense decoder of so many billion parameters: the nearest known one, its width made to fit.
 
     The width h is the positive root of the model's own sum of parameters, so that P comes out as asked, within the
     rounding of h to whole heads.
     """
-    near = min(KNOWN, key=lambda size: abs(math.log(size / params_b)))
-    layers, hidden, inner, vocab, heads, kv, dim, tied = KNOWN[near]
+    near = min(KNOWN_SHAPES, key=lambda size: abs(math.log(size / params_b)))
+    layers, hidden, inner, vocab, heads, kv, dim, tied = KNOWN_SHAPES[near]
     if abs(near / params_b - 1) <= 0.04:
-        return Shape(layers, hidden, inner, vocab, heads, kv, dim, tied, exact=False)
+        return ModelShape(layers, hidden, inner, vocab, heads, kv, dim, tied, exact=False)
     # P = L h^2 (2 (a + kv) d / h + 3 f / h) + n V h with the ratios of the model that is near
     square = layers * (2 * (heads + kv) * dim / hidden + 3 * inner / hidden)
     linear = (1 if tied else 2) * vocab
@@ -204,4 +204,6 @@ def typical(params_b: float) -> Shape:
     dim = 64 if root < 2048 else 128
     wide = max(1, round(root / dim))
     kv_heads = max(1, round(wide * kv / heads))
-    return Shape(layers, wide * dim, round(wide * dim * inner / hidden), vocab, wide, kv_heads, dim, tied, exact=False)
+    return ModelShape(
+        layers, wide * dim, round(wide * dim * inner / hidden), vocab, wide, kv_heads, dim, tied, exact=False
+    )

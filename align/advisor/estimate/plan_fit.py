@@ -8,13 +8,13 @@ from pathlib import Path
 
 from align.advisor.estimate import memory_formulas, memory_plans, training_cost
 from align.advisor.estimate.memory_formulas import Setting, Tuning
-from align.advisor.estimate.model_shape import Shape, of_directory, typical
+from align.advisor.estimate.model_shape import ModelShape, shape_of_directory, typical_shape
 from align.advisor.estimate.training_cost import Load
 from align.advisor.predicates import DATA_OF, SAMPLING
 from align.advisor.project_facts import Facts
 from align.advisor.thresholds import Thresholds
 from align.schemas import gpus
-from align.schemas.advice import Assumption, Estimate, Fit, HardwareFit, Range, Step
+from align.schemas.advice import Assumption, Estimate, Fit, HardwareFit, PlanStep, Range
 from align.schemas.errors import AlignError
 from align.schemas.gpus import Device
 from align.schemas.project import Project
@@ -33,7 +33,7 @@ class _Stage:
 
 
 def plan_fit(
-    facts: Facts, steps: Sequence[Step], limit: Thresholds, tuning: Tuning | None = None, prices: Path | None = None
+    facts: Facts, steps: Sequence[PlanStep], limit: Thresholds, tuning: Tuning | None = None, prices: Path | None = None
 ) -> tuple[HardwareFit | None, Estimate | None, list[Assumption]]:
     """What the training stages of a plan take, and whether and how the hardest of them fits what is given.
 
@@ -67,17 +67,17 @@ def _no_hours(device: Device, stages: Sequence[_Stage]) -> Iterator[Assumption]:
         yield Assumption(fact="GPU-hours are left out", why=why, effect="align estimate --calibrate measures them")
 
 
-def shape_of(project: Project, assumed: list[Assumption]) -> Shape | None:
+def shape_of(project: Project, assumed: list[Assumption]) -> ModelShape | None:
     """The model's shape: of its config.json where it is a directory here, else a typical one of its size."""
     model = project.model
     if model.name and Path(model.name).expanduser().is_dir():
         try:
-            return of_directory(Path(model.name).expanduser())
+            return shape_of_directory(Path(model.name).expanduser())
         except AlignError:  # no config.json that can be read: its size may still be known
             pass
     if model.params_b is None:
         return None
-    shape = typical(model.params_b)
+    shape = typical_shape(model.params_b)
     what = f"{shape.layers} layers of width {shape.hidden}, vocabulary {shape.vocab:,}"
     assumed.append(Assumption(fact=f"model.shape = {what}", why="no config.json to read", effect="memory +-15%"))
     return shape
@@ -104,7 +104,7 @@ def _device(project: Project, assumed: list[Assumption]) -> tuple[Device | None,
 
 
 def _reckon(
-    name: str, facts: Facts, limit: Thresholds, shape: Shape, devices: int, assumed: list[Assumption]
+    name: str, facts: Facts, limit: Thresholds, shape: ModelShape, devices: int, assumed: list[Assumption]
 ) -> _Stage:
     length = facts.project.training.max_length
     if length is None:
@@ -179,7 +179,7 @@ def _rows(facts: Facts, stages: Sequence[str]) -> int:
 
 def _fit(
     project: Project,
-    shape: Shape,
+    shape: ModelShape,
     stages: Sequence[_Stage],
     device: Device | None,
     count: int,
@@ -189,23 +189,23 @@ def _fit(
     hardest = max(stages, key=lambda stage: sum(memory_formulas.peak(shape, stage.setting).values()))
     if device is None:
         given = "CPU only" if project.hardware.gpus == 0 else "not stated"
-        name = memory_plans.order(adapters_first, 1)[0]
+        name = memory_plans.plans_in_order(adapters_first, 1)[0]
         parts = memory_formulas.peak(shape, name.of(hardest.setting))
         needed = memory_plans.judge(name.name, parts, 2 * sum(parts.values())).model_copy(update={"short_gb": 0.0})
         return HardwareFit(given=given, capacity_gb=None, chosen=needed)
     ram = project.hardware.cpu_ram_gb
     ram_bytes = None if ram is None else ram * 1e9
-    judged = list(memory_plans.ways_judged(shape, hardest.setting, device.memory, adapters_first, ram_bytes))
+    judged = list(memory_plans.judge_plans(shape, hardest.setting, device.memory, adapters_first, ram_bytes))
     chosen = memory_plans.choose([fit for fit in judged if tuning is None or _tuning(fit) == tuning])
     chosen = chosen or memory_plans.choose(judged)
     asked = project.training.tuning
-    of_asked = [fit for fit in judged if _tuning(fit) == asked and fit.strategy not in memory_plans.FOREIGN]
+    of_asked = [fit for fit in judged if _tuning(fit) == asked and fit.strategy not in memory_plans.NOT_OURS]
     before = judged if chosen is None else judged[: judged.index(chosen)]
     return HardwareFit(
         given=f"{count} x {device.name}" + ("" if "GB" in device.name else f", {device.memory / 1e9:g} GB each"),
         capacity_gb=round(device.memory / 1e9, 3),
         chosen=chosen,
-        rejected=[fit for fit in before if fit.verdict != "fits" or fit.strategy in memory_plans.FOREIGN],
+        rejected=[fit for fit in before if fit.verdict != "fits" or fit.strategy in memory_plans.NOT_OURS],
         asked=memory_plans.choose(of_asked) or (min(of_asked, key=lambda fit: fit.total_gb) if of_asked else None),
     )
 
@@ -216,7 +216,7 @@ def _tuning(fit: Fit) -> Tuning:
 
 
 def _total(
-    shape: Shape, stages: Sequence[_Stage], tuning: Tuning, device: Device | None, count: int, prices: Path | None
+    shape: ModelShape, stages: Sequence[_Stage], tuning: Tuning, device: Device | None, count: int, prices: Path | None
 ) -> Estimate | None:
     """All stages together; None where the size of none is known."""
     table, currency = (None, "") if prices is None else training_cost.read_prices(prices)[:2]

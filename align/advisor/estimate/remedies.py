@@ -9,13 +9,13 @@ from typing import Any
 from align.advisor.estimate import engine_memory
 from align.advisor.estimate.engine_memory import Parts
 from align.advisor.estimate.memory_plans import judge
-from align.advisor.estimate.model_shape import Shape
+from align.advisor.estimate.model_shape import ModelShape
 from align.schemas.advice import Fit
 from align.schemas.engine import REPLICA_SHARE, Batches, Micro, Needs
 from align.schemas.gpus import Device
 from align.schemas.run import Adapter, Choice, Stage
 
-KNOBS: tuple[tuple[str, str], ...] = (
+REMEDIES: tuple[tuple[str, str], ...] = (
     ("micro", "train.micro_batch_size=1"),
     ("checkpointing", "model.gradient_checkpointing=true"),
     ("answers", "rollout.generator.batch_tokens=8192"),
@@ -30,12 +30,12 @@ KNOBS: tuple[tuple[str, str], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EstimateRequest:
     """What an estimate is made from. accelerator: ``cpu`` or ``cuda``; device: of which ``devices`` share each step."""
 
     stage: Stage
     needs: Needs
-    shape: Shape
+    shape: ModelShape
     batches: Batches
     device: Device
     devices: int
@@ -48,11 +48,11 @@ def fullest(phases: Mapping[str, Parts]) -> Parts:
     return max(phases.values(), key=lambda parts: sum(parts.values()), default={})
 
 
-def phases_of(asked: Asked, stage: Stage | None = None, name: str | None = None) -> dict[str, Parts]:
+def phases_of(asked: EstimateRequest, stage: Stage | None = None, name: str | None = None) -> dict[str, Parts]:
     """What align's own engine takes. name: ``ddp`` or ``fsdp``, else as the run file says."""
     stage = stage or asked.stage
-    how = engine_memory.held(stage, asked.accelerator, asked.devices, name)
-    phases = engine_memory.estimate_stage(stage, asked.needs, asked.shape, how, asked.batches)
+    how = engine_memory.layout_of(stage, asked.accelerator, asked.devices, name)
+    phases = engine_memory.stage_memory(stage, asked.needs, asked.shape, how, asked.batches)
     if asked.accelerator == "cuda" and asked.stage.rollout is not None:
         generator = asked.stage.rollout.generator
         if generator.type == "vllm" and generator.settings.get("mode", "process") == "process":
@@ -62,19 +62,19 @@ def phases_of(asked: Asked, stage: Stage | None = None, name: str | None = None)
     return phases
 
 
-def strategy_of(asked: Asked) -> str:
+def strategy_of(asked: EstimateRequest) -> str:
     """What ``auto`` would take: single on one device, else ddp where a replica fits, else fsdp."""
     name = asked.stage.devices.strategy.type
     if asked.devices == 1:
         return "single"
     if name != "auto":
         return name
-    how = engine_memory.held(asked.stage, asked.accelerator, asked.devices, "ddp")
+    how = engine_memory.layout_of(asked.stage, asked.accelerator, asked.devices, "ddp")
     replica = engine_memory.footprint(asked.needs, asked.shape, how)
     return "ddp" if replica < REPLICA_SHARE * asked.device.memory else "fsdp"
 
 
-def refusal(asked: Asked, stage: Stage, name: str) -> str:
+def refusal(asked: EstimateRequest, stage: Stage, name: str) -> str:
     """Return why training would refuse a stage under a strategy, whatever the memory; empty where it would not."""
     adapter, rollout = stage.model.adapter, stage.rollout
     quantised = adapter is not None and adapter.quantize is not None
@@ -94,7 +94,7 @@ def scaled(parts: Parts, factor: float) -> Parts:
     return {name: size * factor if name in ("activations", "logits") else size for name, size in parts.items()}
 
 
-def knobs_for(asked: Asked, factor: float) -> Iterator[tuple[str, Fit]]:
+def remedies_for(asked: EstimateRequest, factor: float) -> Iterator[tuple[str, Fit]]:
     """Settings that help, the cheapest first, each on top of those before, until it fits and training would take it.
 
     A setting under which training would refuse the stage is skipped, unless it is refused as it is.
@@ -102,7 +102,7 @@ def knobs_for(asked: Asked, factor: float) -> Iterator[tuple[str, Fit]]:
     own = strategy_of(asked)
     refused, before = refusal(asked, asked.stage, own), float("inf")
     fits = judge(own, scaled(fullest(phases_of(asked)), factor), asked.device.memory).verdict == "fits"
-    for kind, setting in KNOBS:
+    for kind, setting in REMEDIES:
         turned = _turned(kind, asked)
         if turned is None:
             continue
@@ -119,15 +119,15 @@ def knobs_for(asked: Asked, factor: float) -> Iterator[tuple[str, Fit]]:
             return
 
 
-def _turned(kind: str, asked: Asked) -> Asked | None:
+def _turned(kind: str, asked: EstimateRequest) -> EstimateRequest | None:
     """Return the same plan with one setting changed; None where it is so already, or has no meaning here."""
     stage, batches, cuda = asked.stage, asked.batches, asked.accelerator == "cuda"
     model, rollout, name = stage.model, stage.rollout, strategy_of(asked)
 
-    def with_stage(**changes: Any) -> Asked:
+    def with_stage(**changes: Any) -> EstimateRequest:
         return replace(asked, stage=stage.model_copy(update=changes))
 
-    def with_model(**changes: Any) -> Asked:
+    def with_model(**changes: Any) -> EstimateRequest:
         return with_stage(model=model.model_copy(update=changes))
 
     local = rollout is not None and rollout.generator.type == "local"

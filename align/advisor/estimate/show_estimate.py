@@ -65,7 +65,7 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
         yield Text(f"training would refuse it: {found.refused}", style="red")
     yield components(found, colour)
     if len(found.ways) > 1:
-        yield ways(found)
+        yield plans_table(found)
     if found.knobs:
         yield Group(Text("What would help, each on top of those before:", style="bold"), *_knobs(found))
     elif not found.fits:
@@ -124,7 +124,7 @@ def components(found: StageEstimate, colour: bool) -> Table:
     return table
 
 
-def ways(found: StageEstimate) -> Table:
+def plans_table(found: StageEstimate) -> Table:
     """Each way of holding the model, and whether it fits."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("way", "a device", "verdict", ""):

@@ -9,8 +9,16 @@ from typing import Any
 from align.advisor.estimate import training_cost
 from align.advisor.estimate.engine_memory import Parts
 from align.advisor.estimate.memory_plans import judge
-from align.advisor.estimate.model_shape import Shape
-from align.advisor.estimate.remedies import Asked, fullest, knobs_for, phases_of, refusal, scaled, strategy_of
+from align.advisor.estimate.model_shape import ModelShape
+from align.advisor.estimate.remedies import (
+    EstimateRequest,
+    fullest,
+    phases_of,
+    refusal,
+    remedies_for,
+    scaled,
+    strategy_of,
+)
 from align.advisor.estimate.training_cost import Load
 from align.schemas.advice import Assumption, Estimate, Fit
 from align.schemas.gpus import Device
@@ -28,7 +36,7 @@ class StageEstimate:
 
     name: str
     algorithm: str
-    shape: Shape
+    shape: ModelShape
     device: str
     devices: int
     capacity: float
@@ -79,8 +87,8 @@ def _whole(phases: Mapping[str, Parts]) -> dict[str, dict[str, int]]:
     return {phase: {name: round(size) for name, size in parts.items()} for phase, parts in phases.items()}
 
 
-def estimated(
-    asked: Asked, prices: Mapping[str, float] | None = None, currency: str = "", factor: float = 1.0
+def estimate_stage(
+    asked: EstimateRequest, prices: Mapping[str, float] | None = None, currency: str = "", factor: float = 1.0
 ) -> StageEstimate:
     """All of it. factor: what a calibration found for activations and logits (measured / estimated)."""
     stage, capacity = asked.stage, asked.device.memory
@@ -88,7 +96,7 @@ def estimated(
     phases = {phase: scaled(parts, factor) for phase, parts in phases_of(asked, name=name).items()}
     fit = judge(name, fullest(phases), capacity)
     refused = refusal(asked, stage, name)
-    knobs = [] if fit.verdict == "fits" and not refused else list(knobs_for(asked, factor))
+    knobs = [] if fit.verdict == "fits" and not refused else list(remedies_for(asked, factor))
     load = load_of(asked)
     tuning = "full" if stage.model.adapter is None else "qlora" if stage.model.adapter.quantize else "lora"
     spent, unknown = None, asked.batches.unknown
@@ -125,13 +133,13 @@ def estimated(
     )
 
 
-def _at_work(asked: Asked) -> Device:
+def _at_work(asked: EstimateRequest) -> Device:
     """The device with the peak of the type that the stage computes in."""
     whole = asked.stage.train.precision == "32-true" and asked.stage.model.dtype == "float32"
     return replace(asked.device, peak=asked.device.fp32) if whole else asked.device
 
 
-def _ways(asked: Asked, factor: float) -> Iterator[Fit]:
+def _ways(asked: EstimateRequest, factor: float) -> Iterator[Fit]:
     """Everything, an adapter, a 4-bit base; each whole, split, and (for comparison) under DeepSpeed's stages."""
     model, capacity = asked.stage.model, asked.device.memory
     adapter = model.adapter or Adapter()
@@ -161,7 +169,7 @@ def _zero2(parts: Parts, devices: int) -> Parts:
     return {**parts, **once, "optimizer": parts.get("optimizer", 0.0) / devices}
 
 
-def load_of(asked: Asked) -> Load | None:
+def load_of(asked: EstimateRequest) -> Load | None:
     """The tokens that a stage has to get through; None where neither data nor settings tell."""
     stage, needs, batches = asked.stage, asked.needs, asked.batches
     if needs.online and stage.rollout is not None:
@@ -183,7 +191,7 @@ def load_of(asked: Asked) -> Load | None:
     return Load(tokens, needs.passes_read * once)
 
 
-def _assumptions(asked: Asked) -> Iterator[Assumption]:
+def _assumptions(asked: EstimateRequest) -> Iterator[Assumption]:
     batches, stage = asked.batches, asked.stage
     if not batches.measured:
         yield Assumption(fact=f"lengths: {batches.source}", why="not measured", effect="an upper bound of memory")

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from align.advisor.estimate.memory_formulas import Tuning
-from align.advisor.estimate.model_shape import Shape
+from align.advisor.estimate.model_shape import ModelShape
 from align.schemas.advice import Estimate, Range
 from align.schemas.errors import AlignError
 from align.schemas.gpus import Device
@@ -51,18 +51,18 @@ class Load:
     critics: int = 0
 
 
-def training_flops(shape: Shape, load: Load, tuning: Tuning, checkpointing: bool) -> float:
+def training_flops(shape: ModelShape, load: Load, tuning: Tuning, checkpointing: bool) -> float:
     """FLOPs of learning and reading: (6 or 4) P D, 2 P D more with recomputation, 2 P D for what is read."""
     each = (6 if tuning == "full" else 4) + (2 if checkpointing else 0)
     return shape.working * (each * load.learned * (1 + load.critics) + 2 * load.read)
 
 
-def efficiency(shape: Shape, devices: int) -> tuple[float, float]:
+def efficiency(shape: ModelShape, devices: int) -> tuple[float, float]:
     """MFU to reckon with, low and high."""
     return MFU["small" if shape.params < 1e9 else "several" if devices > 1 else "one"]
 
 
-def decoding_rate(shape: Shape, device: Device, concurrent: float, context: float) -> tuple[float, float]:
+def decoding_rate(shape: ModelShape, device: Device, concurrent: float, context: float) -> tuple[float, float]:
     """Tokens a second of one device with so many answers at a time, low and high.
 
     Bound by memory: every step reads the weights once and every answer's cache; and by arithmetic, 2 P a token.
@@ -82,7 +82,13 @@ def lacking(device: Device, load: Load) -> str:
 
 
 def seconds(
-    shape: Shape, load: Load, tuning: Tuning, checkpointing: bool, device: Device, devices: int, concurrent: float = 64
+    shape: ModelShape,
+    load: Load,
+    tuning: Tuning,
+    checkpointing: bool,
+    device: Device,
+    devices: int,
+    concurrent: float = 64,
 ) -> tuple[float, float]:
     """Seconds of one device times the number of them, low and high. Raises ValueError where a figure is ``lacking``."""
     if device.peak is None or lacking(device, load):
@@ -97,7 +103,7 @@ def seconds(
 
 
 def estimate(
-    shape: Shape,
+    shape: ModelShape,
     load: Load,
     tuning: Tuning,
     device: Device | None,

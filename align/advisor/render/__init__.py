@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from align.advisor.render.source_location import Written
+from align.advisor.render.source_location import BriefFile
 from align.schemas.advice import Advice
 
-__all__ = ["FORMATS", "Format", "Written", "render"]
+__all__ = ["FORMATS", "Format", "BriefFile", "render"]
 
 Format = Literal["text", "json", "markdown", "html", "sarif", "github"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def render(
-    advice: Advice, format: Format = "text", *, brief: Written | None = None, width: int = 100, colour: bool = False
+    advice: Advice, format: Format = "text", *, brief: BriefFile | None = None, width: int = 100, colour: bool = False
 ) -> str:
     """The advice in a format. The same advice gives the same bytes.
 

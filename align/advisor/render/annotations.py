@@ -10,7 +10,7 @@ from typing import Any, Literal
 from urllib.parse import quote as escaped
 
 from align.advisor.render.outline import heading
-from align.advisor.render.source_location import Written
+from align.advisor.render.source_location import BriefFile
 from align.schemas.advice import Advice, Quote
 from align.schemas.text import visible
 
@@ -26,7 +26,7 @@ RULES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Annotation:
     """One thing to look at."""
 
     id: str
@@ -35,23 +35,23 @@ class Finding:
     quotes: tuple[Quote, ...] = ()
 
 
-def findings(advice: Advice) -> Iterator[Finding]:
+def findings(advice: Advice) -> Iterator[Annotation]:
     """What was asked for and is not advised, warnings, and questions."""
     asked, because = advice.requested, tuple(quote for reason in advice.reasons for quote in reason.quotes)
     if asked is not None and not asked.agrees:
         text = f"{asked.requested} is asked for, {asked.recommended} advised: {asked.because}"
         mine = tuple(quote for quote in because if quote.fact.startswith("requested"))
-        yield Finding("requested-differs", "error" if asked.blocking else "note", text, mine or because)
+        yield Annotation("requested-differs", "error" if asked.blocking else "note", text, mine or because)
     for said in advice.warnings:
-        yield Finding(said.id, said.level, said.text, tuple(said.quotes))
+        yield Annotation(said.id, said.level, said.text, tuple(said.quotes))
     if advice.primary == "insufficient":
-        yield Finding("insufficient", "warning", advice.summary)
+        yield Annotation("insufficient", "warning", advice.summary)
     for question in advice.missing:
         text = f"{question.question} ({question.field}; would change {question.would_change})"
-        yield Finding(f"question-{question.id}", "note", text)
+        yield Annotation(f"question-{question.id}", "note", text)
 
 
-def sarif(advice: Advice, brief: Written | None) -> str:
+def sarif(advice: Advice, brief: BriefFile | None) -> str:
     """SARIF 2.1.0 as JSON text; results have a place where the brief is a file."""
     found = list(findings(advice))
     about = {finding.id: _about(finding, advice) for finding in found}
@@ -70,13 +70,13 @@ def sarif(advice: Advice, brief: Written | None) -> str:
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _about(finding: Finding, advice: Advice) -> str:
+def _about(finding: Annotation, advice: Advice) -> str:
     kind = finding.id.partition("-")[0] if finding.id.startswith("question") else finding.id
     by = next((said.rule for said in advice.warnings if said.id == finding.id), "")
     return RULES.get(kind) or f"{visible(finding.id).replace('_', ' ')} ({visible(by)})"
 
 
-def _result(finding: Finding, rule: int, brief: Written | None) -> dict[str, Any]:
+def _result(finding: Annotation, rule: int, brief: BriefFile | None) -> dict[str, Any]:
     text = visible(finding.text)
     words = " ".join(quote.quote for quote in finding.quotes)
     mark = hashlib.sha256(f"{finding.id}\0{words}".encode("utf-8", "replace")).hexdigest()[:32]
@@ -100,7 +100,7 @@ def _result(finding: Finding, rule: int, brief: Written | None) -> dict[str, Any
     return result
 
 
-def github(advice: Advice, brief: Written | None) -> str:
+def github(advice: Advice, brief: BriefFile | None) -> str:
     """Workflow commands, one a line: the answer as a notice, then every finding at its place."""
     lines = [f"::notice title=align advise::{_data(f'{heading(advice)}. {advice.summary}')}"]
     for finding in findings(advice):

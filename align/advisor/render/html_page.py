@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.advisor.render.outline import Bar, footer, heading, outline
+from align.advisor.render.outline import MemoryBar, footer, heading, outline
 from align.schemas.advice import Advice
 from align.schemas.html_template import html
 
@@ -18,7 +18,7 @@ def render(advice: Advice) -> str:
     return html(HERE / "advice.html", HERE / "style.css", advice=advice, shares=shares, **about)
 
 
-def shares(bar: Bar) -> list[tuple[float, float]]:
+def shares(bar: MemoryBar) -> list[tuple[float, float]]:
     """(left edge, width) of each part; what does not fit is cut off at the right end, and the text says so."""
     assert bar.capacity
     edges, left = [], 0.0

@@ -19,7 +19,7 @@ LEVELS: dict[str, Tone] = {"error": "error", "warning": "warning", "note": "plai
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class MemoryBar:
     """Memory of one device by what takes it, in GB, and what there is."""
 
     parts: dict[str, float]
@@ -37,7 +37,7 @@ class Item:
     quotes: tuple[Quote, ...] = ()
     code: tuple[str, ...] = ()
     tone: Tone = "plain"
-    bar: Bar | None = None
+    bar: MemoryBar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def _fit(fit: Fit, hardware: HardwareFit, before: str) -> Item:
     verdict = _words(fit.verdict) if hardware.capacity_gb else "takes"
     text = f"{before}{verdict}: {fit.total_gb:.3g}{of} GB on each GPU{lacking}"
     more = (f"cheapest fix: {fit.knob}",) if fit.knob else ()
-    bar = Bar(fit.per_gpu_gb, fit.total_gb, hardware.capacity_gb)
+    bar = MemoryBar(fit.per_gpu_gb, fit.total_gb, hardware.capacity_gb)
     return Item(fit.strategy, text, more, tone=tones[fit.verdict], bar=bar)
 
 

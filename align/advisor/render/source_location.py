@@ -20,7 +20,7 @@ class Region:
     end_column: int
 
 
-class Written:
+class BriefFile:
     """A brief's file: its path, all its text, and where in it the description stands (None: not as it is)."""
 
     def __init__(self, path: str, text: str, offset: int | None = None) -> None:

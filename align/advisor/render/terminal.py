@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from align.advisor.render.outline import Bar, Item, Section, Tone, footer, heading, outline
+from align.advisor.render.outline import Item, MemoryBar, Section, Tone, footer, heading, outline
 from align.schemas.advice import Advice
 from align.schemas.text import visible
 
@@ -74,7 +74,7 @@ def _body(item: Item) -> RenderableType:
     return Group(*lines)
 
 
-def _bar(bar: Bar, style: str) -> list[RenderableType]:
+def _bar(bar: MemoryBar, style: str) -> list[RenderableType]:
     parts = Text(visible(" · ".join(f"{name} {gb:.3g}" for name, gb in bar.parts.items() if gb)), "dim")
     if not bar.capacity:
         return [parts]

@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 
 from align.advisor.project_facts import Evidence
 from align.advisor.text.cues import cues
-from align.advisor.text.data_sizes import datasets, kind_told
+from align.advisor.text.data_sizes import datasets, kind_mentioned
 from align.advisor.text.enumerations import enumerated
 from align.advisor.text.hardware_mentions import hardware
 from align.advisor.text.languages import languages_of, name
 from align.advisor.text.number_grammar import parse
 from align.advisor.text.quantities import quantities
-from align.advisor.text.resolve import settled
-from align.advisor.text.sentence_context import Scene, moved
-from align.advisor.text.sentences import cut, sentences
-from align.advisor.text.topic import Subject
+from align.advisor.text.resolve import resolve_hints
+from align.advisor.text.sentence_context import SentenceContext, shift_span
+from align.advisor.text.sentences import split_sentences, split_words
+from align.advisor.text.topic import Topic
 
-__all__ = ["Reading", "parse", "read"]
+__all__ = ["Extraction", "parse", "read"]
 
 HEAD, TAIL = 60_000, 20_000
 """Characters read of a long text, from its start and its end: some thirty pages. A description has one or two."""
@@ -27,7 +27,7 @@ PLACES = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Extraction:
     """What was read.
 
     evidence: in the order of the text; ``text[e.span[0]:e.span[1]] == e.quote`` for each. languages: ISO codes, the
@@ -46,7 +46,7 @@ class Reading:
         return [*(_unread(code, partly) for code in unknown), *self.passed_over]
 
 
-def read(text: str, place: str = "") -> Reading:
+def read(text: str, place: str = "") -> Extraction:
     """The facts in a description.
 
     place: a name for where the text is from, kept on each piece of evidence. Never raises, whatever the text. Of a text
@@ -57,9 +57,9 @@ def read(text: str, place: str = "") -> Reading:
     if len(text) > HEAD + TAIL:
         parts = [(0, text[:HEAD]), (len(text) - TAIL, text[-TAIL:])]
         passed_over.append(f"of {len(text):,} characters only the first {HEAD:,} and the last {TAIL:,} were read")
-    said = [moved(e, start) for start, part in parts for e in _evidence(part, languages or ["xx"])]
-    evidence = [replace(e, place=place) for e in settled(_once(said))]
-    return Reading(evidence, [*languages, *(f"{code}?" for code in unknown)], passed_over)
+    said = [shift_span(e, start) for start, part in parts for e in _evidence(part, languages or ["xx"])]
+    evidence = [replace(e, place=place) for e in resolve_hints(_once(said))]
+    return Extraction(evidence, [*languages, *(f"{code}?" for code in unknown)], passed_over)
 
 
 def _unread(code: str, partly: bool) -> str:
@@ -69,22 +69,22 @@ def _unread(code: str, partly: bool) -> str:
 
 def _evidence(text: str, languages: list[str]) -> Iterator[Evidence]:
     """Sentence by sentence; what a sentence says may hang on what kind of data the one before speaks of."""
-    subject = Subject(languages)
+    subject = Topic(languages)
     known: dict[tuple[str, str | None], tuple[list[Evidence], str | None]] = {}
     kind: str | None = None
-    for start, sentence in sentences(text):
+    for start, sentence in split_sentences(text):
         key = sentence, kind
         if key not in known:
-            scene = Scene(cut(sentence), languages, kind)
-            known[key] = list(_sentence(scene)), kind_told(scene)
+            scene = SentenceContext(split_words(sentence), languages, kind)
+            known[key] = list(_sentence(scene)), kind_mentioned(scene)
             subject.add(scene, start)
         found, kind = known[key]
-        yield from (moved(e, start) for e in found)
+        yield from (shift_span(e, start) for e in found)
     yield from enumerated(text, languages)
     yield from subject.told()
 
 
-def _sentence(scene: Scene) -> Iterator[Evidence]:
+def _sentence(scene: SentenceContext) -> Iterator[Evidence]:
     yield from hardware(scene)
     yield from quantities(scene)
     yield from datasets(scene)

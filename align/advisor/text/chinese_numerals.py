@@ -15,7 +15,7 @@ _MORE = frozenset("多余来")
 _CARDS = {"单": 1, "双": 2}
 
 
-def chinese(s: Sentence, at: int, value: float | None, start: int) -> Number | None:
+def parse_chinese(s: Sentence, at: int, value: float | None, start: int) -> Number | None:
     """Chinese numerals from ``at`` on: 六万, 1.2万, 几千, 二十亿; 六成 is a share."""
     if s.words[at : at + 3] == ("百", "分", "之") or (at and s.words[at - 1] == "第"):
         return None

@@ -7,7 +7,7 @@ from typing import get_args
 
 from align.advisor.project_facts import Evidence, Status
 from align.advisor.text.lexicon import Match
-from align.advisor.text.sentence_context import Scene
+from align.advisor.text.sentence_context import SentenceContext
 from align.schemas.project import DataKind
 
 WISH_REACH = 9
@@ -21,7 +21,7 @@ HEAD = frozenset(("for", "on", "of", "with", "to", "using", "für", "mit", "auf"
 """Behind a method at the head of a sentence, these make a wish of it: `GRPO for a poetry bot`."""
 
 
-def cues(scene: Scene) -> Iterator[Evidence]:
+def cues(scene: SentenceContext) -> Iterator[Evidence]:
     """Every fact that a phrase states. Fields that begin with ``_`` are hints, settled when all of the text is read."""
     for match in scene.matches:
         if match.label.startswith("cue:"):
@@ -36,13 +36,13 @@ def cues(scene: Scene) -> Iterator[Evidence]:
             yield scene.evidence("_duty", True, match.start, match.end)
 
 
-def _unreal(scene: Scene, match: Match, cue: str) -> bool:
+def _unreal(scene: SentenceContext, match: Match, cue: str) -> bool:
     """Whether a phrase is part of one that means another thing: `the reference number of your enquiry` is no source."""
     others = scene.named(f"not:{cue.partition('=')[0]}")
     return any(other.start < match.end and match.start < other.end for other in others)
 
 
-def _read(scene: Scene, match: Match, cue: str) -> Iterator[Evidence]:
+def _read(scene: SentenceContext, match: Match, cue: str) -> Iterator[Evidence]:
     status = scene.scopes.of(match.start, match.end)
     at = match.start, match.end
     field, _, value = cue.partition("=")
@@ -75,7 +75,7 @@ def _plain(status: Status) -> Status:
     return "negated" if status == "negated" else "asserted"
 
 
-def _method(scene: Scene, match: Match, method: str, status: Status) -> Iterator[Evidence]:
+def _method(scene: SentenceContext, match: Match, method: str, status: Status) -> Iterator[Evidence]:
     wished = any(
         w.end <= match.start <= w.end + WISH_REACH or match.end <= w.start <= match.end + 4
         for w in scene.named("cue:wish")
@@ -87,7 +87,7 @@ def _method(scene: Scene, match: Match, method: str, status: Status) -> Iterator
     yield scene.evidence("requested", method, match.start, match.end, status)
 
 
-def _data(scene: Scene, match: Match, field: str, status: Status, value: str) -> Iterator[Evidence]:
+def _data(scene: SentenceContext, match: Match, field: str, status: Status, value: str) -> Iterator[Evidence]:
     kind = field.removeprefix("data.")
     at = match.start, match.end
     if value == "none" and status != "negated":

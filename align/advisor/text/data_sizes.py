@@ -8,7 +8,7 @@ from align.advisor.project_facts import Evidence, Status
 from align.advisor.text.hardware_mentions import BYTES
 from align.advisor.text.nouns import Noun, noun, noun_before, phrase_end
 from align.advisor.text.number import Number
-from align.advisor.text.sentence_context import Scene
+from align.advisor.text.sentence_context import SentenceContext
 from align.advisor.thresholds import shipped
 
 KINDS = ("preference_pairs", "unpaired_feedback", "eval_set", "prompts", "sft_pairs", "logs")
@@ -42,7 +42,7 @@ KEPT = {("prompts", "logs"), ("logs", "prompts"), ("documents", "logs"), ("sft_p
 """Nouns that say more than the words around them."""
 
 
-def datasets(scene: Scene) -> Iterator[Evidence]:
+def datasets(scene: SentenceContext) -> Iterator[Evidence]:
     """Sizes of data. Numbers that other readers took are left alone."""
     free = [n for n in scene.numbers if n.start not in scene.taken and not n.share]
     large = [n for n in free if (n.value >= BODY or n.value == 0) and noun(scene, n).end > n.end]
@@ -53,7 +53,7 @@ def datasets(scene: Scene) -> Iterator[Evidence]:
         yield from _size(scene, number, low, after[0].start if after else len(scene.sentence.words))
 
 
-def kind_told(scene: Scene) -> str | None:
+def kind_mentioned(scene: SentenceContext) -> str | None:
     """The kind of data that a sentence speaks of, for the one behind it: `That's 64,000 tickets now.`"""
     kind = _kind(scene, 0, 0, 0, len(scene.sentence.words))
     if kind is None:
@@ -62,7 +62,7 @@ def kind_told(scene: Scene) -> str | None:
     return kind
 
 
-def _begins(scene: Scene, before: Number, number: Number) -> int:
+def _begins(scene: SentenceContext, before: Number, number: Number) -> int:
     """Where the words begin that speak of a number and not of the one before: behind the last mark or "and" between."""
     words = scene.sentence.words
     start = noun(scene, before).end
@@ -70,7 +70,7 @@ def _begins(scene: Scene, before: Number, number: Number) -> int:
     return marks[-1] + 1 if marks else start
 
 
-def _size(scene: Scene, number: Number, low: int, high: int) -> Iterator[Evidence]:
+def _size(scene: SentenceContext, number: Number, low: int, high: int) -> Iterator[Evidence]:
     words, behind = scene.sentence.words, noun(scene, number)
     if number.end < len(words) and words[number.end] in BYTES:
         yield from _bytes(scene, number, low, high)
@@ -83,7 +83,7 @@ def _size(scene: Scene, number: Number, low: int, high: int) -> Iterator[Evidenc
         yield from _rows(scene, number, behind, low, high)
 
 
-def _rows(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> Iterator[Evidence]:
+def _rows(scene: SentenceContext, number: Number, behind: Noun, low: int, high: int) -> Iterator[Evidence]:
     plain, start, end = behind.named("data:"), number.start, behind.end
     if not behind.labels and (before := noun_before(scene, number, "data:")):
         plain, start, end = before.label, before.start, number.end
@@ -110,20 +110,20 @@ def _rows(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> It
     yield from _held(scene, kind, "docs" if kind in ("documents", "corpus") else "rows", number, start, end)
 
 
-def _is_tokens(scene: Scene, number: Number, behind: Noun, low: int, high: int) -> bool:
+def _is_tokens(scene: SentenceContext, number: Number, behind: Noun, low: int, high: int) -> bool:
     if behind.named("unit:tokens") or (number.value >= 1e6 and noun_before(scene, number, "unit:tokens")):
         return True
     bare = number.letter == "b" or not behind.labels
     return number.value >= 5e7 and bare and scene.has("kind:corpus", low, high)
 
 
-def _are_instructions(scene: Scene, start: int, high: int) -> bool:
+def _are_instructions(scene: SentenceContext, start: int, high: int) -> bool:
     """Return whether tokens are of instructions and answers: `202M tokens of instruction data`."""
     told = scene.has("data:sft_pairs", start, high) and scene.has("kind:sft_pairs", start, high)
     return told and not scene.has("kind:corpus", start, high)
 
 
-def _unnamed(scene: Scene, number: Number, behind: Noun, guess: str | None) -> str | None:
+def _unnamed(scene: SentenceContext, number: Number, behind: Noun, guess: str | None) -> str | None:
     """The kind of things with an unknown name that are said to be labelled, compared, ...: `4,000 annotated haikus`."""
     year = number.plain and 1900 <= number.value <= 2100
     if behind.labels or year:
@@ -139,7 +139,7 @@ def _unnamed(scene: Scene, number: Number, behind: Noun, guess: str | None) -> s
     return scene.before if ((them and alone) or headed) and number.value >= THINGS else None
 
 
-def _counted(scene: Scene, number: Number) -> int:
+def _counted(scene: SentenceContext, number: Number) -> int:
     """Where the words end in which a number counts what was spoken of before: `leaving 8,800`, `41k of them`; or 0."""
     told = scene.named("phrase:counted")
     behind = [m.end for m in told if 0 <= m.start - number.end <= 1]
@@ -147,7 +147,7 @@ def _counted(scene: Scene, number: Number) -> int:
     return max(behind + before, default=0)
 
 
-def _kind(scene: Scene, start: int, end: int, low: int, high: int) -> str | None:
+def _kind(scene: SentenceContext, start: int, end: int, low: int, high: int) -> str | None:
     """What the words around a number say of its data, the more telling first."""
     for kind in KINDS:
         reach = (max(low, start - 6), min(high, end + 7)) if kind == "eval_set" else (low, high)
@@ -171,7 +171,7 @@ def _settled(plain: str, guess: str | None) -> str | None:
     return guess or plain
 
 
-def _held(scene: Scene, kind: str, size: str, number: Number, start: int, end: int) -> Iterator[Evidence]:
+def _held(scene: SentenceContext, kind: str, size: str, number: Number, start: int, end: int) -> Iterator[Evidence]:
     status: Status = scene.scopes.of(start, end)
     status = status if status in ("negated", "planned", "done", "attributed") and number.value else "asserted"
     if kind == "prompts" and status == "negated" and any(m.start >= end for m in scene.named("kind:prompts")):
@@ -185,7 +185,7 @@ def _held(scene: Scene, kind: str, size: str, number: Number, start: int, end: i
     yield scene.evidence(f"data.{kind}.{size}", value, start, end, status, number)
 
 
-def _bytes(scene: Scene, number: Number, low: int, high: int) -> Iterator[Evidence]:
+def _bytes(scene: SentenceContext, number: Number, low: int, high: int) -> Iterator[Evidence]:
     """Bytes of text, and the tokens they may come to."""
     end = number.end + 1
     if not scene.has("near:text", max(low, number.start - 6), min(high, end + 6)) or number.start in scene.taken:

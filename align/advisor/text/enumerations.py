@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from align.advisor.project_facts import Evidence
-from align.advisor.text.sentence_context import Scene, moved
-from align.advisor.text.sentences import cut
+from align.advisor.text.sentence_context import SentenceContext, shift_span
+from align.advisor.text.sentences import split_words
 
 _ITEM = re.compile(r"^[ \t]{0,8}(?:[-*•]|\(?\d{1,2}[.)]|\(?[a-z]\))[ \t]+\S.*$", re.MULTILINE)
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
@@ -25,10 +25,12 @@ def enumerated(text: str, languages: Sequence[str]) -> Iterator[Evidence]:
     """The number of rules where a list of at least two is led in by words of duty: must, rules, should change."""
     lists = [*_lines(text), *_inline(text)]
     for lead, start, end, count in lists[:MOST]:
-        scene = Scene(cut(text[lead:start]), languages)
+        scene = SentenceContext(split_words(text[lead:start]), languages)
         if any(True for _ in scene.among("rules:lead", 0, len(scene.sentence.words))):
             quote = text[start:end].rstrip()
-            yield moved(Evidence("behaviour.rules_count", count, "asserted", quote, (0, len(quote)), "text"), start)
+            yield shift_span(
+                Evidence("behaviour.rules_count", count, "asserted", quote, (0, len(quote)), "text"), start
+            )
 
 
 def _lines(text: str) -> Iterator[tuple[int, int, int, int]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from align.advisor.project_facts import Evidence
 from align.advisor.text.number import Number
-from align.advisor.text.sentence_context import Scene
+from align.advisor.text.sentence_context import SentenceContext
 from align.schemas import gpus
 
 BYTES = {
@@ -56,7 +56,7 @@ FAMILIES = [
 ]
 
 
-def card(scene: Scene, at: int) -> tuple[str, int] | None:
+def card(scene: SentenceContext, at: int) -> tuple[str, int] | None:
     """Return the GPU named at a word: its word in the list of GPUs, and the index behind its name."""
     words = scene.sentence.words
     if at >= len(words):
@@ -71,7 +71,7 @@ def card(scene: Scene, at: int) -> tuple[str, int] | None:
     return None
 
 
-def _geforce(scene: Scene, at: int) -> bool:
+def _geforce(scene: SentenceContext, at: int) -> bool:
     words = scene.sentence.words
     if at and words[at - 1] in ("rtx", "gtx", "geforce", "nvidia"):
         return True
@@ -94,7 +94,7 @@ _COUNTS = frozenset(("a", "an", "one", "single", "x", "ne", "eine", "einer", "ei
 """Before the name of a card they say that there is one, and that a number like 3090 is a name."""
 
 
-def hardware(scene: Scene) -> Iterator[Evidence]:
+def hardware(scene: SentenceContext) -> Iterator[Evidence]:
     """Cards, how many, and their memory. Marks the words it has read as taken."""
     counts = [(n, end) for n in scene.numbers if n.start not in scene.sentence.quoted and (end := _counts(scene, n))]
     covered = {at for n, end in counts for at in range(n.start, end)}
@@ -116,13 +116,13 @@ def hardware(scene: Scene) -> Iterator[Evidence]:
             yield scene.evidence("hardware.gpus", 0, match.start, match.end)
 
 
-def _counts(scene: Scene, number: Number) -> int:
+def _counts(scene: SentenceContext, number: Number) -> int:
     """The word behind the cards that a number counts, or 0."""
     whole = number.value == int(number.value) and 0 <= number.value < 1e6 and not number.share and not number.letter
     return _cards_end(scene, number) if whole and number.start not in scene.taken else 0
 
 
-def _named(scene: Scene, at: int, name: str, end: int, counted: bool) -> Iterator[Evidence]:
+def _named(scene: SentenceContext, at: int, name: str, end: int, counted: bool) -> Iterator[Evidence]:
     """A card by name: which, and its memory by the list of GPUs, which is a guess where a name has two sizes."""
     words = scene.sentence.words
     begin = at - 1 if at and words[at - 1] in ("rtx", "gtx", "geforce", "nvidia") else at
@@ -135,7 +135,7 @@ def _named(scene: Scene, at: int, name: str, end: int, counted: bool) -> Iterato
         yield scene.evidence("hardware.gpus", 1, begin - 1, end)
 
 
-def _counted(scene: Scene, counts: list[tuple[Number, int]]) -> Iterator[Evidence]:
+def _counted(scene: SentenceContext, counts: list[tuple[Number, int]]) -> Iterator[Evidence]:
     """How many cards: nodes times cards where both are told."""
     if not counts:
         return
@@ -151,7 +151,7 @@ def _counted(scene: Scene, counts: list[tuple[Number, int]]) -> Iterator[Evidenc
         yield scene.evidence("hardware.gpus", total, start, end, "negated" if negated else "asserted", number)
 
 
-def _bytes(scene: Scene, number: Number) -> float:
+def _bytes(scene: SentenceContext, number: Number) -> float:
     words = scene.sentence.words
     if number.end >= len(words) or number.share:
         return 0.0
@@ -161,7 +161,7 @@ def _bytes(scene: Scene, number: Number) -> float:
     return BYTES.get(unit, 0.0)
 
 
-def _is_memory(scene: Scene, number: Number, unit: float) -> bool:
+def _is_memory(scene: SentenceContext, number: Number, unit: float) -> bool:
     """Return whether bytes are a card's: next to a card, or multiplied (8x80GB)."""
     words, size = scene.sentence.words, number.value * unit / 1e9
     if not 3 <= size <= 4100:
@@ -178,7 +178,7 @@ def _is_memory(scene: Scene, number: Number, unit: float) -> bool:
     )
 
 
-def _cards_end(scene: Scene, number: Number) -> int:
+def _cards_end(scene: SentenceContext, number: Number) -> int:
     """The word behind the cards that a number counts, or 0."""
     words, at = scene.sentence.words, number.end
     if _bytes(scene, number) or any(m.start == at for m in scene.named("unit:node")):

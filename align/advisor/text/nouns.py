@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from align.advisor.text.lexicon import Match
 from align.advisor.text.number import Number
-from align.advisor.text.sentence_context import Scene
+from align.advisor.text.sentence_context import SentenceContext
 
 PHRASE = 7
 """Words behind a number in which its noun stands (twelve characters in Chinese)."""
@@ -55,7 +55,7 @@ class Noun(NamedTuple):
         return next((label for label in sorted(self.labels) if label.startswith(kind)), None)
 
 
-def noun(scene: Scene, number: Number) -> Noun:
+def noun(scene: SentenceContext, number: Number) -> Noun:
     """The last known noun of the phrase behind a number; no labels where there is none.
 
     Of nouns that end together the longest counts: `bullet points`, not `points`. Joined to the number by a hyphen the
@@ -67,7 +67,7 @@ def noun(scene: Scene, number: Number) -> Noun:
     return known
 
 
-def _behind(scene: Scene, number: Number) -> Noun:
+def _behind(scene: SentenceContext, number: Number) -> Noun:
     begin, limit = _begin(scene, number), phrase_end(scene, number)
     times = next((m for m in scene.named("phrase:times") if m.start == number.end), None)
     if times is not None:
@@ -91,7 +91,7 @@ def _behind(scene: Scene, number: Number) -> Noun:
     return Noun(labels, number.start, end)
 
 
-def _shared(scene: Scene, number: Number) -> Noun:
+def _shared(scene: SentenceContext, number: Number) -> Noun:
     """The noun of the next number, where only "and" stands between: `sets of 56k and 12k rows`."""
     labels: frozenset[str] = frozenset()
     if scene.sentence.words[number.end : number.end + 1] in _ANDS and not number.share:
@@ -100,7 +100,7 @@ def _shared(scene: Scene, number: Number) -> Noun:
     return Noun(labels, number.start, number.end)
 
 
-def _begin(scene: Scene, number: Number) -> int:
+def _begin(scene: SentenceContext, number: Number) -> int:
     words, at = scene.sentence.words, number.end
     if at < len(words) and words[at] in _OF:
         at += 1
@@ -109,7 +109,7 @@ def _begin(scene: Scene, number: Number) -> int:
     return at
 
 
-def phrase_end(scene: Scene, number: Number) -> int:
+def phrase_end(scene: SentenceContext, number: Number) -> int:
     """Where the noun phrase behind a number ends at the latest: before a stop word, a mark or another number."""
     s = scene.sentence
     at = start = _begin(scene, number)
@@ -125,7 +125,7 @@ def phrase_end(scene: Scene, number: Number) -> int:
     return at
 
 
-def noun_before(scene: Scene, number: Number, kind: str) -> Match | None:
+def noun_before(scene: SentenceContext, number: Number, kind: str) -> Match | None:
     """A noun before a number, with a mark or "are", "about" between, that no other number counts."""
     low = max(number.start - LEFT, 0)
     found = [m for m in scene.countable if m.label.startswith(kind) and low <= m.start and m.end <= number.start]

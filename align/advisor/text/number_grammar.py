@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Sequence
 
-from align.advisor.text.chinese_numerals import HAN_SCALES, chinese
+from align.advisor.text.chinese_numerals import HAN_SCALES, parse_chinese
 from align.advisor.text.lexicon import LANGUAGES
 from align.advisor.text.number import Number, exact
-from align.advisor.text.number_words import OPENING, Vocabulary, spelt, vocabulary
-from align.advisor.text.ranges import merged
-from align.advisor.text.sentences import Sentence, cut
+from align.advisor.text.number_words import OPENING, Vocabulary, parse_number_words, vocabulary
+from align.advisor.text.ranges import merge_ranges
+from align.advisor.text.sentences import Sentence, split_words
 
 LETTERS = {"k": 1e3, "m": 1e6, "mm": 1e6, "mn": 1e6, "mln": 1e6, "b": 1e9, "bn": 1e9, "bln": 1e9, "t": 1e12, "tn": 1e12}
 """Scales in letters; one letter only where it is joined to its number or a capital."""
@@ -25,7 +25,7 @@ _LARGEST = 1e300
 
 def parse(quote: str, languages: Sequence[str] = LANGUAGES) -> Number | None:
     """The first number in a quotation, for checking a number that somebody else took from it."""
-    return next(iter(numbers(cut(quote), languages)), None)
+    return next(iter(numbers(split_words(quote), languages)), None)
 
 
 def numbers(sentence: Sentence, languages: Sequence[str] = LANGUAGES) -> list[Number]:
@@ -41,7 +41,7 @@ def numbers(sentence: Sentence, languages: Sequence[str] = LANGUAGES) -> list[Nu
         else:
             found.append(_share(sentence, number, known))
             at = found[-1].end
-    return list(merged(sentence, found, known))
+    return list(merge_ranges(sentence, found, known))
 
 
 def _one(s: Sentence, at: int, known: Vocabulary, decimal_comma: bool) -> Number | None:
@@ -49,9 +49,9 @@ def _one(s: Sentence, at: int, known: Vocabulary, decimal_comma: bool) -> Number
     if kind == "number":
         return None if _is_no_number(s, at) else _digits(s, at, known, decimal_comma)
     if kind == "han":
-        return chinese(s, at, None, at)
+        return parse_chinese(s, at, None, at)
     if kind == "word" and known.role(s.words[at])[0] in OPENING:
-        return spelt(s, at, known)
+        return parse_number_words(s, at, known)
     return None
 
 
@@ -72,10 +72,10 @@ def _digits(s: Sentence, at: int, known: Vocabulary, decimal_comma: bool) -> Num
     if follows == "w" and s.joined(end) and end + 1 < len(s.words) and s.kinds[end + 1] == "han":  # 3w条
         return exact(value * 1e4, at, end + 1)
     if follows and s.kinds[end] == "han" and follows in HAN_SCALES:
-        return chinese(s, end, value, at)
+        return parse_chinese(s, end, value, at)
     mixed = role == "and" and [known.role(word)[0] for word in s.words[end + 1 : end + 3]] == ["articles", "half"]
     if role in ("scales", "half") or mixed:
-        return spelt(s, end, known, value, at)
+        return parse_number_words(s, end, known, value, at)
     return exact(value, at, end, plain=text.isdigit())
 
 

@@ -65,7 +65,7 @@ def vocabulary(languages: tuple[str, ...]) -> Vocabulary:
     return Vocabulary(languages)
 
 
-def spelt(
+def parse_number_words(
     s: Sentence, at: int, known: Vocabulary, value: float | None = None, start: int | None = None
 ) -> Number | None:
     """Number words from ``at`` on; ``value`` is what the digits before them, from ``start`` on, said."""

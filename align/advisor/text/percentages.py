@@ -9,21 +9,21 @@ from align.advisor.text.nouns import noun
 from align.advisor.text.number import Number
 from align.advisor.text.number_words import vocabulary
 from align.advisor.text.ranges import rises
-from align.advisor.text.sentence_context import Scene
+from align.advisor.text.sentence_context import SentenceContext
 
 BEFORE, AFTER = 9, 6
 """Words before and behind a share that say what it is of."""
 _COMMAS = frozenset((",", "，", ";", "；", "and", "but", "und", "aber", "y", "pero"))
 
 
-def is_target(scene: Scene, number: Number) -> bool:
+def is_target(scene: SentenceContext, number: Number) -> bool:
     """Return whether bare digits are a share because a share stands beside them: `we pass in 81%, need 97`."""
     wanted = any(m.end <= number.start <= m.end + 2 for m in scene.named("near:target"))
     beside = any(n.share for n in scene.numbers)
     return number.plain and 1 < number.value <= 100 and wanted and beside and not noun(scene, number).labels
 
 
-def is_score(scene: Scene, number: Number) -> bool:
+def is_score(scene: SentenceContext, number: Number) -> bool:
     """Return whether a number between 0 and 1 is a share because a metric stands beside it: `F1 0.62 today`."""
     named = any(
         m.end <= number.start <= m.end + 3 or 0 <= m.start - number.end <= 1 for m in scene.named("near:metric")
@@ -32,7 +32,7 @@ def is_score(scene: Scene, number: Number) -> bool:
     return 0 < number.value < 1 and named and not noun(scene, number).labels
 
 
-def share(scene: Scene, number: Number) -> list[Evidence]:
+def share(scene: SentenceContext, number: Number) -> list[Evidence]:
     """What a share is: the target, the score today, or neither (a discount, an overlap, a rate of errors)."""
     if not number.share and number.value > 1:
         number = number.as_share(number.end)
@@ -54,7 +54,7 @@ def share(scene: Scene, number: Number) -> list[Evidence]:
     return [scene.evidence("evals.baseline", number.value, *at, number=number, vague=not near)]
 
 
-def _side_of_a_rise(scene: Scene, number: Number) -> str:
+def _side_of_a_rise(scene: SentenceContext, number: Number) -> str:
     """From 60% to 90%: the field that a share is of, where it is one end of a rise that is wanted."""
     known = vocabulary(tuple(scene.languages))
     shares = [n for n in scene.numbers if n.share or 0 < n.value < 1]
@@ -64,7 +64,7 @@ def _side_of_a_rise(scene: Scene, number: Number) -> str:
     return ""
 
 
-def _room(scene: Scene, number: Number) -> tuple[int, int]:
+def _room(scene: SentenceContext, number: Number) -> tuple[int, int]:
     """The words that speak of a share: not beyond its neighbours, and behind it not beyond a comma or an and."""
     words = scene.sentence.words
     low, high = max(number.start - BEFORE, 0), min(number.end + AFTER, len(words))
@@ -77,7 +77,7 @@ def _room(scene: Scene, number: Number) -> tuple[int, int]:
     return low, comma
 
 
-def _distance(scene: Scene, label: str, number: Number, low: int, high: int) -> int | None:
+def _distance(scene: SentenceContext, label: str, number: Number, low: int, high: int) -> int | None:
     found = [m for m in scene.named(label) if m.start >= low and m.end <= high]
     return min(
         (number.start - m.end if m.end <= number.start else m.start - number.end + 1 for m in found), default=None

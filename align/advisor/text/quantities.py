@@ -9,7 +9,7 @@ from align.advisor.text.hardware_mentions import FAMILIES
 from align.advisor.text.nouns import noun, noun_before
 from align.advisor.text.number import Number
 from align.advisor.text.percentages import is_score, is_target, share
-from align.advisor.text.sentence_context import Scene
+from align.advisor.text.sentence_context import SentenceContext
 
 DAYS = {"unit:day": 1.0, "unit:week": 7.0, "unit:month": 30.0}
 SECONDS = {"unit:second": 1.0, "unit:millisecond": 0.001, "unit:minute": 60.0}
@@ -17,7 +17,7 @@ DOLLARS = ("usd", "dollar", "dollars", "bucks", "grand", "dólares", "美元")
 MOST_RULES = 500
 
 
-def quantities(scene: Scene) -> Iterator[Evidence]:
+def quantities(scene: SentenceContext) -> Iterator[Evidence]:
     """Everything that a number says of other things than data and cards. Marks the words it has read as taken."""
     for number in scene.numbers:
         if number.start in scene.sentence.quoted or scene.is_name(number):
@@ -33,7 +33,7 @@ def quantities(scene: Scene) -> Iterator[Evidence]:
             yield scene.evidence("constraints.latency_s", seconds, match.start, match.end)
 
 
-def _of(scene: Scene, number: Number) -> list[Evidence] | None:
+def _of(scene: SentenceContext, number: Number) -> list[Evidence] | None:
     if number.share or is_target(scene, number) or is_score(scene, number):
         return share(scene, number)
     for reader in (_params, _money, _time, _length, _rate, _rules, _samples):
@@ -43,7 +43,7 @@ def _of(scene: Scene, number: Number) -> list[Evidence] | None:
     return None
 
 
-def _params(scene: Scene, number: Number) -> list[Evidence] | None:
+def _params(scene: SentenceContext, number: Number) -> list[Evidence] | None:
     words = scene.sentence.words
     behind = noun(scene, number)
     named = behind.named("unit:params")
@@ -66,7 +66,7 @@ def _params(scene: Scene, number: Number) -> list[Evidence] | None:
     return evidence
 
 
-def _money(scene: Scene, number: Number) -> list[Evidence] | None:
+def _money(scene: SentenceContext, number: Number) -> list[Evidence] | None:
     words, start, end = scene.sentence.words, number.start, number.end
     if number.value == 0 and any(m.end <= start <= m.end + 3 for m in scene.named("near:funds")):
         return [scene.evidence("constraints.budget_usd", 0.0, start, end)]
@@ -84,7 +84,7 @@ def _money(scene: Scene, number: Number) -> list[Evidence] | None:
     return [scene.evidence("constraints.budget_usd", value, low, high, number=number, vague=not dollars)]
 
 
-def _time(scene: Scene, number: Number) -> list[Evidence] | None:
+def _time(scene: SentenceContext, number: Number) -> list[Evidence] | None:
     s, end = scene.sentence, number.end
     unit = next((m for m in scene.matches if m.start == end and m.label in (*DAYS, *SECONDS)), None)
     if unit is None:
@@ -102,7 +102,7 @@ def _time(scene: Scene, number: Number) -> list[Evidence] | None:
     return []
 
 
-def _length(scene: Scene, number: Number) -> list[Evidence] | None:
+def _length(scene: SentenceContext, number: Number) -> list[Evidence] | None:
     """Sequence lengths; prompts, chunks and answers of so many tokens are lengths, not data."""
     unit = noun(scene, number)
     low = max(number.start - 5, 0)
@@ -115,7 +115,7 @@ def _length(scene: Scene, number: Number) -> list[Evidence] | None:
     return [scene.evidence("training.max_length", int(number.value), number.start, unit.end, number=number, vague=True)]
 
 
-def _rate(scene: Scene, number: Number) -> list[Evidence] | None:
+def _rate(scene: SentenceContext, number: Number) -> list[Evidence] | None:
     """So many a day: of requests, or of anything, which is then no body of data."""
     unit = noun(scene, number)
     for per in scene.named("near:per"):
@@ -136,7 +136,7 @@ def _rate(scene: Scene, number: Number) -> list[Evidence] | None:
     return None
 
 
-def _rules(scene: Scene, number: Number) -> list[Evidence] | None:
+def _rules(scene: SentenceContext, number: Number) -> list[Evidence] | None:
     unit = noun(scene, number)
     if number.value != int(number.value) or not 1 <= number.value <= MOST_RULES or number.letter:
         return None
@@ -154,7 +154,7 @@ def _rules(scene: Scene, number: Number) -> list[Evidence] | None:
     return [scene.evidence("behaviour.rules_count", int(number.value), start, end, status, number)]
 
 
-def _samples(scene: Scene, number: Number) -> list[Evidence] | None:
+def _samples(scene: SentenceContext, number: Number) -> list[Evidence] | None:
     words, end = scene.sentence.words, number.end
     low = max(number.start - 3, 0)
     if not 2 <= number.value <= 1024 or number.vague:

@@ -20,7 +20,7 @@ RISE = frozenset("提升高涨拉增加改进善做")
 """Before 到 these say that it is to rise."""
 
 
-def merged(s: Sentence, found: Sequence[Number], known: Vocabulary) -> Iterator[Number]:
+def merge_ranges(s: Sentence, found: Sequence[Number], known: Vocabulary) -> Iterator[Number]:
     """The numbers of a sentence, those that are two in one joined."""
     at = 0
     while at < len(found):

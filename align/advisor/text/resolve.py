@@ -32,7 +32,7 @@ FORMAT_FIELDS = 8
 _FIELD = re.compile(r"field|feld|campo|字段", re.IGNORECASE)
 
 
-def settled(found: Iterable[Evidence]) -> list[Evidence]:
+def resolve_hints(found: Iterable[Evidence]) -> list[Evidence]:
     """Evidence in the order of the text, hints (``_field``) turned into facts."""
     evidence = list(found)
     facts = [e for e in evidence if not e.field.startswith("_")]

@@ -18,13 +18,13 @@ _PREPOSITIONS = ("since", "in", "from", "until", "seit", "von", "bis", "desde", 
 """They stand before years."""
 
 
-def moved(e: Evidence, by: int) -> Evidence:
+def shift_span(e: Evidence, by: int) -> Evidence:
     """Evidence in a sentence as evidence in the text that the sentence starts in at ``by``."""
     return replace(e, span=(e.span[0] + by, e.span[1] + by)) if e.span else e
 
 
 @dataclass
-class Scene:
+class SentenceContext:
     """A sentence and what was found.
 
     languages: the lexicons it is read with, the text's main one first. before: the kind of data that the sentence

@@ -67,7 +67,7 @@ class Sentence:
         return 0 < index < len(self.words) and self.ends[index - 1] == self.starts[index]
 
 
-def sentences(text: str) -> Iterator[tuple[int, str]]:
+def split_sentences(text: str) -> Iterator[tuple[int, str]]:
     """Each sentence, list item or heading, and where it starts."""
     start = line = 0
     for match in _END.finditer(text):
@@ -86,14 +86,15 @@ def sentences(text: str) -> Iterator[tuple[int, str]]:
 
 def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, str]]:
     while end - start > LONGEST_SENTENCE:
-        cut = text.rfind(" ", start + LONGEST_SENTENCE // 2, start + LONGEST_SENTENCE) + 1 or start + LONGEST_SENTENCE
+        limit = start + LONGEST_SENTENCE
+        cut = text.rfind(" ", start + LONGEST_SENTENCE // 2, limit) + 1 or limit
         yield start, text[start:cut]
         start = cut
     if end > start and not text[start:end].isspace():
         yield start, text[start:end]
 
 
-def cut(text: str) -> Sentence:
+def split_words(text: str) -> Sentence:
     """A sentence's words."""
     words, kinds, starts, ends, clauses = [], [], [], [], []
     clause, opened, last = 0, [0], 0

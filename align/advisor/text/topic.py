@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from align.advisor.project_facts import Evidence
 from align.advisor.text.lexicon import lexicon
-from align.advisor.text.sentence_context import Scene, moved
+from align.advisor.text.sentence_context import SentenceContext, shift_span
 from align.advisor.text.sentences import Sentence
 
 WORDS = 6
@@ -19,7 +19,7 @@ SHORT = 4
 """Letters; shorter words are small ones."""
 
 
-class Subject:
+class Topic:
     """Gathers the words of a text, sentence by sentence, in a language that has a list of common words."""
 
     def __init__(self, languages: Sequence[str]) -> None:
@@ -27,13 +27,13 @@ class Subject:
         self._words: set[str] = set()
         self._most: tuple[int, Evidence] | None = None
 
-    def add(self, scene: Scene, start: int) -> None:
+    def add(self, scene: SentenceContext, start: int) -> None:
         """A sentence, and where it starts in the text."""
         own = [at for at in range(len(scene.sentence.words)) if self._own(scene.sentence, at)]
         new = {scene.sentence.words[at] for at in own}
         self._words |= new
         if own and (self._most is None or len(new) > self._most[0]):
-            self._most = len(new), moved(scene.evidence("_goal", True, own[0], own[-1] + 1), start)
+            self._most = len(new), shift_span(scene.evidence("_goal", True, own[0], own[-1] + 1), start)
 
     def told(self) -> list[Evidence]:
         """The sentence with most words of its own, as a goal; nothing where there are too few in the whole text."""

@@ -7,9 +7,9 @@ from align.rules import (
     JUDGED,
     DataKind,
     Facts,
-    Finding,
     Option,
     Thresholds,
+    Vote,
     Weight,
     asked,
     denied,
@@ -26,17 +26,17 @@ from align.rules import (
 )
 
 
-def many_rules(facts: Facts, limit: Thresholds) -> Finding | None:
+def many_rules(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-1: a model forgets some of twenty instructions, however they are put."""
     count = facts.project.behaviour.rules_count
     if count is None or count < limit.many_rules:
         return None
     because = f"{count} instructions have to hold at once; models begin to drop some from about {limit.many_rules}"
     flips = f"there were fewer than {limit.many_rules}, or a prompt held them"
-    return Finding("post_training", "hard", because, ("behaviour.rules_count",), flips, "POST")
+    return Vote("post_training", "hard", because, ("behaviour.rules_count",), flips, "POST")
 
 
-def skill_with_data(facts: Facts, limit: Thresholds) -> Finding | None:
+def skill_with_data(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-2: a skill, and data or a score to learn it from.
 
     Soft where the data are thin or a prompt nearly does it.
@@ -57,7 +57,7 @@ def skill_with_data(facts: Facts, limit: Thresholds) -> Finding | None:
     scored = scorer(facts) in ("verifier", "reward_model")
     lacking += ["nothing could score an answer"] if scored and weight == "soft" else []
     flips = f"{' and '.join(lacking)}, or a prompt came within {limit.near_target:g}"
-    return Finding("post_training", weight, because, fields, flips, "POST")
+    return Vote("post_training", weight, because, fields, flips, "POST")
 
 
 def _learnable(facts: Facts, limit: Thresholds) -> list[tuple[str, bool]]:
@@ -72,7 +72,7 @@ def _learnable(facts: Facts, limit: Thresholds) -> list[tuple[str, bool]]:
     return found
 
 
-def style(facts: Facts, limit: Thresholds) -> Finding | None:
+def style(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-3: a manner of speaking, or any answers at all of a model that only continues text, with examples of it.
 
     Hard once prompting has been tried (a base model cannot be prompted into it), else soft.
@@ -85,10 +85,10 @@ def style(facts: Facts, limit: Thresholds) -> Finding | None:
     because = "a manner is learned from examples, and there are enough of them"
     fields = ("behaviour.style_or_persona", "model.type", "data.sft_pairs", "tried.prompting", "tried.few_shot")
     flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt held the manner"
-    return Finding("post_training", "hard" if prompted else "soft", because, fields, flips, "POST")
+    return Vote("post_training", "hard" if prompted else "soft", because, fields, flips, "POST")
 
 
-def some_rules(facts: Facts, limit: Thresholds) -> Finding | None:
+def some_rules(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-4: between few and many rules, where a prompt was measured to miss and there are examples."""
     count = facts.project.behaviour.rules_count
     between = count is not None and limit.few_rules < count < limit.many_rules
@@ -97,10 +97,10 @@ def some_rules(facts: Facts, limit: Thresholds) -> Finding | None:
     because = f"{count} instructions that a prompt was seen to miss, and examples to learn them from"
     fields = ("behaviour.rules_count", "data.sft_pairs", "evals.baseline", "behaviour.prompt_falls_short")
     flips = f"there were {limit.few_rules} or fewer, or a prompt reached the target"
-    return Finding("post_training", "soft", because, fields, flips, "POST")
+    return Vote("post_training", "soft", because, fields, flips, "POST")
 
 
-def judged_answers(facts: Facts, limit: Thresholds) -> Finding | None:
+def judged_answers(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-5: people's judgements of answers are data that no prompt can hold."""
     held: list[DataKind] = [kind for kind in JUDGED if some(facts, kind, limit)]
     if not held:
@@ -110,10 +110,10 @@ def judged_answers(facts: Facts, limit: Thresholds) -> Finding | None:
     fields = (*(f"data.{kind}" for kind in held), "model.type")
     standing = next((kind for kind in held if enough(facts, kind, limit)), held[0])
     flips = f"there were {fewer(facts, standing, limit)}"
-    return Finding("post_training", "hard" if plenty else "soft", because, fields, flips, "ALG_DPO")
+    return Vote("post_training", "hard" if plenty else "soft", because, fields, flips, "ALG_DPO")
 
 
-def examples_beyond_prompts(facts: Facts, limit: Thresholds) -> Finding | None:
+def examples_beyond_prompts(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-6: enough examples of what is wanted, where a prompt was seen to miss it or training is asked for."""
     if not enough(facts, "sft_pairs", limit):
         return None
@@ -126,29 +126,29 @@ def examples_beyond_prompts(facts: Facts, limit: Thresholds) -> Finding | None:
     because += ", and a prompt was seen to miss it" if seen else " to be trained on"
     fields = ("data.sft_pairs", "behaviour.prompt_falls_short", "evals.baseline", "requested", "training.tuning")
     flips = f"there were fewer than {limit.sft_rows.warn} examples, or a prompt reached the target"
-    return Finding("post_training", "soft", because, fields, flips, "ALG_SFT")
+    return Vote("post_training", "soft", because, fields, flips, "ALG_SFT")
 
 
-def checked_prompts(facts: Facts, limit: Thresholds) -> Finding | None:
+def checked_prompts(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-7: prompts with something that scores answers are data for learning from rewards."""
     if scorer(facts) is None or not some(facts, "prompts", limit):
         return None
     because = "there are prompts, and something that tells a good answer from a bad one"
     flips = "nothing could score an answer"
-    return Finding("post_training", "soft", because, ("data.prompts", "reward.kind"), flips, "ALG_RL")
+    return Vote("post_training", "soft", because, ("data.prompts", "reward.kind"), flips, "ALG_RL")
 
 
-def prompt_exhausted(facts: Facts, limit: Thresholds) -> Finding | None:
+def prompt_exhausted(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-POST-8: a skill or a manner that prompts were seen to miss, where nobody says that there are no data."""
     seen = tried(facts, "prompting", "few_shot") and falls_short(facts)
     if not purpose(facts) or not seen or denied(facts, "sft_pairs") or _learnable(facts, limit):
         return None
     because = "prompts were seen to miss it, so what remains is to learn it; the data for that are still to be named"
     fields = ("tried", "behaviour.prompt_falls_short", "evals.baseline", "behaviour.target_capability", "task.type")
-    return Finding("post_training", "soft", because, fields, "a prompt reached the target", "POST")
+    return Vote("post_training", "soft", because, fields, "a prompt reached the target", "POST")
 
 
-def best_of_n(facts: Facts, limit: Thresholds) -> Finding | None:
+def best_of_n(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-BON-1: where answers can be scored and there is time for several, the best of a few needs no training."""
     c = facts.project.constraints
     if scorer(facts) not in AUTOMATIC or wants_scorer(facts):
@@ -168,10 +168,10 @@ def best_of_n(facts: Facts, limit: Thresholds) -> Finding | None:
         "requested",
     )
     flips = f"an answer had to come within {limit.quick_answer_s:g} s, or there were more requests"
-    return Finding("best_of_n", "hard" if c.weights_frozen or proven else "soft", because, fields, flips, "ALG_BON")
+    return Vote("best_of_n", "hard" if c.weights_frozen or proven else "soft", because, fields, flips, "ALG_BON")
 
 
-def frozen(facts: Facts, limit: Thresholds) -> list[Finding]:
+def frozen(facts: Facts, limit: Thresholds) -> list[Vote]:
     """R-FRZ-1: weights that must stay are not trained; a scorer beside them may be."""
     if not facts.project.constraints.weights_frozen:
         return []
@@ -179,6 +179,6 @@ def frozen(facts: Facts, limit: Thresholds) -> list[Finding]:
     fields = ("constraints.weights_frozen",)
     options: list[Option] = ["continual_pretraining"] if beside else ["continual_pretraining", "post_training"]
     return [
-        Finding(option, "veto", "the weights must stay as they are", fields, "they might change", "NOT_ALWAYS")
+        Vote(option, "veto", "the weights must stay as they are", fields, "they might change", "NOT_ALWAYS")
         for option in options
     ]

@@ -7,15 +7,15 @@ from align.rules import (
     TRAINING,
     DataKind,
     Facts,
-    Finding,
     Thresholds,
+    Vote,
     asked,
-    big,
     enough,
-    knows_what_for,
+    format_count,
+    has_goal,
     lookup_helps,
-    own_wish,
     purpose,
+    requested_by_user,
     scorer,
     skill,
     tokens,
@@ -24,25 +24,25 @@ from align.rules import (
 )
 
 
-def changing_facts(facts: Facts, limit: Thresholds) -> Finding | None:
+def changing_facts(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-RAG-1: weights cannot follow facts that change monthly or faster."""
     changes = facts.project.knowledge.changes
     if changes not in CHANGING:
         return None
     how = {"realtime": "all the time"}.get(changes, changes)
     because = f"the facts that answers need change {how}; they have to be looked up when answering, not trained in"
-    return Finding("rag", "hard", because, ("knowledge.changes",), "the facts changed yearly or never", "RAG")
+    return Vote("rag", "hard", because, ("knowledge.changes",), "the facts changed yearly or never", "RAG")
 
 
-def sources_shown(facts: Facts, limit: Thresholds) -> Finding | None:
+def sources_shown(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-RAG-2: only what was looked up can be cited."""
     if not facts.project.knowledge.needs_citations:
         return None
     because = "answers must show where they come from, and trained weights cannot say"
-    return Finding("rag", "hard", because, ("knowledge.needs_citations",), "no source had to be shown", "RAG")
+    return Vote("rag", "hard", because, ("knowledge.needs_citations",), "no source had to be shown", "RAG")
 
 
-def own_pages(facts: Facts, limit: Thresholds) -> Finding | None:
+def own_pages(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-RAG-3: answers out of one's own documents, of which there are too few to pre-train on.
 
     Soft where documents are not what is lacking: nobody says that answers are to come from them, or there is a skill
@@ -61,20 +61,20 @@ def own_pages(facts: Facts, limit: Thresholds) -> Finding | None:
     trainable = skill(facts) and (enough(facts, "sft_pairs", limit) or scorer(facts))
     because = "what it should know stands in documents of your own, which retrieval gives it without training"
     fields = ("data.documents", "knowledge.source", "data.corpus", "task.type")
-    flips = f"there were {big(limit.corpus_tokens.warn)} tokens of it, of a field the model has not seen"
+    flips = f"there were {format_count(limit.corpus_tokens.warn)} tokens of it, of a field the model has not seen"
     weak = not asked_of or trainable or lookup_helps(facts.project.measured) is False
-    return Finding("rag", "soft" if weak else "hard", because, fields, flips, "RAG")
+    return Vote("rag", "soft" if weak else "hard", because, fields, flips, "RAG")
 
 
-def per_user(facts: Facts, limit: Thresholds) -> Finding | None:
+def per_user(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-RAG-4: weights are the same for everybody."""
     if not facts.project.knowledge.per_user:
         return None
     because = "what may be known depends on who asks, and weights are the same for everybody"
-    return Finding("rag", "hard", because, ("knowledge.per_user",), "everybody might know everything", "RAG")
+    return Vote("rag", "hard", because, ("knowledge.per_user",), "everybody might know everything", "RAG")
 
 
-def unseen_field(facts: Facts, limit: Thresholds) -> Finding | None:
+def unseen_field(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-CPT-1: a corpus of at least a billion tokens, of a field or language that the model has not seen.
 
     Where nobody says so, a first stage before examples is meant if nothing has to be looked up; else it is soft.
@@ -84,9 +84,9 @@ def unseen_field(facts: Facts, limit: Thresholds) -> Finding | None:
         return None
     looked_up = k.needs_citations or k.per_user or k.changes in CHANGING
     meant = _for_the_field(facts) or (facts.coming("sft_pairs") is not None and not looked_up)
-    if not meant and not knows_what_for(facts) and not tried(facts):
+    if not meant and not has_goal(facts) and not tried(facts):
         return None  # a heap of text is no reason
-    because = f"{big(corpus)} tokens of text are enough to move what a model knows"
+    because = f"{format_count(corpus)} tokens of text are enough to move what a model knows"
     if k.unseen_domain:
         because += ", and it has hardly seen their field"
     fields = (
@@ -97,17 +97,17 @@ def unseen_field(facts: Facts, limit: Thresholds) -> Finding | None:
         "requested",
         "data.sft_pairs",
     )
-    flips = f"there were fewer than {big(limit.corpus_tokens.warn)} tokens, or the model knew the field"
-    return Finding("continual_pretraining", "hard" if meant else "soft", because, fields, flips, "CPT")
+    flips = f"there were fewer than {format_count(limit.corpus_tokens.warn)} tokens, or the model knew the field"
+    return Vote("continual_pretraining", "hard" if meant else "soft", because, fields, flips, "CPT")
 
 
 def _for_the_field(facts: Facts) -> bool:
     """Return whether a field is to be learned: unseen, the task itself, or pre-training is the user's own wish."""
-    wished = asked(facts, "continual_pretraining") and own_wish(facts)
+    wished = asked(facts, "continual_pretraining") and requested_by_user(facts)
     return bool(facts.project.knowledge.unseen_domain) or facts.project.task.type == "domain_model" or wished
 
 
-def thin_corpus(facts: Facts, limit: Thresholds) -> Finding | None:
+def thin_corpus(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-CPT-2: the same with a tenth of a billion tokens or more: it may help a little."""
     corpus, k = tokens(facts.data("corpus"), limit), facts.project.knowledge
     floor = limit.corpus_tokens
@@ -118,28 +118,29 @@ def thin_corpus(facts: Facts, limit: Thresholds) -> Finding | None:
         or k.unseen_domain is False
     ):
         return None
-    because = f"{big(corpus)} tokens can move a model a little; published cases have {big(floor.comfortable)} or more"
+    because = f"{format_count(corpus)} tokens can move a model a little; "
+    because += f"published cases have {format_count(floor.comfortable)} or more"
     fields = ("data.corpus.tokens", "data.corpus", "knowledge.unseen_domain", "task.type", "requested")
-    flips = f"there were fewer than {big(floor.below)} tokens, or retrieval answered as well"
-    return Finding("continual_pretraining", "soft", because, fields, flips, "CPT")
+    flips = f"there were fewer than {format_count(floor.below)} tokens, or retrieval answered as well"
+    return Vote("continual_pretraining", "soft", because, fields, flips, "CPT")
 
 
-def no_corpus(facts: Facts, limit: Thresholds) -> Finding | None:
+def no_corpus(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-CPT-3: pre-training is ruled out below a tenth of a billion tokens."""
     wanted = asked(facts, "continual_pretraining", *TRAINING)
     kind: DataKind = "documents" if wanted and "corpus" not in facts.kinds else "corpus"
     text = tokens(facts.data(kind), limit)
     if text is None or text >= limit.corpus_tokens.below:
         return None
-    because = f"{big(text)} tokens are far too few to pre-train on: they are learned by heart, not understood"
-    flips = f"there were {big(limit.corpus_tokens.below)} tokens"
-    return Finding("continual_pretraining", "veto", because, (f"data.{kind}",), flips, "CPT")
+    because = f"{format_count(text)} tokens are far too few to pre-train on: they are learned by heart, not understood"
+    flips = f"there were {format_count(limit.corpus_tokens.below)} tokens"
+    return Vote("continual_pretraining", "veto", because, (f"data.{kind}",), flips, "CPT")
 
 
-def already_pretrained(facts: Facts, limit: Thresholds) -> Finding | None:
+def already_pretrained(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-CPT-4: what is done need not be done again."""
     if not facts.project.knowledge.pretraining_done:
         return None
     because = "the model has been through this corpus already"
     fields = ("knowledge.pretraining_done",)
-    return Finding("continual_pretraining", "veto", because, fields, "it had not", "CPT")
+    return Vote("continual_pretraining", "veto", because, fields, "it had not", "CPT")

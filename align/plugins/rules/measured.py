@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from align.rules import (
     Ask,
     Facts,
-    Finding,
     RuleResult,
     Thresholds,
+    Vote,
     Warn,
     apart,
     best_prompt,
@@ -28,7 +28,7 @@ def prompt_reaches_target(facts: Facts, limit: Thresholds) -> Iterator[RuleResul
     fields = ("measured.zero_shot", "measured.few_shot", "evals.target")
     if best.low >= wanted:
         because = f"the untouched model reaches the target as it is: {best}, wanted {wanted:.3g}"
-        yield Finding("prompting", "hard", because, fields, f"the target were above {best.high:.3g}", "PROMPT")
+        yield Vote("prompting", "hard", because, fields, f"the target were above {best.high:.3g}", "PROMPT")
     elif best.high >= wanted:
         yield _ask(
             "prompt", "evals.held_out_rows", "whether prompting reaches the target", rows_to_settle(best, wanted)
@@ -44,7 +44,7 @@ def open_book_helps(facts: Facts, limit: Thresholds) -> Iterator[RuleResult]:
     if helps:
         because = f"looking up passages raises the score from {closed} to {opened}"
         fields = ("measured.open_book", "measured.closed_book")
-        yield Finding("rag", "hard", because, fields, "answers did not depend on what the documents say", "RAG")
+        yield Vote("rag", "hard", because, fields, "answers did not depend on what the documents say", "RAG")
     elif helps is False:
         text = f"passages lower the score from {closed} to {opened}: look at what is found before building on it"
         yield Warn("retrieval_lowers", text, ("measured.open_book", "measured.closed_book"))
@@ -82,7 +82,7 @@ def head_room(facts: Facts, limit: Thresholds) -> Iterator[RuleResult]:
         yield Warn("no_headroom", text, ("measured.flat_groups",))
     elif apart(best, first) > 0:
         because = f"several tries find what one misses: {first} at one, {best} at several"
-        yield Finding("post_training", "soft", because, fields, "one try were as good as several", "ALG_RL")
+        yield Vote("post_training", "soft", because, fields, "one try were as good as several", "ALG_RL")
     else:
         yield _ask(
             "headroom",

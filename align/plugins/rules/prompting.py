@@ -6,22 +6,22 @@ from align.rules import (
     JUDGED,
     ONLINE,
     Facts,
-    Finding,
     Thresholds,
+    Vote,
     asked,
     denied,
     enough,
     falls_short,
     gap,
-    own_wish,
     purpose,
+    requested_by_user,
     scorer,
     some,
     tried,
 )
 
 
-def few_rules(facts: Facts, limit: Thresholds) -> Finding | None:
+def few_rules(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-PRM-1: a handful of rules fit into a prompt, with a check of the answer behind it."""
     count = facts.project.behaviour.rules_count
     if not count or count > limit.few_rules:
@@ -30,10 +30,10 @@ def few_rules(facts: Facts, limit: Thresholds) -> Finding | None:
         f"{count} {'rule fits' if count == 1 else 'rules fit'} into a prompt, with a check of each answer behind it"
     )
     flips = f"there were more than {limit.few_rules} rules"
-    return Finding("prompting", "soft", because, ("behaviour.rules_count",), flips, "PROMPT")
+    return Vote("prompting", "soft", because, ("behaviour.rules_count",), flips, "PROMPT")
 
 
-def target_reached(facts: Facts, limit: Thresholds) -> list[Finding]:
+def target_reached(facts: Facts, limit: Thresholds) -> list[Vote]:
     """R-PRM-2: what a prompt reaches already is not trained."""
     missing = gap(facts)
     if missing is None or missing > 0:
@@ -41,12 +41,12 @@ def target_reached(facts: Facts, limit: Thresholds) -> list[Finding]:
     because = f"the prompt reaches the target: {facts.project.evals.baseline:g} of {facts.project.evals.target:g}"
     fields = ("evals.baseline", "evals.target")
     return [
-        Finding("prompting", "hard", because, fields, "the target were above the baseline", "NOT_ALWAYS"),
-        Finding("post_training", "veto", because, fields, "the target were above the baseline", "NOT_ALWAYS"),
+        Vote("prompting", "hard", because, fields, "the target were above the baseline", "NOT_ALWAYS"),
+        Vote("post_training", "veto", because, fields, "the target were above the baseline", "NOT_ALWAYS"),
     ]
 
 
-def middling_rules(facts: Facts, limit: Thresholds) -> Finding | None:
+def middling_rules(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-PRM-3: between few and many rules a prompt comes first, until it is measured to miss."""
     count = facts.project.behaviour.rules_count
     if count is None or not limit.few_rules < count < limit.many_rules:
@@ -55,10 +55,10 @@ def middling_rules(facts: Facts, limit: Thresholds) -> Finding | None:
         return None
     because = f"{count} rules are not too many for a prompt; training wants examples and a prompt seen to miss"
     flips = f"there were {limit.sft_rows.warn} examples and a prompt missed the target"
-    return Finding("prompting", "soft", because, ("behaviour.rules_count",), flips, "PROMPT")
+    return Vote("prompting", "soft", because, ("behaviour.rules_count",), flips, "PROMPT")
 
 
-def a_format(facts: Facts, limit: Thresholds) -> Finding | None:
+def a_format(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-PRM-4: one format is a prompt's work, with constrained decoding and a validator."""
     if facts.project.behaviour.output_format not in ("fixed", "strict_schema"):
         return None
@@ -68,10 +68,10 @@ def a_format(facts: Facts, limit: Thresholds) -> Finding | None:
         return None
     because = "a format is kept by a prompt, constrained decoding and a validator"
     flips = f"validators were not enough and there were {limit.sft_rows.warn} examples"
-    return Finding("prompting", "soft", because, ("behaviour.output_format",), flips, "PROMPT")
+    return Vote("prompting", "soft", because, ("behaviour.output_format",), flips, "PROMPT")
 
 
-def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
+def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-PRM-5: a goal, and too little to train on: the best prompt, with a few examples in it, comes first."""
     p = facts.project
     goal = purpose(facts) or p.task.description
@@ -83,7 +83,7 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
         return None
     if scorer(facts) and some(facts, "prompts", limit):
         return None
-    if own_wish(facts) and asked(facts, "rlhf", *ONLINE) and not scorer(facts):
+    if requested_by_user(facts) and asked(facts, "rlhf", *ONLINE) and not scorer(facts):
         return None  # what is wanted is learning from rewards: what scores has to be known first
     if tried(facts, "prompting", "few_shot") and falls_short(facts) and not denied(facts, "sft_pairs"):
         return None
@@ -91,24 +91,24 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Finding | None:
     said = ("behaviour.target_capability", "behaviour.style_or_persona", "task.type", "task.description")
     fields = (*said, "data.sft_pairs", "tried.prompting")
     flips = f"there were {limit.sft_rows.warn} examples or something that scores answers, and the prompt missed"
-    return Finding("prompting", "soft", because, fields, flips, "NOT_ALWAYS")
+    return Vote("prompting", "soft", because, fields, flips, "NOT_ALWAYS")
 
 
-def nearly_there(facts: Facts, limit: Thresholds) -> Finding | None:
+def nearly_there(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-PRM-6: the last points are cheaper with a better prompt and a validator."""
     missing = gap(facts)
     if missing is None or not 0 < missing <= limit.near_target:
         return None
     because = f"the prompt is within {missing:.2g} of the target; a better one and a validator may close that"
     fields = ("evals.baseline", "evals.target")
-    return Finding("prompting", "soft", because, fields, f"it were more than {limit.near_target:g} short", "PROMPT")
+    return Vote("prompting", "soft", because, fields, f"it were more than {limit.near_target:g} short", "PROMPT")
 
 
-def many_rules_no_rows(facts: Facts, limit: Thresholds) -> Finding | None:
+def many_rules_no_rows(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-PRM-7: many rules without an example to learn them from: a prompt and a checker write the first ones."""
     count = facts.project.behaviour.rules_count
     if count is None or count < limit.many_rules or facts.project.data != [] or scorer(facts):
         return None
     because = "there is nothing to train on yet; a prompt with a checker can write the first examples"
     fields = ("data.sft_pairs", "behaviour.rules_count")
-    return Finding("prompting", "soft", because, fields, f"there were {limit.sft_rows.warn} examples", "PROMPT")
+    return Vote("prompting", "soft", because, fields, f"there were {limit.sft_rows.warn} examples", "PROMPT")

@@ -15,7 +15,7 @@ from align.rules import (
     Facts,
     Thresholds,
     asked,
-    knows_what_for,
+    has_goal,
     scorer,
     skill,
     tokens,
@@ -32,7 +32,7 @@ def _undecided(facts: Facts) -> bool:
 
 def goal(facts: Facts, limit: Thresholds) -> Ask | None:
     """Q-GOAL: what should be different afterwards."""
-    if not _undecided(facts) or knows_what_for(facts):
+    if not _undecided(facts) or has_goal(facts):
         return None
     question = "What should be different afterwards? Give one answer that is wrong today and how it should read."
     return Ask("goal", "task.description", question, "whether training is the answer at all")
@@ -53,7 +53,7 @@ def data(facts: Facts, limit: Thresholds) -> Ask | None:
 def data_kind(facts: Facts, limit: Thresholds) -> Ask | None:
     """Q-KIND: of what kind rows are that only their number, or their origin, is known of."""
     unlabelled = "logs" in facts.kinds and not facts.kinds & {*TRAINED_ON}
-    unexplained = _undecided(facts) and facts.kinds & {*TRAINED_ON} and not knows_what_for(facts)
+    unexplained = _undecided(facts) and facts.kinds & {*TRAINED_ON} and not has_goal(facts)
     if not (unlabelled or unexplained):
         return None
     question = "What is one row: an answer as it should be, a judged answer, or only what was said?"

@@ -9,36 +9,36 @@ from align.rules import (
     TRAINED_ON,
     TRAINING,
     Facts,
-    Finding,
     Thresholds,
+    Vote,
     asked,
-    big,
-    knows_what_for,
+    format_count,
+    has_goal,
     scorer,
     tokens,
 )
 
 
-def neither_goal_nor_data(facts: Facts, limit: Thresholds) -> Finding | None:
+def neither_goal_nor_data(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-INS-1: without a goal and without data, nothing speaks for anything."""
-    if knows_what_for(facts) or facts.kinds & {*TRAINED_ON, "corpus", "documents"}:
+    if has_goal(facts) or facts.kinds & {*TRAINED_ON, "corpus", "documents"}:
         return None
     because = "neither what should be different afterwards nor what there is to learn from is known"
     fields = ("requested", "task.type", "data", "model.params_b", "hardware.gpus", "constraints.budget_usd")
-    return Finding("insufficient", "soft", because, fields, "the goal were known", "NOT_ALWAYS")
+    return Vote("insufficient", "soft", because, fields, "the goal were known", "NOT_ALWAYS")
 
 
-def no_goal(facts: Facts, limit: Thresholds) -> Finding | None:
+def no_goal(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-INS-5: whatever data there are, without a goal there is no telling what they are for."""
     held = facts.kinds & {*TRAINED_ON, "corpus", "documents"}
-    if knows_what_for(facts) or not held:
+    if has_goal(facts) or not held:
         return None
     because = "what should be different afterwards is not known, whatever data there are"
     fields = (*(f"data.{kind}" for kind in sorted(held)), "requested")
-    return Finding("insufficient", "soft", because, fields, "the goal were known", "NOT_ALWAYS")
+    return Vote("insufficient", "soft", because, fields, "the goal were known", "NOT_ALWAYS")
 
 
-def asked_without_data(facts: Facts, limit: Thresholds) -> Finding | None:
+def asked_without_data(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-INS-2: the method that is asked for has nothing to learn from."""
     wanted = facts.project.requested
     if wanted not in (*TRAINING, "continual_pretraining") or wanted in ("rlhf", *ONLINE):
@@ -47,10 +47,10 @@ def asked_without_data(facts: Facts, limit: Thresholds) -> Finding | None:
     if facts.kinds & kinds or (wanted in DATA_OF and facts.kinds & {*TRAINED_ON}):
         return None
     because = f"{wanted.replace('_', ' ')} is asked for, and there is nothing it could learn from"
-    return Finding("insufficient", "soft", because, ("requested", "data"), "there were data for it", "CODESIGN")
+    return Vote("insufficient", "soft", because, ("requested", "data"), "there were data for it", "CODESIGN")
 
 
-def rewards_without_scorer(facts: Facts, limit: Thresholds) -> Finding | None:
+def rewards_without_scorer(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-INS-3: prompts and learning from rewards need something that scores, or comparisons to learn a scorer from."""
     wanted = asked(facts, "rlhf", "best_of_n", *ONLINE)
     only_prompts = facts.kinds & {*TRAINED_ON} == {"prompts"}
@@ -59,15 +59,15 @@ def rewards_without_scorer(facts: Facts, limit: Thresholds) -> Finding | None:
     because = "there are prompts" if only_prompts else f"{facts.project.requested} is asked for"
     because += ", and nothing is known that could score an answer"
     flips = f"there were a {', '.join(SCORERS[:2]).replace('_', ' ')} or comparisons to train one from"
-    return Finding("insufficient", "soft", because, ("requested", "data.prompts", "reward.kind"), flips, "ALG_RL")
+    return Vote("insufficient", "soft", because, ("requested", "data.prompts", "reward.kind"), flips, "ALG_RL")
 
 
-def text_of_unknown_size(facts: Facts, limit: Thresholds) -> Finding | None:
+def text_of_unknown_size(facts: Facts, limit: Thresholds) -> Vote | None:
     """R-INS-4: whether a field is pre-trained on or looked up hangs on how much text there is."""
     meant = facts.project.knowledge.unseen_domain or asked(facts, "continual_pretraining")
     if not meant or "documents" in facts.kinds or tokens(facts.data("corpus"), limit) is not None:
         return None
-    enough = big(limit.corpus_tokens.warn)
+    enough = format_count(limit.corpus_tokens.warn)
     because = f"how much text there is decides between pre-training (from {enough} tokens) and retrieval"
     fields = ("data.corpus", "knowledge.unseen_domain", "requested")
-    return Finding("insufficient", "soft", because, fields, "the number of tokens were known", "CPT")
+    return Vote("insufficient", "soft", because, fields, "the number of tokens were known", "CPT")

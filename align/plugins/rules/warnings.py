@@ -18,12 +18,12 @@ from align.rules import (
     Thresholds,
     Warn,
     asked,
-    big,
+    budget_of,
     denied,
     falls_short,
-    own_wish,
+    format_count,
+    requested_by_user,
     scorer,
-    stock,
     tried,
 )
 
@@ -62,7 +62,7 @@ def _thin(facts: Facts, stage: str, limit: Thresholds) -> Warn | None:
     if stage == "continual_pretraining":
         return _thin_text(facts, limit)
     kind = DATA_OF[stage]
-    found = stock(facts.coming(kind), stage, limit)
+    found = budget_of(facts.coming(kind), stage, limit)
     if denied(facts, kind) and facts.coming(kind) is None:
         found = replace(found, given=0)
     if not found.thin:
@@ -75,19 +75,20 @@ def _thin(facts: Facts, stage: str, limit: Thresholds) -> Warn | None:
 def _thin_text(facts: Facts, limit: Thresholds) -> Warn | None:
     """A folder of files, of whatever size, is hardly ever a corpus: 0.1B tokens are some 50,000 documents."""
     held = facts.coming("corpus") or facts.coming("documents")
-    found = stock(held, "continual_pretraining", limit)
+    found = budget_of(held, "continual_pretraining", limit)
     unknown = found.given is None and held is not None and held.kind == "documents"
     if held is None or not (found.thin or unknown):
         return None
-    much = "some documents" if found.given is None else f"{big(found.given)} tokens of text"
-    text = f"{much}: pre-training wants {big(found.floor.warn)} tokens and cannot work below {big(found.floor.below)}"
+    much = "some documents" if found.given is None else f"{format_count(found.given)} tokens of text"
+    text = f"{much}: pre-training wants {format_count(found.floor.warn)} tokens "
+    text += f"and cannot work below {format_count(found.floor.below)}"
     return Warn("too_little_data", text, (f"data.{held.kind}",), _level(facts, "continual_pretraining", found.hopeless))
 
 
 def _level(facts: Facts, stage: str, hopeless: bool) -> Literal["warning", "error"]:
     """An error where what cannot work is asked for, or is all that is advised."""
     advised = facts.plan is not None and stage in facts.plan.stages
-    wished = facts.project.requested == stage and own_wish(facts)
+    wished = facts.project.requested == stage and requested_by_user(facts)
     return "error" if hopeless and (advised or wished) else "warning"
 
 
@@ -96,7 +97,7 @@ def forgetting(facts: Facts, limit: Thresholds) -> Warn | None:
     if facts.plan is None:
         return None
     continued = "continual_pretraining" in facts.plan.stages or (
-        asked(facts, "continual_pretraining") and own_wish(facts)
+        asked(facts, "continual_pretraining") and requested_by_user(facts)
     )
     whole = facts.project.training.tuning == "full" and any(s in FITS_WEIGHTS for s in facts.plan.stages)
     if not continued and not whole:
@@ -170,7 +171,9 @@ def missing_reward(facts: Facts, limit: Thresholds) -> Warn | None:
     if learned or ("preference_pairs" in facts.kinds and asked(facts, "rlhf")):
         return None  # a reward model is trained from the pairs
     text = "prompts can be learned from by rewards only, and nothing is known that can score an answer"
-    return Warn("missing_reward", text, ("reward.kind", "requested"), "error" if own_wish(facts) else "warning")
+    return Warn(
+        "missing_reward", text, ("reward.kind", "requested"), "error" if requested_by_user(facts) else "warning"
+    )
 
 
 def memory_does_not_fit(facts: Facts, limit: Thresholds) -> Warn | None:
