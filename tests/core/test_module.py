@@ -18,7 +18,7 @@ from align.core.data.batch import Batch, MicroBatch, collate
 from align.core.data.examples import Example, InMemory, TokenSequence
 from align.core.data.step_plan import FORWARD
 from align.core.engine.checkpoint import random_state
-from align.core.engine.module import AlignModule
+from align.core.engine.module import AlignModule, NonFinite
 from align.core.engine.steps import EpochSteps, MicroBatcher, StepBatch, StepLoader, fixed_steps
 from align.core.models.policy import Policy
 from align.core.models.reference import ReferenceModel
@@ -334,6 +334,16 @@ def test_a_gradient_that_is_not_finite_suspects_every_row() -> None:
         close(it)
 
 
+@pytest.mark.parametrize(("rows", "named"), [(0, ""), (1, "; its rows: r0"), (8, "r7"), (10, "r7 and 2 more")])
+def test_eight_rows_are_named_and_the_others_counted(rows: int, named: str) -> None:
+    for in_a_row, again in ((1, ""), (2, ", the 2th such step in a row")):
+        error = NonFinite(4, {"loss": 1.5, "grad_norm": math.inf}, [f"r{i}" for i in range(rows)], in_a_row)
+        (problem,) = error.problems
+        assert problem.where == "step 4"
+        assert problem.what.startswith(f"the loss is 1.5 and the gradient norm inf{again}")
+        assert problem.what.endswith(named or again or "inf") and "r8" not in problem.what
+
+
 def test_under_a_scaler_an_infinite_gradient_is_its_business_and_an_infinite_loss_is_not() -> None:
     it = module(train={"precision": "16-mixed"})
     one_step(it)
@@ -383,6 +393,24 @@ def test_a_held_out_set_is_one_step_whatever_it_is_cut_into() -> None:
     for _ in range(2):  # a second evaluation begins anew
         found = evaluated(it, [EXAMPLES])
         assert found == pytest.approx({f"val/{name}": float(value) for name, value in expected.items()}, rel=1e-4)
+
+
+def test_a_set_of_one_example_is_divided_by_one() -> None:
+    found = evaluated(module(held_out_names=[None]), [EXAMPLES[:1]])
+    assert found["val/loss"] == pytest.approx(by_hand(toy_policy(), EXAMPLES[:1])[0].item(), rel=1e-4)
+
+
+def test_an_online_stage_measures_each_set_itself() -> None:
+    it = module(held_out_names=["domain", "general"])
+    it.rehearse = lambda index: {"loss": 2.0 + index}
+    it.on_validation_epoch_start()
+    it.validation_step(None, 0)  # type: ignore[arg-type]
+    it.validation_step(None, 0, 1)  # type: ignore[arg-type]
+    it.on_validation_epoch_end()
+    domain, general = {"loss": 2.0, "twice": 4.0}, {"loss": 3.0, "twice": 6.0}
+    expected = {f"val/domain/{name}": value for name, value in domain.items()}
+    expected |= {f"val/{name}": value for name, value in domain.items()}
+    assert it.held_out_metrics == expected | {f"val/general/{name}": value for name, value in general.items()}
 
 
 def test_named_sets_stand_apart_and_the_first_is_the_one_that_judges() -> None:

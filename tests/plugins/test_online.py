@@ -198,6 +198,33 @@ def test_the_moving_baseline_is_of_the_phases_before_and_survives_a_restart() ->
     assert it.state_dict() == again.state_dict() == {"moving": pytest.approx(1.08)}
 
 
+def test_grpo_s_defaults_that_depend_on_other_settings() -> None:
+    def high(**chosen: Any) -> float:
+        return GRPO.Config(**chosen).high
+
+    assert (high(), high(epsilon=0.1), high(epsilon_high=0.5), high(objective="cispo")) == (0.2, 0.1, 0.5, 4.0)
+    corrected = {kind: GRPO.Config(beta=0.1, kl_estimator=kind).corrected for kind in ("k1", "k2", "k3")}
+    assert corrected == {"k1": True, "k2": False, "k3": True}
+    for given in (True, False):
+        assert GRPO.Config(beta=0.1, kl_estimator="k2", use_bias_correction_kl=given).corrected is given
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("algorithm", [GRPO, Reinforce])
+def test_the_kl_beside_the_loss_is_a_price(algorithm: type[Online], estimator: str) -> None:
+    """Where no answer is better than another, the loss is β times the mean of k over tokens: ρ is 1."""
+    settings = {"num_generations": 2, "beta": 0.3, "kl_in": "loss", "kl_estimator": estimator}
+    settings |= {"baseline": "group", "normalize_advantages": False} if algorithm is Reinforce else {}
+    it, policy = made(algorithm, **settings), toy_policy().double()
+    groups = [[answer(1.0, 0.3, -0.2, 0.5), answer(1.0, 0.1)]]
+    examples = [e for group in it.examples(groups, it.compute_advantages(groups)) for e in group]
+    loss, _ = step_gradients(it, policy, None, examples, [[0], [1]])
+    micro = collate(examples, "padded", 0)
+    gaps = [float(p - q) for p, q in zip(policy(micro).logp_T.tolist(), micro.ref_logp_T.tolist(), strict=True)]
+    price = {"k1": lambda x: x, "k2": lambda x: x * x / 2, "k3": lambda x: math.exp(-x) - 1 + x}[estimator]
+    assert loss == pytest.approx(0.3 * sum(map(price, gaps)) / 4, rel=1e-6)
+
+
 # --- ppo ------------------------------------------------------------------------------------------------------------
 
 
