@@ -18,7 +18,7 @@ from align.schemas.run import Choice, Data, Model, Source
 if TYPE_CHECKING:
     from align.core.data.encode import Encoder
     from align.core.data.lint.text_statistics import Count
-    from align.core.data.preview import Look
+    from align.core.data.preview import Preview
 
 
 @explaining()
@@ -84,14 +84,14 @@ class DataPreview:
     seen: the first rows' examples, and what is wrong with any row. encoder: turns their tokens to text.
     """
 
-    seen: Look
+    seen: Preview
     encoder: Encoder
 
     def __str__(self) -> str:
-        from align.core.data.preview import shown
+        from align.core.data.preview import format_example
 
         examples = [example for _, some in self.seen.first for example in some]
-        return "\n\n".join(shown(example, self.encoder, colour=False).plain for example in examples)
+        return "\n\n".join(format_example(example, self.encoder, colour=False).plain for example in examples)
 
 
 @explaining()
@@ -114,16 +114,16 @@ def preview_data(
     Imports torch. Raises AlignError where the file or the model cannot be read, or the rows give nothing to learn from.
     """
     from align.core.data.encode import Encoder
-    from align.core.data.preview import look
-    from align.core.data.template_checks import Settings
+    from align.core.data.preview import preview_source
+    from align.core.data.template_checks import TokenizationSettings
     from align.core.models.loading import load_tokenizer
     from align.core.plugin_system import registry
 
     source = Source(path=str(file), format=format)
     learner = registry.build("algorithm", Choice(type=algorithm))
     data = Data(train=[source], max_length=max_length, allow=list(allow), special_tokens=list(special_tokens))
-    settings = Settings.of(learner, data)
+    settings = TokenizationSettings.of(learner, data)
     template = None if chat_template is None else str(chat_template)
     with working(f"loading the tokenizer of {model}"):
         encoder = Encoder(load_tokenizer(Model(path=str(model), chat_template=template), learner.head))
-    return DataPreview(look(source, encoder, settings, rows), encoder)
+    return DataPreview(preview_source(source, encoder, settings, rows), encoder)

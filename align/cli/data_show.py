@@ -49,7 +49,7 @@ def show(
         from rich.console import Console
 
         from align.api.data_checking import preview_data
-        from align.core.data.preview import legend, shown, visible
+        from align.core.data.preview import format_example, legend, visible
 
     preview = preview_data(
         file,
@@ -69,7 +69,7 @@ def show(
     for record, examples in seen.first:
         console.print()
         for example in examples:
-            console.print(shown(example, encoder, colour), soft_wrap=True)
+            console.print(format_example(example, encoder, colour), soft_wrap=True)
         if not examples:
             nothing = f"{visible(record.source)}: gives nothing to learn from"
             console.print(nothing, style="bold", markup=False, soft_wrap=True)

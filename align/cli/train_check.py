@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align.core.data.preview import legend, shown
+from align.core.data.preview import format_example, legend
 from align.core.training.check import StageCheck
 from align.schemas.text import stripped
 
@@ -30,5 +30,5 @@ def print_checks(checks: Sequence[StageCheck]) -> None:
             table.add_row(name, value)
         console.print(table, *(Text(stripped(finding), style="yellow") for finding in found.findings))
         console.print(legend(colour), soft_wrap=True)
-        console.print(shown(found.first, found.encoder, colour), soft_wrap=True)
+        console.print(format_example(found.first, found.encoder, colour), soft_wrap=True)
     console.print("[green]ready to train[/green]")

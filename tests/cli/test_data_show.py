@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from align.cli import main
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example, TokenSequence
-from align.core.data.preview import look, shown, visible
+from align.core.data.preview import format_example, preview_source, visible
 from align.schemas.run import Source
 from tests.core import families
 from tests.core.families import assistant, settings, user
@@ -118,7 +118,7 @@ def test_with_colour_the_styles_tell_and_the_text_stays() -> None:
     encoder = Encoder(tiny_tokenizer())
     ids = encoder.encode("the sum")
     example = Example("f:1", (TokenSequence("text", ids, ids == ids[-1]),))
-    text = shown(example, encoder, colour=True)
+    text = format_example(example, encoder, colour=True)
     assert text.plain == f"f:1\ntext: {len(ids)} tokens, 1 scored\nthe sum"
     assert {str(span.style).split()[0] for span in text.spans if span.end == len(text)} >= {"green"}
 
@@ -126,6 +126,6 @@ def test_with_colour_the_styles_tell_and_the_text_stays() -> None:
 def test_every_row_is_examined_however_many_there_are(tmp_path: Path) -> None:
     rows = [{"messages": [user("Why?"), assistant("So. " * (40 if i == 620 else 1))]} for i in range(1, 701)]
     source = Source(path=str(written(tmp_path / "chat.jsonl", *rows)))
-    seen = look(source, Encoder(tiny_tokenizer()), settings(max_length=64), 1)
+    seen = preview_source(source, Encoder(tiny_tokenizer()), settings(max_length=64), 1)
     assert (seen.rows, len(seen.first)) == (700, 1)
     assert [(finding.id, finding.rows) for finding in seen.findings] == [("truncation", (f"{source.path}:620",))]

@@ -217,7 +217,7 @@ def of_caches(root: Path) -> Iterator[Target]:
     def store() -> Any:
         found = Store.open(caches, tokens.stem)
         assert found is not None
-        return [repr([found[0][i] for i in range(3)]), found[0].weights, found[0].taught, found[1]]
+        return [repr([found[0][i] for i in range(3)]), found[0].weights, found[0].content_hash, found[1]]
 
     yield Target(notes, store)
     yield Target(tokens, store)

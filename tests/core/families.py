@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from align.core.data.template_checks import Settings
+from align.core.data.template_checks import TokenizationSettings
 from tests.tiny import TEXT
 
 CHATML = """\
@@ -114,7 +114,7 @@ def gemma() -> PreTrainedTokenizerFast:
     return tokenizer(GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<eos>")
 
 
-def settings(**changed: Any) -> Settings:
+def settings(**changed: Any) -> TokenizationSettings:
     """What an sft run with nothing unusual settles, with changes."""
     every = {
         "learns_from": ("text", "completion", "preference", "unpaired"),
@@ -124,7 +124,7 @@ def settings(**changed: Any) -> Settings:
         "truncation": "error",
         "allow": frozenset(),
     }
-    return Settings(**(every | changed))
+    return TokenizationSettings(**(every | changed))
 
 
 def user(content: str) -> dict[str, str]:

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
-from align.core.data.template_checks import CATALOGUE, Finding, Settings, Tally, stop_on_errors
-from align.core.data.tokenize import examples_of
+from align.core.data.template_checks import CATALOGUE, Tally, TemplateFinding, TokenizationSettings, stop_on_errors
+from align.core.data.tokenize import make_examples
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.pretrain import Pretrain
 from align.plugins.algorithms.reward_model import RewardModel
@@ -35,10 +35,12 @@ NO_END = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{%
 ALL_MARKED = "{% generation %}" + families.CHATML + "{% endgeneration %}"
 
 
-def seen(record: Record, tok: PreTrainedTokenizerFast, **changed: Any) -> tuple[list[Example], dict[str, Finding]]:
+def seen(
+    record: Record, tok: PreTrainedTokenizerFast, **changed: Any
+) -> tuple[list[Example], dict[str, TemplateFinding]]:
     """The examples of one record and what the doctor found in it, by id."""
     encoder, settled, tally = Encoder(tok), settings(**changed), Tally()
-    made, notes = examples_of(record, encoder, settled)
+    made, notes = make_examples(record, encoder, settled)
     tally.add(record.source, notes, not made)
     return made, {finding.id: finding for finding in tally.findings(settled, encoder)}
 
@@ -166,7 +168,7 @@ def test_a_message_says_which_rows_how_many_what_and_the_fix() -> None:
         mine = Tally()
         for i in range(4):
             record = Record("completion", f"pairs.jsonl:{4 * part + i + 1}", prompt="What is t", completion="he sum")
-            made, notes = examples_of(record, encoder, settings())
+            made, notes = make_examples(record, encoder, settings())
             mine.add(record.source, notes, not made)
         tally.merge(mine)
     (finding,) = tally.findings(settings(), encoder)
@@ -177,7 +179,7 @@ def test_a_message_says_which_rows_how_many_what_and_the_fix() -> None:
     assert CATALOGUE["boundary-merge"].fix in message
 
 
-def cut(truncation: str, record: Record, **changed: Any) -> tuple[list[Example], Finding]:
+def cut(truncation: str, record: Record, **changed: Any) -> tuple[list[Example], TemplateFinding]:
     made, found = seen(record, tiny_tokenizer(), truncation=truncation, **changed)
     assert found["truncation"].level == "warning"
     return made, found["truncation"]
@@ -239,13 +241,15 @@ def test_numbers_for_the_loss_come_from_the_row() -> None:
 )
 def test_settings_that_contradict_the_algorithm_are_refused(algorithm: Any, data: dict[str, Any], what: str) -> None:
     with pytest.raises(AlignError, match=what):
-        Settings.of(algorithm(algorithm.Config()), Data(train=[{"path": "f.jsonl"}], **data))
+        TokenizationSettings.of(algorithm(algorithm.Config()), Data(train=[{"path": "f.jsonl"}], **data))
 
 
 def test_settings_come_from_algorithm_and_data() -> None:
-    made = Settings.of(Pretrain(Pretrain.Config()), Data(train=[{"path": "f.jsonl"}], truncation_mode="split"))
+    made = TokenizationSettings.of(
+        Pretrain(Pretrain.Config()), Data(train=[{"path": "f.jsonl"}], truncation_mode="split")
+    )
     assert (made.scores_prompt, made.reward, made.truncation, made.learns_from) == (True, False, "split", ("text",))
-    assert Settings.of(RewardModel(RewardModel.Config()), Data(train=[{"path": "f.jsonl"}])).reward
+    assert TokenizationSettings.of(RewardModel(RewardModel.Config()), Data(train=[{"path": "f.jsonl"}])).reward
 
 
 def test_the_manual_lists_every_finding_as_it_is() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.data.tokenize import tokenise
+from align.core.data.tokenize import tokenize_records
 from align.core.evaluation.statistics import wilson
 from align.core.inference.probe_models import LocalProbeModel, prefers_chosen
 from align.core.models.loading import build_policy
@@ -80,7 +80,7 @@ def test_the_likelier_answer_is_found_by_its_sum(tiny_model_dir: Path) -> None:
     ]
     dpo = registry.build("algorithm", Choice(type="dpo"))
     data = Data(train=[Source(path="rows")], dataset_num_proc=1)
-    found = prefers_chosen(policy, tokenise(records, tokenizer, dpo, data).examples, tokenizer.pad_token_id)
+    found = prefers_chosen(policy, tokenize_records(records, tokenizer, dpo, data).examples, tokenizer.pad_token_id)
 
     def total(answer: str) -> float:
         asked = tokenizer.apply_chat_template(

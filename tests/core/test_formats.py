@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from align.core.data import formats
 from align.core.data.formats import KINDS
 from align.core.data.rows import BadRow, RowError
-from align.core.data.sources import Reading, Row, read_rows
+from align.core.data.sources import GoodRow, Reading
 from align.core.plugin_system import registry
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind, Record
@@ -39,7 +39,7 @@ def read(
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     reading = Reading(Source(path=str(path), format=format, columns=columns), kinds)
-    return [item.record if isinstance(item, Row) else item for item in reading.rows()]
+    return [item.record if isinstance(item, GoodRow) else item for item in reading.rows()]
 
 
 def one(
@@ -848,8 +848,8 @@ def test_source_rows_are_not_changed_by_reading() -> None:
 def test_read_rows_names_every_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n\n{"text": ""}\n')
-    good, bad = read_rows(Source(path=str(path)))
-    assert isinstance(good, Row) and good.record.source == f"{path}:1"
+    good, bad = Reading(Source(path=str(path))).rows()
+    assert isinstance(good, GoodRow) and good.record.source == f"{path}:1"
     assert str(bad) == f"{path}:3: text: is empty [empty]"
 
 

@@ -18,7 +18,7 @@ from align.core.data.lint.duplicates import compare_splits
 from align.core.data.lint.feedback import separating
 from align.core.data.lint.finding import CATALOGUE, LintFinding
 from align.core.data.lint.linter import Linter, LintOptions, lint, measure, scan_source
-from align.core.data.lint.text_statistics import Lengths, poor
+from align.core.data.lint.text_statistics import Lengths, is_low_quality
 from align.core.data.mixture import load_records
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
@@ -205,7 +205,7 @@ def test_one_feature_must_decide_nearly_all_pairs() -> None:
     ],
 )
 def test_prose_is_told_from_what_is_none(said: str, is_poor: bool) -> None:
-    assert poor(said) is is_poor
+    assert is_low_quality(said) is is_poor
 
 
 def test_files_are_measured_for_advice(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.data.lint.duplicates import BAND, BANDS, THRESHOLD, together
+from align.core.data.lint.duplicates import BAND, BANDS, THRESHOLD, group_near_duplicates
 from align.core.data.lint.eval_overlap import Suite, read_suite
-from align.core.data.lint.finding import Sample, Thinned
+from align.core.data.lint.finding import BottomKSample, ThinnedDict
 from align.core.data.lint.linter import LintOptions, lint
 from align.core.data.lint.row_view import hashes, windows, words
 from align.schemas.errors import AlignError
@@ -126,7 +126,7 @@ def test_groups_are_those_of_comparing_all_with_all() -> None:
     for n in range(len(signatures)):  # rows of a group agree in 90 % of the places or more, so all pairs do in 80 %
         spoilt = chance.choice(BANDS * BAND, chance.integers(0, 12), replace=False)
         signatures[n, spoilt] = chance.integers(0, 2**32, len(spoilt), dtype=np.uint32)
-    groups = together(signatures)
+    groups = group_near_duplicates(signatures)
     alike = (signatures[:, None] == signatures[None]).mean(axis=2) >= THRESHOLD
     assert ((groups[:, None] == groups[None]) == alike).all()
 
@@ -142,7 +142,10 @@ def test_windows_are_equal_where_their_words_are(letters: list[str], n: int) -> 
 @given(st.lists(st.integers(0, 2**64 - 1)), st.integers(1, 9), st.randoms(use_true_random=False))
 def test_samples_are_the_same_in_any_order(digests: list[int], most: int, chance: random.Random) -> None:
     shuffled = chance.sample(digests, len(digests))
-    samples, thinned = [Sample[int](most), Sample[int](most)], [Thinned[int](most), Thinned[int](most)]
+    samples, thinned = (
+        [BottomKSample[int](most), BottomKSample[int](most)],
+        [ThinnedDict[int](most), ThinnedDict[int](most)],
+    )
     for order, sample, thin in zip((digests, shuffled), samples, thinned, strict=True):
         for digest in order:
             sample.offer(digest, lambda digest=digest: digest)  # type: ignore[misc]

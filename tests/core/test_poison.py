@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from align.core.data.rows import FAULTS, BadRow, RowError
-from align.core.data.sources import Reading, Row, read_rows
+from align.core.data.sources import GoodRow, Reading
 from align.schemas.records import Record
 from align.schemas.run import Source
 from tests.core.poison import POISON, good, line
@@ -52,7 +52,7 @@ def test_exactly_the_bad_rows(
     seen: dict[int, tuple[str, str]] = {}
     untouched = 0
     for item in Reading(Source(path=str(path))).rows(workers=workers):
-        if isinstance(item, Row):
+        if isinstance(item, GoodRow):
             number = int(item.record.source.removeprefix(f"{path}:"))
             row, raw = _as_row(item.record), goods[number]
             untouched += line({key: row[key] for key in json.loads(raw)}, raw.isascii()) == raw
@@ -69,7 +69,7 @@ def test_exactly_the_bad_rows(
 def test_each_among_three_good_rows(tmp_path: Path, raw: bytes, kind: str, field: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join([line(good(0)), raw, line(good(1)), line(good(2))]))
-    bad = [item for item in read_rows(Source(path=str(path))) if isinstance(item, BadRow)]
+    bad = [item for item in Reading(Source(path=str(path))).rows() if isinstance(item, BadRow)]
     assert [(b.line, b.kind, b.field) for b in bad] == [(2, kind, field)]
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from align.core.data import files
 from align.core.data.rows import BadRow
-from align.core.data.sources import Reading, Row, read_rows
+from align.core.data.sources import GoodRow, Reading
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Source
@@ -32,7 +32,7 @@ PAIRS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8)
 
 
 def items(path: Path, **source: Any) -> list[Record | BadRow]:
-    return [i.record if isinstance(i, Row) else i for i in read_rows(Source(path=str(path), **source))]
+    return [i.record if isinstance(i, GoodRow) else i for i in Reading(Source(path=str(path), **source)).rows()]
 
 
 def faults(path: Path, **source: Any) -> list[tuple[int, str]]:
@@ -330,8 +330,12 @@ def test_null_is_as_good_as_absent(tmp_path: Path, rows: list[dict[str, Any]], w
         datasets.Dataset(pa.Table.from_pylist(rows)).to_json(plain)
     else:
         pandas.DataFrame(rows).to_json(plain, orient="records", lines=True)
-    first, second = (list(read_rows(Source(path=str(path)))) for path in (plain, table))
-    good = [(one, two) for one, two in zip(first, second, strict=True) if isinstance(one, Row) and isinstance(two, Row)]
+    first, second = (list(Reading(Source(path=str(path))).rows()) for path in (plain, table))
+    good = [
+        (one, two)
+        for one, two in zip(first, second, strict=True)
+        if isinstance(one, GoodRow) and isinstance(two, GoodRow)
+    ]
     assert len(good) == len(rows), [*first, *second]
     for one, two in good:
         assert one.digest == two.digest
@@ -663,10 +667,10 @@ def test_starting_later_gives_the_rest(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": f"{name}{i}"}) for i in range(count)))
     pq.write_table(pa.table({"text": [f"d{i}" for i in range(600)]}), tmp_path / "d.parquet")
     reading = Reading(Source(path=str(tmp_path)))
-    rows = [i for i in reading.rows() if isinstance(i, Row)]
+    rows = [i for i in reading.rows() if isinstance(i, GoodRow)]
     assert len(rows) == 1600
     for start in (0, 1, 699, 700, 701, 999, 1000, 1256, 1257, 1600, 2000):
-        assert [i for i in reading.rows(start=start) if isinstance(i, Row)] == rows[start:]
+        assert [i for i in reading.rows(start=start) if isinstance(i, GoodRow)] == rows[start:]
 
 
 def test_no_torch() -> None:

@@ -13,13 +13,13 @@ import trl
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from align.core.data import template_sandbox
-from align.core.data.template_sandbox import Failed, Job, render
+from align.core.data.template_sandbox import RenderFailure, RenderJob, render
 
 CHARACTERS = 1_000_000
 
 
-def rendered(source: str, seconds: float = 10.0, **variables: Any) -> str | Failed:
-    (found,) = render(source, [Job(variables)], seconds, CHARACTERS)
+def rendered(source: str, seconds: float = 10.0, **variables: Any) -> str | RenderFailure:
+    (found,) = render(source, [RenderJob(variables)], seconds, CHARACTERS)
     return found
 
 
@@ -48,7 +48,7 @@ def test_work_without_end_is_stopped(source: str) -> None:
     except TimeoutError as error:
         assert str(error) == "took longer than 0.3 s"
     else:
-        assert isinstance(found, Failed)
+        assert isinstance(found, RenderFailure)
         assert "memory" in found.why
 
 
@@ -67,22 +67,22 @@ def test_work_without_end_is_stopped(source: str) -> None:
     ],
 )
 def test_memory_without_bound_is_refused(source: str) -> None:
-    assert rendered(source, n=10) == Failed("it takes more than 2 GiB of memory")
+    assert rendered(source, n=10) == RenderFailure("it takes more than 2 GiB of memory")
 
 
 def test_what_else_a_template_may_do_wrong_is_told() -> None:
-    assert rendered("{{ range(10 ** 9) | list }}") == Failed(
+    assert rendered("{{ range(10 ** 9) | list }}") == RenderFailure(
         "OverflowError: Range too big. The sandbox blocks ranges larger than MAX_RANGE (100000)."
     )
     loop = rendered("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}")
-    assert isinstance(loop, Failed)
+    assert isinstance(loop, RenderFailure)
     assert loop.why.startswith("RecursionError")
-    assert rendered("{{ 'x' * 1000001 }}") == Failed("ValueError: it writes more than 1,000,000 characters")
+    assert rendered("{{ 'x' * 1000001 }}") == RenderFailure("ValueError: it writes more than 1,000,000 characters")
     escape = rendered("{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    assert isinstance(escape, Failed)
+    assert isinstance(escape, RenderFailure)
     assert escape.why.startswith("SecurityError")
     broken = rendered("{% if %}")
-    assert isinstance(broken, Failed)
+    assert isinstance(broken, RenderFailure)
     assert broken.why.startswith("TemplateSyntaxError")
 
 
@@ -172,6 +172,6 @@ def test_templates_write_what_transformers_has_them_write(path: Path) -> None:
                 [messages], tools=tools, chat_template=source, add_generation_prompt=True, **special
             )
         except Exception as error:
-            assert found == Failed(f"{type(error).__name__}: {error}"[:200])
+            assert found == RenderFailure(f"{type(error).__name__}: {error}"[:200])
         else:
             assert found == expected

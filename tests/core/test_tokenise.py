@@ -18,10 +18,10 @@ import torch
 
 from align.core.data.batch import Batch, collate
 from align.core.data.encode import Encoder
-from align.core.data.examples import Example, Store, TokenSequence, to_batch
+from align.core.data.examples import Example, Store, TokenSequence, to_record_batch
 from align.core.data.step_plan import denominators
-from align.core.data.template_checks import Settings
-from align.core.data.tokenize import Tokenised, prepare, tokenise
+from align.core.data.template_checks import TokenizationSettings
+from align.core.data.tokenize import TokenizedData, tokenize_chunk, tokenize_records
 from align.core.util.parallel import ordered_map
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.sft import SFT
@@ -53,9 +53,9 @@ def same(a: Example, b: Example) -> bool:
 
 def test_examples_are_those_of_the_records_in_order(tmp_path: Path) -> None:
     rows = [*ROWS[:600], Record("completion", "pairs.jsonl:1", prompt="What is", completion=" the sum")]
-    done = tokenise(rows, TOKENIZER, SFT_, data(), sources=[0] * 600 + [1], weights=(3, 1), cache=tmp_path)
-    encoder, settled = Encoder(TOKENIZER), Settings.of(SFT_, data())
-    (batch, _) = prepare((encoder, settled), (rows, [0] * 600 + [1]))
+    done = tokenize_records(rows, TOKENIZER, SFT_, data(), sources=[0] * 600 + [1], weights=(3, 1), cache=tmp_path)
+    encoder, settled = Encoder(TOKENIZER), TokenizationSettings.of(SFT_, data())
+    (batch, _) = tokenize_chunk((encoder, settled), (rows, [0] * 600 + [1]))
     memory = Store([batch], "x")
     assert len(done.examples) == len(rows)
     assert all(same(done.examples[i], memory[i]) for i in range(len(rows)))
@@ -77,8 +77,8 @@ def test_weights_of_messages_are_kept_with_their_tokens(tmp_path: Path) -> None:
         ROWS[0],
         Record("completion", "f:2", prompt=HALF[:1], completion=HALF[1:2]),
     ]
-    done = tokenise(rows, TOKENIZER, SFT_, data(), cache=tmp_path)
-    again = tokenise(rows, TOKENIZER, SFT_, data(), cache=tmp_path)
+    done = tokenize_records(rows, TOKENIZER, SFT_, data(), cache=tmp_path)
+    again = tokenize_records(rows, TOKENIZER, SFT_, data(), cache=tmp_path)
     first, later = TOKENIZER("Yes.<|im_end|>")["input_ids"], TOKENIZER("No, no.<|im_end|>")["input_ids"]
     for found in (done.examples, again.examples):
         (sequence,) = found[0].sequences
@@ -87,13 +87,13 @@ def test_weights_of_messages_are_kept_with_their_tokens(tmp_path: Path) -> None:
         assert not found[1].sequences[0].token_data
         assert found[2].sequences[0].token_data["message_weight"].tolist()[: len(first)] == [0.5] * len(first)
     start = int(sequence.scored.argmax())
-    short = tokenise(rows[:1], TOKENIZER, SFT_, data(truncation_mode="keep_start", max_length=start + 1))
+    short = tokenize_records(rows[:1], TOKENIZER, SFT_, data(truncation_mode="keep_start", max_length=start + 1))
     assert short.examples[0].sequences[0].token_data["message_weight"].tolist() == [0.5]
     batch = collate([done.examples[0], done.examples[1]], "packed", 0)
     plain = int(done.examples[1].sequences[0].scored.sum())
     assert batch.token_data["message_weight"].tolist() == [0.5] * len(first) + [1.0] * (len(later) + plain)
     nought = [message | {"weight": 0} if "weight" in message else message for message in HALF]
-    (sequence,) = tokenise([Record("text", "f:1", text=nought)], TOKENIZER, SFT_, data()).examples[0].sequences
+    (sequence,) = tokenize_records([Record("text", "f:1", text=nought)], TOKENIZER, SFT_, data()).examples[0].sequences
     assert sequence.tokens[sequence.scored].tolist() == later
     assert not sequence.token_data
 
@@ -101,7 +101,7 @@ def test_weights_of_messages_are_kept_with_their_tokens(tmp_path: Path) -> None:
 def test_the_loss_of_weighed_messages_is_the_weighted_mean_however_the_step_is_cut() -> None:
     """sum of w l over sum of w, in float64 by hand."""
     rows = [Record("text", "f:1", text=HALF), ROWS[0], ROWS[1]]
-    examples = tokenise(rows, TOKENIZER, SFT_, data()).examples
+    examples = tokenize_records(rows, TOKENIZER, SFT_, data()).examples
     step = [examples[i] for i in range(3)]
     weights = np.concatenate([example.sequences[0].weights.astype(float) for example in step])
     logp = -np.random.default_rng(0).random(len(weights))
@@ -125,14 +125,14 @@ def test_the_loss_of_weighed_messages_is_the_weighted_mean_however_the_step_is_c
 def test_weights_between_0_and_1_are_refused_by_who_compares_answers() -> None:
     row = Record("preference", "f:1", prompt=HALF[:1], chosen=HALF[1:2], rejected=[assistant("No.")])
     with pytest.raises(AlignError, match=r"(?s)message 2 has weight 0\.5.*give each message weight 0 .* or 1"):
-        tokenise([row], TOKENIZER, DPO(DPO.Config()), data())
+        tokenize_records([row], TOKENIZER, DPO(DPO.Config()), data())
 
 
 def test_processes_change_nothing() -> None:
     state = (Encoder(TOKENIZER), settings(allow=frozenset(["boundary-merge"])))
     bad = [Record("completion", f"f:{i}", prompt="What is t", completion="he sum") for i in range(20)]
     items = [(ROWS[:300], [0] * 300), (bad, [1] * 20), (ROWS[300:400], [0] * 100)]
-    here, there = (list(ordered_map(prepare, state, items, workers)) for workers in (0, 2))
+    here, there = (list(ordered_map(tokenize_chunk, state, items, workers)) for workers in (0, 2))
     assert [batch for batch, _ in here] == [batch for batch, _ in there]
     assert [tally.findings(state[1], state[0]) for _, tally in here] == [
         tally.findings(state[1], state[0]) for _, tally in there
@@ -174,7 +174,7 @@ if __name__ == "__main__":
 
 def test_the_same_data_are_found_again_and_read_in_place(tmp_path: Path) -> None:
     warned = [replace(ROWS[0], text=[user("<|im_end|>"), assistant("No.")]), *ROWS[1:50]]
-    first, second = (tokenise(warned, TOKENIZER, SFT_, data(), cache=tmp_path) for _ in range(2))
+    first, second = (tokenize_records(warned, TOKENIZER, SFT_, data(), cache=tmp_path) for _ in range(2))
     assert all(same(first.examples[i], second.examples[i]) for i in range(50))
     assert first.findings == second.findings != []
     assert first.examples.fingerprint == second.examples.fingerprint
@@ -189,28 +189,28 @@ def test_the_same_data_are_found_again_and_read_in_place(tmp_path: Path) -> None
 def test_the_fingerprint_tells_whatever_could_make_a_difference() -> None:
     other_template, with_bos = tiny_tokenizer(families.CHATML), tiny_tokenizer(add_bos=True)
     rows = ROWS[:3]
-    variants: list[Tokenised] = [
-        tokenise(rows, TOKENIZER, SFT_, data()),
-        tokenise(rows[::-1], TOKENIZER, SFT_, data()),
-        tokenise([*rows[:2], replace(rows[2], source="b:1")], TOKENIZER, SFT_, data()),
-        tokenise([*rows[:2], replace(rows[2], tools=[{"name": "clock"}])], TOKENIZER, SFT_, data()),
-        tokenise([*rows[:2], replace(rows[2], chat_template_kwargs={"mood": 1})], TOKENIZER, SFT_, data()),
-        tokenise(rows, other_template, SFT_, data()),
-        tokenise(rows, with_bos, SFT_, data()),
-        tokenise(rows, TOKENIZER, SFT_, data(max_length=1000)),
-        tokenise(rows, TOKENIZER, SFT_, data(truncation_mode="drop")),
-        tokenise(rows, TOKENIZER, SFT_, data(allow=["full-mask"])),
-        tokenise(rows, TOKENIZER, SFT_, data(), sources=[0, 0, 1]),
-        tokenise(rows, TOKENIZER, SFT_, data(), weights=(2,)),
+    variants: list[TokenizedData] = [
+        tokenize_records(rows, TOKENIZER, SFT_, data()),
+        tokenize_records(rows[::-1], TOKENIZER, SFT_, data()),
+        tokenize_records([*rows[:2], replace(rows[2], source="b:1")], TOKENIZER, SFT_, data()),
+        tokenize_records([*rows[:2], replace(rows[2], tools=[{"name": "clock"}])], TOKENIZER, SFT_, data()),
+        tokenize_records([*rows[:2], replace(rows[2], chat_template_kwargs={"mood": 1})], TOKENIZER, SFT_, data()),
+        tokenize_records(rows, other_template, SFT_, data()),
+        tokenize_records(rows, with_bos, SFT_, data()),
+        tokenize_records(rows, TOKENIZER, SFT_, data(max_length=1000)),
+        tokenize_records(rows, TOKENIZER, SFT_, data(truncation_mode="drop")),
+        tokenize_records(rows, TOKENIZER, SFT_, data(allow=["full-mask"])),
+        tokenize_records(rows, TOKENIZER, SFT_, data(), sources=[0, 0, 1]),
+        tokenize_records(rows, TOKENIZER, SFT_, data(), weights=(2,)),
     ]
     assert len({v.examples.fingerprint for v in variants}) == len(variants)
-    again = tokenise(rows, tiny_tokenizer(), SFT(SFT.Config()), data(dataset_num_proc=2, on_bad_rows="skip"))
+    again = tokenize_records(rows, tiny_tokenizer(), SFT(SFT.Config()), data(dataset_num_proc=2, on_bad_rows="skip"))
     assert again.examples.fingerprint == variants[0].examples.fingerprint
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "manifest"])
 def test_damage_is_seen_and_fixed(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    first = tokenise(ROWS[:50], TOKENIZER, SFT_, data(), cache=tmp_path)
+    first = tokenize_records(ROWS[:50], TOKENIZER, SFT_, data(), cache=tmp_path)
     expected = [first.examples[i] for i in range(50)]
     expected = [replace(e, sequences=tuple(replace(s, tokens=s.tokens.copy()) for s in e.sequences)) for e in expected]
     (path,) = tmp_path.glob("*.json" if damage == "manifest" else "*.arrow")
@@ -222,7 +222,7 @@ def test_damage_is_seen_and_fixed(tmp_path: Path, damage: str, caplog: pytest.Lo
         path.write_bytes(b"{")
     with pytest.raises(AlignError, match="damaged"):
         Store.open(tmp_path, first.examples.fingerprint)
-    again = tokenise(ROWS[:50], TOKENIZER, SFT_, data(), cache=tmp_path)
+    again = tokenize_records(ROWS[:50], TOKENIZER, SFT_, data(), cache=tmp_path)
     assert "damaged" in caplog.text
     assert all(same(again.examples[i], expected[i]) for i in range(50))
     assert Store.open(tmp_path, first.examples.fingerprint) is not None
@@ -230,7 +230,9 @@ def test_damage_is_seen_and_fixed(tmp_path: Path, damage: str, caplog: pytest.Lo
 
 def test_a_write_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     def batches() -> Iterator[pa.RecordBatch]:
-        yield to_batch([Example("f:1", (TokenSequence("text", np.arange(3, dtype=np.int32), np.ones(3, bool)),))], [0])
+        yield to_record_batch(
+            [Example("f:1", (TokenSequence("text", np.arange(3, dtype=np.int32), np.ones(3, bool)),))], [0]
+        )
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -240,7 +242,7 @@ def test_a_write_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_data_without_a_manifest_do_not_exist(tmp_path: Path) -> None:
-    first = tokenise(ROWS[:5], TOKENIZER, SFT_, data(), cache=tmp_path)
+    first = tokenize_records(ROWS[:5], TOKENIZER, SFT_, data(), cache=tmp_path)
     (tmp_path / f"{first.examples.fingerprint}.json").unlink()
     assert Store.open(tmp_path, first.examples.fingerprint) is None
 
@@ -252,11 +254,11 @@ def test_errors_stop_before_anything_is_kept_and_name_the_rows(tmp_path: Path) -
     bad = [replace(ROWS[i], text=ROWS[i].text[:1]) for i in (3, 900)]  # type: ignore[index]
     rows = [bad[0] if i == 3 else bad[1] if i == 900 else row for i, row in enumerate(ROWS)]
     with pytest.raises(AlignError) as caught:
-        tokenise(rows, TOKENIZER, SFT_, data(), cache=tmp_path)
+        tokenize_records(rows, TOKENIZER, SFT_, data(), cache=tmp_path)
     assert caught.value.problems[0].where == "chat.jsonl:4, chat.jsonl:901"
     assert "empty-mask" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-    done = tokenise(rows, TOKENIZER, SFT_, data(allow=["empty-mask"]), cache=tmp_path)
+    done = tokenize_records(rows, TOKENIZER, SFT_, data(allow=["empty-mask"]), cache=tmp_path)
     assert len(done.examples) == 1198
     assert [(f.id, f.count, f.left_out) for f in done.findings] == [("empty-mask", 2, 2)]
 
@@ -264,21 +266,21 @@ def test_errors_stop_before_anything_is_kept_and_name_the_rows(tmp_path: Path) -
 def test_all_errors_are_told_at_once() -> None:
     rows = [ROWS[0], replace(ROWS[1], text="\ud800"), Record("prompt", "f:9", prompt="Why?")]
     with pytest.raises(AlignError) as caught:
-        tokenise(rows, TOKENIZER, SFT_, data())
+        tokenize_records(rows, TOKENIZER, SFT_, data())
     assert {"bad-unicode", "wrong-kind"} <= {problem.what.split(":")[0] for problem in caught.value.problems}
 
 
 def test_a_prompt_alone_teaches_an_offline_algorithm_nothing() -> None:
     with pytest.raises(AlignError, match=r"prompts.jsonl:1\n.*wrong-kind.*a prompt row"):
-        tokenise([Record("prompt", "prompts.jsonl:1", prompt="Why?")], TOKENIZER, DPO(DPO.Config()), data())
+        tokenize_records([Record("prompt", "prompts.jsonl:1", prompt="Why?")], TOKENIZER, DPO(DPO.Config()), data())
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(AlignError, match="no row is left"):
-            tokenise(ROWS[:3], TOKENIZER, SFT_, data(max_length=2, truncation_mode="drop"), cache=tmp_path)
+            tokenize_records(ROWS[:3], TOKENIZER, SFT_, data(max_length=2, truncation_mode="drop"), cache=tmp_path)
     with pytest.raises(AlignError, match="no row is left"):
-        tokenise([], TOKENIZER, SFT_, data())
+        tokenize_records([], TOKENIZER, SFT_, data())
 
 
 def test_a_slow_tokenizer_is_refused_with_a_fix() -> None:

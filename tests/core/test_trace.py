@@ -12,7 +12,7 @@ import trl
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
 from align.core.data.template_checks import Note
-from align.core.data.tokenize import examples_of
+from align.core.data.tokenize import make_examples
 from align.plugins.formats.standard import Messages
 from align.schemas.records import Message, Record
 from tests.core import families
@@ -40,7 +40,7 @@ def writing(content: str = "m.content or ''", calls: str = "") -> str:
 
 def seen(template: str, *messages: Message, tools: Any = None, **changed: Any) -> tuple[list[Example], list[Note]]:
     record = Record("text", "f:1", text=list(messages), tools=tools)
-    return examples_of(record, Encoder(tokenizer(template)), settings(**changed))
+    return make_examples(record, Encoder(tokenizer(template)), settings(**changed))
 
 
 def found(template: str, *messages: Message, **changed: Any) -> list[tuple[str, str]]:
@@ -218,7 +218,7 @@ def test_reasoning_of_earlier_turns() -> None:
     texts = [tok.decode(example.sequences[0].tokens[example.sequences[0].scored]) for example in made]
     assert texts == ["<think>Hm.</think>So.<|im_end|>\n", "Yes.<|im_end|>\n"]
     row = Record("completion", "f:1", prompt=EARLY[:3], completion=EARLY[3:])
-    made, notes = examples_of(row, Encoder(tok), settings())
+    made, notes = make_examples(row, Encoder(tok), settings())
     assert len(made) == 1
     assert [(note.finding, note.detail) for note in notes] == [
         ("history-dropped", "message 2 (assistant), content: '<think>Hm.</think>So.'")
@@ -303,7 +303,7 @@ def test_what_real_templates_leave_out(path: Path) -> None:
     encoder = Encoder(tokenizer(path.read_text()))
     for row, messages in ROWS.items():
         record = Record("completion", "f:1", prompt=messages[:-1], completion=messages[-1:])
-        _, notes = examples_of(record, encoder, settings(max_length=9999))
+        _, notes = make_examples(record, encoder, settings(max_length=9999))
         lost = {note.finding for note in notes} & {"text-lost", "reasoning-lost", "history-dropped"}
         refused = {note.finding for note in notes} & {"template-failed", "prompt-not-prefix", "wrong-kind"}
         finding, names = LOSES.get(row, ("", ""))
@@ -345,11 +345,11 @@ def test_a_prompt_alone_is_held_against_its_row_too() -> None:
     tok = tokenizer(writing("m.content if m.role != 'developer' else ''"))
     encoder, asks = Encoder(tok), settings(learns_from=("prompt",))
     lost = Record("prompt", "f:1", prompt=[{"role": "developer", "content": "Be kind."}, ASK])
-    assert [(n.finding, n.detail) for n in examples_of(lost, encoder, asks)[1]] == [
+    assert [(n.finding, n.detail) for n in make_examples(lost, encoder, asks)[1]] == [
         ("text-lost", "message 1 (developer), content: 'Be kind.'")
     ]
     thought = Record("prompt", "f:1", prompt=[ASK, says("So.", reasoning_content="Hm."), ASK])
-    made, notes = examples_of(thought, encoder, asks)
+    made, notes = make_examples(thought, encoder, asks)
     assert ([note.finding for note in notes], len(made)) == (["history-dropped"], 1)
 
 
@@ -362,7 +362,7 @@ def test_both_answers_of_a_pair_are_held_against_the_row() -> None:
         chosen=[says(tool_calls=[call(name="look")])],
         rejected=[says(tool_calls=[call(name="wait")])],
     )
-    made, notes = examples_of(row, Encoder(tokenizer(writing())), settings())
+    made, notes = make_examples(row, Encoder(tokenizer(writing())), settings())
     assert made == []
     assert [(note.finding, note.detail) for note in notes] == [
         ("text-lost", "message 2 (assistant), tool_calls[0].function.name: 'look'")

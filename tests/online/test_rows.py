@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from align.core.data.encode import Encoder
-from align.core.data.template_checks import Settings
+from align.core.data.template_checks import TokenizationSettings
 from align.core.online.collect import Collector
 from align.core.plugin_system.registry import registry
 from align.core.training.launch import train
@@ -48,7 +48,9 @@ def answered(text: Any, prompt: Any = ASKED) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_one_definition(row: dict[str, Any], kind: str) -> None:
-    settings = Settings.of(registry.build("algorithm", Choice(type="sft")), Data(train=["x"], max_length=128))
+    settings = TokenizationSettings.of(
+        registry.build("algorithm", Choice(type="sft")), Data(train=["x"], max_length=128)
+    )
     fault = Acceptance(Encoder(tiny_tokenizer()), settings).fault(row)
     assert fault.partition(":")[0] == kind, fault
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from align.core.data.batch import collate
 from align.core.data.encode import Encoder
-from align.core.data.template_checks import Settings
-from align.core.data.tokenize import examples_of
+from align.core.data.template_checks import TokenizationSettings
+from align.core.data.tokenize import make_examples
 from align.core.models.export import export
 from align.core.models.loading import build_policy
 from align.core.plugin_system.registry import registry
@@ -24,7 +24,7 @@ from align.schemas.run import Adapter, Choice, Model
 from tests.tiny import save_tiny, tiny_model
 
 WORDS = ["the", "cat", "sat", "on", "mat", "and", "dog", "sea", "is", "wide", "blue", "cold", "sum", "of", "two", "no"]
-TRAINED = Settings(("preference",), False, True, 512, "error", frozenset())
+TRAINED = TokenizationSettings(("preference",), False, True, 512, "error", frozenset())
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
@@ -75,7 +75,7 @@ def test_an_export_scores_as_the_policy_on_its_training_tokens(
     for prompt, completion in pairs(chat):
         other = "no" if isinstance(prompt, str) else [{"role": "assistant", "content": "no"}]
         record = Record("preference", "r", prompt=prompt, chosen=completion, rejected=other)
-        ((example,), _) = examples_of(record, Encoder(tokenizer), TRAINED)
+        ((example,), _) = make_examples(record, Encoder(tokenizer), TRAINED)
         with torch.no_grad():
             expected.append(float(policy(collate([example], "padded", 0)).score_B[0]))
     reward = opened(directory, tmp_path, layout=layout, batch_tokens=tokens)

@@ -34,7 +34,7 @@ from align.core.algorithm.base import Algorithm
 from align.core.data import step_plan
 from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example
-from align.core.data.tokenize import tokenise
+from align.core.data.tokenize import tokenize_records
 from align.core.models.policy import Policy
 from align.core.training.launch import train
 from align.plugins.algorithms import cpo, orpo, simpo
@@ -84,7 +84,7 @@ class Reference:
 
 def ours(rows: Sequence[Record], algorithm: Algorithm) -> list[Example]:
     """Rows as our data room prepares them."""
-    made = tokenise(rows, TOKENIZER, algorithm, Data(train="rows.jsonl", dataset_num_proc=1)).examples
+    made = tokenize_records(rows, TOKENIZER, algorithm, Data(train="rows.jsonl", dataset_num_proc=1)).examples
     return [made[i] for i in range(len(made))]
 
 

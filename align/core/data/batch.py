@@ -1,4 +1,4 @@
-"""Examples -> the tensors of one micro-batch. Two layouts, the same ragged scored tokens.
+"""The tensors of one micro-batch, and the batch that a loss sees. Two layouts give the same scored tokens.
 
 padded  a row for each sequence, padding on the right
 packed  all sequences in one row; ``position_ids`` start again at 0 with each, and keep attention apart
@@ -22,7 +22,7 @@ from align.schemas.errors import AlignError
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What one forward pass works on. R rows of L positions; T scored tokens, B sequences, E examples.
+    """The input of one forward pass. R rows of L positions; T scored tokens, B sequences, E examples.
 
     input_ids_RL, position_ids_RL   the tokens, and each one's place in its own sequence
     attention_mask_RL               1 for tokens, 0 for padding; None where there is no padding
@@ -51,7 +51,7 @@ class MicroBatch:
     sources: tuple[str, ...]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MicroBatch:
-        """The same on another device."""
+        """Return the micro-batch on another device."""
 
         def move(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -62,7 +62,7 @@ class MicroBatch:
 
 
 def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: Sequence[Example] = ()) -> MicroBatch:
-    """Lay the examples out.
+    """Return the examples as the tensors of one micro-batch, in a layout.
 
     like: all examples of the optimizer step. The micro-batch shows the roles and columns of those, so that every
     micro-batch of a step has the same ones, an empty one too. Default: ``examples``.
@@ -85,7 +85,7 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: S
         shape = (len(sequences), int(lengths.max()))
         start_B = np.arange(len(sequences)) * shape[1]
 
-    # Flat index of every token, sequence after sequence; padding is what no index names.
+    # Flat index of every token, sequence after sequence. Positions that no index names are padding.
     place = _runs(lengths)
     index = np.repeat(start_B, lengths) + place
     ids, positions, filled = np.full(shape, pad_id), np.tile(np.arange(shape[1]), (shape[0], 1)), np.zeros(shape, bool)
@@ -116,7 +116,7 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: S
 
 
 def _runs(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[2, 3] -> [0, 1, 0, 1, 2]."""
+    """Return positions that start at 0 in each run: counts [2, 3] -> [0, 1, 0, 1, 2]."""
     total = int(counts.sum())
     return np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
 
@@ -130,7 +130,7 @@ def _tensor(values: NDArray[Any]) -> Tensor:
 
 
 def _columns(examples: Sequence[Example], step: Sequence[Example]) -> dict[str, Tensor]:
-    """Each column [E] in float32."""
+    """Return each column [E] in float32. Raises AlignError where some rows of the step lack one that others have."""
     names = dict.fromkeys(name for e in step for name in e.columns)
     for name in names:
         if lacking := [e.source for e in step if name not in e.columns]:
@@ -140,7 +140,7 @@ def _columns(examples: Sequence[Example], step: Sequence[Example]) -> dict[str, 
 
 
 def _reference(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> Tensor | None:
-    """The reference log-probabilities [T] in float32, if they were computed."""
+    """Return the reference log-probabilities [T] in float32, None if they were not computed."""
     known = {s.ref_logp is not None for e in step for s in e.sequences}
     if len(known) > 1:
         raise ValueError("some rows of the step have reference log-probabilities and others lack them")
@@ -149,7 +149,7 @@ def _reference(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> T
 
 
 def _token_data(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> dict[str, Tensor]:
-    """What the scored tokens carry beside them, each [T] in float32."""
+    """Return the numbers that belong to the scored tokens (``TokenSequence.token_data``), each [T] in float32."""
     names = dict.fromkeys(name for e in step for s in e.sequences for name in s.token_data)
     needed = names.keys() - {MESSAGE_WEIGHT}  # which has a default, 1: ``Sequence.weights``
     if any(needed - s.token_data.keys() for e in step for s in e.sequences):
@@ -160,7 +160,7 @@ def _token_data(sequences: Sequence[TokenSequence], step: Sequence[Example]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a loss sees of one micro-batch.
+    """The batch that a loss sees: one micro-batch after its forward pass.
 
     logp_T       log-probability of each scored token under the policy; carries gradient
     sequence_T   which sequence each scored token belongs to, in [0, B)
@@ -174,7 +174,7 @@ class Batch:
     score_B      the reward head's score of each sequence, or None; carries gradient
     entropy_T, correct_T, logit_T   entropy, whether the token was the likeliest, mean logit over the vocabulary;
                  no gradient, for metrics
-    step         what ``Algorithm.statistics`` found over the whole optimizer step (means), empty without it
+    step         means of ``Algorithm.statistics`` over the whole optimizer step, empty without it
     """
 
     logp_T: Tensor
@@ -196,7 +196,7 @@ class Batch:
 
     @property
     def sequences(self) -> int:
-        """B."""
+        """The number of sequences, B."""
         return self.example_B.numel()
 
     def sum_per_sequence(self, x_T: Tensor) -> Tensor:

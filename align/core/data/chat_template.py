@@ -1,10 +1,10 @@
-"""Render one record and turn it into token sequences with a mask of the tokens that are learned.
+"""Render one record with the chat template and turn it into token sequences with a mask of the scored tokens.
 
-A conversation is rendered and tokenised as one text, as it will be when the model is used. The assistant's words are
+A conversation is rendered and tokenised as one text, as it will be when the model is used. The assistant's text is
 found as character spans: by the template's ``{% generation %}`` marks, else by rendering the conversation up to each
 turn and checking that this is a prefix of the whole. Spans become tokens by the tokenizer's offsets, and every edge is
-checked: the tokens before it must be those that the model sees when it is given that prompt alone. What of the row the
-template leaves out or changes is found by ``trace``.
+checked: the tokens before it must be those that the model sees when it is given that prompt alone. Text of the row that
+the template leaves out or changes is found by ``template_trace``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.core.data import template_sandbox
-from align.core.data.encode import MAX_CHARACTERS, Encoder, Guard, Refusal, Span
-from align.core.data.template_checks import CATALOGUE, Draft, Note, Settings
-from align.core.data.template_sandbox import Failed, Job
+from align.core.data.encode import MAX_CHARACTERS, Encoder, Guard, Span, UnusableRow
+from align.core.data.template_checks import CATALOGUE, Note, TokenizationSettings, UncutSequence
+from align.core.data.template_sandbox import RenderFailure, RenderJob
 from align.core.data.template_trace import REASONING, Lost, Trace, Tracer, spans_in
 from align.schemas.errors import AlignError
 from align.schemas.records import Arguments, Message, Record
 
 RENDER_SECONDS = 10.0
-"""Limit of processor time for one conversation: a template is a program, and may be written never to end."""
+"""Limit of processor time for one conversation, because a template is a program and may never end."""
 
 _PART = re.compile(r"""['"]type['"]: ?['"]text['"]""")
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -37,45 +37,52 @@ _RESERVED = {"messages", "tools", "chat_template", "add_generation_prompt"}
 
 _NONCE = secrets.token_hex(8)
 _GENERATION = (f"\ufdd4{_NONCE}\ufdd5", f"\ufdd4{_NONCE}\ufdd6")
-"""Markers written around what a template marks as the assistant's. Random in each process, so no row can spell them."""
+"""Markers written around text that a template marks as the assistant's. Random in each process, so no row has them."""
 
 
-def drafts(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[list[Draft]], list[Note]]:
+def tokenize_record(
+    record: Record, encoder: Encoder, settings: TokenizationSettings
+) -> tuple[list[list[UncutSequence]], list[Note]]:
     """Return the uncut examples of one record, each a list of sequences, and the findings made on the way.
 
     text -> ``text``; prompt -> ``prompt``, nothing scored; completion, unpaired -> ``completion``; preference ->
     ``chosen``, ``rejected``. There is one example, or one per answer where the run file accepts turn-not-prefix. Raises
-    Refusal for a row that cannot be used, and AlignError where the template exceeds its time limit.
+    UnusableRow for a row that cannot be used, and AlignError where the template exceeds its time limit.
     """
     if record.kind not in settings.learns_from:
-        raise Refusal("wrong-kind", f"a {record.kind} row")
+        raise UnusableRow("wrong-kind", f"a {record.kind} row")
     row = _Row(record, encoder, settings)
     if record.kind == "text":
-        text = row.enter(record.text)
+        text = row.hide(record.text)
         examples = row.conversation(text) if record.conversational else [[row.string("text", "", text)]]
     elif record.kind == "prompt":
         examples = [[row.prompt_alone()]]
     elif record.kind == "preference":
         pair = {"chosen": record.chosen, "rejected": record.rejected}
-        examples = [[row.answered(role, row.prompt, row.enter(answer)) for role, answer in pair.items()]]
+        examples = [[row.answered(role, row.prompt, row.hide(answer)) for role, answer in pair.items()]]
     else:
-        examples = [[row.answered("completion", row.prompt, row.enter(record.completion))]]
+        examples = [[row.answered("completion", row.prompt, row.hide(record.completion))]]
     row.note_special_tokens(record)
     return [[_scored(draft, settings) for draft in example] for example in examples], row.notes
 
 
-def rendered(
-    record: Record, encoder: Encoder, settings: Settings, *, added: Sequence[Message] = (), opens: bool = False
+def render_prompt(
+    record: Record,
+    encoder: Encoder,
+    settings: TokenizationSettings,
+    *,
+    added: Sequence[Message] = (),
+    opens: bool = False,
 ) -> str:
     """Return a prompt of messages as the chat template writes it, followed by the messages ``added``.
 
-    opens: append the generation prompt. Raises as ``drafts`` does.
+    opens: append the generation prompt. Raises as ``tokenize_record`` does.
     """
     row = _Row(record, encoder, settings)
     return row.render([*row.prompt, *added], prompt=opens).text
 
 
-def _scored(draft: Draft, settings: Settings) -> Draft:
+def _scored(draft: UncutSequence, settings: TokenizationSettings) -> UncutSequence:
     """Return the draft with the algorithm's scored mask: a reward model scores the last token alone."""
     scored = np.arange(len(draft.scored)) == len(draft.scored) - 1 if settings.reward else draft.scored
     # Nothing predicts the first token, so it never carries loss.
@@ -101,13 +108,13 @@ class _Rendered(NamedTuple):
     weights: list[float]
     text: str
     trace: Trace
-    views: dict[tuple[int, bool], str | Failed]
+    views: dict[tuple[int, bool], str | RenderFailure]
 
     def view(self, upto: int, prompt: bool) -> str:
-        """Return the rendering of the first ``upto`` messages. Raises Refusal where the template rejects them."""
+        """Return the rendering of the first ``upto`` messages. Raises UnusableRow where the template rejects them."""
         found = self.views[upto, prompt]
-        if isinstance(found, Failed):
-            raise Refusal("template-failed", found.why)
+        if isinstance(found, RenderFailure):
+            raise UnusableRow("template-failed", found.why)
         return found
 
     def role(self, i: int) -> str:
@@ -115,22 +122,22 @@ class _Rendered(NamedTuple):
 
 
 class _Row:
-    """One record on its way through the template."""
+    """A record being rendered and tokenised: its text with special tokens hidden, and the notes made so far."""
 
-    def __init__(self, record: Record, encoder: Encoder, settings: Settings) -> None:
+    def __init__(self, record: Record, encoder: Encoder, settings: TokenizationSettings) -> None:
         self.encoder, self.settings, self.where = encoder, settings, record.source
         self.notes: list[Note] = []
         if reserved := _RESERVED & record.chat_template_kwargs.keys():
-            raise Refusal("template-failed", f"chat_template_kwargs may not set {', '.join(sorted(reserved))}")
+            raise UnusableRow("template-failed", f"chat_template_kwargs may not set {', '.join(sorted(reserved))}")
         every = "special-token-in-text" in settings.allow and not record.conversational
         self.guard = Guard(encoder, frozenset(encoder.special) if every else settings.special_tokens)
-        self.tools = self.guard.enter(record.tools)
-        self.variables = encoder.variables | self.guard.enter(record.chat_template_kwargs)
-        self.prompt = self.guard.enter(record.prompt)
+        self.tools = self.guard.hide(record.tools)
+        self.variables = encoder.variables | self.guard.hide(record.chat_template_kwargs)
+        self.prompt = self.guard.hide(record.prompt)
 
     @cached_property
     def source(self) -> str:
-        """The chat template's source. Raises Refusal where there is none."""
+        """The chat template's source. Raises UnusableRow where there is none."""
         return self.encoder.template(self.tools)
 
     @cached_property
@@ -139,9 +146,9 @@ class _Row:
         return _MARKS.search(self.source) is not None
 
     def note(self, finding: str, detail: str) -> None:
-        """Record an error of this row. Raises Refusal unless the run file accepts that finding."""
+        """Record an error of this row. Raises UnusableRow unless the run file accepts that finding."""
         if finding not in self.settings.allow:
-            raise Refusal(finding, detail)
+            raise UnusableRow(finding, detail)
         self.notes.append(Note(finding, detail))
 
     def note_special_tokens(self, record: Record) -> None:
@@ -151,62 +158,62 @@ class _Row:
         model's format may be meant: that is ``special-token-unclear``, except for tokens that only ever begin or end a
         text (bos, eos, pad, unk).
         """
-        if self.guard.honoured:
-            self.notes.append(Note("special-token-meant", " ".join(self.guard.honoured)))
+        if self.guard.kept:
+            self.notes.append(Note("special-token-meant", " ".join(self.guard.kept)))
         if not self.guard.found:
             return
         own = Guard(self.encoder, self.settings.special_tokens)
         for part in (record.text, record.prompt, record.completion, record.chosen, record.rejected):
             if isinstance(part, str):
-                own.enter(part)
+                own.hide(part)
             elif part is not None:
-                own.enter([message for message in part if message.get("role") == "assistant"])
+                own.hide([message for message in part if message.get("role") == "assistant"])
         unclear = own.found if set(own.found) - self.encoder.edges else []
         if unclear:
             self.notes.append(Note("special-token-unclear", " ".join(unclear)))
         if text := [token for token in self.guard.found if token not in unclear]:
             self.notes.append(Note("special-token-in-text", " ".join(text)))
 
-    def enter(self, content: Any) -> Any:
+    def hide(self, content: Any) -> Any:
         """Return content of the row with its special tokens hidden."""
         if isinstance(content, str):  # a string ends with eos anyway, so one that the row spells out there is dropped
             content = content.removesuffix(self.encoder.eos)
-        return self.guard.enter(content)
+        return self.guard.hide(content)
 
-    def string(self, role: str, prompt: str, answer: Any) -> Draft:
+    def string(self, role: str, prompt: str, answer: Any) -> UncutSequence:
         """Return the draft of a plain text, or of a prompt and the answer that continues it.
 
         It starts with the tokenizer's own prefix (bos, or nothing) and ends with one eos.
         """
         if not isinstance(answer, str) or not isinstance(prompt, str):
-            raise Refusal("wrong-kind", "prompt and answer are not both strings, or not both messages")
+            raise UnusableRow("wrong-kind", "prompt and answer are not both strings, or not both messages")
         eos = self.encoder.eos_id
         if eos is None:
             self.note("no-eos", "")
         if prompt:
-            text, spans = self.guard.leave(prompt + answer, [(len(prompt), len(prompt + answer))])
+            text, spans = self.guard.reveal(prompt + answer, [(len(prompt), len(prompt + answer))])
             ids, [(start, _)] = self.tokens(text, spans)
         else:
-            ids, start = self.encoder.encode(self.guard.leave(answer)[0], self.guard.active), 0
+            ids, start = self.encoder.encode(self.guard.reveal(answer)[0], self.guard.active), 0
         front, end = self.encoder.prefix, [] if eos is None else [eos]
         ids = np.concatenate([front, ids, end]).astype(np.int32)
         given = len(front) + start if prompt and not self.settings.scores_prompt else 0
-        return Draft(role, ids, np.arange(len(ids)) >= given)
+        return UncutSequence(role, ids, np.arange(len(ids)) >= given)
 
-    def prompt_alone(self) -> Draft:
+    def prompt_alone(self) -> UncutSequence:
         """Return the draft of a prompt that the model is to answer, with nothing scored."""
         if isinstance(self.prompt, str):
-            ids = self.encoder.encode(self.guard.leave(self.prompt)[0], self.guard.active)
+            ids = self.encoder.encode(self.guard.reveal(self.prompt)[0], self.guard.active)
             ids = np.concatenate([self.encoder.prefix, ids]).astype(np.int32)
         else:
             done = self.render(self.prompt or [], prompt=True)
             self.note_lost(done, learned_from=len(done.messages))
-            ids, _ = self.tokens(*self.guard.leave(done.text, []))
+            ids, _ = self.tokens(*self.guard.reveal(done.text, []))
         if not len(ids):
-            raise Refusal("wrong-kind", "an empty prompt")
-        return Draft("prompt", ids, np.zeros(len(ids), dtype=bool))
+            raise UnusableRow("wrong-kind", "an empty prompt")
+        return UncutSequence("prompt", ids, np.zeros(len(ids), dtype=bool))
 
-    def conversation(self, messages: list[Message]) -> list[list[Draft]]:
+    def conversation(self, messages: list[Message]) -> list[list[UncutSequence]]:
         """Return the drafts of a whole conversation. The assistant's turns are scored; for pretraining, everything."""
         answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if self.settings.scores_prompt:
@@ -219,7 +226,7 @@ class _Row:
         try:
             self.refuse_changed_turns(messages, done)
             spans = self.spans(done, answers)
-        except Refusal as refusal:
+        except UnusableRow as refusal:
             self.note(refusal.finding, refusal.detail)
             learned = [i for i in answers if done.weights[i]]
             return [[self.answered("text", messages[:i], messages[i : i + 1], again=True)] for i in learned]
@@ -227,7 +234,7 @@ class _Row:
         given = any(message.get("role") != "assistant" for message in messages)
         return [[self.draft("text", done.text, spans, given=given)]]
 
-    def answered(self, role: str, prompt: Any, answer: Any, again: bool = False) -> Draft:
+    def answered(self, role: str, prompt: Any, answer: Any, again: bool = False) -> UncutSequence:
         """Return the draft of a prompt and an answer, of which the answer's assistant messages are scored.
 
         again: the prompt is part of a conversation whose warnings were recorded before.
@@ -264,7 +271,7 @@ class _Row:
         if not self.settings.weighs:
             for i in answers:
                 if done.weights[i] not in (0, 1):
-                    raise Refusal("fractional-weight", f"message {i + 1} has weight {done.weights[i]:g}")
+                    raise UnusableRow("fractional-weight", f"message {i + 1} has weight {done.weights[i]:g}")
         if not self.marked:
             turns = zip(answers, self.turns(done, answers), strict=True)
             return [_Piece(*span, done.weights[i]) for i, span in turns if done.weights[i]]
@@ -289,7 +296,7 @@ class _Row:
             inside = {max(before, key=lambda i: places[i][0])} if before else set()
         weights = {done.weights[i] for i in inside}
         if len(weights) != 1:
-            raise Refusal("template-failed", "which message stands in which {% generation %} mark cannot be told")
+            raise UnusableRow("template-failed", "the {% generation %} marks do not show which message they enclose")
         return weights.pop()
 
     def turns(self, done: _Rendered, answers: Sequence[int]) -> list[Span]:
@@ -305,20 +312,20 @@ class _Row:
                 tail = self.conversation_to(done, i)
                 start = self.answer_start(done, i, tail)
                 head = tail[:start] if start is not None else done.view(i, True)
-            except Refusal as refusal:
-                raise Refusal("turn-not-prefix", f"turn {i + 1}: {refusal.detail}") from None
+            except UnusableRow as refusal:
+                raise UnusableRow("turn-not-prefix", f"turn {i + 1}: {refusal.detail}") from None
             if not (done.text.startswith(tail) and tail.startswith(head)):
-                raise Refusal("turn-not-prefix", f"turn {i + 1}")
-            ends = [match.end() for match in self.encoder.spelt.finditer(tail, len(head))]
+                raise UnusableRow("turn-not-prefix", f"turn {i + 1}")
+            ends = [match.end() for match in self.encoder.special_token_pattern.finditer(tail, len(head))]
             spans.append((len(head), ends[-1] if ends and not tail[ends[-1] :].strip() else len(tail)))
         return spans
 
     def conversation_to(self, done: _Rendered, i: int) -> str:
         """Return the text of the conversation up to and including message ``i``."""
         tail = done.views[i + 1, False]
-        if isinstance(tail, Failed) and self.opens(done, i):  # many templates require a user message
+        if isinstance(tail, RenderFailure) and self.opens(done, i):  # many templates require a user message
             places, following = done.trace.places.get(i), done.trace.places.get(i + 1)
-            end = self.encoder.spelt.search(done.text, places[-1]) if places else None
+            end = self.encoder.special_token_pattern.search(done.text, places[-1]) if places else None
             if end and (not following or end.end() <= following[0]):
                 return done.text[: end.end()]
         tail = done.view(i + 1, False)
@@ -340,17 +347,17 @@ class _Row:
         if i and isinstance(head, str) and text.startswith(head):
             return len(head)
         probe = [{"role": "user", "content": "x"}]
-        alone, asked = self._texts([(probe, self.tools, False), (probe, self.tools, True)])
-        if isinstance(alone, str) and isinstance(asked, str):
-            header = asked[common_length(alone, asked) :]
+        alone, prompted = self._texts([(probe, self.tools, False), (probe, self.tools, True)])
+        if isinstance(alone, str) and isinstance(prompted, str):
+            header = prompted[common_length(alone, prompted) :]
             places = done.trace.places.get(i) or [len(text)]
             at = text.rfind(header, 0, places[0])
             if header and at >= 0:
                 return at + len(header)
-        raise Refusal("prompt-not-prefix", f"where message {i + 1}, which opens the conversation, begins")
+        raise UnusableRow("prompt-not-prefix", f"where message {i + 1}, which opens the conversation, begins")
 
     def refuse_changed_turns(self, messages: list[Message], done: _Rendered) -> None:
-        """Raise Refusal for a turn that loses text once more turns follow it."""
+        """Raise UnusableRow for a turn that loses text once more turns follow it."""
         if not self.marked:  # the prefix checks of ``turns`` find such a turn
             return
         for lost in done.trace.lost:
@@ -359,7 +366,7 @@ class _Row:
                 continue
             alone = {(one.message, one.field) for one in self.render(messages[: i + 1]).trace.lost}
             if (i, lost.field) not in alone:
-                raise Refusal("turn-not-prefix", f"turn {i + 1} without {self._describe(done, lost)}")
+                raise UnusableRow("turn-not-prefix", f"turn {i + 1} without {self._describe(done, lost)}")
 
     def everything(self, done: _Rendered, weighed: Sequence[int]) -> list[_Piece]:
         """Return the whole text as pieces: the messages ``weighed`` with their own weights, the rest with 1."""
@@ -367,7 +374,7 @@ class _Row:
         for i in weighed:
             head, tail = done.view(i, False) if i else "", done.view(i + 1, False)
             if not (done.text.startswith(tail) and tail.startswith(head)):
-                raise Refusal("turn-not-prefix", f"turn {i + 1}")
+                raise UnusableRow("turn-not-prefix", f"turn {i + 1}")
             pieces += (_Piece(end, len(head)), _Piece(len(head), len(tail), done.weights[i]))
             end = len(tail)
         return [piece for piece in (*pieces, _Piece(end, len(done.text))) if piece.weight]
@@ -414,19 +421,19 @@ class _Row:
         """Return the conversation as one text, with its ``views``.
 
         Templates expect different forms of the same message (``forms``): the first form that loses nothing is taken,
-        else the one that loses least. Raises Refusal where the template rejects all of them.
+        else the one that loses least. Raises UnusableRow where the template rejects all of them.
         """
         weights = [_weight(message) for message in messages]
         best: _Rendered | None = None
-        failed: Failed | None = None
-        # A template made for images reads content as a list of parts only. One made for text writes such a list as
-        # Python or JSON spell it, so it counts only where strings lose text, and where no list is spelt out.
+        failed: RenderFailure | None = None
+        # A template made for images reads content as a list of parts only. One made for text writes such a list out as
+        # Python or JSON, so this form counts only where strings lose text, and where no list is written out.
         for in_parts in (False, True):
             if in_parts and best is not None and not any(lost.field == "content" for lost in best.trace.lost):
                 break
             for form in forms(_in_parts(messages) if in_parts else messages, self.source):
                 done = self._try(form, weights, views, prompt)
-                if isinstance(done, Failed):
+                if isinstance(done, RenderFailure):
                     failed = failed or done
                 elif in_parts and _spells_parts(done.text, messages):
                     continue
@@ -435,12 +442,12 @@ class _Row:
                 if best is not None and not best.trace.lost:
                     return best
         if best is None:
-            raise Refusal("template-failed", failed.why if failed else "")
+            raise UnusableRow("template-failed", failed.why if failed else "")
         return best
 
     def _try(
         self, form: list[Message], weights: list[float], views: Sequence[tuple[int, bool]], prompt: bool
-    ) -> _Rendered | Failed:
+    ) -> _Rendered | RenderFailure:
         """Render one form of the row and its views.
 
         The row is rendered a second time, with marks in its strings, unless the plain text already shows that nothing
@@ -452,9 +459,9 @@ class _Row:
         if self.marked or not tracer.plain:
             jobs.append((form, self.tools, prompt) if tracer.plain else (*tracer.traced, prompt))
         text, *rest = self._texts(jobs, marked=len(jobs) - 1)
-        if isinstance(text, Failed):
+        if isinstance(text, RenderFailure):
             return text
-        trace = tracer.look(text)
+        trace = tracer.trace_plain(text)
         if trace is None:
             traced = rest[-1] if not tracer.plain else self._texts([(*tracer.traced, prompt)], marked=0)[0]
             trace = tracer.read(text, traced, _GENERATION)
@@ -462,20 +469,20 @@ class _Row:
             spanned = rest[-1] if tracer.plain else self._texts(jobs[:1], marked=0)[0]
             spans = spans_in(text, spanned, _GENERATION)
             if spans is None:
-                return Failed("its {% generation %} marks change what it writes")
+                return RenderFailure("its {% generation %} marks change what it writes")
             trace = trace._replace(spans=spans)
         return _Rendered(form, weights, text, trace, dict(zip(views, rest, strict=False)))
 
     def _texts(
         self, jobs: Sequence[tuple[Sequence[Message], Any, bool]], marked: int | None = None
-    ) -> list[str | Failed]:
+    ) -> list[str | RenderFailure]:
         """Render jobs of (messages, tools, with a generation prompt). marked: the job that gets generation markers."""
         requests = []
         for number, (messages, tools, prompt) in enumerate(jobs):
             variables = {"documents": None, **self.variables, "messages": messages, "tools": tools}
             variables["add_generation_prompt"] = prompt
             markers = _GENERATION if self.marked and number == marked else ("", "")
-            requests.append(Job(variables, markers))
+            requests.append(RenderJob(variables, markers))
         try:
             return template_sandbox.render(self.source, requests, RENDER_SECONDS, MAX_CHARACTERS)
         except TimeoutError as error:  # stops the run: were it a bad row, each further row might cost the whole limit
@@ -485,14 +492,16 @@ class _Row:
             what = f"the process that renders chat templates does not start: {error.strerror}"
             raise AlignError(what, "free memory or end other processes, then run again") from None
 
-    def draft(self, role: str, text: str, pieces: Sequence[_Piece], given: bool = False, check: bool = True) -> Draft:
+    def draft(
+        self, role: str, text: str, pieces: Sequence[_Piece], given: bool = False, check: bool = True
+    ) -> UncutSequence:
         """Return the tokens of a rendered conversation, with those in ``pieces`` scored."""
         pieces = _joined(pieces)
-        ids, answers = self.tokens(*self.guard.leave(text, [(piece.start, piece.end) for piece in pieces]), check)
+        ids, answers = self.tokens(*self.guard.reveal(text, [(piece.start, piece.end) for piece in pieces]), check)
         scored, weights = np.zeros(len(ids), dtype=bool), np.ones(len(ids), dtype=np.float32)
         for (start, end), piece in zip(answers, pieces, strict=True):
             scored[start:end], weights[start:end] = True, piece.weight
-        return Draft(role, ids, scored, answers, given, None if (weights == 1).all() else weights)
+        return UncutSequence(role, ids, scored, answers, given, None if (weights == 1).all() else weights)
 
     def tokens(self, text: str, spans: Sequence[Span], check: bool = True) -> tuple[Any, list[Span]]:
         """Return token ids [T] and ``spans`` in tokens.
@@ -546,7 +555,7 @@ def _turn_views(answers: Sequence[int]) -> list[tuple[int, bool]]:
 
 
 def _parts(done: _Rendered) -> set[tuple[int, str]]:
-    """The fields of which something is lost."""
+    """Return the fields of which some text is lost."""
     return {lost.part for lost in done.trace.lost}
 
 

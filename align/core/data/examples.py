@@ -1,10 +1,13 @@
-"""Tokenised data: what the step plan cuts and the collator packs. numpy only."""
+"""Tokenised examples, in memory or in a memory-mapped Arrow file on disk.
+
+An ``Example`` is the unit of sampling: one or more token sequences with a mask of the scored tokens. Needs no torch, so
+that worker processes start quickly.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -22,7 +25,7 @@ MESSAGE_WEIGHT = "message_weight"
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """One token sequence. ``scored[i]`` says whether token i carries loss; token 0 never can.
+    """One token sequence. ``scored[i]`` is True if token i carries loss; token 0 never does, as nothing predicts it.
 
     role: ``text``, ``completion``, ``chosen``, ``rejected``; the algorithm's Batch tells them apart by it.
     ref_logp: the reference's log-probability of each scored token, once computed; else None.
@@ -54,24 +57,24 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The unit of sampling: one or more sequences that must share a micro-batch, and numbers for the loss."""
+    """The unit of sampling: sequences that must share a micro-batch, and numbers for the loss (``columns``)."""
 
     source: str
-    """Where it came from (``train.jsonl:17``), for messages."""
+    """The place of its row (``train.jsonl:17``), for messages."""
     sequences: tuple[TokenSequence, ...]
     columns: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each sequence."""
+        """The number of tokens of each sequence."""
         return tuple(len(s) for s in self.sequences)
 
 
 class Examples(Protocol):
-    """A store of tokenised examples, in memory or memory-mapped."""
+    """A collection of tokenised examples, in memory or memory-mapped."""
 
     fingerprint: str
-    """sha256 over content, tokenizer, template and settings: the same data, the same string."""
+    """sha256 over content, tokenizer, template and settings: the same for the same data."""
 
     def __len__(self) -> int: ...
 
@@ -79,27 +82,27 @@ class Examples(Protocol):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """[N] tokens of each example, all its sequences together."""
+        """[N] the number of tokens of each example, over all its sequences."""
         ...
 
     @property
     def sources(self) -> NDArray[np.int32]:
-        """[N] which of the mixture's sources each example came from."""
+        """[N] the index of each example's source in the mixture."""
         ...
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Mixture weight of each source."""
+        """The mixture weight of each source."""
         ...
 
 
 class InMemory:
-    """Examples made on the fly, all of one source."""
+    """Examples in a list, all of one source."""
 
     fingerprint = ""
     weights = (1.0,)
 
-    def __init__(self, examples: Listed[Example]) -> None:
+    def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = examples
         self.lengths: NDArray[np.int64] = np.array([sum(e.lengths) for e in examples], np.int64)
         self.sources: NDArray[np.int32] = np.zeros(len(examples), np.int32)
@@ -110,6 +113,8 @@ class InMemory:
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
 
+
+# The store: a memory-mapped Arrow file, and a manifest that is written last and proves the file whole.
 
 SCHEMA = pa.schema(
     {
@@ -125,8 +130,8 @@ SCHEMA = pa.schema(
 )
 
 
-def to_batch(examples: Sequence[Example], which: Sequence[int]) -> pa.RecordBatch:
-    """Examples as one Arrow record batch."""
+def to_record_batch(examples: Sequence[Example], which: Sequence[int]) -> pa.RecordBatch:
+    """Return examples as one Arrow record batch. which: the index of each example's source in the mixture."""
 
     def ragged(rows: list[list[NDArray[Any]]], kind: Any) -> pa.Array:
         flat = [part for row in rows for part in row]
@@ -169,9 +174,9 @@ class _Ragged:
 
 
 class Store:
-    """The ``Examples`` protocol over Arrow record batches, in memory or memory-mapped; no array is copied.
+    """Examples held in Arrow record batches, in memory or memory-mapped; no array is copied.
 
-    taught: a hash of the examples' content without the names of their rows; the fingerprint covers both.
+    content_hash: a hash of the examples' content without the names of their rows; the fingerprint covers both.
     """
 
     def __init__(
@@ -179,13 +184,13 @@ class Store:
         batches: Sequence[pa.RecordBatch],
         fingerprint: str,
         weights: Sequence[float] = (1.0,),
-        taught: str | None = None,
+        content_hash: str | None = None,
     ) -> None:
-        self.fingerprint, self.taught = fingerprint, taught or fingerprint
+        self.fingerprint, self.content_hash = fingerprint, content_hash or fingerprint
         self.weights = tuple(weights)
         batches = [batch for batch in batches if len(batch)]
         self._firsts = np.cumsum([0, *map(len, batches)])
-        self._said = [[batch[name] for name in ("source", "roles", "columns")] for batch in batches]
+        self._fields = [[batch[name] for name in ("source", "roles", "columns")] for batch in batches]
         self._tokens = [_Ragged.of(batch["tokens"]) for batch in batches]
         self._scored = [_Ragged.of(batch["scored"]) for batch in batches]
         self._weights = [_Ragged.of(batch["weights"]) for batch in batches]
@@ -199,10 +204,10 @@ class Store:
         return int(self._firsts[-1])
 
     def __getitem__(self, index: int) -> Example:
-        index = range(len(self))[index]  # IndexError, and from the end where negative
+        index = range(len(self))[index]  # raises IndexError, and counts from the end where negative
         part = int(np.searchsorted(self._firsts, index, "right")) - 1
         i = index - int(self._firsts[part])
-        source, roles, columns = (column[i].as_py() for column in self._said[part])
+        source, roles, columns = (column[i].as_py() for column in self._fields[part])
         edges = [0, *accumulate(self._parts[part][i].tolist())]
         tokens, scored = self._tokens[part][i], self._scored[part][i].view(np.bool_)
         weights, seen, sequences = self._weights[part][i], 0, list[TokenSequence]()
@@ -221,12 +226,12 @@ class Store:
         weights: Sequence[float],
         batches: Iterable[pa.RecordBatch],
         notes: Callable[[], Any] = lambda: None,
-        taught: str | None = None,
+        content_hash: str | None = None,
     ) -> Store:
         """Write the batches as they come and, once they are all there, a manifest with ``notes()``.
 
-        Each file is written beside its place, flushed and renamed; data without a manifest do not exist. An exception
-        from ``batches`` or ``notes`` leaves nothing behind.
+        Each file is written under a temporary name, flushed and renamed, the manifest last: data without a manifest
+        count as absent. An exception from ``batches`` or ``notes`` leaves nothing behind.
         """
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{fingerprint}.arrow"
@@ -234,7 +239,8 @@ class Store:
             with pa.ipc.new_file(file, SCHEMA) as writer:
                 for batch in batches:
                     writer.write_batch(batch)
-            manifest = {"weights": list(weights), "notes": notes(), "taught": taught}
+            # The key "taught" is the one that caches of earlier versions have.
+            manifest = {"weights": list(weights), "notes": notes(), "taught": content_hash}
         manifest["files"] = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)}}
         write_json(path.with_suffix(".json"), manifest)
         store, _ = cls.open(directory, fingerprint) or (None, None)
@@ -243,7 +249,7 @@ class Store:
 
     @classmethod
     def open(cls, directory: Path, fingerprint: str) -> tuple[Store, Any] | None:
-        """A store and its notes, or None where there is none. Raises AlignError where the files are damaged."""
+        """Return a store and its notes, or None where there is none. Raises AlignError where the files are damaged."""
         path = directory / f"{fingerprint}.arrow"
         try:
             manifest = read_json(path.with_suffix(".json"), "delete it")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.core.data.rows import BadRow, BadRows, read_report, write_report
-from align.core.data.sources import Reading, Row
+from align.core.data.sources import GoodRow, Reading
 from align.core.util.atomic_files import sha256
 from align.schemas.errors import AlignError
 from align.schemas.records import Kind, Record
@@ -44,7 +44,7 @@ class Split:
     digests: array[int] = field(default_factory=lambda: array("Q"))
     hash: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, row: Row, source: int) -> None:
+    def add(self, row: GoodRow, source: int) -> None:
         """Append one row of the source with this index."""
         self.records.append(row.record)
         self.sources.append(source)
@@ -125,7 +125,7 @@ def load_records(
     )
 
 
-def split_position(row: Row) -> float:
+def split_position(row: GoodRow) -> float:
     """Return a row's position in [0, 1), from a hash of its content; rows below the held-out fraction are held out.
 
     So a row stays on its side whatever rows are added or removed, and rows that differ only in their ids stay together.
@@ -177,7 +177,7 @@ def _rows(
     bad: BadRows,
     reports: list[dict[str, Any]],
     progress: bool | None,
-) -> Iterator[Row]:
+) -> Iterator[GoodRow]:
     """Yield the good rows of a source; add the bad ones to ``bad`` and a summary of the source to ``reports``."""
     reading, good, before = Reading(source, kinds), 0, len(bad)
     # Files are hashed in a thread while the rows are read, because hashing releases the interpreter's lock.
@@ -283,7 +283,7 @@ class _Stream:
         """Return the next good row, None at the end of a pass without one; bad rows are counted in the first pass."""
         while True:
             for item in self.items:
-                if isinstance(item, Row):
+                if isinstance(item, GoodRow):
                     self.row, self.drawn, self.has_good_row = self.row + 1, self.drawn + 1, True
                     return item.record
                 self.row += item.kind != "empty-file"

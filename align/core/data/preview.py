@@ -1,4 +1,4 @@
-"""A data file as an algorithm would see it: what ``align data show`` prints."""
+"""Show the examples that an algorithm would make of a data file, for ``align data show``."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from align.core.data.encode import Encoder
 from align.core.data.examples import Example, TokenSequence
 from align.core.data.rows import BadRow, BadRows
 from align.core.data.sources import Reading
-from align.core.data.template_checks import Finding, Settings, Tally
-from align.core.data.tokenize import CHUNK_ROWS, WORTH_PROCESSES, examples_of, prepare
+from align.core.data.template_checks import Tally, TemplateFinding, TokenizationSettings
+from align.core.data.tokenize import CHUNK_ROWS, WORTH_PROCESSES, make_examples, tokenize_chunk
 from align.core.util.parallel import ordered_map
 from align.schemas.records import Record
 from align.schemas.run import Source
 
 SCORED, GIVEN = ("green", "green underline"), ("bright_black", "bright_black underline")
-"""Every other token is underlined, so that one sees where a token ends."""
+"""Styles of scored and unscored tokens. Every other token is underlined, to show where tokens end."""
 
 
 @dataclass
-class Look:
-    """What was seen. first: the first rows with the examples they give. rows: good ones, bad: those not readable."""
+class Preview:
+    """A preview of a source. first: the first records with their examples. rows: the number of good rows."""
 
     first: list[tuple[Record, list[Example]]] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[TemplateFinding] = field(default_factory=list)
     rows: int = 0
     bad: BadRows = field(default_factory=BadRows)
 
     @property
     def clean(self) -> bool:
-        """Whether training on it would start."""
+        """True if training on the source would start."""
         return not len(self.bad) and all(finding.level != "error" for finding in self.findings)
 
 
-def look(source: Source, encoder: Encoder, settings: Settings, first: int, progress: bool | None = None) -> Look:
+def preview_source(
+    source: Source, encoder: Encoder, settings: TokenizationSettings, first: int, progress: bool | None = None
+) -> Preview:
     """Read a source, make examples of all its rows and keep those of the ``first``.
 
     Raises AlignError where the source cannot be read, or holds nothing that the algorithm learns from.
     """
     settings.check(encoder)
-    seen, tally = Look(), Tally()
+    seen, tally = Preview(), Tally()
     reading = Reading(source, settings.learns_from)
 
     def records() -> Iterator[Record]:
@@ -55,7 +57,7 @@ def look(source: Source, encoder: Encoder, settings: Settings, first: int, progr
                 seen.bad.add(item)
                 continue
             if seen.rows < first:
-                seen.first.append((item.record, examples_of(item.record, encoder, settings)[0]))
+                seen.first.append((item.record, make_examples(item.record, encoder, settings)[0]))
             seen.rows += 1
             yield item.record
 
@@ -63,21 +65,23 @@ def look(source: Source, encoder: Encoder, settings: Settings, first: int, progr
     chunks: Iterator[Sequence[Record]] = iter(lambda: list(islice(rows, CHUNK_ROWS)), [])
     large = sum(part.size for part in reading.parts) >= WORTH_PROCESSES
     items = ((chunk, [0] * len(chunk)) for chunk in chunks)
-    for _, noticed in ordered_map(prepare, (encoder, settings), items, len(os.sched_getaffinity(0)) if large else 0):
+    for _, noticed in ordered_map(
+        tokenize_chunk, (encoder, settings), items, len(os.sched_getaffinity(0)) if large else 0
+    ):
         tally.merge(noticed)
     seen.findings = tally.findings(settings, encoder)
     return seen
 
 
 def legend(colour: bool) -> Text:
-    """How to read what ``shown`` gives."""
+    """Return the legend for the output of ``format_example``."""
     scored = Text("scored", SCORED[0]) if colour else Text("[[scored]]")
     rest = "; every other token is underlined" * colour + "; ↵ is a line end"
     return Text.assemble("what is learned: ", scored, ", what is only read: ", ("not scored", GIVEN[0]), rest)
 
 
-def shown(example: Example, encoder: Encoder, colour: bool) -> Text:
-    """An example, sequence by sequence. Without ``colour`` what is scored stands in double brackets."""
+def format_example(example: Example, encoder: Encoder, colour: bool) -> Text:
+    """Return an example as text, sequence by sequence. Without ``colour`` scored tokens are in double brackets."""
     numbers = "".join(f", {name} {value:g}" for name, value in example.columns.items())
     text = Text.assemble((visible(example.source) + numbers, "bold"))
     for sequence in example.sequences:
@@ -99,7 +103,7 @@ def _tokens(sequence: TokenSequence, encoder: Encoder, colour: bool) -> Iterator
 
 
 def visible(text: str) -> str:
-    """Text from data with each character spelt out that a terminal might obey: controls, escapes, changes of direction.
+    """Return text with characters that a terminal might obey (controls, escapes, direction marks) written as escapes.
 
     Line ends stay.
     """

@@ -164,11 +164,6 @@ WORTH_PROCESSES = 64 * 2**20
 """Bytes from which starting worker processes saves time."""
 
 
-def read_rows(source: Source, kinds: Iterable[Kind] = KINDS) -> Iterator[Row | BadRow]:
-    """Yield all rows of a source in the order of its files. Raises AlignError as ``Reading`` does."""
-    yield from Reading(source, kinds).rows()
-
-
 class Reading:
     """An opened source: its parts, and the form of its rows (None where no row can be parsed).
 
@@ -185,7 +180,7 @@ class Reading:
 
     def rows(
         self, *, workers: int | None = None, progress: bool | None = None, start: int = 0, unique: bool = True
-    ) -> Iterator[Row | BadRow]:
+    ) -> Iterator[GoodRow | BadRow]:
         """Yield all rows in order.
 
         workers: processes, by default one per core where the source is large enough. progress: show a bar; None: as
@@ -199,14 +194,14 @@ class Reading:
             workers = 0
         form, ids, rows = self.form, dict[str | int, str](), 0
         reader, pending = Reader(form, self.formats, self.source.columns), deque[_Piece]()
-        found_in_order = ordered_map(work, reader, self._jobs(start, pending), workers)
+        found_in_order = ordered_map(convert_chunk, reader, self._jobs(start, pending), workers)
         with Work(f"reading {visible(self.source.path)}", total / 1e6 or None, unit="MB", shown=progress) as bar:
             for found in found_in_order:
                 piece = pending.popleft()
                 bar.update(piece.done / 1e6)
                 rows += piece.skipped + len(found)
                 for item in found:
-                    if isinstance(item, Row):
+                    if isinstance(item, GoodRow):
                         record = item.record
                         if form and form.conversational is None:
                             form = Form(form.format, record.kind, record.conversational)
@@ -220,7 +215,7 @@ class Reading:
                         yield BadRow(piece.part.name, 0, "empty-file", "", "has no rows")
                     rows = 0
 
-    def _jobs(self, start: int, pending: deque[_Piece]) -> Iterator[Job]:
+    def _jobs(self, start: int, pending: deque[_Piece]) -> Iterator[ChunkJob]:
         """Yield the jobs of all parts, and append to ``pending`` a note on each for the collecting process."""
         before = 0
         for part in self.parts:
@@ -230,19 +225,19 @@ class Reading:
                 if skip and skip == len(chunk):
                     chunk = Table([])
                 pending.append(_Piece(part, before + done, skip))
-                yield Job(part.name, chunk, skip)
+                yield ChunkJob(part.name, chunk, skip)
             before += part.size
             pending.append(_Piece(part, before, 0, ends=True))
-            yield Job(part.name, Table([]), 0)
+            yield ChunkJob(part.name, Table([]), 0)
 
     def _recognised(self) -> Form | None:
         """Return the form of most of the first SAMPLE rows that parse; rows that fit a format count before others."""
-        sure, unsure = Counter[_Vote](), Counter[_Vote]()
+        sure, unsure = Counter[_FormVote](), Counter[_FormVote]()
         for row in islice(self._sample(), SAMPLE):
             found = fitting(self.wanted, row, self.kinds)
             alone = found[0] if len(found) == 1 else None
             names, shape = tuple(format.name for format in found), alone and alone.shape(row)
-            vote = _Vote(names, shape.kind if shape else None, None, () if found else tuple(row))
+            vote = _FormVote(names, shape.kind if shape else None, None, () if found else tuple(row))
             try:
                 if alone:
                     record = alone.convert(row, "")
@@ -290,7 +285,7 @@ class _Piece(NamedTuple):
     ends: bool = False
 
 
-class _Vote(NamedTuple):
+class _FormVote(NamedTuple):
     """The form that one row of the sample suggests: candidate formats, kind, style, and its keys where none fits."""
 
     names: tuple[str, ...]
@@ -370,13 +365,13 @@ _ALIASES = {
 }
 
 
-def _mixed(row: Row, form: Form) -> BadRow:
+def _mixed(row: GoodRow, form: Form) -> BadRow:
     """Return the BadRow for a row of another kind or style than its source."""
     this = Form(form.format, row.record.kind, row.record.conversational)
     return _bad(row, RowError("mixed", f"is a {this.words} row among {form}"))
 
 
-def _unique(row: Row, ids: dict[str | int, str]) -> Row | BadRow:
+def _unique(row: GoodRow, ids: dict[str | int, str]) -> GoodRow | BadRow:
     """Return the row, or a BadRow if an earlier one has its ``id``; ids: the place of the first row with each id."""
     name = row.record.columns.get("id")
     if not isinstance(name, (str, int)):
@@ -387,7 +382,7 @@ def _unique(row: Row, ids: dict[str | int, str]) -> Row | BadRow:
     return _bad(row, RowError("duplicate-id", f"is {ascii(name)[:80]}, as in {first}", "id"))
 
 
-def _bad(row: Row, fault: RowError) -> BadRow:
+def _bad(row: GoodRow, fault: RowError) -> BadRow:
     """Return the BadRow for a row that converted but cannot be used beside the others."""
     file, _, line = row.record.source.rpartition(":")
     return bad_row(file, int(line), fault)
@@ -396,7 +391,7 @@ def _bad(row: Row, fault: RowError) -> BadRow:
 # Converting: one parsed row to a Record or a BadRow. This part runs in worker processes.
 
 
-class Row(NamedTuple):
+class GoodRow(NamedTuple):
     """One good row. digest: 8 bytes over the record's content; id, place and further columns do not count."""
 
     record: Record
@@ -420,7 +415,7 @@ class Form(NamedTuple):
         return f"{self.words} rows (format {self.format.name})"
 
 
-class Job(NamedTuple):
+class ChunkJob(NamedTuple):
     """A chunk of the file called ``file``, of which the first ``skip`` rows are not wanted."""
 
     file: str
@@ -445,13 +440,13 @@ class Reader:
         known = self.form.format.known if self.form else frozenset[str]()
         object.__setattr__(self, "judging", frozenset(_judging(self.formats)) - known)
 
-    def row(self, file: str, line: int, row: dict[str, Any] | RowError) -> Row | BadRow:
+    def row(self, file: str, line: int, row: dict[str, Any] | RowError) -> GoodRow | BadRow:
         """Convert one row to a Record, or to a BadRow that says why it cannot be used."""
         try:
             if isinstance(row, RowError):
                 raise row
             record = self._convert(self.renamed(row), f"{file}:{line}")
-            return Row(record, digest(record))
+            return GoodRow(record, digest(record))
         except RowError as error:
             fault = error
         except ValueError as error:
@@ -533,7 +528,7 @@ def _judging(formats: Iterable[Format]) -> Iterator[str]:
             yield from shape.required if shape.kind == "unpaired" else ()
 
 
-def work(reader: Reader, job: Job) -> list[Row | BadRow]:
+def convert_chunk(reader: Reader, job: ChunkJob) -> list[GoodRow | BadRow]:
     """Convert the rows of one chunk."""
     wanted = islice(job.chunk.rows(), job.skip, None)
     return [reader.row(job.file, line, row) for line, row in wanted]

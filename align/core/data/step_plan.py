@@ -1,8 +1,8 @@
-"""The step plan: which examples make which optimizer step, and how a step is cut into micro-batches. Pure; no torch.
+"""The step plan: the examples of each optimizer step, and the division of a step into micro-batches. Needs no torch.
 
-What is learned follows from ``epoch_order`` alone: seed, epoch and batch size. ``make_micro_batches`` decides only
-where and in what portions it is computed, and ``denominators`` counts over the whole step, so gradients do not depend
-on the cut.
+``epoch_order`` alone decides what is learned, from seed, epoch and batch size. ``make_micro_batches`` decides only on
+which rank and in which forward pass an example is computed, and ``denominators`` counts over the whole step, so that
+gradients do not depend on the division.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ Layout = Literal["packed", "padded"]
 Indices = NDArray[np.int64]
 
 FORWARD: Mapping[str, int] = {"cpu": 64, "cuda": 4096}
-"""What a forward and backward pass costs before its first token, in tokens' worth of time: splitting a step further
-must save more padding than that. One CPU core: 30 to 90, measured on models of 0.1M to 40M parameters (torch 2.13).
+"""The fixed cost of a forward and backward pass, as the number of tokens that take the same time: splitting a step
+further must save more padding than that. One CPU core: 30 to 90, measured on models of 0.1M to 40M parameters (torch
+2.13).
 
 A GPU waits for the launches of its kernels: on an H200 a pass of 336M parameters takes 0.11 s for 4,096 tokens as for
 8,192, so 8,192 here is 19% faster than 2,048 (benchmarks/gpu). A larger model's tokens take longer and its launches do
@@ -29,12 +30,12 @@ not: the same wait is worth some 3,000 tokens of a model of 1.2B. The figure lie
 
 
 def epoch_order(sources: ArrayLike, weights: Sequence[float], seed: int, epoch: int, batch_size: int) -> list[Indices]:
-    """The steps of one epoch, as arrays of example indices; the last step may be short.
+    """Return the steps of one epoch, as arrays of example indices; the last step may be short.
 
-    sources  [N] which source each example came from; weights: one per source.
+    sources: [N] the source of each example. weights: the mixture weight of each source.
 
-    With equal weights an epoch is every example once. Otherwise it has N draws as well, shared out among the sources
-    by weight (largest remainder). Each source is an endless sequence of shuffled passes over its examples, and an
+    With equal weights an epoch is every example once. Otherwise it also has N draws, divided among the sources by
+    weight (largest remainder method). Each source is an endless sequence of shuffled passes over its examples, and an
     epoch takes the next ones: an example comes again only after all others of its source, across epochs too.
     """
     sources = np.asarray(sources)
@@ -49,7 +50,7 @@ def epoch_order(sources: ArrayLike, weights: Sequence[float], seed: int, epoch: 
 
 
 def _quotas(sizes: Indices, weights: Sequence[float]) -> list[int]:
-    """How many draws of an epoch each source gets; they add up to the number of examples."""
+    """Return the number of draws that each source gets in an epoch; they add up to the number of examples."""
     if len(set(weights)) <= 1:
         return [int(size) for size in sizes]
     shares = np.where(sizes > 0, np.asarray(weights, float), 0.0)
@@ -60,7 +61,7 @@ def _quotas(sizes: Indices, weights: Sequence[float]) -> list[int]:
 
 
 def _stretch(size: int, start: int, length: int, key: tuple[int, int]) -> Indices:
-    """Items ``start ... start + length`` of an endless sequence of shuffled passes over ``range(size)``."""
+    """Return items ``start ... start + length`` of an endless sequence of shuffled passes over ``range(size)``."""
     if not length:
         return np.empty(0, np.int64)
     first, last = start // size, (start + length - 1) // size
@@ -76,34 +77,36 @@ def make_micro_batches(
     layout: Layout,
     forward: int = FORWARD["cpu"],
 ) -> list[list[list[int]]]:
-    """Cut one step into ``[rank][micro-batch][position of the example in the step]``.
+    """Divide one step into ``[rank][micro-batch][position of the example in the step]``.
 
     lengths       tokens of each sequence of each example; an example's sequences stay together
     micro_tokens  most tokens in a micro-batch, padding included; an example longer than that gets its own
     micro_size    most examples in a micro-batch
-    forward       what a pass costs beside its tokens, in tokens: ``FORWARD`` of the device
+    forward       the fixed cost of a pass in tokens: ``FORWARD`` of the device
 
-    Every rank gets the same number of micro-batches, at least one; those at the same place cost about the same, the
-    dearest first. Where there is nothing left to share out a micro-batch is empty.
+    Every rank gets the same number of micro-batches, at least one; those at the same position cost about the same,
+    the most expensive first. With fewer examples than micro-batches some micro-batches are empty.
     """
-    step = (_Packed if layout == "packed" else _Padded)(lengths, micro_size or max(1, len(lengths)))
+    most = micro_size or max(1, len(lengths))
+    step = _Packed(lengths, most) if layout == "packed" else _Padded(lengths, most)
     tokens = sum(map(sum, lengths))
     limit = micro_tokens or step.cost(range(len(lengths)))
     per_rank = max(1, -(-len(step.fill(limit)) // world_size))
     best: list[list[list[int]]] = [[[] for _ in range(per_rank)] for _ in range(world_size)]
-    dearest = math.inf
-    # More micro-batches mean less padding and more forward passes; no number of them does better than no padding.
-    while per_rank <= max(1, len(lengths)) and tokens / world_size + forward * per_rank < dearest:
+    lowest_cost = math.inf
+    # More micro-batches mean less padding but more forward passes. The search ends when even a division without any
+    # padding would cost more than the best one found.
+    while per_rank <= max(1, len(lengths)) and tokens / world_size + forward * per_rank < lowest_cost:
         ranks = _deal(_level(step, per_rank * world_size, limit, tokens), step, world_size, per_rank)
-        price = max(sum(map(step.cost, rank)) for rank in ranks) + forward * per_rank
-        if price < dearest:
-            best, dearest = ranks, price
+        cost = max(sum(map(step.cost, rank)) for rank in ranks) + forward * per_rank
+        if cost < lowest_cost:
+            best, lowest_cost = ranks, cost
         per_rank += max(1, per_rank // 4)
     return [[sorted(micro) for micro in rank] for rank in best]
 
 
 class _Padded:
-    """Rows as wide as their longest: neighbours in length go together."""
+    """A padded step: rows are as wide as the longest of their group, so examples of similar length go together."""
 
     def __init__(self, lengths: Sequence[tuple[int, ...]], size: int) -> None:
         self.size, self.rows = size, [len(each) for each in lengths]
@@ -111,11 +114,11 @@ class _Padded:
         self.order = sorted(range(len(lengths)), key=lambda i: -self.width[i])
 
     def cost(self, group: Sequence[int]) -> int:
-        """Positions computed, padding included."""
+        """Return the positions computed for a group, padding included."""
         return sum(self.rows[i] for i in group) * max((self.width[i] for i in group), default=0)
 
     def fill(self, limit: int) -> list[list[int]]:
-        """Every example in one group; no group dearer than the limit but those of one example."""
+        """Put every example into a group; no group costs more than the limit unless it is one example."""
         groups: list[list[int]] = []
         rows = 0
         for i in self.order:
@@ -129,18 +132,18 @@ class _Padded:
 
 
 class _Packed:
-    """One row without padding: first fit, longest first."""
+    """A packed step: one row without padding; groups are filled by first fit, longest example first."""
 
     def __init__(self, lengths: Sequence[tuple[int, ...]], size: int) -> None:
         self.size, self.tokens = size, [sum(each) for each in lengths]
         self.order = sorted(range(len(lengths)), key=lambda i: -self.tokens[i])
 
     def cost(self, group: Sequence[int]) -> int:
-        """Positions computed."""
+        """Return the positions computed for a group."""
         return sum(self.tokens[i] for i in group)
 
     def fill(self, limit: int) -> list[list[int]]:
-        """Every example in one group; no group dearer than the limit but those of one example."""
+        """Put every example into a group; no group costs more than the limit unless it is one example."""
         groups: list[list[int]] = []
         room: list[int] = []
         for i in self.order:
@@ -156,7 +159,7 @@ class _Packed:
 
 
 def _level(step: _Padded | _Packed, count: int, limit: int, tokens: int) -> list[list[int]]:
-    """At most ``count`` groups, the dearest of them as cheap as that allows."""
+    """Return at most ``count`` groups with the lowest possible cost of the most expensive one, by binary search."""
     groups = step.fill(limit)
     low, high = -(-tokens // count), limit
     while low < high:
@@ -170,7 +173,7 @@ def _level(step: _Padded | _Packed, count: int, limit: int, tokens: int) -> list
 
 
 def _deal(groups: list[list[int]], step: _Padded | _Packed, world_size: int, per_rank: int) -> list[list[list[int]]]:
-    """Groups to ranks, dearest first; of each round the dearest goes to the rank with the least so far."""
+    """Assign groups to ranks in rounds, the most expensive first, each to the rank with the lowest cost so far."""
     groups = sorted(groups, key=lambda group: -step.cost(group))
     groups += [[] for _ in range(world_size * per_rank - len(groups))]
     ranks: list[list[list[int]]] = [[] for _ in range(world_size)]

@@ -1,13 +1,13 @@
-"""Render chat templates in a process of their own, under limits of time and memory.
+"""Render chat templates in a separate process, under limits of time and memory.
 
 A template is a program that came with a model. jinja2's sandbox keeps it from the machine, but not from running for
 ever or filling the memory: ``{{ 10 ** 10 ** 9 }}`` is one operation in C, which no signal handler and no other
-thread can interrupt. The kernel can: this process has a limited address space and a limit of processor time at which
-it is ended. So the limits hold for whatever a template does and from whichever thread it is asked for, and a busy
-machine does not make a good template a slow one.
+thread can interrupt. The kernel can: the process has a limited address space and a limit of processor time at which
+it is ended. So the limits hold for whatever a template does and from whichever thread it is rendered, and a busy
+machine does not make a good template fail. This file is also that process's program, so it imports jinja2 alone.
 
-The environment is that of transformers' ``apply_chat_template``; the process imports jinja2 alone and starts in a
-tenth of a second, once for each process that renders.
+The environment is that of transformers' ``apply_chat_template``. The process starts in a tenth of a second, once for
+each process that renders.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ import jinja2.ext
 import jinja2.sandbox
 
 MEMORY = 2 << 30
-"""Address space of the process in bytes: some forty times the longest text that is let in."""
+"""Address space of the process in bytes: some forty times the longest text that is accepted."""
 
 WAIT_FACTOR, GRACE_SECONDS = 10.0, 30.0
-"""The longest wait for a reply: so many seconds for each second of processor time, and so many more.
+"""The longest wait for a reply: WAIT_FACTOR seconds for each second of processor time, and GRACE_SECONDS more.
 
 The limit proper is processor time; this only bounds the wait for a process that stands still."""
 
@@ -46,15 +46,15 @@ FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
 template is not at fault."""
 
 
-class Job(NamedTuple):
+class RenderJob(NamedTuple):
     """One rendering. marks: texts to write at ``{% generation %}`` and at ``{% endgeneration %}``."""
 
     variables: dict[str, Any]
     marks: tuple[str, str] = ("", "")
 
 
-class Failed(NamedTuple):
-    """The reason why a rendering gave no text."""
+class RenderFailure(NamedTuple):
+    """The reason why a rendering produced no text."""
 
     why: str
 
@@ -97,7 +97,7 @@ def _compiled(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
-def _rendered(source: str, job: Job, characters: int) -> str:
+def _rendered(source: str, job: RenderJob, characters: int) -> str:
     _Generation.marks = job.marks
     blocks, left = list[str](), characters
     for block in _compiled(source).generate(job.variables):
@@ -111,7 +111,7 @@ def _rendered(source: str, job: Job, characters: int) -> str:
 def _reply(source: str, jobs: Sequence[tuple[Any, ...]], seconds: float, characters: int) -> bytes:
     """Return the texts as JSON, with ``[why]`` for one that failed. No pickle: what a template makes is not trusted."""
     found: list[str | list[str]] = []
-    for job in map(Job._make, jobs):
+    for job in map(RenderJob._make, jobs):
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             found.append(_rendered(source, job, characters))
@@ -131,7 +131,7 @@ def _why(error: Exception) -> str:
 def _serve(connection: Connection) -> None:
     """Render until the other end is closed, which also happens when that process is killed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole group, they are for the process that asks
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group, but meant for the parent
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends this process, in the middle of whatever it does
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     with suppress(ValueError, OSError):  # a system without such limits
@@ -164,22 +164,26 @@ class _Process:
         self._sources: dict[str, int] = {}
         """Templates that were sent to the process, with their numbers: each is sent once."""
 
-    def ask(self, source: str, jobs: Sequence[Job], seconds: float, characters: int) -> list[str | Failed]:
-        """Return what ``render`` does.
+    def render(
+        self, source: str, jobs: Sequence[RenderJob], seconds: float, characters: int
+    ) -> list[str | RenderFailure]:
+        """Do what the function ``render`` does.
 
         Raises TimeoutError where a job exceeds its limit, OSError where no process can be started or two are
         killed.
         """
         with self._lock:
-            found = self._ask(source, jobs, seconds, characters)
+            found = self._render_once(source, jobs, seconds, characters)
             if found is None:  # once more in a new process: a busy machine is no reason to refuse a good row
-                found = self._ask(source, jobs, seconds, characters)
+                found = self._render_once(source, jobs, seconds, characters)
         if found is None:
             raise OSError(errno.ECHILD, "it was killed twice")
         return found
 
-    def _ask(self, source: str, jobs: Sequence[Job], seconds: float, characters: int) -> list[str | Failed] | None:
-        """Ask once; return None where the process was ended from outside."""
+    def _render_once(
+        self, source: str, jobs: Sequence[RenderJob], seconds: float, characters: int
+    ) -> list[str | RenderFailure] | None:
+        """Render the jobs in one attempt; return None if the process was ended from outside."""
         plain = [tuple(job) for job in jobs]  # the process does not import this module
         connection = self._open()
         number = self._sources.get(source)
@@ -197,13 +201,13 @@ class _Process:
             if status in FROM_OUTSIDE:
                 return None
             name = signal.Signals(-status).name if status < 0 else f"status {status}"
-            return [Failed(f"the process that renders it ended with {name}")] * len(jobs)
+            return [RenderFailure(f"the process that renders it ended with {name}")] * len(jobs)
         except BaseException:  # Ctrl-C between request and reply: else the next request would read this reply
             self._end()
             raise
         if isinstance(found, str):
-            return [Failed(found)] * len(jobs)
-        return [one if isinstance(one, str) else Failed(one[0]) for one in found]
+            return [RenderFailure(found)] * len(jobs)
+        return [one if isinstance(one, str) else RenderFailure(one[0]) for one in found]
 
     def _open(self) -> Connection:
         if self._connection is None or self._owner != os.getpid():  # a forked child must not share its parent's
@@ -245,13 +249,13 @@ _process = _Process()
 atexit.register(_process.close)
 
 
-def render(source: str, jobs: Sequence[Job], seconds: float, characters: int) -> list[str | Failed]:
+def render(source: str, jobs: Sequence[RenderJob], seconds: float, characters: int) -> list[str | RenderFailure]:
     """Return the text of each job under the template ``source``, or why there is none.
 
     seconds: limit of processor time for each job. characters: longest text. Raises TimeoutError for a job over its
     limit, and OSError where no process can be started or it is killed twice.
     """
-    return _process.ask(source, jobs, seconds, characters)
+    return _process.render(source, jobs, seconds, characters)
 
 
 if __name__ == "__main__":

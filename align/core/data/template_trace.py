@@ -1,10 +1,10 @@
 """Find the text of a row that a chat template leaves out or changes.
 
-Whether a string is somewhere in the rendered text cannot be seen from the text: what is lost may stand elsewhere by
-chance, and what is there may be escaped, trimmed or moved. So every string of the row gets marks, characters that no
-text uses, inside its words, and the row is rendered a second time. Where that is the first text with marks in it, the
-marks tell what became of each string, whatever the template did with it on the way; a mark that is missing is text
-that is missing. Where it is not (a template that counts letters), the strings are looked for in the text itself.
+Searching the rendered text for a string does not show whether the template wrote it: lost text may occur elsewhere by
+chance, and text that is there may be escaped, trimmed or moved. So marks, which are characters that no text uses, are
+put inside the words of every string, and the row is rendered a second time. If the result is the first text plus marks,
+the marks show what became of each string, whatever the template did with it; a missing mark is missing text. If it is
+not (a template that counts letters), the strings are searched for in the text itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from align.core.data.encode import Span
-from align.core.data.template_sandbox import Failed
+from align.core.data.template_sandbox import RenderFailure
 from align.schemas.records import Message
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -40,7 +40,7 @@ _MARK = (  # as itself, as JSON escapes it, as Python does
     r"|\\U00(?:0[fF]|10)[0-9a-fA-F]{4}"
 )
 _INK = re.compile(r"\S")
-_HIDDEN = "\ufdd2\\d+\ufdd3"  # a special token's spelling, as the Guard hides it
+_HIDDEN = "\ufdd2\\d+\ufdd3"  # a special token's form, as the Guard hides it
 _AFTER_THOUGHT = re.compile(r"</\W?(?:think|thought|reason)\w*\W?>|\[/THINK\]|<\|?end_of_thought\|?>|<channel\|>", re.I)
 _PARTS = ("text", "thinking", "reasoning", "value", "content")  # fields of a content part that hold text
 # Numbers take no mark, so each is replaced by one that no row is likely to hold: this plus the number of its leaf.
@@ -85,7 +85,7 @@ class Trace(NamedTuple):
 
 
 class Tracer:
-    """Puts marks into one row's messages and tools, and reads them in what the template ``source`` makes of it.
+    """The marks in one row's messages and tools: put in before rendering, read in the output of template ``source``.
 
     variables: the other variables that the template is given.
     """
@@ -102,14 +102,14 @@ class Tracer:
     def plain(self) -> bool:
         """True if every message has a string as content and nothing else that is rendered.
 
-        For such rows, the most common, ``look`` saves the second rendering.
+        For such rows, the most common, ``trace_plain`` saves the second rendering.
         """
         others = {"tool_calls", *REASONING}
         return not self._tools and all(
             isinstance(message.get("content"), str) and not others & message.keys() for message in self._messages
         )
 
-    def look(self, text: str) -> Trace | None:
+    def trace_plain(self, text: str) -> Trace | None:
         """Return a trace without losses if each content stands unchanged in the text, in order; else None.
 
         A content that the template might write by itself ("user", a default system prompt) proves nothing: then None.
@@ -125,14 +125,14 @@ class Tracer:
             if start < 0 or content in others:
                 return None
             end = start + len(content)
-            places[i] = [start + 1, max(start + 1, end - 1)]  # as marks stand
+            places[i] = [start + 1, max(start + 1, end - 1)]  # the positions that marks would have
         return Trace([], places, None)
 
-    # Marking.
+    # Putting marks in.
 
     @cached_property
     def traced(self) -> tuple[list[Message], Any]:
-        """The messages and the tools with marks in their strings."""
+        """The messages and the tools, with marks in their strings."""
         messages = [self._message(i, message) for i, message in enumerate(self._messages)]
         return messages, [self._tool(f"tools[{n}]", tool) for n, tool in enumerate(self._tools or ())] or self._tools
 
@@ -234,15 +234,15 @@ class Tracer:
         """Return the number of the same type that stands for this one."""
         leaf = len(self._leaves)
         self._leaves.append(_Leaf(i, field, value))
-        if not isfinite(value):  # JSON and Python spell it unlike
+        if not isfinite(value):  # JSON and Python write it differently
             return value
         other = _NUMBER + leaf + (0.5 if isinstance(value, float) else 0)
         self._numbers[repr(other)] = (leaf, repr(value))
         return other
 
-    # Reading.
+    # Reading marks.
 
-    def read(self, plain: str, traced: str | Failed, generation: tuple[str, str]) -> Trace:
+    def read(self, plain: str, traced: str | RenderFailure, generation: tuple[str, str]) -> Trace:
         """Return the trace of the row in ``plain``, from the same text with marks in it.
 
         generation: the markers in ``traced`` around what the template marks as the assistant's. Where ``traced`` is not
@@ -267,7 +267,7 @@ class Tracer:
         for index, leaf in enumerate(self._leaves):
             if index in lost or index in leaves:
                 continue
-            if index not in marks:  # nothing in it takes a mark
+            if index not in marks:  # a leaf without marks
                 if absent := self._search(leaf, plain):
                     lost[index] = absent
             elif (changed := self._change(leaf.value, marks[index], plain, seen)) is not None:
@@ -323,29 +323,29 @@ class Tracer:
                 return start
         first, last = marks[0], marks[-1]
         before, after = self._marks[first][1] - 1, self._marks[last][1]
-        if not any(_beside(text[before], plain, place, -1) for place in seen[first]):
+        if not any(_is_adjacent(text[before], plain, place, -1) for place in seen[first]):
             return before
         inside = _INK.match(text, after) and not self._whole.match(text, after)  # a piece may be one character
-        if inside and not any(_beside(text[after], plain, place, 1) for place in seen[last]):
+        if inside and not any(_is_adjacent(text[after], plain, place, 1) for place in seen[last]):
             return after
         return None
 
     def _search(self, leaf: _Leaf, plain: str) -> Lost | None:
         """Return a leaf as lost if a piece of it is in ``plain`` neither as it is nor escaped for JSON or HTML."""
         if not isinstance(leaf.value, str):
-            spelt = "|".join(re.escape(spelling) for spelling in {json.dumps(leaf.value), str(leaf.value)})
-            asked = sum(json.dumps(other.value) == json.dumps(leaf.value) for other in self._leaves)
-            there = len(re.findall(rf"(?<![\d.])(?:{spelt})(?!\.?\d)", plain))  # 0 is not in 10, nor in 0.5
-            return None if there >= asked else _lost(leaf, 1)
+            written = "|".join(re.escape(form) for form in {json.dumps(leaf.value), str(leaf.value)})
+            wanted = sum(json.dumps(other.value) == json.dumps(leaf.value) for other in self._leaves)
+            found = len(re.findall(rf"(?<![\d.])(?:{written})(?!\.?\d)", plain))  # 0 is not in 10, nor in 0.5
+            return None if found >= wanted else _lost(leaf, 1)
         pieces = [piece.strip() for piece in self._whole.split(leaf.value)]
         for piece in filter(None, pieces):
             escaped = (json.dumps(piece)[1:-1], json.dumps(piece, ensure_ascii=False)[1:-1], html.escape(piece))
-            if not any(spelling in plain for spelling in (piece, *escaped)):
+            if not any(form in plain for form in (piece, *escaped)):
                 return _lost(leaf, leaf.value.index(piece) + 1)
         return None
 
 
-def spans_in(text: str, marked: str | Failed, generation: tuple[str, str]) -> list[Span] | None:
+def spans_in(text: str, marked: str | RenderFailure, generation: tuple[str, str]) -> list[Span] | None:
     """Return the spans of ``text`` between the ``generation`` markers of ``marked``; None where the texts differ."""
     return Tracer("", [], None, {}).read(text, marked, generation).spans
 
@@ -402,15 +402,15 @@ def _unescaped(text: str) -> str:
 
 
 def _same(text: str, written: str) -> bool:
-    """Return whether ``written`` is the text, as it is or escaped for JSON or HTML."""
+    """Return True if ``written`` is the text, as it is or escaped for JSON or HTML."""
     if written == text:
         return True
     once, page = _unescaped(written), html.unescape(written)
     return text in (once, _unescaped(once), page, _unescaped(page))  # a string inside a string is escaped twice
 
 
-def _beside(character: str, plain: str, place: int, side: int) -> bool:
-    """Return whether the character stands before (side -1) or after (side 1) a place, as itself or escaped."""
+def _is_adjacent(character: str, plain: str, place: int, side: int) -> bool:
+    """Return True if the character is before (side -1) or after (side 1) a place, as itself or escaped."""
     windows = (sorted((place, max(0, place + side * width))) for width in range(1, ESCAPED + 1))
     return any(_same(character, plain[start:end]) for start, end in windows)
 

@@ -1,4 +1,7 @@
-"""Records to tokenised examples: in parallel, cached by content, and stopped by what the doctor finds."""
+"""Turn records into tokenised examples, in parallel and cached by content; stop on the template doctor's errors.
+
+record -> rendered and tokenised sequences -> checks -> truncation -> ``Example``.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ import tokenizers
 import transformers
 from numpy.typing import NDArray
 
-from align.core.data.chat_template import drafts
-from align.core.data.encode import Encoder, Refusal
-from align.core.data.examples import MESSAGE_WEIGHT, Example, Store, TokenSequence, to_batch
+from align.core.data.chat_template import tokenize_record
+from align.core.data.encode import Encoder, UnusableRow
+from align.core.data.examples import MESSAGE_WEIGHT, Example, Store, TokenSequence, to_record_batch
 from align.core.data.template_checks import (
     CATALOGUE,
     LEFT_OUT,
-    Draft,
-    Finding,
     Note,
-    Settings,
     Tally,
+    TemplateFinding,
+    TokenizationSettings,
+    UncutSequence,
     examine,
     stop_on_errors,
 )
@@ -37,7 +40,7 @@ from align.core.util.atomic_files import making
 from align.core.util.parallel import ordered_map
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError
-from align.schemas.records import Record
+from align.schemas.records import Content, Record
 from align.schemas.run import Data
 
 if TYPE_CHECKING:
@@ -46,17 +49,17 @@ if TYPE_CHECKING:
     from align.core.algorithm.base import Algorithm
 
 
-# Tokenised examples on disk: a memory-mapped Arrow file and a manifest that is written last and proves it whole.
+# TokenizedData examples on disk: a memory-mapped Arrow file and a manifest that is written last and proves it whole.
 
 
-# One record to finished examples: rendered, examined, cut to length.
+# One record to examples: rendered, checked, truncated.
 
 
-def examples_of(record: Record, encoder: Encoder, settings: Settings) -> tuple[list[Example], list[Note]]:
-    """The examples of one record (none where it cannot be learned from, several where it is split), and its notes."""
+def make_examples(record: Record, encoder: Encoder, settings: TokenizationSettings) -> tuple[list[Example], list[Note]]:
+    """Return the examples of one record (none where it is unusable, several where it is split), and the notes on it."""
     try:
-        made, notes = drafts(record, encoder, settings)
-    except Refusal as refusal:
+        made, notes = tokenize_record(record, encoder, settings)
+    except UnusableRow as refusal:
         return [], [Note(refusal.finding, refusal.detail)]
     except RecursionError:
         return [], [Note("template-failed", "nested too deep")]
@@ -70,7 +73,7 @@ def examples_of(record: Record, encoder: Encoder, settings: Settings) -> tuple[l
     if over:
         longest = max(len(draft.ids) for example in made for draft in example)
         notes.append(Note("truncation", f"{longest:,} tokens", over))
-        made = [part for example in made for part in _cut(example, settings)]
+        made = [part for example in made for part in _truncate(example, settings)]
     columns: dict[str, float] = {}
     if record.kind == "preference":
         columns["margin"] = float(record.margin or 0.0)
@@ -86,46 +89,48 @@ def examples_of(record: Record, encoder: Encoder, settings: Settings) -> tuple[l
     ], notes
 
 
-def _token_data(draft: Draft) -> dict[str, NDArray[np.float32]]:
+def _token_data(draft: UncutSequence) -> dict[str, NDArray[np.float32]]:
     """Return the weights of the scored tokens, if they are not all 1."""
     return {} if draft.weights is None else {MESSAGE_WEIGHT: draft.weights[draft.scored]}
 
 
-def _cut(made: list[Draft], settings: Settings) -> list[list[Draft]]:
-    """What truncation leaves of an example: parts in which each sequence has something scored."""
+def _truncate(made: list[UncutSequence], settings: TokenizationSettings) -> list[list[UncutSequence]]:
+    """Return the parts of an example that truncation leaves; each of their sequences has a scored token."""
     most = settings.max_length
     if all(len(draft.ids) <= most for draft in made):
         return [made]
-    parts: list[list[Draft]] = []
+    parts: list[list[UncutSequence]] = []
     if settings.truncation == "error":  # the run file accepts it, or the run is about to stop
         parts = [made]
     elif settings.truncation == "keep_start":
         parts = [[_piece(d, 0, most) for d in made]]
     elif settings.truncation == "keep_end":
         parts = [[_piece(d, max(0, len(d.ids) - most), len(d.ids)) for d in made]]
-    elif settings.truncation == "split":  # a block begins with the last token of the one before, so none goes unscored
-        parts = [[_piece(d, i, i + most)] for d in made for i in range(0, len(d.ids) - 1, max(1, most - 1))]
+    elif settings.truncation == "split":
+        # Blocks overlap by one token, since nothing predicts, and so scores, the first token of a block.
+        step = max(1, most - 1)
+        parts = [[_piece(d, i, i + most)] for d in made for i in range(0, len(d.ids) - 1, step)]
     return [part for part in parts if all(d.scored.any() or d.role == "prompt" for d in part)]
 
 
-def _piece(draft: Draft, start: int, stop: int) -> Draft:
+def _piece(draft: UncutSequence, start: int, stop: int) -> UncutSequence:
     scored = draft.scored[start:stop].copy()
     scored[:1] = False
     weights = None if draft.weights is None else draft.weights[start:stop]
     return draft._replace(ids=draft.ids[start:stop], scored=scored, weights=weights)
 
 
-def prepare(
-    state: tuple[Encoder, Settings], rows: tuple[Sequence[Record], Sequence[int]]
+def tokenize_chunk(
+    state: tuple[Encoder, TokenizationSettings], rows: tuple[Sequence[Record], Sequence[int]]
 ) -> tuple[pa.RecordBatch, Tally]:
-    """The examples of some records with the mixture's source of each, and what was noticed; runs in any process."""
+    """Return the examples of some records with the index of each one's source, and the notes; runs in any process."""
     made, which, tally = list[Example](), list[int](), Tally()
     for record, source in zip(*rows, strict=True):
-        found, notes = examples_of(record, *state)
+        found, notes = make_examples(record, *state)
         tally.add(record.source, notes, left_out=not found)
         made += found
         which += [source] * len(found)
-    return to_batch(made, which), tally
+    return to_record_batch(made, which), tally
 
 
 # A map over processes that keeps the order, holds little in memory and leaves no orphan.
@@ -134,24 +139,24 @@ def prepare(
 log = logging.getLogger(__name__)
 
 VERSION = 2
-"""Counted up when the same record becomes other tokens than before: caches of another version are not read."""
+"""Increased when the same record gives other tokens than before: caches of another version are not read."""
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 1_000_000
-"""What a worker is given at a time: whichever is reached first."""
+"""Most rows and most characters that a worker is given at a time, whichever is reached first."""
 
 WORTH_PROCESSES = 4_000_000
-"""Characters from which starting worker processes (some two seconds) pays."""
+"""Characters from which starting worker processes, some two seconds, saves time."""
 
 
 @dataclass(frozen=True)
-class Tokenised:
-    """Examples ready for the step plan, and all that the doctor found on the way."""
+class TokenizedData:
+    """Examples ready for the step plan, and the findings of the template doctor."""
 
     examples: Store
-    findings: list[Finding]
+    findings: list[TemplateFinding]
 
 
-def tokenise(
+def tokenize_records(
     records: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,
     algorithm: Algorithm,
@@ -160,42 +165,42 @@ def tokenise(
     weights: Sequence[float] = (1.0,),
     cache: Path | None = None,
     progress: bool | None = None,
-) -> Tokenised:
+) -> TokenizedData:
     """Make the examples that ``algorithm`` learns from.
 
-    sources: [N] which of the mixture's sources each record came from (None: all from one). cache: a directory where
-    the result is kept under a hash of records, tokenizer, template and settings, and memory-mapped; without it the
-    result is in memory. It does not depend on the number of processes. Callers may give one window after another.
+    sources: [N] the index of each record's source in the mixture (None: all from one). cache: a directory where the
+    result is stored under a hash of records, tokenizer, template and settings, and memory-mapped; without it the result
+    is in memory. The result does not depend on the number of processes.
 
     Raises AlignError with every finding that is an error and not in ``data.allow``, and where no row is left.
     """
-    settings, encoder = Settings.of(algorithm, data), Encoder(tokenizer)
+    settings, encoder = TokenizationSettings.of(algorithm, data), Encoder(tokenizer)
     settings.check(encoder)
     which = np.zeros(len(records), np.int32) if sources is None else np.asarray(sources, np.int32)
-    name, taught = fingerprints(records, encoder, settings, which, weights)
+    name, content_hash = fingerprints(records, encoder, settings, which, weights)
 
-    def make() -> Tokenised:
+    def make() -> TokenizedData:
         workers = data.dataset_num_proc or len(os.sched_getaffinity(0))
-        tally, findings = Tally(), list[Finding]()
+        tally, findings = Tally(), list[TemplateFinding]()
         batches = _batches(records, which, encoder, settings, workers, progress, tally)
 
-        def judge() -> list[dict[str, Any]]:
+        def finish_findings() -> list[dict[str, Any]]:
             findings.extend(tally.findings(settings, encoder))
             stop_on_errors(findings)
             return [finding.dump() for finding in findings]
 
         if cache is not None:
-            store = Store.write(cache, name, weights, batches, judge, taught)
+            store = Store.write(cache, name, weights, batches, finish_findings, content_hash)
         else:
-            store = Store(list(batches), name, weights, taught)
-            judge()
-        return Tokenised(store, findings)
+            store = Store(list(batches), name, weights, content_hash)
+            finish_findings()
+        return TokenizedData(store, findings)
 
-    done = None if cache is None else _kept(cache, name)
+    done = None if cache is None else _cached(cache, name)
     if done is None:
         with nullcontext(False) if cache is None else making(cache / name) as waited:
             # After a wait another process has made them.
-            done = _kept(cache, name) if cache is not None and waited else None
+            done = _cached(cache, name) if cache is not None and waited else None
             done = done or make()
     if not len(done.examples):
         raise AlignError(
@@ -207,7 +212,7 @@ def tokenise(
 def fingerprints(
     records: Sequence[Record],
     encoder: Encoder,
-    settings: Settings,
+    settings: TokenizationSettings,
     sources: NDArray[np.int32],
     weights: Sequence[float],
 ) -> tuple[str, str]:
@@ -226,13 +231,13 @@ def fingerprints(
         contents = [r.kind, r.text, r.prompt, r.completion, r.chosen, r.rejected, r.label, r.margin, r.tools]
         digest.update(json.dumps([*contents, dict(r.chat_template_kwargs)], default=repr).encode())
         names.update(json.dumps(r.source).encode())
-    taught = digest.hexdigest()
-    names.update(taught.encode())
-    return names.hexdigest(), taught
+    content_hash = digest.hexdigest()
+    names.update(content_hash.encode())
+    return names.hexdigest(), content_hash
 
 
-def _kept(cache: Path, name: str) -> Tokenised | None:
-    """What an earlier call left in the cache; damaged files are as good as none."""
+def _cached(cache: Path, name: str) -> TokenizedData | None:
+    """Return the result of an earlier call from the cache, or None; damaged files count as none."""
     try:
         found = Store.open(cache, name)
     except AlignError as error:
@@ -241,26 +246,26 @@ def _kept(cache: Path, name: str) -> Tokenised | None:
     if found is None:
         return None
     store, notes = found
-    return Tokenised(store, [Finding(**note | {"rows": tuple(note["rows"])}) for note in notes])
+    return TokenizedData(store, [TemplateFinding(**note | {"rows": tuple(note["rows"])}) for note in notes])
 
 
 def _batches(
     records: Sequence[Record],
     which: NDArray[np.int32],
     encoder: Encoder,
-    settings: Settings,
+    settings: TokenizationSettings,
     workers: int,
     progress: bool | None,
     tally: Tally,
 ) -> Iterator[pa.RecordBatch]:
-    """Record batches in the order of the records; what is noticed goes into ``tally`` in the same order."""
+    """Yield record batches in the order of the records; notes are added to ``tally`` in the same order."""
     sizes = [_characters(record) for record in records]
     chunks = list(_chunks(sizes))
     if workers == 1 or sum(sizes) < WORTH_PROCESSES:
         workers = 0
     items = ((records[chunk.start : chunk.stop], which[chunk.start : chunk.stop].tolist()) for chunk in chunks)
     with Work("tokenising rows", len(records), shown=progress) as work:
-        results = ordered_map(prepare, (encoder, settings), items, workers)
+        results = ordered_map(tokenize_chunk, (encoder, settings), items, workers)
         for chunk, (batch, noticed) in zip(chunks, results, strict=True):
             tally.merge(noticed)
             yield batch
@@ -268,7 +273,7 @@ def _batches(
 
 
 def _chunks(sizes: Sequence[int]) -> Iterator[range]:
-    """Consecutive ranges of rows, whose size depends on nothing but the rows."""
+    """Yield consecutive ranges of rows, whose sizes depend on nothing but the rows."""
     start = held = 0
     for i, size in enumerate(sizes):
         if i - start == CHUNK_ROWS or (i > start and held + size > CHUNK_CHARACTERS):
@@ -280,6 +285,12 @@ def _chunks(sizes: Sequence[int]) -> Iterator[range]:
 
 
 def _characters(record: Record) -> int:
-    """Roughly how much text a record holds: enough to share out the work by."""
+    """Return roughly the number of characters in a record, to divide the work by."""
     fields = (record.text, record.prompt, record.completion, record.chosen, record.rejected)
-    return sum(len(f) if isinstance(f, str) else sum(len(str(m.get("content"))) for m in f) for f in fields if f)
+    return sum(_content_characters(content) for content in fields if content)
+
+
+def _content_characters(content: Content) -> int:
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(str(message.get("content"))) for message in content)

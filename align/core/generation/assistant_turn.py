@@ -11,14 +11,16 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from align.core.data.chat_template import common_length, rendered
-from align.core.data.encode import Encoder, Refusal
-from align.core.data.template_checks import Settings
+from align.core.data.chat_template import common_length, render_prompt
+from align.core.data.encode import Encoder, UnusableRow
+from align.core.data.template_checks import TokenizationSettings
 from align.schemas.records import Record
 
 _PROBE = "align-looks-for-where-an-answer-begins"
 """The content of a rendered assistant message: what stands before it is the header of the turn."""
-_ANY = Settings(("prompt",), scores_prompt=False, reward=False, max_length=0, truncation="error", allow=frozenset())
+_ANY = TokenizationSettings(
+    ("prompt",), scores_prompt=False, reward=False, max_length=0, truncation="error", allow=frozenset()
+)
 
 _SECTION = re.compile(
     r"<(?P<tag>[A-Za-z_][\w-]*)>|\[(?P<bracket>[A-Z_]+)\]|(?P<harmony><\|channel\|>)|(?P<gemma><\|channel>)"
@@ -49,13 +51,13 @@ class TurnReader:
         if not record.conversational:
             return ""
         try:
-            prompt, before = (rendered(record, self._encoder, _ANY, opens=opens) for opens in (True, False))
-        except Refusal:  # then there are no tokens of this prompt either
+            prompt, before = (render_prompt(record, self._encoder, _ANY, opens=opens) for opens in (True, False))
+        except UnusableRow:  # then there are no tokens of this prompt either
             return ""
         try:
             answer = [{"role": "assistant", "content": _PROBE}]
-            header = rendered(record, self._encoder, _ANY, added=answer).rpartition(_PROBE)[0]
-        except Refusal:  # some templates take no conversation that ends with the assistant
+            header = render_prompt(record, self._encoder, _ANY, added=answer).rpartition(_PROBE)[0]
+        except UnusableRow:  # some templates take no conversation that ends with the assistant
             header = ""
         return self._visible(opening_of(prompt, before, header))
 
@@ -78,7 +80,7 @@ class TurnReader:
         def visible(found: re.Match[str]) -> str:
             return "" if self._encoder.special[found[0]] in self._hidden else found[0]
 
-        return self._encoder.spelt.sub(visible, text)
+        return self._encoder.special_token_pattern.sub(visible, text)
 
 
 def opening_of(prompt: str, before: str, header: str) -> str:

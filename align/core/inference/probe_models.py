@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.core.data.encode import Encoder
 from align.core.data.examples import Examples
-from align.core.data.tokenize import tokenise
+from align.core.data.tokenize import tokenize_records
 from align.core.evaluation.statistics import ratio
 from align.core.generation.base import Generator, ModelHandle, Tokens
 from align.core.inference.sampler import Completion, Sampler, handle_for, text_of, tokens_of
@@ -132,4 +132,4 @@ class LocalProbeModel:
         longest = min(LONGEST, self.handle.context)
         source = [Source(path="probe")]
         data = Data(train=source, max_length=longest, truncation_mode="keep_start", allow=HARMLESS, dataset_num_proc=1)
-        return tokenise(records, self.tokenizer, learner, data).examples
+        return tokenize_records(records, self.tokenizer, learner, data).examples

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoConfig
 
 from align.core.data.batch import collate
-from align.core.data.chat_template import drafts
-from align.core.data.encode import Encoder, Refusal
+from align.core.data.chat_template import tokenize_record
+from align.core.data.encode import Encoder, UnusableRow
 from align.core.data.examples import Example, TokenSequence
 from align.core.data.step_plan import FORWARD, Layout, make_micro_batches
-from align.core.data.template_checks import CATALOGUE, Settings
+from align.core.data.template_checks import CATALOGUE, TokenizationSettings
 from align.core.models.architecture import is_adapter, resolve_model_path
 from align.core.models.loading import build_policy
 from align.core.models.packing import layout_for, limits_for
@@ -25,7 +25,7 @@ from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Model
 
-_WHOLE = Settings(
+_WHOLE = TokenizationSettings(
     ("completion",),
     scores_prompt=False,
     reward=True,
@@ -80,8 +80,8 @@ class RewardNetwork:
     def _example(self, answer: Answer) -> Example | Score:
         record = Record("completion", "the answer", prompt=answer.prompt, completion=answer.completion)
         try:
-            ((draft,),), _ = drafts(record, self._encoder, _WHOLE)
-        except Refusal as refusal:
+            ((draft,),), _ = tokenize_record(record, self._encoder, _WHOLE)
+        except UnusableRow as refusal:
             return Score(None, "error", why=f"{CATALOGUE[refusal.finding].what}: {refusal.detail}")
         if not 0 < len(draft.ids) <= self._longest:
             return Score(None, "error", why=f"has {len(draft.ids)} tokens; the model reads 1 to {self._longest}")

@@ -13,10 +13,10 @@ import numpy as np
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from align.core.algorithm import contract
-from align.core.data.chat_template import drafts
-from align.core.data.encode import Encoder, Refusal
+from align.core.data.chat_template import tokenize_record
+from align.core.data.encode import Encoder, UnusableRow
 from align.core.data.mixture import load_records
-from align.core.data.template_checks import CATALOGUE, Settings
+from align.core.data.template_checks import CATALOGUE, TokenizationSettings
 from align.core.generation.assistant_turn import TurnReader
 from align.core.generation.base import Generator, ModelHandle, Request, Sample, Tokens
 from align.core.generation.decode import seed_of
@@ -40,7 +40,9 @@ CONTEXT = 4096
 
 _UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\uffff]")
 
-_WHOLE = Settings(("prompt",), scores_prompt=False, reward=False, max_length=0, truncation="error", allow=frozenset())
+_WHOLE = TokenizationSettings(
+    ("prompt",), scores_prompt=False, reward=False, max_length=0, truncation="error", allow=frozenset()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +191,8 @@ def tokens_of(record: Record, encoder: Encoder) -> Tokens:
     Raises AlignError for a prompt that no tokens can be made of.
     """
     try:
-        ((draft,),), _ = drafts(record, encoder, _WHOLE)
-    except Refusal as refusal:
+        ((draft,),), _ = tokenize_record(record, encoder, _WHOLE)
+    except UnusableRow as refusal:
         entry = CATALOGUE[refusal.finding]
         raise AlignError(f"{entry.what}: {refusal.detail}", entry.fix, where=record.source) from None
     return draft.ids

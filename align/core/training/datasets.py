@@ -16,8 +16,8 @@ from align.core.data import step_plan
 from align.core.data.examples import Examples
 from align.core.data.lint.duplicates import compare_splits
 from align.core.data.mixture import RowFinding, Window, load_records, stream_records
-from align.core.data.template_checks import Finding, merged
-from align.core.data.tokenize import Tokenised, tokenise
+from align.core.data.template_checks import TemplateFinding, merge_findings
+from align.core.data.tokenize import TokenizedData, tokenize_records
 from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader
 from align.core.util.atomic_files import cache_directory, digest
 from align.schemas.errors import AlignError
@@ -39,11 +39,11 @@ class Prepared:
 
     train: Examples
     held_out: list[HeldOutSet]
-    findings: list[Finding | RowFinding]
+    findings: list[TemplateFinding | RowFinding]
     bad_rows: dict[str, int]
     rows: Mapping[str, Record]
     """The rows of prompts, held-out ones too, by source; of other kinds none."""
-    taught: str
+    content_hash: str
     """Hash of the content of all these rows, in their order; paths do not enter it."""
 
 
@@ -81,15 +81,18 @@ class Preparation:
             for name in dict.fromkeys(names)
         }
         rows = _by_source([r for r in (*records.train, *records.validation) if r.kind == "prompt"])
-        held_out_taught = [[name, done.examples.taught] for name, done in held_out.items()]
+        held_out_hashes = [[name, done.examples.content_hash] for name, done in held_out.items()]
         columns = [dict(row.columns) for row in rows.values()]  # rewards read them, and no token shows them
         return Prepared(
             train.examples,
             [HeldOutSet(name, done.examples) for name, done in held_out.items()],
-            [*records.findings, *merged(finding for done in (train, *held_out.values()) for finding in done.findings)],
+            [
+                *records.findings,
+                *merge_findings(finding for done in (train, *held_out.values()) for finding in done.findings),
+            ],
             dict(records.bad.counts),
             rows,
-            digest([train.examples.taught, held_out_taught, columns]),
+            digest([train.examples.content_hash, held_out_hashes, columns]),
         )
 
     def windows(self, places: Sequence[Sequence[int]] | None) -> Iterator[Window]:
@@ -106,9 +109,9 @@ class Preparation:
         sources: NDArray[np.int32] | None = None,
         weights: Sequence[float] = (1.0,),
         cached: bool = True,
-    ) -> Tokenised:
+    ) -> TokenizedData:
         cache = self.cache if cached else None
-        return tokenise(
+        return tokenize_records(
             records, self.tokenizer, self.algorithm, self.stage.data, sources, weights, cache, self.progress
         )
 

@@ -226,7 +226,7 @@ def _facts(stage: Stage, place: StageDirectory, setup: Setup) -> dict[str, Any]:
     return {
         "settings": digest(training_settings(stage)),
         "inputs": place.inputs() if processes.rank() == 0 else {},  # compared before (RunDirectory.begin_stage)
-        "data": setup.prepared.taught,
+        "data": setup.prepared.content_hash,
         "steps": setup.phases.total_steps,
         "seed": setup.stage.seed,
         "world_size": setup.cutter.world_size,

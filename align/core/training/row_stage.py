@@ -25,8 +25,8 @@ from align.core.data.encode import Encoder
 from align.core.data.formats import Format
 from align.core.data.rows import RowError
 from align.core.data.sources import fitting
-from align.core.data.template_checks import CATALOGUE, Note, Settings
-from align.core.data.tokenize import examples_of
+from align.core.data.template_checks import CATALOGUE, Note, TokenizationSettings
+from align.core.data.tokenize import make_examples
 from align.core.engine import processes
 from align.core.models.loading import load_tokenizer
 from align.core.online.monitor import CHECK, answer_metrics, score_metrics
@@ -48,8 +48,10 @@ from align.schemas.run import Stage
 #
 # Every stage that makes rows checks them here, so that writing and reading share one definition of a good row.
 
-ANY = Settings((), scores_prompt=False, reward=False, max_length=2**31, truncation="error", allow=frozenset())
-"""Settings for rows whose reader is not known: every fault but length counts."""
+ANY = TokenizationSettings(
+    (), scores_prompt=False, reward=False, max_length=2**31, truncation="error", allow=frozenset()
+)
+"""TokenizationSettings for rows whose reader is not known: every fault but length counts."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Acceptance:
     """The check of a row before it is written. encoder: of the tokenizer that will read it."""
 
     encoder: Encoder
-    settings: Settings = ANY
+    settings: TokenizationSettings = ANY
     formats: list[Format] = field(
         default_factory=lambda: [known() for known in registry.working("format").values()], repr=False
     )
@@ -66,7 +68,7 @@ class Acceptance:
         """Return what is wrong with a row, starting with the kind of fault; "" for a good row."""
         try:
             record = fitting(self.formats, row)[0].convert(row, "row")
-            examples, notes = examples_of(record, self.encoder, replace(self.settings, learns_from=(record.kind,)))
+            examples, notes = make_examples(record, self.encoder, replace(self.settings, learns_from=(record.kind,)))
         except RowError as error:
             return f"{error.kind}: {error.field} {error.what}"
         except AlignError as error:
@@ -91,7 +93,7 @@ def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDir
     """
     phases, algorithm = setup.phases, setup.algorithm
     assert isinstance(phases, RolloutSteps) and isinstance(algorithm, RowGenerator)
-    key = digest([training_settings(stage), setup.prepared.taught])
+    key = digest([training_settings(stage), setup.prepared.content_hash])
     size, count = phases.groups_per_phase, math.ceil(len(phases.prompts) / phases.groups_per_phase)
     done: list[Mapping[str, Any]] = []
     readers = _readers(directory, setup)
@@ -173,7 +175,7 @@ def _readers(directory: RunDirectory, setup: Setup) -> list[Acceptance]:
             encoder = own if model == setup.stage.model else Encoder(load_tokenizer(model, algorithm.head))
         except AlignError:  # it starts from a stage that has not run yet: its tokenizer is most likely this one
             encoder = own
-        found.append(Acceptance(encoder, Settings.of(algorithm, stage.data)))
+        found.append(Acceptance(encoder, TokenizationSettings.of(algorithm, stage.data)))
     return found or [Acceptance(own)]
 
 

@@ -1,4 +1,4 @@
-"""A map over processes that keeps the order, holds little in memory and leaves no orphan."""
+"""Map a function over items in worker processes: in order, in bounded memory, without leaving orphan processes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,17 @@ from align.core.util.liveness import waiting
 from align.schemas.errors import AlignError
 
 State = TypeVar("State")
-
-
 Item = TypeVar("Item")
-
-
 Result = TypeVar("Result")
 
-
 _state: Any = None
+"""The state that a worker process was started with."""
 
 
 def ordered_map(
     work: Callable[[State, Item], Result], state: State, items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """``work(state, item)`` for each item, in order; with 0 workers in this process.
+    """Yield ``work(state, item)`` for each item, in order; with 0 workers everything runs in this process.
 
     ``state`` is sent to each process once. Processes are spawned, never forked: this one may hold threads, a GPU, a
     process group. Raises AlignError where one dies, as it does without memory.
@@ -68,7 +64,7 @@ def _result(future: Future[Result]) -> Result:
 
 
 def _begin(state: Any) -> None:
-    """What each worker does first: Ctrl-C is the parent's to handle, and without a parent there is nothing to do."""
+    """Prepare a worker process: leave Ctrl-C to the parent, and exit when the parent does."""
     global _state
     _state = state
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a thread pool in each of N processes would only get in the way

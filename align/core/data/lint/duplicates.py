@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from align.core.data.lint.finding import Lint, LintFinding, Places, Thinned, finding
-from align.core.data.lint.row_view import View, digest, windows
+from align.core.data.lint.finding import Lint, LintFinding, Places, ThinnedDict, finding
+from align.core.data.lint.row_view import RowView, digest, windows
 from align.core.data.mixture import Split
 from align.schemas.records import Record
 
@@ -30,13 +30,13 @@ SHORT = 5
 """Words up to which an answer is a label or a value, so that two of them contradict each other."""
 
 
-class Exact(Lint):
+class ExactDuplicates(Lint):
     """Rows whose digests meet."""
 
     def __init__(self) -> None:
         self.digests = array("Q")
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Keep the digest."""
         self.digests.append(row.digest)
 
@@ -52,7 +52,7 @@ def repeated(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
     return np.setdiff1d(np.arange(len(digests)), first)
 
 
-class Near(Lint):
+class NearDuplicates(Lint):
     """Different rows whose runs of three words are mostly the same, by MinHash."""
 
     def __init__(self) -> None:
@@ -60,9 +60,9 @@ class Near(Lint):
 
         self._make: Any = MinHash
         self._permutations = MinHash(BANDS * BAND, scheme="affine32").permutations
-        self._seen = Thinned[tuple[int, NDArray[np.uint32]]](MOST)
+        self._seen = ThinnedDict[tuple[int, NDArray[np.uint32]]](MOST)
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Keep the hashes of a row that is none of those before."""
         if not self._seen.wants(row.digest) or row.digest in self._seen.held or len(row.words) < RUN:
             return
@@ -78,7 +78,7 @@ class Near(Lint):
         if len(kept) < 2:
             return
         numbers = np.array([number for number, _ in kept])
-        groups = together(np.vstack([signature for _, signature in kept]))
+        groups = group_near_duplicates(np.vstack([signature for _, signature in kept]))
         order = np.lexsort((numbers, groups))
         later = np.append(False, groups[order][1:] == groups[order][:-1])
         if later.any():
@@ -89,7 +89,7 @@ class Near(Lint):
                           looked_at=looked)  # fmt: skip
 
 
-def together(signatures: NDArray[np.uint32]) -> NDArray[np.int32]:
+def group_near_duplicates(signatures: NDArray[np.uint32]) -> NDArray[np.int32]:
     """[N, 125] MinHash values to [N] the number of each row's group; one that is like no other is alone.
 
     In each band's bucket every row is compared with the first and the next one, so the work stays linear where
@@ -120,14 +120,14 @@ def together(signatures: NDArray[np.uint32]) -> NDArray[np.int32]:
     return groups
 
 
-class SamePrompt(Lint):
+class RepeatedPrompts(Lint):
     """Prompts that come again with another answer, or with the answers turned around."""
 
     def __init__(self) -> None:
         self._rows, self._prompts, self._answers, self._short = array("Q"), array("Q"), array("Q"), array("B")
         self._pairs, self._wins, self._losses = array("Q"), array("Q"), array("Q")
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Keep digests of the prompt with its answers."""
         answers = row.normal_answers or (row.solution,) * (row.solution != "")
         if not row.normal_prompt or not answers:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.core.data.lint.finding import Lint, LintFinding, Places, finding
-from align.core.data.lint.row_view import View, digest, hashes, normal, windows, words
+from align.core.data.lint.row_view import RowView, digest, hashes, normal, windows, words
 from align.core.data.rows import BadRow
 from align.core.data.sources import Reading
 from align.schemas.errors import AlignError
@@ -47,7 +47,7 @@ def read_suite(path: str, name: str | None = None) -> Suite:
     for item in _open(path).rows(unique=False):
         if isinstance(item, BadRow):
             raise AlignError(f"{item.what} [{item.kind}]", "fix the evaluation's file first", where=item.where)
-        prompts.append(View(0, item.record).question)
+        prompts.append(RowView(0, item.record).question)
     return Suite(name or Path(path).name, prompts)
 
 
@@ -66,7 +66,7 @@ def _open(path: str) -> Reading:
         raise error
 
 
-class Overlap(Lint):
+class EvalOverlap(Lint):
     """Rows against the prompts of suites."""
 
     def __init__(self, suites: Sequence[Suite]) -> None:
@@ -77,7 +77,7 @@ class Overlap(Lint):
         self._runs, self._item, self._at, self._length = _index([hashes(words(text)) for _, text in asked])
         self._rows: dict[str, dict[int, set[int]]] = {"exact": {}, "ngram": {}}
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Look its prompt up, and each run of its words."""
         same = {item for text in {row.question, row.normal} - {""} for item in self._exact.get(digest(text), ())}
         if same:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from align.core.data.lint.finding import Lint, LintFinding, Places, Sample, finding
+from align.core.data.lint.finding import BottomKSample, Lint, LintFinding, Places, finding
 from align.core.data.lint.row_flags import refuses
-from align.core.data.lint.row_view import View, digest, words
+from align.core.data.lint.row_view import RowView, digest, words
 
 ENOUGH = 30
-"""Pairs from which on shares mean something: at 30 the standard error of a share is at most 9 points."""
+"""PreferencePairs from which on shares mean something: at 30 the standard error of a share is at most 9 points."""
 LONGER = 0.7
 """Share of pairs with the longer answer chosen from which length stands out. In UltraFeedback and HH-RLHF it is about
 0.55 to 0.65 (Singhal et al. 2023); Park et al. (2024) show DPO exploiting it."""
@@ -23,7 +23,7 @@ OPENING = 8
 SEPARATES = 0.95
 """Share of pairs that one feature decides from which they are trivial."""
 LOOKED_AT = 2_000
-"""Pairs that features are tried on."""
+"""PreferencePairs that features are tried on."""
 WORDS = 200
 """Words of an answer that are looked at for telling words."""
 
@@ -41,15 +41,15 @@ FEATURES: Mapping[str, Callable[[str], float]] = {
 }
 
 
-class Pairs(Lint):
+class PreferencePairs(Lint):
     """Rows with a chosen and a rejected answer."""
 
     def __init__(self) -> None:
         self._chosen, self._rejected, self._rows = array("L"), array("L"), array("Q")
         self._same, self._opening, self._ties, self._margins = array("Q"), array("Q"), array("Q"), 0
-        self._sample = Sample[tuple[str, str]](LOOKED_AT)
+        self._sample = BottomKSample[tuple[str, str]](LOOKED_AT)
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Compare its answers."""
         if row.record.kind != "preference" or len(row.normal_answers) != 2:
             return
@@ -105,7 +105,7 @@ def separating(pairs: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
     return (name, most) if most >= SEPARATES * len(pairs) else None
 
 
-class Labels(Lint):
+class LabelBalance(Lint):
     """Rows with one answer that is good or bad: whether both are there, and how many of each."""
 
     BALANCED = (0.2, 0.8)
@@ -114,7 +114,7 @@ class Labels(Lint):
     def __init__(self) -> None:
         self._good, self._all = 0, 0
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Count the label."""
         if row.record.kind == "unpaired":
             self._all += 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-from align.core.data.lint.row_view import View
+from align.core.data.lint.row_view import RowView
 
 Level = Literal["error", "warning", "note"]
 RANK: dict[Level, int] = {"error": 2, "warning": 1, "note": 0}
@@ -112,7 +112,7 @@ def finding(
 # The catalogue: every finding, its level, its sentence and its fix. docs/data_checks.md lists them.
 
 
-class Entry(NamedTuple):
+class LintEntry(NamedTuple):
     """What an id means. what: with ``{counted}`` for "3 of 40 rows (7.5%)".
 
     loud_from: below this share it is a note.
@@ -124,183 +124,187 @@ class Entry(NamedTuple):
     loud_from: float = 0.0
 
 
-CATALOGUE: Mapping[str, Entry] = {
+CATALOGUE: Mapping[str, LintEntry] = {
     # what any row may have
-    "exact-duplicates": Entry(
+    "exact-duplicates": LintEntry(
         "warning",
         "{counted} say what an earlier row says, but for case, width and white space",
         "leave them out: what is repeated is learned by heart first",
     ),
-    "near-duplicates": Entry(
+    "near-duplicates": LintEntry(
         "warning",
         "{counted} are nearly another row (three words in a row: about {threshold:.0%} the same; {looked_at})",
         "keep one of each, or see that they differ where it matters",
     ),
-    "no-words": Entry("warning", "{counted} have a text or an answer without a letter or a digit", "leave them out"),
-    "mojibake": Entry(
+    "no-words": LintEntry(
+        "warning", "{counted} have a text or an answer without a letter or a digit", "leave them out"
+    ),
+    "mojibake": LintEntry(
         "warning",
         "{counted} hold text that was decoded with the wrong character set (Ã© for é)",
         "decode it again where it came from; `ftfy` fixes most of what is left",
     ),
-    "replacement-characters": Entry(
+    "replacement-characters": LintEntry(
         "warning", "{counted} hold U+FFFD, which stands for what was lost in decoding", "decode it again at its source"
     ),
-    "control-characters": Entry(
+    "control-characters": LintEntry(
         "warning",
         "{counted} hold control characters, or marks that turn the direction of writing around",
         "take them out, unless the model is to write them",
     ),
-    "template-tokens": Entry(
+    "template-tokens": LintEntry(
         "warning",
         "{counted} spell tokens of a chat template in their text",
         "take them out: the template adds its own; give conversations as messages",
     ),
-    "language-mix": Entry(
+    "language-mix": LintEntry(
         "note",
         "rows are in several languages: {languages} (of {of:,} distinct rows looked at)",
         "nothing need be done where that is wanted; else leave the others out",
     ),
-    "over-max-length": Entry(
+    "over-max-length": LintEntry(
         "warning",
         "{counted} have more than {max_length:,} tokens, the chat template's own not counted",
         "raise the length, split them, or leave them out; what is cut off is not learned",
     ),
-    "pii": Entry(
+    "pii": LintEntry(
         "warning",
         "{counted} hold what looks like personal data: {by_kind}",
         "take it out or put placeholders in: models repeat what they were trained on; see that you may use it",
     ),
-    "secrets": Entry(
+    "secrets": LintEntry(
         "error",
         "{counted} hold what looks like keys or passwords: {by_kind}",
         "revoke them, and leave these rows out or put placeholders in",
     ),
-    "answer-in-prompt": Entry(
+    "answer-in-prompt": LintEntry(
         "warning",
         "{counted} have their answer, word for word, in their prompt",
         "see whether the answer leaks; for extracting and rewriting it is as it should be",
     ),
-    "one-source": Entry(
+    "one-source": LintEntry(
         "note", "{counted} come from one source, {value!a}", "know it: what is odd there will be learned"
     ),
-    "no-licence": Entry("note", "no column says under which licence the rows are", "write it down where you know it"),
-    "licence-restricts": Entry(
+    "no-licence": LintEntry(
+        "note", "no column says under which licence the rows are", "write it down where you know it"
+    ),
+    "licence-restricts": LintEntry(
         "warning",
         "{counted} are under a licence that is unknown or forbids uses: {licences}",
         "see whether it allows what you mean to do",
     ),
-    "few-rows": Entry(
+    "few-rows": LintEntry(
         "warning",
         "rows: {count:,}; fewer than {floor:,} of this kind are not known to change a model for the better",
         "gather more, or put these into the prompt",
     ),
-    "eval-overlap-exact": Entry(
+    "eval-overlap-exact": LintEntry(
         "error",
         "{counted} ask what an evaluation asks: {suites}",
         "leave them out: a score on what was trained on says nothing",
     ),
-    "eval-overlap-ngram": Entry(
+    "eval-overlap-ngram": LintEntry(
         "error",
         "{counted} hold more than half of an evaluation's prompt, in runs of {n} words: {suites}",
         "leave them out: a score on what was trained on says nothing",
     ),
-    "held-out-overlap": Entry(
+    "held-out-overlap": LintEntry(
         "warning",
         "{counted} are held out and learned from as well",
         "leave them out of one of the two: how well they are known says nothing of other rows",
     ),
     # answers
-    "no-user": Entry("warning", "{counted} are conversations in which no user speaks", "give them a user's turn"),
-    "some-system": Entry(
+    "no-user": LintEntry("warning", "{counted} are conversations in which no user speaks", "give them a user's turn"),
+    "some-system": LintEntry(
         "note",
         "{counted} have a system message, the others have none",
         "train as you will ask: with the system message that will be used, or without",
     ),
-    "ends-without-answer": Entry(
+    "ends-without-answer": LintEntry(
         "warning", "{counted} end with another turn than the assistant's", "cut them after the last answer"
     ),
-    "roles-repeat": Entry(
+    "roles-repeat": LintEntry(
         "warning", "{counted} have two turns of one role in a row", "join them; many templates refuse such rows"
     ),
-    "unknown-message-key": Entry(
+    "unknown-message-key": LintEntry(
         "note", "{counted} have messages with keys that nobody reads: {keys}", "leave them out, or spell them as read"
     ),
-    "refusals": Entry(
+    "refusals": LintEntry(
         "warning",
         "{counted} refuse to answer",
         "see that the model is to refuse as often as that; it learns the share, not only the cases",
         loud_from=0.05,
     ),
-    "cut-off": Entry(
+    "cut-off": LintEntry(
         "warning",
         "{counted} have an answer that breaks off: amid a sentence, or within a block of code",
         "raise the limit they were made with, or leave them out: the model learns to stop there",
     ),
-    "contradictory-answers": Entry(
+    "contradictory-answers": LintEntry(
         "warning",
         "{counted} have a short answer where the same prompt has another one elsewhere",
         "decide which is right",
     ),
-    "repeated-prompts": Entry(
+    "repeated-prompts": LintEntry(
         "note",
         "{counted} have a prompt that an earlier row has, with another answer",
         "nothing need be done where several answers were sampled on purpose",
     ),
     # preferences
-    "same-answers": Entry(
+    "same-answers": LintEntry(
         "warning",
         "{counted} have answers that differ in nothing but case, width and white space",
         "leave them out: their loss stays at ln 2 = 0.693 or teaches white space",
     ),
-    "contradictory-pairs": Entry(
+    "contradictory-pairs": LintEntry(
         "warning", "{counted} prefer what another row of the same prompt rejects", "decide which is better"
     ),
-    "length-bias": Entry(
+    "length-bias": LintEntry(
         "warning",
         "the chosen answer is the longer one in {counted}: "
         "{chosen_mean:.0f} words against {rejected_mean:.0f} on average",
         "balance the lengths, or choose a loss that takes length out; else length is what is learned",
     ),
-    "same-opening": Entry(
+    "same-opening": LintEntry(
         "warning",
         "{counted} have answers whose first {n} words are the same",
         "what is shared teaches nothing, and pairs that hardly differ can lower the chosen answer too",
         loud_from=0.5,
     ),
-    "separable": Entry(
+    "separable": LintEntry(
         "warning",
         "one thing seen from outside tells chosen from rejected in {counted} looked at: {feature}",
         "see whether this is what is to be learned; the loss will fall to nothing on it alone",
     ),
-    "ties": Entry(
+    "ties": LintEntry(
         "warning", "{counted} have a margin of zero or less", "leave ties out, and turn negative ones around"
     ),
-    "no-label-source": Entry("note", "no column says who judged", "write down whether people or which model did"),
+    "no-label-source": LintEntry("note", "no column says who judged", "write down whether people or which model did"),
     # single answers with a label
-    "one-label": Entry(
+    "one-label": LintEntry(
         "error", "all {of:,} rows are labelled {label}: there is nothing to tell apart", "add rows of the other label"
     ),
-    "labels-unbalanced": Entry(
+    "labels-unbalanced": LintEntry(
         "warning",
         "{counted} are labelled true",
         "weigh the rarer label (desirable_weight or undesirable_weight) until the sums are as 1 to 1 or 1 to 1.5",
     ),
     # plain text
-    "boilerplate": Entry(
+    "boilerplate": LintEntry(
         "warning",
         "{counted} stand in many documents (at least {floor:,}): headers, footers, notices",
         "take such lines out: they are learned best and mean least",
     ),
-    "low-quality": Entry(
+    "low-quality": LintEntry(
         "warning",
         "{counted} look like no prose: too few letters, words too short or long, or hardly any words among signs",
         "read some, and leave them out unless tables, logs or code are what is to be learned",
         loud_from=0.01,
     ),
-    "short-documents": Entry(
+    "short-documents": LintEntry(
         "note", "{counted} have under {floor} words", "join what belongs together, or leave them out"
     ),
-    "fertility": Entry(
+    "fertility": LintEntry(
         "warning",
         "a word takes {fertility:.2f} tokens on average: the tokenizer does not know this language or domain well",
         "choose a model whose tokenizer does, or reckon with longer sequences",
@@ -316,7 +320,7 @@ T = TypeVar("T")
 class Lint:
     """One check, or several that need the same. Subclasses keep little for a row, and no text of all rows."""
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Take notice of one row."""
         raise NotImplementedError
 
@@ -325,7 +329,7 @@ class Lint:
         raise NotImplementedError
 
 
-class Sample(Generic[T]):
+class BottomKSample(Generic[T]):
     """At most ``most`` different things: those whose digests are smallest, so the same whatever the order.
 
     As digests are random, that is a random sample of what is different. After Bar-Yossef et al. (2002), bottom-k.
@@ -355,7 +359,7 @@ class Sample(Generic[T]):
 
 
 @dataclass
-class Thinned(Generic[T]):
+class ThinnedDict(Generic[T]):
     """A dict by digest that never holds more than ``most``: each time it is full, digests over half the limit go.
 
     What remains is every digest under ``limit``, of those that were entered in whatever order.

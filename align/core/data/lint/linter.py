@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from align.core.data.formats import KINDS
-from align.core.data.lint.duplicates import Exact, Near, SamePrompt
-from align.core.data.lint.eval_overlap import Overlap, Suite, read_suite
-from align.core.data.lint.feedback import Labels, Pairs
+from align.core.data.lint.duplicates import ExactDuplicates, NearDuplicates, RepeatedPrompts
+from align.core.data.lint.eval_overlap import EvalOverlap, Suite, read_suite
+from align.core.data.lint.feedback import LabelBalance, PreferencePairs
 from align.core.data.lint.finding import CATALOGUE, RANK, Level, Lint, LintFinding, Places, finding
-from align.core.data.lint.provenance import Origin
-from align.core.data.lint.row_flags import Marks, Turns
-from align.core.data.lint.row_view import View
-from align.core.data.lint.sensitive import Sensitive
-from align.core.data.lint.text_statistics import Corpus, Count, Languages, Lengths, Measure
+from align.core.data.lint.provenance import ProvenanceColumns
+from align.core.data.lint.row_flags import ConversationFlags, RowFlags
+from align.core.data.lint.row_view import RowView
+from align.core.data.lint.sensitive import SensitiveData
+from align.core.data.lint.text_statistics import Count, DocumentQuality, Languages, Lengths, LengthStatistics
 from align.core.data.rows import BadRow, BadRows
 from align.core.data.sources import Reading
 from align.core.util.progress import working
@@ -57,15 +57,24 @@ class Linter:
     def __init__(self, options: LintOptions | None = None) -> None:
         self.options = options or LintOptions()
         self.places, self.kinds = Places(), Counter[str]()
-        self.measure = Measure(self.options.count, self.options.max_length)
-        self.languages, self.origin, self.sensitive = Languages(), Origin(), Sensitive()
-        lints: list[Lint] = [Exact(), Near(), SamePrompt(), self.sensitive, Marks(), Turns(), Labels(), Pairs()]
-        against = [Overlap(self.options.suites)] if self.options.suites else []
-        self.lints: list[Lint] = [*against, *lints, Corpus(), self.measure, self.languages, self.origin]
+        self.measure = LengthStatistics(self.options.count, self.options.max_length)
+        self.languages, self.origin, self.sensitive = Languages(), ProvenanceColumns(), SensitiveData()
+        lints: list[Lint] = [
+            ExactDuplicates(),
+            NearDuplicates(),
+            RepeatedPrompts(),
+            self.sensitive,
+            RowFlags(),
+            ConversationFlags(),
+            LabelBalance(),
+            PreferencePairs(),
+        ]
+        against = [EvalOverlap(self.options.suites)] if self.options.suites else []
+        self.lints: list[Lint] = [*against, *lints, DocumentQuality(), self.measure, self.languages, self.origin]
 
     def see(self, record: Record) -> None:
         """One row."""
-        row = View(self.places.add(record.source), record)
+        row = RowView(self.places.add(record.source), record)
         self.kinds["conversation" if row.turns else record.kind] += 1
         for lint in self.lints:
             lint.see(row)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from align.core.data.lint.finding import Lint, LintFinding, Places, finding
-from align.core.data.lint.row_view import View
+from align.core.data.lint.row_view import RowView
 
 LICENCE = ("license", "licence", "licenses", "licences")
 SOURCE = ("source", "dataset", "data_source", "origin", "subset", "domain")
@@ -22,13 +22,13 @@ _RESTRICTS = re.compile(
 )
 
 
-class Column:
+class ColumnValues:
     """The values of a column under one of several names, and how many rows have each."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names, self.values, self.many = names, Counter[str](), False
 
-    def see(self, row: View) -> str | None:
+    def see(self, row: RowView) -> str | None:
         """Count a row's value, at most 80 characters of it."""
         value = row.column(*self.names)
         if not isinstance(value, (str, int, float)):
@@ -47,14 +47,14 @@ class Column:
         return sorted(self.values.items(), key=lambda item: (-item[1], item[0]))
 
 
-class Origin(Lint):
+class ProvenanceColumns(Lint):
     """Licences, sources and judges."""
 
     def __init__(self) -> None:
-        self.licence, self.source, self.judge = Column(LICENCE), Column(SOURCE), Column(JUDGE)
+        self.licence, self.source, self.judge = ColumnValues(LICENCE), ColumnValues(SOURCE), ColumnValues(JUDGE)
         self._restricted, self._pairs = array("Q"), 0
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Look at the columns."""
         licence = self.licence.see(row)
         if licence is not None and _RESTRICTS.search(licence):

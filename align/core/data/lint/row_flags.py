@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from align.core.data.lint.finding import Lint, LintFinding, Places, finding
-from align.core.data.lint.row_view import WORD, View, around, normal
+from align.core.data.lint.row_view import WORD, RowView, around, normal
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\U000e0000-\U000e007f]"
@@ -34,7 +34,7 @@ CUT_WORDS = 20
 """Shortest answer that can look cut off."""
 
 
-def _mojibake(row: View) -> bool:
+def _mojibake(row: RowView) -> bool:
     if row.text.isascii():
         return False
     from ftfy.badness import is_bad
@@ -42,11 +42,11 @@ def _mojibake(row: View) -> bool:
     return bool(is_bad(around(row.text, _FOREIGN, 8, 8)))
 
 
-def _no_words(row: View) -> bool:
+def _no_words(row: RowView) -> bool:
     return any(not WORD.search(text) for text in (row.answers or (row.text,)))
 
 
-def _leaks(row: View) -> bool:
+def _leaks(row: RowView) -> bool:
     answers = (row.solution,) if row.record.kind == "prompt" else row.normal_answers[:1]
     return any(len(answer.split()) >= LEAK_WORDS and answer in row.normal_prompt for answer in answers)
 
@@ -65,11 +65,11 @@ def refuses(answer: str) -> bool:
     return phrases()["refusal"].search(answer[:200].replace("\u2019", "'")) is not None
 
 
-def _refuses(row: View) -> bool:
+def _refuses(row: RowView) -> bool:
     return any(map(refuses, row.normal_answers[:1]))
 
 
-def _cut_off(row: View) -> bool:
+def _cut_off(row: RowView) -> bool:
     return any(
         answer.count("```") % 2 == 1
         or (phrases()["goes_on"].search(answer[-40:]) is not None and len(answer.split()) >= CUT_WORDS)
@@ -77,20 +77,20 @@ def _cut_off(row: View) -> bool:
     )
 
 
-def _roles(row: View) -> list[Any]:
+def _roles(row: RowView) -> list[Any]:
     return [message.get("role") for message in row.messages]
 
 
-def _repeats(row: View) -> bool:
+def _repeats(row: RowView) -> bool:
     roles = _roles(row)
     return any(one == other and one != "tool" for one, other in pairwise(roles))
 
 
-def _odd_keys(row: View) -> set[str]:
+def _odd_keys(row: RowView) -> set[str]:
     return {str(key) for message in row.messages for key in message if key not in _READ}
 
 
-MARKS: Mapping[str, Callable[[View], object]] = {
+FLAGS: Mapping[str, Callable[[RowView], object]] = {
     "no-words": _no_words,
     "mojibake": _mojibake,
     "replacement-characters": lambda row: "\ufffd" in row.text,
@@ -105,33 +105,33 @@ MARKS: Mapping[str, Callable[[View], object]] = {
 }
 
 
-class Marks(Lint):
+class RowFlags(Lint):
     """The rows in which each is seen."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, array[int]] = {id: array("Q") for id in MARKS}
+        self._rows: dict[str, array[int]] = {id: array("Q") for id in FLAGS}
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Ask each of them."""
-        for id, marked in MARKS.items():
+        for id, marked in FLAGS.items():
             if marked(row):
                 self._rows[id].append(row.number)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """In the order of MARKS."""
+        """In the order of FLAGS."""
         for id, rows in self._rows.items():
             if rows:
                 yield finding(id, places, rows)
 
 
-class Turns(Lint):
+class ConversationFlags(Lint):
     """What only all conversations together show: a system message in some, and keys that nobody reads."""
 
     def __init__(self) -> None:
         self._system, self._conversations = array("Q"), 0
         self._odd, self._keys = array("Q"), Counter[str]()
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Look at a conversation's messages."""
         if not row.messages:
             return

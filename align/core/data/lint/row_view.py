@@ -28,14 +28,14 @@ _PRIME = 0x9E3779B97F4A7C15
 _WORD_CACHE = 2**20
 
 
-def said(content: Content | None) -> str:
+def content_text(content: Content | None) -> str:
     """The text of a string or of all messages, a blank line between; calls of tools as JSON."""
     if isinstance(content, str):
         return content
-    return "\n\n".join(filter(None, map(spoken, content or ())))
+    return "\n\n".join(filter(None, map(message_text, content or ())))
 
 
-def spoken(message: Message) -> str:
+def message_text(message: Message) -> str:
     """What one message says and calls."""
     words = message.get("content")
     calls = message.get("tool_calls")
@@ -111,7 +111,7 @@ def windows(hashes: Hashes, n: int) -> Hashes:
 
 
 @dataclass
-class View:
+class RowView:
     """One row. number: in the order of reading."""
 
     number: int
@@ -134,22 +134,22 @@ class View:
     def prompt(self) -> str:
         """What is asked: the prompt; of a conversation everything before its last answer; of plain text nothing."""
         if self.turns:
-            return said(self.turns[: self._last])
-        return said(self.record.prompt)
+            return content_text(self.turns[: self._last])
+        return content_text(self.record.prompt)
 
     @cached_property
     def answers(self) -> tuple[str, ...]:
         """What is answered: one text, of preferences the chosen and the rejected one, of prompts and documents none."""
         if self.turns:
-            return (spoken(self.turns[self._last]),) if self._last < len(self.turns) else ()
+            return (message_text(self.turns[self._last]),) if self._last < len(self.turns) else ()
         record = self.record
-        return tuple(said(c) for c in (record.completion, record.chosen, record.rejected) if c is not None)
+        return tuple(content_text(c) for c in (record.completion, record.chosen, record.rejected) if c is not None)
 
     @cached_property
     def text(self) -> str:
         """All of it."""
         if self.record.text is not None:
-            return said(self.record.text)
+            return content_text(self.record.text)
         return "\n\n".join(filter(None, (self.prompt, *self.answers)))
 
     @cached_property
@@ -191,7 +191,7 @@ class View:
         asked = self.turns[: self._last] if self.turns else self.record.prompt
         if isinstance(asked, list):
             asked = [message for message in asked if message.get("role") not in ("system", "developer")]
-        return normal(said(asked)) or self.normal
+        return normal(content_text(asked)) or self.normal
 
     @property
     def solution(self) -> str:

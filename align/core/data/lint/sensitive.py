@@ -18,7 +18,7 @@ from typing import NamedTuple
 import yaml
 
 from align.core.data.lint.finding import Lint, LintFinding, Places, finding
-from align.core.data.lint.row_view import View, around
+from align.core.data.lint.row_view import RowView, around
 
 _MAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})\b")
 _RESERVED = re.compile(r"(?:^|\.)example(?:\.(?:com|org|net))?$|\.(?:invalid|test|localhost)$", re.IGNORECASE)
@@ -36,7 +36,7 @@ TRIED = 1_000
 """Numbers of one shape in one row whose check digits are tried."""
 
 
-class Shape(NamedTuple):
+class SensitivePattern(NamedTuple):
     """A kind of secret or of personal number. hints: one must be in the text. near: must stand before."""
 
     name: str
@@ -47,11 +47,11 @@ class Shape(NamedTuple):
 
 
 @cache
-def shapes(group: str) -> tuple[Shape, ...]:
+def shapes(group: str) -> tuple[SensitivePattern, ...]:
     """``secrets`` or ``personal``, from sensitive.yaml."""
     held = yaml.load((Path(__file__).parent / "sensitive.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     return tuple(
-        Shape(
+        SensitivePattern(
             name,
             re.compile(entry["pattern"], re.ASCII),
             entry.get("hints", ()),
@@ -74,7 +74,7 @@ def secrets(text: str) -> set[str]:
     return {shape.name for shape in shapes("secrets") if any(h in text for h in shape.hints) and _real(shape, text)}
 
 
-def _real(shape: Shape, text: str) -> bool:
+def _real(shape: SensitivePattern, text: str) -> bool:
     """Whether a match is no placeholder: as XXXX and abcabc are, which have few different characters."""
     for match in shape.pattern.finditer(text):
         if shape.name in ("private key", "password in a URL") or len(set(match[0][-16:])) >= 8:
@@ -126,14 +126,14 @@ def _dialled(text: str) -> bool:
     return not made_up and bool(phonenumbers.is_valid_number(number))
 
 
-class Sensitive(Lint):
+class SensitiveData(Lint):
     """Rows with personal data, and rows with secrets."""
 
     def __init__(self) -> None:
         self._rows = {"pii": array("Q"), "secrets": array("Q")}
         self._kinds = {"pii": Counter[str](), "secrets": Counter[str]()}
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Search all its text."""
         for id, search in (("secrets", secrets), ("pii", personal)):
             if found := search(row.text[:READ]):

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from align.core.data.lint.finding import Lint, LintFinding, Places, Sample, Thinned, finding
-from align.core.data.lint.row_view import WORD, View, digest, normal
+from align.core.data.lint.finding import BottomKSample, Lint, LintFinding, Places, ThinnedDict, finding
+from align.core.data.lint.row_view import WORD, RowView, digest, normal
 
 Count = Callable[[Sequence[str]], Sequence[int]]
 """Of each text, how many tokens it is."""
@@ -70,7 +70,7 @@ class Lengths:
         )
 
 
-class Measure(Lint):
+class LengthStatistics(Lint):
     """Lengths of every row's parts. count: tokens, where there is a tokenizer. max_length: in tokens."""
 
     def __init__(self, count: Count | None = None, max_length: int | None = None) -> None:
@@ -79,8 +79,8 @@ class Measure(Lint):
         self._rows, self._waiting = array("Q"), list[tuple[str, str]]()
         self.bytes = 0
 
-    def see(self, row: View) -> None:
-        """Measure its parts; tokens are counted some rows later."""
+    def see(self, row: RowView) -> None:
+        """LengthStatistics its parts; tokens are counted some rows later."""
         parts = dict(_parts(row))
         self.bytes += len(row.text.encode("utf-8", "surrogatepass"))
         self._rows.append(row.number)
@@ -121,7 +121,7 @@ class Measure(Lint):
                           fertility=fertility)  # fmt: skip
 
 
-def _parts(row: View) -> Iterator[tuple[str, str]]:
+def _parts(row: RowView) -> Iterator[tuple[str, str]]:
     """What is measured of a row."""
     yield "whole", row.text
     if row.answers:
@@ -147,9 +147,9 @@ class Languages(Lint):
     """Languages by py3langid (97 of them; Lui and Baldwin 2012)."""
 
     def __init__(self) -> None:
-        self._sample = Sample[str](LOOKED_AT)
+        self._sample = BottomKSample[str](LOOKED_AT)
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Perhaps keep the beginning of its text."""
         self._sample.offer(row.digest, lambda: row.text[:READ])
 
@@ -199,14 +199,14 @@ SHORT = 50
 _LETTERS = re.compile(r"[^\W\d_]+")
 
 
-class Corpus(Lint):
+class DocumentQuality(Lint):
     """Rows that are text and no conversation."""
 
     def __init__(self) -> None:
-        self._lines = Thinned[tuple[int, int]](LINES)
+        self._lines = ThinnedDict[tuple[int, int]](LINES)
         self._poor, self._short, self._documents = array("Q"), array("Q"), 0
 
-    def see(self, row: View) -> None:
+    def see(self, row: RowView) -> None:
         """Count its lines and judge it."""
         if row.record.kind != "text" or row.turns:
             return
@@ -218,7 +218,7 @@ class Corpus(Lint):
                 self._lines.set(key, (count + 1, min(first, row.number)))
         if len(row.text.split()) < SHORT and len(row.words) < SHORT:
             self._short.append(row.number)
-        elif poor(row.text):
+        elif is_low_quality(row.text):
             self._poor.append(row.number)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
@@ -235,7 +235,7 @@ class Corpus(Lint):
             yield finding("boilerplate", places, common, of=lines, unit="different lines", floor=floor)
 
 
-def poor(text: str) -> bool:
+def is_low_quality(text: str) -> bool:
     """Whether a text breaks a rule for prose. Words are measured in ASCII alone: some scripts have no spaces."""
     words = text.split()
     if not words:
