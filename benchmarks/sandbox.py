@@ -24,7 +24,7 @@ from pathlib import Path
 
 from align.core.rewards.base import Answer, RewardContext
 from align.plugins.rewards.code import Code
-from align.plugins.rewards.code.sandbox import ENVIRONMENT, TRIAL, Broken, Layers, Sandbox, python
+from align.plugins.rewards.code.sandbox import ENVIRONMENT, TRIAL, Layers, Sandbox, SandboxError, python
 from align.plugins.rewards.code.sandbox_runtime import landlock
 
 RUNS = 100
@@ -51,7 +51,7 @@ def measured(run: Callable[[], object]) -> dict[str, float]:
 def works(sandbox: Sandbox) -> bool:
     try:
         return sandbox.program(TRIAL, "", time.monotonic() + 30).output == b"42\n"
-    except Broken:
+    except SandboxError:
         return False
 
 

@@ -34,14 +34,14 @@ def register_algorithms(register: Register) -> None:
 @hookimpl
 def register_rewards(register: Register) -> None:
     """What answers are worth."""
-    register("format", "align.plugins.rewards.format:Format")
-    register("exact", "align.plugins.rewards.exact:Exact")
+    register("format", "align.plugins.rewards.format:FormatReward")
+    register("exact", "align.plugins.rewards.exact:ExactReward")
     register("length", "align.plugins.rewards.length:Length")
     register("repetition", "align.plugins.rewards.repetition:Repetition")
     register("reward_model", "align.plugins.rewards.reward_model:RewardModelScore")
-    register("python", "align.plugins.rewards.compat:Python")
-    register("verl", "align.plugins.rewards.compat:Verl")
-    register("openrlhf", "align.plugins.rewards.compat:OpenRLHF")
+    register("python", "align.plugins.rewards.compat:PythonReward")
+    register("verl", "align.plugins.rewards.compat:VerlReward")
+    register("openrlhf", "align.plugins.rewards.compat:OpenRLHFReward")
     register("code", "align.plugins.rewards.code:Code")
     register("ai_feedback", "align.plugins.rewards.ai_feedback:AIFeedback")
     register("math", "align.plugins.rewards.math:Math")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from align.testing.online_algorithms import toy_experience as toy_experience
     from align.testing.optimizer_step import CUTS as CUTS
     from align.testing.optimizer_step import Cut as Cut
-    from align.testing.optimizer_step import Scorer as Scorer
-    from align.testing.optimizer_step import Step as Step
+    from align.testing.optimizer_step import ReferenceLike as ReferenceLike
+    from align.testing.optimizer_step import StepResult as StepResult
     from align.testing.optimizer_step import step as step
     from align.testing.optimizer_step import step_gradients as step_gradients
     from align.testing.optimizer_step import step_statistics as step_statistics
@@ -37,7 +37,7 @@ _HOMES = {
     "algorithms": ("check_algorithm", "check_description"),
     "online_algorithms": ("check_online", "toy_experience"),
     "rewards": ("check_reward",),
-    "optimizer_step": ("CUTS", "Cut", "Scorer", "Step", "step", "step_gradients", "step_statistics"),
+    "optimizer_step": ("CUTS", "Cut", "ReferenceLike", "StepResult", "step", "step_gradients", "step_statistics"),
     "toys": ("LENGTHS", "VOCABULARY", "toy_examples", "toy_policy"),
 }
 _HOME = {name: f"align.testing.{home}" for home, names in _HOMES.items() for name in names}

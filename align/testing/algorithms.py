@@ -21,7 +21,7 @@ from align.core.data.examples import Example
 from align.core.models.policy import Policy
 from align.schemas.records import Kind
 from align.testing.online_algorithms import check_online, toy_experience
-from align.testing.optimizer_step import CUTS, Cut, Step, step
+from align.testing.optimizer_step import CUTS, Cut, StepResult, step
 from align.testing.toys import LENGTHS, toy_examples, toy_policy
 
 SHARP = 100.0
@@ -108,12 +108,12 @@ class _Toy:
         else:
             self.examples = toy_examples(kind, lengths, scores_prompt=algorithm.scores_prompt)
 
-    def step(self, examples: Sequence[Example], cut: Cut) -> Step:
+    def step(self, examples: Sequence[Example], cut: Cut) -> StepResult:
         """Return one step on these examples."""
         scorer = _Frozen(self.reference) if self.algorithm.uses_reference else None
         return step(self.algorithm, self.policy, scorer, examples, cut, critic=self.critic)
 
-    def flat(self, made: Step) -> Tensor:
+    def flat(self, made: StepResult) -> Tensor:
         """Return a step's gradient as one vector, zero where a parameter has none."""
         critic = self.critic.named_parameters(prefix="critic") if self.critic is not None else ()
         parameters = [*self.policy.named_parameters(), *critic]
@@ -132,13 +132,13 @@ def _made(algorithm: type[Algorithm], settings: Mapping[str, Any] | None) -> Onl
     return made
 
 
-def _check_learns(where: str, whole: Step, toy: _Toy) -> None:
+def _check_learns(where: str, whole: StepResult, toy: _Toy) -> None:
     gradient = toy.flat(whole)
     assert math.isfinite(whole.loss) and bool(gradient.isfinite().all()), f"{where}: loss or gradient is not finite"
     assert float(gradient.norm()) > 0, f"{where}: no parameter gets a gradient"
 
 
-def _check_again(where: str, whole: Step, again: Step, toy: _Toy, tolerance: float) -> None:
+def _check_again(where: str, whole: StepResult, again: StepResult, toy: _Toy, tolerance: float) -> None:
     apart = float((toy.flat(whole) - toy.flat(again)).norm() / toy.flat(whole).norm())
     assert apart <= tolerance and abs(whole.loss - again.loss) <= tolerance * max(1.0, abs(whole.loss)), (
         f"{where}: the loss differs from run to run on the same step ({whole.loss}, then {again.loss}): "
@@ -154,7 +154,7 @@ def _check_extremes(where: str, toy: _Toy) -> None:
     )
 
 
-def _same_step(where: str, want: Step, got: Step, toy: _Toy, tolerance: float) -> None:
+def _same_step(where: str, want: StepResult, got: StepResult, toy: _Toy, tolerance: float) -> None:
     _same(where, (want.loss, toy.flat(want)), (got.loss, toy.flat(got)), tolerance)
     for name, value in want.metrics.items():
         assert abs(value - got.metrics[name]) <= tolerance * max(1.0, abs(value)), (

@@ -31,7 +31,7 @@ CUTS: Mapping[str, Cut] = {
 }
 
 
-class Scorer(Protocol):
+class ReferenceLike(Protocol):
     """Anything that gives log-probabilities of scored tokens; ``align.core.models.reference.ReferenceModel`` does."""
 
     def logp(self, micro: MicroBatch) -> Tensor:
@@ -39,7 +39,7 @@ class Scorer(Protocol):
         ...
 
 
-class Step(NamedTuple):
+class StepResult(NamedTuple):
     """An optimizer step's loss, its gradient by parameter, and its metrics reduced over the micro-batches."""
 
     loss: float
@@ -50,13 +50,13 @@ class Step(NamedTuple):
 def step(
     algorithm: Algorithm,
     policy: Policy,
-    reference: Scorer | None,
+    reference: ReferenceLike | None,
     examples: Sequence[Example],
     cut: Cut,
     *,
     layout: Layout = "padded",
     critic: Policy | None = None,
-) -> Step:
+) -> StepResult:
     """Return one optimizer step of the policy, cut into micro-batches as ``cut`` says.
 
     loss = sum over terms of  weight * (sum of values over the step) / (count over the step)
@@ -86,13 +86,13 @@ def step(
             books.add(name, metric)
     assert len(names) == 1, f"{algorithm.name}: terms or metrics differ between micro-batches of one step: {names}"
     gradients = {name: p.grad.clone() for name, p in learning.items() if p.grad is not None}
-    return Step(total, gradients, books.close())
+    return StepResult(total, gradients, books.close())
 
 
 def step_gradients(
     algorithm: Algorithm,
     policy: Policy,
-    reference: Scorer | None,
+    reference: ReferenceLike | None,
     examples: Sequence[Example],
     cut: Cut,
     *,
@@ -107,7 +107,7 @@ def step_gradients(
 def step_statistics(
     algorithm: Algorithm,
     policy: Policy,
-    reference: Scorer | None,
+    reference: ReferenceLike | None,
     examples: Sequence[Example],
     *,
     layout: Layout = "padded",
@@ -143,7 +143,7 @@ def _unchanged(algorithm: Algorithm, batch: Batch) -> Iterator[None]:
 
 
 def _batch(
-    policy: Policy, reference: Scorer | None, micro: MicroBatch, statistics: Mapping[str, Tensor]
+    policy: Policy, reference: ReferenceLike | None, micro: MicroBatch, statistics: Mapping[str, Tensor]
 ) -> tuple[Batch, Tensor]:
     scores = policy(micro)
     ref_logp = reference.logp(micro) if micro.ref_logp_T is None and reference is not None else micro.ref_logp_T

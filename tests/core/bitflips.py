@@ -46,7 +46,7 @@ from align.core.training.fit import _verify_logs
 from align.core.training.launch import train
 from align.core.training.run_directory import RunDirectory
 from align.plugins.loggers.csv import CSV
-from align.plugins.rewards.ai_feedback.verdict_store import Cap, Ledger, Memory, Use
+from align.plugins.rewards.ai_feedback.verdict_store import Cap, Ledger, Usage, VerdictStore
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
 from tests.core.runs import run_for, write_rows
@@ -233,14 +233,14 @@ def of_caches(root: Path) -> Iterator[Target]:
     yield Target(kept, reference)
 
     verdicts, spent = caches / "verdicts.sqlite", caches / "spent.sqlite"
-    memory, ledger = Memory(verdicts), Ledger(spent, "judge", Cap(requests=9))
+    memory, ledger = VerdictStore(verdicts), Ledger(spent, "judge", Cap(requests=9))
     memory.put("one", "a verdict")
-    ledger.reserve(Use(3, 100, 20))
+    ledger.reserve(Usage(3, 100, 20))
     memory.close()
     ledger.close()
 
     def asked() -> Any:
-        memory = Memory(verdicts)
+        memory = VerdictStore(verdicts)
         try:
             return memory.get("one") or "a verdict"  # not found is asked again
         finally:

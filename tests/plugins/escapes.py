@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from align.plugins.rewards.code import sandbox as sandboxes
-from align.plugins.rewards.code.sandbox import Ended, Sandbox
+from align.plugins.rewards.code.sandbox import RunOutput, Sandbox
 from align.plugins.rewards.code.sandbox_runtime import seccomp, system
 
 READS = {
@@ -235,7 +235,7 @@ def attempt(sandbox: Sandbox) -> dict[str, str]:
         with victims() as found, ThreadPoolExecutor(4) as pool:
             before = _state(found)
 
-            def one(name: str) -> Ended:
+            def one(name: str) -> RunOutput:
                 seconds = 1.5 if name.startswith("bombs") else 30
                 return sandbox.program(script(PROBES[name], found), "", time.monotonic() + seconds)
 
@@ -276,5 +276,5 @@ def works(sandbox: Sandbox) -> bool:
     """Whether these layers are to be had here."""
     try:
         return sandbox.program(sandboxes.TRIAL, "", time.monotonic() + 30).output == b"42\n"
-    except sandboxes.Broken:
+    except sandboxes.SandboxError:
         return False

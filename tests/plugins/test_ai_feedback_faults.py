@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.rewards.base import Answer, RewardContext
-from align.plugins.rewards.ai_feedback.verdict_store import Cap, Ledger, Memory, Use
+from align.plugins.rewards.ai_feedback.verdict_store import Cap, Ledger, Usage, VerdictStore
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
 from tests.plugins import judges
@@ -197,11 +197,11 @@ uses = st.tuples(st.integers(0, 5), st.integers(0, 900), st.integers(0, 900))
 @given(st.lists(st.tuples(uses, uses), max_size=20))
 def test_the_ledger_never_reserves_past_its_cap(steps: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
     ledger = Ledger(None, "me", Cap(requests=20, tokens=4000, cost=0.005, prompt_price=1.0, completion_price=2.0))
-    total = Use()
+    total = Usage()
     for most, used in steps:
-        reserved = Use(*most)
+        reserved = Usage(*most)
         if ledger.reserve(reserved):
-            actual = Use(*(min(a, b) for a, b in zip(most, used, strict=True)))
+            actual = Usage(*(min(a, b) for a, b in zip(most, used, strict=True)))
             assert ledger.cap.holds(total + reserved)
             ledger.settle(reserved, actual)
             total = total + actual
@@ -261,7 +261,7 @@ def test_ranks_share_memory_and_ledger(server: Server, tmp_path: Path) -> None:
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "ai_feedback.sqlite").write_bytes(b"no database at all, but long enough to be read as one" * 20)
     with pytest.raises(AlignError, match="cannot be used"):
-        Memory(tmp_path / "ai_feedback.sqlite")
+        VerdictStore(tmp_path / "ai_feedback.sqlite")
 
 
 # Keys

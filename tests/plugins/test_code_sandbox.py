@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from align.plugins.rewards.code import sandbox as sandboxes
-from align.plugins.rewards.code.sandbox import Broken, Layers, Sandbox, frames
+from align.plugins.rewards.code.sandbox import Layers, Sandbox, SandboxError, frames
 from align.plugins.rewards.code.sandbox_runtime import landlock, seccomp
 from align.schemas.errors import AlignError
 from tests.plugins.escapes import PROBES, attempt, script, victims, works
@@ -127,7 +127,7 @@ def test_refused_on_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_layer_that_fails_later_is_not_done_without(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandboxes, "directories", lambda: ["/nowhere/at/all"])
-    with pytest.raises(Broken, match="No such file"):
+    with pytest.raises(SandboxError, match="No such file"):
         sandbox.program("print(1)", "", soon())
 
 
@@ -135,7 +135,7 @@ def test_an_interpreter_that_is_not_there_is_the_sandboxs_failure(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sandboxes, "python", lambda: "/nowhere/python")
-    with pytest.raises(Broken, match="No such file"):
+    with pytest.raises(SandboxError, match="No such file"):
         sandbox.program("print(1)", "", soon())
 
 

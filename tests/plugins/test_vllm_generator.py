@@ -472,9 +472,9 @@ def test_a_server_does_not_outlive_whoever_started_it(model_dir: Path) -> None:
 import os, signal
 from pathlib import Path
 from align.plugins.generators.vllm import VLLM
-from align.plugins.generators.vllm.child_server import Launched
+from align.plugins.generators.vllm.child_server import ChildServer
 arguments = dict(model={str(model_dir)!r}, dtype="float32", max_model_len=64, kv_cache_memory_bytes=2**27)
-started = Launched(VLLM.Config(mode="server"), arguments)
+started = ChildServer(VLLM.Config(mode="server"), arguments)
 print(Path(f"/proc/{{started.process.pid}}/task/{{started.process.pid}}/children").read_text(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

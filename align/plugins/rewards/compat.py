@@ -61,7 +61,7 @@ class _FromFile(Reward):
         self._inner.close()
 
 
-class Python(_FromFile):
+class PythonReward(_FromFile):
     """A function of a file in TRL's signature: ``f(prompts, completions, completion_ids, **columns)``."""
 
     name = "python"
@@ -70,7 +70,7 @@ class Python(_FromFile):
         """Where the function is."""
 
 
-class Verl(_FromFile):
+class VerlReward(_FromFile):
     """veRL's ``compute_score(data_source, solution_str, ground_truth, extra_info)``, one answer at a time.
 
     It gives a number, or a mapping with ``score``; the mapping's other numbers are kept as parts, the rest as words.
@@ -85,10 +85,10 @@ class Verl(_FromFile):
         """The function's name in it."""
 
     def _adapt(self, function: Callable[..., Any], name: str) -> Reward:
-        return _Verl(function, name)
+        return _VerlFunction(function, name)
 
 
-class OpenRLHF(_FromFile):
+class OpenRLHFReward(_FromFile):
     """OpenRLHF's ``reward_func(queries, prompts, labels, **kwargs)``; queries are prompt and answer together.
 
     It gives a tensor or list of scores, or a mapping with ``rewards`` (and ``scores``, ``extra_logs``: kept as parts).
@@ -130,7 +130,7 @@ class OpenRLHF(_FromFile):
         return from_function(asked, name)
 
 
-class _Verl(Reward):
+class _VerlFunction(Reward):
     """veRL's convention over rows as its format plugin reads them."""
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:

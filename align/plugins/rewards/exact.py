@@ -13,7 +13,7 @@ from align import Answer, Reward, Score
 from align.rewards import Pattern
 
 
-class Exact(Reward):
+class ExactReward(Reward):
     """1 where the answer equals a column, both normalised, else 0."""
 
     name = "exact"
@@ -37,7 +37,7 @@ class Exact(Reward):
         """Whether punctuation counts; else a final ``.``, ``,``, ``;``, ``!`` or ``?`` is dropped."""
 
         @model_validator(mode="after")
-        def _one_way(self) -> Exact.Config:
+        def _one_way(self) -> ExactReward.Config:
             if self.after is not None and self.pattern is not None:
                 raise ValueError("after cannot be set beside pattern")
             return self

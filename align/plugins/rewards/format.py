@@ -35,7 +35,7 @@ def in_tags(text: str, tags: Sequence[str], outside: Literal["nothing", "after",
     return f"has text after </{tags[-1]}>" if outside == "nothing" and text[at:].strip() else ""
 
 
-class Format(Reward):
+class FormatReward(Reward):
     """1 where an answer has the layout asked for (a regular expression, tags in order, a JSON schema), else 0."""
 
     name = "format"
@@ -59,7 +59,7 @@ class Format(Reward):
         """json_schema only: the JSON is the whole answer, or its last fenced block."""
 
         @model_validator(mode="after")
-        def _something(self) -> Format.Config:
+        def _something(self) -> FormatReward.Config:
             given, wrong = self.model_fields_set, []
             for setting, to in (("search", "regex"), ("outside", "tags"), ("json_in", "json_schema")):
                 if setting in given and getattr(self, to) is None:

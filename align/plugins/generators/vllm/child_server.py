@@ -28,12 +28,12 @@ EXTENSION = "align.plugins.generators.vllm.extension"
 BY_HAND = f"""VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=... vllm serve MODEL --enable-scale-out \\
     --logprobs-mode processed_logprobs --generation-config vllm \\
     --worker-extension-cls {EXTENSION}.Extension \\
-    --middleware {EXTENSION}.Guard"""
+    --middleware {EXTENSION}.ApiKeyMiddleware"""
 """How a server that others start must be started; docs/vllm.md has the same."""
 NCCL = ("--weight-transfer-config", '{"backend": "nccl"}')
 
 
-class Launched:
+class ChildServer:
     """``vllm serve`` under a keeper, which ends it and all that it started when this process dies."""
 
     def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any]) -> None:
@@ -46,7 +46,7 @@ class Launched:
         command = [python, "-P", str(Path(__file__).with_name("supervisor.py"))]
         command += [python, "-P", "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--host", "127.0.0.1", "--port", str(port), "--enable-scale-out"]
-        command += ["--worker-extension-cls", f"{EXTENSION}.Extension", "--middleware", f"{EXTENSION}.Guard"]
+        command += ["--worker-extension-cls", f"{EXTENSION}.Extension", "--middleware", f"{EXTENSION}.ApiKeyMiddleware"]
         if config.weights == "nccl":
             command += NCCL
         environment = os.environ | {

@@ -44,7 +44,7 @@ class Extension:
         self.reload_weights(weights_iterator=tensors())
 
 
-class Guard:
+class ApiKeyMiddleware:
     """Asks for the API key on every path: vLLM itself leaves those out that change weights."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:

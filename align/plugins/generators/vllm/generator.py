@@ -22,8 +22,8 @@ from align.settings import Sampling
 
 if TYPE_CHECKING:
     from align.models import Policy
-    from align.plugins.generators.vllm.process import Process
-    from align.plugins.generators.vllm.server import Server
+    from align.plugins.generators.vllm.process import InProcessEngine
+    from align.plugins.generators.vllm.server import ServerEngine
 
 COLDEST = 0.01
 """vLLM samples at no lower temperature but 0."""
@@ -39,7 +39,7 @@ class VLLM(Generator):
 
     config: Config
     handle: ModelHandle | None = None
-    started: Process | Server | None = None
+    started: InProcessEngine | ServerEngine | None = None
 
     def open(self, handle: ModelHandle) -> None:
         """Check the settings. The engine starts when it is first needed: by then the trainer's ranks have joined."""
@@ -84,18 +84,18 @@ class VLLM(Generator):
         self.started = self.handle = None
 
     @property
-    def engine(self) -> Process | Server:
+    def engine(self) -> InProcessEngine | ServerEngine:
         """The engine, or the server's client; started now if it was not. Raises AlignError with vLLM's own words."""
         if self.started is None:
             arguments = engine_arguments(self.config, self._subject)
             if self.config.mode == "process":
-                from align.plugins.generators.vllm.process import Process
+                from align.plugins.generators.vllm.process import InProcessEngine
 
-                self.started = Process(self.config, arguments)
+                self.started = InProcessEngine(self.config, arguments)
             else:
-                from align.plugins.generators.vllm.server import Server
+                from align.plugins.generators.vllm.server import ServerEngine
 
-                self.started = Server(self.config, arguments)
+                self.started = ServerEngine(self.config, arguments)
         return self.started
 
     @property

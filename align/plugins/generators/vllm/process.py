@@ -30,8 +30,8 @@ ENVIRONMENT = {
 }
 
 
-class Process:
-    """One engine; see ``Server`` for the same thing over HTTP.
+class InProcessEngine:
+    """One engine; see ``ServerEngine`` for the same thing over HTTP.
 
     It must not be noticed by training: random states, thread counts and the process group are put back.
     """

@@ -26,7 +26,7 @@ from align.files import sha256
 from align.generators import Floats, Interrupt, Tokens
 from align.http import Client, Failed, secret
 from align.plugins.generators.vllm.arguments import SCORING, VLLMConfig
-from align.plugins.generators.vllm.child_server import BY_HAND, NCCL, Launched
+from align.plugins.generators.vllm.child_server import BY_HAND, NCCL, ChildServer
 from align.plugins.generators.vllm.weights import checkpoint_tensors
 from align.processes import all_gather_objects, rank
 
@@ -40,19 +40,19 @@ SHARD = 2**31
 WHERE = "rollout.generator"
 
 
-class Server:
+class ServerEngine:
     """A server's answers, and how weights get to it. Rank 0 starts it and sends weights; all ranks ask it."""
 
     def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any]) -> None:
         self.config, self.timeout, self.label = config, config.timeout, FIRST
-        self.launched: Launched | None = None
+        self.launched: ChildServer | None = None
         self.sender: Any = None
         url, key, trouble = config.url, None, None
         if url is not None:
             key = secret(config.key_env, config.key_file)
         elif rank() == 0:
             try:
-                self.launched = Launched(config, arguments)
+                self.launched = ChildServer(config, arguments)
                 url, key = self.launched.url, self.launched.key
             except AlignError as error:
                 trouble = error

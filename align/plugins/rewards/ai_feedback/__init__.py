@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from align import AlignError, Answer, Reward, Score
-from align.plugins.rewards.ai_feedback.config import Settings, principles
-from align.plugins.rewards.ai_feedback.endpoint_judge import Endpoint
+from align.plugins.rewards.ai_feedback.config import JudgeConfig, principles
+from align.plugins.rewards.ai_feedback.endpoint_judge import EndpointJudge
 from align.plugins.rewards.ai_feedback.judge import Judge
-from align.plugins.rewards.ai_feedback.prompts import Question, plain
-from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Memory
+from align.plugins.rewards.ai_feedback.prompts import JudgeTask, plain
+from align.plugins.rewards.ai_feedback.verdict_store import Ledger, VerdictStore
 from align.plugins.rewards.ai_feedback.verdicts import Winner, read_mark, read_winner, standings
 from align.rewards import Outcome, RewardContext
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Judgement:
     """A verdict (a mark or a winner, as text), or why there is none."""
 
     verdict: str | None
@@ -47,7 +47,7 @@ class AIFeedback(Reward):
 
     reads = frozenset({"constitution", "model"})
 
-    class Config(Settings, Reward.Config):
+    class Config(JudgeConfig, Reward.Config):
         """Settings in the run file."""
 
     config: Config
@@ -63,15 +63,15 @@ class AIFeedback(Reward):
         self._counts = Counter[str]()
         owner = json.dumps([self.config.url, self.config.model, self.config.mode, self._principles])
         spent = None if place.home is None else Path(place.home) / "ai_feedback.sqlite"
-        self._memory = Memory(place.cache / "ai_feedback.sqlite")
+        self._memory = VerdictStore(place.cache / "ai_feedback.sqlite")
         self._ledger = Ledger(spent, hashlib.sha256(owner.encode()).hexdigest(), self.config.cap)
         self._judge: Judge
         if self.config.url:
-            self._judge = Endpoint(self.config, self._ledger, place.world_size)
+            self._judge = EndpointJudge(self.config, self._ledger, place.world_size)
         else:
-            from align.plugins.rewards.ai_feedback.local_judge import Local  # torch
+            from align.plugins.rewards.ai_feedback.local_judge import LocalJudge  # torch
 
-            self._judge = Local(self.config, self._ledger, self._seed)
+            self._judge = LocalJudge(self.config, self._ledger, self._seed)
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """A mark, or a mean win rate. Raises AlignError where the judge cannot work, or the cap is to stop the run."""
@@ -95,7 +95,7 @@ class AIFeedback(Reward):
             mark = read_mark(reply, tag, marks)
             return None if mark is None else str(mark)
 
-        asked = [Question(self._principles, plain(a.prompt), (a.text,), marks) for a in answers]
+        asked = [JudgeTask(self._principles, plain(a.prompt), (a.text,), marks) for a in answers]
         judged = self._judgements(asked, read)
         return [Score(None if j.verdict is None else float(j.verdict), j.outcome, why=j.why) for j in judged]
 
@@ -105,15 +105,15 @@ class AIFeedback(Reward):
             groups[answer.group, plain(answer.prompt)].append(place)
         bouts = [(prompt, a, b) for (_, prompt), group in groups.items() for a, b in permutations(group, 2)]
         unlike = [bout for bout in bouts if answers[bout[1]].text != answers[bout[2]].text]
-        asked = [Question(self._principles, prompt, (answers[a].text, answers[b].text)) for prompt, a, b in unlike]
+        asked = [JudgeTask(self._principles, prompt, (answers[a].text, answers[b].text)) for prompt, a, b in unlike]
         judged = {(a, b): j for (_, a, b), j in zip(unlike, self._judgements(asked, read_winner), strict=True)}
         scores = dict[int, Score]()
         for group in groups.values():
             scores |= self._of_group(group, judged)
         return [scores[place] for place in range(len(answers))]
 
-    def _of_group(self, group: Sequence[int], judged: Mapping[tuple[int, int], Judged]) -> dict[int, Score]:
-        same = Judged("TIE")  # equal answers are not worth a question
+    def _of_group(self, group: Sequence[int], judged: Mapping[tuple[int, int], Judgement]) -> dict[int, Score]:
+        same = Judgement("TIE")  # equal answers are not worth a question
         said = {(i, j): judged.get((group[i], group[j]), same) for i, j in permutations(range(len(group)), 2)}
         table = standings(len(group), {pair: _winner(each.verdict) for pair, each in said.items()})
         self._counts["ties"] += sum(standing.ties for standing in table) // 2
@@ -122,25 +122,25 @@ class AIFeedback(Reward):
         for i, standing in enumerate(table):
             if standing.rate is None:
                 faults = [each for pair, each in said.items() if i in pair and each.verdict is None]
-                fault = faults[0] if faults else Judged(None, "abstained", "has no other answer to be compared with")
+                fault = faults[0] if faults else Judgement(None, "abstained", "has no other answer to be compared with")
                 scores[group[i]] = Score(None, fault.outcome, why=fault.why)
             else:
                 parts = {k: float(v) for k, v in asdict(standing).items()}
                 scores[group[i]] = Score(standing.rate, parts=parts)
         return scores
 
-    def _judgements(self, questions: Sequence[Question], read: Callable[[str, str], str | None]) -> list[Judged]:
+    def _judgements(self, questions: Sequence[JudgeTask], read: Callable[[str, str], str | None]) -> list[Judgement]:
         """A judgement of each question: remembered, or asked for until there is a verdict or ``tries`` are over."""
         depends = self._judge.identity, str(self.config.max_characters)
         keys = [question.digest(*depends) for question in questions]
-        found, open_ = dict[str, Judged](), dict[str, Question]()
+        found, open_ = dict[str, Judgement](), dict[str, JudgeTask]()
         for digest, question in zip(keys, questions, strict=True):
             if digest not in found and digest not in open_:
                 verdict = self._memory.get(digest)
                 if verdict is None:
                     open_[digest] = question
                 else:
-                    found[digest] = Judged(verdict)
+                    found[digest] = Judgement(verdict)
         self._counts["cached"] += len(found)
         capped = ""
         for attempt in range(self.config.tries):
@@ -155,9 +155,9 @@ class AIFeedback(Reward):
                 digest = asked[place][0]
                 verdict = read(reply.text, tags[place]) if reply.text else None
                 if verdict is not None:
-                    found[digest] = Judged(self._memory.put(digest, verdict))
+                    found[digest] = Judgement(self._memory.put(digest, verdict))
                 elif reply.text is None:
-                    found[digest] = Judged(None, reply.outcome, reply.why)
+                    found[digest] = Judgement(None, reply.outcome, reply.why)
                     capped = reply.why if reply.capped else capped
                 if digest in found:
                     del open_[digest]
@@ -166,7 +166,7 @@ class AIFeedback(Reward):
         if capped and self.config.on_cap == "stop":
             fix = "what was judged is kept: raise the cap and go on with --resume"
             raise AlignError(capped, fix, where="reward ai_feedback")
-        lost = Judged(None, "unparsed", f"the judge gave no verdict in {self.config.tries} tries")
+        lost = Judgement(None, "unparsed", f"the judge gave no verdict in {self.config.tries} tries")
         return [found.get(digest, lost) for digest in keys]
 
 

@@ -12,7 +12,7 @@ from align import AlignError, Config
 from align.plugins.rewards.ai_feedback.verdict_store import Cap
 
 
-class Settings(Config):
+class JudgeConfig(Config):
     """Who judges, by what, and within which limits. Limits are those of the whole run, shared out over its ranks."""
 
     model: str

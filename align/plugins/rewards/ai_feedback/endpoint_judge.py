@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from align.http import LONGEST_WAIT, Client, Refused, Unavailable, secret
-from align.plugins.rewards.ai_feedback.config import Settings
+from align.plugins.rewards.ai_feedback.config import JudgeConfig
 from align.plugins.rewards.ai_feedback.judge import Reply
 from align.plugins.rewards.ai_feedback.prompts import Conversation
-from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Use
+from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Usage
 
 LONGEST_REPLY = 2**22
 """Bytes of a response."""
@@ -23,12 +23,12 @@ _MOST_TOKENS = 2**40
 """Above any honest count."""
 
 
-class Endpoint:
+class EndpointJudge:
     """See ``judge.Judge``. Limits are those of the run: each of its ``world_size`` processes takes its share."""
 
     special: Sequence[str] = ()
 
-    def __init__(self, settings: Settings, ledger: Ledger, world_size: int) -> None:
+    def __init__(self, settings: JudgeConfig, ledger: Ledger, world_size: int) -> None:
         """Raises AlignError for a key that cannot be had, and for plain http to another machine."""
         assert settings.url is not None
         self._settings, self._ledger = settings, ledger
@@ -68,7 +68,7 @@ class Endpoint:
         """One conversation's: after a failure once more, each time after twice the wait or as long as is asked for."""
         fields = {"messages": conversation, **self._fields}
         content = {name: value for name, value in fields.items() if value is not None}
-        most = Use(1, _most_tokens(conversation), self._settings.max_tokens)
+        most = Usage(1, _most_tokens(conversation), self._settings.max_tokens)
         reply = Reply(None, "error", "the run is ending")
         for number in range(self._settings.retries + 1):
             if self._over.is_set():
@@ -80,13 +80,13 @@ class Endpoint:
             try:
                 found = self._client.post("/chat/completions", content)
             except Refused as error:
-                self._ledger.settle(most, Use(1))
+                self._ledger.settle(most, Usage(1))
                 if error.status in _HOPELESS:
                     raise
                 return Reply(None, "error", str(error))
             except Unavailable as error:
                 if error.status is not None:
-                    self._ledger.settle(most, Use(1))  # who says no has not worked
+                    self._ledger.settle(most, Usage(1))  # who says no has not worked
                 wait = error.wait
                 reply = Reply(None, "timeout" if error.late else "error", str(error))
             else:
@@ -113,12 +113,12 @@ def _most_tokens(conversation: Conversation) -> int:
     return sum(len(message["content"].encode()) + 64 for message in conversation)
 
 
-def _use(found: dict[str, Any], most: Use) -> Use:
+def _use(found: dict[str, Any], most: Usage) -> Usage:
     """What the server says was used; where it does not say, the most that it can have been."""
     usage = found.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     known = [count for count in counts if type(count) is int and 0 <= count <= _MOST_TOKENS]
-    return Use(1, *known) if len(known) == 2 else most
+    return Usage(1, *known) if len(known) == 2 else most
 
 
 def _text(found: dict[str, Any]) -> str | None:

@@ -9,20 +9,20 @@ from collections.abc import Iterator, Sequence
 from align import AlignError, Request
 from align.generators import Tokens
 from align.models import LocalModel
-from align.plugins.rewards.ai_feedback.config import Settings
+from align.plugins.rewards.ai_feedback.config import JudgeConfig
 from align.plugins.rewards.ai_feedback.judge import Reply
 from align.plugins.rewards.ai_feedback.prompts import Conversation
-from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Use
+from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Usage
 from align.settings import Sampling
 
 AT_ONCE = 16
 """Conversations between two looks at memory: what a kill can cost."""
 
 
-class Local:
+class LocalJudge:
     """See ``judge.Judge``."""
 
-    def __init__(self, settings: Settings, ledger: Ledger, seed: int) -> None:
+    def __init__(self, settings: JudgeConfig, ledger: Ledger, seed: int) -> None:
         """Load the model, onto the GPU where there is one. Raises AlignError where it cannot be had."""
         self._ledger, self._seed = ledger, seed
         self._sampling = Sampling(max_completion_length=settings.max_tokens, temperature=settings.temperature)
@@ -40,15 +40,15 @@ class Local:
                 tokens = self._tokens(conversations[place])
                 if len(tokens) + self._sampling.max_completion_length > self._model.context:
                     yield place, Reply(None, "error", f"what to judge is too long for the judge: {len(tokens)} tokens")
-                elif not self._ledger.reserve(Use(1, len(tokens), self._sampling.max_completion_length)):
+                elif not self._ledger.reserve(Usage(1, len(tokens), self._sampling.max_completion_length)):
                     yield place, Reply(None, "abstained", f"{self._ledger.cap} is reached", capped=True)
                 else:
                     asked[place] = tokens
             requests = [Request(tokens, (self._seed_of(tokens),)) for tokens in asked.values()]
             samples = self._model.generate(requests, self._sampling)
             for (place, tokens), (sample,) in zip(asked.items(), samples, strict=True):
-                most = Use(1, len(tokens), self._sampling.max_completion_length)
-                self._ledger.settle(most, Use(1, len(tokens), len(sample.tokens)))
+                most = Usage(1, len(tokens), self._sampling.max_completion_length)
+                self._ledger.settle(most, Usage(1, len(tokens), len(sample.tokens)))
                 text = self._model.decode(sample.tokens) if sample.finish == "stop" else ""
                 yield place, Reply(text)
 

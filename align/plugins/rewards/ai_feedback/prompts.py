@@ -56,7 +56,7 @@ VERDICT {tag}: WINNER"""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class JudgeTask:
     """One thing to be judged: one answer, with the range of its mark, or two in the order in which they are shown."""
 
     principles: str

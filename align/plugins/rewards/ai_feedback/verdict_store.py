@@ -19,18 +19,18 @@ from align.files import digest
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class Usage:
     """Requests, and tokens read and written by the judge."""
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
-    def __add__(self, other: Use) -> Use:
-        return Use(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    def __sub__(self, other: Use) -> Use:
-        return Use(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,11 @@ class Cap:
         limits = {"requests": self.requests, "tokens": self.tokens, "in money": self.cost}
         return "the cap of " + ", ".join(f"{limit:g} {what}" for what, limit in limits.items() if limit is not None)
 
-    def price(self, use: Use) -> float:
+    def price(self, use: Usage) -> float:
         """What it costs, in the money of the prices."""
         return (use.prompt_tokens * self.prompt_price + use.completion_tokens * self.completion_price) / 1e6
 
-    def holds(self, use: Use) -> bool:
+    def holds(self, use: Usage) -> bool:
         """Whether that much may be spent."""
         tokens = use.prompt_tokens + use.completion_tokens
         return (
@@ -92,7 +92,7 @@ class _File:
             raise AlignError(f"cannot be used: {error}", fix, where=str(self._path)) from error
 
 
-class Memory(_File):
+class VerdictStore(_File):
     """Verdicts by key."""
 
     def __init__(self, path: Path) -> None:
@@ -135,17 +135,17 @@ class Ledger(_File):
         super().__init__(path, f"spent (owner TEXT PRIMARY KEY, {columns})")
         self.cap, self._owner = cap, owner
         with self._told():
-            self._database.execute("INSERT OR IGNORE INTO spent VALUES (?, ?, ?, ?, ?)", self._row(owner, Use()))
+            self._database.execute("INSERT OR IGNORE INTO spent VALUES (?, ?, ?, ?, ?)", self._row(owner, Usage()))
             for row in self._database.execute("SELECT * FROM spent"):
                 self._verified(row)  # every owner's: with a damaged name, this judge's row would not be found by name
 
     @property
-    def spent(self) -> Use:
+    def spent(self) -> Usage:
         """So far."""
         with self._told():
             return self._spent()
 
-    def reserve(self, most: Use) -> bool:
+    def reserve(self, most: Usage) -> bool:
         """Write down what a request may cost at most, if the cap then still holds."""
         with self._told(), self._alone():
             spent = self._spent()
@@ -154,7 +154,7 @@ class Ledger(_File):
                 self._keep(spent + most)
         return holds
 
-    def settle(self, most: Use, used: Use) -> None:
+    def settle(self, most: Usage, used: Usage) -> None:
         """Correct a reservation to what was used."""
         with self._told(), self._alone():
             self._keep(self._spent() + (used - most))
@@ -168,24 +168,24 @@ class Ledger(_File):
         finally:
             self._database.execute("COMMIT")
 
-    def _spent(self) -> Use:
+    def _spent(self) -> Usage:
         return self._verified(self._database.execute("SELECT * FROM spent WHERE owner = ?", (self._owner,)).fetchone())
 
-    def _keep(self, spent: Use) -> None:
+    def _keep(self, spent: Usage) -> None:
         self._database.execute("INSERT OR REPLACE INTO spent VALUES (?, ?, ?, ?, ?)", self._row(self._owner, spent))
 
-    def _verified(self, row: Any) -> Use:
+    def _verified(self, row: Any) -> Usage:
         """Return what a row says was spent. Raises AlignError where it is not what was written.
 
         Unlike a verdict it cannot be had again, and to start from 0 would break the cap.
         """
         with suppress(TypeError):
             owner, *numbers, _ = row
-            if tuple(row) == self._row(owner, Use(*numbers)):
-                return Use(*numbers)
+            if tuple(row) == self._row(owner, Usage(*numbers)):
+                return Usage(*numbers)
         fix = "lower the caps by what was spent so far, as your provider reports, and remove the file"
         raise AlignError("is damaged: what it says was spent differs from its sum", fix, where=str(self._path))
 
     @staticmethod
-    def _row(owner: str, spent: Use) -> tuple[Any, ...]:
+    def _row(owner: str, spent: Usage) -> tuple[Any, ...]:
         return (owner, *astuple(spent), digest([owner, *astuple(spent)]))

@@ -18,10 +18,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from align import Answer, Reward, Score
-from align.plugins.rewards.code.asserts import Unfit
+from align.plugins.rewards.code.asserts import UnusableTest
 from align.plugins.rewards.code.checks import Called, Check, Piped, read_checks
 from align.plugins.rewards.code.matching import passes, prints
-from align.plugins.rewards.code.sandbox import Broken, Sandbox
+from align.plugins.rewards.code.sandbox import Sandbox, SandboxError
 from align.plugins.rewards.code.sandbox_runtime.values import encode
 from align.rewards import RewardContext
 
@@ -74,7 +74,7 @@ class Code(Reward):
             return lacking
         try:
             read_checks(columns)
-        except Unfit as error:
+        except UnusableTest as error:
             return str(error)
         return None
 
@@ -92,7 +92,7 @@ class Code(Reward):
         try:
             checks = read_checks(answer.columns)
             passed, stopped = self._passed(source, checks)
-        except (Unfit, Broken) as error:
+        except (UnusableTest, SandboxError) as error:
             return Score(None, "error", why=str(error))
         share = passed / len(checks)
         parts = {"tests": share}

@@ -30,7 +30,7 @@ MADE: dict[str, Callable[..., Any]] = {
 NUMBER = (int, float, complex)
 
 
-class Unfit(Exception):
+class UnusableTest(Exception):
     """Why a test cannot be used."""
 
 
@@ -46,11 +46,11 @@ class Assert:
 
 
 def statements(text: str) -> list[ast.Assert]:
-    """The asserts of a Python text, by themselves or in HumanEval's ``check(candidate)``. Raises Unfit."""
+    """The asserts of a Python text, by themselves or in HumanEval's ``check(candidate)``. Raises UnusableTest."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError) as error:
-        raise Unfit(f"is not Python: {error}") from error
+        raise UnusableTest(f"is not Python: {error}") from error
     found: list[ast.Assert] = []
     for node in tree.body:
         body = node.body if isinstance(node, ast.FunctionDef) and node.name == "check" else [node]
@@ -58,9 +58,9 @@ def statements(text: str) -> list[ast.Assert]:
             if isinstance(statement, ast.Assert):
                 found.append(statement)
             elif not _harmless(statement):
-                raise Unfit(f"has a line that is no assert: {ast.unparse(statement)[:80]}")
+                raise UnusableTest(f"has a line that is no assert: {ast.unparse(statement)[:80]}")
     if not found:
-        raise Unfit("has no assert")
+        raise UnusableTest("has no assert")
     return found
 
 
@@ -73,10 +73,10 @@ def _harmless(node: ast.stmt) -> bool:
 
 
 def read_assert(statement: ast.Assert) -> Assert:
-    """What one assert asks. Raises Unfit where it is of no known shape."""
+    """What one assert asks. Raises UnusableTest where it is of no known shape."""
     test = statement.test
     if isinstance(test, ast.Constant):
-        raise Unfit(f"asserts a constant: {ast.unparse(statement)[:80]}")
+        raise UnusableTest(f"asserts a constant: {ast.unparse(statement)[:80]}")
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return replace(_call(test.operand), verdict=(False, "truth", None))
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
@@ -98,15 +98,15 @@ def _compared(left: ast.expr, how: ast.cmpop, right: ast.expr) -> Assert:
         call, expected = (right, left) if _is_literal(left) else (left, right)
         value = literal(expected)
         if isinstance(how, ast.Is) and value is not None and not isinstance(value, bool):
-            raise Unfit("compares with `is` what is neither None, True nor False")
+            raise UnusableTest("compares with `is` what is neither None, True nor False")
         return replace(_call(call), verdict=(value, "is" if isinstance(how, ast.Is) else "python", None))
-    raise Unfit(f"compares otherwise than ==: {ast.unparse(left)[:60]} ...")
+    raise UnusableTest(f"compares otherwise than ==: {ast.unparse(left)[:60]} ...")
 
 
 def _call(node: ast.expr) -> Assert:
     """``f(constants)``, ``Class().f(constants)``, or one of these within a builtin such as ``set`` or ``round``."""
     if not isinstance(node, ast.Call) or any(word.arg is None for word in node.keywords):
-        raise Unfit(f"is no call with constants: {ast.unparse(node)[:80]}")
+        raise UnusableTest(f"is no call with constants: {ast.unparse(node)[:80]}")
     if (
         isinstance(node.func, ast.Name)
         and node.func.id in BUILTINS
@@ -118,7 +118,7 @@ def _call(node: ast.expr) -> Assert:
         return replace(inner, wraps=(*inner.wraps, (ast.unparse(node.func), tuple(literal(a) for a in node.args[1:]))))
     name = ast.unparse(node.func).replace("().", ".")
     if not all(part.isidentifier() for part in name.split(".")):
-        raise Unfit(f"is no call of a function by its name: {ast.unparse(node)[:80]}")
+        raise UnusableTest(f"is no call of a function by its name: {ast.unparse(node)[:80]}")
     args = tuple(literal(argument) for argument in node.args)
     return Assert(name, args, {str(word.arg): literal(word.value) for word in node.keywords})
 
@@ -126,14 +126,14 @@ def _call(node: ast.expr) -> Assert:
 def _number(node: ast.expr) -> float:
     value = literal(node)
     if not isinstance(value, int | float) or abs(value) > MOST:
-        raise Unfit(f"has {ast.unparse(node)[:80]} where a number has to be")
+        raise UnusableTest(f"has {ast.unparse(node)[:80]} where a number has to be")
     return float(value)
 
 
 def _is_literal(node: ast.expr) -> bool:
     try:
         literal(node)
-    except Unfit:
+    except UnusableTest:
         return False
     return True
 
@@ -161,7 +161,7 @@ def literal(node: ast.expr) -> Any:
             return _made(MADE[name], [literal(argument) for argument in args])
         case ast.Attribute(value=ast.Name(id="math"), attr="pi" | "e" | "inf" | "nan" | "tau" as name):
             return getattr(math, name)
-    raise Unfit(f"has a value that is no constant: {ast.unparse(node)[:80]}")
+    raise UnusableTest(f"has a value that is no constant: {ast.unparse(node)[:80]}")
 
 
 def _arithmetic(left: Any, op: ast.operator, right: Any) -> Any:
@@ -173,7 +173,7 @@ def _arithmetic(left: Any, op: ast.operator, right: Any) -> Any:
     else:
         size = 0
     if size > SIZE or not _numbers_or_sequences(left, op, right):
-        raise Unfit("has arithmetic that is too large or not of constants")
+        raise UnusableTest("has arithmetic that is too large or not of constants")
     return _made(BINARY[type(op)], [left, right])
 
 
@@ -192,4 +192,4 @@ def _made(function: Callable[..., Any], args: list[Any]) -> Any:
     try:
         return function(*args)
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise Unfit(f"has a constant that cannot be made: {error}") from error
+        raise UnusableTest(f"has a constant that cannot be made: {error}") from error

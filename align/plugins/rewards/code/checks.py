@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from align.plugins.rewards.code.asserts import Unfit, read_assert, statements
+from align.plugins.rewards.code.asserts import UnusableTest, read_assert, statements
 
 if TYPE_CHECKING:
     from align.plugins.rewards.code.sandbox_runtime.harness import Call
@@ -44,7 +44,7 @@ Check = Called | Piped
 
 
 def read_checks(columns: Mapping[str, Any]) -> list[Check]:
-    """The tests in a row's ``tests``: a list, the same as JSON text, or Python text of asserts. Raises Unfit.
+    """The tests in a row's ``tests``: a list, the same as JSON text, or Python text of asserts. Raises UnusableTest.
 
     ``entry_point`` names the function where a test does not.
     """
@@ -57,13 +57,13 @@ def read_checks(columns: Mapping[str, Any]) -> list[Check]:
     if isinstance(tests, dict | str):
         tests = [tests]
     if not isinstance(tests, list | tuple) or not tests:
-        raise Unfit("its `tests` is not a list of tests")
+        raise UnusableTest("its `tests` is not a list of tests")
     checks: list[Check] = []
     for number, test in enumerate(tests, 1):
         try:
             checks += _read(test, entry if isinstance(entry, str) else None)
-        except (Unfit, RecursionError, MemoryError) as error:
-            raise Unfit(f"its test {number} {str(error) or 'is nested too deeply'}") from error
+        except (UnusableTest, RecursionError, MemoryError) as error:
+            raise UnusableTest(f"its test {number} {str(error) or 'is nested too deeply'}") from error
     return checks
 
 
@@ -76,12 +76,12 @@ def _read(test: Any, entry: str | None) -> list[Check]:
         return [Piped(test["stdin"], test["stdout"])]
     if "input" in keys and keys <= {"input", "output", "function"} and "output" in test:
         if not isinstance(test["input"], list):
-            raise Unfit("has an `input` that is not the list of the function's arguments")
+            raise UnusableTest("has an `input` that is not the list of the function's arguments")
         name = test.get("function") or entry
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise Unfit("names no `function`, and the row has no `entry_point`")
+            raise UnusableTest("names no `function`, and the row has no `entry_point`")
         return [Called(_call(name, tuple(test["input"])), test["output"], "json")]
-    raise Unfit("is none of {input, output, function}, {stdin, stdout} (texts) and 'assert f(1) == 2'")
+    raise UnusableTest("is none of {input, output, function}, {stdin, stdout} (texts) and 'assert f(1) == 2'")
 
 
 def _named(name: str, entry: str | None) -> str:

@@ -48,12 +48,12 @@ PATIENCE = 5.0
 TRIAL = "import bisect, collections, heapq, json, random\nprint(6 * 7)"
 
 
-class Broken(Exception):
+class SandboxError(Exception):
     """The sandbox could not be set up: nothing has run, and nothing is known of the code."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RunOutput:
     """What came out of a run, and why it was ended where it did not end by itself."""
 
     output: bytes
@@ -61,7 +61,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
+class CallResults:
     """What the calls returned: the tree of ``sandbox_runtime.values`` for each, None where there is none.
 
     forged: the channel carried what the harness does not write.
@@ -101,7 +101,7 @@ class Sandbox:
                 if sandbox.program(TRIAL, "", time.monotonic() + 30).output == b"42\n":
                     return sandbox
                 lacking.append(f"{sys.base_prefix} cannot be used by an unprivileged user, or {memory} MiB are too few")
-            except Broken as error:
+            except SandboxError as error:
                 lacking.append(f"{'namespaces' if layers.namespaces else 'Landlock'}: {error}")
         raise AlignError(
             f"model-written code cannot be isolated here: {'; '.join(lacking)}",
@@ -110,11 +110,11 @@ class Sandbox:
             "kernel with Landlock (5.13) and a Python that all users may read; code is never run without isolation",
         )
 
-    def program(self, source: str, stdin: str, until: float, room: int = 0) -> Ended:
-        """Run a script. until: on ``time.monotonic``. room: bytes of output beyond ``OUTPUT``. Raises Broken."""
+    def program(self, source: str, stdin: str, until: float, room: int = 0) -> RunOutput:
+        """Run a script. until: on ``time.monotonic``. room: bytes of output beyond ``OUTPUT``. Raises SandboxError."""
         return self._run({"source": source, "stdin": stdin.encode("utf-8", "replace"), "calls": None}, until, room)
 
-    def calls(self, source: str, calls: Sequence[Call], until: float, room: int = 0) -> Returned:
+    def calls(self, source: str, calls: Sequence[Call], until: float, room: int = 0) -> CallResults:
         """Load code and make calls, in order; a process that dies is replaced for the calls that are left."""
         trees: list[Any] = []
         while len(trees) < len(calls):
@@ -123,15 +123,15 @@ class Sandbox:
             ended = self._run({"source": source, "stdin": b"", "calls": left, "nonce": nonce}, until, room)
             said = frames(ended.output, nonce)
             if said is None or len(said) > 1 + len(left):
-                return Returned([None] * len(calls), ended.stopped, forged=True)
+                return CallResults([None] * len(calls), ended.stopped, forged=True)
             loaded, values = said[:1], said[1:]
             trees += values
             if not loaded or loaded[0][0] == "raised" or ended.stopped:
-                return Returned(trees + [None] * (len(calls) - len(trees)), ended.stopped)
+                return CallResults(trees + [None] * (len(calls) - len(trees)), ended.stopped)
             trees += [None] * (len(values) < len(left))  # the call that the process did not survive
-        return Returned(trees)
+        return CallResults(trees)
 
-    def _run(self, job: dict[str, Any], until: float, room: int) -> Ended:
+    def _run(self, job: dict[str, Any], until: float, room: int) -> RunOutput:
         job |= {"namespaces": self.layers.namespaces, "landlock": self.layers.landlock, "directories": directories()}
         job |= {"memory": self.memory * 2**20, "seconds": self.seconds}
         job["source"] = job["source"].encode("utf-8", "replace").decode()
@@ -146,7 +146,7 @@ class Sandbox:
                 env=ENVIRONMENT, cwd="/", start_new_session=True, pass_fds=(file,),
             )  # fmt: skip
         except OSError as error:
-            raise Broken(str(error)) from error
+            raise SandboxError(str(error)) from error
         finally:
             os.close(file)
         with process:
@@ -156,11 +156,11 @@ class Sandbox:
                 end(process)
             assert process.stderr is not None
             if complaint := process.stderr.read(4096).decode(errors="replace"):
-                raise Broken(complaint.strip().rpartition("\n")[2])
+                raise SandboxError(complaint.strip().rpartition("\n")[2])
             return ended
 
 
-def listen(process: subprocess.Popen[bytes], until: float, most: int) -> Ended:
+def listen(process: subprocess.Popen[bytes], until: float, most: int) -> RunOutput:
     """Read what a process writes until it has ended, the time is up or it has written too much."""
     assert process.stdout is not None
     source, size = process.stdout.fileno(), 0
@@ -173,15 +173,15 @@ def listen(process: subprocess.Popen[bytes], until: float, most: int) -> Ended:
         chunk = os.read(source, 2**16)
         size += len(chunk)
         if size > most:
-            return Ended(b"".join(chunks), "output")
+            return RunOutput(b"".join(chunks), "output")
         chunks.append(chunk)
         if not chunk:
             try:
                 process.wait(left)
             except subprocess.TimeoutExpired:
                 break
-            return Ended(b"".join(chunks))
-    return Ended(b"".join(chunks), "time")
+            return RunOutput(b"".join(chunks))
+    return RunOutput(b"".join(chunks), "time")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
