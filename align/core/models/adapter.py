@@ -1,8 +1,8 @@
-"""Low-rank adapters: made new, continued from a directory, merged, and their frozen base in 4 or 8 bits.
+"""Low-rank adapters: made new, read from a directory, merged; and a frozen base in 4 or 8 bits.
 
 A directory that holds an adapter (``adapter_config.json``) names its base model. Without ``model.adapter`` in the
-run file that very adapter is trained on; with it, the old adapter is merged into its base and a new one is trained
-on the result.
+run file the training of that adapter is continued; with it, the old adapter is merged into its base and a new one is
+trained on the result.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ from align.schemas.run import Adapter
 
 TASKS: dict[Head, TaskType] = {"language": TaskType.CAUSAL_LM, "reward": TaskType.SEQ_CLS}
 REWARD_HEAD = "score"
-"""What every decoder for sequence classification in transformers calls its head."""
+"""The name of the head in every decoder for sequence classification in transformers."""
 
 
 def add_adapter(
     network: PreTrainedModel, spec: Adapter, head: Head, base: ModelLocation | None, tokens: Sequence[int] = ()
 ) -> PeftModel:
-    """A new adapter that changes nothing yet (B = 0); a reward head is trained whole beside it.
+    """Put a new adapter on a network. Its B is 0, so outputs do not change yet; a reward head is trained whole with it.
 
-    base: where the network's weights can be had, for the adapter's own config; None when they are nowhere on disk.
-    tokens: ids whose rows are trained (``token_ids``). A is drawn from torch's global generator.
-    Raises AlignError for names that match nothing, and for what could not be merged at the end.
+    base: location of the network's weights, for the adapter's own config; None if they are nowhere on disk. tokens: ids
+    whose rows are trained (``token_ids``). A is drawn from torch's global generator.
+    Raises AlignError for names that match nothing, and for settings whose result could not be merged at the end.
     """
     if missed := _match_nothing(network, spec):
         raise AlignError.gather(missed)
     tied, rows = _shared(network), _rows(network, head, tokens)
     _refuse_twice(network, spec, rows, tied)
+    saved = [*spec.modules_to_save, REWARD_HEAD] if head == "reward" else spec.modules_to_save
     config = LoraConfig(
         r=spec.r,
-        lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]  # peft divides by the rank; any number serves
+        lora_alpha=spec.lora_alpha,  # type: ignore[arg-type]  # peft only divides it by the rank: a float works
         lora_dropout=spec.lora_dropout,
         use_dora=spec.type == "dora",
         target_modules=spec.target_modules,
         target_parameters=spec.target_parameters or None,
         exclude_modules=_not_adapted(network),
-        modules_to_save=[*spec.modules_to_save, *[REWARD_HEAD] * (head == "reward")] or None,
+        modules_to_save=saved or None,
         trainable_token_indices=rows or None,
         ensure_weight_tying=bool(spec.modules_to_save or tokens),  # else a tied head would part from its embeddings
         task_type=TASKS[head],
@@ -78,7 +79,7 @@ def token_ids(spec: Adapter, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         if number not in known:
             raise AlignError(
                 f"{token!r} is no token of this tokenizer",
-                "give ids, or tokens spelt as in tokenizer.json; a new one is added with tokenizer.add_tokens and "
+                "give ids, or tokens as tokenizer.json has them; a new one is added with tokenizer.add_tokens and "
                 "model.resize_token_embeddings, and both are saved",
                 where=where,
             )
@@ -87,7 +88,7 @@ def token_ids(spec: Adapter, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _rows(network: PreTrainedModel, head: Head, tokens: Sequence[int]) -> dict[str, list[int]]:
-    """Return the rows to train by layer name: of the embeddings, and of a head that is not tied to them."""
+    """Return the rows to train, by layer name: in the embeddings, and in a head that is not tied to them."""
     if not tokens:
         return {}
     whole: Any = network
@@ -114,9 +115,8 @@ def _match_nothing(network: PreTrainedModel, spec: Adapter) -> list[Problem]:
         ends = {name.rsplit(".", 1)[-1] for name in known}
         for wanted in names:
             if not any(_ends_with(name, wanted) for name in known):
-                likely = (
-                    linear if field == "target_modules" else [end for end in ends if not end.isdecimal()]
-                )  # layers.0
+                # Suggest no list positions: a part of ``layers.0`` is called "0".
+                likely = linear if field == "target_modules" else {end for end in ends if not end.isdecimal()}
                 near = did_you_mean(wanted, likely)
                 problems.append(Problem(f"model.adapter.{field}", f"{wanted!r} is the name of nothing in it", near))
     return problems
@@ -133,7 +133,7 @@ def _refuse_twice(network: nn.Module, spec: Adapter, rows: Iterable[str], tied: 
         "modules_to_save": spec.modules_to_save,
         "trainable_token_indices": list(rows),
     }
-    first = {name: names[0] for names in tied for name in names}  # one name for all that share a weight
+    first = {name: names[0] for names in tied for name in names}  # modules that share a weight count as one
     trained_by = dict[str, str]()
     for field, wanted in chosen.items():
         names = [name for name, _ in network.named_modules() if any(_ends_with(name, one) for one in wanted)]
@@ -199,7 +199,11 @@ def _is_plain(layer: nn.Linear) -> bool:
 
 
 def read_adapter(network: PreTrainedModel, directory: Path, head: Head) -> PeftModel:
-    """The adapter of a directory on its base, to be trained on; safetensors only, nothing missing, nothing over."""
+    """Put the adapter of a directory on its base network, so that its training can go on.
+
+    Raises AlignError unless the directory holds a LoRA adapter for this head as safetensors, and each of its tensors
+    fits the network.
+    """
     weights = directory / "adapter_model.safetensors"
     if not weights.is_file():
         raise AlignError(
@@ -219,7 +223,7 @@ def read_adapter(network: PreTrainedModel, directory: Path, head: Head) -> PeftM
             where=str(directory),
         )
     config.inference_mode, config.task_type, config.base_model_name_or_path = False, TASKS[head], None
-    config.megatron_config = None  # with it peft imports whatever module the config names
+    config.megatron_config = None  # peft would import whatever module a downloaded config names here
     try:
         adapted = get_peft_model(network, config)
         result: Any = set_peft_model_state_dict(adapted, load_file(weights))
@@ -239,10 +243,13 @@ def read_adapter(network: PreTrainedModel, directory: Path, head: Head) -> PeftM
 
 
 def merge(adapted: PeftModel) -> PreTrainedModel:
-    """The base with the adapter added to its weights; ``adapted`` is used up. Raises AlignError on overflow."""
+    """Add the adapter to the base's weights and return the base; ``adapted`` cannot be used afterwards.
+
+    Raises AlignError if a merged weight is not finite.
+    """
     try:
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
-    except ValueError as error:  # peft looked at the sums before it kept them
+    except ValueError as error:  # safe_merge: peft checks the sums before it keeps them
         raise AlignError(
             f"merging the adapter gives weights that are not finite: {error}",
             "hold the weights in float32 or bfloat16 (model.dtype)",
@@ -251,14 +258,17 @@ def merge(adapted: PeftModel) -> PreTrainedModel:
 
 
 def _record(config: LoraConfig, base: ModelLocation | None) -> None:
-    """Let the adapter's config say where its base is, and its targets always in one order."""
+    """Write the base's location into the adapter's config, and sort its targets."""
     config.base_model_name_or_path, config.revision = base or (None, None)
     if not isinstance(config.target_modules, str | None):
-        config.target_modules = sorted(config.target_modules)  # peft keeps a set, whose order is chance
+        config.target_modules = sorted(config.target_modules)  # a set's order would differ between two exports
 
 
 def quantisation(kind: Literal["nf4", "int8"], dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` that hold the frozen base in 4 bits (QLoRA, 2305.14314 section 3) or 8."""
+    """Return arguments of ``from_pretrained`` for a frozen base in 4 bits (QLoRA, 2305.14314 section 3) or 8 bits.
+
+    dtype: of the computations. Raises AlignError without bitsandbytes or a CUDA GPU.
+    """
     what = f"model.adapter.quantize: {kind}"
     if importlib.util.find_spec("bitsandbytes") is None:
         raise AlignError(f"{what} needs bitsandbytes", "pip install 'align-llm[quant]', or leave quantize out")

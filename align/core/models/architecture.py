@@ -1,8 +1,8 @@
-"""The choice of the transformers class that a checkpoint is loaded into, and the parts that rows of text cannot reach.
+"""A checkpoint's files, where they come from, and the transformers class that they are loaded into.
 
-A checkpoint is loaded into the class that wrote it wherever that class can be trained on text, so that an export holds
-every tensor and the same class loads it again. Parts that no token passes through (the vision tower of a model that
-also reads images) are frozen.
+Local directories and hub ids are resolved here; only safetensors are read. A checkpoint is loaded into the class that
+wrote it wherever that class can be trained on text, so that an export holds every tensor and the same class loads it
+again. Parts that no token passes through (the vision tower of a model that also reads images) are frozen.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ from align.core.util.error_line import first_line
 from align.schemas.errors import AlignError
 from align.schemas.run import Model
 
-# Tensors in a checkpoint's files, and those of them that its class does not load: an export must not lose any.
+# --- tensors of a checkpoint -----------------------------------------------------------------------------------------
+#
+# Some tensors of a checkpoint are not loaded by its class; an export must not lose them.
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-"""Configs of what turns images and sound into a model's inputs: the tokenizer does not save them."""
+"""Config files of image and sound processors; ``tokenizer.save_pretrained`` does not write them."""
 
 
 class TensorEntry(NamedTuple):
@@ -64,7 +66,10 @@ class TensorEntry(NamedTuple):
 
 
 def tensors_of(directory: Path) -> dict[str, TensorEntry]:
-    """Return every tensor in the files that ``from_pretrained`` reads, by name; only the headers are read."""
+    """Return the metadata of every tensor in the files that ``from_pretrained`` reads, by name.
+
+    Only the headers of the files are read.
+    """
     files = [SINGLE]
     if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
         index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
@@ -81,7 +86,7 @@ def tensors_of(directory: Path) -> dict[str, TensorEntry]:
 
 
 def read_tensors(directory: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return the named tensors of a checkpoint."""
+    """Return the named tensors of a checkpoint, on the CPU."""
     entries, read = tensors_of(directory), dict[str, Tensor]()
     for name in names:
         with safe_open(directory / entries[name].file, "pt") as held:
@@ -113,7 +118,7 @@ class Inventory:
         prefix, missed, becomes = network.base_model_prefix, list[str](), dict[str, str]()
         for name in sorted(names):
             renamed, _ = rename_source_key(name, renamings, converters, prefix, state)
-            if renamed not in state:
+            if renamed not in state:  # a name that the conversions would spoil may be right as it is
                 renamed, _ = rename_source_key(name, [], [], prefix, state)
             if renamed not in state:
                 missed.append(name)
@@ -159,20 +164,20 @@ def copy_processors(source: Path, directory: Path) -> None:
             shutil.copyfile(source / name, directory / name)
 
 
-# Where a model's files are: a local directory, or a hub id fetched into the hub's cache.
+# --- location of a model's files -------------------------------------------------------------------------------------
 #
-# What is loaded is safetensors; pickles are refused, and code that came with the weights runs only if the run file
-# says so.
+# A local directory, or a hub id that is fetched into the hub's cache. Pickles are refused, since loading one can run
+# code; code that came with the weights runs only if the run file trusts it.
 
 FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 """Files of a hub repository that are fetched: no pickles, and no code unless it is trusted."""
 
 LOADING_FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-"""What transformers and peft raise about files that they cannot load."""
+"""Exceptions that transformers and peft raise for files that they cannot load."""
 
 
 def resolve_model_path(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Path:
-    """The local directory of a model: the path itself, or the hub's snapshot of an id, fetched if need be.
+    """Return the local directory of a model: the path itself, or the snapshot of a hub id, fetched if needed.
 
     Raises AlignError when there is no such directory, the id is unknown or closed, or the network cannot be reached.
     """
@@ -189,10 +194,11 @@ def resolve_model_path(path: str, revision: str | None = None, trust_remote_code
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     except (HFValidationError, HfHubHTTPError, OSError) as error:
-        raise AlignError(*_why(error, revision), where=where) from error
+        raise AlignError(*_hub_problem(error, revision), where=where) from error
 
 
-def _why(error: Exception, revision: str | None) -> tuple[str, str]:
+def _hub_problem(error: Exception, revision: str | None) -> tuple[str, str]:
+    """Return the message and the fix for an error of the hub's client."""
     match error:
         case GatedRepoError():
             return "is gated on the hub", "ask for access on its page, then `hf auth login`"
@@ -229,15 +235,16 @@ def refuse_pickles(directory: Path) -> None:
 
 
 def trust(model: Model) -> dict[str, bool]:
-    """What to tell transformers about code beside the weights.
+    """Return the arguments of ``from_pretrained`` about code that comes with the weights.
 
-    Always explicit, for left unset it asks on the terminal. Trusted code may live in yet another repository.
+    ``trust_remote_code`` is always given: if it is unset, transformers asks on the terminal. Trusted code may import
+    from another repository, so ``local_files_only`` is off for it.
     """
     return {"trust_remote_code": model.trust_remote_code, "local_files_only": not model.trust_remote_code}
 
 
 def not_loadable(error: Exception, directory: Path, what: str) -> AlignError:
-    """A loading fault in the user's terms."""
+    """Return a loading error in the user's terms. what: the part that failed, such as ``"tokenizer"``."""
     where = str(directory)
     if "trust_remote_code" in str(error):
         return AlignError(
@@ -250,7 +257,7 @@ def not_loadable(error: Exception, directory: Path, what: str) -> AlignError:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Neither transformers' bars nor its report of missing weights, which are judged and told here."""
+    """Silence transformers' progress bars and its report of missing weights, which ``load_network`` checks itself."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -263,19 +270,19 @@ def quiet() -> Iterator[None]:
 
 
 class ModelLocation(NamedTuple):
-    """Where a model can be had: a path, or a hub id and its revision."""
+    """Location of a model: a path, or a hub id and its revision."""
 
     path: str
     revision: str | None = None
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter and not a whole model."""
+    """Return True if a directory holds an adapter instead of a whole model."""
     return (directory / "adapter_config.json").is_file()
 
 
 def base_of(directory: Path) -> ModelLocation:
-    """The base model that an adapter's directory names."""
+    """Return the base model that an adapter's directory names. Raises AlignError if it names none."""
     try:
         config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
@@ -291,16 +298,18 @@ def base_of(directory: Path) -> ModelLocation:
     return ModelLocation(str(near)) if near.is_dir() else ModelLocation(base, revision)
 
 
+# --- class of a checkpoint -------------------------------------------------------------------------------------------
+
 Head = Literal["language", "reward"]
 
 FAMILIES: dict[Head, tuple[Any, ...]] = {
     "language": (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM),
     "reward": (AutoModelForSequenceClassification,),
 }
-"""transformers' families of classes that have such a head, the plainest first."""
+"""The ``AutoModelFor...`` classes of transformers that have such a head, the plainest first."""
 
 LENGTH = 4
-"""Tokens of the rows that ``freeze_unread`` runs."""
+"""Number of tokens in each row that ``freeze_unread`` runs."""
 
 CAUSALITY = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest change of a logit that rounding alone explains, relative to the largest logit."""
@@ -366,7 +375,11 @@ def _unfit(config: Any, head: Head, name: str, where: str) -> AlignError:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The origin of a network. left_out: names of its modules and parameters that text does not reach."""
+    """The files that a network was loaded from.
+
+    directory: of the checkpoint. left_out: names of the network's modules and parameters that text does not reach.
+    inventory: the checkpoint's tensors.
+    """
 
     directory: Path
     left_out: tuple[str, ...]
@@ -374,7 +387,7 @@ class Loaded:
 
 
 def remember(network: PreTrainedModel, loaded: Loaded) -> None:
-    """Attach this to the network; its copies carry it too."""
+    """Attach ``loaded`` to the network, so that copies of the network carry it too."""
     network.__dict__["_loaded_by_align"] = loaded
 
 
@@ -390,9 +403,8 @@ def freeze_unread(network: PreTrainedModel, head: Head, directory: Path) -> tupl
     than text, in which a token sees those after it, or that scores rows instead of tokens.
     """
     config, where, name = network.config, str(directory), type(network).__name__
-    multimodal = config.get_text_config() is not config or any(
-        type(config) in family._model_mapping for family in FAMILIES["language"][1:]
-    )
+    of_multimodal_family = any(type(config) in family._model_mapping for family in FAMILIES["language"][1:])
+    multimodal = config.get_text_config() is not config or of_multimodal_family
     if not (multimodal or type(config) in MODEL_FOR_MASKED_LM_MAPPING or network.is_remote_code()):
         return ()
     try:
@@ -409,8 +421,10 @@ def freeze_unread(network: PreTrainedModel, head: Head, directory: Path) -> tupl
             "start from a decoder (algorithm reward_model trains one from a language model)",
             where=where,
         )
-    before, after = outputs[:, :-1]  # the two rows differ in the last token only, which these must not depend on
-    if head == "language" and not (before - after).abs().max() <= CAUSALITY[network.dtype] * outputs.abs().max():
+    # The two rows differ in their last token only. Outputs at earlier positions must not depend on it.
+    first, second = outputs[:, :-1]
+    change, tolerance = (first - second).abs().max(), CAUSALITY[network.dtype] * outputs.abs().max()
+    if head == "language" and not change <= tolerance:  # "not <=" also refuses NaN
         raise AlignError(
             f"holds {name}, in which a token sees those after it: it would learn to copy them, and could not write one "
             "after another",
@@ -440,7 +454,7 @@ def _run(network: PreTrainedModel, head: nn.Module | None) -> tuple[Tensor, set[
     head: the layer that computes scores; None for logits. The ids are of the parameters in the graph of the outputs,
     and of those in modules that ran.
     """
-    ran = list[nn.Module]()
+    ran = list[nn.Module]()  # modules whose forward was called
     hooks = [m.register_forward_pre_hook(lambda module, _inputs: ran.append(module)) for m in network.modules()]
     ids = torch.full((2, LENGTH), 4, device=next(network.parameters()).device)
     ids[1, -1] = 5
@@ -453,7 +467,8 @@ def _run(network: PreTrainedModel, head: nn.Module | None) -> tuple[Tensor, set[
     network.train(False)
     try:
         with torch.enable_grad():
-            outputs: Tensor = network(input_ids=ids, **{k: v for k, v in given.items() if k in takes}).logits
+            accepted = {name: value for name, value in given.items() if name in takes}
+            outputs: Tensor = network(input_ids=ids, **accepted).logits
     finally:
         network.train(training)
         for hook in hooks:
@@ -462,7 +477,7 @@ def _run(network: PreTrainedModel, head: nn.Module | None) -> tuple[Tensor, set[
     reached = {id(parameter) for module in ran for parameter in module.parameters(recurse=False)}
     # Hooks miss weights used without calling their module (F.linear); the graph misses frozen ones.
     waiting, seen = [outputs.grad_fn], set[Any]()
-    while waiting:
+    while waiting:  # walk the autograd graph; a leaf's node has the parameter as its ``variable``
         node = waiting.pop()
         if node is None or node in seen:
             continue
@@ -482,9 +497,12 @@ def _unreached(module: nn.Module, prefix: str, reached: set[int]) -> Iterator[st
         return any(id(parameter) in reached for parameter in part.parameters())
 
     yield from (f"{prefix}{n}" for n, p in module.named_parameters(recurse=False) if id(p) not in reached)
-    alike = {type(child) for child in module.children() if reaches(child)} if isinstance(module, nn.ModuleList) else ()
+    alike = set[type]()
+    if isinstance(module, nn.ModuleList):
+        alike = {type(child) for child in module.children() if reaches(child)}
     for name, child in module.named_children():
+        has_parameters = next(child.parameters(), None) is not None
         if reaches(child):
             yield from _unreached(child, f"{prefix}{name}.", reached)
-        elif any(True for _ in child.parameters()) and type(child) not in alike:
+        elif has_parameters and type(child) not in alike:
             yield f"{prefix}{name}"

@@ -1,4 +1,7 @@
-"""A policy as an ordinary Hugging Face directory: what transformers and vLLM load, merged, checked, whole or absent."""
+"""Export of a policy to an ordinary Hugging Face directory that transformers and vLLM load.
+
+Adapters are merged and the result is checked. The directory appears as a whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +37,17 @@ from align.schemas.errors import AlignError
 from align.schemas.run import Model
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far a merged model's outputs may lie from the adapted one's, as a share of the largest output."""
+"""Largest difference between outputs of the merged and the adapted model, relative to the largest output."""
 
 
 def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write config, safetensors, tokenizer with its chat template, and generation config to ``directory``.
 
-    An adapter is merged, checked to give the same outputs (``TOLERANCE``), and written as itself to ``adapter/``
-    too, if its base can be had. Tensors of the original checkpoint that its class does not load are copied as they
-    are, and so is what prepares images and sound for it. The policy is left as it was, to the bit. Everything is
-    written to a sibling directory and flushed to disk before it takes the name, in place of an older export if there
-    is one.
+    An adapter is merged, and the merged model must give the same outputs (``TOLERANCE``); the adapter is written to
+    ``adapter/`` too, if the location of its base is known. Tensors of the original checkpoint that its class does not
+    load are copied unchanged, and so are the configs of image and sound processors. The policy is left unchanged, to
+    the bit. Everything is written to a sibling directory and flushed to disk before it is renamed, and so replaces an
+    older export only when it is complete.
     Raises AlignError for weights that are not finite, for a merge that changes the outputs, and if a tensor of the
     original checkpoint is missing.
     """
@@ -88,14 +91,15 @@ def export_from_state(state: Mapping[str, Tensor], model: Model, head: Head, dir
 
 
 def plain_model(model: nn.Module) -> PreTrainedModel:
-    """The model with its adapter merged and its dropout back on: a copy that shares every tensor left unchanged.
+    """Return a copy of the model with its adapter merged and its dropout on; unchanged tensors are shared, not copied.
 
-    A quantised base is merged as its dequantised values, which are what the adapter was trained on.
+    A quantised base is dequantised before the merge: the adapter was trained on those values, not on the originals.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     quantised = isinstance(model, PeftModel) and getattr(model.get_base_model(), "is_quantized", False)
     changed = {id(t) for layer in layers for t in layer.get_base_layer().parameters() if not quantised}
     tensors = itertools.chain(model.parameters(), model.buffers())
+    # deepcopy takes what its memo holds as already copied, so the tensors listed there are shared.
     twin = copy.deepcopy(model, {id(t): t for t in tensors if id(t) not in changed})
     set_dropout(twin, True)
     if not isinstance(twin, PeftModel):
@@ -112,7 +116,10 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
 
 
 def _check_merge(adapted: PeftModel, plain: PreTrainedModel) -> None:
-    """Compare outputs on two rows of made-up tokens."""
+    """Raise AlignError if the merged model's outputs on two rows of arbitrary tokens differ from the adapted one's.
+
+    The weights' type decides the tolerance: in 16 bits the sum W + BA is rounded to fewer digits than its terms.
+    """
     dtype = torch.bfloat16 if getattr(adapted.get_base_model(), "is_quantized", False) else plain.dtype
     embedding: Any = plain.get_input_embeddings()
     ids = (torch.arange(32, device=plain.device) * 7919 % embedding.weight.shape[0]).view(2, 16)
@@ -130,7 +137,10 @@ def _check_merge(adapted: PeftModel, plain: PreTrainedModel) -> None:
 
 
 def _complete(plain: PreTrainedModel, loaded: Loaded, head: str, directory: Path) -> None:
-    """Add what the original checkpoint has and the network lacks. Raises AlignError if a tensor is lost."""
+    """Add the files and tensors of the original checkpoint that the network has no place for.
+
+    Raises AlignError if the export lacks a tensor that the network loaded.
+    """
     if lost := loaded.inventory.lost(Inventory.of(plain, tensors_of(directory))):
         raise AlignError(
             f"the export lacks {len(lost)} tensors of {loaded.directory}, such as {lost[0]}; nothing was exported"
@@ -141,10 +151,11 @@ def _complete(plain: PreTrainedModel, loaded: Loaded, head: str, directory: Path
 
 
 def _write(plain: PreTrainedModel, directory: Path) -> None:
-    spoken = plain.generation_config if plain.can_generate() else None
-    if spoken is not None:
-        plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # many models ship one that transformers refuses to save
+    generation_config = plain.generation_config if plain.can_generate() else None
+    if generation_config is not None:
+        # Many models ship one that save_pretrained refuses (sampling settings without do_sample); it is written below.
+        plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     with quiet():
         plain.save_pretrained(directory, max_shard_size="5GB")
-    if spoken is not None:
-        spoken.to_json_file(directory / "generation_config.json")
+    if generation_config is not None:
+        generation_config.to_json_file(directory / "generation_config.json")

@@ -1,4 +1,8 @@
-"""A run file's ``model`` in, a policy and its tokenizer out: complete, as asked for, or an error that says why not."""
+"""Loading of the model that a run file names: its tokenizer, its network with or without an adapter, the policy.
+
+A model is loaded completely and as its settings say, or an AlignError gives the reason. ``notes`` warns before the
+first step about tensors that will not be trained.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +45,14 @@ from align.core.models.policy import Policy, set_dropout
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Model
 
-# The tokenizer of a model: its chat template, its padding, and whether it fits the embeddings.
+# --- tokenizer -------------------------------------------------------------------------------------------------------
 
 
 def load_tokenizer(model: Model, head: Head = "language") -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, its chat template replaced if the run file says so, and with a padding token.
+    """Return a model's tokenizer with a padding token and the run file's chat template, if it has one.
 
-    An adapter's own tokenizer goes before its base's. ``choose_pad`` has the rule about padding.
+    An adapter's own tokenizer is preferred to that of its base. ``choose_pad`` chooses the padding token. Raises
+    AlignError for a tokenizer or a template that cannot be read.
     """
     directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
     if is_adapter(directory) and not any(directory.glob("tokenizer*")):
@@ -70,11 +75,13 @@ def load_tokenizer(model: Model, head: Head = "language") -> PreTrainedTokenizer
 def choose_pad(tokenizer: PreTrainedTokenizerBase, head: Head) -> None:
     """Give a tokenizer a padding token without adding one to the vocabulary.
 
-    The tokenizer's own, if it has one. Else the first special token whose name says padding, reserved or unused;
-    else the unknown token; else, for a language head, the end-of-sequence token: align never tells padding by its
-    id, so no end token loses its training by that. transformers reads a reward at the last token that is *not*
-    padding, so for a reward head padding may not be the end token: the beginning-of-sequence token comes last
-    instead, and an error when that is the end token too.
+    Its own is kept, if it has one. Otherwise it gets the first special token whose name has "pad", "reserved" or
+    "unused" in it; else the unknown token; else, for a language head, the end-of-sequence token. That is safe there,
+    because align masks padding by length and never by id, so end tokens keep their loss.
+
+    transformers reads a reward at the last token that is *not* padding, so for a reward head padding may not be the
+    end token: the beginning-of-sequence token is the last choice instead. Raises AlignError if that is the end token
+    too.
     """
     end = tokenizer.eos_token
     if tokenizer.pad_token is not None and (head == "language" or tokenizer.pad_token != end):
@@ -93,8 +100,8 @@ def choose_pad(tokenizer: PreTrainedTokenizerBase, head: Head) -> None:
     tokenizer.pad_token = choices[0]
 
 
-def fit(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Tell the model's config the padding token; raise AlignError when the tokenizer has ids without embedding."""
+def set_padding(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write the padding token into the model's config. Raises AlignError if the tokenizer has ids without embedding."""
     embedding: Any = network.get_input_embeddings()
     rows = embedding.weight.shape[0]
     largest = max(tokenizer.get_vocab().values())
@@ -110,32 +117,39 @@ def fit(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory:
 
 
 def end_tokens(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Token ids that end an answer: the tokenizer's end token, and those of the model's generation settings."""
+    """Return the token ids that end a completion: the tokenizer's, and those of the model's generation config."""
     return ends_of(getattr(network.generation_config, "eos_token_id", None), tokenizer.eos_token_id)
 
 
-def ends_of(*told: int | Sequence[int] | None) -> tuple[int, ...]:
-    """End tokens out of what tokenizer and configs call so: an id, several, or none."""
-    each = [one for ids in told for one in (ids if isinstance(ids, Sequence) else [ids])]
-    return tuple(sorted({int(one) for one in each if one is not None}))
+def ends_of(*end_ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Merge end tokens from tokenizer and configs, each an id, several or None, into a sorted tuple."""
+    found = set[int]()
+    for ids in end_ids:
+        if isinstance(ids, Sequence):
+            found.update(map(int, ids))
+        elif ids is not None:
+            found.add(int(ids))
+    return tuple(sorted(found))
 
+
+# --- network and policy ----------------------------------------------------------------------------------------------
 
 __all__ = ["build_policy", "load_network", "load_tokenizer", "resolve_model_path"]
 
 
 def build_policy(model: Model, head: Head, *, seed: int, dropout: bool) -> tuple[Policy, PreTrainedTokenizerBase]:
-    """The policy to train, in training mode on the CPU (quantised: on the current GPU), and its tokenizer.
+    """Return the policy to train, in training mode on the CPU (quantised: on the current GPU), and its tokenizer.
 
-    What is newly made (a reward head, an adapter) follows from ``seed`` alone; torch's generator is left as it was.
-    ``dropout`` is about the model's own; an adapter's dropout is as its settings say.
-    Raises AlignError for everything about the weights that would silently train something else.
+    seed: decides a new reward head's and a new adapter's weights; torch's global generator is left as it was.
+    dropout: False switches the model's own dropout off; that of an adapter is always as its settings say.
+    Raises AlignError for weights that do not fit, and so would silently train another model.
     """
     directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
     tokenizer = load_tokenizer(model, head)
     tokens = token_ids(model.adapter, tokenizer) if model.adapter is not None else []
     network = _load_adapted(directory, model, head, seed, tokens)
     whole: Any = network.get_base_model() if isinstance(network, PeftModel) else network
-    fit(whole, tokenizer, directory)
+    set_padding(whole, tokenizer, directory)
     set_dropout(network, dropout)
     if model.gradient_checkpointing:
         # Non-reentrant checkpoints work with inputs that need no gradient, hence with frozen embeddings.
@@ -147,9 +161,9 @@ def build_policy(model: Model, head: Head, *, seed: int, dropout: bool) -> tuple
 
 
 def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTrainedModel:
-    """A whole model from a directory, complete or not at all.
+    """Return the whole model that a directory holds.
 
-    Only a reward head may be missing, where the directory holds a language model: it is then drawn from
+    Only a reward head may be missing, if the directory holds a language model: it is then drawn from
     N(0, initializer_range) with ``seed``. Parts that rows of text do not reach are frozen. Raises AlignError for
     weights that are missing, left over, of another shape, pickled, or in need of code that the run file does not
     trust, and for weights that an export could not hold.
@@ -168,14 +182,15 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
             network, info = family.from_pretrained(str(directory), output_loading_info=True, **options)
     except LOADING_FAULTS as error:
         raise not_loadable(error, directory, "model") from error
-    # torch gives the row of padding_idx no gradient: where padding is the end token, that would never be learned
+    # torch gives the row of padding_idx no gradient: if padding is the end token, its embedding would never be trained.
     network.get_input_embeddings().padding_idx = None
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     if head == "reward" and f"{REWARD_HEAD}.weight" in missing:
         _draw_head(getattr(network, REWARD_HEAD), network.config, seed)
         missing = {name for name in missing if not name.startswith(f"{REWARD_HEAD}.")}
         unexpected = {name for name in unexpected if name.startswith(f"{network.base_model_prefix}.")}
-    wrong = [f"it lacks {_some(missing)}"] * bool(missing) + [f"it also holds {_some(unexpected)}"] * bool(unexpected)
+    wrong = [f"it lacks {_some(missing)}"] if missing else []
+    wrong += [f"it also holds {_some(unexpected)}"] if unexpected else []
     if wrong:
         needed = "a causal language model" if head == "language" else "a language model or a one-label classifier"
         raise AlignError(
@@ -185,6 +200,7 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
         )
     inventory = Inventory.of(network, tensors_of(directory))
     remember(network, Loaded(directory, freeze_unread(network, head, directory), inventory))
+    # The names of quantised tensors differ from the checkpoint's; the export compares them after dequantising.
     quantised = getattr(network, "is_quantized", False)
     if not quantised and (lost := inventory.lost(Inventory.of(network, names_to_export(network)))):
         raise AlignError(
@@ -198,7 +214,10 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
 def _load_adapted(
     directory: Path, model: Model, head: Head, seed: int, tokens: Sequence[int]
 ) -> PreTrainedModel | PeftModel:
-    """The network with the adapter that the run file asks for or the directory holds, if any."""
+    """Return the network with the adapter that the run file asks for or the directory holds, if any.
+
+    An adapter in the directory is merged into its base first if the run file asks for a new one.
+    """
     local = Path(model.path).expanduser().is_dir()
     origin: ModelLocation | None = ModelLocation(str(directory)) if local else ModelLocation(model.path, model.revision)
     if not is_adapter(directory):
@@ -225,7 +244,7 @@ def _load_adapted(
 
 
 def _draw_head(score: nn.Linear, config: Any, seed: int) -> None:
-    # drawn in float32 by its own generator: the same seed is the same head, whatever the dtype and device
+    # Drawn in float32 on the CPU by a generator of its own: one seed gives one head, whatever the dtype and device.
     drawn = torch.randn(score.weight.shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         score.weight.copy_(drawn * getattr(config.get_text_config(), "initializer_range", 0.02))
@@ -238,16 +257,16 @@ def _some(names: set[str]) -> str:
     return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-# Warnings about a model before its first step: tensors that are not trained, and what the export does with them.
+# --- warnings before the first step ----------------------------------------------------------------------------------
 
 NAMED = 4
-"""Most names in one sentence."""
+"""Largest number of names in one sentence."""
 
 SCANNED = 4096
-"""Most examples that are searched for added tokens."""
+"""Largest number of examples that are searched for added tokens."""
 
 SAMPLE = 4096
-"""About how many embeddings the mean is taken over: float32 copies of all of them may need gigabytes."""
+"""Approximate number of embeddings that the mean is taken over: float32 copies of all of them may need gigabytes."""
 
 NEAR = 0.1
 """Distance from the mean embedding, relative to the median distance, below which an embedding counts as never trained:
@@ -255,7 +274,7 @@ transformers initialises new tokens to the mean, other tools to zeros."""
 
 
 def notes(policy: Policy, tokenizer: PreTrainedTokenizerBase, examples: Examples | Sequence[Example]) -> list[Problem]:
-    """Return warnings about a policy and the examples that it is to learn from."""
+    """Return warnings about a policy and the examples that it will be trained on."""
     found = [*_left_out(policy), *_not_loaded(policy), *_experts(policy), *_added_tokens(policy, tokenizer, examples)]
     return [Problem("model", what, fix, "warning") for what, fix in found]
 
@@ -325,15 +344,17 @@ def _added_tokens(
     for what, layer in layers.items():
         if layer is None or hasattr(layer, "modules_to_save"):
             continue  # trained whole
-        trained = set[int]()
+        trained, plain_layer = set[int](), layer
         if hasattr(layer, "token_adapter"):
             trained = {token for ids in layer.token_adapter.token_indices.values() for token in ids}
-        weight_VD = (layer.token_adapter.get_base_layer() if trained else layer).weight
+            plain_layer = layer.token_adapter.get_base_layer()
+        weight_VD = plain_layer.weight
         for token in _untouched(weight_VD, sorted(used - trained), sorted(added), tokenizer):
             frozen.setdefault(token, []).append(what)
     if frozen:
         names = [str(added[token]) for token in sorted(frozen)]
-        untrained = [what for what in layers if any(what in each for each in frozen.values())]
+        parts = {what for each in frozen.values() for what in each}
+        untrained = [what for what in layers if what in parts]
         yield (
             f"the rows hold added tokens that nothing trains: {_listed(names)}; their "
             f"{' and '.join(untrained)} stay as they were added",
@@ -348,10 +369,10 @@ def _first(examples: Examples | Sequence[Example]) -> Iterator[Example]:
 def _untouched(
     weight_VD: Tensor, tokens: Sequence[int], added: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """Return those of ``tokens`` whose rows look as they did when the tokens were added.
+    """Return the tokens whose rows look as they did when the tokens were added: near the mean of all, or near zero.
 
-    These are rows near the mean of all, or near zero. Of tokens past the tokenizer's own vocabulary, they are all that
-    neither its chat template nor its special roles use, however their rows look.
+    A token past the tokenizer's own vocabulary counts as untouched however its row looks, unless the chat template or
+    a special role uses it.
     """
     if not tokens:
         return []
@@ -365,9 +386,9 @@ def _untouched(
         near = torch.minimum((rows - mean_D).norm(dim=1), rows.norm(dim=1)) < NEAR * usual
     roles = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
     known = " ".join(map(str, (tokenizer.chat_template, *roles)))
-    spelt = tokenizer.added_tokens_decoder
-    return [
-        token
-        for token, new in zip(tokens, near.tolist(), strict=True)
-        if new or (token >= tokenizer.vocab_size and str(spelt[token]) not in known)
-    ]
+    found = list[int]()
+    for token, looks_new in zip(tokens, near.tolist(), strict=True):
+        unused = token >= tokenizer.vocab_size and str(tokenizer.added_tokens_decoder[token]) not in known
+        if looks_new or unused:
+            found.append(token)
+    return found

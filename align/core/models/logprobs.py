@@ -7,10 +7,10 @@ The head is applied to a chunk of tokens at a time; with p = softmax(z_t), and e
 
     d logp_t / d hidden_t = W^T u_t        d logp_t / d W = u_t hidden_t^T        u_t = dz_t^T (e - p)
 
-where dz_t is the slope of scale, cap and temperature. The first is a vector a token, whatever the loss will be, so
-forward computes it while it has the chunk; the second must be summed with the loss's own weights, so backward makes
-each chunk's logits again, and only where the head learns. So memory is O(chunk * V + T * D) instead of O(T * V), for
-one matrix product more (none where the head is frozen, as under LoRA).
+where dz_t is the slope of scale, cap and temperature. The first is one vector [D] for each token, whatever the loss
+is, so forward computes it while the chunk's logits exist. The second is a sum over tokens weighted by the loss's
+gradient, so backward computes each chunk's logits again, and only if the head is trained. So memory is
+O(chunk * V + T * D) instead of O(T * V), for one matrix product more (none with a frozen head, as under LoRA).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from torch.autograd.function import once_differentiable
 
 
 class TokenScores(NamedTuple):
-    """What the head says about each scored token; all [T].
+    """The head's scores of each scored token; all [T], in float32 or better.
 
     logp_T     log-probability of the target; carries gradient
     entropy_T  entropy of the distribution in nats
-    correct_T  1 where the target was the likeliest token, else 0
+    correct_T  1 where the target is the likeliest token, else 0
     logit_T    mean of z over the vocabulary
-    The last three carry no gradient and are None where metrics were not asked for.
+    The last three carry no gradient, and are None without ``metrics``.
     """
 
     logp_T: Tensor
@@ -54,11 +54,14 @@ def token_logprobs(
 ) -> TokenScores:
     """Score ``target_T`` under the head, ``chunk`` tokens at a time.
 
-    hidden_TD       hidden states that predict the targets [T, D]
-    head_weight_VD  the head's weight [V, D]; head_bias [V] or None
+    hidden_TD       hidden states [T, D], each of which predicts the target with the same index
+    head_weight_VD  the head's weight [V, D]; head_bias: [V] or None
+    target_T        token ids [T] in [0, V)
+    chunk           tokens whose logits [chunk, V] exist at one time, at least 1
     logit_scale     multiplies the head's output (Cohere, Granite)
     softcap         c of ``c * tanh(z / c)`` (Gemma 2), or None
-    temperature     divides what the softmax sees
+    temperature     divides the logits, above 0
+    metrics         True computes the scores without gradient too
 
     Matrix products run in the autocast type where autocast is on, else in the weight's own type; everything after
     them in float32 (float64 where the weight is).
@@ -81,7 +84,10 @@ def token_logprobs(
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """How hidden states become z, in what portions, and what is wanted of them."""
+    """Settings of one call: the function from hidden states to z, and the outputs to compute.
+
+    dtype: of matrix products. learns: True if the hidden states need a gradient.
+    """
 
     chunk: int
     scale: float
@@ -92,11 +98,12 @@ class _Head:
     learns: bool
 
     def chunks(self, tokens: int) -> Iterator[slice]:
+        """Yield the slices of ``chunk`` tokens each."""
         for start in range(0, tokens, self.chunk):
             yield slice(start, min(start + self.chunk, tokens))
 
     def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, slope: bool) -> tuple[Tensor, Tensor | None]:
-        """[c, D] -> z [c, V] in float32 or better, and the soft cap's slope there, if there is one and it is wanted."""
+        """Map [c, D] to z [c, V] in float32 or better; with ``slope`` return the soft cap's derivative [c, V] too."""
         z = torch.nn.functional.linear(hidden, weight, bias)
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         if self.scale != 1.0:
@@ -109,7 +116,7 @@ class _Head:
         return z if self.temperature == 1.0 else z.div_(self.temperature), capped
 
     def unit(self, p: Tensor, target: Tensor, slope: Tensor | None) -> Tensor:
-        """u, in the place of p."""
+        """Return u of the module's equations [c, V], computed in the memory of p."""
         u = p.neg_().scatter_add_(-1, target[:, None], torch.ones_like(p[:, :1]))
         if slope is not None:
             u = u.mul_(slope)
@@ -131,7 +138,7 @@ class _TokenLogProbs(torch.autograd.Function):
             x, w, b = hidden.to(head.dtype), weight.to(head.dtype), None if bias is None else bias.to(head.dtype)
             for part in head.chunks(len(target)):
                 z, slope = head.logits(x[part], w, b, head.learns)
-                # Relative to the largest, as log_softmax does: at z = 1e4 a float32 has no digits left for log-sums.
+                # Subtract the largest logit, as log_softmax does: at z = 1e4 a float32 has too few digits for log-sums.
                 peak[part], best = z.max(-1)
                 z = z.sub_(peak[part, None])
                 p = z.exp()
@@ -141,7 +148,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 if head.metrics:
                     correct[part] = (best == target[part]).to(exact)
                     logit[part] = z.mean(-1) + peak[part]
-                    z = z.clamp_(min=torch.finfo(exact).min)  # 0 * -inf is not a number
+                    z = z.clamp_(min=torch.finfo(exact).min)  # a masked logit has p = 0, and 0 * -inf is NaN
                     entropy[part] = lse[part] - torch.linalg.vecdot(p, z) / total
                 if d_hidden is not None:
                     d_hidden[part] = head.unit(p.div_(total[:, None]), target[part], slope).to(head.dtype) @ w
@@ -158,7 +165,7 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, bias, target, peak, lse, d_hidden = ctx.saved_tensors
         head: _Head = ctx.head
         _, needs_weight, needs_bias, *_rest = ctx.needs_input_grad
-        # Sums over chunks, so in float32 even for a bfloat16 weight.
+        # Accumulated over chunks in float32 even for a bfloat16 weight, whose 8 bits would lose small terms.
         d_weight = torch.zeros_like(weight, dtype=lse.dtype) if needs_weight else None
         d_bias = torch.zeros_like(bias, dtype=lse.dtype) if needs_bias else None
         if needs_weight or needs_bias:
@@ -182,7 +189,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _add_product(total_VD: Tensor, d_z_cV: Tensor, x_cD: Tensor) -> None:
-    """Add d_z^T x to the total, without a second [V, D] where the types allow it."""
+    """Add d_z^T x to the total; in place if the types are equal, which saves a second matrix [V, D]."""
     if total_VD.dtype == x_cD.dtype:
         total_VD.addmm_(d_z_cV.T, x_cD)
     else:

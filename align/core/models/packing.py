@@ -1,8 +1,9 @@
-"""Whether a model's sequences may share a row, tried out on real rows.
+"""The length and the layout of rows: how many tokens a model can take, and if its sequences can share a row.
 
 transformers keeps packed sequences apart by their ``position_ids`` (a position that does not follow the last begins a
 sequence) where it is given no attention mask and no cache. A model that carries state along a row, by recurrence or
-convolution, mixes them all the same, and one that takes no positions cannot be told.
+convolution, mixes packed sequences, and a model without ``position_ids`` cannot tell them apart. ``probe`` therefore
+tries it out on real rows.
 """
 
 from __future__ import annotations
@@ -23,31 +24,35 @@ from align.core.data.step_plan import Layout
 from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
 from align.schemas.errors import AlignError, Problem
 
-# LengthLimits on the tokens of a row: what the model can take, and what it was trained on.
+# --- limits on the length of a row -----------------------------------------------------------------------------------
 #
 # A model with a table of positions (learned, or computed once) fails past its end. One that computes positions as it
-# goes (rotary embeddings) runs on, but has never seen them: a warning, since training on longer rows is how a context
-# is extended.
+# goes (rotary embeddings) runs on, but has not seen them in training: a warning, since training on longer rows is how
+# a context is extended.
 
 NAMED = 5
-"""Most rows that a message names."""
+"""Largest number of rows that a message names."""
 
 SCALED_BY_FACTOR = ("linear", "dynamic", "yarn")
 """Kinds of rotary scaling whose config may still say the length before scaling."""
 
 
 class LengthLimits(NamedTuple):
-    """Most tokens of a row. taken: that the model can take. trained: that it was made for. None: no limit known."""
+    """Largest numbers of tokens in a row.
+
+    taken: the model fails on longer rows. trained: it was not trained on longer rows. None: no limit is known.
+    """
 
     taken: int | None
     trained: int | None
 
 
 def limits_for(policy: Policy, longest: int) -> LengthLimits:
-    """Return the limits as far as rows of up to ``longest`` tokens meet them.
+    """Return the limits, so far as rows of up to ``longest`` tokens can exceed them.
 
-    The config says what the model was made for. What it can take is found by trying, on the CPU and with one token at
-    the last position: a table may be longer than the config says (OPT's), or its length may be in no config.
+    The length that the model was trained on is in its config. The length that it can take is found by trying, on the
+    CPU and with one token at the last position: a table may be longer than the config says (OPT's), or its length may
+    be in no config.
     """
     config = policy.unwrapped.config.get_text_config()
     rope = getattr(config, "rope_parameters", None)
@@ -57,7 +62,7 @@ def limits_for(policy: Policy, longest: int) -> LengthLimits:
         return LengthLimits(None, _scaled(stated, rope))
     if _takes(policy, longest, stated):
         return LengthLimits(None, stated)
-    low, high = 0, longest  # takes ``low``, does not take ``high``
+    low, high = 0, longest  # bisection: the model takes ``low`` tokens and not ``high``
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _takes(policy, middle, stated) else (low, middle)
@@ -67,7 +72,7 @@ def limits_for(policy: Policy, longest: int) -> LengthLimits:
 def check_lengths(policy: Policy, limits: LengthLimits, sets: Sequence[Examples | Sequence[Example]]) -> list[Problem]:
     """Raise AlignError for rows longer than the model can take; return warnings about rows longer than it has seen.
 
-    (A rotary model runs on them, and training on longer rows is how a context is extended.)
+    Longer rows than a rotary model has seen are a warning only: training on them is how a context is extended.
     """
     longest = max(map(longest_sequence, sets), default=0)
     kind = type(policy.unwrapped).__name__
@@ -100,7 +105,7 @@ def _scaled(stated: int | None, rope: Any) -> int | None:
 
 
 def _takes(policy: Policy, length: int, stated: int | None) -> bool:
-    """Return True if a row may have that many tokens. stated: the config's limit, if it has one."""
+    """Return True if the model can take a row of ``length`` tokens. stated: the config's limit, None without one."""
     device = next(policy.parameters()).device
     if device.type != "cpu":  # on a GPU an index past a table is a device assert, which ends the process
         return stated is None or length <= stated
@@ -119,12 +124,12 @@ def _takes(policy: Policy, length: int, stated: int | None) -> bool:
 
 
 def longest_sequence(examples: Examples | Sequence[Example]) -> int:
-    """Return the tokens of the longest sequence; of a store only the few longest examples are read."""
+    """Return the number of tokens in the longest sequence; of a store only the few longest examples are read."""
     if not hasattr(examples, "lengths"):
         return max((max(example.lengths) for example in examples), default=0)
     longest = 0
     for i in np.argsort(-examples.lengths, kind="stable"):
-        if examples.lengths[i] <= longest:  # a store has the length of all an example's sequences together
+        if examples.lengths[i] <= longest:  # a store's length is the sum over an example's sequences: an upper bound
             break
         longest = max(longest, *examples[int(i)].lengths)
     return longest
@@ -143,17 +148,18 @@ def rows_over(sets: Iterable[Examples | Sequence[Example]], limit: int) -> tuple
     return ", ".join(names[:NAMED]) + more, counted
 
 
+# --- layout of rows --------------------------------------------------------------------------------------------------
+
 log = logging.getLogger(__name__)
 
 VARLEN = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 """Attention that computes only the blocks of a packed row which lie within sequences."""
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far rounding alone may move a log-probability."""
-
+"""Largest change of a log-probability by rounding alone, relative to 1 + its size."""
 
 LENGTHS = (64, 61, 57, 53)
-"""Tokens of the sequences that the probe packs: unequal, so that no sequence begins at a multiple of a chunk size."""
+"""Lengths of the sequences that the probe packs: unequal, so that no sequence begins at a multiple of a chunk size."""
 
 SIZE = re.compile(r"(^|_)(window|window_size|chunk_size|local_attention)$|^index_topk$")
 """Names of config fields for how far attention reaches: ``sliding_window``, ``attention_chunk_size``, ..."""
@@ -168,10 +174,10 @@ CHEAP = 1024
 def probe(policy: Policy, examples: Examples | Sequence[Example], pad_id: int = 0) -> bool:
     """Return True if the model scores sequences of these examples the same in one row as each in its own.
 
-    Windows and chunks that the config names are made small meanwhile, so that a few hundred tokens show whether they
-    are counted within each sequence or, as chunks of Llama 4 are, along the row. If the smaller value has no effect,
-    the size itself is tried, up to ``CHEAP`` tokens; beyond that the answer is not known, and the model is not packed.
-    Runs where the model is. Leaves its mode, its attention, its config and the random state as they were.
+    Attention windows and chunks in the config are made small for the probe, so that a few hundred tokens show if they
+    are counted within each sequence or, like the chunks of Llama 4, along the row. If the smaller value has no effect,
+    the size itself is tried, up to ``CHEAP`` tokens. For larger sizes the result is False, so the model is not packed.
+    Runs on the model's device. Leaves its mode, its attention, its config and the random state as they were.
     """
     if not policy.takes_positions:
         return False
@@ -253,7 +259,7 @@ def _apart(policy: Policy, alone: Sequence[Example], pad_id: int) -> bool:
 
 @contextmanager
 def _attention(policy: Policy, device: torch.device) -> Iterator[None]:
-    """A GPU's attention kernels replaced by sdpa while the model is still on the CPU."""
+    """Use sdpa instead of a GPU's attention kernel while the model is still on the CPU."""
     model: Any = policy.unwrapped
     chosen = model.config._attn_implementation
     if device.type != "cpu" or chosen not in VARLEN:
@@ -278,12 +284,11 @@ def layout_for(
     examples: Examples | Sequence[Example],
     pad_id: int = 0,
 ) -> Layout:
-    """The layout to train in on ``device`` (``cpu`` or ``cuda``), which the model need not be on yet.
+    """Return the layout to train in on ``device`` (``cpu`` or ``cuda``), where the model need not be yet.
 
-    ``auto`` packs on a GPU whose attention skips what lies between sequences, and pads elsewhere: without such a
-    kernel a packed row pays for its whole square. A model that mixes packed sequences runs padded, with a warning.
-
-    examples: real rows for the probe.
+    ``auto`` packs on a GPU whose attention skips the blocks between sequences, and pads elsewhere: without such a
+    kernel the cost of a packed row is the square of its whole length. A model that mixes packed sequences runs padded,
+    with a warning. examples: real rows for the probe.
     """
     serves = device == "cuda" and policy.unwrapped.config._attn_implementation in VARLEN
     if wanted == "padded" or (wanted == "auto" and not serves):

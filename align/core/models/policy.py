@@ -1,8 +1,8 @@
-"""The model that learns: a Hugging Face causal or sequence-classification model, seen as scores of ragged tokens.
+"""The policy: a Hugging Face causal or sequence-classification model that scores ragged tokens.
 
 The head runs inside the model's own forward, at the scored positions only and in chunks (``token_logprobs``). So
-whatever a model does before its head is done, sharded parameters are gathered when the head reads them, and full
-logits never exist. What the model does to logits after the head (a scale, a soft cap) is measured once.
+every computation of the model before its head takes place, sharded parameters are gathered when the head reads them,
+and full logits never exist. The model's operations on logits after the head (a scale, a soft cap) are measured once.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from align.schemas.errors import AlignError
 
 
 class Scores(NamedTuple):
-    """What ``Policy.forward`` returns. Only ``logp_T``, ``score_B``, ``value_T`` and ``anchor`` carry gradient.
+    """The output of ``Policy.forward``. Only ``logp_T``, ``score_B``, ``value_T`` and ``anchor`` carry gradient.
 
-    anchor: 0.0, tied to the graph: added to a loss that no token entered, it gives every parameter a zero gradient.
-    value_T: under a value head, what it says of the state before each scored token.
-    Under a reward or value head ``logp_T`` is NaN, so that nothing can be learned from it unnoticed.
+    logp_T, entropy_T, correct_T, logit_T: of each scored token, see ``TokenScores``. Under a reward or value head
+    ``logp_T`` is NaN, so that a loss which reads it by mistake is not finite. score_B: a reward head's score of each
+    sequence. value_T: a value head's estimate for the state before each scored token.
+    anchor: 0.0, tied to the graph: added to a loss without tokens, it gives every parameter a zero gradient.
     """
 
     logp_T: Tensor
@@ -49,20 +50,22 @@ class Scores(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """What a model does to its head's output: ``softcap * tanh(scale * x / softcap)``, or ``scale * x``."""
+    """The model's map from head output x to logits: ``softcap * tanh(scale * x / softcap)``, or ``scale * x``."""
 
     scale: float
     softcap: float | None
 
 
 class Policy(nn.Module):
-    """A model and how to score tokens with it.
+    """A model with a head that scores tokens.
 
     model        a ``*ForCausalLM`` (head ``language``) or ``*ForSequenceClassification`` with one label (``reward``,
                  read at each sequence's last token, or ``value``, read before every scored token), wrapped by peft or
                  not
-    metrics      whether entropy, correctness and mean logit are computed beside the log-probabilities
+    metrics      True computes entropy, correctness and mean logit too
     temperature  divides the logits
+
+    Raises AlignError for a model without a linear head of the right width.
     """
 
     def __init__(
@@ -95,11 +98,11 @@ class Policy(nn.Module):
 
     @property
     def takes_positions(self) -> bool:
-        """Whether the model can be told each token's position; packing needs it."""
+        """True if the model takes ``position_ids``, which packing needs."""
         return "position_ids" in self._takes
 
     def forward(self, micro: MicroBatch) -> Scores:
-        """Score a micro-batch. The network runs even where nothing is scored, so that all ranks do the same."""
+        """Score a micro-batch. The network runs even if no token is scored, so that all ranks join its collectives."""
         if self.head != "language":
             return self._scores(micro)
         tail = self.tail
@@ -118,7 +121,7 @@ class Policy(nn.Module):
                 temperature=self.temperature,
                 metrics=self.metrics,
             )
-            # The layer returns what is used, so that hooks on its output (FSDP2 gathers there) see the gradient.
+            # The loss must use the layer's own output: FSDP2's hooks on that output start the gather for backward.
             output = scores.logp_T.view(1, -1, 1)
             found.append(scores._replace(logp_T=output.view(-1)))
             return output
@@ -151,7 +154,10 @@ class Policy(nn.Module):
         ref_logp_T: Tensor | None = None,
         value_T: Tensor | None = None,
     ) -> Batch:
-        """What an algorithm sees. ``ref_logp_T`` replaces the micro-batch's own; ``value_T`` is a critic's."""
+        """Return the batch that an algorithm's loss gets.
+
+        step: scalars of the optimizer step. ref_logp_T [T]: replaces that of the micro-batch. value_T [T]: a critic's.
+        """
         return Batch(
             logp_T=scores.logp_T,
             sequence_T=micro.sequence_T,
@@ -173,12 +179,13 @@ class Policy(nn.Module):
 
     @cached_property
     def tail(self) -> Tail:
-        """What the model does to its head's output, measured by running it with numbers in that output's place.
+        """The scale and soft cap after the head, measured by running the model with known numbers as head output.
 
-        Raises AlignError where it is neither a scale nor a soft cap.
+        Configs name these differently from model to model, so they are not read from there.
+        Raises AlignError if the measured function is neither a scale nor a soft cap.
         """
         device = next(self.model.parameters()).device
-        tiny, huge = 2.0**-30, 2.0**30
+        tiny, huge = 2.0**-30, 2.0**30  # tanh is linear at the first (gives scale), saturated at the second (gives cap)
         points = torch.tensor([tiny, huge, -8.0, -1.0, 0.0, 0.5, 8.0], dtype=torch.float64, device=device)
         one = torch.zeros(1, 1, dtype=torch.long, device=device)
         random = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
@@ -196,7 +203,7 @@ class Policy(nn.Module):
         return tail
 
     def _run(self, input_ids_RL: Tensor, position_ids_RL: Tensor, attention_mask_RL: Tensor | None) -> Any:
-        """The model's own forward, without a cache."""
+        """Call the model's own forward, without a key-value cache."""
         given = {"position_ids": position_ids_RL, "attention_mask": attention_mask_RL, "use_cache": False}
         return self.model(input_ids=input_ids_RL, **{k: v for k, v in given.items() if k in self._takes})
 
@@ -219,20 +226,20 @@ class Policy(nn.Module):
         elif isinstance(module, TrainableTokensWrapper):
             layers = [module.token_adapter]  # which runs when its adapter is off too
         if not all(_is_linear(layer) for layer in layers):
-            raise AlignError(
-                f"the head of {name} is {type(module).__name__}, not a plain linear layer",
-                "take a causal language model, and leave its head out of model.adapter.target_modules; "
-                "model.adapter.modules_to_save trains it whole"
-                if self.head == "language"
-                else "take a sequence-classification model with num_labels=1",
-            )
+            fix = "take a sequence-classification model with num_labels=1"
+            if self.head == "language":
+                fix = (
+                    "take a causal language model, and leave its head out of model.adapter.target_modules; "
+                    "model.adapter.modules_to_save trains it whole"
+                )
+            raise AlignError(f"the head of {name} is {type(module).__name__}, not a plain linear layer", fix)
         if self.head != "language" and any(layer.out_features != 1 for layer in layers):
             raise AlignError(f"the head of {name} gives {layers[0].out_features} scores", "set num_labels=1")
         return layers
 
     @contextmanager
     def _head_as(self, head: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
-        """Let ``head`` answer in the head's place. Hooks on the layer run as ever."""
+        """Replace the forward of the head's layers by ``head``. Hooks on the layers still run."""
         layers = self._head_layers()
         for layer in layers:
             layer.forward = partial(head, layer)  # type: ignore[method-assign]
@@ -259,22 +266,22 @@ def _weights(layer: nn.Linear | TrainableTokensLayer) -> tuple[Tensor, Tensor | 
 
 
 def _whole(parameter: Tensor) -> Tensor:
-    """A sharded parameter gathered, with gradient; any other as it is."""
+    """Gather a sharded parameter, differentiably; return any other as it is."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
-# What can be said of any module's weights and noise: their hash, whether they are finite, dropout on or off.
+# --- helpers for any module ------------------------------------------------------------------------------------------
 
 
 def weights_hash(module: nn.Module) -> str:
-    """sha256 over every named tensor of a module; see ``tensors_hash``."""
+    """Return the sha256 over every named tensor of a module; see ``tensors_hash``."""
     return tensors_hash({n: v for n, v in module.state_dict().items() if isinstance(v, Tensor)})
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over named tensors: name, type, shape and bytes of each, in the order of the names.
+    """Return the sha256 over named tensors: name, type, shape and bytes of each, in the order of the names.
 
-    Sharded tensors are gathered first, so then every rank must call it.
+    Sharded tensors are gathered first, so with them every rank must call this.
     """
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
@@ -286,16 +293,17 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def nonfinite(module: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that hold a NaN or an infinity."""
+    """Return the names of the parameters and buffers that hold a NaN or an infinity."""
     floating = ((n, v) for n, v in module.state_dict().items() if isinstance(v, Tensor) and v.is_floating_point())
     return [name for name, value in floating if not bool(torch.isfinite(value).all())]
 
 
 @contextmanager
 def without_gradient_or_dropout(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no graph; afterwards every module is in the mode that it was in.
+    """Run in evaluation mode and without a graph; afterwards every module is back in its own mode.
 
-    Under autocast the 16-bit copies of weights that it caches go, at both ends: those made here know no gradient.
+    The 16-bit copies of weights that autocast caches are dropped at both ends: copies that are made here have no
+    gradient, and a later training step would use them and leave the weights without one.
     """
     training = [part for part in module.modules() if part.training]
     for part in training:
@@ -311,11 +319,12 @@ def without_gradient_or_dropout(module: nn.Module) -> Iterator[None]:
 
 
 def set_dropout(module: nn.Module, on: bool) -> None:
-    """Switch the model's own dropout, wherever transformers keeps its rate, without leaving training mode.
+    """Switch the model's own dropout on or off without leaving training mode.
 
-    Rates live in ``nn.Dropout`` modules, in plain numbers of a module (Llama's attention) and in the config
-    (Falcon). Off sets them to 0 and remembers them; on puts them back. Evaluation mode would not do: gradient
-    checkpointing works only in training mode. An adapter's dropout is the adapter's setting and stays as it is.
+    transformers keeps the rates in ``nn.Dropout`` modules, in plain attributes of a module (Llama's attention) and in
+    the config (Falcon). Off sets them to 0 and remembers them; on restores them. Evaluation mode would not do, since
+    gradient checkpointing works only in training mode. An adapter's dropout has a setting of its own and is not
+    changed.
     """
     for name, part in module.named_modules():
         if "lora_dropout" in name:
@@ -332,7 +341,11 @@ def set_dropout(module: nn.Module, on: bool) -> None:
 
 
 def _rates(holder: object) -> dict[str, float]:
-    """The positive rates of dropout that an object holds under its attributes' names."""
-    plain = isinstance(holder, nn.modules.dropout._DropoutNd)
-    attributes = getattr(holder, "__dict__", {}).items()
-    return {k: v for k, v in attributes if ((plain and k == "p") or "drop" in k) and isinstance(v, float) and v > 0}
+    """Return the positive dropout rates among an object's attributes, by name."""
+    is_dropout = isinstance(holder, nn.modules.dropout._DropoutNd)  # which calls its rate ``p``
+    rates = dict[str, float]()
+    for name, value in getattr(holder, "__dict__", {}).items():
+        names_rate = "drop" in name or (is_dropout and name == "p")
+        if names_rate and isinstance(value, float) and value > 0:
+            rates[name] = value
+    return rates

@@ -1,4 +1,9 @@
-"""Reference log-probabilities, computed once before training by the policy that training starts from, and kept."""
+"""Log-probabilities and other scores of given tokens without gradient; those of the reference are computed once.
+
+``precompute`` runs the policy that training starts from over all examples and caches the result on disk. Processes
+joined by torch.distributed share the work. Values do not depend on the number of processes, since micro-batches are
+made without regard to it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ from align.core.util.progress import track
 from align.schemas.errors import AlignError
 
 WINDOW = 256
-"""Examples of like length that are cut into micro-batches together."""
+"""Number of examples, sorted by length, that are divided into micro-batches together."""
 
 
 class WithReference:
@@ -49,22 +54,22 @@ class WithReference:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """As without reference."""
+        """Those of the examples without reference."""
         return self._examples.lengths
 
     @property
     def sources(self) -> NDArray[np.int32]:
-        """As without reference."""
+        """Those of the examples without reference."""
         return self._examples.sources
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """As without reference."""
+        """Those of the examples without reference."""
         return self._examples.weights
 
 
 def detached_logp(policy: Policy, micro: MicroBatch) -> Tensor:
-    """Log-probability of each scored token under the policy as it is: [T], no gradient, no dropout, no randomness."""
+    """Return the log-probability of each scored token [T] under the policy, without gradient, dropout or randomness."""
     with without_gradient_or_dropout(policy):
         scores: Scores = policy(micro)
     return scores.logp_T
@@ -109,17 +114,19 @@ def precompute(
     cache: Path | None = None,
     progress: bool | None = None,
 ) -> Examples:
-    """The examples with the log-probability of each scored token under the policy as it is now.
+    """Return the examples with the log-probability (``ref_logp``) of each scored token under the policy as it is now.
 
-    Where processes are joined (torch.distributed) they share the work, and all must call it; values do not depend on
-    how many they are. Under ``cache`` the values are kept by the hash of data, weights and everything here that
-    touches their rounding, and verified when read. Raises AlignError when a log-probability is not finite.
+    Every joined process must call this. layout, micro_tokens, micro_size: how micro-batches are made. cache: a
+    directory in which the values are kept under a hash of data, weights and all that affects their rounding; they are
+    verified when they are read. progress: True shows a progress bar.
+    Raises AlignError if a log-probability is not finite.
     """
     device = next(policy.parameters()).device
     counts = np.array([sum(int(s.scored.sum()) for s in examples[i].sequences) for i in range(len(examples))], np.int64)
     starts = np.cumsum(counts) - counts
     key = _key(policy, examples, device, [layout, micro_tokens, micro_size])
     values = _read(cache, key, int(counts.sum()))
+    # All processes must agree, even if one cannot see the cache: those that compute wait for the others in all_reduce.
     if _everywhere(values is not None, device) and values is not None:
         return WithReference(examples, values, starts, key)
 
@@ -130,7 +137,9 @@ def precompute(
             return WithReference(examples, found, starts, key)
         micros = _micros(examples, layout, micro_tokens, micro_size, FORWARD[device.type])
         shown = track(micros, "reference log-probabilities", shown=progress)
-        (values,) = _measure(examples, shown, starts, counts, [partial(detached_logp, policy)], layout, pad_id, device)
+        (values,) = _flat_values(
+            examples, shown, starts, counts, [partial(detached_logp, policy)], layout, pad_id, device
+        )
         if len(bad := np.flatnonzero(~np.isfinite(values))):
             row = examples[int(np.searchsorted(starts, bad[0], side="right")) - 1].source
             what = "has a log-probability under the reference that is not finite"
@@ -140,7 +149,7 @@ def precompute(
     return WithReference(examples, values, starts, key)
 
 
-def measure(
+def token_values(
     examples: Examples,
     scores: Sequence[Callable[[MicroBatch], Tensor]],
     *,
@@ -150,18 +159,19 @@ def measure(
     micro_tokens: int | None,
     micro_size: int | None = None,
 ) -> list[list[NDArray[np.float32]]]:
-    """What each of ``scores`` ([T] of a micro-batch's scored tokens) says of every example, its tokens together.
+    """Return, for each function of ``scores``, its values at the scored tokens of every example: [T] per example.
 
-    Joined processes share the work, and all must call it; values do not depend on how many they are.
+    scores: functions from a micro-batch to one value [T] per scored token, such as log-probabilities or a critic's
+    values. Every joined process must call this.
     """
     counts = np.array([sum(int(s.scored.sum()) for s in examples[i].sequences) for i in range(len(examples))], np.int64)
     starts = np.cumsum(counts) - counts
     micros = _micros(examples, layout, micro_tokens, micro_size, FORWARD[device.type])
-    flats = _measure(examples, micros, starts, counts, scores, layout, pad_id, device)
+    flats = _flat_values(examples, micros, starts, counts, scores, layout, pad_id, device)
     return [[flat[a : a + n] for a, n in zip(starts, counts, strict=True)] for flat in flats]
 
 
-def _measure(
+def _flat_values(
     examples: Examples,
     micros: Iterable[list[int]],
     starts: NDArray[np.int64],
@@ -171,27 +181,32 @@ def _measure(
     pad_id: int,
     device: torch.device,
 ) -> list[NDArray[np.float32]]:
-    """A flat array [all scored tokens] for each of ``scores``."""
+    """Return a flat array [all scored tokens] for each function of ``scores``."""
     flats = torch.zeros(len(scores), int(counts.sum()), device=device)
     for micro in micros:
         batch = collate([examples[i] for i in micro], layout, pad_id).to(device)
         for flat, score in zip(flats, scores, strict=True):
             values_T = score(batch).float()
-            for i, mine in zip(micro, torch.split(values_T, [int(counts[i]) for i in micro]), strict=True):
-                flat[starts[i] : starts[i] + counts[i]] = mine
+            by_example = torch.split(values_T, [int(counts[i]) for i in micro])
+            for i, part in zip(micro, by_example, strict=True):
+                flat[starts[i] : starts[i] + counts[i]] = part
     if _joined():
-        dist.all_reduce(flats)  # each process filled in its own and left the others' at zero
+        dist.all_reduce(flats)  # a sum: each process filled in its own micro-batches and left the others at zero
     return list(flats.cpu().numpy())
 
 
 def _micros(examples: Examples, layout: Layout, tokens: int | None, size: int | None, forward: int) -> list[list[int]]:
-    """The micro-batches of this process, as example indices: as many as any other's, cut without regard to either."""
+    """Return the micro-batches of this process, as example indices.
+
+    They are made as if there were one process and then dealt out, so that values do not depend on the number of
+    processes. Empty ones are added until all processes have as many, since each forward may be a collective (FSDP).
+    """
     order = np.argsort(-examples.lengths, kind="stable")
     every = []
     for start in range(0, len(order), WINDOW):
         window = [int(i) for i in order[start : start + WINDOW]]
-        (mine,) = make_micro_batches([examples[i].lengths for i in window], 1, tokens, size, layout, forward)
-        every += [[window[place] for place in micro] for micro in mine]
+        (micros,) = make_micro_batches([examples[i].lengths for i in window], 1, tokens, size, layout, forward)
+        every += [[window[place] for place in micro] for micro in micros]
     world, rank = (dist.get_world_size(), dist.get_rank()) if _joined() else (1, 0)
     every += [[]] * (-len(every) % world)
     return every[rank::world]
@@ -200,8 +215,8 @@ def _micros(examples: Examples, layout: Layout, tokens: int | None, size: int | 
 def _key(policy: Policy, examples: Examples, device: torch.device, settings: list[object]) -> str:
     autocast = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None
     attention = getattr(policy.unwrapped.config, "_attn_implementation", None)
-    told = [examples.fingerprint, weights_hash(policy), device.type, autocast, attention, *settings]
-    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:32]
+    facts = [examples.fingerprint, weights_hash(policy), device.type, autocast, attention, *settings]
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:32]
 
 
 def _joined() -> bool:
@@ -209,6 +224,7 @@ def _joined() -> bool:
 
 
 def _everywhere(here: bool, device: torch.device) -> bool:
+    """Return True if ``here`` is true in every process."""
     flag = torch.tensor(int(here), device=device)
     if _joined():
         dist.all_reduce(flag, dist.ReduceOp.MIN)
@@ -216,7 +232,10 @@ def _everywhere(here: bool, device: torch.device) -> bool:
 
 
 def _read(cache: Path | None, key: str, size: int) -> NDArray[np.float32] | None:
-    """The values kept under a key, if they are what was written: the file's name ends in its content's hash."""
+    """Return the cached values of a key, None if there are none.
+
+    A damaged file is skipped: its name ends in the hash of its content.
+    """
     for path in sorted(cache.glob(f"ref_logp-{key}-*.npy")) if cache is not None else ():
         try:
             values: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,9 +1,9 @@
-"""The policy that a loss measures its distance to, as an object.
+"""The reference policy, from which a loss measures the distance of the trained one (KL penalty, DPO's ratio).
 
-Every kind is the policy's own network run once more, without gradient and without dropout: with its adapter off,
-with the trainable parameters' starting (or averaged) values put in their place, or before training begins. So a
-reference costs memory for what is trained and no more, lies on whatever devices the policy lies on, and is the
-policy to the last bit where their values are equal.
+Each kind runs the policy's own network once more, without gradient and dropout: before training begins, with the
+adapter off, or with the starting (or averaged) values of the trainable parameters put in their place. So a reference
+needs memory only for the parameters that are trained, is on the same devices as the policy, and is bit-identical to
+the policy where their values are equal.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ __all__ = ["ReferenceModel", "assert_zero_kl", "make_reference", "precompute"]
 
 
 class ReferenceModel:
-    """What the engine asks of a reference."""
+    """The interface of references."""
 
     kind: ClassVar[str]
 
     def logp(self, micro: MicroBatch) -> Tensor:
-        """Log-probability of each scored token under the reference: [T], no gradient, no random number drawn."""
+        """Return the log-probability of each scored token [T], without gradient; no random number is drawn."""
         raise NotImplementedError
 
     def after_step(self, policy: Policy, step: int) -> None:
-        """Called after optimizer step ``step``, the first being 1."""
+        """Follow the policy; called after each optimizer step. step: its number, the first is 1."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs; on sharded parameters every rank must call it."""
+        """Return the state that resuming needs; with sharded parameters every rank must call this."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises AlignError when this reference is not the one that the run began with."""
+        """Restore a state. Raises AlignError if this reference is not the one that the run began with."""
 
 
 class Precomputed(ReferenceModel):
-    """Computed before training by ``precompute``, and carried by the examples."""
+    """Log-probabilities that ``precompute`` computed before training and that the examples carry."""
 
     kind = "precomputed"
 
     def logp(self, micro: MicroBatch) -> Tensor:
-        """What the micro-batch brought."""
+        """Return the log-probabilities that the micro-batch carries."""
         if micro.ref_logp_T is None:
             raise ValueError("these examples were not precomputed")
         return micro.ref_logp_T
@@ -68,8 +68,9 @@ class AdapterOff(ReferenceModel):
         self.policy = policy
 
     def logp(self, micro: MicroBatch) -> Tensor:
-        """One pass with the adapter off."""
-        layers: Any = self.policy.model.base_model  # peft's; its own context manager first surveys the whole model
+        """Run the policy with its adapter off."""
+        # peft's context manager disable_adapter() first walks the whole model, at every micro-batch; this does not.
+        layers: Any = self.policy.model.base_model
         layers.disable_adapter_layers()
         try:
             return detached_logp(self.policy, micro)
@@ -88,16 +89,16 @@ class Snapshot(ReferenceModel):
         self._start = tensors_hash(self.values)
 
     def logp(self, micro: MicroBatch) -> Tensor:
-        """One pass with the kept values in place of the policy's."""
+        """Run the policy with the copied values in place of its own."""
         with _holding(self.policy, self.values):
             return detached_logp(self.policy, micro)
 
     def state_dict(self) -> dict[str, Any]:
-        """The hash of the values: they can be read again from where training started."""
+        """Return the hash of the values only: a resumed run reads them from the model that training started from."""
         return {"start": self._start}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Checks that training started from the same values."""
+        """Check that training started from the same values. Raises AlignError if it did not."""
         if state["start"] != self._start:
             raise AlignError(
                 f"the model that training started from has changed: its weights had the hash {state['start'][:12]}, "
@@ -107,7 +108,7 @@ class Snapshot(ReferenceModel):
 
 
 class AdapterSnapshot(Snapshot):
-    """For an adapter that is trained on: that adapter as it was. Without it the base would be the reference."""
+    """The adapter as it was when its training was continued. With the adapter off, the base would be the reference."""
 
     kind = "adapter-snapshot"
 
@@ -115,8 +116,8 @@ class AdapterSnapshot(Snapshot):
 class MovingAverage(Snapshot):
     """TR-DPO (2404.09656) equation 5: every tau steps, ref <- alpha * policy + (1 - alpha) * ref.
 
-    Only trainable parameters are averaged: the others never differ. With an adapter that is a mean of A and of B,
-    not of their product.
+    Only trainable parameters are averaged, since the others never differ. With an adapter A and B are averaged, not
+    their product.
     """
 
     kind = "moving-average"
@@ -126,7 +127,7 @@ class MovingAverage(Snapshot):
         self.mixing, self.every = mixing, every
 
     def after_step(self, policy: Policy, step: int) -> None:
-        """Follow the policy, if it is time."""
+        """Average the policy in, every ``every`` steps."""
         if step % self.every:
             return
         _reshard(policy)
@@ -135,30 +136,34 @@ class MovingAverage(Snapshot):
             value.mul_(1 - self.mixing).add_(parameter.detach(), alpha=self.mixing)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged values, whole and on the CPU."""
+        """Return the averaged values, gathered and on the CPU."""
         values = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in self.values.items()}
         return {"values": {name: value.cpu().clone() for name, value in values.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the averaged values."""
+        """Restore the averaged values."""
         self.values = {name: state["values"][name].clone() for name in self.values}
 
 
 def make_reference(
     spec: run.Reference, policy: Policy, stage: run.Stage, *, known_ahead: bool = True
 ) -> ReferenceModel:
-    """The reference that a stage asks for. Call it on the policy that training starts from, before any step.
+    """Return the reference of a stage. Call it on the policy that training starts from, before any step.
 
-    known_ahead: whether all examples are known before training; else nothing can be precomputed (KTO's mismatched
-    pairs, sampled answers) and ``auto`` keeps a copy instead.
-    Raises AlignError where the kind asked for would not be the policy that training starts from.
+    known_ahead: True if all examples are known before training. If not, nothing can be precomputed (KTO's mismatched
+    pairs, sampled completions) and ``auto`` keeps a copy instead.
+    Raises AlignError if the chosen kind would not be the policy that training starts from.
     """
     adapted = isinstance(policy.model, PeftModel)
     continued = adapted and stage.model.adapter is None
     kind: str = spec.type
     if kind == "auto":
-        plain = "precomputed" if known_ahead else "copy"
-        kind = "adapter-snapshot" if continued else "adapter-off" if adapted else plain
+        if continued:
+            kind = "adapter-snapshot"
+        elif adapted:
+            kind = "adapter-off"
+        else:
+            kind = "precomputed" if known_ahead else "copy"
     where = f"reference.type: {kind}"
     if kind.startswith("adapter") and not adapted:
         raise AlignError("no adapter is trained", "use copy or precomputed", where=where)
@@ -184,7 +189,8 @@ def make_reference(
 def assert_zero_kl(reference: ReferenceModel, policy: Policy, micro: MicroBatch) -> None:
     """Raise AlignError unless reference and policy agree before the first step: max |logp - ref_logp| <= tolerance.
 
-    The tolerance is for rounding in differently cut passes: 1e-3 in float32, 0.25 in 16 bits (weights or autocast).
+    The tolerance allows for rounding between micro-batches of different shapes: 1e-3 in float32, 0.25 in 16 bits
+    (weights or autocast).
     """
     logp_T, ref_logp_T = detached_logp(policy, micro).float(), reference.logp(micro).float()
     if not logp_T.numel():
@@ -193,7 +199,7 @@ def assert_zero_kl(reference: ReferenceModel, policy: Policy, micro: MicroBatch)
     tolerance = 0.25 if half or torch.is_autocast_enabled(logp_T.device.type) else 1e-3
     gap_T = (logp_T - ref_logp_T).abs()
     worst = int(gap_T.argmax())
-    if not bool(gap_T[worst] <= tolerance):
+    if not bool(gap_T[worst] <= tolerance):  # "not <=" also catches NaN
         raise AlignError(
             f"the reference ({reference.kind}) is not the policy that training starts from: one token has "
             f"log-probability {float(logp_T[worst]):.4f} under the policy, {float(ref_logp_T[worst]):.4f} under the "
@@ -208,7 +214,7 @@ def _trainable(policy: Policy) -> dict[str, torch.nn.Parameter]:
 
 @contextmanager
 def _holding(policy: Policy, values: dict[str, Tensor]) -> Iterator[None]:
-    """The policy with other values in its trainable parameters; its own come back unchanged to the bit."""
+    """Put other values into the policy's trainable parameters; afterwards its own are restored to the bit."""
     _exchange(policy, values)
     try:
         yield
@@ -222,20 +228,21 @@ def _exchange(policy: Policy, values: dict[str, Tensor]) -> None:
     for name, parameter in _trainable(policy).items():
         value = values[name] = _like(values[name], parameter)
         kept = parameter.detach().clone()
-        # through .data: a graph that waits for its backward finds the same values again, so autograd need not object
+        # Through .data, which does not count as a change for autograd: a graph that still waits for its backward pass
+        # finds its own values again, since they are restored before that.
         parameter.data.copy_(value)
         value.copy_(kept)
 
 
 def _reshard(policy: Policy) -> None:
-    """Drop gathered copies of sharded parameters; they would outlive a change of the shards."""
+    """Drop gathered copies of sharded parameters, which would keep the old values when the shards change."""
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """The value where the parameter lies: on its device, sharded as it is."""
+    """Return the value on the parameter's device, sharded like it."""
     if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
         on_device = value.to(parameter.device)
         return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)

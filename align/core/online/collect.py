@@ -25,7 +25,7 @@ from align.core.generation.assistant_turn import TurnReader
 from align.core.generation.base import Floats, Generator, Interrupt, ModelHandle, Request, Tokens
 from align.core.generation.decode import seed_of
 from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
-from align.core.models.precompute import detached_logp, measure
+from align.core.models.precompute import detached_logp, token_values
 from align.core.models.reference import ReferenceModel
 from align.core.online.sync_check import check_sync
 from align.core.rewards.base import Answer, Score
@@ -196,7 +196,7 @@ class Collector:
         if not scores or not answers:
             return
         with self.forward():
-            found = measure(
+            found = token_values(
                 InMemory([example_of(experience, {}) for experience in answers]),
                 list(scores.values()),
                 device=next(self.policy.parameters()).device,
