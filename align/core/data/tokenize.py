@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from align.core.algorithm.base import Algorithm
 
 
-# TokenizedData examples on disk: a memory-mapped Arrow file and a manifest that is written last and proves it whole.
-
-
 # One record to examples: rendered, checked, truncated.
 
 

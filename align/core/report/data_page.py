@@ -1,4 +1,4 @@
-"""The page of ``align data check --html``: what was found in each file, and how long its rows are, in pictures."""
+"""Write the page of ``align data check --html``: findings and length histograms of each file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from align.core.data.lint.linter import ScanResult
 
 UNITS = ("tokens", "words", "characters")
-"""The first of these that is known is drawn; all are in the table."""
+"""Units of length: the first that is known is drawn; all are in the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """A histogram as geometry: (left, top, width, height, what it says) of each bar, and the ticks of both axes."""
+    """A histogram as geometry: (left, top, width, height, label) of each bar, and the ticks of both axes."""
 
     name: str
     summary: str
@@ -33,7 +33,7 @@ class Bars:
 
 
 def write_page(path: Path, results: Sequence[ScanResult]) -> None:
-    """One self-contained page of all results, whole or not at all."""
+    """Write one self-contained page of all results, atomically."""
     page = html(Path(__file__).parent / "data_page.html", STYLE, files=[_file(result) for result in results], size=size)
     write_atomic(path, page.encode())
 
@@ -44,12 +44,12 @@ def _file(result: ScanResult) -> dict[str, Any]:
         "result": result,
         "bars": [bars(one) for one in result.lengths if one.unit == unit],
         "lengths": sorted(result.lengths, key=lambda one: UNITS.index(one.unit)),
-        "languages": [(code or "not told", f"{share:.1%}") for code, share in result.languages.items()],
+        "languages": [(code or "unclear", f"{share:.1%}") for code, share in result.languages.items()],
     }
 
 
 def bars(lengths: Lengths) -> Bars:
-    """A histogram drawn: bars of equal width, as bins are of equal ratio."""
+    """Lay out a histogram: bars of equal width, because bins have equal ratios."""
     most = max((count for *_, count in lengths.histogram), default=0)
     y_ticks = [tick for tick in size.ticks(0, max(1, most), 4) if tick >= 0]
     wide = (size.WIDTH - size.LEFT - size.RIGHT) / max(1, len(lengths.histogram))
@@ -61,8 +61,9 @@ def bars(lengths: Lengths) -> Bars:
     drawn, x_ticks = [], []
     for i, (low, end, count) in enumerate(lengths.histogram):
         left = round(size.LEFT + i * wide, 1)
-        said = f"{low:,} to {end - 1:,} {lengths.unit}: {count:,} rows" if end - low > 1 else f"{low:,}: {count:,} rows"
-        drawn.append((left, up(count), round(wide - 1, 1), round(size.HEIGHT - size.BOTTOM - up(count), 1), said))
+        span = f"{low:,} to {end - 1:,} {lengths.unit}" if end - low > 1 else f"{low:,}"
+        label = f"{span}: {count:,} rows"
+        drawn.append((left, up(count), round(wide - 1, 1), round(size.HEIGHT - size.BOTTOM - up(count), 1), label))
         if i % max(1, len(lengths.histogram) // 4) == 0:
             x_ticks.append((left, number(low)))
     return Bars(

@@ -51,7 +51,7 @@ from align.schemas.run import Stage
 ANY = TokenizationSettings(
     (), scores_prompt=False, reward=False, max_length=2**31, truncation="error", allow=frozenset()
 )
-"""TokenizationSettings for rows whose reader is not known: every fault but length counts."""
+"""Settings for rows whose reader is not known: every fault but length counts."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Checks of data that can be read: what is doubtful about it, and what it comes to. Loads no torch."""
+"""Checks of rows that can be read: duplicates, leaks, personal data, odd answers, lengths. Loads no torch."""

@@ -1,4 +1,4 @@
-"""Rows that say what others say: the same, nearly the same, or the opposite."""
+"""Find rows that repeat others: exact and near duplicates, contradictory answers, held-out rows in training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from align.core.data.mixture import Split
 from align.schemas.records import Record
 
 RUN = 3
-"""Words in a row that are compared at once."""
+"""Consecutive words that are compared as one unit (3-grams)."""
 BANDS, BAND = 25, 5
 """Rows whose hashes agree in one band are compared: of pairs that are 70 % alike 99 % are, of pairs 40 % alike 23 %.
 
@@ -31,29 +31,29 @@ SHORT = 5
 
 
 class ExactDuplicates(Lint):
-    """Rows whose digests meet."""
+    """Rows with the same digest."""
 
     def __init__(self) -> None:
         self.digests = array("Q")
 
     def see(self, row: RowView) -> None:
-        """Keep the digest."""
+        """Keep the digest of the row."""
         self.digests.append(row.digest)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """Every row but the first of its digest."""
+        """Yield a finding for the rows whose digest an earlier row has."""
         if len(rows := repeated(np.frombuffer(self.digests, np.uint64))):
             yield finding("exact-duplicates", places, rows)
 
 
 def repeated(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Places of all that came before, in order."""
+    """Return the indices of digests that occurred before, in order."""
     first = np.unique(digests, return_index=True)[1] if len(digests) else np.empty(0, np.int64)
     return np.setdiff1d(np.arange(len(digests)), first)
 
 
 class NearDuplicates(Lint):
-    """Different rows whose runs of three words are mostly the same, by MinHash."""
+    """Different rows with mostly the same runs of three words, found by MinHash and banding (LSH)."""
 
     def __init__(self) -> None:
         from datasketch import MinHash
@@ -63,17 +63,17 @@ class NearDuplicates(Lint):
         self._seen = ThinnedDict[tuple[int, NDArray[np.uint32]]](MOST)
 
     def see(self, row: RowView) -> None:
-        """Keep the hashes of a row that is none of those before."""
+        """Keep the MinHash values of a row unless an equal row was seen."""
         if not self._seen.wants(row.digest) or row.digest in self._seen.held or len(row.words) < RUN:
             return
         runs = np.unique(windows(row.hashes, RUN) >> np.uint64(32)).tolist()
         made = self._make(BANDS * BAND, scheme="affine32", hashfunc=int, permutations=self._permutations)
-        for start in range(0, len(runs), 10_000):  # each hash takes half a KB while it is permuted
+        for start in range(0, len(runs), 10_000):  # in parts, because each hash takes half a KB while it is permuted
             made.update_batch(runs[start : start + 10_000])
         self._seen.set(row.digest, (row.number, made.hashvalues))
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """Every row but the first of those that hang together."""
+        """Yield a finding for all rows but the first of each group of near duplicates."""
         kept = [self._seen.held[key] for key in sorted(self._seen.held)]
         if len(kept) < 2:
             return
@@ -90,10 +90,10 @@ class NearDuplicates(Lint):
 
 
 def group_near_duplicates(signatures: NDArray[np.uint32]) -> NDArray[np.int32]:
-    """[N, 125] MinHash values to [N] the number of each row's group; one that is like no other is alone.
+    """Return the group number [N] of each row from MinHash values [N, 125]; a row like no other has its own group.
 
-    In each band's bucket every row is compared with the first and the next one, so the work stays linear where
-    thousands share a bucket. Groups are what hangs together through such pairs.
+    In each band's bucket every row is compared with the first and the next one only, so the work stays linear where
+    thousands share a bucket. Groups are the connected components of the similar pairs.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -121,14 +121,14 @@ def group_near_duplicates(signatures: NDArray[np.uint32]) -> NDArray[np.int32]:
 
 
 class RepeatedPrompts(Lint):
-    """Prompts that come again with another answer, or with the answers turned around."""
+    """Prompts that occur again with another answer, or with chosen and rejected exchanged."""
 
     def __init__(self) -> None:
         self._rows, self._prompts, self._answers, self._short = array("Q"), array("Q"), array("Q"), array("B")
         self._pairs, self._wins, self._losses = array("Q"), array("Q"), array("Q")
 
     def see(self, row: RowView) -> None:
-        """Keep digests of the prompt with its answers."""
+        """Keep digests of the prompt and its answers."""
         answers = row.normal_answers or (row.solution,) * (row.solution != "")
         if not row.normal_prompt or not answers:
             return
@@ -144,7 +144,7 @@ class RepeatedPrompts(Lint):
             self._short.append(len(answers[0].split()) <= SHORT)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """Contradictions, and prompts that come again without being any."""
+        """Yield findings for contradictions, and for repeated prompts that are none."""
         if self._wins:
             rows = np.frombuffer(self._pairs, np.uint64)
             turned = np.isin(np.frombuffer(self._wins, np.uint64), np.frombuffer(self._losses, np.uint64))
@@ -167,14 +167,14 @@ class RepeatedPrompts(Lint):
 
 
 def _several(prompts: NDArray[np.uint64], answers: NDArray[np.uint64], counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[N] whether a row's prompt has more than one different answer among those counted."""
+    """Return for each row [N] True if its prompt has several different answers among the rows counted."""
     pairs = np.unique(np.stack([prompts[counted], answers[counted]]), axis=1)
-    asked, count = np.unique(pairs[0], return_counts=True)
-    return np.isin(prompts, asked[count > 1])
+    distinct, count = np.unique(pairs[0], return_counts=True)
+    return np.isin(prompts, distinct[count > 1])
 
 
 def _half(value: int) -> int:
-    """Turned by a half, so that a pair is not its own mirror image."""
+    """Return a hash with its halves exchanged, so that (a, b) and (b, a) combine to different values."""
     return (value >> 32 | value << 32) & 0xFFFFFFFFFFFFFFFF
 
 

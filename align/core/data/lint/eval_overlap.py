@@ -1,4 +1,4 @@
-"""Whether rows hold what an evaluation asks, word for word or for the most part.
+"""Find rows that contain prompts of an evaluation (contamination), word for word or for the most part.
 
 The n-gram rule is that of Tulu 3 (Lambert et al. 2024, section 3.2): a row is contaminated where more than half the
 words of one evaluation prompt stand in the row in runs of 8 words. What many prompts of a suite share ("Answer the
@@ -23,23 +23,23 @@ from align.schemas.errors import AlignError
 from align.schemas.run import Source
 
 RUN = 8
-"""Words in a row that must be the same (Tulu 3; GPT-3 took 13, and called any such run a collision)."""
+"""Consecutive words that must be the same (Tulu 3; GPT-3 took 13, and counted any such run as a collision)."""
 COVERED = 0.5
-"""Share of a prompt's words over which it counts as seen."""
+"""The share of a prompt's words above which it counts as seen."""
 SHARED = 16
-"""Prompts from which on a run of words is boilerplate of the suite."""
+"""The number of prompts from which on a run of words counts as boilerplate of the suite."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """An evaluation's name and what it asks."""
+    """An evaluation: its name and its prompts."""
 
     name: str
     prompts: Sequence[str]
 
 
 def read_suite(path: str, name: str | None = None) -> Suite:
-    """The prompts of a data file (of rows without one: all text). Raises AlignError where it cannot be read.
+    """Read the prompts of a data file (of rows without one, the whole text). Raises AlignError if it cannot be read.
 
     Columns may be called as benchmarks call them: ``question``, ``query``, ``problem``, ``input``, ``instruction``.
     """
@@ -51,14 +51,14 @@ def read_suite(path: str, name: str | None = None) -> Suite:
     return Suite(name or Path(path).name, prompts)
 
 
-_ASKED = ("question", "query", "problem", "input", "instruction")
+_PROMPT_COLUMNS = ("question", "query", "problem", "input", "instruction")
 
 
 def _open(path: str) -> Reading:
     try:
         return Reading(Source(path=path))
     except AlignError as error:
-        for name in _ASKED:
+        for name in _PROMPT_COLUMNS:
             try:
                 return Reading(Source(path=path, format="prompt", columns={"prompt": name}))
             except AlignError:
@@ -67,18 +67,18 @@ def _open(path: str) -> Reading:
 
 
 class EvalOverlap(Lint):
-    """Rows against the prompts of suites."""
+    """Rows that contain prompts of evaluation suites."""
 
     def __init__(self, suites: Sequence[Suite]) -> None:
         self.suites = suites
-        asked = [(suite, normal(prompt)) for suite, one in enumerate(suites) for prompt in one.prompts]
-        self._suite = np.array([suite for suite, _ in asked], np.int64)
-        self._exact: Mapping[int, list[int]] = _by_digest([text for _, text in asked])
-        self._runs, self._item, self._at, self._length = _index([hashes(words(text)) for _, text in asked])
+        prompts = [(index, normal(prompt)) for index, suite in enumerate(suites) for prompt in suite.prompts]
+        self._suite = np.array([index for index, _ in prompts], np.int64)
+        self._exact: Mapping[int, list[int]] = _by_digest([text for _, text in prompts])
+        self._runs, self._item, self._at, self._length = _index([hashes(words(text)) for _, text in prompts])
         self._rows: dict[str, dict[int, set[int]]] = {"exact": {}, "ngram": {}}
 
     def see(self, row: RowView) -> None:
-        """Look its prompt up, and each run of its words."""
+        """Look up the prompt of a row, and each run of its words."""
         same = {item for text in {row.question, row.normal} - {""} for item in self._exact.get(digest(text), ())}
         if same:
             self._rows["exact"][row.number] = same
@@ -86,7 +86,7 @@ class EvalOverlap(Lint):
             self._rows["ngram"][row.number] = held
 
     def _held(self, row: NDArray[np.uint64]) -> set[int]:
-        """The prompts that a row's words cover for more than COVERED."""
+        """Return the prompts of which the row contains more than the share COVERED."""
         runs = windows(row, RUN)
         if not len(self._runs) or not len(runs):
             return set()
@@ -103,15 +103,18 @@ class EvalOverlap(Lint):
         return {item for item, places in covered.items() if len(places) > COVERED * self._length[item]}
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """Rows that ask the same, and rows that hold most of it."""
+        """Yield findings for rows with the same prompt, and for rows that contain most of one."""
         for how, rows in self._rows.items():
             if not rows:
                 continue
             items = np.array(sorted({item for held in rows.values() for item in held}), np.int64)
             hit = Counter(self._suite[items].tolist())
-            told = {self.suites[suite].name: f"{hit[suite]:,} of {len(self.suites[suite].prompts):,}" for suite in hit}
-            said = "; ".join(f"{count} of {name}" for name, count in sorted(told.items()))
-            yield finding(f"eval-overlap-{how}", places, rows, suites=said, by_suite=told, n=RUN)
+            by_suite = {
+                self.suites[suite].name: f"{count:,} of {len(self.suites[suite].prompts):,}"
+                for suite, count in hit.items()
+            }
+            listed = "; ".join(f"{count} of {name}" for name, count in sorted(by_suite.items()))
+            yield finding(f"eval-overlap-{how}", places, rows, suites=listed, by_suite=by_suite, n=RUN)
 
 
 def _by_digest(texts: Sequence[str]) -> dict[int, list[int]]:
@@ -125,9 +128,9 @@ def _by_digest(texts: Sequence[str]) -> dict[int, list[int]]:
 def _index(
     items: Sequence[NDArray[np.uint64]],
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Runs of all prompts, sorted, each with its prompt and where it begins there.
+    """Return the runs of all prompts, sorted, with the prompt of each and its position there, without boilerplate.
 
-    And how many words each prompt has that any of those runs covers.
+    The fourth array gives for each prompt the number of its words that those runs cover.
     """
     runs = [windows(item, RUN) for item in items]
     every = np.concatenate([*runs, np.empty(0, np.uint64)])
@@ -135,7 +138,9 @@ def _index(
     at = np.concatenate([*(np.arange(len(run)) for run in runs), np.empty(0, np.int64)]).astype(np.int64)
     order = np.lexsort((at, item, every))
     every, item, at = every[order], item[order], at[order]
-    new = np.append(True, (every[1:] != every[:-1]) | (item[1:] != item[:-1]))[: len(every)]  # one a prompt
+    # Each run counts once for a prompt, however often it occurs there.
+    differs = (every[1:] != every[:-1]) | (item[1:] != item[:-1])
+    new = np.append(True, differs)[: len(every)]
     names, inverse = np.unique(every, return_inverse=True)
     kept = np.bincount(inverse[new], minlength=len(names))[inverse] < SHARED
     every, item, at = every[kept], item[kept], at[kept]

@@ -1,4 +1,4 @@
-"""What preferences give away: length, openings they share, and features by which anybody could tell the better one."""
+"""Check preference pairs and labels: length bias, shared openings, give-away features, unbalanced labels."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from align.core.data.lint.row_flags import refuses
 from align.core.data.lint.row_view import RowView, digest, words
 
 ENOUGH = 30
-"""PreferencePairs from which on shares mean something: at 30 the standard error of a share is at most 9 points."""
+"""Fewest pairs for which shares are reported: at 30 the standard error of a share is at most 9 points."""
 LONGER = 0.7
-"""Share of pairs with the longer answer chosen from which length stands out. In UltraFeedback and HH-RLHF it is about
-0.55 to 0.65 (Singhal et al. 2023); Park et al. (2024) show DPO exploiting it."""
+"""The share of pairs with the longer answer chosen from which on length bias is reported. In UltraFeedback and HH-RLHF
+it is about 0.55 to 0.65 (Singhal et al. 2023); Park et al. (2024) show DPO exploiting it."""
 OPENING = 8
-"""Words at the start that are compared."""
+"""First words of the answers that are compared."""
 SEPARATES = 0.95
-"""Share of pairs that one feature decides from which they are trivial."""
+"""The share of pairs from which on one feature makes them trivial to separate."""
 LOOKED_AT = 2_000
-"""PreferencePairs that features are tried on."""
+"""Most pairs on which features are tried."""
 WORDS = 200
-"""Words of an answer that are looked at for telling words."""
+"""Most words of an answer that are searched for words that give it away."""
 
 FEATURES: Mapping[str, Callable[[str], float]] = {
     "length": len,
@@ -42,7 +42,7 @@ FEATURES: Mapping[str, Callable[[str], float]] = {
 
 
 class PreferencePairs(Lint):
-    """Rows with a chosen and a rejected answer."""
+    """Checks of rows with a chosen and a rejected answer."""
 
     def __init__(self) -> None:
         self._chosen, self._rejected, self._rows = array("L"), array("L"), array("Q")
@@ -50,7 +50,7 @@ class PreferencePairs(Lint):
         self._sample = BottomKSample[tuple[str, str]](LOOKED_AT)
 
     def see(self, row: RowView) -> None:
-        """Compare its answers."""
+        """Compare the two answers of a row."""
         if row.record.kind != "preference" or len(row.normal_answers) != 2:
             return
         chosen, rejected = row.normal_answers
@@ -70,7 +70,7 @@ class PreferencePairs(Lint):
         self._sample.offer(digest(row.normal_prompt, chosen, rejected), lambda: answers)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """Of the rows that are pairs."""
+        """Yield the findings about pairs."""
         count = len(self._rows)
         for id, rows in (("same-answers", self._same), ("same-opening", self._opening)):
             if rows:
@@ -85,43 +85,43 @@ class PreferencePairs(Lint):
             yield finding("length-bias", places, count=longer, of=longer + shorter, unit="pairs of unequal length",
                           chosen_mean=float(chosen.mean()), rejected_mean=float(rejected.mean()))  # fmt: skip
         pairs = list(self._sample)
-        if len(pairs) >= ENOUGH and (told := separating(pairs)):
-            feature, won = told
+        if len(pairs) >= ENOUGH and (best := separating(pairs)):
+            feature, won = best
             yield finding("separable", places, count=won, of=len(pairs), unit="pairs", feature=feature)
 
 
 def separating(pairs: Sequence[tuple[str, str]]) -> tuple[str, int] | None:
-    """The feature that decides most of (chosen, rejected), and how many; None where none decides SEPARATES of them."""
+    """Return the feature that separates most pairs (chosen, rejected), and their number; None below SEPARATES."""
     won = Counter[str]()
     for chosen, rejected in pairs:
         for name, feature in FEATURES.items():
             one, other = feature(chosen), feature(rejected)
             if one != other:
                 won[f"{name}, {'more' if one > other else 'less'} in the chosen one"] += 1
-        mine, theirs = (set(words(answer.casefold())[:WORDS]) for answer in (chosen, rejected))
-        won.update(f"the word {word[:40]!a} in the chosen one only" for word in mine - theirs)
-        won.update(f"the word {word[:40]!a} in the rejected one only" for word in theirs - mine)
+        in_chosen, in_rejected = (set(words(answer.casefold())[:WORDS]) for answer in (chosen, rejected))
+        won.update(f"the word {word[:40]!a} in the chosen one only" for word in in_chosen - in_rejected)
+        won.update(f"the word {word[:40]!a} in the rejected one only" for word in in_rejected - in_chosen)
     name, most = min(won.items(), key=lambda item: (-item[1], item[0]), default=("", 0))
     return (name, most) if most >= SEPARATES * len(pairs) else None
 
 
 class LabelBalance(Lint):
-    """Rows with one answer that is good or bad: whether both are there, and how many of each."""
+    """Rows with one answer that is labelled good or bad: both labels must occur, in a bearable ratio."""
 
     BALANCED = (0.2, 0.8)
-    """Share of good ones within which no weighing is called for; about 1 to 4, what weights can still make up."""
+    """The share of good answers within which no weights are needed; about 1 to 4, which weights can still correct."""
 
     def __init__(self) -> None:
         self._good, self._all = 0, 0
 
     def see(self, row: RowView) -> None:
-        """Count the label."""
+        """Count the label of a row."""
         if row.record.kind == "unpaired":
             self._all += 1
             self._good += bool(row.record.label)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """One label only, or many more of one."""
+        """Yield a finding if there is only one label, or far more of one."""
         if not self._all:
             return
         share = self._good / self._all

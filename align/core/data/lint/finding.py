@@ -1,4 +1,7 @@
-"""What a lint says, and the books that lints keep: which rows, where they are, and what they come to."""
+"""Findings of data checks: the catalogue of them, ``LintFinding``, and ``Lint``, the base of every check.
+
+A check sees every row once and then reports its findings; they do not depend on the order of the rows.
+"""
 
 from __future__ import annotations
 
@@ -13,109 +16,13 @@ from align.core.data.lint.row_view import RowView
 Level = Literal["error", "warning", "note"]
 RANK: dict[Level, int] = {"error": 2, "warning": 1, "note": 0}
 
-SHOWN = 5
-"""Most rows named in a sentence."""
-LISTED = 100
-"""Most rows named in JSON."""
-
-
-@dataclass(frozen=True, slots=True)
-class LintFinding:
-    """One thing that was seen in the rows.
-
-    count, of: how many of how many ``unit`` (rows, pairs, prompts, lines ...). what: the sentence behind the counts.
-    rows: where, ``train.jsonl:17``, in the order of the file, the first LISTED. detail: figures, as plain data.
-    """
-
-    id: str
-    level: Level
-    count: int
-    of: int
-    unit: str
-    what: str
-    fix: str
-    rows: tuple[str, ...] = ()
-    detail: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def share(self) -> float:
-        """Count / of, in [0, 1]; 0 of nothing is 0."""
-        return self.count / self.of if self.of else 0.0
-
-    @property
-    def places(self) -> str:
-        """The first SHOWN rows: ``rows 2, 17``, with their files where these are several."""
-        files = {row.rpartition(":")[0] for row in self.rows}
-        named = [row.rpartition(":")[2] if len(files) == 1 else row for row in self.rows[:SHOWN]]
-        if not named:
-            return ""
-        return f"row{'s' * (len(self.rows) > 1)} {', '.join(named)}" + " ..." * (len(self.rows) > SHOWN)
-
-    def __str__(self) -> str:
-        where = f": {self.places}" if self.rows else ""
-        return f"{self.level}: {self.what}{where} [{self.id}]"
-
-    def dump(self) -> dict[str, Any]:
-        """The same as plain data."""
-        return {**asdict(self), "share": self.share}
-
-
-class Places:
-    """Where each row is, by its number in the order of reading; some bytes a row, whatever files are called."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, int] = {}
-        self._file, self._line = array("I"), array("Q")
-
-    def add(self, source: str) -> int:
-        """Enter the next row, ``train.jsonl:17``; its number is returned."""
-        file, _, line = source.rpartition(":")
-        if not (line.isascii() and line.isdigit() and len(line) < 19):
-            file, line = source, "0"
-        self._file.append(self._files.setdefault(file, len(self._files)))
-        self._line.append(int(line))
-        return len(self._line) - 1
-
-    def __len__(self) -> int:
-        return len(self._line)
-
-    def names(self, rows: Iterable[int]) -> tuple[str, ...]:
-        """The first LISTED of some rows, in order, as messages call them."""
-        files, first = list(self._files), sorted(rows)[:LISTED]
-        return tuple(f"{files[self._file[row]]}:{self._line[row]}" for row in first)
-
-
-def finding(
-    id: str,
-    places: Places,
-    rows: Iterable[int] = (),
-    *,
-    count: int | None = None,
-    of: int | None = None,
-    unit: str = "rows",
-    **detail: Any,
-) -> LintFinding:
-    """A finding of the catalogue: its sentence filled with the counts and with ``detail``.
-
-    count: of ``unit``; by default the number of rows. of: by default all rows.
-    """
-    entry, rows = CATALOGUE[id], list(rows)
-    count, of = len(rows) if count is None else count, len(places) if of is None else of
-    share = count / of if of else 0.0
-    percent = f"{share:.1%}" if share >= 0.001 or not count else "under 0.1%"
-    counted = f"{count:,} of {of:,} {unit} ({percent})"
-    what = entry.what.format(counted=counted, count=count, of=of, **detail)
-    level: Level = entry.level if share >= entry.loud_from else "note"
-    return LintFinding(id, level, count, of, unit, what, entry.fix, places.names(rows), detail)
-
-
 # The catalogue: every finding, its level, its sentence and its fix. docs/data_checks.md lists them.
 
 
 class LintEntry(NamedTuple):
-    """What an id means. what: with ``{counted}`` for "3 of 40 rows (7.5%)".
+    """The meaning of a finding's id. what: the message, with ``{counted}`` for "3 of 40 rows (7.5%)".
 
-    loud_from: below this share it is a note.
+    loud_from: the share of rows below which the finding is only a note.
     """
 
     level: Literal["error", "warning", "note"]
@@ -125,7 +32,7 @@ class LintEntry(NamedTuple):
 
 
 CATALOGUE: Mapping[str, LintEntry] = {
-    # what any row may have
+    # any kind of row
     "exact-duplicates": LintEntry(
         "warning",
         "{counted} say what an earlier row says, but for case, width and white space",
@@ -311,28 +218,125 @@ CATALOGUE: Mapping[str, LintEntry] = {
     ),
 }
 
+# Findings.
 
-# What a lint is: it sees every row once, and then says what it found, whatever the order was.
+SHOWN = 5
+"""Most rows named in a sentence."""
+LISTED = 100
+"""Most rows named in JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class LintFinding:
+    """A finding about the rows.
+
+    count, of: the number of affected ``unit`` (rows, pairs, prompts, lines ...) and of all. what: the message with the
+    counts. rows: the first LISTED, as ``train.jsonl:17``, in the order of the file. detail: figures, as plain data.
+    """
+
+    id: str
+    level: Level
+    count: int
+    of: int
+    unit: str
+    what: str
+    fix: str
+    rows: tuple[str, ...] = ()
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """The share count / of, in [0, 1]; 0 if ``of`` is 0."""
+        return self.count / self.of if self.of else 0.0
+
+    @property
+    def places(self) -> str:
+        """The first SHOWN rows as ``rows 2, 17``, with their files if there are several."""
+        files = {row.rpartition(":")[0] for row in self.rows}
+        named = [row.rpartition(":")[2] if len(files) == 1 else row for row in self.rows[:SHOWN]]
+        if not named:
+            return ""
+        return f"row{'s' * (len(self.rows) > 1)} {', '.join(named)}" + " ..." * (len(self.rows) > SHOWN)
+
+    def __str__(self) -> str:
+        where = f": {self.places}" if self.rows else ""
+        return f"{self.level}: {self.what}{where} [{self.id}]"
+
+    def dump(self) -> dict[str, Any]:
+        """Return the finding as plain data."""
+        return {**asdict(self), "share": self.share}
+
+
+class Places:
+    """The file and line of each row, by its number in the order of reading, in a few bytes a row."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+        self._file, self._line = array("I"), array("Q")
+
+    def add(self, source: str) -> int:
+        """Add the next row, ``train.jsonl:17``, and return its number."""
+        file, _, line = source.rpartition(":")
+        if not (line.isascii() and line.isdigit() and len(line) < 19):
+            file, line = source, "0"
+        self._file.append(self._files.setdefault(file, len(self._files)))
+        self._line.append(int(line))
+        return len(self._line) - 1
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def names(self, rows: Iterable[int]) -> tuple[str, ...]:
+        """Return the places of the first LISTED of some rows, in order, for messages."""
+        files, first = list(self._files), sorted(rows)[:LISTED]
+        return tuple(f"{files[self._file[row]]}:{self._line[row]}" for row in first)
+
+
+def finding(
+    id: str,
+    places: Places,
+    rows: Iterable[int] = (),
+    *,
+    count: int | None = None,
+    of: int | None = None,
+    unit: str = "rows",
+    **detail: Any,
+) -> LintFinding:
+    """Return a finding of the catalogue, its sentence filled with the counts and with ``detail``.
+
+    count: of ``unit``; by default the number of rows. of: by default all rows.
+    """
+    entry, rows = CATALOGUE[id], list(rows)
+    count, of = len(rows) if count is None else count, len(places) if of is None else of
+    share = count / of if of else 0.0
+    percent = f"{share:.1%}" if share >= 0.001 or not count else "under 0.1%"
+    counted = f"{count:,} of {of:,} {unit} ({percent})"
+    what = entry.what.format(counted=counted, count=count, of=of, **detail)
+    level: Level = entry.level if share >= entry.loud_from else "note"
+    return LintFinding(id, level, count, of, unit, what, entry.fix, places.names(rows), detail)
+
+
+# The base of a check, and bounded collections in which checks keep a sample of the rows.
 
 T = TypeVar("T")
 
 
 class Lint:
-    """One check, or several that need the same. Subclasses keep little for a row, and no text of all rows."""
+    """A check, or several that need the same data. Subclasses keep a few bytes a row, never the text of all rows."""
 
     def see(self, row: RowView) -> None:
-        """Take notice of one row."""
+        """Look at one row."""
         raise NotImplementedError
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """What it comes to, after the last row."""
+        """Yield the findings, after the last row."""
         raise NotImplementedError
 
 
 class BottomKSample(Generic[T]):
-    """At most ``most`` different things: those whose digests are smallest, so the same whatever the order.
+    """At most ``most`` different items: those with the smallest digests, so the same in any order.
 
-    As digests are random, that is a random sample of what is different. After Bar-Yossef et al. (2002), bottom-k.
+    Because digests are random, this is a random sample of distinct items: bottom-k, after Bar-Yossef et al. (2002).
     """
 
     def __init__(self, most: int) -> None:
@@ -341,7 +345,7 @@ class BottomKSample(Generic[T]):
         self._held: dict[int, T] = {}
 
     def offer(self, digest: int, make: Callable[[], T]) -> None:
-        """Keep it, should it be among the smallest; ``make`` is called only then."""
+        """Keep the item if its digest is among the smallest; ``make`` is called only then."""
         full = len(self._heap) >= self.most
         if digest in self._held or (full and digest >= -self._heap[0]):
             return
@@ -360,9 +364,9 @@ class BottomKSample(Generic[T]):
 
 @dataclass
 class ThinnedDict(Generic[T]):
-    """A dict by digest that never holds more than ``most``: each time it is full, digests over half the limit go.
+    """A dict by digest with at most ``most`` items: when it is full, digests over half the limit are removed.
 
-    What remains is every digest under ``limit``, of those that were entered in whatever order.
+    It then holds every digest under ``limit`` that was set, in whatever order.
     """
 
     most: int
@@ -370,11 +374,11 @@ class ThinnedDict(Generic[T]):
     held: dict[int, T] = field(default_factory=dict)
 
     def wants(self, digest: int) -> bool:
-        """Whether this digest is kept at all by now."""
+        """Return True if this digest is still kept."""
         return digest < self.limit
 
     def set(self, digest: int, value: T) -> None:
-        """Enter what is wanted."""
+        """Set the value of a digest that ``wants`` accepts."""
         self.held[digest] = value
         while len(self.held) > self.most:
             self.limit //= 2
@@ -382,5 +386,5 @@ class ThinnedDict(Generic[T]):
 
     @property
     def share(self) -> float:
-        """Which part of all digests is kept, expected."""
+        """The expected share of all digests that is kept."""
         return self.limit / 2**64

@@ -1,4 +1,4 @@
-"""All lints over one set of rows, in one pass."""
+"""Run all data checks over rows in one pass, for ``align data check`` (``scan_source``) and advice (``measure``)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ of plain text tokens count, not rows."""
 
 @dataclass(frozen=True, slots=True)
 class LintOptions:
-    """What rows are held against. skip: ids that are not reported."""
+    """The options of a data check. suites: evaluations whose prompts must not be in the rows. count: counts tokens.
+
+    max_length: in tokens. skip: ids of findings that are not reported.
+    """
 
     suites: Sequence[Suite] = ()
     count: Count | None = None
@@ -41,7 +44,7 @@ class LintOptions:
     skip: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        """Raises AlignError where ``skip`` names what is no lint."""
+        """Raise AlignError where ``skip`` names an unknown finding."""
         problems = [
             Problem("--skip", f"{id!r} is no data lint", did_you_mean(id, CATALOGUE))
             for id in self.skip
@@ -52,7 +55,7 @@ class LintOptions:
 
 
 class Linter:
-    """Give it every row with ``see``, then ask for ``findings``; memory grows by some 150 bytes a row."""
+    """All data checks: call ``see`` with every row, then ``findings``. Memory grows by some 150 bytes a row."""
 
     def __init__(self, options: LintOptions | None = None) -> None:
         self.options = options or LintOptions()
@@ -73,7 +76,7 @@ class Linter:
         self.lints: list[Lint] = [*against, *lints, DocumentQuality(), self.measure, self.languages, self.origin]
 
     def see(self, record: Record) -> None:
-        """One row."""
+        """Give one row to every check."""
         row = RowView(self.places.add(record.source), record)
         self.kinds["conversation" if row.turns else record.kind] += 1
         for lint in self.lints:
@@ -81,16 +84,16 @@ class Linter:
 
     @property
     def kind(self) -> Kind | str:
-        """The kind of most rows; ``conversation`` for text that is messages, "" without rows."""
+        """The most common kind of row; ``conversation`` for text that is messages, "" without rows."""
         return max(sorted(self.kinds), key=self.kinds.__getitem__, default="")
 
     @property
     def lengths(self) -> list[Lengths]:
-        """Of all rows, by unit and part."""
+        """The length statistics of all rows, by unit and part."""
         return self.measure.lengths
 
     def findings(self) -> list[LintFinding]:
-        """All that were found and are not to be skipped, the worst first."""
+        """Return all findings that are not skipped, the worst first."""
         found = [one for lint in self.lints for one in lint.findings(self.places)] if len(self.places) else []
         floor = FLOORS.get(self.kind, 0)
         if 0 < len(self.places) < floor:
@@ -100,22 +103,22 @@ class Linter:
 
 
 def lint(records: Iterable[Record], options: LintOptions | None = None) -> list[LintFinding]:
-    """What is doubtful about rows that could be read, the worst first; the same in whatever order they come."""
+    """Return the findings about some records, the worst first; they do not depend on the order of the records."""
     linter = Linter(options)
     for record in records:
         linter.see(record)
     return linter.findings()
 
 
-# One source looked over row by row, holding none: what ``align data check`` tells.
+# Checking one source row by row, for ``align data check``.
 
 
 @dataclass(slots=True)
 class ScanResult:
-    """What was found.
+    """The result of checking one source.
 
-    form: of most rows, in words. rows: good ones. left_out: files of a directory that were not read. error: why it
-    could not be read at all. findings: of the lints, the worst first. languages: shares of a sample.
+    form: the form of most rows, in words. rows: the number of good rows. left_out: files of a directory that were not
+    read. error: the reason if it could not be read at all. findings: the worst first. languages: shares of a sample.
     """
 
     path: str
@@ -130,15 +133,15 @@ class ScanResult:
 
     @property
     def clean(self) -> bool:
-        """Whether training on it would start."""
+        """True if training on the source would start."""
         return not (self.error or len(self.bad))
 
     def passes(self, fail_on: Level) -> bool:
-        """Whether it is clean and no finding is as bad as ``fail_on`` or worse."""
+        """Return True if the source is clean and no finding is as bad as ``fail_on`` or worse."""
         return self.clean and all(RANK[one.level] < RANK[fail_on] for one in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
+        """Return the result as plain data."""
         return {
             "path": self.path,
             "form": self.form,
@@ -157,7 +160,7 @@ class ScanResult:
 def scan_source(
     source: Source, kinds: Iterable[Kind] = KINDS, options: LintOptions | None = None, *, progress: bool | None = None
 ) -> ScanResult:
-    """Read everything, count, and lint what is good. A source that cannot be read is told in ``error``."""
+    """Read a source, count its rows and check the good ones. ``error`` is set if the source cannot be read."""
     found, linter = ScanResult(source.path), Linter(options)
     try:
         reading = Reading(source, kinds)
@@ -178,7 +181,7 @@ def scan_source(
     return found
 
 
-# What files hold, counted: facts for the form's ``data``, which beat what is claimed there.
+# Measuring files, as facts for the adviser, which override the claims in a brief.
 
 Held = Literal["corpus", "documents", "sft_pairs", "preference_pairs", "unpaired_feedback", "prompts"]
 
@@ -191,12 +194,12 @@ _KINDS: Mapping[str, Held] = {
     "prompt": "prompts",
 }
 PAGES = frozenset((".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".docx", ".odt", ".tex", ".adoc", ".xml"))
-"""Names of files that are pages to read rather than rows to learn from."""
+"""Suffixes of files that are documents to read rather than rows to learn from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One body of data. kind: as the form calls it. facts: of ``DataSet`` and ``Size``, those that are known:
+    """The measured facts about one data set. kind: as a brief names it. facts: those of ``DataSet`` and ``Size`` found:
 
     rows, docs, bytes (of text, in UTF-8), pii, overlaps_evals (where suites
     were given), license, labelled_by. languages: shares of a sample by ISO 639-1 code. bad: rows that cannot be used.
@@ -243,7 +246,7 @@ def measure(path: str, *, against: Sequence[str] = ()) -> Measured:
 
 
 def pages_at(path: str) -> list[Path]:
-    """The page at a path, or those of a directory that holds hardly anything else; none where there are rows."""
+    """Return the document at a path, or those of a directory that holds mostly documents; none where there are rows."""
     place = Path(path).expanduser()
     if place.is_file():
         return [place] if place.suffix.lower() in PAGES else []

@@ -1,4 +1,4 @@
-"""What further columns say of where rows come from, under which licence they are, and who judged them."""
+"""Check the columns that give a row's source, its licence and its annotator."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ LICENCE = ("license", "licence", "licenses", "licences")
 SOURCE = ("source", "dataset", "data_source", "origin", "subset", "domain")
 JUDGE = ("labelled_by", "labeled_by", "label_source", "annotator", "annotator_id", "judge", "judge_model", "rater")
 MOST = 1_000
-"""Different values from which on a column is a name of rows rather than a category."""
+"""The number of different values from which on a column names rows rather than categories."""
 ALONE = 0.9
-"""Share of rows from which one source stands out among others."""
+"""The share of rows from which on one source is reported."""
 _RESTRICTS = re.compile(
     r"\b(?:nc|nd|non-?commercial|no-?derivatives|research|unknown|proprietary|copyrighted)\b|all rights reserved", re.I
 )
@@ -29,7 +29,7 @@ class ColumnValues:
         self.names, self.values, self.many = names, Counter[str](), False
 
     def see(self, row: RowView) -> str | None:
-        """Count a row's value, at most 80 characters of it."""
+        """Count the value of a row, cut to 80 characters, and return it."""
         value = row.column(*self.names)
         if not isinstance(value, (str, int, float)):
             return None
@@ -43,19 +43,19 @@ class ColumnValues:
 
     @property
     def top(self) -> list[tuple[str, int]]:
-        """The commonest first, ties by name; nothing where there are too many."""
+        """The values and their counts, the most common first, ties by name; empty where there are too many values."""
         return sorted(self.values.items(), key=lambda item: (-item[1], item[0]))
 
 
 class ProvenanceColumns(Lint):
-    """Licences, sources and judges."""
+    """Licences, sources and annotators of the rows."""
 
     def __init__(self) -> None:
         self.licence, self.source, self.judge = ColumnValues(LICENCE), ColumnValues(SOURCE), ColumnValues(JUDGE)
         self._restricted, self._pairs = array("Q"), 0
 
     def see(self, row: RowView) -> None:
-        """Look at the columns."""
+        """Count the columns of a row."""
         licence = self.licence.see(row)
         if licence is not None and _RESTRICTS.search(licence):
             self._restricted.append(row.number)
@@ -65,7 +65,7 @@ class ProvenanceColumns(Lint):
             self.judge.see(row)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """What is restricted, what stands out, and what nothing is said about."""
+        """Yield findings for restrictive licences, a dominant source, and missing columns."""
         if self._restricted:
             named = [name for name, _ in self.licence.top if _RESTRICTS.search(name)][:5]
             yield finding("licence-restricts", places, self._restricted, licences=", ".join(map(ascii, named)))

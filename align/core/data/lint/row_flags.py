@@ -1,4 +1,4 @@
-"""Faults that a row has or has not, by itself: encoding, template tokens, turns, refusals, answers cut off, leaks."""
+"""Check each row by itself: encoding, template tokens, turns, refusals, truncated answers, leaked answers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _TEMPLATE = re.compile(
 _FOREIGN = re.compile(r"[^\x00-\x7f]+")
 _READ = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "thinking", "reasoning_content", "weight"})
 LEAK_WORDS = 4
-"""Shortest answer, in words, whose standing in the prompt is told; shorter ones stand there by chance."""
+"""Shortest answer, in words, that is reported if it occurs in the prompt; shorter ones occur there by chance."""
 MOST = 1_000
-"""Different keys that are counted; who has more has no keys that mean anything."""
+"""Most different keys that are counted; data with more has no meaningful keys."""
 CUT_WORDS = 20
-"""Shortest answer that can look cut off."""
+"""Shortest answer, in words, that can count as truncated."""
 
 
 def _mojibake(row: RowView) -> bool:
@@ -55,13 +55,13 @@ def _leaks(row: RowView) -> bool:
 def phrases() -> Mapping[str, re.Pattern[str]]:
     """Patterns over normalised text, from phrases.yaml."""
     held = yaml.load((Path(__file__).parent / "phrases.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
-    refusal = "|".join(re.escape(normal(phrase)) for said in held["refusal"].values() for phrase in said)
-    open_ended = "|".join(re.escape(normal(word)) for said in held["goes_on"].values() for word in said)
+    refusal = "|".join(re.escape(normal(phrase)) for phrases in held["refusal"].values() for phrase in phrases)
+    open_ended = "|".join(re.escape(normal(word)) for words in held["goes_on"].values() for word in words)
     return {"refusal": re.compile(refusal), "goes_on": re.compile(rf"(?:^|\s)(?:{open_ended})$|[,(\[{{]$")}
 
 
 def refuses(answer: str) -> bool:
-    """Whether a normalised answer refuses: a phrase of refusal in its first 200 characters."""
+    """Return True if a normalised answer has a phrase of refusal in its first 200 characters."""
     return phrases()["refusal"].search(answer[:200].replace("\u2019", "'")) is not None
 
 
@@ -70,11 +70,14 @@ def _refuses(row: RowView) -> bool:
 
 
 def _cut_off(row: RowView) -> bool:
-    return any(
-        answer.count("```") % 2 == 1
-        or (phrases()["goes_on"].search(answer[-40:]) is not None and len(answer.split()) >= CUT_WORDS)
-        for answer in row.normal_answers
-    )
+    return any(map(_is_truncated, row.normal_answers))
+
+
+def _is_truncated(answer: str) -> bool:
+    """Return True if a block of code is not closed, or if the answer ends with a word that ends no sentence."""
+    if answer.count("```") % 2 == 1:
+        return True
+    return phrases()["goes_on"].search(answer[-40:]) is not None and len(answer.split()) >= CUT_WORDS
 
 
 def _roles(row: RowView) -> list[Any]:
@@ -106,33 +109,33 @@ FLAGS: Mapping[str, Callable[[RowView], object]] = {
 
 
 class RowFlags(Lint):
-    """The rows in which each is seen."""
+    """The rows that each check of FLAGS marks."""
 
     def __init__(self) -> None:
         self._rows: dict[str, array[int]] = {id: array("Q") for id in FLAGS}
 
     def see(self, row: RowView) -> None:
-        """Ask each of them."""
+        """Apply each check to a row."""
         for id, marked in FLAGS.items():
             if marked(row):
                 self._rows[id].append(row.number)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """In the order of FLAGS."""
+        """Yield one finding for each check that marked rows, in the order of FLAGS."""
         for id, rows in self._rows.items():
             if rows:
                 yield finding(id, places, rows)
 
 
 class ConversationFlags(Lint):
-    """What only all conversations together show: a system message in some, and keys that nobody reads."""
+    """Properties of all conversations together: system messages in only some of them, and keys that nothing reads."""
 
     def __init__(self) -> None:
         self._system, self._conversations = array("Q"), 0
         self._odd, self._keys = array("Q"), Counter[str]()
 
     def see(self, row: RowView) -> None:
-        """Look at a conversation's messages."""
+        """Note the roles and keys of a row's messages."""
         if not row.messages:
             return
         self._conversations += 1
@@ -144,7 +147,7 @@ class ConversationFlags(Lint):
                 self._keys.update(odd)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """Nothing where all conversations are alike."""
+        """Yield findings for a mix of conversations with and without a system message, and for unknown keys."""
         if 0 < len(self._system) < self._conversations:
             yield finding("some-system", places, self._system, of=self._conversations)
         if self._odd:

@@ -1,4 +1,4 @@
-"""A record as lints see it: plain text, compared without regard to case, width and white space."""
+"""A record as data checks see it: plain text, normalised in case, width and white space, as words and as hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from align.schemas.records import Content, Message, Record
 Hashes = NDArray[np.uint64]
 
 MAX_WORDS = 100_000
-"""Words of one row that are compared with other rows; a book is judged by its beginning."""
+"""Most words of one row that are compared with other rows."""
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 """Scripts written without spaces (Thai, Lao, Burmese, Khmer, kana, Han): each character counts as a word."""
@@ -29,14 +29,14 @@ _WORD_CACHE = 2**20
 
 
 def content_text(content: Content | None) -> str:
-    """The text of a string or of all messages, a blank line between; calls of tools as JSON."""
+    """Return the text of a string or of all messages, with blank lines between them and tool calls as JSON."""
     if isinstance(content, str):
         return content
     return "\n\n".join(filter(None, map(message_text, content or ())))
 
 
 def message_text(message: Message) -> str:
-    """What one message says and calls."""
+    """Return the content of one message, and its tool calls as JSON."""
     words = message.get("content")
     calls = message.get("tool_calls")
     parts = [
@@ -47,19 +47,19 @@ def message_text(message: Message) -> str:
 
 
 def normal(text: str) -> str:
-    """NFKC, without case, each run of white space one space: what counts as the same text."""
+    """Return text in NFKC, without case, each run of white space as one space. Equal results count as the same text."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return " ".join(text.casefold().split())
 
 
 def words(text: str) -> list[str]:
-    """The words of normalised text, punctuation left out; the first MAX_WORDS."""
+    """Return the first MAX_WORDS words of normalised text, without punctuation."""
     return WORD.findall(text[: 12 * MAX_WORDS])[:MAX_WORDS]
 
 
 def around(text: str, found: re.Pattern[str], before: int, behind: int) -> str:
-    """The text about each match, pieces on lines of their own: what slower patterns need to see."""
+    """Return the text around each match, each piece on its own line, so that slow patterns search only that."""
     pieces, start, end = list[str](), 0, 0
     for match in found.finditer(text):
         if match.start() - before > end:
@@ -70,7 +70,7 @@ def around(text: str, found: re.Pattern[str], before: int, behind: int) -> str:
 
 
 def digest(*texts: str) -> int:
-    """64 bits over normalised texts, the same everywhere."""
+    """Return a 64-bit hash of normalised texts, the same on every machine."""
     hashed = hashlib.blake2b(digest_size=8)
     for text in texts:
         hashed.update(text.encode("utf-8", "surrogatepass") + b"\xff")  # a byte that no UTF-8 has
@@ -78,7 +78,7 @@ def digest(*texts: str) -> int:
 
 
 class _Words(dict[str, int]):
-    """The hash of every word, kept since few words make up most text."""
+    """A cache of the hash of every word, since few words make up most text."""
 
     def __missing__(self, word: str) -> int:
         if len(self) >= _WORD_CACHE:
@@ -91,12 +91,12 @@ _hash_of = _Words()
 
 
 def hashes(words: Sequence[str]) -> Hashes:
-    """[N] one 64-bit hash a word."""
+    """Return one 64-bit hash for each word [N]."""
     return np.fromiter(map(_hash_of.__getitem__, words), np.uint64, len(words))
 
 
 def windows(hashes: Hashes, n: int) -> Hashes:
-    """[N - n + 1] a hash of each run of ``n`` words; empty where there are fewer.
+    """Return a hash of each run of ``n`` words [N - n + 1]; empty where there are fewer words.
 
     h_i = sum_k w_{i+k} p^(n-1-k)  mod 2^64
     """
@@ -112,34 +112,34 @@ def windows(hashes: Hashes, n: int) -> Hashes:
 
 @dataclass
 class RowView:
-    """One row. number: in the order of reading."""
+    """One row. number: its position in the order of reading."""
 
     number: int
     record: Record
 
     @cached_property
     def turns(self) -> list[Message]:
-        """All messages of a row that is a whole conversation, else none."""
+        """The messages of a row that is a whole conversation, else an empty list."""
         text = self.record.text
         return text if isinstance(text, list) else []
 
     @cached_property
     def messages(self) -> list[Message]:
-        """All messages there are: of a conversation, or of the prompt and the first answer where these are messages."""
+        """The messages of a conversation, or of the prompt and the first answer where these are messages."""
         record = self.record
         parts = (record.text, record.prompt, record.completion if record.chosen is None else record.chosen)
         return [message for part in parts if isinstance(part, list) for message in part]
 
     @cached_property
     def prompt(self) -> str:
-        """What is asked: the prompt; of a conversation everything before its last answer; of plain text nothing."""
+        """The prompt; of a conversation everything before its last answer; of plain text ""."""
         if self.turns:
             return content_text(self.turns[: self._last])
         return content_text(self.record.prompt)
 
     @cached_property
     def answers(self) -> tuple[str, ...]:
-        """What is answered: one text, of preferences the chosen and the rejected one, of prompts and documents none."""
+        """The answers: one text, for preferences chosen and rejected, for prompts and documents none."""
         if self.turns:
             return (message_text(self.turns[self._last]),) if self._last < len(self.turns) else ()
         record = self.record
@@ -147,7 +147,7 @@ class RowView:
 
     @cached_property
     def text(self) -> str:
-        """All of it."""
+        """The text of the whole row."""
         if self.record.text is not None:
             return content_text(self.record.text)
         return "\n\n".join(filter(None, (self.prompt, *self.answers)))
@@ -169,17 +169,17 @@ class RowView:
 
     @cached_property
     def words(self) -> list[str]:
-        """The words of all of it."""
+        """The words of the whole row."""
         return words(self.normal)
 
     @cached_property
     def hashes(self) -> Hashes:
-        """Of ``words``."""
+        """The hashes of ``words``."""
         return hashes(self.words)
 
     @cached_property
     def digest(self) -> int:
-        """Over all that the row says, and its label: rows of one digest are duplicates."""
+        """A hash of the row's text and label: rows with the same digest are duplicates."""
         label = self.record.label
         if self.record.text is not None:
             return digest(self.normal)
@@ -187,20 +187,20 @@ class RowView:
 
     @cached_property
     def question(self) -> str:
-        """What is asked, normalised and without system messages; of plain text all: what an evaluation would ask."""
-        asked = self.turns[: self._last] if self.turns else self.record.prompt
-        if isinstance(asked, list):
-            asked = [message for message in asked if message.get("role") not in ("system", "developer")]
-        return normal(content_text(asked)) or self.normal
+        """The prompt as evaluations have it: normalised, without system messages; of plain text the whole text."""
+        prompt = self.turns[: self._last] if self.turns else self.record.prompt
+        if isinstance(prompt, list):
+            prompt = [message for message in prompt if message.get("role") not in ("system", "developer")]
+        return normal(content_text(prompt)) or self.normal
 
     @property
     def solution(self) -> str:
-        """The right answer that a prompt has beside it, normalised; "" where there is none or it is no plain value."""
+        """The right answer in a column of a prompt row, normalised; "" where there is none or it is no plain value."""
         known = self.column("solution", "answer", "ground_truth")
         return normal(str(known)) if isinstance(known, (str, int, float)) else ""
 
     def column(self, *names: str) -> Any:
-        """The first of some further columns that is there, whatever the case of its name; None where none is."""
+        """Return the first of some further columns that is there, in any case of its name; None where none is."""
         for key, value in self.record.columns.items():
             if isinstance(key, str) and key.casefold() in names and value not in (None, ""):
                 return value
@@ -208,5 +208,6 @@ class RowView:
 
     @property
     def _last(self) -> int:
-        speaks = [i for i, message in enumerate(self.turns) if message.get("role") == "assistant"]
-        return speaks[-1] if speaks else len(self.turns)
+        """The index of the last assistant message, the number of messages without one."""
+        answers = [i for i, message in enumerate(self.turns) if message.get("role") == "assistant"]
+        return answers[-1] if answers else len(self.turns)

@@ -1,6 +1,6 @@
-"""Personal data and secrets, by their shape and, where they have them, their check digits.
+"""Find personal data and secrets by their patterns and, where they have them, check digits.
 
-What was found is counted and never shown.
+Matches are counted and never shown.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SensitivePattern(NamedTuple):
 
 @cache
 def shapes(group: str) -> tuple[SensitivePattern, ...]:
-    """``secrets`` or ``personal``, from sensitive.yaml."""
+    """Return the patterns of a group, ``secrets`` or ``personal``, from sensitive.yaml."""
     held = yaml.load((Path(__file__).parent / "sensitive.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     return tuple(
         SensitivePattern(
@@ -68,14 +68,14 @@ def _hints() -> re.Pattern[str]:
 
 
 def secrets(text: str) -> set[str]:
-    """The kinds of secrets that a text seems to hold."""
+    """Return the kinds of secrets that a text seems to contain."""
     if not _hints().search(text):
         return set()
     return {shape.name for shape in shapes("secrets") if any(h in text for h in shape.hints) and _real(shape, text)}
 
 
 def _real(shape: SensitivePattern, text: str) -> bool:
-    """Whether a match is no placeholder: as XXXX and abcabc are, which have few different characters."""
+    """Return True if a match is no placeholder such as XXXX or abcabc, which have few different characters."""
     for match in shape.pattern.finditer(text):
         if shape.name in ("private key", "password in a URL") or len(set(match[0][-16:])) >= 8:
             return True
@@ -83,7 +83,7 @@ def _real(shape: SensitivePattern, text: str) -> bool:
 
 
 def personal(text: str) -> set[str]:
-    """The kinds of personal data that a text seems to hold."""
+    """Return the kinds of personal data that a text seems to contain."""
     found = set[str]()
     if "@" in text and any(not _RESERVED.search(m[1]) for m in _MAIL.finditer(around(text, _AT, 66, 260))):
         found.add("e-mail address")
@@ -134,16 +134,16 @@ class SensitiveData(Lint):
         self._kinds = {"pii": Counter[str](), "secrets": Counter[str]()}
 
     def see(self, row: RowView) -> None:
-        """Search all its text."""
+        """Search the text of a row."""
         for id, search in (("secrets", secrets), ("pii", personal)):
             if found := search(row.text[:READ]):
                 self._rows[id].append(row.number)
                 self._kinds[id].update(found)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """Secrets first."""
+        """Yield the findings, secrets first."""
         for id in ("secrets", "pii"):
             if self._rows[id]:
                 kinds = dict(sorted(self._kinds[id].items(), key=lambda kind: (-kind[1], kind[0])))
-                told = ", ".join(f"{name} {count:,}" for name, count in kinds.items())
-                yield finding(id, places, self._rows[id], by_kind=told, kinds=kinds)
+                listed = ", ".join(f"{name} {count:,}" for name, count in kinds.items())
+                yield finding(id, places, self._rows[id], by_kind=listed, kinds=kinds)

@@ -1,4 +1,4 @@
-"""How long rows are, in characters, words and, with a tokenizer, tokens: percentiles and a histogram."""
+"""Statistics of the text: lengths in characters, words and tokens, languages, and the quality of documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from align.core.data.lint.finding import BottomKSample, Lint, LintFinding, Place
 from align.core.data.lint.row_view import WORD, RowView, digest, normal
 
 Count = Callable[[Sequence[str]], Sequence[int]]
-"""Of each text, how many tokens it is."""
+"""A function from texts to the number of tokens of each."""
 
 BATCH = 256
 """Rows tokenised at once."""
@@ -28,9 +28,10 @@ more where it does not), and words needed to say so."""
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """One part of all rows (whole, prompt, answer, chosen, rejected) in one unit (characters, words, tokens).
+    """Length statistics of one part of all rows (whole, prompt, answer, chosen, rejected), in one unit.
 
-    histogram: (from, to, rows), half-open but the last, of equal ratio; without rows of length zero.
+    unit: characters, words or tokens. histogram: (from, to, rows), half-open but the last, of equal ratio; without rows
+    of length zero.
     """
 
     part: str
@@ -48,7 +49,7 @@ class Lengths:
 
     @classmethod
     def of(cls, part: str, unit: str, values: Sequence[int]) -> Lengths:
-        """Of at least one row. Percentiles are lengths that rows have: the smallest that so many do not exceed."""
+        """Return the statistics of at least one value. Percentiles are values that occur (inverted_cdf)."""
         found = np.asarray(values, np.int64)
         least, p50, p90, p95, p99, most = (
             int(v) for v in np.quantile(found, [0, 0.5, 0.9, 0.95, 0.99, 1], method="inverted_cdf")
@@ -60,7 +61,7 @@ class Lengths:
         return cls(part, unit, len(found), total, total / len(found), least, p50, p90, p95, p99, most, bins)
 
     def dump(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the statistics as plain data."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -80,7 +81,7 @@ class LengthStatistics(Lint):
         self.bytes = 0
 
     def see(self, row: RowView) -> None:
-        """LengthStatistics its parts; tokens are counted some rows later."""
+        """Measure the parts of a row; tokens are counted later, in batches."""
         parts = dict(_parts(row))
         self.bytes += len(row.text.encode("utf-8", "surrogatepass"))
         self._rows.append(row.number)
@@ -103,12 +104,12 @@ class LengthStatistics(Lint):
 
     @property
     def lengths(self) -> list[Lengths]:
-        """By unit and part."""
+        """The statistics of each unit and part."""
         self._tokenise()
         return [Lengths.of(part, unit, values) for (unit, part), values in self._values.items()]
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """Rows that are too long, and text that takes too many tokens."""
+        """Yield findings for rows that are too long, and for text that takes too many tokens."""
         self._tokenise()
         tokens, words = (np.array(self._values.get((unit, "whole"), ()), np.int64) for unit in ("tokens", "words"))
         if not len(tokens):
@@ -122,25 +123,25 @@ class LengthStatistics(Lint):
 
 
 def _parts(row: RowView) -> Iterator[tuple[str, str]]:
-    """What is measured of a row."""
+    """Yield the parts of a row that are measured, with their text."""
     yield "whole", row.text
     if row.answers:
         yield "prompt", row.prompt
         yield from zip(("answer",) if len(row.answers) == 1 else ("chosen", "rejected"), row.answers, strict=True)
 
 
-# Which languages the rows are in, of a random sample of them.
+# Languages, of a random sample of the rows.
 
 LOOKED_AT = 2_000
 LETTERS = 40
-"""Fewest characters of a text by which its language is told; shorter ones are often told wrong."""
+"""Fewest letters of a text whose language is identified; it is often wrong for shorter ones."""
 READ = 600
 SURE = 0.9
-"""Least probability at which a language counts."""
+"""Lowest probability at which a language counts."""
 MIXED = 0.05
-"""Share of rows in other languages than the commonest from which they are told."""
+"""The share of rows in other languages than the most common from which on a mix is reported."""
 SEEN = 0.01
-"""Smallest share of a language that is named: less is mostly misjudged."""
+"""Smallest share of a language that is named; less is mostly misidentified."""
 
 
 class Languages(Lint):
@@ -150,26 +151,26 @@ class Languages(Lint):
         self._sample = BottomKSample[str](LOOKED_AT)
 
     def see(self, row: RowView) -> None:
-        """Perhaps keep the beginning of its text."""
+        """Offer the beginning of a row's text to the sample."""
         self._sample.offer(row.digest, lambda: row.text[:READ])
 
     @property
     def shares(self) -> dict[str, float]:
-        """ISO 639-1 code to the share of the sample in it, the commonest first; "" is what could not be told."""
+        """The share of the sample in each language by ISO 639-1 code, the most common first; "" where it is unclear."""
         counts = Counter(language(text) for text in self._sample)
         return {code: n / counts.total() for code, n in sorted(counts.items(), key=lambda c: (-c[1], c[0]))}
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """Nothing where nearly all that can be told is in one language."""
+        """Yield a finding unless nearly all rows whose language is clear are in one language."""
         shares = {code: share for code, share in self.shares.items() if code and share >= SEEN}
         if len(shares) > 1 and 1 - max(shares.values()) / sum(shares.values()) >= MIXED:
-            told = ", ".join(f"{code} {share:.0%}" for code, share in list(shares.items())[:6])
+            listed = ", ".join(f"{code} {share:.0%}" for code, share in list(shares.items())[:6])
             others = round((sum(shares.values()) - max(shares.values())) * len(self._sample))
-            yield finding("language-mix", places, count=others, of=len(self._sample), languages=told, shares=shares)
+            yield finding("language-mix", places, count=others, of=len(self._sample), languages=listed, shares=shares)
 
 
 def language(text: str) -> str:
-    """The code of a text's language, "" where it is too short or could be several."""
+    """Return the code of a text's language, "" where the text is too short or the language unclear."""
     if sum(map(str.isalpha, text)) < LETTERS and text.isascii():
         return ""
     code, sure = _identifier().classify(text)
@@ -200,14 +201,14 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 
 
 class DocumentQuality(Lint):
-    """Rows that are text and no conversation."""
+    """Checks of rows that are plain text, for pretraining."""
 
     def __init__(self) -> None:
         self._lines = ThinnedDict[tuple[int, int]](LINES)
         self._poor, self._short, self._documents = array("Q"), array("Q"), 0
 
     def see(self, row: RowView) -> None:
-        """Count its lines and judge it."""
+        """Count the lines of a document and check its quality."""
         if row.record.kind != "text" or row.turns:
             return
         self._documents += 1
@@ -222,7 +223,7 @@ class DocumentQuality(Lint):
             self._poor.append(row.number)
 
     def findings(self, places: Places) -> Iterator[LintFinding]:
-        """Of the rows that are documents."""
+        """Yield the findings about documents."""
         of = self._documents
         if self._short:
             yield finding("short-documents", places, self._short, of=of, unit="documents", floor=SHORT)
@@ -236,7 +237,7 @@ class DocumentQuality(Lint):
 
 
 def is_low_quality(text: str) -> bool:
-    """Whether a text breaks a rule for prose. Words are measured in ASCII alone: some scripts have no spaces."""
+    """Return True if a text breaks a rule for prose. Word lengths count for ASCII only: some scripts have no spaces."""
     words = text.split()
     if not words:
         return True
