@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from align.core.engine.module import AlignModule
 from align.core.training.fit import StageDataModule, rolling_out
 from align.core.training.run_directory import RunDirectory, located
-from align.core.training.setup import Setup, set_up
+from align.core.training.stage import Setup, set_up
 from align.schemas.run import Run
 
 

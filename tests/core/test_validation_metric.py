@@ -12,7 +12,7 @@ from align.core.data.batch import collate
 from align.core.engine import checkpoint
 from align.core.training.launch import train
 from align.core.training.run_directory import RunDirectory
-from align.core.training.setup import set_up
+from align.core.training.stage import set_up
 from align.schemas.errors import AlignError
 from tests.core.runs import run_for, write_rows
 

@@ -24,7 +24,7 @@ from align.core.training.launch import train
 from align.core.training.reward_stage import opened
 from align.core.training.run_directory import RunDirectory
 from align.core.training.sample_log import read_samples
-from align.core.training.setup import set_up
+from align.core.training.stage import set_up
 from align.plugins.generators.local import Local
 from align.schemas.errors import AlignError
 from align.schemas.run import Run

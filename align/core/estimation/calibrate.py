@@ -21,7 +21,7 @@ from align.core.estimation.memory_tracker import Tracker
 from align.core.online.phases import RolloutSteps
 from align.core.training.reward_stage import opened
 from align.core.training.run_directory import RunDirectory
-from align.core.training.setup import Setup, set_up
+from align.core.training.stage import Setup, set_up
 from align.core.util.progress import is_showing, track
 from align.schemas.engine import Micro
 from align.schemas.errors import AlignError

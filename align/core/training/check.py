@@ -15,7 +15,7 @@ from align.core.engine.steps import StepBatch, StepSource
 from align.core.online.phases import RolloutSteps
 from align.core.training.launch import validate_run
 from align.core.training.run_directory import RunDirectory, located, remembered
-from align.core.training.setup import set_up
+from align.core.training.stage import set_up
 from align.schemas.run import Run, Stage
 
 

@@ -38,7 +38,7 @@ from align.core.training.reward_stage import opened
 from align.core.training.row_stage import harvest
 from align.core.training.run_directory import RunDirectory, StageDirectory, located, training_settings
 from align.core.training.sample_log import SampleLog
-from align.core.training.setup import Setup, set_up
+from align.core.training.stage import Setup, set_up
 from align.core.util import liveness
 from align.core.util.atomic_files import digest
 from align.core.util.liveness import Interrupted, Limits, watched

@@ -36,7 +36,7 @@ from align.core.rewards.base import Score
 from align.core.rewards.scorer import Scored, leveled
 from align.core.training.reward_stage import opened
 from align.core.training.run_directory import ROWS, RunDirectory, StageDirectory, located, training_settings
-from align.core.training.setup import Setup
+from align.core.training.stage import Setup
 from align.core.util import atomic_files
 from align.core.util.atomic_files import Damaged, digest, read_json, sealed
 from align.core.util.progress import track
