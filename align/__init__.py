@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from align.api.training import check as check
     from align.api.training import train as train
     from align.core.algorithm.base import Algorithm as Algorithm
+    from align.core.algorithm.base import CriticSpec as CriticSpec
     from align.core.algorithm.base import LossOutput as LossOutput
     from align.core.algorithm.base import LossTerm as LossTerm
     from align.core.algorithm.base import Metric as Metric
     from align.core.algorithm.online import Advantages as Advantages
-    from align.core.algorithm.online import CriticSpec as CriticSpec
     from align.core.algorithm.online import Experience as Experience
     from align.core.algorithm.online import Online as Online
     from align.core.algorithm.online import RowGenerator as RowGenerator
@@ -91,11 +91,11 @@ _HOMES = {
     "schemas.records": ("Content", "Kind", "Message", "Record"),
     "schemas.run": ("Run",),
     "core.data.batch": ("Batch",),
-    "core.algorithm.base": ("Algorithm", "Metric", "LossOutput", "LossTerm"),
+    "core.algorithm.base": ("Algorithm", "CriticSpec", "Metric", "LossOutput", "LossTerm"),
     "core.data.examples": ("Example",),
     "core.data.formats": ("Format", "Shape"),
     "core.generation.base": ("Generator", "ModelHandle", "Request", "Sample"),
-    "core.algorithm.online": ("Advantages", "CriticSpec", "Experience", "RowGenerator", "Online"),
+    "core.algorithm.online": ("Advantages", "Experience", "RowGenerator", "Online"),
     "core.rewards.base": ("Answer", "Reward", "Score"),
     "core.config.run_file": ("load",),
     "schemas.results": ("StageResult",),

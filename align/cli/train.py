@@ -100,7 +100,7 @@ def _first_reports(again: str = "") -> Iterator[None]:
     again: the command that goes on after a signal; without it neither signals nor lost processes are reported.
     """
     from align.core.engine.processes import LOST, rank
-    from align.core.training.fit import Lost
+    from align.core.training.launch import Lost
     from align.core.util.liveness import Interrupted
     from align.schemas.errors import AlignError
 

@@ -70,7 +70,7 @@ def step(
     for parameter in learning.values():
         parameter.grad = None
     statistics = step_statistics(algorithm, policy, reference, examples, layout=layout)
-    total, books, names = 0.0, StepMetrics(), set[tuple[str, ...]]()
+    total, metrics, names = 0.0, StepMetrics(), set[tuple[str, ...]]()
     for positions in cut:
         micro = collate([examples[i] for i in positions], layout, 0, like=examples)
         batch, anchor = _batch(policy, reference, micro, statistics)
@@ -83,10 +83,10 @@ def step(
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
         for name, metric in outcome.metrics.items():
-            books.add(name, metric)
+            metrics.add(name, metric)
     assert len(names) == 1, f"{algorithm.name}: terms or metrics differ between micro-batches of one step: {names}"
     gradients = {name: p.grad.clone() for name, p in learning.items() if p.grad is not None}
-    return StepResult(total, gradients, books.close())
+    return StepResult(total, gradients, metrics.compute())
 
 
 def step_gradients(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
 from align.core.engine.module import AlignModule
-from align.core.training.fit import StageDataModule, rolling_out
-from align.core.training.run_directory import RunDirectory, located
-from align.core.training.stage import Setup, set_up
+from align.core.training.fit import StageDataModule, TrainedStage
+from align.core.training.launch import stage_runner
+from align.core.training.run_directory import RunDirectory
+from align.core.training.stage import PreparedStage
 from align.schemas.run import Run
 
 
@@ -77,25 +78,32 @@ class Scale(Callback):
         self._since = time.perf_counter()
 
 
-def weighed(run: Run, steps: int) -> tuple[Scale, Setup, int]:
+def weighed(run: Run, steps: int) -> tuple[Scale, PreparedStage[Any], int]:
     """Train the run's only stage for some steps; the scale, what was set up, and bytes before the first step."""
     directory = RunDirectory(run)
     directory.path.mkdir(parents=True)
-    stage = located(run.stages[0], directory.export_of)
-    place = directory.stage(stage.name)
-    place.path.mkdir()
+    runner = stage_runner(directory, run.stages[0], progress=False)
+    assert isinstance(runner, TrainedStage)
+    runner.place.path.mkdir()
     peak()
     scale = Scale()
-    setup = set_up(directory, stage, progress=False)
+    ready = runner.prepare()
     preparing = peak()
+    model = ready.model
     module = AlignModule(
-        setup.stage, setup.policy, setup.algorithm, setup.reference, setup.phases.total_steps, [], setup.critic
+        ready.stage,
+        model.policy,
+        ready.algorithm,
+        model.reference,
+        ready.steps.total_steps,
+        critic=model.critic,
+        hooks=runner.hooks(ready),
     )
-    with rolling_out(directory, place, setup, module):
+    with runner.at_work(ready):
         trainer = Trainer(
-            accelerator="gpu" if setup.hardware.accelerator == "cuda" else "cpu",
+            accelerator="gpu" if ready.hardware.accelerator == "cuda" else "cpu",
             devices=1,
-            precision=stage.train.precision,
+            precision=ready.stage.train.precision,
             max_steps=steps,
             max_epochs=-1,
             logger=False,
@@ -110,5 +118,9 @@ def weighed(run: Run, steps: int) -> tuple[Scale, Setup, int]:
             limit_val_batches=0,
             default_root_dir=Path(run.output),
         )
-        trainer.fit(module, datamodule=StageDataModule(setup))
-    return scale, setup, preparing
+        trainer.fit(module, datamodule=StageDataModule(ready.steps, list, _raise))
+    return scale, ready, preparing
+
+
+def _raise(why: BaseException) -> NoReturn:
+    raise why

@@ -83,8 +83,8 @@ def measure(bench: Bench, shape: str, algorithm: str, way: str, rows: int) -> di
         sections["rollout"] = {"sampling": {"max_completion_length": said}}
     sections |= {"devices": {"accelerator": bench.device}, "optimizer": {"learning_rate": 1e-5}}
     run = run_of(ALGORITHMS[kind], model_in(bench.work, shape), file, bench.work / "runs" / name, **sections)
-    scale, setup, preparing = weighed(run, steps)
-    networks = [setup.policy, *([setup.critic] if setup.critic is not None else [])]
+    scale, ready, preparing = weighed(run, steps)
+    networks = [ready.model.policy, *([ready.model.critic] if ready.model.critic is not None else [])]
     every = [p for network in networks for p in network.parameters()]
     phases, peaks = max(s["between_peak"] for s in scale.steps), [s["step_peak"] for s in scale.steps]
     return {
@@ -97,9 +97,9 @@ def measure(bench: Bench, shape: str, algorithm: str, way: str, rows: int) -> di
         "max_tokens": said if online else None,
         "prompt_tokens": length - said - 2 if online else None,
         "answers_at_once": 2 * examples if online else None,
-        "reference": setup.reference.kind if setup.reference is not None else None,
-        "layout": setup.cutter.layout,
-        "attention": setup.policy.unwrapped.config._attn_implementation,
+        "reference": ready.model.reference.kind if ready.model.reference is not None else None,
+        "layout": ready.batcher.layout,
+        "attention": ready.model.policy.unwrapped.config._attn_implementation,
         "parameters": sum(p.numel() for p in every),
         "trained": sum(p.numel() for p in every if p.requires_grad),
         "held_bytes": sum(p.numel() * p.element_size() for p in every),

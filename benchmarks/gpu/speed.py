@@ -112,10 +112,10 @@ def training(
     train = {"batch_size": batch, "max_steps": steps, **MIXED, **sections.pop("train", {})}
     sections |= {"train": train, "devices": {"accelerator": bench.device}, "optimizer": {"learning_rate": 1e-5}}
     run = run_of({"type": "sft"}, model_in(bench.work, shape), file, bench.work / name, **sections)
-    scale, setup, _ = weighed(run, steps)
+    scale, ready, _ = weighed(run, steps)
     config, measured = SHAPES[shape], scale.steps[2:]
     seconds, tokens = sum(s["step_seconds"] for s in measured), sum(s["tokens"] for s in measured)
-    flops = per_token(setup.policy, config, sum(n * n for n in lengths) / sum(lengths)) * tokens / seconds
+    flops = per_token(ready.model.policy, config, sum(n * n for n in lengths) / sum(lengths)) * tokens / seconds
     micros = [m for s in measured for m in s["micros"]]
     return {
         "tokens_per_second": round(tokens / seconds),
@@ -123,8 +123,8 @@ def training(
         "share_of_ceiling": round(flops / 1e12 / ceiling, 3) if ceiling else None,
         "padding_share": round(1 - tokens / sum(m["rows"] * m["length"] for m in micros), 3),
         "micros_per_step": round(len(micros) / len(measured), 2),
-        "layout": setup.cutter.layout,
-        "attention": setup.policy.unwrapped.config._attn_implementation,
+        "layout": ready.batcher.layout,
+        "attention": ready.model.policy.unwrapped.config._attn_implementation,
         "between_share": round(sum(s["between_seconds"] for s in measured) / seconds, 3),
         "peak_gib": round(max(s["step_peak"] for s in measured) / GIB, 2),
         "step_seconds": [s["step_seconds"] for s in scale.steps],

@@ -1,4 +1,4 @@
-"""The engine's books: the same numbers however the values are entered."""
+"""The engine's metrics: the same numbers however the values are entered."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def test_a_split_changes_nothing(values: list[float], at: int) -> None:
         for part in (values[:at], values[at:]):
             parts.add(how, Metric(torch.tensor(part), how))
     expected = {"mean": sum(values) / len(values), "sum": sum(values), "min": min(values), "max": max(values)}
-    assert whole.close() == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    assert parts.close() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert whole.compute() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert parts.compute() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_a_mean_over_nothing_is_left_out() -> None:
-    books = StepMetrics()
-    books.add("nothing", torch.empty(0))
-    books.add("least of nothing", Metric(torch.empty(0), "min"))
-    books.add("something", torch.tensor([1.0, 3.0]))
-    assert books.close() == {"something": 2.0}
+    metrics = StepMetrics()
+    metrics.add("nothing", torch.empty(0))
+    metrics.add("least of nothing", Metric(torch.empty(0), "min"))
+    metrics.add("something", torch.tensor([1.0, 3.0]))
+    assert metrics.compute() == {"something": 2.0}
 
 
 def test_nan_is_not_hidden() -> None:
-    books = StepMetrics()
-    books.add("loss", Metric(torch.tensor([1.0, math.nan]), "sum"))
-    assert math.isnan(books.close()["loss"])
+    metrics = StepMetrics()
+    metrics.add("loss", Metric(torch.tensor([1.0, math.nan]), "sum"))
+    assert math.isnan(metrics.compute()["loss"])

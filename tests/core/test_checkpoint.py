@@ -160,7 +160,7 @@ def test_an_older_format_is_refused_while_it_is_the_newest(tmp_path: Path) -> No
 def test_the_manifest_says_what_lightning_is_not_told(tmp_path: Path) -> None:
     """Facts of the run, the loggers' sums and a pause; reading and removing are the functions above."""
     io = checkpoint.DirectoryIO()
-    io.facts, io.logs = {"settings": "s"}, lambda: {"metrics.csv": "sum"}
+    io = checkpoint.DirectoryIO({"settings": "s"}, lambda: {"metrics.csv": "sum"})
     one, two = (checkpoint.at(tmp_path, step) for step in (1, 2))
     io.save_checkpoint({"weights": torch.ones(2)}, str(one))
     io.save_checkpoint({"align": {"paused": [{"what": "w"}]}}, two)

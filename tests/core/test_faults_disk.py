@@ -27,8 +27,7 @@ from tokenizers.models import BPE
 from align.cli import main
 from align.core.config import run_file as runfile
 from align.core.training import fit
-from align.core.training.fit import explained_failures
-from align.core.training.launch import train
+from align.core.training.launch import explained_failures, train
 from align.core.training.run_directory import StageDirectory
 from align.core.util import atomic_files
 from align.core.util.system_errors import explain

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric
-from align.core.algorithm.online import CriticSpec, Online
+from align.core.algorithm.base import Algorithm, CriticSpec, LossOutput, LossTerm, Metric
+from align.core.algorithm.online import Online
 from align.core.data.batch import Batch, MicroBatch, collate
 from align.core.data.examples import Example, InMemory, TokenSequence
 from align.core.data.step_plan import FORWARD
 from align.core.engine.checkpoint import random_state
-from align.core.engine.module import AlignModule, NonFinite
+from align.core.engine.module import AlignModule, NonFinite, StageHooks
 from align.core.engine.steps import EpochSteps, MicroBatcher, StepBatch, StepLoader, fixed_steps
 from align.core.models.policy import Policy
 from align.core.models.reference import ReferenceModel
@@ -94,10 +94,9 @@ def stage(**sections: Any) -> Stage:
 def module(algorithm: Algorithm | None = None, ranks: int = 1, steps: int = 10, **sections: Any) -> AlignModule:
     """A module over a toy policy, and what of a trainer it asks."""
     kept = {name: sections.pop(name, None) for name in ("reference", "critic")}
-    names = sections.pop("held_out_names", ())
-    it = AlignModule(
-        stage(**sections), toy_policy(), algorithm or Toy(Toy.Config()), kept["reference"], steps, names, kept["critic"]
-    )
+    names, hooks = sections.pop("held_out_names", ()), sections.pop("hooks", StageHooks())
+    learner, reference, critic = algorithm or Toy(Toy.Config()), kept["reference"], kept["critic"]
+    it = AlignModule(stage(**sections), toy_policy(), learner, reference, steps, names, critic, hooks)
     strategy = SimpleNamespace(backward=lambda loss, _: loss.backward())
     it.trainer = SimpleNamespace(strategy=strategy, world_size=ranks, global_step=0, should_stop=False)  # type: ignore[assignment]
     return it
@@ -253,8 +252,7 @@ def test_a_critic_s_values_reach_the_loss_and_its_parameters() -> None:
 
 
 def test_tokens_are_counted_over_steps_and_a_phase_s_numbers_stand_beside_a_step_s() -> None:
-    it = module()
-    it.phase_metrics = lambda: {"reward": 3.0}
+    it = module(hooks=StageHooks(phase_metrics=lambda: {"reward": 3.0}))
     for seen in (61.0, 122.0):
         one_step(it)
         close(it)
@@ -262,9 +260,8 @@ def test_tokens_are_counted_over_steps_and_a_phase_s_numbers_stand_beside_a_step
 
 
 def test_a_signal_is_noted_with_the_step() -> None:
-    it = module()
     for stop in (False, True):
-        it.stop_requested = lambda stop=stop: stop
+        it = module(hooks=StageHooks(stop_requested=lambda stop=stop: stop))
         one_step(it)
         close(it)
         assert it.stopping is stop and "_stop" not in it.metrics and "_bad" not in it.metrics
@@ -401,8 +398,8 @@ def test_a_set_of_one_example_is_divided_by_one() -> None:
 
 
 def test_an_online_stage_measures_each_set_itself() -> None:
-    it = module(held_out_names=["domain", "general"])
-    it.rehearse = lambda index: {"loss": 2.0 + index}
+    hooks = StageHooks(evaluate_prompts=lambda index, step: {"loss": 2.0 + index})
+    it = module(held_out_names=["domain", "general"], hooks=hooks)
     it.on_validation_epoch_start()
     it.validation_step(None, 0)  # type: ignore[arg-type]
     it.validation_step(None, 0, 1)  # type: ignore[arg-type]
@@ -441,11 +438,11 @@ def test_without_a_reference_there_is_nothing_of_it_to_save() -> None:
 
 
 def test_every_network_is_split_over_the_mesh_once() -> None:
-    it = module(critic=(critic := toy_policy("value", seed=2)))
-    it.configure_model()
-    it._device_mesh = "mesh"  # type: ignore[assignment]
+    module(critic=toy_policy("value", seed=2)).configure_model()  # no strategy splits: nothing happens
     split: list[tuple[Policy, Any]] = []
-    it.shard = lambda network, mesh: split.append((network, mesh))
+    hooks = StageHooks(shard=lambda network, mesh: split.append((network, mesh)))
+    it = module(critic=(critic := toy_policy("value", seed=2)), hooks=hooks)
+    it._device_mesh = "mesh"  # type: ignore[assignment]
     it.configure_model()
     it.configure_model()
     assert split == [(it.policy, "mesh"), (critic, "mesh")]
@@ -467,11 +464,12 @@ def test_what_is_saved_is_taken_back() -> None:
     for name in ("tokens_seen", "skipped", "skipped_in_a_row", "rolled_back", "metrics", "held_out_metrics"):
         assert getattr(again, name) == getattr(it, name), name
     assert again.trainer.should_stop and again.reference is not None and again.reference.kept == 5  # type: ignore[attr-defined]
-    assert again.restored_random is saved["align"]["random"] and len(again.restored_random) == 1
+    restored = again.take_restored_random()
+    assert restored is saved["align"]["random"] and len(restored) == 1 and again.take_restored_random() is None
     now = random_state()
-    assert again.restored_random[0]["python"] == now["python"]
-    assert torch.equal(again.restored_random[0]["torch"], now["torch"])
-    it.paused = AlignError("too long", "look at it", where="here")
+    assert restored[0]["python"] == now["python"]
+    assert torch.equal(restored[0]["torch"], now["torch"])
+    it.pause(AlignError("too long", "look at it", where="here"))
     it.on_save_checkpoint(saved)
     (problem,) = saved["align"]["paused"]
     assert (problem["where"], problem["what"]) == ("here", "too long")

@@ -10,9 +10,8 @@ import torch
 
 from align.core.data.batch import collate
 from align.core.engine import checkpoint
-from align.core.training.launch import train
+from align.core.training.launch import stage_runner, train
 from align.core.training.run_directory import RunDirectory
-from align.core.training.stage import set_up
 from align.schemas.errors import AlignError
 from tests.core.runs import run_for, write_rows
 
@@ -25,7 +24,9 @@ def test_a_validation_metric_that_is_not_there_stops_before_the_first_step(
     run = run_for(
         "reward_model", tiny_model_dir, rows, tmp_path / "run", validation={"metric_for_best_model": "acuracy"}
     )
-    with pytest.raises(AlignError, match=r"validation\.metric\n.*is 'acuracy'[\s\S]*did you mean 'accuracy'"):
+    with pytest.raises(
+        AlignError, match=r"validation\.metric_for_best_model\n.*is 'acuracy'[\s\S]*did you mean 'accuracy'"
+    ):
         train(run, progress=False)
     assert checkpoint.steps(tmp_path / "run" / "only" / "checkpoints") == []
 
@@ -45,10 +46,10 @@ def test_the_held_out_loss_is_the_mean_over_all_held_out_tokens(
     train(run, progress=False)
     with open(tmp_path / "run" / "only" / "metrics.csv", newline="", encoding="utf-8") as file:
         logged = [row for row in csv.DictReader(file) if row["step"] == "0"]
-    setup = set_up(RunDirectory(run), run.stages[0], progress=False)
-    (held_out,) = setup.prepared.held_out
+    ready = stage_runner(RunDirectory(run), run.stages[0], progress=False).prepare()
+    (held_out,) = ready.data.held_out
     examples = [held_out.examples[i] for i in range(len(held_out.examples))]
     assert len(examples) > 10 and len(examples) % 5
     with torch.no_grad():
-        logp_T = setup.policy.eval()(collate(examples, "padded", 0)).logp_T
+        logp_T = ready.model.policy.eval()(collate(examples, "padded", 0)).logp_T
     assert float(logged[0]["val/loss"]) == pytest.approx(-float(logp_T.double().mean()), rel=1e-5)

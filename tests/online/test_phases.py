@@ -12,19 +12,19 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
 from align.core.config import run_file
 from align.core.engine import checkpoint
+from align.core.generation.base import Interrupt
 from align.core.online import collect
 from align.core.online.phases import RolloutSteps
-from align.core.training.launch import train
+from align.core.training.launch import stage_runner, train
 from align.core.training.reward_stage import opened
 from align.core.training.run_directory import RunDirectory
 from align.core.training.sample_log import read_samples
-from align.core.training.stage import set_up
 from align.plugins.generators.local import Local
 from align.schemas.errors import AlignError
 from align.schemas.run import Run
@@ -298,26 +298,18 @@ def test_resuming_at_every_step_of_a_phase_is_exact(run: Any, algorithm: dict[st
         assert {name: (stage / name).read_bytes() for name in expected} == expected, f"resumed after step {step}"
 
 
-def test_a_phase_broken_off_while_refilling_leaves_no_trace(run: Any) -> None:
+def test_a_phase_interrupted_while_refilling_leaves_no_trace(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first round has moved prompts and running means on; what is then saved is what was before it."""
     rewards = [python("by_prompt", normalize=True)]
     made = run(
         "by_prompt", rollout={"rewards": rewards, "zero_std_groups": "refill"}, train={"batch_size": 16, "max_steps": 1}
     )
-    setup = set_up(RunDirectory(made), made.stages[0], progress=False)
-    phases = setup.phases
+    ready = stage_runner(RunDirectory(made), made.stages[0], progress=False).prepare()
+    phases = ready.steps
     assert isinstance(phases, RolloutSteps)
     before = phases.state_dict()
-
-    class Stopped(Exception):
-        pass
-
-    def stopped(why: BaseException) -> NoReturn:
-        raise Stopped from why
-
-    phases.broken_off = stopped
-    phases.collector.stop = lambda: phases.state_dict()["place"] > 0
-    with opened(phases.collector), pytest.raises(Stopped):
+    monkeypatch.setattr(phases.collector, "stop", lambda: phases.state_dict()["place"] > 0)
+    with opened(phases.collector), pytest.raises(Interrupt):
         next(iter(phases.loader(0, 0)))
     assert phases.state_dict() == before
 

@@ -63,9 +63,9 @@ SAID = ["", "  \n", "five", "a b c d e f g h i j " * 8, "\ufffd4", "four<|im_end
 def spoken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Answers put into the sampler's mouth: the rest of the pipeline is as it is."""
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
-    whole = Collector._hear
+    whole = Collector.ask
 
-    def hear(self: Collector, prompts: Any, which: Any, places: Any, group: int, sampling: Any) -> Any:
+    def ask(self: Collector, *arguments: Any) -> Any:
         generate = self.generator.generate
 
         def say(requests: Any, *args: Any, **kwargs: Any) -> Any:
@@ -80,11 +80,11 @@ def spoken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
         monkeypatch.setattr(self.generator, "generate", say)
         try:
-            return whole(self, prompts, which, places, group, sampling)
+            return whole(self, *arguments)
         finally:
             monkeypatch.setattr(self.generator, "generate", generate)
 
-    monkeypatch.setattr(Collector, "_hear", hear)
+    monkeypatch.setattr(Collector, "ask", ask)
 
 
 def pipeline(tiny_model_dir: Path, place: Path, make: str, then: str, conversational: bool) -> Run:

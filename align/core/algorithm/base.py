@@ -6,6 +6,7 @@ Shape letters: T scored tokens, B sequences, E examples of one micro-batch. Prom
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -49,6 +50,20 @@ class LossOutput(NamedTuple):
         """What a micro-batch adds to the step's loss; ``counts`` are of the whole step (``plan.denominators``)."""
         shares = [term.weight * term.values.sum() / max(counts.get(term.per, 0.0), 1.0) for term in self.terms]
         return torch.stack(shares).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class CriticSpec:
+    """The value model that an algorithm wants next to the policy.
+
+    path: what it starts from (a directory, a hub id, a stage's export); None: the policy's own starting weights. Its
+    head is that of a reward model where the directory has one, else new. warmup: optimizer steps in which only the
+    critic learns.
+    """
+
+    path: str | None
+    learning_rate: float
+    warmup: int = 0
 
 
 class Algorithm:
@@ -95,6 +110,26 @@ class Algorithm:
     def scores_prompt(self) -> bool:
         """Whether every token of a text carries loss (pretrain), or the assistant's only."""
         return False
+
+    @property
+    def num_generations(self) -> int:
+        """Completions sampled for each prompt; 1 for an algorithm that samples none."""
+        return 1
+
+    @property
+    def num_iterations(self) -> int:
+        """Times that each example is learned from before the next ones are sampled; 1 for one that samples none."""
+        return 1
+
+    @property
+    def critic(self) -> CriticSpec | None:
+        """The value model that it wants to be trained next to the policy."""
+        return None
+
+    @property
+    def reference_known_ahead(self) -> bool:
+        """True if all sequences are known before training, so that the reference can be measured once, by then."""
+        return not self.samples and type(self).auxiliary is Algorithm.auxiliary
 
     def loss(self, batch: Batch) -> LossOutput:
         """The loss of one micro-batch, unreduced."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from align.core.algorithm.base import Algorithm
+from align.core.algorithm.base import Algorithm, CriticSpec
 from align.core.data.examples import Example, TokenSequence
 from align.core.generation.base import Floats, Tokens
 from align.schemas.errors import AlignError
@@ -64,20 +64,6 @@ class Advantages:
     token_data: Mapping[str, Sequence[Floats]]
     keep: NDArray[np.bool_]
     metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CriticSpec:
-    """The value model that an algorithm wants beside the policy.
-
-    path: what it starts from (a directory, a hub id, a stage's export); None: the policy's own starting weights. Its
-    head is that of a reward model where the directory has one, else new. warmup: optimizer steps in which only the
-    critic learns.
-    """
-
-    path: str | None
-    learning_rate: float
-    warmup: int = 0
 
 
 class Online(Algorithm):

@@ -50,10 +50,13 @@ class SignalHandler(Callback):
         """Take over the signals (only a main thread may)."""
         assert isinstance(module, AlignModule)
         at_step(trainer.global_step + 1)
-        module.stop_requested = lambda: self.received != 0
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._flag)
+
+    def requested(self) -> bool:
+        """Return true once a signal asked this process to stop."""
+        return self.received != 0
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Note which step is next, for the messages of ``align.core.util.liveness``."""
@@ -78,30 +81,37 @@ class CheckpointCallback(Checkpoint):
     (A Checkpoint by class, because Lightning calls those after all others: their state is then the step's.)
     """
 
-    def __init__(self, root: Path, phases: StepSource, signals: SignalHandler, validates: bool) -> None:
-        self.root, self.phases, self.signals, self.validates = root, phases, signals, validates
+    def __init__(
+        self,
+        root: Path,
+        steps: StepSource,
+        signals: SignalHandler,
+        validates: bool,
+        on_pause: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """on_pause: called with the step when a pause is saved, before it is raised."""
+        self.root, self.steps, self.signals, self.validates, self.on_pause = root, steps, signals, validates, on_pause
         self.best_value: float | None = None
         self.best_step: int | None = None
         self.evaluations_without_gain = 0
         self.saved_step = 0
-        self.on_pause: Callable[[int], None] = lambda step: None  # called when a pause is saved, before it is raised
 
     def evaluation_due(self, module: AlignModule, step: int) -> bool:
         """Whether Lightning evaluates after this step."""
         if not self.validates:
             return False
-        every = module.stage.validation.eval_steps or self.phases.evaluate_every
-        due = step % every == 0 if every else self.phases.locate(step)[1] == 0
+        every = module.stage.validation.eval_steps or self.steps.evaluate_every
+        due = step % every == 0 if every else self.steps.locate(step)[1] == 0
         return due or step >= module.total_steps
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Back to the random states of the checkpoint; nothing random happens between here and the first step."""
         assert isinstance(module, AlignModule)
         self.saved_step = trainer.global_step
-        if module.restored_random is not None:
-            if len(module.restored_random) == trainer.world_size:
-                set_random_state(module.restored_random[trainer.global_rank])
-            module.restored_random = None
+        restored = module.take_restored_random()
+        # A run that goes on with another number of ranks has no state for each; their own seeds then stand.
+        if restored is not None and len(restored) == trainer.world_size:
+            set_random_state(restored[trainer.global_rank])
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """Save where due and no evaluation follows; stop here if a signal came."""
@@ -144,8 +154,8 @@ class CheckpointCallback(Checkpoint):
         if module.stopping and step < module.total_steps:
             raise Interrupted(self.signals.received or signal.SIGTERM, step)
 
-    def break_off(self, trainer: Trainer, module: AlignModule, why: BaseException) -> NoReturn:
-        """Stop between two steps, while answers are sampled: save what the last step left. Collective."""
+    def interrupt(self, trainer: Trainer, module: AlignModule, why: BaseException) -> NoReturn:
+        """Save what the last step left and raise, when ``why`` interrupted the sampling of a phase. Collective."""
         self.save(trainer, module)
         if isinstance(why, AlignError):
             saved = trainer.global_step
@@ -172,10 +182,10 @@ class CheckpointCallback(Checkpoint):
 
         Its own bookkeeping of restarts inside an epoch depends on which hook saved; this does not.
         """
-        self.phases.load_state_dict(checkpoint["callbacks"][self.state_key]["phases"])
+        self.steps.load_state_dict(checkpoint["callbacks"][self.state_key]["steps"])
         steps = checkpoint["align"]["steps"]
         fit = checkpoint["loops"]["fit_loop"]
-        phase, _ = self.phases.locate(steps)
+        phase, _ = self.steps.locate(steps)
         for progress, count in ((fit["epoch_progress"], phase), (fit["epoch_loop.batch_progress"], steps)):
             progress["total"] = dict.fromkeys(progress["total"], count)
             progress["current"] = dict.fromkeys(progress["current"], 0)
@@ -188,7 +198,7 @@ class CheckpointCallback(Checkpoint):
             "best_value": self.best_value,
             "best_step": self.best_step,
             "evaluations_without_gain": self.evaluations_without_gain,
-            "phases": self.phases.state_dict(),
+            "steps": self.steps.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -222,8 +232,8 @@ def _no_such_metric(module: AlignModule, metric: str) -> AlignError:
 class MetricsCallback(Callback):
     """Metrics to the loggers, one row a step, and to Lightning's ``callback_metrics`` for other callbacks."""
 
-    def __init__(self, phases: StepSource) -> None:
-        self.phases = phases
+    def __init__(self, steps: StepSource) -> None:
+        self.steps = steps
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """The step's row."""
@@ -240,7 +250,7 @@ class MetricsCallback(Callback):
         step = trainer.global_step
         for logger in trainer.loggers:
             with contract.calling(logger, "log_metrics"):
-                logger.log_metrics({**metrics, "epoch": self.phases.epochs(step)}, step)
+                logger.log_metrics({**metrics, "epoch": self.steps.epochs(step)}, step)
             logger.save()
 
 

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -170,9 +171,12 @@ def load(directory: Path) -> dict[str, Any]:
 class DirectoryIO(CheckpointIO):
     """Lightning's door to the functions above."""
 
-    def __init__(self) -> None:
-        self.facts: dict[str, Any] = {}
-        self.logs: Callable[[], dict[str, str]] = dict  # returns the checksums of the loggers' files
+    def __init__(
+        self, facts: Mapping[str, Any] = MappingProxyType({}), logs: Callable[[], dict[str, str]] = dict
+    ) -> None:
+        """facts: written into every manifest. logs: returns the checksums of the loggers' files so far."""
+        super().__init__()
+        self.facts, self.logs = facts, logs
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Lightning calls it on rank 0 only."""

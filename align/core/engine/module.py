@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,6 @@ from torch import Tensor
 
 from align.core.algorithm import contract
 from align.core.algorithm.base import Algorithm, LossOutput, Metric
-from align.core.algorithm.online import Online
 from align.core.data.batch import Batch, MicroBatch
 from align.core.engine.checkpoint import all_gather_objects, random_state
 from align.core.engine.optimizer import adamw, factor, factor_of_each, gradient_norm, parameter_groups
@@ -70,7 +69,7 @@ class StepMetrics:
             self._value[name] = pick(self._value[name], extreme)
         self._count[name] = self._count[name] + (values.numel() if count is None else count)
 
-    def close(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Reduce over all ranks and return plain numbers; a mean over nothing is left out. Collective."""
         if not self._how:
             return {}
@@ -92,21 +91,21 @@ class EvalMetrics:
     """Sums over one held-out set; its loss is made as a step's, with the whole set as the step."""
 
     def __init__(self) -> None:
-        self.books = StepMetrics()
+        self.sums = StepMetrics()
         self.counts: Counter[str] = Counter()
         self.terms: list[tuple[str, float]] = []
 
-    def enter(self, outcome: LossOutput) -> None:
+    def update(self, outcome: LossOutput) -> None:
         """One micro-batch."""
         self.terms = [(term.per, term.weight) for term in outcome.terms]
         for index, term in enumerate(outcome.terms):
-            self.books.add(f"_term{index}", Metric(term.values, "sum"))
+            self.sums.add(f"_term{index}", Metric(term.values, "sum"))
         for name, metric in outcome.metrics.items():
-            self.books.add(name, metric)
+            self.sums.add(name, metric)
 
-    def close(self) -> dict[str, float]:
-        """The set's metrics, ``loss`` first. Collective."""
-        metrics = self.books.close()
+    def compute(self) -> dict[str, float]:
+        """Return the set's metrics, ``loss`` first. Collective."""
+        metrics = self.sums.compute()
         sums = [metrics.pop(f"_term{index}") for index in range(len(self.terms))]
         loss = sum(w * x / max(self.counts[per], 1) for (per, w), x in zip(self.terms, sums, strict=True))
         return {"loss": loss, **metrics}
@@ -142,8 +141,24 @@ class NonFinite(AlignError):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class StageHooks:
+    """What a kind of stage adds to the steps of training; the defaults add nothing.
+
+    shard: splits a network in place over Lightning's device mesh.
+    stop_requested: returns true once a signal asked this process to stop.
+    phase_metrics: returns the metrics of the phase that the step belongs to.
+    evaluate_prompts: (index of a held-out set, optimizer step) -> its metrics, in place of the loss on its rows.
+    """
+
+    shard: Callable[[Policy, Any], None] | None = None
+    stop_requested: Callable[[], bool] = lambda: False
+    phase_metrics: Callable[[], Mapping[str, float]] = dict
+    evaluate_prompts: Callable[[int, int], dict[str, float]] | None = None
+
+
 class AlignModule(LightningModule):
-    """A policy, the algorithm that teaches it, and the reference it is measured against."""
+    """A policy, the algorithm that trains it, and the reference that it is compared with."""
 
     def __init__(
         self,
@@ -154,12 +169,14 @@ class AlignModule(LightningModule):
         total_steps: int,
         held_out_names: Sequence[str | None] = (),
         critic: Policy | None = None,
+        hooks: StageHooks = StageHooks(),  # frozen
     ) -> None:
         super().__init__()
         self.stage, self.policy, self.algorithm, self.total_steps = stage, policy, algorithm, total_steps
         self.critic = critic
         self.held_out_names = held_out_names
-        self.shard: Callable[[Policy, Any], None] | None = None  # set where a strategy splits the policy
+        self.hooks = hooks
+        self._sharded = False
         # In a tuple, so that it is neither saved, wrapped nor trained with the module.
         self._reference = (reference,)
         self.strict_loading = False  # a checkpoint holds what is trained, not the frozen base
@@ -169,11 +186,8 @@ class AlignModule(LightningModule):
         self.stopping = False
         self.paused: AlignError | None = None  # an alarm says so: save and stop
         self.rolled_back = False  # an alarm says so: stop, and hand on the best checkpoint
-        self.stop_requested: Callable[[], bool] = lambda: False  # the signal callback answers
-        self.restored_random: list[dict[str, Any]] | None = None
-        self.phase_metrics: Callable[[], Mapping[str, float]] = dict  # what an online phase says of its answers
-        self.rehearse: Callable[[int], dict[str, float]] | None = None  # an online stage measures held-out sets itself
-        self._books = StepMetrics()
+        self._restored_random: list[dict[str, Any]] | None = None
+        self._metrics = StepMetrics()
         self._bad: list[str] = []
         self._rows: list[str] = []
         self._nothing_learned = False
@@ -210,27 +224,29 @@ class AlignModule(LightningModule):
         """Means over the step's auxiliary examples, equal on all ranks."""
         if not step.auxiliary:
             return {}
-        books = StepMetrics()
+        sums = StepMetrics()
         with torch.no_grad():
             for micro in step.auxiliary:
                 with contract.calling(self.algorithm, "statistics"):
                     found = self.algorithm.statistics(self._batch(micro, {})[0])
                 for name, values in found.items():
-                    books.add(name, values)
+                    sums.add(name, values)
         torch.clear_autocast_cache()  # what it cast without a graph must not be learned with
-        return {name: torch.tensor(value, device=self.device) for name, value in books.close().items()}
+        return {name: torch.tensor(value, device=self.device) for name, value in sums.compute().items()}
 
-    def _share(self, micro: MicroBatch, statistics: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:
+    def _loss_contribution(
+        self, micro: MicroBatch, statistics: Mapping[str, Tensor], counts: Mapping[str, float]
+    ) -> Tensor:
         """One micro-batch's share of the step's loss, with its graph; entered in the step's books."""
         batch, anchor = self._batch(micro, statistics)
         if not counts["example"]:  # an online phase in which no answer taught anything
-            self._books.add("loss", Metric(anchor, "sum"))
+            self._metrics.add("loss", Metric(anchor, "sum"))
             return anchor
         outcome = contract.loss(self.algorithm, batch)
         share = outcome.loss_contribution(counts) + anchor
-        self._books.add("loss", Metric(share, "sum"))
+        self._metrics.add("loss", Metric(share, "sum"))
         for name, metric in outcome.metrics.items():
-            self._books.add(name, metric)
+            self._metrics.add(name, metric)
         self._rows.extend(micro.sources)
         if not torch.isfinite(share):
             self._bad.extend(micro.sources)
@@ -238,10 +254,10 @@ class AlignModule(LightningModule):
 
     def configure_model(self) -> None:
         """Split the policy over the mesh, where the strategy asks for it."""
-        if self.shard is not None:
+        if self.hooks.shard is not None and not self._sharded:  # Lightning may call this more than once
             for network in self.networks.values():
-                self.shard(network, self.device_mesh)
-            self.shard = None
+                self.hooks.shard(network, self.device_mesh)
+            self._sharded = True
 
     @property
     def networks(self) -> dict[str, Policy]:
@@ -253,25 +269,25 @@ class AlignModule(LightningModule):
     def training_step(self, step: StepBatch, batch_idx: int) -> Tensor:
         """Run the step's micro-batches; Lightning runs the last one backward."""
         self._drop_gradients()
-        self._books, self._bad, self._rows = StepMetrics(), [], []
+        self._metrics, self._bad, self._rows = StepMetrics(), [], []
         self._nothing_learned = not step.denominators["example"]
         statistics = self._statistics(step)
         *earlier, last = step.micros
         for micro in earlier:
-            share = self._share(micro, statistics, step.denominators)
+            share = self._loss_contribution(micro, statistics, step.denominators)
             # Under DDP we are inside its forward: this backward adds to .grad unreduced, the last reduces the sum.
             self.trainer.strategy.backward(share * self.trainer.world_size, None)
         self.tokens_seen += step.tokens
-        return self._share(last, statistics, step.denominators) * self.trainer.world_size
+        return self._loss_contribution(last, statistics, step.denominators) * self.trainer.world_size
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Nothing: Lightning would do it after ``training_step``, which holds gradients already."""
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Close the step's books and agree on flags: the one collective of the step beside the gradients'."""
-        for name, flag in (("_bad", bool(self._bad)), ("_stop", self.stop_requested())):
-            self._books.add(name, Metric(torch.tensor(float(flag), device=self.device), "max"))
-        metrics = self._books.close()
+        for name, flag in (("_bad", bool(self._bad)), ("_stop", self.hooks.stop_requested())):
+            self._metrics.add(name, Metric(torch.tensor(float(flag), device=self.device), "max"))
+        metrics = self._metrics.compute()
         self.stopping = metrics.pop("_stop") > 0
         bad = metrics.pop("_bad") > 0
         with contract.calling(self.algorithm, "derived"):
@@ -281,7 +297,7 @@ class AlignModule(LightningModule):
         for group in optimizer.param_groups:
             metrics[_of("learning_rate", group["network"])] = group["lr"]
         metrics["num_tokens"] = float(self.tokens_seen)
-        self.metrics = {**metrics, **self.phase_metrics()}
+        self.metrics = {**metrics, **self.hooks.phase_metrics()}
         # With 16-mixed an infinite gradient under a finite loss is the scaler's business: it skips and rescales.
         scaled = self.stage.train.precision == "16-mixed"
         if bad or not (all(math.isfinite(metrics[_of("grad_norm", name)]) for name in self.networks) or scaled):
@@ -329,25 +345,26 @@ class AlignModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Open the books, one for each held-out set."""
         self._held_out: dict[int, EvalMetrics] = {}
-        self._rehearsed: dict[int, dict[str, float]] = {}
+        self._prompt_metrics: dict[int, dict[str, float]] = {}
         self.policy.eval()
 
     def validation_step(self, step: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Enter one step of held-out rows; or let the answers to a held-out set's prompts be scored."""
-        if self.rehearse is not None:
-            self._rehearsed[dataloader_idx] = self.rehearse(dataloader_idx)
+        if self.hooks.evaluate_prompts is not None:
+            metrics = self.hooks.evaluate_prompts(dataloader_idx, self.trainer.global_step)
+            self._prompt_metrics[dataloader_idx] = metrics
             return
         held_out = self._held_out.setdefault(dataloader_idx, EvalMetrics())
         held_out.counts.update(step.denominators)
         statistics = self._statistics(step)
         for micro in step.micros:
-            held_out.enter(contract.loss(self.algorithm, self._batch(micro, statistics)[0]))
+            held_out.update(contract.loss(self.algorithm, self._batch(micro, statistics)[0]))
 
     def on_validation_epoch_end(self) -> None:
         """Close the books: ``val/loss`` for the only or first set, ``val/NAME/loss`` for named ones."""
         self.held_out_metrics = {}
-        closes = {index: held_out.close() for index, held_out in sorted(self._held_out.items())}
-        for index, closed in sorted((closes | self._rehearsed).items()):
+        computed = {index: held_out.compute() for index, held_out in sorted(self._held_out.items())}
+        for index, closed in sorted((computed | self._prompt_metrics).items()):
             prefix = f"val/{self.held_out_names[index]}/" if self.held_out_names[index] else "val/"
             with contract.calling(self.algorithm, "derived"):
                 closed |= self.algorithm.derived(closed)
@@ -359,6 +376,22 @@ class AlignModule(LightningModule):
     def on_train_start(self) -> None:
         """Lightning leaves the mode as it finds it. (Dropout that is not wanted was set to zero at loading.)"""
         self.policy.train()
+
+    # --- decisions of callbacks ------------------------------------------------------------------------------------
+
+    def pause(self, why: AlignError) -> None:
+        """Save after this step and raise ``why``."""
+        self.paused = why
+
+    def roll_back(self) -> None:
+        """Stop after this step and export the best checkpoint."""
+        self.rolled_back = True
+        self.trainer.should_stop = True
+
+    def take_restored_random(self) -> list[dict[str, Any]] | None:
+        """Return the random states of all ranks that a checkpoint held, once; None if there are none (any more)."""
+        states, self._restored_random = self._restored_random, None
+        return states
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -393,19 +426,19 @@ class AlignModule(LightningModule):
         self.trainer.should_stop = state["ended"]  # Lightning then leaves its loop before the first step
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
-        self.restored_random = state["random"]
+        self._restored_random = state["random"]
 
     def configure_optimizers(self) -> Any:
         """AdamW, decay on matrices only, and the schedule over the plan's own number of steps.
 
         (Reading ``trainer.estimated_stepping_batches`` here would make Lightning drop the loader's state.)
         """
-        spec = self.algorithm.critic if isinstance(self.algorithm, Online) else None
+        spec = self.algorithm.critic
         rates = {"policy": self.learning_rate} | ({} if spec is None else {"critic": spec.learning_rate})
-        waits = 0 if spec is None else spec.warmup
+        warmup = 0 if spec is None else spec.warmup
         groups = parameter_groups(self.networks, rates, self.stage.optimizer.weight_decay)
         optimizer = adamw(groups, self.stage)
-        factors = factor_of_each(groups, factor(self.stage.schedule, self.total_steps), waits)
+        factors = factor_of_each(groups, factor(self.stage.schedule, self.total_steps), warmup)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -105,6 +105,8 @@ class StepSource(Protocol):
     """Where steps come from."""
 
     total_steps: int
+    steps_per_rollout: int | None
+    """Optimizer steps that learn from the same sampled completions; None for a source that samples nothing."""
     evaluate_every: int | None
     """Steps between evaluations where the run file does not say; None: at the end of each phase."""
 
@@ -133,23 +135,24 @@ class EpochSteps:
     """A phase is a pass over a fixed set of examples, in an order drawn from (seed, epoch)."""
 
     evaluate_every: int | None = None
+    steps_per_rollout: int | None = None
 
-    def __init__(self, examples: Examples, cutter: MicroBatcher, train: Train, seed: int) -> None:
-        self.examples, self.cutter, self.seed = examples, cutter, seed
+    def __init__(self, examples: Examples, batcher: MicroBatcher, train: Train, seed: int) -> None:
+        self.examples, self.batcher, self.seed = examples, batcher, seed
         self.batch_size = train.batch_size
-        self.steps_per_epoch = len(self._compose(0))
+        self.steps_per_epoch = len(self._order(0))
         wanted = max(1, round(train.num_train_epochs * self.steps_per_epoch))
         self.total_steps = train.max_steps or wanted
 
-    def _compose(self, epoch: int) -> list[NDArray[Any]]:
+    def _order(self, epoch: int) -> list[NDArray[Any]]:
         return step_plan.epoch_order(self.examples.sources, self.examples.weights, self.seed, epoch, self.batch_size)
 
     def loader(self, phase: int, start: int) -> StepLoader:
         """One epoch's steps, the last epoch cut short at ``total_steps``."""
-        steps = self._compose(phase)
+        steps = self._order(phase)
 
         def build(index: int) -> StepBatch:
-            return self.cutter.step(index, [self.examples[int(i)] for i in steps[index]])
+            return self.batcher.step(index, [self.examples[int(i)] for i in steps[index]])
 
         left = self.total_steps - phase * self.steps_per_epoch
         return StepLoader(build, min(len(steps), left), start)
@@ -170,11 +173,11 @@ class EpochSteps:
         """Nothing."""
 
 
-def fixed_steps(examples: Examples, cutter: MicroBatcher, batch_size: int) -> StepLoader:
+def fixed_steps(examples: Examples, batcher: MicroBatcher, batch_size: int) -> StepLoader:
     """Held-out examples in file order, the same steps at every evaluation."""
 
     def build(index: int) -> StepBatch:
         chosen = range(index * batch_size, min(len(examples), (index + 1) * batch_size))
-        return cutter.step(index, [examples[i] for i in chosen])
+        return batcher.step(index, [examples[i] for i in chosen])
 
     return StepLoader(build, -(-len(examples) // batch_size))

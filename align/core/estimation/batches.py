@@ -15,14 +15,14 @@ import numpy as np
 
 from align.core.algorithm import contract
 from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Experience, Group, Online, RowGenerator
+from align.core.algorithm.online import Experience, Group, Online
 from align.core.data import step_plan
 from align.core.data.examples import Example, Examples, InMemory, TokenSequence
 from align.core.data.mixture import load_records
 from align.core.models.loading import load_tokenizer
 from align.core.models.packing import VARLEN
 from align.core.online.phases import extent, groups_per_phase
-from align.core.training.datasets import Preparation
+from align.core.training.datasets import DatasetBuilder
 from align.schemas.engine import MICRO_TOKENS, Batches, Micro, Needs
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
@@ -42,29 +42,26 @@ class Planned:
 
 
 def needs_of(algorithm: Algorithm) -> Needs:
-    """What an algorithm asks of the engine."""
-    online, pairs = isinstance(algorithm, Online), "preference" in algorithm.learns_from
-    read = 0
-    if isinstance(algorithm, Online):
-        read = int(measures(algorithm)) + int(algorithm.uses_reference) + int(algorithm.critic is not None)
-    elif algorithm.uses_reference:
-        read = 1
+    """Return what an algorithm asks of the engine."""
+    pairs = "preference" in algorithm.learns_from or algorithm.name == "online_dpo"
+    read = int(algorithm.uses_reference) + int(algorithm.critic is not None)
     return Needs(
         head=algorithm.head,
-        sequences=2 if pairs or algorithm.name == "online_dpo" else 1,
+        sequences=2 if pairs else 1,
         reference=algorithm.uses_reference,
-        ahead=type(algorithm).auxiliary is Algorithm.auxiliary and not online,
-        online=online,
-        learns=not isinstance(algorithm, RowGenerator),
-        group=algorithm.num_generations if isinstance(algorithm, Online) else 1,
-        passes=algorithm.num_iterations if isinstance(algorithm, Online) else 1,
-        critic=isinstance(algorithm, Online) and algorithm.critic is not None,
-        passes_read=read,
+        ahead=algorithm.reference_known_ahead,
+        online=algorithm.samples,
+        learns=not algorithm.makes_rows,
+        group=algorithm.num_generations,
+        passes=algorithm.num_iterations,
+        critic=algorithm.critic is not None,
+        passes_read=read + int(algorithm.samples and measures(algorithm)),
     )
 
 
-def measures(algorithm: Online) -> bool:
-    """Whether the policy's log-probabilities of its answers are measured before they are learned from."""
+def measures(algorithm: Algorithm) -> bool:
+    """Return true if an algorithm that samples has its completions' log-probabilities measured before it learns."""
+    assert isinstance(algorithm, Online)
     rollout = algorithm.rollout
     several = rollout.batches * algorithm.num_iterations > 1
     own = rollout.importance_sampling_correction.type == "none" and rollout.generator.type == "local"
@@ -84,7 +81,7 @@ def measured(stage: Stage, algorithm: Algorithm) -> tuple[Examples | None, str]:
         return None, f"the data have {size / 2**20:.0f} MiB"
     try:
         tokenizer = load_tokenizer(stage.model, algorithm.head)
-        return Preparation(stage, tokenizer, algorithm, None).prepare().train, ""
+        return DatasetBuilder(stage, tokenizer, algorithm, None).build().train, ""
     except AlignError as error:
         return None, f"the data cannot be prepared: {error.problems[0].what}"
 
@@ -116,11 +113,11 @@ def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: s
     """The dearest step of a stage on a kind of device (``cpu``, ``cuda``) shared out over so many."""
     examples, why = measured(stage, algorithm)
     known = examples is not None and len(examples) > 0
-    if isinstance(algorithm, Online):
-        step, speak = _online(stage, algorithm, examples if known else None, kind, world, layout)
+    if algorithm.samples:
+        step, sampling = _online(stage, algorithm, examples if known else None, kind, world, layout)
     else:
         held: Examples = examples if examples is not None and known else _longest(stage, algorithm)
-        step, speak = _dearest(stage, held, kind, world, layout), {}
+        step, sampling = _dearest(stage, held, kind, world, layout), {}
     micros = micros_of(stage, step, kind, world, layout)
     rows, unknown = (len(examples), "") if examples is not None and known else _rows(stage, algorithm, why)
     tokens = int(examples.lengths.sum()) if examples is not None and known else None
@@ -132,7 +129,7 @@ def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: s
         tokens=tokens,
         steps=_steps(stage, algorithm, rows),
         unknown=unknown,
-        **speak,
+        **sampling,
     )
     return Planned(step, batches)
 
@@ -188,10 +185,10 @@ def _longest(stage: Stage, algorithm: Algorithm) -> InMemory:
 
 
 def _online(
-    stage: Stage, algorithm: Online, prompts: Examples | None, kind: str, world: int, layout: step_plan.Layout
+    stage: Stage, algorithm: Algorithm, prompts: Examples | None, kind: str, world: int, layout: step_plan.Layout
 ) -> tuple[list[Example], dict[str, int]]:
     """The examples of the step whose prompts are longest, their answers as long as may be; and who speaks."""
-    assert stage.rollout is not None
+    assert isinstance(algorithm, Online) and stage.rollout is not None
     answer, groups = stage.rollout.sampling.max_completion_length, groups_per_phase(stage, algorithm)
     phases = [[stage.data.max_length] * groups]
     if prompts is not None:
@@ -218,7 +215,7 @@ def _online(
 def _learned(stage: Stage, algorithm: Online, heard: Sequence[Group]) -> list[Example]:
     """What the first step of a phase learns from its answers."""
     assert stage.rollout is not None
-    if isinstance(algorithm, RowGenerator):
+    if algorithm.makes_rows:
         return []
     advantages = contract.compute_advantages(algorithm, heard)
     token_data = dict(advantages.token_data)
@@ -251,6 +248,7 @@ def _group(algorithm: Online, prompt: int, answer: int) -> Group:
 def _steps(stage: Stage, algorithm: Algorithm, rows: int | None) -> int | None:
     if stage.train.max_steps is not None or rows is None:
         return stage.train.max_steps
-    if isinstance(algorithm, Online) and stage.rollout is not None:
+    if algorithm.samples:
+        assert isinstance(algorithm, Online)
         return extent(stage, algorithm, rows)[1]
     return max(1, round(stage.train.num_train_epochs * -(-rows // stage.train.batch_size)))

@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 
-from align.core.algorithm.online import RowGenerator
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import StepBatch
 from align.core.estimation.batches import Planned, planned
 from align.core.estimation.dry_run import held_tensors, optimizer_step
 from align.core.estimation.memory_tracker import Tracker
-from align.core.online.phases import RolloutSteps
-from align.core.training.reward_stage import opened
+from align.core.training.launch import stage_runner
 from align.core.training.run_directory import RunDirectory
-from align.core.training.stage import Setup, set_up
+from align.core.training.stage import PreparedStage
 from align.core.util.progress import is_showing, track
 from align.schemas.engine import Micro
 from align.schemas.errors import AlignError
@@ -56,19 +54,19 @@ def calibrate(stage: Stage, hardware: Hardware) -> Seen:
     with tempfile.TemporaryDirectory() as scratch:
         directory = RunDirectory(Run(output=scratch, stages=[stage]))
         directory.stage(stage.name).path.mkdir(parents=True)
-        setup = set_up(directory, stage, progress=is_showing())
-        if isinstance(setup.algorithm, RowGenerator):
+        runner = stage_runner(directory, stage, progress=is_showing())
+        if runner.algorithm.makes_rows:
             raise AlignError("learns nothing, so there is no step to measure", where=stage.name)
-        speaking: AbstractContextManager[None] = nullcontext()
-        if isinstance(setup.phases, RolloutSteps):
-            speaking = opened(setup.phases.collector)
-        with speaking:
-            return _run(setup, hardware)
+        ready = runner.prepare()
+        with runner.at_work(ready):
+            return _run(ready, hardware)
 
 
-def _run(setup: Setup, hardware: Hardware) -> Seen:
+def _run(ready: PreparedStage[Any], hardware: Hardware) -> Seen:
     cuda = hardware.accelerator == "cuda"
-    module = AlignModule(setup.stage, setup.policy, setup.algorithm, setup.reference, MANY, critic=setup.critic)
+    module = AlignModule(
+        ready.stage, ready.model.policy, ready.algorithm, ready.model.reference, MANY, critic=ready.model.critic
+    )
     module.trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=1, global_step=0, strategy=SimpleNamespace(backward=lambda loss, _: loss.backward())
     )
@@ -77,9 +75,9 @@ def _run(setup: Setup, hardware: Hardware) -> Seen:
     optimizer = module.configure_optimizers()["optimizer"]
     peaks: dict[str, int] = {}
     spent: list[tuple[float, float]] = []  # seconds of getting a step's batch and of the step itself
-    phase = setup.phases.steps_per_phase if isinstance(setup.phases, RolloutSteps) else 1
-    steps = _steps(setup)
-    for turn in track(range(phase + 2), f"{setup.stage.name}: measured steps"):
+    phase = ready.steps.steps_per_rollout or 1
+    steps = _steps(ready)
+    for turn in track(range(phase + 2), f"{ready.stage.name}: measured steps"):
         watch: AbstractContextManager[dict[str, Any]] = nullcontext({})
         if turn == phase:
             watch = _watch(module, optimizer, cuda)
@@ -87,10 +85,10 @@ def _run(setup: Setup, hardware: Hardware) -> Seen:
         with watch as seen:
             step: StepBatch = next(steps).to(device)
             fetched = time.perf_counter()
-            if isinstance(setup.phases, RolloutSteps) and seen:
+            if ready.algorithm.samples and seen:
                 peaks["generation"] = seen["peak"]()
                 seen["restart"]()
-            optimizer_step(module, step, optimizer, setup.stage, device.type)
+            optimizer_step(module, step, optimizer, ready.stage, device.type)
             if seen:
                 peaks["training"] = seen["peak"]()
                 watched = step
@@ -98,13 +96,13 @@ def _run(setup: Setup, hardware: Hardware) -> Seen:
             torch.cuda.synchronize()
         spent.append((fetched - started, time.perf_counter() - fetched))
     answering = min(spent[0][0], spent[phase][0])  # the first is cold, the other watched
-    return Seen(peaks, answering / phase + spent[-1][1], _as_planned(setup, watched, hardware))
+    return Seen(peaks, answering / phase + spent[-1][1], _as_planned(ready, watched, hardware))
 
 
-def _steps(setup: Setup) -> Iterator[StepBatch]:
+def _steps(ready: PreparedStage[Any]) -> Iterator[StepBatch]:
     done = 0
     while True:
-        for step in setup.phases.loader(*setup.phases.locate(done)):
+        for step in ready.steps.loader(*ready.steps.locate(done)):
             yield step
             done += 1
 
@@ -126,9 +124,9 @@ def _watch(module: AlignModule, optimizer: torch.optim.Optimizer, cuda: bool) ->
         yield {"peak": lambda: tracker.peak, "restart": tracker.start}
 
 
-def _as_planned(setup: Setup, step: StepBatch, hardware: Hardware) -> Planned:
+def _as_planned(ready: PreparedStage[Any], step: StepBatch, hardware: Hardware) -> Planned:
     """The step that was run, in the estimate's terms."""
     shapes = [(*m.input_ids_RL.shape, len(m.target_T), m.attention_mask_RL is not None) for m in step.micros]
     micros = tuple(Micro(rows, width, scored, padded) for rows, width, scored, padded in shapes)
-    plan = planned(setup.stage, setup.algorithm, hardware.accelerator, 1, setup.cutter.layout)
+    plan = planned(ready.stage, ready.algorithm, hardware.accelerator, 1, ready.batcher.layout)
     return replace(plan, batches=replace(plan.batches, micros=micros))

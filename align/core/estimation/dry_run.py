@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Online
 from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example
 from align.core.data.step_plan import FORWARD, Layout
@@ -70,12 +69,12 @@ def dry_run(
     try:
         with _without_numbers(kind):
             policy, critic = build(stage, algorithm.head, dry, dropout), None
-            if isinstance(algorithm, Online) and algorithm.critic is not None:
+            if algorithm.critic is not None:
                 critic = build(stage, "reward", dry, False)
                 critic.head = "value"
             limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
-            cutter = MicroBatcher(algorithm, stage.train, layout, 0, limit, 0, world, FORWARD[kind])
-            return count(stage, algorithm, policy, critic, cutter, planned, Tracker(dry))
+            batcher = MicroBatcher(algorithm, stage.train, layout, 0, limit, 0, world, FORWARD[kind])
+            return count(stage, algorithm, policy, critic, batcher, planned, Tracker(dry))
     except (RuntimeError, NotImplementedError) as error:  # an operation that needs numbers: a router of experts
         raise AlignError(
             f"cannot be run dry: {first_line(error)}", "estimate without --dry-run", where=f"{stage.name}: model.path"
@@ -142,7 +141,7 @@ def count(
     algorithm: Algorithm,
     policy: Policy,
     critic: Policy | None,
-    cutter: MicroBatcher,
+    batcher: MicroBatcher,
     planned: Planned,
     tracker: Tracker,
 ) -> Counted:
@@ -155,13 +154,13 @@ def count(
         reference, copied = _reference(stage, algorithm, policy, tracker)
         module = _Module(stage, policy, algorithm, reference, 2, critic=critic)
         module.trainer = SimpleNamespace(  # type: ignore[assignment]
-            world_size=cutter.world_size,
+            world_size=batcher.world_size,
             global_step=0,
             strategy=SimpleNamespace(backward=lambda loss, _: loss.backward()),
         )
         optimizer = module.configure_optimizers()["optimizer"]
         tracker.watch_gradients(parameter for network in networks for parameter in network.parameters())
-        step = cutter.step(0, [_with_reference(e, reference) for e in planned.examples])
+        step = batcher.step(0, [_with_reference(e, reference) for e in planned.examples])
         state = 0
         if planned.examples:
             before = tracker.live
@@ -171,7 +170,6 @@ def count(
         if planned.batches.answers:
             tracker.start()
             cache = _answer(policy, planned, stage)
-            assert isinstance(algorithm, Online)
             with torch.no_grad(), _autocast(stage):
                 for micro in step.micros:
                     _read([policy] * measures(algorithm) + [critic] * (critic is not None), reference, micro)
@@ -257,9 +255,10 @@ def _reference(
 ) -> tuple[ReferenceModel | None, int]:
     if not algorithm.uses_reference:
         return None, 0
-    ahead = type(algorithm).auxiliary is Algorithm.auxiliary and not isinstance(algorithm, Online)
     before = tracker.live
-    return make_reference(stage.reference, policy, stage, known_ahead=ahead), tracker.live - before
+    return make_reference(
+        stage.reference, policy, stage, known_ahead=algorithm.reference_known_ahead
+    ), tracker.live - before
 
 
 def held_tensors(network: nn.Module) -> Iterator[Tensor]:

@@ -11,7 +11,6 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Online
 from align.core.data.step_plan import Layout
 from align.core.estimation.batches import Planned, needs_of, planned
 from align.core.models.architecture import base_of, is_adapter
@@ -63,8 +62,7 @@ def resolve_stage(
     if directory is not None and is_adapter(directory):
         stage, directory = _continued(stage, directory)
     algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
-    if isinstance(algorithm, Online):
-        configure(algorithm, stage)
+    configure(algorithm, stage)
     serves = accelerator == "cuda" and stage.model.attn_implementation in VARLEN
     packed = stage.train.layout == "packed" or (stage.train.layout == "auto" and serves)
     layout: Layout = "packed" if packed else "padded"

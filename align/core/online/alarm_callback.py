@@ -61,9 +61,9 @@ class AlarmCallback(Callback):
             self.note(self.said)
         serious = [alarm for alarm in alarms if not alarm.hint]
         if serious and self.settings.action == "pause":
-            module.paused = _pause(module.stage.name, phase, serious)
+            module.pause(_pause(module.stage.name, phase, serious))
         elif serious and self.settings.action == "rollback":
-            module.rolled_back = trainer.should_stop = True
+            module.roll_back()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Report a stage in which no phase had anything to learn from; its exit status, 0, does not show it."""

@@ -97,16 +97,17 @@ class Collector:
         gold: Scorer | None,
         critic: Policy | None,
         reference: ReferenceModel | None,
-        cutter: MicroBatcher,
+        batcher: MicroBatcher,
         seed: int,
         forward: Callable[[], AbstractContextManager[object]],
+        stop: Callable[[], bool],
     ) -> None:
+        """forward: makes the context of forward passes. stop: true when sampling is to be interrupted."""
         assert handle.policy is not None
         self.rollout, self.generator, self.handle, self.scorer, self.gold = rollout, generator, handle, scorer, gold
         self.policy, self.critic, self.reference = handle.policy, critic, reference
-        self.cutter, self.seed, self.forward = cutter, seed, forward
+        self.batcher, self.seed, self.forward, self.stop = batcher, seed, forward, stop
         self.turns = TurnReader(handle.tokenizer)
-        self.stop: Callable[[], bool] = lambda: False
         self.synced: int | None = None
         """The optimizer step whose weights the generator holds."""
         self.gap: float | None = None
@@ -122,50 +123,65 @@ class Collector:
         probe = [(tokens[:1], tokens[1:]) for tokens in islice((t for t in asked if len(t) > 1), PROBED)]
         with self.forward():
             self.gap = check_sync(
-                self.generator, self.policy, probe, self.cutter.pad_id, tolerance=self.rollout.sync_tolerance
+                self.generator, self.policy, probe, self.batcher.pad_id, tolerance=self.rollout.sync_tolerance
             )
         self.synced = version
 
     def ask(
-        self, prompts: Prompts, which: Sequence[int], places: Sequence[int], group: int, sampling: Sampling
+        self,
+        prompts: Prompts,
+        which: Sequence[int],
+        places: Sequence[int],
+        group: int,
+        sampling: Sampling,
+        interruptible: bool = True,
     ) -> list[PromptGroup]:
-        """Answer prompts ``which``, each ``group`` times.
+        """Sample and score ``group`` completions of each prompt in ``which``. Collective.
 
+        places: how many prompts were answered before each of them in this run; their random numbers follow from it.
         Raises on all ranks what one had to raise: ``Interrupt``, or ``Failed`` for an AlignError.
         """
-        mine = range(self.cutter.rank, len(which), self.cutter.world_size)
-        heard: list[list[ScoredSample]] | None = None
+        stop = self.stop if interruptible else _never
+        mine = range(self.batcher.rank, len(which), self.batcher.world_size)
+        scored: list[list[ScoredSample]] | None = None
         problems: tuple[Problem, ...] = ()
         try:
-            heard = self._hear(prompts, [which[i] for i in mine], [places[i] for i in mine], group, sampling)
+            own, at = [which[i] for i in mine], [places[i] for i in mine]
+            scored = self._sample_and_score(prompts, own, at, group, sampling, stop)
         except Interrupt:
             pass
         except AlignError as error:
             problems = error.problems
-        told = all_gather_objects((heard, problems))
-        if failed := [problem for _, problems in told for problem in problems]:
+        gathered = all_gather_objects((scored, problems))
+        if failed := [problem for _, problems in gathered for problem in problems]:
             raise Failed("", problems=tuple(dict.fromkeys(failed)))
-        shares = [heard for heard, _ in told]
+        shares = [share for share, _ in gathered]
         if any(share is None for share in shares):
             raise Interrupt
-        asked = []
+        groups = []
         for i, (number, place) in enumerate(zip(which, places, strict=True)):
-            answers = shares[i % self.cutter.world_size][i // self.cutter.world_size]
+            answers = shares[i % self.batcher.world_size][i // self.batcher.world_size]
             row = prompts.row(number)
-            asked.append(PromptGroup(place, row.source, prompts.tokens(number), row.prompt or "", answers))
-        return asked
+            groups.append(PromptGroup(place, row.source, prompts.tokens(number), row.prompt or "", answers))
+        return groups
 
-    def _hear(
-        self, prompts: Prompts, which: Sequence[int], places: Sequence[int], group: int, sampling: Sampling
+    def _sample_and_score(
+        self,
+        prompts: Prompts,
+        which: Sequence[int],
+        places: Sequence[int],
+        group: int,
+        sampling: Sampling,
+        stop: Callable[[], bool],
     ) -> list[list[ScoredSample]]:
-        """The share of this rank."""
+        """Return the completions of this rank's prompts."""
         requests = [
             Request(prompts.tokens(i), tuple(seed_of(self.seed, place, n) for n in range(group)))
             for i, place in zip(which, places, strict=True)
         ]
         forward = self.forward() if self.generator.shares_weights else nullcontext()  # an engine has its own precision
         with forward, torch.random.fork_rng(devices=[]):
-            samples = contract.generate(self.generator, requests, sampling, stop=self.stop)
+            samples = contract.generate(self.generator, requests, sampling, stop=stop)
         answers, flat = list[Answer](), [sample for group_ in samples for sample in group_]
         for i, place, group_ in zip(which, places, samples, strict=True):
             row = prompts.row(i)
@@ -200,14 +216,18 @@ class Collector:
                 InMemory([example_of(experience, {}) for experience in answers]),
                 list(scores.values()),
                 device=next(self.policy.parameters()).device,
-                layout=self.cutter.layout,
-                pad_id=self.cutter.pad_id,
-                micro_tokens=self.cutter.micro_tokens,
-                micro_size=self.cutter.train.micro_batch_size,
+                layout=self.batcher.layout,
+                pad_id=self.batcher.pad_id,
+                micro_tokens=self.batcher.micro_tokens,
+                micro_size=self.batcher.train.micro_batch_size,
             )
         for name, values in zip(scores, found, strict=True):
             for experience, mine in zip(answers, values, strict=True):
                 setattr(experience, name, mine)
+
+
+def _never() -> bool:
+    return False
 
 
 def _values(critic: Policy, micro: MicroBatch) -> torch.Tensor:

@@ -7,7 +7,7 @@ algorithm and rewards carry from phase to phase, and how many prompts were asked
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader
 from align.core.generation.base import Interrupt
 from align.core.online.collect import Collector, Failed, PromptGroup, Prompts
 from align.core.online.monitor import answer_metrics, group_metrics, level, score_metrics, zero_variance
-from align.core.rewards.functions import STATE
+from align.core.rewards.functions import set_global_step
 from align.core.rewards.scorer import Scored
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling, Stage
@@ -59,6 +59,9 @@ def from_plain(kept: Mapping[str, Any]) -> Example:
     return Example(kept["source"], sequences, kept["columns"])
 
 
+PhaseObserver = Callable[[int, Sequence[PromptGroup], Sequence[Scored]], None]
+"""A function called with the number of a phase, its prompts with their completions, and the scores in that order."""
+
 REFILL = 3
 """Tokens that a phase with replacements may take in all, as a multiple of the first round's."""
 
@@ -69,24 +72,30 @@ class RolloutSteps:
     Where the stage ends after a number of epochs its last phase has the prompts that are left, and as many steps as
     their answers fill.
 
-    heard: functions that get every phase's answers and scores, before the first step on them (samples, notices).
+    observers: called with every phase's completions and scores, before the first step on them (samples, notices).
     """
 
     def __init__(
-        self, prompts: Prompts, collector: Collector, algorithm: Online, cutter: MicroBatcher, stage: Stage
+        self,
+        prompts: Prompts,
+        collector: Collector,
+        algorithm: Online,
+        batcher: MicroBatcher,
+        stage: Stage,
+        observers: Sequence[PhaseObserver] = (),
     ) -> None:
         assert stage.rollout is not None
-        self.prompts, self.collector, self.algorithm, self.cutter = prompts, collector, algorithm, cutter
+        self.prompts, self.collector, self.algorithm, self.batcher = prompts, collector, algorithm, batcher
+        self.observers = observers
         self.rollout, self.seed, self.stage = stage.rollout, stage.seed, stage.name
         self.groups_per_phase = groups_per_phase(stage, algorithm)
         self.steps_per_phase = self.rollout.batches * algorithm.num_iterations
+        self.steps_per_rollout: int | None = self.steps_per_phase
         self.evaluate_every: int | None = -(-len(prompts) // self.groups_per_phase) * self.steps_per_phase
         self._wanted, self.total_steps = extent(stage, algorithm, len(prompts))
         self.metrics: Mapping[str, float] = {}
         self.unscored = ""
         """Why the phase's first answer without a score has none."""
-        self.heard: list[Callable[[int, Sequence[PromptGroup], Sequence[Scored]], None]] = []
-        self.broken_off: Callable[[BaseException], NoReturn] = _raise
         self._place = 0  # prompts asked so far
         self._phase = -1
         self._epoch = -1
@@ -103,16 +112,16 @@ class RolloutSteps:
                 carried = self.state_dict()
                 try:
                     self._collect(phase)
-                except (Interrupt, Failed) as stop:  # the phase will be collected again, from what it began with
+                except (Interrupt, Failed):  # the phase will be collected again, from what it began with
                     self.load_state_dict(carried)
-                    self.broken_off(stop)
+                    raise
             assert self._examples is not None
             self.metrics = {**self.metrics, "rollout/staleness": float(index)}
             batches = self._batches(phase)
             turn, batch = divmod(index, batches)
             order = self._order(len(self._examples), phase * self.algorithm.num_iterations + turn)
             chosen = np.array_split(order, batches)[batch]
-            step = self.cutter.step(index, [example for group in chosen for example in self._examples[group]])
+            step = self.batcher.step(index, [example for group in chosen for example in self._examples[group]])
             if index == batches * self.algorithm.num_iterations - 1:
                 self._examples = None  # a checkpoint after the phase need not hold it
             return step
@@ -151,7 +160,7 @@ class RolloutSteps:
 
     def _collect(self, phase: int) -> None:
         """Ask, score, measure, credit."""
-        STATE.global_step = phase * self.steps_per_phase
+        set_global_step(phase * self.steps_per_phase)
         self.collector.sync(phase * self.steps_per_phase, self.prompts)
         asked, scored, groups = self._ask(self._groups(phase))
         alive = [not zero_variance(group) for group in groups]
@@ -195,8 +204,8 @@ class RolloutSteps:
             metrics["sampling/sync_gap"] = self.collector.gap
         self._examples = contract.examples(self.algorithm, learned, advantages)
         self._phase, self.metrics, self.unscored = phase, metrics, why_unscored(scored)
-        for hear in self.heard:
-            hear(phase, asked, scored)
+        for observe in self.observers:
+            observe(phase, asked, scored)
 
     def _ask(self, full: int) -> tuple[list[PromptGroup], list[Scored], list[Group]]:
         """Return the ``full`` groups of a phase; ``refill`` replaces dead ones while the token budget lasts."""
@@ -235,11 +244,8 @@ class RolloutSteps:
         self.collector.sync(version, held_out)
         greedy = Sampling(**self.rollout.sampling.model_dump() | {"temperature": 0.0})
         everything = range(len(held_out))
-        stop, self.collector.stop = self.collector.stop, lambda: False  # it ends first, so that the log stays exact
-        try:
-            asked = self.collector.ask(held_out, everything, everything, 1, greedy)
-        finally:
-            self.collector.stop = stop
+        # Not interruptible: it is always finished, so that the log stays exact.
+        asked = self.collector.ask(held_out, everything, everything, 1, greedy, interruptible=False)
         heard = [each.answers[0] for each in asked]
         scored = self.collector.scorer.combine([h.said for h in heard], moves=False)
         lengths = answer_metrics([len(h.tokens) for h in heard], [h.finish == "length" for h in heard])
@@ -329,10 +335,6 @@ def why_unscored(scored: Sequence[Scored]) -> str:
                 if score.why:
                     return f"{name}: {score.why}"
     return ""
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error
 
 
 def _measured(experience: Experience) -> NDArray[np.float32]:

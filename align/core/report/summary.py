@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from align.core.algorithm.online import RowGenerator
 from align.core.engine.callbacks import goal_of
 from align.core.plugin_system.registry import registry
 from align.core.report.read import StageFacts, read_run
@@ -37,7 +36,7 @@ def summary(run: Run, results: Sequence[StageResult], brief: bool = False) -> It
 def _change(stage: Stage, facts: StageFacts) -> str:
     """Return how the stage's own measure changed, on held-out rows where there are some."""
     algorithm = registry.build("algorithm", stage.algorithm)
-    if isinstance(algorithm, RowGenerator):
+    if algorithm.makes_rows:
         return "made rows, learned nothing"
     metric, mode = goal_of(stage, algorithm)
     better = "higher" if mode == "max" else "lower"
@@ -71,7 +70,7 @@ def _next(run: Run, results: Sequence[StageResult]) -> Iterator[str]:
     last, stage = results[-1], run.stages[-1]
     export, start = shlex.quote(str(last.export)), shlex.quote(_start(run, stage))
     algorithm = registry.build("algorithm", stage.algorithm)
-    if isinstance(algorithm, RowGenerator):
+    if algorithm.makes_rows:
         yield f"look      align data check {export}"
         yield f"train on  data: {{train: {export}}} in a run file"
     elif algorithm.head == "reward":

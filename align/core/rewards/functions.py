@@ -40,6 +40,12 @@ class TrainerState:
 STATE = TrainerState()
 """Of this process; given to functions that take ``trainer_state``. Worker processes have their own, at 0."""
 
+
+def set_global_step(step: int) -> None:
+    """Set the optimizer step that functions are told of; 0 outside training."""
+    STATE.global_step = step
+
+
 _GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 
 

@@ -8,20 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from align.core.algorithm.online import RowGenerator
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
-from align.core.engine.steps import StepBatch, StepSource
-from align.core.online.phases import RolloutSteps
-from align.core.training.launch import validate_run
+from align.core.training.launch import stage_runner, validate_run
 from align.core.training.run_directory import RunDirectory, located, remembered
-from align.core.training.stage import set_up
 from align.schemas.run import Run, Stage
 
 
 @dataclass(frozen=True, slots=True)
 class StageCheck:
-    """What a stage would do. Numbers are of its first epoch.
+    """A stage as it would train. Numbers are of its first epoch.
 
     first: the first example that it learns from. encoder: turns its tokens to text.
     """
@@ -57,7 +53,7 @@ def check(run: Run, progress: bool = True) -> list[StageCheck]:
 
 
 def _rooted(stages: Sequence[Stage], stage: Stage) -> Stage:
-    """The stage with the models that its chains start from, in place of what earlier stages will export."""
+    """Return the stage with the models that its chains start from, in place of what earlier stages will export."""
     by_name = {other.name: other for other in stages}
     model = stage.model
     while model.path.startswith("stage:"):
@@ -72,44 +68,29 @@ def _rooted(stages: Sequence[Stage], stage: Stage) -> Stage:
 
 
 def _awaits_rows(stage: Stage) -> bool:
-    """Whether it learns from rows that an earlier stage will make: there is nothing to check yet."""
+    """Return true if it learns from rows that an earlier stage will make: there is nothing to check yet."""
     return any(source.path.startswith("stage:") for source in stage.data.train)
 
 
 def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageCheck:
     place = directory.path / stage.name
     place.mkdir(parents=True)
-    setup = set_up(directory, stage, progress)
-    online = isinstance(setup.phases, RolloutSteps)
-    step = None if online else next(iter(setup.phases.loader(0, 0)))
-    lengths = setup.prepared.train.lengths
+    runner = stage_runner(directory, stage, progress)
+    ready = runner.prepare()
+    lengths, parameters = ready.data.train.lengths, list(ready.model.policy.parameters())
     return StageCheck(
         name=stage.name,
         algorithm=stage.algorithm.type,
-        parameters=sum(p.numel() for p in setup.policy.parameters()),
-        trained_parameters=sum(p.numel() for p in setup.policy.parameters() if p.requires_grad),
-        rows=len(setup.prepared.train),
-        held_out_rows=sum(len(held_out.examples) for held_out in setup.prepared.held_out),
-        bad_rows=setup.prepared.bad_rows,
+        parameters=sum(p.numel() for p in parameters),
+        trained_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        rows=len(ready.data.train),
+        held_out_rows=sum(len(held_out.examples) for held_out in ready.data.held_out),
+        bad_rows=ready.data.bad_rows,
         tokens=int(np.sum(lengths)),
         longest=int(np.max(lengths)),
-        steps=0 if isinstance(setup.algorithm, RowGenerator) else setup.phases.total_steps,
-        first_step=_online(setup.phases) if step is None else _offline(step, setup.cutter.layout),
-        findings=[str(finding) for finding in (*setup.prepared.findings, *setup.notes)],
-        first=setup.prepared.train[0],
-        encoder=Encoder(setup.tokenizer),
-    )
-
-
-def _offline(step: StepBatch, layout: str) -> str:
-    micros = len(step.micros)
-    batches = f"{micros} micro-batch" if micros == 1 else f"{micros} micro-batches"
-    return f"{step.denominators['token']:,.0f} scored tokens in {batches} ({layout})"
-
-
-def _online(phases: StepSource) -> str:
-    assert isinstance(phases, RolloutSteps)
-    steps = "1 step" if phases.steps_per_phase == 1 else f"{phases.steps_per_phase} steps"
-    return f"{phases.groups_per_phase} prompts a phase, each answered {phases.algorithm.num_generations} times, " + (
-        "for rows" if isinstance(phases.algorithm, RowGenerator) else f"learned from in {steps}"
+        steps=0 if ready.algorithm.makes_rows else ready.steps.total_steps,
+        first_step=runner.describe_first_step(ready),
+        findings=[str(finding) for finding in (*ready.data.findings, *ready.notes)],
+        first=ready.data.train[0],
+        encoder=Encoder(ready.model.tokenizer),
     )

@@ -1,211 +1,272 @@
-"""One stage on Lightning's Trainer: fit, resume, export."""
+"""Training of a stage on Lightning's Trainer: fit or resume, export what was trained, record the stage as done."""
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import socket
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from transformers.utils import logging as transformers_logging
 
 from align.core.algorithm import contract
-from align.core.algorithm.online import RowGenerator
 from align.core.engine import checkpoint, processes
-from align.core.engine.callbacks import CheckpointCallback, MetricsCallback, ProgressBar, SignalHandler
+from align.core.engine.callbacks import CheckpointCallback, MetricsCallback, ProgressBar
 from align.core.engine.logger import Verified
-from align.core.engine.module import AlignModule, NonFinite
-from align.core.engine.steps import StepLoader, fixed_steps
+from align.core.engine.module import AlignModule, NonFinite, StageHooks
+from align.core.engine.steps import StepBatch, StepLoader, StepSource
+from align.core.generation.base import Interrupt
 from align.core.models.export import export_from_state
-from align.core.online.alarm_callback import AlarmCallback
-from align.core.online.collect import Prompts
-from align.core.online.phases import RolloutSteps
+from align.core.online.collect import Failed
 from align.core.plugin_system.registry import registry
-from align.core.rewards.functions import STATE
-from align.core.training.reward_stage import opened
-from align.core.training.row_stage import harvest
-from align.core.training.run_directory import RunDirectory, StageDirectory, located, training_settings
-from align.core.training.sample_log import SampleLog
-from align.core.training.stage import Setup, set_up
-from align.core.util import liveness
+from align.core.training.run_directory import StageDirectory, training_settings
+from align.core.training.stage import PreparedStage, Source, StageRunner
 from align.core.util.atomic_files import digest
-from align.core.util.liveness import Interrupted, Limits, watched
-from align.core.util.progress import showing, working
-from align.core.util.system_errors import explain
+from align.core.util.liveness import Interrupted
+from align.core.util.progress import working
 from align.schemas.errors import AlignError, Problem
-from align.schemas.run import Stage
 from align.schemas.text import stripped
-
-# Messages for a stage that failed: which process, on which machine, at which step, and what is saved.
-
-_GLOO = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
-"""Text in gloo's RuntimeErrors about a broken connection; torch has no class for them."""
-REPORT_SECONDS = 1.0
-"""Seconds that a process which lost its peers waits for one of them to report why it ended."""
-
-
-class Lost(AlignError):
-    """Raised for a collective that broke because another process is gone or silent: that process is the cause."""
-
-
-@contextmanager
-def explained_failures(place: StageDirectory) -> Iterator[None]:
-    """Raise errors of the machine and lost connections to other processes as AlignError, with the saved step."""
-    try:
-        yield
-    except AlignError:
-        raise
-    except Exception as error:
-        found = explain(error)
-        if found is None and not _is_lost(error):
-            raise
-        problems = _peers(place) if found is None else found.problems
-        kind = Lost if found is None else AlignError
-        raise kind("", problems=[*problems, *_saved(place)]) from error
-
-
-def worker_failed(ended: processes.Ended, place: StageDirectory) -> BaseException:
-    """Return the exception to raise for the worker that ended first."""
-    status = ended.status
-    number = -status if status < 0 else status - 128
-    if number in liveness.SIGNALS:
-        return Interrupted(number, checkpoint.last_step(place.checkpoints))
-    sign = liveness.signs(place.path).get(ended.rank)
-    reported = sign.error if sign is not None else ""
-    # Rank 0 has printed its error on this terminal; another rank's is repeated only where it is not above already.
-    if status == liveness.FAILED and not (ended.rank and reported and reported not in ended.stderr):
-        above = Problem(str(place.path), "a worker stopped for the reason above")
-        return AlignError("", problems=[above, *_saved(place)])
-    who = liveness.named(ended.rank, sign) if sign else f"rank {ended.rank} on {socket.gethostname()}"
-    if reported:
-        what, fix = f"stopped:\n{reported}", ""
-    elif number == signal.SIGKILL:
-        what = "was killed by SIGKILL: memory may have run out"
-        fix = "dmesg shows whether it did, and which process used it"
-    elif 0 < number < signal.NSIG:
-        what, fix = f"was killed by {signal.Signals(number).name}", ""
-    else:
-        what, fix = f"ended with status {status}", ""
-    problems = [Problem(who, what, fix)]
-    if ended.stderr and not reported:
-        problems.append(Problem("its last lines", ended.stderr.replace("\n", "\n    ")))
-    return AlignError("", problems=[*problems, *_saved(place)])
-
-
-def _saved(place: StageDirectory) -> list[Problem]:
-    step = checkpoint.last_step(place.checkpoints)
-    return [Problem(str(place.path), f"step {step} is saved", "--resume goes on from there")] if step else []
-
-
-def _is_lost(error: Exception) -> bool:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return False
-    broken = isinstance(error, RuntimeError) and any(text in str(error) for text in _GLOO)
-    return broken or isinstance(error, dist.DistError)
-
-
-def _peers(place: StageDirectory) -> list[Problem]:
-    """Return the errors that other processes of the group reported; without any, that the connection was lost."""
-    mine, world = processes.rank(), int(os.environ["WORLD_SIZE"])
-    until = time.monotonic() + REPORT_SECONDS  # a peer may be about to write its error
-    while True:
-        signs = liveness.signs(place.path)
-        reported = [
-            Problem(liveness.named(rank, sign), f"stopped:\n{sign.error}")
-            for rank, sign in signs.items()
-            if rank != mine and sign.error
-        ]
-        if reported or time.monotonic() > until:
-            break
-        time.sleep(0.05)
-    if reported:
-        return reported
-    absent = [f"rank {rank}" for rank in range(world) if rank not in signs]
-    what = f"{', '.join(absent)} never started" if absent else "lost its connection to another process of the group"
-    fix = "what started the processes names the one that ended first (torchrun: root cause)"
-    return [Problem(liveness.named(mine, signs.get(mine)), what, fix)]
-
 
 COMPARED = ("settings", "data", "steps")
 """Facts of a checkpoint that must be the same in a resumed run."""
 
 
-def fit(directory: RunDirectory, stage: Stage, progress: bool) -> None:
-    """Train one stage in this process (and its group), export it and mark it as done."""
-    place = directory.stage(stage.name)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    watching = watched(place.path, processes.rank(), world, limits(stage))
-    with showing(progress), watching, explained_failures(place):
-        _fit(directory, place, stage, progress)
+class TrainedStage(StageRunner[Source]):
+    """A stage that takes optimizer steps and exports a model."""
+
+    # --- what the kinds differ in ----------------------------------------------------------------------------------
+
+    def hooks(self, ready: PreparedStage[Source]) -> StageHooks:
+        """Return what this kind of stage adds to the module's steps."""
+        shard = None
+        if ready.strategy.shards:
+            shard = partial(_shard, ready.strategy.shard, self.stage.train.precision)
+        return StageHooks(shard=shard, stop_requested=self.signals.requested)
+
+    def callbacks(self, ready: PreparedStage[Source]) -> list[Callback]:
+        """Return Lightning callbacks of this kind of stage alone, none by default."""
+        return []
+
+    @abstractmethod
+    def held_out_loaders(self, ready: PreparedStage[Source]) -> list[StepLoader]:
+        """Return one loader for each held-out set."""
+
+    # --- what they share -------------------------------------------------------------------------------------------
+
+    def execute(self, ready: PreparedStage[Source]) -> None:
+        """Train from the latest valid checkpoint on, or from the start; then export."""
+        module = AlignModule(
+            self.stage,
+            ready.model.policy,
+            ready.algorithm,
+            ready.model.reference,
+            ready.steps.total_steps,
+            [held_out.name for held_out in ready.data.held_out],
+            ready.model.critic,
+            self.hooks(ready),
+        )
+        start, facts = self._resume_from(ready)
+        try:
+            with _quiet(), self.at_work(ready):
+                trainer, checkpoints = self._trainer(ready, start, facts)
+                steps = StageDataModule(
+                    ready.steps, partial(self.held_out_loaders, ready), partial(checkpoints.interrupt, trainer, module)
+                )
+                trainer.fit(module, datamodule=steps, ckpt_path=start, weights_only=True)
+                with working(f"{self.stage.name}: writing the model to {self.place.export}"):
+                    self._export(ready, trainer, module, checkpoints)
+            if module.stopping or self.signals.received:  # during the last step: the stage is done, the run is not
+                raise Interrupted(self.signals.received or signal.SIGTERM, ready.steps.total_steps)
+        except NonFinite as error:
+            saved = checkpoint.last_step(self.place.checkpoints)
+            fix = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint had been made yet"
+            raise AlignError.gather([*error.problems, Problem(str(self.place.path), fix)]) from None
+
+    def _resume_from(self, ready: PreparedStage[Source]) -> tuple[Path | None, dict[str, Any]]:
+        """Return the checkpoint to start from, None for the beginning, and the facts for the next ones' manifests.
+
+        Raises AlignError for a checkpoint of other settings, data or steps.
+        """
+        start, damaged = checkpoint.latest_valid(self.place.checkpoints)
+        facts: dict[str, Any] = {
+            "settings": digest(training_settings(self.declared)),
+            # Compared before, as the run began (RunDirectory.begin_stage).
+            "inputs": self.place.inputs() if processes.rank() == 0 else {},
+            "data": ready.data.content_hash,
+            "steps": ready.steps.total_steps,
+            "seed": self.stage.seed,
+            "world_size": ready.batcher.world_size,
+            "layout": ready.batcher.layout,
+            "micro_tokens": ready.batcher.micro_tokens,
+        }
+        if processes.rank() == 0:
+            for sentence in damaged:
+                print(stripped(sentence), file=sys.stderr)
+            report = self.directory.sums(self.place.path / "data_report.json")
+            self.directory.note(self.stage.name, **facts, files=report)
+        if start is not None:
+            before = checkpoint.facts(start)
+            changed = [name for name in COMPARED if before[name] != facts[name]]
+            if changed:
+                raise AlignError(
+                    f"its {' and '.join(changed)} are not what this run has",
+                    "put the files and settings back as they were, or choose another output",
+                    where=str(start),
+                )
+        return start, facts
+
+    def _trainer(
+        self, ready: PreparedStage[Source], start: Path | None, facts: Mapping[str, Any]
+    ) -> tuple[Trainer, CheckpointCallback]:
+        """Return Lightning's Trainer with align's callbacks, and the one of them that keeps checkpoints."""
+        stage, hardware = self.stage, self.hardware
+        loggers = self._open_loggers(start) if processes.rank() == 0 else []
+        with contract.calling(ready.strategy, "trainer_strategy"):
+            strategy = ready.strategy.trainer_strategy(hardware)
+        validates = bool(ready.data.held_out)
+        checkpoints = CheckpointCallback(
+            self.place.checkpoints, ready.steps, self.signals, validates, on_pause=self._note_pause
+        )
+        callbacks = [
+            self.signals,
+            MetricsCallback(ready.steps),
+            *self.callbacks(ready),
+            checkpoints,
+            *registry.collect("make_callbacks", run=self.directory.run),
+        ]
+        every = stage.validation.eval_steps or ready.steps.evaluate_every
+        environment = TorchElasticEnvironment() if processes.under_launcher() else LightningEnvironment()
+        trainer = Trainer(
+            accelerator="gpu" if hardware.accelerator == "cuda" else "cpu",
+            devices=hardware.devices,
+            num_nodes=hardware.nodes,
+            strategy=strategy,
+            plugins=[checkpoint.DirectoryIO(facts, partial(log_sums, loggers)), environment],
+            precision="32-true" if stage.train.precision == "bf16-true" else stage.train.precision,
+            max_steps=ready.steps.total_steps,
+            max_epochs=-1,
+            logger=loggers,
+            callbacks=[*callbacks, ProgressBar(stage.name)] if self.progress else callbacks,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            # Each phase is one epoch, and its loader is made when it begins: an online phase is sampled only then.
+            reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False,
+            inference_mode=False,
+            num_sanity_val_steps=-1 if validates and start is None else 0,
+            val_check_interval=every or 1.0,
+            check_val_every_n_epoch=None if every else 1,
+            limit_val_batches=1.0 if validates else 0,
+            default_root_dir=self.place.path,
+        )
+        return trainer, checkpoints
+
+    def _open_loggers(self, start: Path | None) -> list[Any]:
+        """Open the stage's loggers at the step of the checkpoint: rows of later steps come again and are cut off.
+
+        A log that is not what was written before the checkpoint is renamed and reported, and a new one started.
+        """
+        steps_done = int(start.name.partition("-")[2]) if start else 0
+        loggers = []
+        for choice in self.stage.loggers:
+            logger = registry.build("logger", choice)
+            with contract.calling(logger, "open"):
+                run_name = f"{self.directory.path.name}/{self.stage.name}"
+                loggers.append(logger.open(self.place.path, run_name, steps_done))
+        if start is not None:
+            _verify_logs(loggers, checkpoint.facts(start)["logs"])
+        return loggers
+
+    def _note_pause(self, step: int) -> None:
+        """Record that the pause of a step is reported, so that it is not reported again after --resume."""
+        if processes.rank() == 0:
+            self.directory.note(self.stage.name, paused_at=checkpoint.at(Path(), step).name)
+
+    def _export(
+        self, ready: PreparedStage[Source], trainer: Trainer, module: AlignModule, checkpoints: CheckpointCallback
+    ) -> None:
+        """Export what was trained (rank 0, from the checkpoint, so that sharded and whole policies take one path)."""
+        if processes.rank() == 0:
+            takes_best = self.stage.checkpoint.export == "best" or module.rolled_back
+            best = checkpoints.best_step if takes_best else None
+            source = _verified(self.place, trainer.global_step, best, module.rolled_back)
+            weights = checkpoint.load(source)["state_dict"]
+            names = (name for name in weights if name.startswith("policy."))
+            weights = {name.removeprefix("policy."): weights[name] for name in names}
+            export_from_state(weights, self.stage.model, ready.algorithm.head, self.place.export)
+            if module.rolled_back:
+                self.directory.note(self.stage.name, rolled_back_to=checkpoints.best_step)
+            metrics = {**module.metrics, **module.held_out_metrics}
+            self.place.finish(self.declared, metrics, log_sums(trainer.loggers))
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()
 
 
-def limits(stage: Stage) -> Limits:
-    """Return how many seconds the stage's processes wait."""
-    return Limits(stage.devices.timeout, stage.devices.stop_timeout)
+class StageDataModule(LightningDataModule):
+    """The steps of a stage as Lightning asks for them.
+
+    held_out: returns a loader for each held-out set. on_interrupt: called with the exception that ended a phase while
+    its completions were sampled; it saves what the last step left, and raises.
+    """
+
+    def __init__(
+        self,
+        steps: StepSource,
+        held_out: Callable[[], list[StepLoader]],
+        on_interrupt: Callable[[BaseException], NoReturn],
+    ) -> None:
+        super().__init__()
+        self._steps, self._held_out, self._on_interrupt = steps, held_out, on_interrupt
+
+    def train_dataloader(self) -> _Interruptible:
+        """Return the steps left of the phase that the next step belongs to."""
+        assert self.trainer is not None
+        loader = self._steps.loader(*self._steps.locate(self.trainer.global_step))
+        return _Interruptible(loader, self._on_interrupt)
+
+    def val_dataloader(self) -> list[StepLoader]:
+        """Return one loader for each held-out set."""
+        return self._held_out()
 
 
-def _fit(directory: RunDirectory, place: StageDirectory, stage: Stage, progress: bool) -> None:
-    setup = set_up(directory, located(stage, directory.export_of), progress)
-    if processes.rank() == 0:
-        for note in setup.notes:
-            print(stripped(str(note)), file=sys.stderr)
-    if isinstance(setup.phases, RolloutSteps):
-        setup.phases.heard = [SampleLog(directory.run, place, setup.phases.rollout)] if processes.rank() == 0 else []
-    if isinstance(setup.algorithm, RowGenerator):
-        harvest(place, stage, setup, directory)
-        return
-    module = AlignModule(
-        setup.stage,
-        setup.policy,
-        setup.algorithm,
-        setup.reference,
-        setup.phases.total_steps,
-        [held_out.name for held_out in setup.prepared.held_out],
-        setup.critic,
-    )
-    if setup.strategy.shards:
-        module.shard = lambda policy, mesh: setup.strategy.shard(policy, mesh, stage.train.precision)
-    start, damaged = checkpoint.latest_valid(place.checkpoints)
-    facts = _facts(stage, place, setup)
-    if processes.rank() == 0:
-        for sentence in damaged:
-            print(stripped(sentence), file=sys.stderr)
-        directory.note(stage.name, **facts, files=directory.sums(place.path / "data_report.json"))
-    if start is not None:
-        _check_same(start, facts)
-    try:
-        with _quiet(), rolling_out(directory, place, setup, module):
-            trainer, keeper = _trainer(directory, place, setup, start, progress, facts)
-            if processes.rank() == 0:
-                keeper.on_pause = lambda step: directory.note(stage.name, paused_at=checkpoint.at(Path(), step).name)
-            if isinstance(setup.phases, RolloutSteps):
-                setup.phases.broken_off = partial(keeper.break_off, trainer, module)
-            trainer.fit(module, datamodule=StageDataModule(setup), ckpt_path=start, weights_only=True)
-            with working(f"{stage.name}: writing the model to {place.export}"):
-                _export(directory, place, stage, setup, module, keeper, trainer)
-        if module.stopping or keeper.signals.received:  # during the last step: the stage is done, the run is not
-            raise Interrupted(keeper.signals.received or signal.SIGTERM, setup.phases.total_steps)
-    except NonFinite as error:
-        saved = checkpoint.last_step(place.checkpoints)
-        fix = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint had been made yet"
-        raise AlignError.gather([*error.problems, Problem(str(place.path), fix)]) from None
+class _Interruptible:
+    """A loader of steps that reports an interrupted phase from between two steps, where a checkpoint can be saved."""
+
+    def __init__(self, loader: StepLoader, on_interrupt: Callable[[BaseException], NoReturn]) -> None:
+        self._loader, self._on_interrupt = loader, on_interrupt
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        steps = iter(self._loader)
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+            except (Interrupt, Failed) as stop:
+                self._on_interrupt(stop)
+            yield step
+
+
+def _shard(shard: Callable[[Any, Any, str], None], precision: str, policy: Any, mesh: Any) -> None:
+    shard(policy, mesh, precision)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No advice from Lightning about settings that are align's own, and no bar for every file that is written."""
+    """Silence Lightning's advice about settings that are align's own, and a bar for every file that is written."""
     logs = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [log.level for log in logs]
     for log in logs:
@@ -221,165 +282,11 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _facts(stage: Stage, place: StageDirectory, setup: Setup) -> dict[str, Any]:
-    """Return the facts for a checkpoint's manifest; those of ``COMPARED`` must match when the run is resumed."""
-    return {
-        "settings": digest(training_settings(stage)),
-        "inputs": place.inputs() if processes.rank() == 0 else {},  # compared before (RunDirectory.begin_stage)
-        "data": setup.prepared.content_hash,
-        "steps": setup.phases.total_steps,
-        "seed": setup.stage.seed,
-        "world_size": setup.cutter.world_size,
-        "layout": setup.cutter.layout,
-        "micro_tokens": setup.cutter.micro_tokens,
-    }
-
-
-def _check_same(start: Path, facts: Mapping[str, Any]) -> None:
-    before = checkpoint.facts(start)
-    changed = [name for name in COMPARED if before[name] != facts[name]]
-    if changed:
-        raise AlignError(
-            f"its {' and '.join(changed)} are not what this run has",
-            "put the files and settings back as they were, or choose another output",
-            where=str(start),
-        )
-
-
-def _trainer(
-    directory: RunDirectory, place: StageDirectory, setup: Setup, start: Path | None, progress: bool, facts: Any
-) -> tuple[Trainer, CheckpointCallback]:
-    stage, hardware = setup.stage, setup.hardware
-    steps_done = int(start.name.partition("-")[2]) if start else 0
-    loggers = []
-    if processes.rank() == 0:
-        made = [registry.build("logger", choice) for choice in stage.loggers]
-        for logger in made:
-            # Opened for the step of the checkpoint: rows of later steps come again and are cut off.
-            with contract.calling(logger, "open"):
-                loggers.append(logger.open(place.path, f"{directory.path.name}/{stage.name}", steps_done))
-        if start is not None:
-            _verify_logs(loggers, checkpoint.facts(start)["logs"])
-    with contract.calling(setup.strategy, "trainer_strategy"):
-        strategy = setup.strategy.trainer_strategy(hardware)
-    io = checkpoint.DirectoryIO()
-    io.facts = facts
-    signals = SignalHandler()
-    validates = bool(setup.prepared.held_out)
-    keeper = CheckpointCallback(place.checkpoints, setup.phases, signals, validates)
-    callbacks = [
-        signals,
-        MetricsCallback(setup.phases),
-        *_alarms(directory, setup),
-        keeper,
-        *registry.collect("make_callbacks", run=directory.run),
-    ]
-    every = stage.validation.eval_steps or setup.phases.evaluate_every
-    trainer = Trainer(
-        accelerator="gpu" if hardware.accelerator == "cuda" else "cpu",
-        devices=hardware.devices,
-        num_nodes=hardware.nodes,
-        strategy=strategy,
-        plugins=[io, TorchElasticEnvironment() if processes.under_launcher() else LightningEnvironment()],
-        precision="32-true" if stage.train.precision == "bf16-true" else stage.train.precision,
-        max_steps=setup.phases.total_steps,
-        max_epochs=-1,
-        logger=loggers,
-        callbacks=[*callbacks, ProgressBar(stage.name)] if progress else callbacks,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
-        inference_mode=False,
-        num_sanity_val_steps=-1 if validates and start is None else 0,
-        val_check_interval=every or 1.0,
-        check_val_every_n_epoch=None if every else 1,
-        limit_val_batches=1.0 if validates else 0,
-        default_root_dir=place.path,
-    )
-    io.logs = partial(log_sums, trainer)
-    return trainer, keeper
-
-
 def _verify_logs(loggers: Sequence[Any], sums: Mapping[str, str]) -> None:
     """Rename a log that is not what was written before the checkpoint, report it, and start a new one."""
     for logger in loggers:
         if isinstance(logger, Verified) and sums.get(str(logger.name), logger.digest()) != logger.digest():
             logger.set_aside("its rows are not those that were written")
-
-
-@contextmanager
-def rolling_out(directory: RunDirectory, place: StageDirectory, setup: Setup, module: AlignModule) -> Iterator[None]:
-    """For an online stage: its collector at work, and module, phases and run directory told of each other."""
-    phases = setup.phases
-    if not isinstance(phases, RolloutSteps):
-        yield
-        return
-    module.phase_metrics = lambda: phases.metrics
-    held_out = [Prompts(held.examples, setup.prepared.rows) for held in setup.prepared.held_out]
-    module.rehearse = lambda index: phases.evaluate(held_out[index], module.trainer.global_step)
-    phases.collector.stop = lambda: module.stop_requested()
-    try:
-        with opened(phases.collector):
-            yield
-    finally:
-        STATE.global_step = 0  # outside training
-
-
-class StageDataModule(LightningDataModule):
-    """The phases as Lightning asks for them."""
-
-    def __init__(self, setup: Setup) -> None:
-        super().__init__()
-        self.setup_ = setup
-
-    def train_dataloader(self) -> StepLoader:
-        """What is left of the phase that the next step belongs to."""
-        assert self.trainer is not None
-        return self.setup_.phases.loader(*self.setup_.phases.locate(self.trainer.global_step))
-
-    def val_dataloader(self) -> list[StepLoader]:
-        """One loader for each held-out set."""
-        if isinstance(self.setup_.phases, RolloutSteps):  # what each holds is asked by ``AlignModule.rehearse``
-            return [
-                StepLoader(lambda index: self.setup_.cutter.step(index, []), 1) for _ in self.setup_.prepared.held_out
-            ]
-        size = self.setup_.stage.train.batch_size
-        return [fixed_steps(held_out.examples, self.setup_.cutter, size) for held_out in self.setup_.prepared.held_out]
-
-
-def _alarms(directory: RunDirectory, setup: Setup) -> list[AlarmCallback]:
-    if not isinstance(setup.phases, RolloutSteps):
-        return []
-    name = setup.stage.name
-    return [
-        AlarmCallback(setup.phases.rollout.watch, setup.phases, lambda said: directory.note(name, alarms=list(said)))
-    ]
-
-
-def _export(
-    directory: RunDirectory,
-    place: StageDirectory,
-    stage: Stage,
-    setup: Setup,
-    module: AlignModule,
-    keeper: CheckpointCallback,
-    trainer: Trainer,
-) -> None:
-    """Export what was trained (rank 0, from the checkpoint, so that sharded and whole policies take one path)."""
-    if processes.rank() == 0:
-        wanted = setup.stage.checkpoint.export == "best" or module.rolled_back
-        best = keeper.best_step if wanted else None
-        source = _verified(place, trainer.global_step, best, module.rolled_back)
-        weights = checkpoint.load(source)["state_dict"]
-        mine = (name for name in weights if name.startswith("policy."))
-        weights = {name.removeprefix("policy."): weights[name] for name in mine}
-        export_from_state(weights, setup.stage.model, setup.algorithm.head, place.export)
-        if module.rolled_back:
-            directory.note(setup.stage.name, rolled_back_to=keeper.best_step)
-        place.finish(stage, {**module.metrics, **module.held_out_metrics}, log_sums(trainer))
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
 
 
 def _verified(place: StageDirectory, last: int, best: int | None, rolled_back: bool) -> Path:
@@ -398,6 +305,6 @@ def _verified(place: StageDirectory, last: int, best: int | None, rolled_back: b
     raise AlignError(f"the {named} is damaged: {fault}", fix, where=str(path))
 
 
-def log_sums(trainer: Trainer) -> dict[str, str]:
-    """Return the checksums of the loggers' files so far, by logger name; rank 0 only has loggers."""
-    return {str(logger.name): logger.digest() for logger in trainer.loggers if isinstance(logger, Verified)}
+def log_sums(loggers: Sequence[Any]) -> dict[str, str]:
+    """Return the checksums of the loggers' files so far, by logger name; only rank 0 has loggers."""
+    return {str(logger.name): logger.digest() for logger in loggers if isinstance(logger, Verified)}

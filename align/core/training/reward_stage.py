@@ -1,39 +1,194 @@
-"""What an online stage needs beside a policy: settings that go together, rows that can be scored, critic, collector."""
+"""A stage that learns from the rewards of completions that it samples itself, phase by phase."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
+from lightning.pytorch import Callback
 from transformers import PreTrainedTokenizerBase
 
 from align.core.algorithm import contract
+from align.core.algorithm.base import Algorithm
 from align.core.algorithm.online import Online
 from align.core.data.examples import Examples
-from align.core.engine.steps import MicroBatcher
+from align.core.engine import processes
+from align.core.engine.module import StageHooks
+from align.core.engine.steps import MicroBatcher, StepLoader
 from align.core.generation.base import Generator, ModelHandle
 from align.core.models.loading import build_policy, end_tokens, resolve_model_path
 from align.core.models.packing import limits_for
 from align.core.models.policy import Policy
-from align.core.models.reference import ReferenceModel
-from align.core.online.collect import Collector
+from align.core.online.alarm_callback import AlarmCallback
+from align.core.online.collect import Collector, Prompts
+from align.core.online.phases import PhaseObserver, RolloutSteps
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import RewardContext
+from align.core.rewards.functions import set_global_step
 from align.core.rewards.scorer import Scorer, reward_of
-from align.core.training.datasets import Prepared
+from align.core.training.data_stage import refuse_stream
+from align.core.training.datasets import DatasetBuilder, Datasets
+from align.core.training.fit import TrainedStage
+from align.core.training.sample_log import SampleLog
+from align.core.training.stage import LoadedModel, PreparedStage, autocast
 from align.core.util.progress import working
 from align.schemas.errors import AlignError, Problem
-from align.schemas.hardware import Hardware
 from align.schemas.records import Record
 from align.schemas.run import RewardChoice, Stage
 
 NAMED = 5
-"""Rows that a message names."""
+"""Most rows that a message names."""
 
 
-def configure(algorithm: Online, stage: Stage) -> None:
-    """Tell an algorithm how it will sample. Raises AlignError where the two do not go together."""
+class RewardStage(TrainedStage[RolloutSteps]):
+    """A stage whose algorithm samples its own completions: grpo, rloo, ppo and the like."""
+
+    def check_settings(self) -> None:
+        """Give the algorithm its rollout settings. Raises AlignError where the two do not go together."""
+        configure(self.algorithm, self.stage)
+        refuse_stream(self.stage)
+
+    def check_rows(self, data: Datasets) -> None:
+        """Raise AlignError for prompts that a reward could never score."""
+        assert self.stage.rollout is not None
+        gold = self.stage.rollout.gold
+        choices = [*self.stage.rollout.rewards, *([gold] if gold is not None else [])]
+        refuse_unusable_rows(data.rows.values(), choices)
+
+    def load_critic(self, tokenizer: PreTrainedTokenizerBase) -> Policy | None:
+        """Return the value model that the algorithm wants, or None.
+
+        Raises AlignError if it does not read the policy's tokens.
+        """
+        spec, model = self.algorithm.critic, self.stage.model
+        if spec is None:
+            return None
+        if spec.path is not None:
+            model = model.model_copy(update={"path": spec.path, "revision": None})
+        critic, own = build_policy(model, "reward", seed=self.stage.seed, dropout=False)
+        if own.get_vocab() != tokenizer.get_vocab():
+            raise AlignError(
+                "has another vocabulary than the policy, and a critic reads the policy's tokens",
+                "take a reward model trained from the same base",
+                where=f"critic {model.path}",
+            )
+        critic.head = "value"
+        return critic
+
+    def make_step_source(
+        self,
+        model: LoadedModel,
+        data: Datasets,
+        builder: DatasetBuilder,
+        batcher: MicroBatcher,
+        observers: Sequence[PhaseObserver],
+    ) -> RolloutSteps:
+        """Return the steps on completions that are sampled and scored when their phase begins."""
+        assert isinstance(self.algorithm, Online)
+        collector = self._collector(model, data, batcher)
+        prompts = Prompts(data.train, data.rows)
+        return RolloutSteps(prompts, collector, self.algorithm, batcher, self.stage, observers)
+
+    def _collector(self, model: LoadedModel, data: Datasets, batcher: MicroBatcher) -> Collector:
+        """Return what samples and scores; its generator and rewards are not open yet (``at_work``)."""
+        stage, rollout = self.stage, self.stage.rollout
+        assert rollout is not None
+        generator: Generator = registry.build("generator", rollout.generator)
+        if not generator.trainable:
+            raise AlignError(
+                f"is {generator.name}, which cannot follow the weights as they change",
+                "use local or vllm",
+                where=f"{stage.name}: rollout.generator",
+            )
+        place = RewardContext(
+            rank=batcher.rank,
+            world_size=batcher.world_size,
+            seed=stage.seed,
+            accelerator=self.hardware.accelerator,
+            home=self.place.path,
+        )
+        prompts = [data.train, *(held_out.examples for held_out in data.held_out)]
+        context = max(int(held.lengths.max()) for held in prompts) + rollout.sampling.max_completion_length
+        for whose, network in (("model", model.policy), ("critic", model.critic)):
+            if network is not None:
+                limits = [limit for limit in limits_for(network, context) if limit is not None]
+                _refuse_overlong(stage, prompts, min(limits, default=None), whose)
+        handle = ModelHandle(
+            resolve_model_path(stage.model.path, stage.model.revision, stage.model.trust_remote_code),
+            stage.model,
+            model.tokenizer,
+            end_tokens(model.policy.unwrapped, model.tokenizer),
+            context,
+            model.policy,
+        )
+        return Collector(
+            rollout,
+            generator,
+            handle,
+            Scorer(rollout.rewards, place),
+            None if rollout.gold is None else Scorer([rollout.gold], place),
+            model.critic,
+            model.reference,
+            batcher,
+            stage.seed,
+            forward=partial(autocast, self.hardware, stage.train.precision),
+            stop=self.signals.requested,
+        )
+
+    def observers(self) -> Sequence[PhaseObserver]:
+        """Return the log of samples, on the first process."""
+        assert self.stage.rollout is not None
+        if processes.rank() != 0:
+            return ()
+        return (SampleLog(self.directory.run, self.place, self.stage.rollout),)
+
+    def hooks(self, ready: PreparedStage[RolloutSteps]) -> StageHooks:
+        """Add the phase's metrics to each step's; score completions to held-out prompts in place of their loss."""
+        steps = ready.steps
+        held_out = [Prompts(held.examples, ready.data.rows) for held in ready.data.held_out]
+        return replace(
+            super().hooks(ready),
+            phase_metrics=lambda: steps.metrics,
+            evaluate_prompts=lambda index, step: steps.evaluate(held_out[index], step),
+        )
+
+    def callbacks(self, ready: PreparedStage[RolloutSteps]) -> list[Callback]:
+        """Return the alarms on the phases' metrics."""
+        assert self.stage.rollout is not None
+        return [AlarmCallback(self.stage.rollout.watch, ready.steps, self._note_alarms)]
+
+    def _note_alarms(self, reported: Sequence[str]) -> None:
+        self.directory.note(self.stage.name, alarms=list(reported))
+
+    def held_out_loaders(self, ready: PreparedStage[RolloutSteps]) -> list[StepLoader]:
+        """Return one empty step for each held-out set, in whose place its prompts are evaluated (``hooks``)."""
+        return [StepLoader(lambda index: ready.batcher.step(index, []), 1) for _ in ready.data.held_out]
+
+    @contextmanager
+    def at_work(self, ready: PreparedStage[RolloutSteps]) -> Iterator[None]:
+        """Run generator and rewards in the block, and close them whatever happens."""
+        with opened(ready.steps.collector):
+            try:
+                yield
+            finally:
+                set_global_step(0)  # outside training
+
+    def describe_first_step(self, ready: PreparedStage[RolloutSteps]) -> str:
+        """Return the size of a phase: nothing is sampled to say more."""
+        count = ready.steps.steps_per_phase
+        return f"{self._phase_size(ready)}, learned from in {'1 step' if count == 1 else f'{count} steps'}"
+
+    def _phase_size(self, ready: PreparedStage[RolloutSteps]) -> str:
+        prompts, each = ready.steps.groups_per_phase, self.algorithm.num_generations
+        return f"{prompts} prompts a phase, each answered {each} times"
+
+
+def configure(algorithm: Algorithm, stage: Stage) -> None:
+    """Give an algorithm that samples its rollout settings. Raises AlignError where the two do not go together."""
+    if not isinstance(algorithm, Online):
+        return
     if stage.rollout is None:
         raise AlignError(
             f"is missing: {algorithm.name} samples its own answers",
@@ -59,84 +214,6 @@ def refuse_unusable_rows(rows: Iterable[Record], choices: Sequence[RewardChoice]
             problems += [Problem(source, why, fix) for source, why in found[:NAMED]]
     if problems:
         raise AlignError.gather(problems)
-
-
-def build_critic(algorithm: Online, stage: Stage, tokenizer: PreTrainedTokenizerBase) -> Policy | None:
-    """The value model that an algorithm wants, or None.
-
-    Raises AlignError where it does not read the policy's tokens.
-    """
-    spec = algorithm.critic
-    if spec is None:
-        return None
-    model = stage.model
-    if spec.path is not None:
-        model = model.model_copy(update={"path": spec.path, "revision": None})
-    critic, own = build_policy(model, "reward", seed=stage.seed, dropout=False)
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise AlignError(
-            "has another vocabulary than the policy, and a critic reads the policy's tokens",
-            "take a reward model trained from the same base",
-            where=f"critic {model.path}",
-        )
-    critic.head = "value"
-    return critic
-
-
-def make_collector(
-    stage: Stage,
-    tokenizer: PreTrainedTokenizerBase,
-    policy: Policy,
-    critic: Policy | None,
-    reference: ReferenceModel | None,
-    cutter: MicroBatcher,
-    hardware: Hardware,
-    prepared: Prepared,
-    home: Path,
-    forward: Callable[[], AbstractContextManager[object]],
-) -> Collector:
-    """What asks and scores, its generator and rewards not yet opened (``opened``)."""
-    assert stage.rollout is not None
-    generator: Generator = registry.build("generator", stage.rollout.generator)
-    if not generator.trainable:
-        raise AlignError(
-            f"is {generator.name}, which cannot follow the weights as they change",
-            "use local or vllm",
-            where=f"{stage.name}: rollout.generator",
-        )
-    place = RewardContext(
-        rank=cutter.rank,
-        world_size=cutter.world_size,
-        seed=stage.seed,
-        accelerator=hardware.accelerator,
-        home=home,
-    )
-    gold = stage.rollout.gold
-    prompts = [prepared.train, *(held_out.examples for held_out in prepared.held_out)]
-    context = max(int(held.lengths.max()) for held in prompts) + stage.rollout.sampling.max_completion_length
-    for whose, network in (("model", policy), ("critic", critic)):
-        if network is not None:
-            limits = [limit for limit in limits_for(network, context) if limit is not None]
-            _refuse_overlong(stage, prompts, min(limits, default=None), whose)
-    return Collector(
-        stage.rollout,
-        generator,
-        ModelHandle(
-            resolve_model_path(stage.model.path, stage.model.revision, stage.model.trust_remote_code),
-            stage.model,
-            tokenizer,
-            end_tokens(policy.unwrapped, tokenizer),
-            context,
-            policy,
-        ),
-        Scorer(stage.rollout.rewards, place),
-        None if gold is None else Scorer([gold], place),
-        critic,
-        reference,
-        cutter,
-        stage.seed,
-        forward,
-    )
 
 
 def _refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | None, whose: str) -> None:

@@ -1,7 +1,4 @@
-"""A stage that learns nothing and makes rows: every prompt asked and scored once, what is best of it written down.
-
-Phases are kept as they are done, so a run that was stopped goes on where it stood. The rows are the stage's export.
-"""
+"""A stage that makes rows and learns nothing: each prompt is answered and scored once, the best is written down."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from align.core.algorithm import contract
+from align.core.algorithm.base import Algorithm
 from align.core.algorithm.online import RowGenerator
 from align.core.data.encode import Encoder
 from align.core.data.formats import Format
@@ -34,9 +32,9 @@ from align.core.online.phases import RolloutSteps, why_unscored
 from align.core.plugin_system.registry import registry
 from align.core.rewards.base import Score
 from align.core.rewards.scorer import Scored, leveled
-from align.core.training.reward_stage import opened
+from align.core.training.reward_stage import RewardStage
 from align.core.training.run_directory import ROWS, RunDirectory, StageDirectory, located, training_settings
-from align.core.training.stage import Setup
+from align.core.training.stage import PreparedStage
 from align.core.util import atomic_files
 from align.core.util.atomic_files import Damaged, digest, read_json, sealed
 from align.core.util.progress import track
@@ -85,50 +83,67 @@ class Acceptance:
         return CATALOGUE[note.finding].level == "error" and note.finding not in self.settings.allow
 
 
-def harvest(place: StageDirectory, stage: Stage, setup: Setup, directory: RunDirectory) -> None:
-    """Ask every prompt, phase by phase; write ``export/rows.jsonl``; mark the stage as done. Every rank calls it.
+class RowStage(RewardStage):
+    """A stage that samples and scores completions as a reward stage does, and writes rows instead of learning.
 
-    Answers that a stage of this run would refuse to learn from are left out. Raises AlignError where there is no row at
-    all.
+    Each phase is kept as it is done, so a run that was stopped goes on where it stood. The rows are its export.
     """
-    phases, algorithm = setup.phases, setup.algorithm
-    assert isinstance(phases, RolloutSteps) and isinstance(algorithm, RowGenerator)
-    key = digest([training_settings(stage), setup.prepared.content_hash])
-    size, count = phases.groups_per_phase, math.ceil(len(phases.prompts) / phases.groups_per_phase)
-    done: list[Mapping[str, Any]] = []
-    readers = _readers(directory, setup)
-    _join(phases, setup.hardware)
-    with opened(phases.collector):
-        phases.collector.sync(0, phases.prompts)
-        for phase in track(range(count), f"{setup.stage.name}: sampling answers, phases"):
-            path = place.phases / f"phase-{phase + 1:06d}.json"
-            kept = _read(path, key)
-            if kept is None:
-                which = range(phase * size, min(len(phases.prompts), (phase + 1) * size))
-                kept = {"key": key, **_ask(phases, algorithm, readers, which, phase)}
-                if processes.rank() == 0:
-                    atomic_files.write_atomic(path, sealed({**kept, "inputs": place.inputs()}))
-            else:
-                phases.collector.scorer.load_state_dict(kept["scorer"])
-            done.append(kept)
-    with contract.calling(algorithm, "curves"):
-        curves = algorithm.curves([rewards for kept in done for rewards in kept["rewards"]])
-    metrics = {**curves, **_means(done)}
-    rows = [row for kept in done for row in kept["rows"]]
-    refused: Counter[str] = sum((Counter(kept["refused"]) for kept in done), Counter())
-    if not rows:
-        raise _no_rows(place, done, refused)
-    if processes.rank() == 0:
-        if refused:
-            print(f"{place.path.name}: {_left_out(refused)}", file=sys.stderr)
-        atomic_files.write_atomic(place.export / ROWS, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        for choice in setup.stage.loggers:
-            logger = registry.build("logger", choice).open(place.path, place.path.name, 0)
-            logger.log_metrics(metrics, count)
-            logger.save()
-        place.finish(stage, {"rows": float(len(rows)), "refused": float(refused.total()), **metrics})
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+
+    def __init__(self, directory: RunDirectory, stage: Stage, algorithm: Algorithm, progress: bool) -> None:
+        super().__init__(directory, stage, algorithm, progress)
+        # Nothing is measured on held-out prompts, so all of them are answered.
+        data = self.stage.data.model_copy(update={"validation": None, "validation_fraction": 0.0})
+        self.stage = self.stage.model_copy(update={"data": data})
+
+    def describe_first_step(self, ready: PreparedStage[RolloutSteps]) -> str:
+        """Return the size of a phase."""
+        return f"{self._phase_size(ready)}, for rows"
+
+    def execute(self, ready: PreparedStage[RolloutSteps]) -> None:
+        """Answer every prompt, phase by phase; write ``export/rows.jsonl``; record the stage as done. Collective.
+
+        Completions that a stage of this run would refuse to learn from are left out. Raises AlignError if there is no
+        row at all.
+        """
+        steps, algorithm, place = ready.steps, ready.algorithm, self.place
+        assert isinstance(algorithm, RowGenerator)
+        key = digest([training_settings(self.declared), ready.data.content_hash])
+        size, count = steps.groups_per_phase, math.ceil(len(steps.prompts) / steps.groups_per_phase)
+        done: list[Mapping[str, Any]] = []
+        readers = _readers(self.directory, ready)
+        _join(steps, ready.hardware)
+        with self.at_work(ready):
+            steps.collector.sync(0, steps.prompts)
+            for phase in track(range(count), f"{self.stage.name}: sampling answers, phases"):
+                path = place.phases / f"phase-{phase + 1:06d}.json"
+                kept = _read(path, key)
+                if kept is None:
+                    which = range(phase * size, min(len(steps.prompts), (phase + 1) * size))
+                    kept = {"key": key, **_ask(steps, algorithm, readers, which, phase)}
+                    if processes.rank() == 0:
+                        atomic_files.write_atomic(path, sealed({**kept, "inputs": place.inputs()}))
+                else:
+                    steps.collector.scorer.load_state_dict(kept["scorer"])
+                done.append(kept)
+        with contract.calling(algorithm, "curves"):
+            curves = algorithm.curves([rewards for kept in done for rewards in kept["rewards"]])
+        metrics = {**curves, **_means(done)}
+        rows = [row for kept in done for row in kept["rows"]]
+        refused: Counter[str] = sum((Counter(kept["refused"]) for kept in done), Counter())
+        if not rows:
+            raise _no_rows(place, done, refused)
+        if processes.rank() == 0:
+            if refused:
+                print(f"{place.path.name}: {_left_out(refused)}", file=sys.stderr)
+            content = "".join(json.dumps(row) + "\n" for row in rows)
+            atomic_files.write_atomic(place.export / ROWS, content.encode())
+            for choice in self.stage.loggers:
+                logger = registry.build("logger", choice).open(place.path, place.path.name, 0)
+                logger.log_metrics(metrics, count)
+                logger.save()
+            place.finish(self.declared, {"rows": float(len(rows)), "refused": float(refused.total()), **metrics})
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()
 
 
 def _left_out(refused: Counter[str]) -> str:
@@ -155,24 +170,24 @@ def _join(phases: RolloutSteps, hardware: Hardware) -> None:
     """
     if hardware.accelerator == "cuda":
         phases.collector.policy.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
-    if phases.cutter.world_size > 1 and not dist.is_initialized():
+    if phases.batcher.world_size > 1 and not dist.is_initialized():
         backend = "nccl" if hardware.accelerator == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=hardware.timeout))
 
 
-def _readers(directory: RunDirectory, setup: Setup) -> list[Acceptance]:
+def _readers(directory: RunDirectory, ready: PreparedStage[RolloutSteps]) -> list[Acceptance]:
     """Return how the stages that learn from these rows will read them, each with its own tokenizer and settings.
 
     Where no stage of this run does, the rows need only be readable at all.
     """
-    own, found = Encoder(setup.tokenizer), list[Acceptance]()
+    own, found = Encoder(ready.model.tokenizer), list[Acceptance]()
     for stage in directory.run.stages:
-        if all(source.path != f"stage:{setup.stage.name}" for source in stage.data.train):
+        if all(source.path != f"stage:{ready.stage.name}" for source in stage.data.train):
             continue
         algorithm = registry.build("algorithm", stage.algorithm)
         try:
             model = located(stage, directory.export_of).model
-            encoder = own if model == setup.stage.model else Encoder(load_tokenizer(model, algorithm.head))
+            encoder = own if model == ready.stage.model else Encoder(load_tokenizer(model, algorithm.head))
         except AlignError:  # it starts from a stage that has not run yet: its tokenizer is most likely this one
             encoder = own
         found.append(Acceptance(encoder, TokenizationSettings.of(algorithm, stage.data)))
@@ -214,8 +229,8 @@ def _ask(
         with contract.calling(algorithm, "rows"):
             made = [row | rendered for row in algorithm.rows(each.content, usable)]
         rows += [row for row in made if accepted(row)]  # a plugin's rows need not be made of the answers alone
-    for hear in phases.heard:
-        hear(phase, asked, scored)
+    for observe in phases.observers:
+        observe(phase, asked, scored)
     if all(score.reward is None for score in scored) and processes.rank() == 0:
         # Now, and not only at the end: what is missing is known, and every further phase costs as much.
         why = why_unscored(scored)

@@ -1,11 +1,23 @@
-"""A stage made ready: data, model, reference, plan. What ``--check`` does too."""
+"""A stage of a run, and the steps that every kind of stage takes.
+
+    prepare   check the settings -> read the data -> load the model -> make the source of optimizer steps
+    execute   train or make rows -> write the export -> record the stage as done
+
+``align train --check`` and measured estimates only prepare. Three kinds differ in some of these steps: ``DataStage``
+learns from rows, ``RewardStage`` from the rewards of completions that it samples, and ``RowStage`` makes rows of such
+completions. The algorithm's class decides which one runs it (``align.core.training.launch.stage_runner``).
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,183 +26,225 @@ from transformers import PreTrainedTokenizerBase
 
 from align.core.algorithm import contract
 from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Online, RowGenerator
 from align.core.data.batch import collate
-from align.core.data.examples import Example, Examples
-from align.core.data.mixture import Window
+from align.core.data.examples import Example
 from align.core.data.step_plan import FORWARD
 from align.core.engine import processes
-from align.core.engine.steps import EpochSteps, MicroBatcher, StepSource
+from align.core.engine.callbacks import SignalHandler
+from align.core.engine.steps import MicroBatcher, StepSource
 from align.core.engine.strategy import Strategy, footprint
 from align.core.models.loading import build_policy, load_tokenizer, notes
-from align.core.models.packing import check_lengths, layout_for, limits_for, longest_sequence
+from align.core.models.packing import LengthLimits, check_lengths, layout_for, limits_for, longest_sequence
 from align.core.models.policy import Policy
 from align.core.models.reference import Precomputed, ReferenceModel, assert_zero_kl, make_reference, precompute
-from align.core.online.collect import Prompts
-from align.core.online.phases import RolloutSteps
+from align.core.online.phases import PhaseObserver
 from align.core.plugin_system.registry import registry
-from align.core.training.datasets import HeldOutSet, Preparation, Prepared, StreamSteps
-from align.core.training.reward_stage import build_critic, configure, make_collector, refuse_unusable_rows
-from align.core.training.run_directory import RunDirectory
+from align.core.training.datasets import DatasetBuilder, Datasets, HeldOutSet
+from align.core.training.run_directory import RunDirectory, located
 from align.core.util.atomic_files import cache_directory
 from align.core.util.progress import working
 from align.schemas.engine import MICRO_TOKENS
-from align.schemas.errors import AlignError, Problem
+from align.schemas.errors import Problem
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice, Stage
+from align.schemas.text import stripped
+
+Source = TypeVar("Source", bound=StepSource)
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """A stage made ready: everything but the Trainer."""
+class LoadedModel:
+    """The networks of a stage. limits: the longest rows that the policy can take and was made for."""
 
-    stage: Stage
-    algorithm: Algorithm
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
     critic: Policy | None
     reference: ReferenceModel | None
-    prepared: Prepared
-    cutter: MicroBatcher
-    phases: StepSource
+    limits: LengthLimits
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedStage(Generic[Source]):
+    """Everything that a stage needs to run, except Lightning's Trainer."""
+
+    stage: Stage
+    algorithm: Algorithm
+    model: LoadedModel
+    data: Datasets
+    batcher: MicroBatcher
+    steps: Source
     strategy: Strategy
     hardware: Hardware
     notes: list[Problem]
     """Warnings to print before the first step."""
 
 
-def set_up(directory: RunDirectory, stage: Stage, progress: bool) -> Setup:
-    """Data first (cheap to be wrong about), then the model, its reference, and the plan.
+class StageRunner(ABC, Generic[Source]):
+    """One stage of a run, in this process and, where there are several, in all processes of its group alike."""
 
-    ``stage`` is located already: nothing in it is called ``stage:NAME`` any more.
-    """
-    algorithm: Algorithm = registry.build("algorithm", stage.algorithm)
-    if stage.train.precision == "bf16-true":  # weights are loaded so: converting them later would take buffers along
-        stage = stage.model_copy(update={"model": stage.model.model_copy(update={"dtype": "bfloat16"})})
-    hardware = processes.launched(stage.devices)
-    if hardware.accelerator == "cuda":  # before anything is put on a GPU: rewards and engines take the current one
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if isinstance(algorithm, Online):
-        configure(algorithm, stage)
-    if isinstance(algorithm, RowGenerator):  # it measures nothing on held-out prompts, and asks them all
-        data = stage.data.model_copy(update={"validation": None, "validation_fraction": 0.0})
-        stage = stage.model_copy(update={"data": data})
-    if stage.data.stream and (algorithm.samples or algorithm.uses_reference or stage.train.max_steps is None):
-        raise AlignError(
-            "needs train.max_steps, and an algorithm without reference such as pretrain or sft",
-            "give train.max_steps, or read the files whole: data.stream: false",
-            where=f"{stage.name}: data.stream",
+    def __init__(self, directory: RunDirectory, stage: Stage, algorithm: Algorithm, progress: bool) -> None:
+        self.directory, self.algorithm, self.progress = directory, algorithm, progress
+        self.place = directory.stage(stage.name)
+        self.declared = stage
+        """The stage as the run file has it: a resumed run is compared by it, so that a directory may be moved."""
+        self.stage = located(stage, directory.export_of)
+        if stage.train.precision == "bf16-true":  # loaded in it: converting them later would take buffers along
+            model = self.stage.model.model_copy(update={"dtype": "bfloat16"})
+            self.stage = self.stage.model_copy(update={"model": model})
+        self.hardware = processes.launched(stage.devices)
+        self.signals = SignalHandler()  # made here because sampling asks it too; it listens once training has begun
+
+    # --- what the kinds differ in ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def check_settings(self) -> None:
+        """Raise AlignError for settings that do not go together."""
+
+    def check_rows(self, data: Datasets) -> None:
+        """Raise AlignError for rows that this kind of stage cannot use."""
+
+    def load_critic(self, tokenizer: PreTrainedTokenizerBase) -> Policy | None:
+        """Return the value model that the algorithm wants, None by default."""
+        return None
+
+    @abstractmethod
+    def make_step_source(
+        self,
+        model: LoadedModel,
+        data: Datasets,
+        builder: DatasetBuilder,
+        batcher: MicroBatcher,
+        observers: Sequence[PhaseObserver],
+    ) -> Source:
+        """Return the source of the stage's optimizer steps."""
+
+    def observers(self) -> Sequence[PhaseObserver]:
+        """Return the functions that are given every phase's completions while the stage runs, none by default."""
+        return ()
+
+    @abstractmethod
+    def describe_first_step(self, ready: PreparedStage[Source]) -> str:
+        """Return a phrase about the first step, for ``align train --check``."""
+
+    def at_work(self, ready: PreparedStage[Source]) -> AbstractContextManager[None]:
+        """Return a context in which steps can be taken: rewards and generator run in it, where there are some."""
+        return nullcontext()
+
+    @abstractmethod
+    def execute(self, ready: PreparedStage[Source]) -> None:
+        """Train or make rows, write the export and record the stage as done."""
+
+    # --- what they share -------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Prepare and execute the stage; its warnings are printed before its first step."""
+        ready = self.prepare(self.observers())
+        if processes.rank() == 0:
+            for note in ready.notes:
+                print(stripped(str(note)), file=sys.stderr)
+        self.execute(ready)
+
+    def prepare(self, observers: Sequence[PhaseObserver] = ()) -> PreparedStage[Source]:
+        """Read the data first, as they are cheap to be wrong about; then load the model and plan the steps.
+
+        observers: called with each phase's completions. Raises AlignError for whatever would stop training later.
+        """
+        if self.hardware.accelerator == "cuda":  # first of all: rewards and engines take the current device
+            torch.cuda.set_device(_local_rank())
+        self.check_settings()
+        tokenizer = load_tokenizer(self.stage.model, self.algorithm.head)
+        # Only rank 0 writes into the run directory: it may still have to refuse it.
+        report = self.place.path if processes.rank() == 0 else None
+        builder = DatasetBuilder(self.stage, tokenizer, self.algorithm, report, self.progress)
+        data = builder.build()
+        self.check_rows(data)
+        model, batcher, too_long = self.load_model(data)
+        strategy = self.choose_strategy(model)
+        if model.reference is not None:
+            with autocast(self.hardware, self.stage.train.precision):
+                data = self.measure_reference(data, model.policy, model.reference, batcher)
+        steps = self.make_step_source(model, data, builder, batcher, observers)
+        warnings = [*too_long, *notes(model.policy, model.tokenizer, data.train)]
+        return PreparedStage(self.stage, self.algorithm, model, data, batcher, steps, strategy, self.hardware, warnings)
+
+    def load_model(self, data: Datasets) -> tuple[LoadedModel, MicroBatcher, list[Problem]]:
+        """Return the networks, how steps are cut for them, and warnings about rows that are long for them."""
+        stage, algorithm = self.stage, self.algorithm
+        seed_everything(stage.seed, verbose=False)
+        dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
+        with working(f"{stage.name}: loading the model {stage.model.path}", shown=self.progress):
+            policy, tokenizer = build_policy(stage.model, algorithm.head, seed=stage.seed, dropout=dropout)
+        sets = [data.train, *(held_out.examples for held_out in data.held_out)]
+        longest = max(map(longest_sequence, sets))
+        if stage.data.stream:  # rows of later windows may be longer than the first window's
+            longest = max(longest, stage.data.max_length)
+        limits = limits_for(policy, longest)
+        too_long = check_lengths(policy, limits, sets)
+        critic = self.load_critic(tokenizer)
+        if stage.rollout is not None:
+            policy.temperature = stage.rollout.sampling.temperature or 1.0
+        pad_id = int(tokenizer.pad_token_id or 0)
+        with working(f"{stage.name}: trying a forward pass", shown=self.progress):
+            layout = layout_for(policy, self.hardware.accelerator, stage.train.layout, data.train, pad_id)
+        reference = None
+        if algorithm.uses_reference:
+            known_ahead = algorithm.reference_known_ahead
+            reference = make_reference(stage.reference, policy, stage, known_ahead=known_ahead)
+        batcher = MicroBatcher(
+            algorithm,
+            stage.train,
+            layout,
+            pad_id,
+            stage.train.micro_batch_tokens or MICRO_TOKENS[self.hardware.accelerator],
+            processes.rank(),
+            int(os.environ.get("WORLD_SIZE", "1")),
+            FORWARD[self.hardware.accelerator],
         )
-    tokenizer = load_tokenizer(stage.model, algorithm.head)
-    # Only rank 0 writes into the run directory: it may still have to refuse it.
-    report = directory.stage(stage.name).path if processes.rank() == 0 else None
-    preparation = Preparation(stage, tokenizer, algorithm, report, progress)
-    prepared = preparation.prepare()
-    if stage.rollout is not None:
-        refuse_unusable_rows(prepared.rows.values(), [*stage.rollout.rewards, *filter(None, [stage.rollout.gold])])
+        return LoadedModel(tokenizer, policy, critic, reference, limits), batcher, too_long
 
-    seed_everything(stage.seed, verbose=False)
-    dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
-    with working(f"{stage.name}: loading the model {stage.model.path}", shown=progress):
-        policy, tokenizer = build_policy(stage.model, algorithm.head, seed=stage.seed, dropout=dropout)
-    sets = [prepared.train, *(held.examples for held in prepared.held_out)]
-    longest = max(map(longest_sequence, sets))
-    if stage.data.stream:  # rows of later windows may be longer than the first window's
-        longest = max(longest, stage.data.max_length)
-    limits = limits_for(policy, longest)
-    too_long = check_lengths(policy, limits, sets)
-    critic = build_critic(algorithm, stage, tokenizer) if isinstance(algorithm, Online) else None
-    if stage.rollout is not None:
-        policy.temperature = stage.rollout.sampling.temperature or 1.0
-    pad_id = int(tokenizer.pad_token_id or 0)
-    with working(f"{stage.name}: trying a forward pass", shown=progress):
-        layout = layout_for(policy, hardware.accelerator, stage.train.layout, prepared.train, pad_id)
-    reference = None
-    if algorithm.uses_reference:
-        known_ahead = type(algorithm).auxiliary is Algorithm.auxiliary and not isinstance(algorithm, Online)
-        reference = make_reference(stage.reference, policy, stage, known_ahead=known_ahead)
-    strategy: Strategy = registry.build("strategy", stage.devices.strategy)
-    size = footprint(*filter(None, (policy, critic)))
-    with contract.calling(strategy, "resolve"):
-        strategy = strategy.resolve(hardware, size, lambda: _chosen(hardware, size))
-    cutter = MicroBatcher(
-        algorithm,
-        stage.train,
-        layout,
-        pad_id,
-        stage.train.micro_batch_tokens or MICRO_TOKENS[hardware.accelerator],
-        processes.rank(),
-        int(os.environ.get("WORLD_SIZE", "1")),
-        FORWARD[hardware.accelerator],
-    )
-    if reference is not None:
-        with autocast(hardware, stage.train.precision):
-            prepared = _measured(prepared, reference, policy, cutter, hardware, progress)
-    phases: StepSource
-    if isinstance(algorithm, Online):
-        prompts = Prompts(prepared.train, prepared.rows)
-        speaking = partial(autocast, hardware, stage.train.precision)
-        home = directory.stage(stage.name).path
-        collector = make_collector(
-            stage, tokenizer, policy, critic, reference, cutter, hardware, prepared, home, speaking
-        )
-        phases = RolloutSteps(prompts, collector, algorithm, cutter, stage)
-    elif stage.data.stream:
-        # A stream's rows come only while it trains, so their lengths are checked as they come.
-        def tokenise(window: Window) -> Examples:
-            examples = preparation.window(window)
-            check_lengths(policy, limits, [examples])
-            return examples
+    def choose_strategy(self, model: LoadedModel) -> Strategy:
+        """Return the strategy that shares the work: the run file's, or for ``auto`` the one that plugins choose."""
+        hardware, size = self.hardware, footprint(*filter(None, (model.policy, model.critic)))
+        strategy: Strategy = registry.build("strategy", self.stage.devices.strategy)
+        with contract.calling(strategy, "resolve"):
+            return strategy.resolve(hardware, size, lambda: _chosen(hardware, size))
 
-        phases = StreamSteps(preparation.windows, tokenise, cutter, stage.train, stage.seed)
-    else:
-        phases = EpochSteps(prepared.train, cutter, stage.train, stage.seed)
-    known = [*too_long, *notes(policy, tokenizer, prepared.train)]
-    return Setup(
-        stage, algorithm, tokenizer, policy, critic, reference, prepared, cutter, phases, strategy, hardware, known
-    )
+    def measure_reference(
+        self, data: Datasets, policy: Policy, reference: ReferenceModel, batcher: MicroBatcher
+    ) -> Datasets:
+        """Return the data with reference log-probabilities, where they are computed once; check the reference."""
+        if self.hardware.accelerator == "cuda":
+            policy.to(torch.device("cuda", _local_rank()))
+        if isinstance(reference, Precomputed):
+            measure = partial(
+                precompute,
+                policy,
+                layout=batcher.layout,
+                pad_id=batcher.pad_id,
+                micro_tokens=batcher.micro_tokens,
+                micro_size=batcher.train.micro_batch_size,
+                cache=cache_directory(),
+                progress=self.progress,
+            )
+            held_out = [HeldOutSet(held.name, measure(held.examples)) for held in data.held_out]
+            data = replace(data, train=measure(data.train), held_out=held_out)
+        first = collate([_something_scored(data.train[0])], batcher.layout, batcher.pad_id)
+        assert_zero_kl(reference, policy, first.to(next(policy.parameters()).device))
+        return data
 
 
 def autocast(hardware: Hardware, precision: str) -> AbstractContextManager[object]:
-    """The context that training's forward passes run in, so that the reference is measured as the policy will be."""
+    """Return the context of training's forward passes, so that the reference is measured as the policy will be."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     return nullcontext() if dtype is None else torch.autocast(hardware.accelerator, dtype)
 
 
-def _measured(
-    prepared: Prepared,
-    reference: ReferenceModel,
-    policy: Policy,
-    cutter: MicroBatcher,
-    hardware: Hardware,
-    progress: bool,
-) -> Prepared:
-    """The data with reference log-probabilities where they are computed once; and the reference checked."""
-    if hardware.accelerator == "cuda":
-        policy.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
-    if isinstance(reference, Precomputed):
-
-        def measure(examples: Examples) -> Examples:
-            return precompute(
-                policy,
-                examples,
-                layout=cutter.layout,
-                pad_id=cutter.pad_id,
-                micro_tokens=cutter.micro_tokens,
-                micro_size=cutter.train.micro_batch_size,
-                cache=cache_directory(),
-                progress=progress,
-            )
-
-        held_out = [HeldOutSet(held.name, measure(held.examples)) for held in prepared.held_out]
-        prepared = replace(prepared, train=measure(prepared.train), held_out=held_out)
-    first = collate([_something_scored(prepared.train[0])], cutter.layout, cutter.pad_id)
-    assert_zero_kl(reference, policy, first.to(next(policy.parameters()).device))
-    return prepared
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _something_scored(example: Example) -> Example:
-    """An example as it is, or a prompt with all its tokens scored."""
+    """Return an example as it is, or a prompt with all its tokens scored."""
     if any(s.scored.any() for s in example.sequences):
         return example
     return replace(example, sequences=tuple(replace(s, scored=np.arange(len(s)) > 0) for s in example.sequences))
