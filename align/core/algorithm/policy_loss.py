@@ -65,11 +65,6 @@ def clipped(
     return torch.where(advantage < 0, torch.minimum(loss, -delta * advantage), loss)
 
 
-def cispo(logp: Tensor, ratio: Tensor, advantage: Tensor, epsilon_high: float) -> Tensor:
-    """−sg(min(ρ, 1+ε_high)) A log π, sg without gradient. CISPO, 2506.13585: every token keeps its gradient."""
-    return -ratio.detach().clamp(max=1 + epsilon_high) * advantage * logp
-
-
 def importance_weighted(batch: Batch, policy_T: Tensor) -> Tensor:
     """The policy's loss times the correction for the generator's own probabilities, where there is one: [T]."""
     return policy_T * batch.token_data["weight"] if "weight" in batch.token_data else policy_T

@@ -1,13 +1,21 @@
-"""GRPO and its relatives: tokens share their answer's advantage, which is its reward against its group's.
+r"""GRPO and its relatives: tokens share the advantage of their completion, its reward compared with its group's.
 
-They are settings, not algorithms of their own:
+A prompt q has G completions o_1 ... o_G with rewards R_i. What is minimised (2402.03300 Eqs 3 and 4), T_i = |o_i|:
+
+    L    = 1/G Σ_i 1/T_i Σ_t [ −min(ρ_it A_i, clip(ρ_it, 1 − ε, 1 + ε_high) A_i) + β k_it ]
+
+    ρ_it = π(o_it | q, o_i<t) / π_old(o_it | q, o_i<t)     π_old: the policy that the phase began with
+    A_i  = (R_i − mean R) / (std R + 1e-4)                 ``group_advantages``
+    k_it = exp(−x) − 1 + x,  x = log π − log π_ref         ``kl_estimator`` k3; times ρ_it (``use_bias_correction_kl``)
+
+Relatives replace a part each. They are settings, not algorithms of their own:
 
     DAPO     2503.14476   epsilon_high: 0.28, mask_truncated_completions: true, and the stage's
-                          rollout.zero_std_groups: refill
-    Dr. GRPO 2503.20783   scale_rewards: none, averaging: constant
-    GSPO     2507.18071   importance_sampling_level: sequence, averaging: sequence, epsilon: 3.0e-4,
-                          epsilon_high: 4.0e-4
-    CISPO    2506.13585   objective: cispo
+                          rollout.zero_std_groups: refill; averaging: token, one mean over all tokens
+    Dr. GRPO 2503.20783   A_i = R_i − mean R, and Σ_t over a constant: scale_rewards: none, averaging: constant
+    GSPO     2507.18071   ρ_i, the geometric mean over t of ρ_it: importance_sampling_level: sequence,
+                          averaging: sequence, epsilon: 3.0e-4, epsilon_high: 4.0e-4
+    CISPO    2506.13585   −sg(min(ρ_it, 1 + ε_high)) A_i log π for the minimum: objective: cispo
     GRPO as published     averaging: sequence, beta: 0.04, use_bias_correction_kl: false
 """
 
@@ -27,10 +35,10 @@ from align.rl import (
     Averaging,
     Group,
     Level,
+    Numbers,
     averaged,
     broadcast_to_tokens,
     center,
-    cispo,
     clip_metrics,
     clipped,
     concatenate,
@@ -39,6 +47,39 @@ from align.rl import (
     kl_loss,
     rewards,
 )
+
+
+def group_advantages(R: Sequence[Numbers], scale_rewards: Literal["group", "batch", "none"] = "group") -> list[Numbers]:
+    """A_i = (R_i − mean R) / (std R + 1e-4), [G] for each group of rewards [G]; NaN where nobody scored.
+
+    2402.03300 Section 4.1.2. The standard deviation is the group's, the phase's (2508.08221), or left out (Dr. GRPO,
+    2503.20783).
+    """
+    A = [center(R_G) for R_G in R]
+    if scale_rewards == "none":
+        return A
+    whole = concatenate(R)
+    return [divide_by_std(A_G, R_G if scale_rewards == "group" else whole) for A_G, R_G in zip(A, R, strict=True)]
+
+
+def clip_objective(batch: Batch, rho_T: Tensor, A_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:
+    """−min(ρ A, clip(ρ, 1 − ε, 1 + ε_high) A) of each token, and TRL's ``clip_ratio/*``. 2402.03300 Eq 3."""
+    metrics = clip_metrics(rho_T, A_T, config.epsilon, config.high, batch.mean_per_sequence)
+    return clipped(rho_T, A_T, config.epsilon, config.high, config.delta), metrics
+
+
+def cispo_objective(batch: Batch, rho_T: Tensor, A_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:
+    """−sg(min(ρ, 1 + ε_high)) A log π of each token, and the share of capped ones. CISPO, 2506.13585."""
+    capped_T = (rho_T > 1 + config.high) & (A_T > 0)
+    return cispo(batch.logp_T, rho_T, A_T, config.high), {"cispo_clip_ratio": Metric(capped_T.to(rho_T.dtype))}
+
+
+def cispo(logp_T: Tensor, rho_T: Tensor, A_T: Tensor, epsilon_high: float) -> Tensor:
+    """−sg(min(ρ, 1 + ε_high)) A log π, sg without gradient: every token keeps its gradient. CISPO, 2506.13585."""
+    return -rho_T.detach().clamp(max=1 + epsilon_high) * A_T * logp_T
+
+
+OBJECTIVES = {"clip": clip_objective, "cispo": cispo_objective}
 
 
 class GRPO(Online):
@@ -121,43 +162,26 @@ class GRPO(Online):
         return self.config.beta > 0 and self.config.kl_in == "reward"
 
     def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
-        """R_i less its group's mean, over a standard deviation."""
+        """Return A_i for every token of completion i; the KL is taken off its reward first, if it belongs there."""
         config = self.config
         beta = config.beta if config.kl_in == "reward" else 0.0
-        found = [rewards(group, beta, config.kl_estimator) for group in groups]
-        everything = concatenate(found)
-        advantages = [center(reward) for reward in found]
-        if config.scale_rewards != "none":
-            by = found if config.scale_rewards == "group" else [everything] * len(found)
-            advantages = [divide_by_std(a, own) for a, own in zip(advantages, by, strict=True)]
-        return broadcast_to_tokens(groups, advantages, config.mask_truncated_completions)
+        R = [rewards(group, beta, config.kl_estimator) for group in groups]
+        A = group_advantages(R, config.scale_rewards)
+        return broadcast_to_tokens(groups, A, config.mask_truncated_completions)
 
     def loss(self, batch: Batch) -> LossOutput:
-        """One value per token, or per answer, for the policy and for the KL."""
+        """Return one value per token, or per completion, of the objective and of β k."""
         config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
-        ratio_T, advantage_T = RATIOS[config.importance_sampling_level](batch), batch.token_data["advantage"]
-        loss_T, metrics = OBJECTIVES[config.objective](batch, ratio_T, advantage_T, config)
-        terms = [averaged(batch, importance_weighted(batch, loss_T), config.averaging, max_completion_length)]
+        rho_T, A_T = RATIOS[config.importance_sampling_level](batch), batch.token_data["advantage"]
+        objective_T, metrics = OBJECTIVES[config.objective](batch, rho_T, A_T, config)
+        objective_T = importance_weighted(batch, objective_T)
+        terms = [averaged(batch, objective_T, config.averaging, max_completion_length)]
         metrics["policy_loss"] = Metric(terms[0].weight * terms[0].values)
         if batch.ref_logp_T is not None:
             in_loss = config.beta > 0 and config.kl_in == "loss"
-            kl_T = kl_loss(batch, config.kl_estimator, ratio_T if in_loss and config.corrected else None)
-            metrics["kl"] = Metric(kl_T)
+            # Alone, k1 and k3 have not the KL's gradient: tokens were drawn from π_old, which it does not see.
+            k_T = kl_loss(batch, config.kl_estimator, rho_T if in_loss and config.corrected else None)
+            metrics["kl"] = Metric(k_T)
             if in_loss:
-                terms.append(averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
+                terms.append(averaged(batch, k_T, config.averaging, max_completion_length, config.beta))
         return LossOutput(terms, metrics | token_metrics(batch))
-
-
-def _clip(batch: Batch, ratio_T: Tensor, advantage_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:
-    low, high = config.epsilon, config.high
-    metrics = clip_metrics(ratio_T, advantage_T, low, high, batch.mean_per_sequence)
-    return clipped(ratio_T, advantage_T, low, high, config.delta), metrics
-
-
-def _cispo(batch: Batch, ratio_T: Tensor, advantage_T: Tensor, config: GRPO.Config) -> tuple[Tensor, dict[str, Metric]]:
-    capped_T = (ratio_T > 1 + config.high) & (advantage_T > 0)
-    metrics = {"cispo_clip_ratio": Metric(capped_T.to(ratio_T.dtype))}
-    return cispo(batch.logp_T, ratio_T, advantage_T, config.high), metrics
-
-
-OBJECTIVES = {"clip": _clip, "cispo": _cispo}
