@@ -48,6 +48,12 @@ def imports(session: nox.Session) -> None:
 
 
 @nox.session
+def api(session: nox.Session) -> None:
+    """Bring the lists of public names up to date, and name what the changelog lacks."""
+    session.run("python", "tools/public_api.py", "--write", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Build the manual into build/docs; a broken link fails. `nox -s docs -- serve` shows it while you write."""
     session.run("mkdocs", *(session.posargs or ["build", "--strict"]))

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from align.core.rewards.base import Answer as Answer
     from align.core.rewards.base import Reward as Reward
     from align.core.rewards.base import Score as Score
+    from align.core.training.sample_log import read_samples as read_samples
     from align.core.util.liveness import Interrupted as Interrupted
     from align.hookspecs import Register as Register
     from align.hookspecs import hookimpl as hookimpl
@@ -101,6 +102,7 @@ _HOMES = {
     "schemas.results": ("StageResult",),
     "core.engine.logger": ("Logger",),
     "core.engine.strategy": ("Strategy",),
+    "core.training.sample_log": ("read_samples",),
     "core.util.liveness": ("Interrupted",),
 }
 _HOME = {name: f"align.{home}" for home, names in _HOMES.items() for name in names}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 hookspec = HookspecMarker("align")
 hookimpl = HookimplMarker("align")
+"""Decorator that marks a plugin's function as the implementation of the hook of its name."""
 
 
 class Register(Protocol):

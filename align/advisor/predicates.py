@@ -14,7 +14,9 @@ ALGORITHM = {"continual_pretraining": "pretrain"}
 TRAINING = ("post_training", "sft", "dpo", "kto", "reward_model", "rlhf", *ONLINE)
 """Methods that fit weights to behaviour."""
 TRAINED_ON: tuple[DataKind, ...] = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts")
+"""Kinds of data that post-training learns from."""
 JUDGED: tuple[DataKind, ...] = ("preference_pairs", "unpaired_feedback")
+"""Kinds of data that hold judgements of completions."""
 
 FITS_WEIGHTS = ("continual_pretraining", "sft", "dpo", "kto", "reward_model", *ONLINE)
 """Stages that change a model's weights."""
@@ -40,6 +42,7 @@ SKILLS = frozenset(
 AUTOMATIC = ("verifier", "reward_model", "llm_judge")
 """What scores answers by the thousand."""
 SCORERS = (*AUTOMATIC, "human")
+"""Kinds of reward that can score a completion."""
 
 
 def scorer(facts: Facts) -> str | None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from align.advisor.project_facts import Facts
 
 Option = Literal["prompting", "rag", "continual_pretraining", "post_training", "best_of_n", "insufficient"]
+"""What can be advised."""
 Weight = Literal["hard", "soft", "veto"]
 """hard: by itself enough. soft: enough where nothing hard speaks. veto: rules the option out, whoever asks for it."""
 
@@ -67,4 +68,5 @@ class Ask:
 
 
 RuleResult = Vote | Warn | Ask
+"""One thing that a rule returns."""
 Rule = Callable[[Facts, Any], RuleResult | Iterable[RuleResult] | None]

@@ -214,7 +214,7 @@ class Provenance(_AdviceModel):
 
 
 class Advice(_AdviceModel):
-    """The whole of it."""
+    """Advice on a project: whether to train, what, with which data and hardware, and what is missing."""
 
     schema_: Literal["align.advice/1"] = Field("align.advice/1", alias="schema", serialization_alias="schema")
     primary: Primary

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """Strict by default: unknown keys are errors, NaN and infinity are not numbers, values never change.
+    """Base class of settings. Strict: unknown keys, NaN and infinity are refused, and values never change.
 
     ``hide_input_in_errors`` keeps a token or a password given in the wrong place out of the message.
     """

@@ -12,7 +12,7 @@ from align.schemas.text import stripped
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong.
+    """One thing that is wrong, with its place and fix.
 
     where: the place in the user's own terms (``run.yaml line 4: algorithm.beta``, ``train.jsonl:17``).
     what:  what is wrong there, as a sentence without a subject (``is -1; must be greater than 0``).

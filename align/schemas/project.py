@@ -237,7 +237,7 @@ class Measured(Config):
 
 
 class Project(Config):
-    """The whole form."""
+    """The form of a project: what is wanted, what there is, and what has been measured; every field may be empty."""
 
     description: str | None = None
     """In free words; facts are read from it too, and what the form says beats them."""

@@ -14,6 +14,7 @@ Message = dict[str, Any]
 """``{"role": ..., "content": ...}`` and, where used, ``tool_calls``, ``name``, ``thinking``."""
 
 Content = str | list[Message]
+"""A prompt or completion: a string, or the messages of a conversation."""
 
 
 class Arguments(dict[str, Any]):

@@ -83,6 +83,7 @@ BESIDE_REWARD = frozenset(RewardChoice.model_fields) - {"settings"}
 """The keys of a reward that are not its plugin's settings."""
 
 RewardPlugin = Annotated[RewardChoice, BeforeValidator(lambda value: spelt_out(value, BESIDE_REWARD))]
+"""A setting that chooses a reward: its name, or a mapping with ``type``, weight and the reward's own settings."""
 
 
 class ImportanceSamplingCorrection(Config):
@@ -154,6 +155,7 @@ class Rollout(Config):
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A setting between 0 and 1, both included."""
 
 
 class Adapter(Config):

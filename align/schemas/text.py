@@ -27,7 +27,7 @@ def stripped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Control characters, bidirectional overrides and other unseen ones as signs that can be seen.
+    r"""Return a text with control characters, bidirectional overrides and other unseen ones as signs that can be seen.
 
     ``\x1b`` becomes ``⟨U+001B⟩``. The result can always be encoded as UTF-8.
     Letters of right-to-left scripts and the joiners that emoji and Persian need stay.

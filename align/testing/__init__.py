@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from align.testing.optimizer_step import step_gradients as step_gradients
     from align.testing.optimizer_step import step_statistics as step_statistics
     from align.testing.rewards import check_reward as check_reward
+    from align.testing.rules import advise_with as advise_with
     from align.testing.toys import LENGTHS as LENGTHS
     from align.testing.toys import VOCABULARY as VOCABULARY
     from align.testing.toys import toy_examples as toy_examples
@@ -37,6 +38,7 @@ _HOMES = {
     "algorithms": ("check_algorithm", "check_description"),
     "online_algorithms": ("check_online", "toy_experience"),
     "rewards": ("check_reward",),
+    "rules": ("advise_with",),
     "optimizer_step": ("CUTS", "Cut", "ReferenceLike", "StepResult", "step", "step_gradients", "step_statistics"),
     "toys": ("LENGTHS", "VOCABULARY", "toy_examples", "toy_policy"),
 }

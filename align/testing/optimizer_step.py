@@ -29,6 +29,7 @@ CUTS: Mapping[str, Cut] = {
     "8x1": [[i] for i in range(8)],
     "uneven, out of order, one empty": [[7, 0], [], [2, 4, 6, 1, 3], [5]],
 }
+"""Ways to cut a step of eight examples, by name."""
 
 
 class ReferenceLike(Protocol):

@@ -13,6 +13,7 @@ from align.core.models.policy import Policy
 from align.schemas.records import Kind
 
 VOCABULARY = 64
+"""Tokens of the toy model."""
 LENGTHS = ((3, 2, 5), (1, 7, 1), (6, 1, 4), (2, 9, 9), (4, 3, 2), (9, 1, 1), (1, 1, 8), (5, 6, 3))
 """Tokens of the prompt, of an answer, and of a second answer where the kind has two; eight examples."""
 

@@ -16,6 +16,7 @@ from align.core.algorithm.online import Advantages, Experience, Group
 from align.core.generation.base import Floats
 
 Numbers = NDArray[np.float64]
+"""Rewards or advantages in float64, NaN where there is none."""
 
 EPS = 1e-4
 """Added to a standard deviation that divides (TRL's; OpenRLHF has 1e-9, veRL 1e-6)."""
@@ -25,7 +26,7 @@ EPS = 1e-4
 
 
 def sampled_kl(experience: Experience, kind: KL) -> Numbers:
-    """k_t of each token of an answer, under the policy that the phase began with: [T]."""
+    """Return the KL estimate k_t of each token of a completion, under the policy that the phase began with: [T]."""
     assert experience.logp is not None and experience.ref_logp is not None, "the engine measures what credit needs"
     return estimate(experience.logp.astype(np.float64) - experience.ref_logp, kind)
 
@@ -37,7 +38,7 @@ def rewards(group: Group, beta: float = 0.0, kind: KL = "k1") -> Numbers:
 
 
 def token_rewards(reward: float, kl_T: Numbers, beta: float) -> Numbers:
-    """r_t = −β k_t, and the answer's reward beside it at the last token: [T]. 1909.08593 Eq 2, token by token."""
+    """r_t = −β k_t, plus the completion's reward at the last token: [T]. 1909.08593 Eq 2, token by token."""
     reward_T = -beta * kl_T
     reward_T[-1] += reward
     return reward_T
@@ -55,13 +56,13 @@ def adapt_beta(beta: float, kl: float, target: float, answers: int, horizon: flo
 
 
 def nanmean(x: Numbers) -> float:
-    """Over those that are numbers; NaN where there is none."""
+    """Return the mean of the values that are not NaN; NaN where there is none."""
     known = x[~np.isnan(x)]
     return float(known.mean()) if len(known) else float("nan")
 
 
 def nanstd(x: Numbers) -> float:
-    """Unbiased (n − 1), over those that are numbers; 0 for fewer than two."""
+    """Return the unbiased standard deviation (n − 1) of the values that are not NaN; 0 for fewer than two."""
     known = x[~np.isnan(x)]
     return float(known.std(ddof=1)) if len(known) > 1 else 0.0
 
@@ -92,7 +93,7 @@ def divide_by_std(advantage: Numbers, by: Numbers) -> Numbers:
 
 
 def concatenate(parts: Sequence[Numbers]) -> Numbers:
-    """One array of many, or of none."""
+    """Return one array of many, or of none."""
     return np.concatenate([np.empty(0), *parts])
 
 
@@ -127,12 +128,12 @@ def whiten(parts: Sequence[Numbers]) -> list[Numbers]:
 
 
 def nan_to_zero(parts: Sequence[Numbers]) -> list[Floats]:
-    """What the loss gets: float32, and 0 for what nobody scored."""
+    """Return values for the loss: float32, and 0 where NaN marks a completion that no reward scored."""
     return [np.nan_to_num(part).astype(np.float32) for part in parts]
 
 
 def loss_mask(groups: Sequence[Group], mask_truncated_completions: bool = False) -> NDArray[np.bool_]:
-    """Which answers carry loss: those that somebody scored, and on demand only those that came to their end: [N]."""
+    """Return True for each completion that carries loss: it was scored and, if asked for, not truncated: [N]."""
     return np.array(
         [
             e.reward is not None and not (mask_truncated_completions and e.finish == "length")
@@ -146,7 +147,7 @@ def loss_mask(groups: Sequence[Group], mask_truncated_completions: bool = False)
 def broadcast_to_tokens(
     groups: Sequence[Group], advantages: Sequence[Numbers], mask_truncated_completions: bool = False
 ) -> Advantages:
-    """Give every token of an answer the answer's advantage; one [G] for each group."""
+    """Return advantages in which each token has that of its completion. advantages: one [G] for each group."""
     answers = [e for group in groups for e in group]
     spread = [np.full(len(e.tokens), a) for e, a in zip(answers, concatenate(advantages), strict=True)]
     return Advantages({"advantage": nan_to_zero(spread)}, loss_mask(groups, mask_truncated_completions))

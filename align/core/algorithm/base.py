@@ -34,14 +34,14 @@ class LossTerm(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """Something to log, reduced over the step by the same books: mean over all values, or sum, min, max."""
+    """Values to log, reduced over the whole optimizer step: the mean of all values, or their sum, min or max."""
 
     values: Tensor
     reduce: Literal["mean", "sum", "min", "max"] = "mean"
 
 
 class LossOutput(NamedTuple):
-    """What ``loss`` returns."""
+    """The result of ``Algorithm.loss``: the terms of the loss, and metrics to log by name."""
 
     terms: Sequence[LossTerm]
     metrics: Mapping[str, Metric | Tensor]
@@ -67,7 +67,7 @@ class CriticSpec:
 
 
 class Algorithm:
-    """How to learn: subclass, set the class attributes, write ``loss``.
+    """Base class of algorithms that learn from given data: subclass, set the class attributes, write ``loss``.
 
     A plugin file starts with the equation as a pure function and ends with the class that feeds it.
     """
@@ -165,7 +165,7 @@ def logistic(x: Tensor, label_smoothing: float = 0.0) -> Tensor:
 
 
 def token_metrics(batch: Batch, correct_of: str | None = None) -> dict[str, Metric]:
-    """``entropy`` and ``mean_token_accuracy`` over scored tokens, the latter over one role's tokens if named."""
+    """Return ``entropy`` and ``mean_token_accuracy`` over scored tokens, the latter over one role's tokens if named."""
     metrics = {}
     if batch.entropy_T is not None:
         metrics["entropy"] = Metric(batch.entropy_T)
@@ -176,7 +176,10 @@ def token_metrics(batch: Batch, correct_of: str | None = None) -> dict[str, Metr
 
 
 def preference_metrics(batch: Batch, chosen_E: Tensor, rejected_E: Tensor) -> dict[str, Metric]:
-    """What TRL logs of pairs: implicit rewards given as [E], log-probabilities, logits, entropy, token accuracy."""
+    """Return the metrics that TRL logs of pairs: rewards, log-probabilities, logits, entropy, token accuracy.
+
+    chosen_E, rejected_E: the implicit rewards of each pair.
+    """
     with torch.no_grad():
         logp_B = batch.sum_per_sequence(batch.logp_T)
         metrics = {

@@ -41,6 +41,6 @@ def kl_bound(n: int) -> float:
 
 
 def powers(n: int) -> Iterator[int]:
-    """1, 2, 4, ... below n, and n."""
+    """Yield 1, 2, 4, ... below n, and n."""
     yield from (2**i for i in range(n.bit_length()) if 2**i < n)
     yield n

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 KL = Literal["k1", "k2", "k3"]
+"""Estimators of the KL divergence of one sampled token: see ``estimate``."""
 
 Values = TypeVar("Values", NDArray[np.float64], Tensor)
 

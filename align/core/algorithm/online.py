@@ -180,7 +180,7 @@ def example_of(experience: Experience, token_data: Mapping[str, Floats], role: s
 
 
 def sequence_of(experience: Experience, token_data: Mapping[str, Floats], role: str = "completion") -> TokenSequence:
-    """Prompt and answer as one sequence, the answer's tokens scored."""
+    """Return prompt and completion as one sequence, the completion's tokens scored."""
     tokens = np.concatenate([experience.prompt, experience.tokens]).astype(np.int32)
     scored = np.arange(len(tokens)) >= len(experience.prompt)
     return TokenSequence(role, tokens, scored, experience.ref_logp, dict(token_data))

@@ -16,7 +16,9 @@ from align.core.algorithm.kl import KL, estimate
 from align.core.data.batch import Batch
 
 Averaging = Literal["token", "sequence", "constant"]
+"""Ways to average a loss: see ``averaged``."""
 Level = Literal["token", "sequence"]
+"""What an importance ratio is of: each token, or a whole completion."""
 
 LARGEST = 20.0
 """Of log ρ, so that no ratio overflows and turns an advantage of 0 into NaN (as veRL)."""
@@ -26,7 +28,7 @@ LARGEST = 20.0
 
 
 def log_ratio(batch: Batch) -> Tensor:
-    """Of tokens, log π − log π_old: [T]. Where a phase is a single step nothing was measured, and π_old is π."""
+    """Return log π − log π_old of each token: [T]. A phase of a single step measures no π_old: it is π."""
     return batch.logp_T - batch.token_data.get("old_logp", batch.logp_T.detach())
 
 
@@ -46,6 +48,7 @@ def product_ratio(batch: Batch) -> Tensor:
 
 
 RATIOS: Mapping[Level, Callable[[Batch], Tensor]] = {"token": token_ratio, "sequence": mean_ratio}
+"""The function that computes the ratio of each level, [T]."""
 
 
 # --- objectives ----------------------------------------------------------------------------------------------------
@@ -66,7 +69,7 @@ def clipped(
 
 
 def importance_weighted(batch: Batch, policy_T: Tensor) -> Tensor:
-    """The policy's loss times the correction for the generator's own probabilities, where there is one: [T]."""
+    """Return the policy's loss times the correction for the generator's own probabilities, where there is one: [T]."""
     return policy_T * batch.token_data["weight"] if "weight" in batch.token_data else policy_T
 
 
@@ -74,7 +77,7 @@ def importance_weighted(batch: Batch, policy_T: Tensor) -> Tensor:
 
 
 def kl_loss(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
-    """k_t of each token, with gradient; times ρ_t where a ratio is given: [T].
+    """Return the KL estimate k_t of each token, with gradient; times ρ_t where a ratio is given: [T].
 
     Tokens are drawn from π_old, and from a π that the gradient does not see: alone, k1's gradient is 0 in expectation,
     k2's is the KL's and k3's the forward KL's. ρ k1 and ρ k3 have the KL's own (DeepSeek-V3.2, 2512.02556).
@@ -88,7 +91,7 @@ def kl_loss(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
 
 
 def averaged(batch: Batch, x_T: Tensor, how: Averaging, max_completion_length: int, weight: float = 1.0) -> LossTerm:
-    """The mean over all tokens, over sequences of their tokens' mean, or of their sum / max_completion_length.
+    """Return a loss term: the mean over tokens, over sequences of their mean, or of their sum / max_completion_length.
 
     ``token``: DAPO, 2503.14476 Section 3.3. ``sequence``: GRPO, 2402.03300 Eq 3. ``constant``: Dr. GRPO, 2503.20783,
     in which no token's weight depends on its answer's length.
@@ -104,7 +107,7 @@ def averaged(batch: Batch, x_T: Tensor, how: Averaging, max_completion_length: i
 def clip_metrics(
     ratio: Tensor, advantage: Tensor, epsilon: float, epsilon_high: float, per_sequence: Callable[[Tensor], Tensor]
 ) -> dict[str, Metric]:
-    """TRL's ``clip_ratio/*``: shares of ratios that are clipped, and the extremes of the sequences' shares."""
+    """Return TRL's ``clip_ratio/*``: shares of ratios that are clipped, and the extremes of the sequences' shares."""
     low = ((ratio < 1 - epsilon) & (advantage < 0)).to(ratio.dtype)
     high = ((ratio > 1 + epsilon_high) & (advantage > 0)).to(ratio.dtype)
     return {

@@ -235,7 +235,7 @@ def keep_random_state() -> Iterator[None]:
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """Every rank's value, in rank order, on every rank. Collective."""
+    """Return every rank's value, in rank order, on every rank. Collective: all ranks must call it."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

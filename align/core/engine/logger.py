@@ -11,7 +11,7 @@ from align.schemas.base import Config
 
 
 class Logger:
-    """A destination for metrics: subclass, name it, and return a Lightning logger from ``open``."""
+    """Base class of destinations for metrics: subclass, name it, and return a Lightning logger from ``open``."""
 
     name: ClassVar[str]
 

@@ -48,7 +48,7 @@ def under_launcher() -> bool:
 
 
 def rank() -> int:
-    """Number of this process in its group, 0 alone."""
+    """Return the number of this process in its group, 0 if it is alone."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -245,7 +245,7 @@ def die_with_parent() -> None:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses now."""
+    """Return a port of this machine that no process uses now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]

@@ -12,7 +12,7 @@ from align.schemas.hardware import Footprint, Hardware
 
 
 class Strategy:
-    """How processes share the work: subclass, name it, and return what Lightning's Trainer takes."""
+    """Base class of strategies, by which processes share the work: subclass it and return a Lightning strategy."""
 
     name: ClassVar[str]
 

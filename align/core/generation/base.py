@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from align.schemas.run import Model
 
 Tokens = NDArray[np.int32]
+"""Token ids of one prompt or completion, [T]."""
 Floats = NDArray[np.float32]
+"""Log-probabilities, or other numbers, of the tokens of one completion, [T]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle:
-    """The model that a generator speaks for.
+    """The model that a generator samples from.
 
     directory: a Hugging Face directory with the weights that it begins with. policy: the trainer's own network, None
     outside training. ends: token ids that end an answer. context: most tokens of prompt and answer together.
@@ -67,11 +69,11 @@ class ModelHandle:
 
 
 class Interrupt(Exception):
-    """``generate`` was asked to stop."""
+    """Raised by ``generate`` when it was asked to stop."""
 
 
 class Generator:
-    """How answers are sampled: subclass, set ``name``, write the five methods.
+    """Base class of generators: subclass, set ``name``, write the five methods.
 
     ``open`` once, then any number of ``sync``, ``generate`` and ``logp``, then ``close`` (also after a failure). Every
     wait is bounded; what goes wrong in an engine is raised as AlignError with the engine's own words.

@@ -285,7 +285,7 @@ rows: at 1/2 a fifth slower, at 1/4 a twentieth, and at less than 1/8 slower aga
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A network and what of its tokenizer matters while it speaks.
+    """Sample completions from a network in this process, prompts of similar length in one batch.
 
     ends: token ids that end an answer. context: most tokens of prompt and answer together. tokens: most tokens of
     prompts and answers in one batch, each row counted with the longest prompt and the longest answer.

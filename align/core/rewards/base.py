@@ -43,7 +43,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a reward says of one answer.
+    """The result of a reward for one answer.
 
     value: the score; None abstains, which is never the same as 0. parts: what it is made of. why: a sentence, where
     there is no score or it needs explaining.
@@ -57,7 +57,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class RewardContext:
-    """Where a reward works: a directory for what it keeps between runs, and its process among those that score.
+    """The surroundings of a reward: a directory for what it keeps between runs, and its process among those that score.
 
     home: a directory for what it keeps of this run alone (what it has spent), None where there is no run.
     """
@@ -71,7 +71,7 @@ class RewardContext:
 
 
 class Reward:
-    """How answers are scored: subclass, set ``name``, write ``score``. A bare function is a reward too.
+    """Base class of rewards: subclass, set ``name``, write ``score``. A bare function is a reward too.
 
     A score may depend on its answer and on the answers of the same group, never on others that come along.
     """
@@ -128,16 +128,18 @@ class Reward:
 # What an answer is counted in, for rewards about length and repetition.
 
 Unit = Literal["tokens", "words", "characters"]
+"""Units of a completion's length: see ``pieces``."""
 
 
 def pieces(answer: Answer, unit: Unit) -> Sequence[int | str] | None:
-    """The answer in tokens, words (by whitespace) or characters; None where its tokens are not known."""
+    """Return the answer as tokens, words (split at whitespace) or characters; None where its tokens are not known."""
     if unit == "tokens":
         return None if answer.text and not answer.tokens else answer.tokens
     return answer.text.split() if unit == "words" else answer.text
 
 
 NO_TOKENS = "its tokens are not known: give completion_ids, or set unit to words or characters"
+"""The reason of a score that is missing because a completion came without token ids."""
 
 
 # Regular expressions in the settings of rewards.
@@ -153,3 +155,4 @@ def compiles(pattern: str) -> str:
 
 
 Pattern = Annotated[str, AfterValidator(compiles)]
+"""A setting that holds a regular expression; one that does not compile is refused when the run file is read."""

@@ -152,7 +152,7 @@ class FunctionReward(Reward):
 
 
 def from_function(function: Callable[..., Any], name: str) -> Reward:
-    """A function in TRL's signature as a reward called ``name``."""
+    """Return a function in TRL's signature as a reward called ``name``."""
     return FunctionReward(function, name)
 
 
@@ -185,13 +185,13 @@ def load_function(file: str, function: str) -> Callable[..., Any]:
 
 
 def components(beside: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of what a function tells beside a score; those that are not finite have no place in JSON."""
+    """Return the finite numbers among what a function gives in addition to a score, as ``Score.parts``."""
     numbers = {str(name): told for name, told in beside.items() if isinstance(told, int | float)}
     return {name: float(told) for name, told in numbers.items() if abs(told) <= sys.float_info.max}
 
 
 def describe(beside: Mapping[str, Any], parts: Mapping[str, float]) -> str:
-    """The rest of it in words, so that nothing is left out unsaid."""
+    """Return what ``components`` leaves out as one line of text, as ``Score.why``."""
     return "; ".join(f"{name}: {told}"[:_LONGEST] for name, told in beside.items() if str(name) not in parts)
 
 

@@ -64,7 +64,10 @@ class Scored:
 
 
 def reward_of(choice: RewardChoice) -> Reward:
-    """The reward that a run file chose, a function as one too; not opened. Raises AlignError for bad settings."""
+    """Return the reward that a run file chose, not opened yet; a function becomes one.
+
+    Raises AlignError for bad settings.
+    """
     made = registry.build("reward", choice)
     return made if isinstance(made, Reward) else from_function(made, choice.type)
 

@@ -63,7 +63,7 @@ def write_samples(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """What ``write_samples`` wrote, maps as dictionaries. Raises AlignError where the file is damaged or another."""
+    """Return the rows of a phase's file of samples. Raises AlignError if it is damaged, or another file."""
     try:
         table = pq.read_table(path, schema=SCHEMA)
     except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors

@@ -163,7 +163,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """``whole_file`` for content that is at hand."""
+    """Write a file whole or not at all: readers see the old content or the new. Raises OSError naming the file."""
     with whole_file(path) as file:
         file.write(content)
 
@@ -187,7 +187,7 @@ def fsync_tree(root: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
+    """Return the sha256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

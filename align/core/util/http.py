@@ -259,7 +259,7 @@ def is_loopback(host: str) -> bool:
 
 
 def secret(env: str | None = None, file: str | Path | None = None) -> str | None:
-    """An API key out of an environment variable or a file, never out of a run file; None where neither is named.
+    """Return an API key from an environment variable or a file, never out of a run file; None where neither is named.
 
     Raises AlignError where it is missing, empty or no single word.
     """
