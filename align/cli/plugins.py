@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -39,6 +40,8 @@ def plugins() -> None:
 def list_(kind: str | None, no_load: bool, as_json: bool) -> None:
     """List what plugins offer, by kind and name, each with what it is.
 
+    The adviser's rules are counted only, unless you give --kind rule.
+
     \b
     Example:
       align plugins list --kind reward
@@ -58,15 +61,21 @@ def list_(kind: str | None, no_load: bool, as_json: bool) -> None:
         )
         return
     if offers:
-        shown = [(offer.kind, offer.name, offer.plugin, visible(offer.about)) for offer in offers]
-        print_columns([("KIND", "NAME", "PLUGIN", "ABOUT"), *shown], cut=True)
+        # The adviser's rules alone would fill two screens, and few readers look for one.
+        listed = [offer for offer in offers if kind == "rule" or offer.kind != "rule"]
+        rows = [(offer.kind, offer.name, offer.plugin, visible(offer.about)) for offer in listed]
+        if kind is None:
+            rules = Counter(offer.plugin for offer in offers if offer.kind == "rule")
+            hint = "Rules of `align advise`; to list them: align plugins list --kind rule"
+            rows += [("rule", f"({count})", plugin, hint) for plugin, count in sorted(rules.items())]
+        print_columns([("KIND", "NAME", "PLUGIN", "ABOUT"), *rows], cut=True)
         click.echo()
     status = {
         p.name: "left out by ALIGN_PLUGINS" if p.left_out else "broken: align plugins doctor" if p.broken else ""
         for p in installed
     }
-    rows = [(p.name, p.distribution, p.version, p.module, status[p.name]) for p in installed]
-    print_columns([("PLUGIN", "DISTRIBUTION", "VERSION", "MODULE", ""), *rows], cut=True)
+    origins = [(p.name, p.distribution, p.version, p.module, status[p.name]) for p in installed]
+    print_columns([("PLUGIN", "DISTRIBUTION", "VERSION", "MODULE", ""), *origins], cut=True)
 
 
 @plugins.command()

@@ -199,7 +199,7 @@ def test_a_model_that_cannot_be_had_is_estimated_by_its_size(
 def test_a_device_of_which_only_the_memory_is_known_is_not_called_by_it(large: Path, tmp_path: Path) -> None:
     """It was "on 80 GB, 80 GB each"."""
     done = estimate(run_file(large, tmp_path), "--memory", "80")
-    assert "parameters on GPU, 80 GB each, single" in done.output.splitlines()[0]
+    assert "parameters on GPU, 80 GB each, strategy single: one process on one device" in done.output.splitlines()[0]
     assert "4 x GPU, 24 GB each" in estimate(tmp_path / "run.yaml", "--memory", "24", "--devices", "4").output
 
 
@@ -232,6 +232,15 @@ def test_what_keeps_the_time_from_being_known_is_named(
     assert line.startswith("Time: not known: ") and why in line and line.endswith("; set train.max_steps to know it")
     told = estimate(tmp_path / "run.yaml", setting, "stages.0.train.max_steps=9").output
     assert "Time: not known" not in told
+
+
+def test_gradients_of_one_micro_batch_a_step_are_explained(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """They have an entry for generation and none for training, whose fullest instant is before the backward pass."""
+    file = run_file(tiny_model_dir, tmp_path, "rloo")
+    at_once = estimate(file, "stages.0.train.micro_batch_size=8", "--device", "H100").output
+    accumulated = estimate(file, "stages.0.train.micro_batch_size=1", "--device", "H100").output
+    explained = "In training that is before the backward pass"
+    assert explained in at_once and explained not in accumulated
 
 
 ONLINE = {"rollout": {"rewards": [{"type": "math"}]}, "train": {"batch_size": 8, "precision": "bf16-mixed"}}

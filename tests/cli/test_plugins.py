@@ -54,7 +54,11 @@ def test_list_shows_what_each_offers_and_who_is_broken(strangers: Path) -> None:
     assert texts["brevity"] == "1 for an answer of no length, falling to 0 at ``limit`` characters."
     assert texts["plain_nll"] == "Scale * -log p of every scored token.", "read from its source: torch is not imported"
     assert texts["shortness"] == "Print the reward of TEXT."
-    assert texts["R-RAG-2"] == "Only what was looked up can be cited."
+    (counted,) = [line for line in done.stdout.splitlines() if line.startswith("rule ") and " builtin " in line]
+    assert counted.endswith("to list them: align plugins list --kind rule")
+    rules = align(strangers, "plugins", "list", "--kind", "rule").stdout.splitlines()
+    assert any(line.startswith("rule  R-RAG-2 ") for line in rules) and "R-RAG-2" not in texts
+    assert f"({sum(line.startswith('rule ') and ' builtin ' in line for line in rules)})" in counted
     assert ["reward", "brevity", "brevity"] in rows
     assert ["algorithm", "plain_nll", "brevity"] in rows and ["algorithm", "dpo", "builtin"] in rows
     assert ["command", "shortness", "brevity"] in rows

@@ -168,6 +168,31 @@ def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     assert "No samples were taken." in page
 
 
+@pytest.mark.parametrize(
+    ("architecture", "adapter", "model_class"),
+    [
+        ("Qwen2ForCausalLM", False, "AutoModelForCausalLM"),
+        ("Gemma3ForConditionalGeneration", False, "Gemma3ForConditionalGeneration"),
+        ("Gemma3ForConditionalGeneration", True, "Gemma3ForConditionalGeneration"),
+        (None, False, "AutoModelForCausalLM"),
+    ],
+)
+def test_the_class_that_loads_an_export_is_the_one_that_its_config_needs(
+    architecture: str | None, adapter: bool, model_class: str, tmp_path: Path
+) -> None:
+    """AutoModelForCausalLM was named for multimodal models too, of which it loads at most the text part."""
+    run = write_run(tmp_path / "run")
+    export = run / "sft" / "export"
+    home = tmp_path / "base" if adapter else export
+    for directory in (home, export):
+        directory.mkdir(parents=True, exist_ok=True)
+    if architecture is not None:
+        (home / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    if adapter:
+        (export / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(home)}))
+    assert f"transformers.{model_class}.from_pretrained(" in page_of(run)
+
+
 def test_what_was_advised_and_overridden_is_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "advice.json").write_text(json.dumps({"summary": "Use retrieval.", "confidence": "high"}))

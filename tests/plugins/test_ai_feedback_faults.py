@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -256,6 +257,24 @@ def test_ranks_share_memory_and_ledger(server: Server, tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert len(server.seen) == 60 == max(eval(lines[1])["requests"] for lines in printed)
     assert all(9.0 in eval(lines[0]) and None in eval(lines[0]) for lines in printed)
+
+
+@pytest.mark.parametrize(
+    ("table", "fix"),
+    [
+        ("verdicts (key TEXT PRIMARY KEY, mark REAL)", "remove the file: the judge is asked for its verdicts again"),
+        ("spent (owner TEXT PRIMARY KEY, requests INTEGER)", "lower the caps by what was spent so far"),
+    ],
+)
+def test_a_file_of_another_version_is_reported_with_its_fix(tmp_path: Path, table: str, fix: str) -> None:
+    """SQLite's own error for it ("table spent has 2 columns but 5 values were supplied") names no fix."""
+    path = tmp_path / "ai_feedback.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute(f"CREATE TABLE {table} WITHOUT ROWID")
+    with pytest.raises(AlignError, match="was written by another version of align") as error:
+        VerdictStore(path) if table.startswith("verdicts") else Ledger(path, "judge", Cap())
+    (problem,) = error.value.problems
+    assert problem.where == str(path) and fix in problem.fix
 
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:

@@ -28,7 +28,18 @@ COLOURS = {
 LETTERS = dict(zip(COLOURS, "WGAgORCalkvb", strict=True))
 """Where there are no colours, a bar is made of these."""
 WIDTH = 50
+GRADIENTS_OF_ONE_MICRO_BATCH = (
+    "Each column is a phase at its fullest instant. In training that is before the backward pass, which trades "
+    "activations for gradients; the gradients then stay until the next step, and so during generation."
+)
+"""The reason why ``gradients`` can have an entry for generation and none for training: one micro-batch a step."""
 SAID = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
+STRATEGIES = {
+    "single": "one process on one device",
+    "ddp": "a whole replica on each device",
+    "fsdp": "weights, gradients and optimizer state split over the devices",
+}
+"""The built-in strategies in words. One of a plugin's stands by its name alone."""
 STYLE = {"fits": "green", "tight": "yellow", "does_not_fit": "red"}
 
 
@@ -50,9 +61,12 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
     """What is printed of a stage, from top to bottom."""
     devices = f"{found.devices} x {found.device}" if found.devices > 1 else found.device
     params = f"{found.shape.params / 1e6:,.1f}M" if found.shape.params >= 1e6 else f"{found.shape.params:,}"
+    strategy = f"strategy {found.strategy}"
+    if found.strategy in STRATEGIES:
+        strategy += f": {STRATEGIES[found.strategy]}"
     yield Text.assemble(
         (f"{found.name} ({found.algorithm})", "bold"),
-        f"  {params} parameters on {devices}, {size(found.capacity)} each, {found.strategy}",
+        f"  {params} parameters on {devices}, {size(found.capacity)} each, {strategy}",
     )
     scale = max([found.capacity, *(sum(parts.values()) for parts in found.phases.values())])
     longest = max((sum(parts.values()) for parts in found.phases.values()), default=0.0)
@@ -64,6 +78,9 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
     if found.refused:
         yield Text(f"training would refuse it: {found.refused}", style="red")
     yield components(found, colour)
+    training, generation = (found.phases.get(phase, {}) for phase in ("training", "generation"))
+    if generation.get("gradients") and not training.get("gradients"):
+        yield Text(GRADIENTS_OF_ONE_MICRO_BATCH, style="dim")
     if len(found.ways) > 1:
         yield plans_table(found)
     if found.knobs:

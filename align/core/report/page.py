@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -151,10 +152,33 @@ def _commands(run: RunFacts) -> Iterator[tuple[str, str]]:
     if finished:
         export = str(run.directory / finished[-1].name / "export")
         reward = finished[-1].settings["algorithm"]["type"] == "reward_model"
-        kind = "SequenceClassification" if reward else "CausalLM"
-        yield "Load it in Python", f"transformers.AutoModelFor{kind}.from_pretrained({export!r})"
+        model_class = "AutoModelForSequenceClassification" if reward else _language_model_class(Path(export))
+        yield "Load it in Python", f"transformers.{model_class}.from_pretrained({export!r})"
         if not reward:
             yield "Serve it", f"vllm serve {shlex.quote(export)}"
         yield "Train on from it", f"align train RUN.yaml model.path={shlex.quote(export)}"
     seeds = " ".join(shlex.quote(f"stages.{stage.name}.seed={stage.settings['seed'] + 1}") for stage in run.stages)
     yield "Do it again with another seed", f"align train {file} output=runs/again {seeds}"
+
+
+def _language_model_class(export: Path) -> str:
+    """Return the name of the class of transformers that loads an exported language model.
+
+    AutoModelForCausalLM refuses most multimodal models, or loads their text part alone: those are named by the class in
+    their config. An adapter's export has no config of its own; its base's is read where that is a directory here.
+    """
+    config = _json(export / "config.json")
+    if not config:
+        base = _json(export / "adapter_config.json").get("base_model_name_or_path") or ""
+        config = _json(export / str(base) / "config.json")
+    architecture = str(next(iter(config.get("architectures") or []), ""))
+    return architecture if architecture.endswith("ForConditionalGeneration") else "AutoModelForCausalLM"
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """Return a JSON object; an empty one where the file cannot be read."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""A judge's verdicts, and what they have cost, on disk: SQLite files that all ranks share and no kill damages.
+"""A judge's verdicts and what they have cost, on disk: SQLite files that all ranks share and no kill damages.
 
 They use SQLite's write-ahead log, which needs a directory on one machine's own disk. SQLite notices no flipped bit in a
 row, so each row carries a checksum.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from align import AlignError
 from align.files import digest
@@ -35,7 +35,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """What may be spent; None is without end. Prices are of a million tokens."""
+    """Limits on a run's spending; None is no limit. Prices are of a million tokens, in one currency of the user's."""
 
     requests: int | None = None
     tokens: int | None = None
@@ -47,43 +47,59 @@ class Cap:
         limits = {"requests": self.requests, "tokens": self.tokens, "in money": self.cost}
         return "the cap of " + ", ".join(f"{limit:g} {what}" for what, limit in limits.items() if limit is not None)
 
-    def price(self, use: Usage) -> float:
-        """What it costs, in the money of the prices."""
-        return (use.prompt_tokens * self.prompt_price + use.completion_tokens * self.completion_price) / 1e6
+    def price(self, usage: Usage) -> float:
+        """Return the cost, in the currency of the prices."""
+        return (usage.prompt_tokens * self.prompt_price + usage.completion_tokens * self.completion_price) / 1e6
 
-    def holds(self, use: Usage) -> bool:
-        """Whether that much may be spent."""
-        tokens = use.prompt_tokens + use.completion_tokens
+    def holds(self, usage: Usage) -> bool:
+        """Return whether that much may be spent."""
+        tokens = usage.prompt_tokens + usage.completion_tokens
         return (
-            (self.requests is None or use.requests <= self.requests)
+            (self.requests is None or usage.requests <= self.requests)
             and (self.tokens is None or tokens <= self.tokens)
-            and (self.cost is None or self.price(use) <= self.cost)
+            and (self.cost is None or self.price(usage) <= self.cost)
         )
 
 
 class _File:
     """An SQLite file with one table, for any number of threads and processes."""
 
-    def __init__(self, path: Path | None, table: str) -> None:
-        """path: None keeps it in memory. Raises AlignError where it is damaged or cannot be written."""
+    table: ClassVar[str]
+    """The table's name."""
+    columns: ClassVar[Mapping[str, str]]
+    """The type of each column, by name."""
+    remedy: ClassVar[str]
+    """The fix for a file that is damaged, or written by another version of align."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open or create the file; None keeps it in memory.
+
+        Raises AlignError where it is damaged, cannot be written, or has another version's columns.
+        """
         self._lock, self._path = threading.Lock(), path
-        with self._told():
+        columns = ", ".join(f"{name} {kind}" for name, kind in self.columns.items())
+        with self._exclusive():
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
             name = ":memory:" if path is None else str(path)
             self._database = sqlite3.connect(name, timeout=60, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
-            self._database.execute(f"CREATE TABLE IF NOT EXISTS {table} WITHOUT ROWID")
+            self._database.execute(f"CREATE TABLE IF NOT EXISTS {self.table} ({columns}) WITHOUT ROWID")
+            found = [str(row[1]) for row in self._database.execute(f"PRAGMA table_info({self.table})")]
+        if found != list(self.columns):
+            self.close()
+            what = f"was written by another version of align: its table {self.table} has the columns {', '.join(found)}"
+            raise AlignError(what, self.remedy, where=str(self._path))
 
     def close(self) -> None:
-        """Safe to call twice."""
+        """Close the file. Safe to call twice."""
         with self._lock:
             self._database.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """One thread at a time, and the database's complaints as the user's."""
+    def _exclusive(self) -> Iterator[None]:
+        """Let one thread in at a time; raise the database's errors as AlignErrors."""
         try:
             with self._lock:
                 yield
@@ -93,14 +109,15 @@ class _File:
 
 
 class VerdictStore(_File):
-    """Verdicts by key."""
+    """Verdicts by key (``JudgeTask.digest``): what was judged once is not judged, or paid for, again."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
+    table = "verdicts"
+    columns: ClassVar[Mapping[str, str]] = {"key": "TEXT PRIMARY KEY", "verdict": "TEXT NOT NULL"}
+    remedy = "remove the file: the judge is asked for its verdicts again"
 
     def get(self, key: str) -> str | None:
-        """Return the verdict, or None. A damaged one is removed, so that the judge is asked again."""
-        with self._told():
+        """Return the verdict, or None. A damaged one is removed, so that it is judged again."""
+        with self._exclusive():
             found = self._database.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
             if found is None:
                 return None
@@ -113,7 +130,7 @@ class VerdictStore(_File):
 
     def put(self, key: str, verdict: str) -> str:
         """Keep a verdict, and return the one that is valid: the first, where another process was there before."""
-        with self._told():
+        with self._exclusive():
             row = (key, _with_sum(key, verdict))
             self._database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", row)
         return self.get(key) or verdict
@@ -124,30 +141,39 @@ def _with_sum(key: str, verdict: str) -> str:
 
 
 class Ledger(_File):
-    """What one judge has cost a run, and the cap on it.
+    """The account of what one judge has cost a run, and the cap on it.
 
-    What a request may cost at most is written down before it is sent and corrected when its answer is there. So the cap
-    holds over all threads, ranks and resumed starts, and who is killed in between has spent it.
+    The most that a request can cost is reserved before it is sent, and corrected when its reply is there. So the cap
+    holds over all threads, ranks and resumed starts; a process that is killed in between has spent its reservations.
     """
 
+    table = "spent"
+    columns: ClassVar[Mapping[str, str]] = {
+        "owner": "TEXT PRIMARY KEY",
+        "requests": "INTEGER",
+        "prompt_tokens": "INTEGER",
+        "completion_tokens": "INTEGER",
+        "sum": "TEXT",
+    }
+    remedy = "lower the caps by what was spent so far, as your provider reports, and remove the file"
+
     def __init__(self, path: Path | None, owner: str, cap: Cap) -> None:
-        columns = "requests INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER, sum TEXT"
-        super().__init__(path, f"spent (owner TEXT PRIMARY KEY, {columns})")
+        super().__init__(path)
         self.cap, self._owner = cap, owner
-        with self._told():
+        with self._exclusive():
             self._database.execute("INSERT OR IGNORE INTO spent VALUES (?, ?, ?, ?, ?)", self._row(owner, Usage()))
             for row in self._database.execute("SELECT * FROM spent"):
                 self._verified(row)  # every owner's: with a damaged name, this judge's row would not be found by name
 
     @property
     def spent(self) -> Usage:
-        """So far."""
-        with self._told():
+        """The sum of all reservations and corrections so far."""
+        with self._exclusive():
             return self._spent()
 
     def reserve(self, most: Usage) -> bool:
-        """Write down what a request may cost at most, if the cap then still holds."""
-        with self._told(), self._alone():
+        """Reserve the most that a request can cost; return False, reserving nothing, where the cap would be broken."""
+        with self._exclusive(), self._transaction():
             spent = self._spent()
             holds = self.cap.holds(spent + most)
             if holds:
@@ -156,11 +182,11 @@ class Ledger(_File):
 
     def settle(self, most: Usage, used: Usage) -> None:
         """Correct a reservation to what was used."""
-        with self._told(), self._alone():
+        with self._exclusive(), self._transaction():
             self._keep(self._spent() + (used - most))
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[None]:
         """Hold a transaction in which no other process writes."""
         self._database.execute("BEGIN IMMEDIATE")
         try:
@@ -175,7 +201,7 @@ class Ledger(_File):
         self._database.execute("INSERT OR REPLACE INTO spent VALUES (?, ?, ?, ?, ?)", self._row(self._owner, spent))
 
     def _verified(self, row: Any) -> Usage:
-        """Return what a row says was spent. Raises AlignError where it is not what was written.
+        """Return the usage in a row. Raises AlignError where its checksum is another.
 
         Unlike a verdict it cannot be had again, and to start from 0 would break the cap.
         """
@@ -183,8 +209,7 @@ class Ledger(_File):
             owner, *numbers, _ = row
             if tuple(row) == self._row(owner, Usage(*numbers)):
                 return Usage(*numbers)
-        fix = "lower the caps by what was spent so far, as your provider reports, and remove the file"
-        raise AlignError("is damaged: what it says was spent differs from its sum", fix, where=str(self._path))
+        raise AlignError("is damaged: what it says was spent differs from its sum", self.remedy, where=str(self._path))
 
     @staticmethod
     def _row(owner: str, spent: Usage) -> tuple[Any, ...]:
