@@ -56,6 +56,7 @@ def test_the_kl_in_the_reward_by_hand() -> None:
     """Two tokens, log-ratios 0.2 and −0.1: k1 sums to 0.1, k2 to 0.025, k3 to e^(−0.2) − 0.8 + e^(0.1) − 1.1."""
     group = [answer(1.0, [-1.0, -2.0], [-1.2, -1.9]), answer(None, [-1.0], [-3.0])]
     assert advantages.rewards(group, 0.5, "k1") == pytest.approx([0.95, math.nan], nan_ok=True)
+    assert advantages.rewards(group, 0.5)[0] == pytest.approx(0.95)
     assert advantages.rewards(group, 0.5, "k2")[0] == pytest.approx(1 - 0.5 * 0.025)
     k3 = math.exp(-0.2) - 0.8 + math.exp(0.1) - 1.1
     assert advantages.rewards(group, 0.5, "k3")[0] == pytest.approx(1 - 0.5 * k3)

@@ -375,3 +375,12 @@ def test_the_sync_gate_gets_the_run_files_tolerance(run: Any, monkeypatch: pytes
     monkeypatch.setattr(collect, "check_sync", gate)
     train(run("low_ids", rollout={"sync_tolerance": 0.125}, train={"batch_size": 16, "max_steps": 2}), progress=False)
     assert given == [0.125, 0.125]
+
+
+def test_the_trainer_measures_at_the_temperature_that_answers_were_sampled_at(run: Any) -> None:
+    """Generator and trainer are the same weights here, so their log-probabilities differ by rounding alone."""
+    rollout = {"sampling": {"max_completion_length": 6, "temperature": 0.5}}
+    rollout |= {"importance_sampling_correction": {"type": "truncate"}}
+    made = run("low_ids", rollout=rollout, train={"batch_size": 16, "max_steps": 1})
+    train(made, progress=False)
+    assert float(log(made)[0]["sampling/sampling_logp_difference/max"]) < 1e-3
