@@ -1,10 +1,12 @@
 """Measure how readable the tree is: `python tools/legibility.py [--json FILE] [--no-walk]`.
 
-The walk counts the files of `align` in which a function is called between the first line of the command `align train`
-and the moment its export is written and recorded, for SFT and for GRPO on a tiny model made here. Outside it are
-command-line parsing, whatever an import calls (a decorator, a comprehension in a module's or class's body), what
-follows the export (the summary on the terminal), and processes of their own (reward workers). The rest is read from the
-source: names used more than once, docstrings that open with a relative clause, comments, the longest function.
+A walk lists the files of `align` in which a function is called, in order of the first call. Two are of `align train`,
+for SFT and for GRPO on a tiny model made here, from the command's first line to the moment its export is written and
+recorded; one is of `align advise` on a brief, to the command's end. Outside them are command-line parsing, whatever an
+import calls (a decorator, a comprehension in a module's or class's body), what follows the export (the summary on the
+terminal), and processes of their own (reward workers). docs/architecture.md names the files of all three. The rest is
+read from the source: names used more than once, docstrings that open with a relative clause, comments, the longest
+function.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
+import contextlib
+import io
 import json
+import os
 import re
 import sys
 import tempfile
@@ -25,19 +30,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "align"
 RELATIVE = re.compile(r"(What|Whether|Where|How|Of|Who|Whom|Whose|Which|When)\b")
-WALKED = ("sft", "grpo")
-
-
-FIRST = ("align/cli/train.py", "train")
-"""The function that begins the walk: the body of the command."""
-LAST = "StageDirectory.finish"
-"""The function whose return ends the walk: it records the export, which is on disk by then."""
+WALKED = ("sft", "grpo", "advice")
+BRIEF = """We answer customers of a bank by e-mail, and each answer must keep 27 rules of style. There are 4,000 pairs
+of letters and answers, and two H100 for Qwen3-8B. With our best prompt 62 % keep all rules, and 90 % are needed.
+"""
 
 
 class Walk:
-    """The files of the package in which a function is called, in order of the first call, each with its functions."""
+    """The files of the package in which a function is called, in order of the first call, each with its functions.
 
-    def __init__(self) -> None:
+    first: file and function that begin it, the body of a command. last: the function whose return ends it; None: the
+    end of the block does.
+    """
+
+    def __init__(self, first: tuple[str, str], last: str | None) -> None:
+        self.first, self.last = first, last
         self.files: dict[str, set[str]] = {}
         self._under_way = False
 
@@ -56,9 +63,9 @@ class Walk:
             return
         file = str(Path(code.co_filename).relative_to(ROOT))
         if event == "return":
-            self._under_way &= code.co_qualname != LAST
+            self._under_way &= code.co_qualname != self.last
             return
-        self._under_way |= (file, code.co_qualname) == FIRST
+        self._under_way |= (file, code.co_qualname) == self.first
         if self._under_way and code.co_qualname not in self.files.get(file, ()) and not _importing(frame):
             self.files.setdefault(file, set()).add(code.co_qualname)
 
@@ -74,25 +81,45 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
-def walk(algorithm: str) -> dict[str, list[str]]:
-    """Return the files called while `align train` runs one small stage, each with the functions called."""
+def walk(what: str) -> dict[str, list[str]]:
+    """Return the files called by `align train` on one small stage (what: its algorithm) or by `align advise`.
+
+    Each has the functions that were called. ``advice`` walks the latter.
+    """
     sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory)
+        os.environ["ALIGN_CACHE"] = str(scratch / "cache")  # tokens from an earlier walk would leave files out
+        walked = _advice(scratch) if what == "advice" else _training(what, scratch)
+    return {file: sorted(names) for file, names in walked.files.items()}
+
+
+def _training(algorithm: str, scratch: Path) -> Walk:
     from align.cli import main
     from align.core.config import run_file
     from tests.core.runs import run_for, write_rows
     from tests.tiny import save_tiny
 
-    with tempfile.TemporaryDirectory() as directory:
-        scratch = Path(directory)
-        save_tiny(scratch / "model")
-        rows = write_rows(algorithm, scratch / "rows.jsonl")
-        run = run_for(
-            algorithm, scratch / "model", rows, scratch / "run", train={"max_steps": 4, "num_train_epochs": 1}
-        )
-        (scratch / "run.yaml").write_text(run_file.dump(run))
-        with Walk() as walked:
-            main(["train", str(scratch / "run.yaml"), "--quiet"], standalone_mode=False)
-    return {file: sorted(names) for file, names in walked.files.items()}
+    save_tiny(scratch / "model")
+    rows = write_rows(algorithm, scratch / "rows.jsonl")
+    run = run_for(algorithm, scratch / "model", rows, scratch / "run", train={"max_steps": 4, "num_train_epochs": 1})
+    (scratch / "run.yaml").write_text(run_file.dump(run))
+    # The last function records the export, which is on disk by then.
+    with Walk(("align/cli/train.py", "train"), "StageDirectory.finish") as walked:
+        main(["train", str(scratch / "run.yaml"), "--quiet"], standalone_mode=False)
+    return walked
+
+
+def _advice(scratch: Path) -> Walk:
+    from align.cli import main
+
+    (scratch / "brief.md").write_text(BRIEF)
+    command = ["advise", str(scratch / "brief.md"), "--exit-zero"]
+    walked = Walk(("align/cli/advise.py", "advise"), None)
+    # The command ends by sys.exit, with its status.
+    with walked, contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(command, standalone_mode=False)
+    return walked
 
 
 def _docstring_owners(tree: ast.Module) -> list[tuple[ast.AST, str]]:
@@ -151,7 +178,7 @@ def main() -> None:
     options = parser.parse_args()
     figures = source_figures()
     if not options.no_walk:
-        walks = {algorithm: walk(algorithm) for algorithm in WALKED}
+        walks = {what: walk(what) for what in WALKED}
         figures |= {f"walk_{name}": {"count": len(files), "files": files} for name, files in walks.items()}
     for name, value in figures.items():
         print(f"{name}: {value['count'] if name.startswith('walk_') else value}")
