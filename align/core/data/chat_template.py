@@ -83,7 +83,7 @@ def render_prompt(
 
 
 def _scored(draft: UncutSequence, settings: TokenizationSettings) -> UncutSequence:
-    """Return the draft with the algorithm's scored mask: a reward model scores the last token alone."""
+    """Return the sequence with the algorithm's scored mask: a reward model scores the last token alone."""
     scored = np.arange(len(draft.scored)) == len(draft.scored) - 1 if settings.reward else draft.scored
     # Nothing predicts the first token, so it never carries loss.
     return draft._replace(scored=scored & (np.arange(len(scored)) > 0))
@@ -181,7 +181,7 @@ class _Row:
         return self.guard.hide(content)
 
     def string(self, role: str, prompt: str, answer: Any) -> UncutSequence:
-        """Return the draft of a plain text, or of a prompt and the answer that continues it.
+        """Return the sequence of a plain text, or of a prompt and the answer that continues it.
 
         It starts with the tokenizer's own prefix (bos, or nothing) and ends with one eos.
         """
@@ -201,7 +201,7 @@ class _Row:
         return UncutSequence(role, ids, np.arange(len(ids)) >= given)
 
     def prompt_alone(self) -> UncutSequence:
-        """Return the draft of a prompt that the model is to answer, with nothing scored."""
+        """Return the sequence of a prompt that the model is to answer, with nothing scored."""
         if isinstance(self.prompt, str):
             ids = self.encoder.encode(self.guard.reveal(self.prompt)[0], self.guard.active)
             ids = np.concatenate([self.encoder.prefix, ids]).astype(np.int32)
@@ -214,14 +214,14 @@ class _Row:
         return UncutSequence("prompt", ids, np.zeros(len(ids), dtype=bool))
 
     def conversation(self, messages: list[Message]) -> list[list[UncutSequence]]:
-        """Return the drafts of a whole conversation. The assistant's turns are scored; for pretraining, everything."""
+        """Return the examples of a conversation: the assistant's turns are scored; for pretraining, everything."""
         answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if self.settings.scores_prompt:
             weighed = [i for i, message in enumerate(messages) if _weight(message) != 1]
             edges = [(end, False) for i in weighed for end in (i, i + 1)]
             done = self.render(messages, edges)
             self.note_lost(done)
-            return [[self.draft("text", done.text, self.everything(done, weighed))]]
+            return [[self.sequence("text", done.text, self.everything(done, weighed))]]
         done = self.render(messages, [] if self.marked else _turn_views(answers))
         try:
             self.refuse_changed_turns(messages, done)
@@ -232,10 +232,10 @@ class _Row:
             return [[self.answered("text", messages[:i], messages[i : i + 1], again=True)] for i in learned]
         self.note_lost(done)
         given = any(message.get("role") != "assistant" for message in messages)
-        return [[self.draft("text", done.text, spans, given=given)]]
+        return [[self.sequence("text", done.text, spans, given=given)]]
 
     def answered(self, role: str, prompt: Any, answer: Any, again: bool = False) -> UncutSequence:
-        """Return the draft of a prompt and an answer, of which the answer's assistant messages are scored.
+        """Return the sequence of a prompt and an answer, of which the answer's assistant messages are scored.
 
         again: the prompt is part of a conversation whose warnings were recorded before.
         """
@@ -253,9 +253,9 @@ class _Row:
         self.note_lost(done, first, again)
         text = done.text
         if self.settings.reward:
-            return self.draft(role, text, [])
+            return self.sequence(role, text, [])
         if self.settings.scores_prompt:
-            return self.draft(role, text, [_Piece(0, len(text))])
+            return self.sequence(role, text, [_Piece(0, len(text))])
         start, parted = self.answer_start(done, first, text), False
         if start is None:
             head = done.view(first, first in own)
@@ -264,7 +264,7 @@ class _Row:
                 self.note("prompt-not-prefix", f"{head[start:][:40]!r} alone, {text[start:][:40]!r} with an answer")
         pieces = self.spans(done, own) if apart else [_Piece(start, len(text))]
         pieces = [_Piece(max(a, start), b, weight) for a, b, weight in pieces if b > start]
-        return self.draft(role, text, pieces, check=apart or not parted)
+        return self.sequence(role, text, pieces, check=apart or not parted)
 
     def spans(self, done: _Rendered, answers: Sequence[int]) -> list[_Piece]:
         """Return the learned spans of the messages ``answers``, by the template's own marks where it has them."""
@@ -492,7 +492,7 @@ class _Row:
             what = f"the process that renders chat templates does not start: {error.strerror}"
             raise AlignError(what, "free memory or end other processes, then run again") from None
 
-    def draft(
+    def sequence(
         self, role: str, text: str, pieces: Sequence[_Piece], given: bool = False, check: bool = True
     ) -> UncutSequence:
         """Return the tokens of a rendered conversation, with those in ``pieces`` scored."""
