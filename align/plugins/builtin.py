@@ -1,4 +1,4 @@
-"""The built-ins, entering by the door that strangers use. Names only: nothing here imports what it registers."""
+"""The built-in plugins, registered through the same hooks as any other package's. Registering imports none of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_algorithms(register: Register) -> None:
-    """Algorithms that learn from data, then those that learn from rewards."""
+    """Register the algorithms: first those that learn from data, then those that learn from rewards."""
     register("sft", "align.plugins.algorithms.sft:SFT")
     register("pretrain", "align.plugins.algorithms.pretrain:Pretrain")
     register("reward_model", "align.plugins.algorithms.reward_model:RewardModel")
@@ -33,7 +33,7 @@ def register_algorithms(register: Register) -> None:
 
 @hookimpl
 def register_rewards(register: Register) -> None:
-    """What answers are worth."""
+    """Register the rewards."""
     register("format", "align.plugins.rewards.format:FormatReward")
     register("exact", "align.plugins.rewards.exact:ExactReward")
     register("length", "align.plugins.rewards.length:Length")
@@ -49,7 +49,7 @@ def register_rewards(register: Register) -> None:
 
 @hookimpl
 def register_formats(register: Register) -> None:
-    """How rows are laid out."""
+    """Register the formats of rows."""
     register("text", "align.plugins.formats.standard:Text")
     register("messages", "align.plugins.formats.standard:Messages")
     register("prompt", "align.plugins.formats.standard:Prompt")
@@ -65,7 +65,7 @@ def register_formats(register: Register) -> None:
 
 @hookimpl
 def register_generators(register: Register) -> None:
-    """How answers are sampled."""
+    """Register the generators, which sample completions."""
     register("local", "align.plugins.generators.local:Local")
     register("vllm", "align.plugins.generators.vllm:VLLM")
     register("endpoint", "align.plugins.generators.endpoint:Endpoint")
@@ -73,7 +73,7 @@ def register_generators(register: Register) -> None:
 
 @hookimpl
 def register_strategies(register: Register) -> None:
-    """How a fit lies on the devices."""
+    """Register the strategies, which lay a fit out on the devices."""
     register("auto", "align.plugins.strategies.lightning:Auto")
     register("single", "align.plugins.strategies.lightning:Single")
     register("ddp", "align.plugins.strategies.lightning:DDP")
@@ -82,7 +82,7 @@ def register_strategies(register: Register) -> None:
 
 @hookimpl
 def register_loggers(register: Register) -> None:
-    """Where metrics go."""
+    """Register the loggers of metrics."""
     register("csv", "align.plugins.loggers.csv:CSV")
     register("tensorboard", "align.plugins.loggers.tensorboard:TensorBoard")
     register("wandb", "align.plugins.loggers.wandb:WandB")

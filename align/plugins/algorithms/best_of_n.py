@@ -1,4 +1,4 @@
-"""Best of n: no learning, but choosing; what it is worth, and rows of the chosen for a later stage to learn from."""
+"""Best of n: samples several answers and keeps the best, as rows that a later stage can learn from."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ class BestOfN(RowGenerator):
         if self.config.minimum is not None and not reaches(best[0], self.config.minimum):
             return []
 
-        def said(text: str) -> Any:
+        def as_content(text: str) -> Any:
             return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
         if self.config.make == "completions":
-            return [{"prompt": prompt, "completion": said(best[1])}]
+            return [{"prompt": prompt, "completion": as_content(best[1])}]
         if tied((best[0], worst[0])):
             return []
-        return [{"prompt": prompt, "chosen": said(best[1]), "rejected": said(worst[1])}]
+        return [{"prompt": prompt, "chosen": as_content(best[1]), "rejected": as_content(worst[1])}]

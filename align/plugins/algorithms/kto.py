@@ -117,7 +117,7 @@ class KTO(Algorithm):
 
 
 def _desirable(batch: Batch) -> Tensor:
-    """Whether each sequence is a good answer [B]: by its role in a pair, else by its example's label."""
+    """Return a mask [B] of the good answers: by their role in a pair, else by their example's label."""
     if "label" in batch.columns:
         return batch.columns["label"][batch.example_B] > 0.5
     chosen = batch.roles.index("chosen") if "chosen" in batch.roles else -1

@@ -42,7 +42,7 @@ class OnlineDPO(Online):
         return True
 
     def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
-        """Nothing for tokens: who is compared with whom is all."""
+        """Return no values for tokens: the pairs made in ``examples`` carry all that is learned."""
         return Advantages({}, loss_mask(groups))
 
     def examples(self, groups: Sequence[Group], advantages: Advantages) -> list[list[Example]]:

@@ -1,4 +1,4 @@
-"""PPO: a critic says what was to be expected, token by token, and the policy learns from the difference."""
+"""PPO: a critic estimates the return at each token, and the policy learns from the difference to it."""
 
 from __future__ import annotations
 

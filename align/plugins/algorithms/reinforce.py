@@ -162,5 +162,5 @@ class Reinforce(Online):
         return {"moving": self.moving}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore the moving baseline."""
         self.moving = state["moving"]

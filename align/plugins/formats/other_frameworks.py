@@ -1,4 +1,4 @@
-"""``{"conversations": [{"from": "human", "value": ...}, ...]}``: ShareGPT, as axolotl and LLaMA-Factory read it."""
+"""Rows as other projects lay them out: ShareGPT and Alpaca (axolotl, LLaMA-Factory), xLAM, veRL, OpenRLHF."""
 
 from __future__ import annotations
 
@@ -56,8 +56,6 @@ def _rounds(row: Mapping[str, Any], key: str) -> list[Message]:
     return []
 
 
-# ``{"instruction": ..., "input": ..., "output": ...}``: Stanford Alpaca, with LLaMA-Factory's further columns.
-
 _OPTIONAL = ("input", "history")
 
 
@@ -79,9 +77,9 @@ class Alpaca(Format):
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
         """The conversation up to the answer, and the answer or answers."""
-        asked = [formats.string(row, "instruction"), formats.optional_string(row, "input")]
+        texts = [formats.string(row, "instruction"), formats.optional_string(row, "input")]
         prompt: list[Message] = _history(row)
-        prompt.append({"role": "user", "content": "\n".join(filter(None, asked))})
+        prompt.append({"role": "user", "content": "\n".join(filter(None, texts))})
         answers: dict[str, Any] = {}
         if kind == "preference":
             answers = {name: formats.content(row, name) for name in ("chosen", "rejected")}
@@ -98,12 +96,9 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
         where = f"history[{index}]"
         if not (isinstance(turn, list) and len(turn) == 2):
             raise RowError("wrong-type", f"is {a(turn)}, not a pair of what was said and answered", where)
-        said = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), turn, strict=True)]
-        found += formats.messages(said, where)
+        messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), turn, strict=True)]
+        found += formats.messages(messages, where)
     return found
-
-
-# ``{"query": ..., "tools": ..., "answers": [{"name": ..., "arguments": ...}]}``: xLAM's calls of functions.
 
 
 class XLAM(Format):
@@ -129,13 +124,10 @@ class XLAM(Format):
         return formats.join(prompt, "query", {"completion": [answer]}, "answers")
 
 
-# ``{"data_source": ..., "prompt": [...], "reward_model": {"ground_truth": ...}}``: rows of veRL's Parquet files.
-
-
 class Verl(Format):
     """``{"data_source": str, "prompt": messages, "reward_model": {"style": str, "ground_truth": ...}, ...}``.
 
-    All columns are handed on; ``reward_model.ground_truth`` also as ``solution``, which rewards look for.
+    All columns are passed on; ``reward_model.ground_truth`` also as ``solution``, which rewards look for.
     """
 
     name = "verl"
@@ -148,21 +140,18 @@ class Verl(Format):
         return formats.join(formats.content(row, "prompt"), "prompt", {})
 
     def convert(self, row: Mapping[str, Any], source: str) -> Record:
-        """As every format, and the solution found."""
+        """Convert as every format does; the ground truth becomes the column ``solution``."""
         record = super().convert(row, source)
         if "ground_truth" not in row["reward_model"]:
             return record
         return replace(record, columns={"solution": row["reward_model"]["ground_truth"], **record.columns})
 
 
-# ``{"input": ..., "output": ...}`` and its relatives: the default keys of OpenRLHF's data sets.
-
-
 class OpenRLHF(Format):
     """``{"input"}`` with or without others, each of them a string or messages.
 
     With ``output`` it is a completion, with ``chosen`` and ``rejected`` a preference, with ``output`` and a boolean
-    ``label`` unpaired. Alone it is a prompt, whose ``label`` (the right answer) is handed on and is also ``solution``,
+    ``label`` unpaired. Alone it is a prompt, whose ``label`` (the right answer) is passed on and is also ``solution``,
     which rewards look for.
     """
 
@@ -175,7 +164,7 @@ class OpenRLHF(Format):
     )
 
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
-        """Input as the prompt, and what the kind has beside it."""
+        """Input as the prompt, and what the kind has in addition."""
         prompt = formats.content(row, "input")
         if kind == "preference":
             answers = {name: formats.content(row, name) for name in ("chosen", "rejected")}
@@ -185,7 +174,7 @@ class OpenRLHF(Format):
         return {**found, "label": formats.boolean(row, "label")} if kind == "unpaired" else found
 
     def convert(self, row: Mapping[str, Any], source: str) -> Record:
-        """As every format, and a prompt's label also as its solution."""
+        """Convert as every format does; a prompt's label becomes its column ``solution`` too."""
         record = super().convert(row, source)
         if record.kind != "prompt" or "label" not in row:
             return record

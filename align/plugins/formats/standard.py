@@ -1,4 +1,4 @@
-"""``{"prompt": ..., "chosen": ..., "rejected": ...}``: a better and a worse answer; the prompt may be implicit."""
+"""Rows as TRL and OpenAI lay them out: text, messages, prompts, completions, preferences and single judged answers."""
 
 from __future__ import annotations
 
@@ -7,61 +7,6 @@ from typing import Any
 
 from align import Content, Format, Kind, Shape, formats
 from align.formats import RowError
-
-_ASKED = ("question", "query", "problem")
-"""Columns that probably hold the prompt: with one of them, a shared start of two strings is not taken for it."""
-
-
-class Preference(Format):
-    """``{"chosen": str or messages, "rejected": ..., "prompt": ..., "margin": number}``; the last two may be absent.
-
-    Without a prompt it is the longest prefix that chosen and rejected share. A prompt given as a string beside whole
-    conversations (UltraFeedback) must be the last message of that prefix. ``chosen_messages`` and ``rejected_messages``
-    are LLaMA-Factory's names for whole conversations.
-    """
-
-    name = "preference"
-    shapes = (
-        Shape("preference", ("chosen", "rejected"), optional=("prompt", "margin")),
-        Shape("preference", ("chosen_messages", "rejected_messages"), optional=("prompt", "margin")),
-    )
-
-    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
-        """Prompt, chosen, rejected and margin."""
-        whole = row.get("chosen") is None and "chosen_messages" in row
-        names = ("chosen_messages", "rejected_messages") if whole else ("chosen", "rejected")
-        chosen, rejected = (formats.content(row, name) for name in names)
-        prompt = None if row.get("prompt") is None else formats.content(row, "prompt")
-        asked = next((key for key in _ASKED if isinstance(row.get(key), str) and row[key].strip()), None)
-        if prompt is None and asked and isinstance(chosen, str):
-            what = (
-                f"is missing, and {asked!r} is not read; if that is it, read it so, with columns: {{prompt: {asked}}}"
-            )
-            raise RowError("missing-field", what, "prompt")
-        return {**_pair(prompt, chosen, rejected), "margin": formats.number(row, "margin")}
-
-
-def _pair(prompt: Content | None, chosen: Content, rejected: Content) -> dict[str, Content]:
-    if chosen == rejected:
-        raise RowError("same-answers", "is the same as chosen", "rejected")
-    whole = isinstance(chosen, list) and isinstance(rejected, list) and chosen[0]["role"] != "assistant"
-    if prompt is not None and not (isinstance(prompt, str) and whole):
-        return formats.join(prompt, "prompt", {"chosen": chosen, "rejected": rejected})
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise RowError("wrong-type", "is not of the same style (string or messages) as chosen", "rejected")
-    cut = formats.shared_prompt(chosen, rejected)
-    if not cut:
-        raise RowError("missing-field", "is missing, and chosen and rejected share no beginning", "prompt")
-    shared = chosen[:cut]
-    if isinstance(prompt, str) and isinstance(shared, list) and shared[-1].get("content") != prompt:
-        raise RowError("message-order", "is not the last thing said before chosen and rejected part", "prompt")
-    answers = {"chosen": chosen[cut:], "rejected": rejected[cut:]}
-    for name, answer in answers.items():
-        formats.begins(answer, name)
-    return formats.join(shared, "chosen", answers)
-
-
-# ``{"text": "..."}``: plain text, all of which is learned.
 
 
 class Text(Format):
@@ -73,9 +18,6 @@ class Text(Format):
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
         """The text."""
         return {"text": formats.string(row, "text")}
-
-
-# ``{"messages": [{"role": ..., "content": ...}, ...]}``: OpenAI's and TRL's conversations.
 
 
 class Messages(Format):
@@ -103,9 +45,6 @@ class Messages(Format):
         return {**formats.join(messages[:-1], "messages", answers), "margin": formats.number(row, "margin")}
 
 
-# ``{"prompt": ...}``: something to be answered (online learning).
-
-
 class Prompt(Format):
     """``{"prompt": str or messages}``."""
 
@@ -115,9 +54,6 @@ class Prompt(Format):
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
         """The prompt, after which it is the assistant's turn."""
         return formats.join(formats.content(row, "prompt"), "prompt", {})
-
-
-# ``{"prompt": ..., "completion": ...}``: a prompt and its answer.
 
 
 class PromptCompletion(Format):
@@ -132,7 +68,57 @@ class PromptCompletion(Format):
         return formats.join(formats.content(row, "prompt"), "prompt", {"completion": completion})
 
 
-# ``{"prompt": ..., "completion": ..., "label": true}``: an answer and whether it is good (KTO).
+_PROMPT_COLUMNS = ("question", "query", "problem")
+"""Columns that probably hold the prompt: with one of them, a shared start of two strings is not taken for it."""
+
+
+class Preference(Format):
+    """``{"chosen": str or messages, "rejected": ..., "prompt": ..., "margin": number}``; the last two may be absent.
+
+    Without a prompt it is the longest prefix that chosen and rejected share. A prompt given as a string next to whole
+    conversations (UltraFeedback) must be the last message of that prefix. ``chosen_messages`` and ``rejected_messages``
+    are LLaMA-Factory's names for whole conversations.
+    """
+
+    name = "preference"
+    shapes = (
+        Shape("preference", ("chosen", "rejected"), optional=("prompt", "margin")),
+        Shape("preference", ("chosen_messages", "rejected_messages"), optional=("prompt", "margin")),
+    )
+
+    def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
+        """Prompt, chosen, rejected and margin."""
+        whole = row.get("chosen") is None and "chosen_messages" in row
+        names = ("chosen_messages", "rejected_messages") if whole else ("chosen", "rejected")
+        chosen, rejected = (formats.content(row, name) for name in names)
+        prompt = None if row.get("prompt") is None else formats.content(row, "prompt")
+        asked = next((key for key in _PROMPT_COLUMNS if isinstance(row.get(key), str) and row[key].strip()), None)
+        if prompt is None and asked and isinstance(chosen, str):
+            what = (
+                f"is missing, and {asked!r} is not read; if that is it, read it so, with columns: {{prompt: {asked}}}"
+            )
+            raise RowError("missing-field", what, "prompt")
+        return {**_pair(prompt, chosen, rejected), "margin": formats.number(row, "margin")}
+
+
+def _pair(prompt: Content | None, chosen: Content, rejected: Content) -> dict[str, Content]:
+    if chosen == rejected:
+        raise RowError("same-answers", "is the same as chosen", "rejected")
+    whole = isinstance(chosen, list) and isinstance(rejected, list) and chosen[0]["role"] != "assistant"
+    if prompt is not None and not (isinstance(prompt, str) and whole):
+        return formats.join(prompt, "prompt", {"chosen": chosen, "rejected": rejected})
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise RowError("wrong-type", "is not of the same style (string or messages) as chosen", "rejected")
+    cut = formats.shared_prompt(chosen, rejected)
+    if not cut:
+        raise RowError("missing-field", "is missing, and chosen and rejected share no beginning", "prompt")
+    shared = chosen[:cut]
+    if isinstance(prompt, str) and isinstance(shared, list) and shared[-1].get("content") != prompt:
+        raise RowError("message-order", "is not the last thing said before chosen and rejected part", "prompt")
+    answers = {"chosen": chosen[cut:], "rejected": rejected[cut:]}
+    for name, answer in answers.items():
+        formats.begins(answer, name)
+    return formats.join(shared, "chosen", answers)
 
 
 class Unpaired(Format):

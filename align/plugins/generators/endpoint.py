@@ -1,8 +1,8 @@
-"""Any OpenAI-compatible server: answers for judging, best-of-n and evaluation. Nothing is trained through it.
+"""OpenAI-compatible servers as generator, for judging, best-of-n and evaluation. Nothing is trained through them.
 
-Such a server speaks text. Prompts are decoded by our tokenizer (``completions``: as the text that they are, special
-tokens included; ``chat``: as one user message; what a chat template has made of messages is refused), and answers are
-encoded by it; where the server tokenises otherwise, tokens are ours and not what it drew.
+Such a server takes and returns text. Prompts are decoded by our tokenizer (``completions``: as the text that they are,
+special tokens included; ``chat``: as one user message; what a chat template has made of messages is refused), and
+answers are encoded by it; where the server tokenises otherwise, the tokens are not those that it drew.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ FINISHED: dict[str | None, Literal["stop", "length"]] = {"stop": "stop", "length
 
 
 class Endpoint(Generator):
-    """Answers over ``/completions`` or ``/chat/completions``.
+    """Samples completions over ``/completions`` or ``/chat/completions``.
 
-    ``logp`` of a sample is what the server says where it gives one number for each of our tokens (which need not be of
-    the distribution that was drawn from), and else empty: no number is made up.
+    A sample's ``logp`` is the server's where it gives one number for each of our tokens (which need not be of the
+    distribution that was drawn from), and else empty: no number is made up.
     """
 
     name: ClassVar[str] = "endpoint"
@@ -60,7 +60,7 @@ class Endpoint(Generator):
     client: Client | None = None
 
     def open(self, handle: ModelHandle) -> None:
-        """Nothing is asked yet. Raises AlignError for an address or key that cannot be used."""
+        """Set up the client; no request is sent yet. Raises AlignError for an address or key that cannot be used."""
         config = self.config
         self.tokenizer = handle.tokenizer
         self._special = frozenset(handle.tokenizer.all_special_ids)
@@ -77,15 +77,15 @@ class Endpoint(Generator):
     ) -> list[list[Sample]]:
         """See ``Generator``; ``heard`` is told whole answers. Raises AlignError for settings that the API lacks.
 
-        Seeds are sent, in 31 bits; whether the server heeds them is its affair.
+        Seeds are sent, in 31 bits; a server may ignore them.
         """
         assert self.client is not None
         self._refuse(sampling)
-        asked = [(number, seed) for number, request in enumerate(requests) for seed in request.seeds]
+        wanted = [(number, seed) for number, request in enumerate(requests) for seed in request.seeds]
         samples: list[list[Sample]] = [[] for _ in requests]
         replies: dict[int, Sample] = {}
         under_way: dict[Future[dict[str, Any]], int] = {}
-        left = list(enumerate(asked))[::-1]
+        left = list(enumerate(wanted))[::-1]
         path = "/chat/completions" if self.config.api == "chat" else "/completions"
         try:
             while left or under_way:
@@ -101,7 +101,7 @@ class Endpoint(Generator):
         finally:
             for future in under_way:
                 future.cancel()
-        for place, (number, _) in enumerate(asked):
+        for place, (number, _) in enumerate(wanted):
             sample = replies[place]
             if on_token is not None:
                 for token in sample.tokens.tolist():
@@ -110,11 +110,11 @@ class Endpoint(Generator):
         return samples
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
-        """Refused: such servers do not score what others wrote."""
+        """Raise AlignError: such servers do not score tokens that they are given."""
         raise AlignError("an OpenAI-compatible server cannot score given tokens", "use local or vllm", where=self.name)
 
     def close(self) -> None:
-        """End what is under way."""
+        """Cancel the requests under way."""
         if self.client is not None:
             self.client.close()
         self.client = None
@@ -132,11 +132,12 @@ class Endpoint(Generator):
         chat = self.config.api == "chat"
         ids = prompt.tolist()
         own = ids[1:] if ids[:1] == [self.tokenizer.bos_token_id] else ids
-        if chat and not self._special.isdisjoint(own):  # text that spells one is not read as one
+        # Text that looks like a special token is encoded otherwise, so only a chat template can have put one here.
+        if chat and not self._special.isdisjoint(own):
             raise AlignError(
                 "the prompt is messages that the model's chat template has made one text of; a server with api: chat "
                 "would take them for one user's message",
-                "set api: completions, or ask plain text (align sample: --raw)",
+                "set api: completions, or give plain text (align sample: --raw)",
                 where=self.name,
             )
         text = str(self.tokenizer.decode(ids, skip_special_tokens=chat))
@@ -172,11 +173,11 @@ class Endpoint(Generator):
         return Sample(np.array(tokens, np.int32), np.array(logp, np.float32), finish)
 
 
-def _logp(told: dict[str, Any] | None) -> list[float] | None:
-    """What either API says of the answer's tokens, if it says so."""
-    if not told:
+def _logp(reported: dict[str, Any] | None) -> list[float] | None:
+    """Return the log-probabilities in a reply of either API, None where it has none."""
+    if not reported:
         return None
-    if told.get("content") is not None:
-        return [float(entry["logprob"]) for entry in told["content"]]
-    values = told.get("token_logprobs")
+    if reported.get("content") is not None:  # of chat completions
+        return [float(entry["logprob"]) for entry in reported["content"]]
+    values = reported.get("token_logprobs")  # of completions
     return None if values is None else [float(value) for value in values]

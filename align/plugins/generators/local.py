@@ -48,7 +48,7 @@ class Local(Generator):
         stop: Callable[[], bool] = lambda: False,
         on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Sample]]:
-        """As the contract says; ``stop`` is polled at every token."""
+        """Sample as ``Generator.generate`` says; ``stop`` is polled at every token."""
         decoder = Decoder(
             self._policy.unwrapped,
             self.handle.tokenizer,
@@ -59,16 +59,16 @@ class Local(Generator):
         return decoder.generate(requests, sampling, stop, on_token)
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
-        """As the contract says, from one pass over each sequence."""
+        """Score as ``Generator.logp`` says, in one forward pass over each sequence."""
         pad = int(self.handle.tokenizer.pad_token_id or 0)
         return completion_logprobs(self._policy, sequences, pad_id=pad, batch_tokens=self.config.batch_tokens)
 
     def sync(self, policy: Policy, version: int) -> None:
-        """Speak for this policy."""
+        """Sample from this policy from now on; no weights are copied."""
         self.policy = policy
 
     def close(self) -> None:
-        """Let go of the network."""
+        """Release the network."""
         self.policy = None
 
     @property

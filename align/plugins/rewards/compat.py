@@ -13,12 +13,12 @@ from align.rewards import components, describe, from_function, load_function
 
 
 class _FromFile(Reward):
-    """What the three have in common: a function of a file, asked as TRL asks."""
+    """The base of the three: a function in a file, called in TRL's signature."""
 
     reads = frozenset({"file"})
 
     class Config(Reward.Config):
-        """Where the function is."""
+        """The file and the name of the function."""
 
         file: str
         """A Python file; its directory can be imported from while it is loaded."""
@@ -49,11 +49,11 @@ class _FromFile(Reward):
         return self._inner.unfit(columns)
 
     def score(self, answers: Sequence[Answer]) -> Sequence[Score | float | None]:
-        """What the function says."""
+        """Return the function's scores."""
         return self._inner.score(answers)
 
     def counts(self) -> Mapping[str, float]:
-        """What it logged."""
+        """Return what the function logged."""
         return self._inner.counts()
 
     def close(self) -> None:
@@ -67,7 +67,7 @@ class PythonReward(_FromFile):
     name = "python"
 
     class Config(_FromFile.Config):
-        """Where the function is."""
+        """The file and the name of the function."""
 
 
 class VerlReward(_FromFile):
@@ -79,7 +79,7 @@ class VerlReward(_FromFile):
     name = "verl"
 
     class Config(_FromFile.Config):
-        """Where the function is."""
+        """The file and the name of the function."""
 
         function: str = "compute_score"
         """The function's name in it."""
@@ -97,7 +97,7 @@ class OpenRLHFReward(_FromFile):
     name = "openrlhf"
 
     class Config(_FromFile.Config):
-        """Where the function is."""
+        """The file and the name of the function."""
 
         function: str = "reward_func"
         """The function's name in it."""
@@ -109,9 +109,9 @@ class OpenRLHFReward(_FromFile):
     def _adapt(self, function: Callable[..., Any], name: str) -> Reward:
         label = self.config.label
 
-        def asked(prompts: list[Any], completions: list[Any], log_extra: Any, **columns: Any) -> Any:
-            texts, said = [_text(p) for p in prompts], [_text(c) for c in completions]
-            queries = [prompt + answer for prompt, answer in zip(texts, said, strict=True)]
+        def as_trl(prompts: list[Any], completions: list[Any], log_extra: Any, **columns: Any) -> Any:
+            texts = [_text(prompt) for prompt in prompts]
+            queries = [text + _text(completion) for text, completion in zip(texts, completions, strict=True)]
             labels = columns.get(label, [None] * len(prompts))
             given = function(queries, texts, labels)
             if not isinstance(given, Mapping):
@@ -127,7 +127,7 @@ class OpenRLHFReward(_FromFile):
                     log_extra(key, list(values))
             return given["rewards"]
 
-        return from_function(asked, name)
+        return from_function(as_trl, name)
 
 
 class _VerlFunction(Reward):
@@ -153,13 +153,13 @@ class _VerlFunction(Reward):
             ground_truth=_truth(columns),
             extra_info=columns.get("extra_info"),
         )
-        beside = dict(given) if isinstance(given, Mapping) else {"score": given}
-        value = beside.pop("score", None)
+        others = dict(given) if isinstance(given, Mapping) else {"score": given}
+        value = others.pop("score", None)
         if value is None:
             return Score(None, "abstained")
-        parts = components(beside)
+        parts = components(others)
         try:
-            return Score(float(value), parts=parts, why=describe(beside, parts))
+            return Score(float(value), parts=parts, why=describe(others, parts))
         except (TypeError, ValueError):
             fix = "return a number, or a mapping with 'score'"
             raise AlignError(f"gave a {type(value).__name__} for an answer", fix, where=self._where) from None
@@ -170,6 +170,8 @@ def _truth(columns: Mapping[str, Any]) -> Any:
     return model.get("ground_truth") if isinstance(model, Mapping) else columns.get("ground_truth")
 
 
-def _text(said: Any) -> str:
-    """A string, or the messages' words in order."""
-    return said if isinstance(said, str) else "\n".join(str(message.get("content") or "") for message in said)
+def _text(content: Any) -> str:
+    """Return a string as it is, and messages as their texts in order, one a line."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(str(message.get("content") or "") for message in content)

@@ -1,4 +1,4 @@
-"""Exact: an answer is right where it says what a column says."""
+"""The reward ``exact``: an answer is right where it equals a column."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ExactReward(Reward):
         @model_validator(mode="after")
         def _one_way(self) -> ExactReward.Config:
             if self.after is not None and self.pattern is not None:
-                raise ValueError("after cannot be set beside pattern")
+                raise ValueError("after cannot be set together with pattern")
             return self
 
     config: Config
@@ -58,15 +58,15 @@ class ExactReward(Reward):
         gold = answer.columns.get(self.config.column)
         if gold is None:
             return Score(None, "error", why=f"the row has no {self.config.column!r}")
-        said = self._taken(answer.text)
-        if said is None:
+        taken = self._taken(answer.text)
+        if taken is None:
             return Score(0.0, "unparsed", why=f"has no {self.config.after or self.config.pattern!r}")
         wanted = [str(one) for one in (gold if isinstance(gold, list) else [gold])]
         right = {self.normal(self._taken(one) or one) for one in wanted}
-        return Score(1.0, "right") if self.normal(said) in right else Score(0.0, "wrong")
+        return Score(1.0, "right") if self.normal(taken) in right else Score(0.0, "wrong")
 
     def _taken(self, text: str) -> str | None:
-        """What of a text is compared, or None where that is not in it."""
+        """Return the part of a text that is compared, None where the text lacks it."""
         if self.config.after is not None:
             _, found, rest = text.rpartition(self.config.after)
             return rest.strip().partition("\n")[0] if found else None

@@ -1,4 +1,4 @@
-"""Format: whether an answer is laid out as asked, whatever it says."""
+"""The reward ``format``: checks the layout of an answer, whatever its content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Tag = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.-]*$")]
 
 
 def in_tags(text: str, tags: Sequence[str], outside: Literal["nothing", "after", "anywhere"]) -> str:
-    """What is wrong with ``<a>...</a> <b>...</b>``, or nothing: each tag once, in order, text between them or not."""
+    """Return what is wrong with a text that must have each tag once and in order, "" where nothing is.
+
+    outside: the places outside of tags where text may stand.
+    """
     at = 0
     for tag in tags:
         for mark in (f"<{tag}>", f"</{tag}>"):
@@ -43,7 +46,7 @@ class FormatReward(Reward):
     """A regular expression, also a schema's, may take for ever; with tags alone it runs in this process."""
 
     class Config(Reward.Config):
-        """What is asked for; where it is several things, all of them."""
+        """The layout that is wanted. Of several settings all must hold."""
 
         regex: Pattern | None = None
         """A Python regular expression that the whole answer matches (``(?s)`` at its start: ``.`` is a newline too)."""

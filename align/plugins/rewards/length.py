@@ -1,4 +1,4 @@
-"""Length: what an answer is worth by how long it is. L is its length, M the setting ``max``.
+"""The reward ``length``: a score of how long an answer is. L is its length, M the setting ``max``.
 
 overlong   0 up to M - cache, then (M - cache - L) / cache, and -1 beyond M          DAPO 2503.14476 Eq 13
 cosine     b + (a - b) / 2 * (1 + cos(pi * min(L / M, 1))), a at length 0, b at M    2502.03373 appendix C.1
@@ -44,7 +44,7 @@ _READS = {
 
 
 class Length(Reward):
-    """What an answer's length is worth: overlong shaping, a cosine that minds correctness, or a target."""
+    """A score of an answer's length: overlong shaping, a cosine that depends on correctness, or a target."""
 
     name = "length"
 
@@ -90,33 +90,34 @@ class Length(Reward):
             self._judge = RunningReward(self.config.correct, place)
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
-        """As the reward that says what is right."""
+        """Return what the reward that says what is right returns."""
         return reward_of(self.config.correct).unfit(columns) if self.config.shape == "cosine" else None
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
-        """In the bounds that the settings give; [-1, 0] but for ``cosine``."""
+        """Return scores in [-1, 0]; those of ``cosine`` lie between the settings ``right`` and ``wrong``."""
         if self._judge is None:
             return [self._score(answer, None) for answer in answers]
-        return [self._score(a, said) for a, said in zip(answers, self._judge.score(answers), strict=True)]
+        return [self._score(a, judged) for a, judged in zip(answers, self._judge.score(answers), strict=True)]
 
     def _score(self, answer: Answer, judged: Score | None) -> Score:
-        said, config = pieces(answer, self.config.unit), self.config
-        if said is None:
+        measured, config = pieces(answer, self.config.unit), self.config
+        if measured is None:
             return Score(None, "error", why=NO_TOKENS)
-        parts = {"length": float(len(said))}
+        length = len(measured)
+        parts = {"length": float(length)}
         if config.shape == "target":
-            return Score(near(len(said), config.target or 1), parts=parts)
+            return Score(near(length, config.target or 1), parts=parts)
         if config.shape == "overlong":
-            return Score(overlong(len(said), config.max or 1, config.cache or 0), parts=parts)
+            return Score(overlong(length, config.max or 1, config.cache or 0), parts=parts)
         assert judged is not None, "open() comes first"
         if judged.value is None:
             return Score(None, judged.outcome, parts, judged.why)
         ends = config.right if judged.value > 0 else config.wrong
         outcome: Literal["right", "wrong"] = "right" if judged.value > 0 else "wrong"
-        return Score(cosine(len(said), config.max or 1, *ends), outcome, parts, judged.why)
+        return Score(cosine(length, config.max or 1, *ends), outcome, parts, judged.why)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the reward that says what is right."""
         if self._judge is not None:
             self._judge.close()
             self._judge = None

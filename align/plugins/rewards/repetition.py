@@ -1,4 +1,4 @@
-"""Repetition: a penalty for n-grams that an answer says again."""
+"""The reward ``repetition``: a penalty for n-grams that occur more than once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from align import Answer, Reward, Score
 from align.rewards import NO_TOKENS, Unit, pieces
 
 
-def repeated(said: Sequence[Hashable], n: int) -> float:
-    """1 − unique n-grams / n-grams, in [0, 1); 0 for an answer shorter than n. 2502.03373, appendix C.2."""
-    grams = [tuple(said[i : i + n]) for i in range(len(said) - n + 1)]
+def repeated(units: Sequence[Hashable], n: int) -> float:
+    """Return 1 − unique n-grams / n-grams, in [0, 1); 0 for an answer shorter than n. 2502.03373, appendix C.2."""
+    grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 class Repetition(Reward):
-    """A penalty for repeating itself: the share of n-grams that were said before, times ``penalty``."""
+    """A penalty for repeating itself: the share of n-grams that occurred before, times ``penalty``."""
 
     name = "repetition"
 
@@ -34,11 +34,11 @@ class Repetition(Reward):
     config: Config
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
-        """In (-penalty, 0]."""
+        """Return scores in (-penalty, 0]."""
         return [self._score(pieces(answer, self.config.unit)) for answer in answers]
 
-    def _score(self, said: Sequence[Hashable] | None) -> Score:
-        if said is None:
+    def _score(self, units: Sequence[Hashable] | None) -> Score:
+        if units is None:
             return Score(None, "error", why=NO_TOKENS)
-        share = repeated(said, self.config.n)
+        share = repeated(units, self.config.n)
         return Score(0.0 - share * self.config.penalty, parts={"repeated": share})

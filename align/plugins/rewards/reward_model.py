@@ -22,7 +22,7 @@ class RewardModelScore(Reward):
     reads = frozenset({"path", "chat_template"})
 
     class Config(Reward.Config):
-        """Which model, and how it is run."""
+        """The model, and how it is run."""
 
         path: str
         """A directory, a hub id, or ``stage:NAME`` for what an earlier stage trained."""

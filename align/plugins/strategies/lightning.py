@@ -1,9 +1,4 @@
-"""Shards: weights, gradients and optimizer state split over the processes (FSDP2, torch ``fully_shard``).
-
-On Lightning's ModelParallelStrategy, because its FSDPStrategy refuses CPUs and so could not be tested there.
-Checkpoints are whole (gathered on rank 0) and go through align's own checksummed directory like everyone's: a
-sharded checkpoint's metadata is a raw pickle.
-"""
+"""Built-in strategies, each by one of Lightning's: single device, replicas (DDP), shards (FSDP2), and the choice."""
 
 from __future__ import annotations
 
@@ -23,6 +18,50 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from align import AlignError, Footprint, Hardware, Strategy
+
+
+class Auto(Strategy):
+    """The default: single on one device; on several, ddp if a replica fits, else fsdp. A plugin may override it."""
+
+    name = "auto"
+
+    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+        """Return the chosen strategy, resolved in its turn."""
+        return choose().resolve(hardware, footprint, choose)
+
+
+class Single(Strategy):
+    """Everything in one process on one device."""
+
+    name = "single"
+
+    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+        """Return itself. Raises AlignError for more than one device."""
+        if hardware.world_size > 1:
+            raise AlignError(
+                f"is single, but the run has {hardware.world_size} devices",
+                "choose ddp, fsdp or auto, or devices.count: 1",
+                where="devices.strategy",
+            )
+        return self
+
+    def trainer_strategy(self, hardware: Hardware) -> Any:
+        """Lightning's own choice for one device."""
+        return "auto"
+
+
+class DDP(Strategy):
+    """A whole replica on every device; the fastest where the model, its gradients and optimizer state fit."""
+
+    name = "ddp"
+
+    def trainer_strategy(self, hardware: Hardware) -> Any:
+        """Gloo on CPUs, NCCL on GPUs."""
+        return DDPStrategy(
+            process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo",
+            timeout=timedelta(seconds=hardware.timeout),
+        )
+
 
 _DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -52,7 +91,7 @@ class FSDP(Strategy):
     shards = True
 
     def shard(self, policy: nn.Module, mesh: Any, precision: str) -> None:
-        """Over the mesh's data dimension."""
+        """Split the policy over the mesh's data dimension."""
         shard(policy, mesh["data_parallel"], precision)
 
     def trainer_strategy(self, hardware: Hardware) -> Any:
@@ -67,7 +106,11 @@ class FSDP(Strategy):
 
 
 class WholeCheckpoints(ModelParallelStrategy):
-    """ModelParallelStrategy that reads and writes whole states through the CheckpointIO."""
+    """Lightning's ModelParallelStrategy, which reads and writes whole states through the CheckpointIO.
+
+    Not its FSDPStrategy: that refuses CPUs and so could not be tested without GPUs. Checkpoints are whole (gathered on
+    rank 0) and go through align's own checksummed directory, since a sharded checkpoint's metadata is a raw pickle.
+    """
 
     _whole = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 
@@ -94,55 +137,3 @@ class WholeCheckpoints(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Done in ``load_checkpoint``."""
-
-
-# Replicas: every process holds the whole model, gradients are averaged (torch DistributedDataParallel).
-
-
-class DDP(Strategy):
-    """A whole replica on every device; the fastest where the model, its gradients and optimizer state fit."""
-
-    name = "ddp"
-
-    def trainer_strategy(self, hardware: Hardware) -> Any:
-        """Gloo on CPUs, NCCL on GPUs."""
-        return DDPStrategy(
-            process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo",
-            timeout=timedelta(seconds=hardware.timeout),
-        )
-
-
-# One process, one device.
-
-
-class Single(Strategy):
-    """Everything in one process on one device."""
-
-    name = "single"
-
-    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
-        """Raises AlignError for more than one device."""
-        if hardware.world_size > 1:
-            raise AlignError(
-                f"is single, but the run has {hardware.world_size} devices",
-                "choose ddp, fsdp or auto, or devices.count: 1",
-                where="devices.strategy",
-            )
-        return self
-
-    def trainer_strategy(self, hardware: Hardware) -> Any:
-        """Lightning's own choice for one device."""
-        return "auto"
-
-
-# Ask the plugins (``choose_strategy``); align's own answer comes last.
-
-
-class Auto(Strategy):
-    """The default: single on one device; on several, ddp if a replica fits, else fsdp. A plugin may override it."""
-
-    name = "auto"
-
-    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
-        """What was chosen, settled in its turn."""
-        return choose().resolve(hardware, footprint, choose)

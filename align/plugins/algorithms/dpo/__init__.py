@@ -1,6 +1,6 @@
 """Direct preference optimisation and its family: prefer the better answer, without a reward model.
 
-The equations are in ``equations``; this class computes what they ask for.
+The equations are in ``equations``; this class computes the quantities that they read.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class DPO(Algorithm):
         ratio_B = batch.sum_per_sequence(ratio_T)
         h_B = _call(DIVERGENCES[config.f_divergence_type], {"ratio": ratio_B, "f_alpha": config.f_alpha})
         h_mean_B = h_B / batch.length_B
-        asked: dict[str, Any] = {
+        values: dict[str, Any] = {
             "chosen_E": batch.select("chosen", ratio_B),
             "rejected_E": batch.select("rejected", ratio_B),
             "delta_E": batch.select("chosen", h_B) - batch.select("rejected", h_B),
@@ -133,21 +133,21 @@ class DPO(Algorithm):
             "chosen_logp_T": batch.tokens_of("chosen", batch.logp_T),
         } | config.model_dump()
         terms = [
-            LossTerm(_call(LOSSES[name].values, asked), LOSSES[name].per, weight)
+            LossTerm(_call(LOSSES[name].values, values), LOSSES[name].per, weight)
             for name, weight in config.weights.items()
         ]
-        rewards = config.beta * asked["chosen_E"], config.beta * asked["rejected_E"]
+        rewards = config.beta * values["chosen_E"], config.beta * values["rejected_E"]
         return LossOutput(terms, preference_metrics(batch, *rewards))
 
 
 def _call(function: Any, values: Mapping[str, Any]) -> Tensor:
-    """Give a function of the tables what it asks for."""
+    """Call a function of the tables with the values that it has as parameters."""
     result: Tensor = function(**{name: values[name] for name in reads(function)})
     return result
 
 
 def _settings_of(loss: str, divergence: str = "alpha_divergence") -> frozenset[str]:
-    """Which settings a loss reads, itself or through what it asks for."""
+    """Return the settings that a loss reads, itself or through the quantities that it is computed from."""
     asks = reads(LOSSES[loss].values)
     if asks & {"delta_E", "delta_mean_E"}:
         asks |= {"f_divergence_type"} | reads(DIVERGENCES[divergence])

@@ -1,7 +1,7 @@
-"""The DPO family as a table of equations. One value per pair unless said.
+"""The DPO family as a table of equations. Each gives one value per pair unless its docstring says otherwise.
 
-A function's parameters are what it reads, by name; ``reads`` tells the rest of the house, so that a setting which
-the chosen loss ignores can be refused. It may ask for
+A function's parameters name what it reads; ``reads`` returns them, so that a setting which the chosen loss ignores can
+be refused. They may be
 
     chosen_E, rejected_E   r_w, r_l: log π(y|x) − log π_ref(y|x), summed over the answer's tokens
     delta_E                Δ = h(r_w) − h(r_l), where h is the f-divergence's map (the identity for reverse_kl)
@@ -146,5 +146,5 @@ DIVERGENCES: Mapping[str, Callable[..., Tensor]] = {
 
 @functools.cache
 def reads(function: Callable[..., Tensor]) -> frozenset[str]:
-    """The names of what a function of these tables asks for."""
+    """Return the names of the parameters of a function of these tables."""
     return frozenset(inspect.signature(function).parameters)

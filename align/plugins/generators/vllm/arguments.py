@@ -54,7 +54,7 @@ class VLLMConfig(Generator.Config):
 
 
 def engine_arguments(config: VLLMConfig, handle: ModelHandle) -> dict[str, Any]:
-    """What vLLM is started with, by the names of its engine arguments."""
+    """Return the arguments that vLLM is started with, by its own names of them."""
     import torch
 
     dtype: str = config.dtype
@@ -68,7 +68,7 @@ def engine_arguments(config: VLLMConfig, handle: ModelHandle) -> dict[str, Any]:
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel,
         "trust_remote_code": handle.model.trust_remote_code,
-        "logprobs_mode": "processed_logprobs",  # of the distribution drawn from; raw ones would leave out temperature
+        "logprobs_mode": "processed_logprobs",  # of the distribution sampled from; raw ones would leave out temperature
         "generation_config": "vllm",  # else the model's own sampling defaults would mix in
         "seed": 0,
     }
@@ -79,7 +79,7 @@ def engine_arguments(config: VLLMConfig, handle: ModelHandle) -> dict[str, Any]:
 
 
 def sampling_params(sampling: Sampling, ends: Sequence[int], seed: int) -> Mapping[str, Any]:
-    """What one answer is asked with, by the names of vLLM's sampling parameters."""
+    """Return the sampling parameters of one completion, by vLLM's names of them."""
     return {
         "max_tokens": sampling.max_completion_length,
         "temperature": sampling.temperature,

@@ -29,12 +29,12 @@ BY_HAND = f"""VLLM_SERVER_DEV_MODE=1 VLLM_API_KEY=... vllm serve MODEL --enable-
     --logprobs-mode processed_logprobs --generation-config vllm \\
     --worker-extension-cls {EXTENSION}.Extension \\
     --middleware {EXTENSION}.ApiKeyMiddleware"""
-"""How a server that others start must be started; docs/vllm.md has the same."""
+"""The command for starting a server by hand; docs/vllm.md has the same."""
 NCCL = ("--weight-transfer-config", '{"backend": "nccl"}')
 
 
 class ChildServer:
-    """``vllm serve`` under a keeper, which ends it and all that it started when this process dies."""
+    """``vllm serve`` under a supervisor, which ends it and all that it started when this process dies."""
 
     def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any]) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="align-vllm-"))
@@ -74,7 +74,7 @@ class ChildServer:
             raise
 
     def last_words(self) -> str | None:
-        """How the server ended and the last errors in its log; None while it runs and has logged no error."""
+        """Return how the server ended and the last errors in its log; None while it runs and has logged no error."""
         for _ in range(20):  # what killed a connection may take a moment to end the process
             if self.process.poll() is not None:
                 break
@@ -95,7 +95,7 @@ class ChildServer:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def _await(self, timeout: float) -> None:
-        """Until it answers. Raises AlignError where it ends before, or takes too long."""
+        """Wait until it answers. Raises AlignError where it ends before, or takes too long."""
         deadline = time.monotonic() + timeout
         with Client(self.url, key=self.key, timeout=5.0, retries=0) as client:
             while True:
@@ -115,7 +115,7 @@ class ChildServer:
                 time.sleep(0.2)
 
     def _kill(self) -> None:
-        """Have the keeper end it."""
+        """End the supervisor, which ends the server."""
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=2 * GRACE)

@@ -1,4 +1,4 @@
-"""What runs inside a vLLM server that follows a policy: taking over weights from files, and a guard at the door.
+"""Code that runs inside a vLLM server that follows a policy: loads weights from files, and checks the API key.
 
 docs/vllm.md has the command that starts such a server by hand.
 """
@@ -29,7 +29,7 @@ class Extension:
     def align_load(self, directory: str, manifest: str) -> None:
         """Take the weights in ``directory``. manifest: JSON {file name: sha256 of its content}, all of them.
 
-        Every checksum is compared before the first tensor is touched; raises ValueError where one is another.
+        Every checksum is compared before the first tensor is touched; raises ValueError where one differs.
         """
         files: dict[str, str] = json.loads(manifest)
         for name, digest in files.items():
@@ -45,7 +45,7 @@ class Extension:
 
 
 class ApiKeyMiddleware:
-    """Asks for the API key on every path: vLLM itself leaves those out that change weights."""
+    """ASGI middleware that wants the API key on every path: vLLM's own check leaves out those that change weights."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self.app = app

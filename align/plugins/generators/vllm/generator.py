@@ -1,4 +1,4 @@
-"""vLLM as generator: an engine in this process, or a server beside it or elsewhere.
+"""vLLM as generator: an engine in this process, or a server next to it or elsewhere.
 
 Prompts go in and answers come out as token ids, never as text that would have to be tokenised again. Every answer has
 its own seed. Log-probabilities are of the distribution that was drawn from (``processed_logprobs``). After every phase
@@ -70,7 +70,7 @@ class VLLM(Generator):
         return samples
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
-        """See ``Generator``. What is cached of prompts is not read."""
+        """See ``Generator``. Cached prompts are not read: the cache holds no log-probabilities."""
         return self.engine.logp(sequences)
 
     def sync(self, policy: Policy, version: int) -> None:
@@ -85,7 +85,7 @@ class VLLM(Generator):
 
     @property
     def engine(self) -> InProcessEngine | ServerEngine:
-        """The engine, or the server's client; started now if it was not. Raises AlignError with vLLM's own words."""
+        """The engine, or the server's client; started now if it was not. Raises AlignError with vLLM's own message."""
         if self.started is None:
             arguments = engine_arguments(self.config, self._subject)
             if self.config.mode == "process":

@@ -33,7 +33,7 @@ ENVIRONMENT = {
 class InProcessEngine:
     """One engine; see ``ServerEngine`` for the same thing over HTTP.
 
-    It must not be noticed by training: random states, thread counts and the process group are put back.
+    Training must not change by it: random states, thread counts and the process group are restored after each call.
     """
 
     def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ class InProcessEngine:
         self.joined_before = dist.is_initialized()
         if self.joined_before and dist.get_world_size() > 1:  # the trainer's group is used; each rank is by itself
             arguments = {**arguments, "distributed_executor_backend": "external_launcher"}
-        with _unnoticed(), _in_its_words("vLLM could not start"):
+        with _restored(), _vllm_errors("vLLM could not start"):
             from vllm import LLM
 
             self.llm: Any = LLM(**arguments, disable_log_stats=True)
@@ -55,12 +55,13 @@ class InProcessEngine:
         """An answer to each prompt."""
         samples = []
         for output in self._run(prompts, params, stop):
-            (said,) = output.outputs
-            if said.finish_reason not in ("stop", "length"):
-                raise AlignError(f"vLLM ended an answer with {said.finish_reason!r}", where="rollout.generator")
-            tokens = np.array(said.token_ids, np.int32)
-            logp = [entry[token].logprob for entry, token in zip(said.logprobs, said.token_ids, strict=True)]
-            samples.append(Sample(tokens, np.array(logp, np.float32), said.finish_reason))
+            (completion,) = output.outputs
+            if completion.finish_reason not in ("stop", "length"):
+                raise AlignError(f"vLLM ended an answer with {completion.finish_reason!r}", where="rollout.generator")
+            tokens = np.array(completion.token_ids, np.int32)
+            drawn = zip(completion.logprobs, completion.token_ids, strict=True)
+            logp = [entry[token].logprob for entry, token in drawn]
+            samples.append(Sample(tokens, np.array(logp, np.float32), completion.finish_reason))
         return samples
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
@@ -76,7 +77,7 @@ class InProcessEngine:
 
     def sync(self, policy: Policy, version: int) -> None:
         """Load the policy's weights and forget what was cached of the old ones."""
-        with _unnoticed(), _in_its_words("vLLM could not take the weights"):
+        with _restored(), _vllm_errors("vLLM could not take the weights"):
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checkpoint_tensors(policy)})
             if not self.llm.reset_prefix_cache():
                 raise AlignError("vLLM did not drop its prefix cache", where="rollout.generator")
@@ -88,7 +89,7 @@ class InProcessEngine:
             return
         from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
 
-        with _unnoticed():
+        with _restored():
             llm.llm_engine.engine_core.shutdown()
             del llm
             gc.collect()
@@ -109,7 +110,7 @@ class InProcessEngine:
         names = [str(self.numbers + i) for i in range(len(prompts))]
         self.numbers += len(names)
         alive = time.monotonic()
-        with _unnoticed(), _in_its_words("vLLM could not answer"):
+        with _restored(), _vllm_errors("vLLM could not answer"):
             try:
                 for name, prompt, each in zip(names, prompts, params, strict=True):
                     wanted = SamplingParams(**each, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -129,7 +130,7 @@ class InProcessEngine:
 
 
 @contextmanager
-def _unnoticed() -> Iterator[None]:
+def _restored() -> Iterator[None]:
     """Put back what vLLM changes in the process it lives in: random states, and the function that sets threads."""
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     local = os.environ.get("LOCAL_WORLD_SIZE")
@@ -144,8 +145,8 @@ def _unnoticed() -> Iterator[None]:
 
 
 @contextmanager
-def _in_its_words(what: str) -> Iterator[None]:
-    """What vLLM raises, as AlignErrors that quote it."""
+def _vllm_errors(what: str) -> Iterator[None]:
+    """Raise vLLM's exceptions as AlignErrors that quote them."""
     try:
         yield
     except (AlignError, Interrupt):

@@ -1,4 +1,4 @@
-"""A vLLM server that all ranks ask over HTTP: started here, or running already.
+"""A vLLM server that all ranks use over HTTP: started here, or running already.
 
 Each weight update ends with a label of its own, which vLLM puts on every answer drawn from those weights. An answer
 with another label (the server was restarted, or somebody else sent weights) never counts.
@@ -41,7 +41,7 @@ WHERE = "rollout.generator"
 
 
 class ServerEngine:
-    """A server's answers, and how weights get to it. Rank 0 starts it and sends weights; all ranks ask it."""
+    """The client of a server: samples from it, and sends it weights. Rank 0 starts it and sends; all ranks sample."""
 
     def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any]) -> None:
         self.config, self.timeout, self.label = config, config.timeout, FIRST
@@ -63,14 +63,17 @@ class ServerEngine:
         assert url is not None
         self.client = Client(url, key=key, timeout=self.timeout, retries=1)
         if config.url is not None:
-            self._follows()
+            self._check_can_follow()
 
     def answers(
         self, prompts: Sequence[Tokens], params: Sequence[Mapping[str, Any]], stop: Callable[[], bool]
     ) -> list[Sample]:
-        """An answer to each prompt. Raises AlignError with the server's own words, at the latest after ``timeout``."""
+        """Return a completion of each prompt.
+
+        Raises AlignError with the server's own message, at the latest after ``timeout``.
+        """
         samples = []
-        for reply in self._ask(prompts, params, stop):
+        for reply in self._request(prompts, params, stop):
             choice = reply["choices"][0]
             if choice["finish_reason"] not in ("stop", "length"):
                 raise AlignError(f"the vLLM server ended an answer with {choice['finish_reason']!r}", where=WHERE)
@@ -83,7 +86,7 @@ class ServerEngine:
         """See ``Generator.logp``."""
         texts = [np.concatenate(pair) for pair in sequences]
         found = []
-        replies = self._ask(texts, [SCORING] * len(texts), lambda: False)
+        replies = self._request(texts, [SCORING] * len(texts), lambda: False)
         for (_, answer), reply in zip(sequences, replies, strict=True):
             entries = reply["prompt_logprobs"][-len(answer) :]
             logp = [entry[str(int(token))]["logprob"] for entry, token in zip(entries, answer, strict=True)]
@@ -102,8 +105,10 @@ class ServerEngine:
         troubles = all_gather_objects(None if failed is None else str(failed))
         if failed is not None:
             raise failed
-        if told := [trouble for trouble in troubles if trouble is not None]:
-            raise AlignError(told[0], where=WHERE)
+        if elsewhere := [
+            trouble for trouble in troubles if trouble is not None
+        ]:  # every rank must stop, not rank 0 alone
+            raise AlignError(elsewhere[0], where=WHERE)
         self.label = label
 
     def close(self) -> None:
@@ -116,9 +121,9 @@ class ServerEngine:
             self.launched.close()
         self.sender = self.launched = None
 
-    # --- asking ------------------------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------------
 
-    def _ask(
+    def _request(
         self, prompts: Sequence[Tokens], params: Sequence[Mapping[str, Any]], stop: Callable[[], bool]
     ) -> list[dict[str, Any]]:
         """The server's reply to each, all of them under way at once; the server queues them."""
@@ -143,7 +148,7 @@ class ServerEngine:
                 if time.monotonic() - alive > self.timeout:
                     raise AlignError(f"finished no answer within {self.timeout:g} s", where=self.client.base_url)
         except AlignError as error:
-            raise self._told(error) from None
+            raise self._with_log(error) from None
         finally:
             for future in pending:
                 future.cancel()
@@ -166,8 +171,8 @@ class ServerEngine:
                 where=self.client.base_url,
             )
 
-    def _told(self, error: AlignError) -> AlignError:
-        """An error with what the server that was started here said last."""
+    def _with_log(self, error: AlignError) -> AlignError:
+        """Return the error with the last messages of the server, where it was started here."""
         words = None if self.launched is None else self.launched.last_words()
         if words is None:
             return error
@@ -175,8 +180,8 @@ class ServerEngine:
 
     # --- weights -----------------------------------------------------------------------------------------------------
 
-    def _follows(self) -> None:
-        """Raise AlignError where a server that runs already cannot follow a policy."""
+    def _check_can_follow(self) -> None:
+        """Raise AlignError where a server that runs already lacks the routes that weight updates need."""
         nccl = f" \\\n    {shlex.join(NCCL)}" if self.config.weights == "nccl" else ""
         try:
             self.label = str(self.client.get("/weight_info")["weight_version"])
@@ -207,7 +212,7 @@ class ServerEngine:
                 return AlignError("did not drop its prefix cache", where=self.client.base_url)
             self.client.post("/update_weight_version", {"new_version": label})
         except AlignError as error:
-            return self._told(error)
+            return self._with_log(error)
         except OSError as error:
             return AlignError(f"the weights could not be written: {error}", "give exchange a larger disk", where=WHERE)
         finally:

@@ -1,8 +1,8 @@
 """Run a command, and end all that it started: ``python supervisor.py COMMAND...``.
 
 vLLM's engine and workers outlive a server that is killed. So the server gets a session of its own, which is killed when
-the server ends, on SIGTERM, and when the process that started the keeper dies. The keeper ends as the server did.
-Nothing but the standard library: it starts at once.
+the server ends, on SIGTERM, and when the process that started the supervisor dies. The supervisor ends as the
+server did. Nothing but the standard library: it starts at once.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ GRACE = 10.0
 PR_SET_PDEATHSIG = 1
 
 
-def keep(command: list[str]) -> int:
-    """The command's exit status, as subprocess has it."""
+def supervise(command: list[str]) -> int:
+    """Run the command and return its exit status, negative for a signal (as subprocess has it)."""
 
-    def asked(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt  # after a handler that returns, ``wait`` would go on (PEP 475)
 
     parent = os.getppid()
-    signal.signal(signal.SIGTERM, asked)
+    signal.signal(signal.SIGTERM, interrupt)
     _when_parent_dies(signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the kernel was told
+    if os.getppid() != parent:  # it died before the signal was set up
         return 1
     child = subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: _when_parent_dies(signal.SIGKILL))
     try:
@@ -48,7 +48,7 @@ def _when_parent_dies(number: int) -> None:
 
 
 if __name__ == "__main__":
-    status = keep(sys.argv[1:])
+    status = supervise(sys.argv[1:])
     if status < 0:
         signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None
         os.kill(os.getpid(), -status)

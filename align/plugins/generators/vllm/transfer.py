@@ -33,10 +33,10 @@ class Sender:
         self.source.policy, self.control.label = policy, label
         if self.engine is None:
             workers = self.control.world_size() if rank() == 0 else 0
-            told = NCCLTrainerInitInfo(
+            group = NCCLTrainerInitInfo(
                 rank=rank(), master_address="127.0.0.1", master_port=free_port(), world_size=workers + 1
             )
-            self.engine = WeightTransferTrainerFactory.trainer_init(told, client=self.control, source=self.source)
+            self.engine = WeightTransferTrainerFactory.trainer_init(group, client=self.control, source=self.source)
         self.engine.send_weights()
 
     def shutdown(self) -> None:

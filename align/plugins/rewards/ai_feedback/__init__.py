@@ -1,4 +1,4 @@
-"""The reward ``ai_feedback``: which questions to ask of the judge, and what its verdicts score."""
+"""The reward ``ai_feedback`` (RLAIF): a model judges the answers by written principles."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class AIFeedback(Reward):
 
     @property
     def compares(self) -> bool:
-        """In pairs, yes."""
+        """Return True in pairwise mode, where an answer is scored against its group."""
         return self.config.mode == "pairwise"
 
     def open(self, place: RewardContext) -> None:
@@ -78,12 +78,12 @@ class AIFeedback(Reward):
         return self._marks(answers) if self.config.mode == "pointwise" else self._rates(answers)
 
     def counts(self) -> Mapping[str, float]:
-        """How judging went in this process, and what the run has spent."""
+        """Return counts of verdicts by outcome in this process, and the whole run's spending."""
         spent = self._ledger.spent
         return {**self._counts, **asdict(spent), "cost": self.config.cap.price(spent)}
 
     def close(self) -> None:
-        """Let go of judge and memory."""
+        """Release the judge and the files."""
         for part in ("_judge", "_memory", "_ledger"):
             if hasattr(self, part):
                 getattr(self, part).close()
@@ -95,33 +95,34 @@ class AIFeedback(Reward):
             mark = read_mark(reply, tag, marks)
             return None if mark is None else str(mark)
 
-        asked = [JudgeTask(self._principles, plain(a.prompt), (a.text,), marks) for a in answers]
-        judged = self._judgements(asked, read)
+        tasks = [JudgeTask(self._principles, plain(a.prompt), (a.text,), marks) for a in answers]
+        judged = self._judgements(tasks, read)
         return [Score(None if j.verdict is None else float(j.verdict), j.outcome, why=j.why) for j in judged]
 
     def _rates(self, answers: Sequence[Answer]) -> list[Score]:
         groups = defaultdict[tuple[int, str], list[int]](list)
         for place, answer in enumerate(answers):
             groups[answer.group, plain(answer.prompt)].append(place)
+        # Judges prefer a position (2306.05685 Section 3.3): each pair is shown in both orders.
         bouts = [(prompt, a, b) for (_, prompt), group in groups.items() for a, b in permutations(group, 2)]
         unlike = [bout for bout in bouts if answers[bout[1]].text != answers[bout[2]].text]
-        asked = [JudgeTask(self._principles, prompt, (answers[a].text, answers[b].text)) for prompt, a, b in unlike]
-        judged = {(a, b): j for (_, a, b), j in zip(unlike, self._judgements(asked, read_winner), strict=True)}
+        tasks = [JudgeTask(self._principles, prompt, (answers[a].text, answers[b].text)) for prompt, a, b in unlike]
+        judged = {(a, b): j for (_, a, b), j in zip(unlike, self._judgements(tasks, read_winner), strict=True)}
         scores = dict[int, Score]()
         for group in groups.values():
             scores |= self._of_group(group, judged)
         return [scores[place] for place in range(len(answers))]
 
     def _of_group(self, group: Sequence[int], judged: Mapping[tuple[int, int], Judgement]) -> dict[int, Score]:
-        same = Judgement("TIE")  # equal answers are not worth a question
-        said = {(i, j): judged.get((group[i], group[j]), same) for i, j in permutations(range(len(group)), 2)}
-        table = standings(len(group), {pair: _winner(each.verdict) for pair, each in said.items()})
+        same = Judgement("TIE")  # equal answers need no request
+        verdicts = {(i, j): judged.get((group[i], group[j]), same) for i, j in permutations(range(len(group)), 2)}
+        table = standings(len(group), {pair: _winner(each.verdict) for pair, each in verdicts.items()})
         self._counts["ties"] += sum(standing.ties for standing in table) // 2
         self._counts["disagreed"] += sum(standing.disagreed for standing in table) // 2
         scores = {}
         for i, standing in enumerate(table):
             if standing.rate is None:
-                faults = [each for pair, each in said.items() if i in pair and each.verdict is None]
+                faults = [each for pair, each in verdicts.items() if i in pair and each.verdict is None]
                 fault = faults[0] if faults else Judgement(None, "abstained", "has no other answer to be compared with")
                 scores[group[i]] = Score(None, fault.outcome, why=fault.why)
             else:
@@ -130,7 +131,7 @@ class AIFeedback(Reward):
         return scores
 
     def _judgements(self, questions: Sequence[JudgeTask], read: Callable[[str, str], str | None]) -> list[Judgement]:
-        """A judgement of each question: remembered, or asked for until there is a verdict or ``tries`` are over."""
+        """Return a judgement of each task: stored, or requested until there is a verdict or ``tries`` are over."""
         depends = self._judge.identity, str(self.config.max_characters)
         keys = [question.digest(*depends) for question in questions]
         found, open_ = dict[str, Judgement](), dict[str, JudgeTask]()
@@ -144,15 +145,16 @@ class AIFeedback(Reward):
         self._counts["cached"] += len(found)
         capped = ""
         for attempt in range(self.config.tries):
-            asked = list(open_.items())
-            tags = [question.tag(self._seed, attempt) for _, question in asked]
+            pending = list(open_.items())
+            # A new tag for each attempt: a judge at temperature 0 would repeat its unreadable reply.
+            tags = [task.tag(self._seed, attempt) for _, task in pending]
             longest, special = self.config.max_characters, self._judge.special
             conversations = [
-                question.conversation(tag, longest=longest, special=special)
-                for (_, question), tag in zip(asked, tags, strict=True)
+                task.conversation(tag, longest=longest, special=special)
+                for (_, task), tag in zip(pending, tags, strict=True)
             ]
             for place, reply in self._judge.ask(conversations):
-                digest = asked[place][0]
+                digest = pending[place][0]
                 verdict = read(reply.text, tags[place]) if reply.text else None
                 if verdict is not None:
                     found[digest] = Judgement(self._memory.put(digest, verdict))

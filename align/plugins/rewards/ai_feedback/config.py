@@ -13,7 +13,7 @@ from align.plugins.rewards.ai_feedback.verdict_store import Cap
 
 
 class JudgeConfig(Config):
-    """Who judges, by what, and within which limits. Limits are those of the whole run, shared out over its ranks."""
+    """The judge, its principles and its limits. Limits are those of the whole run, shared out over its ranks."""
 
     model: str
     """The judge: the endpoint's name for it; without ``url`` a directory or hub id of a model that judges here."""
@@ -98,7 +98,7 @@ class JudgeConfig(Config):
 
     @property
     def cap(self) -> Cap:
-        """All that may be spent."""
+        """The limits on spending."""
         prices = self.prompt_price, self.completion_price
         return Cap(self.max_requests, self.max_total_tokens, self.max_cost, *prices)
 

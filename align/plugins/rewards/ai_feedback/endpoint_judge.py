@@ -53,14 +53,14 @@ class EndpointJudge:
             try:
                 for done in as_completed(waiting):
                     yield waiting[done], done.result()
-            except BaseException:  # nobody will hear the others
+            except BaseException:  # the caller has stopped: no reply would be read
                 for each in waiting:
                     each.cancel()
                 self.close()
                 raise
 
     def close(self) -> None:
-        """End what is under way."""
+        """Cancel the requests under way."""
         self._over.set()
         self._client.close()
 
@@ -86,7 +86,7 @@ class EndpointJudge:
                 return Reply(None, "error", str(error))
             except Unavailable as error:
                 if error.status is not None:
-                    self._ledger.settle(most, Usage(1))  # who says no has not worked
+                    self._ledger.settle(most, Usage(1))  # a refused request uses no tokens
                 wait = error.wait
                 reply = Reply(None, "timeout" if error.late else "error", str(error))
             else:
@@ -114,7 +114,7 @@ def _most_tokens(conversation: Conversation) -> int:
 
 
 def _use(found: dict[str, Any], most: Usage) -> Usage:
-    """What the server says was used; where it does not say, the most that it can have been."""
+    """Return the usage that a response reports, or the upper bound ``most`` where it reports none."""
     usage = found.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     known = [count for count in counts if type(count) is int and 0 <= count <= _MOST_TOKENS]
@@ -122,7 +122,7 @@ def _use(found: dict[str, Any], most: Usage) -> Usage:
 
 
 def _text(found: dict[str, Any]) -> str | None:
-    """The reply, "" where it was cut off or says nothing; None where the response is no completion."""
+    """Return the reply, "" where it was cut off or is empty; None where the response is no completion."""
     try:
         choice = found["choices"][0]
         text, finish = choice["message"].get("content"), choice.get("finish_reason")

@@ -12,10 +12,10 @@ from align.rewards import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a judge said, or why it said nothing.
+    """The text that a judge has generated, or the reason why there is none.
 
-    text: whole, never cut off; "" where it was cut off. None: there is no use in asking again, and ``outcome``
-    (abstained, timeout, error) and ``why`` tell the reason. capped: the reason is that no more may be spent.
+    text: complete; "" where it was cut off. None: trying again is of no use, and ``outcome`` (abstained, timeout,
+    error) and ``why`` give the reason. capped: the reason is that no more may be spent.
     """
 
     text: str | None
@@ -28,17 +28,17 @@ class Judge(Protocol):
     """A model that judges."""
 
     identity: str
-    """What its verdicts depend on, beside the conversation."""
+    """Everything that its verdicts depend on in addition to the conversation; a part of the cache's keys."""
     special: Sequence[str]
     """Its special tokens, where known."""
 
     def ask(self, conversations: Sequence[Conversation]) -> Iterator[tuple[int, Reply]]:
-        """The number of a conversation and its reply, as they come.
+        """Yield the index of a conversation and its reply, in the order of arrival.
 
         Raises AlignError where the judge cannot work at all (a wrong key, an unknown model).
         """
         ...
 
     def close(self) -> None:
-        """Safe to call twice."""
+        """Release the judge. Safe to call twice."""
         ...

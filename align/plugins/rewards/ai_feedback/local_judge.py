@@ -1,4 +1,4 @@
-"""A judge in this process: a model directory or hub id, spoken for by the embedded generator."""
+"""A judge in this process: a model directory or hub id, sampled by the embedded generator."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class LocalJudge:
         self.identity = json.dumps([str(directory), files, self._sampling.model_dump(), seed])
 
     def ask(self, conversations: Sequence[Conversation]) -> Iterator[tuple[int, Reply]]:
-        """Replies, some at a time."""
+        """Yield the replies, ``AT_ONCE`` conversations at a time."""
         for start in range(0, len(conversations), AT_ONCE):
-            asked = dict[int, Tokens]()
+            prompts = dict[int, Tokens]()
             for place in range(start, min(start + AT_ONCE, len(conversations))):
                 tokens = self._tokens(conversations[place])
                 if len(tokens) + self._sampling.max_completion_length > self._model.context:
@@ -43,17 +43,17 @@ class LocalJudge:
                 elif not self._ledger.reserve(Usage(1, len(tokens), self._sampling.max_completion_length)):
                     yield place, Reply(None, "abstained", f"{self._ledger.cap} is reached", capped=True)
                 else:
-                    asked[place] = tokens
-            requests = [Request(tokens, (self._seed_of(tokens),)) for tokens in asked.values()]
+                    prompts[place] = tokens
+            requests = [Request(tokens, (self._seed_of(tokens),)) for tokens in prompts.values()]
             samples = self._model.generate(requests, self._sampling)
-            for (place, tokens), (sample,) in zip(asked.items(), samples, strict=True):
+            for (place, tokens), (sample,) in zip(prompts.items(), samples, strict=True):
                 most = Usage(1, len(tokens), self._sampling.max_completion_length)
                 self._ledger.settle(most, Usage(1, len(tokens), len(sample.tokens)))
                 text = self._model.decode(sample.tokens) if sample.finish == "stop" else ""
                 yield place, Reply(text)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._model.close()
 
     def _tokens(self, conversation: Conversation) -> Tokens:
@@ -67,6 +67,6 @@ class LocalJudge:
             return self._model.encode([{"role": "user", "content": whole}])
 
     def _seed_of(self, tokens: Tokens) -> int:
-        """Of a request's own random numbers: from what is asked and the run's seed, not from what else is asked."""
+        """Return the seed of one request, from its prompt and the run's seed: other requests do not change it."""
         digest = hashlib.sha256(tokens.tobytes() + self._seed.to_bytes(8)).digest()
         return int.from_bytes(digest[:8]) >> 1

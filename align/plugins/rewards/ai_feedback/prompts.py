@@ -1,7 +1,7 @@
-"""What a judge is asked. Pure: no judge, no clock, no chance.
+"""The prompts of a judge. Pure functions: no model, no clock, no randomness.
 
-Prompts and answers are somebody else's words. They stand between fences whose tag they cannot contain, and no word of
-theirs reaches the judge as a special token. The verdict must carry the tag too, so none can be quoted from an answer.
+Prompts and answers are untrusted text. They stand between fences whose tag they cannot contain, and nothing in them
+reaches the judge as a special token. The verdict must carry the tag too, so none can be quoted from an answer.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class JudgeTask:
     answers: tuple[str, ...]
     marks: tuple[float, float] | None = None
 
-    def digest(self, *beside: str) -> str:
-        """sha256 over all of it, the template's version, and what else the verdict depends on."""
-        plain = json.dumps([VERSION, asdict(self), *beside], sort_keys=True)
+    def digest(self, *others: str) -> str:
+        """Return the sha256 of the task, the templates' version, and what else the verdict depends on (``others``)."""
+        plain = json.dumps([VERSION, asdict(self), *others], sort_keys=True)
         return hashlib.sha256(plain.encode()).hexdigest()
 
     def tag(self, seed: int, attempt: int) -> str:
@@ -74,7 +74,10 @@ class JudgeTask:
         return self.digest(f"tag {seed} {attempt}")[:12]
 
     def conversation(self, tag: str, *, longest: int, special: Sequence[str] = ()) -> Conversation:
-        """The messages to a judge. longest: characters of a prompt or answer. special: its tokens, beside the usual."""
+        """Return the messages to a judge.
+
+        longest: characters of a prompt or answer. special: the judge's own special tokens, beyond the usual ones.
+        """
 
         def fenced(name: str, text: str) -> str:
             return f"<<<{name} {tag}>>>\n{harmless(text, tag, longest, special)}\n<<<END {name} {tag}>>>"
@@ -82,11 +85,11 @@ class JudgeTask:
         known = {"principles": self.principles, "prompt": fenced("PROMPT", self.prompt), "tag": tag}
         if self.marks:
             low, high = (f"{mark:g}" for mark in self.marks)
-            asked = _POINTWISE.format(**known, answer=fenced("ANSWER", self.answers[0]), low=low, high=high)
+            prompt = _POINTWISE.format(**known, answer=fenced("ANSWER", self.answers[0]), low=low, high=high)
         else:
             first, second = self.answers
-            asked = _PAIRWISE.format(**known, first=fenced("ANSWER A", first), second=fenced("ANSWER B", second))
-        return [{"role": "system", "content": _SYSTEM.format(tag=tag)}, {"role": "user", "content": asked}]
+            prompt = _PAIRWISE.format(**known, first=fenced("ANSWER A", first), second=fenced("ANSWER B", second))
+        return [{"role": "system", "content": _SYSTEM.format(tag=tag)}, {"role": "user", "content": prompt}]
 
 
 _SPECIAL = re.compile(

@@ -1,4 +1,4 @@
-"""A judge's reply to a verdict, or to none. Pure."""
+"""Parsing of a judge's reply, and win rates from verdicts. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
 def _verdict(reply: str, tag: str) -> str | None:
-    """What stands in the one verdict line with the request's tag; None where there is none, or another beside it."""
+    """Return the text of the one verdict line with the request's tag; None where there is none, or more than one."""
     line = rf"^[ \t>*_`#]*VERDICT {re.escape(tag)}[ \t]*:(.*)$"
     found = re.findall(line, _THOUGHT.sub("", reply), re.MULTILINE | re.IGNORECASE)
     return found[0].strip(" \t\r*_`") if len(found) == 1 else None
 
 
 def read_mark(reply: str, tag: str, marks: tuple[float, float]) -> float | None:
-    """The mark, within its range; None where there is not exactly one verdict, or it is not such a number."""
-    said = _verdict(reply, tag)
-    if said is None or not _NUMBER.fullmatch(said) or not marks[0] <= float(said) <= marks[1]:
+    """Return the mark, within its range; None where there is not exactly one verdict, or it is not such a number."""
+    verdict = _verdict(reply, tag)
+    if verdict is None or not _NUMBER.fullmatch(verdict):
         return None
-    return float(said)
+    mark = float(verdict)
+    return mark if marks[0] <= mark <= marks[1] else None
 
 
 def read_winner(reply: str, tag: str) -> Winner | None:
-    """Who won; None where there is not exactly one verdict, or it names nobody."""
+    """Return the winner; None where there is not exactly one verdict, or it names no answer."""
     match (_verdict(reply, tag) or "").upper():
         case "A":
             return "A"
@@ -43,7 +44,7 @@ def read_winner(reply: str, tag: str) -> Winner | None:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one answer did against the others of its group: shares of wins (a tie is half of one), and counts."""
+    """The results of one answer against the others of its group: counts, and the win rate (a tie is half a win)."""
 
     wins: int = 0
     ties: int = 0
@@ -62,14 +63,14 @@ class Standing:
         return (self.wins + self.ties / 2) / self.met if self.met else None
 
 
-def standings(size: int, said: Mapping[tuple[int, int], Winner | None]) -> list[Standing]:
-    """Where ``size`` answers stand after (first shown, second shown) -> winner.
+def standings(size: int, winners: Mapping[tuple[int, int], Winner | None]) -> list[Standing]:
+    """Return the standings of ``size`` answers from ``winners``: (first shown, second shown) -> winner.
 
-    One wins where both orders say so; verdicts that disagree are a tie; with either missing the two have not met.
+    One wins where both orders agree on it; verdicts that disagree are a tie; with either missing the two have not met.
     """
     counts = [[0, 0, 0, 0] for _ in range(size)]
     for i, j in combinations(range(size), 2):
-        forth, back = said.get((i, j)), said.get((j, i))
+        forth, back = winners.get((i, j)), winners.get((j, i))
         if forth is None or back is None:
             continue
         agreed = {("A", "B"): (0, 2), ("B", "A"): (2, 0)}.get((forth, back), (1, 1))

@@ -43,7 +43,7 @@ class Code(Reward):
     required_columns: ClassVar[tuple[str, ...]] = ("tests",)
 
     class Config(Reward.Config):
-        """How code is found, run and scored."""
+        """Settings of finding, running and scoring code."""
 
         score: Literal["all", "fraction"] = "all"
         """``all``: 1 where every test passes, else 0. ``fraction``: the share of tests that pass."""
@@ -69,7 +69,7 @@ class Code(Reward):
         self._pool = ThreadPoolExecutor(max(1, parallel // place.world_size), "align-code")
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
-        """Why a row's tests cannot be used."""
+        """Return why a row's tests cannot be used; None where they can."""
         if (lacking := super().unfit(columns)) is not None:
             return lacking
         try:
@@ -105,22 +105,24 @@ class Code(Reward):
         return Score(value, "right" if share == 1 else "wrong", parts, why)
 
     def _passed(self, source: str, checks: Sequence[Check]) -> tuple[int, str]:
-        """How many tests passed, and why the answer fails as a whole, if it does."""
+        """Return the number of tests passed, and why the answer fails as a whole ("" where it does not)."""
         assert self._sandbox is not None
         until, near, passed = time.monotonic() + self.config.seconds, self.config.tolerance, 0
         called = [check for check in checks if isinstance(check, Called)]
         if called:
             room = 4 * sum(len(encode(check.expected)) for check in called)
-            said = self._sandbox.calls(source, [check.call for check in called], until, room)
-            if said.forged or said.stopped:
-                return 0, "wrote into the harness's channel" if said.forged else _stopped(said.stopped)
-            passed += sum(passes(check, tree, near) for check, tree in zip(called, said.trees, strict=True))
+            results = self._sandbox.calls(source, [check.call for check in called], until, room)
+            if results.forged:
+                return 0, "wrote into the harness's channel"
+            if results.stopped:
+                return 0, _stopped(results.stopped)
+            passed += sum(passes(check, tree, near) for check, tree in zip(called, results.trees, strict=True))
         for check in checks:
             if isinstance(check, Piped):
-                ended = self._sandbox.program(source, check.stdin, until, 2 * len(check.stdout))
-                if ended.stopped:
-                    return 0, _stopped(ended.stopped)
-                passed += prints(ended.output, check.stdout, near)
+                run = self._sandbox.program(source, check.stdin, until, 2 * len(check.stdout))
+                if run.stopped:
+                    return 0, _stopped(run.stopped)
+                passed += prints(run.output, check.stdout, near)
         return passed, ""
 
     def close(self) -> None:
@@ -135,7 +137,7 @@ def _stopped(why: str) -> str:
 
 
 def last_block(text: str) -> str | None:
-    """The last complete fenced block marked as Python, or the last unmarked one where none is; else None.
+    """Return the last complete fenced block marked as Python, or the last unmarked one where none is; else None.
 
     An answer whose last fence is left open (it was cut off) has no code.
     """

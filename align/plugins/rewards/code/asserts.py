@@ -31,7 +31,7 @@ NUMBER = (int, float, complex)
 
 
 class UnusableTest(Exception):
-    """Why a test cannot be used."""
+    """A test that cannot be used; says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def _harmless(node: ast.stmt) -> bool:
 
 
 def read_assert(statement: ast.Assert) -> Assert:
-    """What one assert asks. Raises UnusableTest where it is of no known shape."""
+    """Return the call and the check of one assert. Raises UnusableTest where it is of no known form."""
     test = statement.test
     if isinstance(test, ast.Constant):
         raise UnusableTest(f"asserts a constant: {ast.unparse(statement)[:80]}")

@@ -1,6 +1,6 @@
-"""Whether what came out of the sandbox is what was expected.
+"""Comparison of what came out of the sandbox with what was expected.
 
-Led by the expected value: hostile trees are only looked into as far as they agree with it. No set or dict is built of
+The expected value leads: hostile trees are only read as far as they agree with it. No set or dict is built of
 their content (hashes of numbers can be made to collide): their texts are compared.
 """
 
@@ -19,7 +19,7 @@ FALSE = (None, 0, "", b"")
 
 
 def passes(check: Called, tree: Any, tolerance: float) -> bool:
-    """Whether a call's result (``sandbox_runtime.values``; None where it gave none) is what the check wants."""
+    """Return whether a call's result (``sandbox_runtime.values``; None: it gave none) is what the check wants."""
     try:
         return tree is not None and _passes(check, tree, tolerance)
     except (RecursionError, ValueError, OverflowError, TypeError, LookupError):
@@ -65,7 +65,7 @@ def scalar(tree: Any) -> Any:
 
 
 def same(tree: Any, expected: Any, as_json: bool, tolerance: float) -> bool:
-    """Whether a tree is a value, floats to the tolerance (relative and absolute)."""
+    """Return whether a tree is a value, floats to the tolerance (relative and absolute)."""
     tag = tree[0]
     if isinstance(expected, list | tuple):
         fits = tag == "list" or (tag == "tuple" and as_json) if isinstance(expected, list) else tag == "tuple"
@@ -80,9 +80,9 @@ def same(tree: Any, expected: Any, as_json: bool, tolerance: float) -> bool:
     if isinstance(expected, dict):
         if tag != "dict" or len(tree[1]) != len(expected):
             return False
-        said = {key(k): value for k, value in tree[1]}
+        found = {key(k): value for k, value in tree[1]}
         pairs = [(key(json.loads(encode(k))), value) for k, value in expected.items()]
-        return all(k in said and same(said[k], value, as_json, tolerance) for k, value in pairs)
+        return all(k in found and same(found[k], value, as_json, tolerance) for k, value in pairs)
     if tag in ("list", "tuple", "set", "frozenset", "dict", "other", "raised"):
         return False
     return _equal(scalar(tree), expected, as_json, tolerance)
@@ -120,9 +120,9 @@ def key(tree: Any) -> str:
     return json.dumps(tree)
 
 
-def prints(said: bytes, expected: str, tolerance: float) -> bool:
-    """Whether an output is the expected text: by lines without trailing blanks, fractions to the tolerance."""
-    lines, wanted = _lines(said.decode(errors="replace")), _lines(expected)
+def prints(output: bytes, expected: str, tolerance: float) -> bool:
+    """Return whether an output is the expected text: by lines without trailing blanks, fractions to the tolerance."""
+    lines, wanted = _lines(output.decode(errors="replace")), _lines(expected)
     return len(lines) == len(wanted) and all(_line(*pair, tolerance) for pair in zip(lines, wanted, strict=True))
 
 
@@ -130,17 +130,17 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
-def _line(said: str, wanted: str, tolerance: float) -> bool:
-    if said == wanted:
+def _line(printed: str, wanted: str, tolerance: float) -> bool:
+    if printed == wanted:
         return True
-    words, others = said.split(), wanted.split()
+    words, others = printed.split(), wanted.split()
     return len(words) == len(others) and all(_word(*pair, tolerance) for pair in zip(words, others, strict=True))
 
 
-def _word(said: str, wanted: str, tolerance: float) -> bool:
-    if said == wanted:
+def _word(printed: str, wanted: str, tolerance: float) -> bool:
+    if printed == wanted:
         return True
     fractional = not wanted.lstrip("+-").isdigit()
-    if not (fractional and DECIMAL.fullmatch(said) and DECIMAL.fullmatch(wanted)):
+    if not (fractional and DECIMAL.fullmatch(printed) and DECIMAL.fullmatch(wanted)):
         return False
-    return math.isclose(float(said), float(wanted), rel_tol=tolerance, abs_tol=tolerance)
+    return math.isclose(float(printed), float(wanted), rel_tol=tolerance, abs_tol=tolerance)

@@ -1,4 +1,4 @@
-"""Running code that nobody has read: a process without network, files, neighbours, rights or time to spare.
+"""A sandbox for code that nobody has read: a process without network, files, other processes, rights or much time.
 
 Every run is a fresh interpreter (never a fork of this process) with the standard library and nothing else. Layers, each
 of which would do by itself for most attacks:
@@ -54,7 +54,7 @@ class SandboxError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunOutput:
-    """What came out of a run, and why it was ended where it did not end by itself."""
+    """The output of a run, and why it was stopped where it did not end by itself."""
 
     output: bytes
     stopped: Literal["", "time", "output"] = ""
@@ -62,7 +62,7 @@ class RunOutput:
 
 @dataclass(frozen=True, slots=True)
 class CallResults:
-    """What the calls returned: the tree of ``sandbox_runtime.values`` for each, None where there is none.
+    """The results of calls: the tree of ``sandbox_runtime.values`` for each, None where there is none.
 
     forged: the channel carried what the harness does not write.
     """
@@ -74,7 +74,7 @@ class CallResults:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """What isolates, beside seccomp and limits."""
+    """The layers of isolation in use, in addition to seccomp and limits."""
 
     namespaces: bool
     landlock: bool
@@ -82,7 +82,7 @@ class Layers:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """How code is run. seconds: processor time of a run. memory: MiB of address space. Safe to use from threads."""
+    """Runs code. seconds: processor time of a run. memory: MiB of address space. Safe to use from threads."""
 
     layers: Layers
     seconds: float = 5.0
@@ -90,7 +90,7 @@ class Sandbox:
 
     @classmethod
     def open(cls, seconds: float = 5.0, memory: int = 512) -> Sandbox:
-        """The strongest sandbox to be had here. Raises AlignError where there is no isolation to speak of."""
+        """Return the strongest sandbox possible here. Raises AlignError where code cannot be isolated."""
         if not sys.platform.startswith("linux") or not seccomp.supported():
             raise AlignError("model-written code is run on Linux only, on x86_64 or aarch64", "run it there")
         locked = landlock.abi() > 0
@@ -121,10 +121,10 @@ class Sandbox:
             nonce = secrets.token_hex(16)
             left = list(calls[len(trees) :])
             ended = self._run({"source": source, "stdin": b"", "calls": left, "nonce": nonce}, until, room)
-            said = frames(ended.output, nonce)
-            if said is None or len(said) > 1 + len(left):
+            lines = frames(ended.output, nonce)
+            if lines is None or len(lines) > 1 + len(left):
                 return CallResults([None] * len(calls), ended.stopped, forged=True)
-            loaded, values = said[:1], said[1:]
+            loaded, values = lines[:1], lines[1:]
             trees += values
             if not loaded or loaded[0][0] == "raised" or ended.stopped:
                 return CallResults(trees + [None] * (len(calls) - len(trees)), ended.stopped)
@@ -185,7 +185,7 @@ def listen(process: subprocess.Popen[bytes], until: float, most: int) -> RunOutp
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """See to it that nothing is left: the launcher kills its child when its standard input closes."""
+    """End the process and its child: the launcher kills its child when its standard input closes."""
     assert process.stdin is not None
     process.stdin.close()
     try:
@@ -216,7 +216,7 @@ def python() -> str:
 
 
 def directories() -> list[str]:
-    """Where Python's own libraries are, and those of the system that they load."""
+    """Return the directories of Python's own libraries and of those of the system that they load."""
     bases = {Path(sys.base_prefix), Path(sys.base_exec_prefix)}
     own = [base / name for base in bases for name in ("lib", "lib64")]
     wanted = [Path(sysconfig.get_path("stdlib")), *own, *map(Path, ("/lib", "/lib64", "/usr/lib", "/usr/lib64"))]

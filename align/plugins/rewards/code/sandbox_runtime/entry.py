@@ -76,7 +76,7 @@ def inside(job: dict[str, Any], null: int, stdin: int) -> None:
         seccomp.install()
     except (OSError, ValueError) as error:
         give_up(error)
-    os.dup2(null, 2)  # the model's code cannot complain in the sandbox's name
+    os.dup2(null, 2)  # what comes on it is taken for the sandbox's own errors, so the model's code must not reach it
     sys.argv = [""]
     if job["calls"] is None:
         keep(0, 1, 2)
@@ -98,7 +98,7 @@ def keep(*wanted: int) -> None:
 
 
 def limit(job: dict[str, Any]) -> None:
-    """What the process may use: memory, processor time, files; no core dumps, no further processes."""
+    """Limit memory, processor time and files; allow no core dumps and no further processes."""
     for what, most in (
         (resource.RLIMIT_AS, job["memory"]),
         (resource.RLIMIT_CPU, int(job["seconds"]) + 2),
@@ -113,6 +113,6 @@ def limit(job: dict[str, Any]) -> None:
 
 
 def give_up(error: Exception) -> NoReturn:
-    """Say on standard error what is lacking; nothing has run, and nothing else ever writes there."""
+    """Write to standard error what is lacking; no code has run, and nothing else ever writes there."""
     os.write(2, str(error).encode())
     os._exit(1)

@@ -1,7 +1,7 @@
-"""What meets the model's code: runs a program, or calls its functions and says what they returned.
+"""The harness around the model's code: runs a program, or calls its functions and reports what they returned.
 
-It shares the process with that code, which can therefore read and forge all that is here. What is not here is what the
-answers should be, so forging a value is no better than returning it.
+It shares the process with that code, which can therefore read and forge everything here. The expected results are not
+here, so forging a value is no better than returning it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def program(source: str) -> None:
 def calls(source: str, wanted: list[Call], nonce: str, channel: int) -> None:
     """One line for loading the code and one for every call: ``NONCE [tag, content]`` or ``NONCE ["raised", why]``."""
     module: dict[str, Any] = _module(NAME)
-    loaded = said(lambda: exec(compile(source, NAME, "exec"), module))
+    loaded = outcome(lambda: exec(compile(source, NAME, "exec"), module))
     _write(channel, f"{nonce} {loaded}\n")
     for call in wanted:
-        _write(channel, f"{nonce} {said(lambda call=call: perform(module, call))}\n")  # type: ignore[misc]
+        _write(channel, f"{nonce} {outcome(lambda call=call: perform(module, call))}\n")  # type: ignore[misc]
 
 
-def said(work: Callable[[], object]) -> str:
-    """What came of it, as JSON."""
+def outcome(work: Callable[[], object]) -> str:
+    """Return the result of ``work`` as JSON, or ``["raised", type]``."""
     try:
         return encode(work())
     except BaseException as error:
@@ -51,12 +51,12 @@ def said(work: Callable[[], object]) -> str:
 
 
 def error_name(error: BaseException) -> str:
-    """The type of an exception, never what it says of itself."""
+    """Return the name of an exception's type, read past any ``__name__`` that the code has put in its way."""
     return str(type.__dict__["__name__"].__get__(type(error)))[:100]
 
 
 def perform(module: dict[str, Any], call: Call) -> Any:
-    """One call, with arguments of its own; a class on the way to a method is instantiated."""
+    """Make one call, with fresh copies of its arguments; a class on the way to a method is instantiated."""
     name, marshalled, wraps = call
     first, *rest = name.split(".")
     function = module[first]

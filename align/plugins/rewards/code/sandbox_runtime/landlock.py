@@ -43,6 +43,7 @@ def restrict(readable: Iterable[str], writable: Iterable[str]) -> None:
     ``no_new_privs`` must be set. Raises OSError where the kernel refuses, or has no Landlock.
     """
     version = abi()
+    # Only rights that are "handled" are restricted, and a kernel refuses those that it does not know.
     handled = (1 << FILE_RIGHTS.get(version, 16)) - 1
     wanted = (handled, NETWORK if version >= 4 else 0, SCOPES if version >= 6 else 0)
     size = 24 if version >= 6 else 16 if version >= 4 else 8

@@ -78,23 +78,25 @@ class _Program(ctypes.Structure):
 
 
 def supported() -> bool:
-    """Whether the numbers above are this machine's: a 64-bit little-endian x86_64 or aarch64."""
+    """Return whether the numbers above are this machine's: a 64-bit little-endian x86_64 or aarch64."""
     return os.uname().machine in ARCHITECTURES and sys.maxsize > 2**32 and sys.byteorder == "little"
 
 
 def program(machine: str, me: int) -> list[Instruction]:
     """The filter for one architecture and process id."""
     column = list(ARCHITECTURES).index(machine)
+    # The architecture first: the same number is another call under i386, which a 64-bit process may use too.
     code: list[Instruction] = [
         (LOAD, 0, 0, ARCHITECTURE),
         (EQUAL, 1, 0, ARCHITECTURES[machine]),
         (RETURN, 0, 0, KILL),
         (LOAD, 0, 0, NUMBER),
     ]
-    if machine == "x86_64":
+    if machine == "x86_64":  # x32 shares the architecture's mark and has numbers of its own
         code += [(AT_LEAST, 0, 1, X32), (RETURN, 0, 0, KILL)]
     for number in YOUNG_ALLOWED:
         code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, ALLOW)]
+    # ENOSYS, not EPERM: C libraries then fall back to older calls (clone3 to clone), which the list below denies.
     code += [(AT_LEAST, 0, 1, YOUNG), (RETURN, 0, 0, ENOSYS)]
     for numbers in DENIED.values():
         if (number_here := numbers[column]) is not None:

@@ -27,7 +27,7 @@ def libc(name: str, *arguments: object) -> int:
 
 
 def checked(name: str, returned: int) -> int:
-    """What a call returned, unless that is a failure."""
+    """Return what a call returned. Raises OSError where that is a failure."""
     if returned < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
