@@ -1,4 +1,4 @@
-"""Every door a plugin may enter by, in the order they open. docs/plugins.md has an example for each.
+"""The hooks of a plugin, in the order in which they are called. docs/plugins.md has an example of each.
 
 A plugin is a module (or object) named by an entry point of the group ``align``; it takes part by defining functions
 of these names under ``@align.hookimpl``. A hook may be given fewer arguments than its specification lists.
@@ -39,12 +39,12 @@ class Register(Protocol):
         """Register one thing of the hook's kind."""
 
 
-# Registration: each is called the first time a name of its kind is asked for.
+# Registration: each is called the first time that a name of its kind is looked up.
 
 
 @hookspec
 def register_commands(cli: click.Group) -> None:
-    """Add commands to ``align``; called when a command is asked for that align itself does not have."""
+    """Add commands to ``align``; called when a command is used that align itself does not have."""
 
 
 @hookspec
@@ -74,12 +74,12 @@ def register_evals(register: Register) -> None:
 
 @hookspec
 def register_strategies(register: Register) -> None:
-    """Register strategies: subclasses of ``align.Strategy`` that say how a fit lies on the devices."""
+    """Register strategies: subclasses of ``align.Strategy``, which lay a fit out on the devices."""
 
 
 @hookspec
 def register_loggers(register: Register) -> None:
-    """Register loggers: subclasses of ``align.Logger`` that say where metrics go."""
+    """Register loggers: subclasses of ``align.Logger``, which write metrics."""
 
 
 @hookspec
@@ -92,7 +92,7 @@ def register_rules(register: Register) -> None:
 
 @hookspec
 def check_run(run: Run, hardware: Hardware) -> Iterable[Problem] | None:
-    """Look the run over before anything is loaded; a Problem of level ``error`` stops the launch."""
+    """Check the run before anything is loaded; a Problem of level ``error`` stops the launch."""
 
 
 @hookspec(firstresult=True)
@@ -110,17 +110,18 @@ def make_callbacks(run: Run) -> Iterable[Callback] | None:
 
 @hookspec
 def run_started(run: Run, directory: Path) -> None:
-    """Hear that a run begins or goes on, on one process: its directory is there, with ``run.yaml`` and manifest."""
+    """Called on one process when a run begins or continues: its directory is there, with ``run.yaml`` and manifest."""
 
 
 @hookspec
 def rollouts_scored(run: Run, phase: int, rollouts: Sequence[Any]) -> None:
-    """Hear of one phase's answers (from 1) after scoring and before they are learned from, on one process.
+    """Called on one process with one phase's answers, after scoring and before they are learned from.
 
-    rollouts: a mapping for each answer, the columns of the stage's samples (docs/watching.md); not yours to change.
+    phase: counted from 1. rollouts: a mapping for each answer, the columns of the stage's samples (docs/watching.md),
+    which must not be changed.
     """
 
 
 @hookspec
 def run_finished(run: Run, directory: Path, results: Sequence[StageResult]) -> None:
-    """Hear that every stage is done: the run directory, and each stage's name, directory, export and metrics."""
+    """Called when every stage is done: the run directory, and each stage's name, directory, export and metrics."""

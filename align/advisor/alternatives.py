@@ -151,7 +151,11 @@ def why_not(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], option: 
     Raises AlignError for an option that is none.
     """
     if option not in OPTIONS:
-        raise AlignError(f"{option!r} is no option", did_you_mean(option, OPTIONS), where="--why-not")
+        raise AlignError(
+            f"{option!r} is no option",
+            did_you_mean(option, OPTIONS),
+            where="--why-not (from Python AdviceCase.why_not)",
+        )
     decision = decide(facts, limit, rules)
     within = option if option in CLASSES else "best_of_n" if option == "best_of_n" else "post_training"
     votes = decision.votes

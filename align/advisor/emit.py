@@ -52,7 +52,11 @@ def emit(advice: Advice, project: Project, output: str = OUTPUT, limit: Threshol
             draft.todo.append(f"{step.stage} is part of the plan and has no run file: it is done around the model")
     if not draft.stages:
         what = f"is for training, and the advice is {advice.primary.replace('_', ' ')}"
-        raise AlignError(what, "nothing was written; what to do instead stands under `Try first`", where="--emit")
+        raise AlignError(
+            what,
+            "nothing was written; what to do instead stands under `Try first`",
+            where="--emit (from Python AdviceCase.run_file)",
+        )
     carried = project.model_copy(update={"requested": None})  # what is launched is what is asked for
     about = {"output": output, "project": carried.model_dump(mode="json", exclude_defaults=True)}
     if len(draft.stages) == 1:

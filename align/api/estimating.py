@@ -118,21 +118,21 @@ def _stage(
     billions = run.project.model.params_b if run.project else None
     billions = billions or named_size(stage.model.path)
     known = resolve_stage(run.stages, stage, hardware.accelerator, hardware.world_size, sized=billions is not None)
-    exactly = "--calibrate" if calibrate else None
-    asked = EstimateRequest(
+    exactly = "calibrate" if calibrate else None
+    request = EstimateRequest(
         stage=known.stage,
         needs=known.needs,
-        shape=_shape(known, billions, "--dry-run" if dry_run else exactly),
+        shape=_shape(known, billions, "dry_run" if dry_run else exactly),
         batches=known.planned.batches,
         device=_device(hardware),
         devices=hardware.world_size,
         accelerator=hardware.accelerator,
     )
-    found = estimate_stage(asked, prices, currency)
+    found = estimate_stage(request, prices, currency)
     if dry_run:
         found = replace(found, counted=_counted(known, hardware, found))
     if calibrate:
-        found = _calibrated(known, hardware, asked, found, prices, currency)
+        found = _calibrated(known, hardware, request, found, prices, currency)
     return found
 
 
@@ -145,8 +145,8 @@ def _shape(known: ResolvedStage, billions: float | None, exactly: str | None) ->
         return shape_of_directory(known.directory)
     if exactly is not None:
         raise AlignError(
-            f"{exactly} needs a model whose config.json can be had",
-            f"give a directory that holds one, or leave out {exactly}: a typical shape is taken then",
+            f"--{exactly.replace('_', '-')} needs a model whose config.json can be had",
+            f"give a directory with one, or leave it out (from Python {exactly}=True): a typical shape is taken then",
             where=f"{known.stage.name}: model.path: {known.stage.model.path}",
         )
     assert billions is not None
@@ -180,7 +180,7 @@ def _counted(known: ResolvedStage, here: Hardware, estimate: StageEstimate) -> M
 def _calibrated(
     known: ResolvedStage,
     here: Hardware,
-    asked: EstimateRequest,
+    request: EstimateRequest,
     before: StageEstimate,
     prices: Mapping[str, float] | None,
     currency: str,
@@ -195,7 +195,7 @@ def _calibrated(
         )
     seen = calibrate(known.stage, local)
     there = estimate_stage(
-        replace(asked, batches=seen.planned.batches, device=_device(local), devices=1, accelerator=local.accelerator)
+        replace(request, batches=seen.planned.batches, device=_device(local), devices=1, accelerator=local.accelerator)
     )
     phase = "training" if "training" in seen.peaks else "generation"
     parts = there.phases[phase]
@@ -203,8 +203,8 @@ def _calibrated(
     loose = sum(parts.get(name, 0.0) for name in ("activations", "logits"))
     guessed = sum(parts.values()) - parts.get("base", 0.0)  # which no allocator sees
     factor = max(0.1, (seen.peaks[phase] - (guessed - loose)) / loose) if loose else 1.0
-    after = estimate_stage(asked, prices, currency, factor)
+    after = estimate_stage(request, prices, currency, factor)
     measured = {"peak": float(seen.peaks[phase]), "estimated": guessed, "factor": factor, "step_seconds": seen.seconds}
-    if asked.batches.steps and here.accelerator == local.accelerator:
-        measured["hours"] = seen.seconds * asked.batches.steps / here.world_size / 3600
+    if request.batches.steps and here.accelerator == local.accelerator:
+        measured["hours"] = seen.seconds * request.batches.steps / here.world_size / 3600
     return replace(after, counted=before.counted, measured=measured)

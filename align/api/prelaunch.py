@@ -50,7 +50,9 @@ def launch_problems(run: Run, hardware: Hardware) -> Iterator[Problem]:
             used.add(given)
             yield Problem(f"override {given}: {reasons[given]}", f"goes on although: {found.what}", level="warning")
         else:
-            fix = f"{found.fix}; or launch all the same: --override {found.ids[0]} --reason TEXT"
+            name = found.ids[0]
+            anyway = f"--override {name} --reason TEXT (from Python overrides={{{name!r}: TEXT}})"
+            fix = f"{found.fix}; or launch all the same: {anyway}"
             yield Problem(f"project: {found.ids[0]}", found.what, fix)
     for rule in sorted(reasons.keys() - used):
         yield Problem(f"override {rule}", "overrides nothing: no such finding stops this run", level="warning")
@@ -94,7 +96,9 @@ def obstacles(advice: Advice) -> Iterator[Obstacle]:
         quotes = _quoted([quote for reason in against[:1] for quote in reason.quotes])
         what = f"launches {request.requested}, and advised is {request.recommended}: {request.because}{quotes}"
         ids = (*(reason.rule for reason in against), "requested-differs")
-        yield Obstacle(ids, what, "follow it (align advise --emit), or correct the project")
+        yield Obstacle(
+            ids, what, "follow it (align advise --emit; from Python AdviceCase.run_file), or correct the project"
+        )
     for warning in advice.warnings:
         if warning.level == "error":
             what = f"{warning.text}{_quoted(warning.quotes)}"

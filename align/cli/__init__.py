@@ -28,20 +28,20 @@ COMMANDS = {
 
 
 class Align(click.RichGroup):
-    """A group that imports a command when it is asked for, and asks plugins for those it does not know."""
+    """A group that imports a command when it is used, and looks among plugins for those that it does not have."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List align's own commands: printing help loads no plugin."""
         return [name for name, (_, summary) in COMMANDS.items() if summary]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A stand-in with the command's summary, for help."""
+        """Return a placeholder with the command's summary, for help: the command itself is not imported."""
         return click.RichCommand(name=cmd_name, help=COMMANDS[cmd_name][1]) if cmd_name in COMMANDS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is to run."""
+        """Return the command that is to run. Raises AlignError for one that is unknown, and for a renamed option."""
         name = args[0]
         if name in COMMANDS:
             for option in [arg.partition("=")[0] for arg in args[1:]]:
@@ -62,7 +62,7 @@ class Align(click.RichGroup):
         return name, registry.get("command", name), args[1:]
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command; print what a user or the machine is at fault for without a traceback, and exit with 2."""
+        """Run a command; print errors of the user or the machine without a traceback, and exit with status 2."""
         try:
             try:
                 return super().main(*args, **kwargs)

@@ -24,8 +24,7 @@ READING = (
         type=click.Choice(["rules", "llm"]),
         default="rules",
         show_default=True,
-        help="What reads"
-        " free words: rules alone, or a model beside them, which is believed where the words bear it out.",
+        help="What reads free words: rules alone, or a model in addition, which counts where the words support it.",
     ),
     click.option("--llm-model", metavar="NAME|DIR", help="The reading model: its name at --llm-url, or a directory."),
     click.option("--llm-url", metavar="URL", help="Of an OpenAI-compatible server: http://localhost:8000/v1."),

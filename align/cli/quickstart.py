@@ -42,26 +42,26 @@ def quickstart(output: Path, seed: int, model: str | None, data: str | None, qui
         from align.quickstart.pipeline import quickstart as train_and_compare
 
     try:
-        story = train_and_compare(output, seed=seed, model=model, data=data, progress=not quiet)
+        result = train_and_compare(output, seed=seed, model=model, data=data, progress=not quiet)
     except Interrupted as stop:
         click.echo(f"{stop}; the same command goes on", err=True)
         sys.exit(128 + stop.signal_number)
-    print_table(story.table)
-    for sample in story.changes[:SHOWN]:
+    print_table(result.table)
+    for sample in result.changes[:SHOWN]:
         click.echo(f"prompt     {_line(sample.prompt)}")
         for answer in sample.answers:
             click.echo(f"  {answer.stage:<9}{_line(answer.text)}")
         if sample.expected is not None:
             click.echo(f"  {'wanted':<9}{_line(sample.expected)}")
-    if story.agreement is not None:
-        before, after = story.agreement
+    if result.agreement is not None:
+        before, after = result.agreement
         click.echo(f"words shared with the answer wanted: {before:.0%} before, {after:.0%} after")
-    click.echo(f"report    {story.page}")
-    click.echo(f"model     {story.model}")
-    click.echo(f"run file  {story.run_file}")
+    click.echo(f"report    {result.page}")
+    click.echo(f"model     {result.model}")
+    click.echo(f"run file  {result.run_file}")
     question = "YOUR PROMPT" if model is not None else "What is 22+53?"  # as the quickstart's rows ask
-    click.echo(f'ask it    align sample {shlex.quote(str(story.model))} "{question}"')
-    click.echo(f"again     align train {shlex.quote(str(story.run_file))} output=runs/other")
+    click.echo(f'ask it    align sample {shlex.quote(str(result.model))} "{question}"')
+    click.echo(f"again     align train {shlex.quote(str(result.run_file))} output=runs/other")
 
 
 def _line(text: str) -> str:

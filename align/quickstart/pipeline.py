@@ -34,7 +34,7 @@ START = "start"
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class QuickstartResult:
     """The result of a quickstart."""
 
     run_file: Path
@@ -50,7 +50,7 @@ class Story:
 
 def quickstart(
     output: Path, *, seed: int = 0, model: str | None = None, data: str | None = None, progress: bool = True
-) -> Story:
+) -> QuickstartResult:
     """Train a small model on sums, or ``model`` on the rows of ``data``; gives figures and page.
 
     Run again in the same place it goes on where it stopped. Raises AlignError for what the user can fix.
@@ -63,14 +63,14 @@ def quickstart(
     return _own(output, seed, model, data, progress)
 
 
-def _sums(place: Path, seed: int, progress: bool) -> Story:
+def _sums(place: Path, seed: int, progress: bool) -> QuickstartResult:
     file = run_files.write_sums(place, seed)
     with _one_thread():
         results = train(runfile.load(file), resume=True, progress=progress)
     models = {START: place / "model", **{result.name: result.export for result in results}}
 
     _, held_out = sums.split_sums()
-    asked = [sums.say((sums.CARELESS, sums.CAREFUL)[i % 2], pair) for i, pair in enumerate(held_out)]
+    questions = [sums.say((sums.CARELESS, sums.CAREFUL)[i % 2], pair) for i, pair in enumerate(held_out)]
     pairs = load_records(
         Data(train=[Source(path=str(place / "data" / "preferences-held-out.jsonl"))], dataset_num_proc=1),
         ("preference",),
@@ -78,7 +78,9 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
     right, liked, completions = [], [], []
     for path in track(list(models.values()), "asking the models", shown=progress):
         subject = LocalProbeModel.load(path)
-        answers = subject.answers([[{"role": "user", "content": question}] for question in asked], max_new_tokens=24)
+        answers = subject.answers(
+            [[{"role": "user", "content": question}] for question in questions], max_new_tokens=24
+        )
         marks = [sums.answer_in(answer) == a + b for answer, (a, b) in zip(answers, held_out, strict=True)]
         right.append(share(marks))
         liked.append(share(subject.prefers(pairs)))
@@ -89,7 +91,7 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
             MeasureRow(
                 "right answers",
                 tuple(right),
-                note=f"greedy answers to {len(asked)} sums that stand in no training file, asked as in a chat",
+                note=f"greedy answers to {len(questions)} sums that stand in no training file, in a chat's form",
             ),
             MeasureRow(
                 "liked answer likelier",
@@ -101,13 +103,13 @@ def _sums(place: Path, seed: int, progress: bool) -> Story:
     )
     samples = [
         PromptSample(
-            asked[i],
+            questions[i],
             tuple(StageCompletion(name, *own[i]) for name, own in zip(models, completions, strict=True)),
             sums.say(sums.SHOWN, held_out[i]),
         )
         for i in range(SAMPLES)
     ]
-    return _tell(
+    return _write_result(
         place, file, results, "A small model learns to add, to answer as people like, and to be right", table, samples
     )
 
@@ -123,7 +125,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story:
+def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> QuickstartResult:
     records = run_files.own_records(data)
     precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
     file = run_files.write_own(place, model, records, seed, precision)
@@ -135,12 +137,12 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story
     models = {START: model, **{result.name: str(result.export) for result in results}}
 
     prompts = [(record, run_files.prompt_of(record)) for record in records.validation]
-    asked = [(record, prompt) for record, prompt in prompts if prompt is not None][:SAMPLES]
+    shown = [(record, prompt) for record, prompt in prompts if prompt is not None][:SAMPLES]
     pairs = records.validation if records.train[0].kind == "preference" else []
     liked, completions = [], []
     for path in track(list(models.values()), "asking the models", shown=progress):
         subject = LocalProbeModel.load(path)
-        completions.append(subject.answers([prompt for _, prompt in asked], max_new_tokens=128))
+        completions.append(subject.answers([prompt for _, prompt in shown], max_new_tokens=128))
         if pairs:
             liked.append(share(subject.prefers(pairs)))
         del subject
@@ -154,10 +156,12 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Story
             tuple(StageCompletion(name, own[i]) for name, own in zip(models, completions, strict=True)),
             _hoped_for(record),
         )
-        for i, (record, prompt) in enumerate(asked)
+        for i, (record, prompt) in enumerate(shown)
     ]
-    story = _tell(place, file, results, f"{model} on {data}", MeasureTable(tuple(models), tuple(rows)), samples)
-    return replace(story, changes=sorted(samples, key=_likeness), agreement=_agreement(samples))
+    result = _write_result(
+        place, file, results, f"{model} on {data}", MeasureTable(tuple(models), tuple(rows)), samples
+    )
+    return replace(result, changes=sorted(samples, key=_likeness), agreement=_agreement(samples))
 
 
 def _loss(results: list[StageResult]) -> list[MeasureRow]:
@@ -221,13 +225,13 @@ def _minutes(low: float, high: float) -> str:
     return f"{low:.0f} to {max(1.0, high):.0f} s"
 
 
-def _tell(
+def _write_result(
     place: Path, file: Path, results: list[StageResult], title: str, table: MeasureTable, samples: list[PromptSample]
-) -> Story:
+) -> QuickstartResult:
     page = place / "report.html"
     write_atomic(place / "figures.json", (json.dumps(asdict(table), indent=1) + "\n").encode())
     write_report(place / "run", page, title=title, table=table, samples=samples)
-    return Story(file, table, page, results[-1].export)
+    return QuickstartResult(file, table, page, results[-1].export)
 
 
 def _words(content: object) -> str:

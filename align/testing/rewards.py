@@ -41,8 +41,8 @@ def check_reward(
 
     - Every setting is described (of a class), the defaults and ``settings`` are valid.
     - It gives one score for each answer: a finite number, or None for no opinion. It fails on none.
-    - A score is the same when asked again, in another order, and without the answers to other prompts: in training, who
-      else is scored together with an answer depends on the number of processes.
+    - A score is the same when computed again, in another order, and without the answers to other prompts: in training,
+      the answers that are scored together depend on the number of processes.
     - A score is the same in another process: ``hash()`` of text, and the order of a set, differ in each. (Of a reward
       in a module, which another process can import; of others ``hash()`` alone is watched.)
     - It changes nothing of what it is given.
@@ -59,7 +59,7 @@ def check_reward(
         try:
             first = _scores(made, answers)
             assert answers == before, f"{_name(reward)} changed what it was given"
-            _same(reward, "asked again", first, _scores(made, answers), tolerance)
+            _same(reward, "computed again", first, _scores(made, answers), tolerance)
             _same(reward, "in reverse order", first, _scores(made, answers[::-1])[::-1], tolerance)
             for group in sorted({answer.group for answer in answers}):
                 mine = [i for i, answer in enumerate(answers) if answer.group == group]

@@ -76,7 +76,7 @@ def test_what_breaks_the_contract_is_named() -> None:
         return [0.0] * len(completions)
 
     for reward, words in (
-        (moody, "moody, asked again"),
+        (moody, "moody, computed again"),
         (rank, "rank, in reverse order"),
         (relative, "relative, without the other prompts"),
     ):

@@ -64,7 +64,9 @@ class RecordedClient:
             return self._recorded(path)
         if self._offline:
             what = f"nothing is recorded of {self._model!r} for this text, and --offline forbids asking"
-            raise AlignError(what, "record it first, without --offline", where=str(self._directory))
+            raise AlignError(
+                what, "record it first, without --offline (from Python offline=True)", where=str(self._directory)
+            )
         reply = self._ask(prompt, schema)
         self.keep(prompt, schema, reply)
         return reply
@@ -100,7 +102,9 @@ def endpoint_client(url: str, model: str, *, key_env: str | None = None, allow_n
     address, local = checked_url(url)
     if not (local or allow_network):
         what = f"the description would leave this machine, for {address}"
-        raise AlignError(what, "add --allow-network if it may, or name a server on this machine")
+        raise AlignError(
+            what, "add --allow-network (from Python allow_network=True) if it may, or name a server on this machine"
+        )
     key = secret(key_env)
 
     def ask(prompt: str, schema: dict[str, Any]) -> str:

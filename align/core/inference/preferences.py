@@ -116,7 +116,7 @@ def read_prompts(path: str, sampled: bool) -> tuple[list[Record], str]:
     for record in found.train:
         given = _given(record)
         if given is None and not sampled:
-            fix = f"give each row {GIVEN!r}: a list of two answers or more, or sample them: --model"
+            fix = f"give each row {GIVEN!r}: a list of two answers or more, or sample: --model (from Python model=)"
             raise AlignError("has no answers to choose from", fix, where=record.source)
     plain = json.dumps([[record.prompt, record.columns] for record in found.train], default=str)
     return found.train, hashlib.sha256(plain.encode()).hexdigest()

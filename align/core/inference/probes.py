@@ -215,7 +215,11 @@ class _Probes:
         fitting = [row for row in rows if self.fits(self._put(record_of(row)))]
         if rows and not fitting:
             what = f"no prompt leaves room for an answer of {self.settings.max_completion_length} tokens"
-            raise AlignError(what, "allow shorter answers (--max-completion-length)", where=record_of(rows[0]).source)
+            raise AlignError(
+                what,
+                "allow shorter answers (--max-completion-length; from Python max_completion_length=)",
+                where=record_of(rows[0]).source,
+            )
         if (left := len(rows) - len(fitting)) > 0:
             self.tell(f"without {left} of {len(rows)} rows, whose prompts leave no room for an answer")
         return fitting
@@ -288,8 +292,8 @@ def run_probes(
     if reference and not ordinary:
         raise AlignError("holds no plain text", "give a file of ordinary text", where=reference)
     if not (held.questions or held.texts or held.pairs or (held.prompts and rewards)):
-        what = "hold nothing to measure on: questions with answers, texts, pairs, or prompts with a --reward"
-        raise AlignError(f"the files {what}", where=", ".join(files))
+        what = "hold nothing to measure on: questions with answers, texts, pairs, or prompts with a reward"
+        raise AlignError(f"the files {what} (--reward; from Python rewards=)", where=", ".join(files))
     with ExitStack() as opened:
         place = RewardContext(seed=settings.seed)
         scorer = opened.enter_context(Scorer(rewards, place)) if rewards else None

@@ -127,7 +127,7 @@ class GRPO(Online):
         kl_estimator: KL = "k3"
         """How it is estimated (http://joschu.net/blog/kl-approx.html, TRL 1.16 has k3)."""
         kl_in: Literal["loss", "reward"] = "loss"
-        """Beside each token's loss (2402.03300), or summed up and taken off the answer's reward (2402.14740)."""
+        """Added to each token's loss (2402.03300), or summed up and taken off the answer's reward (2402.14740)."""
         use_bias_correction_kl: bool | None = None
         """kl_in loss only: multiply by the ratio, without which k1 and k3 have not the KL's gradient (2512.02556).
         Null: all but k2, which has it as it is."""

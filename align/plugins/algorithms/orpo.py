@@ -10,7 +10,7 @@ from align import Algorithm, Batch, LossOutput, LossTerm, Metric
 from align.algorithms import logistic, preference_metrics
 
 ALMOST_SURE = -1e-7
-"""Log of the largest probability whose odds are still told apart in float32."""
+"""Log of the largest probability whose odds float32 still distinguishes."""
 
 
 def log_odds(mean_logp: Tensor) -> Tensor:

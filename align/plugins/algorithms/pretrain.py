@@ -39,7 +39,7 @@ class Pretrain(Algorithm):
         return True
 
     def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """The perplexity; of a held-out set of general text, watched beside the domain's, it shows forgetting."""
+        """The perplexity; of a held-out set of general text, watched next to the domain's, it shows forgetting."""
         return {"perplexity": math.exp(min(metrics["loss"], 700.0))}
 
     def loss(self, batch: Batch) -> LossOutput:

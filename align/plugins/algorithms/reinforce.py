@@ -82,8 +82,8 @@ class Reinforce(Online):
         kl_estimator: KL = "k1"
         """How it is estimated (http://joschu.net/blog/kl-approx.html, 2501.03262 has k1)."""
         kl_in: Literal["reward", "loss"] = "reward"
-        """Token by token in the reward, or beside each token's loss (2501.03262's baseline variant, with k2); there k1
-        and k3 are multiplied by the ratio, so that they have the KL's gradient as k2 has (2512.02556)."""
+        """Token by token in the reward, or added to each token's loss (2501.03262's baseline variant, with k2); there
+        k1 and k3 are multiplied by the ratio, so that they have the KL's gradient as k2 has (2512.02556)."""
 
         @model_validator(mode="after")
         def _read_and_possible(self) -> Reinforce.Config:

@@ -95,7 +95,7 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
     for index, turn in enumerate(formats.structure(row, "history", list) or ()):
         where = f"history[{index}]"
         if not (isinstance(turn, list) and len(turn) == 2):
-            raise RowError("wrong-type", f"is {a(turn)}, not a pair of what was said and answered", where)
+            raise RowError("wrong-type", f"is {a(turn)}, not a pair of a prompt and its completion", where)
         messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), turn, strict=True)]
         found += formats.messages(messages, where)
     return found

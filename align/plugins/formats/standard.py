@@ -92,10 +92,10 @@ class Preference(Format):
         names = ("chosen_messages", "rejected_messages") if whole else ("chosen", "rejected")
         chosen, rejected = (formats.content(row, name) for name in names)
         prompt = None if row.get("prompt") is None else formats.content(row, "prompt")
-        asked = next((key for key in _PROMPT_COLUMNS if isinstance(row.get(key), str) and row[key].strip()), None)
-        if prompt is None and asked and isinstance(chosen, str):
+        likely = next((key for key in _PROMPT_COLUMNS if isinstance(row.get(key), str) and row[key].strip()), None)
+        if prompt is None and likely and isinstance(chosen, str):
             what = (
-                f"is missing, and {asked!r} is not read; if that is it, read it so, with columns: {{prompt: {asked}}}"
+                f"is missing, and {likely!r} is not read; if that is it, read it so, with columns: {{prompt: {likely}}}"
             )
             raise RowError("missing-field", what, "prompt")
         return {**_pair(prompt, chosen, rejected), "margin": formats.number(row, "margin")}
@@ -114,7 +114,7 @@ def _pair(prompt: Content | None, chosen: Content, rejected: Content) -> dict[st
         raise RowError("missing-field", "is missing, and chosen and rejected share no beginning", "prompt")
     shared = chosen[:cut]
     if isinstance(prompt, str) and isinstance(shared, list) and shared[-1].get("content") != prompt:
-        raise RowError("message-order", "is not the last thing said before chosen and rejected part", "prompt")
+        raise RowError("message-order", "is not the last message before chosen and rejected part", "prompt")
     answers = {"chosen": chosen[cut:], "rejected": rejected[cut:]}
     for name, answer in answers.items():
         formats.begins(answer, name)

@@ -75,7 +75,9 @@ class Endpoint(Generator):
         stop: Callable[[], bool] = lambda: False,
         on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Sample]]:
-        """See ``Generator``; ``heard`` is told whole answers. Raises AlignError for settings that the API lacks.
+        """See ``Generator``; ``on_token`` is called for all tokens of a completion once it is whole.
+
+        Raises AlignError for settings that the API lacks.
 
         Seeds are sent, in 31 bits; a server may ignore them.
         """

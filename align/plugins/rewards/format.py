@@ -39,7 +39,7 @@ def in_tags(text: str, tags: Sequence[str], outside: Literal["nothing", "after",
 
 
 class FormatReward(Reward):
-    """1 where an answer has the layout asked for (a regular expression, tags in order, a JSON schema), else 0."""
+    """1 where an answer has the wanted layout (a regular expression, tags in order, a JSON schema), else 0."""
 
     name = "format"
     seconds: ClassVar[float | None] = 2.0

@@ -54,7 +54,10 @@ class VLLM(Generator):
         stop: Callable[[], bool] = lambda: False,
         on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Sample]]:
-        """See ``Generator``; ``heard`` is told whole answers. A temperature in (0, 0.01) is refused."""
+        """See ``Generator``; ``on_token`` is called for all tokens of a completion once it is whole.
+
+        Raises AlignError for a temperature in (0, 0.01).
+        """
         if 0 < sampling.temperature < COLDEST:
             raise AlignError(f"is {sampling.temperature:g}; vLLM knows 0 and {COLDEST:g} or more", where="temperature")
         engine, ends = self.engine, self._subject.ends

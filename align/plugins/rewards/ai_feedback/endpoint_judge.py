@@ -65,7 +65,7 @@ class EndpointJudge:
         self._client.close()
 
     def _reply(self, conversation: Conversation) -> Reply:
-        """One conversation's: after a failure once more, each time after twice the wait or as long as is asked for."""
+        """Return the reply to one conversation. Each retry waits twice as long as the last, or as the server says."""
         fields = {"messages": conversation, **self._fields}
         content = {name: value for name, value in fields.items() if value is not None}
         most = Usage(1, _most_tokens(conversation), self._settings.max_tokens)

@@ -1,4 +1,4 @@
-"""A row's tests: what is asked of the code, and what has to come out. The second never enters the sandbox."""
+"""A row's tests: calls or inputs, and the expected results. The results never enter the sandbox."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ Check = Called | Piped
 
 
 def read_checks(columns: Mapping[str, Any]) -> list[Check]:
-    """The tests in a row's ``tests``: a list, the same as JSON text, or Python text of asserts. Raises UnusableTest.
+    """Return the tests in a row's ``tests``: a list, the same as JSON text, or Python text of asserts.
 
-    ``entry_point`` names the function where a test does not.
+    ``entry_point`` names the function where a test does not. Raises UnusableTest.
     """
     tests, entry = columns.get("tests"), columns.get("entry_point")
     if isinstance(tests, str):
@@ -85,7 +85,7 @@ def _read(test: Any, entry: str | None) -> list[Check]:
 
 
 def _named(name: str, entry: str | None) -> str:
-    """HumanEval's tests speak of a ``candidate``."""
+    """Return the function's name: HumanEval's tests call it ``candidate``, and ``entry_point`` has its own."""
     return entry if name == "candidate" and entry and NAME.fullmatch(entry) else name
 
 

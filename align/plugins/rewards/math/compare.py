@@ -62,13 +62,13 @@ def same(gold: Tree, answer: Tree, worked_out: bool = True) -> bool:
         ours, theirs = _set(gold), _set(answer)
         return ours is not None and theirs is not None and ours.same(theirs)
     if "words" in (gold.kind, answer.kind):
-        return _spelt(gold) == _spelt(answer)
+        return _wording(gold) == _wording(answer)
     if not {gold.kind, answer.kind} <= {"number", "expression"}:
         return False
     return _leaves(gold, answer, worked_out)
 
 
-def _spelt(tree: Tree) -> str:
+def _wording(tree: Tree) -> str:
     """Words as written; a short one that is not marked as text looks like a product."""
     return tree.text.casefold() if tree.kind == "expression" and tree.text.isalpha() else tree.text
 
@@ -199,7 +199,7 @@ def _alike(a: Tree, b: Tree, worked_out: bool) -> bool:
 
 
 def _chain(gold: Tree, answer: Tree, worked_out: bool) -> bool:
-    r"""``x = 1 + 1 = 2``: the last is the answer, and all that is said to equal it does. ``a \approx b``: a is."""
+    r"""``x = 1 + 1 = 2``: the last is the answer, and all that it is equated with equals it. ``a \approx b``: a is."""
     parts = list(answer.parts[1:] if is_name(answer.parts[0]) else answer.parts)
     operators = list(answer.brackets[-(len(parts) - 1) :]) if len(parts) > 1 else []
     if r"\approx" in operators:

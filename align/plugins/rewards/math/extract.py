@@ -19,8 +19,16 @@ _LINE = 300
 _BOXES = 20
 """Boxes that are looked at, the last ones."""
 
-_BOX = re.compile(r"\\f?boxed\s*(?=\{)|\\fbox\s*(?=\{)|\\boxed|\\fbox")
-_BARE_BOX = re.compile(r"\s*(-?(?:\d(?:[\d.,/]*\d)?|\\[a-zA-Z]+\S*?)|(?<=\s)-?[a-zA-Z])(?=[.,;]?(?:[\s$]|\\[)\]]|$))")
+_BOX = re.compile(
+    r"\\f?boxed\s*(?=\{)"  # \boxed{4}
+    r"|\\fbox\s*(?=\{)"  # \fbox{4}
+    r"|\\boxed|\\fbox"  # \boxed 4
+)
+_BARE_BOX = re.compile(
+    r"\s*(-?(?:\d(?:[\d.,/]*\d)?|\\[a-zA-Z]+\S*?)"  # 4, -1,000, 3/4, \pi
+    r"|(?<=\s)-?[a-zA-Z])"  # x, -y
+    r"(?=[.,;]?(?:[\s$]|\\[)\]]|$))"  # and nothing more of a formula
+)
 """The content of ``\boxed 4``."""
 # The patterns below are the wordings of real model answers and of attacks on the reward. Where one is missed, a right
 # answer loses its point or a hedged one is paid; tests/plugins/math_cases.jsonl has examples.
@@ -38,39 +46,65 @@ _DOUBTED = re.compile(
 )
 """Words and signs between two boxes with which they are no list."""
 _EQUAL = re.compile(r"[\s$]*=[\s$]*")
-_NAMED = re.compile(r"(?<![a-zA-Z])\\?[a-zA-Z]\w*'?(?:_\{?\w+\}?)?(?:\([a-zA-Z0-9]\))?\s*=\s*[$\s({\\\[]*$")
+_NAMED = re.compile(
+    r"(?<![a-zA-Z])\\?[a-zA-Z]\w*'?(?:_\{?\w+\}?)?"  # a, \alpha, x', x_{1}
+    r"(?:\([a-zA-Z0-9]\))?"  # f(2)
+    r"\s*=\s*[$\s({\\\[]*$"
+)
 """A name before a box: ``a = \boxed{2}``."""
 _VALUE = re.compile(
     r"[\s$]*(?:\\[(\[]\s*)?"
-    r"(-?\.?\d(?:[\d.,/]*\d)?|(?<=\$)[^$]+(?=\$)|(?<=\\\()(?:[^\\]|\\(?!\)))+(?=\\\)))(?![\d\w])"
+    r"(-?\.?\d(?:[\d.,/]*\d)?"  # 12/4
+    r"|(?<=\$)[^$]+(?=\$)"  # $x + 1$
+    r"|(?<=\\\()(?:[^\\]|\\(?!\)))+(?=\\\)))"  # \(x + 1\)
+    r"(?![\d\w])"
 )
+"""A value at the beginning of a text."""
 _OR_AFTER = re.compile(
-    r"[\s$*)\]\\.,;(]*(?:and/)?\b(?P<word>or|alternatively|maybe|perhaps|possibly|otherwise)\b(?P<rest>\s+\S.{0,300})",
+    r"[\s$*)\]\\.,;(]*(?:and/)?"
+    r"\b(?P<word>or|alternatively|maybe|perhaps|possibly|otherwise)\b"  # ", or 5", "(maybe 5)"
+    r"(?P<rest>\s+\S.{0,300})",
     re.I | re.S,
 )
+"""Words behind a box that offer another answer."""
 _SAME_AFTER = re.compile(r"\s+(?:else|equivalently|approximately|about|roughly)\b", re.I)
+"""Words after "or" that introduce the same value: "or about 3.14"."""
 _AND_AFTER = re.compile(
-    r"[\s$*)\]\\]*(?:and\b|[,;&/])[\s$\\({]*-?\.?\d[\d.,]*(?![\d.,]|[a-zA-Z]|\s*[-+*^=]|\s*\\(?![)\]]))", re.I
-)
-"""Another value behind a box, and not a formula that begins with a number."""
-_OR_BEFORE = re.compile(r"\bor\b[\s$*(\\\[]*(?:(\\?[a-zA-Z]+)\s*=\s*)?[\s$*(\\\[{}]*$", re.I)
-_HEDGE_BEFORE = re.compile(
-    r"\b(?:not|isn't|n't be|cannot be|never|except|unlike|anything but|(?:other|rather) than|instead of)"
-    r"(?: (?:be|equal to|the|a|number))*[\s$*(\\\[]*$"
-    r"|\b(?:could|might|may)(?: also)? be[\s$*(\\\[]*$"
-    r"|\b(?:either(?! (?:way|case|side)\b)|neither)\b"
-    r"(?:(?!\b(?:is|are|was|were|equals?|gives?|yields?)\b|=)[^,;:.!?\n])*$"
-    r"|\b(?:maybe|perhaps|possibly|probably|doubt|wrong|incorrect)\b[^,;:.!?\n]*$",
+    r"[\s$*)\]\\]*(?:and\b|[,;&/])"  # " and", ","
+    r"[\s$\\({]*-?\.?\d[\d.,]*"  # 5
+    r"(?![\d.,]|[a-zA-Z]|\s*[-+*^=]|\s*\\(?![)\]]))",  # not "5x", "5 + y"
     re.I,
 )
+"""Another value behind a box, and not a formula that begins with a number."""
+_OR_BEFORE = re.compile(
+    r"\bor\b[\s$*(\\\[]*"  # "or $"
+    r"(?:(\\?[a-zA-Z]+)\s*=\s*)?"  # "x ="
+    r"[\s$*(\\\[{}]*$",
+    re.I,
+)
+"""The word "or" right before a box."""
+_HEDGE_BEFORE = re.compile(
+    r"\b(?:not|isn't|n't be|cannot be|never|except|unlike|anything but|(?:other|rather) than|instead of)"
+    r"(?: (?:be|equal to|the|a|number))*[\s$*(\\\[]*$"  # "not equal to", "anything but"
+    r"|\b(?:could|might|may)(?: also)? be[\s$*(\\\[]*$"  # "could also be"
+    r"|\b(?:either(?! (?:way|case|side)\b)|neither)\b"
+    r"(?:(?!\b(?:is|are|was|were|equals?|gives?|yields?)\b|=)[^,;:.!?\n])*$"  # "either 4 or", not "either way"
+    r"|\b(?:maybe|perhaps|possibly|probably|doubt|wrong|incorrect)\b[^,;:.!?\n]*$",  # "perhaps the answer is"
+    re.I,
+)
+"""Words before a box, in its sentence, that deny or doubt it."""
 _LAST_FORMULA = re.compile(
-    r"\$([^$]+)\$$|\\\(((?:[^\\]|\\(?![()]))+)\\\)$|\\\[((?:[^\\]|\\(?![\[\]]))+)\\\]$"
-    r"|(?<![\w.])(-?(?:\\?\$)?\.?\d(?:[\d.,/]*\d)?\s*\\?%?)$|([^$\n]*[\]}])$"
+    r"\$([^$]+)\$$"  # $x + 1$
+    r"|\\\(((?:[^\\]|\\(?![()]))+)\\\)$"  # \(x + 1\)
+    r"|\\\[((?:[^\\]|\\(?![\[\]]))+)\\\]$"  # \[x + 1\]
+    r"|(?<![\w.])(-?(?:\\?\$)?\.?\d(?:[\d.,/]*\d)?\s*\\?%?)$"  # 12/4, \$1,000, 50\%
+    r"|([^$\n]*[\]}])$"  # \frac{1}{2}
 )
 """A formula, or a number, at the end."""
 _SHARE = re.compile(
-    r"(?:[\d}$%]|\b(?:half|halves|thirds?|quarters?|fourths?|fifths?|twice))\s*(?:of|times)\s*$|\b(?:in|per|past)\s*$"
-    r"|\b(?:reciprocal|negative|opposite|inverse|square|root|cube|double|triple)s? of\s*$",
+    r"(?:[\d}$%]|\b(?:half|halves|thirds?|quarters?|fourths?|fifths?|twice))\s*(?:of|times)\s*$"  # "two thirds of"
+    r"|\b(?:in|per|past)\s*$"  # "1 in", "half past"
+    r"|\b(?:reciprocal|negative|opposite|inverse|square|root|cube|double|triple)s? of\s*$",  # "the square of"
     re.I,
 )
 """Text before a value that is only a part of the whole expression: two thirds of 6."""
@@ -78,34 +112,50 @@ _NUMBER_WORD = re.compile(
     r"zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty|hundred|thousand", re.I
 )
 _SOLUTION = r"(?:an? |the |one of the )?(?:\w+ )?(?:answer|solution|root|option|choice|value|result)\b"
+"""``one of the valid solutions``."""
 _DENIED = (
-    r"(?:(?:wrong|incorrect|false|mistaken|invalid)\b|impossible\b(?! (?:for|to|that))"
-    rf"|not (?:(?:correct|right|true|it|valid|possible|-?\d)\b|(?!an? extraneous){_SOLUTION}))"
+    r"(?:(?:wrong|incorrect|false|mistaken|invalid)\b"  # "(is) wrong"
+    r"|impossible\b(?! (?:for|to|that))"  # "impossible", not "impossible to miss"
+    rf"|not (?:(?:correct|right|true|it|valid|possible|-?\d)\b"  # "not right", "not 5"
+    rf"|(?!an? extraneous){_SOLUTION}))"  # "not a solution", not "not an extraneous solution"
 )
+"""What a denied answer "is"."""
 _CANNOT = r"(?:isn't|wasn't|cannot be|can't be)(?:\W*[.!?]|\W*$| {})"
+"""``isn't``, at the end of a sentence or before what is put in."""
 _REFUTED = rf"(?:(?:correct|right|true|it|valid|possible|equal|the case)\b|{_SOLUTION}|[$\\({{-]*\d)"
+"""What a refuted answer "isn't": ``right``, ``a solution``, ``5``."""
 _RETRACTED = re.compile(
-    r"(?:[.!?\n]|^)\W{0,20}(?:wait|nope|hmm+|oops|actually|sorry|correction|scratch that|never ?mind|on second thought|"
-    r"let me (?:re|correct|fix)\w*|no(?=[,.!:;]|\s+(?:wait|it|that|this)\b))\b"
-    rf"|^\W{{0,20}}(?:is|was|seems|looks|must be)(?: \w+)? {_DENIED}"
-    rf"|^\W{{0,20}}{_CANNOT.format(_REFUTED)}"
+    r"(?:[.!?\n]|^)\W{0,20}"
+    r"(?:wait|nope|hmm+|oops|actually|sorry|correction|scratch that|never ?mind|on second thought|"  # ". Wait"
+    r"let me (?:re|correct|fix)\w*"  # ". Let me recheck"
+    r"|no(?=[,.!:;]|\s+(?:wait|it|that|this)\b))\b"  # ". No, it"
+    rf"|^\W{{0,20}}(?:is|was|seems|looks|must be)(?: \w+)? {_DENIED}"  # "<box> is clearly wrong"
+    rf"|^\W{{0,20}}{_CANNOT.format(_REFUTED)}"  # "<box> isn't right"
+    # "<box> is one of", "<box> is possibly"
     r"|^\W{0,20}(?:is|was|are|were) (?:one of|among|possibly|probably|perhaps|maybe|an? (?:possib|probab|likely)\w*)\b"
+    # "that result was wrong"
     rf"|\b(?:it|this|that|which|above|answer|result|value|solution|box)(?:'s| is| was| seems)(?: \w+)? {_DENIED}"
-    rf"|\b(?:it|this|that|answer|above|result|value|solution) {_CANNOT.format(_REFUTED)}"
+    rf"|\b(?:it|this|that|answer|above|result|value|solution) {_CANNOT.format(_REFUTED)}"  # "that can't be it"
     r"|\b(?:it|this|that|answer|above|result|value|solution) (?:could|might|may)(?: also)? be"
-    r"(?: (?:wrong|incorrect|false|mistaken|another|different|something)\b|[\s$\\({-]*\d"
-    r"|\s+\$?[a-zA-Z]\b[\s$]*(?:=|[.!]|$))"
-    r"|\bI (?:made|have made) an? (?:\w+ )?(?:mistake|error)",
+    r"(?: (?:wrong|incorrect|false|mistaken|another|different|something)\b"  # "it may be wrong"
+    r"|[\s$\\({-]*\d"  # "it could also be 5"
+    r"|\s+\$?[a-zA-Z]\b[\s$]*(?:=|[.!]|$))"  # "it could be x ="
+    r"|\bI (?:made|have made) an? (?:\w+ )?(?:mistake|error)",  # "I made a silly mistake"
     re.I,
 )
 """An answer taken back, in what follows it."""
-_BELOW = r"(?:[ \t]*\n){0,3}[ \t]*(?:(?:\$\$|\\\[)[ \t]*\n[ \t]*(?=[^\n]+\n[ \t]*(?:\$\$|\\\])))?([^\n]+)"
+_BELOW = (
+    r"(?:[ \t]*\n){0,3}[ \t]*"
+    r"(?:(?:\$\$|\\\[)[ \t]*\n[ \t]*(?=[^\n]+\n[ \t]*(?:\$\$|\\\])))?"
+    r"([^\n]+)"
+)
 """A line, perhaps below blank ones, or alone in a displayed formula."""
 _HASHES = re.compile(r"####(?![ \t*]*(?:final )?answer[ \t*:]*\n)[ \t]*([^\n]+)", re.I)
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.S | re.I)
 _PHRASE = re.compile(
-    r"(?:\banswer\b(?: (?:to|of|for) [^\n.:]{1,60}?)?[ \t]*(?:\*\*)?[ \t]*(?:is\b|:|=)"
-    r"|(?:^|\n)[ \t]*(?:final )?answer[ \t]*(?=\$|\\\(|\\\[))"
+    r"(?:\banswer\b(?: (?:to|of|for) [^\n.:]{1,60}?)?"  # "the answer to the question"
+    r"[ \t]*(?:\*\*)?[ \t]*(?:is\b|:|=)"  # "is", "**:"
+    r"|(?:^|\n)[ \t]*(?:final )?answer[ \t]*(?=\$|\\\(|\\\[))"  # a line that begins "Final answer $"
     rf"(?:[ \t]*(?:\*\*|:))*{_BELOW}",
     re.I,
 )
@@ -113,8 +163,11 @@ _HEADING = re.compile(rf"(?:^|\n)[ \t]*(?:#{{1,6}}|\*\*)[ \t*]*(?:final )?answer
 _MARKERS = (_HASHES, _TAG, _PHRASE, _HEADING)
 """Announcements of an answer without a box, the most explicit first."""
 _GOES_ON = re.compile(
-    r"[\s$\])\\*]*(?:(?:or|and|alternatively)\b|[-$\\(\[ ]{0,9}\d[\d.,/]*[$)\]\\ ]{0,9}(?:\n|$))", re.I
+    r"[\s$\])\\*]*(?:(?:or|and|alternatively)\b"  # " or 5"
+    r"|[-$\\(\[ ]{0,9}\d[\d.,/]*[$)\]\\ ]{0,9}(?:\n|$))",  # a line with a number alone
+    re.I,
 )
+"""The text after an answer, where it goes on with another one."""
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _CHECKING = re.compile(r"\b(?:check|verif|confirm)\w*(?: \w+){0,3} $", re.I)
 """Before a marker that announces no answer: "we check our answer: 2 + 3 = 5"."""
@@ -126,16 +179,19 @@ _PROSE = re.compile(
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.S)
 _FENCE = re.compile(r"^[ \t]*```\w*[ \t]*$", re.M)
 _PERCENT = re.compile(
-    r"[\s$*)\]]*(?:\\[)\]])?[\s$]*(?:\\?%|\\text\s*\{\s*(?:percent|\\%)\s*\}|per\s?cent\b|pct\b)", re.I
+    r"[\s$*)\]]*(?:\\[)\]])?[\s$]*"
+    r"(?:\\?%|\\text\s*\{\s*(?:percent|\\%)\s*\}|per\s?cent\b|pct\b)",  # \%, \text{percent}, percent
+    re.I,
 )
+"""A percent sign or word behind a box."""
 _WORDS_OF_DOUBT = re.compile(r"\b(?:either|maybe|perhaps|possibly|probably|not|between|unknown|unclear)\b", re.I)
 
 _REASONS = re.compile(r",?\s+\(?(?:because|since|which|as)\b")
 
 
 _VALUE_DENIED = re.compile(
-    r"(?:\$|\\\(|\s)\s*([^$\s]{1,80}|[^$\n]{1,80}(?=\$))(?:\$|\\\))? "
-    rf"(?:(?:is|was)(?: \w+)? {_DENIED}|{_CANNOT.format(_REFUTED)})",
+    r"(?:\$|\\\(|\s)\s*([^$\s]{1,80}|[^$\n]{1,80}(?=\$))(?:\$|\\\))? "  # "$x = 5$ "
+    rf"(?:(?:is|was)(?: \w+)? {_DENIED}|{_CANNOT.format(_REFUTED)})",  # "is not a solution"
     re.I,
 )
 """A value, and that it is not the answer."""

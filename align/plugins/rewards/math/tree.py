@@ -34,7 +34,7 @@ class Tree:
     """One node. text: what it was read from. brackets: ``(]`` of a bracket, the operators of a relation.
 
     decimals: digits behind the point of a number written with one, else None. significant: its digits without leading
-    zeros. unit: of this node. certain: whether the unit is one whatever was asked; ``wug`` is one if the gold has it.
+    zeros. unit: of this node. certain: whether the unit is one whatever the gold is; ``wug`` is one if the gold has it.
     """
 
     kind: Kind

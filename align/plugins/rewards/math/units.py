@@ -105,8 +105,8 @@ def contradicts(text: str) -> bool:
 
 
 def is_unit(words: str) -> bool:
-    """Return whether words are a unit whatever was asked: a known one, or counted things (``red marbles``)."""
-    whole, *per = re.split(r"/| per ", _spelt(words))
+    """Return whether words are a unit whatever the gold answer is: a known one, or counted things (``red marbles``)."""
+    whole, *per = re.split(r"/| per ", _normal(words))
     return _is_single_unit(whole.strip(), plural=True) and all(_is_single_unit(p.strip(), plural=False) for p in per)
 
 
@@ -121,10 +121,10 @@ def _is_single_unit(words: str, plural: bool) -> bool:
 
 def unit_of(words: str) -> str:
     """One spelling for each unit; ``square cm`` is ``cm^2``, ``mph`` is ``mi/h``. Case differs in short ones."""
-    return "/".join(_single_unit(part.strip()) for part in re.split(r"/| per ", _spelt(words)))
+    return "/".join(_single_unit(part.strip()) for part in re.split(r"/| per ", _normal(words)))
 
 
-def _spelt(words: str) -> str:
+def _normal(words: str) -> str:
     return {"mph": "mi/h", "kph": "km/h", "kmh": "km/h"}.get(words, words)
 
 
