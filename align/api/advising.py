@@ -162,7 +162,10 @@ class AdviceCase:
             case = replace(case.and_also(*reader.read(case.description)), parser=f"llm:{reader.model}")
         for file in files:
             case = case.and_also(evidence_of_file(file, suites))
-        case = case.and_also(evidence_of_model(str(model)) if model else evidence_of_size(known.project.model.name))
+        if model:
+            case = case.and_also(evidence_of_model(str(model)))
+        else:
+            case = case.and_also(evidence_of_size(known.project.model.name))
         if hardware is not None:
             case = case.and_also(evidence_of_hardware(hardware))
         if answers is not None:

@@ -170,11 +170,12 @@ def _counted(known: ResolvedStage, here: Hardware, estimate: StageEstimate) -> M
     devices = here.world_size
     share = devices if estimate.strategy == "fsdp" else 1
     counted = dry_run(known.stage, known.algorithm, known.planned, here.accelerator, devices, known.layout).phases
-    return {
-        phase: {name: size / (share if name in SHARDED else 1) for name, size in parts.items()}
-        | {name: size for name, size in estimate.phases[phase].items() if name in NOT_IN_TENSORS}
-        for phase, parts in counted.items()
-    }
+    phases: dict[str, dict[str, float]] = {}
+    for phase, parts in counted.items():
+        in_tensors = {name: size / (share if name in SHARDED else 1) for name, size in parts.items()}
+        others = {name: size for name, size in estimate.phases[phase].items() if name in NOT_IN_TENSORS}
+        phases[phase] = in_tensors | others
+    return phases
 
 
 def _calibrated(

@@ -254,7 +254,8 @@ def _what_if(case: AdviceCase, before: Advice, options: dict[str, Any]) -> None:
         return
     if options["format_"] != "text":
         raise click.UsageError("--what-if prints text or json")
-    click.echo("Nothing would be otherwise." if not differences else f"{', '.join(options['what_if'])}:")
+    heading = f"{', '.join(options['what_if'])}:" if differences else "Nothing would be otherwise."
+    click.echo(heading)
     if after.primary == before.primary:
         click.echo(f"  {'primary':<11} {after.primary}, as before")
     for what, now, then in differences:

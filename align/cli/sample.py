@@ -118,9 +118,8 @@ def sample(
             if completion.scored is not None and completion.scored.reward is not None:
                 paid.append(completion.scored.reward)
     if not quiet:
-        click.echo(
-            _summary(count, cut_off, request.sampling.max_completion_length, paid if reward else None, jsonl), err=True
-        )
+        rewards = paid if reward else None
+        click.echo(_summary(count, cut_off, request.sampling.max_completion_length, rewards, jsonl), err=True)
 
 
 def _summary(count: int, cut_off: int, max_completion_length: int, paid: list[float] | None, jsonl: Path | None) -> str:

@@ -17,9 +17,13 @@ def print_columns(rows: Iterable[Sequence[Any]], cut: bool = False) -> None:
 
     cut: end lines at the terminal's width. In a pipe, for grep, they always stay whole.
     """
-    cells = [[stripped(" ".join(str(cell).split())) for cell in row] for row in rows]
+    cells = [list(map(_one_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     most = shutil.get_terminal_size().columns if cut and sys.stdout.isatty() else sys.maxsize
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         click.echo(line if len(line) <= most else f"{line[: most - 1]}…")
+
+
+def _one_line(cell: Any) -> str:
+    return stripped(" ".join(str(cell).split()))

@@ -101,14 +101,10 @@ def _sums(place: Path, seed: int, progress: bool) -> QuickstartResult:
             ),
         ),
     )
-    samples = [
-        PromptSample(
-            questions[i],
-            tuple(StageCompletion(name, *own[i]) for name, own in zip(models, completions, strict=True)),
-            sums.say(sums.SHOWN, held_out[i]),
-        )
-        for i in range(SAMPLES)
-    ]
+    samples = []
+    for i in range(SAMPLES):
+        by_model = tuple(StageCompletion(name, *own[i]) for name, own in zip(models, completions, strict=True))
+        samples.append(PromptSample(questions[i], by_model, sums.say(sums.SHOWN, held_out[i])))
     return _write_result(
         place, file, results, "A small model learns to add, to answer as people like, and to be right", table, samples
     )
@@ -150,14 +146,10 @@ def _own(place: Path, seed: int, model: str, data: str, progress: bool) -> Quick
     rows = (
         [MeasureRow("chosen likelier", tuple(liked), note=f"{len(pairs)} held-out pairs")] if pairs else _loss(results)
     )
-    samples = [
-        PromptSample(
-            _words(prompt),
-            tuple(StageCompletion(name, own[i]) for name, own in zip(models, completions, strict=True)),
-            _hoped_for(record),
-        )
-        for i, (record, prompt) in enumerate(shown)
-    ]
+    samples = []
+    for i, (record, prompt) in enumerate(shown):
+        by_model = tuple(StageCompletion(name, own[i]) for name, own in zip(models, completions, strict=True))
+        samples.append(PromptSample(_words(prompt), by_model, _expected(record)))
     result = _write_result(
         place, file, results, f"{model} on {data}", MeasureTable(tuple(models), tuple(rows)), samples
     )
@@ -243,7 +235,7 @@ def _words(content: object) -> str:
     return turns[0].partition(": ")[2] if len(turns) == 1 else "\n".join(turns)
 
 
-def _hoped_for(record: Record) -> str:
+def _expected(record: Record) -> str:
     if record.kind == "text":
         assert isinstance(record.text, list)
         return _words(record.text[-1:])

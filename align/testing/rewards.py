@@ -83,7 +83,8 @@ def score_here(
     with tempfile.TemporaryDirectory() as cache:
         made.open(RewardContext(Path(cache)))
         try:
-            return [score.value for score in _scores(made, [_answer(row, rows) for row in rows])]
+            answers = [_answer(row, rows) for row in rows]
+            return [score.value for score in _scores(made, answers)]
         finally:
             made.close()
 

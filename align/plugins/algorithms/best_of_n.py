@@ -42,7 +42,9 @@ class BestOfN(RowGenerator):
 
     def curves(self, rewards: Sequence[Sequence[float | None]]) -> dict[str, float]:
         """``pass@k`` and ``best@k`` for k = 1, 2, 4, ..., n, over prompts with k scored answers; ``kl_bound``."""
-        scored = [[reward for reward in each if reward is not None] for each in rewards]
+        scored: list[list[float]] = []
+        for group in rewards:
+            scored.append([reward for reward in group if reward is not None])
         curves = {"kl_bound": kl_bound(self.config.num_generations)}
         for k in powers(self.config.num_generations):
             if known := [each for each in scored if len(each) >= k]:

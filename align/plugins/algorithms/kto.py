@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -77,15 +78,13 @@ class KTO(Algorithm):
         if self.config.loss_type == "apo_zero_unpaired" or len(examples) < 2:
             return ()
         pairs = zip(examples, [examples[-1], *examples[:-1]], strict=True)
-        return [
-            Example(
-                source=f"{mine.source} answered by {other.source}",
-                sequences=tuple(
-                    mismatched(s, other.sequences[i % len(other.sequences)]) for i, s in enumerate(mine.sequences)
-                ),
-            )
-            for mine, other in pairs
-        ]
+        made = []
+        for mine, other in pairs:
+            # A row of pairs may stand next to one of single answers: the shorter of the two is gone through again.
+            others = itertools.cycle(other.sequences)
+            sequences = tuple(mismatched(own, answer) for own, answer in zip(mine.sequences, others, strict=False))
+            made.append(Example(source=f"{mine.source} answered by {other.source}", sequences=sequences))
+        return made
 
     def statistics(self, batch: Batch) -> Mapping[str, Tensor]:
         """The ratio r of each mismatched sequence; their mean over the step, not below 0, is z."""

@@ -50,9 +50,9 @@ class OnlineDPO(Online):
         made: list[list[Example]] = []
         place = 0
         for group in groups:
-            token_data = [
-                {name: values[place + i] for name, values in advantages.token_data.items()} for i in range(len(group))
-            ]
+            token_data = []
+            for answer in range(place, place + len(group)):
+                token_data.append({name: values[answer] for name, values in advantages.token_data.items()})
             place += len(group)
             made.append([])
             reward_G = rewards(group)

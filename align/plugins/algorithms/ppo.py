@@ -145,14 +145,17 @@ class PPO(Online):
         for experience in answers:
             assert experience.value is not None, "the engine gives values to an algorithm with a critic"
             value.append(experience.value.astype(np.float64))
-            kl.append(
-                sampled_kl(experience, config.kl_estimator) if self.uses_reference else np.zeros(len(experience.tokens))
-            )
+            if self.uses_reference:
+                kl.append(sampled_kl(experience, config.kl_estimator))
+            else:
+                kl.append(np.zeros(len(experience.tokens)))
         reward = [token_rewards(score, kl_T, self.beta) for score, kl_T in zip(score_N, kl, strict=True)]
         both = [gae(r_T, v_T, config.gamma, config.lam) for r_T, v_T in zip(reward, value, strict=True)]
         advantage = [advantage_T for advantage_T, _ in both]
+        if config.normalize_advantages:
+            advantage = whiten(advantage)
         token_data = {
-            "advantage": nan_to_zero(whiten(advantage) if config.normalize_advantages else advantage),
+            "advantage": nan_to_zero(advantage),
             "return": nan_to_zero([return_T for _, return_T in both]),
             "value": nan_to_zero(value),
         }

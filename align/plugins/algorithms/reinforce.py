@@ -125,10 +125,10 @@ class Reinforce(Online):
         score_N = np.where(keep, score_N, np.nan)
         reward = [token_rewards(score, kl_T, config.beta) for score, kl_T in zip(score_N, kl, strict=True)]
         advantage = [reward_to_go(reward_T, config.gamma) for reward_T in reward]
+        if config.normalize_advantages:
+            advantage = whiten(advantage)
         metrics = {"baseline": baseline} if config.baseline in ("batch", "moving") else {}
-        return Advantages(
-            {"advantage": nan_to_zero(whiten(advantage) if config.normalize_advantages else advantage)}, keep, metrics
-        )
+        return Advantages({"advantage": nan_to_zero(advantage)}, keep, metrics)
 
     def _baseline(self, reward_N: Numbers) -> float:
         """The phase's mean, or that of the phases before, which then moves towards it; 0 where there is none."""

@@ -72,16 +72,20 @@ def shard(policy: nn.Module, mesh: Any, precision: str) -> None:
     Under mixed precision the shards stay in their own type; what is gathered and reduced is cast.
     """
     compute = _DTYPES.get(precision)
-    mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
-    layers = [m for m in policy.modules() if isinstance(m, nn.ModuleList) and len(m) and _is_decoder(m)]
-    for layer in (layer for stack in layers for layer in stack):
-        fully_shard(layer, mesh=mesh, mp_policy=mixed)
+    # Sums of 16-bit gradients over many devices lose digits: they are reduced in 32 bits.
+    reduce = torch.float32 if compute else None
+    mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
+    stacks = [m for m in policy.modules() if isinstance(m, nn.ModuleList) and len(m) and _is_decoder(m)]
+    for stack in stacks:
+        for layer in stack:
+            fully_shard(layer, mesh=mesh, mp_policy=mixed)
     fully_shard(policy, mesh=mesh, mp_policy=mixed)
 
 
 def _is_decoder(stack: nn.ModuleList) -> bool:
-    """A model's stack of layers: modules of one class, each with weights."""
-    return len({type(m) for m in stack}) == 1 and all(any(True for _ in m.parameters()) for m in stack)
+    """Return whether it is a model's stack of layers: modules of one class, each with weights."""
+    with_weights = [m for m in stack if next(m.parameters(), None) is not None]
+    return len({type(m) for m in stack}) == 1 and len(with_weights) == len(stack)
 
 
 class FSDP(Strategy):

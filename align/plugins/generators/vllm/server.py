@@ -105,9 +105,8 @@ class ServerEngine:
         troubles = all_gather_objects(None if failed is None else str(failed))
         if failed is not None:
             raise failed
-        if elsewhere := [
-            trouble for trouble in troubles if trouble is not None
-        ]:  # every rank must stop, not rank 0 alone
+        # Every rank must stop where one has failed: the others would wait for it at the next collective call.
+        if elsewhere := [trouble for trouble in troubles if trouble is not None]:
             raise AlignError(elsewhere[0], where=WHERE)
         self.label = label
 

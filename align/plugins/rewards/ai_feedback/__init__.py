@@ -97,7 +97,11 @@ class AIFeedback(Reward):
 
         tasks = [JudgeTask(self._principles, plain(a.prompt), (a.text,), marks) for a in answers]
         judged = self._judgements(tasks, read)
-        return [Score(None if j.verdict is None else float(j.verdict), j.outcome, why=j.why) for j in judged]
+        scores = []
+        for each in judged:
+            value = None if each.verdict is None else float(each.verdict)
+            scores.append(Score(value, each.outcome, why=each.why))
+        return scores
 
     def _rates(self, answers: Sequence[Answer]) -> list[Score]:
         groups = defaultdict[tuple[int, str], list[int]](list)

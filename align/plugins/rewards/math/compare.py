@@ -200,7 +200,8 @@ def _alike(a: Tree, b: Tree, worked_out: bool) -> bool:
 
 def _chain(gold: Tree, answer: Tree, worked_out: bool) -> bool:
     r"""``x = 1 + 1 = 2``: the last is the answer, and all that it is equated with equals it. ``a \approx b``: a is."""
-    parts = list(answer.parts[1:] if is_name(answer.parts[0]) else answer.parts)
+    named = is_name(answer.parts[0])
+    parts = list(answer.parts[1:]) if named else list(answer.parts)
     operators = list(answer.brackets[-(len(parts) - 1) :]) if len(parts) > 1 else []
     if r"\approx" in operators:
         parts = parts[: operators.index(r"\approx") + 1]

@@ -245,7 +245,9 @@ def _checked(found: str) -> str:
 
 def _restated(rest: str) -> list[str]:
     """Answers after the answer. Raises Unparsed where it is taken back."""
-    rest = plain(rest if len(rest) <= 2 * _TAIL else f"{rest[:_TAIL]}\n{rest[-_TAIL:]}").replace("\u2019", "'")
+    if len(rest) > 2 * _TAIL:
+        rest = f"{rest[:_TAIL]}\n{rest[-_TAIL:]}"
+    rest = plain(rest).replace("\u2019", "'")
     if _RETRACTED.search(rest):
         raise Unparsed("is taken back")
     found = [_innermost(match[1]) for marker in _MARKERS for match in _marked(marker, rest)]

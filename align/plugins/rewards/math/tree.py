@@ -167,8 +167,11 @@ _MATRIX = re.compile(
 def _matrix(text: str, depth: int) -> Tree | None:
     """A matrix, perhaps times a number."""
     times, begins, _ = text.partition(r"\begin")
-    factor = numeral(times.strip(" ([").removesuffix(r"\cdot").strip()) if begins and re.search(r"\d", times) else None
-    match = _MATRIX.fullmatch(text if factor is None else text[len(times) :])
+    factor = None
+    if begins and re.search(r"\d", times):
+        factor = numeral(times.strip(" ([").removesuffix(r"\cdot").strip())
+    matrix = text if factor is None else text[len(times) :]
+    match = _MATRIX.fullmatch(matrix)
     if match is None:
         return None
     if match[1] == "v":
