@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from align.schemas.run import Run, Stage
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "align"
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -91,6 +93,11 @@ def test_grpo_is_walked_through_the_files_that_it_calls_beside_those(walks: dict
 def test_advice_is_walked_through_the_files_that_it_calls(walks: dict[str, list[str]]) -> None:
     named = flat(walk_of_page("A brief through advice"))
     assert sorted(named) == sorted(walks["advice"]), "each once, and no other"
+
+
+def test_every_section_of_the_run_file_has_a_file_that_reads_it() -> None:
+    named = {name for row in rows(section("Which file reads a setting")) for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == (Run.model_fields.keys() | Stage.model_fields.keys()) - {"stages", "name"}
 
 
 def imported_rooms(room: Path) -> Iterator[str]:
