@@ -136,6 +136,12 @@ def test_grpo_prices_the_kl_in_the_reward_too() -> None:
     ]
 
 
+@pytest.mark.parametrize("algorithm", [RLOO, GRPO, Reinforce, PPO])
+def test_the_upper_clip_is_the_lower_one_unless_given(algorithm: Any) -> None:
+    assert algorithm.Config(epsilon=0.1).high == 0.1
+    assert algorithm.Config(epsilon=0.1, epsilon_high=0.3).high == 0.3
+
+
 @pytest.mark.parametrize("algorithm", [RLOO, GRPO, Reinforce])
 def test_answers_cut_off_leave_the_loss_and_not_the_baseline(algorithm: type[Online]) -> None:
     group = {"num_generations": 2, "baseline": "group"} if algorithm is Reinforce else {"num_generations": 2}

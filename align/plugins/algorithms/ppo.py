@@ -78,8 +78,8 @@ class PPO(Online):
         of the rewards, and has no counterpart)."""
         epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
         """The ratio is clipped below 1 − this (1707.06347 Section 6.1)."""
-        epsilon_high: PositiveFloat = 0.2
-        """and above 1 + this (1707.06347 Section 6.1)."""
+        epsilon_high: PositiveFloat | None = None
+        """and above 1 + this; null: as epsilon (1707.06347 Section 6.1)."""
         delta: Annotated[float, Field(gt=1)] | None = None
         """Most that a bad answer's ratio counts for (dual clip, 1912.09729, which has 3; GRPO's in TRL)."""
         cliprange_value: PositiveFloat | None = 0.2
@@ -104,6 +104,11 @@ class PPO(Online):
         """kl_target only: the more answers, the slower beta moves (TRL's and veRL's horizon)."""
         missing_eos_penalty: NonNegativeFloat = 0.0
         """Taken off the reward of an answer that was cut off at max_completion_length (TRL's)."""
+
+        @property
+        def high(self) -> float:
+            """Return ``epsilon_high`` with its default filled in."""
+            return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
         @model_validator(mode="after")
         def _read(self) -> PPO.Config:
@@ -183,10 +188,10 @@ class PPO(Online):
         assert batch.value_T is not None, "the engine gives values to an algorithm with a critic"
         token_data, ratio_T = batch.token_data, token_ratio(batch)
         advantage_T, old_T, return_T = token_data["advantage"], token_data["value"], token_data["return"]
-        policy_T = clipped(ratio_T, advantage_T, config.epsilon, config.epsilon_high, config.delta)
+        policy_T = clipped(ratio_T, advantage_T, config.epsilon, config.high, config.delta)
         policy_T = importance_weighted(batch, policy_T)
         critic_T = value_loss(batch.value_T, old_T, return_T, config.cliprange_value)
-        clips = clip_metrics(ratio_T, advantage_T, config.epsilon, config.epsilon_high, batch.mean_per_sequence)
+        clips = clip_metrics(ratio_T, advantage_T, config.epsilon, config.high, batch.mean_per_sequence)
         metrics = {
             "loss/policy_avg": Metric(policy_T),
             "loss/value_avg": Metric(critic_T),

@@ -73,8 +73,8 @@ class Reinforce(Online):
         max_completion_length."""
         epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
         """The ratio is clipped below 1 − this (the authors' eps_clip)."""
-        epsilon_high: PositiveFloat = 0.2
-        """and above 1 + this (the authors' eps_clip)."""
+        epsilon_high: PositiveFloat | None = None
+        """and above 1 + this; null: as epsilon (the authors' eps_clip)."""
         mask_truncated_completions: bool = False
         """Leave answers that were cut off at max_completion_length out of the loss (DAPO, 2503.14476 Section 3.4)."""
         beta: NonNegativeFloat = 0.01
@@ -84,6 +84,11 @@ class Reinforce(Online):
         kl_in: Literal["reward", "loss"] = "reward"
         """Token by token in the reward, or added to each token's loss (2501.03262's baseline variant, with k2); there
         k1 and k3 are multiplied by the ratio, so that they have the KL's gradient as k2 has (2512.02556)."""
+
+        @property
+        def high(self) -> float:
+            """Return ``epsilon_high`` with its default filled in."""
+            return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
         @model_validator(mode="after")
         def _read_and_possible(self) -> Reinforce.Config:
@@ -145,10 +150,10 @@ class Reinforce(Online):
         """One value per token, or per answer, for the policy and for the KL."""
         config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
         ratio_T, advantage_T = token_ratio(batch), batch.token_data["advantage"]
-        loss_T = importance_weighted(batch, clipped(ratio_T, advantage_T, config.epsilon, config.epsilon_high))
+        loss_T = importance_weighted(batch, clipped(ratio_T, advantage_T, config.epsilon, config.high))
         terms = [averaged(batch, loss_T, config.averaging, max_completion_length)]
         metrics = {"policy_loss": Metric(terms[0].weight * terms[0].values)}
-        metrics |= clip_metrics(ratio_T, advantage_T, config.epsilon, config.epsilon_high, batch.mean_per_sequence)
+        metrics |= clip_metrics(ratio_T, advantage_T, config.epsilon, config.high, batch.mean_per_sequence)
         if batch.ref_logp_T is not None:
             in_loss = config.kl_in == "loss"
             kl_T = kl_loss(batch, config.kl_estimator, ratio_T if in_loss and config.kl_estimator != "k2" else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from align import Advantages, AlignError, Batch, LossOutput, LossTerm, Metric, Online
 from align.algorithms import token_metrics
@@ -48,12 +48,17 @@ class RLOO(Online):
         """Price of a nat of KL to the reference, per answer, in the reward (TRL 1.16's RLOOConfig); 0: no reference."""
         epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
         """The ratio is clipped below 1 − this (TRL 1.16's default)."""
-        epsilon_high: Annotated[float, Field(gt=0)] = 0.2
-        """and above 1 + this (TRL 1.16's default, where it is that of epsilon)."""
+        epsilon_high: PositiveFloat | None = None
+        """and above 1 + this; null: as epsilon (TRL 1.16's default, where it is that of epsilon)."""
         normalize_advantages: bool = False
         """Standardise the advantages of each phase (TRL 1.16)."""
         mask_truncated_completions: bool = False
         """Leave answers that were cut off at max_completion_length out of the loss (DAPO, 2503.14476 Section 3.4)."""
+
+        @property
+        def high(self) -> float:
+            """Return ``epsilon_high`` with its default filled in."""
+            return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     config: Config
 
@@ -86,11 +91,11 @@ class RLOO(Online):
         config = self.config
         ratio_B = product_ratio(batch)
         advantage_B = batch.mean_per_sequence(batch.token_data["advantage"])
-        loss_B = clipped(ratio_B, advantage_B, config.epsilon, config.epsilon_high)
+        loss_B = clipped(ratio_B, advantage_B, config.epsilon, config.high)
         if "weight" in batch.token_data:
             loss_B = loss_B * batch.mean_per_sequence(batch.token_data["weight"])
         metrics = {"policy_loss": Metric(loss_B)}
-        metrics |= clip_metrics(ratio_B, advantage_B, config.epsilon, config.epsilon_high, lambda x_B: x_B)
+        metrics |= clip_metrics(ratio_B, advantage_B, config.epsilon, config.high, lambda x_B: x_B)
         if batch.ref_logp_T is not None:
             metrics["kl"] = Metric(batch.token_data.get("old_logp", batch.logp_T) - batch.ref_logp_T)
         return LossOutput([LossTerm(loss_B, "sequence")], metrics | token_metrics(batch))
