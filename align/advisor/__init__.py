@@ -1,4 +1,4 @@
-"""What to do: facts -> rules -> advice, and what it would take.
+"""The adviser: facts -> rules -> advice, and an estimate of the resources it takes.
 
 Pure functions of what they are given: no clock, no network, no torch.
 """

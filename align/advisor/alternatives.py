@@ -1,7 +1,7 @@
-"""What would change the answer: settings laid over facts, other ways with what flips to them, two advices apart.
+"""Changes of the answer: ``--what-if`` settings, alternatives with the facts that would flip to them, a comparison.
 
 A setting is ``PATH=VALUE`` as ``--what-if`` has it: ``behaviour.rules_count=25``, ``data.0.size.rows=50000``,
-``data=[]``. Whatever is said to flip the answer was tried: the rules were asked again with it laid over the facts.
+``data=[]``. Every flip that is reported was tried: the rules ran again with the setting applied to the facts.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from align.schemas.project import DataSet, Project
 
 CLASSES = ("prompting", "rag", "continual_pretraining", "post_training")
 OPTIONS = (*CLASSES, "sft", "dpo", "kto", "reward_model", *ONLINE, "best_of_n")
-"""What can be asked about: an answer, or an algorithm in it."""
+"""The values of ``--why-not``: an answer, or an algorithm within one."""
 
 
 # Settings
 
 
 def what_if(project: Project, settings: Sequence[str]) -> Project:
-    """The form with settings laid over it.
+    """Return the form with the settings applied.
 
-    Raises AlignError for every setting that is none or does not fit.
+    Raises AlignError that names every setting whose path or value is not valid.
     """
     values = project.model_dump()
     problems = []
@@ -58,7 +58,7 @@ def what_if(project: Project, settings: Sequence[str]) -> Project:
 
 
 def suppose(facts: Facts, settings: Sequence[str]) -> Facts:
-    """The facts with settings laid over them; what they replace is no evidence any more.
+    """Return the facts with the settings applied; evidence of the values that they replace is removed.
 
     Raises AlignError as ``what_if`` does.
     """
@@ -74,7 +74,7 @@ def suppose(facts: Facts, settings: Sequence[str]) -> Facts:
 
 
 def _fields(setting: str, before: Project, after: Project) -> list[str]:
-    """The fields of evidence that a setting speaks of: of data by kind, before and after."""
+    """Return the evidence fields that a setting changes; data are named by kind, before and after the change."""
     first, *rest = setting.partition("=")[0].strip().split(".")
     if first != "data":
         return [".".join((first, *rest))]
@@ -84,7 +84,7 @@ def _fields(setting: str, before: Project, after: Project) -> list[str]:
 
 
 def _value(text: str) -> Any:
-    """``25``, ``1e9``, ``true``, ``null``, ``[a, b]``, or a word."""
+    """Parse ``25``, ``1e9``, ``true``, ``null``, ``[a, b]``, or a word."""
     try:
         number = float(text.replace("_", ""))
         return int(number) if number.is_integer() else number
@@ -97,7 +97,7 @@ def _value(text: str) -> Any:
 
 
 def _lay(values: dict[str, Any], path: str, value: Any) -> tuple[str, str] | None:
-    """Put a value where a path leads; or say what is wrong with the path, and the fix."""
+    """Set the value at a path; or return the fault of the path, and the fix."""
     level: Any = values
     *above, last = path.split(".")
     for key in above:
@@ -130,12 +130,12 @@ def _lay(values: dict[str, Any], path: str, value: Any) -> tuple[str, str] | Non
     return None
 
 
-# Other ways
+# Alternatives
 
 
 @dataclass(frozen=True, slots=True)
 class WhyNot:
-    """Why an option is not advised: what speaks for it, what against, and what would flip to it."""
+    """The reasons for and against an option, and the least change of facts that would make it the answer."""
 
     option: str
     chosen: bool
@@ -146,9 +146,9 @@ class WhyNot:
 
 
 def why_not(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], option: str) -> WhyNot:
-    """Which rules speak for and against an option (``grpo``, ``rag``), and the least that would flip to it.
+    """Return the rules for and against an option (``grpo``, ``rag``), and the least change that would flip to it.
 
-    Raises AlignError for an option that is none.
+    Raises AlignError for an unknown option.
     """
     if option not in OPTIONS:
         raise AlignError(
@@ -172,12 +172,12 @@ def why_not(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], option: 
 
 
 MANY = 12
-"""Settings that are no small change any more, and are not tried."""
+"""Most settings in one change that is tried: a reader could not weigh more at a time."""
 NOTHING_NEAR = "no small change of the facts makes it the better way"
 
 
 def alternatives(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], decision: Decision) -> list[Alternative]:
-    """The ways that are not advised, nearest first: by how many facts would have to change, then by cost."""
+    """Return the options that are not advised: by the number of facts that would have to change, then by cost."""
     listed = []
     for option in CLASSES:
         if option in (decision.plan.primary, *decision.plan.companions):
@@ -214,10 +214,10 @@ def reached(decision: Decision, option: str) -> bool:
 def flip(
     facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], option: str, decision: Decision
 ) -> tuple[str, ...] | None:
-    """The least settings found that make an option the answer; None where none do.
+    """Return the fewest settings found that make an option the answer, or None.
 
-    Tried: each reason for it alone, then with what speaks for the present answer taken away; of what works, all that
-    is not needed is left out again.
+    Tries each reason for the option by itself, then together with the removal of the reasons for the present answer.
+    Settings that turn out not to be needed are dropped from the first combination that works.
     """
 
     def works(settings: Sequence[str]) -> bool:
@@ -245,7 +245,7 @@ def _least(settings: Sequence[str], works: Any) -> tuple[str, ...]:
 
 
 def compare(before: Advice, after: Advice) -> list[tuple[str, str, str]]:
-    """What differs between two advices: the thing, before, and after; in the order of the advice."""
+    """Return the differences between two advices as (item, before, after), in the order of the advice."""
     rows = [
         ("primary", before.primary, after.primary),
         ("confidence", before.confidence, after.confidence),

@@ -1,7 +1,7 @@
-"""Facts, thresholds and rules make advice. Pure: no clock, no network, no registry; the same facts give the same bytes.
+"""Facts, thresholds and rules -> advice. Pure: no clock, no network, no registry; equal facts give equal bytes.
 
-Rules are asked twice. First without a plan: what they find decides. Then with the plan as a fact: what they warn of and
-ask is reported.
+Rules run twice: first without a plan, when their votes decide; then with the plan as a fact, when their warnings and
+questions are reported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from align.advisor.decision import Decision, decide
 from align.advisor.estimate.plan_fit import plan_fit
 from align.advisor.eval_plan import plan_evals
 from align.advisor.first_experiment import first_experiment
-from align.advisor.project_facts import Evidence, Facts
+from align.advisor.project_facts import Conflict, Evidence, Facts
 from align.advisor.requested import requested, summary
 from align.advisor.rule import Ask, Rule, Vote, Warn
 from align.advisor.select import run_rules
@@ -40,12 +40,12 @@ def advise(
     prices: Path | None = None,
     others: bool = True,
 ) -> Advice:
-    """What to do about a project.
+    """Return the advice for a project.
 
-    rules: by id, as ``registry.working("rule")`` has them. tool: our version. parser: ``rules`` or
-    ``llm:MODEL``. prices: a price file of the user's; without one there is no cost. others: whether to look for what
-    would flip to other ways, which takes longer than all the rest. Raises AlignError for a price file that cannot be
-    read.
+    rules: by id, as ``registry.working("rule")`` returns them. tool: align's version. parser: ``rules`` or
+    ``llm:MODEL``. prices: the user's price file; without one no cost is computed. others: whether to search for changes
+    that would flip to other options, which takes longer than everything else. Raises AlignError for a price file that
+    cannot be read.
     """
     decision = decide(facts, limit, rules)
     training = [step for step in decision.plan.steps if not step.optional]
@@ -74,14 +74,14 @@ def advise(
         warnings=_warned(facts, heard.warnings),
         evals=plan_evals(facts, limit, decision.plan),
         requested=requested(facts, decision),
-        conflicts=[Disagreement(fact=c.field, taken=_told(c.taken), dropped=_told(c.dropped)) for c in facts.conflicts],
+        conflicts=[_disagreement(conflict) for conflict in facts.conflicts],
         not_understood=[*_unsupported(facts, parser), *facts.rejected, *decision.failed],
         provenance=input_hashes.hash_inputs(facts, limit, rules, tool, parser),
     )
 
 
 def _ordered(decision: Decision) -> list[Vote]:
-    """Reasons for what is advised first, the weightier in front; then what was ruled out, then what else was said."""
+    """Sort votes: those for the advised options by weight, then all others, vetoes last."""
     options = decision.choice.options
     weight = ("hard", "soft", "veto")
 
@@ -106,7 +106,7 @@ def _reason(facts: Facts, vote: Vote) -> Reason:
 
 
 def _quotes(facts: Facts, fields: Sequence[str]) -> list[Quote]:
-    """The words that fields rest on: of each the strongest place, of a body of data every size that is said of it."""
+    """Return the quotes behind fields: the strongest evidence of each, and of a data set every size that is given."""
     found: list[Evidence] = []
     for name in fields:
         said = [e for e in facts.all(name) if e.quote]
@@ -130,7 +130,12 @@ def _value(e: Evidence) -> str:
     return said + (f"{e.value:g}" if isinstance(e.value, float) else str(e.value))
 
 
-def _told(e: Evidence) -> str:
+def _disagreement(conflict: Conflict) -> Disagreement:
+    taken, dropped = _describe(conflict.taken), _describe(conflict.dropped)
+    return Disagreement(fact=conflict.field, taken=taken, dropped=dropped)
+
+
+def _describe(e: Evidence) -> str:
     return f"{_value(e)} ({_source(e)}: {e.quote})" if e.quote else f"{_value(e)} ({_source(e)})"
 
 

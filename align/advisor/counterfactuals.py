@@ -1,4 +1,4 @@
-"""Which settings could flip an answer: reasons for an option, and the present reasons taken away; and both in words."""
+"""Settings that could flip an answer: reasons for an option, removal of the present reasons, and both in words."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NEUTRAL: dict[str, str] = {
     "requested": "null",
     "constraints.weights_frozen": "false",
 }
-"""The value with which a field speaks for nothing."""
+"""The value at which a field supports no option."""
 
 WORDS: dict[str, str] = {
     "behaviour.rules_count": "{} instructions had to hold at once",
@@ -54,7 +54,7 @@ WHETHER: dict[str, str] = {
 
 
 def describe(settings: Sequence[str], facts: Facts) -> str:
-    """Settings as a sentence: ``it would be, if 25 instructions had to hold at once``."""
+    """Put settings into a sentence: ``it would be, if 25 instructions had to hold at once``."""
     pairs = [_parts(setting) for setting in settings]
     kinds: dict[str, str] = {f"data.{i}": body.kind for i, body in enumerate(facts.project.data or ())}
     kinds |= {path[:-5]: value for path, value in pairs if path.startswith("data.") and path.endswith(".kind")}
@@ -83,7 +83,7 @@ def _parts(setting: str) -> tuple[str, str]:
 
 
 def reasons_for(option: str, facts: Facts, limit: Thresholds) -> list[list[str]]:
-    """Settings that speak for an option, those most likely to be so in front."""
+    """Return settings that support an option, the most likely ones first."""
     e = facts.project.evals
     if option == "prompting":
         reached = [[f"evals.baseline={e.target:g}"]] if e.target is not None else []
@@ -113,7 +113,7 @@ def _for_algorithm(name: str, facts: Facts, limit: Thresholds) -> list[str]:
 
 
 def _body(facts: Facts, kind: DataKind, unit: str, amount: int) -> list[str]:
-    """Enough data of a kind: more of what is there, or a further body."""
+    """Return settings for enough data of a kind: a larger existing data set, or a new one."""
     held = facts.project.data or []
     at = next((i for i, d in enumerate(held) if d.kind == kind), len(held))
     new = [f"data.{at}.kind={kind}"] if at == len(held) else []
@@ -122,7 +122,7 @@ def _body(facts: Facts, kind: DataKind, unit: str, amount: int) -> list[str]:
 
 
 def neutral(facts: Facts, limit: Thresholds, decision: Decision, option: str) -> list[str]:
-    """Settings that take away what speaks for the present answer and rules out the other one."""
+    """Return settings that remove the votes for the present answer and the vetoes against ``option``."""
     in_the_way = [f for f in decision.votes if (f.option != option) != (f.weight == "veto" and f.option == option)]
     settings: dict[str, Any] = {}
     for name in dict.fromkeys(name for f in in_the_way for name in f.fields):
@@ -139,7 +139,7 @@ def neutral(facts: Facts, limit: Thresholds, decision: Decision, option: str) ->
 
 
 def _emptied(facts: Facts, kind: str) -> dict[str, Any]:
-    """No rows, tokens or documents in any body of a kind."""
+    """Return settings that leave no rows, tokens or documents in any data set of a kind."""
     bodies = [(i, d) for i, d in enumerate(facts.project.data or ()) if d.kind == kind]
     unit = {"corpus": "tokens", "documents": "docs"}.get(kind, "rows")
     return {f"data.{i}.size.{unit}": 0 for i, _ in bodies}

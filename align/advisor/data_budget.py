@@ -1,4 +1,4 @@
-"""How much data there is against how much a method needs, in one unit."""
+"""The amount of data given against the amount a method needs, in one unit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.schemas.project import DataKind, DataSet
 
 @dataclass(frozen=True, slots=True)
 class DataBudget:
-    """What is given of what a stage learns from (None where unknown), and its floor."""
+    """The amount of data given to a stage (None where unknown), and its floor."""
 
     given: int | None
     floor: Floor
@@ -31,7 +31,7 @@ class DataBudget:
 
 
 def budget_of(data: DataSet | None, stage: str, limit: Thresholds) -> DataBudget:
-    """Tokens of a corpus, rows of everything else; examples of which only the tokens are known count by these."""
+    """Return a stage's budget: tokens of a corpus, rows of other data, tokens of examples whose rows are unknown."""
     if stage == "continual_pretraining":
         return DataBudget(tokens(data, limit), limit.corpus_tokens, "tokens")
     rows = data.size.rows if data else None
@@ -41,7 +41,7 @@ def budget_of(data: DataSet | None, stage: str, limit: Thresholds) -> DataBudget
 
 
 def floor_of(stage: str, limit: Thresholds) -> Floor:
-    """How much of its data a stage needs: tokens of a corpus, rows of everything else."""
+    """Return the amount of data a stage needs: tokens of a corpus, rows of everything else."""
     floors = {
         "continual_pretraining": limit.corpus_tokens,
         "sft": limit.sft_rows,
@@ -53,38 +53,42 @@ def floor_of(stage: str, limit: Thresholds) -> Floor:
 
 
 def first_use(kind: DataKind) -> str:
-    """The stage that a kind of data is for, in the first place."""
+    """Return the stage that a kind of data is primarily for."""
     return next(stage for stage, used in DATA_OF.items() if used == kind)
 
 
 def enough(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
-    """Whether there are data of a kind, and as many as their first use wants. Unknown numbers are given the doubt."""
+    """Return whether there are as many data of a kind as their first use wants; an unknown number counts as enough."""
     return kind in facts.kinds and not budget_of(facts.data(kind), first_use(kind), limit).thin
 
 
 def some(facts: Facts, kind: DataKind, limit: Thresholds) -> bool:
-    """Return whether there are data of a kind, and not fewer than anything can be learned from."""
+    """Return whether there are data of a kind, and enough of them to learn anything from."""
     return kind in facts.kinds and not budget_of(facts.data(kind), first_use(kind), limit).hopeless
 
 
 def fewer(facts: Facts, kind: DataKind, limit: Thresholds) -> str:
-    """Return below which amount of data a vote that rests on it changes: ``fewer than 500 rows of them``.
+    """Return the amount of data below which a vote that rests on it changes: ``fewer than 500 rows of them``.
 
-    That is the next floor below what is given: with 60 pairs there are fewer than 500 already.
+    It is the next floor below the amount given: 60 pairs are fewer than 500 already.
     """
     found = budget_of(facts.data(kind), first_use(kind), limit)
     return f"fewer than {format_count(found.floor.below if found.thin else found.floor.warn)} {found.unit} of them"
 
 
 def denied(facts: Facts, kind: DataKind) -> bool:
-    """Return whether it is said that there is nothing of a kind."""
-    said = [e for e in facts.evidence if e.field in (f"data.{kind}", f"data.{kind}.rows")]
-    heard = [e for e in said if e.status in ("asserted", "negated")]
-    return kind not in facts.kinds and any((e.status == "negated") != (e.value in (False, 0)) for e in heard)
+    """Return whether the evidence states that there are no data of a kind."""
+    stated = [
+        e
+        for e in facts.evidence
+        if e.field in (f"data.{kind}", f"data.{kind}.rows") and e.status in ("asserted", "negated")
+    ]
+    # "no pairs" is a negated True or an asserted False or 0; a negated False is a double negation.
+    return kind not in facts.kinds and any((e.status == "negated") != (e.value in (False, 0)) for e in stated)
 
 
 def tokens(data: DataSet | None, limit: Thresholds) -> int | None:
-    """Tokens of a body of text: counted, else from its bytes, else from its documents; None where nothing is known."""
+    """Return the tokens of a data set: counted, else by its bytes, else by its documents; None where unknown."""
     if data is None:
         return None
     size = data.size
@@ -97,7 +101,7 @@ def tokens(data: DataSet | None, limit: Thresholds) -> int | None:
 
 
 def format_count(number: float) -> str:
-    """``5 billion``, ``300 million``, ``12,000``."""
+    """Format a number as ``5 billion``, ``300 million`` or ``12,000``."""
     for size, name in ((1e9, "billion"), (1e6, "million")):
         if number >= size:
             return f"{number / size:.4g} {name}"

@@ -1,4 +1,4 @@
-"""Data needed against given, what had to be assumed, and which rough numbers the answer hangs on."""
+"""Data needed against given, assumptions that were made, and rough numbers on which the answer depends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from align.schemas.project import DataKind, Project, Size
 
 
 def data_requirements(facts: Facts, limit: Thresholds, plan: Plan) -> list[DataRequirement]:
-    """What each stage learns from, the documents to look up, and the rows to measure on."""
+    """Return the data that each stage learns from, the documents to look up, and the rows to evaluate on."""
     listed = [_of_stage(facts, limit, step.stage) for step in plan.steps if step.stage in DATA_OF]
     if "rag" in plan.stages:
         held = facts.data("documents")
@@ -63,7 +63,7 @@ def _lint(facts: Facts, kind: DataKind) -> str:
 
 
 def assumptions(facts: Facts, limit: Thresholds, loose: Sequence[Evidence]) -> list[Assumption]:
-    """Rough numbers taken for what they probably are, and sizes reckoned from other sizes."""
+    """Return rough numbers taken at their likeliest value, and sizes computed from other sizes."""
     said = [
         e for e in facts.evidence if e.vague and e.low != e.high and e.status in ("asserted", "planned") and e.quote
     ]
@@ -91,7 +91,7 @@ def assumptions(facts: Facts, limit: Thresholds, loose: Sequence[Evidence]) -> l
 
 
 def unsteady(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], decision: Decision) -> list[Evidence]:
-    """Rough numbers within whose bounds the answer changes."""
+    """Return the rough numbers within whose bounds the answer changes."""
     rough = [e for e in facts.evidence if e.vague and e.status == "asserted" and e is facts.why(e.field)]
     rough = [e for e in rough if (e.low, e.high) != (None, None)]
     return [
@@ -105,7 +105,7 @@ def _answer(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], e: Evide
 
 
 def _with(project: Project, path: str, value: float) -> Project:
-    """The form with another number in one field; of data, in the first body of its kind that states one."""
+    """Return the form with another number in one field; for data, in the first data set of the kind that has one."""
     first, *rest = path.split(".")
     if first == "data" and len(rest) == 2 and rest[1] in Size.model_fields:
         held = list(project.data or ())

@@ -1,4 +1,4 @@
-"""From an answer to stages: which algorithms, in which order, by the data that there are."""
+"""The decision: the rules' answer, and its stages in order, chosen by the data on hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from align.schemas.project import DataKind
 
 
 def plan(facts: Facts, limit: Thresholds, choice: Selection, votes: Sequence[Vote]) -> Plan:
-    """The stages of an answer, in order, and what must be combined with its primary."""
+    """Return the stages of an answer, in order, and the companions of its primary option."""
     if choice.option == "insufficient":
         return Plan("insufficient")
     draft = _StageBuilder(facts, limit, votes)
@@ -28,7 +28,7 @@ def plan(facts: Facts, limit: Thresholds, choice: Selection, votes: Sequence[Vot
 
 @dataclass
 class _StageBuilder:
-    """Stages as they are added."""
+    """The stages of a plan, while they are collected."""
 
     facts: Facts
     limit: Thresholds
@@ -36,7 +36,7 @@ class _StageBuilder:
     steps: list[PlanStep] = field(default_factory=list)
 
     def add(self, option: str) -> None:
-        """The stages of one option."""
+        """Add the stages of one option."""
         if option == "post_training":
             self._train()
         elif option == "best_of_n":
@@ -54,7 +54,7 @@ class _StageBuilder:
         self.steps.append(PlanStep(stage=stage, why=why, needs=needs, optional=optional))
 
     def _lacking(self, stage: str) -> str:
-        """What a stage still needs: nothing where its data are enough."""
+        """Return the data that a stage still needs, in words; empty where there are enough."""
         kind = DATA_OF[stage]
         found = budget_of(self.facts.data(kind), stage, self.limit)
         if kind in self.facts.kinds and not found.thin:
@@ -65,7 +65,7 @@ class _StageBuilder:
         return f"at least {wanted} {found.unit} of {name}"
 
     def _usable(self, kind: DataKind) -> bool:
-        """Return whether there is data of a kind, or will be, and more than nothing can be learned from."""
+        """Return whether data of a kind exist or are planned, and are enough to learn anything from."""
         held = self.facts.coming(kind)
         return held is not None and not budget_of(held, first_use(kind), self.limit).hopeless
 
@@ -73,7 +73,8 @@ class _StageBuilder:
         why = self._why("post_training")
         scoring = wants_scorer(self.facts) and not self._learns_from_it()
         if self.facts.project.constraints.weights_frozen:
-            self._step("reward_model", why, self._lacking("reward_model"))  # all that may be trained beside them
+            # A separate scorer is all that may be trained.
+            self._step("reward_model", why, self._lacking("reward_model"))
             self._step("best_of_n", why, "a use for its scores while answering", optional=True)
             return
         after_cpt = any(step.stage == "continual_pretraining" for step in self.steps)
@@ -97,7 +98,7 @@ class _StageBuilder:
         return f"at least {self.limit.sft_rows.warn:,} examples of the answer wanted"
 
     def _preferences(self, why: list[str]) -> None:
-        """Pairs teach a policy directly (dpo), or a scorer first where rewards are wanted and there are prompts."""
+        """Add dpo on preference pairs, or a reward model where rewards are wanted and there are prompts."""
         wanted = wants_scorer(self.facts)
         rewards = (
             asked(self.facts, "rlhf", *ONLINE) and requested_by_user(self.facts) and scorer(self.facts) not in AUTOMATIC
@@ -114,7 +115,7 @@ class _StageBuilder:
         return any(e.value in ("rlhf", *ONLINE) for e in self.facts.all("requested", "asserted", "planned"))
 
     def _rewards(self, why: list[str]) -> None:
-        """Prompts and a score: learning from rewards, or from the best of several answers."""
+        """Add online RL, or best-of-n sampling, where there are prompts and an automatic score."""
         kind, p = scorer(self.facts), self.facts.project
         if kind not in AUTOMATIC or any(s.stage in ("reward_model", "best_of_n", *ONLINE) for s in self.steps):
             return
@@ -137,14 +138,14 @@ class _StageBuilder:
         return wanted if wanted in ONLINE else named[0] if named else default
 
     def _sample(self, learn: bool) -> None:
-        """The best of several answers; learn: and sft on them, which is rejection sampling."""
+        """Add best-of-n sampling; with ``learn`` also sft on the best answers, which is rejection sampling."""
         for stage in ("best_of_n", "sft") if learn else ("best_of_n",):
             self._step(stage, self._why("best_of_n", "post_training"))
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What rules found, what follows, and the stages of it. failed: rules that raised, in words."""
+    """The votes of the rules, the answer they add up to, and its stages. failed: rules that raised, in words."""
 
     choice: Selection
     plan: Plan
@@ -153,7 +154,7 @@ class Decision:
 
 
 def decide(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> Decision:
-    """The answer alone, without what it would take."""
-    heard = run_rules(facts, limit, rules)
-    choice = choose(facts, heard.votes)
-    return Decision(choice, plan(facts, limit, choice, heard.votes), heard.votes, heard.failed)
+    """Return the answer and its stages alone, without estimates and alternatives."""
+    outcomes = run_rules(facts, limit, rules)
+    choice = choose(facts, outcomes.votes)
+    return Decision(choice, plan(facts, limit, choice, outcomes.votes), outcomes.votes, outcomes.failed)

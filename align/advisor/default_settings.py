@@ -1,4 +1,4 @@
-"""What to train with, and the settings to start from (default_settings.yaml)."""
+"""The tuning of each stage (full, lora, qlora) and the settings to start from (default_settings.yaml)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from align.advisor.thresholds import Thresholds
 from align.schemas.advice import AlgorithmSettings, HardwareFit
 
 HEAVIEST: tuple[Tuning, ...] = ("full", "lora", "qlora")
-"""By what they take, the heaviest first."""
+"""By memory, the largest first."""
 
 
 def algorithms(facts: Facts, limit: Thresholds, plan: Plan, hardware: HardwareFit | None) -> list[AlgorithmSettings]:
-    """The algorithm of every stage that trains or samples, with its tuning, settings and their sources."""
+    """Return the algorithm of every stage that trains or samples, with its tuning, settings and their sources."""
     stages = [step.stage for step in plan.steps if step.stage in _table()]
     return [_start(facts, stage, _tuning(facts, limit, stage, hardware)) for stage in dict.fromkeys(stages)]
 
 
 def planned_tuning(facts: Facts, limit: Thresholds, plan: Plan) -> Tuning | None:
-    """What memory is reckoned for: the heaviest that any stage wants; None where nothing is fitted."""
+    """Return the tuning that memory is estimated for: the largest that any stage wants; None where no stage trains."""
     wanted = {wanted_tuning(facts, limit, step.stage) for step in plan.steps if step.stage in _table()}
     return min(wanted, key=HEAVIEST.index, default=None)
 
 
 def wanted_tuning(facts: Facts, limit: Thresholds, stage: str) -> Tuning:
-    """As asked for; else all weights for a corpus or many rows, an adapter for the rest.
+    """Return the requested tuning; else full weights for a corpus or many rows, and an adapter for the rest.
 
     An adapter learns as much from up to about 100K rows and forgets less (Biderman 2405.09673).
     """
@@ -43,7 +43,7 @@ def wanted_tuning(facts: Facts, limit: Thresholds, stage: str) -> Tuning:
 
 
 def _tuning(facts: Facts, limit: Thresholds, stage: str, hardware: HardwareFit | None) -> Tuning:
-    """As wanted, unless memory leaves only another way."""
+    """Return the wanted tuning, unless memory leaves room for a smaller one only."""
     wanted = wanted_tuning(facts, limit, stage)
     chosen = hardware.chosen if hardware else None
     asked_fits = hardware is None or hardware.asked is None or hardware.asked.verdict != "does_not_fit"

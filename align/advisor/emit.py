@@ -1,6 +1,6 @@
-"""From advice to a run file: its stages with their data, models and settings, as ``align train`` reads them.
+"""Advice -> run file: stages with their data, models and settings, as ``align train`` reads them.
 
-Where a path is not known a placeholder stands, and ``todo`` says so. Prompting and retrieval have no run file.
+An unknown path is filled with a placeholder, and ``todo`` lists it. Prompting and retrieval have no run file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OUTPUT = "runs/advised"
 WIDTH = 110
 MODEL = "models/start"
 HELD_OUT = 0.05
-"""Share of the rows that training is judged by."""
+"""Share of the rows held out for validation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Emitted:
 
 
 def emit(advice: Advice, project: Project, output: str = OUTPUT, limit: Thresholds | None = None) -> Emitted:
-    """The run file for the stages of the plan that are not optional; ``project`` goes into it.
+    """Return the run file for the stages of the plan that are not optional; it contains ``project``.
 
-    limit: sizes that are taken where nobody says; None: the shipped ones. Raises AlignError where the plan has nothing
+    limit: sizes used where the brief gives none; None: the shipped ones. Raises AlignError where the plan has nothing
     to train.
     """
     draft = _RunFileBuilder(advice, project, limit or shipped())
@@ -66,16 +66,18 @@ def emit(advice: Advice, project: Project, output: str = OUTPUT, limit: Threshol
 
 @dataclass
 class _RunFileBuilder:
+    """The run file's stages and the open points, while they are collected."""
+
     advice: Advice
     project: Project
     limit: Thresholds
     stages: list[dict[str, Any]] = field(default_factory=list)
     todo: list[str] = field(default_factory=list)
     policy: str | None = None
-    """The last stage that made a model which answers."""
+    """The last stage that trained a model which generates answers."""
 
     def add(self, step: PlanStep) -> None:
-        """One stage, after those before it."""
+        """Add one stage."""
         name, kind = step.stage, step.stage
         while any(stage["name"] == name for stage in self.stages):
             name += "_again"
@@ -152,7 +154,7 @@ class _RunFileBuilder:
         return [held.path for held in self.project.data or () if held.kind == kind and held.path]
 
     def _reward(self) -> dict[str, Any]:
-        """What scores: the user's own, a stage's reward model, or the built-in that is nearest, said to be a guess."""
+        """Return the reward: the user's own, a stage's reward model, or the nearest built-in one, noted as a guess."""
         given = self.project.reward
         if given.path and (file := re.fullmatch(r"(.+\.py):(\w+)", given.path)):
             return {"type": "python", "file": file[1], "function": file[2]}
@@ -191,9 +193,9 @@ class _RunFileBuilder:
             sharding = "fsdp"
         return {"strategy": sharding, "count": count}
 
-    def _note(self, said: str) -> None:
-        if said not in self.todo:
-            self.todo.append(said)
+    def _note(self, point: str) -> None:
+        if point not in self.todo:
+            self.todo.append(point)
 
 
 def _lay(values: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -203,11 +205,11 @@ def _lay(values: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def comments(advice: Advice, emitted: Emitted, file: str) -> Iterator[str]:
-    """What stands above the values: the answer, the command, and what is to be put in place."""
+    """Yield the comment at the head of the file: the command, the answer, and the open points."""
     yield f"align train {' '.join(visible(file).split())} --check"
     yield ""
     yield from textwrap.wrap(visible(advice.summary), WIDTH)
     if emitted.todo:
         yield "Before it runs:"
-    for said in emitted.todo:
-        yield from textwrap.wrap(visible(said), WIDTH, initial_indent="- ", subsequent_indent="  ")
+    for point in emitted.todo:
+        yield from textwrap.wrap(visible(point), WIDTH, initial_indent="- ", subsequent_indent="  ")

@@ -1,4 +1,4 @@
-"""What must hold before it ships: suites by capability, the rule, and how many rows see the effect wanted.
+"""The evaluation before shipping: suites by capability, the decision rule, and the rows that show the wanted effect.
 
 A share p measured on n rows has the standard error sqrt(p (1 - p) / n). An effect d is seen where it is at least k of
 them, k = 2:
@@ -21,23 +21,23 @@ from align.advisor.thresholds import Thresholds
 from align.schemas.advice import EvalPlan
 
 SMALLEST = 0.001
-"""An effect below a tenth of a point is none that anybody measures."""
+"""The smallest effect that rows are computed for: a tenth of a point."""
 ALIKE = {"math": "reasoning", "qa": "rag", "generation": "chat"}
-"""Capabilities that are measured as others are."""
+"""Capabilities that are measured by the suites of another one."""
 
 
 def rows_needed(p: float, effect: float, errors: float) -> int:
-    """Rows at which a change of a share p by ``effect`` is ``errors`` standard errors."""
+    """Return the rows at which a change of a share p by ``effect`` is ``errors`` standard errors."""
     return math.ceil(round(errors**2 * p * (1 - p) / effect**2, 9))
 
 
 def detectable(p: float, rows: int, errors: float) -> float:
-    """The smallest change of a share p that so many rows can show."""
+    """Return the smallest change of a share p that ``rows`` rows can show."""
     return errors * math.sqrt(p * (1 - p) / rows)
 
 
 def plan_evals(facts: Facts, limit: Thresholds, plan: Plan) -> EvalPlan | None:
-    """The suites and the rule for a plan; None where nothing is advised yet."""
+    """Return the suites and the decision rule for a plan; None where nothing is advised yet."""
     if plan.primary == "insufficient":
         return None
     target, guard = _suites(facts, limit, plan)
@@ -54,7 +54,7 @@ def plan_evals(facts: Facts, limit: Thresholds, plan: Plan) -> EvalPlan | None:
 
 
 def _effect(facts: Facts) -> tuple[float, float | None]:
-    """The share and its change that are to be seen.
+    """Return the share and the change of it that the evaluation must show.
 
     Of baseline and target the one nearer to a half counts, whose error is larger; 0.8 where nothing is known.
     """
@@ -67,7 +67,7 @@ def _effect(facts: Facts) -> tuple[float, float | None]:
 
 
 def _capability(facts: Facts, limit: Thresholds, table: dict[str, Any]) -> str:
-    """A skill is measured as such; without one many rules are, whatever they are for; else the task says how."""
+    """Return the capability to measure: the target skill, else instruction following for many rules, else the task."""
     wanted = skill(facts)
     if wanted is None and _rules(facts, limit):
         return "instruction_following"
@@ -87,7 +87,7 @@ def _suites(facts: Facts, limit: Thresholds, plan: Plan) -> tuple[list[str], lis
     if trained:
         names.append(_capability(facts, limit, table))
         if _rules(facts, limit):
-            names.append("instruction_following")  # beside a skill; once where it is the capability itself
+            names.append("instruction_following")  # in addition to a skill; duplicates are removed below
     names += [stage for stage in ("rag", "prompting") if stage in plan.stages]
     own = [facts.project.evals.metric] if facts.project.evals.metric else []
     target = [*own, *facts.project.evals.suite, *(s for name in names for s in table[name]["target"])]

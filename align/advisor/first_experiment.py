@@ -1,4 +1,4 @@
-"""The cheapest thing that could show the advice to be wrong, and when to stop there."""
+"""The cheapest experiment that could show the advice to be wrong, and the result at which to stop there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ASK = "the best prompt you can write, with three to five examples in it and a va
 
 
 def first_experiment(facts: Facts, limit: Thresholds, plan: Plan) -> FirstExperiment | None:
-    """A test of a day or less, by the first stage that costs something; None where nothing is advised yet."""
+    """Return an experiment of a day or less, chosen by the first expensive stage; None where nothing is advised yet."""
     rows, enough = _rows(facts, limit), _enough(facts, limit)
     if plan.primary == "insufficient":
         return None
@@ -51,7 +51,7 @@ def first_experiment(facts: Facts, limit: Thresholds, plan: Plan) -> FirstExperi
 
 
 def _rows(facts: Facts, limit: Thresholds) -> int:
-    """As many rows as are held out, but no more than show an effect well."""
+    """Return the number of held-out rows, at most as many as show an effect well."""
     held = facts.project.evals.held_out_rows
     return min(held, limit.eval_rows.comfortable) if held else limit.eval_rows.warn
 

@@ -1,4 +1,4 @@
-"""The fields that words may speak of: the form's own, data by kind, and what was tried, each with its type."""
+"""The fields that a description can state, each with its type: the form's own, data by kind, methods tried."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KINDS: dict[DataKind, str] = {
     "logs": "what was said in production, unjudged",
     "eval_set": "rows held out for measuring",
 }
-"""What is in each kind of data, for whoever is asked about it."""
+"""The content of each kind of data, for questions about it."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldOf:
-    """One field. annotation: of its value, None aside. about: what the form says of it."""
+    """One field. annotation: the type of its value without None. about: the form's description of it."""
 
     path: str
     annotation: Any
@@ -43,7 +43,7 @@ class FieldOf:
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values it can have, where those can be listed; else ()."""
+        """Return the values it can have, where those can be listed; else ()."""
         if self.annotation is bool:
             return (True, False)
         return get_args(self.annotation) if get_origin(self.annotation) is Literal else ()
@@ -54,7 +54,7 @@ class FieldOf:
         return get_origin(self.annotation) is list
 
     def parsed(self, value: Any) -> Any:
-        """The value in the field's own type. Raises ValueError, in words, for what cannot be one."""
+        """Return the value in the field's own type. Raises ValueError with the reason for a value that does not fit."""
         adapter = TypeAdapter(self.annotation)
         try:
             return adapter.validate_python(value, strict=not self.numeric or isinstance(value, bool))
@@ -62,7 +62,7 @@ class FieldOf:
             raise ValueError(error.errors(include_url=False, include_input=False)[0]["msg"]) from None
 
     def fault(self, value: Any) -> str:
-        """Why the value cannot be this field's; "" where it can."""
+        """Return the reason why a value does not fit this field; "" where it does."""
         try:
             self.parsed(value)
         except ValueError as error:
@@ -72,7 +72,10 @@ class FieldOf:
 
 @functools.cache
 def fields() -> dict[str, FieldOf]:
-    """All of them by path, in the form's order; paths of files are named by a form only, since files are opened."""
+    """Return all fields by path, in the form's order.
+
+    Paths of files are left out: files are opened, so only a form may name them, never words of a description.
+    """
     found = list(_of(Project, ""))
     for kind in get_args(DataKind):
         found.append(FieldOf(f"data.{kind}", bool, f"whether there are {KINDS[kind]}"))

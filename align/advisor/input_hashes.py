@@ -1,4 +1,4 @@
-"""What advice depends on, as hashes: the same hashes give the same bytes."""
+"""Hashes of everything that advice depends on: equal hashes give equal bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from align.schemas.advice import Provenance
 
 
 def hash_inputs(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], tool: str, parser: str) -> Provenance:
-    """sha256 of the rules' names and source, of the thresholds, and of all evidence."""
+    """Return sha256 of the rules' names and source, of the thresholds, and of all evidence."""
     return Provenance(
         tool=tool,
         rules=_sha256([[name, _home(rule), _source(_home(rule)[0])] for name, rule in sorted(rules.items())]),
@@ -39,6 +39,6 @@ def _home(rule: Rule) -> tuple[str, str]:
 
 @functools.cache
 def _source(module: str) -> str:
-    """The hash of a module's file; its name where it has none."""
+    """Return the hash of a module's file; its name where it has no file."""
     file = getattr(sys.modules.get(module), "__file__", None)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else module

@@ -1,4 +1,4 @@
-"""The interview: ask what could change the answer, what could change it most first, and stop when nothing could."""
+"""The interview: ask for the facts that could change the advice most, and stop when none could."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.project import DataKind
 
 MAX_QUESTIONS = 9
-"""Questions in one interview."""
+"""Most questions in one interview."""
 
 GOAL = "goal"
-"""The field, of no form, that the opening question is of."""
+"""The field of the opening question; no field of the form."""
 
 Decide = Callable[[Sequence[Evidence]], Advice]
 Answer = Any
@@ -33,7 +33,10 @@ Answer = Any
 
 @dataclass(frozen=True, slots=True)
 class InterviewQuestion:
-    """One field to be asked for. choices: the words that it can be; empty for numbers. tried: values to weigh it by."""
+    """A question about one field.
+
+    choices: the possible answers; empty for numbers. tried: values whose effect on the advice ranks the question.
+    """
 
     field: str
     text: str
@@ -42,7 +45,7 @@ class InterviewQuestion:
 
 
 def questions(limit: Thresholds) -> list[InterviewQuestion]:
-    """All there are, in the order that breaks ties."""
+    """Return all questions, in the order that breaks ties."""
     return [_question(raw, limit) for raw in _table()["questions"]]
 
 
@@ -55,13 +58,13 @@ def interview(
     """
     answered: list[Evidence] = []
     closed: set[str] = set()
-    goal: list[str] = []  # the fields that it is about: they come first while nothing can be advised
+    goal: list[str] = []  # fields of the goal: they come first while nothing can be advised
     for _ in range(MAX_QUESTIONS):
         known = [*evidence, *answered]
         question = opening(known, decide) if GOAL not in closed else None
         if question is None:
             open = [q for q in questions(limit) if q.field not in closed]
-            own = [q for q in open if q.field in goal] if goal and _lost(decide(known)) else []
+            own = [q for q in open if q.field in goal] if goal and _undecided(decide(known)) else []
             question = most_informative(known, decide, own) or most_informative(known, decide, open)
         if question is None:
             break
@@ -79,51 +82,52 @@ def interview(
 
 
 def opening(evidence: Sequence[Evidence], decide: Decide) -> InterviewQuestion | None:
-    """What is to be asked before all else: the goal, where nothing is known of it and nothing can be advised."""
+    """Return the question for the goal, where the goal is unknown and nothing can be advised; else None."""
     facts, words = gather(evidence), _table()["opening"]["words"]
     known = any(_known(facts, field) for word in words.values() for field in word["fields"])
-    return None if known or not _lost(decide(evidence)) else _goal()
+    return None if known or not _undecided(decide(evidence)) else _goal()
 
 
 def _goal() -> InterviewQuestion:
     return InterviewQuestion(GOAL, _table()["opening"]["ask"], tuple(_table()["opening"]["words"]), ())
 
 
-def _lost(advice: Advice) -> bool:
+def _undecided(advice: Advice) -> bool:
     return advice.primary == "insufficient"
 
 
 def most_informative(
     evidence: Sequence[Evidence], decide: Decide, open: Iterable[InterviewQuestion]
 ) -> InterviewQuestion | None:
-    """The question whose possible answers disagree most about the advice; None where none changes it.
+    """Return the question whose possible answers disagree most about the advice; None where none changes it.
 
-    While nothing can be advised, what may be so beside counts as well: a single answer changes little then.
+    While nothing can be advised, likely values of other fields are assumed too: a single answer changes little then.
     """
     facts, now = gather(evidence), decide(evidence)
-    beside = [(world, _answer_of(decide(world))) for world in _worlds(evidence, facts)] if _lost(now) else []
+    scenarios = [(world, _answer_of(decide(world))) for world in _scenarios(evidence, facts)] if _undecided(now) else []
     best, most = None, 0.0
     for question in open:
         if not _known(facts, question.field):
-            apart = _spread(question.field, question.tried, evidence, _answer_of(now), decide)
+            apart = _answers_disagreement(question.field, question.tried, evidence, _answer_of(now), decide)
             extremes = (question.tried[0], question.tried[-1])
-            apart += sum(_spread(question.field, extremes, world, there, decide) for world, there in beside)
+            for world, there in scenarios:
+                apart += _answers_disagreement(question.field, extremes, world, there, decide)
             if apart > most:
                 best, most = question, apart
     return best
 
 
-def _spread(
+def _answers_disagreement(
     field: str, values: Iterable[Any], evidence: Sequence[Evidence], unknown: Mapping[str, Any], decide: Decide
 ) -> float:
-    """How much the answers to a question disagree, ``unknown`` among them, where this is known beside."""
+    """Return the disagreement of the advice over a question's possible answers, ``unknown`` included."""
     return disagreement(
         [unknown, *(_answer_of(decide([*evidence, *answer_evidence(field, value)])) for value in values)]
     )
 
 
-def _worlds(evidence: Sequence[Evidence], facts: Facts) -> Iterator[list[Evidence]]:
-    """What may be so beside, as far as it is not known; the weakest of sources, so that an answer beats it."""
+def _scenarios(evidence: Sequence[Evidence], facts: Facts) -> Iterator[list[Evidence]]:
+    """Yield the evidence with likely values of unknown fields; their source is the weakest, so that answers beat it."""
     for world in _table()["worlds"]:
         settings = [answer_evidence(field, value) for field, value in world.items() if not _known(facts, field)]
         if settings:
@@ -131,13 +135,13 @@ def _worlds(evidence: Sequence[Evidence], facts: Facts) -> Iterator[list[Evidenc
 
 
 def disagreement(answers: Sequence[Mapping[str, Any]]) -> float:
-    """Mean over all pairs of answers of what differs in them, each part by its weight (0 where all agree)."""
+    """Return the mean weighted difference over all pairs of answers (0 where all agree)."""
     pairs = list(itertools.combinations(answers, 2))
     return sum(sum(WEIGHTS[key] for key in WEIGHTS if a[key] != b[key]) for a, b in pairs) / max(1, len(pairs))
 
 
 WEIGHTS = {"primary": 4, "plan": 2, "companions": 2, "blocking": 2, "strategy": 1}
-"""What an answer is made of, and how much each part counts. Warnings that stop nothing are no reason to ask."""
+"""The parts of advice that are compared, and their weights. Warnings that stop nothing are no reason to ask."""
 
 
 def _answer_of(advice: Advice) -> dict[str, Any]:
@@ -152,7 +156,7 @@ def _answer_of(advice: Advice) -> dict[str, Any]:
 
 
 def answer_evidence(field: str, value: Any, question: str = "") -> list[Evidence]:
-    """An answer as evidence; 0 of a kind of data says that there is none."""
+    """Turn an answer into evidence; 0 rows of a kind of data mean that there are none."""
     words = f"{question or field + ':'} {_written(value)}"
     if field == GOAL:
         meant = _table()["opening"]["words"][value].get("set", {})
@@ -165,12 +169,12 @@ def answer_evidence(field: str, value: Any, question: str = "") -> list[Evidence
 
 
 def parse_answer(question: InterviewQuestion, words: str) -> tuple[Answer, str]:
-    """What was typed as a value and "", or None and why it is none; nothing, ``?`` and ``unknown`` are unknown."""
+    """Parse a typed answer: (value, "") or (None, fault). Empty, ``?`` and ``unknown`` give (None, "")."""
     word = words.strip().lower().replace(" ", "_")
     if word in ("", "?", "unknown"):
         return None, ""
     if question.choices:
-        named = {str(_spelt(choice)): choice for choice in question.choices}
+        named = {str(_yes_or_no(choice)): choice for choice in question.choices}
         by_number = {str(number): choice for number, choice in enumerate(question.choices, 1)}
         found = {**by_number, **named}.get({"y": "yes", "n": "no"}.get(word, word))
         return found, "" if found is not None else f"one of: {', '.join(named)}; or its number"
@@ -183,12 +187,12 @@ def parse_answer(question: InterviewQuestion, words: str) -> tuple[Answer, str]:
     return (None, fault) if fault else (whole, "")
 
 
-def _spelt(choice: Any) -> Any:
+def _yes_or_no(choice: Any) -> Any:
     return {True: "yes", False: "no"}[choice] if isinstance(choice, bool) else choice
 
 
 def read_answers(values: Any, where: str, limit: Thresholds) -> list[Evidence]:
-    """The answers of a file, ``field: value`` each, null for unknown. Raises AlignError with all that is wrong."""
+    """Return the answers of a file, ``field: value`` each, null for unknown. Raises AlignError with all faults."""
     if not isinstance(values, dict):
         raise AlignError("is not a mapping of fields to answers", "write behaviour.rules_count: 27", where=where)
     goal = _goal()
@@ -209,7 +213,7 @@ def read_answers(values: Any, where: str, limit: Thresholds) -> list[Evidence]:
 
 
 def _known(facts: Facts, field: str) -> bool:
-    """Return whether the field has a value already, or that nothing is there has been said."""
+    """Return whether the field has a value already, or its data are known not to exist."""
     if field.startswith("data."):
         kind = field.split(".")[1]
         assert kind in get_args(DataKind)
@@ -232,7 +236,7 @@ def _question(raw: Mapping[str, Any], limit: Thresholds) -> InterviewQuestion:
 
 
 def _around(names: Iterable[str], limit: Thresholds) -> Iterator[int]:
-    """Numbers on both sides of where advice turns."""
+    """Yield numbers on both sides of a threshold."""
     for name in names:
         threshold = getattr(limit, name)
         if isinstance(threshold, Floor):
@@ -242,13 +246,9 @@ def _around(names: Iterable[str], limit: Thresholds) -> Iterator[int]:
 
 
 def _written(value: Any) -> str:
-    return (
-        {True: "yes", False: "no"}[value]
-        if isinstance(value, bool)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 @functools.cache

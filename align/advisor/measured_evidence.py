@@ -1,4 +1,4 @@
-"""What probes found (``align.schemas.project.Measured``), as evidence: where intervals are apart, and not otherwise."""
+"""Measurements (``align.schemas.project.Measured``) as evidence, only where confidence intervals do not overlap."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from align.advisor.thresholds import Thresholds
 from align.schemas.project import Measured, Measurement, Project
 
 Z2 = 1.959963984540054**2
-"""Of Wilson's interval, which is as wide as one of n + z^2 rows."""
+"""z^2 of a 95 % interval. Wilson's interval of n rows is as wide as a normal one of n + z^2 rows."""
 
 
 def add_measurements(evidence: Sequence[Evidence], found: Measured, limit: Thresholds) -> list[Evidence]:
-    """All evidence: what was there, the measurements as ``measured.*``, and what follows for the form's other fields.
+    """Return the evidence with the measurements as ``measured.*`` and their consequences for other fields.
 
     The target that scores are held against is the one that ``evidence`` names (``evals.target``).
     """
@@ -25,13 +25,13 @@ def add_measurements(evidence: Sequence[Evidence], found: Measured, limit: Thres
 
 
 def best_prompt(found: Measured) -> Measurement | None:
-    """The better of the two scores that need no training."""
+    """Return the better of the two scores that need no training."""
     tried = [m for m in (found.zero_shot, found.few_shot) if m is not None]
     return max(tried, key=lambda m: m.value) if tried else None
 
 
 def lookup_helps(found: Measured) -> bool | None:
-    """Whether passages raised the score; False where they lowered it; None where that was not measured or not told."""
+    """Return True where passages raised the score, False where they lowered it, None where intervals overlap."""
     if found.closed_book is None or found.open_book is None:
         return None
     side = apart(found.open_book, found.closed_book)
@@ -39,7 +39,7 @@ def lookup_helps(found: Measured) -> bool | None:
 
 
 def target(project: Project) -> float | None:
-    """The target, where what was measured is what it speaks of: scores of a reward, or F1 where F1 is the metric."""
+    """Return the target where it is in the unit of the measurements: a reward's score, or F1 where F1 is the metric."""
     metric, score = project.evals.metric or "", project.measured.score or ""
     return project.evals.target if "f1" in metric.casefold() or "F1" not in score else None
 
@@ -51,7 +51,7 @@ def apart(a: Measurement, b: Measurement | float) -> int:
 
 
 def rows_to_settle(a: Measurement, b: Measurement | float) -> int | None:
-    """How many rows (of each) would part two intervals that overlap, if their values stayed.
+    """Return the rows (of each) at which two overlapping intervals would separate, if their values stayed.
 
     Half the width of Wilson's interval is c / sqrt(m) with m = n + z^2 (c falling towards z sqrt(p (1 - p))), its
     centre s z^2 / m off the value (s at most |1/2 - p|; of two, the centres come nearer by gap z^2 / m). So they part
@@ -79,7 +79,7 @@ def _measurement(b: Measurement | float) -> Measurement:
 def _numbers(found: Measured) -> Iterator[Evidence]:
     for name, value in found:
         if value is not None:
-            yield _said(f"measured.{name}", value, f"{name.replace('_', ' ')}: {value}")
+            yield _evidence(f"measured.{name}", value, f"{name.replace('_', ' ')}: {value}")
 
 
 def _baseline(project: Project) -> Iterator[Evidence]:
@@ -88,15 +88,15 @@ def _baseline(project: Project) -> Iterator[Evidence]:
         return
     words = f"untouched model: {best}, wanted {wanted:.3g}"
     if best.low >= wanted or best.high < wanted:
-        yield _said("evals.baseline", best.value, words)
-        yield _said("behaviour.prompt_falls_short", best.high < wanted, words)
+        yield _evidence("evals.baseline", best.value, words)
+        yield _evidence("behaviour.prompt_falls_short", best.high < wanted, words)
 
 
 def _attempts(project: Project) -> Iterator[Evidence]:
-    """A prompt that was measured was tried. (Retrieval was too, but is not there yet.)"""
-    for way, score in (("prompting", project.measured.zero_shot), ("few_shot", project.measured.few_shot)):
+    """Yield that prompting was tried, since it was measured; retrieval was measured too, but is not in use yet."""
+    for method, score in (("prompting", project.measured.zero_shot), ("few_shot", project.measured.few_shot)):
         if score is not None:
-            yield _said(f"tried.{way}", True, f"{way.replace('_', ' ')} measured: {score}", "tried")
+            yield _evidence(f"tried.{method}", True, f"{method.replace('_', ' ')} measured: {score}", "tried")
 
 
 def _domain(found: Measured, limit: Thresholds) -> Iterator[Evidence]:
@@ -106,7 +106,7 @@ def _domain(found: Measured, limit: Thresholds) -> Iterator[Evidence]:
     words = f"bits per byte: corpus {corpus}, ordinary text {reference}"
     side = apart(corpus, rescaled(reference, limit.unseen_bits_ratio))
     if side:
-        yield _said("knowledge.unseen_domain", side > 0, words)
+        yield _evidence("knowledge.unseen_domain", side > 0, words)
 
 
 def rescaled(m: Measurement, factor: float) -> Measurement:
@@ -114,5 +114,5 @@ def rescaled(m: Measurement, factor: float) -> Measurement:
     return m.model_copy(update={"value": m.value * factor, "low": m.low * factor, "high": m.high * factor})
 
 
-def _said(field: str, value: Any, words: str, status: Status = "asserted") -> Evidence:
+def _evidence(field: str, value: Any, words: str, status: Status = "asserted") -> Evidence:
     return Evidence(field, value, status, quote=words, source="measured")

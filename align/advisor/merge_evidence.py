@@ -1,4 +1,4 @@
-"""How evidence adds up to facts: which place counts for a field, what its negation says, which data there are."""
+"""Merge evidence into facts: the strongest source of each field, the meaning of negations, the data on hand."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from align.advisor.project_facts import STRENGTH, Conflict, Evidence, Facts
 from align.schemas.project import DataKind, Project, Size, Tried
 
 PROSE = ("text", "model")
-"""Sources that read a description, where the same thing may be said twice."""
+"""Sources that read a description, which may state one fact several times."""
 TUNED = ("sft", "dpo", "kto", "rlhf", "grpo", "rloo", "ppo", "post_training")
-"""Methods behind which a model answers, and does not only continue text."""
+"""Methods that leave a model which answers instead of only continuing text."""
 
 
 def gather(said: Iterable[Evidence], **known: Any) -> Facts:
-    """The facts that evidence adds up to: per field the strongest place wins, among equals the first sure one.
+    """Return the facts that evidence adds up to: per field the strongest source wins, among equals the first sure one.
 
-    A negated fact is its opposite where the field has one: false, or none. Conflicts are kept. What was tried, and
-    what is done, stays known. ``known`` goes to ``Facts`` (languages, rejected).
+    A negated fact is its opposite where the field has one: false, or none. Conflicts are kept. Methods that were tried
+    or done stay known. ``known`` goes to ``Facts`` (languages, rejected).
     """
     told = tuple(said)
     evidence = (*told, *_implied(told))
@@ -50,7 +50,7 @@ def gather(said: Iterable[Evidence], **known: Any) -> Facts:
 
 
 def _implied(evidence: Sequence[Evidence]) -> Iterator[Evidence]:
-    """What is done or tried, as facts of their own: "the pre-training is behind us", "an SFT model exists"."""
+    """Yield facts that follow from things done or tried: "the pre-training is behind us", "an SFT model exists"."""
     for e in evidence:
         continued = e.field.startswith("data.corpus") or e.value == "continual_pretraining"
         if e.status == "done" and continued:
@@ -82,7 +82,7 @@ def _by_field(evidence: Iterable[Evidence]) -> Iterator[tuple[str, list[Evidence
 
 @functools.cache
 def _type(path: str) -> Any:
-    """The type of a field of the form, or None where there is none."""
+    """Return the type of a field of the form, or None for an unknown field."""
     model: Any = Project
     for key in path.split("."):
         inner = [m for m in _members(model) if isinstance(m, type) and issubclass(m, BaseModel)]
@@ -104,9 +104,9 @@ def _members(kind: Any) -> Iterator[Any]:
 
 
 def _claims(said: Sequence[Evidence], kind: Any) -> list[Claim]:
-    """What places say of one field, what counts first in front.
+    """Return the claims about one field, the one that counts in front.
 
-    Of yes and no in equal places the one said more often counts, of a tie the denial: it names the thing as well.
+    Between yes and no of equal sources the more frequent counts, in a tie the denial: it names the thing as well.
     """
     claims = sorted(_said(said, set(map(str, _members(kind)))), key=_precedence)
     if not claims or not isinstance(claims[0].value, bool):
@@ -128,7 +128,7 @@ def _said(said: Sequence[Evidence], members: set[str]) -> Iterator[Claim]:
 
 
 def _precedence(claim: Claim) -> tuple[Any, ...]:
-    """The user's own wish before others', the stronger place, what is there before what is not, sure before vague."""
+    """Return a claim's sort key: the user's own before others', stronger source, present before absent, sure first."""
     e = claim.evidence
     absent = e.status == "negated" and claim.value == "none"  # one kind is denied, another may be there
     return e.status == "attributed", -STRENGTH[e.source], absent, e.vague
@@ -148,7 +148,7 @@ def _contradicted(name: str, claims: list[Claim]) -> Iterator[Conflict]:
         e = claim.evidence
         within = e.vague and isinstance(taken.value, int | float) and (e.low or 0) <= taken.value <= (e.high or 0)
         absent = claim.value == "none" and e.status == "negated"
-        within |= e.vague and isinstance(claim.value, str)  # one hint beside another
+        within |= e.vague and isinstance(claim.value, str)  # a second hint is no contradiction
         if claim.value != taken.value and not (within or absent or e.status == "attributed"):
             if isinstance(taken.value, list) or isinstance(claim.value, list):
                 continue
@@ -163,13 +163,13 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
 # Data
 
 Body = dict[str, Evidence]
-"""What is said of one body of data, by key; "" for the place that says that it is there."""
+"""Evidence about one data set, by key; "" for the evidence that it exists."""
 
 
 def _data(evidence: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list[Any] | None, list[Any]]:
-    """Bodies of data on hand and planned, as plain values; None for the first where nothing is known of data.
+    """Return data sets on hand and planned, as plain values; None for the first where nothing is known of data.
 
-    What is said of data whose kind stands nowhere ("gpt wrote the labels") is said of the first body there is.
+    A property of data whose kind is not named ("gpt wrote the labels") goes to the first data set.
     """
     held: list[Any] = []
     planned: list[Any] = []
@@ -194,7 +194,7 @@ def _data(evidence: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list
 
 
 def _bodies(kind: str, said: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list[Body], bool]:
-    """The bodies of one kind according to the strongest place, and whether it says that there are none."""
+    """Return the data sets of one kind by the strongest source, and whether it denies that there are any."""
     ordered = sorted(said, key=lambda e: (-STRENGTH[e.source], e.source == "model"))
     by_source = [_split(kind, list(group)) for _, group in groupby(ordered, key=lambda e: e.source)]
     speaking = [spoken for spoken in by_source if spoken.bodies or spoken.absent]
@@ -209,14 +209,14 @@ def _bodies(kind: str, said: Sequence[Evidence], conflicts: list[Conflict]) -> t
 
 
 class SourceClaims(NamedTuple):
-    """What one source says of one kind of data: its bodies, and the place that says that there are none."""
+    """The claims of one source about one kind of data: its data sets, and the evidence that denies any."""
 
     bodies: list[Body]
     absent: Evidence | None
 
 
 def _split(kind: str, said: list[Evidence]) -> SourceClaims:
-    """What one source says, cut into bodies: a form lists them, prose repeats itself."""
+    """Group one source's evidence into data sets: a form lists them, prose may repeat one."""
     bodies: list[Body] = []
     absent = None
     for e in said:
@@ -235,10 +235,10 @@ def _split(kind: str, said: list[Evidence]) -> SourceClaims:
 
 
 def _add(bodies: list[Body], key: str, e: Evidence) -> None:
-    """A size that stands there already with another number is another body's, in prose as in files."""
+    """Add evidence to the last data set; a second, different number for one size starts a new data set."""
     if not bodies or (key in Size.model_fields and key in bodies[-1]):
         if e.source in PROSE and any(key in body and body[key].value == e.value for body in bodies):
-            return  # said twice
+            return  # prose repeats the number
         bodies.append({})
     bodies[-1].setdefault(key, e)
 
@@ -260,7 +260,7 @@ def _plain(kind: str, body: Body) -> dict[str, Any]:
 
 
 def _tried(evidence: Sequence[Evidence]) -> list[str] | None:
-    """What was tried; an empty list where it is said that nothing was; None where nothing is said."""
+    """Return the methods tried; an empty list where the evidence says none; None without evidence."""
     said = [
         e for e in evidence if e.field.startswith("tried.") and e.status in ("asserted", "tried", "done", "negated")
     ]
@@ -269,7 +269,7 @@ def _tried(evidence: Sequence[Evidence]) -> list[str] | None:
 
 
 def _project(values: dict[str, Any]) -> tuple[Project, list[str]]:
-    """The form, without the values that do not fit it, and these in words."""
+    """Return the form without the values that do not fit it, and those values in words."""
     faults: list[str] = []
     while True:
         try:
@@ -281,7 +281,7 @@ def _project(values: dict[str, Any]) -> tuple[Project, list[str]]:
 
 
 def _drop(values: Any, path: Sequence[int | str]) -> None:
-    """Take out the deepest part of a path that is there."""
+    """Delete the deepest existing part of a path."""
     level = values
     for name, below in pairwise((*path, "")):
         inner = level[name]

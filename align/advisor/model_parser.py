@@ -1,10 +1,10 @@
-"""Text to facts with a model that only extracts, and is believed only where the text bears it out (``--parser llm``).
+"""Text -> facts with a model that only extracts, and is believed only where the text confirms it (``--parser llm``).
 
-The model gives ``{field, value, quote, status}`` and nothing else; no decision is its own. A quote must stand in the
+The model returns ``{field, value, quote, status}`` and nothing else; it decides nothing. A quote must stand in the
 text (white space aside), a number must be what the one number grammar reads in that quote, every other value one that
 its field can have. What fails is listed with the reason. The text is fenced and declared to be data.
 
-Whom to ask is the caller's affair (an ``Asker``): nothing here opens a connection.
+The caller supplies the model as an ``Asker``: nothing here opens a connection.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from align.schemas.text import visible
 Asker = Callable[[str, dict[str, Any]], str]
 """Prompt and JSON schema to the model's reply, as text."""
 MOST = 500
-"""Facts of one reply that are looked at."""
+"""Most facts of one reply that are checked."""
 LONGEST = 1000
-"""Characters of a quote: what is longer shows nothing any more."""
+"""Most characters of a quote: a longer one proves nothing, since it contains too much."""
 FACTORS = {"model.params_b": (1e9,), "evals.baseline": (1.0, 100.0), "evals.target": (1.0, 100.0)}
-"""What a field's value may be multiplied by in the text, where it is not the number itself: billions, per cent."""
+"""Factors between a field's value and the number in the text: billions of parameters, per cent."""
 SEPARATORS = frozenset(".,'’")
-"""Of digits within a number."""
+"""Separators of digits within a number."""
 
 
 def schema() -> dict[str, Any]:
-    """The reply's JSON schema: a list of facts."""
+    """Return the reply's JSON schema: a list of facts."""
     properties = {
         "field": {"type": "string", "enum": list(fields())},
         "value": {"type": ["string", "number", "boolean"]},
@@ -60,7 +60,7 @@ def schema() -> dict[str, Any]:
 
 
 def prompt(text: str) -> str:
-    """What the model is asked. The fence is named after the text's own hash, so no text can close it."""
+    """Return the prompt. The fence is named after the text's own hash, so no text can close it."""
     fence = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:12]
     return "\n".join(
         [
@@ -93,14 +93,14 @@ def _catalogue() -> Iterator[str]:
 
 
 def read(text: str, ask: Asker, source: str = "description") -> tuple[list[Evidence], list[str]]:
-    """The evidence that a model found and the text bears out, and what was rejected, in words.
+    """Return the evidence that a model found and the text confirms, and the rejected facts in words.
 
-    A reply that is not the JSON asked for is sent back once, with what is wrong; after that it counts as no facts.
+    A reply that is not valid JSON is sent back once with the fault; a second one counts as no facts.
     """
-    asked = prompt(text)
-    found, fault = _facts(ask(asked, schema()))
+    question = prompt(text)
+    found, fault = _facts(ask(question, schema()))
     if fault:
-        again = f"{asked}\n\nYour last answer was not usable: {fault}. Answer again, with the JSON alone."
+        again = f"{question}\n\nYour last answer was not usable: {fault}. Answer again, with the JSON alone."
         found, fault = _facts(ask(again, schema()))
     if fault:
         return [], [f"the model's reply: {fault}"]
@@ -118,7 +118,7 @@ def read(text: str, ask: Asker, source: str = "description") -> tuple[list[Evide
 
 
 def _facts(reply: str) -> tuple[list[Any], str]:
-    """The facts of a reply, or why there are none. A fence of backticks around the JSON is taken off."""
+    """Return the facts of a reply, or the reason why there are none. A Markdown fence around the JSON is removed."""
     plain = re.sub(r"\A\s*```(?:json)?\s*|\s*```\s*\Z", "", reply)
     try:
         found = json.loads(plain)
@@ -130,25 +130,25 @@ def _facts(reply: str) -> tuple[list[Any], str]:
 
 
 def _verified(fact: Any, text: str, source: str, numbers_read: Sequence[Evidence]) -> Evidence | str:
-    """The fact as evidence, or why it is not believed."""
+    """Return the fact as evidence, or the reason why it is rejected."""
     if not isinstance(fact, dict) or not {"field", "value", "quote", "status"} <= fact.keys():
         return f"{str(fact)[:80]}: lacks field, value, quote or status"
     name, value, quote, status = fact["field"], fact["value"], fact["quote"], fact["status"]
-    said = f"{str(name)[:60]} = {str(value)[:60]}"
+    claim = f"{str(name)[:60]} = {str(value)[:60]}"
     field = fields().get(name) if isinstance(name, str) else None
     if field is None:
-        return f"{said}: is no field"
+        return f"{claim}: is no field"
     if status not in get_args(Status):
-        return f"{said}: {str(status)[:60]} is no status"
+        return f"{claim}: {str(status)[:60]} is no status"
     span = find(quote, text) if isinstance(quote, str) else None
     if span is None:
-        return f"{said}: its quote {str(quote)[:60]!r} is not in the text"
+        return f"{claim}: its quote {str(quote)[:60]!r} is not in the text"
     words = text[slice(*span)]
     try:
         value = field.parsed([value] if field.listed and isinstance(value, str) else value)  # lists come word by word
         plain = float(value) if field.numeric else 0.0
     except (ValueError, OverflowError) as error:
-        return f"{said}: {str(error)[:80]}"
+        return f"{claim}: {str(error)[:80]}"
     evidence = Evidence(field.path, value, status, words, span, "model", place=source)
     if not field.numeric:
         return evidence
@@ -157,16 +157,16 @@ def _verified(fact: Any, text: str, source: str, numbers_read: Sequence[Evidence
     alike = next((e for e in same if _unit(e.field) == _unit(field.path)), None)
     number = alike or _number(field, plain, words)
     if number is None:
-        return f"{said}: {words[:60]!r} does not say that number"
+        return f"{claim}: {words[:60]!r} does not say that number"
     if same and alike is None:
-        return f"{said}: that number is {same[0].field} there"
+        return f"{claim}: that number is {same[0].field} there"
     return replace(evidence, vague=True, low=number.low, high=number.high) if number.vague else evidence
 
 
 def find(quote: str, text: str) -> tuple[int, int] | None:
-    """Where a quote stands in the text, any white space being as good as any other; None where it does not.
+    """Return the place of a quote in the text, up to white space; None where it is not there.
 
-    Words and numbers that it cuts are taken whole: "12" out of "12,000" is found as "12,000".
+    Words and numbers that it cuts are extended to the whole: "12" out of "12,000" is found as "12,000".
     """
     words = quote.split()
     if not words or len(quote) > LONGEST:
@@ -192,10 +192,10 @@ def _joined(text: str, at: int) -> bool:
 
 
 def _number(field: FieldOf, value: float, words: str) -> Number | None:
-    """The number in the words that is the value, as the number grammar reads it."""
-    said = [value * factor for factor in FACTORS.get(field.path, (1.0,))]
+    """Return the number in the words that equals the value, as the number grammar reads it."""
+    scaled = [value * factor for factor in FACTORS.get(field.path, (1.0,))]
     found = numbers(split_words(words), LANGUAGES)
-    return next((n for n in found for v in said if _same(v, n.value) or (n.vague and n.low <= v <= n.high)), None)
+    return next((n for n in found for v in scaled if _same(v, n.value) or (n.vague and n.low <= v <= n.high)), None)
 
 
 def _plain(path: str, value: float) -> float:
@@ -207,7 +207,7 @@ def _same(a: float, b: float) -> bool:
 
 
 def _unit(path: str) -> str:
-    """Data by what it is counted in; everything else by its own name, shares being one unit."""
+    """Return the unit of a field: of data its size field, of shares ``share``, else its own path."""
     parts = path.split(".")
     return parts[-1] if parts[0] == "data" else "share" if path in ("evals.baseline", "evals.target") else path
 

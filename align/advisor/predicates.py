@@ -1,4 +1,4 @@
-"""What rules ask of facts: what is wished for, what scores, what was tried. Pure functions, no judgement."""
+"""Predicates of facts that rules share: the method requested, the scorer, methods tried. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ONLINE = ("grpo", "rloo", "ppo")
 SAMPLING = (*ONLINE, "best_of_n")
 """Stages that sample their answers to prompts, and have them scored."""
 ALGORITHM = {"continual_pretraining": "pretrain"}
-"""What the run file calls a stage's algorithm, where the plan says it in other words."""
+"""The run file's name of a stage's algorithm, where the plan has another."""
 TRAINING = ("post_training", "sft", "dpo", "kto", "reward_model", "rlhf", *ONLINE)
 """Methods that fit weights to behaviour."""
 TRAINED_ON: tuple[DataKind, ...] = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts")
@@ -33,45 +33,45 @@ DATA_OF: dict[str, DataKind] = {
     "rloo": "prompts",
     "ppo": "prompts",
 }
-"""What each stage learns from."""
+"""The kind of data that each stage learns from."""
 
 SKILLS = frozenset(
     {"sql", "code", "function_calling", "reasoning", "math", "extraction", "classification", "translation"}
 )
 """Tasks that are a capability by themselves: there is a right answer."""
 AUTOMATIC = ("verifier", "reward_model", "llm_judge")
-"""What scores answers by the thousand."""
+"""Scorers that can score thousands of answers."""
 SCORERS = (*AUTOMATIC, "human")
 """Kinds of reward that can score a completion."""
 
 
 def scorer(facts: Facts) -> str | None:
-    """What can score an answer: its kind, or None where nothing can or nothing is known."""
+    """Return the kind of scorer of answers, or None where there is none or nothing is known."""
     kind = facts.project.reward.kind
     return kind if kind in SCORERS else None
 
 
 def skill(facts: Facts) -> str | None:
-    """The capability to be raised: named, or a task that is one."""
+    """Return the capability to be improved: named, or a task that is one; None without."""
     task = facts.project.task.type
     return facts.project.behaviour.target_capability or (task if task in SKILLS else None)
 
 
 def purpose(facts: Facts) -> bool:
-    """Whether there is a skill, a manner or a task of its own kind to be better at; conversation alone is none."""
+    """Return whether there is a skill, a style or a specific task to improve; conversation alone does not count."""
     p = facts.project
     named = p.task.type not in (None, "other", "chat", "qa", "domain_model")
     return bool(skill(facts) or p.behaviour.style_or_persona or named)
 
 
 def gap(facts: Facts) -> float | None:
-    """Target less baseline, in the metric's own unit; None where either is unknown."""
+    """Return target minus baseline, in the metric's own unit; None where either is unknown."""
     baseline, target = facts.project.evals.baseline, facts.project.evals.target
     return None if baseline is None or target is None else target - baseline
 
 
 def falls_short(facts: Facts) -> bool:
-    """Return whether a prompt was seen to miss what is wanted: said so, or measured below the target."""
+    """Return whether a prompt was seen to fall short: stated so, or measured below the target."""
     missing = gap(facts)
     return bool(facts.project.behaviour.prompt_falls_short) or (missing is not None and missing > 0)
 
@@ -82,19 +82,19 @@ def tried(facts: Facts, *methods: str) -> bool:
 
 
 def asked(facts: Facts, *methods: str) -> bool:
-    """Return whether one of these methods is asked for, by the user or by those the user speaks of."""
+    """Return whether one of these methods is requested, by the user or by others that the user mentions."""
     return facts.project.requested in methods
 
 
 def requested_by_user(facts: Facts) -> bool:
-    """Return whether the method asked for is the user's own wish, not what others want."""
+    """Return whether the user requests the method, not only others that the user mentions."""
     return any(e.status in ("asserted", "planned") for e in facts.all("requested"))
 
 
 def wants_scorer(facts: Facts) -> bool:
     """Return whether a reward model is to be trained, and there are comparisons for it.
 
-    It is asked for or planned, or is all that comparisons can be used for: the model's own weights must stay.
+    It is requested or planned, or is the only use of comparisons because the model's weights are frozen.
     """
     planned = any(e.value == "reward_model" for e in facts.all("reward.kind", "planned"))
     left = facts.project.constraints.weights_frozen and scorer(facts) is None
@@ -102,7 +102,7 @@ def wants_scorer(facts: Facts) -> bool:
 
 
 def wants_behaviour(facts: Facts) -> bool:
-    """Whether it is known how the model should act: rules, a format, a manner, a skill, or what people liked better."""
+    """Return whether the wanted behaviour is known: rules, a format, a style, a skill, or judged answers."""
     b = facts.project.behaviour
     formed = b.output_format in ("fixed", "strict_schema")
     judged = any(kind in facts.kinds for kind in JUDGED)
@@ -110,7 +110,7 @@ def wants_behaviour(facts: Facts) -> bool:
 
 
 def has_goal(facts: Facts) -> bool:
-    """Whether it is known what should be different afterwards: how it acts, what it knows, or which task it does."""
+    """Return whether the goal is known: the behaviour, the knowledge, or the task of the model afterwards."""
     p = facts.project
     knowledge = p.knowledge.needs_citations or p.knowledge.unseen_domain or p.knowledge.source == "proprietary"
     fresh = p.knowledge.changes not in (None, "never", "yearly")

@@ -1,8 +1,8 @@
-"""What is known of a project, and whose words say so.
+"""Facts of a project, and the evidence for each.
 
-A *fact* is one field of the form (``align.schemas.project``) with a value. ``Evidence`` is one place that speaks of a
+A *fact* is one field of the form (``align.schemas.project``) with a value. ``Evidence`` is one statement about a
 field: a line of the form, words of the description, a counted file, an answer in the interview, a measurement.
-``Facts`` is all evidence and the form that follows from it: what rules see.
+``Facts`` is all evidence and the form that follows from it: the input of rules.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from align.schemas.advice import HardwareFit, PlanStep, Primary
 from align.schemas.project import DataKind, DataSet, Project, Tried
 
 Status = Literal["asserted", "negated", "tried", "planned", "attributed", "done"]
-"""How a thing is spoken of: it is so; it is not so; it was tried; it is to come; somebody else says or wants it; it is
-behind us. Only what is asserted fires rules (a negated fact is the asserted opposite, where the field has one)."""
+"""The standing of a statement: true; not true; tried before; planned; claimed or wanted by somebody else; finished.
+Only asserted facts fire rules (a negated fact is the asserted opposite, where the field has one)."""
 
 Source = Literal["form", "text", "model", "file", "answer", "measured"]
-"""Where evidence comes from. Strength: measured > file > answer > form > text = model (a model only quotes text)."""
+"""The source of evidence. Strength: measured > file > answer > form > text = model (a model only quotes text)."""
 
 STRENGTH: dict[Source, int] = {"text": 0, "model": 0, "form": 1, "answer": 2, "file": 3, "measured": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One place that speaks of one field.
+    """One statement about one field.
 
     field: dotted path into the form: ``behaviour.rules_count``, ``knowledge.changes``, ``requested``; of data by kind:
         ``data.sft_pairs`` (that there is such data; value True or False), ``data.sft_pairs.rows``, ``.tokens``,
         ``.docs``, ``.bytes``, ``.pii``, ``.labelled_by``, ``.overlaps_evals`` ...; of tried methods ``tried.rag``.
     value: of the field's type; numbers normalised (tokens, rows, 10^9 parameters, GB, shares 0 to 1).
-    quote, span: the words, and where they stand in ``source``'s text (half-open, in characters); "" and None where
-        nothing was written.
-    vague: whether the value is a rough guess at words ("several thousand"); then ``low`` and ``high`` bound it.
+    quote, span: the words, and their place in ``source``'s text (half-open, in characters); "" and None where
+        there are no words.
+    vague: the value is a rough reading of words ("several thousand"); then ``low`` and ``high`` bound it.
     place: ``brief.yaml line 4`` or a file's name, where there is one.
     """
 
@@ -52,7 +52,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Two places that do not agree on a field; the stronger one counts."""
+    """Two statements that contradict each other on a field; the stronger one counts."""
 
     field: str
     taken: Evidence
@@ -61,9 +61,9 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is advised, as rules see it when they are asked for dangers and questions.
+    """The plan advised, as rules see it in their second run, for warnings and questions.
 
-    hardware: how it lies on what there is; None before that is known.
+    hardware: how it fits the hardware on hand; None before that is known.
     """
 
     primary: Primary
@@ -81,10 +81,10 @@ class Plan:
 class Facts:
     """The form as far as it is known, and all evidence.
 
-    planned: data that is not there yet and is meant to be.
-    plan: what was decided; None while it is being decided.
+    planned: data that do not exist yet and are planned.
+    plan: the decision; None in the first run of the rules.
     languages: of the description (``en``, ``de``, ...), the unsupported ones with ``?`` behind (``xx?``).
-    rejected: what a model extracted and the text does not bear out, in words.
+    rejected: facts that a model extracted and the text does not confirm, in words.
     """
 
     project: Project
@@ -96,9 +96,9 @@ class Facts:
     plan: Plan | None = None
 
     def all(self, name: str, *statuses: Status) -> list[Evidence]:
-        """Every place that speaks of a field (or of any below it), the strongest and surest first.
+        """Return the evidence for a field and the fields below it, the strongest and surest first.
 
-        Of the statuses named, or all.
+        statuses: those to include; none: all.
         """
         found = [
             e
@@ -108,21 +108,21 @@ class Facts:
         return sorted(found, key=lambda e: (-STRENGTH[e.source], e.vague))  # stable: the first mention first
 
     def why(self, name: str) -> Evidence | None:
-        """The place that the form's value of a field rests on."""
+        """Return the evidence that the form's value of a field rests on."""
         found = [e for e in self.all(name, "asserted") if e.field == name]
         return found[0] if found else None
 
     def data(self, kind: DataKind) -> DataSet | None:
-        """What is on hand of one kind, several bodies of it added up; None where nothing is."""
+        """Return the data on hand of one kind, several data sets added up; None where there are none."""
         return _sum([d for d in self.project.data or () if d.kind == kind])
 
     def coming(self, kind: DataKind) -> DataSet | None:
-        """What is on hand of one kind or, where nothing is, what is planned."""
+        """Return the data on hand of one kind or, where there are none, the planned data."""
         return self.data(kind) or _sum([d for d in self.planned if d.kind == kind])
 
     @property
     def kinds(self) -> set[DataKind]:
-        """The kinds of data on hand; a body that is said to be of no size is not there."""
+        """The kinds of data on hand; a data set whose sizes are all 0 does not count."""
         return {d.kind for d in self.project.data or () if any(v != 0 for v in _sizes(d)) or not _sizes(d)}
 
 
@@ -134,17 +134,18 @@ def _sizes(data: DataSet) -> list[int]:
 def _sum(held: Sequence[DataSet]) -> DataSet | None:
     if not held:
         return None
-    sizes = {
-        key: sum(values) if (values := [v for d in held if (v := getattr(d.size, key)) is not None]) else None
-        for key in type(held[0].size).model_fields
-    }
+    sizes: dict[str, int | None] = {}
+    for key in type(held[0].size).model_fields:
+        values = [getattr(d.size, key) for d in held]
+        known = [value for value in values if value is not None]
+        sizes[key] = sum(known) if known else None  # unknown, not 0
     return held[0].model_copy(update={"size": held[0].size.model_copy(update=sizes)})
 
 
 def from_form(project: Project, places: dict[str, str] | None = None, source: Source = "form") -> list[Evidence]:
-    """Evidence for everything that a form says; ``places`` maps dotted paths to lines of its file.
+    """Return evidence for every value of a form; ``places`` maps dotted paths to lines of its file.
 
-    The quote is the form's own words: ``rules_count: 27``. What was measured speaks through ``measured.added``.
+    The quote is the form's own line: ``rules_count: 27``. Measurements become evidence by ``add_measurements``.
     """
     values = project.model_dump(exclude={"description", "data", "tried", "measured"})
     untried = get_args(Tried) if project.tried == [] else ()
@@ -177,8 +178,8 @@ def _of_data(held: Sequence[DataSet] | None, places: dict[str, str], source: Sou
         for key, value in {**sizes, **plain}.items():
             if value is not None:
                 place = places.get(f"data[{i}].{'size.' if key in sizes else ''}{key}", where)
-                told = f"{key}: {_yaml(value)}"
-                yield Evidence(f"data.{data.kind}.{key}", value, quote=told, source=source, place=place)
+                line = f"{key}: {_yaml(value)}"
+                yield Evidence(f"data.{data.kind}.{key}", value, quote=line, source=source, place=place)
 
 
 def _yaml(value: Any) -> str:

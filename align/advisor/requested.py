@@ -1,4 +1,4 @@
-"""What was asked for against what is advised, and the answer in a sentence."""
+"""The method requested against the method advised, and the answer in a sentence."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NAMES = {
 
 
 def requested(facts: Facts, decision: Decision) -> Requested | None:
-    """Whether the wish and the advice agree; where not, whether that stops a launch. None where nothing is asked for.
+    """Return the request against the advice, and whether a difference stops a launch; None without a request.
 
-    It does where the user's own wish is ruled out, has nothing to learn from, or something hard speaks for another way.
+    It does where the user's own request is ruled out, has no data, or another option has a hard vote.
     """
     wanted = facts.project.requested
     if wanted is None:
@@ -55,7 +55,7 @@ def _met(wanted: str, decision: Decision) -> bool:
 
 
 def summary(facts: Facts, decision: Decision) -> str:
-    """The answer, and the first reason for it."""
+    """Return the answer and the first reason for it, in a sentence or two."""
     plan, choice = decision.plan, decision.choice
     speaking = [f for f in decision.votes if f.option == choice.option and f.weight != "veto"]
     speaking = sorted(speaking, key=lambda f: (f.weight != "hard", f.rule))

@@ -1,11 +1,11 @@
-"""What a rule is: one small function from facts and thresholds to what follows.
+"""Rules: small functions from facts and thresholds to votes, warnings and questions.
 
     def changing_facts(facts: Facts, limit: Thresholds) -> Vote | None:
         if facts.project.knowledge.changes in ("monthly", "weekly", "daily", "realtime"):
             return Vote("rag", "hard", "the facts change faster than weights can", ("knowledge.changes",))
 
-Registered by id (``R-RAG-1``) through ``register_rules``, ours and strangers' alike. A rule may return one thing, an
-iterable of things, or None. It looks at nothing but its arguments, so the same facts give the same advice.
+Rules are registered by id (``R-RAG-1``) through ``register_rules``. A rule may return one result, an iterable of
+results, or None. It reads nothing but its arguments, so the same facts give the same advice.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from align.advisor.project_facts import Facts
 Option = Literal["prompting", "rag", "continual_pretraining", "post_training", "best_of_n", "insufficient"]
 """What can be advised."""
 Weight = Literal["hard", "soft", "veto"]
-"""hard: by itself enough. soft: enough where nothing hard speaks. veto: rules the option out, whoever asks for it."""
+"""hard: enough by itself. soft: enough where there is no hard vote. veto: rules the option out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """Something speaks for an option, or rules it out.
+    """A vote for an option, or against it.
 
-    because: the sentence shown. fields: those of the form that it rests on, whose words are quoted. flips_if: what
-    would have to be otherwise for it not to hold. rubric: the line of the rubric (PROMPT, RAG, CPT, POST, ALG_...).
+    because: the sentence shown. fields: the fields of the form that it rests on, whose words are quoted. flips_if: the
+    condition under which it would not hold. rubric: the line of the rubric (PROMPT, RAG, CPT, POST, ALG_...).
     rule: the id, filled in when it is called.
     """
 
@@ -42,7 +42,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Warn:
-    """A danger, by its stable id (``forgetting``); ``error`` blocks a launch."""
+    """A warning, by its stable id (``forgetting``); ``error`` blocks a launch."""
 
     id: str
     text: str
@@ -53,7 +53,7 @@ class Warn:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Something that must be known first.
+    """A question about a fact that must be known first.
 
     id: of the vocabulary goal, data, data_kind, data_size, reward, evals, model, hardware, or a rule's own
     (``measure_prompt``, ``reading.evals.target``): one question is asked for each. field: of the form.

@@ -1,10 +1,10 @@
-"""From votes to an answer on two axes: what the model must know, and how it must act.
+"""Select the answer from the votes, on two axes: the model's knowledge and its behaviour.
 
     knowledge   none | rag | continual_pretraining | both
     behaviour   prompting | post_training | best_of_n
 
-What is ruled out is out. Of what remains, hard votes count before soft ones. Where both axes have a hard one, the
-cheaper is started with and the other is its companion; continual pre-training always brings post-training along.
+A veto removes an option. Of the rest, hard votes count before soft ones. Where both axes have a hard one, the cheaper
+comes first and the other is its companion; continual pre-training always has post-training as a companion.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from align.advisor.thresholds import Thresholds
 from align.schemas.advice import Primary
 
 LADDER: tuple[Option, ...] = ("prompting", "rag", "best_of_n", "post_training", "continual_pretraining")
-"""Options by what they cost, the cheapest first."""
+"""Options by cost, the cheapest first."""
 SOFT_ORDER: tuple[Option, ...] = (
     "rag",
     "continual_pretraining",
@@ -28,12 +28,12 @@ SOFT_ORDER: tuple[Option, ...] = (
     "post_training",
     "insufficient",
 )
-"""Where nothing is hard: what is lacking in knowledge first, then the cheaper way to behave."""
+"""The order without hard votes: missing knowledge first, then behaviour, the cheaper option first."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleOutcomes:
-    """What all rules said: votes, warnings and questions in the order of their ids; and which rules failed."""
+    """The results of all rules in the order of their ids; and the rules that failed, in words."""
 
     votes: tuple[Vote, ...]
     warnings: tuple[Warn, ...]
@@ -42,27 +42,27 @@ class RuleOutcomes:
 
 
 def run_rules(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule]) -> RuleOutcomes:
-    """Ask every rule. One that raises is left out, and said to be: it may be a stranger's."""
-    said: list[Vote | Warn | Ask] = []
+    """Run every rule. One that raises is left out and reported: a faulty plugin must not stop the advice."""
+    results: list[Vote | Warn | Ask] = []
     failed: list[str] = []
     for name in sorted(rules):
         try:
             outcome = rules[name](facts, limit)
             found = [outcome] if isinstance(outcome, Vote | Warn | Ask) else list(outcome or ())
-            said += [replace(one, rule=name) for one in found]
+            results += [replace(one, rule=name) for one in found]
         except Exception as error:
             failed.append(f"rule {name} failed and was left out: {type(error).__name__}: {error}")
     return RuleOutcomes(
-        tuple(s for s in said if isinstance(s, Vote)),
-        tuple(s for s in said if isinstance(s, Warn)),
-        tuple(s for s in said if isinstance(s, Ask)),
+        tuple(result for result in results if isinstance(result, Vote)),
+        tuple(result for result in results if isinstance(result, Warn)),
+        tuple(result for result in results if isinstance(result, Ask)),
         tuple(failed),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The answer: where to start, and what goes with it."""
+    """The answer: the option to start with, its companions, and the weight of its votes."""
 
     option: Option
     others: tuple[Option, ...]
@@ -75,12 +75,12 @@ class Selection:
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """All that is advised, the first to start with in front."""
+        """The advised options, the one to start with in front."""
         return (self.option, *self.others)
 
 
 def supported(votes: Iterable[Vote]) -> dict[Option, str]:
-    """Every option that something speaks for and nothing rules out, with its weight."""
+    """Return every option with a vote for it and no veto, with its weight."""
     votes = list(votes)
     out = {f.option for f in votes if f.weight == "veto"}
     weights: dict[Option, str] = {}
@@ -91,7 +91,7 @@ def supported(votes: Iterable[Vote]) -> dict[Option, str]:
 
 
 def choose(facts: Facts, votes: Sequence[Vote]) -> Selection:
-    """The answer that votes add up to."""
+    """Return the answer that the votes add up to."""
     weights = supported(votes)
     ruled_out = {f.option for f in votes if f.weight == "veto"}
     hard = [option for option in _hard_order(facts) if weights.get(option) == "hard"]
@@ -108,7 +108,7 @@ def choose(facts: Facts, votes: Sequence[Vote]) -> Selection:
 
 
 def _hard_order(facts: Facts) -> tuple[Option, ...]:
-    """Which of several hard options is started with. Retrieval that is there already needs no start."""
+    """Return the options in the order to start with. Retrieval that was tried already comes after behaviour."""
     behaviour: tuple[Option, ...] = ("best_of_n", "post_training")
     known: tuple[Option, ...] = ("rag",)
     middle = behaviour + known if tried(facts, "rag") else known + behaviour

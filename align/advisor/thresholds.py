@@ -1,4 +1,4 @@
-"""Where advice turns: every number in thresholds.yaml, with its source, and a user's own over it."""
+"""The thresholds of advice: every number of thresholds.yaml with its source, and a user's own over them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from align.schemas.errors import AlignError, Problem, did_you_mean
 
 
 class Floor(Config):
-    """How much of one kind of data a method needs: below <= warn <= comfortable, in rows or tokens."""
+    """The amount of data a method needs: below <= warn <= comfortable, in rows or tokens."""
 
     below: NonNegativeInt
     """Less is an error."""
     warn: NonNegativeInt
     """Less is thin."""
     comfortable: NonNegativeInt
-    """What published work has."""
+    """The amount in published work."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Floor:
@@ -32,7 +32,7 @@ class Floor(Config):
 
 
 class Thresholds(Config):
-    """What rules measure by: ``limit.many_rules``, ``limit.sft_rows.warn``. Each is said in thresholds.yaml."""
+    """The numbers that rules compare with, as ``limit.many_rules``, ``limit.sft_rows.warn``; see thresholds.yaml."""
 
     version: PositiveInt
     sft_rows: Floor
@@ -59,13 +59,13 @@ class Thresholds(Config):
     tokens_per_sequence: PositiveInt
     tokens_per_doc: PositiveFloat
     sources: dict[str, str]
-    """Where each number comes from."""
+    """The source of each number."""
 
     @classmethod
     def load(cls, path: Path | str | None = None) -> Thresholds:
-        """The shipped thresholds, with those of a user's file laid over them.
+        """Return the shipped thresholds, overridden by those of a user's file.
 
-        Raises AlignError with everything that is wrong in the file.
+        Raises AlignError with every fault of the file.
         """
         shipped = yaml.load((files("align.advisor") / "thresholds.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
         return _made(_laid_over(shipped, _read(Path(path)), str(path)) if path else shipped, str(path or ""))
@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _laid_over(shipped: dict[str, Any], own: dict[Any, Any], file: str) -> dict[str, Any]:
-    """A threshold that is given anew takes ``file`` for its source where it names none."""
+    """Override thresholds; one that names no source gets ``file`` as its source."""
     laid, problems = dict(shipped), []
     for name, value in own.items():
         if name not in shipped:

@@ -14,13 +14,13 @@ Level = Literal["error", "warning", "note"]
 
 
 class _AdviceModel(Config):
-    """Docstrings of fields are for readers here, no form is made of them; to gather them takes its time at start-up."""
+    """The base of advice. Its field docstrings are for readers only: collecting them would slow down every start."""
 
     model_config = ConfigDict(use_attribute_docstrings=False)
 
 
 class Quote(_AdviceModel):
-    """Words that a reason rests on."""
+    """Quoted words that a reason rests on."""
 
     fact: str
     """``behaviour.rules_count = 27``."""
@@ -54,11 +54,11 @@ class PlanStep(_AdviceModel):
     """Rule ids."""
     optional: bool = False
     needs: str = ""
-    """What is missing for it."""
+    """The data or scorer still missing for it."""
 
 
 class FirstExperiment(_AdviceModel):
-    """The cheapest thing that could show training to be needless."""
+    """The cheapest experiment that could show training to be needless."""
 
     what: str
     cost: str
@@ -66,18 +66,18 @@ class FirstExperiment(_AdviceModel):
 
 
 class Alternative(_AdviceModel):
-    """Another way, and what would make it the better one."""
+    """An option that is not advised, and the change that would make it the better one."""
 
     option: str
     rank: int
     because: str
     flips_if: str
     what_if: list[str] = Field(default_factory=list)
-    """The same as ``--what-if`` settings, where that can be said: ``behaviour.rules_count=25``."""
+    """The same change as ``--what-if`` settings, where it can be expressed so: ``behaviour.rules_count=25``."""
 
 
 class Assumption(_AdviceModel):
-    """A number that nobody gave."""
+    """A number that the brief does not give."""
 
     fact: str
     why: str
@@ -85,7 +85,7 @@ class Assumption(_AdviceModel):
 
 
 class OpenQuestion(_AdviceModel):
-    """What is not known and would matter."""
+    """A question about an unknown fact that matters."""
 
     id: str
     field: str
@@ -107,7 +107,7 @@ class DataRequirement(_AdviceModel):
 
 
 class AlgorithmSettings(_AdviceModel):
-    """What to train with, and the settings to start from."""
+    """The algorithm and tuning of a stage, and the settings to start from."""
 
     stage: str
     name: str
@@ -118,52 +118,52 @@ class AlgorithmSettings(_AdviceModel):
 
 
 class Fit(_AdviceModel):
-    """How one way of holding the model lies on one device, in GB (10^9 bytes), by what takes it."""
+    """The memory of one plan on one device, by component, in GB (10^9 bytes)."""
 
     strategy: str
     verdict: Literal["fits", "tight", "does_not_fit"]
     per_gpu_gb: dict[str, float]
     total_gb: float
     short_gb: float
-    """What is lacking; negative: what is spare."""
+    """Memory that is missing; negative: memory to spare."""
     knob: str = ""
-    """The cheapest thing that would help."""
+    """The cheapest remedy."""
 
 
 class HardwareFit(_AdviceModel):
-    """The hardware that is given, and which ways of holding the model fit it."""
+    """The hardware given, and the memory plans that fit it."""
 
     given: str
     capacity_gb: float | None
     chosen: Fit | None
     rejected: list[Fit] = Field(default_factory=list)
     asked: Fit | None = None
-    """The way that was asked for, where one was."""
+    """The plan requested, where one was."""
 
 
 class Range(_AdviceModel):
-    """Between."""
+    """A range from low to high."""
 
     low: float
     high: float
 
 
 class Estimate(_AdviceModel):
-    """What it would take. Ranges, since efficiency is not known beforehand."""
+    """The resources needed, as ranges: efficiency is not known beforehand."""
 
     tokens: Range | None = None
     flops: Range | None = None
     gpu_hours: Range | None = None
     wall_hours: Range | None = None
     cost: Range | None = None
-    """In ``currency``, from a price file of the user's; null without one."""
+    """Cost in ``currency`` by the user's price file; null without one."""
     currency: str = ""
     basis: str = ""
-    """How it was computed, in a sentence."""
+    """The method of computation, in a sentence."""
 
 
 class AdviceWarning(_AdviceModel):
-    """A danger."""
+    """A warning of a rule."""
 
     id: str
     level: Level
@@ -173,7 +173,7 @@ class AdviceWarning(_AdviceModel):
 
 
 class EvalPlan(_AdviceModel):
-    """What must hold before it ships."""
+    """The evaluation that a model must pass before it ships."""
 
     target: list[str]
     guard: list[str]
@@ -186,7 +186,7 @@ class EvalPlan(_AdviceModel):
 
 
 class Requested(_AdviceModel):
-    """What was asked for against what is advised."""
+    """The method requested against the method advised."""
 
     requested: str
     recommended: str
@@ -196,7 +196,7 @@ class Requested(_AdviceModel):
 
 
 class Disagreement(_AdviceModel):
-    """Two places that say different things of one fact."""
+    """Two sources that contradict each other on one fact."""
 
     fact: str
     taken: str
@@ -204,7 +204,7 @@ class Disagreement(_AdviceModel):
 
 
 class Provenance(_AdviceModel):
-    """What the advice depends on: the same hashes give the same bytes."""
+    """Hashes of everything the advice depends on: equal hashes give equal bytes."""
 
     tool: str
     rules: str
@@ -223,7 +223,7 @@ class Advice(_AdviceModel):
     """The answer in a sentence or two."""
     plan: list[PlanStep]
     companions: list[str]
-    """What must be combined with the primary: rag, post_training, prompting, continual_pretraining."""
+    """Options to be combined with the primary: rag, post_training, prompting, continual_pretraining."""
     first_try: FirstExperiment | None
     alternatives: list[Alternative]
     reasons: list[Reason]
@@ -238,11 +238,11 @@ class Advice(_AdviceModel):
     requested: Requested | None
     conflicts: list[Disagreement]
     not_understood: list[str]
-    """What was left unread or rejected: an unsupported language, an unproved quote."""
+    """Input that was left unread or rejected: an unsupported language, an unproved quote."""
     provenance: Provenance
 
     @property
     def blocking(self) -> list[str]:
-        """Why launching should be refused: ids of rules and error-level warnings."""
+        """The ids of rules and error-level warnings that should stop a launch."""
         rules = ["requested-differs"] if self.requested is not None and self.requested.blocking else []
         return rules + [warning.id for warning in self.warnings if warning.level == "error"]

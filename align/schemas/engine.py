@@ -1,4 +1,4 @@
-"""The facts of the engine that estimates reckon with: its defaults, what an algorithm asks of it, the batches it meets.
+"""The facts of the engine that estimates compute with: its defaults, the requirements of algorithms, its batches.
 
 The engine runs by the same numbers. No torch.
 """
@@ -25,7 +25,7 @@ rest is for activations, whose size is not known before the first step."""
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an algorithm asks of the engine in addition to a policy.
+    """The requirements of an algorithm on the engine, in addition to a policy.
 
     sequences: of an example (2 for pairs). reference: whether it is measured against one; ahead: whether that can be
     done before training. online: whether it samples its answers; learns: False for one that only makes rows. group:

@@ -1,4 +1,4 @@
-"""How align tells a user what is wrong: where, what, and the fix."""
+"""Errors for users: the place, the fault, and the fix."""
 
 from __future__ import annotations
 

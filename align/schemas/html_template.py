@@ -1,6 +1,6 @@
-"""Templates to self-contained HTML in which nothing that a value says is obeyed.
+"""Templates -> self-contained HTML in which no value is interpreted as markup.
 
-Everything that models, data and users say is hostile. So the template escapes every value (jinja2's autoescape; only
+Text of models, data and users is hostile. So the template escapes every value (jinja2's autoescape; only
 our own style sheet is exempt), unseen characters are made visible, there is no script, and the page's own policy
 forbids everything but the one style sheet whose hash it names.
 """
@@ -19,9 +19,9 @@ from align.schemas.text import visible
 
 
 def html(template: Path, style_sheet: Path, **values: Any) -> str:
-    """The page that a template makes of values; it is also given ``style`` and its ``style_hash``.
+    """Render a template with values; it also receives ``style`` and its ``style_hash``.
 
-    Templates beside it and beside the style sheet can be included.
+    Templates in its directory and in the style sheet's can be included.
     """
     style = style_sheet.read_text(encoding="utf-8")
     environment = Environment(
@@ -32,6 +32,6 @@ def html(template: Path, style_sheet: Path, **values: Any) -> str:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    # Whoever got text past the escaping could still not style, script, load or send anything.
+    # Text that got past the escaping could still not style, script, load or send anything.
     style_hash = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template(template.name).render(style=style, style_hash=style_hash, **values)

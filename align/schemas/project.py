@@ -1,7 +1,7 @@
-"""What somebody wants a language model for: the form that ``align advise`` reads and a run file may carry.
+"""The project form: the purpose of a model, as ``align advise`` reads it and a run file may contain it.
 
-Every field may be left out. Null says unknown, and is never taken for 0, no or none. Field names are what
-``--what-if``, ``--ask`` and third-party rules call them.
+Every field may be left out. Null means unknown, and is never taken for 0, no or none. ``--what-if``, ``--ask`` and
+third-party rules use the same field names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DataKind = Literal[
 ]
 """corpus: text to go on with pre-training. documents: pages to be looked up. sft_pairs: inputs with the answer wanted.
 preference_pairs: two answers and which is better. unpaired_feedback: single answers marked good or bad. prompts: inputs
-without answers. logs: what was said in production, unjudged. eval_set: rows held out for measuring."""
+without answers. logs: conversations in production, unjudged. eval_set: rows held out for measuring."""
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
 
 Tried = Literal["prompting", "few_shot", "rag", "fine_tuning"]
@@ -44,12 +44,12 @@ Method = Literal[
     "ppo",
     "best_of_n",
 ]
-"""What can be asked for: a class of methods, or one by name. ``post_training`` is "fine-tuning" without a closer word;
-``rlhf`` is learning from rewards without one."""
+"""Methods that can be requested: a class of methods, or one by name. ``post_training`` is "fine-tuning" without a more
+specific word; ``rlhf`` is learning from rewards without one."""
 
 
 class Size(Config):
-    """How much of it there is. A file named in ``path`` is counted and beats what is claimed here."""
+    """The amount of data. A file named in ``path`` is counted, and the count beats numbers claimed here."""
 
     rows: NonNegativeInt | None = None
     """Examples, pairs, prompts."""
@@ -60,28 +60,28 @@ class Size(Config):
 
 
 class DataSet(Config):
-    """One body of data that is on hand."""
+    """One data set on hand."""
 
     kind: DataKind
     size: Size = Size()
     path: str | None = None
     """A data file, a directory of them, or a hub id."""
     source: Literal["human", "production", "synthetic", "public"] | None = None
-    """Who wrote it."""
+    """The origin of the rows."""
     quality: str | None = None
-    """In a word: raw, curated."""
+    """The quality in a word: raw, curated."""
     license: str | None = None
     pii: bool | None = None
-    """Whether it holds personal data."""
+    """True if it contains personal data."""
     labelled_by: str | None = None
-    """Who judged: experts, users, or the name of a model."""
+    """The annotators: experts, users, or the name of a model."""
     overlaps_evals: bool | None = None
-    """Whether rows of it, or of its source, are in what will be measured."""
+    """True if rows of it, or of its source, are in the evaluation data."""
     note: str | None = None
 
 
 class Task(Config):
-    """What is wanted."""
+    """The task of the model."""
 
     type: str | None = None
     """chat, qa, extraction, classification, summarisation, translation, generation, sql, code, function_calling,
@@ -92,37 +92,37 @@ class Task(Config):
 
 
 class Behaviour(Config):
-    """How the model should act, other than today."""
+    """The behaviour wanted, where it differs from today's."""
 
     rules_count: NonNegativeInt | None = None
-    """Rules, fields and constraints that one answer must keep at the same time."""
+    """Rules, fields and constraints that one answer must satisfy at the same time."""
     output_format: Literal["none", "fixed", "strict_schema"] | None = None
     style_or_persona: bool | None = None
-    """Whether a tone, a style or an identity is to be learned, or a base model is to converse at all."""
+    """True if a tone, a style or an identity is to be learned, or a base model is to converse at all."""
     target_capability: str | None = None
-    """One skill to be raised: sql, function_calling, reasoning, math, code, extraction, classification,
+    """One skill to be improved: sql, function_calling, reasoning, math, code, extraction, classification,
     instruction_following, and the like."""
     prompt_falls_short: bool | None = None
-    """Whether a good prompt was tried and seen to miss what is wanted."""
+    """True if a good prompt was tried and seen to fall short."""
 
 
 class Knowledge(Config):
-    """What the model must know that it does not."""
+    """The knowledge that the model needs and does not have."""
 
     source: Literal["none", "public", "proprietary"] | None = None
     changes: Literal["never", "yearly", "monthly", "weekly", "daily", "realtime"] | None = None
-    """How often the facts that answers need change."""
+    """The rate at which the facts that answers need change."""
     needs_citations: bool | None = None
     unseen_domain: bool | None = None
-    """Whether a domain or a language was hardly in the model's pre-training."""
+    """True if a domain or a language was hardly in the model's pre-training."""
     per_user: bool | None = None
-    """Whether what may be known depends on who asks."""
+    """True if access to knowledge depends on the user who asks."""
     pretraining_done: bool | None = None
-    """Whether the model has gone through the domain's corpus already."""
+    """True if the model has been pre-trained on the domain's corpus already."""
 
 
 class RewardSource(Config):
-    """What can score an answer."""
+    """The scorer of answers."""
 
     kind: Literal["none", "verifier", "reward_model", "llm_judge", "human"] | None = None
     path: str | None = None
@@ -134,7 +134,7 @@ class ModelFacts(Config):
     """The model to start from."""
 
     name: str | None = None
-    """A local directory or hub id, or what it is called. With a config.json its shape is read, not guessed."""
+    """A local directory, a hub id, or any name. With a config.json its shape is read, not guessed."""
     params_b: PositiveFloat | None = None
     """Parameters, in billions."""
     type: Literal["base", "instruct"] | None = None
@@ -144,7 +144,7 @@ class ModelFacts(Config):
 
 
 class HardwareFacts(Config):
-    """What there is to compute on."""
+    """The hardware on hand."""
 
     gpus: NonNegativeInt | None = None
     gpu: str | None = None
@@ -156,7 +156,7 @@ class HardwareFacts(Config):
 
 
 class Constraints(Config):
-    """What must hold whatever is done."""
+    """Constraints on every solution."""
 
     budget_usd: NonNegativeFloat | None = None
     deadline_days: NonNegativeFloat | None = None
@@ -164,17 +164,17 @@ class Constraints(Config):
     """Longest an answer may take."""
     requests_per_day: NonNegativeFloat | None = None
     on_prem: bool | None = None
-    """Whether data must not leave the house."""
+    """True if data must not leave the organisation."""
     regulated: bool | None = None
-    """Whether personal, patient, client or licensed material is touched, or a regulator looks on."""
+    """True if personal, patient, client or licensed material is used, or a regulator supervises."""
     weights_frozen: bool | None = None
-    """Whether the model's weights must stay as they are."""
+    """True if the model's weights must stay as they are."""
     max_n: NonNegativeInt | None = None
     """Most answers that may be sampled for one request."""
 
 
 class EvalFacts(Config):
-    """What success is, and how it is seen."""
+    """The measure of success."""
 
     metric: str | None = None
     baseline: float | None = None
@@ -184,11 +184,11 @@ class EvalFacts(Config):
     """Benchmarks by name."""
     held_out_rows: NonNegativeInt | None = None
     judge: Literal["program", "human", "model"] | None = None
-    """Who scores."""
+    """The judge of answers in evaluation."""
 
 
 class TrainingRequest(Config):
-    """How the user means to train, where that was said."""
+    """Training settings that the user requests."""
 
     tuning: Literal["full", "lora", "qlora"] | None = None
     max_length: NonNegativeInt | None = None
@@ -202,7 +202,7 @@ class Measurement(Config):
     low: float
     high: float
     rows: NonNegativeInt
-    """How many it rests on."""
+    """Number of rows measured."""
 
     def __str__(self) -> str:
         """``0.62 (0.55 to 0.69, 200 rows)``."""
@@ -210,42 +210,42 @@ class Measurement(Config):
 
 
 class Measured(Config):
-    """What probes found of the untouched model (``align advise --measure``). Shares are 0 to 1."""
+    """Measurements of the untouched model by probes (``align advise --measure``). Shares are 0 to 1."""
 
     score: str | None = None
-    """What scored the answers: rewards by name, or ``word F1`` with the answer wanted, where none was named."""
+    """The scorer of the answers: rewards by name, or ``word F1`` with the reference answer, where none was named."""
     zero_shot: Measurement | None = None
-    """Score on the rows, asked as they are."""
+    """Score on the rows as they are."""
     few_shot: Measurement | None = None
-    """The same with worked examples in the prompt."""
+    """Score with worked examples in the prompt."""
     closed_book: Measurement | None = None
     """Score on questions without the documents."""
     open_book: Measurement | None = None
-    """The same questions with the passages that BM25 finds."""
+    """Score on the same questions with the passages that BM25 finds."""
     corpus_bits: Measurement | None = None
     """Bits per byte of the corpus."""
     reference_bits: Measurement | None = None
     """Bits per byte of ordinary text."""
     pass_1: Measurement | None = None
-    """Chance that one sampled answer is right."""
+    """Probability that one sampled answer is right."""
     pass_k: Measurement | None = None
-    """Chance that one of k is (2107.03374 Eq 1)."""
+    """Probability that one of k sampled answers is right (2107.03374 Eq 1)."""
     flat_groups: Measurement | None = None
     """Share of prompts whose sampled answers all score alike: nothing to learn from there."""
     prefers_chosen: Measurement | None = None
-    """Share of pairs whose better answer the model finds likelier."""
+    """Share of pairs whose better answer is more probable under the model."""
 
 
 class Project(Config):
     """The form of a project: what is wanted, what there is, and what has been measured; every field may be empty."""
 
     description: str | None = None
-    """In free words; facts are read from it too, and what the form says beats them."""
+    """The project in free words; facts are read from it too, and the form's own fields beat them."""
     task: Task = Task()
     behaviour: Behaviour = Behaviour()
     knowledge: Knowledge = Knowledge()
     data: list[DataSet] | None = None
-    """What is on hand. An empty list says there is none; null says nothing."""
+    """The data on hand. An empty list means there are none; null means unknown."""
     reward: RewardSource = RewardSource()
     model: ModelFacts = ModelFacts()
     hardware: HardwareFacts = HardwareFacts()
@@ -254,6 +254,6 @@ class Project(Config):
     training: TrainingRequest = TrainingRequest()
     measured: Measured = Measured()
     tried: list[Tried] | None = None
-    """What has been tried already, with or without success."""
+    """Methods tried already, with or without success."""
     requested: Method | None = None
-    """The method that is asked for."""
+    """The method requested."""

@@ -1,7 +1,7 @@
-"""What a row means once its format has been understood. Plain data, no torch.
+"""Records: rows in one common form, whatever their format. Plain data, no torch.
 
-A *row* is what a file holds (a dict with anybody's keys). A *record* is what it says: a format plugin
-turns the one into the other. Content is either a string (standard) or a list of messages (conversational).
+A *row* is an object of a data file, with the keys of its format. A format plugin turns it into a *record*, with the
+keys of this module. Content is either a string (standard) or a list of messages (conversational).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Arguments(dict[str, Any]):
 
 
 Kind = Literal["text", "prompt", "completion", "preference", "unpaired"]
-"""What a record can teach.
+"""The kind of a record, by its content.
 
 text        one string or one conversation, all of it (pretrain) or its assistant turns (sft)
 prompt      a prompt only (online learning)
@@ -46,11 +46,11 @@ unpaired    a prompt, an answer and whether it is good (kto)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One understood row. Fields that its kind does not use are None."""
+    """One row in the common form. Fields that its kind does not use are None."""
 
     kind: Kind
     source: str
-    """Where it came from, ``train.jsonl:17``; error messages and samples quote it."""
+    """The origin of the row, ``train.jsonl:17``; error messages and samples quote it."""
     text: Content | None = None
     prompt: Content | None = None
     completion: Content | None = None
@@ -61,10 +61,10 @@ class Record:
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Everything else in the row (``solution``, ``id``, ...), handed to rewards by name."""
+    """Other columns of the row (``solution``, ``id``, ...), passed to rewards by name."""
 
     @property
     def conversational(self) -> bool:
-        """Whether the content is messages, to be rendered by a chat template."""
+        """True where the content is messages, to be rendered by a chat template."""
         first = self.text if self.kind == "text" else self.chosen if self.prompt is None else self.prompt
         return isinstance(first, list)

@@ -1,4 +1,4 @@
-"""The run file: what a user asks for. Pure data; plugins are named, never imported.
+"""The run file: a training run as the user configures it. Pure data; plugins are named, never imported.
 
 A run is one or more stages. Top-level keys are the defaults of every stage; a stage's own keys are laid over
 them. A run without ``stages`` is one stage, named after its algorithm.
@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, Posi
 from align.schemas.base import Config
 from align.schemas.project import Project
 
-# A plugin chosen in a run file: its name, and its settings beside it.
+# A plugin chosen in a run file: its name, and its settings next to it.
 
 
 class Choice(Config):
@@ -22,7 +22,7 @@ class Choice(Config):
     type: str
     """The plugin's name."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Everything beside ``type``; the plugin's own Config checks it."""
+    """The keys next to ``type``; the plugin's own Config checks them."""
 
 
 def spelt_out(value: Any, beside: frozenset[str] = frozenset({"type"})) -> Any:
@@ -38,16 +38,16 @@ def spelt_out(value: Any, beside: frozenset[str] = frozenset({"type"})) -> Any:
 Plugin = Annotated[Choice, BeforeValidator(spelt_out)]
 
 
-# The run file's ``rollout``: how an online stage samples answers, what scores them, and what is watched.
+# The run file's ``rollout``: sampling, rewards and alarms of an online stage.
 
 
 class Sampling(Config):
-    """How tokens are drawn: penalty, then temperature, then top-k, top-p and min-p in this order."""
+    """Sampling of tokens: penalty, then temperature, then top-k, top-p and min-p in this order."""
 
     max_completion_length: PositiveInt = 256
     """Longest answer, in tokens (TRL's name)."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Divides the logits; 0 takes the likeliest token (the lowest id among equals)."""
+    """Divides the logits; 0 takes the most probable token (the lowest id among equals)."""
     top_k: NonNegativeInt = 0
     """Keep the k likeliest tokens (0: all)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -63,7 +63,7 @@ class Sampling(Config):
 
     @property
     def neutral(self) -> bool:
-        """Whether answers are drawn from the model's own distribution at this temperature, nothing cut away."""
+        """True where answers are sampled from the model's own distribution at this temperature, without truncation."""
         whole = self.top_k == 0 and self.top_p == 1 and self.min_p == 0
         return whole and self.repetition_penalty == 1 and self.temperature > 0
 
@@ -72,7 +72,7 @@ class RewardChoice(Choice):
     """A reward plugin with its weight in the sum: ``math``, or ``{type: length, weight: 0.1, target: 200}``."""
 
     weight: float = 1.0
-    """What its score is multiplied by. Abstaining leaves the weighted mean: the other weights then count for it."""
+    """Factor of its score in the weighted mean. A reward that abstains is left out, and the other weights rescaled."""
     normalize: bool = False
     """Subtract the running mean of its scores and divide by their standard deviation."""
     timeout: PositiveFloat | None = None
@@ -123,12 +123,12 @@ class Watch(Config):
 
 
 class Rollout(Config):
-    """How an online stage makes its own examples, phase by phase."""
+    """Generation of an online stage's examples, phase by phase."""
 
     generator: Plugin = Choice(type="local")
     """A generator plugin: ``local`` (the policy itself), ``vllm``."""
     sampling: Sampling = Sampling()
-    """How tokens are drawn."""
+    """Sampling of tokens."""
     rewards: Annotated[list[RewardPlugin], Field(min_length=1)]
     """Reward plugins with their weights."""
     gold: RewardPlugin | None = None
@@ -149,7 +149,7 @@ class Rollout(Config):
     watch: Watch = Watch()
     """Alarms."""
     samples: Literal["parquet", "none"] = "parquet"
-    """Where each phase's answers are kept: ``STAGE/samples/phase-000001.parquet``."""
+    """File format of each phase's answers: ``STAGE/samples/phase-000001.parquet``."""
     num_completions_to_print: NonNegativeInt = 0
     """Answers to print after each phase."""
 
@@ -184,7 +184,7 @@ class Adapter(Config):
 
 
 class Model(Config):
-    """Which weights to start from, and how to hold them."""
+    """The weights to start from, their type, and the adapter."""
 
     path: str
     """A local directory, a hub id, or ``stage:NAME`` for what an earlier stage exported. One that holds an adapter is
@@ -237,7 +237,7 @@ Sources = Annotated[list[Source], BeforeValidator(_sources)]
 
 
 class Data(Config):
-    """What to learn from."""
+    """Training and validation data."""
 
     train: Sources
     """Training rows: a path, or a list of sources with weights."""
@@ -248,7 +248,7 @@ class Data(Config):
     max_length: PositiveInt = 1024
     """Longest sequence in tokens (TRL 1.16's default)."""
     truncation_mode: Literal["error", "drop", "keep_start", "keep_end", "split"] = "error"
-    """What to do with a longer one: name the rows and stop, leave them out, cut, or (text only) split into blocks."""
+    """Treatment of longer ones: name the rows and stop, drop, cut, or (text only) split into blocks."""
     on_bad_rows: Literal["error", "skip"] = "error"
     """Rows that cannot be read: stop before training, or skip them and keep the report in the run directory."""
     allow: list[str] = Field(default_factory=list)
@@ -287,7 +287,7 @@ class Schedule(Config):
 
 
 class Train(Config):
-    """How long and in what portions."""
+    """Length of training, batch size and precision."""
 
     num_train_epochs: PositiveFloat = 1.0
     """Passes over the data; may be a fraction."""
@@ -301,7 +301,7 @@ class Train(Config):
     micro_batch_size: PositiveInt | None = None
     """Most examples in one forward pass; default: as many as the tokens allow. Changes speed and memory only."""
     layout: Literal["auto", "packed", "padded"] = "auto"
-    """How sequences lie in a forward pass. Changes speed and memory only."""
+    """Layout of sequences in a forward pass. Changes speed and memory only."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to this global norm (null: never)."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
@@ -309,9 +309,9 @@ class Train(Config):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A step whose loss or gradient is NaN or infinite: stop with the rows named, or leave it out and count it."""
     max_skipped: PositiveInt = 3
-    """With ``skip``: stop after this many such steps in a row."""
+    """Most consecutive steps that ``skip`` leaves out before the run stops."""
     dropout: bool | None = None
-    """Whether the model's own dropout is on. Default: off for preference and reward learning, else on."""
+    """Turn the model's own dropout on. Default: off for preference and reward learning, else on."""
 
 
 class Validation(Config):
@@ -323,20 +323,20 @@ class Validation(Config):
     metric_for_best_model: str | None = None
     """The held-out metric that picks the best checkpoint; default ``loss``, of an online stage ``reward``."""
     mode: Literal["min", "max"] | None = None
-    """Whether lower or higher is better; default ``min``, of an online stage ``max``."""
+    """Direction in which the metric is better; default ``min``, of an online stage ``max``."""
     early_stopping_patience: PositiveInt | None = None
     """Stop early after this many evaluations without improvement (null: never)."""
 
 
 class Checkpoint(Config):
-    """What is kept for resuming."""
+    """Checkpoints for resuming, and the export."""
 
     save_steps: PositiveInt = 100
     """Steps between checkpoints; one is always made at the end."""
     save_total_limit: Annotated[int, Field(ge=2)] = 2
     """Newest ones kept (the best one in addition)."""
     export: Literal["last", "best"] = "last"
-    """Which weights the stage passes on: the last, or the best by ``validation.metric_for_best_model``."""
+    """The weights that the stage exports: the last, or the best by ``validation.metric_for_best_model``."""
 
 
 class Reference(Config):
@@ -353,7 +353,7 @@ class Reference(Config):
 
 
 class Devices(Config):
-    """Where to run."""
+    """Devices, processes and strategy."""
 
     strategy: Plugin = Choice(type="auto")
     """A strategy plugin: ``auto``, ``single``, ``ddp``, ``fsdp``."""
@@ -371,7 +371,7 @@ class Devices(Config):
 
 
 class Stage(Config):
-    """One fit: a model, data, an algorithm, and how."""
+    """One training stage: a model, data, an algorithm, and settings."""
 
     name: str
     """Names its directory, and what later stages call it."""
@@ -382,7 +382,7 @@ class Stage(Config):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     rollout: Rollout | None = None
-    """How an online algorithm samples and scores (rloo, reinforce, grpo, ppo, online_dpo, best_of_n)."""
+    """Sampling and scoring of an online algorithm (rloo, reinforce, grpo, ppo, online_dpo, best_of_n)."""
     train: Train = Train()
     validation: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()
@@ -390,7 +390,7 @@ class Stage(Config):
     loggers: list[Plugin] = Field(default_factory=lambda: [Choice(type="csv")])
     """Logger plugins: ``csv``, ``tensorboard``, ``wandb``."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Everything random follows from it."""
+    """Seed of all random numbers of the stage."""
 
     @model_validator(mode="after")
     def _computes_in_what_it_holds(self) -> Self:
@@ -400,15 +400,15 @@ class Stage(Config):
 
 
 class Override(Config):
-    """A finding that stops this launch, and why it goes on all the same."""
+    """A finding of the advice that would stop this launch, and the reason to launch all the same."""
 
     rule: str
-    """The finding's id, as the refusal names it (``R-CPT-3``)."""
+    """The finding's id, as the error message names it (``R-CPT-3``)."""
     reason: str
     """Kept in the manifest and shown in the report."""
 
     @model_validator(mode="after")
-    def _said(self) -> Self:
+    def _has_a_reason(self) -> Self:
         if not self.reason.strip():
             raise ValueError("reason is empty; say why it goes on all the same")
         return self
@@ -420,9 +420,9 @@ class Run(Config):
     output: str
     """The run directory. One directory, one run: a second start resumes or is refused."""
     project: Project | None = None
-    """What the run is for, as ``align advise`` reads it: launching takes its advice first."""
+    """The purpose of the run, as ``align advise`` reads it: a launch is checked against its advice."""
     overrides: list[Override] = Field(default_factory=list)
-    """What stops it, and why it goes on all the same: ``align train --override RULE --reason TEXT``."""
+    """Findings that would stop it, and reasons to launch: ``align train --override RULE --reason TEXT``."""
     stages: Annotated[list[Stage], Field(min_length=1)]
 
     @model_validator(mode="after")

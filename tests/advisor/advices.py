@@ -20,7 +20,7 @@ def quote(fact: str, words: str, source: str = "description") -> dict[str, Any]:
 
 
 def full() -> Advice:
-    """Everything that advice can hold."""
+    """Return advice with every part filled."""
     fit = {"strategy": "lora-ddp", "verdict": "fits", "total_gb": 20.2, "short_gb": -51.8}
     rejected = {"strategy": "full-fsdp", "verdict": "does_not_fit", "total_gb": 74.0, "short_gb": 2.0}
     return Advice.model_validate(
@@ -185,7 +185,7 @@ def full() -> Advice:
 
 
 def insufficient() -> Advice:
-    """Nothing to go by."""
+    """Return advice without any facts."""
     asked = [
         {
             "id": "goal",

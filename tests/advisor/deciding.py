@@ -1,4 +1,4 @@
-"""What tests of the decision share: the installed rules, the shipped thresholds, and forms written in short."""
+"""Helpers of tests of the decision: the installed rules, the shipped thresholds, and forms written in short."""
 
 from __future__ import annotations
 

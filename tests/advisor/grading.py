@@ -100,7 +100,7 @@ STAGES = {
 
 
 def grade_advice(case: dict[str, Any], advice: Any) -> dict[str, Any]:
-    """What of the expected outcome the advice misses: empty where it is right. ``advice`` is an ``Advice``."""
+    """Return the parts of the expected outcome that the advice (an ``Advice``) misses; empty where it is right."""
     want = case["expected"]
     stages = [step.stage for step in advice.plan]
     missed: dict[str, Any] = {}

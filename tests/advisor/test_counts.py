@@ -1,4 +1,4 @@
-"""What a number counts where no noun of it is known: told by the words around it, or by the sentence before."""
+"""The data that a number counts where its noun is unknown: known by words around it, or by the sentence before."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""From findings to advice: two axes, stages in order, what was asked for, other ways, numbers, provenance."""
+"""Votes -> advice: two axes, stages in order, what was asked for, other ways, numbers, provenance."""
 
 from __future__ import annotations
 

@@ -191,15 +191,15 @@ def test_auto_takes_ddp_where_a_replica_fits() -> None:
 def test_knobs_add_up_until_it_fits() -> None:
     found = estimate_stage(asked(gpus.devices()["A100-40"]))
     assert found.fit.verdict == "does_not_fit" and not found.fits
-    totals = [found.fit.total_gb, *(fit.total_gb for _, fit in found.knobs)]
+    totals = [found.fit.total_gb, *(fit.total_gb for _, fit in found.remedies)]
     assert totals == sorted(totals, reverse=True)
-    assert found.knobs[-1][1].verdict == "fits"
-    assert [name for name, _ in found.knobs][:2] == ["train.micro_batch_size=1", "model.gradient_checkpointing=true"]
-    assert all(fit.verdict != "fits" for _, fit in found.knobs[:-1])
+    assert found.remedies[-1][1].verdict == "fits"
+    assert [name for name, _ in found.remedies][:2] == ["train.micro_batch_size=1", "model.gradient_checkpointing=true"]
+    assert all(fit.verdict != "fits" for _, fit in found.remedies[:-1])
 
 
 def test_what_fits_needs_no_knob() -> None:
-    assert estimate_stage(asked(gpus.devices()["H200"], 8, gradient_checkpointing=True)).knobs == []
+    assert estimate_stage(asked(gpus.devices()["H200"], 8, gradient_checkpointing=True)).remedies == []
 
 
 def test_work_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""What a plan takes: hardware, work, what had to be assumed; the laws that hold for any project."""
+"""The resources of a plan: hardware, work, what had to be assumed; the laws that hold for any project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What English sentences say, against what was written down before the lexicon was tried on them."""
+"""Facts of English sentences, against facts written down before the lexicon was tried on them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How evidence adds up."""
+"""Merging of evidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What German and Spanish sentences say, written down before the lexicons were tried on them."""
+"""Facts of German and Spanish sentences, written down before the lexicons were tried on them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What Chinese sentences say, simplified and traditional, written down before the lexicon was tried on them."""
+"""Facts of Chinese sentences, simplified and traditional, written down before the lexicon was tried on them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who says what, and of what it is said that it is not so: scopes of triggers, by hand."""
+"""Scopes of negations, attributions and other triggers, on sentences written by hand."""
 
 import pytest
 

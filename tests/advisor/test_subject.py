@@ -1,4 +1,4 @@
-"""What a text is about: a goal in words that no phrase foresees, and talk of models that has none."""
+"""The topic of a text: a goal in words that no phrase foresees, and talk of models that has none."""
 
 from __future__ import annotations
 

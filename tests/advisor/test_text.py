@@ -1,4 +1,4 @@
-"""What a whole text makes of its sentences."""
+"""Resolution of sentences by the whole text."""
 
 from typing import Any
 

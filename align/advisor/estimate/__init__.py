@@ -1,1 +1,1 @@
-"""What training takes: memory per device and phase, which way of holding a model fits, work, time, cost. No torch."""
+"""Estimates of training: memory per device and phase, the memory plan that fits, FLOPs, time, cost. No torch."""

@@ -43,14 +43,14 @@ class Types:
 
 
 def types(dtype: str, precision: str) -> Types:
-    """What a run file's ``model.dtype`` and ``train.precision`` mean."""
+    """Return the types that a run file's ``model.dtype`` and ``train.precision`` mean."""
     weight = 2 if precision == "bf16-true" else {"float64": 8, "float32": 4}.get(dtype, 2)
     mixed = precision.endswith("-mixed")
     return Types(weight, 2 if mixed else weight, weight, mixed, 2 if precision == "bf16-true" else 4)
 
 
 def norm(hidden: int, kind: Types, learns: bool) -> int:
-    """Bytes of one token at a norm, its output not counted."""
+    """Return bytes of one token at a norm, its output not counted."""
     if kind.residual == 4:
         return (8 if learns else 4) * hidden
     return (6 if learns else 4) * hidden
@@ -79,7 +79,7 @@ def layer(shape: ModelShape, kind: Types, rank: int, micro: Micro, square: bool 
 
 
 def passing(shape: ModelShape, rank: int) -> int:
-    """Bytes of one token of what backward through one layer's adapters makes beside what the layer keeps.
+    """Bytes of one token that backward through one layer's adapters allocates in addition to what the layer keeps.
 
     The gradient of down's input three times over (the adapter's, in float32; the base's; their sum), when some of the
     layer is gone already: 8 f - 12 h, fitted to dry runs of a 10M and an 8B model.

@@ -1,4 +1,4 @@
-"""What align's own engine takes on one device, by component, at the fullest instant of each phase.
+"""Memory of align's own engine on one device, by component, at the fullest instant of each phase.
 
 P parameters of which T are trained, W bytes of a weight, A what a micro-batch keeps (``activations``), H its logits in
 chunks, V h parameters of the head. Fixed: weights W P, AdamW's moments 2 W T, the reference, the critic's own.
@@ -29,7 +29,7 @@ Parts = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class MemoryLayout:
-    """How a stage's networks are held: bytes of a number, rank of the adapter (0: none), 4-bit base, devices, split.
+    """The layout of a stage's networks: bytes of a number, rank of the adapter (0: none), 4-bit base, devices, split.
 
     eager: attention in plain operations, which keep their square.
     """
@@ -50,7 +50,7 @@ class MemoryLayout:
 
 
 def layout_of(stage: Stage, accelerator: str, devices: int, strategy: str | None = None) -> MemoryLayout:
-    """As a run file says. strategy: another than its own (``ddp``, ``fsdp``).
+    """Return the layout that a run file sets. strategy: one instead of its own (``ddp``, ``fsdp``).
 
     Under fsdp mixed precision casts the weights as they are gathered: all that is computed is in 16 bits.
     """
@@ -73,7 +73,7 @@ def layout_of(stage: Stage, accelerator: str, devices: int, strategy: str | None
 def stage_memory(
     stage: Stage, needs: Needs, shape: ModelShape, how: MemoryLayout, batches: Batches
 ) -> dict[str, Parts]:
-    """Bytes by component for ``training`` and, of an online stage, ``generation``."""
+    """Return bytes by component for ``training`` and, for an online stage, ``generation``."""
     micros = batches.micros or (Micro(1, 1, 1),)
     own = networks(stage, needs, shape, how)
     phases: dict[str, Parts] = {}
@@ -86,7 +86,7 @@ def stage_memory(
 
 
 def networks(stage: Stage, needs: Needs, shape: ModelShape, how: MemoryLayout) -> Parts:
-    """What lies there all the time: weights, moments, reference, critic; gradients are the phases'."""
+    """Return bytes that are held all the time: weights, moments, reference, critic; gradients are the phases'."""
     share = how.devices if how.split else 1
     language = needs.head == "language"
     each = trained(shape, how, language)
@@ -117,7 +117,7 @@ def footprint(needs: Needs, shape: ModelShape, how: MemoryLayout) -> float:
 
 
 def parameters(shape: ModelShape, language: bool) -> int:
-    """P, or of a reward or value model: a head of one row in place of the vocabulary's."""
+    """Return P; a reward or value model has a head of one row in place of the vocabulary's."""
     return shape.params if language else shape.params - (0 if shape.tied else shape.embedding) + shape.hidden
 
 
@@ -130,14 +130,14 @@ def weights(shape: ModelShape, how: MemoryLayout, language: bool) -> float:
 
 
 def trained(shape: ModelShape, how: MemoryLayout, language: bool) -> float:
-    """Bytes of what is trained, and so of its gradient; an adapter's are float32 beside a base in 16 bits."""
+    """Return bytes of the trained weights, and so of their gradient; an adapter's are float32 on a base in 16 bits."""
     if how.rank:
         return float(how.kind.adapter * (shape.lora(how.rank) + (0 if language else shape.hidden)))
     return float(how.kind.weight * parameters(shape, language))
 
 
 def gathered(shape: ModelShape, how: MemoryLayout) -> float:
-    """Whole for the time being under fsdp: two layers, embeddings and head, in the type of computing."""
+    """Return bytes that fsdp gathers at a time: two layers, embeddings and head, in the type of computing."""
     root = (1 if shape.tied else 2) * shape.embedding
     return float(how.kind.compute * (2 * shape.layer + root))
 
@@ -158,7 +158,7 @@ def head_cast(shape: ModelShape, how: MemoryLayout) -> float:
 
 
 def logits_back(shape: ModelShape, how: MemoryLayout, micro: Micro) -> float:
-    """Bytes of a chunk in backward, where the head learns, beside its gradient.
+    """Return bytes of a chunk in backward, where the head learns, in addition to its gradient.
 
     In float32 the logits and the chunk before them; in 16 bits those, or the product that is added to the gradient
     and the logits in both types.
@@ -172,7 +172,7 @@ def logits_back(shape: ModelShape, how: MemoryLayout, micro: Micro) -> float:
 
 
 def training(needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[Micro, ...]) -> Parts:
-    """Gradients, activations and logits at the fullest instant of a step."""
+    """Return gradients, activations and logits at the fullest instant of a step."""
     share = how.devices if how.split else 1
     language = needs.head == "language"
     kind, each = how.kind, trained(shape, how, language)
@@ -190,12 +190,12 @@ def training(needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[M
         working = micro.tokens * again + casts / shape.layers if how.checkpointing else 0.0
         chunk = logits(shape, how, micro) if language else 0.0
         before = (each + critic) / share if place else 0.0
-        taught = max(before, critic / share) + head  # a critic runs last and is taught first
+        with_head = max(before, critic / share) + head  # a critic runs forward last, so backward reaches it first
         found += [
             {"gradients": before, "activations": kept, "logits": chunk},
             {"gradients": before, "activations": kept * (2 if needs.critic else 1) + working},
-            {"gradients": taught, "activations": kept, "logits": logits_back(shape, how, micro) if head else 0.0},
-            {"gradients": taught, "activations": kept + working},
+            {"gradients": with_head, "activations": kept, "logits": logits_back(shape, how, micro) if head else 0.0},
+            {"gradients": with_head, "activations": kept + working},
             {"gradients": (each + critic) / share + head},
         ]
     fullest = max(found, key=_sum)
@@ -205,7 +205,7 @@ def training(needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[M
 def generation(
     needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[Micro, ...], batches: Batches
 ) -> Parts:
-    """Gradients left over, and the fullest of reading prompts, answering and measuring."""
+    """Return gradients left over, and the fullest of reading prompts, generating and scoring."""
     share = how.devices if how.split else 1
     each = trained(shape, how, language=True) if needs.learns else 0.0
     critic = trained(shape, how, language=False) if needs.critic else 0.0
@@ -219,12 +219,12 @@ def generation(
     length = batches.prompt + batches.answer
     cache = shape.kv_cache(number) * batches.answers * length
     vocabulary, head = 4.0 * shape.vocab, 2.0 * shape.embedding if mixed else 0.0
-    asked = shape.kv_cache(number) * batches.prompts * batches.prompt
+    prompts = shape.kv_cache(number) * batches.prompts * batches.prompt
     each_layer = q * (2 * number + (2 if mixed else 0))  # keys and values spread over all heads, and cast
     repeated = each_layer * batches.answers * length if shape.heads != shape.kv_heads else 0.0
     found: list[Parts] = [
-        {"kv_cache": asked, "activations": casts + through * batches.prompts * batches.prompt},
-        {"kv_cache": cache, "activations": casts + asked, "logits": 2 * vocabulary * batches.answers + head},
+        {"kv_cache": prompts, "activations": casts + through * batches.prompts * batches.prompt},
+        {"kv_cache": cache, "activations": casts + prompts, "logits": 2 * vocabulary * batches.answers + head},
         {"kv_cache": cache, "activations": casts + repeated, "logits": 2 * vocabulary * batches.answers + head},
         {"kv_cache": cache, "activations": casts, "logits": 4 * vocabulary * batches.answers + head},
     ]
@@ -241,7 +241,7 @@ def generation(
 
 
 def _square(shape: ModelShape, how: MemoryLayout, micro: Micro) -> bool:
-    """Whether attention makes all scores of a row (transformers spreads shared keys itself where there is a mask)."""
+    """Return whether attention makes all scores of a row (transformers repeats shared keys itself under a mask)."""
     return how.eager or (how.no_kernel and shape.heads != shape.kv_heads and not micro.padded)
 
 

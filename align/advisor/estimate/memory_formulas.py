@@ -1,4 +1,4 @@
-"""Bytes of one device while a model is trained or speaks: published formulas, for any trainer.
+"""Memory of one device while a model trains or generates: published formulas, for any trainer.
 
 P parameters, L layers, h hidden, V vocabulary, s tokens of a sequence, b sequences at a time, N devices.
 
@@ -29,7 +29,7 @@ Sharding = Literal["ddp", "fsdp", "zero1", "zero2", "zero2_offload", "zero3", "z
 the gradients, the weights; with offload the optimizer is in the host's memory."""
 
 SPLIT = ("fsdp", "zero3", "zero3_offload")
-"""Those under which weights are split."""
+"""Shardings that split the weights."""
 
 NF4 = 0.516
 BASE = 1e9
@@ -40,10 +40,10 @@ CHUNK = 3 * 4 * LOGITS["cuda"]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a model is held and trained.
+    """The layout and training of a model.
 
     tokens: of one forward pass, s b; of pairs both answers count. gradient, optimizer: bytes per trained parameter.
-    logits: bytes that they take per token and vocabulary entry, or 0 for chunks. copies: frozen models beside the
+    logits: bytes that they take per token and vocabulary entry, or 0 for chunks. copies: frozen models next to the
     policy, in 16 bits (reference, reward). critics: further trained models of the same shape. concurrent: tokens
     in the cache while generating, all answers at once.
     """
@@ -70,7 +70,7 @@ def sharded(params: float, largest: float, devices: int, sharding: Sharding, set
         zero1          4 P + 12 P / N           zero2          4 P + 16 P / N
         zero3          18 P / N + 4 largest     zero2_offload  2 P     zero3_offload  2 P / N + 4 largest
 
-    DeepSpeed (memory.rst) has split gradients in fp32, under zero2 beside whole ones in 16 bits; a split layer is whole
+    DeepSpeed (memory.rst) has split gradients in fp32, under zero2 also whole ones in 16 bits; a split layer is whole
     while it works, in weights and gradients. The 2, 2 and 12 are the setting's own.
     """
     weights, gradients, optimizer = (each * params for each in (setting.weight, setting.gradient, setting.optimizer))
@@ -112,7 +112,7 @@ def host(shape: ModelShape, setting: Setting) -> float:
 
 
 def activations(shape: ModelShape, setting: Setting) -> dict[str, float]:
-    """Bytes of what a forward pass keeps for its backward, and of the logits."""
+    """Return bytes that a forward pass keeps for its backward, and of the logits."""
     layer = 34 * setting.tokens * shape.hidden
     kept = 2 * setting.tokens * shape.hidden * shape.layers + layer if setting.checkpointing else layer * shape.layers
     logits = setting.logits * setting.tokens * shape.vocab
@@ -133,7 +133,7 @@ def training(shape: ModelShape, setting: Setting) -> dict[str, float]:
 
 
 def generation(shape: ModelShape, setting: Setting) -> dict[str, float]:
-    """Bytes by component while answers are sampled beside the training state: no activations, a cache instead."""
+    """Return bytes by component while answers are sampled: the training state with a cache in place of activations."""
     if not setting.concurrent:
         return {}
     kept = {k: v for k, v in training(shape, setting).items() if k not in ("activations", "logits")}

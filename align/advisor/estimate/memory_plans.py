@@ -1,4 +1,4 @@
-"""Which way of holding a model: the first that fits, in the order of cost; and what would help where none does.
+"""Memory plans: tuning and sharding, the first that fits in the order of cost, and remedies where none does.
 
 fits            total <= 0.9 of a device's memory
 tight           up to the whole
@@ -24,16 +24,16 @@ Verdict = Literal["fits", "tight", "does_not_fit"]
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """One way of holding a model, by what run files and people call it."""
+    """A tuning and a sharding of a model, with the name that users see."""
 
     name: str
     tuning: Tuning
     sharding: memory_formulas.Sharding
     ours: bool = True
-    """Whether align's own engine has it (DeepSpeed's are shown beside, for comparison)."""
+    """True where align's own engine has it; DeepSpeed's are shown for comparison."""
 
     def of(self, setting: Setting) -> Setting:
-        """A setting, held this way."""
+        """Return the setting under this plan."""
         return replace(setting, tuning=self.tuning, sharding=self.sharding)
 
 
@@ -53,13 +53,13 @@ OFFLOAD = MemoryPlan("full-deepspeed-zero3-offload", "full", "zero3_offload", ou
 
 
 def plans_in_order(adapters_first: bool, devices: int) -> list[MemoryPlan]:
-    """The ways in the order to try them.
+    """Return the plans in the order to try them.
 
     Adapters first for fine-tuning on up to some 100,000 rows (as good, two thirds of the FLOPs, forgets less:
     2405.09673, LoRA Without Regret); full first for continual pre-training. On one device nothing can be split.
     """
-    ways = [*ADAPTED, *FULL, OFFLOAD] if adapters_first else [*FULL, *ADAPTED, OFFLOAD]
-    return [way for way in ways if devices > 1 or way.sharding in ("ddp", "zero3_offload")]
+    plans = [*ADAPTED, *FULL, OFFLOAD] if adapters_first else [*FULL, *ADAPTED, OFFLOAD]
+    return [plan for plan in plans if devices > 1 or plan.sharding in ("ddp", "zero3_offload")]
 
 
 def verdict(total: float, capacity: float) -> Verdict:
@@ -70,7 +70,7 @@ def verdict(total: float, capacity: float) -> Verdict:
 
 
 def judge(name: str, parts: Mapping[str, float], capacity: float, knob: str = "") -> Fit:
-    """Bytes by component against a device's memory."""
+    """Compare bytes by component with a device's memory."""
     total = sum(parts.values())
     return Fit(
         strategy=name,
@@ -92,11 +92,11 @@ REMEDIES: Sequence[Remedy] = (
     ("an 8-bit optimizer", lambda s: replace(s, optimizer=min(s.optimizer, 6))),
     ("fewer answers at a time", lambda s: replace(s, concurrent=s.concurrent // 4)),
 )
-"""What helps, the cheapest first."""
+"""Settings that save memory, the cheapest first."""
 
 
 def cheapest(shape: ModelShape, setting: Setting, capacity: float) -> str:
-    """The knob, or the first few together, that make it fit; else where to look instead."""
+    """Return the remedy, or the first few together, that make it fit; else other options, in words."""
     tried = []
     for name, turn in REMEDIES:
         turned = turn(setting)
@@ -114,25 +114,28 @@ def cheapest(shape: ModelShape, setting: Setting, capacity: float) -> str:
 def judge_plans(
     shape: ModelShape, setting: Setting, capacity: float, adapters_first: bool, ram: float | None = None
 ) -> Iterator[Fit]:
-    """Every way, in the order to try them. ram: bytes of the host; offloading needs them and is left out unknown."""
-    for way in plans_in_order(adapters_first, setting.devices):
-        held = way.of(setting)
-        if way is OFFLOAD and (ram is None or memory_formulas.host(shape, held) > ram):
+    """Yield the fit of every plan, in the order to try them.
+
+    ram: bytes of the host's memory; offloading needs them, and is left out where they are unknown.
+    """
+    for plan in plans_in_order(adapters_first, setting.devices):
+        held = plan.of(setting)
+        if plan is OFFLOAD and (ram is None or memory_formulas.host(shape, held) > ram):
             continue
-        fit = judge(way.name, memory_formulas.peak(shape, held), capacity)
-        if fit.verdict == "fits" and not way.ours:
+        fit = judge(plan.name, memory_formulas.peak(shape, held), capacity)
+        if fit.verdict == "fits" and not plan.ours:
             fit = fit.model_copy(update={"knob": "align has no such strategy"})
         elif fit.verdict != "fits":
             fit = fit.model_copy(update={"knob": cheapest(shape, held, capacity)})
         yield fit
 
 
-NOT_OURS = frozenset(way.name for way in (*FULL, *ADAPTED, OFFLOAD) if not way.ours)
-"""Ways that align's own engine does not have."""
+NOT_OURS = frozenset(plan.name for plan in (*FULL, *ADAPTED, OFFLOAD) if not plan.ours)
+"""Plans that align's own engine does not have."""
 
 
 def choose(judged: Sequence[Fit]) -> Fit | None:
-    """Of align's own ways the first that fits, else the first that is tight, else None."""
+    """Return the first of align's own plans that fits, else the first that is tight, else None."""
     own = [fit for fit in judged if fit.strategy not in NOT_OURS]
     for wanted in ("fits", "tight"):
         found = next((fit for fit in own if fit.verdict == wanted), None)

@@ -26,7 +26,7 @@ class ModelShape:
     """A decoder's sizes.
 
     layers L, hidden h, intermediate f, vocab V, heads a, kv_heads kv, head_dim d. experts: mlps in a layer, of which
-    ``active`` work on a token. gated: whether an mlp has a gate beside up and down. window: tokens that attention looks
+    ``active`` work on a token. gated: an mlp has a gate in addition to up and down. window: tokens that attention looks
     back at most, 0 without limit. exact: read from a config, not guessed from a size.
     """
 
@@ -46,7 +46,7 @@ class ModelShape:
     norms: int = 2
     """Norms of a layer."""
     qk_norm: bool = False
-    """Whether queries and keys are normed too."""
+    """True where queries and keys are normed too."""
     inner: int = 4
     """Tensors of width f that an mlp keeps for its backward: gate, its activation, up and their product."""
     position_rows: int = 0
@@ -113,7 +113,7 @@ LEARNED_POSITIONS = ("gpt2", "opt", "gpt_bigcode")
 
 
 def from_config(config: Mapping[str, Any]) -> ModelShape:
-    """The shape that a config.json tells. Raises AlignError where it lacks what a decoder's config has."""
+    """Return the shape of a config.json. Raises AlignError where it lacks what a decoder's config has."""
     text = {**config, **(config.get("text_config") or {})}
 
     def first(*names: str, default: Any = None) -> Any:
@@ -131,7 +131,9 @@ def from_config(config: Mapping[str, Any]) -> ModelShape:
     gated = kind not in ("gpt2", "gpt_neox", "opt", "falcon", "phi", "gpt_bigcode", "bloom", "starcoder2", "gptj")
     queries = head_dim * (heads + 2 * kv_heads) if text.get("attention_bias") or kind.startswith("qwen2") else 0
     norms = {"gemma2": 4, "gemma3_text": 4, "gemma3": 4}.get(kind, 2)
-    spelt_out = text.get("activation_function", text.get("hidden_act")) == "gelu_new"  # in single operations
+    # gelu_new is computed in single operations, each of which keeps its result.
+    single_operations = text.get("activation_function", text.get("hidden_act")) == "gelu_new"
+    positions = int(first("n_positions", "max_position_embeddings")) if kind in LEARNED_POSITIONS else 0
     return ModelShape(
         layers=int(first("num_hidden_layers", "n_layer", "num_layers")),
         hidden=hidden,
@@ -147,15 +149,13 @@ def from_config(config: Mapping[str, Any]) -> ModelShape:
         biases=queries + (2 * head_dim if kind in QK_NORMED else 0),
         norms=norms,
         qk_norm=kind in QK_NORMED,
-        inner=(4 if gated else 2) + (3 if spelt_out else 0),
-        position_rows=int(first("n_positions", "max_position_embeddings"))
-        if kind in ("gpt2", "opt", "gpt_bigcode")
-        else 0,
+        inner=(4 if gated else 2) + (3 if single_operations else 0),
+        position_rows=positions,
     )
 
 
 def shape_of_directory(directory: Path) -> ModelShape:
-    """The shape of a model's directory. Raises AlignError for a config.json that cannot be read."""
+    """Return the shape of a model's directory. Raises AlignError for a config.json that cannot be read."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -167,7 +167,7 @@ def shape_of_directory(directory: Path) -> ModelShape:
 
 
 def named_size(name: str) -> float | None:
-    """The billions of parameters that a model's name tells (``Qwen2.5-0.5B``); None for none, or for experts (8x7B)."""
+    """Return the billions of parameters in a model's name (``Qwen2.5-0.5B``); None without, or for experts (8x7B)."""
     last = name.rstrip("/").rpartition("/")[2]
     sizes = re.findall(r"(?i)(?<![a-z0-9.])(\d+(?:\.\d+)?)b(?![a-z0-9])", last)
     return float(sizes[0]) or None if sizes and not re.search(r"(?i)\d+x\d|-a\d+(\.\d+)?b", last) else None
@@ -188,7 +188,7 @@ KNOWN_SHAPES = {
 
 
 def typical_shape(params_b: float) -> ModelShape:
-    """The shape of a dense decoder of so many billion parameters: the nearest known one, its width made to fit.
+    """Return the shape of a dense decoder of so many billion parameters: the nearest known one, its width adjusted.
 
     The width h is the positive root of the model's own sum of parameters, so that P comes out as asked, within the
     rounding of h to whole heads.

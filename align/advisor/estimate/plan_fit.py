@@ -1,4 +1,4 @@
-"""From what is known of a project to what its plan takes: hardware, work, and what had to be assumed."""
+"""The fit of a plan: hardware, FLOPs and time of its stages, and the assumptions made."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from align.schemas.gpus import Device
 from align.schemas.project import Project
 
 GROUP = {"grpo": 8, "rloo": 4, "ppo": 1, "best_of_n": 8}
-"""Answers to a prompt, where nobody says."""
+"""Answers per prompt, where the brief gives none."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Stage:
-    """One stage, reckoned."""
+    """One stage with its work and memory setting."""
 
     name: str
     load: Load | None
@@ -35,11 +35,11 @@ class _Stage:
 def plan_fit(
     facts: Facts, steps: Sequence[PlanStep], limit: Thresholds, tuning: Tuning | None = None, prices: Path | None = None
 ) -> tuple[HardwareFit | None, Estimate | None, list[Assumption]]:
-    """What the training stages of a plan take, and whether and how the hardest of them fits what is given.
+    """Return the fit of a plan's largest stage, the estimate of all its stages, and the assumptions made.
 
-    tuning: what the advice trains with; null: adapters first, full weights first for continual pre-training. prices: a
-    user's price file. The fit is None without a model's size or without a stage that trains; ``capacity_gb`` is None
-    where nobody said what there is to compute on, and then ``chosen`` is what it would take. Pure but for reading the
+    tuning: that of the advice; None: adapters first, full weights first for continual pre-training. prices: the user's
+    price file. The fit is None without a model's size or without a stage that trains; ``capacity_gb`` is None
+    where the hardware is unknown, and then ``chosen`` is the memory it would need. Pure but for reading the
     files named.
     """
     project, assumed = facts.project, list[Assumption]()
@@ -68,7 +68,7 @@ def _no_hours(device: Device, stages: Sequence[_Stage]) -> Iterator[Assumption]:
 
 
 def shape_of(project: Project, assumed: list[Assumption]) -> ModelShape | None:
-    """The model's shape: of its config.json where it is a directory here, else a typical one of its size."""
+    """Return the model's shape: of its config.json where it is a local directory, else a typical one of its size."""
     model = project.model
     if model.name and Path(model.name).expanduser().is_dir():
         try:
@@ -218,7 +218,7 @@ def _tuning(fit: Fit) -> Tuning:
 def _total(
     shape: ModelShape, stages: Sequence[_Stage], tuning: Tuning, device: Device | None, count: int, prices: Path | None
 ) -> Estimate | None:
-    """All stages together; None where the size of none is known."""
+    """Return the sum over all stages; None where the size of none is known."""
     table, currency = (None, "") if prices is None else training_cost.read_prices(prices)[:2]
     found = [
         training_cost.estimate(

@@ -1,4 +1,4 @@
-"""What is asked of an estimate, what align's engine takes for it, and which settings would make it take less."""
+"""A request for an estimate, its memory under align's engine, and the settings that would reduce it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ("qlora", "model.adapter.quantize=nf4"),
     ("half", "data.max_length={half}"),
 )
-"""What helps, by what it costs: nothing learned differently first (time only), then what is learned."""
+"""Settings that save memory, by cost: first those that cost time only, then those that change the training."""
 
 
 @dataclass(frozen=True, slots=True)
 class EstimateRequest:
-    """What an estimate is made from. accelerator: ``cpu`` or ``cuda``; device: of which ``devices`` share each step."""
+    """The inputs of an estimate. accelerator: ``cpu`` or ``cuda``; ``devices`` of type ``device`` share each step."""
 
     stage: Stage
     needs: Needs
@@ -44,88 +44,88 @@ class EstimateRequest:
 
 
 def fullest(phases: Mapping[str, Parts]) -> Parts:
-    """The phase that takes most."""
+    """Return the phase that needs most memory."""
     return max(phases.values(), key=lambda parts: sum(parts.values()), default={})
 
 
-def phases_of(asked: EstimateRequest, stage: Stage | None = None, name: str | None = None) -> dict[str, Parts]:
-    """What align's own engine takes. name: ``ddp`` or ``fsdp``, else as the run file says."""
-    stage = stage or asked.stage
-    how = engine_memory.layout_of(stage, asked.accelerator, asked.devices, name)
-    phases = engine_memory.stage_memory(stage, asked.needs, asked.shape, how, asked.batches)
-    if asked.accelerator == "cuda" and asked.stage.rollout is not None:
-        generator = asked.stage.rollout.generator
+def phases_of(request: EstimateRequest, stage: Stage | None = None, name: str | None = None) -> dict[str, Parts]:
+    """Return the memory of each phase under align's engine. name: ``ddp`` or ``fsdp``; None: the run file's."""
+    stage = stage or request.stage
+    how = engine_memory.layout_of(stage, request.accelerator, request.devices, name)
+    phases = engine_memory.stage_memory(stage, request.needs, request.shape, how, request.batches)
+    if request.accelerator == "cuda" and request.stage.rollout is not None:
+        generator = request.stage.rollout.generator
         if generator.type == "vllm" and generator.settings.get("mode", "process") == "process":
-            share = float(generator.settings.get("gpu_memory_utilization", 0.3)) * asked.device.memory
+            share = float(generator.settings.get("gpu_memory_utilization", 0.3)) * request.device.memory
             phases = {phase: {**parts, "vllm": share} for phase, parts in phases.items()}
             phases["generation"].pop("kv_cache", None)
     return phases
 
 
-def strategy_of(asked: EstimateRequest) -> str:
-    """What ``auto`` would take: single on one device, else ddp where a replica fits, else fsdp."""
-    name = asked.stage.devices.strategy.type
-    if asked.devices == 1:
+def strategy_of(request: EstimateRequest) -> str:
+    """Return the strategy that ``auto`` selects: single on one device, else ddp where a replica fits, else fsdp."""
+    name = request.stage.devices.strategy.type
+    if request.devices == 1:
         return "single"
     if name != "auto":
         return name
-    how = engine_memory.layout_of(asked.stage, asked.accelerator, asked.devices, "ddp")
-    replica = engine_memory.footprint(asked.needs, asked.shape, how)
-    return "ddp" if replica < REPLICA_SHARE * asked.device.memory else "fsdp"
+    how = engine_memory.layout_of(request.stage, request.accelerator, request.devices, "ddp")
+    replica = engine_memory.footprint(request.needs, request.shape, how)
+    return "ddp" if replica < REPLICA_SHARE * request.device.memory else "fsdp"
 
 
-def refusal(asked: EstimateRequest, stage: Stage, name: str) -> str:
+def refusal(request: EstimateRequest, stage: Stage, name: str) -> str:
     """Return why training would refuse a stage under a strategy, whatever the memory; empty where it would not."""
     adapter, rollout = stage.model.adapter, stage.rollout
     quantised = adapter is not None and adapter.quantize is not None
-    if asked.devices > 1 and name == "single":
-        return f"devices.strategy is single, and there are {asked.devices} devices"
-    if quantised and asked.accelerator == "cpu":
+    if request.devices > 1 and name == "single":
+        return f"devices.strategy is single, and there are {request.devices} devices"
+    if quantised and request.accelerator == "cpu":
         return "model.adapter.quantize needs a GPU"
-    if asked.devices > 1 and name == "fsdp" and quantised:
+    if request.devices > 1 and name == "fsdp" and quantised:
         return "fsdp cannot split a quantised base"
-    if asked.devices > 1 and name == "fsdp" and rollout is not None and rollout.generator.type == "local":
+    if request.devices > 1 and name == "fsdp" and rollout is not None and rollout.generator.type == "local":
         return "the generator local cannot sample from weights that fsdp splits"
     return ""
 
 
 def scaled(parts: Parts, factor: float) -> Parts:
-    """What depends on the batch times a factor."""
+    """Scale the components that depend on the batch."""
     return {name: size * factor if name in ("activations", "logits") else size for name, size in parts.items()}
 
 
-def remedies_for(asked: EstimateRequest, factor: float) -> Iterator[tuple[str, Fit]]:
-    """Settings that help, the cheapest first, each on top of those before, until it fits and training would take it.
+def remedies_for(request: EstimateRequest, factor: float) -> Iterator[tuple[str, Fit]]:
+    """Yield settings that help, the cheapest first, each on top of those before, until it fits and training accepts it.
 
     A setting under which training would refuse the stage is skipped, unless it is refused as it is.
     """
-    own = strategy_of(asked)
-    refused, before = refusal(asked, asked.stage, own), float("inf")
-    fits = judge(own, scaled(fullest(phases_of(asked)), factor), asked.device.memory).verdict == "fits"
+    own = strategy_of(request)
+    refused, before = refusal(request, request.stage, own), float("inf")
+    fits = judge(own, scaled(fullest(phases_of(request)), factor), request.device.memory).verdict == "fits"
     for kind, setting in REMEDIES:
-        turned = _turned(kind, asked)
+        turned = _turned(kind, request)
         if turned is None:
             continue
         name = strategy_of(turned)
         still = refusal(turned, turned.stage, name)
-        fit = judge(name, scaled(fullest(phases_of(turned, turned.stage, name)), factor), asked.device.memory)
+        fit = judge(name, scaled(fullest(phases_of(turned, turned.stage, name)), factor), request.device.memory)
         allows = bool(refused) and not still
         helps = allows or (fit.total_gb < 0.99 * before and not fits)  # less than 1% is not worth a setting
         if (still and not refused) or not helps:
             continue
-        asked, refused, before, fits = turned, still, fit.total_gb, fit.verdict == "fits"
-        yield setting.format(half=asked.stage.data.max_length), fit
+        request, refused, before, fits = turned, still, fit.total_gb, fit.verdict == "fits"
+        yield setting.format(half=request.stage.data.max_length), fit
         if fits and not refused:
             return
 
 
-def _turned(kind: str, asked: EstimateRequest) -> EstimateRequest | None:
+def _turned(kind: str, request: EstimateRequest) -> EstimateRequest | None:
     """Return the same plan with one setting changed; None where it is so already, or has no meaning here."""
-    stage, batches, cuda = asked.stage, asked.batches, asked.accelerator == "cuda"
-    model, rollout, name = stage.model, stage.rollout, strategy_of(asked)
+    stage, batches, cuda = request.stage, request.batches, request.accelerator == "cuda"
+    model, rollout, name = stage.model, stage.rollout, strategy_of(request)
 
     def with_stage(**changes: Any) -> EstimateRequest:
-        return replace(asked, stage=stage.model_copy(update=changes))
+        return replace(request, stage=stage.model_copy(update=changes))
 
     def with_model(**changes: Any) -> EstimateRequest:
         return with_stage(model=model.model_copy(update=changes))
@@ -134,15 +134,15 @@ def _turned(kind: str, asked: EstimateRequest) -> EstimateRequest | None:
     match kind:
         case "checkpointing" if not model.gradient_checkpointing:
             return with_model(gradient_checkpointing=True)
-        case "micro" if batches.micros and max(m.rows for m in batches.micros) > asked.needs.sequences:
-            return replace(asked, batches=replace(batches, micros=_singles(batches.micros, asked.needs.sequences)))
+        case "micro" if batches.micros and max(m.rows for m in batches.micros) > request.needs.sequences:
+            return replace(request, batches=replace(batches, micros=_singles(batches.micros, request.needs.sequences)))
         case "answers" if local and batches.answers * (batches.prompt + batches.answer) > 8192:
             few = max(1, 8192 // (batches.prompt + batches.answer))
             prompts = min(batches.prompts, few)
-            return replace(asked, batches=replace(batches, answers=few, prompts=prompts))
-        case "fsdp" if asked.devices > 1 and name != "fsdp":
+            return replace(request, batches=replace(batches, answers=few, prompts=prompts))
+        case "fsdp" if request.devices > 1 and name != "fsdp":
             return with_stage(devices=stage.devices.model_copy(update={"strategy": Choice(type="fsdp")}))
-        case "vllm" if local and cuda and refusal(asked, stage, name) and rollout is not None:
+        case "vllm" if local and cuda and refusal(request, stage, name) and rollout is not None:
             # The settings of ``local`` are no settings of ``vllm``: it starts from its own defaults.
             generator = rollout.generator.model_copy(update={"type": "vllm", "settings": {}})
             return with_stage(rollout=rollout.model_copy(update={"generator": generator}))
@@ -152,7 +152,7 @@ def _turned(kind: str, asked: EstimateRequest) -> EstimateRequest | None:
             return with_model(dtype="bfloat16")
         case "qlora" if model.adapter is not None and model.adapter.quantize is None and cuda:
             return with_model(adapter=model.adapter.model_copy(update={"quantize": "nf4"}))
-        case "half" if batches.micros and not asked.needs.online:
+        case "half" if batches.micros and not request.needs.online:
             half = max(1, stage.data.max_length // 2)
             short = tuple(
                 replace(m, width=min(m.width, half), scored=min(m.scored, m.rows * half)) for m in batches.micros
@@ -163,7 +163,7 @@ def _turned(kind: str, asked: EstimateRequest) -> EstimateRequest | None:
 
 
 def _singles(micros: tuple[Micro, ...], sequences: int) -> tuple[Micro, ...]:
-    """One example at a time."""
+    """Return micro-batches of one example each."""
     widest = max(micros, key=lambda micro: micro.width)
     scored = -(-widest.scored * sequences // widest.rows)
     one = Micro(sequences, widest.width, scored, widest.padded and sequences > 1)

@@ -1,4 +1,4 @@
-"""An estimate for the terminal: two bars, a table of components, the other ways, what would help, how long."""
+"""An estimate for the terminal: two bars, components, other memory plans, remedies, time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ COLOURS = {
     "base": "white",
 }
 LETTERS = dict(zip(COLOURS, "WGAgORCalkvb", strict=True))
-"""Where there are no colours, a bar is made of these."""
+"""The letters of a bar without colours."""
 WIDTH = 50
 GRADIENTS_OF_ONE_MICRO_BATCH = (
     "Each column is a phase at its fullest instant. In training that is before the backward pass, which trades "
     "activations for gradients; the gradients then stay until the next step, and so during generation."
 )
 """The reason why ``gradients`` can have an entry for generation and none for training: one micro-batch a step."""
-SAID = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
+VERDICTS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
 STRATEGIES = {
     "single": "one process on one device",
     "ddp": "a whole replica on each device",
@@ -44,7 +44,7 @@ STYLE = {"fits": "green", "tight": "yellow", "does_not_fit": "red"}
 
 
 def size(amount: float) -> str:
-    """Bytes as people say them: 17.3 GB, 212 MB."""
+    """Format bytes: 17.3 GB, 212 MB."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(amount) >= 0.9995 * unit:
             return f"{amount / unit:.3g} {name}" if abs(amount) < 999.5 * unit else f"{amount / unit:,.0f} {name}"
@@ -58,7 +58,7 @@ def show(found: StageEstimate, console: Console) -> None:
 
 
 def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
-    """What is printed of a stage, from top to bottom."""
+    """Yield the blocks printed for a stage, from top to bottom."""
     devices = f"{found.devices} x {found.device}" if found.devices > 1 else found.device
     params = f"{found.shape.params / 1e6:,.1f}M" if found.shape.params >= 1e6 else f"{found.shape.params:,}"
     strategy = f"strategy {found.strategy}"
@@ -81,10 +81,10 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
     training, generation = (found.phases.get(phase, {}) for phase in ("training", "generation"))
     if generation.get("gradients") and not training.get("gradients"):
         yield Text(GRADIENTS_OF_ONE_MICRO_BATCH, style="dim")
-    if len(found.ways) > 1:
+    if len(found.plans) > 1:
         yield plans_table(found)
-    if found.knobs:
-        yield Group(Text("What would help, each on top of those before:", style="bold"), *_knobs(found))
+    if found.remedies:
+        yield Group(Text("What would help, each on top of those before:", style="bold"), *_remedies(found))
     elif not found.fits:
         wanted = "acceptable to training" if found.refused else "fit: more memory, or a smaller model"
         yield Text(f"No setting makes it {wanted}.", style="red")
@@ -97,9 +97,9 @@ def blocks(found: StageEstimate, colour: bool) -> Iterator[RenderableType]:
 
 
 def verdict(fit: Fit) -> Text:
-    """``fits: 17.3 GB, 62.7 GB to spare``."""
+    """Format a fit as ``fits: 17.3 GB, 62.7 GB to spare``."""
     left = f"{size(-fit.short_gb * 1e9)} to spare" if fit.short_gb <= 0 else f"{size(fit.short_gb * 1e9)} too much"
-    return Text.assemble((f"{SAID[fit.verdict]}: ", STYLE[fit.verdict]), f"{size(fit.total_gb * 1e9)}, {left}")
+    return Text.assemble((f"{VERDICTS[fit.verdict]}: ", STYLE[fit.verdict]), f"{size(fit.total_gb * 1e9)}, {left}")
 
 
 def _bar(phase: str, parts: Mapping[str, float], scale: float, capacity: float, colour: bool) -> Text:
@@ -115,7 +115,7 @@ def _bar(phase: str, parts: Mapping[str, float], scale: float, capacity: float, 
 
 
 def components(found: StageEstimate, colour: bool) -> Table:
-    """Bytes by component and phase; beside them what a dry run counted."""
+    """Return a table of bytes by component and phase; next to them the bytes that a dry run counted."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("")
     for phase in found.phases:
@@ -142,18 +142,18 @@ def components(found: StageEstimate, colour: bool) -> Table:
 
 
 def plans_table(found: StageEstimate) -> Table:
-    """Each way of holding the model, and whether it fits."""
+    """Return a table of memory plans and their fit."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("way", "a device", "verdict", ""):
         table.add_column(name, justify="right" if name in ("a device", "") else "left")
-    for way in found.ways:
-        by = f"{size(abs(way.short_gb) * 1e9)} {'too much' if way.short_gb > 0 else 'to spare'}"
-        table.add_row(way.strategy, size(way.total_gb * 1e9), Text(SAID[way.verdict], STYLE[way.verdict]), by)
+    for plan in found.plans:
+        by = f"{size(abs(plan.short_gb) * 1e9)} {'too much' if plan.short_gb > 0 else 'to spare'}"
+        table.add_row(plan.strategy, size(plan.total_gb * 1e9), Text(VERDICTS[plan.verdict], STYLE[plan.verdict]), by)
     return table
 
 
-def _knobs(found: StageEstimate) -> Iterator[Text]:
-    for setting, fit in found.knobs:
+def _remedies(found: StageEstimate) -> Iterator[Text]:
+    for setting, fit in found.remedies:
         yield Text.assemble(f"  {setting:<40} ", verdict(fit))
 
 
@@ -181,7 +181,7 @@ def time_of(spent: Estimate, unknown: str = "") -> str:
 
 
 def hours(values: Range) -> str:
-    """A range of hours in the unit that suits it: 3 to 4 s, 1.5 to 2 h, 3 to 5 days."""
+    """Format a range of hours in the unit that suits it: 3 to 4 s, 1.5 to 2 h, 3 to 5 days."""
     for unit, name in ((24 * 2, "days"), (1.0, "h"), (1 / 60, "min")):
         if values.high >= unit:
             each = 24.0 if name == "days" else unit

@@ -1,4 +1,4 @@
-"""A stage's estimate, whole: phases, verdict, other ways of holding it, what would help, and how long it takes."""
+"""The estimate of a stage: memory by phase, verdict, other memory plans, remedies, and time."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from align.schemas.run import Adapter
 
 @dataclass(frozen=True, slots=True)
 class StageEstimate:
-    """What a stage takes on one device.
+    """The memory and time of a stage on one device.
 
     phases: bytes by component of ``training`` and ``generation``, each at its fullest instant. fit: of the fuller one.
-    ways: other ways of holding it, those not align's own named so. knobs: settings, each laid over those before it, and
-    what then is taken. counted: the dry run's phases; measured: a calibration's.
+    plans: other memory plans, with a note on those that align does not have. remedies: settings, each on top of those
+    before it, and the fit with them. counted: the dry run's phases; measured: a calibration's.
     """
 
     name: str
@@ -43,8 +43,8 @@ class StageEstimate:
     strategy: str
     phases: Mapping[str, Parts]
     fit: Fit
-    ways: list[Fit]
-    knobs: list[tuple[str, Fit]]
+    plans: list[Fit]
+    remedies: list[tuple[str, Fit]]
     work: Estimate | None
     assumptions: list[Assumption]
     refused: str = ""
@@ -60,7 +60,7 @@ class StageEstimate:
         return self.fit.verdict != "does_not_fit" and not self.refused
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; bytes as whole numbers."""
+        """Return plain values; bytes as whole numbers."""
         return {
             "stage": self.name,
             "algorithm": self.algorithm,
@@ -73,8 +73,8 @@ class StageEstimate:
             "refused": self.refused or None,
             "phases": _whole(self.phases),
             "totals": {phase: round(sum(parts.values())) for phase, parts in self.phases.items()},
-            "ways": [way.model_dump() for way in self.ways],
-            "knobs": [{"set": name, **fit.model_dump(exclude={"knob", "strategy"})} for name, fit in self.knobs],
+            "ways": [plan.model_dump() for plan in self.plans],
+            "knobs": [{"set": name, **fit.model_dump(exclude={"knob", "strategy"})} for name, fit in self.remedies],
             "work": None if self.work is None else self.work.model_dump(),
             "unknown": self.unknown or None,
             "assumptions": [each.model_dump() for each in self.assumptions],
@@ -88,28 +88,28 @@ def _whole(phases: Mapping[str, Parts]) -> dict[str, dict[str, int]]:
 
 
 def estimate_stage(
-    asked: EstimateRequest, prices: Mapping[str, float] | None = None, currency: str = "", factor: float = 1.0
+    request: EstimateRequest, prices: Mapping[str, float] | None = None, currency: str = "", factor: float = 1.0
 ) -> StageEstimate:
-    """All of it. factor: what a calibration found for activations and logits (measured / estimated)."""
-    stage, capacity = asked.stage, asked.device.memory
-    name = strategy_of(asked)
-    phases = {phase: scaled(parts, factor) for phase, parts in phases_of(asked, name=name).items()}
+    """Return the estimate of a stage. factor: a calibration's, of activations and logits (measured / estimated)."""
+    stage, capacity = request.stage, request.device.memory
+    name = strategy_of(request)
+    phases = {phase: scaled(parts, factor) for phase, parts in phases_of(request, name=name).items()}
     fit = judge(name, fullest(phases), capacity)
-    refused = refusal(asked, stage, name)
-    knobs = [] if fit.verdict == "fits" and not refused else list(remedies_for(asked, factor))
-    load = load_of(asked)
+    refused = refusal(request, stage, name)
+    remedies = [] if fit.verdict == "fits" and not refused else list(remedies_for(request, factor))
+    load = load_of(request)
     tuning = "full" if stage.model.adapter is None else "qlora" if stage.model.adapter.quantize else "lora"
-    spent, unknown = None, asked.batches.unknown
+    spent, unknown = None, request.batches.unknown
     if load is not None:
-        device = _at_work(asked)
+        device = _at_work(request)
         missing = training_cost.lacking(device, load)
         unknown = f"the {missing} of {device.name} is not known: --calibrate times real steps on it" if missing else ""
         spent = training_cost.estimate(
-            asked.shape,
+            request.shape,
             load,
             tuning,  # type: ignore[arg-type]
             device,
-            asked.devices,
+            request.devices,
             prices,
             currency,
             stage.model.gradient_checkpointing,
@@ -117,31 +117,31 @@ def estimate_stage(
     return StageEstimate(
         name=stage.name,
         algorithm=stage.algorithm.type,
-        shape=asked.shape,
-        device=asked.device.name,
-        devices=asked.devices,
+        shape=request.shape,
+        device=request.device.name,
+        devices=request.devices,
         capacity=capacity,
         strategy=name,
         phases=phases,
         fit=fit,
-        ways=list(_ways(asked, factor)),
-        knobs=knobs,
+        plans=list(_plans(request, factor)),
+        remedies=remedies,
         work=spent,
-        assumptions=list(_assumptions(asked)),
+        assumptions=list(_assumptions(request)),
         refused=refused,
         unknown=unknown,
     )
 
 
-def _at_work(asked: EstimateRequest) -> Device:
-    """The device with the peak of the type that the stage computes in."""
-    whole = asked.stage.train.precision == "32-true" and asked.stage.model.dtype == "float32"
-    return replace(asked.device, peak=asked.device.fp32) if whole else asked.device
+def _at_work(request: EstimateRequest) -> Device:
+    """Return the device with the peak of the type that the stage computes in."""
+    whole = request.stage.train.precision == "32-true" and request.stage.model.dtype == "float32"
+    return replace(request.device, peak=request.device.fp32) if whole else request.device
 
 
-def _ways(asked: EstimateRequest, factor: float) -> Iterator[Fit]:
-    """Everything, an adapter, a 4-bit base; each whole, split, and (for comparison) under DeepSpeed's stages."""
-    model, capacity = asked.stage.model, asked.device.memory
+def _plans(request: EstimateRequest, factor: float) -> Iterator[Fit]:
+    """Yield the fit of full weights, an adapter and a 4-bit base, under ddp, fsdp and (to compare) DeepSpeed."""
+    model, capacity = request.stage.model, request.device.memory
     adapter = model.adapter or Adapter()
     tunings = {
         "full": None,
@@ -149,29 +149,29 @@ def _ways(asked: EstimateRequest, factor: float) -> Iterator[Fit]:
         "qlora": adapter.model_copy(update={"quantize": "nf4"}),
     }
     for tuning, own in tunings.items():
-        if own is not None and own.quantize and asked.accelerator == "cpu":
+        if own is not None and own.quantize and request.accelerator == "cpu":
             continue  # its kernels need a GPU
-        stage = asked.stage.model_copy(update={"model": model.model_copy(update={"adapter": own})})
-        for name in ("single",) if asked.devices == 1 else ("ddp", "fsdp"):
-            if refusal(asked, stage, name):
+        stage = request.stage.model_copy(update={"model": model.model_copy(update={"adapter": own})})
+        for name in ("single",) if request.devices == 1 else ("ddp", "fsdp"):
+            if refusal(request, stage, name):
                 continue
-            parts = scaled(fullest(phases_of(asked, stage, name)), factor)
+            parts = scaled(fullest(phases_of(request, stage, name)), factor)
             yield judge(f"{tuning}-{name}", parts, capacity)
             if tuning == "full" and name == "ddp":
-                yield judge("full-deepspeed-zero2 (not align's)", _zero2(parts, asked.devices), capacity)
+                yield judge("full-deepspeed-zero2 (not align's)", _zero2(parts, request.devices), capacity)
             if tuning == "full" and name == "fsdp":
                 yield judge("full-deepspeed-zero3 (not align's)", parts, capacity)
 
 
 def _zero2(parts: Parts, devices: int) -> Parts:
-    """Replicated weights, gradients and moments split."""
-    once = {"gradients": parts.get("gradients", 0.0) / 2}  # no buckets beside them
+    """Return the components under ZeRO-2: replicated weights, gradients and moments split."""
+    once = {"gradients": parts.get("gradients", 0.0) / 2}  # no second copy in buckets
     return {**parts, **once, "optimizer": parts.get("optimizer", 0.0) / devices}
 
 
-def load_of(asked: EstimateRequest) -> Load | None:
-    """The tokens that a stage has to get through; None where neither data nor settings tell."""
-    stage, needs, batches = asked.stage, asked.needs, asked.batches
+def load_of(request: EstimateRequest) -> Load | None:
+    """Return the tokens that a stage processes; None where neither data nor settings determine them."""
+    stage, needs, batches = request.stage, request.needs, request.batches
     if needs.online and stage.rollout is not None:
         if batches.steps is None:
             return None
@@ -191,18 +191,18 @@ def load_of(asked: EstimateRequest) -> Load | None:
     return Load(tokens, needs.passes_read * once)
 
 
-def _assumptions(asked: EstimateRequest) -> Iterator[Assumption]:
-    batches, stage = asked.batches, asked.stage
+def _assumptions(request: EstimateRequest) -> Iterator[Assumption]:
+    batches, stage = request.batches, request.stage
     if not batches.measured:
         yield Assumption(fact=f"lengths: {batches.source}", why="not measured", effect="an upper bound of memory")
-    if asked.needs.online:
+    if request.needs.online:
         yield Assumption(
             fact=f"answers are {batches.answer} tokens long",
             why="rollout.sampling.max_completion_length",
             effect="an upper bound of memory and time",
         )
-    if not asked.shape.exact:
-        size = f"a typical shape of {asked.shape.params / 1e9:.3g}B parameters"
+    if not request.shape.exact:
+        size = f"a typical shape of {request.shape.params / 1e9:.3g}B parameters"
         yield Assumption(fact=size, why="no config.json can be had", effect="memory +-15%")
     if stage.rollout is not None and any(reward.type == "reward_model" for reward in stage.rollout.rewards):
         yield Assumption(
@@ -210,7 +210,7 @@ def _assumptions(asked: EstimateRequest) -> Iterator[Assumption]:
             why="it may lie on another device",
             effect="2 bytes a parameter more",
         )
-    if asked.accelerator == "cuda":
+    if request.accelerator == "cuda":
         yield Assumption(
             fact="1 GB for CUDA, NCCL and fragmentation", why="0.8 to 1.5 GB are seen", effect="--calibrate measures it"
         )

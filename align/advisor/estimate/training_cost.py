@@ -37,7 +37,7 @@ DECODING = (0.4, 0.7)
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a stage has to get through.
+    """The tokens that a stage processes.
 
     learned: tokens through forward and backward, all passes. read: tokens through a forward pass only (reference,
     log-probabilities, reward model), times the models that read them. made: tokens to be sampled. context: mean tokens
@@ -52,18 +52,18 @@ class Load:
 
 
 def training_flops(shape: ModelShape, load: Load, tuning: Tuning, checkpointing: bool) -> float:
-    """FLOPs of learning and reading: (6 or 4) P D, 2 P D more with recomputation, 2 P D for what is read."""
+    """Return the FLOPs of learning and reading: (6 or 4) P D, 2 P D more with recomputation, 2 P D for what is read."""
     each = (6 if tuning == "full" else 4) + (2 if checkpointing else 0)
     return shape.working * (each * load.learned * (1 + load.critics) + 2 * load.read)
 
 
 def efficiency(shape: ModelShape, devices: int) -> tuple[float, float]:
-    """MFU to reckon with, low and high."""
+    """Return the MFU to compute with, low and high."""
     return MFU["small" if shape.params < 1e9 else "several" if devices > 1 else "one"]
 
 
 def decoding_rate(shape: ModelShape, device: Device, concurrent: float, context: float) -> tuple[float, float]:
-    """Tokens a second of one device with so many answers at a time, low and high.
+    """Return tokens a second of one device with so many answers at a time, low and high.
 
     Bound by memory: every step reads the weights once and every answer's cache; and by arithmetic, 2 P a token.
     """
@@ -112,7 +112,7 @@ def estimate(
     currency: str = "",
     checkpointing: bool = True,
 ) -> Estimate:
-    """All of it; without a device that is known, tokens and FLOPs only."""
+    """Return tokens, FLOPs, hours and cost; without a known device tokens and FLOPs only."""
     tokens = load.learned + load.made
     flops = training_flops(shape, load, tuning, checkpointing) + 2 * shape.working * load.made
     found = Estimate(

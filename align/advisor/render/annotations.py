@@ -1,4 +1,4 @@
-"""Advice as findings on the brief's lines: SARIF 2.1.0, and annotations of GitHub Actions."""
+"""Advice as annotations of the brief's lines: SARIF 2.1.0, and GitHub Actions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ RULES = {
     "insufficient": "Too little is known to advise.",
     "question": "What is not known and would matter.",
 }
-"""Ids of findings that are no warning of a rule's own; ``question`` is followed by its id: ``question-data``."""
+"""Ids of annotations that are no warning of a rule; ``question`` is followed by its id: ``question-data``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One thing to look at."""
+    """One message, and the quotes that place it in the brief."""
 
     id: str
     level: Literal["error", "warning", "note"]
@@ -35,15 +35,15 @@ class Annotation:
     quotes: tuple[Quote, ...] = ()
 
 
-def findings(advice: Advice) -> Iterator[Annotation]:
-    """What was asked for and is not advised, warnings, and questions."""
+def annotations_of(advice: Advice) -> Iterator[Annotation]:
+    """Yield the annotations: a request that differs from the advice, warnings, and questions."""
     asked, because = advice.requested, tuple(quote for reason in advice.reasons for quote in reason.quotes)
     if asked is not None and not asked.agrees:
         text = f"{asked.requested} is asked for, {asked.recommended} advised: {asked.because}"
-        mine = tuple(quote for quote in because if quote.fact.startswith("requested"))
-        yield Annotation("requested-differs", "error" if asked.blocking else "note", text, mine or because)
-    for said in advice.warnings:
-        yield Annotation(said.id, said.level, said.text, tuple(said.quotes))
+        own = tuple(quote for quote in because if quote.fact.startswith("requested"))
+        yield Annotation("requested-differs", "error" if asked.blocking else "note", text, own or because)
+    for warning in advice.warnings:
+        yield Annotation(warning.id, warning.level, warning.text, tuple(warning.quotes))
     if advice.primary == "insufficient":
         yield Annotation("insufficient", "warning", advice.summary)
     for question in advice.missing:
@@ -52,9 +52,9 @@ def findings(advice: Advice) -> Iterator[Annotation]:
 
 
 def sarif(advice: Advice, brief: BriefFile | None) -> str:
-    """SARIF 2.1.0 as JSON text; results have a place where the brief is a file."""
-    found = list(findings(advice))
-    about = {finding.id: _about(finding, advice) for finding in found}
+    """Return SARIF 2.1.0 as JSON text; results have locations where the brief is a file."""
+    found = list(annotations_of(advice))
+    about = {annotation.id: _about(annotation, advice) for annotation in found}
     driver = {
         "name": "align advise",
         "version": visible(advice.provenance.tool),
@@ -65,30 +65,30 @@ def sarif(advice: Advice, brief: BriefFile | None) -> str:
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
         "properties": answer,
-        "results": [_result(finding, list(about).index(finding.id), brief) for finding in found],
+        "results": [_result(annotation, list(about).index(annotation.id), brief) for annotation in found],
     }
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _about(finding: Annotation, advice: Advice) -> str:
-    kind = finding.id.partition("-")[0] if finding.id.startswith("question") else finding.id
-    by = next((said.rule for said in advice.warnings if said.id == finding.id), "")
-    return RULES.get(kind) or f"{visible(finding.id).replace('_', ' ')} ({visible(by)})"
+def _about(annotation: Annotation, advice: Advice) -> str:
+    kind = annotation.id.partition("-")[0] if annotation.id.startswith("question") else annotation.id
+    by = next((warning.rule for warning in advice.warnings if warning.id == annotation.id), "")
+    return RULES.get(kind) or f"{visible(annotation.id).replace('_', ' ')} ({visible(by)})"
 
 
-def _result(finding: Annotation, rule: int, brief: BriefFile | None) -> dict[str, Any]:
-    text = visible(finding.text)
-    words = " ".join(quote.quote for quote in finding.quotes)
-    mark = hashlib.sha256(f"{finding.id}\0{words}".encode("utf-8", "replace")).hexdigest()[:32]
+def _result(annotation: Annotation, rule: int, brief: BriefFile | None) -> dict[str, Any]:
+    text = visible(annotation.text)
+    words = " ".join(quote.quote for quote in annotation.quotes)
+    mark = hashlib.sha256(f"{annotation.id}\0{words}".encode("utf-8", "replace")).hexdigest()[:32]
     result: dict[str, Any] = {
-        "ruleId": visible(finding.id),
+        "ruleId": visible(annotation.id),
         "ruleIndex": rule,
-        "level": finding.level,
+        "level": annotation.level,
         "message": {"text": text},
         "partialFingerprints": {"words/v1": mark},
     }
     if brief is not None:
-        place = brief.first(finding.quotes)
+        place = brief.first(annotation.quotes)
         region = {
             "startLine": place.line,
             "startColumn": place.column,
@@ -101,22 +101,22 @@ def _result(finding: Annotation, rule: int, brief: BriefFile | None) -> dict[str
 
 
 def github(advice: Advice, brief: BriefFile | None) -> str:
-    """Workflow commands, one a line: the answer as a notice, then every finding at its place."""
+    """Return workflow commands, one a line: the answer as a notice, then every annotation at its place."""
     lines = [f"::notice title=align advise::{_data(f'{heading(advice)}. {advice.summary}')}"]
-    for finding in findings(advice):
-        properties = {"title": finding.id}
+    for annotation in annotations_of(advice):
+        properties = {"title": annotation.id}
         if brief is not None:
-            place = brief.first(finding.quotes)
+            place = brief.first(annotation.quotes)
             properties |= {"file": brief.path, "line": str(place.line), "endLine": str(place.end_line)}
             if place.line == place.end_line:  # columns are for one line only
                 properties |= {"col": str(place.column), "endColumn": str(place.end_column)}
-        said = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-        lines.append(f"::{GITHUB[finding.level]} {said}::{_data(finding.text)}")
+        listed = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+        lines.append(f"::{GITHUB[annotation.level]} {listed}::{_data(annotation.text)}")
     return "\n".join(lines) + "\n"
 
 
 def _data(text: str) -> str:
-    """A workflow command's text: line ends and per cent signs are escaped, so that nobody else can command."""
+    """Escape line ends and per cent signs of a workflow command's text, so that no text can start a command."""
     return visible(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 

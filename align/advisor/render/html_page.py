@@ -13,13 +13,13 @@ WIDTH = 400
 
 
 def render(advice: Advice) -> str:
-    """The page."""
+    """Return the page as HTML."""
     about = {"heading": heading(advice), "sections": outline(advice), "footer": footer(advice)}
     return html(HERE / "advice.html", HERE / "style.css", advice=advice, shares=shares, **about)
 
 
 def shares(bar: MemoryBar) -> list[tuple[float, float]]:
-    """(left edge, width) of each part; what does not fit is cut off at the right end, and the text says so."""
+    """Return (left edge, width) of each part in pixels; parts beyond the capacity are cut off at the right end."""
     assert bar.capacity
     edges, left = [], 0.0
     for gb in bar.parts.values():

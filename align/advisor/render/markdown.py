@@ -1,4 +1,4 @@
-"""Advice as Markdown, for a pull request or a wiki: what others wrote is escaped, and quoted words stand as code."""
+"""Advice as Markdown, for a pull request or a wiki: text of others is escaped, and quotes are code spans."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIST = re.compile(r"^(\d*)([-+.)])(?=\s|$)")
 
 
 def render(advice: Advice) -> str:
-    """The advice as GitHub-flavoured Markdown."""
+    """Return the advice as GitHub-flavoured Markdown."""
     lines = [f"# {_plain(heading(advice))}", "", f"{_plain(advice.summary)} *(confidence: {advice.confidence})*"]
     for section in outline(advice):
         lines += ["", f"## {section.title}", ""]

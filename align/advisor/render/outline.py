@@ -1,7 +1,7 @@
-"""What advice says, in the order in which it is shown: one outline for terminal, Markdown and page.
+"""The contents of advice in the order in which they are shown: one outline for terminal, Markdown and HTML.
 
-The answer, why, what to do, what to try first, what would change it; then what it takes, what may go wrong, and what
-is not known.
+The answer, its reasons, the plan, the first experiment, the alternatives; then data, hardware and time, warnings, and
+open questions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEVELS: dict[str, Tone] = {"error": "error", "warning": "warning", "note": "plai
 
 @dataclass(frozen=True, slots=True)
 class MemoryBar:
-    """Memory of one device by what takes it, in GB, and what there is."""
+    """Memory of one device by component, in GB, and its capacity."""
 
     parts: dict[str, float]
     total: float
@@ -29,7 +29,7 @@ class MemoryBar:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing. mark: what it is called. more: what belongs to it, in small. code: commands and settings."""
+    """One entry. mark: its label. more: details in small print. code: commands and settings."""
 
     mark: str
     text: str
@@ -42,7 +42,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with what stands below it."""
+    """A heading with its entries."""
 
     id: str
     title: str
@@ -59,13 +59,13 @@ PRIMARY = {
 
 
 def heading(advice: Advice) -> str:
-    """The answer in a few words: ``Post-training, with rag``."""
-    beside = " and ".join(map(_words, advice.companions))
-    return f"{PRIMARY[advice.primary]}, with {beside}" if beside else PRIMARY[advice.primary]
+    """Return the answer in a few words: ``Post-training, with rag``."""
+    companions = " and ".join(map(_words, advice.companions))
+    return f"{PRIMARY[advice.primary]}, with {companions}" if companions else PRIMARY[advice.primary]
 
 
 def outline(advice: Advice) -> list[Section]:
-    """Every section that has something in it."""
+    """Return every section that has entries."""
     sections = [
         Section("requested", "What was asked for", list(_requested(advice))),
         Section("why", "Why", list(_reasons(advice))),
@@ -81,7 +81,7 @@ def outline(advice: Advice) -> list[Section]:
         Section("missing", "Not known", list(_missing(advice))),
         Section("assumed", "Assumed", list(_assumed(advice))),
         Section("conflicts", "Said twice", list(_conflicts(advice))),
-        Section("unread", "Not understood", [Item("", said) for said in advice.not_understood]),
+        Section("unread", "Not understood", [Item("", text) for text in advice.not_understood]),
     ]
     if advice.primary == "insufficient":  # then the questions are the answer
         sections.sort(key=lambda section: section.id != "missing")
@@ -89,7 +89,7 @@ def outline(advice: Advice) -> list[Section]:
 
 
 def footer(advice: Advice) -> str:
-    """What the advice depends on."""
+    """Return the versions and hashes that the advice depends on."""
     p = advice.provenance
     hashed = {"rules": p.rules, "thresholds": p.thresholds, "input": p.input}
     short = (f"{name} {value.removeprefix('sha256:')[:12]}" for name, value in hashed.items())
@@ -197,8 +197,9 @@ def _estimate(advice: Advice) -> Iterator[Item]:
 
 
 def _warnings(advice: Advice) -> Iterator[Item]:
-    for said in sorted(advice.warnings, key=lambda said: list(LEVELS).index(said.level)):
-        yield Item(said.id, said.text, (f"{said.level}, {said.rule}",), _once(said.quotes), tone=LEVELS[said.level])
+    for warning in sorted(advice.warnings, key=lambda warning: list(LEVELS).index(warning.level)):
+        more = (f"{warning.level}, {warning.rule}",)
+        yield Item(warning.id, warning.text, more, _once(warning.quotes), tone=LEVELS[warning.level])
 
 
 def _gate(advice: Advice) -> Iterator[Item]:
@@ -232,13 +233,13 @@ def _conflicts(advice: Advice) -> Iterator[Item]:
 
 
 def between(value: Range) -> str:
-    """``1.5 to 4``."""
+    """Format a range as ``1.5 to 4``."""
     low, high = number(value.low), number(value.high)
     return low if low == high else f"{low} to {high}"
 
 
 def _lasting(hours: Range) -> str:
-    """Hours in the unit that suits them: ``3 to 5 minutes``."""
+    """Format hours in the unit that suits them: ``3 to 5 minutes``."""
     for unit, name in ((48.0, "days"), (1.0, "hours"), (1 / 60, "minutes")):
         if hours.high >= unit:
             size = 24.0 if name == "days" else unit
@@ -247,9 +248,10 @@ def _lasting(hours: Range) -> str:
 
 
 def _once(quotes: Sequence[Quote]) -> tuple[Quote, ...]:
-    """The same words may bear out several fields."""
-    said = [quote for quote in quotes if quote.fact != "nothing"]
-    return tuple({(quote.quote, quote.source): quote for quote in reversed(said)}.values())[::-1]
+    """Return each quote once: the same words may support several fields."""
+    real = [quote for quote in quotes if quote.fact != "nothing"]
+    # Reversed twice, so that of equal quotes the first stays, in its place.
+    return tuple({(quote.quote, quote.source): quote for quote in reversed(real)}.values())[::-1]
 
 
 def _words(name: str) -> str:

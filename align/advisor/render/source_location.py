@@ -1,4 +1,4 @@
-"""Where the words of a quote stand in the brief's file, for tools that point at lines."""
+"""Locations of quotes in the brief's file, for tools that point at lines."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Region:
 
 
 class BriefFile:
-    """A brief's file: its path, all its text, and where in it the description stands (None: not as it is)."""
+    """A brief's file: path, text, and the offset of the description in it (None: it is not there verbatim)."""
 
     def __init__(self, path: str, text: str, offset: int | None = None) -> None:
         self.path, self.text, self.offset = path, text, offset
         self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
 
     def first(self, quotes: Sequence[Quote]) -> Region:
-        """The place of the first quote that stands in the file; the file's first line where none does."""
+        """Return the location of the first quote found in the file; the file's first line where none is."""
         return next((found for quote in quotes if (found := self.region(quote))), Region(1, 1, 1, 1))
 
     def region(self, quote: Quote) -> Region | None:
-        """By its span in the description, by its line where the source names one, else by its words."""
+        """Locate a quote by its span in the description, else by the line that its source names, else by its words."""
         if quote.span is not None and self.offset is not None:
             return self._between(self.offset + quote.span[0], self.offset + quote.span[1])
         line = re.fullmatch(re.escape(self.path) + r" line (\d+)", quote.source)

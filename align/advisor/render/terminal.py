@@ -1,4 +1,4 @@
-"""Advice for the terminal: the answer first, the quoted words beside their reasons, nothing that shouts."""
+"""Advice for the terminal: the answer first, the quoted words with their reasons, few colours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIDENCE = {"high": "green", "medium": "yellow", "low": "red"}
 
 
 def render(advice: Advice, width: int = 100, colour: bool = False) -> str:
-    """The advice as text, ``width`` columns wide, with ANSI colours or without."""
+    """Return the advice as text, ``width`` columns wide, with ANSI colours or without."""
     page = Console(
         file=io.StringIO(),
         width=max(40, min(width, 100)),

@@ -1,4 +1,4 @@
-"""What a description says, without a model: text -> evidence. Deterministic, offline, linear in the text."""
+"""Description -> evidence, without a model. Deterministic, offline, linear in the text."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ __all__ = ["Extraction", "parse", "read"]
 HEAD, TAIL = 60_000, 20_000
 """Characters read of a long text, from its start and its end: some thirty pages. A description has one or two."""
 PLACES = 20
-"""Most places kept that say the same of one field."""
+"""Most pieces of evidence kept for the same value of one field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """What was read.
+    """The evidence of a description.
 
     evidence: in the order of the text; ``text[e.span[0]:e.span[1]] == e.quote`` for each. languages: ISO codes, the
-    main one first, one that has no lexicon with ``?`` behind. passed_over: parts that were not looked at, in words.
+    main one first, one that has no lexicon with ``?`` behind. passed_over: parts that were not read, in words.
     """
 
     evidence: list[Evidence]
@@ -40,25 +40,25 @@ class Extraction:
 
     @property
     def not_understood(self) -> list[str]:
-        """Everything that was left unread, in words: languages, then parts."""
+        """Languages and parts that were left unread, in words."""
         unknown = [code.removesuffix("?") for code in self.languages if code.endswith("?")]
         partly = len(unknown) < len(self.languages)
         return [*(_unread(code, partly) for code in unknown), *self.passed_over]
 
 
 def read(text: str, place: str = "") -> Extraction:
-    """The facts in a description.
+    """Return the facts in a description.
 
-    place: a name for where the text is from, kept on each piece of evidence. Never raises, whatever the text. Of a text
-    of more than ``HEAD`` + ``TAIL`` characters what lies between is not read, and ``not_understood`` says so.
+    place: a name for where the text is from, kept on each piece of evidence. Never raises, whatever the text. In a text
+    of more than ``HEAD`` + ``TAIL`` characters the middle is not read, and ``not_understood`` reports it.
     """
     languages, unknown = languages_of(text[:HEAD])
     parts, passed_over = [(0, text)], list[str]()
     if len(text) > HEAD + TAIL:
         parts = [(0, text[:HEAD]), (len(text) - TAIL, text[-TAIL:])]
         passed_over.append(f"of {len(text):,} characters only the first {HEAD:,} and the last {TAIL:,} were read")
-    said = [shift_span(e, start) for start, part in parts for e in _evidence(part, languages or ["xx"])]
-    evidence = [replace(e, place=place) for e in resolve_hints(_once(said))]
+    found = [shift_span(e, start) for start, part in parts for e in _evidence(part, languages or ["xx"])]
+    evidence = [replace(e, place=place) for e in resolve_hints(_once(found))]
     return Extraction(evidence, [*languages, *(f"{code}?" for code in unknown)], passed_over)
 
 
@@ -68,8 +68,8 @@ def _unread(code: str, partly: bool) -> str:
 
 
 def _evidence(text: str, languages: list[str]) -> Iterator[Evidence]:
-    """Sentence by sentence; what a sentence says may hang on what kind of data the one before speaks of."""
-    subject = Topic(languages)
+    """Yield evidence sentence by sentence; the kind of data that one sentence mentions helps to read the next."""
+    topic = Topic(languages)
     known: dict[tuple[str, str | None], tuple[list[Evidence], str | None]] = {}
     kind: str | None = None
     for start, sentence in split_sentences(text):
@@ -77,11 +77,11 @@ def _evidence(text: str, languages: list[str]) -> Iterator[Evidence]:
         if key not in known:
             scene = SentenceContext(split_words(sentence), languages, kind)
             known[key] = list(_sentence(scene)), kind_mentioned(scene)
-            subject.add(scene, start)
+            topic.add(scene, start)
         found, kind = known[key]
         yield from (shift_span(e, start) for e in found)
     yield from enumerated(text, languages)
-    yield from subject.told()
+    yield from topic.evidence()
 
 
 def _sentence(scene: SentenceContext) -> Iterator[Evidence]:
@@ -92,7 +92,7 @@ def _sentence(scene: SentenceContext) -> Iterator[Evidence]:
 
 
 def _once(evidence: Iterable[Evidence]) -> Iterator[Evidence]:
-    """Each place once, and not more than ``PLACES`` that say the same."""
+    """Yield evidence, at most ``PLACES`` times for the same value of one field."""
     counts: dict[tuple[str, str, str], int] = {}
     for e in evidence:
         key = e.field, repr(e.value), e.status

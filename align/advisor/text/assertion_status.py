@@ -1,8 +1,8 @@
-"""How a thing is spoken of: triggers before and after it, as in NegEx.
+"""The standing of words (negated, planned, tried, attributed...), by triggers around them, as in NegEx.
 
 Chapman et al. 2001, "A simple algorithm for identifying negated findings and diseases in discharge summaries": a
-trigger rules the words behind it (or before it) up to a terminator; a pseudo-trigger ("not only") rules nothing. Added
-here: kinds of trigger other than negation, and a comma ends what a negation rules unless a list with "or" goes on.
+trigger governs the words behind it (or before it) up to a terminator; a pseudo-trigger ("not only") governs nothing.
+Added here: triggers other than negation, and a comma ends the scope of a negation unless a list with "or" goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from align.advisor.text.lexicon import Match
 from align.advisor.text.sentences import Sentence
 
 REACH = {"noun": 6, "verb": 9, "before": 14, "near": 5, "after": 7, "whole": 40}
-"""Words that a trigger rules, by its kind: no, not; other triggers before and behind."""
+"""Words that a trigger governs, by its kind: no, not; other triggers before and behind."""
 
 _ORDER: tuple[Status, ...] = ("negated", "tried", "attributed", "done", "planned")
 _COMMAS = frozenset((",", "，", "、"))
@@ -32,7 +32,7 @@ class _Trigger:
 
 
 class Scopes:
-    """The triggers of one sentence, and what they rule."""
+    """The triggers of one sentence, and their scopes."""
 
     def __init__(self, sentence: Sentence, matches: Iterable[Match]) -> None:
         found = [match for match in matches if match.label.startswith("status:")]
@@ -49,7 +49,7 @@ class Scopes:
         ]
 
     def of(self, start: int, end: int) -> Status:
-        """The status of words ``start`` to ``end``."""
+        """Return the status of words ``start`` to ``end``."""
         ruled = {t.status for t in self._triggers if self._rules(t, start, end)}
         return next((status for status in _ORDER if status in ruled), "asserted")
 
@@ -61,7 +61,7 @@ class Scopes:
         return any(self._rules(t, start, end) for t in denials)
 
     def theirs(self, start: int, end: int) -> bool:
-        """Return whether words are of somebody else close by: `Bloomberg did 363B tokens`."""
+        """Return whether somebody else close by owns the words: `Bloomberg did 363B tokens`."""
         return any(t.kind == "near" and self._rules(t, start, end) for t in self._triggers)
 
     def _rules(self, t: _Trigger, start: int, end: int) -> bool:
@@ -72,7 +72,7 @@ class Scopes:
         return t.end <= start <= t.end + REACH[t.kind] and self._open(t, t.end, start)
 
     def _open(self, t: _Trigger, start: int, end: int) -> bool:
-        """Return whether nothing between trigger and thing ends what the trigger rules."""
+        """Return whether nothing between trigger and words ends the trigger's scope."""
         words, clauses = self._sentence.words, self._sentence.clauses
         between = range(start, end)
         if t.status != "negated":

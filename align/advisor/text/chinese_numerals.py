@@ -8,15 +8,18 @@ from align.advisor.text.sentences import Sentence
 _HAN = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 HAN_SCALES = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000}
 _MEASURES = frozenset("条个张项块台种份对道件卡则点字处句万千百十")
-"""What stands behind a single numeral that counts; without one, 一 is part of a word (一般)."""
+"""Measure words behind a single numeral that counts; without one, 一 is part of a word (一般)."""
 _HAN_VAGUE = {"几": (3, 2, 9), "数": (3, 2, 9)}
 _MORE = frozenset("多余来")
-"""Behind a round number: somewhat more than that."""
+"""Words behind a round number that mean somewhat more than that."""
 _CARDS = {"单": 1, "双": 2}
 
 
 def parse_chinese(s: Sentence, at: int, value: float | None, start: int) -> Number | None:
-    """Chinese numerals from ``at`` on: 六万, 1.2万, 几千, 二十亿; 六成 is a share."""
+    """Parse a Chinese numeral from ``at`` on: 六万, 1.2万, 几千, 二十亿; 六成 is a share. None where there is none.
+
+    value, start: digits before it (1.2万) and the index of their word; value is None without digits.
+    """
     if s.words[at : at + 3] == ("百", "分", "之") or (at and s.words[at - 1] == "第"):
         return None
     if s.words[at : at + 2] == ("两", "两"):  # 两两比较
@@ -26,6 +29,7 @@ def parse_chinese(s: Sentence, at: int, value: float | None, start: int) -> Numb
         return Number(cards, start, at + 1, cards, cards)
     if s.words[at : at + 2] == ("一", "半"):
         return Number(0.5, start, at + 2, 0.5, 0.5, share=True)
+    # 万 and 亿 close a section of up to four digits, as "thousand" does with three: 二十三万 is (2 x 10 + 3) x 10^4.
     total, section, current = 0.0, 0.0, value
     low = high = 1.0
     vague, begin, last = False, at, 1

@@ -1,4 +1,4 @@
-"""Phrases -> facts: what is said without a number."""
+"""Phrases -> facts that need no number."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from align.advisor.text.sentence_context import SentenceContext
 from align.schemas.project import DataKind
 
 WISH_REACH = 9
-"""Words between a wish and the method wished for."""
+"""Most words between "we want" and the method wanted."""
 KINDS = get_args(DataKind)
 ONE_SIDED = frozenset(("knowledge.unseen_domain", "behaviour.prompt_falls_short", "behaviour.style_or_persona"))
-"""Of these a denial nearby is as a rule part of the phrase, or of another thing, so it proves nothing."""
+"""Fields for which a nearby denial proves nothing: as a rule it is part of the phrase, or of another clause."""
 ADJACENT = 2
-"""Words between a denial and personal data that is denied: "nobody may see other people's orders" denies none."""
+"""Most words between a denial and personal data that is denied: "nobody may see other people's orders" denies none."""
 HEAD = frozenset(("for", "on", "of", "with", "to", "using", "für", "mit", "auf", "para", "con"))
-"""Behind a method at the head of a sentence, these make a wish of it: `GRPO for a poetry bot`."""
+"""Words behind a method at the head of a sentence that make it a request: `GRPO for a poetry bot`."""
 
 
 def cues(scene: SentenceContext) -> Iterator[Evidence]:
-    """Every fact that a phrase states. Fields that begin with ``_`` are hints, settled when all of the text is read."""
+    """Yield every fact that a phrase states. Fields that begin with ``_`` are hints, resolved with the whole text."""
     for match in scene.matches:
         if match.label.startswith("cue:"):
             cue = match.label.removeprefix("cue:")
@@ -37,7 +37,7 @@ def cues(scene: SentenceContext) -> Iterator[Evidence]:
 
 
 def _unreal(scene: SentenceContext, match: Match, cue: str) -> bool:
-    """Whether a phrase is part of one that means another thing: `the reference number of your enquiry` is no source."""
+    """Return whether a phrase belongs to another meaning: `the reference number of your enquiry` is no source."""
     others = scene.named(f"not:{cue.partition('=')[0]}")
     return any(other.start < match.end and match.start < other.end for other in others)
 
@@ -71,7 +71,7 @@ def _read(scene: SentenceContext, match: Match, cue: str) -> Iterator[Evidence]:
 
 
 def _plain(status: Status) -> Status:
-    """Trying, planning and hearsay do not make a need less real; only denial does."""
+    """Return negated or asserted: a need that was tried, planned or reported by others is still a need."""
     return "negated" if status == "negated" else "asserted"
 
 
@@ -91,7 +91,7 @@ def _data(scene: SentenceContext, match: Match, field: str, status: Status, valu
     kind = field.removeprefix("data.")
     at = match.start, match.end
     if value == "none" and status != "negated":
-        return  # words too common to say that there is data, but not that there is none
+        return  # words too common to prove that data exist, but not to prove that there are none
     if kind not in KINDS:
         if status == "negated":
             yield scene.evidence("_no_data", True, *at)

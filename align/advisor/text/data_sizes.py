@@ -1,4 +1,4 @@
-"""Numbers of data, and of which kind: `9k traces`, `26k comparisons`, `2.1M tokens`, `300 pages`, `40 GB of logs`."""
+"""Sizes of data, with the kind: `9k traces`, `26k comparisons`, `2.1M tokens`, `300 pages`, `40 GB of logs`."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ FEW = {
     "logs": 10,
     "eval_set": 5,
 }
-"""Smaller numbers are things spoken of, not data: two answers, three questions."""
+"""Smaller numbers are things mentioned, not data: two answers, three questions."""
 TOKENS = 1e5
-"""Fewer tokens are a prompt's or an answer's, not a body's."""
+"""Fewer tokens belong to a prompt or an answer, not to a data set."""
 BODY = 10
-"""From here on a number may be a body of data of its own."""
+"""The smallest number that may be a data set of its own."""
 JUDGED = ("preference_pairs", "unpaired_feedback")
 NAMED = ("preference_pairs", "unpaired_feedback", "sft_pairs", "prompts", "documents")
-"""Kinds that a noun alone tells, for the sentence behind."""
+"""Kinds that a noun alone identifies, for the next sentence."""
 THINGS = 30
-"""From here on what has an unknown name may be data."""
+"""The smallest number of things with an unknown name that may be data."""
 BRIEF = 9
-"""Words of a sentence that only counts what the one before it spoke of: `There are 24,000 of them.`"""
+"""Most words of a sentence that only counts things of the one before it: `There are 24,000 of them.`"""
 SHOTS = 30
-"""Fewer examples, in a sentence that speaks of a prompt, are part of it."""
+"""Fewer examples, in a sentence about a prompt, are part of the prompt."""
 SEPARATORS = frozenset((",", ";", "，", "、", "；", "(", ":", "and", "und", "y", "plus", "then"))
 CORPUS = 1e9
-"""Tokens that nobody has of instructions."""
+"""More tokens than instruction data ever have; so many are a corpus."""
 KEPT = {("prompts", "logs"), ("logs", "prompts"), ("documents", "logs"), ("sft_pairs", "prompts")}
-"""Nouns that say more than the words around them."""
+"""(noun, context) pairs where the noun decides the kind, not the words around it."""
 
 
 def datasets(scene: SentenceContext) -> Iterator[Evidence]:
-    """Sizes of data. Numbers that other readers took are left alone."""
+    """Yield sizes of data. Numbers that other readers claimed are skipped."""
     free = [n for n in scene.numbers if n.start not in scene.taken and not n.share]
     large = [n for n in free if (n.value >= BODY or n.value == 0) and noun(scene, n).end > n.end]
     for number in free:
@@ -54,7 +54,7 @@ def datasets(scene: SentenceContext) -> Iterator[Evidence]:
 
 
 def kind_mentioned(scene: SentenceContext) -> str | None:
-    """The kind of data that a sentence speaks of, for the one behind it: `That's 64,000 tickets now.`"""
+    """Return the kind of data that a sentence mentions, for the next one: `That's 64,000 tickets now.`"""
     kind = _kind(scene, 0, 0, 0, len(scene.sentence.words))
     if kind is None:
         nouns = [m.label.removeprefix("data:") for m in scene.countable if m.label.startswith("data:")]
@@ -63,7 +63,7 @@ def kind_mentioned(scene: SentenceContext) -> str | None:
 
 
 def _begins(scene: SentenceContext, before: Number, number: Number) -> int:
-    """Where the words begin that speak of a number and not of the one before: behind the last mark or "and" between."""
+    """Return the first word that describes a number and not the one before: behind the last mark or "and" between."""
     words = scene.sentence.words
     start = noun(scene, before).end
     marks = [at for at in range(start, number.start) if words[at] in SEPARATORS]
@@ -140,7 +140,7 @@ def _unnamed(scene: SentenceContext, number: Number, behind: Noun, guess: str | 
 
 
 def _counted(scene: SentenceContext, number: Number) -> int:
-    """Where the words end in which a number counts what was spoken of before: `leaving 8,800`, `41k of them`; or 0."""
+    """Return the end of words that count things mentioned before: `leaving 8,800`, `41k of them`; or 0."""
     told = scene.named("phrase:counted")
     behind = [m.end for m in told if 0 <= m.start - number.end <= 1]
     before = [number.end for m in told if m.end <= number.start <= m.end + 2]
@@ -148,7 +148,7 @@ def _counted(scene: SentenceContext, number: Number) -> int:
 
 
 def _kind(scene: SentenceContext, start: int, end: int, low: int, high: int) -> str | None:
-    """What the words around a number say of its data, the more telling first."""
+    """Return the kind of data by the words around a number, the most specific kind first; None without a clue."""
     for kind in KINDS:
         reach = (max(low, start - 6), min(high, end + 7)) if kind == "eval_set" else (low, high)
         if scene.has(f"kind:{kind}", *reach):
@@ -157,7 +157,7 @@ def _kind(scene: SentenceContext, start: int, end: int, low: int, high: int) -> 
 
 
 def _settled(plain: str, guess: str | None) -> str | None:
-    """The kind of a noun, given what the words around it say."""
+    """Return the kind of a noun, given the kind by the words around it."""
     if plain == "weak":
         return guess
     if plain == "rows":
@@ -186,7 +186,7 @@ def _held(scene: SentenceContext, kind: str, size: str, number: Number, start: i
 
 
 def _bytes(scene: SentenceContext, number: Number, low: int, high: int) -> Iterator[Evidence]:
-    """Bytes of text, and the tokens they may come to."""
+    """Yield bytes of text, and an estimate of their tokens."""
     end = number.end + 1
     if not scene.has("near:text", max(low, number.start - 6), min(high, end + 6)) or number.start in scene.taken:
         return

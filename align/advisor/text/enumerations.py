@@ -1,4 +1,4 @@
-"""Lists of rules: `Must: 1. ... 2. ... 3. ...`, `needs to (a) ... (b) ...`. Their items are counted."""
+"""Count the items of lists of rules: `Must: 1. ... 2. ... 3. ...`, `needs to (a) ... (b) ...`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _INLINE = re.compile(
 )
 _ORDER = {mark: i % 8 for i, mark in enumerate((*"abcdefgh12345678一二三四五六七八①②③④⑤⑥⑦⑧", *_ROMAN))}
 LEAD = 200
-"""Characters before a list that say what it is of."""
+"""Characters before a list that are searched for words of duty."""
 MOST = 60
 
 
 def enumerated(text: str, languages: Sequence[str]) -> Iterator[Evidence]:
-    """The number of rules where a list of at least two is led in by words of duty: must, rules, should change."""
+    """Yield the number of rules of each list of at least two items after words of duty: must, rules, should change."""
     lists = [*_lines(text), *_inline(text)]
     for lead, start, end, count in lists[:MOST]:
         scene = SentenceContext(split_words(text[lead:start]), languages)
@@ -34,7 +34,7 @@ def enumerated(text: str, languages: Sequence[str]) -> Iterator[Evidence]:
 
 
 def _lines(text: str) -> Iterator[tuple[int, int, int, int]]:
-    """Lists of one item a line: where the lead starts, where the list starts and ends, how many items it has."""
+    """Yield lists of one item a line: start of the lead, start and end of the list, number of items."""
     group: list[tuple[int, int]] = []
     for span in [*(match.span() for match in _ITEM.finditer(text)), None]:
         if group and (span is None or not _continued(text, group[-1][1], span[0])):
@@ -47,14 +47,14 @@ def _lines(text: str) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _continued(text: str, end: int, start: int) -> bool:
-    """Return whether what lies between two items are only indented lines of the first."""
+    """Return whether only indented lines of the first item lie between two items."""
     return start - end < 600 and all(
         not line or line[0] in " \t" for line in text[end + 1 : start].split("\n")[:-1] or [""]
     )
 
 
 def _inline(text: str) -> Iterator[tuple[int, int, int, int]]:
-    """Lists in a sentence: (a) ... (b) ...; (i) ... (ii) ..., i) ... ii) ...; 第一，...; 一是 ...; 1、...; ① ..."""
+    """Yield lists in a sentence: (a) ... (b) ...; (i) ... (ii) ..., i) ... ii) ...; 第一，...; 一是 ...; ① ..."""
     run: list[re.Match[str]] = []
     for match in _INLINE.finditer(text):
         mark = _ORDER[next(filter(None, match.groups()))]

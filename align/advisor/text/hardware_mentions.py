@@ -1,4 +1,4 @@
-"""What there is to compute on, and the model: `4 x A100 80G`, `16 cards of 23 GB`, `two 3090s`, `a 7B base`."""
+"""GPUs, their number and memory: `4 x A100 80G`, `16 cards of 23 GB`, `two 3090s`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BYTES = {
     **dict.fromkeys(("pb", "petabyte", "petabytes"), 1e15),
     **{unit: 2.0**power for unit, power in (("kib", 10), ("mib", 20), ("gib", 30), ("tib", 40))},
 }
-"""Units of bytes, and how many they are."""
+"""Bytes of each unit."""
 FAMILIES = [
     "llama",
     "qwen",
@@ -89,13 +89,13 @@ def _geforce(scene: SentenceContext, at: int) -> bool:
 
 
 _ENDINGS = frozenset(("ti", "super", "pcie", "sxm", "nvl", "ada", "s", "er", "ern", "sxm5", "sxm4"))
-"""Behind the name of a card they are part of it."""
+"""Words behind the name of a card that are part of it."""
 _COUNTS = frozenset(("a", "an", "one", "single", "x", "ne", "eine", "einer", "einem", "una", "un", "张", "块"))
-"""Before the name of a card they say that there is one, and that a number like 3090 is a name."""
+"""Words before the name of a card that count one, and that make a number like 3090 a name."""
 
 
 def hardware(scene: SentenceContext) -> Iterator[Evidence]:
-    """Cards, how many, and their memory. Marks the words it has read as taken."""
+    """Yield cards, their number and memory. Marks the words it has read as taken."""
     counts = [(n, end) for n in scene.numbers if n.start not in scene.sentence.quoted and (end := _counts(scene, n))]
     covered = {at for n, end in counts for at in range(n.start, end)}
     for at in range(len(scene.sentence.words)):
@@ -117,13 +117,13 @@ def hardware(scene: SentenceContext) -> Iterator[Evidence]:
 
 
 def _counts(scene: SentenceContext, number: Number) -> int:
-    """The word behind the cards that a number counts, or 0."""
+    """Return the word behind the cards that a whole number counts, or 0."""
     whole = number.value == int(number.value) and 0 <= number.value < 1e6 and not number.share and not number.letter
     return _cards_end(scene, number) if whole and number.start not in scene.taken else 0
 
 
 def _named(scene: SentenceContext, at: int, name: str, end: int, counted: bool) -> Iterator[Evidence]:
-    """A card by name: which, and its memory by the list of GPUs, which is a guess where a name has two sizes."""
+    """Yield a card and its memory by the list of GPUs; the memory is vague where the name has two sizes."""
     words = scene.sentence.words
     begin = at - 1 if at and words[at - 1] in ("rtx", "gtx", "geforce", "nvidia") else at
     scene.taken.update(range(begin, end))
@@ -136,7 +136,7 @@ def _named(scene: SentenceContext, at: int, name: str, end: int, counted: bool) 
 
 
 def _counted(scene: SentenceContext, counts: list[tuple[Number, int]]) -> Iterator[Evidence]:
-    """How many cards: nodes times cards where both are told."""
+    """Yield the number of cards: nodes times cards where both are given."""
     if not counts:
         return
     nodes = [
@@ -179,7 +179,7 @@ def _is_memory(scene: SentenceContext, number: Number, unit: float) -> bool:
 
 
 def _cards_end(scene: SentenceContext, number: Number) -> int:
-    """The word behind the cards that a number counts, or 0."""
+    """Return the word behind the cards that a number counts, or 0."""
     words, at = scene.sentence.words, number.end
     if _bytes(scene, number) or any(m.start == at for m in scene.named("unit:node")):
         return 0

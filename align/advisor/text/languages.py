@@ -1,4 +1,4 @@
-"""Which languages a text is in, by its script and its small words."""
+"""Identify the languages of a text, by script and small words."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import yaml
 from align.advisor.text.lexicon import FOLDER
 
 SUPPORTED = ("en", "de", "es")
-"""Those with a lexicon that are written in Latin letters; Chinese is known by its script."""
+"""Languages with a lexicon and Latin letters; Chinese is recognised by its script."""
 ENOUGH = 4
-"""Small words of its own that make a second language of a text."""
+"""Small words of its own from which a second language is recognised."""
 LEAD = 1.3
-"""How many times more small words a language without a lexicon must have than the best with one: they share some."""
+"""Factor by which the small words of a language without a lexicon must exceed those of the best with one: they
+share some."""
 SHARE = 0.12
-"""Of the main language's small words, that a second language must have."""
+"""Share of the main language's small words that a second language must reach."""
 SAMPLE = 200_000
 """Characters looked at."""
 _WORD = re.compile(r"[^\W\d_]+")
@@ -39,12 +40,12 @@ def _small_words() -> dict[str, frozenset[str]]:
 
 
 def name(code: str) -> str:
-    """A language in English words."""
+    """Return a language's English name."""
     return str(_tables()["names"].get(code, code))
 
 
 def languages_of(text: str) -> tuple[list[str], list[str]]:
-    """The languages with a lexicon that a text is in, the main one first, and those without."""
+    """Return the text's languages with a lexicon, the main one first, and those without."""
     sample = text[:SAMPLE]
     known, unknown = _latin(sample)
     han = len(_HAN.findall(sample))

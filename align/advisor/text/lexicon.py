@@ -26,7 +26,7 @@ from align.advisor.text.sentences import Sentence
 FOLDER = Path(__file__).parent / "lexicons"
 LANGUAGES = ("en", "de", "es", "zh")
 GAP = 5
-"""Words that ``...`` stands for at most, where a lexicon does not say."""
+"""Most words that ``...`` matches, where a lexicon sets no ``gap``."""
 _WALL = frozenset(".;:!?。；：！？")
 _DENIALS = ("status:negated:noun", "status:negated:verb")
 
@@ -49,7 +49,7 @@ class _Part:
 
 
 class Lexicon:
-    """The phrases of one language. numbers: its number words. common: words that are no trade's own."""
+    """The phrases of one language. numbers: its number words. common: words of no particular domain."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.numbers: dict[str, Any] = content.get("numbers", {})
@@ -123,7 +123,7 @@ class Lexicon:
         return found
 
     def find(self, sentence: Sentence) -> list[Match]:
-        """Every phrase in a sentence, by where it starts."""
+        """Return every phrase in a sentence, by its start."""
         sets = [
             self._of("<number>" if kind == "number" else word)
             for word, kind in zip(sentence.words, sentence.kinds, strict=True)
@@ -140,7 +140,7 @@ class Lexicon:
     def _end(
         self, sentence: Sentence, sets: list[frozenset[int]], parts: tuple[_Part, ...], number: int, at: int
     ) -> int:
-        """Where a phrase ends whose parts before ``number`` end at ``at``, or 0. Short, so trying all ways is cheap."""
+        """Return the end of a phrase whose parts before ``number`` end at ``at``, or 0. Backtracks: they are short."""
         if number == len(parts):
             return at
         part = parts[number]
@@ -163,7 +163,7 @@ def _labelled(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, list
 
 
 def _spaced(phrase: str) -> Iterator[str]:
-    """A phrase's words; Chinese characters one by one."""
+    """Split a phrase into words; Chinese characters one by one."""
     for word in str(phrase).split():
         han = not word.isascii() and any("\u4e00" <= letter <= "\u9fff" for letter in word)
         if han and "|" not in word and len(word) > 1:
@@ -189,5 +189,5 @@ def _characters(word: str, optional: str) -> Iterator[str]:
 
 @cache
 def lexicon(language: str) -> Lexicon:
-    """The lexicon of a language; read when it is first asked for."""
+    """Return the lexicon of a language; read at the first call."""
     return Lexicon(yaml.load((FOLDER / f"{language}.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader))

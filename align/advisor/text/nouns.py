@@ -1,4 +1,4 @@
-"""What a number counts: the noun of the phrase behind it, or before it (`traces: ~9k`)."""
+"""The noun that a number counts: in the phrase behind it, or before it (`traces: ~9k`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from align.advisor.text.number import Number
 from align.advisor.text.sentence_context import SentenceContext
 
 PHRASE = 7
-"""Words behind a number in which its noun stands (twelve characters in Chinese)."""
+"""Words behind a number that are searched for its noun (twelve characters in Chinese)."""
 LEFT = 6
-"""Words before a number in which its noun stands, where none is behind."""
+"""Words before a number that are searched for its noun, where none is behind."""
 _JOINTS = frozenset(("->", "→", "+", "/", "-", "&"))
 _OF = frozenset(("of", "de", "von", "an"))
 _THE = frozenset(
@@ -44,22 +44,22 @@ _POINTERS = frozenset(
 
 
 class Noun(NamedTuple):
-    """What a number counts: the labels of the noun, and the words of number and noun, half-open."""
+    """The noun that a number counts: its labels, and the words of number and noun, half-open."""
 
     labels: frozenset[str]
     start: int
     end: int
 
     def named(self, kind: str) -> str | None:
-        """Its label of a kind (``unit:``, ``data:``)."""
+        """Return its label with a prefix (``unit:``, ``data:``), or None."""
         return next((label for label in sorted(self.labels) if label.startswith(kind)), None)
 
 
 def noun(scene: SentenceContext, number: Number) -> Noun:
-    """The last known noun of the phrase behind a number; no labels where there is none.
+    """Return the last known noun of the phrase behind a number; without labels where there is none.
 
     Of nouns that end together the longest counts: `bullet points`, not `points`. Joined to the number by a hyphen the
-    first counts: `18-field record`. So many "times" is a count of what happened, whatever follows.
+    first counts: `18-field record`. "40 times" counts events, whatever follows.
     """
     known = scene.nouns.get(number.start)
     if known is None:
@@ -92,7 +92,7 @@ def _behind(scene: SentenceContext, number: Number) -> Noun:
 
 
 def _shared(scene: SentenceContext, number: Number) -> Noun:
-    """The noun of the next number, where only "and" stands between: `sets of 56k and 12k rows`."""
+    """Return the noun of the next number, where only "and" is between: `sets of 56k and 12k rows`."""
     labels: frozenset[str] = frozenset()
     if scene.sentence.words[number.end : number.end + 1] in _ANDS and not number.share:
         other = next((n for n in scene.numbers if n.start == number.end + 1 and not n.share), None)
@@ -110,7 +110,7 @@ def _begin(scene: SentenceContext, number: Number) -> int:
 
 
 def phrase_end(scene: SentenceContext, number: Number) -> int:
-    """Where the noun phrase behind a number ends at the latest: before a stop word, a mark or another number."""
+    """Return the end of the noun phrase behind a number: before a stop word, a mark or another number."""
     s = scene.sentence
     at = start = _begin(scene, number)
     length = 12 if at < len(s.words) and s.kinds[at] == "han" else PHRASE
@@ -126,7 +126,7 @@ def phrase_end(scene: SentenceContext, number: Number) -> int:
 
 
 def noun_before(scene: SentenceContext, number: Number, kind: str) -> Match | None:
-    """A noun before a number, with a mark or "are", "about" between, that no other number counts."""
+    """Return the noun before a number, with a mark or "are", "about" between, that no other number counts; or None."""
     low = max(number.start - LEFT, 0)
     found = [m for m in scene.countable if m.label.startswith(kind) and low <= m.start and m.end <= number.start]
     found = [

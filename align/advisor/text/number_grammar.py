@@ -20,16 +20,16 @@ _DIGITS = frozenset("0123456789")
 _COMMA = ("de", "es")
 """Languages that write 1.234,5."""
 _LARGEST = 1e300
-"""Digits that say more than this are no number."""
+"""Larger values are taken for ids, not numbers."""
 
 
 def parse(quote: str, languages: Sequence[str] = LANGUAGES) -> Number | None:
-    """The first number in a quotation, for checking a number that somebody else took from it."""
+    """Return the first number in a quote, to check a number that a model took from it; None without one."""
     return next(iter(numbers(split_words(quote), languages)), None)
 
 
 def numbers(sentence: Sentence, languages: Sequence[str] = LANGUAGES) -> list[Number]:
-    """Every number of a sentence, in order; dates, clock times, ratios, versions and telephone numbers are none."""
+    """Return every number of a sentence, in order; dates, times, ratios, versions and telephone numbers are none."""
     known = vocabulary(tuple(languages))
     decimal_comma = bool(languages) and languages[0] in _COMMA
     found: list[Number] = []
@@ -80,7 +80,7 @@ def _digits(s: Sentence, at: int, known: Vocabulary, decimal_comma: bool) -> Num
 
 
 def _power(s: Sentence, at: int, end: int, value: float) -> Number | None:
-    """10^9, 10**9, 2.5x10^9, 10⁹."""
+    """Parse 10^9, 10**9, 2.5x10^9, 10⁹."""
     behind = "".join(s.words[end : end + 5])
     starred = end < len(s.words) and s.text[s.ends[end - 1] : s.starts[end]] == "**"  # stars are marks of emphasis
     written = re.match(r"(x10\^|\^)(\d{1,2})", f"^{behind}" if starred else behind)
@@ -96,7 +96,7 @@ def _power(s: Sentence, at: int, end: int, value: float) -> Number | None:
 
 
 def _raised(base: float, exponent: int) -> float:
-    """A power; 0 where it is beyond all sense."""
+    """Return a power; 0 beyond 10^300, which would overflow."""
     return base**exponent if exponent * math.log10(max(base, 1)) < 300 else 0.0
 
 
@@ -107,7 +107,7 @@ def _group(s: Sentence, at: int) -> bool:
 
 
 def _is_no_number(s: Sentence, at: int) -> bool:
-    """Whether digits are part of a date, a clock time, a ratio, a telephone number or a name (llama-2, recall@5)."""
+    """Return whether digits are part of a date, time, ratio, telephone number or name (llama-2, recall@5)."""
     word = s.words[at]
     if word[0] == "0" and word.isdigit() and len(word) > 1:
         return True
@@ -126,7 +126,7 @@ def _is_no_number(s: Sentence, at: int) -> bool:
 
 
 def _value(text: str, decimal_comma: bool, scaled: bool) -> float | None:
-    """Digits with their marks; None where they are a version."""
+    """Parse digits with their separators; None for a version (1.2.3)."""
     plain = re.sub(r"['’ ]", "", text)
     if "," in plain and "." in plain:
         thousands = min(",.", key=plain.rfind)

@@ -13,12 +13,12 @@ from align.advisor.text.sentences import Sentence
 OPENING = ("ones", "tens", "scales", "vague", "half", "articles")
 """Roles of words that a number may begin with."""
 _FITS = {"articles": ("scales", "vague", "half"), "and": ("ones", "tens", "half"), "of": ("scales", "vague")}
-"""What stands behind a small word that is part of a number."""
+"""Roles that may follow a small word within a number."""
 _FRACTIONS = {"½": ("half", 0.5), "¼": ("half", 0.25), "¾": ("half", 0.75)}
 
 
 class Vocabulary:
-    """The number words of some languages, those of the first winning: each with its role and what it means."""
+    """The number words of some languages with role and meaning; the first language wins."""
 
     def __init__(self, languages: Sequence[str]) -> None:
         self._known: dict[str, tuple[str, Any]] = dict(_FRACTIONS)
@@ -35,7 +35,7 @@ class Vocabulary:
             self._compounds["ein"] = 1
 
     def role(self, word: str) -> tuple[str, Any]:
-        """A word's role (``ones``, ``scales``, ``to`` ...) and meaning; no role where it is no number word."""
+        """Return a word's role (``ones``, ``scales``, ``to`` ...) and meaning; an empty role for other words."""
         found = self._known.get(word)
         if found is None and self._compounds is not None and 6 <= len(word) <= 40:
             value = self._compound(word)
@@ -43,11 +43,11 @@ class Vocabulary:
         return found or ("", None)
 
     def language(self, word: str) -> str:
-        """The language that a word is of."""
+        """Return the language of a word."""
         return self._language.get(word, "")
 
     def _compound(self, word: str) -> float | None:
-        """German number words written as one: dreiundzwanzig, zweihundertfünfzig."""
+        """Parse German number words written as one: dreiundzwanzig, zweihundertfünfzig; None for other words."""
         simple = self._compounds or {}
         for scale, factor in (("tausend", 1000), ("hundert", 100)):
             head, found, tail = word.partition(scale)
@@ -61,14 +61,17 @@ class Vocabulary:
 
 @cache
 def vocabulary(languages: tuple[str, ...]) -> Vocabulary:
-    """The vocabulary of some languages, made once."""
+    """Return the vocabulary of some languages, made once."""
     return Vocabulary(languages)
 
 
 def parse_number_words(
     s: Sentence, at: int, known: Vocabulary, value: float | None = None, start: int | None = None
 ) -> Number | None:
-    """Number words from ``at`` on; ``value`` is what the digits before them, from ``start`` on, said."""
+    """Parse number words from ``at`` on; None where there is no number.
+
+    value, start: the digits before them (5 in "5 million") and the index of their word.
+    """
     begin = at if start is None else start
     total, current, low, high = 0.0, value, 1.0, 1.0
     end, scale, vague = at if value is not None else 0, 1.0, False
@@ -119,7 +122,7 @@ def parse_number_words(
 
 
 def _small(s: Sentence, at: int, known: Vocabulary, role: str, begun: bool, vague: bool, value: float) -> int:
-    """How many small words ("and", "a", "of") are part of a number from ``at`` on."""
+    """Return the count of small words ("and", "a", "of") from ``at`` on that are part of the number."""
     ahead, further = (known.role(word)[0] if word else "" for word in (*s.words[at + 1 : at + 3], "", "")[:2])
     if role == "and" and ahead == "articles" and further == "half" and begun:  # two and a half
         return 2

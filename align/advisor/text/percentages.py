@@ -1,4 +1,4 @@
-"""Shares: where it stands today and what is needed, `81% of letters, need 97`."""
+"""Percentages of a metric: the baseline today and the target, `81% of letters, need 97`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from align.advisor.text.ranges import rises
 from align.advisor.text.sentence_context import SentenceContext
 
 BEFORE, AFTER = 9, 6
-"""Words before and behind a share that say what it is of."""
+"""Words before and behind a share that are searched for its meaning."""
 _COMMAS = frozenset((",", "，", ";", "；", "and", "but", "und", "aber", "y", "pero"))
 
 
 def is_target(scene: SentenceContext, number: Number) -> bool:
-    """Return whether bare digits are a share because a share stands beside them: `we pass in 81%, need 97`."""
+    """Return whether bare digits are a share because another share is in the sentence: `we pass in 81%, need 97`."""
     wanted = any(m.end <= number.start <= m.end + 2 for m in scene.named("near:target"))
-    beside = any(n.share for n in scene.numbers)
-    return number.plain and 1 < number.value <= 100 and wanted and beside and not noun(scene, number).labels
+    with_share = any(n.share for n in scene.numbers)
+    return number.plain and 1 < number.value <= 100 and wanted and with_share and not noun(scene, number).labels
 
 
 def is_score(scene: SentenceContext, number: Number) -> bool:
-    """Return whether a number between 0 and 1 is a share because a metric stands beside it: `F1 0.62 today`."""
+    """Return whether a number between 0 and 1 is a share because a metric is next to it: `F1 0.62 today`."""
     named = any(
         m.end <= number.start <= m.end + 3 or 0 <= m.start - number.end <= 1 for m in scene.named("near:metric")
     )
@@ -33,7 +33,7 @@ def is_score(scene: SentenceContext, number: Number) -> bool:
 
 
 def share(scene: SentenceContext, number: Number) -> list[Evidence]:
-    """What a share is: the target, the score today, or neither (a discount, an overlap, a rate of errors)."""
+    """Return a share as target or baseline, or no evidence for others (a discount, an overlap, an error rate)."""
     if not number.share and number.value > 1:
         number = number.as_share(number.end)
     low, high = _room(scene, number)
@@ -55,7 +55,7 @@ def share(scene: SentenceContext, number: Number) -> list[Evidence]:
 
 
 def _side_of_a_rise(scene: SentenceContext, number: Number) -> str:
-    """From 60% to 90%: the field that a share is of, where it is one end of a rise that is wanted."""
+    """Return the field of a share that is one end of a wanted rise, `from 60% to 90%`; empty where it is none."""
     known = vocabulary(tuple(scene.languages))
     shares = [n for n in scene.numbers if n.share or 0 < n.value < 1]
     for first, second in pairwise(shares):
@@ -65,7 +65,7 @@ def _side_of_a_rise(scene: SentenceContext, number: Number) -> str:
 
 
 def _room(scene: SentenceContext, number: Number) -> tuple[int, int]:
-    """The words that speak of a share: not beyond its neighbours, and behind it not beyond a comma or an and."""
+    """Return the words that describe a share: not beyond its neighbours, nor beyond a comma or "and" behind it."""
     words = scene.sentence.words
     low, high = max(number.start - BEFORE, 0), min(number.end + AFTER, len(words))
     for other in scene.numbers:

@@ -18,7 +18,7 @@ MOST_RULES = 500
 
 
 def quantities(scene: SentenceContext) -> Iterator[Evidence]:
-    """Everything that a number says of other things than data and cards. Marks the words it has read as taken."""
+    """Yield the evidence of numbers about other things than data and cards. Marks the words it has read as taken."""
     for number in scene.numbers:
         if number.start in scene.sentence.quoted or scene.is_name(number):
             scene.taken.update(range(number.start, number.end))

@@ -1,4 +1,4 @@
-"""Two numbers that are one: ranges (200-300), shares (one in eight, 61 of 100) and sums (60k + 11k)."""
+"""Join two numbers into one: ranges (200-300), shares (one in eight, 61 of 100) and sums (60k + 11k)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from align.advisor.text.number_words import Vocabulary
 from align.advisor.text.sentences import Sentence
 
 WHOLES = frozenset((3, 4, 5, 8, 10, 20, 50, 100, 1000))
-"""Behind "of" these make a share: 61 of 100."""
+"""Numbers that make a share behind "of": 61 of 100."""
 DASHES = ("-", "–", "—", "~")
 ARROWS = ("->", "→", "=>")
 FROM = frozenset(("from", "von", "de", "del", "desde", "从", "由"))
-"""Before the first of two shares these say that it is to rise to the second, which is no range."""
+"""Words before the first of two shares that state a rise to the second, which is no range."""
 
 RISE = frozenset("提升高涨拉增加改进善做")
-"""Before 到 these say that it is to rise."""
+"""Characters before 到 that state a rise."""
 
 
 def merge_ranges(s: Sentence, found: Sequence[Number], known: Vocabulary) -> Iterator[Number]:
-    """The numbers of a sentence, those that are two in one joined."""
+    """Yield the numbers of a sentence, pairs that form one number joined."""
     at = 0
     while at < len(found):
         first = found[at]
@@ -34,7 +34,7 @@ def merge_ranges(s: Sentence, found: Sequence[Number], known: Vocabulary) -> Ite
 
 
 def rises(s: Sentence, first: Number, second: Number, known: Vocabulary) -> bool:
-    """Return whether two shares are where it stands and where it should be: `from 60% to 90%`, `60% -> 90%`."""
+    """Return whether two shares are a baseline and its target: `from 60% to 90%`, `60% -> 90%`."""
     between = s.words[first.end : second.start]
     if between[-1:] in (("到",), ("至",)) and RISE.issuperset(between[:-1]):  # 从 60% 提高到 90%
         between = between[-1:]
@@ -65,7 +65,7 @@ def _pair(s: Sentence, first: Number, second: Number, known: Vocabulary) -> Numb
 
 
 def _range(s: Sentence, first: Number, second: Number) -> Number | None:
-    """2 to 3 million: the scale of the second counts for the first, where that has none."""
+    """Join "2 to 3 million": the scale of the second counts for the first, where that has none."""
     low = first.value / 100 if second.share and not first.share else first.value
     scale = next((unit for unit in (1e12, 1e9, 1e6, 1e3, 1e2) if second.value >= unit), 1.0)
     scaled = not second.plain and not second.share and second.end - second.start > 1

@@ -1,4 +1,4 @@
-"""What the whole text makes of its sentences: hints become facts, and the more telling of several comes first."""
+"""Resolve the evidence of single sentences with the whole text: hints become facts, specific ones come first."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from align.advisor.thresholds import shipped
 from align.schemas.project import Knowledge
 
 RHYTHMS = get_args(get_args(Knowledge.model_fields["changes"].annotation)[0])[::-1]
-"""How often facts change, the fastest first."""
+"""Values of ``knowledge.changes``, the fastest first."""
 CORPUS = 1e8
-"""Tokens from which on a text is a corpus, so that its documents are not there to be looked up."""
+"""Tokens from which on a text is a corpus, so that its documents are not for retrieval."""
 TASKS = (
     "sql", "function_calling", "code", "reasoning", "extraction", "classification", "translation", "summarisation",
     "domain_model", "qa", "generation", "chat",
 )  # fmt: skip
-"""Types of task, the more telling first."""
+"""Types of task, the most specific first."""
 TRAINED_ON = ("sft_pairs", "preference_pairs", "unpaired_feedback", "prompts", "corpus")
 
 
 BODY = 200
-"""Rows from which on there is something to train on, so that words of duty need not be a prompt's."""
+"""Rows from which on there is something to train on, so that words of duty need not mean a prompt's rules."""
 ACTS = ("behaviour.", "reward.", "knowledge.source")
-"""Fields that say how it should act, or by what that is to be learned."""
+"""Fields of the wanted behaviour, or of the data and rewards to learn it from."""
 FORMAT_FIELDS = 8
 """A format with no more fields than this is one rule."""
 _FIELD = re.compile(r"field|feld|campo|字段", re.IGNORECASE)
 
 
 def resolve_hints(found: Iterable[Evidence]) -> list[Evidence]:
-    """Evidence in the order of the text, hints (``_field``) turned into facts."""
+    """Return evidence in the order of the text, hints (``_field``) turned into facts."""
     evidence = list(found)
     facts = [e for e in evidence if not e.field.startswith("_")]
     hints = [e for e in evidence if e.field.startswith("_")]
@@ -42,19 +42,19 @@ def resolve_hints(found: Iterable[Evidence]) -> list[Evidence]:
     facts += [fact for hint in hints for fact in _of_hint(hint, facts, hinted)]
     facts += _duties(hints, facts)
     facts += _asked(hints, facts)
-    return sorted(facts, key=_telling)
+    return sorted(facts, key=_order)
 
 
-def _telling(e: Evidence) -> tuple[int, int]:
-    """Task types by how telling they are, all else by where it stands (each field is read for itself)."""
+def _order(e: Evidence) -> tuple[int, int]:
+    """Return the sort key: task types by specificity, everything else by place (each field is read by itself)."""
     rank = TASKS.index(e.value) if e.field == "task.type" and e.value in TASKS else 0
     return rank, e.span[0] if e.span else 0
 
 
 def _rhythms(facts: list[Evidence]) -> list[Evidence]:
-    """Of phrases of change that overlap the longest counts, of two as long the faster: `revised every few weeks`."""
-    told = [e for e in facts if e.field == "knowledge.changes" and e.span]
-    beaten = {id(e) for e in told for other in told if _overlap(e, other) and _weight(other) > _weight(e)}
+    """Keep the longest of overlapping phrases of change, of equally long ones the faster: `revised every few weeks`."""
+    phrases = [e for e in facts if e.field == "knowledge.changes" and e.span]
+    beaten = {id(e) for e in phrases for other in phrases if _overlap(e, other) and _weight(other) > _weight(e)}
     return [e for e in facts if id(e) not in beaten]
 
 
@@ -67,7 +67,7 @@ def _weight(e: Evidence) -> tuple[int, int]:
 
 
 def _formats(facts: list[Evidence]) -> list[Evidence]:
-    """A format of three fields is one rule, not three."""
+    """Count the few fields of a format as one rule: they are kept together by a schema."""
     formatted = any(e.field == "behaviour.output_format" and e.status == "asserted" for e in facts)
     return [
         replace(e, value=1, vague=True, low=1, high=float(e.value))
@@ -78,7 +78,7 @@ def _formats(facts: list[Evidence]) -> list[Evidence]:
 
 
 def _corpus(facts: list[Evidence]) -> Iterator[Evidence]:
-    """Documents that make up a corpus to train on are no documents to look up."""
+    """Move documents that make up a corpus to train on to the corpus: they are not for retrieval."""
     large = any(e.field == "data.corpus.tokens" and e.value >= CORPUS and e.status == "asserted" for e in facts)
     large = large and not any(e.field == "knowledge.needs_citations" and e.status == "asserted" for e in facts)
     for e in facts:
@@ -96,9 +96,9 @@ def _of_hint(hint: Evidence, facts: list[Evidence], hinted: frozenset[str]) -> I
             yield replace(hint, field="data.documents", status="asserted")
         yield replace(hint, field="knowledge.source", value="proprietary", status="asserted")
         yield replace(hint, field="task.type", value="qa", status="asserted")
-    elif name == "rules.few" and here and not (_said(facts, "behaviour.rules_count") or _sized(facts)):
+    elif name == "rules.few" and here and not (_stated(facts, "behaviour.rules_count") or _sized(facts)):
         yield replace(hint, field="behaviour.rules_count", value=1, status="asserted", vague=True, low=1, high=5)
-    elif name == "reward.none" and not here and not _said(facts, "reward.kind"):
+    elif name == "reward.none" and not here and not _stated(facts, "reward.kind"):
         yield replace(hint, field="reward.kind", value="none", status="asserted")
     elif name == "goal" and here and "_goal.none" not in hinted:
         yield replace(hint, field="task.description", value=hint.quote, status="asserted", vague=True)
@@ -115,7 +115,7 @@ def _of_hint(hint: Evidence, facts: list[Evidence], hinted: frozenset[str]) -> I
 
 
 def _duties(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
-    """Rules that nobody counted: as many as there are words of duty, where nothing else says how many."""
+    """Count words of duty ("must") as rules, where nothing else gives their number."""
     duties = [hint for hint in hints if hint.field == "_duty"]
     counted = any(e.field == "behaviour.rules_count" and not e.vague for e in facts)
     if not duties or counted or _sized(facts):
@@ -127,7 +127,7 @@ def _duties(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
 
 
 def _sized(facts: list[Evidence]) -> bool:
-    """Return whether there is a body of data to train on; rows held out for measuring are none."""
+    """Return whether there is a data set to train on; held-out rows are none."""
     return any(
         e.field.startswith("data.")
         and e.field.split(".")[1] in TRAINED_ON
@@ -139,7 +139,7 @@ def _sized(facts: list[Evidence]) -> bool:
 
 
 def _asked(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
-    """Facts are lacking where people ask for them and nothing is said of how to act or what to learn from."""
+    """Infer missing knowledge where people ask questions and neither behaviour nor training data are mentioned."""
     asked = [hint for hint in hints if hint.field == "_asked" and hint.status == "asserted"]
     other = any(e.field.startswith(ACTS) and e.status == "asserted" and e.value is not False for e in facts)
     held = any(e.field in (f"data.{kind}" for kind in TRAINED_ON) and e.value is True for e in facts)
@@ -153,12 +153,12 @@ def _asked(hints: list[Evidence], facts: list[Evidence]) -> list[Evidence]:
     ]
 
 
-def _said(facts: list[Evidence], field: str) -> bool:
+def _stated(facts: list[Evidence], field: str) -> bool:
     return any(e.field == field and e.status == "asserted" for e in facts)
 
 
 def _nearest(hint: Evidence, facts: list[Evidence]) -> str:
-    """The kind of data to train on that is spoken of nearest to a hint."""
+    """Return the kind of training data mentioned nearest to a hint."""
     places = [
         (abs(e.span[0] - hint.span[0]), kind)
         for e in facts

@@ -1,4 +1,4 @@
-"""One sentence with everything found in it: phrases, numbers, who says what."""
+"""One sentence with everything found in it: phrases, numbers, scopes of negations and the like."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from align.advisor.text.number_grammar import numbers
 from align.advisor.text.sentences import Sentence
 
 _PREPOSITIONS = ("since", "in", "from", "until", "seit", "von", "bis", "desde", "en", "de", "hasta")
-"""They stand before years."""
+"""Prepositions before years."""
 
 
 def shift_span(e: Evidence, by: int) -> Evidence:
-    """Evidence in a sentence as evidence in the text that the sentence starts in at ``by``."""
+    """Return evidence with its span moved from a sentence to the text, in which the sentence starts at ``by``."""
     return replace(e, span=(e.span[0] + by, e.span[1] + by)) if e.span else e
 
 
 @dataclass
 class SentenceContext:
-    """A sentence and what was found.
+    """A sentence with its phrases and numbers, found when first needed.
 
-    languages: the lexicons it is read with, the text's main one first. before: the kind of data that the sentence
-    before speaks of, if any.
+    languages: the lexicons it is read with, the text's main one first. before: the kind of data that the previous
+    sentence mentions, if any.
     """
 
     sentence: Sentence
     languages: Sequence[str]
     before: str | None = None
     taken: set[int] = field(default_factory=set)
-    """Words that have been read as a number's own, so that no other number claims them."""
+    """Words that belong to a number already read, so that no other number claims them."""
     nouns: dict[int, Any] = field(default_factory=dict)
-    """What numbers count, once found, by where they start."""
+    """The nouns that numbers count, once found, by the numbers' starts."""
 
     @cached_property
     def matches(self) -> list[Match]:
-        """Phrases of all languages."""
+        """The phrases of all languages."""
         return [match for language in self.languages for match in lexicon(language).find(self.sentence)]
 
     @cached_property
@@ -56,7 +56,7 @@ class SentenceContext:
 
     @cached_property
     def number_starts(self) -> frozenset[int]:
-        """Where numbers start."""
+        """The starts of numbers."""
         return frozenset(number.start for number in self.numbers)
 
     @cached_property
@@ -66,7 +66,7 @@ class SentenceContext:
 
     @cached_property
     def scopes(self) -> Scopes:
-        """Who denies, tried, plans and says what."""
+        """The scopes of denials, plans, attempts and attributions."""
         return Scopes(self.sentence, self.matches)
 
     @cached_property
@@ -85,7 +85,7 @@ class SentenceContext:
         )
 
     def measured_on(self, number: Number) -> bool:
-        """Return whether a number is of what was measured on: `tested on 250 cases`, `on 420 tickets it gets 71%`."""
+        """Return whether a number counts rows of a measurement: `tested on 250 cases`, `on 420 tickets it gets 71%`."""
         if any(m.end == number.start for m in self.named("near:measured")):
             return True
         things = number.end < len(self.sentence.words) and self.sentence.kinds[number.end] != "mark"
@@ -97,11 +97,11 @@ class SentenceContext:
         )
 
     def named(self, label: str) -> list[Match]:
-        """The phrases of one label."""
+        """Return the phrases of one label."""
         return self._labels.get(label, [])
 
     def among(self, head: str, start: int, end: int) -> Iterator[Match]:
-        """Phrases whose label begins with ``head`` and that lie in words ``start`` to ``end``."""
+        """Yield phrases whose label begins with ``head`` and that lie in words ``start`` to ``end``."""
         for match in self.matches:
             if match.start >= start and match.end <= end and match.label.startswith(head):
                 yield match
@@ -123,7 +123,7 @@ class SentenceContext:
         number: Number | None = None,
         vague: bool = False,
     ) -> Evidence:
-        """Evidence that words ``start`` to ``end`` give; the span is in the sentence."""
+        """Return the evidence of words ``start`` to ``end``; the span is in the sentence."""
         quote, span = self.sentence.quote(start, end)
         guess = vague or (number is not None and number.vague)
         low, high = (number.low, number.high) if number is not None and number.vague else (None, None)

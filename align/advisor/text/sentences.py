@@ -1,4 +1,4 @@
-"""Text -> sentences of words, with their places. Linear in the text, whatever the text is."""
+"""Split text into sentences of words, with their places. Linear in the text, whatever it contains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from align.advisor.text.traditional_chinese import SIMPLER
 
 LONGEST_SENTENCE = 1000
-"""Characters; what is longer is cut at a space, so that whatever looks around in a sentence stays cheap."""
+"""Characters; a longer sentence is cut at a space, so that readers that search a sentence stay cheap."""
 
 _ITEM = r"[ \t]{0,8}(?:[-*•#|>]|\(?\d{1,2}[.)]\s|\(?[a-z]\)\s)"
 _KEY = r"[^\n:]{1,40}:\s"
@@ -42,11 +42,10 @@ _QUOTES = frozenset("\"“”„«»‘’'`*_「」『』《》")
 class Sentence:
     """One sentence, cut into words, numbers and marks.
 
-    words: in lower case, quotation marks and joining hyphens left out. kinds: number, word, name (letters and digits:
-    A100), han (one Chinese character, a traditional one as its simplified
-    form), mark. starts, ends: character places in the sentence. clauses: which clause
-    each word is in; what stands in brackets is a clause of its own. quoted: words inside quotation marks, which are
-    somebody's example.
+    words: in lower case, without quotation marks and joining hyphens. kinds: number, word, name (letters and digits:
+    A100), han (one Chinese character, in its simplified form), mark. starts, ends: character places in the sentence.
+    clauses: the clause of each word; brackets are a clause of their own. quoted: words inside quotation marks, which
+    are examples and not statements.
     """
 
     text: str
@@ -58,7 +57,7 @@ class Sentence:
     quoted: frozenset[int]
 
     def quote(self, start: int, end: int) -> tuple[str, tuple[int, int]]:
-        """The text of words ``start`` to ``end`` (half-open) and its place in the sentence."""
+        """Return the text of words ``start`` to ``end`` (half-open) and its span in the sentence."""
         span = self.starts[start], self.ends[end - 1]
         return self.text[span[0] : span[1]], span
 
@@ -68,7 +67,7 @@ class Sentence:
 
 
 def split_sentences(text: str) -> Iterator[tuple[int, str]]:
-    """Each sentence, list item or heading, and where it starts."""
+    """Yield each sentence, list item or heading, with its start."""
     start = line = 0
     for match in _END.finditer(text):
         end = match.end()
@@ -95,7 +94,7 @@ def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, str]]:
 
 
 def split_words(text: str) -> Sentence:
-    """A sentence's words."""
+    """Split a sentence into words."""
     words, kinds, starts, ends, clauses = [], [], [], [], []
     clause, opened, last = 0, [0], 0
     for match in _TOKEN.finditer(text):

@@ -1,6 +1,6 @@
 """Traditional Chinese characters as simplified ones, one for one, so that one lexicon matches both.
 
-Those that have a place in the lexicon, and other common ones; a character that is not here only goes unread.
+Characters of the lexicon and other common ones; one that is missing here is only not recognised.
 """
 
 from __future__ import annotations
@@ -38,4 +38,4 @@ _SIMPLIFIED = (
     "馆喂馏馈马驻驾骑骗腾驱验惊骤脏体发松斗闹鱼鲁鲜鸟鸣鸭丽麦面么么黄点齐齿龄龙龟"
 )
 SIMPLER = str.maketrans(_TRADITIONAL, _SIMPLIFIED)
-"""For ``str.translate``; lengths, and so places in the text, stay."""
+"""A table for ``str.translate``; lengths stay, and so do spans in the text."""

@@ -61,7 +61,7 @@ def skill_with_data(facts: Facts, limit: Thresholds) -> Vote | None:
 
 
 def _learnable(facts: Facts, limit: Thresholds) -> list[tuple[str, bool]]:
-    """What a skill could be learned from, and whether there is plenty of it."""
+    """Return the fields of data that a skill could be learned from, each with whether there is plenty of it."""
     found = [
         (f"data.{kind}", enough(facts, kind, limit)) for kind in ("sft_pairs", *JUDGED) if some(facts, kind, limit)
     ]

@@ -1,4 +1,4 @@
-"""What measurements say. Where two intervals overlap nothing is concluded, but how many rows would settle it."""
+"""Rules on measurements. Overlapping intervals decide nothing; then the number of rows that would is reported."""
 
 from __future__ import annotations
 

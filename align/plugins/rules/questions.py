@@ -1,4 +1,4 @@
-"""What has to be asked: first what could change the answer, then what could change how it is carried out."""
+"""Questions to the user: first those that could change the answer, then those about carrying it out."""
 
 from __future__ import annotations
 

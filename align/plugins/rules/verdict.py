@@ -1,4 +1,4 @@
-"""Where nothing can be advised yet: no goal, no data for what is asked, nothing that scores."""
+"""Votes for ``insufficient``: no goal, no data for the method requested, no scorer."""
 
 from __future__ import annotations
 
