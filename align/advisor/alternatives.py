@@ -139,8 +139,8 @@ class WhyNot:
 
     option: str
     chosen: bool
-    speaks_for: tuple[str, ...]
-    speaks_against: tuple[str, ...]
+    supported_by: tuple[str, ...]
+    opposed_by: tuple[str, ...]
     what_if: tuple[str, ...]
     flips_if: str
 
@@ -173,7 +173,7 @@ def why_not(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], option: 
 
 MANY = 12
 """Most settings in one change that is tried: a reader could not weigh more at a time."""
-NOTHING_NEAR = "no small change of the facts makes it the better way"
+NOTHING_NEAR = "no small change of the facts makes it the better option"
 
 
 def alternatives(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], decision: Decision) -> list[Alternative]:
@@ -200,10 +200,12 @@ def alternatives(facts: Facts, limit: Thresholds, rules: Mapping[str, Rule], dec
 def _because(decision: Decision, option: str) -> str:
     of_it = [f for f in decision.votes if f.option == option]
     against = [f.because for f in of_it if f.weight == "veto"]
-    speaking = [f.because for f in of_it if f.weight != "veto"]
+    supporting = [f.because for f in of_it if f.weight != "veto"]
     if against:
         return f"ruled out: {against[0]}"
-    return f"{speaking[0]}; but what is advised has more for it" if speaking else "nothing that is known speaks for it"
+    if supporting:
+        return f"{supporting[0]}; but what is advised has more for it"
+    return "no known fact supports it"
 
 
 def reached(decision: Decision, option: str) -> bool:

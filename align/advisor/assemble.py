@@ -27,7 +27,7 @@ from align.schemas.project import Size
 
 DECIDING = ("goal", "data", "data_kind", "data_size", "reward")
 """Questions whose answers may change the answer itself, in the order to ask them."""
-NOT_SAID = "(nothing is said of it)"
+NOT_STATED = "(not stated)"
 
 
 def advise(
@@ -52,8 +52,8 @@ def advise(
     tuning = default_settings.planned_tuning(facts, limit, decision.plan)
     hardware, estimate, assumed = plan_fit(facts, training, limit, tuning, prices)
     known = replace(facts, plan=replace(decision.plan, hardware=hardware))
-    heard = run_rules(known, limit, rules)
-    asked = _questions(heard.questions)
+    outcomes = run_rules(known, limit, rules)
+    asked = _questions(outcomes.questions)
     loose = unsteady(facts, limit, rules, decision)
     return Advice(
         schema="align.advice/1",
@@ -71,7 +71,7 @@ def advise(
         algorithms=default_settings.algorithms(facts, limit, decision.plan, hardware),
         hardware=hardware,
         estimate=estimate,
-        warnings=_warned(facts, heard.warnings),
+        warnings=_warned(facts, outcomes.warnings),
         evals=plan_evals(facts, limit, decision.plan),
         requested=requested(facts, decision),
         conflicts=[_disagreement(conflict) for conflict in facts.conflicts],
@@ -100,7 +100,7 @@ def _reason(facts: Facts, vote: Vote) -> Reason:
         option=vote.option,
         weight=vote.weight,
         because=vote.because,
-        quotes=_quotes(facts, vote.fields) or [Quote(fact="nothing", quote=NOT_SAID, source="description")],
+        quotes=_quotes(facts, vote.fields) or [Quote(fact="nothing", quote=NOT_STATED, source="description")],
         flips_if=vote.flips_if,
     )
 
@@ -109,10 +109,10 @@ def _quotes(facts: Facts, fields: Sequence[str]) -> list[Quote]:
     """Return the quotes behind fields: the strongest evidence of each, and of a data set every size that is given."""
     found: list[Evidence] = []
     for name in fields:
-        said = [e for e in facts.all(name) if e.quote]
+        quoted = [e for e in facts.all(name) if e.quote]
         if name.startswith("data.") and name.count(".") == 1:
-            said = [e for e in said if e.field == name or e.field.rpartition(".")[2] in Size.model_fields]
-        counted = [e for e in said if e.status in ("asserted", "negated", "done", "tried")] or said
+            quoted = [e for e in quoted if e.field == name or e.field.rpartition(".")[2] in Size.model_fields]
+        counted = [e for e in quoted if e.status in ("asserted", "negated", "done", "tried")] or quoted
         strongest = {e.field: e for e in reversed(counted)}
         found += [e for e in counted if strongest[e.field] is e and not any(e is other for other in found)]
     return [Quote(fact=f"{e.field} = {_value(e)}", quote=e.quote, span=e.span, source=_source(e)) for e in found]
@@ -124,10 +124,10 @@ def _source(e: Evidence) -> str:
 
 
 def _value(e: Evidence) -> str:
-    said = {"negated": "not ", "attributed": "(said by others) ", "planned": "(planned) "}.get(e.status, "")
+    standing = {"negated": "not ", "attributed": "(claimed by others) ", "planned": "(planned) "}.get(e.status, "")
     if isinstance(e.value, bool):
-        return said + str(e.value).lower()
-    return said + (f"{e.value:g}" if isinstance(e.value, float) else str(e.value))
+        return standing + str(e.value).lower()
+    return standing + (f"{e.value:g}" if isinstance(e.value, float) else str(e.value))
 
 
 def _disagreement(conflict: Conflict) -> Disagreement:
@@ -164,7 +164,7 @@ def _warned(facts: Facts, found: Sequence[Warn]) -> list[AdviceWarning]:
 def _confidence(
     facts: Facts, decision: Decision, asked: Sequence[OpenQuestion], loose: Sequence[Evidence]
 ) -> Confidence:
-    """high: something hard speaks, and nobody contradicts. medium: soft, or in dispute. low: an answer may flip it."""
+    """Return high for undisputed hard votes, medium for soft or disputed ones, low where an answer may flip it."""
     if decision.plan.primary == "insufficient" or loose:
         return "low"
     resting = {name for f in decision.votes if f.option == decision.choice.option for name in f.fields}
@@ -176,7 +176,7 @@ def _confidence(
 
 def _unsupported(facts: Facts, parser: str) -> list[str]:
     also = " (--parser llm reads any)" if parser == "rules" else ""
-    taken = "only its numbers were" if parser == "rules" else "beside its numbers only what the model found was"
+    taken = "only its numbers were" if parser == "rules" else "in addition to its numbers only what the model found was"
     return [
         f"the language {name.removesuffix('?')!r} is not read: {taken} taken from the description{also}"
         for name in facts.languages

@@ -15,7 +15,7 @@ from align.schemas.project import DataSet, Project
 HEAD = (
     "A brief: what you want a language model for. Fill in what you know, leave or delete what you do not: null is",
     "unknown, never 0, no or none. Then: align advise {file}",
-    "Free words do as well, alone or beside the form: write them after `description: |`, or into a .md file.",
+    "Free words do as well, alone or next to the form: write them after `description: |`, or into a .md file.",
 )
 WIDTH = 110
 

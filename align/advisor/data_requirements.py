@@ -64,10 +64,10 @@ def _lint(facts: Facts, kind: DataKind) -> str:
 
 def assumptions(facts: Facts, limit: Thresholds, loose: Sequence[Evidence]) -> list[Assumption]:
     """Return rough numbers taken at their likeliest value, and sizes computed from other sizes."""
-    said = [
+    quoted = [
         e for e in facts.evidence if e.vague and e.low != e.high and e.status in ("asserted", "planned") and e.quote
     ]
-    rough = [e for e in said if e.field.startswith("data.") or e is facts.why(e.field)]
+    rough = [e for e in quoted if e.field.startswith("data.") or e is facts.why(e.field)]
     listed = [
         Assumption(
             fact=f"{e.field} = {e.value:g}",

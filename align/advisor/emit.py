@@ -126,8 +126,8 @@ class _RunFileBuilder:
         name = self.project.model.name or ""
         if isdir(name) or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             return name
-        said = f" (the brief says {name})" if name else ""
-        self._note(f"model.path is a placeholder{said}: write a directory or hub id for {MODEL}")
+        named = f" (the brief says {name})" if name else ""
+        self._note(f"model.path is a placeholder{named}: write a directory or hub id for {MODEL}")
         return MODEL
 
     def _data(self, kind: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ KINDS: dict[DataKind, str] = {
     "preference_pairs": "two answers, and which is better",
     "unpaired_feedback": "single answers marked good or bad",
     "prompts": "inputs without answers",
-    "logs": "what was said in production, unjudged",
+    "logs": "conversations in production, unjudged",
     "eval_set": "rows held out for measuring",
 }
 """The content of each kind of data, for questions about it."""
@@ -85,7 +85,7 @@ def fields() -> dict[str, FieldOf]:
             for name, field in DataSet.model_fields.items()
             if name not in ("kind", "size", "path", "note")
         ]
-    found += [FieldOf(f"tried.{way}", bool, f"whether {way} was tried") for way in get_args(Tried)]
+    found += [FieldOf(f"tried.{method}", bool, f"whether {method} was tried") for method in get_args(Tried)]
     return {field.path: field for field in found}
 
 
@@ -94,7 +94,7 @@ def _of(model: type[BaseModel], above: str) -> Iterator[FieldOf]:
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             if inner is Measured:
-                continue  # is measured, not said
+                continue  # is measured, not stated
             yield from _of(inner, f"{above}{name}.")
         elif name not in ("description", "note", "path", "data", "tried"):
             yield FieldOf(f"{above}{name}", *_plain(field))

@@ -104,14 +104,15 @@ def most_informative(
     While nothing can be advised, likely values of other fields are assumed too: a single answer changes little then.
     """
     facts, now = gather(evidence), decide(evidence)
-    scenarios = [(world, _answer_of(decide(world))) for world in _scenarios(evidence, facts)] if _undecided(now) else []
+    assumed = _scenarios(evidence, facts) if _undecided(now) else ()
+    scenarios = [(scenario, _answer_of(decide(scenario))) for scenario in assumed]
     best, most = None, 0.0
     for question in open:
         if not _known(facts, question.field):
             apart = _answers_disagreement(question.field, question.tried, evidence, _answer_of(now), decide)
             extremes = (question.tried[0], question.tried[-1])
-            for world, there in scenarios:
-                apart += _answers_disagreement(question.field, extremes, world, there, decide)
+            for scenario, in_scenario in scenarios:
+                apart += _answers_disagreement(question.field, extremes, scenario, in_scenario, decide)
             if apart > most:
                 best, most = question, apart
     return best
@@ -128,8 +129,8 @@ def _answers_disagreement(
 
 def _scenarios(evidence: Sequence[Evidence], facts: Facts) -> Iterator[list[Evidence]]:
     """Yield the evidence with likely values of unknown fields; their source is the weakest, so that answers beat it."""
-    for world in _table()["worlds"]:
-        settings = [answer_evidence(field, value) for field, value in world.items() if not _known(facts, field)]
+    for scenario in _table()["scenarios"]:
+        settings = [answer_evidence(field, value) for field, value in scenario.items() if not _known(facts, field)]
         if settings:
             yield [*evidence, *(replace(e, source="text") for each in settings for e in each)]
 

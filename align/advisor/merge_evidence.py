@@ -20,33 +20,31 @@ TUNED = ("sft", "dpo", "kto", "rlhf", "grpo", "rloo", "ppo", "post_training")
 """Methods that leave a model which answers instead of only continuing text."""
 
 
-def gather(said: Iterable[Evidence], **known: Any) -> Facts:
+def gather(evidence: Iterable[Evidence], **known: Any) -> Facts:
     """Return the facts that evidence adds up to: per field the strongest source wins, among equals the first sure one.
 
     A negated fact is its opposite where the field has one: false, or none. Conflicts are kept. Methods that were tried
     or done stay known. ``known`` goes to ``Facts`` (languages, rejected).
     """
-    told = tuple(said)
-    evidence = (*told, *_implied(told))
+    given = tuple(evidence)
+    merged = (*given, *_implied(given))
     values: dict[str, Any] = {}
     conflicts: list[Conflict] = []
     rejected: list[str] = list(known.pop("rejected", ()))
-    for name, said in _by_field(e for e in evidence if not e.field.startswith(("data.", "tried."))):
+    for name, claimed in _by_field(e for e in merged if not e.field.startswith(("data.", "tried."))):
         kind = _type(name)
-        claims = [] if kind is None else _claims(said, kind)
+        claims = [] if kind is None else _claims(claimed, kind)
         if kind is None:
             rejected.append(f"{name}: the form has no such field")
         elif claims:
             _put(values, name, _value(claims, kind))
             conflicts += _contradicted(name, claims)
-    data, planned = _data(evidence, conflicts)
-    values["tried"] = _tried(evidence)
+    data, planned = _data(merged, conflicts)
+    values["tried"] = _tried(merged)
     project, faults = _project(values | {"data": data})
     meant, _ = _project({"data": planned})
     rejected += faults
-    return Facts(
-        project, evidence, tuple(conflicts), rejected=tuple(rejected), planned=tuple(meant.data or ()), **known
-    )
+    return Facts(project, merged, tuple(conflicts), rejected=tuple(rejected), planned=tuple(meant.data or ()), **known)
 
 
 def _implied(evidence: Sequence[Evidence]) -> Iterator[Evidence]:
@@ -77,7 +75,7 @@ class Claim(NamedTuple):
 
 def _by_field(evidence: Iterable[Evidence]) -> Iterator[tuple[str, list[Evidence]]]:
     ordered = sorted(evidence, key=lambda e: e.field)  # stable
-    return ((name, list(said)) for name, said in groupby(ordered, key=lambda e: e.field))
+    return ((name, list(group)) for name, group in groupby(ordered, key=lambda e: e.field))
 
 
 @functools.cache
@@ -103,23 +101,23 @@ def _members(kind: Any) -> Iterator[Any]:
         yield kind
 
 
-def _claims(said: Sequence[Evidence], kind: Any) -> list[Claim]:
+def _claims(statements: Sequence[Evidence], kind: Any) -> list[Claim]:
     """Return the claims about one field, the one that counts in front.
 
     Between yes and no of equal sources the more frequent counts, in a tie the denial: it names the thing as well.
     """
-    claims = sorted(_said(said, set(map(str, _members(kind)))), key=_precedence)
+    claims = sorted(_claims_of(statements, set(map(str, _members(kind)))), key=_precedence)
     if not claims or not isinstance(claims[0].value, bool):
         return claims
     equal = [claim.value for claim in claims if _precedence(claim) == _precedence(claims[0])]
-    said_most = equal.count(True) > equal.count(False)
-    return sorted(claims, key=lambda claim: (_precedence(claim), claim.value != said_most))
+    majority = equal.count(True) > equal.count(False)
+    return sorted(claims, key=lambda claim: (_precedence(claim), claim.value != majority))
 
 
-def _said(said: Sequence[Evidence], members: set[str]) -> Iterator[Claim]:
-    for e in said:
-        wished = e.field == "requested" and e.status in ("planned", "attributed")
-        if e.status == "asserted" or wished or (e.field == "knowledge.pretraining_done" and e.status == "done"):
+def _claims_of(statements: Sequence[Evidence], members: set[str]) -> Iterator[Claim]:
+    for e in statements:
+        wanted = e.field == "requested" and e.status in ("planned", "attributed")
+        if e.status == "asserted" or wanted or (e.field == "knowledge.pretraining_done" and e.status == "done"):
             yield Claim(e.value, e)
         elif e.status == "negated" and str(bool) in members:
             yield Claim(not e.value, e)
@@ -176,9 +174,9 @@ def _data(evidence: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list
     loose: dict[str, Any] = {}
     denied = False
     for kind in get_args(DataKind):
-        said = [e for e in evidence if e.field == f"data.{kind}" or e.field.startswith(f"data.{kind}.")]
+        statements = [e for e in evidence if e.field == f"data.{kind}" or e.field.startswith(f"data.{kind}.")]
         behind = ("done",) if kind == "corpus" else ()  # what was trained on already is not there to train on
-        here = [e for e in said if e.status not in ("planned", "attributed", *behind)]
+        here = [e for e in statements if e.status not in ("planned", "attributed", *behind)]
         found, absent = _bodies(kind, here, conflicts)
         stated = [body for body in found if body.keys() & {"", *Size.model_fields}]
         held += [_plain(kind, body) for body in stated]
@@ -186,16 +184,16 @@ def _data(evidence: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list
             loose |= {} if body in stated else _plain(kind, body)
         denied |= absent and kind != "eval_set"
         if not found and not absent:
-            meant = _bodies(kind, [replace(e, status="asserted") for e in said if e.status == "planned"], [])[0]
+            meant = _bodies(kind, [replace(e, status="asserted") for e in statements if e.status == "planned"], [])[0]
             planned += [_plain(kind, body) for body in meant]
     if held:
         held[0] = loose | held[0]
     return (held or ([] if denied else None)), planned
 
 
-def _bodies(kind: str, said: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list[Body], bool]:
+def _bodies(kind: str, statements: Sequence[Evidence], conflicts: list[Conflict]) -> tuple[list[Body], bool]:
     """Return the data sets of one kind by the strongest source, and whether it denies that there are any."""
-    ordered = sorted(said, key=lambda e: (-STRENGTH[e.source], e.source == "model"))
+    ordered = sorted(statements, key=lambda e: (-STRENGTH[e.source], e.source == "model"))
     by_source = [_split(kind, list(group)) for _, group in groupby(ordered, key=lambda e: e.source)]
     speaking = [spoken for spoken in by_source if spoken.bodies or spoken.absent]
     if not speaking:
@@ -215,11 +213,11 @@ class SourceClaims(NamedTuple):
     absent: Evidence | None
 
 
-def _split(kind: str, said: list[Evidence]) -> SourceClaims:
+def _split(kind: str, statements: list[Evidence]) -> SourceClaims:
     """Group one source's evidence into data sets: a form lists them, prose may repeat one."""
     bodies: list[Body] = []
     absent = None
-    for e in said:
+    for e in statements:
         key = e.field.removeprefix(f"data.{kind}").removeprefix(".")
         positive = e.status != "negated"
         if not key and positive != bool(e.value):
@@ -261,11 +259,10 @@ def _plain(kind: str, body: Body) -> dict[str, Any]:
 
 def _tried(evidence: Sequence[Evidence]) -> list[str] | None:
     """Return the methods tried; an empty list where the evidence says none; None without evidence."""
-    said = [
-        e for e in evidence if e.field.startswith("tried.") and e.status in ("asserted", "tried", "done", "negated")
-    ]
-    known = [t for t in get_args(Tried) for e in said if e.field == f"tried.{t}" and e.status != "negated" and e.value]
-    return list(dict.fromkeys(known)) if said else None
+    statuses = ("asserted", "tried", "done", "negated")
+    statements = [e for e in evidence if e.field.startswith("tried.") and e.status in statuses]
+    named = {e.field.removeprefix("tried.") for e in statements if e.status != "negated" and e.value}
+    return [method for method in get_args(Tried) if method in named] if statements else None
 
 
 def _project(values: dict[str, Any]) -> tuple[Project, list[str]]:

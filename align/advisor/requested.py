@@ -34,7 +34,7 @@ def requested(facts: Facts, decision: Decision) -> Requested | None:
     advised = ", then ".join(dict.fromkeys(stages)) or "to settle what is not known first"
     if _met(wanted, decision):
         return Requested(
-            requested=wanted, recommended=advised, agrees=True, blocking=False, because="the facts speak for it as well"
+            requested=wanted, recommended=advised, agrees=True, blocking=False, because="the facts support it as well"
         )
     option = wanted if wanted in ("prompting", "rag", "continual_pretraining", "best_of_n") else "post_training"
     against = [f for f in decision.votes if f.option == option and f.weight == "veto"]
@@ -43,7 +43,7 @@ def requested(facts: Facts, decision: Decision) -> Requested | None:
     differs = bool(against or unfed or decision.choice.weight == "hard")
     blocking = differs and wanted != "prompting" and requested_by_user(facts)
     reasons = [*against, *sorted(instead, key=lambda f: (f.weight != "hard", f.rule))]
-    because = reasons[0].because if reasons else "nothing that is known speaks for it"
+    because = reasons[0].because if reasons else "no known fact supports it"
     return Requested(requested=wanted, recommended=advised, agrees=False, blocking=blocking, because=because)
 
 
@@ -57,9 +57,9 @@ def _met(wanted: str, decision: Decision) -> bool:
 def summary(facts: Facts, decision: Decision) -> str:
     """Return the answer and the first reason for it, in a sentence or two."""
     plan, choice = decision.plan, decision.choice
-    speaking = [f for f in decision.votes if f.option == choice.option and f.weight != "veto"]
-    speaking = sorted(speaking, key=lambda f: (f.weight != "hard", f.rule))
-    because = speaking[0].because if speaking else "nothing that is known speaks for any way"
+    supporting = [f for f in decision.votes if f.option == choice.option and f.weight != "veto"]
+    supporting = sorted(supporting, key=lambda f: (f.weight != "hard", f.rule))
+    because = supporting[0].because if supporting else "no known fact supports any option"
     if plan.primary == "insufficient":
         return f"Not enough is known to advise anything: {because}."
     steps = [NAMES[stage] for stage in dict.fromkeys(step.stage for step in plan.steps if not step.optional)]

@@ -210,7 +210,7 @@ class AdviceCase:
         return weigh(self.facts(), self.thresholds, _path(prices), self.parser)
 
     def why_not(self, option: str) -> WhyNot:
-        """Return what speaks for and against an option (``"grpo"``, ``"rag"``), and the least that would flip to it.
+        """Return the reasons for and against an option (``"grpo"``, ``"rag"``), and the least that would flip to it.
 
         Raises AlignError for an option that is none.
         """

@@ -86,7 +86,7 @@ def as_reward(reward: RewardLike, where: str = "reward") -> RewardChoice:
     The name may be ``path.py:function``. where: begins the place that an error names.
     Raises AlignError for settings that do not belong to a choice; the reward checks its own when it is opened.
     """
-    from align.schemas.run import BESIDE_REWARD, RewardChoice, spelt_out
+    from align.schemas.run import REWARD_KEYS, RewardChoice, expand_shorthand
 
     if isinstance(reward, RewardChoice):
         return reward
@@ -94,12 +94,12 @@ def as_reward(reward: RewardLike, where: str = "reward") -> RewardChoice:
     name = str(values.get("type", ""))
     file, _, function = name.rpartition(":")
     if file.endswith(".py"):
-        common = {key: value for key, value in values.items() if key in BESIDE_REWARD}
-        own = {key: value for key, value in values.items() if key not in BESIDE_REWARD}
+        common = {key: value for key, value in values.items() if key in REWARD_KEYS}
+        own = {key: value for key, value in values.items() if key not in REWARD_KEYS}
         settings = {"file": file, "function": function, "settings": own}
         choice: Any = {**common, "type": "python", "settings": settings}
     else:
-        choice = spelt_out(values, BESIDE_REWARD)
+        choice = expand_shorthand(values, REWARD_KEYS)
     return check(RewardChoice, choice, lambda path: f"{where} {name}: {dotted(path)}")
 
 

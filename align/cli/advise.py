@@ -74,7 +74,7 @@ def _init_or_file(context: click.Context, parameter: click.Parameter, begun: str
     help="The least finding to exit with 1 for.",
 )
 @click.option("--exit-zero", is_flag=True, help="End with status 0, whatever the advice is.")
-@click.option("--why-not", metavar="OPTION", help="What speaks for and against an option, and what would flip to it.")
+@click.option("--why-not", metavar="OPTION", help="The reasons for and against an option, and what would flip to it.")
 @click.option("--what-if", multiple=True, metavar="KEY=VALUE", help="What would be otherwise with it; repeatable.")
 @click.option("--thresholds", type=FILE, help="Thresholds of your own over the shipped ones.")
 @click.option("--prices", type=FILE, help="Prices of GPU-hours, for costs.")
@@ -232,8 +232,8 @@ def _why_not(case: AdviceCase, option: str) -> None:
     found = case.why_not(option)
     if found.chosen:
         click.echo(f"{option} is advised.")
-    for title, lines in (("speaks for it", found.speaks_for), ("speaks against it", found.speaks_against)):
-        click.echo(f"What {title}:" + " nothing that is known" * (not lines))
+    for title, lines in (("supports it", found.supported_by), ("opposes it", found.opposed_by)):
+        click.echo(f"What {title}:" + " no known fact" * (not lines))
         for line in lines:
             click.echo(f"  {line}")
     if not found.chosen:

@@ -25,17 +25,20 @@ class Choice(Config):
     """The keys next to ``type``; the plugin's own Config checks them."""
 
 
-def spelt_out(value: Any, beside: frozenset[str] = frozenset({"type"})) -> Any:
-    """``dpo`` and ``{type: dpo, beta: 0.1}`` as ``{type: dpo, settings: {beta: 0.1}}``; ``beside`` are no settings."""
+def expand_shorthand(value: Any, own_keys: frozenset[str] = frozenset({"type"})) -> Any:
+    """Return ``dpo`` and ``{type: dpo, beta: 0.1}`` as ``{type: dpo, settings: {beta: 0.1}}``.
+
+    own_keys: keys that are no settings of the plugin.
+    """
     if isinstance(value, str):
         return {"type": value}
     if isinstance(value, dict) and "type" in value and "settings" not in value:
-        own = {k: v for k, v in value.items() if k in beside}
-        return {**own, "settings": {k: v for k, v in value.items() if k not in beside}}
+        own = {k: v for k, v in value.items() if k in own_keys}
+        return {**own, "settings": {k: v for k, v in value.items() if k not in own_keys}}
     return value
 
 
-Plugin = Annotated[Choice, BeforeValidator(spelt_out)]
+Plugin = Annotated[Choice, BeforeValidator(expand_shorthand)]
 
 
 # The run file's ``rollout``: sampling, rewards and alarms of an online stage.
@@ -79,10 +82,10 @@ class RewardChoice(Choice):
     """Seconds for one answer. Given, or set by the plugin, the reward runs in killable worker processes."""
 
 
-BESIDE_REWARD = frozenset(RewardChoice.model_fields) - {"settings"}
+REWARD_KEYS = frozenset(RewardChoice.model_fields) - {"settings"}
 """The keys of a reward that are not its plugin's settings."""
 
-RewardPlugin = Annotated[RewardChoice, BeforeValidator(lambda value: spelt_out(value, BESIDE_REWARD))]
+RewardPlugin = Annotated[RewardChoice, BeforeValidator(lambda value: expand_shorthand(value, REWARD_KEYS))]
 """A setting that chooses a reward: its name, or a mapping with ``type``, weight and the reward's own settings."""
 
 

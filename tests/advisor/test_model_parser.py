@@ -283,7 +283,8 @@ def test_a_language_without_a_lexicon_is_read_by_the_model_alone() -> None:
     advised = advise(gather(evidence, languages=("fr?",)), LIMIT, rules(), parser="llm:m")
     assert advised.primary == "rag"
     assert advised.not_understood == [
-        "the language 'fr' is not read: beside its numbers only what the model found was taken from the description"
+        "the language 'fr' is not read: in addition to its numbers only what the model found "
+        "was taken from the description"
     ]
 
 

@@ -22,7 +22,7 @@ from align.advisor.render.outline import MemoryBar, outline
 from align.advisor.render.source_location import Region
 from align.schemas.advice import Advice, Quote, Range
 from tests.advisor.advices import BRIEF, everywhere, full, insufficient
-from tests.core.reports import ModelShape
+from tests.core.reports import Shape
 from tests.core.test_report_hostile import PAYLOADS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -50,7 +50,7 @@ def test_json_is_the_advice_itself() -> None:
 @pytest.mark.parametrize("format", ["text", "markdown", "html"])
 def test_everything_in_the_outline_is_shown(format: Format) -> None:
     shown = render(full(), format)
-    said = " ".join(ModelShape(shown).text) if format == "html" else shown.replace("\\", "")
+    said = " ".join(Shape(shown).text) if format == "html" else shown.replace("\\", "")
     flat = " ".join(said.split())
     for section in outline(full()):
         assert section.title in flat
@@ -73,7 +73,7 @@ def test_insufficient_advice_asks_first() -> None:
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_hostile_words_stay_words(payload: str) -> None:
     payload = payload.replace("\ud83d", "")  # which no advice can hold
-    plain, hostile = ModelShape(render(everywhere("plain"), "html")), ModelShape(render(everywhere(payload), "html"))
+    plain, hostile = Shape(render(everywhere("plain"), "html")), Shape(render(everywhere(payload), "html"))
     assert (hostile.tags, hostile.ends) == (plain.tags, plain.ends)
     assert hostile.declarations == plain.declarations == []
     for name in ("href", "src", "http-equiv", "content", "class", "id"):

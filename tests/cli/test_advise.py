@@ -242,7 +242,7 @@ def test_findings_of_a_file_point_into_it() -> None:
 
 def test_why_not_and_what_if() -> None:
     done = run("brief.yaml", "--why-not", "rag")
-    assert done.exit_code == 0 and "What speaks for it: nothing that is known" in done.output
+    assert done.exit_code == 0 and "What supports it: no known fact" in done.output
     assert "sft is advised." in run("brief.yaml", "--why-not", "sft").output
     done = run("brief.yaml", "--what-if", "knowledge.changes=daily", "--what-if", "knowledge.source=proprietary")
     assert done.exit_code == 0 and "→" in done.output and "rag" in done.output

@@ -86,8 +86,8 @@ def test_knobs_are_settings_that_can_be_given(large: Path, tmp_path: Path) -> No
     """Laid over the run file, what is advised fits."""
     file = run_file(large, tmp_path, train={"micro_batch_size": None})
     (found,) = stages(estimate(file, "--device", "A100-80", "--format", "json"))
-    settings = [f"stages.0.{knob['set']}" for knob in found["knobs"]]
-    assert found["knobs"][-1]["verdict"] == "fits"
+    settings = [f"stages.0.{remedy['set']}" for remedy in found["remedies"]]
+    assert found["remedies"][-1]["verdict"] == "fits"
     done = estimate(file, *settings, "--device", "A100-80")
     assert done.exit_code == 0, done.output
 
@@ -95,9 +95,9 @@ def test_knobs_are_settings_that_can_be_given(large: Path, tmp_path: Path) -> No
 def test_strategies_are_compared(large: Path, tmp_path: Path) -> None:
     file = run_file(large, tmp_path, train={"precision": "bf16-mixed"})
     (found,) = stages(estimate(file, "--device", "H100", "--devices", "8", "--format", "json"))
-    ways = {way["strategy"]: way["verdict"] for way in found["ways"]}
-    assert ways["full-ddp"] == "does_not_fit" and ways["lora-fsdp"] == "fits" and ways["qlora-ddp"] == "fits"
-    assert "full-deepspeed-zero2 (not align's)" in ways
+    plans = {plan["strategy"]: plan["verdict"] for plan in found["plans"]}
+    assert plans["full-ddp"] == "does_not_fit" and plans["lora-fsdp"] == "fits" and plans["qlora-ddp"] == "fits"
+    assert "full-deepspeed-zero2 (not align's)" in plans
     assert found["devices"] == 8 and found["capacity"] == 80_000_000_000
     assert found["totals"]["training"] == pytest.approx(sum(found["phases"]["training"].values()), abs=10)
 
@@ -265,9 +265,9 @@ def test_a_plan_that_training_refuses_is_not_recommended(
     if split:
         assert found["refused"] == "the generator local cannot sample from weights that fsdp splits"
         assert done.exit_code == 1 and "training would refuse it: " in estimate(file, *more, *on[:4]).output
-        assert not [way for way in found["ways"] if way["strategy"].endswith("-fsdp")]
-    assert "qlora-fsdp" not in {way["strategy"] for way in found["ways"]}
-    if found["knobs"] and found["knobs"][-1]["verdict"] == "fits":
-        settings = [f"stages.0.{knob['set']}" for knob in found["knobs"]]
+        assert not [plan for plan in found["plans"] if plan["strategy"].endswith("-fsdp")]
+    assert "qlora-fsdp" not in {plan["strategy"] for plan in found["plans"]}
+    if found["remedies"] and found["remedies"][-1]["verdict"] == "fits":
+        settings = [f"stages.0.{remedy['set']}" for remedy in found["remedies"]]
         (helped,) = stages(estimate(file, *more, *settings, *on))
         assert helped["refused"] is None and helped["verdict"] == "fits"

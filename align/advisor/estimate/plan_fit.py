@@ -48,14 +48,14 @@ def plan_fit(
     if not stages or shape is None:
         return None, None, assumed
     device, count = _device(project, assumed)
-    reckoned = [_reckon(name, facts, limit, shape, count, assumed) for name in stages]
+    estimated = [_estimate_stage(name, facts, limit, shape, count, assumed) for name in stages]
     full_first = "continual_pretraining" in stages or _rows(facts, stages) > limit.lora_rows
     adapters_first = not full_first if tuning is None else tuning != "full"
-    found = _fit(project, shape, reckoned, device, count, adapters_first, tuning)
+    found = _fit(project, shape, estimated, device, count, adapters_first, tuning)
     how = tuning or "full" if found.chosen is None else _tuning(found.chosen)
-    total = _total(shape, reckoned, how, device, count, prices)
+    total = _total(shape, estimated, how, device, count, prices)
     if device is not None and project.hardware.gpu:
-        assumed.extend(_no_hours(device, reckoned))
+        assumed.extend(_no_hours(device, estimated))
     return found, total, list({each.fact: each for each in assumed}.values())
 
 
@@ -103,7 +103,7 @@ def _device(project: Project, assumed: list[Assumption]) -> tuple[Device | None,
     return held, given.gpus or 1
 
 
-def _reckon(
+def _estimate_stage(
     name: str, facts: Facts, limit: Thresholds, shape: ModelShape, devices: int, assumed: list[Assumption]
 ) -> _Stage:
     length = facts.project.training.max_length

@@ -144,7 +144,7 @@ def components(found: StageEstimate, colour: bool) -> Table:
 def plans_table(found: StageEstimate) -> Table:
     """Return a table of memory plans and their fit."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("way", "a device", "verdict", ""):
+    for name in ("plan", "a device", "verdict", ""):
         table.add_column(name, justify="right" if name in ("a device", "") else "left")
     for plan in found.plans:
         by = f"{size(abs(plan.short_gb) * 1e9)} {'too much' if plan.short_gb > 0 else 'to spare'}"

@@ -80,7 +80,7 @@ def outline(advice: Advice) -> list[Section]:
         Section("gate", "Before it ships", list(_gate(advice))),
         Section("missing", "Not known", list(_missing(advice))),
         Section("assumed", "Assumed", list(_assumed(advice))),
-        Section("conflicts", "Said twice", list(_conflicts(advice))),
+        Section("conflicts", "Contradictions", list(_conflicts(advice))),
         Section("unread", "Not understood", [Item("", text) for text in advice.not_understood]),
     ]
     if advice.primary == "insufficient":  # then the questions are the answer
@@ -106,9 +106,9 @@ def _requested(advice: Advice) -> Iterator[Item]:
 def _reasons(advice: Advice) -> Iterator[Item]:
     for reason in advice.reasons:
         tone: Tone = "error" if reason.weight == "veto" else "plain"
-        speaks = "rules out" if reason.weight == "veto" else "speaks for"
+        verb = "rules out" if reason.weight == "veto" else "supports"
         option = "asking first" if reason.option == "insufficient" else _words(reason.option)
-        why = f"{speaks} {option}" + " by itself" * (reason.weight == "hard")
+        why = f"{verb} {option}" + " by itself" * (reason.weight == "hard")
         more = [why, *([f"not if {reason.flips_if}"] if reason.flips_if else [])]
         yield Item(reason.rule, reason.because, ("; ".join(more),), _once(reason.quotes), tone=tone)
 
@@ -124,7 +124,7 @@ def _plan(advice: Advice) -> Iterator[Item]:
         if companion not in stages and not (
             companion == "post_training" and stages & (DATA_OF.keys() - {"continual_pretraining"})
         ):
-            yield Item(f"with {_words(companion)}", "beside it, whatever else is done")
+            yield Item(f"with {_words(companion)}", "in addition, whatever else is done")
 
 
 def _first(advice: Advice) -> Iterator[Item]:

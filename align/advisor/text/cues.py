@@ -76,13 +76,13 @@ def _plain(status: Status) -> Status:
 
 
 def _method(scene: SentenceContext, match: Match, method: str, status: Status) -> Iterator[Evidence]:
-    wished = any(
+    wanted = any(
         w.end <= match.start <= w.end + WISH_REACH or match.end <= w.start <= match.end + 4
         for w in scene.named("cue:wish")
     )
     words = scene.sentence.words
     headed = match.start <= 2 and match.end < len(words) and words[match.end] in HEAD
-    if status == "asserted" and not wished and not headed:
+    if status == "asserted" and not wanted and not headed:
         return
     yield scene.evidence("requested", method, match.start, match.end, status)
 

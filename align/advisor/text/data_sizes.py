@@ -119,20 +119,20 @@ def _is_tokens(scene: SentenceContext, number: Number, behind: Noun, low: int, h
 
 def _are_instructions(scene: SentenceContext, start: int, high: int) -> bool:
     """Return whether tokens are of instructions and answers: `202M tokens of instruction data`."""
-    told = scene.has("data:sft_pairs", start, high) and scene.has("kind:sft_pairs", start, high)
-    return told and not scene.has("kind:corpus", start, high)
+    labelled = scene.has("data:sft_pairs", start, high) and scene.has("kind:sft_pairs", start, high)
+    return labelled and not scene.has("kind:corpus", start, high)
 
 
 def _unnamed(scene: SentenceContext, number: Number, behind: Noun, guess: str | None) -> str | None:
-    """The kind of things with an unknown name that are said to be labelled, compared, ...: `4,000 annotated haikus`."""
+    """Return the kind of things with an unknown name, by words like labelled or compared: `4,000 annotated haikus`."""
     year = number.plain and 1900 <= number.value <= 2100
     if behind.labels or year:
         return None
     words, end = scene.sentence.words, phrase_end(scene, number)
     them = _counted(scene, number)
-    told = _kind(scene, number.end, number.end, number.end, end + 3) is not None
+    named = _kind(scene, number.end, number.end, number.end, end + 3) is not None
     pointed = words[number.start - 1 : number.start] == (":",)
-    if guess and (told or (number.value >= THINGS and (end > number.end or them or pointed))):
+    if guess and (named or (number.value >= THINGS and (end > number.end or them or pointed))):
         return guess
     alone = len(words) <= BRIEF or them == len(words) or (them and scene.sentence.kinds[them] == "mark")
     headed = number.start <= 1 and len(words) <= BRIEF and scene.before in JUDGED  # 70,000 swipes.
@@ -141,9 +141,9 @@ def _unnamed(scene: SentenceContext, number: Number, behind: Noun, guess: str | 
 
 def _counted(scene: SentenceContext, number: Number) -> int:
     """Return the end of words that count things mentioned before: `leaving 8,800`, `41k of them`; or 0."""
-    told = scene.named("phrase:counted")
-    behind = [m.end for m in told if 0 <= m.start - number.end <= 1]
-    before = [number.end for m in told if m.end <= number.start <= m.end + 2]
+    counting = scene.named("phrase:counted")
+    behind = [m.end for m in counting if 0 <= m.start - number.end <= 1]
+    before = [number.end for m in counting if m.end <= number.start <= m.end + 2]
     return max(behind + before, default=0)
 
 

@@ -77,8 +77,8 @@ def _latin(sample: str) -> tuple[list[str], list[str]]:
     found = [main]
     for code in sorted(small, key=lambda c: -hits[c]):
         own = small[code] - frozenset().union(*(small[other] for other in found))
-        told = _count(words, own) if code in SUPPORTED and hits[code] >= ENOUGH else 0
-        if told >= max(ENOUGH, SHARE * hits[main]) and len(own & words.keys()) >= 3:
+        own_count = _count(words, own) if code in SUPPORTED and hits[code] >= ENOUGH else 0
+        if own_count >= max(ENOUGH, SHARE * hits[main]) and len(own & words.keys()) >= 3:
             found.append(code)
     return [c for c in found if c in SUPPORTED], [c for c in found if c not in SUPPORTED]
 

@@ -54,11 +54,11 @@ def _pair(s: Sentence, first: Number, second: Number, known: Vocabulary) -> Numb
         return _range(s, first, second)
     each = between in (("out", "of"), ("de", "cada"), ("von", "je"))
     whole = second.value in WHOLES or ((each or role == "in") and between != ("de",) and second.value <= 1000)
-    spelt = not (first.plain or second.plain) and (
+    in_words = not (first.plain or second.plain) and (
         (len(between) == 2 and known.role(between[1])[0] == "in")
         or (len(between) == 3 and between[1:] == ("out", "of"))
     )
-    part = role in ("in", "of") or each or (spelt and second.value <= 100)  # nine letters in ten
+    part = role in ("in", "of") or each or (in_words and second.value <= 100)  # nine letters in ten
     if part and whole and 0 < first.value < second.value and not (first.share or second.share or first.letter):
         return replace(exact(first.value / second.value, first.start, second.end), share=True)
     return None

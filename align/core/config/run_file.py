@@ -22,7 +22,7 @@ from align.core.plugin_system.settings import Path, check, dotted, homes, takes_
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.renamed import old_homes
 from align.schemas.run import (
-    BESIDE_REWARD,
+    REWARD_KEYS,
     Checkpoint,
     Choice,
     Data,
@@ -37,7 +37,7 @@ from align.schemas.run import (
     Train,
     Validation,
     Watch,
-    spelt_out,
+    expand_shorthand,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def choices(stage: dict[str, Any]) -> Iterator[tuple[Path, str, Any, str | int]]
 
 def beside(kind: str) -> frozenset[str]:
     """The keys of a choice that are not settings of the plugin chosen."""
-    return BESIDE_REWARD if kind == "reward" else frozenset({"type"})
+    return REWARD_KEYS if kind == "reward" else frozenset({"type"})
 
 
 def sources(stage: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -96,7 +96,7 @@ def every_problem(values: dict[str, Any], where: Where) -> tuple[Run | None, lis
     for stage in values["stages"]:
         for _, kind, holder, key in choices(stage):
             if isinstance(holder[key], dict):
-                holder[key] = spelt_out(holder[key], beside(kind))
+                holder[key] = expand_shorthand(holder[key], beside(kind))
     try:
         return check(Run, values, where, elsewhere=HOMES), problems
     except AlignError as error:

@@ -1,4 +1,4 @@
-"""The axis of behaviour, where training speaks for itself: many rules, a skill, a style, judged answers."""
+"""Votes for training behaviour: many rules, a skill, a style, judged answers."""
 
 from __future__ import annotations
 
@@ -172,12 +172,12 @@ def best_of_n(facts: Facts, limit: Thresholds) -> Vote | None:
 
 
 def frozen(facts: Facts, limit: Thresholds) -> list[Vote]:
-    """R-FRZ-1: weights that must stay are not trained; a scorer beside them may be."""
+    """R-FRZ-1: weights that must stay are not trained; a separate scorer may be."""
     if not facts.project.constraints.weights_frozen:
         return []
-    beside = wants_scorer(facts) and some(facts, "preference_pairs", limit)
+    separate = wants_scorer(facts) and some(facts, "preference_pairs", limit)
     fields = ("constraints.weights_frozen",)
-    options: list[Option] = ["continual_pretraining"] if beside else ["continual_pretraining", "post_training"]
+    options: list[Option] = ["continual_pretraining"] if separate else ["continual_pretraining", "post_training"]
     return [
         Vote(option, "veto", "the weights must stay as they are", fields, "they might change", "NOT_ALWAYS")
         for option in options

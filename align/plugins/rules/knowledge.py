@@ -102,9 +102,9 @@ def unseen_field(facts: Facts, limit: Thresholds) -> Vote | None:
 
 
 def _for_the_field(facts: Facts) -> bool:
-    """Return whether a field is to be learned: unseen, the task itself, or pre-training is the user's own wish."""
-    wished = asked(facts, "continual_pretraining") and requested_by_user(facts)
-    return bool(facts.project.knowledge.unseen_domain) or facts.project.task.type == "domain_model" or wished
+    """Return whether a field is to be learned: unseen, the task itself, or pre-training is requested by the user."""
+    requested = asked(facts, "continual_pretraining") and requested_by_user(facts)
+    return bool(facts.project.knowledge.unseen_domain) or facts.project.task.type == "domain_model" or requested
 
 
 def thin_corpus(facts: Facts, limit: Thresholds) -> Vote | None:

@@ -88,8 +88,8 @@ def nothing_to_learn_from(facts: Facts, limit: Thresholds) -> Vote | None:
     if tried(facts, "prompting", "few_shot") and falls_short(facts) and not denied(facts, "sft_pairs"):
         return None
     because = "there is a goal and too little to train on: a good prompt with a few examples in it comes first"
-    said = ("behaviour.target_capability", "behaviour.style_or_persona", "task.type", "task.description")
-    fields = (*said, "data.sft_pairs", "tried.prompting")
+    goal_fields = ("behaviour.target_capability", "behaviour.style_or_persona", "task.type", "task.description")
+    fields = (*goal_fields, "data.sft_pairs", "tried.prompting")
     flips = f"there were {limit.sft_rows.warn} examples or something that scores answers, and the prompt missed"
     return Vote("prompting", "soft", because, fields, flips, "NOT_ALWAYS")
 

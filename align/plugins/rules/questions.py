@@ -56,8 +56,8 @@ def data_kind(facts: Facts, limit: Thresholds) -> Ask | None:
     unexplained = _undecided(facts) and facts.kinds & {*TRAINED_ON} and not has_goal(facts)
     if not (unlabelled or unexplained):
         return None
-    question = "What is one row: an answer as it should be, a judged answer, or only what was said?"
-    return Ask("data_kind", "data", question, "examples: sft; judged: dpo or kto; only said: nothing to train on yet")
+    question = "What is one row: an answer as it should be, a judged answer, or only a logged conversation?"
+    return Ask("data_kind", "data", question, "examples: sft; judged: dpo or kto; only logged: nothing to train on yet")
 
 
 def data_size(facts: Facts, limit: Thresholds) -> Ask | None:

@@ -20,7 +20,7 @@ from align.rules import (
 
 
 def neither_goal_nor_data(facts: Facts, limit: Thresholds) -> Vote | None:
-    """R-INS-1: without a goal and without data, nothing speaks for anything."""
+    """R-INS-1: without a goal and without data, no option has support."""
     if has_goal(facts) or facts.kinds & {*TRAINED_ON, "corpus", "documents"}:
         return None
     because = "neither what should be different afterwards nor what there is to learn from is known"

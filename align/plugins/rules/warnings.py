@@ -1,4 +1,4 @@
-"""Dangers. Most depend on what is advised, so they speak once there is a plan (``facts.plan``)."""
+"""Warnings. Most depend on the advice, so they need the plan (``facts.plan``)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def too_little_data(facts: Facts, limit: Thresholds) -> list[Warn]:
     if facts.plan is None:
         return []
     advised = [step.stage for step in facts.plan.steps if step.stage in DATA_OF and not step.optional]
-    stages = dict.fromkeys([*advised, *_wished(facts)])
+    stages = dict.fromkeys([*advised, *_requested_stages(facts)])
     if stages:
         return [w for stage in stages if (w := _thin(facts, stage, limit))]
     unused = [
@@ -46,7 +46,7 @@ def too_little_data(facts: Facts, limit: Thresholds) -> list[Warn]:
     return [replace(w, level="note") for w in unused]
 
 
-def _wished(facts: Facts) -> list[str]:
+def _requested_stages(facts: Facts) -> list[str]:
     """The stages that are asked for, or were run already: what the data on hand were meant for."""
     wanted = facts.project.requested
     if wanted in DATA_OF:
@@ -88,8 +88,8 @@ def _thin_text(facts: Facts, limit: Thresholds) -> Warn | None:
 def _level(facts: Facts, stage: str, hopeless: bool) -> Literal["warning", "error"]:
     """An error where what cannot work is asked for, or is all that is advised."""
     advised = facts.plan is not None and stage in facts.plan.stages
-    wished = facts.project.requested == stage and requested_by_user(facts)
-    return "error" if hopeless and (advised or wished) else "warning"
+    requested = facts.project.requested == stage and requested_by_user(facts)
+    return "error" if hopeless and (advised or requested) else "warning"
 
 
 def forgetting(facts: Facts, limit: Thresholds) -> Warn | None:
@@ -130,7 +130,7 @@ def needs_eval_gate(facts: Facts, limit: Thresholds) -> Warn | None:
 
 
 def needs_rag_eval(facts: Facts, limit: Thresholds) -> Warn | None:
-    """W-RAG: retrieval fails in its own ways."""
+    """W-RAG: retrieval has failures of its own."""
     if facts.plan is None or "rag" not in facts.plan.stages:
         return None
     text = "measure retrieval by itself (recall of the right page), faithfulness to it, and 'unknown' where it has none"
@@ -177,7 +177,7 @@ def missing_reward(facts: Facts, limit: Thresholds) -> Warn | None:
 
 
 def memory_does_not_fit(facts: Facts, limit: Thresholds) -> Warn | None:
-    """W-MEMORY: the way that was asked for does not fit what there is, or none does."""
+    """W-MEMORY: the plan requested does not fit the hardware, or none does."""
     hardware = facts.plan.hardware if facts.plan else None
     if hardware is None or hardware.capacity_gb is None:
         return None
@@ -185,12 +185,12 @@ def memory_does_not_fit(facts: Facts, limit: Thresholds) -> Warn | None:
     asked_for, chosen = hardware.asked, hardware.chosen
     if asked_for is not None and asked_for.verdict == "does_not_fit":
         text = f"{asked_for.strategy} needs {asked_for.total_gb:.0f} GB a GPU of {hardware.capacity_gb:.0f}"
-        text += f"; {chosen.strategy} fits" if chosen else "; no other way fits either"
+        text += f"; {chosen.strategy} fits" if chosen else "; no other plan fits either"
         return Warn("memory_does_not_fit", text, fields, "error")
     if chosen is None:
         nearest = min(hardware.rejected, key=lambda fit: fit.total_gb, default=None)
         least = f": even {nearest.strategy} needs {nearest.total_gb:.0f} GB a GPU" if nearest else ""
-        return Warn("memory_does_not_fit", f"no way of training it fits {hardware.given}{least}", fields, "error")
+        return Warn("memory_does_not_fit", f"no memory plan fits {hardware.given}{least}", fields, "error")
     continued = facts.plan is not None and "continual_pretraining" in facts.plan.stages
     if asked_for is None and continued and not chosen.strategy.startswith("full"):
         text = f"all weights do not fit {hardware.given}, and {chosen.strategy} learns less from a corpus"
@@ -262,7 +262,7 @@ def brittle_prompt(facts: Facts, limit: Thresholds) -> Warn | None:
 
 
 def no_baseline(facts: Facts, limit: Thresholds) -> Warn | None:
-    """W-BASELINE: nobody knows yet how far the cheap ways go; a note where nothing is to be trained."""
+    """W-BASELINE: nobody knows yet the results of the cheap methods; a note where nothing is to be trained."""
     if tried(facts) or falls_short(facts) or facts.project.evals.baseline is not None:
         return None
     trains = facts.plan is not None and any(s in FITS_WEIGHTS for s in facts.plan.stages)
