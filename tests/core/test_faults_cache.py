@@ -17,9 +17,9 @@ from tests.core.work import environment_here
 HOLD = """
 import sys
 from pathlib import Path
-from align.core import cache
-cache.REPORTED_AFTER = 0.0
-with cache.making(Path(sys.argv[1])) as waited:
+from align.core.util import atomic_files
+atomic_files.REPORTED_AFTER = 0.0
+with atomic_files.making(Path(sys.argv[1])) as waited:
     print("made", waited, flush=True)
     sys.stdin.read()
 """

@@ -114,7 +114,8 @@ def test_a_reward_that_hangs_ends_a_run_of_one_process(tiny_model_dir: Path, tmp
     program = """
         import os, signal, sys, threading
         from pathlib import Path
-        from align.core import liveness, runfile
+        from align.core.config import run_file
+        from align.core.util import liveness
         from align.core.training.launch import train
 
         if sys.argv[2] == "SIGTERM":  # comes when the reward has been entered, and the handler stands
@@ -123,7 +124,7 @@ def test_a_reward_that_hangs_ends_a_run_of_one_process(tiny_model_dir: Path, tmp
                     threading.Event().wait(0.01)
                 os.kill(os.getpid(), signal.SIGTERM)
             threading.Thread(target=interrupt, daemon=True).start()
-        train(runfile.load(Path(sys.argv[1])), progress=False)
+        train(run_file.load(Path(sys.argv[1])), progress=False)
     """
     rows = write_rows("grpo", tmp_path / "rows.jsonl")
     file = tmp_path / "run.yaml"
@@ -155,7 +156,7 @@ def test_a_signal_to_a_forked_child_is_none_to_its_parent() -> None:
         import os, signal, time
         # Runs in the child before the reset: the signal comes while it still shares its parent's pipe.
         os.register_at_fork(after_in_child=lambda: time.sleep(0.5))
-        from align.core import liveness
+        from align.core.util import liveness
 
         signal.signal(signal.SIGTERM, lambda *_: None)
         with liveness.watched(None, 0, 1, liveness.Limits(1000.0, 0.2)):
