@@ -20,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from align.core.generation.decode import BLOCK, NUCLEUS, draw, seed_of, shaped, uniforms
+from align.core.generation.decode import BLOCK, NUCLEUS, draw_tokens, process_logits, seed_of, uniforms
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling
 
@@ -29,7 +29,7 @@ DRAWS = 20_000
 
 def frequencies(logits: list[float], sampling: Sampling, seed: int = 0) -> tuple[NDArray[Any], NDArray[Any]]:
     """How often each token is drawn, and the log-probability that was told of it (NaN: never drawn)."""
-    token_B, logp_B = draw(
+    token_B, logp_B = draw_tokens(
         torch.tensor([logits]).expand(DRAWS, -1), sampling, torch.from_numpy(uniforms(seed, DRAWS)), None
     )
     told = np.full(len(logits), math.nan)
@@ -98,12 +98,12 @@ def test_frequencies_over_several_blocks_of_the_vocabulary(vocabulary: int) -> N
 def test_the_ends_of_the_unit_interval_draw_the_first_and_the_last_token_with_probability() -> None:
     logits = torch.full((2, 2 * BLOCK + 3), -math.inf)
     logits[:, 5], logits[:, 2 * BLOCK + 1] = 0.0, 1.0
-    token_B, _ = draw(logits, Sampling(), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
+    token_B, _ = draw_tokens(logits, Sampling(), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
     assert token_B.tolist() == [5, 2 * BLOCK + 1]
 
 
 def kept(logits: list[float], **settings: Any) -> list[int]:
-    x = shaped(torch.tensor([logits]), Sampling(**settings))
+    x = process_logits(torch.tensor([logits]), Sampling(**settings))
     return torch.isfinite(x[0]).nonzero()[:, 0].tolist()
 
 
@@ -123,13 +123,15 @@ def test_greedy_takes_the_lowest_id_among_equals_and_tells_the_models_own_log_pr
     logits = torch.tensor([[1.0, 5.0, 5.0, 2.0], [0.0, 4.0, -1.0, 3.9]])
     seen = torch.tensor([[False] * 4, [False, True, False, False]])
     greedy = Sampling(temperature=0, repetition_penalty=2.0, top_k=2)
-    token_B, logp_B = draw(logits, greedy, torch.zeros(2, dtype=torch.float64), seen)
+    token_B, logp_B = draw_tokens(logits, greedy, torch.zeros(2, dtype=torch.float64), seen)
     assert token_B.tolist() == [1, 3]
     torch.testing.assert_close(logp_B, logits.log_softmax(-1)[[0, 1], [1, 3]])
 
 
 def test_the_penalty_by_hand() -> None:
-    x = shaped(torch.tensor([[2.0, -2.0, 2.0]]), Sampling(repetition_penalty=4.0), torch.tensor([[True, True, False]]))
+    x = process_logits(
+        torch.tensor([[2.0, -2.0, 2.0]]), Sampling(repetition_penalty=4.0), torch.tensor([[True, True, False]])
+    )
     assert x.tolist() == [[0.5, -8.0, 2.0]]
 
 
@@ -137,7 +139,7 @@ def test_logits_that_are_not_finite_stop_the_draw() -> None:
     for bad in (math.nan, math.inf):
         for temperature in (0.0, 1.0):
             with pytest.raises(AlignError, match="logits are not finite"):
-                draw(torch.tensor([[0.0, bad]]), Sampling(temperature=temperature), torch.tensor([0.5]).double())
+                draw_tokens(torch.tensor([[0.0, bad]]), Sampling(temperature=temperature), torch.tensor([0.5]).double())
 
 
 ROWS = st.lists(st.integers(-40, 40).map(lambda i: i / 4), min_size=1, max_size=40)
@@ -147,17 +149,17 @@ ROWS = st.lists(st.integers(-40, 40).map(lambda i: i / 4), min_size=1, max_size=
 def test_laws_of_truncation(row: list[float], k: int, p: float, m: float, temperature: float) -> None:
     logits = torch.tensor([row])
     settings = {"top_k": k, "top_p": p, "min_p": m}
-    x = shaped(logits, Sampling(temperature=temperature, **settings))[0]
+    x = process_logits(logits, Sampling(temperature=temperature, **settings))[0]
     on = torch.isfinite(x)
     assert on[logits[0].argmax()], "the likeliest stays"
     assert torch.equal(x[on], logits[0][on] / temperature), "what stays is as it was"
     if 0 < k < len(row):
         assert on.sum() <= (logits[0] >= logits[0].sort(descending=True).values[k - 1]).sum()
     for name, value in settings.items():  # each cut alone keeps at least what all together keep
-        alone = torch.isfinite(shaped(logits, Sampling(temperature=temperature, **{name: value}))[0])
+        alone = torch.isfinite(process_logits(logits, Sampling(temperature=temperature, **{name: value}))[0])
         assert not bool((on & ~alone).any())
-    looser = torch.isfinite(shaped(logits, Sampling(temperature=temperature, top_p=min(1.0, p * 1.5)))[0])
-    tighter = torch.isfinite(shaped(logits, Sampling(temperature=temperature, top_p=p))[0])
+    looser = torch.isfinite(process_logits(logits, Sampling(temperature=temperature, top_p=min(1.0, p * 1.5)))[0])
+    tighter = torch.isfinite(process_logits(logits, Sampling(temperature=temperature, top_p=p))[0])
     assert not bool((tighter & ~looser).any())
     if p < 1:  # enough, and no more than enough
         probability = (logits[0].double() / temperature).softmax(-1)
@@ -174,7 +176,7 @@ def test_the_same_as_transformers_processors(seed: int, penalty: float, k: int, 
     theirs = TemperatureLogitsWarper(0.7)(ids, RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone()))
     theirs = TopKLogitsWarper(k)(ids, theirs) if k else theirs
     theirs = MinPLogitsWarper(0.02)(ids, TopPLogitsWarper(p)(ids, theirs) if p < 1 else theirs)
-    torch.testing.assert_close(shaped(logits, sampling, seen), theirs)
+    torch.testing.assert_close(process_logits(logits, sampling, seen), theirs)
 
 
 def test_streams_follow_from_their_seeds_alone() -> None:

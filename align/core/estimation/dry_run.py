@@ -27,7 +27,7 @@ from align.core.engine.module import AlignModule
 from align.core.engine.steps import MicroBatcher, StepBatch
 from align.core.estimation.batches import Planned, measures
 from align.core.estimation.memory_tracker import Tracker
-from align.core.generation.decode import Cached, can_cache, draw
+from align.core.generation.decode import CachedReader, can_cache, draw_tokens
 from align.core.models import reference as references
 from align.core.models.adapter import add_adapter
 from align.core.models.architecture import choose_family, quiet, read_config, resolve_model_path, trust
@@ -228,15 +228,15 @@ def _answer(policy: Policy, planned: Planned, stage: Stage) -> int:
     prompts = [np.zeros(max(1, spoken.prompt - place % 2), np.int32) for place in range(spoken.prompts)]
     of_B = torch.arange(spoken.answers) // -(-spoken.answers // spoken.prompts)
     with _autocast(stage), without_gradient_or_dropout(network):
-        reader = Cached(network, prompts, of_B, spoken.answer, spoken.prompt + spoken.answer)
+        reader = CachedReader(network, prompts, of_B, spoken.answer, spoken.prompt + spoken.answer)
         numbers = torch.zeros(spoken.answers, dtype=torch.float64)
-        token_B, _ = draw(reader.logits_BV, stage.rollout.sampling, numbers)
+        token_B, _ = draw_tokens(reader.logits_BV, stage.rollout.sampling, numbers)
         layers: Any = reader._cache.layers
         for layer in layers:  # as it is before the last token
             if hasattr(layer, "_show"):
                 layer._show(spoken.prompt + spoken.answer - 2)
         logits_BV = reader.read(token_B)
-        draw(logits_BV, stage.rollout.sampling, numbers)
+        draw_tokens(logits_BV, stage.rollout.sampling, numbers)
         return sum(part.untyped_storage().nbytes() for layer in layers for part in (layer.keys, layer.values))
 
 

@@ -1,4 +1,4 @@
-"""The text of an assistant's turn: what the chat template has already written of it, then what was sampled.
+"""The text of an assistant's turn: the part that the chat template has already written, then the sampled tokens.
 
 A template may open a thought in its generation prompt, after the header of the turn. The model continues from there, so
 its tokens hold ``</think>`` and no ``<think>``. A reward that looks for thoughts must see both.
@@ -17,7 +17,7 @@ from align.core.data.template_checks import TokenizationSettings
 from align.schemas.records import Record
 
 _PROBE = "align-looks-for-where-an-answer-begins"
-"""The content of a rendered assistant message: what stands before it is the header of the turn."""
+"""The content of an assistant message that is rendered to find the header of the turn: the text before it."""
 _ANY = TokenizationSettings(
     ("prompt",), scores_prompt=False, reward=False, max_length=0, truncation="error", allow=frozenset()
 )
@@ -27,26 +27,26 @@ _SECTION = re.compile(
 )
 """The opening of a part of a turn: ``<think>``, Mistral's ``[THINK]``, gpt-oss's and Gemma's channels."""
 _EMPTY = re.compile(r"\s*(?:<([A-Za-z_][\w-]*)>\s*</\1>|\[([A-Z_]+)\]\s*\[/\2\]|</[A-Za-z_][\w-]*>)\s*")
-"""A part that is closed again and holds nothing, which is how templates turn thinking off."""
+"""A part that is closed again and is empty, with which templates turn thinking off."""
 
 
 class TurnReader:
-    """A reader of the assistant's turns of one tokenizer and its chat template."""
+    """A reader of the assistant's turns under one tokenizer and its chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: Encoder | None = None) -> None:
         self._tokenizer = tokenizer
         self._encoder = encoder or Encoder(tokenizer)
-        # Control tokens are hidden. Tags are not, though <think> and </think> often are special tokens: rewards look
-        # for them. Tags come in pairs; so do <s> and </s>, the ends of a text, which are known by their names.
+        # Control tokens are hidden. Tags such as <think> and </think> are not, though they often are special tokens:
+        # rewards look for them. Tags come in pairs; so do <s> and </s>, which are recognised by their roles instead.
         named = {self._encoder.variables.get(f"{name}_token") for name in ("bos", "eos", "pad", "unk")}
         special = {text: i for text, i in self._encoder.special.items() if text not in named}
         tags = {i for text, i in special.items() if _partner(text) in special}
         self._hidden = frozenset(self._encoder.special.values()) - tags
 
     def opening(self, record: Record) -> str:
-        """Return what the generation prompt for ``record`` has already written of the answer, "" for nothing.
+        """Return the part of the completion that the generation prompt for ``record`` has already written, or "".
 
-        An empty thought that the template closes itself is no part of the answer, which begins after it.
+        An empty thought that the template closes itself is no part of the completion, which begins after it.
         """
         if not record.conversational:
             return ""
@@ -62,11 +62,11 @@ class TurnReader:
         return self._visible(opening_of(prompt, before, header))
 
     def text(self, tokens: Sequence[int], opening: str = "") -> str:
-        """Return an answer as its turn reads: the opening, then what was sampled, without control tokens."""
+        """Return the text of a turn: the opening, then the sampled tokens, without control tokens."""
         sampled = [i for i in tokens if i not in self._hidden]
         if not opening:
             return self._decode(sampled)
-        # Decoded after its opening: some tokenizers take a space from what stands first.
+        # Decoded together with the opening: some tokenizers drop a leading space from the first token of a text.
         before = self._encoder.encode(opening).tolist()
         head, whole = self._decode(before), self._decode([*before, *sampled])
         return opening + (whole[len(head) :] if whole.startswith(head) else self._decode(sampled))
@@ -84,11 +84,11 @@ class TurnReader:
 
 
 def opening_of(prompt: str, before: str, header: str) -> str:
-    """Return the part of a rendered prompt that belongs to the answer.
+    """Return the part of a rendered prompt that belongs to the completion.
 
-    prompt: with the generation prompt. before: without it. header: what stands before the content of an assistant
-    message without thoughts; "" where that is not known. Some templates write an empty thought there, so a part that
-    begins both in ``header`` and in ``prompt`` belongs to the answer too.
+    prompt: with the generation prompt. before: without it. header: the text before the content of an assistant message
+    without thoughts; "" if it is not known. Some templates write an empty thought there, so a part that begins both in
+    ``header`` and in ``prompt`` belongs to the completion too.
     """
     base, start = common_length(prompt, before), common_length(prompt, header)
     if not header or (start < len(header) and start < base):
@@ -109,7 +109,7 @@ def opening_of(prompt: str, before: str, header: str) -> str:
 
 
 def _closing(section: re.Match[str]) -> str:
-    """Return what closes a part of a turn; for gpt-oss's channels the mark that ends the channel's name."""
+    """Return the closing mark of a part of a turn; for gpt-oss's channels the one that ends the channel's name."""
     if section["tag"]:
         return f"</{section['tag']}>"
     if section["bracket"]:

@@ -1,4 +1,4 @@
-"""The contract of generators: prompts in, sampled answers with their log-probabilities out."""
+"""The interface of generators: prompts in, sampled completions with their log-probabilities out."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to answer ``len(seeds)`` times.
+    """One prompt to complete ``len(seeds)`` times.
 
-    seeds: of each answer's own random numbers, in [0, 2**63). An answer follows from weights, prompt, sampling settings
-    and its seed (beyond rounding): not from what is sampled beside it, nor from the number of processes.
+    prompt: token ids [P]. seeds: one for each completion's random numbers, in [0, 2**63). A completion depends only on
+    weights, prompt, sampling settings and its seed (beyond rounding), not on the other requests or the number of
+    processes.
     """
 
     prompt: Tokens
@@ -39,11 +40,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answer.
+    """One completion.
 
-    tokens: what was generated, with the end token or the stop string's last token where one ended it; at least one.
-    logp:   log-probability of each under the distribution that it was drawn from (temperature and truncation applied;
-            at temperature 0 under the model's own). Empty where a generator that is not trainable cannot tell.
+    tokens: the generated ids [T], T >= 1, up to and with the end token or the stop string's last token.
+    logp:   log-probability of each [T] under the distribution that it was drawn from (temperature and truncation
+            applied; at temperature 0 the model's own). Empty if a generator that is not trainable does not know it.
     finish: ``stop`` (an end token or a stop string) or ``length`` (cut off at max_completion_length).
     """
 
@@ -56,8 +57,9 @@ class Sample:
 class ModelHandle:
     """The model that a generator samples from.
 
-    directory: a Hugging Face directory with the weights that it begins with. policy: the trainer's own network, None
-    outside training. ends: token ids that end an answer. context: most tokens of prompt and answer together.
+    directory: a Hugging Face directory with the weights to begin with. ends: token ids that end a completion. context:
+    largest number of tokens in prompt and completion together. policy: the trainer's own network, None outside
+    training.
     """
 
     directory: Path
@@ -75,19 +77,19 @@ class Interrupt(Exception):
 class Generator:
     """Base class of generators: subclass, set ``name``, write the five methods.
 
-    ``open`` once, then any number of ``sync``, ``generate`` and ``logp``, then ``close`` (also after a failure). Every
-    wait is bounded; what goes wrong in an engine is raised as AlignError with the engine's own words.
+    Call order: ``open`` once, then any number of ``sync``, ``generate`` and ``logp``, then ``close`` (also after a
+    failure). Every wait must have a limit; an engine's failure is raised as AlignError with the engine's own message.
     """
 
     name: ClassVar[str]
-    """What a run file calls it."""
+    """The name in a run file."""
     shares_weights: ClassVar[bool] = False
-    """It samples from the trainer's own tensors: ``sync`` has nothing to do and nothing can be stale."""
+    """True if it samples from the trainer's own tensors, so that ``sync`` has nothing to do."""
     trainable: ClassVar[bool] = True
-    """Whether it can follow a policy in training; False: for judging, best-of-n and evaluation only."""
+    """True if it can follow a policy in training; False: for judging, best-of-n and evaluation only."""
 
     decisive: ClassVar[frozenset[str]] = frozenset()
-    """Settings that decide which model answers, and how: a run does not go on with others."""
+    """Settings that affect completions: a run cannot be resumed with other values of them."""
 
     class Config(Config):
         """Settings in the run file."""
@@ -96,7 +98,7 @@ class Generator:
         self.config = config
 
     def open(self, handle: ModelHandle) -> None:
-        """Get ready to speak for a model."""
+        """Get ready to sample from a model. Raises AlignError if that cannot work."""
         raise NotImplementedError
 
     def generate(
@@ -107,23 +109,23 @@ class Generator:
         stop: Callable[[], bool] = lambda: False,
         on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Sample]]:
-        """The answers of each request, in the order of its seeds.
+        """Return the completions of each request, in the order of its seeds.
 
-        stop: polled at least every few seconds; when true, ``Interrupt`` is raised. on_token: called with
-        (request, answer, token) for every token as it comes, if the generator streams.
+        stop: polled at least every few seconds; when it returns True, ``Interrupt`` is raised. on_token: called with
+        (request index, completion index, token id) for every token as it is sampled, if the generator streams.
         """
         raise NotImplementedError
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
-        """Log-probability of every token of the answers at temperature 1, given (prompt, answer) pairs."""
+        """Return the log-probability at temperature 1 of each completion token: [T] for each (prompt, completion)."""
         raise NotImplementedError
 
     def sync(self, policy: Policy, version: int) -> None:
-        """Take over the policy's weights as they are now; what is cached of the old ones is dropped.
+        """Take over the policy's current weights, and drop caches that the old ones made.
 
-        version: the optimizer step that they are of. Every rank calls it.
+        version: number of optimizer steps that made these weights. Every rank calls this.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give everything back; safe to call twice."""
+        """Release all resources; safe to call twice."""

@@ -54,17 +54,17 @@ class WithReference:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Those of the examples without reference."""
+        """Tokens of each example [N]."""
         return self._examples.lengths
 
     @property
     def sources(self) -> NDArray[np.int32]:
-        """Those of the examples without reference."""
+        """Index of each example's source [N]."""
         return self._examples.sources
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Those of the examples without reference."""
+        """Weight of each source."""
         return self._examples.weights
 
 
