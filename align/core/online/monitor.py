@@ -55,8 +55,8 @@ def score_metrics(scored: Sequence[Scored], gold: Sequence[Score | None], group:
     found = _estimate("reward", rewards, group)
     if scored:
         found["reward/scored"] = sum(reward is not None for reward in rewards) / len(rewards)
-    for name in scored[0].said if scored else ():
-        said = [each.said[name] for each in scored]
+    for name in scored[0].scores if scored else ():
+        said = [each.scores[name] for each in scored]
         values = [score.value for score in said if score.value is not None]
         if values:
             found[f"rewards/{name}/mean"] = float(np.mean(values))

@@ -331,7 +331,7 @@ def why_unscored(scored: Sequence[Scored]) -> str:
     """Return the first explanation that a reward gave for an answer without a score; "" where none did."""
     for each in scored:
         if each.reward is None:
-            for name, score in each.said.items():
+            for name, score in each.scores.items():
                 if score.why:
                     return f"{name}: {score.why}"
     return ""

@@ -1,4 +1,4 @@
-"""The contract of rewards: answers in, a score for each out, or none. No torch: worker processes import this."""
+"""The interface of rewards: completions in, a score or none for each out. No torch: worker processes import this."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from align.schemas.records import Content
 Outcome = Literal["scored", "right", "wrong", "unparsed", "abstained", "timeout", "error"]
 """scored    a number that is neither right nor wrong (a length, a judge's mark)
 right, wrong  a verdict
-unparsed  the answer holds nothing that could be judged; whether that scores 0 or abstains is the reward's choice
+unparsed  the completion holds nothing to judge; the reward decides if that scores 0 or abstains
 abstained the reward has no opinion
-timeout, error  the reward failed on this answer, which is left without a score; but code that runs too long is the
-                answer's own fault, and a wrong answer"""
+timeout, error  the reward failed on this completion, which gets no score. A completion whose own code runs too long is
+                wrong instead"""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer to be scored.
+    """One completion to be scored.
 
-    completion: as the row's prompt is, a string or ``[{"role": "assistant", "content": ...}]``. text: the answer alone,
-    decoded without special tokens. columns: the row's other keys (``solution``, ...). group: answers to the same
-    prompt share it. finish: ``length`` where it was cut off.
+    completion: in the form of the row's prompt, a string or ``[{"role": "assistant", "content": ...}]``. text: the
+    completion as a string, without special tokens. tokens: its ids; empty if they are not known. finish: ``length``
+    if it was cut off. columns: the row's other keys (``solution``, ...). group: the same number for all completions
+    of a prompt.
     """
 
     prompt: Content
@@ -45,8 +46,8 @@ class Answer:
 class Score:
     """The result of a reward for one answer.
 
-    value: the score; None abstains, which is never the same as 0. parts: what it is made of. why: a sentence, where
-    there is no score or it needs explaining.
+    value: the score; None abstains, which is not the same as 0. parts: its components by name. why: a sentence, if
+    there is no score or it needs an explanation.
     """
 
     value: float | None
@@ -57,9 +58,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class RewardContext:
-    """The surroundings of a reward: a directory for what it keeps between runs, and its process among those that score.
+    """The surroundings of a reward, given to ``Reward.open``.
 
-    home: a directory for what it keeps of this run alone (what it has spent), None where there is no run.
+    cache: directory for data that it keeps between runs. rank, world_size: its process among those that score. seed: of
+    the run. accelerator: for rewards that are models. home: directory for data of this run alone (money spent), None
+    without a run.
     """
 
     cache: Path = field(default_factory=lambda: cache_directory() / "rewards")
@@ -73,28 +76,28 @@ class RewardContext:
 class Reward:
     """Base class of rewards: subclass, set ``name``, write ``score``. A bare function is a reward too.
 
-    A score may depend on its answer and on the answers of the same group, never on others that come along.
+    A score may depend on its completion and on the others of the same group, but not on other groups in the call.
     """
 
     name: ClassVar[str]
-    """What a run file calls it."""
+    """The name in a run file."""
     required_columns: ClassVar[tuple[str, ...]] = ()
     """Columns that every row must have; checked before training."""
     seconds: ClassVar[float | None] = None
-    """Limit for one answer. Set: it is called with one answer at a time in a worker process that is killed when it
-    takes longer, crashes or takes too much memory; that answer is then left without a score."""
+    """Time limit for one completion. If set, the reward is called with one completion at a time in a worker process,
+    which is killed if it takes longer, crashes or needs too much memory; that completion then gets no score."""
 
     limits: ClassVar[frozenset[str]] = frozenset()
-    """Settings that bound its work and decide no score: a run may go on with others."""
+    """Settings that bound its work and affect no score: a run may be resumed with other values."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """Settings that name a file or a model: a resumed run compares the content there, not how its path is spelt."""
+    """Settings that name a file or a model: a resumed run compares the content there, not the path."""
 
     class Config(Config):
         """Settings in the run file."""
 
     @property
     def compares(self) -> bool:
-        """Whether a score depends on the group's other answers: then it cannot be asked about one at a time."""
+        """True if a score depends on the group's other completions, so that they must be scored in one call."""
         return False
 
     def __init__(self, config: Config) -> None:
@@ -102,30 +105,30 @@ class Reward:
 
     @property
     def label(self) -> str:
-        """The part of messages that tells it from others of its name, such as the file of a function; "" for none."""
+        """A text for messages that tells it from others of its name, such as a function's file; "" for none."""
         return ""
 
     def open(self, place: RewardContext) -> None:
-        """Get ready; raises AlignError where it cannot work here."""
+        """Get ready. Raises AlignError if it cannot work here."""
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
-        """Why answers to this row can never be scored, or None; asked of every row before training."""
+        """Return why no completion of this row can be scored, or None; called for each row before training."""
         lacking = [name for name in self.required_columns if columns.get(name) is None]
         return f"has no {' and no '.join(map(repr, lacking))}" if lacking else None
 
     def score(self, answers: Sequence[Answer]) -> Sequence[Score | float | None]:
-        """One score for each answer, in their order."""
+        """Return one score for each completion, in their order; None abstains, a number is a score without verdict."""
         raise NotImplementedError
 
     def counts(self) -> Mapping[str, float]:
-        """How its work went and what it has cost so far, by name; for summaries."""
+        """Return figures about its work and its cost so far, by name; for summaries."""
         return {}
 
     def close(self) -> None:
-        """Give everything back; safe to call twice."""
+        """Release all resources; safe to call twice."""
 
 
-# What an answer is counted in, for rewards about length and repetition.
+# --- units of length, for rewards about length and repetition --------------------------------------------------------
 
 Unit = Literal["tokens", "words", "characters"]
 """Units of a completion's length: see ``pieces``."""
@@ -142,11 +145,11 @@ NO_TOKENS = "its tokens are not known: give completion_ids, or set unit to words
 """The reason of a score that is missing because a completion came without token ids."""
 
 
-# Regular expressions in the settings of rewards.
+# --- regular expressions in the settings of rewards ------------------------------------------------------------------
 
 
 def compiles(pattern: str) -> str:
-    """The pattern itself. Raises ValueError where it is no regular expression."""
+    """Return the pattern. Raises ValueError if it is no regular expression."""
     try:
         re.compile(pattern)
     except re.error as error:

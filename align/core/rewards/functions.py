@@ -27,18 +27,18 @@ from align.core.util.interpreter import importing_from
 from align.schemas.errors import AlignError
 
 _LONGEST = 200
-"""Characters of what a function logs beside one answer."""
+"""Characters that are kept of a value which a function logs about one completion."""
 
 
 @dataclass
 class TrainerState:
-    """What a function may ask of the trainer. global_step: optimizer steps done; 0 outside training."""
+    """The trainer's state as reward functions see it. global_step: optimizer steps done; 0 outside training."""
 
     global_step: int = 0
 
 
 STATE = TrainerState()
-"""Of this process; given to functions that take ``trainer_state``. Worker processes have their own, at 0."""
+"""The state of this process, given to functions that take ``trainer_state``. In worker processes it stays at 0."""
 
 
 def set_global_step(step: int) -> None:
@@ -50,10 +50,10 @@ _GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extr
 
 
 class FunctionReward(Reward):
-    """A function asked as TRL asks it. Its settings are bound already (``functools.partial``)."""
+    """A function that is called as TRL calls it. Its settings are bound already (``functools.partial``)."""
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
-        """Raises AlignError for a function whose arguments cannot be given by keyword."""
+        """Read the function's signature. Raises AlignError if an argument cannot be given by keyword."""
         super().__init__(self.Config())
         self._function, self._label = function, name
         parameters = inspect.signature(function).parameters.values()
@@ -64,7 +64,7 @@ class FunctionReward(Reward):
         self._bound = frozenset(bound)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in bound]
         self._takes = frozenset(p.name for p in named)
-        self.required_columns = tuple(  # type: ignore[misc]  # a function's own, where a class has them for all
+        self.required_columns = tuple(  # type: ignore[misc]  # of this function; a class of rewards has one for all
             p.name for p in named if p.default is p.empty and p.name not in _GIVEN
         )
         self._thread: ThreadPoolExecutor | None = None
@@ -72,21 +72,21 @@ class FunctionReward(Reward):
         self._logged: dict[str, float] = {}
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
-        """A column that it must be given; an empty one will do, as a function may abstain there."""
+        """Return the columns that a row lacks, as a message. An empty value will do: the function may abstain."""
         lacking = [name for name in self.required_columns if name not in columns]
         return f"has no {' and no '.join(map(repr, lacking))}" if lacking else None
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
-        """What the function says, checked. Raises AlignError where that is not a number or None for each answer."""
+        """Call the function and check its scores. Raises AlignError unless each is a number or None."""
         if not answers:
             return []
         extra: dict[str, list[Any]] = {}
-        said = self._function(**self._arguments(answers, extra))
-        if inspect.isawaitable(said):
-            said = self._wait(said)
-        values = _listed(said)
+        result = self._function(**self._arguments(answers, extra))
+        if inspect.isawaitable(result):
+            result = self._wait(result)
+        values = _listed(result)
         if values is None or len(values) != len(answers):
-            gave = f"a {type(said).__name__}" if values is None else f"{len(values)} scores"
+            gave = f"a {type(result).__name__}" if values is None else f"{len(values)} scores"
             fix = "return a list with a number, or None, for each completion"
             raise AlignError(f"gave {gave} for {len(answers)} answers", fix, where=f"reward {self._label}")
         return [self._checked(value, i, extra) for i, value in enumerate(values)]
@@ -114,20 +114,24 @@ class FunctionReward(Reward):
     def _log(self, name: str, value: float) -> None:
         self._logged[str(name)] = float(value)
 
-    def _wait(self, said: Any) -> Any:
-        """The result of a coroutine, on one event loop for good, as clients hold on to theirs."""
-        if self._thread is None or self._loop is None:  # a thread of its own: this one may be running a loop already
+    def _wait(self, coroutine: Any) -> Any:
+        """Return the result of a coroutine.
+
+        All run on one event loop, since HTTP clients stay bound to the loop that they were first used on; and in a
+        thread of its own, since the calling thread may run a loop already.
+        """
+        if self._thread is None or self._loop is None:
             self._thread, self._loop = ThreadPoolExecutor(1, f"align-{self._label}"), asyncio.Runner()
-        return self._thread.submit(self._loop.run, _awaited(said)).result()
+        return self._thread.submit(self._loop.run, _awaited(coroutine)).result()
 
     def _checked(self, value: Any, i: int, extra: Mapping[str, Sequence[Any]]) -> Score:
-        beside = {name: values[i] for name, values in extra.items() if len(values) > i}
-        parts = components(beside)
-        why = describe(beside, parts)
+        logged = {name: values[i] for name, values in extra.items() if len(values) > i}
+        parts = components(logged)
+        why = describe(logged, parts)
         if value is None:
             return Score(None, "abstained", parts, why)
         try:
-            if isinstance(value, str | bytes):
+            if isinstance(value, str | bytes):  # float("1") is 1.0, but text is more likely a mistake
                 raise TypeError
             number = float(value)
         except (TypeError, ValueError, RuntimeError):
@@ -140,7 +144,7 @@ class FunctionReward(Reward):
         return Score(number, "scored", parts, why)
 
     def counts(self) -> Mapping[str, float]:
-        """What it last told ``log_metric``."""
+        """Return the metrics that the function logged last, with ``log_metric``."""
         return self._logged
 
     def close(self) -> None:
@@ -184,22 +188,24 @@ def load_function(file: str, function: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def components(beside: Mapping[str, Any]) -> dict[str, float]:
-    """Return the finite numbers among what a function gives in addition to a score, as ``Score.parts``."""
-    numbers = {str(name): told for name, told in beside.items() if isinstance(told, int | float)}
-    return {name: float(told) for name, told in numbers.items() if abs(told) <= sys.float_info.max}
+def components(logged: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite numbers among the values that a function logs with a score: JSON has no others."""
+    numbers = {str(name): value for name, value in logged.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in numbers.items() if abs(value) <= sys.float_info.max}
 
 
-def describe(beside: Mapping[str, Any], parts: Mapping[str, float]) -> str:
-    """Return what ``components`` leaves out as one line of text, as ``Score.why``."""
-    return "; ".join(f"{name}: {told}"[:_LONGEST] for name, told in beside.items() if str(name) not in parts)
+def describe(logged: Mapping[str, Any], parts: Mapping[str, float]) -> str:
+    """Return the logged values that are not in ``parts`` as text, ``name: value`` each."""
+    return "; ".join(f"{name}: {value}"[:_LONGEST] for name, value in logged.items() if str(name) not in parts)
 
 
-async def _awaited(said: Any) -> Any:
-    return await said
+async def _awaited(awaitable: Any) -> Any:
+    # asyncio.Runner.run takes a coroutine only, and a function may return any awaitable.
+    return await awaitable
 
 
-def _listed(said: Any) -> list[Any] | None:
-    """Scores as a list: tensors and arrays of one axis are lists too."""
-    said = said.tolist() if hasattr(said, "tolist") else said
-    return list(said) if isinstance(said, list | tuple) else None
+def _listed(scores: Any) -> list[Any] | None:
+    """Return scores as a list, those in a tensor or an array too; None if they are no sequence."""
+    if hasattr(scores, "tolist"):
+        scores = scores.tolist()
+    return list(scores) if isinstance(scores, list | tuple) else None

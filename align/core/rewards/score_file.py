@@ -1,4 +1,4 @@
-"""A reward on the lines of a file: TRL's columns in, for each line what the reward said of it and how long it took."""
+"""Scoring the lines of a file with a reward: TRL's columns in, a score and its duration for each line out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from align.schemas.errors import AlignError, Problem
 
 @dataclass(frozen=True, slots=True)
 class InputLine:
-    """One line of the file; ``answer`` is None where it holds none, and ``fault`` says why."""
+    """One line of the file. where: its place, for messages. answer: None if it holds none. fault: the reason then."""
 
     where: str
     answer: Answer | None = None
@@ -33,7 +33,7 @@ class InputLine:
 class Verdict:
     """A reward's score for one line.
 
-    milliseconds: the duration of the call that scored it. together: how many lines that call scored.
+    milliseconds: the duration of the call that scored it. together: the number of lines in that call.
     """
 
     line: InputLine
@@ -42,17 +42,20 @@ class Verdict:
     together: int = 1
 
     def row(self) -> dict[str, Any]:
-        """As a line of JSON."""
-        said = self.score
-        row: dict[str, Any] = {"score": said.value, "parts": dict(said.parts), "outcome": said.outcome}
-        row |= {"milliseconds": round(self.milliseconds, 3), "why": said.why}
-        row |= {"together": self.together} if self.together > 1 else {}
-        return row if not self.line.fault else {**row, "where": self.line.where}
+        """Return the values of a line of JSON."""
+        score = self.score
+        row: dict[str, Any] = {"score": score.value, "parts": dict(score.parts), "outcome": score.outcome}
+        row |= {"milliseconds": round(self.milliseconds, 3), "why": score.why}
+        if self.together > 1:
+            row["together"] = self.together
+        if self.line.fault:
+            row["where"] = self.line.where
+        return row
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts by outcome, and mean score and latencies in milliseconds (None where there is nothing to measure)."""
+    """Counts by outcome, the mean score, and latencies in milliseconds (None if there is nothing to measure)."""
 
     outcomes: Mapping[str, int]
     mean: float | None
@@ -62,9 +65,9 @@ class Summary:
 
 
 def read_lines(path: Path, completion: bool = True) -> list[InputLine]:
-    """Every line of a JSONL file, none left out. completion: whether a line must have one.
+    """Return every line of a JSONL file, bad ones with their fault. completion: True if each line must have one.
 
-    Raises AlignError where the file cannot be read, or has no lines.
+    Raises AlignError if the file cannot be read, or has no lines.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -99,30 +102,33 @@ def _line(raw: bytes, where: str, completion: bool, prompts: dict[str, int]) -> 
         if completion and "completion" not in row:
             what = "has no 'completion', the answer to score (`align sample --jsonl` writes such rows)"
             raise RowError("missing", what, "completion")
-        prompt, said = row.pop("prompt", ""), row.pop("completion", "")
+        prompt, content = row.pop("prompt", ""), row.pop("completion", "")
         tokens = row.pop("completion_ids", None) or ()
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in tokens):
             raise RowError("wrong-type", "is no list of token ids", "completion_ids")
-        text = message_text(said, "completion")
+        text = message_text(content, "completion")
         message_text(prompt, "prompt")
         group = prompts.setdefault(repr(prompt), len(prompts))
-        return InputLine(where, Answer(prompt, said, text, tuple(tokens), columns=row, group=group))
+        return InputLine(where, Answer(prompt, content, text, tuple(tokens), columns=row, group=group))
     except (RowError, TypeError) as fault:
         field = f"{fault.field} " if isinstance(fault, RowError) and fault.field else ""
         what = fault.what if isinstance(fault, RowError) else str(fault)
         return InputLine(where, fault=what if field.strip() in what else field + what)
 
 
-def message_text(said: Any, field: str) -> str:
-    """The text of a string or of an answer's messages. Raises RowError for what is neither."""
-    if isinstance(said, str):
-        return said
-    if not isinstance(said, list) or not all(isinstance(m, dict) and "role" in m for m in said):
+def message_text(content: Any, field: str) -> str:
+    """Return the text of a string or of messages: of a prompt all of them, of a completion the assistant's.
+
+    field: ``prompt`` or ``completion``. Raises RowError for other values.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(m, dict) and "role" in m for m in content):
         raise RowError("wrong-type", "is neither a string nor a list of messages", field)
-    spoken = [m.get("content") or "" for m in said if field == "prompt" or m["role"] == "assistant"]
-    if not all(isinstance(content, str) for content in spoken):
+    texts = [m.get("content") or "" for m in content if field == "prompt" or m["role"] == "assistant"]
+    if not all(isinstance(text, str) for text in texts):
         raise RowError("wrong-type", "has a message whose content is no string", field)
-    return "\n".join(spoken)
+    return "\n".join(texts)
 
 
 def _counted(batches: Sequence[list[InputLine]], lines: int) -> Iterator[list[InputLine]]:
@@ -134,9 +140,10 @@ def _counted(batches: Sequence[list[InputLine]], lines: int) -> Iterator[list[In
 
 
 def score_lines(reward: RunningReward, lines: Sequence[InputLine], together: int = 1) -> Iterator[Verdict]:
-    """Yield a reward's score for every line, in order. A failure leaves its lines without scores, and they say why.
+    """Yield a reward's score for every line, in order. Lines of a call that fails get no score, and the reason.
 
-    together: answers scored in one call, at least those of a prompt in successive lines.
+    together: number of completions in one call. Successive lines with one prompt are always in one call, since the
+    reward may compare them.
     """
     for batch in _counted(list(_batches(lines, together)), len(lines)):
         faults = {i: why for i, line in enumerate(batch) if (why := _fault(reward, line))}
@@ -182,7 +189,7 @@ def _batches(lines: Sequence[InputLine], together: int) -> Iterator[list[InputLi
 
 
 def summarize(verdicts: Sequence[Verdict]) -> Summary:
-    """Of all verdicts; lines that could not be asked have no latency."""
+    """Summarize all verdicts; lines that were not given to the reward have no latency."""
     scores = [v.score.value for v in verdicts if v.score.value is not None]
     times = [v.milliseconds for v in verdicts if v.milliseconds]
     p50, p95, longest = np.percentile(times, [50, 95, 100]).tolist() if times else (None, None, None)

@@ -1,8 +1,8 @@
-"""Answers to rewards: every reward of a stage asked, their parts kept, and the weighted sum made.
+"""The scores of all rewards of a stage and their weighted sum.
 
-    reward = sum_k w_k s_k * (sum_k |w_k| / sum over those that spoke |w_k|)
+    reward = sum_k w_k s_k * (sum_k |w_k| / sum over the rewards with a score |w_k|)
 
-so a reward that abstains is left out of the mean, which is not the same as its saying 0. Where all of weight abstain
+so a reward that abstains is left out of the mean, which is not the same as a score of 0. If all with a weight abstain,
 there is no reward.
 """
 
@@ -27,7 +27,7 @@ from align.schemas.run import RewardChoice
 from align.schemas.text import concealed, redacted, secrets_of
 
 RewardScores = Mapping[str, Score]
-"""What each reward said of one answer, by the reward's name in the run."""
+"""The scores of one completion, by the reward's name in the run."""
 
 BOUND = (
     "set the reward's timeout: then it runs in workers, and an answer that takes longer costs only its own score; "
@@ -36,31 +36,31 @@ BOUND = (
 
 LARGEST = (2 - 2.0**-23) * 2.0**127
 """The largest float32 number. Advantages are float32: past it a group's differences and variance overflow to NaN, which
-looks like an answer that nobody scored."""
+means a completion without a score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One answer's reward (None: nobody scored it), and what each reward said.
+    """The reward of one completion (None: no reward scored it), and the score of each reward.
 
-    learned: the reward made of normalised scores, to be learned from; where nothing is normalised it is the reward.
+    learned: the sum of normalised scores, from which advantages are made; without normalisation it is the reward.
     size: the sum of the absolute values of the numbers in ``learned``, which bounds its rounding error (``ties``).
     """
 
     reward: float | None
-    said: RewardScores
+    scores: RewardScores
     learned: float | None
     size: float = 0.0
 
     @property
     def parts(self) -> dict[str, float | None]:
         """Each reward's own score."""
-        return {name: score.value for name, score in self.said.items()}
+        return {name: score.value for name, score in self.scores.items()}
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
         """Each reward's outcome."""
-        return {name: score.outcome for name, score in self.said.items()}
+        return {name: score.outcome for name, score in self.scores.items()}
 
 
 def reward_of(choice: RewardChoice) -> Reward:
@@ -73,7 +73,7 @@ def reward_of(choice: RewardChoice) -> Reward:
 
 
 def decisive(choice: RewardChoice) -> dict[str, Any]:
-    """A choice as plain data, without settings that decide no score (``Reward.limits``), its secrets concealed."""
+    """Return a choice as plain data, with its secrets concealed and without settings that affect no score."""
     limits = reward_of(choice).limits
     settings = {name: value for name, value in choice.settings.items() if name not in limits}
     return {**choice.model_dump(mode="json"), "settings": concealed(settings)}
@@ -81,7 +81,7 @@ def decisive(choice: RewardChoice) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TimedScore:
-    """A score, the seconds of the call that gave it, and how many answers that call scored ``together``."""
+    """A score, the seconds of the call that gave it, and the number of completions in that call (``together``)."""
 
     score: Score
     seconds: float
@@ -89,7 +89,7 @@ class TimedScore:
 
 
 class RunningReward:
-    """One reward at work: in this process, or in workers where it has a limit for each answer."""
+    """An open reward: in this process, or in workers if it has a time limit for each completion."""
 
     def __init__(self, choice: RewardChoice, place: RewardContext) -> None:
         self.choice = choice
@@ -113,9 +113,9 @@ class RunningReward:
                 self.reward.open(place)
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
-        """A checked score for each answer; numbers that are not finite are no scores.
+        """Return a checked score for each completion; a number that is not finite becomes an ``error``.
 
-        Raises AlignError where a reward without a time limit fails, or gives another number of scores.
+        Raises AlignError if a reward without a time limit fails, or gives another number of scores.
         """
         return [timed.score for timed in self.timed(answers)]
 
@@ -127,10 +127,8 @@ class RunningReward:
         since = time.perf_counter()
         with self._without_secrets():
             if self._workers is not None:
-                return [
-                    TimedScore(self._clean(_checked(score)), seconds, 1)
-                    for score, seconds in self._workers.timed(answers)
-                ]
+                timed = self._workers.timed(answers)
+                return [TimedScore(self._clean(_checked(score)), seconds, 1) for score, seconds in timed]
             scores = [self._clean(score) for score in self._score(answers)]
         seconds = time.perf_counter() - since
         return [TimedScore(score, seconds, len(answers)) for score in scores]
@@ -172,14 +170,14 @@ class RunningReward:
         return replace(score, why=redacted(score.why, self._secrets)) if score.why else score
 
     def close(self) -> None:
-        """Stop it."""
+        """Close the reward and end its workers."""
         self.reward.close()
         if self._workers is not None:
             self._workers.close()
 
 
 class Scorer:
-    """All rewards of a stage. ``with Scorer(choices, place) as scorer: scorer.score(answers)``."""
+    """The rewards of a stage. ``with Scorer(choices, place) as scorer: scorer.score(answers)``."""
 
     def __init__(self, choices: Sequence[RewardChoice], place: RewardContext) -> None:
         self.choices, self.place = _named(choices), place
@@ -209,33 +207,38 @@ class Scorer:
         self.rewards = {}
 
     def score(self, answers: Sequence[Answer]) -> list[Scored]:
-        """The reward of every answer, in their order."""
+        """Return the reward of every completion, in their order."""
         return self.combine(self.ask(answers))
 
     def ask(self, answers: Sequence[Answer]) -> list[RewardScores]:
-        """What every reward says of every answer."""
+        """Return the scores of every completion by every reward."""
         columns = {name: reward.score(answers) for name, reward in self.rewards.items()}
         return [{name: scores[i] for name, scores in columns.items()} for i in range(len(answers))]
 
-    def combine(self, said: Sequence[RewardScores], moves: bool = True) -> list[Scored]:
-        """The weighted sums. Running means move on with these answers first: give all processes the same ones."""
-        for name, running in self._running.items() if moves else ():
-            running.enter([s[name].value for s in said])
-        scored = []
-        for each in said:
-            reward, _ = self._sum(each, {})
-            learned, size = self._sum(each, self._running)
-            scored.append(Scored(reward, each, learned, size))
-        return scored
+    def combine(self, rows: Sequence[RewardScores], moves: bool = True) -> list[Scored]:
+        """Return the weighted sums of the scores of each completion.
 
-    def _sum(self, said: RewardScores, running: Mapping[str, _Running]) -> tuple[float | None, float]:
+        moves: the running means of normalised rewards take in these scores first. All processes must give the same
+        rows, or their means would differ.
+        """
+        if moves:
+            for name, running in self._running.items():
+                running.update([scores[name].value for scores in rows])
+        combined = []
+        for scores in rows:
+            reward, _ = self._sum(scores, {})
+            learned, size = self._sum(scores, self._running)
+            combined.append(Scored(reward, scores, learned, size))
+        return combined
+
+    def _sum(self, scores: RewardScores, running: Mapping[str, _Running]) -> tuple[float | None, float]:
         """Return the weighted sum of the scores there are, and the absolute values of the numbers in it, added up.
 
-        Both are scaled up for the rewards that abstained, so that an answer is worth no less for a missing score.
+        Both are scaled up for the rewards that abstained, so that a missing score does not lower the reward.
         """
         total = size = weight = 0.0
         for name, choice in self.choices.items():
-            value = said[name].value
+            value = scores[name].value
             if value is not None:
                 term, added = running[name].normal(value) if name in running else (value, abs(value))
                 total, size = total + choice.weight * term, size + abs(choice.weight) * added
@@ -244,24 +247,24 @@ class Scorer:
         return (total * whole / weight, size * whole / weight) if weight else (None, 0.0)
 
     def state_dict(self) -> dict[str, list[float]]:
-        """The running means."""
+        """Return count, mean and sum of squared differences of each normalised reward."""
         return {name: [running.count, running.mean, running.squares] for name, running in self._running.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore a state."""
         for name, values in state.items():
             self._running[name] = _Running(*values)
 
 
 @dataclass(slots=True)
 class _Running:
-    """Mean and variance of all numbers so far (Welford 1962)."""
+    """Mean and variance of all numbers so far (Welford 1962). squares: sum of squared differences from the mean."""
 
     count: float = 0.0
     mean: float = 0.0
     squares: float = 0.0
 
-    def enter(self, values: Sequence[float | None]) -> None:
+    def update(self, values: Sequence[float | None]) -> None:
         for value in values:
             if value is not None:
                 self.count += 1
@@ -271,7 +274,7 @@ class _Running:
     def normal(self, value: float) -> tuple[float, float]:
         """Return the normalised value, and the absolute values of the numbers in it, added up and normalised too.
 
-        Near the mean the first is all rounding, and the second says of what size.
+        Near the mean the first is only a rounding error, and the second gives the size of the numbers that caused it.
         """
         scale = (math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0) + 1e-6
         return (value - self.mean) / scale, (abs(value) + abs(self.mean)) / scale
@@ -281,7 +284,7 @@ def _checked(score: Score | float | None) -> Score:
     if score is None:
         return Score(None, "abstained")
     made = score if isinstance(score, Score) else Score(float(score))
-    if made.value is not None:  # a numpy number is no plain value, which checkpoints and JSON want
+    if made.value is not None:  # a numpy number becomes a plain one, for checkpoints and JSON
         made = replace(made, value=float(made.value))
     if made.value is not None and not abs(made.value) <= LARGEST:
         return replace(made, value=None, outcome="error", why=f"its score was {made.value}")
@@ -289,7 +292,7 @@ def _checked(score: Score | float | None) -> Score:
 
 
 def _named(choices: Sequence[RewardChoice]) -> dict[str, RewardChoice]:
-    """Rewards by name; the second of a type is ``format_2``."""
+    """Return the rewards by name; the second of type ``format`` is ``format_2``."""
     named: dict[str, RewardChoice] = {}
     for choice in choices:
         same = sum(other.type == choice.type for other in named.values())
@@ -297,12 +300,14 @@ def _named(choices: Sequence[RewardChoice]) -> dict[str, RewardChoice]:
     return named
 
 
-# Equality of rewards but for rounding: ``0.3`` and ``0.1 + 0.2`` are one reward, computed in two ways.
+# --- equality of rewards up to rounding ------------------------------------------------------------------------------
+#
+# ``0.3`` and ``0.1 + 0.2`` are one reward, computed in two ways.
 #
 #     tied    max r - min r <= ROUNDING max(max |r|, size)
 #
-# size is the sum of the absolute values of the terms that a reward was added up from. A reward near 0 may be the rest
-# of large terms, and its rounding error is theirs: 0.3 - (0.1 + 0.2) is -5.6e-17 and means 0, as size is 0.6.
+# size is the sum of the absolute values of the terms that a reward was added up from. A reward near 0 may be the
+# difference of large terms and have their rounding error: 0.3 - (0.1 + 0.2) is -5.6e-17 and means 0, as size is 0.6.
 
 ROUNDING = 2.0**-40
 """A relative difference: the rounding errors of some thousand float64 operations (2**-53 each) stay below it. Two
@@ -310,7 +315,7 @@ neighbouring float32 numbers differ by at least 2**-24 of the larger one, so no 
 
 
 def tied(rewards: Sequence[float], size: float = 0.0) -> bool:
-    """Return whether no two of the rewards differ by more than rounding."""
+    """Return True if no two of the rewards differ by more than rounding."""
     if len(rewards) < 2:
         return True
     low, high = min(rewards), max(rewards)
@@ -318,7 +323,7 @@ def tied(rewards: Sequence[float], size: float = 0.0) -> bool:
 
 
 def reaches(reward: float, bound: float) -> bool:
-    """Return whether a reward is at least ``bound``, rounding apart."""
+    """Return True if a reward is at least ``bound``, up to rounding."""
     return reward >= bound or tied((reward, bound))
 
 
@@ -336,7 +341,7 @@ def classes(rewards: Iterable[float], size: float = 0.0) -> Iterator[list[float]
 
 
 def leveled(scored: Sequence[Scored]) -> list[float | None]:
-    """Return the rewards of one prompt's answers, with equal ones made exactly equal, so that ``>`` and ``==`` hold."""
+    """Return the rewards of a prompt's completions, those equal up to rounding made exactly equal."""
     known = [each.reward for each in scored if each.reward is not None]
     size = max((each.size for each in scored), default=0.0)
     first = {reward: equal[0] for equal in classes(known, size) for reward in equal}

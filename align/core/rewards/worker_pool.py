@@ -1,11 +1,11 @@
-"""Rewards with a time limit: one answer at a time, in processes that can be killed.
+"""Rewards with a time limit: one completion at a time, in processes that can be killed.
 
-    trainer --spawns--> zygote (opens the reward, ``worker_main``) --forks--> warm workers
+    trainer --spawns--> zygote (opens the reward, ``worker_process``) --forks--> warm workers
 
-A process spawned afresh holds no CUDA and no threads, so it may fork; forking costs a millisecond where importing costs
-a second. The trainer waits for each answer until its deadline, then has the worker killed and another one forked. A
-reward that hangs, crashes or eats memory so costs one answer its score, never the run. Signals of the trainer are not
-touched: no SIGALRM, no handler.
+A newly spawned process has no CUDA context and no threads, so it can fork safely. Forking takes a millisecond,
+importing a second. The trainer waits for each score until its deadline, then has the worker killed and another one
+forked. So a reward that hangs, crashes or runs out of memory costs one completion its score and never ends the run.
+The trainer's signal handlers are not used (no SIGALRM), since Lightning and the launcher own them.
 """
 
 from __future__ import annotations
@@ -40,18 +40,21 @@ _FORKING = 5.0
 
 
 class _Down(Exception):
-    """The zygote is gone, or cannot fork."""
+    """Raised if the zygote is gone or cannot fork."""
 
 
 class _Broken(Exception):
-    """A worker is gone, or says what is no reply."""
+    """Raised if a worker is gone, or its reply is invalid."""
 
 
 @dataclass(eq=False)
 class _Worker:
     """A worker as the trainer sees it.
 
-    since, due: seconds on the monotonic clock at which it was given an answer, and by which its score must be there.
+    line: socket to the worker. number: of its current completion among all that were sent, so that a late reply is
+    never taken for the next one's. index: of that completion in the call. since, due: seconds on the monotonic clock
+    at which it was sent, and by which its score must arrive (infinity: the worker is idle). received: the bytes of its
+    reply so far.
     """
 
     line: socket.socket | None = None
@@ -60,17 +63,17 @@ class _Worker:
     index: int = -1
     due: float = math.inf
     since: float = 0.0
-    heard: bytes = b""
+    received: bytes = b""
 
 
 class Workers:
-    """A reward in killable processes: ``score`` as the reward's own, and no answer costs more than ``seconds``.
+    """A reward in processes that can be killed. ``score`` is as the reward's own, with a time limit per completion.
 
     choice   the reward; count: processes (default: this process's share of the CPUs, at most 8)
-    seconds  limit for one answer; memory: bytes of address space for one worker
+    seconds  limit for one completion; memory: bytes of address space for one worker
     place    given to the reward's ``open``
 
-    Raises AlignError with its reason where the reward cannot be opened.
+    Raises AlignError with the reason if the reward cannot be opened.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class Workers:
         self._workers = [_Worker() for _ in range(count or share)]
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
-        """A score for each answer, in their order; no value where the reward took too long (``timeout``) or failed."""
+        """Return a score for each completion, in order; without value after a ``timeout`` or an ``error``."""
         return [score for score, _ in self.timed(answers)]
 
     def timed(self, answers: Sequence[Answer]) -> list[tuple[Score, float]]:
@@ -105,10 +108,10 @@ class Workers:
                         if waiting and worker.due == math.inf:
                             index, answer = waiting.popleft()
                             scores |= self._give(worker, index, answer)
-                    scores |= {index: (score, seconds) for index, score, seconds in self._hear()}
+                    scores |= {index: (score, seconds) for index, score, seconds in self._collect()}
             finally:
                 for worker in self._workers:
-                    if worker.due < math.inf:  # interrupted: what it is about concerns nobody any more
+                    if worker.due < math.inf:  # interrupted: its reply may not be read as the next call's
                         self._retire(worker)
             return [scores[i] for i in range(len(answers))]
 
@@ -120,13 +123,13 @@ class Workers:
             self._hang_up_zygote()
 
     def _give(self, worker: _Worker, index: int, answer: Answer) -> dict[int, tuple[Score, float]]:
-        """Send an answer to an idle worker, freshly forked where there is none; its score where that fails."""
+        """Send a completion to an idle worker, which is forked if it has no process. Return its score if that fails."""
         since = time.monotonic()
         failed = self._sent(worker, index, answer, since)
         return {} if failed is None else {index: (failed, time.monotonic() - since)}
 
     def _sent(self, worker: _Worker, index: int, answer: Answer, since: float) -> Score | None:
-        """Send an answer; return None, or the score that stands for the failure to do so."""
+        """Send a completion. Return None, or a score that gives the reason if it could not be sent."""
         try:
             if worker.line is None:
                 self._fork(worker)
@@ -146,12 +149,12 @@ class Workers:
             return self._late
         except OSError:
             return Score(None, "error", why=f"its worker process died ({self._retire(worker)})")
-        except Exception as error:  # an answer that cannot be sent
+        except Exception as error:  # a completion that cannot be pickled
             self._retire(worker)
             return Score(None, "error", why=f"cannot be sent to a worker: {error}"[:500])
 
-    def _hear(self) -> Iterator[tuple[int, Score, float]]:
-        """Wait until a worker replies or the first deadline passes; yield answers' index, score and seconds."""
+    def _collect(self) -> Iterator[tuple[int, Score, float]]:
+        """Wait until a worker replies or the first deadline passes. Yield index, score and seconds of each result."""
         busy = [worker for worker in self._workers if worker.due < math.inf]
         if not busy:
             return
@@ -170,7 +173,7 @@ class Workers:
                 continue
             if score is not None:
                 worker.due = math.inf
-                if score.outcome == "error":  # whatever it left half done goes with it
+                if score.outcome == "error":  # the exception may have left its process in an undefined state
                     self._retire(worker)
                 yield worker.index, score, time.monotonic() - worker.since
         now = time.monotonic()
@@ -184,7 +187,11 @@ class Workers:
         return Score(None, "timeout", why=f"took longer than {self.seconds:g} s")
 
     def _read(self, worker: _Worker) -> Score | None:
-        """What has come of a worker's reply; its score once that is whole. Raises _Broken."""
+        """Read what a worker has sent, and return the score once the reply is complete, else None. Raises _Broken.
+
+        A reply is its length in 8 bytes and then JSON. The worker runs untrusted code, so the length is bounded before
+        anything is kept, and JSON is read instead of a pickle.
+        """
         assert worker.line is not None
         try:
             part = worker.line.recv(2**16)
@@ -194,48 +201,52 @@ class Workers:
             part = b""
         if not part:
             raise _Broken
-        worker.heard += part
-        size = int.from_bytes(worker.heard[:8], "big")
-        if (len(worker.heard) >= 8 and size > LONGEST_REPLY) or len(worker.heard) > 8 + LONGEST_REPLY:
+        worker.received += part
+        size = int.from_bytes(worker.received[:8], "big")
+        if (len(worker.received) >= 8 and size > LONGEST_REPLY) or len(worker.received) > 8 + LONGEST_REPLY:
             raise _Broken("its reply was too long")
-        if len(worker.heard) < 8 + size:
+        if len(worker.received) < 8 + size:
             return None
-        body, worker.heard = worker.heard[8 : 8 + size], b""
+        body, worker.received = worker.received[8 : 8 + size], b""
         try:
             return _score_of(json.loads(body), worker.number)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise _Broken("its reply was no score") from error
 
     def _retire(self, worker: _Worker) -> str:
-        """Kill it and fork the next; how it ended."""
+        """Kill a worker's process and fork the next. Return how it ended, such as ``SIGKILL`` or ``exit 3``."""
         self._hang_up(worker)
-        with contextlib.suppress(_Down):  # tried again for the next answer
+        with contextlib.suppress(_Down):  # forked again for the next completion
             return self._fork(worker)
         return "SIGKILL"
 
     @staticmethod
     def _hang_up(worker: _Worker) -> None:
-        worker.due, worker.heard = math.inf, b""
+        worker.due, worker.received = math.inf, b""
         if worker.line is not None:
             worker.line.close()
             worker.line = None
 
     def _fork(self, worker: _Worker) -> str:
-        """A new process for it, in its old one's place; how that one ended. Raises _Down."""
+        """Have a worker's process replaced by a new one. Return how the old one ended. Raises _Down."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                said = self._command({"kill": worker.pid}, theirs.fileno())
-                worker.pid = said["pid"]
+                reply = self._command({"kill": worker.pid}, theirs.fileno())
+                worker.pid = reply["pid"]
             except (_Down, KeyError) as error:
                 ours.close()
                 worker.pid = None
-                raise _Down(str(error) if isinstance(error, _Down) else said.get("failed", "")) from error
+                why = str(error) if isinstance(error, _Down) else reply.get("failed", "")
+                raise _Down(why) from error
         worker.line = ours
-        return str(said.get("died", "SIGKILL"))
+        return str(reply.get("died", "SIGKILL"))
 
     def _command(self, command: dict[str, Any], fd: int) -> dict[str, Any]:
-        """One command to the zygote, which is started again where it has gone."""
+        """Send a command to the zygote and return its reply; a zygote that has gone is started again once.
+
+        fd: the worker's end of a new socket, which the zygote hands to the process that it forks.
+        """
         for _ in range(2):
             try:
                 if self._control is None:
@@ -243,8 +254,7 @@ class Workers:
                 assert self._control is not None
                 socket.send_fds(self._control, [json.dumps(command).encode()], [fd])
                 if reply := self._control.recv(2**17):
-                    said: dict[str, Any] = json.loads(reply)
-                    return said
+                    return dict(json.loads(reply))
             except OSError:
                 pass
             except AlignError as error:
@@ -261,14 +271,15 @@ class Workers:
             "memory": self.memory,
             "starter": os.getpid(),
         }
-        with theirs, tempfile.TemporaryFile() as said:
+        # Errors go to a file: nobody would empty a pipe while the reward opens, and a full one would block it.
+        with theirs, tempfile.TemporaryFile() as errors:
             self._zygote = subprocess.Popen(
                 interpreter.command("-m", "align.core.rewards.worker_process", str(theirs.fileno())),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=said,
+                stderr=errors,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C reaches the trainer only, which ends the zygote itself
                 env={"OMP_NUM_THREADS": "1", **interpreter.environment()},
             )
             theirs.close()
@@ -284,8 +295,8 @@ class Workers:
                 reply, why = b"", f"took longer than {_OPENING:g} s to open"
             if not reply:
                 self._hang_up_zygote()
-                said.seek(0)
-                last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+                errors.seek(0)
+                last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
                 raise AlignError(": ".join([why, *last]), where=f"reward {self.choice.type}")
         self._control.settimeout(_FORKING)
         if problems := json.loads(reply).get("problems"):
@@ -294,7 +305,7 @@ class Workers:
             raise AlignError.gather(Problem(where or here, what, fix) for what, fix, where in problems)
 
     def _hang_up_zygote(self) -> None:
-        """It kills its workers and goes; it is killed where it does not, and then they die with it."""
+        """Close the zygote's socket, after which it kills its workers and ends; kill it if it does not within 1 s."""
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -307,7 +318,7 @@ class Workers:
 
 
 def _score_of(reply: dict[str, Any], number: int) -> Score:
-    """A reply as a score. Raises ValueError, TypeError, KeyError or AttributeError where it is none."""
+    """Make a score of a reply. Raises ValueError, TypeError, KeyError or AttributeError if it is none."""
     if reply["number"] != number or reply["outcome"] not in get_args(Outcome):
         raise ValueError
     value = None if reply["value"] is None else float(reply["value"])

@@ -1,8 +1,9 @@
-"""The far side of ``workers``: a clean process opens the reward once and forks a worker whenever it is asked to.
+"""The processes of ``worker_pool``: a zygote opens the reward once and forks a worker at each command.
 
-    python -m align.core.rewards.worker_process CONTROL_FD      (started by ``workers`` only)
+    python -m align.core.rewards.worker_process CONTROL_FD      (started by ``worker_pool`` only)
 
-Neither it nor its workers outlive the process that started it: it watches that process, and they die with it.
+Neither the zygote nor its workers outlive the process that started it: the zygote watches that process through a pidfd,
+and the workers get SIGKILL when the zygote dies (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
 
 LONGEST_REPLY = 2**20
-"""Bytes of a worker's reply; a longer one is an error."""
+"""Largest number of bytes in a worker's reply; a longer one is an error."""
 _LONGEST_WHY = 500
 _INSIDE = "ALIGN_INSIDE_REWARD_WORKER"
-"""In the environment of a worker and of all that it starts: they are killed with it, so they start no workers."""
+"""Environment variable of a worker and of all that it starts: they are killed with it, so they start no workers."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def main() -> None:
-    """Read what to open from stdin, say how that went, then serve until the starter hangs up or dies."""
+    """Open the reward that stdin names and report if it opens; then serve until the starter hangs up or dies."""
     control = socket.socket(fileno=int(sys.argv[1]))
     spec = json.load(sys.stdin)
     starter = os.pidfd_open(spec["starter"])
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # grandchildren come to us, whoever their parent was
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans of workers become our children
     try:
         reward = _opened(spec)
     except AlignError as error:
@@ -52,7 +53,7 @@ def main() -> None:
     except Exception as error:
         control.send(json.dumps({"problems": [[f"failed to open: {error_line(error)}", "", ""]]}).encode())
         return
-    gc.freeze()  # what is shared by fork stays shared
+    gc.freeze()  # a collection would write to every object's header and so copy the pages that workers share
     control.send(b"{}")
     try:
         _Zygote(control, starter, reward, spec["memory"]).serve()
@@ -78,7 +79,7 @@ def _opened(spec: dict[str, Any]) -> Reward:
 
 @dataclass
 class _Zygote:
-    """Never runs the reward itself after ``open``, so it always answers at once."""
+    """The process that forks workers. It never runs the reward after ``open``, so it replies at once."""
 
     control: socket.socket
     starter: int
@@ -86,7 +87,7 @@ class _Zygote:
     memory: int
 
     def serve(self) -> None:
-        """Commands: ``{"kill": pid or null, "fork": bool}``, with the new worker's socket beside it."""
+        """Handle commands ``{"kill": pid or null}``, each sent with the socket of the worker to fork (SCM_RIGHTS)."""
         workers: set[int] = set()
         watch = select.poll()
         watch.register(self.control, select.POLLIN)
@@ -119,37 +120,38 @@ class _Zygote:
     def _fork(self, fd: int) -> int:
         zygote, pid = os.getpid(), os.fork()
         if pid:
-            with contextlib.suppress(OSError):  # it has done so itself by now
+            # Set by both sides, so that the group exists before either goes on; the second call may fail.
+            with contextlib.suppress(OSError):
                 os.setpgid(pid, pid)
             return pid
         try:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() == zygote:
+            if os.getppid() == zygote:  # else the zygote died before PR_SET_PDEATHSIG was set
                 os.setpgid(0, 0)
                 os.close(self.starter)
                 self.control.close()
                 resource.setrlimit(resource.RLIMIT_AS, (self.memory, self.memory))
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                os.dup2(1, 2)  # stdout is /dev/null already, and stdin is at its end
+                os.dup2(1, 2)  # stdout is /dev/null already, and stdin has been read to its end
                 _work(socket.socket(fileno=fd), self.reward, self.memory)
         finally:
             os._exit(0)
 
 
 def _work(line: socket.socket, reward: Reward, memory: int) -> None:
-    """Score one answer after the other until the line is closed."""
+    """Score one completion after the other until the socket is closed."""
     me = os.getpid()
     while header := line.recv(8, socket.MSG_WAITALL):
         size = int.from_bytes(header, "big")
         body = line.recv(size, socket.MSG_WAITALL)
         if len(body) < size:
             return
-        number, answer = pickle.loads(body)  # from the trainer, which we are part of
+        number, answer = pickle.loads(body)  # from the trainer, which is trusted; replies go back as JSON
         try:
             reply = _plain(reward.score([answer]))
         except MemoryError:
             reply = {"value": None, "outcome": "error", "why": f"needed more than {memory / 2**30:.3g} GiB of memory"}
-        except BaseException as error:
+        except BaseException as error:  # also SystemExit and KeyboardInterrupt of the reward
             reply = {"value": None, "outcome": "error", "why": error_line(error)}
         if os.getpid() != me:  # the reward forked, and this is the child
             return
@@ -161,7 +163,7 @@ def _work(line: socket.socket, reward: Reward, memory: int) -> None:
 
 
 def _plain(scores: Any) -> dict[str, Any]:
-    """A reward's one score as JSON's values. Raises ValueError or TypeError when it is none."""
+    """Return a reward's one score as values of JSON. Raises ValueError or TypeError if it is none."""
     if len(scores) != 1:
         raise ValueError(f"gave {len(scores)} scores for 1 answer")
     score = scores[0]
@@ -177,7 +179,10 @@ def _plain(scores: Any) -> dict[str, Any]:
 
 
 def _ended(pid: int, patience: float = 0.05) -> str:
-    """Kill a worker with all its group, and how it ended: ``SIGSEGV``, ``exit 3``. One that lingers is reaped later."""
+    """Kill a worker with its process group, and return how it ended: ``SIGSEGV``, ``exit 3``.
+
+    patience: seconds to wait for its end. One that takes longer is reaped later and counts as ``SIGKILL``.
+    """
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
             kill(pid, signal.SIGKILL)
@@ -193,7 +198,7 @@ def _ended(pid: int, patience: float = 0.05) -> str:
 
 
 def _reap(workers: set[int]) -> None:
-    """Kill every child that is no worker (what workers forked and left behind), and take in the dead."""
+    """Kill every child that is no worker (processes that workers left behind), and reap the dead ones."""
     with contextlib.suppress(OSError):
         for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()):
             if pid not in workers:
