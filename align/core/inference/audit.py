@@ -1,6 +1,6 @@
-"""A reward attacked before anything is trained on it: what it pays for junk, and whether it knows gold from wrong.
+"""Audit of a reward before training: the scores it gives to junk, and how well it tells gold answers from wrong ones.
 
-An attack is *paid* on a row where it scores at least as much as the row's gold answer (rows without gold: more than 0).
+An attack is *paid* on a row if it scores at least as much as the row's gold answer (rows without gold: more than 0).
 
     AUC = P(gold > wrong) + P(gold = wrong) / 2    over all pairs of a gold and a wrong answer
 """
@@ -31,12 +31,16 @@ JUNK: Mapping[str, tuple[str, Callable[[str], str]]] = {
     "shell": ("empty tags and boxes", lambda prompt: "<think>\n</think>\n<answer>\n\\boxed{}\n</answer>"),
     "prompt": ("a copy of the prompt", lambda prompt: prompt),
 }
-"""Answers that deserve nothing: what each is, and how it is made of the prompt's text."""
+"""Completions that deserve no reward: a description of each, and a function that makes it of the prompt's text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """One attack on all rows. paid: share of its scored rows; mean: of its scores; unscored: rows without a score."""
+    """The result of one attack on all rows.
+
+    paid: share of the scored rows, in [0, 1]; mean: of the scores; both None if no row was scored. unscored: number of
+    rows without a score. outcomes: number of rows by outcome.
+    """
 
     name: str
     rows: int
@@ -48,10 +52,11 @@ class Attack:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """All attacks, how well gold is told from wrong, latency, and what it comes to.
+    """The results of all attacks, the discrimination of gold from wrong answers, latency, and conclusions.
 
-    auc, gap: None where there is no gold, or no other row's to be wrong. gap: mean of gold - wrong on the same row.
-    faults: sentences about what makes a policy learn junk; notes: what else should be known.
+    auc: in [0, 1]. gap: mean of gold - wrong on the same row. Both are None without gold answers, or if all are equal,
+    so that none is wrong for another row. faults: sentences about behaviour that would teach a policy junk. notes:
+    other remarks.
     """
 
     attacks: Sequence[Attack]
@@ -63,7 +68,7 @@ class Audit:
 
 
 def gold_answer(answer: Answer) -> str | None:
-    """What a right answer to this row says: its completion, else its solution, where that is text or a number."""
+    """Return the text of a right answer to this row: its completion, else its solution if that is text or a number."""
     if answer.text.strip():
         return answer.text
     solution = answer.columns.get("solution")
@@ -71,48 +76,53 @@ def gold_answer(answer: Answer) -> str | None:
 
 
 def with_text(answer: Answer, text: str, tokens: Callable[[str], Sequence[int]] | None = None) -> Answer:
-    """Another answer to the same row, in the shape of its prompt."""
-    said: Any = [{"role": "assistant", "content": text}] if isinstance(answer.prompt, list) else text
-    return replace(answer, completion=said, text=text, tokens=tuple(tokens(text)) if tokens else ())
+    """Return another answer to the same row, in the form of its prompt. tokens: encodes a text."""
+    completion: Any = [{"role": "assistant", "content": text}] if isinstance(answer.prompt, list) else text
+    ids = tuple(tokens(text)) if tokens else ()
+    return replace(answer, completion=completion, text=text, tokens=ids)
 
 
 def audit(
     reward: RunningReward, lines: Sequence[InputLine], name: str, tokens: Callable[[str], Sequence[int]] | None = None
 ) -> Audit:
-    """Attack a reward with every row that has a prompt. tokens: of a text, for rewards that count them.
+    """Attack a reward with every row that has a prompt.
 
-    Raises AlignError where no row has a prompt.
+    name: of the file, for messages. tokens: encodes a text, for rewards that count tokens. Raises AlignError if no row
+    has a prompt.
     """
     rows = [line for line in lines if line.answer is not None and message_text(line.answer.prompt, "prompt").strip()]
     answers = [line.answer for line in rows if line.answer is not None]
     if not rows:
         raise AlignError("no row has a prompt", "give rows with prompt, and solution or completion", where=name)
     golds = [gold_answer(answer) for answer in answers]
-    asked: dict[str, list[str | None]] = {
-        kind: [make(message_text(answer.prompt, "prompt")) for answer in answers] for kind, (_, make) in JUNK.items()
-    }
-    asked |= {"commonest": _commonest(golds), "gold": golds, "wrong": _wrong(golds)}
-    said: dict[str, list[Verdict | None]] = {kind: [None] * len(rows) for kind in asked}
-    made = [(i, kind, text) for i in range(len(rows)) for kind in asked if (text := asked[kind][i]) is not None]
-    attacking = [
-        # a row's attacks meet each other where the reward compares; else each is asked by itself
-        replace(rows[i], answer=replace(with_text(answers[i], text, tokens), group=i if reward.reward.compares else n))
-        for n, (i, _, text) in enumerate(made)
-    ]
-    for (i, kind, _), verdict in zip(made, score_lines(reward, attacking), strict=True):
-        said[kind][i] = verdict
-    values = {kind: np.array([_value(v) for v in verdicts]) for kind, verdicts in said.items()}
-    attacks = [_attack(kind, said[kind], values[kind], values["gold"]) for kind in asked if any(said[kind])]
+    prompts = [message_text(answer.prompt, "prompt") for answer in answers]
+    texts: dict[str, list[str | None]] = {}  # of each kind of attack, by row
+    for kind, (_, make) in JUNK.items():
+        texts[kind] = [make(prompt) for prompt in prompts]
+    texts |= {"commonest": _commonest(golds), "gold": golds, "wrong": _wrong(golds)}
+
+    attempts = [(i, kind, text) for i in range(len(rows)) for kind in texts if (text := texts[kind][i]) is not None]
+    lines = []
+    for n, (i, _, text) in enumerate(attempts):
+        # A reward that compares sees all attacks on a row as one group; for others each is a group of its own.
+        group = i if reward.reward.compares else n
+        lines.append(replace(rows[i], answer=replace(with_text(answers[i], text, tokens), group=group)))
+    results: dict[str, list[Verdict | None]] = {kind: [None] * len(rows) for kind in texts}
+    for (i, kind, _), verdict in zip(attempts, score_lines(reward, lines), strict=True):
+        results[kind][i] = verdict
+
+    values = {kind: np.array([_value(verdict) for verdict in verdicts]) for kind, verdicts in results.items()}
+    attacks = [_attack(kind, results[kind], values[kind], values["gold"]) for kind in texts if any(results[kind])]
     gold, wrong = (values[kind][~np.isnan(values[kind])] for kind in ("gold", "wrong"))
     both = ~np.isnan(values["gold"]) & ~np.isnan(values["wrong"])
     auc = roc_auc(gold, wrong) if len(gold) and len(wrong) else None
     gap = float((values["gold"] - values["wrong"])[both].mean()) if both.any() else None
-    latency = summarize([v for verdicts in said.values() for v in verdicts if v is not None])
+    latency = summarize([verdict for verdicts in results.values() for verdict in verdicts if verdict is not None])
     return Audit(attacks, auc, gap, latency, *_judged(attacks, values, auc, latency))
 
 
 def roc_auc(gold: Any, wrong: Any) -> float:
-    """AUC of two sets of scores, in [0, 1]; 0.5 is chance."""
+    """Return the area under the ROC curve of two sets of scores, in [0, 1]; 0.5 is chance."""
     ordered = np.sort(wrong)
     below, upto = np.searchsorted(ordered, gold, "left"), np.searchsorted(ordered, gold, "right")
     return float((below + upto).mean() / (2 * len(wrong)))
@@ -123,13 +133,13 @@ def _value(verdict: Verdict | None) -> float:
 
 
 def _commonest(golds: Sequence[str | None]) -> list[str | None]:
-    """The gold answer of most rows, to every row; nothing where all differ."""
+    """Return the most frequent gold answer for every row; None for all if no two rows have the same."""
     ((text, count),) = Counter(gold for gold in golds if gold is not None).most_common(1) or [("", 0)]
     return [text if count > 1 else None] * len(golds)
 
 
 def _wrong(golds: Sequence[str | None]) -> list[str | None]:
-    """For each row the next gold answer that differs from its own."""
+    """Return for each row the next gold answer that differs from its own."""
     found: list[str | None] = []
     for i, gold in enumerate(golds):
         others = [*golds[i + 1 :], *golds[:i]]
@@ -141,16 +151,15 @@ def _attack(name: str, verdicts: Sequence[Verdict | None], values: Any, gold: An
     scored, counts = ~np.isnan(values), Counter[str](v.score.outcome for v in verdicts if v is not None)
     paid = np.where(np.isnan(gold), values > 0, values >= gold)[scored]
     mean = float(values[scored].mean()) if scored.any() else None
-    asked = sum(counts.values())
-    return Attack(
-        name, asked, float(paid.mean()) if scored.any() else None, mean, asked - int(scored.sum()), dict(counts)
-    )
+    share_paid = float(paid.mean()) if scored.any() else None
+    rows = sum(counts.values())
+    return Attack(name, rows, share_paid, mean, rows - int(scored.sum()), dict(counts))
 
 
 def _judged(
     attacks: Sequence[Attack], values: Mapping[str, Any], auc: float | None, latency: Summary
 ) -> tuple[list[str], list[str]]:
-    """Faults and notes, as sentences."""
+    """Return faults and notes, as sentences."""
     faults, notes = list[str](), list[str]()
     for attack in attacks:
         if attack.name not in JUNK or not attack.paid:
@@ -158,11 +167,11 @@ def _judged(
         what, gold = JUNK[attack.name][0], values["gold"]
         both = ~np.isnan(values[attack.name]) & ~np.isnan(gold)
         if both.any():
-            said = f"pays {what} as much as gold in {attack.paid:.0%} of rows"
+            sentence = f"pays {what} as much as gold in {attack.paid:.0%} of rows"
             as_much = bool(values[attack.name][both].mean() >= gold[both].mean())
         else:
-            said, as_much = f"pays {what} in {attack.paid:.0%} of rows", attack.paid >= 0.5
-        (faults if as_much else notes).append(said)
+            sentence, as_much = f"pays {what} in {attack.paid:.0%} of rows", attack.paid >= 0.5
+        (faults if as_much else notes).append(sentence)
     by_name = {attack.name: attack for attack in attacks}
     gold_attack, common = by_name.get("gold"), by_name.get("commonest")
     if auc is not None and auc <= 0.5:

@@ -1,8 +1,9 @@
-"""How many groups will teach nothing: what a model's own answers to the prompts earn, before it is trained on them.
+"""Difficulty of prompts for a model before it is trained on them: the share of groups that will teach nothing.
 
-A group whose answers all score the same has advantage 0 throughout. Of n answers to a prompt let c_v score v. Then
+The model samples completions of each prompt and a reward scores them. A group whose completions all score the same has
+advantage 0 throughout. Of n completions of a prompt let c_v score v. Then
 
-    P(m answers score the same) = sum_v C(c_v, m) / C(n, m)    m <= n, without bias
+    P(m completions score the same) = sum_v C(c_v, m) / C(n, m)    m <= n, without bias
                                <= sum_v (c_v / n)^m            m >  n, in the mean (Jensen)
 """
 
@@ -44,24 +45,27 @@ class Difficulty:
 
     @property
     def sentences(self) -> list[str]:
-        """What it means for a run."""
+        """Conclusions for a run, as sentences."""
         if not self.prompts:
             return ["no prompt had all its answers scored: nothing can be said of groups"]
-        said = []
+        found = []
         for size, share in self.zero_variance.items():
             about = "at most " if size > self.n else ""
-            said.append(f"groups of {size}: {about}{share:.0%} teach nothing")
+            found.append(f"groups of {size}: {about}{share:.0%} teach nothing")
         if self.none_right is not None and self.none_right > 0.5:
-            said.append(
+            found.append(
                 f"too hard: no answer is right for {self.none_right:.0%} of prompts; train on easier ones first"
             )
         if self.all_right is not None and self.all_right > 0.5:
-            said.append(f"too easy: all answers are right for {self.all_right:.0%} of prompts; leave those out")
-        return said
+            found.append(f"too easy: all answers are right for {self.all_right:.0%} of prompts; leave those out")
+        return found
 
 
 def zero_variance_share(scores: Sequence[float], size: int) -> float:
-    """Estimated probability that ``size`` answers to this prompt score the same; see the module's equations."""
+    """Estimate the probability that ``size`` completions of a prompt score the same, by the module's equations.
+
+    scores: of n completions. Unbiased for sizes up to n, an upper bound beyond.
+    """
     counts, n = [len(same) for same in classes(scores)], len(scores)
     if size <= n:
         return sum(comb(count, size) for count in counts) / comb(n, size)
@@ -69,29 +73,33 @@ def zero_variance_share(scores: Sequence[float], size: int) -> float:
 
 
 def estimate_difficulty(reward: RunningReward, lines: Sequence[InputLine], sampler: Sampler) -> Difficulty:
-    """Sample ``sampler.n`` answers to every prompt and score them. Raises AlignError where no line has a prompt."""
-    asked = [line for line in lines if line.answer is not None and line.answer.prompt]
-    if not asked:
-        raise AlignError("no row has a prompt", "give rows with prompt")
+    """Sample ``sampler.n`` completions of every prompt and score them. Raises AlignError if no line has a prompt."""
     records = [
         Record("prompt", line.where, prompt=line.answer.prompt, columns=line.answer.columns)
-        for line in asked
-        if line.answer is not None
+        for line in lines
+        if line.answer is not None and line.answer.prompt
     ]
+    if not records:
+        raise AlignError("no row has a prompt", "give rows with prompt")
     groups: list[list[float | None]] = []
     outcomes: list[Counter[str]] = []
     with working(f"sampling {sampler.n} answers to each of {len(records):,} prompts"):
-        groups_of_answers = sampler.sample(records)
-    for place, group in enumerate(groups_of_answers):
-        answers = [each.answer(place) for each in group]
-        verdicts = list(
-            score_lines(reward, [InputLine(asked[place].where, answer) for answer in answers], len(answers))
-        )
+        sampled = sampler.sample(records)
+    for place, completions in enumerate(sampled):
+        inputs = [InputLine(records[place].source, completion.answer(place)) for completion in completions]
+        verdicts = list(score_lines(reward, inputs, together=len(inputs)))
         groups.append([verdict.score.value for verdict in verdicts])
         outcomes.append(Counter(verdict.score.outcome for verdict in verdicts))
     whole = [[v for v in group if v is not None] for group in groups if None not in group]
     judged = [count for count in outcomes if count["right"] + count["wrong"] + count["unparsed"]]
-    passed = sum(count["right"] for count in judged) / sum(map(Counter.total, judged)) if judged else None
+    passed = all_right = none_right = None
+    if judged:
+        passed = sum(count["right"] for count in judged) / sum(map(Counter.total, judged))
+        all_right = sum(count["right"] == count.total() for count in judged) / len(judged)
+        none_right = sum(not count["right"] for count in judged) / len(judged)
+    zero_variance = {}
+    if whole:
+        zero_variance = {size: sum(zero_variance_share(g, size) for g in whole) / len(whole) for size in SIZES}
     values = [value for group in whole for value in group]
     return Difficulty(
         n=sampler.n,
@@ -99,9 +107,7 @@ def estimate_difficulty(reward: RunningReward, lines: Sequence[InputLine], sampl
         unscored=len(groups) - len(whole),
         mean=sum(values) / len(values) if values else None,
         passed=passed,
-        zero_variance={size: sum(zero_variance_share(group, size) for group in whole) / len(whole) for size in SIZES}
-        if whole
-        else {},
-        all_right=sum(count["right"] == count.total() for count in judged) / len(judged) if judged else None,
-        none_right=sum(not count["right"] for count in judged) / len(judged) if judged else None,
+        zero_variance=zero_variance,
+        all_right=all_right,
+        none_right=none_right,
     )

@@ -1,6 +1,6 @@
-"""A model asked for JSON outside training: a server or a local directory, each reply recorded and replayed.
+"""A client for models that reply in JSON: on a server or in a local directory. Replies are recorded and replayed.
 
-What may be confidential leaves the machine only where that was allowed, and with ``offline`` nothing is asked at all.
+Prompts may be confidential: they leave this machine only if that was allowed, and with ``offline`` no request is made.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from align.schemas.records import Record
 from align.schemas.run import Sampling
 
 JsonClient = Callable[[str, dict[str, Any]], str]
-"""Prompt and JSON schema to the reply's text."""
+"""A function from prompt and JSON schema to the text of the model's reply."""
 
 MAX_TOKENS = 4096
-"""Of a reply."""
+"""Largest number of tokens in a reply."""
 GREEDY = {"temperature": 0, "seed": 0, "max_tokens": MAX_TOKENS}
 
 
@@ -41,7 +41,7 @@ def open_client(
     record: a directory; by default one in align's cache. offline: only recorded replies are given, so no address is
     checked. Raises AlignError as ``endpoint_client`` does.
     """
-    here = url is None or offline  # a local model is loaded only when it is asked
+    here = url is None or offline  # a local model is loaded at its first request, so offline never
     ask = (
         local_client(model) if here else endpoint_client(str(url), model, key_env=key_env, allow_network=allow_network)
     )
@@ -49,16 +49,16 @@ def open_client(
 
 
 class RecordedClient:
-    """A client that remembers: one file a reply, under the hash of prompt, schema and model.
+    """A client that records replies, one file each, named by the hash of prompt, schema and model.
 
-    offline: only what was recorded is answered; else AlignError. The file says what was asked of whom.
+    Each file holds model and prompt too. offline: give recorded replies only, and raise AlignError for others.
     """
 
     def __init__(self, ask: JsonClient, directory: Path, model: str, *, offline: bool = False) -> None:
         self._ask, self._directory, self._model, self._offline = ask, directory, model, offline
 
     def __call__(self, prompt: str, schema: dict[str, Any]) -> str:
-        """The recorded reply, else a new one, recorded."""
+        """Return the recorded reply, else ask the model and record its reply."""
         path = self._path(prompt, schema)
         if path.is_file():
             return self._recorded(path)
@@ -72,17 +72,17 @@ class RecordedClient:
         return reply
 
     def keep(self, prompt: str, schema: dict[str, Any], reply: str) -> None:
-        """Record a reply, over the one that was there."""
+        """Record a reply, in place of an older one."""
         record = {"model": self._model, "prompt": prompt, "reply": reply}
         atomic_files.write_json(self._path(prompt, schema), record)
 
     def _path(self, prompt: str, schema: dict[str, Any]) -> Path:
-        asked = {"model": self._model, "prompt": prompt, "schema": schema}
-        return self._directory / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}.json"
+        request = {"model": self._model, "prompt": prompt, "schema": schema}
+        return self._directory / f"{hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()}.json"
 
     def _recorded(self, path: Path) -> str:
         try:
-            # A reply may be written by hand, without a sum.
+            # A reply may be written by hand, without a checksum.
             reply = atomic_files.verified(path.read_bytes(), must=False).get("reply")
         except (OSError, ValueError):
             reply = None
@@ -92,12 +92,12 @@ class RecordedClient:
 
 
 def endpoint_client(url: str, model: str, *, key_env: str | None = None, allow_network: bool = False) -> JsonClient:
-    """A model behind an OpenAI-compatible server (``/chat/completions``), greedy, with a fixed seed.
+    """Return a client of an OpenAI-compatible server (``/chat/completions``), greedy and with a fixed seed.
 
-    Servers ask for structure in different words, so those that refuse one are asked in the next: ``response_format``
-    with a schema, vLLM's ``structured_outputs``, ``response_format`` with any object, and none at all; and all of these
-    without ``GREEDY``, which some models refuse.
-    Raises AlignError for an address of another machine without ``allow_network``.
+    Servers differ in how they take a schema, so if one form is refused (status 400 or 422) the next is tried:
+    ``response_format`` with a schema, vLLM's ``structured_outputs``, ``response_format`` with any object, and none at
+    all; then all of these without ``GREEDY``, which some models refuse. key_env: environment variable with the key.
+    Raises AlignError for an address on another machine without ``allow_network``.
     """
     address, local = checked_url(url)
     if not (local or allow_network):
@@ -108,12 +108,12 @@ def endpoint_client(url: str, model: str, *, key_env: str | None = None, allow_n
     key = secret(key_env)
 
     def ask(prompt: str, schema: dict[str, Any]) -> str:
-        asked = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+        request = {"model": model, "messages": [{"role": "user", "content": prompt}]}
         refused: Refused | None = None
         with Client(address, key=key, timeout=300.0, retries=2) as client:
             for settings, structure in itertools.product((GREEDY, {}), _structures(schema)):
                 try:
-                    return _text(client, client.post("/chat/completions", asked | settings | structure))
+                    return _text(client, client.post("/chat/completions", request | settings | structure))
                 except Refused as error:
                     if error.status not in (400, 422):
                         raise
@@ -143,9 +143,10 @@ def _text(client: Client, reply: dict[str, Any]) -> str:
 
 
 def local_client(path: str) -> JsonClient:
-    """A model directory or hub id on this machine, asked greedily through the embedded generator; loaded when asked.
+    """Return a client of a model directory or hub id that samples greedily in this process.
 
-    The schema is in the prompt only: what a small model makes of it is checked by whoever asks.
+    The model is loaded at the first request. The schema is not enforced: it is in the prompt only, and the caller
+    checks the reply.
     """
 
     @functools.cache
@@ -156,11 +157,12 @@ def local_client(path: str) -> JsonClient:
 
     def ask(prompt: str, schema: dict[str, Any]) -> str:
         chat = model().tokenizer.chat_template is not None
-        asked = Record("prompt", "the prompt", prompt=[{"role": "user", "content": prompt}] if chat else prompt)
-        if (room := model().room(asked)) <= 0:
-            what = f"what is asked is {1 - room} tokens longer than its context can hold"
+        content = [{"role": "user", "content": prompt}] if chat else prompt
+        record = Record("prompt", "the prompt", prompt=content)
+        if (room := model().room(record)) <= 0:
+            what = f"the prompt is {1 - room} tokens longer than its context can hold"
             raise AlignError(what, "name a model with a longer context", where=path)
-        ((completion,),) = model().sample([asked], Sampling(max_completion_length=MAX_TOKENS, temperature=0))
+        ((completion,),) = model().sample([record], Sampling(max_completion_length=MAX_TOKENS, temperature=0))
         return str(completion.text)
 
     return ask

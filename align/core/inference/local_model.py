@@ -1,4 +1,4 @@
-"""A model of a directory or hub id that answers in this process, for rewards and checks that ask one."""
+"""A model that samples in this process, for rewards and checks that need one outside training."""
 
 from __future__ import annotations
 

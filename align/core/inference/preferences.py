@@ -1,7 +1,7 @@
-"""Prompts to a preference file: of each prompt's answers the best and the worst, as rewards score them.
+"""Preference labelling: of each prompt's completions the best and the worst by their rewards become a pair.
 
-The work is kept in a directory beside the output, a line for each prompt, until the output is written as a whole. So a
-run that was killed goes on behind its last prompts, with the answers that it would have had.
+Results are kept in a journal in a directory next to the output, one line for each prompt, until the output is written
+as a whole. So a run that was killed continues after its last prompt, with the same completions as without the kill.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,14 +29,18 @@ if TYPE_CHECKING:
     from align.core.inference.sampler import Sampler
 
 AT_ONCE = 8
-"""Prompts between two lines of the journal."""
+"""Prompts that are sampled and scored together, before their lines are added to the journal."""
 GIVEN = "completions"
-"""The column that holds a row's own answers."""
+"""The column that holds a row's own completions."""
 
 
 @dataclass(slots=True)
 class LabelSummary:
-    """What came of it. counts: labelled, tied, abstained, by prompt; blank, by answer. spent: by reward."""
+    """The result of labelling.
+
+    counts: numbers of prompts that were ``labelled``, ``tied`` or ``abstained``; number of ``blank`` completions.
+    spent: figures about each reward's work (``Reward.counts``).
+    """
 
     output: Path
     prompts: int
@@ -44,21 +48,21 @@ class LabelSummary:
     spent: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the result as plain data."""
         counts = {name: self.counts[name] for name in ("labelled", "tied", "abstained", "blank")}
         return {"output": str(self.output), "prompts": self.prompts, **counts, "rewards": self.spent}
 
 
 class Journal:
-    """The lines so far of one piece of work, which ``fingerprint`` tells from any other."""
+    """The lines so far of one labelling, which ``fingerprint`` identifies by its prompts and settings."""
 
     def __init__(self, output: Path, fingerprint: str) -> None:
-        """Raises AlignError where the output is there already, or was begun from other prompts or settings."""
+        """Open or begin a journal. Raises AlignError if the output exists, or its journal has another fingerprint."""
         if output.exists():
             raise AlignError("exists", "remove it, or give another name", where=str(output))
         self.output, self.directory = output, output.with_name(f"{output.name}.partial")
         self.lines: list[dict[str, Any]] = []
-        """One for each prompt that is done."""
+        """One for each finished prompt."""
         head, self._path = json.dumps({"of": fingerprint}), self.directory / "journal.jsonl"
         if not self._path.exists():
             write_atomic(self._path, f"{head}\n".encode())
@@ -76,7 +80,7 @@ class Journal:
         self._file.seek(0, 2)
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Keep some more."""
+        """Append lines, each with its checksum."""
         with naming(self._path):
             self._file.write(b"".join(sealed(line) + b"\n" for line in lines))
             self._file.flush()
@@ -88,13 +92,13 @@ class Journal:
         shutil.rmtree(self.directory)
 
     def finish(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write the output, and forget how it came about."""
+        """Write the output as a whole, and remove the journal."""
         write_atomic(self.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         self.close()
         shutil.rmtree(self.directory)
 
     def close(self) -> None:
-        """Safe to call twice."""
+        """Close the file; safe to call twice."""
         self._file.close()
 
 
@@ -108,9 +112,10 @@ def _undamaged(lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def read_prompts(path: str, sampled: bool) -> tuple[list[Record], str]:
-    """The rows of a file of prompts, and a digest of what they say.
+    """Return the rows of a file of prompts, and a digest of their content.
 
-    Raises AlignError for rows that are bad, and unless answers are ``sampled``, for those without two of their own.
+    sampled: True if rows without completions of their own will get sampled ones; without it each row needs two or
+    more. Raises AlignError for bad rows.
     """
     found = load_records(Data(train=[Source(path=path)]), ("prompt",))
     for record in found.train:
@@ -127,21 +132,21 @@ def label(
     scorer: Scorer,
     journal: Journal,
     sampler: Sampler | None = None,
-    heard: Callable[[int], None] = lambda done: None,
+    report: Callable[[int], None] = lambda done: None,
 ) -> LabelSummary:
-    """Judge what is not judged yet, then write the preference file.
+    """Label the prompts that the journal does not have yet, then write the preference file.
 
-    scorer: open. sampler: answers prompts that bring no answers along. heard: told how many prompts are done.
-    Raises AlignError for rewards that are normalised: a label may not depend on the prompts before it. Where no
-    prompt gives a pair no file is written, since the next stage would refuse an empty one.
+    scorer: open. sampler: for prompts without completions of their own. report: called with the number of finished
+    prompts. If no prompt gives a pair, no file is written, since the next stage would refuse an empty one.
+    Raises AlignError for rewards that are normalised: a label may not depend on the prompts before it.
     """
     if any(choice.normalize for choice in scorer.choices.values()):
         raise AlignError("is for training: running means would make labels depend on their order", where="normalize")
-    heard(len(journal.lines))
+    report(len(journal.lines))
     for start in range(len(journal.lines), len(records), AT_ONCE):
         chunk = records[start : start + AT_ONCE]
         journal.add(list(_judged(chunk, _answers(chunk, start, sampler), scorer)))
-        heard(len(journal.lines))
+        report(len(journal.lines))
     counts = Counter(line["came"] for line in journal.lines)
     counts["blank"] = sum(line["blank"] for line in journal.lines)
     spent = {name: dict(opened.reward.counts()) for name, opened in scorer.rewards.items()}
@@ -154,7 +159,10 @@ def label(
 
 
 def pair(record: Record, answers: Sequence[Answer], rewards: Sequence[float | None]) -> tuple[str, dict[str, Any]]:
-    """``labelled`` and the row of the best answer over the worst; ``tied`` or ``abstained`` where there is none."""
+    """Return ``labelled`` and a row with the best completion as chosen and the worst as rejected.
+
+    Without such a pair return ``tied`` (equal rewards or texts) or ``abstained`` (less than two rewards) and {}.
+    """
     scored = [(reward, place) for place, reward in enumerate(rewards) if reward is not None]
     if len(scored) < 2:
         return "abstained", {}
@@ -163,13 +171,13 @@ def pair(record: Record, answers: Sequence[Answer], rewards: Sequence[float | No
     if tied((high, low)) or chosen == rejected:
         return "tied", {}
     kept = {name: value for name, value in record.columns.items() if name != GIVEN}
-    told = {"scores": [high, low], "answers": len(answers), "source": Path(record.source).name}
-    row = {"prompt": record.prompt, "chosen": chosen, "rejected": rejected, "margin": high - low, "judged": told}
+    judged = {"scores": [high, low], "answers": len(answers), "source": Path(record.source).name}
+    row = {"prompt": record.prompt, "chosen": chosen, "rejected": rejected, "margin": high - low, "judged": judged}
     return "labelled", kept | row
 
 
 def _judged(records: Sequence[Record], groups: Sequence[Sequence[Answer]], scorer: Scorer) -> Iterator[dict[str, Any]]:
-    """A line of the journal for each record; blank answers are not judged, and no row could hold them."""
+    """Yield a journal line for each record. Blank completions are left out: no row of preferences can hold them."""
     full = [[answer for answer in group if answer.text.strip()] for group in groups]
     flat = [answer for group in full for answer in group]
     scored = iter(scorer.score(flat) if flat else [])
@@ -179,33 +187,25 @@ def _judged(records: Sequence[Record], groups: Sequence[Sequence[Answer]], score
 
 
 def _answers(records: Sequence[Record], start: int, sampler: Sampler | None) -> list[list[Answer]]:
-    """Each record's own answers, or sampled ones where it has none; they depend on the prompt's place in the file."""
+    """Return each record's own completions, or sampled ones if it has none.
+
+    Seeds of sampled ones depend on the prompt's place in the file, so a run that was interrupted samples the same.
+    """
     groups = list[list[Answer]]()
     for sampled, stretch in groupby(records, lambda record: _given(record) is None):
         some, first = list(stretch), start + len(groups)
         if not sampled:
-            groups += [
-                [_answer(record, place, given) for given in _given(record) or ()]
-                for place, record in enumerate(some, first)
-            ]
+            for place, record in enumerate(some, first):
+                groups.append([_answer(record, place, given) for given in _given(record) or ()])
             continue
-        assert sampler is not None  # read_prompts has seen to it
-        for place, said in enumerate(sampler.sample(some, first=first), first):
-            groups.append(
-                [
-                    replace(
-                        _answer(each.record, place, each.completion),
-                        tokens=tuple(each.sample.tokens.tolist()),
-                        finish=each.sample.finish,
-                    )
-                    for each in said
-                ]
-            )
+        assert sampler is not None  # read_prompts refuses rows without completions otherwise
+        for place, completions in enumerate(sampler.sample(some, first=first), first):
+            groups.append([each.answer(place) for each in completions])
     return groups
 
 
 def _given(record: Record) -> list[Content] | None:
-    """A row's own answers in the style of its prompt. Raises AlignError where they are no such list."""
+    """Return a row's own completions in the form of its prompt, None without. Raises AlignError for a bad list."""
     given = record.columns.get(GIVEN)
     if given is None:
         return None
@@ -224,6 +224,6 @@ def _is_message(answer: Any) -> bool:
     return isinstance(one, dict) and one.get("role") == "assistant" and isinstance(one.get("content"), str)
 
 
-def _answer(record: Record, place: int, said: Content) -> Answer:
-    text = said if isinstance(said, str) else str(said[0]["content"])
-    return Answer(record.prompt or "", said, text, columns=record.columns, group=place)
+def _answer(record: Record, place: int, content: Content) -> Answer:
+    text = content if isinstance(content, str) else str(content[0]["content"])
+    return Answer(record.prompt or "", content, text, columns=record.columns, group=place)
