@@ -67,7 +67,7 @@ def measure(
         rewards=[as_reward(reward) for reward in rewards],
         reference=None if reference is None else str(reference),
         chat=chat,
-        tell=report,
+        report=report,
     )
 
 

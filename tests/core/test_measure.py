@@ -303,7 +303,7 @@ def test_strings_are_asked_as_chat_on_demand() -> None:
 def test_prompts_that_leave_no_room_are_left_out_or_told() -> None:
     held = Material(questions=[question("a" * 50, "x"), question("b", "x")])
     told: list[str] = []
-    found = measure(Reader(context=60), held, ProbeSettings(max_completion_length=20, shots=0), tell=told.append)
+    found = measure(Reader(context=60), held, ProbeSettings(max_completion_length=20, shots=0), report=told.append)
     assert found.zero_shot is not None and found.zero_shot.rows == 1
     assert told[0] == "without 1 of 2 rows, whose prompts leave no room for an answer"
     with pytest.raises(AlignError, match="no prompt leaves room") as stopped:

@@ -1,4 +1,4 @@
-"""How sure a measured mean is."""
+"""Confidence intervals of measured means, shares and ratios."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from scipy.special import stdtrit
 
 from align.schemas.project import Measurement
 
-# How sure a measured share is.
-
 Z95 = 1.959963984540054
-"""Two-sided 95 %: the normal distribution's 0.975 quantile."""
+"""The 0.975 quantile of the normal distribution, for two-sided 95 % intervals."""
 
 
 def wilson(hits: int, total: int, z: float = Z95) -> tuple[float, float]:
-    """The score interval of a share p = hits / total (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1).
+    """Return the score interval of a share p = hits / total (Wilson 1927; Brown, Cai, DasGupta 2001, section 3.1.1).
 
         centre = (p + z^2 / 2n) / (1 + z^2 / n)
         half   = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
 
-    Right also near 0 and 1, where the textbook interval has no width. Raises ValueError unless 0 <= hits <= total > 0.
+    Valid near 0 and 1 too, where the textbook interval p +- z sqrt(p (1 - p) / n) has no width.
+    Raises ValueError unless 0 <= hits <= total > 0.
     """
     if not 0 <= hits <= total or total == 0:
         raise ValueError(f"{hits} of {total}")
@@ -33,11 +32,11 @@ def wilson(hits: int, total: int, z: float = Z95) -> tuple[float, float]:
 
 
 def mean(values: Sequence[float]) -> Measurement:
-    """The mean of independent values with its 95 % interval, of values that are all 0 or 1 Wilson's.
+    """Return the mean of independent values with its 95 % interval; for values that are all 0 or 1 it is Wilson's.
 
         half = t s / sqrt(n),  s^2 = sum (x - mean)^2 / (n - 1),  t the 0.975 quantile of Student's with n - 1 degrees
 
-    One value has no spread to go by: its interval is all of [0, 1], and itself. Raises ValueError for none.
+    A single value has no spread, so its interval is [0, 1], widened to hold the value. Raises ValueError for none.
     """
     if not values:
         raise ValueError("the mean of nothing")
@@ -52,13 +51,13 @@ def mean(values: Sequence[float]) -> Measurement:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Measurement:
-    """R = sum a / sum b of pairs, with the 95 % interval of the ratio estimator (Cochran 1977, section 6.4).
+    """Return R = sum a / sum b of pairs, with the 95 % interval of the ratio estimator (Cochran 1977, section 6.4).
 
         half = t s / (sqrt(n) mean(b)),  s^2 = sum (a_i - R b_i)^2 / (n - 1)
 
-    For a mean over bytes where whole documents were drawn: the bytes of one are not independent. Of one document
-    nothing is known beyond its own value: the interval reaches from 0 to twice that.
-    Raises ValueError where ``below`` does not add up to more than 0.
+    For a mean over bytes when whole documents were drawn: the bytes of one document are not independent. A single
+    document has no spread, so its interval reaches from 0 to twice its value.
+    Raises ValueError unless the sum of ``below`` is above 0.
     """
     a, b = np.asarray(above, float), np.asarray(below, float)
     if not len(b) or b.sum() <= 0:

@@ -1,4 +1,4 @@
-"""What there is to measure on: the rows of somebody's files, by what they can show."""
+"""Material for probes: the rows of the user's files, sorted by the probes that can use them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source
 
 PLAIN = frozenset((".txt", ".md", ".rst", ".tex", ".adoc"))
-"""Pages that are read as they are."""
+"""Suffixes of pages that are read as plain text."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionAnswer:
-    """A prompt, and the answer wanted.
+    """A prompt and its right answer.
 
-    record: of kind prompt, with the row's columns and, where none is called so, the answer as ``solution`` for rewards.
+    record: of kind prompt, with the row's columns. For rewards the answer is added as ``solution``, unless the row has
+    such a column.
     """
 
     record: Record
@@ -31,7 +32,7 @@ class QuestionAnswer:
 
 @dataclass(slots=True)
 class Material:
-    """Rows by use. prompts: without an answer. texts: documents, corpus."""
+    """Rows by use. prompts: those without an answer. texts: documents and corpora."""
 
     questions: list[QuestionAnswer] = field(default_factory=list)
     prompts: list[Record] = field(default_factory=list)
@@ -40,9 +41,9 @@ class Material:
 
     @classmethod
     def read(cls, paths: Sequence[str]) -> Material:
-        """Everything that files, directories, hub ids and plain-text pages hold.
+        """Read all rows of files, directories, hub ids and plain-text pages.
 
-        Raises AlignError as reading does, and for pages that would have to be converted.
+        Raises AlignError for rows that cannot be read, and for pages in other formats than plain text.
         """
         found = cls()
         for path in paths:
@@ -53,7 +54,7 @@ class Material:
         return found
 
     def add(self, record: Record) -> None:
-        """One row; of a conversation the last answer is what is wanted. Rows that show nothing are left out."""
+        """Add a row, unless no probe can use it; in a conversation the last message is the right answer."""
         if record.kind == "preference":
             self.pairs.append(record)
         elif record.kind == "prompt":
@@ -70,8 +71,8 @@ class Material:
         wanted = plain(answer)
         if prompt and wanted.strip():
             columns = {"solution": wanted, **record.columns}
-            asked = replace(record, kind="prompt", text=None, prompt=prompt, completion=None, columns=columns)
-            self.questions.append(QuestionAnswer(asked, wanted))
+            question = replace(record, kind="prompt", text=None, prompt=prompt, completion=None, columns=columns)
+            self.questions.append(QuestionAnswer(question, wanted))
 
 
 def _texts(pages: Sequence[Path]) -> list[Record]:
@@ -86,7 +87,7 @@ def _texts(pages: Sequence[Path]) -> list[Record]:
 
 
 def plain(content: Content | None) -> str:
-    """The words of a text, or of messages one after the other."""
+    """Return a text, or the texts of messages joined by line breaks."""
     if isinstance(content, list):
         return "\n".join(str(message.get("content") or "") for message in content)
     return content or ""

@@ -1,4 +1,4 @@
-"""A model that is measured: answers, which of two it finds likelier, and how well it predicts text."""
+"""A model under measurement: it samples completions, compares two of them by likelihood, and predicts text."""
 
 from __future__ import annotations
 
@@ -29,31 +29,33 @@ from align.schemas.project import Measurement
 from align.schemas.records import Content, Record
 from align.schemas.run import Choice, Data, Model, Sampling, Source
 
-# Which of two answers a model finds likelier.
+# --- likelihood of pairs ---------------------------------------------------------------------------------------------
 
 
 def prefers_chosen(policy: Policy, examples: Examples, pad_id: int) -> NDArray[np.bool_]:
-    """Whether each pair's chosen answer has the higher summed log-probability: sum log p(y_w|x) > sum log p(y_l|x).
+    """Return [N] booleans: sum log p(y_w|x) > sum log p(y_l|x), of the chosen and the rejected completion of each pair.
 
-    [N], over examples with a ``chosen`` and a ``rejected`` sequence. Ties count as not preferred.
+    examples: each with a ``chosen`` and a ``rejected`` sequence. Ties count as False.
     """
     scored = precompute(policy, examples, layout="padded", pad_id=pad_id, micro_tokens=8192)
-    sums = [
-        {s.role: float(s.ref_logp.sum()) for s in scored[i].sequences if s.ref_logp is not None}
-        for i in range(len(scored))
-    ]
-    return np.array([pair["chosen"] > pair["rejected"] for pair in sums])
+    preferred = []
+    for i in range(len(scored)):
+        sums = {s.role: float(s.ref_logp.sum()) for s in scored[i].sequences if s.ref_logp is not None}
+        preferred.append(sums["chosen"] > sums["rejected"])
+    return np.array(preferred)
 
+
+# --- the model -------------------------------------------------------------------------------------------------------
 
 LONGEST = 2048
-"""Tokens of a text or pair that are looked at, fewer where the model's context is shorter."""
+"""Number of tokens of a text or pair that are scored; fewer if the model's context is shorter."""
 HARMLESS = ["no-eos", "end-of-turn-untrained", "boundary-merge", "prompt-not-prefix", "turn-not-prefix"]
-"""Findings of the template doctor that matter to a model that learns, and not to one that is only asked."""
+"""Template findings that matter in training only, and so may occur in rows that are only measured on."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalProbeModel:
-    """A model's directory or hub id, ready to be asked."""
+    """A model loaded in this process, for probes."""
 
     policy: Policy
     handle: ModelHandle
@@ -61,7 +63,7 @@ class LocalProbeModel:
 
     @classmethod
     def load(cls, path: str | Path) -> LocalProbeModel:
-        """On the GPU where there is one."""
+        """Load a directory or hub id, onto the GPU if there is one. Raises AlignError if it cannot be loaded."""
         model = Model(path=str(path))
         policy, _ = build_policy(model, "language", seed=0, dropout=False)
         policy = policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -73,30 +75,30 @@ class LocalProbeModel:
     def sample(
         self, records: Sequence[Record], sampling: Sampling, n: int = 1, seed: int = 0
     ) -> list[list[Completion]]:
-        """``n`` answers to each record's prompt. Raises AlignError for prompts that leave no room for an answer."""
+        """Return ``n`` completions of each record's prompt. Raises AlignError for prompts that fill the context."""
         return Sampler(self._generator, self.handle, sampling, n, seed).sample(records)
 
     def answers(self, prompts: Sequence[Content], max_new_tokens: int) -> list[str]:
-        """What it says to each prompt, greedily."""
-        asked = [Record("prompt", f"prompt {i}", prompt=prompt) for i, prompt in enumerate(prompts, 1)]
-        groups = self.sample(asked, Sampling(max_completion_length=max_new_tokens, temperature=0))
-        return [said.text for (said,) in groups]
+        """Return the text of a greedy completion of each prompt."""
+        records = [Record("prompt", f"prompt {i}", prompt=prompt) for i, prompt in enumerate(prompts, 1)]
+        groups = self.sample(records, Sampling(max_completion_length=max_new_tokens, temperature=0))
+        return [completion.text for (completion,) in groups]
 
     def room(self, record: Record) -> int:
-        """Tokens that an answer to the record's prompt may have; not above 0 where it is too long."""
+        """Return the number of tokens that a completion may have; 0 or less if the prompt is too long."""
         return self.handle.context - len(tokens_of(record, Encoder(self.tokenizer)))
 
     def prefers(self, pairs: Sequence[Record]) -> list[bool]:
-        """Whether it finds each pair's chosen answer likelier than the rejected one, token probabilities multiplied."""
+        """Return True for each pair whose chosen completion is likelier than the rejected one (``prefers_chosen``)."""
         examples = self._examples(pairs, "dpo")
         return [bool(yes) for yes in prefers_chosen(self.policy, examples, self._pad)]
 
     def bits_per_byte(self, texts: Sequence[Record]) -> Measurement:
-        """-sum log2 p(token) / sum bytes over records of kind text, each document one observation.
+        """Return -sum log2 p(token) / sum bytes over records of kind text, with each document as one observation.
 
         Independent of the tokenizer, so models can be compared (2101.00027 section 3.1). Texts are cut at ``LONGEST``
-        tokens. The first token of a text is given, unless the tokenizer begins texts with one of its own; the token
-        that ends a text is not counted. Raises AlignError where nothing is left to predict.
+        tokens. The first token of a text is not predicted, unless the tokenizer begins texts with one of its own; the
+        token that ends a text is not counted. Raises AlignError if no token is left to predict.
         """
         examples = self._examples(texts, "pretrain")
         tokens = MICRO_TOKENS[next(self.policy.parameters()).device.type]
@@ -106,10 +108,10 @@ class LocalProbeModel:
         for i in range(len(scored)):
             (text,) = scored[i].sequences
             assert text.ref_logp is not None
-            spelt = ~np.isin(text.tokens[text.scored], special)
+            is_text = ~np.isin(text.tokens[text.scored], special)
             size = self._bytes(text.tokens) - self._bytes(text.tokens[~text.scored])
-            if size > 0 and spelt.any():
-                bits.append(-float(text.ref_logp[spelt].sum(dtype=np.float64)) / math.log(2))
+            if size > 0 and is_text.any():
+                bits.append(-float(text.ref_logp[is_text].sum(dtype=np.float64)) / math.log(2))
                 sizes.append(size)
         if not sizes:
             raise AlignError("no text is longer than a token", "give longer texts", where=texts[0].source)
@@ -120,7 +122,7 @@ class LocalProbeModel:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's."""
+        """The model's tokenizer."""
         return self.handle.tokenizer
 
     @property

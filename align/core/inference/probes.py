@@ -1,4 +1,4 @@
-"""The probes: rows of the user's files to ``Measured``. Each looks at a sample of rows that follows from the seed."""
+"""Probes that measure a model on the user's files. Each uses a sample of rows that is drawn by the seed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from align.schemas.project import Measured, Measurement
 from align.schemas.records import Content, Message, Record
 from align.schemas.run import RewardChoice, Sampling
 
-# Passages for a question out of somebody's own documents: BM25, the baseline that retrieval is measured by.
+# --- passages for a question -----------------------------------------------------------------------------------------
+#
+# BM25 over the user's own documents: the baseline that other retrievers are compared with.
 
 PASSAGE = 180
-"""Words of a passage; neighbours overlap by a third, so that a sentence at a border is whole in one of them."""
+"""Words in a passage; neighbours overlap by a third, so that a sentence at a border is whole in one of them."""
 
 
 def passages(documents: Sequence[str]) -> list[str]:
-    """Documents cut into pieces of ``PASSAGE`` words; where writing has no spaces, two characters count as a word."""
+    """Split documents into passages of ``PASSAGE`` words; in writing without spaces two characters count as a word."""
     found: list[str] = []
     for document in documents:
         pieces = document.split()
-        if len(pieces) * 12 < len(document):  # hardly any spaces
+        if len(pieces) * 12 < len(document):  # more than 12 characters per "word": writing without spaces
             pieces = [document[i : i + 2] for i in range(0, len(document), 2)]
             joint = ""
         else:
@@ -54,30 +56,32 @@ class Retriever:
             self._index.index([words(text) for text in self._texts], show_progress=False)
 
     def find(self, question: str, k: int) -> list[str]:
-        """The ``k`` best passages, best first; fewer where fewer share a word with the question."""
-        asked = words(question)
-        if not asked or not self._texts:
+        """Return the ``k`` best passages, best first; fewer if fewer share a word with the question."""
+        query = words(question)
+        if not query or not self._texts:
             return []
-        places, scores = self._index.retrieve([asked], k=min(k, len(self._texts)), show_progress=False)
+        places, scores = self._index.retrieve([query], k=min(k, len(self._texts)), show_progress=False)
         return [self._texts[i] for i, score in zip(places[0].tolist(), scores[0].tolist(), strict=True) if score > 0]
 
 
-# A question put in several ways: as it is, after worked examples, and under passages that may hold its answer.
+# --- forms of a question ---------------------------------------------------------------------------------------------
+#
+# As it is, after worked examples, and after passages that may hold its answer.
 
 FOUND = 5
 """Passages put before a question."""
 
 
 def with_examples(record: Record, shown: Sequence[QuestionAnswer], fits: Callable[[Record], bool]) -> Record:
-    """Worked examples first: as turns before the last question, or as text with a blank line between.
+    """Put worked examples before the question: as turns, or as text with blank lines between.
 
-    As many as fit, those that come first staying.
+    As many as ``fits`` allows, the first ones.
     """
     return _most(record, len(shown), lambda n: _examples(record.prompt or "", shown[:n]), fits)
 
 
 def with_passages(record: Record, retriever: Retriever, fits: Callable[[Record], bool]) -> Record:
-    """The best passages that BM25 finds for the last question, before it; as many as fit, the best staying."""
+    """Put the passages that BM25 finds for the last question before it; as many as ``fits`` allows, the best ones."""
     question = plain(record.prompt[-1:] if isinstance(record.prompt, list) else record.prompt)
     found = retriever.find(question, FOUND)
     return _most(record, len(found), lambda n: _under(record.prompt or "", question, found[:n]), fits)
@@ -111,37 +115,41 @@ def _under(prompt: Content, question: str, passages: Sequence[str]) -> Content:
     return text if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": text}]
 
 
+# --- measurements ----------------------------------------------------------------------------------------------------
+
 T = TypeVar("T")
 
 DOCUMENTS = 20_000
-"""Most documents that are searched."""
+"""Largest number of documents that are searched."""
 WORD_F1 = "word F1"
-"""What the score is called where no reward was named."""
+"""The name of the score without rewards."""
 
 
 class ProbeModel(Protocol):
-    """What probes ask of a model: ``align.core.inference.probe_models.LocalProbeModel`` is one."""
+    """The interface of models that are measured; ``align.core.inference.probe_models.LocalProbeModel`` has it."""
 
     def sample(
         self, records: Sequence[Record], sampling: Sampling, n: int = 1, seed: int = 0
     ) -> list[list[Completion]]:
-        """``n`` answers to each prompt."""
+        """Return ``n`` completions of each prompt."""
 
     def room(self, record: Record) -> int:
-        """Tokens that an answer to the record's prompt may have."""
+        """Return the number of tokens that a completion of the record's prompt may have."""
 
     def prefers(self, pairs: Sequence[Record]) -> list[bool]:
-        """Whether each pair's better answer is the likelier one."""
+        """Return True for each pair whose chosen completion is the likelier one."""
 
     def bits_per_byte(self, texts: Sequence[Record]) -> Measurement:
-        """How well texts are predicted."""
+        """Return the bits per byte at which texts are predicted."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeSettings:
-    """rows: most of each kind that are looked at. shots: worked examples, at most. k: sampled answers to a prompt.
+    """Settings of the probes.
 
-    chat: whether prompts that are strings are asked as a user's message.
+    rows: largest number of each kind that is used. shots: largest number of worked examples. k: completions sampled of
+    a prompt. max_completion_length: in tokens. seed: of the samples of rows and of completions. chat: True takes
+    prompts that are strings as a user's message.
     """
 
     rows: int = 200
@@ -159,41 +167,42 @@ def measure(
     *,
     scorer: Scorer | None = None,
     reference: Sequence[Record] = (),
-    tell: Callable[[str], None] = lambda probe: None,
+    report: Callable[[str], None] = lambda probe: None,
 ) -> Measured:
-    """Every probe that there is material for.
+    """Run every probe that there is material for.
 
-    scorer: rewards that score answers (default: word F1 with the answer wanted); with them answers are sampled too, for
-    pass@1 and pass@k. reference: ordinary text to hold the corpus against. tell: called with the name of each probe,
-    and with how many rows are left out. Raises AlignError where no prompt leaves room for an answer.
+    scorer: rewards that score completions (default: word F1 with the right answer); with rewards completions are
+    sampled too, for pass@1 and pass@k. reference: ordinary text to compare the corpus with. report: called with the
+    name of each probe, and with the number of rows that are left out. Raises AlignError if no prompt leaves room for a
+    completion.
     """
-    work = _Probes(model, settings, scorer, tell)
+    work = _Probes(model, settings, scorer, report)
     dice = random.Random(settings.seed)
     questions = work.roomy(_some(held.questions, settings.rows + settings.shots, dice), lambda q: q.record)
-    shots = min(settings.shots, len(questions) // 4)  # most of a few are needed for measuring
+    shots = min(settings.shots, len(questions) // 4)  # of few questions most are needed for the measurement itself
     shown, asked = questions[:shots], questions[shots:][: settings.rows]
     found: dict[str, Measurement | None] = {}
     if asked:
-        tell("zero shots")
+        report("zero shots")
         found["zero_shot"] = work.answered(asked, lambda record: record)
     if shown:
-        tell("worked examples")
+        report("worked examples")
         found["few_shot"] = work.answered(asked, lambda record: with_examples(record, shown, work.fits))
     if asked and held.texts:
-        tell("open book")
+        report("open book")
         retriever = Retriever(passages([plain(record.text) for record in _some(held.texts, DOCUMENTS, dice)]))
         found["closed_book"] = found["zero_shot"]
         found["open_book"] = work.answered(asked, lambda record: with_passages(record, retriever, work.fits))
     for name, texts in (("corpus_bits", held.texts), ("reference_bits", reference)):
         if texts:
-            tell(name.replace("_", " "))
+            report(name.replace("_", " "))
             found[name] = model.bits_per_byte(_some(texts, settings.rows, dice))
     prompts = [*held.prompts, *(question.record for question in held.questions)]
     if prompts and scorer is not None:
-        tell(f"{settings.k} samples of each prompt")
+        report(f"{settings.k} samples of each prompt")
         found |= work.headroom(work.roomy(_some(prompts, settings.rows, dice), lambda record: record), scorer)
     if held.pairs:
-        tell("preferences")
+        report("preferences")
         agreed = model.prefers(_some(held.pairs, settings.rows, dice))
         found["prefers_chosen"] = mean([float(yes) for yes in agreed])
     by = WORD_F1 if scorer is None else " + ".join(scorer.choices)
@@ -205,13 +214,13 @@ class _Probes:
     model: ProbeModel
     settings: ProbeSettings
     scorer: Scorer | None
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
 
     def fits(self, record: Record) -> bool:
         return self.model.room(record) >= self.settings.max_completion_length
 
     def roomy(self, rows: Sequence[T], record_of: Callable[[T], Record]) -> list[T]:
-        """The rows whose prompts leave room for the longest answer."""
+        """Return the rows whose prompts leave room for the longest completion."""
         fitting = [row for row in rows if self.fits(self._put(record_of(row)))]
         if rows and not fitting:
             what = f"no prompt leaves room for an answer of {self.settings.max_completion_length} tokens"
@@ -221,25 +230,31 @@ class _Probes:
                 where=record_of(rows[0]).source,
             )
         if (left := len(rows) - len(fitting)) > 0:
-            self.tell(f"without {left} of {len(rows)} rows, whose prompts leave no room for an answer")
+            self.report(f"without {left} of {len(rows)} rows, whose prompts leave no room for an answer")
         return fitting
 
     def answered(self, asked: Sequence[QuestionAnswer], put: Callable[[Record], Record]) -> Measurement | None:
-        """The mean score of greedy answers to questions put in some way; None where nothing could score any."""
+        """Return the mean score of greedy completions of questions, each in the form that ``put`` gives it.
+
+        None if no completion could be scored.
+        """
         records = [put(self._put(question.record)) for question in asked]
-        breaks = any(isinstance(record.prompt, list) for record in records) or any("\n\n" in q.wanted for q in asked)
-        stop = [] if breaks else ["\n\n"]  # a text has no turns, and a base model goes on with the next question
+        # Text has no end of turn: after its answer a base model writes the next question, so stop at a blank line.
+        # Conversations end by themselves, and an answer that holds a blank line must not be cut there.
+        conversations = any(isinstance(record.prompt, list) for record in records)
+        blank_lines = any("\n\n" in question.wanted for question in asked)
+        stop = [] if conversations or blank_lines else ["\n\n"]
         sampling = Sampling(max_completion_length=self.settings.max_completion_length, temperature=0, stop=stop)
         groups = self.model.sample(records, sampling)
         if self.scorer is None:
-            return mean([f1(said.text, q.wanted) for (said,), q in zip(groups, asked, strict=True)])
+            return mean([f1(each.text, question.wanted) for (each,), question in zip(groups, asked, strict=True)])
         values = [value for group in _rewards(groups, self.scorer) for value in group if value is not None]
         return mean(values) if values else None
 
     def headroom(self, prompts: Sequence[Record], scorer: Scorer) -> dict[str, Measurement | None]:
-        """pass@1 and pass@k (an answer is right at a score of 1), and the share of prompts whose answers score alike.
+        """Return pass@1, pass@k (right means a score of 1 or more) and the share of prompts whose scores are all equal.
 
-        Prompts of which any answer could not be scored are left out; None where that leaves nothing.
+        Prompts with a completion that could not be scored are left out; None if that leaves none.
         """
         k = self.settings.k
         first, best, flat = list[float](), list[float](), list[float]()
@@ -261,14 +276,14 @@ class _Probes:
 
 def _rewards(groups: Sequence[Sequence[Completion]], scorer: Scorer) -> list[list[float | None]]:
     scored = score(groups, scorer)
-    return [[said.scored.reward if said.scored else None for said in group] for group in scored]
+    return [[each.scored.reward if each.scored else None for each in group] for group in scored]
 
 
 def _some(rows: Sequence[T], most: int, dice: random.Random) -> list[T]:
     return list(rows) if len(rows) <= most else dice.sample(list(rows), most)
 
 
-# Measuring from end to end: a model's directory, files and rewards to ``Measured``.
+# --- from files to measurements --------------------------------------------------------------------------------------
 
 
 def run_probes(
@@ -279,13 +294,13 @@ def run_probes(
     rewards: Sequence[RewardChoice] = (),
     reference: str | None = None,
     chat: bool | None = None,
-    tell: Callable[[str], None] = lambda probe: None,
+    report: Callable[[str], None] = lambda probe: None,
 ) -> Measured:
-    """What every probe finds that ``files`` hold rows for.
+    """Load a model and files, and run every probe that the files have rows for.
 
-    model: a directory or hub id. rewards: what scores answers; none: word F1. reference: a file of ordinary text. chat:
-    whether prompts that are strings are asked as a user's message; None: where the model has a chat template.
-    Raises AlignError for files, models and rewards that do not work, and where the rows show nothing.
+    model: a directory or hub id. rewards: that score completions; without any: word F1. reference: a file of ordinary
+    text. chat: True takes prompts that are strings as a user's message; None: if the model has a chat template.
+    Raises AlignError for files, models and rewards that do not work, and if no probe has rows.
     """
     held = Material.read(files)
     ordinary = Material.read([reference] if reference else []).texts
@@ -297,8 +312,8 @@ def run_probes(
     with ExitStack() as opened:
         place = RewardContext(seed=settings.seed)
         scorer = opened.enter_context(Scorer(rewards, place)) if rewards else None
-        tell("loading the model")
+        report("loading the model")
         probed = LocalProbeModel.load(model)
         has_template = probed.tokenizer.chat_template is not None
         settings = replace(settings, chat=has_template if chat is None else chat)
-        return measure(probed, held, settings, scorer=scorer, reference=ordinary, tell=tell)
+        return measure(probed, held, settings, scorer=scorer, reference=ordinary, report=report)

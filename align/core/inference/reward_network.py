@@ -1,4 +1,4 @@
-"""A reward model that scores answers: answers to tokens as its training made them, tokens to scores."""
+"""A reward model that scores completions: it tokenizes them as in its training, and scores the tokens."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class RewardNetwork:
         self._layout: Layout | None = None
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
-        """Return a score for each answer from that answer alone; ``error`` where no tokens can be made of it."""
+        """Return a score for each completion by itself; ``error`` for one that cannot be tokenized or is too long."""
         made = [self._example(answer) for answer in answers]
         examples = [each for each in made if isinstance(each, Example)]
         values = iter(self._values(examples) if examples else [])

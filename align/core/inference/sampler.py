@@ -1,4 +1,4 @@
-"""A model asked outside training: its directory to a ``Subject``, prompts to tokens, samples to rows with rewards."""
+"""Sampling outside training: a model's directory to a ``ModelHandle``, prompts to tokens, samples to scored rows."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from align.core.rewards.scorer import Scored, Scorer
 
 CHUNK = 256
-"""Prompts that are answered, scored and written before the next ones."""
+"""Prompts that are sampled, scored and written before the next ones."""
 
 CONTEXT = 4096
-"""Most tokens of prompt and answer for a model whose config does not tell."""
+"""Largest number of tokens in prompt and completion for a model whose config has no limit."""
 
 _UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\uffff]")
 
@@ -47,7 +47,11 @@ _WHOLE = TokenizationSettings(
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer to a record's prompt. scored: what the rewards say of it, where there are any."""
+    """One completion of a record's prompt.
+
+    text: of its turn, see ``TurnReader.text``. scored: its rewards, None without any. best_of: number of completions
+    that it was chosen from.
+    """
 
     record: Record
     sample: Sample
@@ -57,32 +61,34 @@ class Completion:
 
     @property
     def completion(self) -> Content:
-        """As the prompt is: a string, or messages."""
+        """The text in the form of the prompt: a string, or messages."""
         return [{"role": "assistant", "content": self.text}] if self.record.conversational else self.text
 
     def answer(self, group: int) -> Answer:
-        """As rewards are asked about it."""
+        """Return the completion as rewards take it. group: the same number for all completions of a prompt."""
         record, sample = self.record, self.sample
         tokens = tuple(sample.tokens.tolist())
         return Answer(record.prompt or "", self.completion, self.text, tokens, sample.finish, record.columns, group)
 
     def row(self) -> dict[str, Any]:
-        """A line of JSONL: the row's own columns, and over them what was said."""
+        """Return the values of a line of JSONL: the row's own columns, overwritten by the completion's."""
         row = {**self.record.columns, "prompt": self.record.prompt, "completion": self.completion}
         row |= {"finish": self.sample.finish, "tokens": len(self.sample.tokens)}
         row["logp"] = float(self.sample.logp.sum(dtype=np.float64)) if len(self.sample.logp) else None
         if self.scored is not None:
             row |= {"reward": self.scored.reward, "parts": self.scored.parts, "outcomes": self.scored.outcomes}
-        return row | ({"best_of": self.best_of} if self.best_of > 1 else {})
+        if self.best_of > 1:
+            row["best_of"] = self.best_of
+        return row
 
     def line(self) -> str:
-        """``row`` as JSON in which nothing can command a terminal."""
+        """Return ``row`` as JSON; characters that could control a terminal or hide text are escaped."""
         text = json.dumps(self.row(), ensure_ascii=False, default=str)
         return _UNSEEN.sub(lambda found: json.dumps(found.group())[1:-1], text)
 
 
 class Stream:
-    """An answer written as it comes, a whole character at a time and harmless to look at."""
+    """A writer of a completion as it is sampled: whole characters only, with control characters made visible."""
 
     def __init__(self, turns: TurnReader, opening: str, write: Callable[[str], None]) -> None:
         self._turns, self._opening, self._write = turns, opening, write
@@ -90,21 +96,21 @@ class Stream:
         self._written = ""
 
     def on_token(self, token: int) -> None:
-        """One more token."""
+        """Take one more token, and write the text that it completes."""
         self._tokens.append(token)
         text = self._turns.text(self._tokens, self._opening)
-        if not text.endswith("\ufffd"):  # else half a character
+        if not text.endswith("\ufffd"):  # U+FFFD: the bytes of the last character are not complete yet
             self.end(text)
 
     def end(self, text: str) -> None:
-        """What of the answer so far is not written yet."""
+        """Write the part of ``text``, the completion so far, that has not been written yet."""
         self._write(visible(text[len(self._written) :]))
         self._written = text
 
 
 @dataclass
 class Sampler:
-    """An open generator and how it is asked. ``n`` answers to each prompt, all seeds following from ``seed``."""
+    """An open generator with its settings: ``n`` completions of each prompt, with seeds that follow from ``seed``."""
 
     generator: Generator
     handle: ModelHandle
@@ -119,17 +125,17 @@ class Sampler:
         self._turns = TurnReader(self.handle.tokenizer, self._encoder)
 
     def stream(self, record: Record, write: Callable[[str], None]) -> Stream:
-        """Return a ``Stream`` that writes the answer to ``record`` as it is sampled."""
+        """Return a ``Stream`` that writes the completion of ``record`` as it is sampled."""
         return Stream(self._turns, self._turns.opening(record), write)
 
     def sample(
         self, records: Sequence[Record], on_token: Callable[[int], None] | None = None, first: int = 0
     ) -> list[list[Completion]]:
-        """Return the answers to each record, in order.
+        """Return the ``n`` completions of each record, in order.
 
-        on_token: called with every token as it comes, if the generator streams.
-
-        first: how many prompts were asked before; an answer depends on its prompt's place, not on how they are cut.
+        on_token: called with every token as it is sampled, if the generator streams. first: number of prompts sampled
+        before. A completion's seed depends on its prompt's place among all, so it does not matter how they are divided
+        over calls.
         """
         tokens = [tokens_of(record, self._encoder) for record in records]
         seeds = [tuple(seed_of(self.seed, first + i, k) for k in range(self.n)) for i in range(len(records))]
@@ -154,41 +160,46 @@ class Sampler:
 def answers(
     sampler: Sampler, records: Sequence[Record], scorer: Scorer | None = None, choose: bool = False
 ) -> Iterator[Completion]:
-    """The answers to all records, scored; with ``choose`` only each prompt's best."""
+    """Yield the completions of all records, scored by ``scorer``; with ``choose`` only the best of each prompt."""
     with Work("answering prompts", len(records)) as work:
         for start in range(0, len(records), CHUNK):
             groups = sampler.sample(records[start : start + CHUNK], first=start)
             if scorer is not None:
                 groups = score(groups, scorer, start)
             for group in groups:
-                yield from [best(group)] if choose else group
+                if choose:
+                    yield best(group)
+                else:
+                    yield from group
             work.update(min(len(records), start + CHUNK))
 
 
 def handle_for(model: Model, context: int | None = None) -> ModelHandle:
-    """The model at a path, to be spoken for outside training; its weights are not loaded here.
+    """Return the handle of a model to sample from outside training; its weights are not loaded here.
 
-    context: most tokens of prompt and answer; by default as many as the model's config allows.
+    context: largest number of tokens in prompt and completion; None: as many as the model's config allows.
+    Raises AlignError if tokenizer or config cannot be loaded.
     """
     directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
     base = resolve_model_path(*base_of(directory), model.trust_remote_code) if is_adapter(directory) else directory
     tokenizer = load_tokenizer(model)
-    speaks = (base / "generation_config.json").exists()
+    has_settings = (base / "generation_config.json").exists()
     try:
         config: Any = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
         config = config.get_text_config()
-        settings: Any = GenerationConfig.from_pretrained(base) if speaks else config
+        settings: Any = GenerationConfig.from_pretrained(base) if has_settings else config
     except LOADING_FAULTS as error:
         raise not_loadable(error, base, "model") from error
-    told = context or getattr(config, "max_position_embeddings", None) or CONTEXT
-    wanted = [tokenizer.eos_token_id, config.eos_token_id, settings.eos_token_id]
-    return ModelHandle(directory, model, tokenizer, ends_of(*wanted), int(told))
+    limit = context or getattr(config, "max_position_embeddings", None) or CONTEXT
+    # An end token may be in one of the three only: chat models often have their end of turn in generation_config.json.
+    ends = [tokenizer.eos_token_id, config.eos_token_id, settings.eos_token_id]
+    return ModelHandle(directory, model, tokenizer, ends_of(*ends), int(limit))
 
 
 def tokens_of(record: Record, encoder: Encoder) -> Tokens:
-    """A prompt as the model is asked it: text as it is continued, messages through the chat template.
+    """Return a prompt's tokens [P]: text as it is, messages through the chat template with its generation prompt.
 
-    Raises AlignError for a prompt that no tokens can be made of.
+    Raises AlignError for a prompt that cannot be tokenized.
     """
     try:
         ((draft,),), _ = tokenize_record(record, encoder, _WHOLE)
@@ -208,8 +219,8 @@ def prompts_for(
 ) -> list[Record]:
     """Return records of one prompt, of several, or of the rows of a file or directory, which is a Path.
 
-    chat: whether strings are a user's messages; None: where there is a chat template, but never a file's rows.
-    Raises AlignError for a file that cannot be read, or holds no prompts.
+    chat: True takes strings as a user's messages, False continues them; None: messages if there is a chat template,
+    but rows of a file are continued. Raises AlignError for a file that cannot be read, or has no prompts.
     """
     if isinstance(prompts, Path):
         records = load_records(Data(train=[Source(path=str(prompts))]), ("prompt",)).train
@@ -223,28 +234,29 @@ def prompts_for(
 
 
 def as_message(record: Record) -> Record:
-    """A prompt that is a string as a user's message."""
-    said = record.prompt
-    return replace(record, prompt=[{"role": "user", "content": said}]) if isinstance(said, str) else record
+    """Return a record whose prompt is a string with it as a user's message; others unchanged."""
+    if isinstance(record.prompt, str):
+        return replace(record, prompt=[{"role": "user", "content": record.prompt}])
+    return record
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
-    """Ids of tokens given as numbers or as the tokenizer spells them. Raises AlignError for others."""
+    """Return the ids of tokens, each given as a number or as in the vocabulary. Raises AlignError for unknown ones."""
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
     for token in tokens:
         if token not in vocabulary and not token.isdecimal():
-            raise AlignError(f"{token!r} is no token of this model", "give an id, or the token as it is spelt there")
+            raise AlignError(f"{token!r} is no token of this model", "give an id, or the token as in its vocabulary")
     return [int(token) if token.isdecimal() else vocabulary[token] for token in tokens]
 
 
 def score(groups: Sequence[Sequence[Completion]], scorer: Scorer, first: int = 0) -> list[list[Completion]]:
-    """The same answers with what the rewards say of them."""
-    answers = [said.answer(first + group) for group, members in enumerate(groups) for said in members]
+    """Return the same completions with their rewards. first: number of the first group."""
+    answers = [each.answer(number) for number, group in enumerate(groups, first) for each in group]
     scored: Iterator[Scored] = iter(scorer.score(answers))
-    return [[replace(said, scored=next(scored)) for said in members] for members in groups]
+    return [[replace(each, scored=next(scored)) for each in group] for group in groups]
 
 
 def best(group: Sequence[Completion]) -> Completion:
-    """The answer with the highest reward, the first among equals; where no reward scored any, the first of all."""
+    """Return the completion with the highest reward, of equal ones the first; the first of all if none was scored."""
     rewards = [-np.inf if s.scored is None or s.scored.reward is None else s.scored.reward for s in group]
     return replace(group[int(np.argmax(rewards))], best_of=len(group))
