@@ -1,7 +1,7 @@
-"""The batches that a stage will meet, cut as training cuts them: the dearest step of the first epoch.
+"""The most expensive step that a stage will meet, as examples and as micro-batches made as training makes them.
 
-Of data that are here the lengths are measured, by the very preparation that training does; of others the longest that
-the run file allows stands in, which is an upper bound.
+If the data are on this machine their lengths are measured, by the same preparation as in training. For other data every
+length is the largest that the run file allows, which gives an upper bound.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
 CHEAP = 64 * 2**20
-"""Bytes of data that are tokenised to see how long they are; larger files take minutes."""
-LOOKED_AT = 300
-"""Steps among which the dearest is looked for."""
+"""Largest size of data, in bytes, that are tokenised to measure their lengths; larger files take minutes."""
+SEARCHED = 300
+"""Number of steps among which the most expensive one is searched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The dearest step, as examples and as numbers. Of an online stage the examples are what its answers would be."""
+    """The most expensive step, as examples and as numbers. In an online stage the examples stand for completions."""
 
     examples: Sequence[Example]
     batches: Batches
 
 
 def needs_of(algorithm: Algorithm) -> Needs:
-    """Return what an algorithm asks of the engine."""
+    """Return an algorithm's requirements, as the formulas of the estimate take them."""
     pairs = "preference" in algorithm.learns_from or algorithm.name == "online_dpo"
     read = int(algorithm.uses_reference) + int(algorithm.critic is not None)
     return Needs(
@@ -60,7 +60,7 @@ def needs_of(algorithm: Algorithm) -> Needs:
 
 
 def measures(algorithm: Algorithm) -> bool:
-    """Return true if an algorithm that samples has its completions' log-probabilities measured before it learns."""
+    """Return True if an online algorithm needs its completions' log-probabilities before it trains on them."""
     assert isinstance(algorithm, Online)
     rollout = algorithm.rollout
     several = rollout.batches * algorithm.num_iterations > 1
@@ -69,7 +69,7 @@ def measures(algorithm: Algorithm) -> bool:
 
 
 def measured(stage: Stage, algorithm: Algorithm) -> tuple[Examples | None, str]:
-    """The training examples where looking at them is cheap; else None and why not."""
+    """Return the training examples if measuring them is cheap; else None and the reason."""
     if stage.data.stream:
         return None, "data.stream"
     if not Path(stage.model.path).expanduser().is_dir():
@@ -87,7 +87,7 @@ def measured(stage: Stage, algorithm: Algorithm) -> tuple[Examples | None, str]:
 
 
 def _rows(stage: Stage, algorithm: Algorithm, why: str) -> tuple[int | None, str]:
-    """The rows to learn from where only the tokenizer is missing, and they are few enough to count; else why not."""
+    """Return the number of training rows if only the tokenizer is missing and counting is cheap; else None and why."""
     if stage.data.stream:
         return None, "a stream has no end"
     size = _size(stage)
@@ -102,22 +102,29 @@ def _rows(stage: Stage, algorithm: Algorithm, why: str) -> tuple[int | None, str
 
 
 def _size(stage: Stage) -> int | None:
-    """Bytes of the data, None where some of them are not here."""
-    paths = [Path(source.path).expanduser() for source in stage.data.train]
-    if not all(path.exists() for path in paths):
-        return None
-    return sum(file.stat().st_size for path in paths for file in ([path] if path.is_file() else path.rglob("*.*")))
+    """Return the size of the data in bytes, None if some of them are not on this machine."""
+    size = 0
+    for source in stage.data.train:
+        path = Path(source.path).expanduser()
+        if not path.exists():
+            return None
+        files = [path] if path.is_file() else path.rglob("*.*")
+        size += sum(file.stat().st_size for file in files)
+    return size
 
 
 def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: step_plan.Layout = "padded") -> Planned:
-    """The dearest step of a stage on a kind of device (``cpu``, ``cuda``) shared out over so many."""
+    """Return the most expensive step of a stage.
+
+    kind: of device, ``cpu`` or ``cuda``. world: number of devices that share a step.
+    """
     examples, why = measured(stage, algorithm)
     known = examples is not None and len(examples) > 0
     if algorithm.samples:
         step, sampling = _online(stage, algorithm, examples if known else None, kind, world, layout)
     else:
         held: Examples = examples if examples is not None and known else _longest(stage, algorithm)
-        step, sampling = _dearest(stage, held, kind, world, layout), {}
+        step, sampling = _largest(stage, held, kind, world, layout), {}
     micros = micros_of(stage, step, kind, world, layout)
     rows, unknown = (len(examples), "") if examples is not None and known else _rows(stage, algorithm, why)
     tokens = int(examples.lengths.sum()) if examples is not None and known else None
@@ -135,7 +142,7 @@ def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: s
 
 
 def micros_of(stage: Stage, step: Sequence[Example], kind: str, world: int, layout: step_plan.Layout) -> list[Micro]:
-    """The micro-batches of rank 0."""
+    """Return the micro-batches of rank 0."""
     limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
     lengths, size = [e.lengths for e in step], stage.train.micro_batch_size
     cuts = step_plan.make_micro_batches(lengths, world, limit, size, layout, step_plan.FORWARD[kind])
@@ -152,9 +159,9 @@ def _micro(examples: Sequence[Example], layout: step_plan.Layout, masked: bool) 
     return Micro(len(lengths), max(lengths), scored, padded=len(set(lengths)) > 1)
 
 
-def _dearest(stage: Stage, examples: Examples, kind: str, world: int, layout: step_plan.Layout) -> list[Example]:
-    """The step of the first epoch whose largest micro-batch is largest; among equals the one with most of them."""
-    steps = step_plan.epoch_order(examples.sources, examples.weights, stage.seed, 0, stage.train.batch_size)[:LOOKED_AT]
+def _largest(stage: Stage, examples: Examples, kind: str, world: int, layout: step_plan.Layout) -> list[Example]:
+    """Return the step of the first epoch with the largest micro-batch; of equal ones the step with most of them."""
+    steps = step_plan.epoch_order(examples.sources, examples.weights, stage.seed, 0, stage.train.batch_size)[:SEARCHED]
     if len(steps) == 1:
         return [examples[int(i)] for i in steps[0]]
 
@@ -166,35 +173,34 @@ def _dearest(stage: Stage, examples: Examples, kind: str, world: int, layout: st
 
 
 def _longest(stage: Stage, algorithm: Algorithm) -> InMemory:
-    """One step of examples as long as may be, everything scored but the first token."""
+    """Return one step of examples of the greatest length allowed, with every token scored but the first."""
     kinds = {"preference": ("chosen", "rejected"), "unpaired": ("completion",), "text": ("text",)}
     roles = kinds.get(algorithm.learns_from[0], ("completion",))
     tokens = np.zeros(stage.data.max_length, np.int32)
     scored = np.arange(len(tokens)) > 0
     unpaired = algorithm.learns_from[0] == "unpaired"
-    return InMemory(
-        [
-            Example(
-                "longest",
-                tuple(TokenSequence(role, tokens, scored) for role in roles),
-                {"label": float(i % 2)} if unpaired else {},
-            )
-            for i in range(stage.train.batch_size)
-        ]
-    )
+    sequences = tuple(TokenSequence(role, tokens, scored) for role in roles)
+    examples = []
+    for i in range(stage.train.batch_size):
+        columns = {"label": float(i % 2)} if unpaired else {}
+        examples.append(Example("longest", sequences, columns))
+    return InMemory(examples)
 
 
 def _online(
     stage: Stage, algorithm: Algorithm, prompts: Examples | None, kind: str, world: int, layout: step_plan.Layout
 ) -> tuple[list[Example], dict[str, int]]:
-    """The examples of the step whose prompts are longest, their answers as long as may be; and who speaks."""
+    """Return the examples of the step with the longest prompts and completions, and the sizes of sampling.
+
+    Sampling: completions at a time, prompts at a time, tokens of the longest prompt and of the longest completion.
+    """
     assert isinstance(algorithm, Online) and stage.rollout is not None
     answer, groups = stage.rollout.sampling.max_completion_length, groups_per_phase(stage, algorithm)
     phases = [[stage.data.max_length] * groups]
     if prompts is not None:
         order = np.concatenate(step_plan.epoch_order(prompts.sources, prompts.weights, stage.seed, 0, len(prompts)))
-        asked = prompts.lengths[np.resize(order, max(len(order), groups))].tolist()
-        phases = [asked[i : i + groups] for i in range(0, len(asked) - groups + 1, groups)][:LOOKED_AT]
+        lengths = prompts.lengths[np.resize(order, max(len(order), groups))].tolist()
+        phases = [lengths[i : i + groups] for i in range(0, len(lengths) - groups + 1, groups)][:SEARCHED]
 
     def cost(step: Sequence[Example]) -> tuple[int, int]:
         micros = micros_of(stage, step, kind, world, layout)
@@ -212,21 +218,21 @@ def _online(
     }
 
 
-def _learned(stage: Stage, algorithm: Online, heard: Sequence[Group]) -> list[Example]:
-    """What the first step of a phase learns from its answers."""
+def _learned(stage: Stage, algorithm: Online, groups: Sequence[Group]) -> list[Example]:
+    """Return the examples that the first step of a phase is trained on, made from its completions."""
     assert stage.rollout is not None
     if algorithm.makes_rows:
         return []
-    advantages = contract.compute_advantages(algorithm, heard)
+    advantages = contract.compute_advantages(algorithm, groups)
     token_data = dict(advantages.token_data)
     if stage.rollout.batches * algorithm.num_iterations > 1:
-        token_data["old_logp"] = [e.sampled_logp for group in heard for e in group]
-    made = contract.examples(algorithm, heard, type(advantages)(token_data, advantages.keep, advantages.metrics))
+        token_data["old_logp"] = [e.sampled_logp for group in groups for e in group]
+    made = contract.examples(algorithm, groups, type(advantages)(token_data, advantages.keep, advantages.metrics))
     return [example for group in made[: max(1, len(made) // stage.rollout.batches)] for example in group]
 
 
 def _group(algorithm: Online, prompt: int, answer: int) -> Group:
-    """Answers to one prompt with everything measured, and rewards that differ."""
+    """Return completions of one prompt with all measurements; rewards differ, so the group is not left out."""
     zeros = np.zeros(answer, np.float32)
     return [
         Experience(

@@ -1,4 +1,4 @@
-"""A few real steps of a stage in a scratch directory, watched: the peak of each phase, and how long a step takes."""
+"""Calibration of an estimate: a few real steps of a stage in a scratch directory, with peak memory and time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from align.core.engine.module import AlignModule
 from align.core.engine.steps import StepBatch
 from align.core.estimation.batches import Planned, planned
 from align.core.estimation.dry_run import held_tensors, optimizer_step
-from align.core.estimation.memory_tracker import Tracker
+from align.core.estimation.memory_tracker import MemoryTracker
 from align.core.training.launch import stage_runner
 from align.core.training.run_directory import RunDirectory
 from align.core.training.stage import PreparedStage
@@ -27,14 +27,15 @@ from align.schemas.hardware import Hardware
 from align.schemas.run import Run, Stage
 
 MANY = 1000
-"""Steps that the plan is made for; few of them are run."""
+"""Number of steps that the plan is made for; few of them are run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """peaks: bytes of ``training`` and ``generation``. seconds: of one step with its share of answering.
+class Calibration:
+    """Measurements of a few steps.
 
-    planned: the step that was watched, for the formulas to be asked about the same.
+    peaks: bytes of ``training`` and ``generation``. seconds: of one step with its share of sampling. planned: the step
+    that was measured, so that the formulas can be evaluated for the same one.
     """
 
     peaks: Mapping[str, int]
@@ -42,11 +43,11 @@ class Seen:
     planned: Planned
 
 
-def calibrate(stage: Stage, hardware: Hardware) -> Seen:
-    """Run a few steps of a stage on one device here. Raises AlignError where training would.
+def calibrate(stage: Stage, hardware: Hardware) -> Calibration:
+    """Run a few steps of a stage on one device of this machine. Raises AlignError where training would.
 
-    All of a first phase (offline: one step), which makes the optimizer's state; then one step that is watched, with its
-    phase's answering; then one that is timed.
+    First a whole phase (offline: one step), which makes the optimizer's state; then a step whose memory is measured,
+    with the sampling of its phase; then a step whose time is measured, since measuring memory slows the other down.
     """
     devices = stage.devices.model_copy(update={"count": 1, "nodes": 1})
     train = stage.train.model_copy(update={"max_steps": MANY})
@@ -62,7 +63,7 @@ def calibrate(stage: Stage, hardware: Hardware) -> Seen:
             return _run(ready, hardware)
 
 
-def _run(ready: PreparedStage[Any], hardware: Hardware) -> Seen:
+def _run(ready: PreparedStage[Any], hardware: Hardware) -> Calibration:
     cuda = hardware.accelerator == "cuda"
     module = AlignModule(
         ready.stage, ready.model.policy, ready.algorithm, ready.model.reference, MANY, critic=ready.model.critic
@@ -82,21 +83,22 @@ def _run(ready: PreparedStage[Any], hardware: Hardware) -> Seen:
         if turn == phase:
             watch = _watch(module, optimizer, cuda)
         started = time.perf_counter()
-        with watch as seen:
+        with watch as memory:
             step: StepBatch = next(steps).to(device)
             fetched = time.perf_counter()
-            if ready.algorithm.samples and seen:
-                peaks["generation"] = seen["peak"]()
-                seen["restart"]()
+            if ready.algorithm.samples and memory:
+                peaks["generation"] = memory["peak"]()
+                memory["restart"]()
             optimizer_step(module, step, optimizer, ready.stage, device.type)
-            if seen:
-                peaks["training"] = seen["peak"]()
+            if memory:
+                peaks["training"] = memory["peak"]()
                 watched = step
         if cuda:
             torch.cuda.synchronize()
         spent.append((fetched - started, time.perf_counter() - fetched))
-    answering = min(spent[0][0], spent[phase][0])  # the first is cold, the other watched
-    return Seen(peaks, answering / phase + spent[-1][1], _as_planned(ready, watched, hardware))
+    # Sampling was timed twice, once cold and once while memory was measured: the shorter time is nearer to the truth.
+    sampling = min(spent[0][0], spent[phase][0])
+    return Calibration(peaks, sampling / phase + spent[-1][1], _as_planned(ready, watched, hardware))
 
 
 def _steps(ready: PreparedStage[Any]) -> Iterator[StepBatch]:
@@ -109,12 +111,12 @@ def _steps(ready: PreparedStage[Any]) -> Iterator[StepBatch]:
 
 @contextmanager
 def _watch(module: AlignModule, optimizer: torch.optim.Optimizer, cuda: bool) -> Iterator[dict[str, Any]]:
-    """On a GPU the allocator's own peak, else tensor storage."""
+    """Measure peak memory: on a GPU by its allocator, on the CPU by tensor storage (``MemoryTracker``)."""
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         yield {"peak": torch.cuda.max_memory_allocated, "restart": torch.cuda.reset_peak_memory_stats}
         return
-    tracker = Tracker()
+    tracker = MemoryTracker()
     tracker.enter(held_tensors(module))
     tracker.enter(parameter.grad for parameter in module.parameters() if parameter.grad is not None)
     tracker.enter(value for state in optimizer.state.values() for value in state.values())
@@ -125,7 +127,7 @@ def _watch(module: AlignModule, optimizer: torch.optim.Optimizer, cuda: bool) ->
 
 
 def _as_planned(ready: PreparedStage[Any], step: StepBatch, hardware: Hardware) -> Planned:
-    """The step that was run, in the estimate's terms."""
+    """Return the step that was run in the form of the estimate."""
     shapes = [(*m.input_ids_RL.shape, len(m.target_T), m.attention_mask_RL is not None) for m in step.micros]
     micros = tuple(Micro(rows, width, scored, padded) for rows, width, scored, padded in shapes)
     plan = planned(ready.stage, ready.algorithm, hardware.accelerator, 1, ready.batcher.layout)

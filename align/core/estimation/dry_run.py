@@ -1,7 +1,7 @@
-"""A stage's step and its answering run with tensors that have shapes and no numbers: exact bytes, no weights, no GPU.
+"""Dry run: a stage's step and its sampling with fake tensors (shapes without numbers), to count the bytes of memory.
 
-The model is made of its config alone, and what then runs is the engine's own: policy, log-probabilities, the
-algorithm's loss, backward, clipping, AdamW. Kernels' own scratch memory is not seen.
+The model is made from its config alone, without weights and without a GPU. The code that runs is the engine's own:
+policy, log-probabilities, the algorithm's loss, backward, clipping, AdamW. Scratch memory in kernels is not counted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from align.core.data.step_plan import FORWARD, Layout
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import MicroBatcher, StepBatch
 from align.core.estimation.batches import Planned, measures
-from align.core.estimation.memory_tracker import Tracker
+from align.core.estimation.memory_tracker import MemoryTracker
 from align.core.generation.decode import CachedReader, can_cache, draw_tokens
 from align.core.models import reference as references
 from align.core.models.adapter import add_adapter
-from align.core.models.architecture import choose_family, quiet, read_config, resolve_model_path, trust
+from align.core.models.architecture import choose_family, quiet, read_config, resolve_model_path
 from align.core.models.policy import Policy, Tail, set_dropout, without_gradient_or_dropout
 from align.core.models.reference import Precomputed, ReferenceModel, make_reference
 from align.core.util.error_line import first_line
@@ -46,17 +46,17 @@ class Counted:
     phases: dict[str, dict[str, float]]
 
     def total(self, phase: str) -> float:
-        """All components of a phase."""
+        """Return the sum of all components of a phase, in bytes."""
         return sum(self.phases[phase].values())
 
 
 def dry_run(
     stage: Stage, algorithm: Algorithm, planned: Planned, kind: str = "cpu", world: int = 1, layout: Layout = "padded"
 ) -> Counted:
-    """What a stage takes on one device. kind: ``cpu`` or ``cuda``, which differ in how many logits are made at a time.
+    """Count the bytes that a stage needs on one device.
 
-    world: devices that share a step, each with all of the model. Raises AlignError for quantised models, and for those
-    that run code of their own.
+    kind: ``cpu`` or ``cuda``, which differ in the size of a chunk of logits. world: number of devices that share a
+    step, each with the whole model. Raises AlignError for quantised models, and for those whose forward needs values.
     """
     if stage.model.adapter is not None and stage.model.adapter.quantize is not None:
         raise AlignError(
@@ -74,7 +74,7 @@ def dry_run(
                 critic.head = "value"
             limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
             batcher = MicroBatcher(algorithm, stage.train, layout, 0, limit, 0, world, FORWARD[kind])
-            return count(stage, algorithm, policy, critic, batcher, planned, Tracker(dry))
+            return count(stage, algorithm, policy, critic, batcher, planned, MemoryTracker(dry))
     except (RuntimeError, NotImplementedError) as error:  # an operation that needs numbers: a router of experts
         raise AlignError(
             f"cannot be run dry: {first_line(error)}", "estimate without --dry-run", where=f"{stage.name}: model.path"
@@ -82,7 +82,7 @@ def dry_run(
 
 
 def build(stage: Stage, head: Any, dry: FakeTensorMode, dropout: bool) -> Policy:
-    """The policy as ``build_policy`` makes it, of a config and without numbers."""
+    """Return the policy as ``build_policy`` makes it, but from a config alone and with fake tensors."""
     model = stage.model
     directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
     config = read_config(directory, model)
@@ -93,15 +93,13 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode, dropout: bool) -> Policy
         config.num_labels = 1
     auto = choose_family(config, head, directory)
     with quiet(), torch.device("meta"):
-        network = auto.from_config(
-            config, **options, **{k: v for k, v in trust(model).items() if k != "local_files_only"}
-        )
+        network = auto.from_config(config, **options, trust_remote_code=model.trust_remote_code)
         network.get_input_embeddings().padding_idx = None
         whole = network
         if model.adapter is not None:
-            network = add_adapter(
-                network, model.adapter, head, None, range(len(set(model.adapter.trainable_token_indices)))
-            )
+            # Memory depends on the number of tokens only, and a tokenizer for their ids may be missing.
+            tokens = range(len(set(model.adapter.trainable_token_indices)))
+            network = add_adapter(network, model.adapter, head, None, tokens)
         set_dropout(network, dropout)
         if model.gradient_checkpointing:
             whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -113,14 +111,14 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode, dropout: bool) -> Policy
     if stage.rollout is not None:
         made.temperature = stage.rollout.sampling.temperature or 1.0
     cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
-    made.__dict__["tail"] = Tail(1.0, cap)  # else measured, by running the model with numbers
+    made.__dict__["tail"] = Tail(1.0, cap)  # overrides the cached property, which would run the model for values
     return made
 
 
 def _lay_down(network: nn.Module) -> None:
-    """Every tensor of a network on the meta device made one on the CPU; what is shared stays so.
+    """Replace every tensor of a network on the meta device by a fake one on the CPU; shared tensors stay shared.
 
-    (Adapters cannot be made upon fake tensors, but upon meta ones.)
+    The network is made on the meta device first, because peft cannot make adapters for fake tensors.
     """
     made: dict[int, Any] = {}
     for module in network.modules():
@@ -143,9 +141,12 @@ def count(
     critic: Policy | None,
     batcher: MicroBatcher,
     planned: Planned,
-    tracker: Tracker,
+    tracker: MemoryTracker,
 ) -> Counted:
-    """Two optimizer steps, the first of which makes the optimizer's state; before the second, answers are sampled."""
+    """Run two optimizer steps, with sampling between them, and return the bytes at the peaks.
+
+    The first step makes the optimizer's state; the second is measured.
+    """
     networks = [network for network in (policy, critic) if network is not None]
     weights = tracker.enter(held_tensors(policy))
     of_critic = 0 if critic is None else tracker.enter(held_tensors(critic))
@@ -182,23 +183,24 @@ def count(
 
 
 class _Module(AlignModule):
-    """The engine's module, which takes no offence at losses that have no value."""
+    """The engine's module without the check for non-finite losses: fake ones have no value."""
 
     def _refuse_step(self) -> None:
         return
 
 
 def _with_reference(example: Example, reference: ReferenceModel | None) -> Example:
-    """An example as precomputing leaves it."""
+    """Return an example with reference log-probabilities if they would be precomputed."""
     if not isinstance(reference, Precomputed):
         return example
-    return replace(
-        example,
-        sequences=tuple(replace(s, ref_logp=np.zeros(int(s.scored.sum()), np.float32)) for s in example.sequences),
-    )
+    sequences = []
+    for sequence in example.sequences:
+        ref_logp = np.zeros(int(sequence.scored.sum()), np.float32)
+        sequences.append(replace(sequence, ref_logp=ref_logp))
+    return replace(example, sequences=tuple(sequences))
 
 
-def _parts(tracker: Tracker, fixed: dict[str, int], rest: str) -> dict[str, float]:
+def _parts(tracker: MemoryTracker, fixed: dict[str, int], rest: str) -> dict[str, float]:
     left = tracker.peak - sum(fixed.values()) - tracker.at_peak
     parts = {**fixed, "gradients": tracker.at_peak, rest: left}
     return {name: float(size) for name, size in parts.items() if size}
@@ -207,7 +209,7 @@ def _parts(tracker: Tracker, fixed: dict[str, int], rest: str) -> dict[str, floa
 def optimizer_step(
     module: AlignModule, step: StepBatch, optimizer: torch.optim.Optimizer, stage: Stage, device: str = "cpu"
 ) -> None:
-    """One step as Lightning makes it."""
+    """Run one step in the order of Lightning's automatic optimisation."""
     with _autocast(stage, device, cached=False):
         loss = module.training_step(step, 0)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -219,29 +221,32 @@ def optimizer_step(
 
 @torch.no_grad()
 def _answer(policy: Policy, planned: Planned, stage: Stage) -> int:
-    """The first and the last token of the longest answers; bytes of their cache."""
+    """Sample the first and the last token of the longest completions, and return the bytes of their cache.
+
+    The tokens between need no other memory: the cache has its final size from the start.
+    """
     assert stage.rollout is not None
-    spoken, network = planned.batches, policy.unwrapped
+    sizes, network = planned.batches, policy.unwrapped
     if not can_cache(network):
         return 0
-    # not all of one length, so that attention is given a mask, as it will be
-    prompts = [np.zeros(max(1, spoken.prompt - place % 2), np.int32) for place in range(spoken.prompts)]
-    of_B = torch.arange(spoken.answers) // -(-spoken.answers // spoken.prompts)
+    # Lengths differ, so that attention gets a mask, as it will with real prompts.
+    prompts = [np.zeros(max(1, sizes.prompt - place % 2), np.int32) for place in range(sizes.prompts)]
+    of_B = torch.arange(sizes.answers) // -(-sizes.answers // sizes.prompts)
     with _autocast(stage), without_gradient_or_dropout(network):
-        reader = CachedReader(network, prompts, of_B, spoken.answer, spoken.prompt + spoken.answer)
-        numbers = torch.zeros(spoken.answers, dtype=torch.float64)
+        reader = CachedReader(network, prompts, of_B, sizes.answer, sizes.prompt + sizes.answer)
+        numbers = torch.zeros(sizes.answers, dtype=torch.float64)
         token_B, _ = draw_tokens(reader.logits_BV, stage.rollout.sampling, numbers)
         layers: Any = reader._cache.layers
-        for layer in layers:  # as it is before the last token
+        for layer in layers:  # set to the state before the last token
             if hasattr(layer, "_show"):
-                layer._show(spoken.prompt + spoken.answer - 2)
+                layer._show(sizes.prompt + sizes.answer - 2)
         logits_BV = reader.read(token_B)
         draw_tokens(logits_BV, stage.rollout.sampling, numbers)
         return sum(part.untyped_storage().nbytes() for layer in layers for part in (layer.keys, layer.values))
 
 
 def _read(networks: Sequence[Policy | None], reference: ReferenceModel | None, micro: MicroBatch) -> None:
-    """What is measured on answers before they are learned from."""
+    """Run the passes that score completions before training on them."""
     for network in networks:
         if network is not None:
             with without_gradient_or_dropout(network):
@@ -251,7 +256,7 @@ def _read(networks: Sequence[Policy | None], reference: ReferenceModel | None, m
 
 
 def _reference(
-    stage: Stage, algorithm: Algorithm, policy: Policy, tracker: Tracker
+    stage: Stage, algorithm: Algorithm, policy: Policy, tracker: MemoryTracker
 ) -> tuple[ReferenceModel | None, int]:
     if not algorithm.uses_reference:
         return None, 0
@@ -262,20 +267,23 @@ def _reference(
 
 
 def held_tensors(network: nn.Module) -> Iterator[Tensor]:
-    """Its parameters and buffers."""
+    """Yield the parameters and buffers of a network."""
     yield from network.parameters()
     yield from network.buffers()
 
 
 def _autocast(stage: Stage, device: str = "cpu", cached: bool = True) -> Any:
-    """cached: whether it keeps 16-bit copies of weights; Lightning's, around a training step, does not."""
+    """Return the stage's autocast context.
+
+    cached: True keeps 16-bit copies of weights between operations. Lightning switches that off around a training step.
+    """
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(stage.train.precision)
     return nullcontext() if dtype is None else torch.autocast(device, dtype, cache_enabled=cached)
 
 
 @contextmanager
 def _without_numbers(kind: str) -> Iterator[None]:
-    """Chunks of logits as large as they are on another kind of device, and no hash of weights that are not there."""
+    """Use the chunk size of logits of another kind of device, and compute no hash of weights, which have no values."""
     kept, log = LOGITS["cpu"], logging.getLogger("torch._subclasses.fake_tensor")
     LOGITS["cpu"], level = LOGITS[kind], log.level
     log.setLevel(logging.CRITICAL)

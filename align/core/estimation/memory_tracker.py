@@ -1,7 +1,8 @@
-"""Live bytes, tensor storage by tensor storage: of a real run, or of one under fake tensors that computes nothing.
+"""Count of the live bytes of tensors, in a real run or in one with fake tensors that computes nothing.
 
-Every operation's results are entered when they first appear and leave when their storage dies, so views count once and
-what autograd keeps counts as long as it is kept. What a kernel allocates and frees within itself is not seen.
+Each storage is counted when an operation first returns a tensor of it, until it is freed. So views count once, and
+tensors that autograd saves count as long as it holds them. Memory that a kernel allocates and frees within itself is
+not counted.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 
 
-class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts while it is entered. live, peak: bytes. at_peak: bytes of gradients when the peak was reached.
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that counts bytes while it is entered.
 
-    dry: with it, operations on fake tensors (and new floating ones) compute nothing, and what a program then asks for a
-    value gets 1. Integers stay real, so that a batch's layout is what it will be.
+    live, peak: bytes. gradients: bytes of gradients now; at_peak: when the peak was reached.
+    dry: a mode under which operations on fake tensors (and new floating tensors) compute nothing; if the program asks a
+    fake tensor for its value, it gets 1. Integers stay real, so that a batch has its real layout.
     """
 
     def __init__(self, dry: FakeTensorMode | None = None) -> None:
@@ -33,14 +35,14 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: dict[int, weakref.ref[Any]] = {}
 
     def enter(self, tensors: Iterable[Tensor]) -> int:
-        """Count what was made before; how many bytes that adds."""
+        """Count tensors that were made before the mode was entered. Return the bytes that this adds."""
         before = self.live
         for tensor in tensors:
             self._enter(tensor)
         return self.live - before
 
     def watch_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Know gradients from other tensors as they are accumulated."""
+        """Count the gradients of these parameters separately, from when they are accumulated."""
         for parameter in parameters:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
@@ -52,7 +54,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _accumulated(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
             storage = parameter.grad.untyped_storage()
-            if not getattr(storage, "_is_gradient", False):
+            if not getattr(storage, "_is_gradient", False):  # accumulation in place keeps the storage: count it once
                 storage._is_gradient = True  # type: ignore[attr-defined]
                 size = storage.nbytes()
                 self.gradients += size
@@ -63,7 +65,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage._cdata, storage.nbytes()  # the address of the C++ storage, the same for all its views
         if key in self._seen:
             return
 
@@ -87,9 +89,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _dry(self, dry: FakeTensorMode, func: Any, args: Any, kwargs: Any) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         fake = any(isinstance(tensor, FakeTensor) for tensor in tensors)
-        if func is aten._local_scalar_dense.default and fake:
-            kind = args[0].dtype
-            return True if kind is torch.bool else 1.0 if kind.is_floating_point else 1
+        if func is aten._local_scalar_dense.default and fake:  # tensor.item(), bool(tensor)
+            dtype = args[0].dtype
+            if dtype is torch.bool:
+                return True
+            return 1.0 if dtype.is_floating_point else 1
         if func is aten.index.Tensor and fake:
             args = (args[0], _places(args[1]))
         if not fake and (tensors or not _floats(kwargs)):
@@ -99,13 +103,13 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _floats(kwargs: Any) -> bool:
-    """Whether a factory makes floating numbers, and more than a few: those need not exist."""
+    """Return True if a factory makes floating numbers other than float64: those tensors need not exist."""
     kind = kwargs.get("dtype") or torch.get_default_dtype()
     return bool(kind.is_floating_point and kind is not torch.float64)
 
 
 def _places(indices: Any) -> list[Any]:
-    """Masks that are known as the places that they name: how many of them there are is then known too."""
+    """Replace real boolean masks by the indices of their True values, so that the size of the result is known."""
     found: list[Any] = []
     for index in indices:
         known = isinstance(index, Tensor) and not isinstance(index, FakeTensor) and index.dtype is torch.bool

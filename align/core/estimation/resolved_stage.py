@@ -1,4 +1,4 @@
-"""A stage with all that its estimate is made from: what its algorithm needs, its model's config, its batches."""
+"""A stage with the inputs of its estimate: its algorithm's needs, its model's config, its most expensive step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from align.schemas.run import Adapter, Stage
 
 @dataclass(frozen=True, slots=True)
 class ResolvedStage:
-    """A stage and what is known of it. directory: of its model's config; None where that cannot be had."""
+    """A stage with the inputs of its estimate. directory: of its model's config, None if there is none."""
 
     stage: Stage
     algorithm: Algorithm
@@ -38,10 +38,10 @@ class ResolvedStage:
 def resolve_stage(
     stages: Sequence[Stage], stage: Stage, accelerator: str, devices: int, *, sized: bool = False
 ) -> ResolvedStage:
-    """Return a stage with what its estimate needs. Raises AlignError for a model whose config cannot be had.
+    """Return a stage with the inputs of its estimate. Raises AlignError for a model without a config.
 
-    sized: the model's size is known, so its config may be missing. One that starts from what an earlier stage will
-    export is taken to start from that one's model.
+    sized: True if the model's size is known, so that its config may be missing. A stage that starts from the export of
+    an earlier one is estimated with the model that the earlier one starts from, since there is no export yet.
     """
     by_name = {other.name: other for other in stages}
 
@@ -77,7 +77,10 @@ def resolve_stage(
 
 
 def config_of(stage: Stage) -> Path:
-    """The directory of a model's config: its own, or of a hub id the cache's. Weights are not fetched."""
+    """Return the directory of a model's config: its own, or the cache's for a hub id. Weights are not fetched.
+
+    Raises AlignError if there is no config.
+    """
     path = stage.model.path
     local = Path(path).expanduser()
     if local.is_dir():
@@ -93,7 +96,10 @@ def config_of(stage: Stage) -> Path:
 
 
 def _of_hub(name: str, revision: str | None) -> str:
-    """The cache's config.json, or the hub's where one try reaches it: the hub's client would try six times."""
+    """Return the path of a hub id's config.json, fetched if the cache lacks it.
+
+    Its metadata is asked for first, once: the download itself would try six times before it gives up offline.
+    """
     try:
         return hf_hub_download(name, "config.json", revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
@@ -102,7 +108,7 @@ def _of_hub(name: str, revision: str | None) -> str:
 
 
 def _continued(stage: Stage, directory: Path) -> tuple[Stage, Path]:
-    """An adapter that is trained on: as a new one of its base, of the same rank."""
+    """Return a stage that continues an adapter as one that makes a new adapter of the same rank on its base."""
     rank = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("r", Adapter().r)
     base = base_of(directory)
     model = stage.model.model_copy(
