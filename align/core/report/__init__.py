@@ -1,4 +1,4 @@
-"""One page that says what a run did, and the same figures in the terminal. Loads no torch."""
+"""The report of a run: one HTML page, and the same figures in the terminal. Imports no torch."""
 
 from align.core.report.page import PromptSample, StageCompletion, write_report
 from align.core.report.table import Figure, MeasureRow, MeasureTable, print_table

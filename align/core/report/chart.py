@@ -1,4 +1,4 @@
-"""Curves as SVG geometry: numbers in, path data and places out. No text of anybody's passes through here."""
+"""Curves as SVG geometry: numbers in, path data and positions out. No text from a run passes through here."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 8, 20, 22
 MOST_POINTS = 240
 MOST_STOPS = 40
 LARGEST, SMALLEST = 1e200, 1e-200
-"""Beyond these a value is drawn as not finite, and as zero: differences of what remains are numbers."""
+"""Larger values are drawn as not finite, smaller ones as zero, so that differences of the others cannot overflow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A place where the pointer may rest: a column of the picture, and what it says there."""
+    """A column of the picture that shows a text when the pointer is over it."""
 
     left: float
     width: float
@@ -31,7 +31,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One picture: the course while training, raw and smoothed, and the held-out one."""
+    """One picture: the curve of training, raw and smoothed, and that of held-out data."""
 
     raw: str
     smooth: str
@@ -41,7 +41,7 @@ class Chart:
     y_ticks: list[tuple[float, str]]
     stops: list[Stop]
     ends: tuple[str, str]
-    """The first and the last finite value, held out where there is such a course."""
+    """The first and the last finite value; of the held-out curve, if there is one."""
     lost: int
     """The number of values that are not finite."""
 
@@ -53,14 +53,14 @@ class Chart:
 
 
 def chart(training: Points, held_out: Points, smoothed: bool = True) -> Chart | None:
-    """Draw a metric; None where no value is finite. ``smoothed``: whether the training course is noisy."""
+    """Draw a metric; return None if no value is finite. smoothed: True smooths the training curve, which is noisy."""
     training, held_out = thin(_tamed(training)), thin(_tamed(held_out))
     line = smooth(training) if smoothed else training
     steps = [x for x, _ in [*training, *held_out]]
     values = [y for _, y in [*held_out, *line] if math.isfinite(y)]
     if not values:
         return None
-    # The raw course may leave the picture a little: one wild step must not flatten everything else.
+    # The scale leaves out the outer 2 % of raw values: one wild step must not flatten everything else.
     ranked = sorted(y for _, y in training if math.isfinite(y))
     if ranked:
         values += [ranked[len(ranked) // 50], ranked[-1 - len(ranked) // 50]]
@@ -77,7 +77,7 @@ def chart(training: Points, held_out: Points, smoothed: bool = True) -> Chart | 
         )
 
     def path(points: Points) -> str:
-        """A value that is not finite breaks the line."""
+        """Return the path data of a curve; a value that is not finite breaks the line."""
         parts, pen = [], "M"
         for x, y in points:
             if math.isfinite(y):
@@ -91,10 +91,15 @@ def chart(training: Points, held_out: Points, smoothed: bool = True) -> Chart | 
         for i in range(count):
             left = LEFT + i * width
             last = i == count - 1
-            trained, held = (
-                [(x, y) for x, y in points if left <= place(x, y_low)[0] < left + width or (last and x == x_high)][-1:]
-                for points in (line, held_out)
-            )
+
+            def latest(points: Points, left: float = left, last: bool = last) -> list[tuple[float, float]]:
+                """Return the last point of a curve in this column, as a list of one or none."""
+                inside = [
+                    (x, y) for x, y in points if left <= place(x, y_low)[0] < left + width or (last and x == x_high)
+                ]
+                return inside[-1:]
+
+            trained, held = latest(line), latest(held_out)
             if found := [*trained, *held]:
                 step = found[0][0]
                 values = [number(y) for _, y in trained]
@@ -116,11 +121,18 @@ def chart(training: Points, held_out: Points, smoothed: bool = True) -> Chart | 
 
 
 def _tamed(points: Points) -> Points:
-    return [(x, math.nan if not abs(y) < LARGEST else 0.0 if abs(y) < SMALLEST else y) for x, y in points]
+    """Return the points with values beyond ``LARGEST`` as NaN and below ``SMALLEST`` as 0."""
+
+    def tamed(y: float) -> float:
+        if not abs(y) < LARGEST:  # "not <" also catches NaN
+            return math.nan
+        return 0.0 if abs(y) < SMALLEST else y
+
+    return [(x, tamed(y)) for x, y in points]
 
 
 def _ends(points: Points) -> tuple[str, str]:
-    """Set to zero what is only rounding, compared with the size of the curve."""
+    """Return the first and the last finite value as text; values that are only rounding error count as 0."""
     known = [y for _, y in points if math.isfinite(y)] or [math.nan]
     size = max(map(abs, known))
     first, last = (number(y if not abs(y) < 1e-6 * size else 0.0) for y in (known[0], known[-1]))
@@ -128,7 +140,7 @@ def _ends(points: Points) -> tuple[str, str]:
 
 
 def thin(points: Points, most: int = MOST_POINTS) -> Points:
-    """At most ``most`` points: means over runs of neighbours."""
+    """Reduce a curve to at most ``most`` points: the means over runs of neighbours."""
     size = math.ceil(len(points) / most)
     if size <= 1:
         return points
@@ -137,11 +149,11 @@ def thin(points: Points, most: int = MOST_POINTS) -> Points:
 
 
 def smooth(points: Points) -> Points:
-    """Exponential moving average over about a twentieth of the course, without the pull of its start.
+    """Return the exponential moving average over about a twentieth of the curve, not biased towards its start.
 
         m_t = sum_k a^k y_{t-k} / sum_k a^k,   a = 1 - 1 / max(2, n / 20)
 
-    Courses of less than 8 points stay as they are; NaN stays NaN and is left out of the mean.
+    Curves of less than 8 points stay as they are; NaN stays NaN and is left out of the mean.
     """
     if len(points) < 8:
         return points
@@ -155,7 +167,7 @@ def smooth(points: Points) -> Points:
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that span low..high, about so many."""
+    """Return about ``about`` round numbers (1, 2 or 5 times a power of ten apart) that span low to high."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         reach = max(abs(low), abs(high)) / 2 or 0.5
         low, high = low - reach, high + reach

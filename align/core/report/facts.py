@@ -1,4 +1,4 @@
-"""A stage in words, for the report: what was trained, on what, and which settings were chosen."""
+"""Facts about a stage for the report: algorithm, model, data, steps, and the settings that differ from defaults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ABSENT = object()
 
 
 def facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
-    """(what, which) in the order of the page."""
+    """Yield pairs of label and value, in the order of the page."""
     settings, noted = stage.settings, stage.noted
     yield "algorithm", settings["algorithm"]["type"]
     yield "starts from", settings["model"]["path"]
@@ -42,7 +42,7 @@ def facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
 
 
 def chosen(stage: StageFacts) -> list[tuple[str, str]]:
-    """(dotted key, value) of every setting that is not at its default and that ``facts`` does not show."""
+    """Return (dotted key, value) of each setting that differs from its default and that ``facts`` does not show."""
     defaults = dict(_leaves(_defaults(Stage, stage.settings)))
     for path, kind, holder, key in choices(dict(stage.settings)):
         in_list = not all(isinstance(part, str) for part in path)  # a list (rewards, loggers) is one value on the page
@@ -67,14 +67,14 @@ def _defaults(model: type[BaseModel], given: Mapping[str, Any]) -> dict[str, Any
 
 
 def _plain(default: Any) -> Any:
-    """A default as ``run.yaml`` writes it: a plugin's settings stand next to its ``type``."""
+    """Return a default as ``run.yaml`` has it, where a plugin's settings stand next to its ``type``."""
     if isinstance(default, Choice):
         return {"type": default.type, **default.settings}
     return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
 
 
 def _plugin_defaults(kind: str, name: Any) -> dict[str, Any]:
-    """The defaults of a plugin's own settings; empty where it is no longer installed."""
+    """Return the defaults of a plugin's own settings; none if it is no longer installed."""
     try:
         config = registry.config_of(registry.get(kind, name))
     except AlignError:
@@ -84,7 +84,7 @@ def _plugin_defaults(kind: str, name: Any) -> dict[str, Any]:
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that is not itself a mapping with keys."""
+    """Yield dotted key and value of every leaf of nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""The page: a run directory, measures and samples in; one self-contained HTML file out."""
+"""The report's page: a run directory, measures and samples in; one self-contained HTML file out."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ STYLE = HERE / "style.css"
 """The style sheet of every page that the engine writes."""
 
 REWARDS = ("reward", "gold")
-"""Metrics that learning from rewards is to raise: shown before its losses, whose size means little."""
+"""Metrics that online training raises. They are shown before its losses, whose size says little there."""
 MAIN = ("rewards/accuracies", "rewards/margins", "accuracy", "margin", "mean_token_accuracy")
-"""Between the losses and the course of the optimiser: the two first of these that a stage has."""
+"""Shown between the losses and the curves of the optimizer: the first two of these that a stage has."""
 SAMPLED = ("completions/mean_length", "kl")
-"""The same for a stage that samples its answers."""
+"""The same for a stage that samples completions."""
 OPTIMISER = ("grad_norm", "learning_rate")
 EXACT = ("learning_rate", "num_tokens")
-"""Known, not measured: not smoothed."""
+"""Curves that are not smoothed, since they are set and not measured."""
 LOWER = ("loss", "perplexity")
 """Held-out metrics that are shown before and after, in addition to those of MAIN."""
 
@@ -47,7 +47,7 @@ class StageCompletion:
 
 @dataclass(frozen=True, slots=True)
 class PromptSample:
-    """A prompt, every stage's answer to it, and the answer that was hoped for, if there is one."""
+    """A prompt, every stage's completion of it, and the reference answer, if there is one."""
 
     prompt: str
     answers: tuple[StageCompletion, ...]
@@ -68,7 +68,7 @@ def write_report(
 
 
 def render(run: RunFacts, title: str, table: MeasureTable | None, samples: Sequence[PromptSample]) -> str:
-    """The page as text."""
+    """Return the page as text."""
     return html(
         HERE / "page.html",
         STYLE,
@@ -108,13 +108,13 @@ def _stage(stage: StageFacts) -> dict[str, Any]:
 
 
 def _picture(stage: StageFacts, name: str) -> charts.Chart | None:
-    """Training and held-out course together; named held-out sets have pictures of their own."""
+    """Draw the training curve and the held-out one together; named held-out sets have pictures of their own."""
     return charts.chart(stage.curves.get(name, []), stage.curves.get("val/" + name, []), smoothed=name not in EXACT)
 
 
 @dataclass(frozen=True, slots=True)
 class IntervalBar:
-    """An interval between 0 and 1 of the measure's scale, and the value in it."""
+    """A confidence interval and its value, in [0, 1] of the measure's scale."""
 
     low: float
     high: float
@@ -144,7 +144,7 @@ def _bars(row: MeasureRow) -> list[IntervalBar | None]:
 
 
 def _commands(run: RunFacts) -> Iterator[tuple[str, str]]:
-    """(what for, command line)."""
+    """Yield pairs of purpose and command line."""
     file = shlex.quote(str(run.directory / "run.yaml"))
     if not all(stage.finished for stage in run.stages):
         yield "Go on where it stopped", f"align train {file} --resume"

@@ -26,7 +26,7 @@ class Figure:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """(low, high), where both are known and finite."""
+        """(low, high) if both are known and finite, else None."""
         if self.low is None or self.high is None or not math.isfinite(self.low + self.high):
             return None
         return self.low, self.high
@@ -38,7 +38,7 @@ class MeasureRow:
 
     name: str
     figures: tuple[Figure | None, ...]
-    """One for each of the table's stages; None where it was not measured."""
+    """One for each of the table's stages; None if it was not measured."""
     unit: Literal["share", "number"] = "share"
     """A share of 1, shown in per cent, or a plain number."""
     better: Literal["higher", "lower"] = "higher"
@@ -46,13 +46,13 @@ class MeasureRow:
     """The exact definition of the measure, and its rows."""
 
     def text(self, figure: Figure | None) -> str:
-        """``93.1 %``; a dash where there is none."""
+        """Return a figure as ``93.1 %``, or a dash without one."""
         if figure is None:
             return "–"
         return percent(figure.value) if self.unit == "share" else number(figure.value)
 
     def interval(self, figure: Figure | None) -> str:
-        """``90.2 to 95.3 %``; empty where there is none."""
+        """Return a figure's interval as ``90.2 to 95.3 %``, or "" without one."""
         reach = figure.interval if figure else None
         if reach is None:
             return ""
@@ -61,13 +61,13 @@ class MeasureRow:
 
     @property
     def ends(self) -> tuple[Figure, Figure] | None:
-        """The first and the last figure, where there are two."""
+        """The first and the last figure if there are two or more, else None."""
         known = [figure for figure in self.figures if figure is not None]
         return (known[0], known[-1]) if len(known) > 1 else None
 
     @property
     def verdict(self) -> Verdict:
-        """Return whether the last is better than the first: clear only where their intervals do not meet."""
+        """The comparison of the last figure with the first; clear only if their intervals do not overlap."""
         first, last = [end.interval for end in self.ends] if self.ends else (None, None)
         if first is None or last is None:
             return "untested"
@@ -88,7 +88,7 @@ class MeasureTable:
     rows: tuple[MeasureRow, ...]
 
     def __post_init__(self) -> None:
-        """Raises ValueError where a row has another number of figures than there are stages."""
+        """Raise ValueError if a row has another number of figures than there are stages."""
         for row in self.rows:
             if len(row.figures) != len(self.stages):
                 raise ValueError(f"{row.name}: {len(row.figures)} figures for {len(self.stages)} stages")
@@ -98,7 +98,7 @@ _COLOURS = {"better": "green", "worse": "red", "unclear": "", "untested": ""}
 
 
 def print_table(table: MeasureTable, console: Console | None = None) -> None:
-    """The table in the terminal; last figures that clearly differ from the first are coloured."""
+    """Print the table in the terminal; last figures that clearly differ from the first are coloured."""
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column("")
     for stage in table.stages:
