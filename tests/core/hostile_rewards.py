@@ -17,7 +17,7 @@ from align.schemas.errors import AlignError
 
 
 def ignore_and_sleep() -> None:
-    for number in set(signal.SignalHandler) - {signal.SIGKILL, signal.SIGSTOP}:
+    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_IGN)
     time.sleep(60)
 
