@@ -19,7 +19,7 @@ from align.core.engine.steps import MicroBatcher
 from align.core.estimation.batches import Planned, measured, needs_of, planned
 from align.core.estimation.calibrate import calibrate
 from align.core.estimation.dry_run import count, dry_run
-from align.core.estimation.memory_tracker import Tracker
+from align.core.estimation.memory_tracker import MemoryTracker
 from align.core.estimation.resolved_stage import config_of, resolve_stage
 from align.core.models.loading import build_policy
 from align.core.plugin_system.registry import registry
@@ -128,7 +128,7 @@ def test_tensors_without_numbers_take_what_real_ones_take(way: str, tiny_model_d
     policy, _ = build_policy(stage.model, "language", seed=0, dropout=True)
     policy.tail  # noqa: B018  # measured beforehand, as the engine has done by then
     like = dry_cutter(stage, method)
-    real = count(stage, method, policy, None, like, plan, Tracker())
+    real = count(stage, method, policy, None, like, plan, MemoryTracker())
     assert real.total("training") == pytest.approx(dry.total("training"), rel=0.002)
     assert real.phases["training"]["weights"] == dry.phases["training"]["weights"]
 
@@ -166,7 +166,7 @@ def test_what_cannot_be_run_dry_says_so(tiny_model_dir: Path, tmp_path: Path) ->
 
 
 def test_a_tracker_counts_storages_once_and_while_they_live() -> None:
-    tracker = Tracker()
+    tracker = MemoryTracker()
     with tracker:
         kept = torch.zeros(250)  # 1,000 bytes
         view = kept.view(10, 25)
@@ -182,7 +182,7 @@ def test_a_tracker_counts_storages_once_and_while_they_live() -> None:
 
 def test_a_tracker_knows_gradients() -> None:
     layer = torch.nn.Linear(10, 10, bias=False)
-    tracker = Tracker()
+    tracker = MemoryTracker()
     tracker.enter(layer.parameters())
     tracker.watch_gradients(layer.parameters())
     with tracker:
@@ -196,7 +196,7 @@ def test_a_tracker_knows_gradients() -> None:
 
 def test_dry_arithmetic_keeps_integers_and_makes_up_the_rest() -> None:
     dry = FakeTensorMode(allow_non_fake_inputs=True)
-    with Tracker(dry):
+    with MemoryTracker(dry):
         mask = torch.tensor([True, False, True])
         big = torch.zeros(3)
         assert int(mask.sum()) == 2  # real
