@@ -326,7 +326,7 @@ def test_what_is_passed_over_of_a_long_brief_is_said(tmp_path: Path) -> None:
 
 
 def test_a_rule_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from align.api import advice as case
+    from align.api import advising as case
 
     usable = dict(case.rules())
     usable.pop("R-POST-1")
