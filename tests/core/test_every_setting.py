@@ -200,7 +200,7 @@ BASE: dict[str, Any] = {
     "train.batch_size": 4,
 }
 OFFLINE = {"data.validation_fraction": 0.25, "optimizer.learning_rate": 0.01}
-SAMPLED = {"rollout.rewards": [ONE], "rollout.sampling.max_completion_length": 6, "algorithm.group": 4}
+SAMPLED = {"rollout.rewards": [ONE], "rollout.sampling.max_completion_length": 6, "algorithm.num_generations": 4}
 SAMPLED |= {"train.max_steps": 2, "train.batch_size": 8, "optimizer.learning_rate": 0.01}
 
 
