@@ -19,6 +19,11 @@ from numpy.typing import NDArray
 
 from align.core.util.atomic_files import Damaged, difference, read_json, sha256, whole_file, write_json
 
+Tokens = NDArray[np.int32]
+"""Token ids of one prompt or completion, [T]."""
+Floats = NDArray[np.float32]
+"""Log-probabilities, or other numbers, of the tokens of one completion, [T]."""
+
 MESSAGE_WEIGHT = "message_weight"
 """Key in ``TokenSequence.token_data``: the weight of each scored token by its message. Absent where all are 1."""
 

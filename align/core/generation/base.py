@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from align.core.data.examples import Floats as Floats
+from align.core.data.examples import Tokens as Tokens
 from align.schemas.base import Config
 from align.schemas.run import Sampling
 
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
 
     from align.core.models.policy import Policy
     from align.schemas.run import Model
-
-Tokens = NDArray[np.int32]
-"""Token ids of one prompt or completion, [T]."""
-Floats = NDArray[np.float32]
-"""Log-probabilities, or other numbers, of the tokens of one completion, [T]."""
 
 
 @dataclass(frozen=True, slots=True)

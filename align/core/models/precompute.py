@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from align.core.data.batch import MicroBatch, collate
-from align.core.data.examples import Example, Examples, TokenSequence
+from align.core.data.examples import Example, Examples, Floats, Tokens, TokenSequence
 from align.core.data.step_plan import FORWARD, Layout, make_micro_batches
-from align.core.generation.base import Floats, Tokens
 from align.core.models.policy import Policy, Scores, weights_hash, without_gradient_or_dropout
 from align.core.util.atomic_files import making, whole_file
 from align.core.util.progress import track
