@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +19,6 @@ PACKAGE = ROOT / "align"
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 FILE = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|yaml|toml|md)|\w+\.py)`")
 ROOM = re.compile(r"`((?!STAGE)[\w./-]+/)`")
-KNOW_EACH_OTHER = {"models", "generation"}
 
 
 def section(title: str) -> str:
@@ -100,27 +98,12 @@ def test_every_section_of_the_run_file_has_a_file_that_reads_it() -> None:
     assert named == (Run.model_fields.keys() | Stage.model_fields.keys()) - {"stages", "name"}
 
 
-def imported_rooms(room: Path) -> Iterator[str]:
-    """Yield the rooms of core that the files of one import when they run; for type checkers they may import more."""
-    for file in room.rglob("*.py"):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
-        for_checkers = [block for block in blocks if getattr(block.test, "id", "") == "TYPE_CHECKING"]
-        skipped = {node for block in for_checkers for node in ast.walk(block)}
-        for node in ast.walk(tree):
-            if (
-                node not in skipped
-                and isinstance(node, ast.ImportFrom)
-                and (node.module or "").startswith("align.core.")
-            ):
-                yield str(node.module).split(".")[2]
-
-
-def test_rooms_of_core_import_those_above_them() -> None:
+def test_rooms_of_core_are_in_the_order_that_import_linter_holds() -> None:
     names = [row[0].strip("`/").removeprefix("core/") for row in rows(section("Rooms")) if row[0].startswith("`core/")]
     rooms = names[1:]  # the first is core itself
     packages = [path.parent.name for path in (PACKAGE / "core").glob("*/__init__.py")]
-    assert sorted(rooms) == sorted(packages)
-    for place, room in enumerate(rooms):
-        above = set(rooms[: place + 1]) | (KNOW_EACH_OTHER if room in KNOW_EACH_OTHER else set())
-        assert set(imported_rooms(PACKAGE / "core" / room)) <= above, room
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (contract,) = (each for each in contracts if each.get("containers") == ["align.core"])
+    level = {room: place for place, line in enumerate(reversed(contract["layers"])) for room in line.split(" | ")}
+    assert sorted(rooms) == sorted(packages) == sorted(level)
+    assert [level[room] for room in rooms] == sorted(level.values()), "what others import comes first"
