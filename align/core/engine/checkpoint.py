@@ -28,7 +28,7 @@ from align.core.util import atomic_files
 from align.core.util.system_errors import explain
 from align.schemas.errors import AlignError
 
-FORMAT = 2
+FORMAT = 3
 """2: the manifest has a sum of its own, and the state says whether training has ended."""
 STATE = "state.pt"
 MANIFEST = "MANIFEST.json"
