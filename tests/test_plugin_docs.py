@@ -114,7 +114,7 @@ def test_the_preference_example_is_dpo(place: Path) -> None:
 
     from align.plugins.algorithms.dpo import DPO
     from align.testing import step_gradients, toy_examples, toy_policy
-    from align.testing.algorithms import _Frozen
+    from align.testing.algorithm_checks import _Frozen
 
     (module,) = (__import__(f"page_{n}") for n, block in enumerate(BLOCKS) if "class Preferring" in block)
     policy, reference = toy_policy().double(), _Frozen(toy_policy(seed=1).double())

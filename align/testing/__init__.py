@@ -16,8 +16,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from align.testing.algorithms import check_algorithm as check_algorithm
-    from align.testing.algorithms import check_description as check_description
+    from align.testing.algorithm_checks import check_algorithm as check_algorithm
+    from align.testing.algorithm_checks import check_description as check_description
     from align.testing.online_algorithms import check_online as check_online
     from align.testing.online_algorithms import toy_experience as toy_experience
     from align.testing.optimizer_step import CUTS as CUTS
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from align.testing.optimizer_step import step as step
     from align.testing.optimizer_step import step_gradients as step_gradients
     from align.testing.optimizer_step import step_statistics as step_statistics
-    from align.testing.rewards import check_reward as check_reward
+    from align.testing.reward_checks import check_reward as check_reward
     from align.testing.rules import advise_with as advise_with
     from align.testing.toys import LENGTHS as LENGTHS
     from align.testing.toys import VOCABULARY as VOCABULARY
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from align.testing.toys import toy_policy as toy_policy
 
 _HOMES = {
-    "algorithms": ("check_algorithm", "check_description"),
+    "algorithm_checks": ("check_algorithm", "check_description"),
     "online_algorithms": ("check_online", "toy_experience"),
-    "rewards": ("check_reward",),
+    "reward_checks": ("check_reward",),
     "rules": ("advise_with",),
     "optimizer_step": ("CUTS", "Cut", "ReferenceLike", "StepResult", "step", "step_gradients", "step_statistics"),
     "toys": ("LENGTHS", "VOCABULARY", "toy_examples", "toy_policy"),

@@ -570,8 +570,8 @@ def test_a_run_whose_server_is_killed_stops_with_the_reason_and_goes_on(
 
 
 def _servers() -> list[int]:
-    """Servers that were started here and that live; each has a keeper between it and us."""
-    return [server for keeper in _children(os.getpid()) for server in _children(keeper)]
+    """Servers that were started here and that live; each has a supervisor between it and us."""
+    return [server for supervisor in _children(os.getpid()) for server in _children(supervisor)]
 
 
 def _children(pid: int) -> list[int]:

@@ -28,7 +28,7 @@ _ELSEWHERE = "in another process (hash() of text and the order of a set differ i
 _CHILD_SECONDS = 300.0
 _CHILD = """
 import pickle, sys
-from align.testing.rewards import score_here
+from align.testing.reward_checks import score_here
 given = pickle.load(sys.stdin.buffer)
 sys.stdout.buffer.write(pickle.dumps(score_here(*given)))
 """
