@@ -63,6 +63,7 @@ _NAMED = "|".join(name for name in FUNCTIONS if name != "lg")
 _LATEX = [
     (re.compile(pattern), put)
     for pattern, put in (
+        # Layout that means nothing: code ticks, table lines, \\[2mm], \left, \displaystyle, \quad, colours, sizes.
         (r"`+|\\hline(?![a-zA-Z])|(?<=\\\\)\*?\s*\[-?[\d.]+\s*(?:mm|cm|pt|em|ex|in)\]|(?<=\\\\)\*", ""),
         (r"(?<=\d)\s*(?:\{,\}|,\s*\\!)\s*(?=\d{3}(?!\d))", ""),  # a comma that is marked as within a number
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
@@ -72,6 +73,7 @@ _LATEX = [
         (r"\\(?:quad|qquad)(?![a-zA-Z])|~|(?<!\\)\\ ", " "),
         (r"\\(?:tiny|small|normalsize|large|Large|huge)(?![a-zA-Z])|\\color\s*\{\w+\}|\\textcolor\s*\{\w+\}", ""),
         (r"\\(?:underline|emph)\s*(?=\{)", ""),
+        # One name for each command: \dfrac is \frac, \mathrm{e} is e, "\operatorname{sin}" is \sin, \textbf is \text.
         (r"\{([,:])\}", r"\1"),
         (r"\\[dtcs]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
@@ -81,6 +83,7 @@ _LATEX = [
         (r"\\(?:cdotp|bullet)(?![a-zA-Z])", r"\\cdot"),
         (r"\\(?:textbf|textrm|textit|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mbox|operatorname\*?|bold)"
          r"\s*(?=\{)", r"\\text"),
+        # One sign for each set, relation and bracket: \mathbb{R} is \reals, >= is \ge, \langle is (.
         (r"\\text\s*\{\s*R\s*\}|\\mathbb\s*\{\s*R\s*\}|\\mathbb\s+R|\\(?:R|Reals|reals)(?![a-zA-Z])", r"\\reals "),
         (r"\\leq(?:slant)?(?![a-zA-Z])|<=", r"\\le "),
         (r"\\geq(?:slant)?(?![a-zA-Z])|>=", r"\\ge "),
@@ -97,30 +100,36 @@ _LATEX = [
         (r"\\rbrack", "]"),
         (r"\\l?vert(?![a-zA-Z])|\\rvert(?![a-zA-Z])|\\mid(?![a-zA-Z])", "|"),
         (r"\\(?:varnothing|oslash)(?![a-zA-Z])", r"\\emptyset"),
+        # Plain words for mathematics: infinity, pi, sqrt(2), sin x, x^\prime.
         (r"\^\s*\{?\s*((?:\\prime\s*)+)\}?", lambda m: "'" * m[1].count("prime")),
         (r"\\infin(?![a-zA-Z])", r"\\infty"),
         (r"(?<![a-zA-Z\\])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
         (r"(?<![a-zA-Z\\])sqrt(?=\s*\()", r"\\sqrt"),
         (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
         (rf"(?<![a-zA-Z\\])({_NAMED})(?=[\s\d(\\_])", r"\\\1 "),
+        # Units and percent signs before ``$`` goes, since \$ is a dollar and $ nothing: 90^\circ, 50\%, 20^\circ C.
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])", r"\\text{deg}"),
         (r"\\?%|\\text\s*\{\s*(?:\\?%|per\s?cent|pct)\s*\}|(?<=[\d$])\s*(?:per\s?cent(?:age)?|pct)(?![a-z])", "%"),
         (r"\\text\{deg\}\s*(?:\\text\s*\{\s*([CF])\s*\}|([CF])(?![a-zA-Z]))", r"\\text{deg\1\2}"),
         (r"\\(?:textdollar|\$)", r"\\text{dollar}"),
         (r"\\[()\[\]]|\$", ""),
+        # Numbers and times of day in \text are numbers and times: \text{ 5 }, 3:30 PM.
         (r"\\text\s*\{([^{}]*)\}", lambda m: rf"\text{{{m[1].strip()}}}"),
         (r"\\text\{([-+\d., /]*\d[-+\d., /]*|\d+:\d\d[^{}]*)\}", r"\1"),
         (r"(?<=\d:\d\d)\s*([AaPp])\.?\s?[Mm]\b\.?", lambda m: rf"\text{{{m[1].lower()}m}}"),
+        # "and" and "or" become signs, after \text is uniform and before commas are read as separators.
         (r"\\text\{,? ?and,?\}|(?<![a-zA-Z\\])and(?![a-zA-Z])|\\(?:land|wedge)(?![a-zA-Z])", f" {AND} "),
         (r"\\text\{,? ?or,?\}|(?<![a-zA-Z\\])or(?![a-zA-Z])|\\(?:lor|vee)(?![a-zA-Z])", f" {OR} "),
         (rf"[,;]\s*(?=[{AND}{OR}])|(?<=[{AND}{OR}])\s*,", " "),
         (r";", ", "),  # the space keeps 11;111 from being thousands
+        # Roots, powers and indices get their braces: √2, sqrt(x), x**2, x^(n+1), x^-1, a_1.
         (r"√\s*(\d+|[a-zA-Z])", r"\\sqrt{\1}"),
         (r"(?:√|\\sqrt)\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\*\*", "^"),
         (r"\^\s*\(([^()]*)\)", r"^{\1}"),
         (r"\^\s*(-\s*\d+|\d+)", r"^{\1}"),
         (r"_(\d)(?![\d}])", r"_{\1}"),
+        # Spaces last: the rules above leave some.
         (r"\s+", " "),
         (r"(\\[a-zA-Z]+) (?![a-zA-Z])", r"\1"),
         (r",\s*,", ","),
