@@ -1,4 +1,4 @@
-"""Keys, metrics and options that had another name: the only place that knows the old ones, to refuse them by name.
+"""Keys, metrics and options by their old names and by TRL's: the only place that knows them, to refuse them by name.
 
 The new ones are TRL's (of an adapter PEFT's, of a generator vLLM's), so that nobody has to learn them twice.
 """
@@ -63,6 +63,49 @@ RENAMED_METRICS: Mapping[str, str] = {"rollout/dead_groups": "rollout/zero_std_g
 
 RENAMED_OPTIONS: Mapping[str, str] = {"--max-tokens": "--max-completion-length"}
 """Old and new names of the commands' options."""
+
+FROM_TRL: Mapping[str, str] = {
+    "output_dir": "output",
+    "report_to": "loggers",
+    "model_name_or_path": "model.path",
+    "model_revision": "model.revision",
+    "torch_dtype": "model.dtype",
+    "chat_template_path": "model.chat_template",
+    "use_peft": "model.adapter",
+    "peft_config": "model.adapter",
+    "lora_r": "model.adapter.r",
+    "lora_alpha": "model.adapter.lora_alpha",
+    "lora_dropout": "model.adapter.lora_dropout",
+    "lora_target_modules": "model.adapter.target_modules",
+    "load_in_4bit": "model.adapter.quantize: nf4",
+    "load_in_8bit": "model.adapter.quantize: int8",
+    "dataset_name": "data.train",
+    "train_dataset": "data.train",
+    "eval_dataset": "data.validation",
+    "max_seq_length": "data.max_length",
+    "packing": "train.layout",
+    "padding_free": "train.layout",
+    "per_device_train_batch_size": "train.batch_size, which counts all devices and accumulated micro-batches",
+    "gradient_accumulation_steps": "train.batch_size, which counts all devices and accumulated micro-batches",
+    "bf16": "train.precision: bf16-mixed",
+    "fp16": "train.precision: 16-mixed",
+    "lr_scheduler_type": "schedule.type",
+    "warmup_ratio": "schedule.warmup_steps, which below 1 is a share of the steps",
+    "eval_strategy": "validation.eval_steps",
+    "load_best_model_at_end": "checkpoint.export: best",
+    "precompute_ref_log_probs": "reference.type: precomputed",
+    "sync_ref_model": "reference.type: moving-average",
+    "reward_funcs": "rollout.rewards",
+    "reward_weights": "rollout.rewards, each with its weight",
+    "max_completion_length": "rollout.sampling.max_completion_length",
+    "max_new_tokens": "rollout.sampling.max_completion_length",
+    "temperature": "rollout.sampling.temperature",
+    "use_vllm": "rollout.generator: vllm",
+    "vllm_mode": "rollout.generator: {type: vllm, mode: ...}",
+    "log_completions": "rollout.samples",
+}
+"""Keys of TRL's flat configs and of its trainers that have another name here, or stand deeper than in a section, and
+what to write: docs/coming_from.md has the rest and what differs."""
 
 
 def new_name(section: str, key: str) -> str | None:

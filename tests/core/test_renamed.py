@@ -70,6 +70,14 @@ def test_an_old_key_in_the_wrong_place_is_sent_to_the_right_one(tmp_path: Path) 
     assert "max_tokens\n    is not a key here\n    write it as rollout.sampling.max_completion_length" in message
 
 
+def test_a_key_of_the_stage_among_an_algorithms_settings_is_sent_to_its_section(tmp_path: Path) -> None:
+    settings = {"type": "dpo", "learning_rate": 1e-6, "max_length": 64, "precompute_ref_log_probs": True}
+    message = refused({**BASE, "algorithm": settings}, tmp_path / "run.yaml")
+    assert "algorithm.learning_rate\n    is not a key here\n    write it as optimizer.learning_rate" in message
+    assert "algorithm.max_length\n    is not a key here\n    write it as data.max_length" in message
+    assert "is not a key here\n    write it as reference.type: precomputed" in message
+
+
 @pytest.mark.parametrize("old", RENAMED_METRICS)
 def test_an_old_metric_is_refused_with_the_new_one(old: str) -> None:
     stage = SimpleNamespace(name="grpo")

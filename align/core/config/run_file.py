@@ -20,7 +20,7 @@ from align.core.config import yaml_loader
 from align.core.plugin_system import registry
 from align.core.plugin_system.settings import Path, check, dotted, homes, takes_null, unknown
 from align.schemas.errors import AlignError, Problem, did_you_mean
-from align.schemas.renamed import old_homes
+from align.schemas.renamed import FROM_TRL, old_homes
 from align.schemas.run import (
     REWARD_KEYS,
     Checkpoint,
@@ -135,8 +135,11 @@ def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterato
 
 def _choice_problems(kind: str, choice: dict[str, Any], path: Path, where: Where) -> Iterator[Problem]:
     settings = {key: value for key, value in choice.items() if key not in beside(kind)}
+    # Who comes from a flat config writes all of it here; a key of another plugin resembles a section's by chance only.
+    elsewhere = HOMES if kind == "algorithm" else {}
+    chosen = Choice(type=choice["type"], settings=settings)
     try:
-        registry.build(kind, Choice(type=choice["type"], settings=settings), lambda below: where((*path, *below)))
+        registry.build(kind, chosen, lambda below: where((*path, *below)), elsewhere)
     except AlignError as error:
         for problem in error.problems:
             yield problem if problem.where else Problem(where((*path, "type")), problem.what, problem.fix)
@@ -313,7 +316,7 @@ def _stages_meant(values: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
         yield from _stages_meant(value, (*path, key))
 
 
-HOMES = old_homes() | homes(Stage, leave_out=Choice)
+HOMES = dict(FROM_TRL) | old_homes() | homes(Stage, leave_out=Choice)
 
 LARGEST = 256 * 1024
 RUN_KEYS = ("output", "project", "overrides", "stages")

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -328,16 +328,19 @@ class Registry:
         """The class or function of that name. Raises AlignError as ``find`` does, or when it cannot be imported."""
         return self.find(kind, name).resolve()
 
-    def build(self, kind: str, choice: Choice, where: Where | None = None) -> Any:
+    def build(
+        self, kind: str, choice: Choice, where: Where | None = None, elsewhere: Mapping[str, str] | None = None
+    ) -> Any:
         """Make what a run file chose: settings checked by its Config, then given to its constructor.
 
         A function comes back with its settings bound. where: the place of a setting in the user's terms, ``kind.key``
-        by default. Raises AlignError as ``get`` does, or for every bad setting.
+        by default. elsewhere: where keys belong that are no settings of a plugin, but are often written among them.
+        Raises AlignError as ``get`` does, or for every bad setting.
         """
         offer = self.find(kind, choice.type)
         thing: Any = offer.resolve()
         place = where or (lambda path: dotted((kind, *path)))
-        config = check(config_of(thing), choice.settings, place, section=kind)
+        config = check(config_of(thing), choice.settings, place, elsewhere, section=kind)
         if not isinstance(thing, type):
             return functools.partial(thing, **{name: getattr(config, name) for name in type(config).model_fields})
         with offer.plugin.attribute(f"cannot make its {kind} {choice.type!r}"):
