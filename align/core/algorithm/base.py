@@ -1,4 +1,4 @@
-"""The contract between an algorithm and the engine: a Batch of ragged scored tokens in, unreduced Terms out.
+"""The contract between an algorithm and the engine: a Batch of ragged scored tokens in, unreduced LossTerms out.
 
 Shape letters: T scored tokens, B sequences, E examples of one micro-batch. Prompt tokens and padding never appear.
 """
@@ -47,7 +47,7 @@ class LossOutput(NamedTuple):
     metrics: Mapping[str, Metric | Tensor]
 
     def loss_contribution(self, counts: Mapping[str, float]) -> Tensor:
-        """What a micro-batch adds to the step's loss; ``counts`` are of the whole step (``plan.denominators``)."""
+        """Return a micro-batch's part of the step's loss. counts: of the whole step (``step_plan.denominators``)."""
         shares = [term.weight * term.values.sum() / max(counts.get(term.per, 0.0), 1.0) for term in self.terms]
         return torch.stack(shares).sum()
 
@@ -154,7 +154,7 @@ class Algorithm:
         return {}
 
 
-# What more than one algorithm is made of: equations, and the metrics that dashboards know by TRL's names.
+# Shared by several algorithms: equations, and the metrics that dashboards know by TRL's names.
 #
 # Everything here is a pure function of a Batch or of plain tensors. [T] scored tokens, [B] sequences, [E] examples.
 

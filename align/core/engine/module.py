@@ -34,7 +34,7 @@ from align.core.models.reference import ReferenceModel
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
-# The engine's books: sums and counts over an optimizer step, all micro-batches and all ranks.
+# Sums and counts over an optimizer step, all micro-batches and all ranks.
 #
 # One flat vector a step carries everything that ranks must agree on (loss, metrics, flags), so one collective does.
 
@@ -45,7 +45,7 @@ _START: Mapping[str, float] = {"mean": 0.0, "sum": 0.0, "min": float("inf"), "ma
 class StepMetrics:
     """Metrics of one step (or one evaluation) being added up.
 
-    Every rank must enter the same names in the same order; a rank with nothing to add enters empty tensors.
+    Every rank must add the same names in the same order; a rank without values adds empty tensors.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class StepMetrics:
         self._count: dict[str, Tensor] = {}
 
     def add(self, name: str, entry: Metric | Tensor, count: float | None = None) -> None:
-        """Enter values. ``count`` replaces their number as the mean's denominator share."""
+        """Add values. ``count`` replaces their number as the mean's denominator share."""
         metric = entry if isinstance(entry, Metric) else Metric(entry)
         values = metric.values.detach().double().flatten()
         if name not in self._how:
@@ -88,7 +88,7 @@ class StepMetrics:
 
 
 class EvalMetrics:
-    """Sums over one held-out set; its loss is made as a step's, with the whole set as the step."""
+    """Sums over one held-out set, whose loss is averaged as if the whole set were one optimizer step."""
 
     def __init__(self) -> None:
         self.sums = StepMetrics()
@@ -96,7 +96,7 @@ class EvalMetrics:
         self.terms: list[tuple[str, float]] = []
 
     def update(self, outcome: LossOutput) -> None:
-        """One micro-batch."""
+        """Add one micro-batch's values."""
         self.terms = [(term.per, term.weight) for term in outcome.terms]
         for index, term in enumerate(outcome.terms):
             self.sums.add(f"_term{index}", Metric(term.values, "sum"))
@@ -120,9 +120,8 @@ def gather(table: Tensor) -> Tensor:
     return torch.stack(parts).cpu()
 
 
-# What is said when a loss or gradient is NaN or infinite.
-
 ROWS_NAMED = 8
+"""Most rows that the message about a non-finite step names."""
 
 
 class NonFinite(AlignError):
@@ -184,8 +183,8 @@ class AlignModule(LightningModule):
         self.held_out_metrics: dict[str, float] = {}
         self.skipped = self.skipped_in_a_row = self.tokens_seen = 0
         self.stopping = False
-        self.paused: AlignError | None = None  # an alarm says so: save and stop
-        self.rolled_back = False  # an alarm says so: stop, and hand on the best checkpoint
+        self.paused: AlignError | None = None  # set by an alarm: save and stop
+        self.rolled_back = False  # set by an alarm: stop, and export the best checkpoint
         self._restored_random: list[dict[str, Any]] | None = None
         self._metrics = StepMetrics()
         self._bad: list[str] = []
@@ -209,7 +208,7 @@ class AlignModule(LightningModule):
     # --- one micro-batch -------------------------------------------------------------------------------------------
 
     def _batch(self, micro: MicroBatch, statistics: Mapping[str, Tensor]) -> tuple[Batch, Tensor]:
-        """What the loss sees, and a zero that ties every parameter to the graph."""
+        """Return the loss's input, and a zero that ties every parameter to the graph: DDP waits for each gradient."""
         reference = micro.ref_logp_T
         if reference is None and self.reference is not None:
             reference = self.reference.logp(micro)
@@ -231,13 +230,13 @@ class AlignModule(LightningModule):
                     found = self.algorithm.statistics(self._batch(micro, {})[0])
                 for name, values in found.items():
                     sums.add(name, values)
-        torch.clear_autocast_cache()  # what it cast without a graph must not be learned with
+        torch.clear_autocast_cache()  # its casts of the weights have no graph: the loss could not reach the weights
         return {name: torch.tensor(value, device=self.device) for name, value in sums.compute().items()}
 
     def _loss_contribution(
         self, micro: MicroBatch, statistics: Mapping[str, Tensor], counts: Mapping[str, float]
     ) -> Tensor:
-        """One micro-batch's share of the step's loss, with its graph; entered in the step's books."""
+        """Return one micro-batch's share of the step's loss, with its graph, and add it to the step's metrics."""
         batch, anchor = self._batch(micro, statistics)
         if not counts["example"]:  # an online phase in which no answer taught anything
             self._metrics.add("loss", Metric(anchor, "sum"))
@@ -284,7 +283,7 @@ class AlignModule(LightningModule):
         """Nothing: Lightning would do it after ``training_step``, which holds gradients already."""
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Close the step's books and agree on flags: the one collective of the step beside the gradients'."""
+        """Reduce the step's metrics and flags over the ranks, in one collective; the gradients' is the only other."""
         for name, flag in (("_bad", bool(self._bad)), ("_stop", self.hooks.stop_requested())):
             self._metrics.add(name, Metric(torch.tensor(float(flag), device=self.device), "max"))
         metrics = self._metrics.compute()
@@ -317,7 +316,7 @@ class AlignModule(LightningModule):
                     parameter.grad.mul_(limit / (norm + 1e-6))
 
     def _refuse_step(self) -> None:
-        """A non-finite step never reaches the optimizer: stop with the rows named, or leave it out and count it."""
+        """Keep a non-finite step from the optimizer: stop with the rows named, or skip the step and count it."""
         self.skipped += 1
         self.skipped_in_a_row += 1
         self.metrics["skipped"] = float(self.skipped)
@@ -343,13 +342,13 @@ class AlignModule(LightningModule):
     # --- held-out rows ---------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Open the books, one for each held-out set."""
+        """Begin with empty sums for each held-out set."""
         self._held_out: dict[int, EvalMetrics] = {}
         self._prompt_metrics: dict[int, dict[str, float]] = {}
         self.policy.eval()
 
     def validation_step(self, step: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Enter one step of held-out rows; or let the answers to a held-out set's prompts be scored."""
+        """Add one step of held-out rows; of an online stage, score completions to the held-out set's prompts."""
         if self.hooks.evaluate_prompts is not None:
             metrics = self.hooks.evaluate_prompts(dataloader_idx, self.trainer.global_step)
             self._prompt_metrics[dataloader_idx] = metrics
@@ -361,7 +360,7 @@ class AlignModule(LightningModule):
             held_out.update(contract.loss(self.algorithm, self._batch(micro, statistics)[0]))
 
     def on_validation_epoch_end(self) -> None:
-        """Close the books: ``val/loss`` for the only or first set, ``val/NAME/loss`` for named ones."""
+        """Compute the metrics: ``val/loss`` for the only or first set, ``val/NAME/loss`` for named ones."""
         self.held_out_metrics = {}
         computed = {index: held_out.compute() for index, held_out in sorted(self._held_out.items())}
         for index, closed in sorted((computed | self._prompt_metrics).items()):
@@ -374,7 +373,7 @@ class AlignModule(LightningModule):
         self.policy.train()
 
     def on_train_start(self) -> None:
-        """Lightning leaves the mode as it finds it. (Dropout that is not wanted was set to zero at loading.)"""
+        """Switch to training mode, which Lightning leaves to us. (Unwanted dropout was set to zero at loading.)"""
         self.policy.train()
 
     # --- decisions of callbacks ------------------------------------------------------------------------------------
@@ -417,7 +416,7 @@ class AlignModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take all of it back; the random states wait for the first step."""
+        """Restore all of it; the random states wait for the first step."""
         state = checkpoint["align"]
         self.tokens_seen = state["tokens_seen"]
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]

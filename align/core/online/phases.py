@@ -1,6 +1,6 @@
-"""Online phases: ask, score, credit, then the same optimizer steps as offline. A phase is one Lightning epoch.
+"""Online phases: sample, score, compute advantages, then take optimizer steps as offline; a phase is one epoch.
 
-What cannot be computed again from the settings is the phase's answers (the weights that spoke them are gone), what
+What cannot be computed again from the settings is the phase's answers (the weights that sampled them are gone), what
 algorithm and rewards carry from phase to phase, and how many prompts were asked: that is the state.
 """
 
@@ -45,7 +45,7 @@ def plain(example: Example) -> dict[str, Any]:
 
 
 def from_plain(kept: Mapping[str, Any]) -> Example:
-    """The example again."""
+    """Return the example that ``plain`` took apart."""
     sequences = tuple(
         TokenSequence(
             s["role"],
@@ -104,7 +104,7 @@ class RolloutSteps:
     # --- steps -----------------------------------------------------------------------------------------------------
 
     def loader(self, phase: int, start: int) -> StepLoader:
-        """The steps of one phase, which is collected when the first of them is asked for."""
+        """Return the steps of one phase, whose completions are sampled when the first of them is fetched."""
         before = phase * self.steps_per_phase
 
         def build(index: int) -> StepBatch:
@@ -137,11 +137,11 @@ class RolloutSteps:
         return batches[0] if batches else np.zeros(0, np.int64)
 
     def locate(self, steps_done: int) -> tuple[int, int]:
-        """(phase, step within it)."""
+        """Return (phase, step within it)."""
         return divmod(steps_done, self.steps_per_phase)
 
     def epochs(self, steps_done: int) -> float:
-        """Passes over the prompts, replacements of dead groups not counted."""
+        """Return the passes over the prompts; replacements of groups without variance are not counted."""
         phase, within = self.locate(steps_done)
         part = within / (self._batches(phase) * self.algorithm.num_iterations) if within else 0.0
         asked = phase * self.groups_per_phase + part * self._groups(phase)
@@ -159,7 +159,7 @@ class RolloutSteps:
     # --- one phase -------------------------------------------------------------------------------------------------
 
     def _collect(self, phase: int) -> None:
-        """Ask, score, measure, credit."""
+        """Sample and score a phase's completions, measure their log-probabilities, and compute advantages."""
         set_global_step(phase * self.steps_per_phase)
         self.collector.sync(phase * self.steps_per_phase, self.prompts)
         asked, scored, groups = self._ask(self._groups(phase))
@@ -208,7 +208,7 @@ class RolloutSteps:
             observe(phase, asked, scored)
 
     def _ask(self, full: int) -> tuple[list[PromptGroup], list[Scored], list[Group]]:
-        """Return the ``full`` groups of a phase; ``refill`` replaces dead ones while the token budget lasts."""
+        """Return the ``full`` groups of a phase; ``refill`` replaces those of equal rewards within the token budget."""
         asked, scored, groups = list[PromptGroup](), list[Scored](), list[Group]()
         spent, budget, wanted = 0, 0, full
         while wanted > 0:
@@ -229,7 +229,7 @@ class RolloutSteps:
         return asked, scored, groups
 
     def _prompt(self, place: int) -> int:
-        """Which prompt stands at a place of the run: every epoch has its own order."""
+        """Return the index of the prompt at a place of the run: every epoch has its own order."""
         epoch, at = divmod(place, len(self.prompts))
         if epoch != self._epoch:
             examples = self.prompts.examples
@@ -240,7 +240,7 @@ class RolloutSteps:
     # --- held-out prompts ------------------------------------------------------------------------------------------
 
     def evaluate(self, held_out: Prompts, version: int) -> dict[str, float]:
-        """What the likeliest answers to held-out prompts score."""
+        """Return the metrics of the greedy completions to held-out prompts."""
         self.collector.sync(version, held_out)
         greedy = Sampling(**self.rollout.sampling.model_dump() | {"temperature": 0.0})
         everything = range(len(held_out))
@@ -254,7 +254,7 @@ class RolloutSteps:
     # --- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The phase's answers while it has steps left, and what is carried from phase to phase."""
+        """Return the phase's answers while it has steps left, and what is carried from phase to phase."""
         with contract.calling(self.algorithm, "state_dict"):
             carried = self.algorithm.state_dict()
         return {
@@ -267,7 +267,7 @@ class RolloutSteps:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back, before the first ``loader``."""
+        """Restore the state, before the first ``loader``."""
         self._place, self._phase, self.metrics = state["place"], state["phase"], state["metrics"]
         groups = state["examples"]
         self._examples = None if groups is None else [[from_plain(kept) for kept in group] for group in groups]
@@ -277,7 +277,7 @@ class RolloutSteps:
 
 
 def groups_per_phase(stage: Stage, algorithm: Online) -> int:
-    """Prompts asked in a phase. Raises AlignError where groups do not fill optimizer steps."""
+    """Return the number of prompts in a phase. Raises AlignError where groups do not fill optimizer steps."""
     assert stage.rollout is not None
     each = algorithm.num_generations
     if stage.train.batch_size % each:
@@ -313,7 +313,7 @@ def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, i
 
 
 def experiences(asked: Sequence[PromptGroup], scored: Sequence[Scored]) -> list[Group]:
-    """What was heard, as algorithms see it; ``scored`` has all groups' answers one after the other."""
+    """Return sampled completions as algorithms see them; ``scored`` has all groups' answers one after the other."""
     rewards = iter(scored)
     groups: list[Group] = []
     for each in asked:
