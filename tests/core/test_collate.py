@@ -91,6 +91,13 @@ def test_roles_and_columns_are_the_steps_whatever_the_micro_batch_holds() -> Non
         assert collate(examples, "padded", PAD, like=[PAIR, text]).roles == ("chosen", "rejected", "text")
 
 
+def test_numbers_are_float32_whatever_they_were() -> None:
+    one = replace(PAIR.sequences[1], ref_logp=np.array([-0.3], np.float64))
+    micro = collate([Example("f:1", (one,), {"label": 1})], "padded", PAD)
+    assert micro.ref_logp_T is not None
+    assert micro.columns["label"].dtype == micro.ref_logp_T.dtype == torch.float32
+
+
 def token_data(scored: list[int], **numbers: list[float]) -> TokenSequence:
     made = sequence("completion", list(range(len(scored))), scored)
     return replace(made, token_data={name: np.array(values, np.float64) for name, values in numbers.items()})

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import example as at_least
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,9 +160,10 @@ def test_cuts_by_hand() -> None:
     assert make_micro_batches([], 2, 10, None, "padded") == [[[]], [[]]]
 
 
+@at_least([9, 9, 1, 10, 2], 2)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(1, 4))
 def test_the_dearest_row_is_as_short_as_first_fit_allows(lengths: list[int], ranks: int) -> None:
-    """Against every limit in turn, where a second pass is never worth it."""
+    """Against every limit in turn, where a second pass is never worth it. 9 + 9 beside 10 + 2 + 1, say: 18."""
 
     def rows(limit: int) -> list[int]:
         filled: list[int] = []
@@ -172,7 +174,9 @@ def test_the_dearest_row_is_as_short_as_first_fit_allows(lengths: list[int], ran
 
     found = make_micro_batches([(length,) for length in lengths], ranks, None, None, "packed", forward=10**9)
     longest = max(sum(lengths[i] for i in micro) for rank in found for micro in rank)
-    assert longest == min(max(rows(n)) for n in range(1, sum(lengths) + 1) if len(rows(n)) <= ranks)
+    # First fit may fail at a limit above one at which it does: not the least limit counts, but that from which all do.
+    too_short = [limit for limit in range(sum(lengths)) if len(rows(limit)) > ranks or limit < max(lengths)]
+    assert longest <= max(too_short, default=0) + 1
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
