@@ -200,24 +200,30 @@ def test_nonfinite_is_skipped_and_counted_when_asked(
     assert all(torch.equal(value, weights(step - 1)[name]) for name, value in weights(step).items())
 
 
-def test_early_stopping_and_the_best_export(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """A rate that is far too high makes the held-out loss rise: the run stops early and hands on its best step."""
+@pytest.mark.parametrize(("rate", "save_steps"), [(0.05, 100), (0.05, 1), (1.0, 100)])
+def test_early_stopping_and_the_best_export(rate: float, save_steps: int, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """A rate that is far too high makes the held-out loss rise: the run stops early and hands on its best step.
+
+    Also where as many later checkpoints are made as are kept, and where every step is worse than the starting weights,
+    which are not among those to choose from.
+    """
     rows = write_rows("sft", tmp_path / "rows.jsonl")
     run = run_for(
         "sft",
         tiny_model_dir,
         rows,
         tmp_path / "run",
-        optimizer={"learning_rate": 0.05},
+        optimizer={"learning_rate": rate},
         schedule={"type": "constant", "warmup_steps": 0.0},
         train={"num_train_epochs": 20},
         validation={"eval_steps": 1, "early_stopping_patience": 3},
-        checkpoint={"save_steps": 100, "export": "best"},
+        checkpoint={"save_steps": save_steps, "export": "best"},
     )
     (result,) = train(run, progress=False)
     held_out = {int(row["step"]): float(row["val/loss"]) for row in log(tmp_path / "run") if row["val/loss"]}
     best = min((step for step in held_out if step), key=lambda step: held_out[step])
     assert max(held_out) == best + 3 < 100
+    assert rate < 1 or held_out[0] < held_out[best]
     kept = checkpoint.load(checkpoint.at(tmp_path / "run" / "only" / "checkpoints", best))["state_dict"]
     exported = AutoModelForCausalLM.from_pretrained(result.export).state_dict()
     assert all(torch.equal(value, kept[f"policy.model.{name}"]) for name, value in exported.items())
