@@ -45,6 +45,7 @@ def test_a_ratio_never_overflows() -> None:
     made = batch(floats(-1.0), [1], old_logp=floats(-1000.0))
     for found in (policy_loss.token_ratio, policy_loss.mean_ratio, policy_loss.product_ratio):
         assert (found(made) * 0).tolist() == [0.0]
+        assert found(batch(floats(-1.0), [1], old_logp=floats(-19.0))).log().tolist() == pytest.approx([18.0])
 
 
 def test_where_nothing_was_measured_the_ratio_is_one_and_has_the_gradient_of_logp() -> None:
