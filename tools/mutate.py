@@ -96,6 +96,8 @@ def change(scratch: Path, mutant: str) -> dict[str, str]:
 def examine(scratch: Path, module: str, tests: list[str], children: int) -> dict[str, Any]:
     """Run the mutants of one module; return the counts and the survivors."""
     configure(scratch, module, tests)
+    # It would take which test reaches which function from the module before.
+    (scratch / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
     started = time.monotonic()
     mutmut(scratch, "run", "--max-children", str(children), show=True)
     states = [line.strip().rsplit(": ", 1) for line in mutmut(scratch, "results", "--all", "true").splitlines()]

@@ -19,6 +19,7 @@ from align.core.data.examples import Example, InMemory, TokenSequence
 from align.core.data.step_plan import FORWARD
 from align.core.engine.checkpoint import random_state
 from align.core.engine.module import AlignModule, NonFinite, StageHooks
+from align.core.engine.optimizer import gradient_norm
 from align.core.engine.steps import EpochSteps, MicroBatcher, StepBatch, StepLoader, fixed_steps
 from align.core.models.policy import Policy
 from align.core.models.reference import ReferenceModel
@@ -512,6 +513,10 @@ def test_decay_is_on_matrices_and_each_network_has_its_rate_and_its_start() -> N
 def test_without_a_critic_the_policy_learns_from_the_first_step() -> None:
     groups = module().configure_optimizers()["optimizer"].param_groups
     assert [group["lr"] for group in groups] == [0.004, 0.004]
+
+
+def test_without_a_gradient_its_norm_is_zero() -> None:
+    assert gradient_norm(toy_policy().parameters()) == 0.0
 
 
 def test_the_fused_optimizer_would_unscale_before_clipping() -> None:
