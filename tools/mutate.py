@@ -2,7 +2,8 @@
 
 mutmut changes one operator, constant or argument at a time and runs the tests that reach the changed function. A
 mutant that no test notices survives: a bug of that shape could live. `TESTS` pairs each module with the fastest tests
-meant for it. Messages are left out. The work is done in a copy of the tree; a second run there tests only what changed.
+meant for it. Messages are left out. The work is done in copies of the tree, one a module; a second run tests only what
+changed.
 
 Each survivor is either killed by a sharper test or explained in the results file (`why`), which a later run keeps.
 mutmut leaves out module constants and functions with a decorator (properties).
@@ -32,7 +33,10 @@ TESTS: dict[str, list[str]] = {
     "align/core/algorithm/policy_loss.py": ["tests/core/test_ratio.py"],
     "align/core/algorithm/importance_weights.py": ["tests/core/test_mismatch.py"],
     "align/core/algorithm/kl.py": ["tests/core/test_ratio.py", "tests/core/test_credit.py"],
-    "align/core/algorithm/base.py": ["tests/core/test_batch.py"],
+    "align/core/algorithm/base.py": [
+        *("tests/core/test_batch.py", "tests/plugins/test_sft.py"),
+        *("tests/plugins/test_dpo.py", "tests/plugins/test_reference_free.py"),
+    ],
     "align/core/models/logprobs.py": ["tests/core/test_logprobs.py"],
     "align/core/engine/module.py": ["tests/core/test_module.py", "tests/core/test_books.py"],
     "align/core/engine/optimizer.py": ["tests/core/test_module.py", "tests/core/test_schedule.py"],
@@ -96,8 +100,6 @@ def change(scratch: Path, mutant: str) -> dict[str, str]:
 def examine(scratch: Path, module: str, tests: list[str], children: int) -> dict[str, Any]:
     """Run the mutants of one module; return the counts and the survivors."""
     configure(scratch, module, tests)
-    # It would take which test reaches which function from the module before.
-    (scratch / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
     started = time.monotonic()
     mutmut(scratch, "run", "--max-children", str(children), show=True)
     states = [line.strip().rsplit(": ", 1) for line in mutmut(scratch, "results", "--all", "true").splitlines()]
@@ -139,8 +141,10 @@ def main() -> None:
     )
     known["versions"] = {name: metadata.version(name) for name in ("mutmut", "pytest", "torch")}
     for module in arguments.modules or TESTS:
-        copy_tree(arguments.scratch)
-        found = examine(arguments.scratch, module, arguments.tests or TESTS[module], arguments.children)
+        # A copy each: mutmut remembers which files it has mutated and which tests reach them, not for which settings.
+        scratch = arguments.scratch / module.removesuffix(".py").replace("/", ".")
+        copy_tree(scratch)
+        found = examine(scratch, module, arguments.tests or TESTS[module], arguments.children)
         found = {"date": time.strftime("%Y-%m-%d"), **with_reasons(found, known.get("modules", {}).get(module, {}))}
         known.setdefault("modules", {})[module] = found
         print(f"\n{module}: {found['killed']} of {found['mutants']} killed")

@@ -399,8 +399,9 @@ def test_a_set_of_one_example_is_divided_by_one() -> None:
 
 
 def test_an_online_stage_measures_each_set_itself() -> None:
-    hooks = StageHooks(evaluate_prompts=lambda index, step: {"loss": 2.0 + index})
+    hooks = StageHooks(evaluate_prompts=lambda index, step: {"loss": step - 5.0 + index})
     it = module(held_out_names=["domain", "general"], hooks=hooks)
+    it.trainer.global_step = 7
     it.on_validation_epoch_start()
     it.validation_step(None, 0)  # type: ignore[arg-type]
     it.validation_step(None, 0, 1)  # type: ignore[arg-type]
@@ -436,6 +437,11 @@ def test_without_a_reference_there_is_nothing_of_it_to_save() -> None:
     (it := module()).on_save_checkpoint(saved)
     assert saved["align"]["reference"] == {}
     it.on_load_checkpoint(saved)
+
+
+def test_rolling_back_ends_the_run_and_is_saved() -> None:
+    (it := module()).roll_back()
+    assert it.rolled_back is True and it.trainer.should_stop is True
 
 
 def test_every_network_is_split_over_the_mesh_once() -> None:
