@@ -455,6 +455,14 @@ def test_every_network_is_split_over_the_mesh_once() -> None:
     assert split == [(it.policy, "mesh"), (critic, "mesh")]
 
 
+def test_a_new_module_has_seen_and_decided_nothing() -> None:
+    it = module()
+    assert (it.metrics, it.held_out_metrics) == ({}, {})
+    assert (it.skipped, it.skipped_in_a_row, it.tokens_seen) == (0, 0, 0)
+    assert it.stopping is False and it.rolled_back is False and it.strict_loading is False
+    assert it.paused is None and it.take_restored_random() is None
+
+
 def test_what_is_saved_is_taken_back() -> None:
     it = module(reference=Fixed())
     it.tokens_seen, it.skipped, it.skipped_in_a_row, it.rolled_back = 11, 3, 2, True
