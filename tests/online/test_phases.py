@@ -384,3 +384,12 @@ def test_the_trainer_measures_at_the_temperature_that_answers_were_sampled_at(ru
     made = run("low_ids", rollout=rollout, train={"batch_size": 16, "max_steps": 1})
     train(made, progress=False)
     assert float(log(made)[0]["sampling/sampling_logp_difference/max"]) < 1e-3
+
+
+def test_the_second_step_of_a_phase_is_weighed_by_what_the_policy_was_before_the_first(run: Any) -> None:
+    """The narrowest clip shows it: no ratio is outside it in the first step, some are in the second."""
+    algorithm = {"type": "grpo", "num_generations": 4, "epsilon": 1e-4}
+    made = run("low_ids", rollout={"batches": 2}, algorithm=algorithm, train={"batch_size": 16, "max_steps": 2})
+    train(made, progress=False)
+    first, second = (float(row["clip_ratio/region_mean"]) for row in log(made))
+    assert first == 0 < second
