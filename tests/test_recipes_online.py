@@ -119,7 +119,7 @@ def test_a_recipe_learns_from_rewards(recipe: Path, learned: Path, monkeypatch: 
             samples = [row for file in sorted((place / "samples").iterdir()) for row in read_samples(file)]
             assert len(samples) >= 60 and all(math.isfinite(row["reward"]) for row in samples)
         if stage.algorithm.type == "best_of_n":
-            assert len(samples) == 60 * stage.algorithm.settings["group"]
+            assert len(samples) == 60 * stage.algorithm.settings["num_generations"]
             assert all(map(math.isfinite, result.metrics.values()))
             assert result.metrics["pass@1"] < result.metrics["pass@4"]
         else:
