@@ -43,13 +43,23 @@ _PR_SET_PDEATHSIG = 1
 
 
 def under_launcher() -> bool:
-    """Whether this process is one of a group already (torchrun's, or ours)."""
+    """Return True if this process is one of a group already (torchrun's, or ours)."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def rank() -> int:
     """Return the number of this process in its group, 0 if it is alone."""
     return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Return the number of this process among those of its group on this machine, 0 if it is alone."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes in this one's group, 1 if it is alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launched(devices: Devices) -> Hardware:
@@ -60,8 +70,8 @@ def launched(devices: Devices) -> Hardware:
     """
     found = detect(devices)
     if under_launcher():
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        nodes = int(os.environ["WORLD_SIZE"]) // local
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+        nodes = world_size() // local
         if devices.count not in ("auto", local) or devices.nodes not in (1, nodes):
             raise AlignError(
                 f"asks for {devices.count} processes on {devices.nodes} nodes, but {local} on {nodes} were started",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import socket
@@ -128,8 +127,7 @@ def _stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageResult
 def run_here(directory: RunDirectory, stage: Stage, progress: bool) -> None:
     """Run one stage in this process (and its group), export it and record it as done."""
     place = directory.stage(stage.name)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    watching = watched(place.path, processes.rank(), world, limits(stage))
+    watching = watched(place.path, processes.rank(), processes.world_size(), limits(stage))
     with showing(progress), watching, explained_failures(place):
         stage_runner(directory, stage, progress).run()
 
@@ -215,7 +213,7 @@ def _saved(place: StageDirectory) -> list[Problem]:
 
 
 def _is_lost(error: Exception) -> bool:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes.world_size() == 1:
         return False
     broken = isinstance(error, RuntimeError) and any(text in str(error) for text in _GLOO)
     return broken or isinstance(error, dist.DistError)
@@ -223,7 +221,7 @@ def _is_lost(error: Exception) -> bool:
 
 def _peers(place: StageDirectory) -> list[Problem]:
     """Return the errors that other processes of the group reported; without any, that the connection was lost."""
-    mine, world = processes.rank(), int(os.environ["WORLD_SIZE"])
+    mine, world = processes.rank(), processes.world_size()
     until = time.monotonic() + REPORT_SECONDS  # a peer may be about to write its error
     while True:
         signs = liveness.signs(place.path)

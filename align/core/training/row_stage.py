@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -155,7 +154,7 @@ def _no_rows(place: StageDirectory, done: Sequence[Mapping[str, Any]], refused: 
     """Return the error of a stage without any row; the next stage would refuse an empty file."""
     if any(reward is not None for kept in done for rewards in kept["rewards"] for reward in rewards):
         why = "no prompt had an answer that ended by itself and was good enough"
-        fix = "see its samples; sample more answers (group), allow longer ones, or lower the minimum"
+        fix = "see its samples; sample more answers (num_generations), allow longer ones, or lower the minimum"
     else:
         why, fix = "no answer was scored", CHECK
     if refused:
@@ -169,7 +168,7 @@ def _join(phases: RolloutSteps, hardware: Hardware) -> None:
     Ranks that wait for another give up after ``hardware.timeout`` seconds.
     """
     if hardware.accelerator == "cuda":
-        phases.collector.policy.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+        phases.collector.policy.to(torch.device("cuda", processes.local_rank()))
     if phases.batcher.world_size > 1 and not dist.is_initialized():
         backend = "nccl" if hardware.accelerator == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=hardware.timeout))

@@ -36,7 +36,7 @@ from align.schemas.run import Choice, Override, RewardChoice, Run, Stage
 from align.schemas.text import shown_argument
 
 ROWS = "rows.jsonl"
-"""What a stage that makes rows leaves in its export."""
+"""The file in the export of a stage that makes rows."""
 
 _SPEED_ONLY = ("devices", "loggers", "checkpoint")
 _SPEED_ONLY_TRAIN = ("micro_batch_tokens", "micro_batch_size", "layout")
@@ -255,7 +255,7 @@ class RunDirectory:
         return StageDirectory(self.path / name)
 
     def export_of(self, name: str, rows: bool) -> str:
-        """What an earlier stage hands on: its model, or the rows that it made."""
+        """Return the path of an earlier stage's export: its model, or the rows that it made."""
         export = self.stage(name).export
         return str(export / ROWS if rows else export)
 

@@ -10,7 +10,6 @@ completions. The algorithm's class decides which one runs it (``align.core.train
 
 from __future__ import annotations
 
-import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -150,7 +149,7 @@ class StageRunner(ABC, Generic[Source]):
         observers: called with each phase's completions. Raises AlignError for whatever would stop training later.
         """
         if self.hardware.accelerator == "cuda":  # first of all: rewards and engines take the current device
-            torch.cuda.set_device(_local_rank())
+            torch.cuda.set_device(processes.local_rank())
         self.check_settings()
         tokenizer = load_tokenizer(self.stage.model, self.algorithm.head)
         # Only rank 0 writes into the run directory: it may still have to refuse it.
@@ -197,7 +196,7 @@ class StageRunner(ABC, Generic[Source]):
             pad_id,
             stage.train.micro_batch_tokens or MICRO_TOKENS[self.hardware.accelerator],
             processes.rank(),
-            int(os.environ.get("WORLD_SIZE", "1")),
+            processes.world_size(),
             FORWARD[self.hardware.accelerator],
         )
         return LoadedModel(tokenizer, policy, critic, reference, limits), batcher, too_long
@@ -214,7 +213,7 @@ class StageRunner(ABC, Generic[Source]):
     ) -> Datasets:
         """Return the data with reference log-probabilities, where they are computed once; check the reference."""
         if self.hardware.accelerator == "cuda":
-            policy.to(torch.device("cuda", _local_rank()))
+            policy.to(torch.device("cuda", processes.local_rank()))
         if isinstance(reference, Precomputed):
             measure = partial(
                 precompute,
@@ -237,10 +236,6 @@ def autocast(hardware: Hardware, precision: str) -> AbstractContextManager[objec
     """Return the context of training's forward passes, so that the reference is measured as the policy will be."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     return nullcontext() if dtype is None else torch.autocast(hardware.accelerator, dtype)
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _something_scored(example: Example) -> Example:
