@@ -17,7 +17,7 @@ from typing import Any, Literal
 from align.advisor.project_facts import Facts
 
 Option = Literal["prompting", "rag", "continual_pretraining", "post_training", "best_of_n", "insufficient"]
-"""What can be advised."""
+"""The options that can be advised."""
 Weight = Literal["hard", "soft", "veto"]
 """hard: enough by itself. soft: enough where there is no hard vote. veto: rules the option out."""
 

@@ -23,7 +23,7 @@ CARELESS, CAREFUL = "What is {a}+{b}?", "Please work out {a}+{b}."
 """Two ways to ask. Most people answer the first carelessly and the second with care."""
 
 TAUGHT = ("{a}+{b}? ", "{a}+{b} is what? ", "Add {a}+{b}. Well? ", "{a}+{b}, the teacher asks. ")
-"""How a question leads to an answer in a textbook: at several distances, so that what is learned is to look for the
+"""Questions before an answer in a textbook: at several distances, so that what is learned is to look for the
 numbers, not to count back to where they stand."""
 
 SHOWN = "{a}+{b}={c}."

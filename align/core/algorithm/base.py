@@ -73,15 +73,15 @@ class Algorithm:
     """
 
     name: ClassVar[str]
-    """What a run file calls it."""
+    """Its name in run files."""
     paper: ClassVar[str]
-    """Where the equation comes from."""
+    """The address of the paper that has the equation."""
     learns_from: ClassVar[tuple[Kind, ...]]
     """Kinds of records it takes."""
     samples: ClassVar[bool] = False
-    """Whether it learns from answers that it samples itself (``align.core.algorithm.online.Online``)."""
+    """True if it learns from completions that it samples itself (``align.core.algorithm.online.Online``)."""
     makes_rows: ClassVar[bool] = False
-    """Whether it learns nothing and makes rows for a later stage (``align.core.algorithm.online.RowGenerator``)."""
+    """True if it learns nothing and makes rows for a later stage (``align.core.algorithm.online.RowGenerator``)."""
     head: ClassVar[Literal["language", "reward"]] = "language"
     """The model it trains: token log-probabilities, or one score per sequence."""
     learning_rate: ClassVar[float]
@@ -89,7 +89,7 @@ class Algorithm:
     weighs_messages: ClassVar[bool] = False
     """True if its loss applies weights of messages between 0 and 1 (``Batch.by_message``); others take only 0 and 1."""
     dropout: ClassVar[bool] = True
-    """Whether the model's dropout is on while training."""
+    """True if the model's dropout is on while training."""
     goal: ClassVar[tuple[str, Literal["min", "max"]]] = ("loss", "min")
     """The held-out metric that says which checkpoint is best, and whether lower or higher is better."""
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -103,12 +103,12 @@ class Algorithm:
 
     @property
     def uses_reference(self) -> bool:
-        """Whether ``ref_logp_T`` is needed."""
+        """True if the loss reads ``ref_logp_T``."""
         return False
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether every token of a text carries loss (pretrain), or the assistant's only."""
+        """True if every token of a text carries loss (pretrain); False: the assistant's only."""
         return False
 
     @property

@@ -73,7 +73,7 @@ def weights(
 
 
 def _log_weights(gaps: Wide, lengths: NDArray[np.int64], settings: ImportanceSamplingCorrection) -> Wide:
-    """Of tokens ([sum T]) or of answers ([N]). An answer without tokens weighs 1."""
+    """Return the logs of the weights: of tokens [sum T] or of completions [N]; one without tokens weighs 1."""
     if settings.level == "token":
         return gaps
     answer = np.repeat(np.arange(len(lengths)), lengths)
@@ -82,7 +82,7 @@ def _log_weights(gaps: Wide, lengths: NDArray[np.int64], settings: ImportanceSam
 
 
 def _cut(whole: Wide, settings: ImportanceSamplingCorrection) -> Wide:
-    """What is not a number stays so, for the guard against it to see."""
+    """Return the weights truncated or masked. NaN stays NaN, so that the check of finite numbers sees it."""
     if settings.type == "truncate":
         return np.minimum(whole, settings.clip_max)
     if settings.type == "mask":

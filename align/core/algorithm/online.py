@@ -79,7 +79,7 @@ class Online(Algorithm):
     goal: ClassVar[tuple[str, Literal["min", "max"]]] = ("reward", "max")
     dropout: ClassVar[bool] = False
     uses_ratio: ClassVar[bool] = True
-    """Whether the loss assumes that answers come from the policy itself: truncated sampling is then refused."""
+    """True if the loss assumes that completions come from the policy itself: truncated sampling is then refused."""
 
     class Config(Algorithm.Config):
         """Settings in the run file."""
@@ -139,7 +139,7 @@ class Online(Algorithm):
         raise NotImplementedError
 
     def examples(self, groups: Sequence[Group], advantages: Advantages) -> list[list[Example]]:
-        """What each group teaches: by default an example for each answer that ``compute_advantages`` keeps."""
+        """Return the examples of each group: by default one for each completion that ``compute_advantages`` keeps."""
         made: list[list[Example]] = []
         place = 0
         for group in groups:
@@ -152,11 +152,11 @@ class Online(Algorithm):
         return made
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``compute_advantages`` keeps from phase to phase: plain values and tensors."""
+        """Return the state that ``compute_advantages`` keeps from phase to phase: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore what ``state_dict`` returned."""
 
 
 class RowGenerator(Online):
@@ -166,11 +166,11 @@ class RowGenerator(Online):
     uses_ratio: ClassVar[bool] = False
 
     def rows(self, prompt: Content, answers: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
-        """The rows that one prompt gives, from the (text, reward) of its answers that were not cut off."""
+        """Return the rows that one prompt gives, from the (text, reward) of its answers that were not cut off."""
         raise NotImplementedError
 
     def curves(self, rewards: Sequence[Sequence[float | None]]) -> dict[str, float]:
-        """What all prompts' rewards say: metrics of the stage."""
+        """Return metrics of the stage from all prompts' rewards, [prompts][num_generations]."""
         raise NotImplementedError
 
 

@@ -18,10 +18,10 @@ from align.core.data.batch import Batch
 Averaging = Literal["token", "sequence", "constant"]
 """Ways to average a loss: see ``averaged``."""
 Level = Literal["token", "sequence"]
-"""What an importance ratio is of: each token, or a whole completion."""
+"""The unit of an importance ratio: each token, or a whole completion."""
 
 LARGEST = 20.0
-"""Of log ρ, so that no ratio overflows and turns an advantage of 0 into NaN (as veRL)."""
+"""Largest |log ρ|, so that no ratio overflows and turns an advantage of 0 into NaN (as veRL)."""
 
 
 # --- ratios --------------------------------------------------------------------------------------------------------

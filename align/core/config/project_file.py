@@ -35,7 +35,7 @@ Parsed = tuple[Any, Mapping[Path, int], list[Problem]]
 
 @dataclass(frozen=True, slots=True)
 class Brief:
-    """What was written.
+    """A project as it was written: a form, free words, or both.
 
     name: the file's, ``standard input`` or ``--text``. text: the free words. places: dotted path of the form -> the
     place in its file. source: all that stood in it. offset: where ``text`` begins in ``source``; None where it does not
@@ -166,7 +166,7 @@ def _json(name: str, text: str) -> Parsed:
 
 
 def _looks_like_a_form(text: str) -> bool:
-    """Whether it is a mapping with one of the form's keys, and no front matter."""
+    """Return True for a mapping with one of the form's keys, and no front matter."""
     if len(text) > LARGEST_FORM or _FRONT.match(text):
         return False
     try:

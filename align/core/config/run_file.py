@@ -85,7 +85,7 @@ def sources(stage: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def every_problem(values: dict[str, Any], where: Where) -> tuple[Run | None, list[Problem]]:
-    """The run, or None, and all that is wrong with it. Choices are mappings with their settings beside ``type``.
+    """Return the run, or None, and all that is wrong with it. Choices are mappings: ``type`` and its settings.
 
     where: the place of a path into ``values``, in the user's terms.
     """

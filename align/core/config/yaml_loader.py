@@ -31,14 +31,14 @@ _PLAIN = {
 
 
 def _plain_lines(text: str) -> bool:
-    """Whether it is several lines that a block can hold as they are, and ends with one line end."""
+    """Return True for several lines that a block can hold as they are, and ends with one line end."""
     lines = text.split("\n")
     flush = all(line == line.strip() and line.isprintable() for line in lines)
     return flush and len(lines) > 2 and bool(lines[0]) and lines[-1] == "" and bool(lines[-2])
 
 
 def _plain_tag(text: str) -> str:
-    """What an unquoted scalar is in YAML 1.2's core schema."""
+    """Return the tag of an unquoted scalar by YAML 1.2's core schema."""
     return _TAG + next((kind for kind, pattern in _PLAIN.items() if pattern.fullmatch(text)), "str")
 
 

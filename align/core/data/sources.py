@@ -383,7 +383,7 @@ def _unique(row: GoodRow, ids: dict[str | int, str]) -> GoodRow | BadRow:
 
 
 def _bad(row: GoodRow, fault: RowError) -> BadRow:
-    """Return the BadRow for a row that converted but cannot be used beside the others."""
+    """Return the BadRow for a row that converted but cannot be used together with the others."""
     file, _, line = row.record.source.rpartition(":")
     return bad_row(file, int(line), fault)
 

@@ -1,4 +1,4 @@
-"""What happens around a step: signals, held-out evaluation, checkpoints, metrics, the progress bar."""
+"""Lightning callbacks of training: signals, held-out evaluation, checkpoints, metrics, the progress bar."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class CheckpointCallback(Checkpoint):
         self.saved_step = 0
 
     def evaluation_due(self, module: AlignModule, step: int) -> bool:
-        """Whether Lightning evaluates after this step."""
+        """Return True if Lightning evaluates after this step."""
         if not self.validates:
             return False
         every = module.stage.validation.eval_steps or self.steps.evaluate_every
@@ -193,7 +193,7 @@ class CheckpointCallback(Checkpoint):
         fit["epoch_loop.batch_progress"]["is_last_batch"] = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What early stopping and best-keeping depend on."""
+        """Return the state that early stopping and the choice of the best checkpoint depend on."""
         return {
             "best_value": self.best_value,
             "best_step": self.best_step,

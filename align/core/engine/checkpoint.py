@@ -65,7 +65,7 @@ def save(directory: Path, state: Mapping[str, Any], facts: Mapping[str, Any]) ->
 
 
 def verify(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, or None when every byte is as it was written."""
+    """Return what is wrong with a checkpoint, or None if every byte is as it was written."""
     try:
         manifest = facts(directory)
     except FileNotFoundError:
@@ -124,7 +124,7 @@ def last_step(root: Path) -> int:
 
 
 def at(root: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the directory of a step's checkpoint."""
     return root / f"step-{step:08d}"
 
 

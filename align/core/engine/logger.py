@@ -1,4 +1,4 @@
-"""Where metrics go: the base class of logger plugins."""
+"""The base class of logger plugins: destinations of metrics."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class NonFinite(AlignError):
 
 @dataclass(frozen=True, slots=True)
 class StageHooks:
-    """What a kind of stage adds to the steps of training; the defaults add nothing.
+    """Functions that a kind of stage adds to the steps of training; the defaults add nothing.
 
     shard: splits a network in place over Lightning's device mesh.
     stop_requested: returns true once a signal asked this process to stop.
@@ -260,7 +260,7 @@ class AlignModule(LightningModule):
 
     @property
     def networks(self) -> dict[str, Policy]:
-        """What is trained: ``policy``, and ``critic`` where there is one."""
+        """The networks that are trained: ``policy``, and ``critic`` where there is one."""
         return {"policy": self.policy} | ({} if self.critic is None else {"critic": self.critic})
 
     # --- training --------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ Groups = list[dict[str, Any]]
 
 
 def parameter_groups(networks: Mapping[str, nn.Module], rates: Mapping[str, float], weight_decay: float) -> Groups:
-    """What learns, by network; decay on matrices only (not on norms, biases)."""
+    """Return the trained parameters by network; weight decay is on matrices only, not on norms and biases."""
     groups = []
     for name, network in networks.items():
         trained = [p for p in network.parameters() if p.requires_grad]

@@ -23,7 +23,7 @@ from align.schemas.run import Train
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """What one rank computes for one optimizer step.
+    """The micro-batches of one rank for one optimizer step.
 
     denominators: counts over the whole step, all ranks (see ``align.core.data.step_plan.denominators``).
     auxiliary:    micro-batches that ``Algorithm.statistics`` is computed on first.
@@ -48,7 +48,7 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatcher:
-    """How a step's examples become one rank's micro-batches. Changes speed and memory, never the gradient."""
+    """Cuts a step's examples into one rank's micro-batches. Changes speed and memory, never the gradient."""
 
     algorithm: Algorithm
     train: Train
@@ -102,7 +102,7 @@ class StepLoader:
 
 
 class StepSource(Protocol):
-    """Where steps come from."""
+    """A source of optimizer steps, phase by phase."""
 
     total_steps: int
     steps_per_rollout: int | None
@@ -111,23 +111,23 @@ class StepSource(Protocol):
     """Steps between evaluations where the run file does not say; None: at the end of each phase."""
 
     def loader(self, phase: int, start: int) -> StepLoader:
-        """The steps of one phase."""
+        """Return the steps of one phase from step ``start`` of it on."""
         ...
 
     def locate(self, steps_done: int) -> tuple[int, int]:
-        """(phase, step within it) after that many optimizer steps of the stage."""
+        """Return (phase, step within it) after that many optimizer steps of the stage."""
         ...
 
     def epochs(self, steps_done: int) -> float:
-        """Passes over the data, for the log."""
+        """Return the passes over the data that so many steps make, for the log."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What cannot be computed from the settings again."""
+        """Return the state that the settings do not determine."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back, before the first ``loader``."""
+        """Restore what ``state_dict`` returned, before the first ``loader``."""
         ...
 
 

@@ -34,7 +34,7 @@ class Strategy:
         raise NotImplementedError
 
     shards: ClassVar[bool] = False
-    """Whether the policy is split over the devices, by ``shard``."""
+    """True if the policy is split over the devices, by ``shard``."""
 
     def shard(self, policy: torch.nn.Module, mesh: Any, precision: str) -> None:
         """Split the policy in place over Lightning's device mesh, before the optimizer is made."""

@@ -16,7 +16,7 @@ from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Watch
 
 AVERAGED = {"entropy", "kl"}
-"""What the loss says at every step: of a phase its mean is looked at."""
+"""Metrics that the loss logs at every step: a phase is judged by their mean."""
 
 NOUGHT = 1e-6
 ZERO_LOSS = (
@@ -79,7 +79,7 @@ class AlarmCallback(Callback):
             self.note(self.said)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the watcher remembers, and what was said."""
+        """Return the monitor's state and the alarms that were raised."""
         return {
             "watcher": self.watcher.state_dict(),
             "said": list(self.said),

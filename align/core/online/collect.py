@@ -39,7 +39,7 @@ PROBED = 4
 
 
 class Failed(AlignError):
-    """What went wrong while asking or scoring, raised on every rank, so that all can save and stop."""
+    """Raised on every rank for an error of sampling or scoring on one of them, so that all can save and stop."""
 
 
 @dataclass(frozen=True, slots=True)

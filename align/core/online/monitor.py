@@ -71,7 +71,7 @@ def score_metrics(scored: Sequence[Scored], gold: Sequence[Score | None], group:
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """How rewards spread within groups: mean standard deviation, and the share of groups without any."""
+    """Return the mean standard deviation of rewards within groups, and the share of groups without any."""
     compared = [group for group in groups if len(group) > 1]
     if not compared:
         return {}
@@ -143,7 +143,7 @@ class Alarm:
 
 
 Judged = Iterator[tuple[Alarm, bool]]
-"""What a detector would say, and whether the phase is past its threshold."""
+"""The alarms that a detector would raise, each with True if the phase is past its threshold."""
 
 
 def signal(metrics: Mapping[str, float], compares: bool = True) -> str:
@@ -337,14 +337,14 @@ def _pair(now: Mapping[str, float]) -> Pair | None:
 
 
 def _mean(pairs: Sequence[Pair]) -> Pair:
-    """Of independent phases: the means, and the variances of the means."""
+    """Return the means over independent phases, and the variances of the means."""
     n = len(pairs)
     reward, gold, reward_var, gold_var = (sum(column) / n for column in zip(*pairs, strict=True))
     return Pair(reward, gold, reward_var / n, gold_var / n)
 
 
 def _errors(high: float, low: float, variance: float) -> float:
-    """How many standard errors ``high`` is above ``low``; any difference between exact numbers counts."""
+    """Return by how many standard errors ``high`` is above ``low``; any difference between exact numbers counts."""
     if variance > 0:
         return (high - low) / math.sqrt(variance)
     return math.inf if high > low else 0.0

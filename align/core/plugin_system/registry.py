@@ -92,14 +92,14 @@ class Hooks:
         self._plugins: list[Plugin] | None = None
 
     def installed(self) -> list[Plugin]:
-        """What is installed, ours first, without importing any of it.
+        """Return the installed plugins, ours first, without importing any of them.
 
         Raises AlignError when ``ALIGN_PLUGINS`` names something that is not installed.
         """
         return [plugin for plugin, _ in self._found()]
 
     def plugins(self) -> list[Plugin]:
-        """What is installed, loaded where it can be. Raises AlignError as ``installed`` does."""
+        """Return the installed plugins, loaded where they can be. Raises AlignError as ``installed`` does."""
         if self._plugins is None:
             found = self._found()
             for plugin, entry_point in found:

@@ -42,7 +42,7 @@ STATE = TrainerState()
 
 
 def set_global_step(step: int) -> None:
-    """Set the optimizer step that functions are told of; 0 outside training."""
+    """Set the optimizer step that functions see as ``trainer_state.global_step``; 0 outside training."""
     STATE.global_step = step
 
 

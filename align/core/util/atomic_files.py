@@ -1,4 +1,4 @@
-"""Files that are whole or absent, on the disk when they are said to be."""
+"""Files that are whole or absent, and flushed to the disk before their writer returns."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from align.schemas.errors import AlignError
 from align.schemas.text import stripped
 
 PARTIAL = ".tmp-"
-"""What the names of half-written files and directories begin with."""
+"""The prefix of the names of half-written files and directories."""
 _PARTIAL = re.compile(re.escape(PARTIAL) + r"(\d+)-")
 
 
 def cache_directory() -> Path:
-    """Where what can be made again is kept (tokens, log-probabilities, verdicts): ``ALIGN_CACHE``, else the user's."""
+    """Return the directory for what can be made again (tokens, log-probabilities, verdicts).
+
+    It is ``ALIGN_CACHE``, else ``align`` in the user's cache directory.
+    """
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align"
     return Path(os.environ.get("ALIGN_CACHE", default))
 

@@ -100,9 +100,9 @@ class GRPO(Online):
         num_generations: Annotated[int, Field(ge=2)] = 8
         """Answers to each prompt (TRL 1.16's default; the paper, 2402.03300, has 64)."""
         num_iterations: PositiveInt = 1
-        """How often each phase's answers are learned from (μ of the paper, 2402.03300; TRL 1.16's default)."""
+        """Passes over each phase's answers (μ of the paper, 2402.03300; TRL 1.16's default)."""
         scale_rewards: Literal["group", "batch", "none"] = "group"
-        """What divides the advantage: the standard deviation of the group's rewards, of the phase's (2508.08221), or
+        """The divisor of the advantage: the standard deviation of the group's rewards, of the phase's (2508.08221), or
         nothing (Dr. GRPO, 2503.20783: the first makes questions that are almost always or never solved count more)."""
         averaging: Averaging = "token"
         """Mean over all tokens (DAPO 2503.14476, TRL 1.16), over answers of their tokens' mean (2402.03300), or over
@@ -125,7 +125,7 @@ class GRPO(Online):
         beta: NonNegativeFloat = 0.0
         """Weight of the KL to the reference (TRL 1.16; the paper, 2402.03300, has 0.04); 0: no reference."""
         kl_estimator: KL = "k3"
-        """How it is estimated (http://joschu.net/blog/kl-approx.html, TRL 1.16 has k3)."""
+        """The estimator of the KL (http://joschu.net/blog/kl-approx.html, TRL 1.16 has k3)."""
         kl_in: Literal["loss", "reward"] = "loss"
         """Added to each token's loss (2402.03300), or summed up and taken off the answer's reward (2402.14740)."""
         use_bias_correction_kl: bool | None = None

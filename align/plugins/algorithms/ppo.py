@@ -67,7 +67,7 @@ class PPO(Online):
         num_generations: PositiveInt = 1
         """Answers to each prompt (1707.06347 needs no others to compare with)."""
         num_iterations: PositiveInt = 4
-        """How often each phase's answers are learned from (TRL's num_ppo_epochs)."""
+        """Passes over each phase's answers (TRL's num_ppo_epochs)."""
         gamma: Share = 1.0
         """γ, discount of what comes later (TRL, and all others)."""
         lam: Share = 0.95
@@ -83,12 +83,12 @@ class PPO(Online):
         delta: Annotated[float, Field(gt=1)] | None = None
         """Most that a bad answer's ratio counts for (dual clip, 1912.09729, which has 3; GRPO's in TRL)."""
         cliprange_value: PositiveFloat | None = 0.2
-        """How far a value may move in a phase (TRL); null: as far as it likes."""
+        """Most that a value may move in a phase (TRL); null: no limit."""
         vf_coef: PositiveFloat = 0.1
         """Weight of the critic's loss (TRL); matters where gradients are clipped together."""
         critic: str | None = None
-        """What the critic starts from: a directory, a hub id, ``stage:NAME`` of a reward model; null: the policy's own
-        starting weights under a new head (1909.08593 initialises it from the reward model)."""
+        """The critic's starting weights: a directory, a hub id, ``stage:NAME`` of a reward model; null: the policy's
+        own starting weights under a new head (1909.08593 initialises it from the reward model)."""
         critic_learning_rate: PositiveFloat = 1e-5
         """The critic's own peak rate (veRL and NeMo-RL, not of TRL, which had one for both)."""
         critic_warmup: NonNegativeInt = 0
@@ -97,7 +97,7 @@ class PPO(Online):
         beta: NonNegativeFloat = 0.05
         """Price of a nat of KL to the reference, in the reward (TRL's kl_coef); 0: no reference."""
         kl_estimator: KL = "k1"
-        """How it is estimated (http://joschu.net/blog/kl-approx.html, TRL has k1)."""
+        """The estimator of the KL (http://joschu.net/blog/kl-approx.html, TRL has k1)."""
         kl_target: PositiveFloat | None = None
         """Nats an answer: beta is moved to hold the KL there (1909.08593 Section 2.2; its code had 6); null: fixed."""
         kl_horizon: PositiveFloat = 10_000

@@ -58,9 +58,9 @@ class Reinforce(Online):
         num_generations: PositiveInt = 1
         """Answers to each prompt (2501.03262 has 1, and several under ``baseline: group``)."""
         num_iterations: PositiveInt = 1
-        """How often each phase's answers are learned from (the authors' max_epochs)."""
+        """Passes over each phase's answers (the authors' max_epochs)."""
         baseline: Literal["none", "group", "batch", "moving"] = "none"
-        """What an answer's reward is compared with: nothing, the mean of its prompt's answers, of the phase, or of the
+        """The baseline of an answer's reward: nothing, the mean of its prompt's answers, of the phase, or of the
         phases before (Williams 1992). REINFORCE++ (2501.03262) leaves that to ``normalize_advantages``."""
         decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
         """moving only: share of the old mean that each phase keeps; 0.9 remembers ten phases (2501.03262 has none)."""
@@ -80,7 +80,7 @@ class Reinforce(Online):
         beta: NonNegativeFloat = 0.01
         """Price of a nat of KL to the reference (the authors' init_kl_coef); 0: no reference."""
         kl_estimator: KL = "k1"
-        """How it is estimated (http://joschu.net/blog/kl-approx.html, 2501.03262 has k1)."""
+        """The estimator of the KL (http://joschu.net/blog/kl-approx.html, 2501.03262 has k1)."""
         kl_in: Literal["reward", "loss"] = "reward"
         """Token by token in the reward, or added to each token's loss (2501.03262's baseline variant, with k2); there
         k1 and k3 are multiplied by the ratio, so that they have the KL's gradient as k2 has (2512.02556)."""

@@ -43,7 +43,7 @@ class RLOO(Online):
         """Answers to each prompt. The paper (2402.14740) has 2 and 4: the baseline's own noise adds 1/(n − 1) to
         the advantage's variance, so it doubles with TRL 1.16's 2 and grows by a third with 4."""
         num_iterations: PositiveInt = 1
-        """How often each phase's answers are learned from (TRL 1.16's default)."""
+        """Passes over each phase's answers (TRL 1.16's default)."""
         beta: NonNegativeFloat = 0.05
         """Price of a nat of KL to the reference, per answer, in the reward (TRL 1.16's RLOOConfig); 0: no reference."""
         epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2

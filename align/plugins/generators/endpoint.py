@@ -39,7 +39,7 @@ class Endpoint(Generator):
         url: str
         """The base address, ``https://api.example.com/v1``; plain http is for this machine only."""
         model: str
-        """What the server calls the model."""
+        """The model's name on the server."""
         api: Literal["chat", "completions"] = "completions"
         """``completions``: the prompt's text is continued. ``chat``: it is a user's message, and the server's own chat
         template goes around it; prompts must be plain text, not messages."""

@@ -30,11 +30,11 @@ class ExactReward(Reward):
         pattern: Pattern | None = None
         """Compare only the last match of this regular expression (its first group, where it has one)."""
         case: bool = False
-        """Whether case counts."""
+        """True: case counts."""
         whitespace: bool = False
-        """Whether whitespace counts; else it is stripped, and each run of it is one space."""
+        """True: whitespace counts; else it is stripped, and each run of it is one space."""
         punctuation: bool = True
-        """Whether punctuation counts; else a final ``.``, ``,``, ``;``, ``!`` or ``?`` is dropped."""
+        """True: punctuation counts; else a final ``.``, ``,``, ``;``, ``!`` or ``?`` is dropped."""
 
         @model_validator(mode="after")
         def _one_way(self) -> ExactReward.Config:

@@ -40,7 +40,7 @@ _READS = {
     "cosine": ({"max"}, {"max", "correct", "right", "wrong"}),
     "target": ({"target"}, {"target"}),
 }
-"""Of each shape the settings that it must have, and all that it reads."""
+"""The settings that each shape must have, and all that it reads."""
 
 
 class Length(Reward):
@@ -54,7 +54,7 @@ class Length(Reward):
         shape: Literal["overlong", "cosine", "target"]
         """``overlong`` (settings max, cache), ``cosine`` (max, correct, right, wrong) or ``target`` (target)."""
         unit: Unit = "tokens"
-        """What length is counted in. ``tokens`` needs an answer's token ids."""
+        """The unit of length. ``tokens`` needs an answer's token ids."""
         max: PositiveInt | None = None
         """overlong: length from which an answer costs 1. cosine: length from which the score no longer changes."""
         cache: NonNegativeInt | None = None

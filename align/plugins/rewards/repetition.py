@@ -27,9 +27,9 @@ class Repetition(Reward):
         n: PositiveInt = 3
         """Length of the n-grams."""
         penalty: NonNegativeFloat = 1.0
-        """What a share of 1 would cost."""
+        """The cost of a share of 1."""
         unit: Unit = "tokens"
-        """What n-grams are made of. ``tokens`` needs an answer's token ids."""
+        """The unit of n-grams. ``tokens`` needs an answer's token ids."""
 
     config: Config
 

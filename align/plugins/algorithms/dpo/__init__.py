@@ -68,7 +68,7 @@ class DPO(Algorithm):
         """Probability that a label is wrong: cDPO with ``sigmoid``, rDPO with ``robust`` (2403.00409 uses 0.1), and
         ε of ``exo_pair`` (2402.00856 uses 0.001)."""
         f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
-        """Which divergence from the reference is held down (f-DPO, 2309.16240)."""
+        """The divergence from the reference that is held down (f-DPO, 2309.16240)."""
         f_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
         """α of ``alpha_divergence`` as in 2309.16240. TRL's f_alpha_divergence_coef is 1 − α (0.5 is its default)."""
         ld_alpha: Fraction | None = None

@@ -29,7 +29,7 @@ class VLLMConfig(Generator.Config):
     python: str | None = None
     """server only: an interpreter that has both vllm and align; default: this one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the engine's weights; auto: what the policy's are held in."""
+    """The engine's weights; auto: the dtype of the policy's."""
     context: PositiveInt | None = None
     """Most tokens of prompt and answer together; default: what the run needs."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3

@@ -37,7 +37,7 @@ class JudgeConfig(Config):
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Further fields of a request's body; null takes one away (``{max_tokens: null, max_completion_tokens: 512}``)."""
     max_characters: Annotated[int, Field(ge=100)] = 20_000
-    """Of a prompt or answer the judge sees so many; the last quarter of them are its end."""
+    """Most characters of a prompt or answer that the judge sees; the last quarter of them are its end."""
     tries: PositiveInt = 3
     """Requests for one verdict, where a reply holds none; then the answer has no score (``unparsed``)."""
     retries: Annotated[int, Field(ge=0)] = 5
@@ -57,11 +57,11 @@ class JudgeConfig(Config):
     max_cost: PositiveFloat | None = None
     """Cap: money, in the currency of the prices."""
     prompt_price: NonNegativeFloat = 0.0
-    """Of a million tokens that the judge reads."""
+    """Price of a million tokens that the judge reads."""
     completion_price: NonNegativeFloat = 0.0
-    """Of a million tokens that it writes."""
+    """Price of a million tokens that it writes."""
     on_cap: Literal["abstain", "stop"] = "abstain"
-    """When a cap is reached, further answers have no score, or the run stops (``--resume`` goes on, with a higher
+    """The action at a cap: further answers have no score, or the run stops (``--resume`` goes on, with a higher
     cap)."""
 
     @field_validator("url")

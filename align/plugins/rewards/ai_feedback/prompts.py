@@ -16,7 +16,7 @@ from align import Content
 from align.rewards import visible
 
 VERSION = "1"
-"""Of the words below; a part of the cache's keys. Change it with them."""
+"""The version of the words below, a part of the cache's keys. Change it with them."""
 
 Conversation = list[dict[str, str]]
 

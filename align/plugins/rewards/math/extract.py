@@ -119,11 +119,11 @@ _DENIED = (
     rf"|not (?:(?:correct|right|true|it|valid|possible|-?\d)\b"  # "not right", "not 5"
     rf"|(?!an? extraneous){_SOLUTION}))"  # "not a solution", not "not an extraneous solution"
 )
-"""What a denied answer "is"."""
+"""Words for what a denied answer "is"."""
 _CANNOT = r"(?:isn't|wasn't|cannot be|can't be)(?:\W*[.!?]|\W*$| {})"
 """``isn't``, at the end of a sentence or before what is put in."""
 _REFUTED = rf"(?:(?:correct|right|true|it|valid|possible|equal|the case)\b|{_SOLUTION}|[$\\({{-]*\d)"
-"""What a refuted answer "isn't": ``right``, ``a solution``, ``5``."""
+"""Words for what a refuted answer "isn't": ``right``, ``a solution``, ``5``."""
 _RETRACTED = re.compile(
     r"(?:[.!?\n]|^)\W{0,20}"
     r"(?:wait|nope|hmm+|oops|actually|sorry|correction|scratch that|never ?mind|on second thought|"  # ". Wait"

@@ -24,7 +24,7 @@ NAME = "answer"
 BUILTINS: dict[str, Callable[[Any], Any]] = {
     f.__name__: f for f in (set, frozenset, sorted, tuple, list, len, sum, abs, round, str, int, float, bool)
 }
-"""What may stand around a call in an assert."""
+"""Functions that may stand around a call in an assert."""
 
 
 def program(source: str) -> None:
