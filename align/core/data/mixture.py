@@ -1,6 +1,6 @@
 """Load the records of a stage from all its sources: the mixture, the held-out split, bad rows, and streams.
 
-``load_records`` reads all_bad into memory; ``stream_records`` yields one window after another in bounded memory.
+``load_records`` reads them all into memory; ``stream_records`` yields one window after another in bounded memory.
 """
 
 from __future__ import annotations
