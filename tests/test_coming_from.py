@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from align.core.config.run_file import HOMES
+from align.core.config.run_file import FIXES
 from align.core.plugin_system import registry
 from align.core.plugin_system.settings import model_at, unknown
-from align.schemas.renamed import FROM_TRL
+from align.schemas.renamed import OTHER_KEYS
 from align.schemas.run import Run, Stage
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text(encoding="utf-8")
@@ -77,13 +77,13 @@ def test_every_key_with_a_name_of_trls_is_in_the_table(arguments: set[str]) -> N
     assert sorted(key for key in ours - told if key.rpartition(".")[2] in arguments) == []
 
 
-@pytest.mark.parametrize("key", sorted(FROM_TRL))
+@pytest.mark.parametrize("key", sorted(OTHER_KEYS))
 def test_a_key_of_trls_is_refused_with_the_one_of_the_table(key: str) -> None:
     """What a message says to write exists in the schema, and is the page's where the page names the argument."""
-    wanted = re.split(r"[:,]", FROM_TRL[key])[0]
+    wanted = re.split(r"[:,]", OTHER_KEYS[key])[0]
     section, _, name = wanted.rpartition(".")
     owner = model_at(Stage, tuple(section.split("."))) if section else Run
     assert owner is not None and (name in owner.model_fields or name in Stage.model_fields)
     rows = [row[1] for row in columns("TRL's arguments") if key in row[0]]
     assert not rows or any(wanted in row for row in rows)
-    assert unknown(key, (), HOMES) == f"write it as {FROM_TRL[key]}"
+    assert unknown(key, (), FIXES) == f"write it as {OTHER_KEYS[key]}"

@@ -48,26 +48,25 @@ def train(
     again = shlex.join(["align", "train", str(run), *map(shown_argument, overrides), "--resume"])
     ends_on_signals(again if rank() == 0 else "")
     show_progress(not quiet)
-    with loading():  # checking a run file builds its algorithm, which imports PyTorch
+    # One block: two would each print their line on a slow machine. The run file comes before the engine's imports:
+    # a mistake in it can be reported without them.
+    with loading():
+        from align.api import training
         from align.core.config import run_file
 
-        asked = run_file.overriding(run_file.load(run, list(overrides)), override, reason)
-    if check:
-        with loading():
-            from align.api.training import check as check_run
-            from align.cli.train_check import print_checks
+        checked = run_file.overriding(run_file.load(run, list(overrides)), override, reason)
+        from align.cli.train_check import print_checks
+        from align.core.report.summary import summary
+        from align.core.training import launch  # noqa: F401 (the engine's imports, which take seconds)
 
-        print_checks(check_run(asked, progress=not quiet))
+    if check:
+        print_checks(training.check(checked, progress=not quiet))
         return
 
-    with loading():
-        from align.api.training import train as launch
-        from align.core.report.summary import summary
-
     with _first_reports(again):
-        results = launch(asked, resume=resume, progress=not quiet)
+        results = training.train(checked, resume=resume, progress=not quiet)
     if rank() == 0:
-        for line in summary(asked, results, brief=quiet):
+        for line in summary(checked, results, brief=quiet):
             click.echo(line)
 
 

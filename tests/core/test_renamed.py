@@ -17,7 +17,14 @@ from align.core.plugin_system import registry
 from align.core.plugin_system.registry import config_of
 from align.core.plugin_system.settings import model_at
 from align.schemas.errors import AlignError
-from align.schemas.renamed import RENAMED, RENAMED_METRICS, RENAMED_OPTIONS, new_name
+from align.schemas.renamed import (
+    NOT_NEEDED,
+    OTHER_ALGORITHM_KEYS,
+    RENAMED,
+    RENAMED_METRICS,
+    RENAMED_OPTIONS,
+    new_name,
+)
 from align.schemas.run import Stage
 
 OLD = [(section, old, new) for section, names in RENAMED.items() for old, new in names.items()]
@@ -76,6 +83,64 @@ def test_a_key_of_the_stage_among_an_algorithms_settings_is_sent_to_its_section(
     assert "algorithm.learning_rate\n    is not a key here\n    write it as optimizer.learning_rate" in message
     assert "algorithm.max_length\n    is not a key here\n    write it as data.max_length" in message
     assert "is not a key here\n    write it as reference.type: precomputed" in message
+
+
+@pytest.mark.parametrize("place", ["algorithm", "top level"])
+@pytest.mark.parametrize(
+    ("algorithm", "key", "fix"),
+    [
+        ("dpo", "rpo_alpha", "write it as algorithm.loss_type: {sigmoid: 1.0, sft: RPO_ALPHA}"),
+        ("dpo", "loss_weights", "write it as algorithm.loss_type: {LOSS: WEIGHT, ...}"),
+        ("dpo", "lr", "write it as optimizer.learning_rate"),
+        ("grpo", "kl_coef", "write it as algorithm.beta"),
+        ("grpo", "loss_type", "write it as algorithm.averaging (dapo and bnpo: token; grpo: sequence"),
+        ("grpo", "max_prompt_length", "write it as data.max_length, with data.truncation_mode for what is longer"),
+        ("grpo", "max_epochs", "write it as algorithm.num_iterations"),
+        ("sft", "max_epochs", "write it as train.num_train_epochs"),
+        ("grpo", "top_p", "write it as rollout.sampling.top_p"),
+        ("sft", "logging_steps", "remove it: every step is logged"),
+    ],
+)
+def test_a_key_of_another_library_is_refused_with_what_to_do(
+    algorithm: str, key: str, fix: str, place: str, tmp_path: Path
+) -> None:
+    settings = {"type": algorithm} | ({key: 1} if place == "algorithm" else {})
+    values = {**BASE, "algorithm": settings} | ({key: 1} if place == "top level" else {})
+    assert f"{key}\n    is not a key here\n    {fix}" in refused(values, tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("place", ["top level", "train", "stage"])
+@pytest.mark.parametrize(("algorithm", "key"), [("dpo", "beta"), ("grpo", "num_generations"), ("grpo", "epsilon")])
+def test_an_algorithms_setting_outside_its_section_is_sent_there(
+    algorithm: str, key: str, place: str, tmp_path: Path
+) -> None:
+    values: dict[str, Any] = {**BASE, "algorithm": {"type": algorithm}}
+    holder = values
+    if place == "train":
+        holder = values["train"] = {}
+    if place == "stage":
+        holder = {"name": "only", "algorithm": values.pop("algorithm")}
+        values["stages"] = [holder]
+    holder[key] = 1
+    message = refused(values, tmp_path / "run.yaml")
+    assert f"{key}\n    is not a key here\n    write it as algorithm.{key}" in message
+
+
+def test_a_setting_that_the_runs_algorithms_lack_is_not_sent_to_them(tmp_path: Path) -> None:
+    message = refused({**BASE, "algorithm": "sft", "num_generations": 8}, tmp_path / "run.yaml")
+    assert "num_generations\n    is not a key here\n    known: algorithm, " in message
+
+
+def test_the_settings_that_other_keys_stand_for_exist() -> None:
+    readers = settings_of("algorithm")
+    for here in OTHER_ALGORITHM_KEYS.values():
+        for setting, home in here.items():
+            having = [keys for keys in readers.values() if setting in keys]
+            assert having and all(home.split(":")[0].split(",")[0].split(" ")[0] in keys for keys in having), home
+    of_a_stage = {
+        key for section in Stage.model_fields for key in getattr(model_at(Stage, (section,)), "model_fields", ())
+    }
+    assert not set(NOT_NEEDED) & of_a_stage
 
 
 @pytest.mark.parametrize("old", RENAMED_METRICS)

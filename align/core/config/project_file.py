@@ -17,7 +17,7 @@ from typing import Any
 from pydantic_core import PydanticSerializationError
 
 from align.core.config import yaml_loader
-from align.core.plugin_system.settings import Path, check, dotted, homes
+from align.core.plugin_system.settings import Path, check, dotted, fixes_by_section
 from align.schemas.errors import AlignError, Problem
 from align.schemas.project import Project
 
@@ -27,7 +27,7 @@ LARGEST_FORM = 256 * 1024
 LARGEST_TEXT = 16 * 1024 * 1024
 
 _FRONT = re.compile(r"---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_HOMES = homes(Project)
+_FIXES = fixes_by_section(Project)
 
 Parsed = tuple[Any, Mapping[Path, int], list[Problem]]
 """Plain values, the line of each path, and what is wrong with single ones."""
@@ -94,7 +94,7 @@ def of_values(values: Mapping[str, Any], name: str = "brief") -> Brief:
         return f"{name}: {dotted(path)}" if path else name
 
     try:
-        project = check(Project, values, where, _HOMES)
+        project = check(Project, values, where, _FIXES)
     except PydanticSerializationError as error:
         what = f"holds a value that no form can hold: {error}"
         raise AlignError(what, "give text, numbers, lists and mappings", where=name) from None
@@ -109,7 +109,7 @@ def merged(project: Project, values: Mapping[Path, Any], where: str) -> Project:
         for key in path[:-1]:
             holder = holder.setdefault(key, {})
         holder[path[-1]] = value
-    return check(Project, laid, lambda path: f"{where}: {dotted(path)}", _HOMES)
+    return check(Project, laid, lambda path: f"{where}: {dotted(path)}", _FIXES)
 
 
 def _form(name: str, text: str, parse: Callable[[str, str], Parsed]) -> Brief:
@@ -130,7 +130,7 @@ def _form(name: str, text: str, parse: Callable[[str, str], Parsed]) -> Brief:
         return f"{near}: {dotted(path)}" if path else near
 
     try:
-        project = check(Project, values or {}, where, _HOMES)
+        project = check(Project, values or {}, where, _FIXES)
     except AlignError as error:
         raise AlignError.gather([*problems, *error.problems]) from None
     if problems:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os.path import exists, isdir, isfile
 from pathlib import Path as File
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,9 +18,9 @@ from pydantic import BaseModel
 
 from align.core.config import yaml_loader
 from align.core.plugin_system import registry
-from align.core.plugin_system.settings import Path, check, dotted, homes, takes_null, unknown
+from align.core.plugin_system.settings import Path, check, dotted, fixes_by_section, takes_null, unknown
 from align.schemas.errors import AlignError, Problem, did_you_mean
-from align.schemas.renamed import FROM_TRL, old_homes
+from align.schemas.renamed import fixes_for_other_keys, fixes_for_settings
 from align.schemas.run import (
     REWARD_KEYS,
     Checkpoint,
@@ -98,7 +98,7 @@ def every_problem(values: dict[str, Any], where: Where) -> tuple[Run | None, lis
             if isinstance(holder[key], dict):
                 holder[key] = expand_shorthand(holder[key], beside(kind))
     try:
-        return check(Run, values, where, elsewhere=HOMES), problems
+        return check(Run, values, where, fixes=_fixes(values["stages"])), problems
     except AlignError as error:
         return None, [*error.problems, *problems]
 
@@ -136,10 +136,10 @@ def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterato
 def _choice_problems(kind: str, choice: dict[str, Any], path: Path, where: Where) -> Iterator[Problem]:
     settings = {key: value for key, value in choice.items() if key not in beside(kind)}
     # Who comes from a flat config writes all of it here; a key of another plugin resembles a section's by chance only.
-    elsewhere = HOMES if kind == "algorithm" else {}
+    fixes = _fixes([{"algorithm": choice}]) if kind == "algorithm" else {}
     chosen = Choice(type=choice["type"], settings=settings)
     try:
-        registry.build(kind, chosen, lambda below: where((*path, *below)), elsewhere)
+        registry.build(kind, chosen, lambda below: where((*path, *below)), fixes)
     except AlignError as error:
         for problem in error.problems:
             yield problem if problem.where else Problem(where((*path, "type")), problem.what, problem.fix)
@@ -250,6 +250,24 @@ def _unread_rollout(rollout: Any) -> dict[Path, str]:
     return silent
 
 
+def _fixes(stages: Iterable[Any]) -> dict[str, str]:
+    """Return ``FIXES``, and over them those for settings of the stages' algorithms: ``beta`` is ``algorithm.beta``.
+
+    Only of these algorithms: ``num_generations`` in a run of sft has no place to be sent to.
+    """
+    found = dict(FIXES)
+    for stage in stages:
+        algorithm = stage.get("algorithm") if isinstance(stage, dict) else None
+        name = algorithm.get("type") if isinstance(algorithm, dict) else None
+        if not isinstance(name, str):
+            continue
+        try:
+            found |= fixes_for_settings(registry.config_of(registry.get("algorithm", name)).model_fields)
+        except AlignError:  # an unknown algorithm is reported with the choice itself
+            continue
+    return found
+
+
 def _uses_reference(stage: dict[str, Any]) -> bool | None:
     """Return whether the stage's algorithm, as set, uses a reference; None while there is no telling."""
     algorithm = _algorithm(stage)
@@ -316,7 +334,8 @@ def _stages_meant(values: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
         yield from _stages_meant(value, (*path, key))
 
 
-HOMES = dict(FROM_TRL) | old_homes() | homes(Stage, leave_out=Choice)
+FIXES: Mapping[str, str] = fixes_for_other_keys() | fixes_by_section(Stage, leave_out=Choice)
+"""What to do about keys that belong in a section, or have another name here, wherever they are written."""
 
 LARGEST = 256 * 1024
 RUN_KEYS = ("output", "project", "overrides", "stages")
@@ -461,8 +480,10 @@ class _RunFile:
     def _stages(self) -> tuple[list[Any], list[set[Path]]]:
         """Each stage laid over the defaults, and the paths in it that came from them."""
         known = {*RUN_KEYS, *Stage.model_fields}
+        own_stages = self.values.get("stages")
+        fixes = _fixes([self.values, *(own_stages if isinstance(own_stages, list) else ())])
         for key in [key for key in self.values if key not in known]:
-            self._problem((key,), "is not a key here", unknown(key, known, HOMES))
+            self._problem((key,), "is not a key here", unknown(key, known, fixes))
         defaults = {key: value for key, value in self.values.items() if key in known and key not in RUN_KEYS}
         if "stages" not in self.values:
             only = copy.deepcopy(defaults)

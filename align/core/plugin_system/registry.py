@@ -329,18 +329,18 @@ class Registry:
         return self.find(kind, name).resolve()
 
     def build(
-        self, kind: str, choice: Choice, where: Where | None = None, elsewhere: Mapping[str, str] | None = None
+        self, kind: str, choice: Choice, where: Where | None = None, fixes: Mapping[str, str] | None = None
     ) -> Any:
         """Make what a run file chose: settings checked by its Config, then given to its constructor.
 
         A function comes back with its settings bound. where: the place of a setting in the user's terms, ``kind.key``
-        by default. elsewhere: where keys belong that are no settings of a plugin, but are often written among them.
+        by default. fixes: what to do about keys that are no settings of a plugin, but are often written among them.
         Raises AlignError as ``get`` does, or for every bad setting.
         """
         offer = self.find(kind, choice.type)
         thing: Any = offer.resolve()
         place = where or (lambda path: dotted((kind, *path)))
-        config = check(config_of(thing), choice.settings, place, elsewhere, section=kind)
+        config = check(config_of(thing), choice.settings, place, fixes, section=kind)
         if not isinstance(thing, type):
             return functools.partial(thing, **{name: getattr(config, name) for name in type(config).model_fields})
         with offer.plugin.attribute(f"cannot make its {kind} {choice.type!r}"):

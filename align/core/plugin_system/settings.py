@@ -42,24 +42,25 @@ def dotted(path: Path) -> str:
 
 
 def check(
-    model: type[Model], values: Any, where: Where, elsewhere: Mapping[str, str] | None = None, section: str = ""
+    model: type[Model], values: Any, where: Where, fixes: Mapping[str, str] | None = None, section: str = ""
 ) -> Model:
     """Make a model of plain values.
 
-    where: the place of a path into ``values``, in the user's terms. elsewhere: where keys belong that are often
-    misplaced. section: the part of a stage that ``values`` are (``algorithm``), to recognise keys that were renamed.
+    where: the place of a path into ``values``, in the user's terms. fixes: what to do about keys that are often
+    misplaced or have another name here. section: the part of a stage that ``values`` are (``algorithm``), to recognise
+    keys that were renamed.
     Raises AlignError with every problem there is.
     """
     try:
         return model.model_validate_json(to_json(values), strict=True)
     except ValidationError as error:
-        problems = _problems(error.errors(include_url=False), model, values, where, elsewhere or {}, section)
+        problems = _problems(error.errors(include_url=False), model, values, where, fixes or {}, section)
         raise AlignError.gather(problems) from None
 
 
-def unknown(key: str, known: Iterable[str], elsewhere: Mapping[str, str]) -> str:
-    """The fix for an unknown key."""
-    return f"write it as {elsewhere[key]}" if key in elsewhere else did_you_mean(key, known) or "remove it"
+def unknown(key: str, known: Iterable[str], fixes: Mapping[str, str]) -> str:
+    """Return the fix for an unknown key. fixes: of keys that are known to belong elsewhere, or to be needless."""
+    return fixes.get(key) or did_you_mean(key, known) or "remove it"
 
 
 @functools.cache
@@ -100,14 +101,14 @@ def takes_null(model: type[BaseModel], path: Path) -> bool:
     return field is None or field.annotation is Any or type(None) in typing.get_args(field.annotation)
 
 
-def homes(model: type[BaseModel], leave_out: type[BaseModel] | None = None) -> dict[str, str]:
-    """Keys that stand in one section of a model only, and where: ``num_train_epochs`` is ``train.num_train_epochs``."""
+def fixes_by_section(model: type[BaseModel], leave_out: type[BaseModel] | None = None) -> dict[str, str]:
+    """Return the fix for keys that one section of a model has, written elsewhere: ``write it as train.max_steps``."""
     found: dict[str, list[str]] = {}
     for name in model.model_fields:
         section = model_at(model, (name,))
         for key in section.model_fields if section is not None and section is not leave_out else ():
             found.setdefault(key, []).append(f"{name}.{key}")
-    return {key: places[0] for key, places in found.items() if len(places) == 1}
+    return {key: f"write it as {places[0]}" for key, places in found.items() if len(places) == 1}
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -122,7 +123,7 @@ def _problems(
     model: type[BaseModel],
     values: Any,
     where: Where,
-    elsewhere: Mapping[str, str],
+    fixes: Mapping[str, str],
     section: str,
 ) -> Iterator[Problem]:
     """One problem per place: the alternatives of a union fail one by one and are one mistake."""
@@ -138,7 +139,7 @@ def _problems(
             if new_name(above, key) in known:
                 yield Problem(where(path), "has a new name", fix_for(above, key))
             else:
-                yield Problem(where(path), "is not a key here", unknown(key, known, elsewhere))
+                yield Problem(where(path), "is not a key here", unknown(key, known, fixes))
         elif first["type"] == "missing":
             owner = model_at(model, path[:-1])
             about = (owner.model_fields[str(path[-1])].description or "") if owner else ""
