@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from align.core.data.formats import Shape as Shape
     from align.core.engine.logger import Logger as Logger
     from align.core.engine.strategy import Strategy as Strategy
+    from align.core.evaluation.eval import Eval as Eval
     from align.core.generation.base import Generator as Generator
     from align.core.generation.base import ModelHandle as ModelHandle
     from align.core.generation.base import Request as Request
@@ -100,6 +101,7 @@ _HOMES = {
     "core.rewards.base": ("Answer", "Reward", "Score"),
     "core.config.run_file": ("load",),
     "schemas.results": ("StageResult",),
+    "core.evaluation.eval": ("Eval",),
     "core.engine.logger": ("Logger",),
     "core.engine.strategy": ("Strategy",),
     "core.training.sample_log": ("read_samples",),

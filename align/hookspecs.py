@@ -69,7 +69,7 @@ def register_generators(register: Register) -> None:
 
 @hookspec
 def register_evals(register: Register) -> None:
-    """Register evaluations of a model."""
+    """Register evals: subclasses of ``align.Eval``, which measure a model."""
 
 
 @hookspec

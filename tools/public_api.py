@@ -38,6 +38,7 @@ MODULES = (
     "align.algorithms",
     "align.rl",
     "align.rewards",
+    "align.evals",
     "align.formats",
     "align.generators",
     "align.models",
@@ -52,7 +53,7 @@ MODULES = (
 """The public modules, in the order of the reference page."""
 
 RUN_FILE = "run file"
-KINDS = ("algorithm", "reward", "format", "generator", "strategy", "logger")
+KINDS = ("algorithm", "reward", "format", "generator", "eval", "strategy", "logger")
 """Kinds of plugins whose settings are keys of a run file."""
 
 Surface = dict[str, dict[str, str]]

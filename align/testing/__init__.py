@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from align.testing.algorithm_checks import check_algorithm as check_algorithm
     from align.testing.algorithm_checks import check_description as check_description
+    from align.testing.eval_runs import run_eval as run_eval
     from align.testing.online_algorithms import check_online as check_online
     from align.testing.online_algorithms import toy_experience as toy_experience
     from align.testing.optimizer_step import CUTS as CUTS
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from align.testing.optimizer_step import step_statistics as step_statistics
     from align.testing.reward_checks import check_reward as check_reward
     from align.testing.rules import advise_with as advise_with
+    from align.testing.scripted_model import ScriptedModel as ScriptedModel
     from align.testing.toys import LENGTHS as LENGTHS
     from align.testing.toys import VOCABULARY as VOCABULARY
     from align.testing.toys import toy_examples as toy_examples
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "algorithm_checks": ("check_algorithm", "check_description"),
     "online_algorithms": ("check_online", "toy_experience"),
+    "eval_runs": ("run_eval",),
+    "scripted_model": ("ScriptedModel",),
     "reward_checks": ("check_reward",),
     "rules": ("advise_with",),
     "optimizer_step": ("CUTS", "Cut", "ReferenceLike", "StepResult", "step", "step_gradients", "step_statistics"),

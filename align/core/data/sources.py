@@ -21,7 +21,7 @@ from align.core.data.rows import BadRow, HasNaN, RowError, inspect, without_nan
 from align.core.plugin_system import registry
 from align.core.util.parallel import ordered_map
 from align.core.util.progress import Work
-from align.schemas.errors import AlignError, did_you_mean
+from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.records import Kind, Record
 from align.schemas.run import Source
 from align.schemas.text import visible
@@ -593,3 +593,26 @@ def _printable(text: str) -> str:
     """Return the text for a message: escaped unless printable, at most 300 characters."""
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def load_rows(source: Source) -> list[tuple[str, dict[str, Any]]]:
+    """Return every row of a source as it is, without a format, each with its origin (``mmlu.jsonl:17``).
+
+    Raises AlignError with all rows that cannot be read, and where the source cannot be found or has no rows.
+    """
+    rows: list[tuple[str, dict[str, Any]]] = []
+    problems: list[Problem] = []
+    ours = {theirs: name for name, theirs in source.columns.items()}
+    for part in locate(source)[0]:
+        for chunk, _ in part.open():
+            for number, row in chunk.rows():
+                where = f"{part.name}:{number}"
+                if isinstance(row, RowError):
+                    problems.append(Problem(where, str(row)))
+                else:
+                    rows.append((where, {ours.get(key, key): value for key, value in row.items()}))
+    if problems:
+        raise AlignError.gather(problems)
+    if not rows:
+        raise AlignError("has no rows", where=source.path)
+    return rows

@@ -220,7 +220,7 @@ KINDS: dict[str, Kind] = {
         Kind("reward", "register_rewards", base="align.core.rewards.base:Reward", functions=True),
         Kind("generator", "register_generators", base="align.core.generation.base:Generator"),
         Kind("format", "register_formats", base="align.core.data.formats:Format"),
-        Kind("eval", "register_evals"),
+        Kind("eval", "register_evals", base="align.core.evaluation.eval:Eval"),
         Kind("strategy", "register_strategies", base="align.core.engine.strategy:Strategy"),
         Kind("logger", "register_loggers", base="align.core.engine.logger:Logger"),
         Kind("rule", "register_rules", functions=True),

@@ -1,0 +1,145 @@
+"""The directory of an eval run: rows that are only ever appended, and a manifest of what they were measured on.
+
+    manifest.json   identity of the run (model, suite, data, judge, versions), and whether it is complete
+    rows.jsonl      one row for each item and sample, each line with its own checksum
+    metrics.json    the metrics of each eval, once it is complete
+
+A run that was interrupted goes on where it ended: rows on disk are not measured again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from align.core.evaluation.eval import Row
+from align.core.util import atomic_files
+from align.schemas.errors import AlignError, Problem
+
+ROWS, MANIFEST, METRICS = "rows.jsonl", "manifest.json", "metrics.json"
+FORMAT = 1
+"""Version of the directory's layout."""
+
+
+def read_rows(directory: Path, *, partial: bool = False) -> list[Row]:
+    """Return the rows of a run, in the order in which they were written.
+
+    partial: leave out a last line that was cut off by a crash, instead of refusing it. Raises AlignError for a
+    line that is no row, or not what was written, and for two rows of one item and sample.
+    """
+    path = directory / ROWS
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = content.split(b"\n")
+    whole, cut = lines[:-1], lines[-1]
+    if cut and not partial:
+        raise AlignError("ends in the middle of a row", "finish it: run align eval again", where=str(path))
+    rows: dict[tuple[str, str, int], Row] = {}
+    for number, line in enumerate(whole, 1):
+        where = f"{path}:{number}"
+        try:
+            row = Row.parsed(line)
+        except ValueError as error:
+            raise AlignError(str(error), "remove the directory and measure again", where=where) from None
+        if row.key in rows:
+            raise AlignError(f"has item {row.item_id!r} of {row.eval} twice", "measure again", where=where)
+        rows[row.key] = row
+    return list(rows.values())
+
+
+class RowStore:
+    """An open run directory: the rows that it has, and a place to append further ones.
+
+    identity: everything that decides what a row is; a directory with another identity is refused, so that no run mixes
+    two models. Opened by one process at a time. Raises AlignError where the directory cannot be gone on with.
+    """
+
+    def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
+        self.directory, self.identity = directory, identity
+        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / MANIFEST).exists():
+            self._check_same(read_manifest(directory))
+        elif any(directory.iterdir()):
+            raise AlignError("is not empty, and holds no eval run", "name a new directory", where=str(directory))
+        else:
+            self.write_manifest({"complete": False})
+        self.rows = {row.key: row for row in read_rows(directory, partial=True)}
+        self._file = open(directory / ROWS, "ab")  # noqa: SIM115 - closed by __exit__
+        self._drop_cut_line()
+
+    def __enter__(self) -> RowStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Write rows, and flush them to the disk. Raises AlignError for a row that is there already."""
+        for row in rows:
+            if row.key in self.rows:
+                raise AlignError(f"item {row.item_id!r} was measured already", where=row.eval)
+        with atomic_files.naming(self.directory / ROWS):
+            self._file.write("".join(row.line() for row in rows).encode())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self.rows |= {row.key: row for row in rows}
+
+    def complete(self, metrics: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Write the metrics and seal the run: a complete run is verified against its checksum when it is read."""
+        atomic_files.write_json(self.directory / METRICS, {"metrics": metrics})
+        self.write_manifest({"complete": True, "rows_sha256": atomic_files.sha256(self.directory / ROWS), **facts})
+
+    def write_manifest(self, facts: Mapping[str, Any]) -> None:
+        """Write the manifest: the identity and ``facts``."""
+        content = {"format": FORMAT, "identity": self.identity, **facts}
+        atomic_files.write_json(self.directory / MANIFEST, content)
+
+    def _check_same(self, manifest: Mapping[str, Any]) -> None:
+        changed = sorted(differing(manifest["identity"], self.identity))
+        if changed:
+            fix = "name a new directory, or measure with what it began with"
+            where = str(self.directory)
+            raise AlignError.gather(Problem(where, f"was begun with another {key}", fix) for key in changed)
+
+    def _drop_cut_line(self) -> None:
+        path = self.directory / ROWS
+        content = path.read_bytes()
+        self._file.truncate(content.rfind(b"\n") + 1)
+
+
+def read_manifest(directory: Path) -> Mapping[str, Any]:
+    """Return a run's manifest. Raises AlignError where there is none, it is damaged, or of another format."""
+    path = directory / MANIFEST
+    try:
+        manifest = atomic_files.read_json(path, "measure again into a new directory")
+    except FileNotFoundError:
+        fix = "give the directory that --out named for align eval run"
+        raise AlignError("holds no eval run", fix, where=str(directory)) from None
+    if manifest.get("format") != FORMAT:
+        raise AlignError("is of another version of align", "measure again with this one", where=str(path))
+    return manifest
+
+
+def read_run(directory: Path) -> tuple[Mapping[str, Any], list[Row], Mapping[str, Mapping[str, float]]]:
+    """Return manifest, rows and metrics of a complete run. Raises AlignError where it is incomplete or damaged."""
+    manifest = read_manifest(directory)
+    if not manifest["complete"]:
+        raise AlignError("is not complete", "finish it: run the same align eval again", where=str(directory))
+    if atomic_files.sha256(directory / ROWS) != manifest["rows_sha256"]:
+        raise AlignError("is not what was written", "measure again into a new directory", where=str(directory / ROWS))
+    metrics = atomic_files.read_json(directory / METRICS, "measure again into a new directory")["metrics"]
+    return manifest, read_rows(directory), metrics
+
+
+def differing(old: Any, new: Any, above: str = "") -> Iterator[str]:
+    """Yield the dotted keys at which two identities differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in {*old, *new}:
+            yield from differing(old.get(key), new.get(key), f"{above}.{key}".removeprefix("."))
+    elif old != new:
+        yield above

@@ -1,0 +1,127 @@
+"""What is measured and how changes are judged: suites of evals, and the gate's policy. Plain data, no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from align.schemas.base import Config
+from align.schemas.run import Choice, Plugin, Sampling, Source, expand_shorthand
+
+Domain = Literal["chat", "instruction", "math", "knowledge", "code", "tools", "truth_safety", "retrieval", "custom"]
+"""The part of a model's abilities that an eval measures; the gate decides domain by domain."""
+
+
+class EvalChoice(Choice):
+    """An eval plugin in a suite: ``ifeval``, or ``{type: mmlu, data: mmlu.jsonl, n: 500}``."""
+
+    name: str | None = None
+    """The name of its rows and metrics; by default the plugin's. Two entries of one suite need two names."""
+    n: PositiveInt | None = None
+    """Number of items (null: all). Items are taken in an order that follows from their ids alone, so a smaller number
+    is a part of any larger one."""
+    samples: PositiveInt = 1
+    """Completions of each item (avg@k, maj@k, pass@k)."""
+    domain: Domain | None = None
+    """The domain that the gate counts it to; by default the plugin's."""
+
+
+EVAL_KEYS = frozenset(EvalChoice.model_fields) - {"settings"}
+"""The keys of an entry of a suite that are not its plugin's settings."""
+
+EvalPlugin = Annotated[EvalChoice, BeforeValidator(lambda value: expand_shorthand(value, EVAL_KEYS))]
+"""A setting that chooses an eval: its name, or a mapping with ``type``, the common keys and the eval's own settings."""
+
+
+class Judge(Config):
+    """The model that judges completions. Part of the instrument: two runs are compared only if they had the same."""
+
+    model: str
+    """A directory or hub id; with ``url`` the server's name for it."""
+    url: str | None = None
+    """An OpenAI-compatible server, ``https://api.example.com/v1``; plain http is for this machine only."""
+    key_env: str | None = None
+    """The environment variable that holds the server's API key."""
+    generator: Plugin = Choice(type="local")
+    """The generator that runs it, where there is no ``url``."""
+
+
+class Suite(Config):
+    """A suite file: the evals to run and what they share."""
+
+    name: str = "suite"
+    """Its name in reports."""
+    evals: Annotated[list[EvalPlugin], Field(min_length=1)]
+    """The evals, run in this order."""
+    judge: Judge | None = None
+    """The model that judges, for evals that need one."""
+    seed: NonNegativeInt = 0
+    """All draws follow from it, from the item's id and from the sample's number, not from the order of items."""
+    max_invalid: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Largest share of an eval's verdicts that a judge may leave unreadable; above it the run fails."""
+
+
+class DomainPolicy(Config):
+    """One gating domain: evals combined by weight, which together may lose no more than the margin."""
+
+    margin: PositiveFloat
+    """Largest loss that is accepted, in the metric's own unit (0.02: two points of accuracy)."""
+    evals: dict[str, PositiveFloat]
+    """Names of the evals with their weights in the domain's mean."""
+
+
+class GatePolicy(Config):
+    """A policy file: declared before the candidate is measured, versioned and hashed in the report."""
+
+    version: PositiveInt = 1
+    """Its version, raised with every change."""
+    domains: dict[str, DomainPolicy] = Field(default_factory=dict)
+    """The gating domains, few: with more of them an unchanged model passes all of them less often."""
+    watch: list[str] | None = None
+    """Evals that are looked at but have no margin (null: all others of the run): a loss that is clear after
+    Benjamini-Hochberg's correction is a regression."""
+    safety: list[str] = Field(default_factory=list)
+    """Evals of safety: any loss that is clear after Holm's correction is a regression, however small."""
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Error rate of the gate: one-sided for each margin, and for all flags of a regression together."""
+    trivial: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """A clear loss below this share of the margin is a warning, no regression."""
+    power: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """The probability with which an unchanged model must be able to pass a margin; a smaller one is refused."""
+    allow_underpowered: bool = False
+    """Judge by margins that the data cannot support too."""
+    max_invalid_increase: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Largest increase of the share of invalid rows, by the upper bound of its interval."""
+    length_ratio: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
+    """Accepted range of the ratio of mean output lengths, candidate to baseline; outside it is a warning."""
+    floors: dict[str, float] = Field(default_factory=dict)
+    """Absolute floors: the lower bound of the candidate's own interval must reach them."""
+    on_inconclusive: Literal["fail", "warn"] = "fail"
+    """``warn`` lets an inconclusive gate exit with 0."""
+    matched: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Smallest share of items that both runs must have, with equal prompts and targets."""
+
+
+class EvalSettings(Config):
+    """Settings of most evals; an eval's ``Config`` derives from it and adds its own."""
+
+    data: str
+    """The published file: a path, a directory of such files, or a hub id."""
+    split: str = "test"
+    """Split of a hub dataset or a directory."""
+    subset: str | None = None
+    """Configuration name of a hub dataset."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Rename the file's columns, where it has other names than the published one: ``{question: prompt}``."""
+    sampling: dict[str, Any] = Field(default_factory=dict)
+    """Settings of ``sampling`` in a run file, in place of the protocol's own (which the eval's page names)."""
+
+    @property
+    def source(self) -> Source:
+        """The data as a source of rows."""
+        return Source(path=self.data, split=self.split, subset=self.subset, columns=self.columns)
+
+    def sampled(self, default: Sampling) -> Sampling:
+        """Return the protocol's sampling settings with the user's in their place. Raises ValueError for wrong ones."""
+        return Sampling.model_validate({**default.model_dump(), **self.sampling})
