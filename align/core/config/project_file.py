@@ -94,7 +94,7 @@ def of_values(values: Mapping[str, Any], name: str = "brief") -> Brief:
         return f"{name}: {dotted(path)}" if path else name
 
     try:
-        project = check(Project, values, where, _FIXES)
+        project = check(Project, values, where, lambda: _FIXES)
     except PydanticSerializationError as error:
         what = f"holds a value that no form can hold: {error}"
         raise AlignError(what, "give text, numbers, lists and mappings", where=name) from None
@@ -109,7 +109,7 @@ def merged(project: Project, values: Mapping[Path, Any], where: str) -> Project:
         for key in path[:-1]:
             holder = holder.setdefault(key, {})
         holder[path[-1]] = value
-    return check(Project, laid, lambda path: f"{where}: {dotted(path)}", _FIXES)
+    return check(Project, laid, lambda path: f"{where}: {dotted(path)}", lambda: _FIXES)
 
 
 def _form(name: str, text: str, parse: Callable[[str, str], Parsed]) -> Brief:
@@ -130,7 +130,7 @@ def _form(name: str, text: str, parse: Callable[[str, str], Parsed]) -> Brief:
         return f"{near}: {dotted(path)}" if path else near
 
     try:
-        project = check(Project, values or {}, where, _FIXES)
+        project = check(Project, values or {}, where, lambda: _FIXES)
     except AlignError as error:
         raise AlignError.gather([*problems, *error.problems]) from None
     if problems:

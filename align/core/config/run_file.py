@@ -98,7 +98,7 @@ def every_problem(values: dict[str, Any], where: Where) -> tuple[Run | None, lis
             if isinstance(holder[key], dict):
                 holder[key] = expand_shorthand(holder[key], beside(kind))
     try:
-        return check(Run, values, where, fixes=_fixes(values["stages"])), problems
+        return check(Run, values, where, fixes=lambda: _fixes(values["stages"])), problems
     except AlignError as error:
         return None, [*error.problems, *problems]
 
@@ -136,7 +136,7 @@ def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterato
 def _choice_problems(kind: str, choice: dict[str, Any], path: Path, where: Where) -> Iterator[Problem]:
     settings = {key: value for key, value in choice.items() if key not in beside(kind)}
     # Who comes from a flat config writes all of it here; a key of another plugin resembles a section's by chance only.
-    fixes = _fixes([{"algorithm": choice}]) if kind == "algorithm" else {}
+    fixes = (lambda: _fixes([{"algorithm": choice}])) if kind == "algorithm" else None
     chosen = Choice(type=choice["type"], settings=settings)
     try:
         registry.build(kind, chosen, lambda below: where((*path, *below)), fixes)
@@ -480,9 +480,9 @@ class _RunFile:
     def _stages(self) -> tuple[list[Any], list[set[Path]]]:
         """Each stage laid over the defaults, and the paths in it that came from them."""
         known = {*RUN_KEYS, *Stage.model_fields}
-        own_stages = self.values.get("stages")
-        fixes = _fixes([self.values, *(own_stages if isinstance(own_stages, list) else ())])
+        stages = self.values.get("stages")
         for key in [key for key in self.values if key not in known]:
+            fixes = _fixes([self.values, *(stages if isinstance(stages, list) else ())])
             self._problem((key,), "is not a key here", unknown(key, known, fixes))
         defaults = {key: value for key, value in self.values.items() if key in known and key not in RUN_KEYS}
         if "stages" not in self.values:

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import pluggy
 
 from align import hookspecs
-from align.core.plugin_system.settings import Where, check, dotted, function_config
+from align.core.plugin_system.settings import Fixes, Where, check, dotted, function_config
 from align.core.util.error_line import error_line
 from align.schemas.base import Config
 from align.schemas.errors import AlignError, Problem, did_you_mean
@@ -328,13 +328,11 @@ class Registry:
         """The class or function of that name. Raises AlignError as ``find`` does, or when it cannot be imported."""
         return self.find(kind, name).resolve()
 
-    def build(
-        self, kind: str, choice: Choice, where: Where | None = None, fixes: Mapping[str, str] | None = None
-    ) -> Any:
+    def build(self, kind: str, choice: Choice, where: Where | None = None, fixes: Fixes | None = None) -> Any:
         """Make what a run file chose: settings checked by its Config, then given to its constructor.
 
         A function comes back with its settings bound. where: the place of a setting in the user's terms, ``kind.key``
-        by default. fixes: what to do about keys that are no settings of a plugin, but are often written among them.
+        by default. fixes: of keys that are no settings of a plugin, but are often written among them.
         Raises AlignError as ``get`` does, or for every bad setting.
         """
         offer = self.find(kind, choice.type)

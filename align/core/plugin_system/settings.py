@@ -23,6 +23,8 @@ from align.schemas.text import is_secret, redacted
 
 Path = tuple[str | int, ...]
 Where = Callable[[Path], str]
+Fixes = Callable[[], Mapping[str, str]]
+"""Returns the fix for keys that are often misplaced or have another name here; called for an unknown key only."""
 Model = TypeVar("Model", bound=BaseModel)
 
 _WORDS = {
@@ -41,20 +43,16 @@ def dotted(path: Path) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
-def check(
-    model: type[Model], values: Any, where: Where, fixes: Mapping[str, str] | None = None, section: str = ""
-) -> Model:
+def check(model: type[Model], values: Any, where: Where, fixes: Fixes | None = None, section: str = "") -> Model:
     """Make a model of plain values.
 
-    where: the place of a path into ``values``, in the user's terms. fixes: what to do about keys that are often
-    misplaced or have another name here. section: the part of a stage that ``values`` are (``algorithm``), to recognise
-    keys that were renamed.
-    Raises AlignError with every problem there is.
+    where: the place of a path into ``values``, in the user's terms. fixes: of keys that belong elsewhere. section: the
+    part of a stage that ``values`` are (``algorithm``), to recognise keys that were renamed. Raises AlignError with every problem there is.
     """
     try:
         return model.model_validate_json(to_json(values), strict=True)
     except ValidationError as error:
-        problems = _problems(error.errors(include_url=False), model, values, where, fixes or {}, section)
+        problems = _problems(error.errors(include_url=False), model, values, where, fixes, section)
         raise AlignError.gather(problems) from None
 
 
@@ -123,7 +121,7 @@ def _problems(
     model: type[BaseModel],
     values: Any,
     where: Where,
-    fixes: Mapping[str, str],
+    fixes: Fixes | None,
     section: str,
 ) -> Iterator[Problem]:
     """One problem per place: the alternatives of a union fail one by one and are one mistake."""
@@ -139,7 +137,7 @@ def _problems(
             if new_name(above, key) in known:
                 yield Problem(where(path), "has a new name", fix_for(above, key))
             else:
-                yield Problem(where(path), "is not a key here", unknown(key, known, fixes))
+                yield Problem(where(path), "is not a key here", unknown(key, known, fixes() if fixes else {}))
         elif first["type"] == "missing":
             owner = model_at(model, path[:-1])
             about = (owner.model_fields[str(path[-1])].description or "") if owner else ""
