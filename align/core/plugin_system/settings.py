@@ -47,7 +47,8 @@ def check(model: type[Model], values: Any, where: Where, fixes: Fixes | None = N
     """Make a model of plain values.
 
     where: the place of a path into ``values``, in the user's terms. fixes: of keys that belong elsewhere. section: the
-    part of a stage that ``values`` are (``algorithm``), to recognise keys that were renamed. Raises AlignError with every problem there is.
+    part of a stage that ``values`` are (``algorithm``), to recognise keys that were renamed. Raises AlignError
+    with every problem there is.
     """
     try:
         return model.model_validate_json(to_json(values), strict=True)
