@@ -55,36 +55,36 @@ def test_one_definition(row: dict[str, Any], kind: str) -> None:
     assert fault.partition(":")[0] == kind, fault
 
 
-SAID = ["", "  \n", "five", "a b c d e f g h i j " * 8, "\ufffd4", "four<|im_end|>"]
-"""What every prompt is answered, in turn; the reward pays the first most."""
+COMPLETIONS = ["", "  \n", "five", "a b c d e f g h i j " * 8, "\ufffd4", "four<|im_end|>"]
+"""The completions of every prompt, in turn; the reward pays the first most."""
 
 
 @pytest.fixture
-def spoken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Answers put into the sampler's mouth: the rest of the pipeline is as it is."""
+def fixed_completions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Replace what the sampler generates; the rest of the pipeline is as it is."""
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
-    whole = Collector.ask
+    original = Collector.sample
 
-    def ask(self: Collector, *arguments: Any) -> Any:
+    def sample_with_completions(self: Collector, *arguments: Any) -> Any:
         generate = self.generator.generate
 
-        def say(requests: Any, *args: Any, **kwargs: Any) -> Any:
+        def completions(requests: Any, *args: Any, **kwargs: Any) -> Any:
             groups = generate(requests, *args, **kwargs)
             tokenizer = self.handle.tokenizer
             for samples in groups:
                 for i, sample in enumerate(samples):
-                    ids = tokenizer(SAID[i % len(SAID)] + "<|im_end|>")["input_ids"]
+                    ids = tokenizer(COMPLETIONS[i % len(COMPLETIONS)] + "<|im_end|>")["input_ids"]
                     tokens = np.array(ids, np.int32)
                     samples[i] = type(sample)(tokens, np.zeros(len(tokens), np.float32), "stop")
             return groups
 
-        monkeypatch.setattr(self.generator, "generate", say)
+        monkeypatch.setattr(self.generator, "generate", completions)
         try:
-            return whole(self, *arguments)
+            return original(self, *arguments)
         finally:
             monkeypatch.setattr(self.generator, "generate", generate)
 
-    monkeypatch.setattr(Collector, "ask", ask)
+    monkeypatch.setattr(Collector, "sample", sample_with_completions)
 
 
 def pipeline(tiny_model_dir: Path, place: Path, make: str, then: str, conversational: bool) -> Run:
@@ -110,7 +110,7 @@ def pipeline(tiny_model_dir: Path, place: Path, make: str, then: str, conversati
 
 @pytest.mark.parametrize("conversational", [True, False], ids=["messages", "strings"])
 @pytest.mark.parametrize(("make", "then"), [("completions", "sft"), ("pairs", "dpo")])
-@pytest.mark.usefixtures("spoken")
+@pytest.mark.usefixtures("fixed_completions")
 def test_the_next_stage_takes_them(
     tiny_model_dir: Path, tmp_path: Path, capfd: Any, make: str, then: str, conversational: bool
 ) -> None:
@@ -125,10 +125,10 @@ def test_the_next_stage_takes_them(
     assert "pick: left out 12 answers that cannot be learned from: 8 empty, 4 truncation" in told
 
 
-@pytest.mark.usefixtures("spoken")
+@pytest.mark.usefixtures("fixed_completions")
 def test_where_nothing_can_be_learned_it_says_why(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(globals(), "SAID", ["", " "])
+    monkeypatch.setitem(globals(), "COMPLETIONS", ["", " "])
     with pytest.raises(AlignError, match=r"made no row: .*24 empty"):
         train(pipeline(tiny_model_dir, tmp_path, "completions", "sft", True), progress=False)

@@ -1,4 +1,4 @@
-"""Alarms of an online stage, looked for at the end of each phase: said, and where the run file wants it, obeyed."""
+"""Alarms of an online stage, looked for at the end of each phase: printed, and where the run file wants it, obeyed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AlarmCallback(Callback):
     def __init__(self, settings: Watch, phases: RolloutSteps, note: Callable[[Sequence[str]], None]) -> None:
         self.settings, self.phases, self.note = settings, phases, note
         self.watcher = Watcher(settings, phases.algorithm.compares)
-        self.said: list[str] = []
+        self.reported: list[str] = []
         self.sums: dict[str, tuple[float, int]] = {}
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -57,8 +57,8 @@ class AlarmCallback(Callback):
                 if alarm.name == UNSCORED and self.phases.unscored:
                     what = f"{what}: {self.phases.unscored}"
                 print(Problem(f"{module.stage.name}, phase {phase}", what, alarm.fix), file=sys.stderr)
-            self.said += [f"phase {phase}: {alarm.what}" for alarm in alarms]
-            self.note(self.said)
+            self.reported += [f"phase {phase}: {alarm.what}" for alarm in alarms]
+            self.note(self.reported)
         serious = [alarm for alarm in alarms if not alarm.hint]
         if serious and self.settings.action == "pause":
             module.pause(_pause(module.stage.name, phase, serious))
@@ -75,21 +75,21 @@ class AlarmCallback(Callback):
         last = Problem(module.stage.name, f"learned nothing from its rewards: {_lacked(signals)}", fix)
         if trainer.is_global_zero:
             print(last, file=sys.stderr)
-            self.said.append(last.what)
-            self.note(self.said)
+            self.reported.append(last.what)
+            self.note(self.reported)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the monitor's state and the alarms that were raised."""
         return {
             "watcher": self.watcher.state_dict(),
-            "said": list(self.said),
+            "said": list(self.reported),
             "sums": dict(self.sums),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore a state."""
         self.watcher.load_state_dict(state["watcher"])
-        self.said = list(state["said"])
+        self.reported = list(state["said"])
         self.sums = {name: (total, count) for name, (total, count) in state["sums"].items()}
 
 

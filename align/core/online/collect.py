@@ -1,7 +1,7 @@
-"""One phase's answers: prompts shared out over the ranks, sampled, scored, gathered again, and measured.
+"""One phase's completions: prompts are split over the ranks, answered, scored, gathered again, and measured.
 
-Every answer has its own random numbers (run seed, place of its prompt in the run, number among its group), and what is
-gathered is put in the prompts' order. So all ranks hold the same answers, and how many ranks there are is not seen.
+Every completion has its own random numbers (run seed, position of its prompt in the run, number within its group), and
+the gathered ones are in the order of the prompts. So all ranks hold the same completions, whatever their number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from align.core.data.examples import Examples, InMemory
 from align.core.engine.checkpoint import all_gather_objects
 from align.core.engine.steps import MicroBatcher
 from align.core.generation.assistant_turn import TurnReader
-from align.core.generation.base import Floats, Generator, Interrupt, ModelHandle, Request, Tokens
+from align.core.generation.base import Floats, Generator, Interrupt, ModelHandle, Request, Sample, Tokens
 from align.core.generation.decode import seed_of
 from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
 from align.core.models.precompute import detached_logp, token_values
@@ -54,39 +54,39 @@ class Prompts:
         return len(self.examples)
 
     def tokens(self, i: int) -> Tokens:
-        """[P] what the model is asked."""
+        """Return the tokens of a prompt: [P]."""
         return self.examples[i].sequences[0].tokens
 
     def row(self, i: int) -> Record:
-        """The row it was made of."""
+        """Return the row that a prompt was made of."""
         return self.rows[self.examples[i].source]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredSample:
-    """One answer, sampled and scored; plain values, as it travels between ranks."""
+    """One completion, sampled and scored; plain values, since it travels between ranks."""
 
     tokens: Tokens
     logp: Floats
     finish: Literal["stop", "length"]
     text: str
-    said: RewardScores
+    scores: RewardScores
     gold: Score | None
 
 
 @dataclass(frozen=True, slots=True)
 class PromptGroup:
-    """One prompt with its answers. place: how many prompts were asked before it in this run."""
+    """One prompt with its completions. position: the number of prompts sampled before it in this run."""
 
-    place: int
+    position: int
     source: str
     prompt: Tokens
     content: Content
-    answers: list[ScoredSample]
+    completions: list[ScoredSample]
 
 
 class Collector:
-    """Asks, scores and measures. Every rank calls every method, with the same arguments."""
+    """Samples completions, scores them and measures them. Every rank calls every method, with the same arguments."""
 
     def __init__(
         self,
@@ -119,88 +119,95 @@ class Collector:
             return
         with contract.calling(self.generator, "sync"):
             self.generator.sync(self.policy, version)
-        asked = (prompts.tokens(i) for i in range(len(prompts)))
-        probe = [(tokens[:1], tokens[1:]) for tokens in islice((t for t in asked if len(t) > 1), PROBED)]
+        tokens = (prompts.tokens(i) for i in range(len(prompts)))
+        probed = islice((prompt for prompt in tokens if len(prompt) > 1), PROBED)
+        probe = [(prompt[:1], prompt[1:]) for prompt in probed]
         with self.forward():
             self.gap = check_sync(
                 self.generator, self.policy, probe, self.batcher.pad_id, tolerance=self.rollout.sync_tolerance
             )
         self.synced = version
 
-    def ask(
+    def sample(
         self,
         prompts: Prompts,
-        which: Sequence[int],
-        places: Sequence[int],
-        group: int,
+        indices: Sequence[int],
+        positions: Sequence[int],
+        num_generations: int,
         sampling: Sampling,
         interruptible: bool = True,
     ) -> list[PromptGroup]:
-        """Sample and score ``group`` completions of each prompt in ``which``. Collective.
+        """Sample and score ``num_generations`` completions of each prompt in ``indices``. Collective.
 
-        places: how many prompts were answered before each of them in this run; their random numbers follow from it.
-        Raises on all ranks what one had to raise: ``Interrupt``, or ``Failed`` for an AlignError.
+        positions: the number of prompts sampled before each of them in this run, which their random numbers follow
+        from. Raises on all ranks what one had to raise: ``Interrupt``, or ``Failed`` for an AlignError.
         """
+        rank, world_size = self.batcher.rank, self.batcher.world_size
         stop = self.stop if interruptible else _never
-        mine = range(self.batcher.rank, len(which), self.batcher.world_size)
-        scored: list[list[ScoredSample]] | None = None
+        own: list[list[ScoredSample]] | None = None
         problems: tuple[Problem, ...] = ()
         try:
-            own, at = [which[i] for i in mine], [places[i] for i in mine]
-            scored = self._sample_and_score(prompts, own, at, group, sampling, stop)
+            own = self._sample_own(
+                prompts, indices[rank::world_size], positions[rank::world_size], num_generations, sampling, stop
+            )
         except Interrupt:
-            pass
+            pass  # raised again once every rank knows of it, or the others would wait for this one
         except AlignError as error:
             problems = error.problems
-        gathered = all_gather_objects((scored, problems))
+        gathered = all_gather_objects((own, problems))
         if failed := [problem for _, problems in gathered for problem in problems]:
             raise Failed("", problems=tuple(dict.fromkeys(failed)))
-        shares = [share for share, _ in gathered]
-        if any(share is None for share in shares):
+        by_rank = [completions for completions, _ in gathered]
+        if any(completions is None for completions in by_rank):
             raise Interrupt
         groups = []
-        for i, (number, place) in enumerate(zip(which, places, strict=True)):
-            answers = shares[i % self.batcher.world_size][i // self.batcher.world_size]
-            row = prompts.row(number)
-            groups.append(PromptGroup(place, row.source, prompts.tokens(number), row.prompt or "", answers))
+        for i, (index, position) in enumerate(zip(indices, positions, strict=True)):
+            completions = by_rank[i % world_size][i // world_size]
+            row = prompts.row(index)
+            groups.append(PromptGroup(position, row.source, prompts.tokens(index), row.prompt or "", completions))
         return groups
 
-    def _sample_and_score(
+    def _sample_own(
         self,
         prompts: Prompts,
-        which: Sequence[int],
-        places: Sequence[int],
-        group: int,
+        indices: Sequence[int],
+        positions: Sequence[int],
+        num_generations: int,
         sampling: Sampling,
         stop: Callable[[], bool],
     ) -> list[list[ScoredSample]]:
-        """Return the completions of this rank's prompts."""
+        """Return the scored completions of this rank's prompts."""
         requests = [
-            Request(prompts.tokens(i), tuple(seed_of(self.seed, place, n) for n in range(group)))
-            for i, place in zip(which, places, strict=True)
+            Request(prompts.tokens(index), tuple(seed_of(self.seed, position, n) for n in range(num_generations)))
+            for index, position in zip(indices, positions, strict=True)
         ]
         forward = self.forward() if self.generator.shares_weights else nullcontext()  # an engine has its own precision
         with forward, torch.random.fork_rng(devices=[]):
-            samples = contract.generate(self.generator, requests, sampling, stop=stop)
-        answers, flat = list[Answer](), [sample for group_ in samples for sample in group_]
-        for i, place, group_ in zip(which, places, samples, strict=True):
-            row = prompts.row(i)
+            sampled = contract.generate(self.generator, requests, sampling, stop=stop)
+        samples, answers = list[Sample](), list[Answer]()
+        for index, position, group in zip(indices, positions, sampled, strict=True):
+            row = prompts.row(index)
             opening = self.turns.opening(row)
-            for sample in group_:
+            for sample in group:
                 tokens = tuple(sample.tokens.tolist())
                 text = self.turns.text(tokens, opening)
                 completion: Content = [{"role": "assistant", "content": text}] if row.conversational else text
-                answers.append(Answer(row.prompt or "", completion, text, tokens, sample.finish, row.columns, place))
-        scores = self.scorer.ask(answers)
-        golds = [next(iter(each.values())) for each in self.gold.ask(answers)] if self.gold else [None] * len(answers)
-        heard = [
-            ScoredSample(sample.tokens, sample.logp, sample.finish, answer.text, said, gold)
-            for sample, answer, said, gold in zip(flat, answers, scores, golds, strict=True)
+                answer = Answer(row.prompt or "", completion, text, tokens, sample.finish, row.columns, position)
+                samples.append(sample)
+                answers.append(answer)
+        gold: list[Score | None] = [None] * len(answers)
+        if self.gold is not None:
+            gold = [next(iter(scores.values())) for scores in self.gold.score_each(answers)]
+        scored = [
+            ScoredSample(sample.tokens, sample.logp, sample.finish, answer.text, scores, gold_score)
+            for sample, answer, scores, gold_score in zip(
+                samples, answers, self.scorer.score_each(answers), gold, strict=True
+            )
         ]
-        return [heard[i : i + group] for i in range(0, len(heard), group)]
+        return [scored[i : i + num_generations] for i in range(0, len(scored), num_generations)]
 
     def measure(self, groups: Sequence[Group], logp: bool) -> None:
-        """Fill in what the networks say of every answer's tokens: reference, critic and (where asked) policy."""
+        """Set ``ref_logp`` and ``value`` of every completion, where there is such a network, and ``logp`` if wanted."""
         scores: dict[str, Callable[[MicroBatch], torch.Tensor]] = {}
         if logp:
             scores["logp"] = partial(detached_logp, self.policy)
@@ -208,12 +215,12 @@ class Collector:
             scores["ref_logp"] = self.reference.logp
         if self.critic is not None:
             scores["value"] = partial(_values, self.critic)
-        answers = [experience for group in groups for experience in group]
-        if not scores or not answers:
+        flat = [experience for group in groups for experience in group]
+        if not scores or not flat:
             return
         with self.forward():
             found = token_values(
-                InMemory([example_of(experience, {}) for experience in answers]),
+                InMemory([example_of(experience, {}) for experience in flat]),
                 list(scores.values()),
                 device=next(self.policy.parameters()).device,
                 layout=self.batcher.layout,
@@ -222,7 +229,7 @@ class Collector:
                 micro_size=self.batcher.train.micro_batch_size,
             )
         for name, values in zip(scores, found, strict=True):
-            for experience, mine in zip(answers, values, strict=True):
+            for experience, mine in zip(flat, values, strict=True):
                 setattr(experience, name, mine)
 
 

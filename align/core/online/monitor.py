@@ -38,7 +38,7 @@ FAILURES = ("unparsed", "abstained", "timeout", "error")
 
 
 def answer_metrics(lengths: Sequence[int], cut: Sequence[bool]) -> dict[str, float]:
-    """Lengths in tokens, of all answers and of those that ended by themselves; the share that was cut off."""
+    """Return lengths in tokens, of all answers and of those that ended by themselves; the share that was cut off."""
     found = _range("completions/{}_length", lengths)
     ended = [length for length, over in zip(lengths, cut, strict=True) if not over]
     return (
@@ -47,7 +47,7 @@ def answer_metrics(lengths: Sequence[int], cut: Sequence[bool]) -> dict[str, flo
 
 
 def score_metrics(scored: Sequence[Scored], gold: Sequence[Score | None], group: int = 1) -> dict[str, float]:
-    """The reward, its parts, how often each part failed, and the gold reward if there is one.
+    """Return the reward, its parts, how often each part failed, and the gold reward if there is one.
 
     group: how many answers, one after the other, were given to each prompt.
     """
@@ -56,13 +56,13 @@ def score_metrics(scored: Sequence[Scored], gold: Sequence[Score | None], group:
     if scored:
         found["reward/scored"] = sum(reward is not None for reward in rewards) / len(rewards)
     for name in scored[0].scores if scored else ():
-        said = [each.scores[name] for each in scored]
-        values = [score.value for score in said if score.value is not None]
+        scores = [each.scores[name] for each in scored]
+        values = [score.value for score in scores if score.value is not None]
         if values:
             found[f"rewards/{name}/mean"] = float(np.mean(values))
             found[f"rewards/{name}/std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         for outcome in FAILURES:
-            share = sum(score.outcome == outcome for score in said) / len(said)
+            share = sum(score.outcome == outcome for score in scores) / len(scores)
             if share:
                 found[f"rewards/{name}/{outcome}"] = share
     if any(score is not None for score in gold):
@@ -88,7 +88,7 @@ def zero_variance(group: Group) -> bool:
 
 
 def level(group: Group) -> None:
-    """Make the known rewards of a dead group exactly equal, in place.
+    """Make the known rewards of a group without variance exactly equal, in place.
 
     They may differ by rounding, and an advantage that is divided by their standard deviation would make ±1 of that.
     """
@@ -106,7 +106,7 @@ def _known(group: Group) -> list[float]:
 
 
 def _estimate(name: str, values: Sequence[float | None], group: int) -> dict[str, float]:
-    """The mean, and its standard error from the groups' means: answers to one prompt are not independent."""
+    """Return the mean, and its standard error from the groups' means: answers to one prompt are not independent."""
     groups = [[v for v in values[i : i + group] if v is not None] for i in range(0, len(values), group)]
     means = [np.mean(known) for known in groups if known]
     if not means:
@@ -124,7 +124,7 @@ def _range(name: str, values: Sequence[int]) -> dict[str, float]:
 UNSCORED, EQUAL = "nothing scored", "all groups equal"
 """Names of the alarms for the two ways in which a phase has nothing to learn from."""
 
-DEAD, CUT_OFF, LOST, FAILED = 0.8, 0.5, 0.1, 0.05
+NO_VARIANCE, CUT_OFF, LOST, FAILED = 0.8, 0.5, 0.1, 0.05
 """Shares above which a hint is given: groups without variance, answers cut off, importance mass lost, answers on which
 a reward failed."""
 
@@ -133,7 +133,7 @@ a reward failed."""
 class Alarm:
     """Something to look at. what: a sentence with the numbers. fix: the next step.
 
-    A hint says that a stage learns slowly or wastes samples: it is to be said and never to stop a run.
+    A hint says that a stage learns slowly or wastes samples: it is printed and never stops a run.
     """
 
     name: str
@@ -162,7 +162,7 @@ def signal(metrics: Mapping[str, float], compares: bool = True) -> str:
 
 
 class Watcher:
-    """Looks at every phase's metrics in turn."""
+    """Detectors that are given every phase's metrics in turn."""
 
     def __init__(self, settings: Watch, compares: bool = True) -> None:
         """See ``signal`` for ``compares``."""
@@ -177,7 +177,7 @@ class Watcher:
         self._best: Pair | None = None
 
     def look(self, phase: int, metrics: Mapping[str, float]) -> list[Alarm]:
-        """The alarms that this phase raises. phase: counted from 1; metrics: under TRL's names."""
+        """Return the alarms that this phase raises. phase: counted from 1; metrics: under TRL's names."""
         now = {name: value for name, value in metrics.items() if math.isfinite(value)}
         alarms = [alarm for alarm, past, at_once in self._signal(now) if self._begins(alarm.name, past, at_once)]
         if phase > self.settings.warmup:
@@ -209,7 +209,7 @@ class Watcher:
                 self._best = mean if self._best is None or mean.gold > self._best.gold else self._best
 
     def _base(self, name: str) -> float | None:
-        """The mean of the first phases, once they are over."""
+        """Return the mean of the first phases, once they are over."""
         values = self._first[name]
         return sum(values) / len(values) if len(values) == self.settings.warmup else None
 
@@ -220,8 +220,8 @@ class Watcher:
     def _signal(self, now: Mapping[str, float]) -> Iterator[tuple[Alarm, bool, bool]]:
         """Yield the alarms of a phase with nothing to learn from, whether they hold, and whether they need no patience.
 
-        A phase without any score is a failure. One whose groups are all dead may come by chance among others, but as
-        long as no phase was better nothing has been learned at all.
+        A phase without any score is a failure. One whose groups all lack variance may come by chance among others, but
+        as long as no phase was better nothing has been learned at all.
         """
         if "reward/scored" not in now:
             return
@@ -286,19 +286,19 @@ class Watcher:
             yield Alarm("gold", what, fix), risen > errors and fallen > errors and not followed > errors
 
     def _hints(self, now: Mapping[str, float]) -> Judged:
-        """Shares that waste samples, each with its own episode."""
+        """Yield hints for shares that waste samples, each with its own episode."""
         failures = {name: 0.0 for name in self._streak if name.startswith("rewards/")}
-        # Groups without a score count as dead, which is no hint; and equal ones need not be dead (``Online.compares``).
-        equal_is_dead = self.compares and signal(now) != UNSCORED
+        # Groups without a score count as equal, which is no hint; and equal ones may still teach (``Online.compares``).
+        equal_teaches_nothing = self.compares and signal(now) != UNSCORED
         for name, share in {**failures, **now}.items():
-            if name == "frac_reward_zero_std" and not equal_is_dead:
+            if name == "frac_reward_zero_std" and not equal_teaches_nothing:
                 continue
             if hint := _hint(name):
                 limit, what, fix = hint
                 yield Alarm(name, f"{what} {self._phases}: {percent(share)}", fix, hint=True), share > limit
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it remembers: plain values."""
+        """Return what the detectors remember, as plain values."""
         return {
             "first": {name: list(values) for name, values in self._first.items()},
             "streak": dict(self._streak),
@@ -310,7 +310,7 @@ class Watcher:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore a state."""
         self._first = {name: list(values) for name, values in state["first"].items()}
         self._streak, self._raised = dict(state["streak"]), set(state["raised"])
         self.signals = Counter(state["signals"])
@@ -366,10 +366,10 @@ def _failures(now: Mapping[str, float]) -> str:
 
 
 def _hint(name: str) -> tuple[float, str, str] | None:
-    """Limit, what is wrong above it, and the next step."""
+    """Return the limit of a share, what is wrong above it, and the next step; None for other metrics."""
     match name:
         case "frac_reward_zero_std":
-            return DEAD, "most groups got the same reward for all their answers", VARY
+            return NO_VARIANCE, "most groups got the same reward for all their answers", VARY
         case "completions/clipped_ratio":
             return (
                 CUT_OFF,

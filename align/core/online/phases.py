@@ -1,7 +1,7 @@
 """Online phases: sample, score, compute advantages, then take optimizer steps as offline; a phase is one epoch.
 
-What cannot be computed again from the settings is the phase's answers (the weights that sampled them are gone), what
-algorithm and rewards carry from phase to phase, and how many prompts were asked: that is the state.
+What cannot be computed again from the settings is the phase's completions (the weights that sampled them are gone),
+what algorithm and rewards carry from phase to phase, and how many prompts were drawn: that is the state.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from align.core.algorithm import contract, importance_weights
-from align.core.algorithm.online import Experience, Group, Online
+from align.core.algorithm.online import Advantages, Experience, Group, Online
 from align.core.data import step_plan
 from align.core.data.examples import Example, TokenSequence
 from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader
 from align.core.generation.base import Interrupt
-from align.core.online.collect import Collector, Failed, PromptGroup, Prompts
+from align.core.online.collect import Collector, Failed, PromptGroup, Prompts, ScoredSample
 from align.core.online.monitor import answer_metrics, group_metrics, level, score_metrics, zero_variance
 from align.core.rewards.functions import set_global_step
 from align.core.rewards.scorer import Scored
@@ -96,7 +96,7 @@ class RolloutSteps:
         self.metrics: Mapping[str, float] = {}
         self.unscored = ""
         """Why the phase's first answer without a score has none."""
-        self._place = 0  # prompts asked so far
+        self._prompts_drawn = 0
         self._phase = -1
         self._epoch = -1
         self._examples: list[list[Example]] | None = None  # of each group, while the phase has steps left
@@ -144,8 +144,8 @@ class RolloutSteps:
         """Return the passes over the prompts; replacements of groups without variance are not counted."""
         phase, within = self.locate(steps_done)
         part = within / (self._batches(phase) * self.algorithm.num_iterations) if within else 0.0
-        asked = phase * self.groups_per_phase + part * self._groups(phase)
-        return (asked if self._wanted is None else min(asked, self._wanted)) / len(self.prompts)
+        drawn = phase * self.groups_per_phase + part * self._groups(phase)
+        return (drawn if self._wanted is None else min(drawn, self._wanted)) / len(self.prompts)
 
     def _groups(self, phase: int) -> int:
         """Return the number of a phase's prompts: in the last one those that are left."""
@@ -159,78 +159,100 @@ class RolloutSteps:
     # --- one phase -------------------------------------------------------------------------------------------------
 
     def _collect(self, phase: int) -> None:
-        """Sample and score a phase's completions, measure their log-probabilities, and compute advantages."""
+        """Make the examples of a phase: sample and score completions, measure them, and compute their advantages."""
         set_global_step(phase * self.steps_per_phase)
         self.collector.sync(phase * self.steps_per_phase, self.prompts)
-        asked, scored, groups = self._ask(self._groups(phase))
-        alive = [not zero_variance(group) for group in groups]
-        for group, lives in zip(groups, alive, strict=True):
-            if not lives:
+        sampled, scored, groups = self._sample(self._groups(phase))
+        learnable = [group for group in groups if not zero_variance(group)]
+        for group in groups:
+            if zero_variance(group):
                 level(group)
-        metrics = answer_metrics(
-            [len(e.tokens) for group in groups for e in group], [e.finish == "length" for g in groups for e in g]
-        )
-        golds = [heard.gold for each in asked for heard in each.answers]
-        metrics |= score_metrics(scored, golds, self.algorithm.num_generations)
-        metrics |= group_metrics(groups)
-        metrics |= {"rollout/prompts": float(len(groups)), "rollout/zero_std_groups": float(len(groups) - sum(alive))}
-        learned = groups
-        if self.rollout.zero_std_groups != "keep":
-            learned = [group for group, lives in zip(groups, alive, strict=True) if lives]
-        correction = self.rollout.importance_sampling_correction
-        ratio = correction.type != "none" or not self.collector.generator.shares_weights
-        several = self.steps_per_phase > 1
-        self.collector.measure(learned, several or ratio or self.algorithm.measures_logp)
-        weights = None
-        flat = [experience for group in learned for experience in group]
-        if ratio and flat:
-            weights, found = importance_weights.weights(flat, correction)
-            metrics |= found
-        # Check the measurements before ``compute_advantages`` uses them: a model that gives NaN is no fault of the
-        # algorithm's.
-        measured = [name for name in ("logp", "ref_logp", "value") if flat and getattr(flat[0], name) is not None]
-        _finite(flat, {name: [getattr(experience, name) for experience in flat] for name in measured})
-        advantages = contract.compute_advantages(self.algorithm, learned)
-        token_data = dict(advantages.token_data)
-        if several or weights is not None:
-            token_data["old_logp"] = [_measured(experience) for experience in flat]
-        if weights is not None:
-            token_data["weight"] = weights
-        advantages = type(advantages)(token_data, advantages.keep, advantages.metrics)
-        _finite(flat, advantages.token_data)  # again, for the advantages and the importance weights
-        metrics |= {"rollout/masked": float(np.mean(~advantages.keep)) if len(advantages.keep) else 0.0}
+        metrics = self._completion_metrics(sampled, scored) | group_metrics(groups)
+        metrics["rollout/prompts"] = float(len(groups))
+        metrics["rollout/zero_std_groups"] = float(len(groups) - len(learnable))
+        learned = groups if self.rollout.zero_std_groups == "keep" else learnable
+        weights, weight_metrics = self._measure(learned)
+        advantages = self._advantages(learned, weights)
+        metrics |= weight_metrics
+        metrics["rollout/masked"] = float(np.mean(~advantages.keep)) if len(advantages.keep) else 0.0
         metrics |= {name: float(value) for name, value in advantages.metrics.items()}
         if self.collector.gap is not None:
             metrics["sampling/sync_gap"] = self.collector.gap
         self._examples = contract.examples(self.algorithm, learned, advantages)
         self._phase, self.metrics, self.unscored = phase, metrics, why_unscored(scored)
         for observe in self.observers:
-            observe(phase, asked, scored)
+            observe(phase, sampled, scored)
 
-    def _ask(self, full: int) -> tuple[list[PromptGroup], list[Scored], list[Group]]:
+    def _sample(self, full: int) -> tuple[list[PromptGroup], list[Scored], list[Group]]:
         """Return the ``full`` groups of a phase; ``refill`` replaces those of equal rewards within the token budget."""
-        asked, scored, groups = list[PromptGroup](), list[Scored](), list[Group]()
-        spent, budget, wanted = 0, 0, full
-        while wanted > 0:
-            places = range(self._place, self._place + wanted)
-            which = [self._prompt(place) for place in places]
-            new = self.collector.ask(self.prompts, which, places, self.algorithm.num_generations, self.rollout.sampling)
-            self._place += wanted
-            sums = self.collector.scorer.combine([heard.said for each in new for heard in each.answers])
-            made = experiences(new, sums)
-            asked, scored, groups = asked + new, scored + sums, groups + made
+        sampled, scored, groups = list[PromptGroup](), list[Scored](), list[Group]()
+        tokens, budget, missing = 0, 0, full
+        while missing > 0:
+            positions = range(self._prompts_drawn, self._prompts_drawn + missing)
+            new = self.collector.sample(
+                self.prompts,
+                [self._prompt(position) for position in positions],
+                positions,
+                self.algorithm.num_generations,
+                self.rollout.sampling,
+            )
+            self._prompts_drawn += missing
+            new_scored = self.collector.scorer.combine([completion.scores for completion in completions_of(new)])
+            sampled, scored = sampled + new, scored + new_scored
+            groups += experiences(new, new_scored)
             if self.rollout.zero_std_groups != "refill":
                 break
-            spent += sum(len(heard.tokens) for each in new for heard in each.answers)
-            budget = budget or self.rollout.refill_tokens or REFILL * spent
-            wanted = full - sum(not zero_variance(group) for group in groups)
-            if spent >= budget:
+            tokens += sum(len(completion.tokens) for completion in completions_of(new))
+            budget = budget or self.rollout.refill_tokens or REFILL * tokens
+            missing = full - sum(not zero_variance(group) for group in groups)
+            if tokens >= budget:
                 break
-        return asked, scored, groups
+        return sampled, scored, groups
 
-    def _prompt(self, place: int) -> int:
-        """Return the index of the prompt at a place of the run: every epoch has its own order."""
-        epoch, at = divmod(place, len(self.prompts))
+    def _completion_metrics(self, sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> dict[str, float]:
+        """Return the metrics of the completions alone: lengths and scores."""
+        completions = completions_of(sampled)
+        lengths = length_metrics(completions)
+        gold = [completion.gold for completion in completions]
+        return lengths | score_metrics(scored, gold, self.algorithm.num_generations)
+
+    def _measure(self, learned: list[Group]) -> tuple[list[NDArray[np.float32]] | None, dict[str, float]]:
+        """Measure the log-probabilities that the steps need; return importance weights, where there are, and metrics.
+
+        The policy's own are needed where it moves before the last step on these completions (``old_logp``), for
+        importance weights, and where the algorithm asks for them. Raises AlignError for one that is not finite: a model
+        that gives NaN is no fault of the algorithm, which would otherwise be the first to meet it.
+        """
+        correction = self.rollout.importance_sampling_correction
+        weighted = correction.type != "none" or not self.collector.generator.shares_weights
+        self.collector.measure(learned, self._several_steps or weighted or self.algorithm.measures_logp)
+        flat = [experience for group in learned for experience in group]
+        if not flat:
+            return None, {}
+        weights, metrics = importance_weights.weights(flat, correction) if weighted else (None, {})
+        measured = [name for name in ("logp", "ref_logp", "value") if getattr(flat[0], name) is not None]
+        _finite(flat, {name: [getattr(experience, name) for experience in flat] for name in measured})
+        return weights, metrics
+
+    def _advantages(self, learned: list[Group], weights: list[NDArray[np.float32]] | None) -> Advantages:
+        """Return the algorithm's advantages, with the old log-probabilities and importance weights of each token."""
+        advantages = contract.compute_advantages(self.algorithm, learned)
+        flat = [experience for group in learned for experience in group]
+        token_data = dict(advantages.token_data)
+        if self._several_steps or weights is not None:
+            token_data["old_logp"] = [_measured(experience) for experience in flat]
+        if weights is not None:
+            token_data["weight"] = weights
+        _finite(flat, token_data)
+        return Advantages(token_data, advantages.keep, advantages.metrics)
+
+    @property
+    def _several_steps(self) -> bool:
+        return self.steps_per_phase > 1
+
+    def _prompt(self, position: int) -> int:
+        """Return the index of the prompt at a position of the run: every epoch has its own order."""
+        epoch, at = divmod(position, len(self.prompts))
         if epoch != self._epoch:
             examples = self.prompts.examples
             drawn = step_plan.epoch_order(examples.sources, examples.weights, self.seed, epoch, len(examples))
@@ -243,13 +265,12 @@ class RolloutSteps:
         """Return the metrics of the greedy completions to held-out prompts."""
         self.collector.sync(version, held_out)
         greedy = Sampling(**self.rollout.sampling.model_dump() | {"temperature": 0.0})
-        everything = range(len(held_out))
+        indices = range(len(held_out))
         # Not interruptible: it is always finished, so that the log stays exact.
-        asked = self.collector.ask(held_out, everything, everything, 1, greedy, interruptible=False)
-        heard = [each.answers[0] for each in asked]
-        scored = self.collector.scorer.combine([h.said for h in heard], moves=False)
-        lengths = answer_metrics([len(h.tokens) for h in heard], [h.finish == "length" for h in heard])
-        return score_metrics(scored, [h.gold for h in heard]) | lengths
+        sampled = self.collector.sample(held_out, indices, indices, 1, greedy, interruptible=False)
+        completions = completions_of(sampled)
+        scored = self.collector.scorer.combine([completion.scores for completion in completions], update=False)
+        return score_metrics(scored, [completion.gold for completion in completions]) | length_metrics(completions)
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -258,7 +279,7 @@ class RolloutSteps:
         with contract.calling(self.algorithm, "state_dict"):
             carried = self.algorithm.state_dict()
         return {
-            "place": self._place,
+            "place": self._prompts_drawn,
             "phase": self._phase,
             "metrics": dict(self.metrics),
             "examples": None if self._examples is None else [[plain(e) for e in group] for group in self._examples],
@@ -268,7 +289,7 @@ class RolloutSteps:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state, before the first ``loader``."""
-        self._place, self._phase, self.metrics = state["place"], state["phase"], state["metrics"]
+        self._prompts_drawn, self._phase, self.metrics = state["place"], state["phase"], state["metrics"]
         groups = state["examples"]
         self._examples = None if groups is None else [[from_plain(kept) for kept in group] for group in groups]
         with contract.calling(self.algorithm, "load_state_dict"):
@@ -312,15 +333,28 @@ def extent(stage: Stage, algorithm: Online, prompts: int) -> tuple[int | None, i
     return wanted, batches * algorithm.num_iterations
 
 
-def experiences(asked: Sequence[PromptGroup], scored: Sequence[Scored]) -> list[Group]:
-    """Return sampled completions as algorithms see them; ``scored`` has all groups' answers one after the other."""
+def completions_of(sampled: Sequence[PromptGroup]) -> list[ScoredSample]:
+    """Return the completions of all groups, one after the other."""
+    return [completion for group in sampled for completion in group.completions]
+
+
+def length_metrics(completions: Sequence[ScoredSample]) -> dict[str, float]:
+    """Return ``answer_metrics`` of sampled completions."""
+    return answer_metrics(
+        [len(completion.tokens) for completion in completions],
+        [completion.finish == "length" for completion in completions],
+    )
+
+
+def experiences(sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> list[Group]:
+    """Return sampled completions as algorithms see them; ``scored`` has all groups' scores one after the other."""
     rewards = iter(scored)
     groups: list[Group] = []
-    for each in asked:
+    for prompt in sampled:
         group = []
-        for heard in each.answers:
+        for completion in prompt.completions:
             score = next(rewards)
-            experience = Experience(each.source, each.prompt, heard.tokens, heard.finish, heard.logp)
+            experience = Experience(prompt.source, prompt.prompt, completion.tokens, completion.finish, completion.logp)
             experience.reward, experience.parts, experience.size = score.learned, score.parts, score.size
             group.append(experience)
         groups.append(group)

@@ -44,15 +44,16 @@ def check_sync(
     """
     if not probe:
         return 0.0
-    said = contract.logp(generator, probe)
+    given = contract.logp(generator, probe)
     pairs, texts = list(probe), [np.concatenate(pair).astype(np.int32) for pair in probe]
     one_more = Sampling(max_completion_length=1, temperature=HOT)
     requests = [Request(text, (i,)) for i, text in enumerate(texts)]
     for text, (sample,) in zip(texts, contract.generate(generator, requests, one_more), strict=True):
         pairs.append((text, sample.tokens))
-        said.append(sample.logp)
+        given.append(sample.logp)
     own = np.concatenate([_measured(policy, probe, pad_id, 1.0), _measured(policy, pairs[len(probe) :], pad_id, HOT)])
-    gaps = np.abs(np.concatenate(said).astype(np.float64) - own)
+    logp = np.concatenate(given)
+    gaps = np.abs(logp.astype(np.float64) - own)
     worst = int(np.argmax(np.where(np.isfinite(gaps), gaps, np.inf)))
     gap = float(gaps[worst])
     if tolerance is None:
@@ -67,7 +68,7 @@ def check_sync(
         raise AlignError(
             f"after the weights were sent, generator {generator.name} gives token {answer[place]} at position "
             f"{len(prompt) + place} of probe {number % len(probe)} a log-probability of "
-            f"{float(np.concatenate(said)[worst]):.6f} and the trainer {own[worst]:.6f}; they differ by {gap:.3g}, "
+            f"{float(logp[worst]):.6f} and the trainer {own[worst]:.6f}; they differ by {gap:.3g}, "
             f"more than {tolerance:g}",
             "its weights are stale, or it is set up otherwise than the trainer (dtype, quantisation, adapter). Where "
             "only rounding differs, set rollout.sync_tolerance, and rollout.importance_sampling_correction to "

@@ -208,20 +208,20 @@ class Scorer:
 
     def score(self, answers: Sequence[Answer]) -> list[Scored]:
         """Return the reward of every completion, in their order."""
-        return self.combine(self.ask(answers))
+        return self.combine(self.score_each(answers))
 
-    def ask(self, answers: Sequence[Answer]) -> list[RewardScores]:
+    def score_each(self, answers: Sequence[Answer]) -> list[RewardScores]:
         """Return the scores of every completion by every reward."""
         columns = {name: reward.score(answers) for name, reward in self.rewards.items()}
         return [{name: scores[i] for name, scores in columns.items()} for i in range(len(answers))]
 
-    def combine(self, rows: Sequence[RewardScores], moves: bool = True) -> list[Scored]:
+    def combine(self, rows: Sequence[RewardScores], update: bool = True) -> list[Scored]:
         """Return the weighted sums of the scores of each completion.
 
-        moves: the running means of normalised rewards take in these scores first. All processes must give the same
+        update: the running means of normalised rewards take in these scores first. All processes must give the same
         rows, or their means would differ.
         """
-        if moves:
+        if update:
             for name, running in self._running.items():
                 running.update([scores[name].value for scores in rows])
         combined = []

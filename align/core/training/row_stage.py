@@ -1,4 +1,8 @@
-"""A stage that makes rows and learns nothing: each prompt is answered and scored once, the best is written down."""
+"""A stage that makes rows and learns nothing: each prompt is answered and scored once, the best is written down.
+
+Rows are checked before they are written, by reading and tokenising them as the next stage will: writing and reading
+share one definition of a good row.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +30,10 @@ from align.core.data.template_checks import CATALOGUE, Note, TokenizationSetting
 from align.core.data.tokenize import make_examples
 from align.core.engine import processes
 from align.core.models.loading import load_tokenizer
-from align.core.online.monitor import CHECK, answer_metrics, score_metrics
-from align.core.online.phases import RolloutSteps, why_unscored
+from align.core.online.monitor import CHECK, score_metrics
+from align.core.online.phases import RolloutSteps, completions_of, length_metrics, why_unscored
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Score
-from align.core.rewards.scorer import Scored, leveled
+from align.core.rewards.scorer import leveled
 from align.core.training.reward_stage import RewardStage
 from align.core.training.run_directory import ROWS, RunDirectory, StageDirectory, located, training_settings
 from align.core.training.stage import PreparedStage
@@ -41,11 +44,7 @@ from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Hardware
 from align.schemas.run import Stage
 
-# Check rows before they are written, by reading and tokenising them as the next stage will.
-#
-# Every stage that makes rows checks them here, so that writing and reading share one definition of a good row.
-
-ANY = TokenizationSettings(
+UNKNOWN_READER = TokenizationSettings(
     (), scores_prompt=False, reward=False, max_length=2**31, truncation="error", allow=frozenset()
 )
 """Settings for rows whose reader is not known: every fault but length counts."""
@@ -56,7 +55,7 @@ class Acceptance:
     """The check of a row before it is written. encoder: of the tokenizer that will read it."""
 
     encoder: Encoder
-    settings: TokenizationSettings = ANY
+    settings: TokenizationSettings = UNKNOWN_READER
     formats: list[Format] = field(
         default_factory=lambda: [known() for known in registry.working("format").values()], repr=False
     )
@@ -108,29 +107,29 @@ class RowStage(RewardStage):
         assert isinstance(algorithm, RowGenerator)
         key = digest([training_settings(self.declared), ready.data.content_hash])
         size, count = steps.groups_per_phase, math.ceil(len(steps.prompts) / steps.groups_per_phase)
-        done: list[Mapping[str, Any]] = []
+        phases: list[Mapping[str, Any]] = []
         readers = _readers(self.directory, ready)
-        _join(steps, ready.hardware)
+        _join_ranks(steps, ready.hardware)
         with self.at_work(ready):
             steps.collector.sync(0, steps.prompts)
             for phase in track(range(count), f"{self.stage.name}: sampling answers, phases"):
                 path = place.phases / f"phase-{phase + 1:06d}.json"
                 kept = _read(path, key)
                 if kept is None:
-                    which = range(phase * size, min(len(steps.prompts), (phase + 1) * size))
-                    kept = {"key": key, **_ask(steps, algorithm, readers, which, phase)}
+                    indices = range(phase * size, min(len(steps.prompts), (phase + 1) * size))
+                    kept = {"key": key, **_collect_rows(steps, algorithm, readers, indices, phase)}
                     if processes.rank() == 0:
                         atomic_files.write_atomic(path, sealed({**kept, "inputs": place.inputs()}))
                 else:
                     steps.collector.scorer.load_state_dict(kept["scorer"])
-                done.append(kept)
+                phases.append(kept)
         with contract.calling(algorithm, "curves"):
-            curves = algorithm.curves([rewards for kept in done for rewards in kept["rewards"]])
-        metrics = {**curves, **_means(done)}
-        rows = [row for kept in done for row in kept["rows"]]
-        refused: Counter[str] = sum((Counter(kept["refused"]) for kept in done), Counter())
+            curves = algorithm.curves([rewards for kept in phases for rewards in kept["rewards"]])
+        metrics = {**curves, **_means(phases)}
+        rows = [row for kept in phases for row in kept["rows"]]
+        refused: Counter[str] = sum((Counter(kept["refused"]) for kept in phases), Counter())
         if not rows:
-            raise _no_rows(place, done, refused)
+            raise _no_rows(place, phases, refused)
         if processes.rank() == 0:
             if refused:
                 print(f"{place.path.name}: {_left_out(refused)}", file=sys.stderr)
@@ -150,9 +149,9 @@ def _left_out(refused: Counter[str]) -> str:
     return f"left out {refused.total()} answers that cannot be learned from: {kinds}"
 
 
-def _no_rows(place: StageDirectory, done: Sequence[Mapping[str, Any]], refused: Counter[str]) -> AlignError:
+def _no_rows(place: StageDirectory, phases: Sequence[Mapping[str, Any]], refused: Counter[str]) -> AlignError:
     """Return the error of a stage without any row; the next stage would refuse an empty file."""
-    if any(reward is not None for kept in done for rewards in kept["rewards"] for reward in rewards):
+    if any(reward is not None for kept in phases for rewards in kept["rewards"] for reward in rewards):
         why = "no prompt had an answer that ended by itself and was good enough"
         fix = "see its samples; sample more answers (num_generations), allow longer ones, or lower the minimum"
     else:
@@ -162,14 +161,14 @@ def _no_rows(place: StageDirectory, done: Sequence[Mapping[str, Any]], refused: 
     return AlignError(f"made no row: {why}", fix, where=str(place.path))
 
 
-def _join(phases: RolloutSteps, hardware: Hardware) -> None:
+def _join_ranks(steps: RolloutSteps, hardware: Hardware) -> None:
     """Move the model to its device and join the ranks to one group, as Lightning does where there is something to fit.
 
     Ranks that wait for another give up after ``hardware.timeout`` seconds.
     """
     if hardware.accelerator == "cuda":
-        phases.collector.policy.to(torch.device("cuda", processes.local_rank()))
-    if phases.batcher.world_size > 1 and not dist.is_initialized():
+        steps.collector.policy.to(torch.device("cuda", processes.local_rank()))
+    if steps.batcher.world_size > 1 and not dist.is_initialized():
         backend = "nccl" if hardware.accelerator == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=hardware.timeout))
 
@@ -193,14 +192,14 @@ def _readers(directory: RunDirectory, ready: PreparedStage[RolloutSteps]) -> lis
     return found or [Acceptance(own)]
 
 
-def _ask(
-    phases: RolloutSteps, algorithm: RowGenerator, readers: Sequence[Acceptance], which: Sequence[int], phase: int
+def _collect_rows(
+    steps: RolloutSteps, algorithm: RowGenerator, readers: Sequence[Acceptance], indices: Sequence[int], phase: int
 ) -> dict[str, Any]:
     """Sample and score one phase; return its rows, every prompt's rewards, the metrics and what was left out."""
-    rollout, collector = phases.rollout, phases.collector
-    asked = collector.ask(phases.prompts, which, which, algorithm.num_generations, rollout.sampling)
-    scored = collector.scorer.combine([heard.said for each in asked for heard in each.answers])
-    size = algorithm.num_generations
+    rollout, collector, size = steps.rollout, steps.collector, algorithm.num_generations
+    sampled = collector.sample(steps.prompts, indices, indices, size, rollout.sampling)
+    completions = completions_of(sampled)
+    scored = collector.scorer.combine([completion.scores for completion in completions])
     rewards = [leveled(scored[i : i + size]) for i in range(0, len(scored), size)]
     rows, refused = list[dict[str, Any]](), Counter[str]()
 
@@ -212,51 +211,49 @@ def _ask(
                 return False
         return True
 
-    for each, own in zip(asked, rewards, strict=True):
-        record = phases.prompts.rows[each.source]
+    for group, group_rewards in zip(sampled, rewards, strict=True):
+        record = steps.prompts.rows[group.source]
         template = {"tools": record.tools, "chat_template_kwargs": dict(record.chat_template_kwargs)}
         rendered = {name: value for name, value in template.items() if value}  # else the prompt would be another later
         usable = []
-        for heard, reward in zip(each.answers, own, strict=True):
-            # An answer that was cut off would be taught as one that ends there.
-            if heard.finish != "stop":
+        for sample, reward in zip(group.completions, group_rewards, strict=True):
+            # A completion that was cut off would be taught as one that ends there.
+            if sample.finish != "stop":
                 continue
-            # Before the choice, not after: where the best answer cannot be learned from, the second best still can.
-            completion = heard.text if isinstance(each.content, str) else [{"role": "assistant", "content": heard.text}]
-            if accepted({"prompt": each.content, "completion": completion, **rendered}):
-                usable.append((heard.text, reward))
+            # Before the choice, not after: where the best one cannot be learned from, the second best still can.
+            text = sample.text
+            completion = text if isinstance(group.content, str) else [{"role": "assistant", "content": text}]
+            if accepted({"prompt": group.content, "completion": completion, **rendered}):
+                usable.append((text, reward))
         with contract.calling(algorithm, "rows"):
-            made = [row | rendered for row in algorithm.rows(each.content, usable)]
-        rows += [row for row in made if accepted(row)]  # a plugin's rows need not be made of the answers alone
-    for observe in phases.observers:
-        observe(phase, asked, scored)
+            made = [row | rendered for row in algorithm.rows(group.content, usable)]
+        rows += [row for row in made if accepted(row)]  # a plugin's rows need not be made of the completions alone
+    for observe in steps.observers:
+        observe(phase, sampled, scored)
     if all(score.reward is None for score in scored) and processes.rank() == 0:
         # Now, and not only at the end: what is missing is known, and every further phase costs as much.
         why = why_unscored(scored)
         what = f"no answer was scored: {why}" if why else "no answer was scored"
-        print(Problem(f"{phases.stage}, phase {phase + 1}", what, CHECK), file=sys.stderr)
+        print(Problem(f"{steps.stage}, phase {phase + 1}", what, CHECK), file=sys.stderr)
+    gold = [completion.gold for completion in completions]
     return {
         "rows": rows,
         "refused": dict(refused),
         "rewards": rewards,
-        "metrics": _metrics([heard for each in asked for heard in each.answers], scored, algorithm.num_generations),
+        "metrics": score_metrics(scored, gold, size) | length_metrics(completions),
         "scorer": collector.scorer.state_dict(),
     }
 
 
-def _metrics(heard: Sequence[Any], scored: Sequence[Scored], group: int) -> dict[str, float]:
-    golds: list[Score | None] = [each.gold for each in heard]
-    lengths = answer_metrics([len(each.tokens) for each in heard], [each.finish == "length" for each in heard])
-    return score_metrics(scored, golds, group) | lengths
-
-
-def _means(done: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Each metric over all phases: the mean by their number of prompts, of extremes the extreme."""
+def _means(phases: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return each metric over all phases: the mean by their number of prompts, of extremes the extreme."""
     over = {}
-    for name in dict.fromkeys(name for kept in done for name in kept["metrics"]):
-        parts = [(kept["metrics"][name], len(kept["rewards"])) for kept in done if name in kept["metrics"]]
-        if "/min_" in name or "/max_" in name:
-            over[name] = (min if "/min_" in name else max)(value for value, _ in parts)
+    for name in dict.fromkeys(name for kept in phases for name in kept["metrics"]):
+        parts = [(kept["metrics"][name], len(kept["rewards"])) for kept in phases if name in kept["metrics"]]
+        if "/min_" in name:
+            over[name] = min(value for value, _ in parts)
+        elif "/max_" in name:
+            over[name] = max(value for value, _ in parts)
         else:
             over[name] = sum(value * weight for value, weight in parts) / sum(weight for _, weight in parts)
     return over

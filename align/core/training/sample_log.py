@@ -1,4 +1,4 @@
-"""The answers of a phase: kept in Parquet, and shown on the terminal.
+"""The completions of a phase: kept in Parquet, and shown on the terminal.
 
 Model text is hostile: it is stored as UTF-8 text and shown with everything that a terminal could obey made visible.
 """
@@ -86,15 +86,15 @@ def show_samples(console: Console, rows: Sequence[Mapping[str, Any]], count: int
 
 
 def pick(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """``count`` rows evenly by rank, best first: 1 is the middle one, 2 the best and the worst.
+    """Return ``count`` rows evenly by rank, best first: 1 is the middle one, 2 the best and the worst.
 
     Answers without a reward come last in rank.
     """
     ranked = sorted(rows, key=lambda row: (row.get("reward") is None, -(row.get("reward") or 0.0)))
     if count == 1 and ranked:
         return [ranked[(len(ranked) - 1) // 2]]
-    places = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
-    return [ranked[place] for place in places]
+    ranks = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
+    return [ranked[rank] for rank in ranks]
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,14 +135,14 @@ def _shortened(content: Any, head: int, tail: int) -> Text:
 
 
 class SampleLog:
-    """A callable that gets every phase's answers, on one process."""
+    """Keeps every phase's completions, on one process: a ``PhaseObserver``."""
 
     def __init__(self, run: Run, place: StageDirectory, rollout: Rollout) -> None:
         self.run, self.place, self.rollout = run, place, rollout
 
-    def __call__(self, phase: int, asked: Sequence[PromptGroup], scored: Sequence[Scored]) -> None:
+    def __call__(self, phase: int, sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> None:
         """Write ``STAGE/samples/phase-000001.parquet``, show a table, and send the notice ``rollouts_scored``."""
-        rows = _rows(asked, scored)
+        rows = _rows(sampled, scored)
         if self.rollout.samples == "parquet":
             write_samples(self.place.path / "samples" / f"phase-{phase + 1:06d}.parquet", rows)
         if self.rollout.num_completions_to_print:
@@ -150,25 +150,25 @@ class SampleLog:
         registry.notify("rollouts_scored", run=self.run, phase=phase + 1, rollouts=rows)
 
 
-def _rows(asked: Sequence[PromptGroup], scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    rewards = iter(scored)
+def _rows(sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    scores = iter(scored)
     rows = []
-    for each in asked:
-        for heard in each.answers:
-            score = next(rewards)
+    for group in sampled:
+        for completion in group.completions:
+            score = next(scores)
             rows.append(
                 {
-                    "source": each.source,
-                    "group": each.place,
-                    "prompt": each.content,
-                    "completion": heard.text,
-                    "length": len(heard.tokens),
-                    "finish": heard.finish,
+                    "source": group.source,
+                    "group": group.position,
+                    "prompt": group.content,
+                    "completion": completion.text,
+                    "length": len(completion.tokens),
+                    "finish": completion.finish,
                     "reward": score.reward,
                     "parts": score.parts,
                     "outcomes": score.outcomes,
-                    "gold": None if heard.gold is None else heard.gold.value,
-                    "sampled_logp": heard.logp.tolist(),
+                    "gold": None if completion.gold is None else completion.gold.value,
+                    "sampled_logp": completion.logp.tolist(),
                 }
             )
     return rows
