@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from align.api.data_checking import preview_data as preview_data
     from align.api.estimating import RunEstimate as RunEstimate
     from align.api.estimating import estimate as estimate
+    from align.api.evaluating import EvalRun as EvalRun
+    from align.api.evaluating import evaluate as evaluate
     from align.api.labelling import label_data as label_data
     from align.api.measuring import measure as measure
     from align.api.prelaunch import launch_problems as launch_problems
@@ -78,6 +80,7 @@ _HOMES = {
     "api.catalogue": ("describe_plugin", "list_plugins", "list_rewards"),
     "api.data_checking": ("check_data", "preview_data"),
     "api.estimating": ("RunEstimate", "estimate"),
+    "api.evaluating": ("EvalRun", "evaluate"),
     "api.labelling": ("label_data",),
     "api.measuring": ("measure",),
     "api.prelaunch": ("launch_problems", "write_advice"),

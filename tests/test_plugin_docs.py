@@ -73,7 +73,7 @@ def test_none_is_broken_and_the_command_is_there(place: Path) -> None:
     found = json.loads(align(place, "plugins", "list", "--json"))
     assert "broken" not in json.dumps(found).replace('"broken": {}', "")
     assert align(place, "words", "one two three") == "3\n"
-    assert "Share of held-out answers" in align(place, "plugins", "show", "exact_share")
+    assert "Share of answers that equal" in align(place, "plugins", "show", "exact_share")
 
 
 def test_a_run_made_of_them_alone(place: Path, tiny_model_dir: Path) -> None:

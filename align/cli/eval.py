@@ -1,0 +1,105 @@
+"""``align eval``: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+from align.cli.choices import SPELT, choice_of, files
+from align.cli.progress import loading, quiet, show_progress
+
+if TYPE_CHECKING:
+    from align.api.evaluating import EvalRun
+
+
+@click.group("eval")
+def evaluation() -> None:
+    """Measure a model with benchmarks and evals of your own.
+
+    \b
+    Example:
+      align eval run --model runs/first/sft/export --suite suite.yaml --out evals/first
+      align gate --baseline evals/base --candidate evals/first --policy gate.yaml
+    """
+
+
+@evaluation.command("run")
+@click.option("--model", required=True, shell_complete=files, help="A model directory, a hub id, or a server's URL.")
+@click.option("--suite", required=True, shell_complete=files, help="A suite file, or a named suite.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where the rows go.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", help="Settings of evals: mmlu.data=mmlu.jsonl.")
+@click.option("--generator", default="local", show_default=True, metavar="GENERATOR", help=f"{SPELT}.")
+@click.option("--served-model", default="", help="The model's name on a server; default: the only one.")
+@click.option("--key-env", help="The environment variable that holds a server's API key.")
+@click.option("--context", type=click.IntRange(min=2), help="Most tokens of prompt and completion.")
+@click.option("--trust-remote-code", is_flag=True, help="Run model code that comes with the weights.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
+@quiet
+def run(
+    model: str,
+    suite: str,
+    out: Path,
+    overrides: tuple[str, ...],
+    generator: str,
+    served_model: str,
+    key_env: str | None,
+    context: int | None,
+    trust_remote_code: bool,
+    form: str,
+    quiet: bool,
+) -> None:
+    """Measure a model with every eval of a suite.
+
+    Rows are written as they are measured: the same command goes on after an interruption.
+
+    \b
+    Example:
+      align eval run --model runs/first/sft/export --suite math --out evals/first gsm8k.data=gsm8k.jsonl gsm8k.n=200
+    """
+    show_progress(not quiet)
+    with loading():
+        from align.api.evaluating import evaluate
+
+    found = evaluate(
+        model,
+        suite,
+        out,
+        overrides=overrides,
+        generator=choice_of(generator, "generator"),
+        served_model=served_model,
+        key_env=key_env,
+        context=context,
+        trust_remote_code=trust_remote_code,
+        progress=not quiet,
+    )
+    click.echo(json.dumps(found.metrics, indent=1) if form == "json" else _table(found))
+
+
+@evaluation.command("list")
+def list_suites() -> None:
+    """List the named suites with their evals.
+
+    \b
+    Example:
+      align eval list
+    """
+    from align.core.config import yaml_loader
+    from align.core.config.suite_file import named_suites
+
+    for name, text in sorted(named_suites().items()):
+        entries = yaml_loader.read(text, name).values["evals"]
+        types = [entry if isinstance(entry, str) else entry["type"] for entry in entries]
+        click.echo(f"{name:14} {', '.join(dict.fromkeys(types))}")
+
+
+def _table(found: EvalRun) -> str:
+    """Return a line for each eval: its headline, its items, and what a reader must know of its rows."""
+    width = max(len(name) for name in found.metrics)
+    lines = [f"{'eval':{width}}     score  items  invalid  cut off"]
+    for name, metrics in found.metrics.items():
+        shares = f"{metrics['invalid']:7.1%}  {metrics['truncated']:7.1%}"
+        lines.append(f"{name:{width}}  {metrics['score']:8.4f}  {metrics['items']:5.0f}  {shares}")
+    return "\n".join([*lines, f"rows: {found.directory / 'rows.jsonl'}"])
