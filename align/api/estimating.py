@@ -12,7 +12,7 @@ from align.advisor.estimate.model_shape import ModelShape, named_size, shape_of_
 from align.advisor.estimate.remedies import EstimateRequest
 from align.advisor.estimate.stage_estimate import StageEstimate, estimate_stage
 from align.advisor.estimate.training_cost import read_prices
-from align.api.input_types import RunLike, as_run
+from align.api.training import RunLike, as_run
 from align.core.estimation.resolved_stage import ResolvedStage, resolve_stage
 from align.core.util.hardware import present
 from align.core.util.system_errors import explaining

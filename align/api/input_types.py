@@ -15,10 +15,8 @@ from align.schemas.project import DATA_KINDS, DataKind, Project
 
 if TYPE_CHECKING:
     # Building the models of run files takes a tenth of a second, which advice need not wait for.
-    from align.schemas.run import Choice, RewardChoice, Run, Sampling
+    from align.schemas.run import Choice, RewardChoice, Sampling
 
-RunLike: TypeAlias = "Run | str | Path"
-"""A run (``align.load``), or the path of a run file."""
 BriefLike = str | Path | Mapping[str, Any] | Project | Brief
 """A brief: see ``as_brief``."""
 RewardLike: TypeAlias = "str | Mapping[str, Any] | RewardChoice"
@@ -35,15 +33,6 @@ class DataFile:
 
 Files = Iterable[str | Path | DataFile] | Mapping[DataKind, str | Path | Iterable[str | Path]]
 """Data files, or data files by what they are for: ``{"sft_pairs": "letters.jsonl", "eval_set": ["a.jsonl"]}``."""
-
-
-def as_run(run: RunLike) -> Run:
-    """Return a run as it is, or read its file. Raises AlignError as ``align.load`` does."""
-    if not isinstance(run, str | Path):
-        return run
-    from align.core.config import run_file
-
-    return run_file.load(run)
 
 
 def as_brief(brief: BriefLike) -> Brief:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from align.api.input_types import RunLike, as_run
 from align.core.config import run_file
 from align.core.util.system_errors import explaining
 from align.schemas.results import StageResult
@@ -13,6 +13,9 @@ from align.schemas.run import Run
 
 if TYPE_CHECKING:
     from align.core.training.check import StageCheck
+
+RunLike: TypeAlias = Run | str | Path
+"""A run (``align.load``), or the path of a run file."""
 
 
 @explaining()
@@ -43,6 +46,11 @@ def check(run: RunLike, *, overrides: Mapping[str, str] | None = None, progress:
     from align.core.training.check import check as check_stages
 
     return check_stages(with_overrides(as_run(run), overrides), progress=progress)
+
+
+def as_run(run: RunLike) -> Run:
+    """Return a run as it is, or read its file. Raises AlignError as ``align.load`` does."""
+    return run_file.load(run) if isinstance(run, str | Path) else run
 
 
 def with_overrides(run: Run, overrides: Mapping[str, str] | None) -> Run:

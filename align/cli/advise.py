@@ -15,7 +15,7 @@ import rich_click as click
 from align.advisor.render import FORMATS, Format
 from align.cli.advise_model import measured, model_options, reader
 from align.cli.choices import data_file, files
-from align.cli.progress import quiet, show_progress
+from align.cli.command_context import quiet, show_progress
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

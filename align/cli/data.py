@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, get_args
 import rich_click as click
 
 from align.cli.choices import files as files_
+from align.cli.command_context import quiet, show_progress
 from align.cli.data_label import label
 from align.cli.data_show import show
-from align.cli.progress import quiet, show_progress
 from align.schemas.records import Kind
 
 if TYPE_CHECKING:

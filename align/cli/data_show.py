@@ -7,7 +7,7 @@ import sys
 import rich_click as click
 
 from align.cli.choices import files
-from align.cli.progress import loading, quiet, show_progress
+from align.cli.command_context import loading, quiet, show_progress
 
 
 @click.command()

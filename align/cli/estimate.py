@@ -8,7 +8,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from align.cli.progress import loading, quiet, show_progress
+from align.cli.command_context import loading, quiet, show_progress
 
 
 @click.command()

@@ -12,7 +12,7 @@ import rich_click as click
 
 from align.api.catalogue import describe_plugin, list_plugins
 from align.cli.choices import plugin_names
-from align.cli.progress import loading, show_progress
+from align.cli.command_context import loading, show_progress
 from align.cli.tables import print_columns
 from align.core.plugin_system.registry import KINDS, registry
 from align.schemas.text import visible

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from align.cli.progress import loading, quiet, show_progress
-from align.cli.signals import ends_on_signals
+from align.cli.command_context import ends_on_signals, loading, quiet, show_progress
 
 SHOWN, WIDTH = 2, 160
 """Prompts whose answers are printed before and after, and characters of each."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 import rich_click as click
 
 from align.cli.choices import plugin_names
-from align.cli.progress import loading, quiet, show_progress
+from align.cli.command_context import loading, quiet, show_progress
 from align.cli.tables import print_columns
 from align.schemas.text import stripped
 

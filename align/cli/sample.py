@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from align.cli.choices import REWARD, SPELT, choice_of, files, prompt_or_file, reward_of
-from align.cli.progress import loading, quiet, show_progress
+from align.cli.command_context import loading, quiet, show_progress
 
 if TYPE_CHECKING:
     from align.core.inference.sampler import Completion

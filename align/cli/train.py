@@ -10,8 +10,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from align.cli.progress import loading, quiet, show_progress
-from align.cli.signals import ends_on_signals
+from align.cli.command_context import ends_on_signals, loading, quiet, show_progress
 
 
 @click.command()
@@ -99,7 +98,7 @@ def _first_reports(again: str = "") -> Iterator[None]:
     again: the command that goes on after a signal; without it neither signals nor lost processes are reported.
     """
     from align.core.engine.processes import LOST, rank
-    from align.core.training.launch import Lost
+    from align.core.training.launch import ProcessLost
     from align.core.util.liveness import Interrupted
     from align.schemas.errors import AlignError
 
@@ -109,7 +108,7 @@ def _first_reports(again: str = "") -> Iterator[None]:
         if again and rank() == 0:
             click.echo(f"{stop}; go on with: {again}", err=True)
         sys.exit(128 + stop.signal_number)
-    except Lost:
+    except ProcessLost:
         if again and rank() == 0:
             raise
         sys.exit(LOST)  # the launcher reports which process was lost

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from align.core.config import run_file
 from align.core.engine import checkpoint, processes
 from align.core.engine.callbacks import Interrupted
-from align.core.training.launch import Lost, explained_failures, worker_failed
+from align.core.training.launch import ProcessLost, explained_failures, worker_failed
 from align.core.training.run_directory import StageDirectory
 from align.core.util import liveness
 from align.core.util.liveness import Limits, Sign
@@ -316,13 +316,16 @@ def test_a_lost_connection_tells_what_the_other_said(tmp_path: Path, monkeypatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("align.core.training.launch.REPORT_SECONDS", 0.0)
     sign(stage, 0)
-    with pytest.raises(Lost, match="rank 1 never started"), explained_failures(stage):
+    with pytest.raises(ProcessLost, match="rank 1 never started"), explained_failures(stage):
         raise broken
     sign(stage, 1)
-    with pytest.raises(Lost, match="lost its connection to another process"), explained_failures(stage):
+    with pytest.raises(ProcessLost, match="lost its connection to another process"), explained_failures(stage):
         raise broken
     sign(stage, 1, error="TMPDIR\n    full")
-    with pytest.raises(Lost, match=r"rank 1 on gpu-7 \(step 12\)\n    stopped:\nTMPDIR"), explained_failures(stage):
+    with (
+        pytest.raises(ProcessLost, match=r"rank 1 on gpu-7 \(step 12\)\n    stopped:\nTMPDIR"),
+        explained_failures(stage),
+    ):
         raise broken
     with pytest.raises(ValueError, match="ours"), explained_failures(stage):
         raise ValueError("ours")

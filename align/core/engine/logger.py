@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
-
-from lightning.pytorch.loggers import Logger as LightningLogger
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from align.schemas.base import Config
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger as LightningLogger
 
 
 class Logger:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.schemas.base import Config
 from align.schemas.hardware import Footprint, Hardware
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Strategy:

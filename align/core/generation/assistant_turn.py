@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from align.core.data.chat_template import common_length, render_prompt
 from align.core.data.encode import Encoder, UnusableRow
 from align.core.data.template_checks import TokenizationSettings
 from align.schemas.records import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PROBE = "align-looks-for-where-an-answer-begins"
 """The content of an assistant message that is rendered to find the header of the turn: the text before it."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from align.core.engine.module import AlignModule
 from align.core.online.monitor import CHECK, EQUAL, UNSCORED, VARY, Alarm, Watcher
-from align.core.online.phases import RolloutSteps
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Watch
+
+if TYPE_CHECKING:
+    from align.core.online.phases import RolloutSteps
 
 AVERAGED = {"entropy", "kl"}
 """Metrics that the loss logs at every step: a phase is judged by their mean."""

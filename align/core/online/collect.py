@@ -38,7 +38,7 @@ PROBED = 4
 """Sequences that the sync gate compares."""
 
 
-class Failed(AlignError):
+class PhaseFailed(AlignError):
     """Raised on every rank for an error of sampling or scoring on one of them, so that all can save and stop."""
 
 
@@ -140,7 +140,7 @@ class Collector:
         """Sample and score ``num_generations`` completions of each prompt in ``indices``. Collective.
 
         positions: the number of prompts sampled before each of them in this run, which their random numbers follow
-        from. Raises on all ranks what one had to raise: ``Interrupt``, or ``Failed`` for an AlignError.
+        from. Raises on all ranks what one had to raise: ``Interrupt``, or ``PhaseFailed`` for an AlignError.
         """
         rank, world_size = self.batcher.rank, self.batcher.world_size
         stop = self.stop if interruptible else _never
@@ -156,7 +156,7 @@ class Collector:
             problems = error.problems
         gathered = all_gather_objects((own, problems))
         if failed := [problem for _, problems in gathered for problem in problems]:
-            raise Failed("", problems=tuple(dict.fromkeys(failed)))
+            raise PhaseFailed("", problems=tuple(dict.fromkeys(failed)))
         by_rank = [completions for completions, _ in gathered]
         if any(completions is None for completions in by_rank):
             raise Interrupt

@@ -19,7 +19,7 @@ from align.core.data import step_plan
 from align.core.data.examples import Example, TokenSequence
 from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader
 from align.core.generation.base import Interrupt
-from align.core.online.collect import Collector, Failed, PromptGroup, Prompts, ScoredSample
+from align.core.online.collect import Collector, PhaseFailed, PromptGroup, Prompts, ScoredSample
 from align.core.online.monitor import answer_metrics, group_metrics, level, score_metrics, zero_variance
 from align.core.rewards.functions import set_global_step
 from align.core.rewards.scorer import Scored
@@ -112,7 +112,7 @@ class RolloutSteps:
                 carried = self.state_dict()
                 try:
                     self._collect(phase)
-                except (Interrupt, Failed):  # the phase will be collected again, from what it began with
+                except (Interrupt, PhaseFailed):  # the phase will be collected again, from what it began with
                     self.load_state_dict(carried)
                     raise
             assert self._examples is not None

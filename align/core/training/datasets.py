@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
-from align.core.algorithm.base import Algorithm
 from align.core.data.examples import Examples
 from align.core.data.lint.duplicates import compare_splits
 from align.core.data.mixture import RowFinding, Window, load_records, stream_records
@@ -20,6 +19,11 @@ from align.core.util.atomic_files import cache_directory, digest
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from align.core.algorithm.base import Algorithm
 
 
 @dataclass(frozen=True, slots=True)

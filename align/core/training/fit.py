@@ -27,7 +27,7 @@ from align.core.engine.module import AlignModule, NonFinite, StageHooks
 from align.core.engine.steps import StepBatch, StepLoader, StepSource
 from align.core.generation.base import Interrupt
 from align.core.models.export import export_from_state
-from align.core.online.collect import Failed
+from align.core.online.collect import PhaseFailed
 from align.core.plugin_system.registry import registry
 from align.core.training.run_directory import StageDirectory, training_settings
 from align.core.training.stage import PreparedStage, Source, StageRunner
@@ -255,7 +255,7 @@ class _Interruptible:
                 step = next(steps)
             except StopIteration:
                 return
-            except (Interrupt, Failed) as stop:
+            except (Interrupt, PhaseFailed) as stop:
                 self._on_interrupt(stop)
             yield step
 

@@ -159,7 +159,7 @@ REPORT_SECONDS = 1.0
 """Seconds that a process which lost its peers waits for one of them to report why it ended."""
 
 
-class Lost(AlignError):
+class ProcessLost(AlignError):
     """Raised for a collective that broke because another process is gone or silent: that process is the cause."""
 
 
@@ -175,7 +175,7 @@ def explained_failures(place: StageDirectory) -> Iterator[None]:
         if found is None and not _is_lost(error):
             raise
         problems = _peers(place) if found is None else found.problems
-        kind = Lost if found is None else AlignError
+        kind = ProcessLost if found is None else AlignError
         raise kind("", problems=[*problems, *_saved(place)]) from error
 
 

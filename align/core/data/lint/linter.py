@@ -198,7 +198,7 @@ PAGES = frozenset((".txt", ".md", ".rst", ".html", ".htm", ".pdf", ".docx", ".od
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredData:
     """The measured facts about one data set. kind: as a brief names it. facts: those of ``DataSet`` and ``Size`` found:
 
     rows, docs, bytes (of text, in UTF-8), pii, overlaps_evals (where suites
@@ -213,14 +213,14 @@ class Measured:
     bad: int = 0
 
 
-def measure(path: str, *, against: Sequence[str] = ()) -> Measured:
+def measure(path: str, *, against: Sequence[str] = ()) -> MeasuredData:
     """Count and check the data at ``path``: a data file, a directory of them, a hub id, or pages (``.md``, ``.pdf``).
 
     against: evaluation files, to find rows that are in them too. Raises AlignError where nothing can be read.
     """
     if pages := pages_at(path):
         size = sum(page.stat().st_size for page in pages)
-        return Measured(path, "documents", {"docs": len(pages), "bytes": size}, {})
+        return MeasuredData(path, "documents", {"docs": len(pages), "bytes": size}, {})
     suites = [read_suite(file) for file in against]
     linter, bad = Linter(LintOptions(suites)), 0
     for item in Reading(Source(path=path)).rows():
@@ -242,7 +242,7 @@ def measure(path: str, *, against: Sequence[str] = ()) -> Measured:
         "labelled_by": judges[0][0] if len(judges) == 1 else None,
     }
     known = {name: value for name, value in facts.items() if value is not None}
-    return Measured(path, kind, known, linter.languages.shares, tuple(found), bad)
+    return MeasuredData(path, kind, known, linter.languages.shares, tuple(found), bad)
 
 
 def pages_at(path: str) -> list[Path]:
