@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     from align.core.generation.base import ModelHandle as ModelHandle
     from align.core.generation.base import Request as Request
     from align.core.generation.base import Sample as Sample
-    from align.core.rewards.base import Answer as Answer
-    from align.core.rewards.base import Reward as Reward
-    from align.core.rewards.base import Score as Score
+    from align.core.rewards.reward import Answer as Answer
+    from align.core.rewards.reward import Reward as Reward
+    from align.core.rewards.reward import Score as Score
     from align.core.training.sample_log import read_samples as read_samples
     from align.core.util.liveness import Interrupted as Interrupted
     from align.hookspecs import Register as Register
@@ -101,7 +101,7 @@ _HOMES = {
     "core.data.formats": ("Format", "Shape"),
     "core.generation.base": ("Generator", "ModelHandle", "Request", "Sample"),
     "core.algorithm.online": ("Advantages", "Experience", "RowGenerator", "Online"),
-    "core.rewards.base": ("Answer", "Reward", "Score"),
+    "core.rewards.reward": ("Answer", "Reward", "Score"),
     "core.config.run_file": ("load",),
     "schemas.results": ("StageResult",),
     "core.evaluation.eval": ("Eval",),

@@ -23,10 +23,10 @@ from align.core.algorithm.advantages import (
     token_rewards,
     whiten,
 )
-from align.core.algorithm.best_of_n import best_of_k, kl_bound, pass_at_k, powers
 from align.core.algorithm.kl import KL
 from align.core.algorithm.online import Group, sequence_of
-from align.core.algorithm.policy_loss import (
+from align.core.algorithm.pass_at_k import best_of_k, kl_bound, pass_at_k, powers
+from align.core.algorithm.policy_gradient import (
     RATIOS,
     Averaging,
     Level,

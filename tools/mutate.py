@@ -30,7 +30,7 @@ TESTS: dict[str, list[str]] = {
     "align/core/data/step_plan.py": ["tests/core/test_plan.py"],
     "align/core/data/batch.py": ["tests/core/test_collate.py", "tests/core/test_batch.py"],
     "align/core/algorithm/advantages.py": ["tests/core/test_credit.py"],
-    "align/core/algorithm/policy_loss.py": ["tests/core/test_ratio.py"],
+    "align/core/algorithm/policy_gradient.py": ["tests/core/test_ratio.py"],
     "align/core/algorithm/importance_weights.py": ["tests/core/test_mismatch.py"],
     "align/core/algorithm/kl.py": ["tests/core/test_ratio.py", "tests/core/test_credit.py"],
     "align/core/algorithm/base.py": [

@@ -65,7 +65,7 @@ def _token_counter(model: str) -> Count:
     model: the model's directory or hub id.
     """
     from align.core.data.encode import MAX_CHARACTERS
-    from align.core.models.loading import load_tokenizer
+    from align.core.models.load_and_export import load_tokenizer
 
     tokenizer = load_tokenizer(Model(path=model))
 
@@ -116,7 +116,7 @@ def preview_data(
     from align.core.data.encode import Encoder
     from align.core.data.preview import preview_source
     from align.core.data.template_checks import TokenizationSettings
-    from align.core.models.loading import load_tokenizer
+    from align.core.models.load_and_export import load_tokenizer
     from align.core.plugin_system import registry
 
     source = Source(path=str(file), format=format)

@@ -39,9 +39,9 @@ def register_rewards(register: Register) -> None:
     register("length", "align.plugins.rewards.length:Length")
     register("repetition", "align.plugins.rewards.repetition:Repetition")
     register("reward_model", "align.plugins.rewards.reward_model:RewardModelScore")
-    register("python", "align.plugins.rewards.compat:PythonReward")
-    register("verl", "align.plugins.rewards.compat:VerlReward")
-    register("openrlhf", "align.plugins.rewards.compat:OpenRLHFReward")
+    register("python", "align.plugins.rewards.python_file:PythonReward")
+    register("verl", "align.plugins.rewards.python_file:VerlReward")
+    register("openrlhf", "align.plugins.rewards.python_file:OpenRLHFReward")
     register("code", "align.plugins.rewards.code:Code")
     register("ai_feedback", "align.plugins.rewards.ai_feedback:AIFeedback")
     register("math", "align.plugins.rewards.math:Math")
@@ -74,10 +74,10 @@ def register_generators(register: Register) -> None:
 @hookimpl
 def register_strategies(register: Register) -> None:
     """Register the strategies, which lay a fit out on the devices."""
-    register("auto", "align.plugins.strategies.lightning:Auto")
-    register("single", "align.plugins.strategies.lightning:Single")
-    register("ddp", "align.plugins.strategies.lightning:DDP")
-    register("fsdp", "align.plugins.strategies.lightning:FSDP")
+    register("auto", "align.plugins.strategies.single_ddp_fsdp:Auto")
+    register("single", "align.plugins.strategies.single_ddp_fsdp:Single")
+    register("ddp", "align.plugins.strategies.single_ddp_fsdp:DDP")
+    register("fsdp", "align.plugins.strategies.single_ddp_fsdp:FSDP")
 
 
 @hookimpl

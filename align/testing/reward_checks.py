@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from align.core.plugin_system.registry import config_of
-from align.core.rewards.base import Answer, Reward, RewardContext, Score
 from align.core.rewards.functions import from_function
-from align.core.util import interpreter
+from align.core.rewards.reward import Answer, Reward, RewardContext, Score
+from align.core.util import child_processes
 
 Plugin = type[Reward] | Callable[..., Any]
 
@@ -96,10 +96,11 @@ def _scores_of_another_process(
     module, name = getattr(reward, "__module__", "__main__"), getattr(reward, "__qualname__", "<lambda>")
     if module == "__main__" or "<" in name:
         return None
+    other_seed = "77" if os.environ.get("PYTHONHASHSEED") != "77" else "78"
     done = subprocess.run(
-        interpreter.command("-c", _CHILD),
+        child_processes.command("-c", _CHILD),
         input=pickle.dumps((module, name, [dict(row) for row in rows], dict(settings))),
-        env=interpreter.environment() | {"PYTHONHASHSEED": "77" if os.environ.get("PYTHONHASHSEED") != "77" else "78"},
+        env=child_processes.environment() | {"PYTHONHASHSEED": other_seed},
         capture_output=True,
         timeout=_CHILD_SECONDS,
     )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.algorithm import advantages, best_of_n
+from align.core.algorithm import advantages, pass_at_k
 from align.core.algorithm.kl import KL, estimate
 from align.core.algorithm.online import Experience
 
@@ -210,18 +210,18 @@ def test_best_of_k_and_pass_at_k_over_all_subsets(rewards: list[float]) -> None:
     n, right = len(rewards), sum(reward >= 1 for reward in rewards)
     for k in range(1, n + 1):
         subsets = list(combinations(rewards, k))
-        assert best_of_n.best_of_k(rewards, k) == pytest.approx(np.mean([max(subset) for subset in subsets]), abs=1e-9)
+        assert pass_at_k.best_of_k(rewards, k) == pytest.approx(np.mean([max(subset) for subset in subsets]), abs=1e-9)
         passed = np.mean([any(reward >= 1 for reward in subset) for subset in subsets])
-        assert best_of_n.pass_at_k(n, right, k) == pytest.approx(passed, abs=1e-9)
-        assert best_of_n.best_of_k([1.0] * right + [0.0] * (n - right), k) == pytest.approx(passed, abs=1e-9)
+        assert pass_at_k.pass_at_k(n, right, k) == pytest.approx(passed, abs=1e-9)
+        assert pass_at_k.best_of_k([1.0] * right + [0.0] * (n - right), k) == pytest.approx(passed, abs=1e-9)
 
 
 @pytest.mark.parametrize("arguments", [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5)])
 def test_what_cannot_be_is_refused(arguments: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="right answers among"):
-        best_of_n.pass_at_k(*arguments)
+        pass_at_k.pass_at_k(*arguments)
     with pytest.raises(ValueError, match="among 2 answers"):
-        best_of_n.best_of_k([1.0, 2.0], 3)
+        pass_at_k.best_of_k([1.0, 2.0], 3)
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 16])
@@ -232,10 +232,10 @@ def test_the_kl_bound(n: int) -> None:
         edges = (np.arange(m + 1) / m) ** n
         p = np.diff(edges)
         kls.append(float((p[p > 0] * np.log(p[p > 0] * m)).sum()))
-    assert sorted(kls) == pytest.approx(kls) and kls[-1] <= best_of_n.kl_bound(n) + 1e-12
-    assert kls[-1] == pytest.approx(best_of_n.kl_bound(n), abs=1e-2)
-    assert best_of_n.kl_bound(8) == pytest.approx(math.log(8) - 7 / 8)
+    assert sorted(kls) == pytest.approx(kls) and kls[-1] <= pass_at_k.kl_bound(n) + 1e-12
+    assert kls[-1] == pytest.approx(pass_at_k.kl_bound(n), abs=1e-2)
+    assert pass_at_k.kl_bound(8) == pytest.approx(math.log(8) - 7 / 8)
 
 
 def test_the_curve_is_told_at_powers_of_two() -> None:
-    assert [list(best_of_n.powers(n)) for n in (1, 2, 6, 16)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8, 16]]
+    assert [list(pass_at_k.powers(n)) for n in (1, 2, 6, 16)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8, 16]]

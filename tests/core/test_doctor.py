@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from align.core.data.datasets import make_examples
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
 from align.core.data.template_checks import CATALOGUE, Tally, TemplateFinding, TokenizationSettings, stop_on_errors
-from align.core.data.tokenize import make_examples
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.pretrain import Pretrain
 from align.plugins.algorithms.reward_model import RewardModel

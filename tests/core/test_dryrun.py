@@ -21,7 +21,7 @@ from align.core.estimation.calibrate import calibrate
 from align.core.estimation.dry_run import count, dry_run
 from align.core.estimation.memory_tracker import MemoryTracker
 from align.core.estimation.resolved_stage import config_of, resolve_stage
-from align.core.models.loading import build_policy
+from align.core.models.load_and_export import build_policy
 from align.core.plugin_system.registry import registry
 from align.core.training.reward_stage import configure
 from align.core.util.hardware import present

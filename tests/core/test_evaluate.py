@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.data.tokenize import tokenize_records
+from align.core.data.datasets import tokenize_records
 from align.core.evaluation.statistics import wilson
 from align.core.inference.probe_models import LocalProbeModel, prefers_chosen
-from align.core.models.loading import build_policy
+from align.core.models.load_and_export import build_policy
 from align.core.plugin_system.registry import registry
 from align.schemas.records import Record
 from align.schemas.run import Choice, Data, Model, Source

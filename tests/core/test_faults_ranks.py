@@ -192,7 +192,7 @@ def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *programs: str) 
     file = tmp_path / "programs.json"
     file.write_text(json.dumps(programs))
     chosen = f"import json, os; exec(json.load(open({str(file)!r}))[int(os.environ['RANK'])])"
-    monkeypatch.setattr("align.core.util.interpreter.command", lambda *_: [sys.executable, "-c", chosen])
+    monkeypatch.setattr("align.core.util.child_processes.command", lambda *_: [sys.executable, "-c", chosen])
     return processes.run_workers([], len(programs), Limits(stop=1.0))
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 import align
-from align.core.util import interpreter
+from align.core.util import child_processes
 
 ROOT = str(Path(__file__).parents[2])
 INSTALLED = "import sys; sys.path.remove('')\n"
 """The installed `align` has the working directory off its path, but not its children's."""
 SCORE = """
 from pathlib import Path
-from align.core.rewards.base import Answer, RewardContext
+from align.core.rewards.reward import Answer, RewardContext
 from align.core.rewards.worker_pool import Workers
 from align.schemas.run import RewardChoice
 
@@ -111,11 +111,11 @@ def test_what_a_library_appends_of_its_own_stays_behind_the_libraries(monkeypatc
     packages = Path(pytest.__file__).parents[1]
     appended = [str(packages / "setuptools" / "_vendor"), str(packages), "/somewhere/else"]
     monkeypatch.setattr(sys, "path", [*sys.path, *appended])
-    found = interpreter.import_path()
+    found = child_processes.import_path()
     assert "/somewhere/else" in found
     assert [entry for entry in found if Path(entry).is_relative_to(packages)] == []
 
 
 def test_home_is_where_align_is_imported_from() -> None:
     """A file that moves within the package must not move it."""
-    assert (interpreter.HOME / "align" / "__init__.py").samefile(align.__file__)
+    assert (child_processes.HOME / "align" / "__init__.py").samefile(align.__file__)

@@ -30,7 +30,7 @@ from align.core.inference.probes import (
     with_passages,
 )
 from align.core.inference.sampler import Completion
-from align.core.rewards.base import RewardContext
+from align.core.rewards.reward import RewardContext
 from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
 from align.schemas.project import Measurement

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.core.data.examples import Example, InMemory, TokenSequence
-from align.core.models.loading import build_policy
+from align.core.models.load_and_export import build_policy
 from align.core.models.packing import LengthLimits, check_lengths, limits_for, longest_sequence
 from align.core.models.policy import Policy
 from align.core.training.check import check

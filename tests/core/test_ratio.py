@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.core.algorithm import policy_loss
+from align.core.algorithm import policy_gradient
 from align.core.algorithm.kl import KL, estimate
 from align.core.data.batch import Batch
 from align.plugins.algorithms.grpo import cispo
@@ -36,21 +36,21 @@ def floats(*values: float) -> Tensor:
 def test_ratios_by_hand() -> None:
     """Log-ratios 0.1 and −0.3 of one answer, 0.5 of another."""
     made = batch(floats(-1.0, -2.0, -3.0), [2, 1], old_logp=floats(-1.1, -1.7, -3.5))
-    assert policy_loss.token_ratio(made).log().tolist() == pytest.approx([0.1, -0.3, 0.5])
-    assert policy_loss.mean_ratio(made).log().tolist() == pytest.approx([-0.1, -0.1, 0.5])
-    assert policy_loss.product_ratio(made).log().tolist() == pytest.approx([-0.2, 0.5])
+    assert policy_gradient.token_ratio(made).log().tolist() == pytest.approx([0.1, -0.3, 0.5])
+    assert policy_gradient.mean_ratio(made).log().tolist() == pytest.approx([-0.1, -0.1, 0.5])
+    assert policy_gradient.product_ratio(made).log().tolist() == pytest.approx([-0.2, 0.5])
 
 
 def test_a_ratio_never_overflows() -> None:
     made = batch(floats(-1.0), [1], old_logp=floats(-1000.0))
-    for found in (policy_loss.token_ratio, policy_loss.mean_ratio, policy_loss.product_ratio):
+    for found in (policy_gradient.token_ratio, policy_gradient.mean_ratio, policy_gradient.product_ratio):
         assert (found(made) * 0).tolist() == [0.0]
         assert found(batch(floats(-1.0), [1], old_logp=floats(-19.0))).log().tolist() == pytest.approx([18.0])
 
 
 def test_where_nothing_was_measured_the_ratio_is_one_and_has_the_gradient_of_logp() -> None:
     logp = floats(-1.0, -2.0, -3.0).requires_grad_()
-    rho = policy_loss.token_ratio(batch(logp, [2, 1]))
+    rho = policy_gradient.token_ratio(batch(logp, [2, 1]))
     assert rho.tolist() == [1, 1, 1]
     (gradient,) = torch.autograd.grad(rho.sum(), logp)
     assert gradient.tolist() == [1, 1, 1]
@@ -73,12 +73,12 @@ def test_where_nothing_was_measured_the_ratio_is_one_and_has_the_gradient_of_log
 )
 def test_clipping_by_hand(rho: float, advantage: float, loss: float, slope: float) -> None:
     r = floats(rho).requires_grad_()
-    value = policy_loss.clipped(r, floats(advantage), 0.2, 0.2, 3.0)
+    value = policy_gradient.clipped(r, floats(advantage), 0.2, 0.2, 3.0)
     (gradient,) = torch.autograd.grad(value.sum(), r)
     assert value.item() == pytest.approx(loss)
     assert gradient.item() == pytest.approx(slope)
     if rho < 3:
-        assert policy_loss.clipped(r, floats(advantage), 0.2, 0.2).item() == pytest.approx(loss)
+        assert policy_gradient.clipped(r, floats(advantage), 0.2, 0.2).item() == pytest.approx(loss)
 
 
 @given(st.floats(0.01, 10), st.floats(-3, 3), st.floats(0.05, 0.9), st.floats(0.05, 2), st.floats(0.01, 5))
@@ -86,7 +86,7 @@ def test_dual_clip_is_the_two_sided_clip(rho: float, advantage: float, low: floa
     """INTELLECT-2 caps ρ at δ before the minimum; above 1 + ε_high that is the same."""
     delta = 1 + high + more
     theirs = -min(min(rho, delta) * advantage, min(max(rho, 1 - low), 1 + high) * advantage)
-    mine = policy_loss.clipped(floats(rho), floats(advantage), low, high, delta)
+    mine = policy_gradient.clipped(floats(rho), floats(advantage), low, high, delta)
     assert mine.item() == pytest.approx(theirs, abs=1e-9)
 
 
@@ -105,7 +105,7 @@ def test_averages_by_hand() -> None:
     counts = {"token": 3.0, "sequence": 2.0}
     found = {}
     for how in ("token", "sequence", "constant"):
-        term = policy_loss.averaged(made, x, how, 4, 10.0)
+        term = policy_gradient.averaged(made, x, how, 4, 10.0)
         found[how] = float(term.weight * term.values.sum() / counts[term.per])
     assert found == pytest.approx({"token": 30.0, "sequence": 37.5, "constant": 11.25})
 
@@ -113,20 +113,21 @@ def test_averages_by_hand() -> None:
 def test_a_mean_weighs_one_unless_it_says_more() -> None:
     made = batch(floats(0, 0, 0), [2, 1])
     weights = [
-        policy_loss.averaged(made, floats(1.0, 2.0, 6.0), how, 4).weight for how in ("token", "sequence", "constant")
+        policy_gradient.averaged(made, floats(1.0, 2.0, 6.0), how, 4).weight
+        for how in ("token", "sequence", "constant")
     ]
     assert weights == [1.0, 1.0, 0.25]
 
 
 def test_the_correction_for_the_generator_multiplies_the_loss() -> None:
     logp, loss = floats(0, 0), floats(2.0, -3.0)
-    assert policy_loss.importance_weighted(batch(logp, [2], weight=floats(0.5, 4.0)), loss).tolist() == [1.0, -12.0]
-    assert policy_loss.importance_weighted(batch(logp, [2]), loss).tolist() == [2.0, -3.0]
+    assert policy_gradient.importance_weighted(batch(logp, [2], weight=floats(0.5, 4.0)), loss).tolist() == [1.0, -12.0]
+    assert policy_gradient.importance_weighted(batch(logp, [2]), loss).tolist() == [2.0, -3.0]
 
 
 def test_clip_metrics_by_hand() -> None:
     made = batch(floats(0, 0, 0), [2, 1])
-    found = policy_loss.clip_metrics(floats(0.5, 1.5, 2.0), floats(-1, -1, 1), 0.2, 0.2, made.mean_per_sequence)
+    found = policy_gradient.clip_metrics(floats(0.5, 1.5, 2.0), floats(-1, -1, 1), 0.2, 0.2, made.mean_per_sequence)
     assert found["clip_ratio/low_mean"].values.tolist() == [1, 0, 0]
     assert found["clip_ratio/high_mean"].values.tolist() == [0, 0, 1]
     assert found["clip_ratio/region_mean"].values.tolist() == [1, 0, 1]
@@ -162,11 +163,11 @@ def test_which_estimator_has_the_gradient_of_the_kl(moved: bool) -> None:
         return gradient((old.exp() * x_T).sum())
 
     kl = pytest.approx(gradient((logp.exp() * (logp - ref)).sum()), abs=1e-9)
-    rho = policy_loss.token_ratio(whole)
-    assert expected(policy_loss.kl_loss(whole, "k1", rho)) == kl
-    assert expected(policy_loss.kl_loss(whole, "k3", rho)) == kl
+    rho = policy_gradient.token_ratio(whole)
+    assert expected(policy_gradient.kl_loss(whole, "k1", rho)) == kl
+    assert expected(policy_gradient.kl_loss(whole, "k3", rho)) == kl
     if not moved:
-        assert expected(policy_loss.kl_loss(whole, "k1")) == pytest.approx([0.0] * 4, abs=1e-9)
-        assert expected(policy_loss.kl_loss(whole, "k2")) == kl
+        assert expected(policy_gradient.kl_loss(whole, "k1")) == pytest.approx([0.0] * 4, abs=1e-9)
+        assert expected(policy_gradient.kl_loss(whole, "k2")) == kl
         forward = gradient((ref.exp() * (ref - logp)).sum())
-        assert expected(policy_loss.kl_loss(whole, "k3")) == pytest.approx(forward, abs=1e-9) != kl
+        assert expected(policy_gradient.kl_loss(whole, "k3")) == pytest.approx(forward, abs=1e-9) != kl

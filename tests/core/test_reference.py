@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.models.loading import build_policy
+from align.core.models.load_and_export import build_policy
 from align.core.models.policy import Policy, weights_hash
 from align.core.models.precompute import precompute
 from align.core.models.reference import AdapterOff, assert_zero_kl, make_reference

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from align.core.data.batch import Batch, collate
+from align.core.data.datasets import TokenizedData, tokenize_chunk, tokenize_records
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example, Store, TokenSequence, to_record_batch
 from align.core.data.step_plan import denominators
 from align.core.data.template_checks import TokenizationSettings
-from align.core.data.tokenize import TokenizedData, tokenize_chunk, tokenize_records
 from align.core.util.parallel import ordered_map
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.sft import SFT

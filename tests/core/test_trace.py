@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import trl
 
+from align.core.data.datasets import make_examples
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example
 from align.core.data.template_checks import Note
-from align.core.data.tokenize import make_examples
 from align.plugins.formats.standard import Messages
 from align.schemas.records import Message, Record
 from tests.core import families

@@ -19,6 +19,6 @@ def fall(state: int, item: int) -> int:
 
 def environment_here() -> dict[str, str]:
     """This process's environment, in which a child started with ``-P`` imports the package that is tested."""
-    from align.core.util.interpreter import environment
+    from align.core.util.child_processes import environment
 
     return environment()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from align.core.data.batch import collate
-from align.core.models.loading import build_policy
+from align.core.models.load_and_export import build_policy
 from align.core.models.precompute import detached_logp
 from align.core.models.reference import Snapshot
 from align.schemas.run import Model

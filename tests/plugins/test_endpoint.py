@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from align.core.generation.base import Interrupt, ModelHandle, Request
-from align.core.models.loading import load_tokenizer
+from align.core.models.load_and_export import load_tokenizer
 from align.plugins.generators.endpoint import Endpoint
 from align.schemas.errors import AlignError
 from align.schemas.run import Model, Sampling

@@ -11,13 +11,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
 from align.core.data.batch import collate
+from align.core.data.datasets import make_examples
 from align.core.data.encode import Encoder
 from align.core.data.template_checks import TokenizationSettings
-from align.core.data.tokenize import make_examples
 from align.core.models.export import export
-from align.core.models.loading import build_policy
+from align.core.models.load_and_export import build_policy
 from align.core.plugin_system.registry import registry
-from align.core.rewards.base import Answer, RewardContext, Score
+from align.core.rewards.reward import Answer, RewardContext, Score
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Adapter, Choice, Model

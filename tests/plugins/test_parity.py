@@ -33,8 +33,8 @@ from trl.experimental.orpo import ORPOTrainer
 from align.core.algorithm.base import Algorithm
 from align.core.data import step_plan
 from align.core.data.batch import MicroBatch
+from align.core.data.datasets import tokenize_records
 from align.core.data.examples import Example
-from align.core.data.tokenize import tokenize_records
 from align.core.models.policy import Policy
 from align.core.training.launch import train
 from align.plugins.algorithms import cpo, orpo, simpo

@@ -26,7 +26,7 @@ import pytest
 import torch
 
 from align.core.generation.base import Floats, Interrupt, ModelHandle, Request, Tokens
-from align.core.models.loading import build_policy, end_tokens, load_tokenizer
+from align.core.models.load_and_export import build_policy, end_tokens, load_tokenizer
 from align.core.models.policy import Policy
 from align.core.online.sync_check import check_sync
 from align.core.training.launch import train

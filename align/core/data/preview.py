@@ -11,12 +11,12 @@ from itertools import islice
 import numpy as np
 from rich.text import Text
 
+from align.core.data.datasets import CHUNK_ROWS, WORTH_PROCESSES, make_examples, tokenize_chunk
 from align.core.data.encode import Encoder
 from align.core.data.examples import Example, TokenSequence
 from align.core.data.rows import BadRow, BadRows
 from align.core.data.sources import Reading
 from align.core.data.template_checks import Tally, TemplateFinding, TokenizationSettings
-from align.core.data.tokenize import CHUNK_ROWS, WORTH_PROCESSES, make_examples, tokenize_chunk
 from align.core.util.parallel import ordered_map
 from align.schemas.records import Record
 from align.schemas.run import Source

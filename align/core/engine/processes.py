@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from align.core.util import interpreter
+from align.core.util import child_processes
 from align.core.util.hardware import detect
 from align.core.util.liveness import SIGNALS, Limits
 from align.schemas.errors import AlignError
@@ -108,7 +108,7 @@ def run_workers(arguments: Sequence[str], count: int, limits: Limits) -> Ended |
     hangs) is killed, and has failed by that signal.
     """
     store, port = _store(count)
-    environment = interpreter.environment() | {
+    environment = child_processes.environment() | {
         "MASTER_ADDR": LOOPBACK,
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(count),
@@ -126,7 +126,7 @@ def run_workers(arguments: Sequence[str], count: int, limits: Limits) -> Ended |
     with _passing_on(workers) as received:
         for number in range(count):
             worker = subprocess.Popen(
-                interpreter.command("-m", "align", *arguments),
+                child_processes.command("-m", "align", *arguments),
                 env=environment | {"RANK": str(number), "LOCAL_RANK": str(number)},
                 # Rank 0 keeps the terminal: through a pipe its progress bar would become lines.
                 stderr=None if number == 0 and os.isatty(2) else subprocess.PIPE,

@@ -19,7 +19,7 @@ from align.core.algorithm.online import Experience, Group, Online
 from align.core.data import step_plan
 from align.core.data.examples import Example, Examples, InMemory, TokenSequence
 from align.core.data.mixture import load_records
-from align.core.models.loading import load_tokenizer
+from align.core.models.load_and_export import load_tokenizer
 from align.core.models.packing import VARLEN
 from align.core.online.phases import extent, groups_per_phase
 from align.core.training.datasets import DatasetBuilder

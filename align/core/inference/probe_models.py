@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from align.core.data.datasets import tokenize_records
 from align.core.data.encode import Encoder
 from align.core.data.examples import Examples
-from align.core.data.tokenize import tokenize_records
 from align.core.evaluation.statistics import ratio
 from align.core.generation.base import Generator, ModelHandle, Tokens
 from align.core.inference.sampler import Completion, Sampler, handle_for, text_of, tokens_of
-from align.core.models.loading import build_policy
+from align.core.models.load_and_export import build_policy
 from align.core.models.policy import Policy
 from align.core.models.precompute import precompute
 from align.core.plugin_system.registry import registry

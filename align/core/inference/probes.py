@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from align.core.algorithm.best_of_n import pass_at_k
+from align.core.algorithm.pass_at_k import pass_at_k
 from align.core.evaluation.statistics import mean
 from align.core.evaluation.word_f1 import f1, words
 from align.core.inference.probe_material import Material, QuestionAnswer, plain
 from align.core.inference.probe_models import LocalProbeModel
 from align.core.inference.sampler import Completion, as_message, score
-from align.core.rewards.base import RewardContext
+from align.core.rewards.reward import RewardContext
 from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
 from align.schemas.project import Measured, Measurement

@@ -17,10 +17,10 @@ from align.core.data.examples import Example, TokenSequence
 from align.core.data.step_plan import FORWARD, Layout, make_micro_batches
 from align.core.data.template_checks import CATALOGUE, TokenizationSettings
 from align.core.models.architecture import is_adapter, resolve_model_path
-from align.core.models.loading import build_policy
+from align.core.models.load_and_export import build_policy
 from align.core.models.packing import layout_for, limits_for
 from align.core.models.policy import Scores, without_gradient_or_dropout
-from align.core.rewards.base import Answer, Score
+from align.core.rewards.reward import Answer, Score
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Model

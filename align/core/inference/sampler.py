@@ -21,8 +21,8 @@ from align.core.generation.assistant_turn import TurnReader
 from align.core.generation.base import Generator, ModelHandle, Request, Sample, Tokens
 from align.core.generation.decode import seed_of
 from align.core.models.architecture import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
-from align.core.models.loading import ends_of, load_tokenizer
-from align.core.rewards.base import Answer
+from align.core.models.load_and_export import ends_of, load_tokenizer
+from align.core.rewards.reward import Answer
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record

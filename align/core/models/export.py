@@ -30,7 +30,7 @@ from align.core.models.architecture import (
     recall,
     tensors_of,
 )
-from align.core.models.loading import build_policy
+from align.core.models.load_and_export import build_policy
 from align.core.models.policy import Policy, nonfinite, set_dropout, without_gradient_or_dropout
 from align.core.util.atomic_files import fsync_directory, fsync_tree
 from align.schemas.errors import AlignError

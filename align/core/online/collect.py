@@ -28,7 +28,7 @@ from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
 from align.core.models.precompute import detached_logp, token_values
 from align.core.models.reference import ReferenceModel
 from align.core.online.sync_check import check_sync
-from align.core.rewards.base import Answer, Score
+from align.core.rewards.reward import Answer, Score
 from align.core.rewards.scorer import RewardScores, Scorer
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.core.algorithm.online import Group
-from align.core.rewards.base import Score
+from align.core.rewards.reward import Score
 from align.core.rewards.scorer import ROUNDING, Scored, tied
 from align.schemas.run import Watch
 from align.schemas.text import number, percent

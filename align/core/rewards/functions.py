@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.core.rewards.base import Answer, Reward, Score
+from align.core.rewards.reward import Answer, Reward, Score
+from align.core.util.child_processes import importing_from
 from align.core.util.error_line import error_line
-from align.core.util.interpreter import importing_from
 from align.schemas.errors import AlignError
 
 _LONGEST = 200

@@ -27,9 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from align.core.rewards.base import Answer, Outcome, RewardContext, Score
+from align.core.rewards.reward import Answer, Outcome, RewardContext, Score
 from align.core.rewards.worker_process import LONGEST_REPLY
-from align.core.util import interpreter
+from align.core.util import child_processes
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import RewardChoice
 
@@ -274,13 +274,13 @@ class Workers:
         # Errors go to a file: nobody would empty a pipe while the reward opens, and a full one would block it.
         with theirs, tempfile.TemporaryFile() as errors:
             self._zygote = subprocess.Popen(
-                interpreter.command("-m", "align.core.rewards.worker_process", str(theirs.fileno())),
+                child_processes.command("-m", "align.core.rewards.worker_process", str(theirs.fileno())),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C reaches the trainer only, which ends the zygote itself
-                env={"OMP_NUM_THREADS": "1", **interpreter.environment()},
+                env={"OMP_NUM_THREADS": "1", **child_processes.environment()},
             )
             theirs.close()
             assert self._zygote.stdin is not None

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from align.core.data.datasets import TokenizedData, tokenize_records
 from align.core.data.examples import Examples
 from align.core.data.lint.duplicates import compare_splits
 from align.core.data.mixture import RowFinding, Window, load_records, stream_records
 from align.core.data.template_checks import TemplateFinding, merge_findings
-from align.core.data.tokenize import TokenizedData, tokenize_records
 from align.core.util.atomic_files import cache_directory, digest
 from align.schemas.errors import AlignError
 from align.schemas.records import Record

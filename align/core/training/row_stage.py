@@ -22,14 +22,14 @@ import torch.distributed as dist
 from align.core.algorithm import contract
 from align.core.algorithm.base import Algorithm
 from align.core.algorithm.online import RowGenerator
+from align.core.data.datasets import make_examples
 from align.core.data.encode import Encoder
 from align.core.data.formats import Format
 from align.core.data.rows import RowError
 from align.core.data.sources import fitting
 from align.core.data.template_checks import CATALOGUE, Note, TokenizationSettings
-from align.core.data.tokenize import make_examples
 from align.core.engine import processes
-from align.core.models.loading import load_tokenizer
+from align.core.models.load_and_export import load_tokenizer
 from align.core.online.monitor import CHECK, score_metrics
 from align.core.online.phases import RolloutSteps, completions_of, length_metrics, why_unscored
 from align.core.plugin_system.registry import registry

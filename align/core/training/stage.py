@@ -32,7 +32,7 @@ from align.core.engine import processes
 from align.core.engine.callbacks import SignalHandler
 from align.core.engine.steps import MicroBatcher, StepSource
 from align.core.engine.strategy import Strategy, footprint
-from align.core.models.loading import build_policy, load_tokenizer, notes
+from align.core.models.load_and_export import build_policy, load_tokenizer, notes
 from align.core.models.packing import LengthLimits, check_lengths, layout_for, limits_for, longest_sequence
 from align.core.models.policy import Policy
 from align.core.models.reference import Precomputed, ReferenceModel, assert_zero_kl, make_reference, precompute

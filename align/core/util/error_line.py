@@ -6,7 +6,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from align.core.util.interpreter import HOME
+from align.core.util.child_processes import HOME
 
 _NOT_THE_USERS = tuple(
     {str(HOME / "align"), "<", *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))}

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from align.core.util.interpreter import safe_spawning
+from align.core.util.child_processes import safe_spawning
 from align.core.util.liveness import waiting
 from align.schemas.errors import AlignError
 
