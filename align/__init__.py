@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from align.api.scoring import score as score
     from align.api.training import check as check
     from align.api.training import train as train
-    from align.core.algorithm.base import Algorithm as Algorithm
-    from align.core.algorithm.base import CriticSpec as CriticSpec
-    from align.core.algorithm.base import LossOutput as LossOutput
-    from align.core.algorithm.base import LossTerm as LossTerm
-    from align.core.algorithm.base import Metric as Metric
-    from align.core.algorithm.online import Advantages as Advantages
-    from align.core.algorithm.online import Experience as Experience
-    from align.core.algorithm.online import Online as Online
-    from align.core.algorithm.online import RowGenerator as RowGenerator
+    from align.core.algorithm.contract import Advantages as Advantages
+    from align.core.algorithm.contract import Algorithm as Algorithm
+    from align.core.algorithm.contract import CriticSpec as CriticSpec
+    from align.core.algorithm.contract import Experience as Experience
+    from align.core.algorithm.contract import LossOutput as LossOutput
+    from align.core.algorithm.contract import LossTerm as LossTerm
+    from align.core.algorithm.contract import Metric as Metric
+    from align.core.algorithm.contract import Online as Online
+    from align.core.algorithm.contract import RowGenerator as RowGenerator
     from align.core.config.run_file import load as load
     from align.core.data.batch import Batch as Batch
     from align.core.data.examples import Example as Example
     from align.core.data.formats import Format as Format
     from align.core.data.formats import Shape as Shape
     from align.core.engine.logger import Logger as Logger
-    from align.core.engine.strategy import Strategy as Strategy
+    from align.core.engine.processes import Strategy as Strategy
     from align.core.evaluation.eval import Eval as Eval
     from align.core.generation.base import Generator as Generator
     from align.core.generation.base import ModelHandle as ModelHandle
@@ -87,6 +87,28 @@ _HOMES = {
     "api.sampling": ("sample",),
     "api.scoring": ("audit", "score"),
     "api.training": ("check", "train"),
+    "core.algorithm.contract": (
+        "Advantages",
+        "Algorithm",
+        "CriticSpec",
+        "Experience",
+        "LossOutput",
+        "LossTerm",
+        "Metric",
+        "Online",
+        "RowGenerator",
+    ),
+    "core.config.run_file": ("load",),
+    "core.data.batch": ("Batch",),
+    "core.data.examples": ("Example",),
+    "core.data.formats": ("Format", "Shape"),
+    "core.engine.logger": ("Logger",),
+    "core.engine.processes": ("Strategy",),
+    "core.evaluation.eval": ("Eval",),
+    "core.generation.base": ("Generator", "ModelHandle", "Request", "Sample"),
+    "core.rewards.reward": ("Answer", "Reward", "Score"),
+    "core.training.sample_log": ("read_samples",),
+    "core.util.liveness": ("Interrupted",),
     "hookspecs": ("Register", "hookimpl"),
     "schemas.advice": ("Advice",),
     "schemas.base": ("Config",),
@@ -94,21 +116,8 @@ _HOMES = {
     "schemas.hardware": ("Footprint", "Hardware"),
     "schemas.project": ("Measured", "Project"),
     "schemas.records": ("Content", "Kind", "Message", "Record"),
-    "schemas.run": ("Run",),
-    "core.data.batch": ("Batch",),
-    "core.algorithm.base": ("Algorithm", "CriticSpec", "Metric", "LossOutput", "LossTerm"),
-    "core.data.examples": ("Example",),
-    "core.data.formats": ("Format", "Shape"),
-    "core.generation.base": ("Generator", "ModelHandle", "Request", "Sample"),
-    "core.algorithm.online": ("Advantages", "Experience", "RowGenerator", "Online"),
-    "core.rewards.reward": ("Answer", "Reward", "Score"),
-    "core.config.run_file": ("load",),
     "schemas.results": ("StageResult",),
-    "core.evaluation.eval": ("Eval",),
-    "core.engine.logger": ("Logger",),
-    "core.engine.strategy": ("Strategy",),
-    "core.training.sample_log": ("read_samples",),
-    "core.util.liveness": ("Interrupted",),
+    "schemas.run": ("Run",),
 }
 _HOME = {name: f"align.{home}" for home, names in _HOMES.items() for name in names}
 

@@ -4,7 +4,7 @@ The base classes are ``align.Algorithm`` and ``align.Online``; what algorithms n
 ``align.rl``. T scored tokens, B sequences, E examples of one micro-batch. Importing this loads PyTorch.
 """
 
-from align.core.algorithm.base import logistic, preference_metrics, token_metrics
+from align.core.algorithm.contract import logistic, preference_metrics, token_metrics
 from align.core.data.examples import TokenSequence
 
 __all__ = ["TokenSequence", "logistic", "preference_metrics", "token_metrics"]

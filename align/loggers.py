@@ -3,7 +3,6 @@
 The base class is ``align.Logger``. Importing this loads PyTorch, through Lightning.
 """
 
-from align.core.engine.logger import Verified
-from align.core.util.metrics_file import chain_row, chain_rows, read_rows
+from align.core.engine.logger import Verified, chain_row, chain_rows, read_rows
 
 __all__ = ["Verified", "chain_row", "chain_rows", "read_rows"]

@@ -3,8 +3,7 @@
 from align.core.generation.decode import Decoder
 from align.core.inference.local_model import LocalModel
 from align.core.inference.reward_network import RewardNetwork
-from align.core.models.export import plain_model
-from align.core.models.load_and_export import build_policy
+from align.core.models.load_and_export import build_policy, plain_model
 from align.core.models.policy import Policy
 from align.core.models.precompute import completion_logprobs
 

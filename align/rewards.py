@@ -3,8 +3,18 @@
 The base class is ``align.Reward``, what it is given and returns ``align.Answer`` and ``align.Score``.
 """
 
-from align.core.rewards.functions import components, describe, from_function, load_function
-from align.core.rewards.reward import NO_TOKENS, Outcome, Pattern, RewardContext, Unit, pieces
+from align.core.rewards.reward import (
+    NO_TOKENS,
+    Outcome,
+    Pattern,
+    RewardContext,
+    Unit,
+    components,
+    describe,
+    from_function,
+    load_function,
+    pieces,
+)
 from align.core.rewards.scorer import RunningReward, reaches, reward_of, tied
 from align.schemas.text import visible
 

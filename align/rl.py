@@ -5,39 +5,37 @@ completions of a phase, [T] the tokens of one. NaN marks a completion that no re
 of an ``align.Batch`` or of tensors, [T] scored tokens, [B] sequences. Importing this loads PyTorch.
 """
 
-from align.core.algorithm.advantages import (
-    Numbers,
-    adapt_beta,
-    broadcast_to_tokens,
-    center,
-    concatenate,
-    divide_by_std,
-    gae,
-    leave_one_out,
-    loss_mask,
-    nan_to_zero,
-    nanmean,
-    reward_to_go,
-    rewards,
-    sampled_kl,
-    token_rewards,
-    whiten,
-)
+from align.core.algorithm.contract import Group, sequence_of
 from align.core.algorithm.kl import KL
-from align.core.algorithm.online import Group, sequence_of
 from align.core.algorithm.pass_at_k import best_of_k, kl_bound, pass_at_k, powers
 from align.core.algorithm.policy_gradient import (
     RATIOS,
     Averaging,
     Level,
+    Numbers,
+    adapt_beta,
     averaged,
+    broadcast_to_tokens,
+    center,
     clip_metrics,
     clipped,
+    concatenate,
+    divide_by_std,
+    gae,
     importance_weighted,
     kl_loss,
+    leave_one_out,
     log_ratio,
+    loss_mask,
+    nan_to_zero,
+    nanmean,
     product_ratio,
+    reward_to_go,
+    rewards,
+    sampled_kl,
     token_ratio,
+    token_rewards,
+    whiten,
 )
 
 __all__ = [

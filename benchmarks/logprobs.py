@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from align.core.models.logprobs import token_logprobs
+from align.core.models.policy import token_logprobs
 from align.schemas.engine import LOGITS
 
 TOKENS, VOCABULARY = 4096, 128_256

@@ -99,12 +99,12 @@ def measure(home: Path, algorithm: str, size: str) -> dict[str, Any]:
     from torch.profiler import ProfilerActivity, profile
 
     from align.core.config import run_file
-    from align.core.training import fit
+    from align.core.training import stage
     from align.core.training.launch import train
 
     watch: dict[str, Any] = {"spans": []}
 
-    class Watched(fit.AlignModule):  # type: ignore[name-defined,misc]
+    class Watched(stage.AlignModule):  # type: ignore[name-defined,misc]
         """The engine's module, with an eye on the allocator."""
 
         def on_train_start(self) -> None:
@@ -123,7 +123,7 @@ def measure(home: Path, algorithm: str, size: str) -> dict[str, Any]:
         def on_train_end(self) -> None:
             watch["profile"].stop()
 
-    fit.AlignModule = Watched  # type: ignore[attr-defined]
+    stage.AlignModule = Watched  # type: ignore[attr-defined]
     train(run_file.load(prepared(home, algorithm, size)), progress=False)
     events = [e for e in watch["profile"].profiler.kineto_results.events() if e.name() == "[memory]"]
     live, peaks = watch["start"], {"training": 0, "generation": 0}

@@ -11,7 +11,7 @@ import pytest
 
 from align.core.config.run_file import FIXES
 from align.core.plugin_system import registry
-from align.core.plugin_system.settings import model_at, unknown
+from align.core.plugin_system.registry import model_at, unknown
 from align.schemas.renamed import OTHER_KEYS
 from align.schemas.run import Run, Stage
 

@@ -29,20 +29,19 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS: dict[str, list[str]] = {
     "align/core/data/step_plan.py": ["tests/core/test_plan.py"],
     "align/core/data/batch.py": ["tests/core/test_collate.py", "tests/core/test_batch.py"],
-    "align/core/algorithm/advantages.py": ["tests/core/test_credit.py"],
-    "align/core/algorithm/policy_gradient.py": ["tests/core/test_ratio.py"],
+    "align/core/algorithm/policy_gradient.py": ["tests/core/test_credit.py", "tests/core/test_ratio.py"],
     "align/core/algorithm/importance_weights.py": ["tests/core/test_mismatch.py"],
     "align/core/algorithm/kl.py": ["tests/core/test_ratio.py", "tests/core/test_credit.py"],
-    "align/core/algorithm/base.py": [
+    "align/core/algorithm/contract.py": [
         *("tests/core/test_batch.py", "tests/plugins/test_sft.py"),
         *("tests/plugins/test_dpo.py", "tests/plugins/test_reference_free.py"),
     ],
-    "align/core/models/logprobs.py": ["tests/core/test_logprobs.py"],
+    "align/core/models/policy.py": ["tests/core/test_logprobs.py"],
     "align/core/engine/module.py": ["tests/core/test_module.py", "tests/core/test_books.py"],
     "align/core/engine/optimizer.py": ["tests/core/test_module.py", "tests/core/test_schedule.py"],
     "align/core/engine/steps.py": ["tests/core/test_module.py"],
     "align/core/engine/checkpoint.py": ["tests/core/test_checkpoint.py"],
-    "align/core/training/inputs.py": ["tests/core/test_inputs.py"],
+    "align/core/training/run_directory.py": ["tests/core/test_inputs.py"],
 }
 
 

@@ -24,7 +24,7 @@ from align.api.input_types import BriefLike, DataFile, Files, as_brief, as_files
 from align.core.config import yaml_loader
 from align.core.config.project_file import LARGEST_FORM, Brief, text_of
 from align.core.plugin_system import registry
-from align.core.plugin_system.settings import check, dotted
+from align.core.plugin_system.registry import check, dotted
 from align.core.util.progress import working
 from align.core.util.system_errors import explaining
 from align.schemas.advice import Advice

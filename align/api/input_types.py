@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from align.core.config import project_file
 from align.core.config.project_file import Brief
-from align.core.plugin_system.settings import check, dotted
+from align.core.plugin_system.registry import check, dotted
 from align.schemas.errors import AlignError, did_you_mean
 from align.schemas.project import DATA_KINDS, DataKind, Project
 

@@ -57,7 +57,7 @@ def label(
     """
     show_progress(not (quiet or as_json))
     from align.api.labelling import label_data
-    from align.core.plugin_system.settings import check, dotted
+    from align.core.plugin_system.registry import check, dotted
     from align.schemas.run import Sampling
 
     sampling = check(Sampling, drawn, lambda path: "--" + dotted(path).replace("_", "-"))

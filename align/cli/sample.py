@@ -80,7 +80,7 @@ def sample(
     show_progress(not quiet)
     with loading():
         from align.api.sampling import SampleRequest
-        from align.core.plugin_system.settings import check, dotted
+        from align.core.plugin_system.registry import check, dotted
         from align.core.util.atomic_files import growing_file
         from align.schemas.run import Sampling
 

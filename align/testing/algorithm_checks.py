@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Online
+from align.core.algorithm.contract import Algorithm, Online
 from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example
 from align.core.models.policy import Policy

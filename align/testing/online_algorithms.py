@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from align.core.algorithm import contract
-from align.core.algorithm.online import Advantages, Experience, Group, Online, example_of
+from align.core.algorithm.contract import Advantages, Experience, Group, Online, example_of
 from align.core.data.batch import collate
 from align.core.data.examples import Example
 from align.core.generation.base import Floats, Tokens

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from align.core.algorithm import contract
-from align.core.algorithm.base import Algorithm
+from align.core.algorithm.contract import Algorithm
 from align.core.data.batch import Batch, MicroBatch, collate
 from align.core.data.examples import Example
 from align.core.data.step_plan import Layout, denominators

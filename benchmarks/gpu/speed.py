@@ -21,8 +21,7 @@ from transformers import AutoModelForCausalLM
 from align.core.data.step_plan import FORWARD
 from align.core.generation.base import Request
 from align.core.generation.decode import Decoder
-from align.core.models.logprobs import token_logprobs
-from align.core.models.policy import Policy
+from align.core.models.policy import Policy, token_logprobs
 from align.schemas.run import Sampling
 
 VOCABULARY = 128_256

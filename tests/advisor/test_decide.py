@@ -17,8 +17,7 @@ from align.advisor.merge_evidence import gather
 from align.advisor.project_facts import Evidence, Facts, from_form
 from align.advisor.rule import Ask, Vote
 from align.advisor.thresholds import Thresholds
-from align.core.plugin_system.registry import config_of, registry
-from align.core.plugin_system.settings import check
+from align.core.plugin_system.registry import check, config_of, registry
 from align.schemas.advice import Advice
 from align.schemas.errors import AlignError
 from align.schemas.project import Project

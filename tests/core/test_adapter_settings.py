@@ -11,8 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from align.core.data.examples import Example, TokenSequence
-from align.core.models.export import export
-from align.core.models.load_and_export import build_policy, notes
+from align.core.models.load_and_export import build_policy, export, notes
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
 from tests.core.test_export import load, outputs, plainly, trained

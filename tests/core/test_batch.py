@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.core.algorithm.base import LossOutput, LossTerm, Metric
+from align.core.algorithm.contract import LossOutput, LossTerm, Metric
 from align.core.data.batch import Batch
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.algorithm.base import Metric
+from align.core.algorithm.contract import Metric
 from align.core.engine.module import StepMetrics
 
 VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=12)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.algorithm import advantages, pass_at_k
+from align.core.algorithm import pass_at_k, policy_gradient
+from align.core.algorithm.contract import Experience
 from align.core.algorithm.kl import KL, estimate
-from align.core.algorithm.online import Experience
 
 numbers = st.floats(-5, 5).map(lambda x: round(x, 3))
 maybe = st.one_of(st.none(), numbers)
@@ -27,8 +27,8 @@ def answer(reward: float | None = 0.0, logp: Sequence[float] = (-1.0,), ref: Seq
     return made
 
 
-def array(rewards: Sequence[float | None]) -> advantages.Numbers:
-    return advantages.rewards([answer(reward) for reward in rewards])
+def array(rewards: Sequence[float | None]) -> policy_gradient.Numbers:
+    return policy_gradient.rewards([answer(reward) for reward in rewards])
 
 
 # --- baselines and scales ------------------------------------------------------------------------------------------
@@ -36,53 +36,53 @@ def array(rewards: Sequence[float | None]) -> advantages.Numbers:
 
 def test_each_answer_against_its_siblings_by_hand() -> None:
     """1 against the mean of 0 and 0.5, 0 against that of 1 and 0.5, 0.5 against that of 1 and 0."""
-    assert advantages.leave_one_out(array([1, 0, 0.5])) == pytest.approx([0.75, -0.75, 0.0])
-    assert advantages.leave_one_out(array([1, None, 0.5])) == pytest.approx([0.5, math.nan, -0.5], nan_ok=True)
-    assert advantages.leave_one_out(array([None, 3.0])) == pytest.approx([math.nan, 0.0], nan_ok=True)
+    assert policy_gradient.leave_one_out(array([1, 0, 0.5])) == pytest.approx([0.75, -0.75, 0.0])
+    assert policy_gradient.leave_one_out(array([1, None, 0.5])) == pytest.approx([0.5, math.nan, -0.5], nan_ok=True)
+    assert policy_gradient.leave_one_out(array([None, 3.0])) == pytest.approx([math.nan, 0.0], nan_ok=True)
 
 
 def test_scaled_by_the_unbiased_deviation_by_hand() -> None:
     """Rewards 1 and 0: mean 1/2, variance (1/4 + 1/4) / 1."""
     reward = array([1, 0])
-    assert advantages.divide_by_std(advantages.center(reward), reward) == pytest.approx(
+    assert policy_gradient.divide_by_std(policy_gradient.center(reward), reward) == pytest.approx(
         [0.5 / (math.sqrt(0.5) + 1e-4)] * 2 * np.array([1, -1])
     )
     same = array([2, 2, 2])
-    assert advantages.divide_by_std(advantages.center(same), same).tolist() == [0, 0, 0]
-    assert advantages.nanstd(array([7.0, None])) == 0.0
+    assert policy_gradient.divide_by_std(policy_gradient.center(same), same).tolist() == [0, 0, 0]
+    assert policy_gradient.nanstd(array([7.0, None])) == 0.0
 
 
 def test_the_kl_in_the_reward_by_hand() -> None:
     """Two tokens, log-ratios 0.2 and −0.1: k1 sums to 0.1, k2 to 0.025, k3 to e^(−0.2) − 0.8 + e^(0.1) − 1.1."""
     group = [answer(1.0, [-1.0, -2.0], [-1.2, -1.9]), answer(None, [-1.0], [-3.0])]
-    assert advantages.rewards(group, 0.5, "k1") == pytest.approx([0.95, math.nan], nan_ok=True)
-    assert advantages.rewards(group, 0.5)[0] == pytest.approx(0.95)
-    assert advantages.rewards(group, 0.5, "k2")[0] == pytest.approx(1 - 0.5 * 0.025)
+    assert policy_gradient.rewards(group, 0.5, "k1") == pytest.approx([0.95, math.nan], nan_ok=True)
+    assert policy_gradient.rewards(group, 0.5)[0] == pytest.approx(0.95)
+    assert policy_gradient.rewards(group, 0.5, "k2")[0] == pytest.approx(1 - 0.5 * 0.025)
     k3 = math.exp(-0.2) - 0.8 + math.exp(0.1) - 1.1
-    assert advantages.rewards(group, 0.5, "k3")[0] == pytest.approx(1 - 0.5 * k3)
+    assert policy_gradient.rewards(group, 0.5, "k3")[0] == pytest.approx(1 - 0.5 * k3)
 
 
 def test_without_a_price_the_reward_is_as_it_was_given() -> None:
     """Whatever the KL, and where it was not measured."""
     far, unmeasured = answer(1.0, [-1.0], [-3.0]), answer(0.5)
     unmeasured.logp = None
-    assert advantages.rewards([far, unmeasured]).tolist() == [1.0, 0.5]
+    assert policy_gradient.rewards([far, unmeasured]).tolist() == [1.0, 0.5]
 
 
 def test_equal_rewards_have_no_advantage_to_the_last_bit() -> None:
     """0.1 three times has the mean 0.10000000000000002."""
-    assert advantages.center(array([0.1, 0.1, None, 0.1]))[[0, 1, 3]].tolist() == [0, 0, 0]
-    assert advantages.leave_one_out(array([0.1, 0.1, 0.1])).tolist() == [0, 0, 0]
+    assert policy_gradient.center(array([0.1, 0.1, None, 0.1]))[[0, 1, 3]].tolist() == [0, 0, 0]
+    assert policy_gradient.leave_one_out(array([0.1, 0.1, 0.1])).tolist() == [0, 0, 0]
 
 
 def test_nothing_known_is_not_a_number_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
-    assert math.isnan(advantages.nanmean(array([None, None]))) and advantages.nanstd(array([None])) == 0.0
+    assert math.isnan(policy_gradient.nanmean(array([None, None]))) and policy_gradient.nanstd(array([None])) == 0.0
     assert not recwarn.list
 
 
 @given(st.lists(maybe, min_size=1, max_size=8))
 def test_advantages_of_a_group_sum_to_zero(rewards: list[float | None]) -> None:
-    for advantage in (advantages.center(array(rewards)), advantages.leave_one_out(array(rewards))):
+    for advantage in (policy_gradient.center(array(rewards)), policy_gradient.leave_one_out(array(rewards))):
         assert np.nansum(advantage) == pytest.approx(0, abs=1e-9)
         assert [a != a for a in advantage] == [r is None for r in rewards]
 
@@ -91,53 +91,55 @@ def test_advantages_of_a_group_sum_to_zero(rewards: list[float | None]) -> None:
 def test_siblings_and_mean_differ_by_a_factor(rewards: list[float]) -> None:
     n = len(rewards)
     loop = [r - sum(rewards[:i] + rewards[i + 1 :]) / (n - 1) for i, r in enumerate(rewards)]
-    assert advantages.leave_one_out(array(rewards)) == pytest.approx(loop, abs=1e-9)
-    assert advantages.leave_one_out(array(rewards)) == pytest.approx(
-        n / (n - 1) * advantages.center(array(rewards)), abs=1e-9
+    assert policy_gradient.leave_one_out(array(rewards)) == pytest.approx(loop, abs=1e-9)
+    assert policy_gradient.leave_one_out(array(rewards)) == pytest.approx(
+        n / (n - 1) * policy_gradient.center(array(rewards)), abs=1e-9
     )
 
 
 @given(lists, numbers)
 def test_a_constant_added_to_all_rewards_changes_nothing(rewards: list[float], shift: float) -> None:
     moved = array(rewards) + shift
-    for rule in (advantages.center, advantages.leave_one_out):
+    for rule in (policy_gradient.center, policy_gradient.leave_one_out):
         assert rule(moved) == pytest.approx(rule(array(rewards)), abs=1e-9)
-    assert advantages.nanstd(moved) == pytest.approx(advantages.nanstd(array(rewards)), abs=1e-9)
+    assert policy_gradient.nanstd(moved) == pytest.approx(policy_gradient.nanstd(array(rewards)), abs=1e-9)
 
 
 @given(st.lists(maybe, min_size=1, max_size=8), st.randoms())
 def test_the_order_of_answers_is_not_seen(rewards: list[float | None], random: object) -> None:
     order = list(range(len(rewards)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    for rule in (advantages.center, advantages.leave_one_out):
+    for rule in (policy_gradient.center, policy_gradient.leave_one_out):
         assert rule(array(rewards)[order]) == pytest.approx(rule(array(rewards))[order], abs=1e-9, nan_ok=True)
 
 
 @given(st.lists(numbers, min_size=2, max_size=6))
 def test_abstaining_leaves_the_others_as_they_were_and_is_not_a_zero(rewards: list[float]) -> None:
-    for rule, compared in ((advantages.center, rewards), (advantages.leave_one_out, rewards[1:])):
+    for rule, compared in ((policy_gradient.center, rewards), (policy_gradient.leave_one_out, rewards[1:])):
         assert rule(array([*rewards, None]))[:-1] == pytest.approx(rule(array(rewards)), abs=1e-9)
         if abs(np.mean(compared)) > 1e-2:
             assert rule(array([*rewards, 0.0]))[0] != pytest.approx(rule(array(rewards))[0], abs=1e-6)
-    assert advantages.nanstd(array([*rewards, None])) == pytest.approx(advantages.nanstd(array(rewards)))
+    assert policy_gradient.nanstd(array([*rewards, None])) == pytest.approx(policy_gradient.nanstd(array(rewards)))
 
 
 def test_the_credit_of_whole_answers() -> None:
     """An advantage for each token. An answer that nobody scored has 0 and is left out, and on demand one cut off."""
     groups = [[answer(1.0, [-1, -1]), answer(None), answer(0.0)], [answer(None)]]
     groups[0][2].finish = "length"
-    made = advantages.broadcast_to_tokens(groups, [advantages.center(advantages.rewards(group)) for group in groups])
+    made = policy_gradient.broadcast_to_tokens(
+        groups, [policy_gradient.center(policy_gradient.rewards(group)) for group in groups]
+    )
     assert [a.tolist() for a in made.token_data["advantage"]] == [[0.5, 0.5], [0.0], [-0.5], [0.0]]
     assert all(a.dtype == np.float32 for a in made.token_data["advantage"])
     assert made.keep.tolist() == [True, False, True, False]
-    assert advantages.loss_mask(groups).tolist() == [True, False, True, False]
-    assert advantages.loss_mask(groups, mask_truncated_completions=True).tolist() == [True, False, False, False]
-    masked = advantages.broadcast_to_tokens(
+    assert policy_gradient.loss_mask(groups).tolist() == [True, False, True, False]
+    assert policy_gradient.loss_mask(groups, mask_truncated_completions=True).tolist() == [True, False, False, False]
+    masked = policy_gradient.broadcast_to_tokens(
         groups, [np.zeros(len(group)) for group in groups], mask_truncated_completions=True
     )
     assert masked.keep.tolist() == [True, False, False, False]
-    assert advantages.loss_mask([]).dtype == bool
-    assert advantages.broadcast_to_tokens([], []).keep.tolist() == []
+    assert policy_gradient.loss_mask([]).dtype == bool
+    assert policy_gradient.broadcast_to_tokens([], []).keep.tolist() == []
 
 
 # --- tokens --------------------------------------------------------------------------------------------------------
@@ -145,7 +147,7 @@ def test_the_credit_of_whole_answers() -> None:
 
 def test_gae_by_hand() -> None:
     """γ = 0.9, λ = 0.8. δ = 0.9·0.6 − 0.5, 0.9·0.7 − 0.6, 1 − 0.7; then A_t = δ_t + 0.72 A_{t+1}."""
-    advantage, returns = advantages.gae(np.array([0.0, 0.0, 1.0]), np.array([0.5, 0.6, 0.7]), 0.9, 0.8)
+    advantage, returns = policy_gradient.gae(np.array([0.0, 0.0, 1.0]), np.array([0.5, 0.6, 0.7]), 0.9, 0.8)
     assert advantage == pytest.approx([0.21712, 0.246, 0.3])
     assert returns == pytest.approx([0.71712, 0.846, 1.0])
 
@@ -157,39 +159,39 @@ def test_gae_is_the_sum_that_defines_it(steps: list[tuple[float, float]], gamma:
     n = len(steps)
     delta = [reward[t] + gamma * (value[t + 1] if t + 1 < n else 0.0) - value[t] for t in range(n)]
     wanted = [sum((gamma * lam) ** i * delta[t + i] for i in range(n - t)) for t in range(n)]
-    advantage, returns = advantages.gae(reward, value, gamma, lam)
+    advantage, returns = policy_gradient.gae(reward, value, gamma, lam)
     assert advantage == pytest.approx(wanted, abs=1e-9)
     assert returns == pytest.approx(np.array(wanted) + value, abs=1e-9)
     to_go = [sum(gamma**i * reward[t + i] for i in range(n - t)) for t in range(n)]
-    assert advantages.gae(reward, value, gamma, 1.0)[1] == pytest.approx(to_go, abs=1e-9)
-    assert advantages.reward_to_go(reward, gamma) == pytest.approx(to_go, abs=1e-9)
-    assert advantages.reward_to_go(reward) == pytest.approx(np.cumsum(reward[::-1])[::-1], abs=1e-9)
-    assert advantages.gae(reward, value, gamma, 0.0)[0] == pytest.approx(delta, abs=1e-9)
+    assert policy_gradient.gae(reward, value, gamma, 1.0)[1] == pytest.approx(to_go, abs=1e-9)
+    assert policy_gradient.reward_to_go(reward, gamma) == pytest.approx(to_go, abs=1e-9)
+    assert policy_gradient.reward_to_go(reward) == pytest.approx(np.cumsum(reward[::-1])[::-1], abs=1e-9)
+    assert policy_gradient.gae(reward, value, gamma, 0.0)[0] == pytest.approx(delta, abs=1e-9)
 
 
 def test_rewards_of_tokens_by_hand() -> None:
-    assert advantages.token_rewards(2.0, np.array([0.5, -1.0, 0.25]), 0.1) == pytest.approx([-0.05, 0.1, 1.975])
-    assert advantages.token_rewards(2.0, np.zeros(1), 0.0) == pytest.approx([2.0])
+    assert policy_gradient.token_rewards(2.0, np.array([0.5, -1.0, 0.25]), 0.1) == pytest.approx([-0.05, 0.1, 1.975])
+    assert policy_gradient.token_rewards(2.0, np.zeros(1), 0.0) == pytest.approx([2.0])
 
 
 def test_whitening_is_over_all_tokens_and_passes_over_the_unscored() -> None:
     """1, 2, 3: mean 2, unbiased variance 1."""
     parts = [np.array([1.0, 2.0]), np.array([math.nan] * 3), np.array([3.0])]
-    first, unscored, last = advantages.whiten(parts)
+    first, unscored, last = policy_gradient.whiten(parts)
     assert [*first, *last] == pytest.approx([-1, 0, 1], abs=1e-7)
     assert np.isnan(unscored).all()
-    assert advantages.nan_to_zero([unscored])[0].tolist() == [0, 0, 0]
+    assert policy_gradient.nan_to_zero([unscored])[0].tolist() == [0, 0, 0]
     # 1, 2, 6: mean 3, variance (4 + 1 + 9) / 2.
-    assert advantages.whiten([np.array([1.0, 2.0, 6.0])])[0] == pytest.approx(np.array([-2, -1, 3]) / math.sqrt(7))
-    assert advantages.whiten([np.array([5.0])])[0].tolist() == [0.0]
+    assert policy_gradient.whiten([np.array([1.0, 2.0, 6.0])])[0] == pytest.approx(np.array([-2, -1, 3]) / math.sqrt(7))
+    assert policy_gradient.whiten([np.array([5.0])])[0].tolist() == [0.0]
 
 
 def test_the_kl_controller_by_hand() -> None:
     """Far above the target the error counts as 0.2; a tenth below it as −0.1. 512 answers, horizon 10000."""
-    assert advantages.adapt_beta(0.05, 9.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 1.01024)
-    assert advantages.adapt_beta(0.05, 5.4, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.99488)
-    assert advantages.adapt_beta(0.05, -3.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.98976)
-    assert advantages.adapt_beta(0.05, 6.0, 6.0, 512, 10_000) == 0.05
+    assert policy_gradient.adapt_beta(0.05, 9.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 1.01024)
+    assert policy_gradient.adapt_beta(0.05, 5.4, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.99488)
+    assert policy_gradient.adapt_beta(0.05, -3.0, 6.0, 512, 10_000) == pytest.approx(0.05 * 0.98976)
+    assert policy_gradient.adapt_beta(0.05, 6.0, 6.0, 512, 10_000) == 0.05
 
 
 def test_each_estimator_averages_to_the_kl() -> None:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from align.advisor.estimate import engine_memory
 from align.advisor.estimate.model_shape import shape_of_directory
-from align.core.algorithm.online import Online
+from align.core.algorithm.contract import Online
 from align.core.data.step_plan import FORWARD, make_micro_batches
 from align.core.engine.steps import MicroBatcher
 from align.core.estimation.batches import Planned, measured, needs_of, planned

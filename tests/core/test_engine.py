@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm
+from align.core.algorithm.contract import Algorithm, LossOutput, LossTerm
 from align.core.data.batch import Batch
 from align.core.engine import checkpoint
 from align.core.plugin_system.registry import registry

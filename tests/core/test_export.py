@@ -18,8 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.models.export import export, export_from_state, plain_model
-from align.core.models.load_and_export import build_policy
+from align.core.models.load_and_export import build_policy, export, export_from_state, plain_model
 from align.core.models.policy import Policy, weights_hash
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model

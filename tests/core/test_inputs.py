@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from align.core.engine import checkpoint
-from align.core.training.inputs import inputs
 from align.core.training.launch import train
-from align.core.training.run_directory import training_settings
+from align.core.training.run_directory import inputs, training_settings
 from align.core.util import atomic_files
 from align.schemas.errors import AlignError
 from align.schemas.run import Run

@@ -28,7 +28,7 @@ workers.close()
 """
 TOKENISE = """
 import operator
-from align.core.util.parallel import ordered_map
+from align.core.util.child_processes import ordered_map
 
 print(list(ordered_map(operator.mul, 2, [1, 2, 3], 1)))
 """

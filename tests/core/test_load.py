@@ -18,8 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaF
 
 from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.models.export import export
-from align.core.models.load_and_export import build_policy, load_tokenizer, resolve_model_path
+from align.core.models.load_and_export import build_policy, export, load_tokenizer, resolve_model_path
 from align.core.models.policy import set_dropout, weights_hash
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from align.core.models.logprobs import TokenScores, token_logprobs
+from align.core.models.policy import TokenScores, token_logprobs
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
 

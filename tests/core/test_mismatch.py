@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.core.algorithm import importance_weights
+from align.core.algorithm.contract import Experience
 from align.core.algorithm.importance_weights import weights
-from align.core.algorithm.online import Experience
 from align.schemas.run import ImportanceSamplingCorrection
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)

@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm, CriticSpec, LossOutput, LossTerm, Metric
-from align.core.algorithm.online import Online
+from align.core.algorithm.contract import Algorithm, CriticSpec, LossOutput, LossTerm, Metric, Online
 from align.core.data.batch import Batch, MicroBatch, collate
 from align.core.data.examples import Example, InMemory, TokenSequence
 from align.core.data.step_plan import FORWARD

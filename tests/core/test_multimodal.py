@@ -25,8 +25,7 @@ from transformers import (
 )
 
 from align.core.models.architecture import read_tensors, recall, tensors_of
-from align.core.models.export import export
-from align.core.models.load_and_export import build_policy, notes
+from align.core.models.load_and_export import build_policy, export, notes
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
 from tests.core.test_export import load, outputs, plainly, trained

@@ -100,7 +100,7 @@ def test_register_algorithms_by_name_imports_nothing_until_the_name_is_used(make
 @pytest.mark.parametrize(
     ("body", "fault"),
     [
-        ("class Mine:\n    name = 'mine'\n", "does not derive from align.core.algorithm.base.Algorithm"),
+        ("class Mine:\n    name = 'mine'\n", "does not derive from align.core.algorithm.contract.Algorithm"),
         ("Mine = 3", "is not a class"),
         ("class Mine(align.Algorithm):\n    class Config: pass", "has no nested Config that derives from align.Config"),
         ("import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),

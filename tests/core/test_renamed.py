@@ -14,8 +14,7 @@ from align.core.config.run_file import load
 from align.core.config.yaml_loader import write
 from align.core.engine.callbacks import _no_such_metric
 from align.core.plugin_system import registry
-from align.core.plugin_system.registry import config_of
-from align.core.plugin_system.settings import model_at
+from align.core.plugin_system.registry import config_of, model_at
 from align.schemas.errors import AlignError
 from align.schemas.renamed import (
     NOT_NEEDED,

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from align.core.engine.processes import launched
-from align.core.engine.strategy import Strategy
+from align.core.engine.processes import Strategy, launched
 from align.core.plugin_system.registry import registry
 from align.core.util.hardware import detect, present
 from align.schemas.errors import AlignError

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.algorithm.advantages import center, leave_one_out
-from align.core.algorithm.online import Experience
+from align.core.algorithm.contract import Experience
+from align.core.algorithm.policy_gradient import center, leave_one_out
 from align.core.inference.difficulty import zero_variance_share
 from align.core.online.monitor import group_metrics, level, zero_variance
 from align.core.rewards.reward import RewardContext, Score

@@ -22,7 +22,7 @@ from align.core.data.encode import Encoder
 from align.core.data.examples import Example, Store, TokenSequence, to_record_batch
 from align.core.data.step_plan import denominators
 from align.core.data.template_checks import TokenizationSettings
-from align.core.util.parallel import ordered_map
+from align.core.util.child_processes import ordered_map
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.sft import SFT
 from align.schemas.errors import AlignError
@@ -148,7 +148,7 @@ def test_workers_do_not_outlive_a_killed_parent() -> None:
     script = """
 import time
 from tests.core.work import pid
-from align.core.util.parallel import ordered_map
+from align.core.util.child_processes import ordered_map
 if __name__ == "__main__":
     pids = ordered_map(pid, 0, range(99), 1)
     print(next(pids), flush=True)

@@ -19,7 +19,6 @@ import pytest
 from align.core.config import run_file
 from align.core.engine import checkpoint
 from align.core.generation.base import Interrupt
-from align.core.online import collect
 from align.core.online.phases import RolloutSteps
 from align.core.training.launch import stage_runner, train
 from align.core.training.reward_stage import opened
@@ -372,7 +371,7 @@ def test_the_sync_gate_gets_the_run_files_tolerance(run: Any, monkeypatch: pytes
         return 0.0
 
     monkeypatch.setattr(Local, "shares_weights", False)
-    monkeypatch.setattr(collect, "check_sync", gate)
+    monkeypatch.setattr("align.core.online.phases.check_sync", gate)
     train(run("low_ids", rollout={"sync_tolerance": 0.125}, train={"batch_size": 16, "max_steps": 2}), progress=False)
     assert given == [0.125, 0.125]
 

@@ -11,7 +11,7 @@ import pytest
 
 from align.core.data.encode import Encoder
 from align.core.data.template_checks import TokenizationSettings
-from align.core.online.collect import Collector
+from align.core.online.phases import Collector
 from align.core.plugin_system.registry import registry
 from align.core.training.launch import train
 from align.core.training.row_stage import Acceptance

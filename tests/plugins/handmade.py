@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from align.core.algorithm.base import LossOutput
+from align.core.algorithm.contract import LossOutput
 from align.core.data.batch import Batch
 
 Rows = Sequence[Mapping[str, Sequence[float]]]

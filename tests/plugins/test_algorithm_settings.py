@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Group, Online
+from align.core.algorithm.contract import Algorithm, Group, Online
 from align.core.data.batch import MicroBatch
 from align.core.plugin_system.registry import registry
 from align.schemas.run import Rollout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from align.core.algorithm.base import Algorithm
+from align.core.algorithm.contract import Algorithm
 from align.core.plugin_system.registry import registry
 from align.plugins.algorithms.dpo import DPO
 from align.plugins.algorithms.dpo.equations import DIVERGENCES, LOSSES, reads

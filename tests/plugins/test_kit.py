@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from align.core.algorithm import contract
-from align.core.algorithm.advantages import broadcast_to_tokens, center, loss_mask, rewards
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric
-from align.core.algorithm.online import Advantages, Group, Online
+from align.core.algorithm.contract import Advantages, Algorithm, Group, LossOutput, LossTerm, Metric, Online
+from align.core.algorithm.policy_gradient import broadcast_to_tokens, center, loss_mask, rewards
 from align.core.data.batch import Batch
 from align.core.data.examples import Example
 from align.core.generation.base import Generator, Request, Sample

@@ -9,7 +9,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm
+from align.core.algorithm.contract import Algorithm, LossOutput, LossTerm
 from align.core.data.batch import Batch
 from align.plugins.algorithms.cpo import CPO
 from align.plugins.algorithms.dpo import DPO

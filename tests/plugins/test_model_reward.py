@@ -14,8 +14,7 @@ from align.core.data.batch import collate
 from align.core.data.datasets import make_examples
 from align.core.data.encode import Encoder
 from align.core.data.template_checks import TokenizationSettings
-from align.core.models.export import export
-from align.core.models.load_and_export import build_policy
+from align.core.models.load_and_export import build_policy, export
 from align.core.plugin_system.registry import registry
 from align.core.rewards.reward import Answer, RewardContext, Score
 from align.schemas.errors import AlignError

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm
-from align.core.algorithm.online import Experience, Group, Online
+from align.core.algorithm.contract import Algorithm, Experience, Group, LossOutput, LossTerm, Online
 from align.core.data.batch import Batch, collate
 from align.core.data.examples import Example
 from align.plugins.algorithms.best_of_n import BestOfN

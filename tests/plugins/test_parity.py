@@ -30,7 +30,7 @@ from trl import (
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from align.core.algorithm.base import Algorithm
+from align.core.algorithm.contract import Algorithm
 from align.core.data import step_plan
 from align.core.data.batch import MicroBatch
 from align.core.data.datasets import tokenize_records

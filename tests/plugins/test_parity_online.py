@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from align.core.algorithm.online import Experience, Online, example_of
+from align.core.algorithm.contract import Experience, Online, example_of
 from align.core.data.batch import collate
 from align.core.models.policy import Policy
 from align.plugins.algorithms.grpo import GRPO

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.algorithm.base import Algorithm
+from align.core.algorithm.contract import Algorithm
 from align.plugins.algorithms.cpo import CPO
 from align.plugins.algorithms.orpo import ORPO
 from align.plugins.algorithms.simpo import SimPO

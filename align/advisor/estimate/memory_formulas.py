@@ -35,7 +35,7 @@ NF4 = 0.516
 BASE = 1e9
 """Bytes of a CUDA context, NCCL and fragmentation: 0.8 to 1.5 GB are seen."""
 CHUNK = 3 * 4 * LOGITS["cuda"]
-"""Bytes of a chunk of logits on a GPU: fp32, three copies at a time (align.core.models.logprobs)."""
+"""Bytes of a chunk of logits on a GPU: fp32, three copies at a time (align.core.models.policy)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
-"""The contract of plugins, checked where the engine calls them: a breach names the plugin.
+"""The contract of algorithms: their base classes, what they return, and the check of it where the engine calls them.
 
+A breach names the plugin; a generator's is checked here too, by the same rules.
 ``align.testing`` makes the same calls, so what stops a run here fails a plugin's own test first.
 """
 
@@ -10,22 +11,382 @@ import inspect
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from align.core.algorithm.base import Algorithm, LossOutput, LossTerm, Metric
-from align.core.algorithm.online import Advantages, Experience, Group, Online
 from align.core.data.batch import Batch
-from align.core.data.examples import Example
+from align.core.data.examples import Example, TokenSequence
 from align.core.generation.base import Floats, Generator, Interrupt, Request, Sample, Tokens
 from align.core.plugin_system.registry import KINDS, registry
 from align.core.util.error_line import error_line
+from align.schemas.base import Config
 from align.schemas.errors import AlignError
-from align.schemas.run import Sampling
+from align.schemas.records import Content, Kind
+from align.schemas.run import Rollout, Sampling
+
+# --- algorithms that learn from rows ---------------------------------------------------------------------------------
+
+# The contract between an algorithm and the engine: a Batch of ragged scored tokens in, unreduced LossTerms out.
+#
+# Shape letters: T scored tokens, B sequences, E examples of one micro-batch. Prompt tokens and padding never appear.
+
+
+class LossTerm(NamedTuple):
+    """One summand of a loss, unreduced: the engine makes it ``weight * sum(values) / count over the whole step``.
+
+    per names what one value stands for: ``token``, ``sequence``, ``example``, or ``token:ROLE`` for the scored
+    tokens of one role. The count is over all micro-batches and all ranks, so gradients do not depend on the cut. Where
+    messages have weights, a token adds the weight of its message to the count, and a loss that is averaged over tokens
+    must pass its values through ``Batch.by_message``.
+    """
+
+    values: Tensor
+    per: str
+    weight: float = 1.0
+
+
+class Metric(NamedTuple):
+    """Values to log, reduced over the whole optimizer step: the mean of all values, or their sum, min or max."""
+
+    values: Tensor
+    reduce: Literal["mean", "sum", "min", "max"] = "mean"
+
+
+class LossOutput(NamedTuple):
+    """The result of ``Algorithm.loss``: the terms of the loss, and metrics to log by name."""
+
+    terms: Sequence[LossTerm]
+    metrics: Mapping[str, Metric | Tensor]
+
+    def loss_contribution(self, counts: Mapping[str, float]) -> Tensor:
+        """Return a micro-batch's part of the step's loss. counts: of the whole step (``step_plan.denominators``)."""
+        shares = [term.weight * term.values.sum() / max(counts.get(term.per, 0.0), 1.0) for term in self.terms]
+        return torch.stack(shares).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class CriticSpec:
+    """The value model that an algorithm wants next to the policy.
+
+    path: what it starts from (a directory, a hub id, a stage's export); None: the policy's own starting weights. Its
+    head is that of a reward model where the directory has one, else new. warmup: optimizer steps in which only the
+    critic learns.
+    """
+
+    path: str | None
+    learning_rate: float
+    warmup: int = 0
+
+
+class Algorithm:
+    """Base class of algorithms that learn from given data: subclass, set the class attributes, write ``loss``.
+
+    A plugin file starts with the equation as a pure function and ends with the class that feeds it.
+    """
+
+    name: ClassVar[str]
+    """Its name in run files."""
+    paper: ClassVar[str]
+    """The address of the paper that has the equation."""
+    learns_from: ClassVar[tuple[Kind, ...]]
+    """Kinds of records it takes."""
+    samples: ClassVar[bool] = False
+    """True if it learns from completions that it samples itself (``align.core.algorithm.contract.Online``)."""
+    makes_rows: ClassVar[bool] = False
+    """True if it learns nothing and makes rows for a later stage (``align.core.algorithm.contract.RowGenerator``)."""
+    head: ClassVar[Literal["language", "reward"]] = "language"
+    """The model it trains: token log-probabilities, or one score per sequence."""
+    learning_rate: ClassVar[float]
+    """The vetted peak rate for full fine-tuning; the run file may set another."""
+    weighs_messages: ClassVar[bool] = False
+    """True if its loss applies weights of messages between 0 and 1 (``Batch.by_message``); others take only 0 and 1."""
+    dropout: ClassVar[bool] = True
+    """True if the model's dropout is on while training."""
+    goal: ClassVar[tuple[str, Literal["min", "max"]]] = ("loss", "min")
+    """The held-out metric that says which checkpoint is best, and whether lower or higher is better."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Settings that name a file or a model: a resumed run compares the content there, not the spelling of the path."""
+
+    class Config(Config):
+        """Settings in the run file; every field has a docstring that names its source."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def uses_reference(self) -> bool:
+        """True if the loss reads ``ref_logp_T``."""
+        return False
+
+    @property
+    def scores_prompt(self) -> bool:
+        """True if every token of a text carries loss (pretrain); False: the assistant's only."""
+        return False
+
+    @property
+    def num_generations(self) -> int:
+        """Completions sampled for each prompt; 1 for an algorithm that samples none."""
+        return 1
+
+    @property
+    def num_iterations(self) -> int:
+        """Times that each example is learned from before the next ones are sampled; 1 for one that samples none."""
+        return 1
+
+    @property
+    def critic(self) -> CriticSpec | None:
+        """The value model that it wants to be trained next to the policy."""
+        return None
+
+    @property
+    def reference_known_ahead(self) -> bool:
+        """True if all sequences are known before training, so that the reference can be measured once, by then."""
+        return not self.samples and type(self).auxiliary is Algorithm.auxiliary
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """The loss of one micro-batch, unreduced."""
+        raise NotImplementedError
+
+    def derived(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Further numbers to log, made of the reduced ones of a step or a held-out set (a perplexity)."""
+        return {}
+
+    def auxiliary(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Further examples that ``statistics`` is computed on, made from all examples of one optimizer step.
+
+        Must depend on ``examples`` only (KTO's mismatched pairs). Default: none.
+        """
+        return ()
+
+    def statistics(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Values [N] over the auxiliary examples, whose means over the step ``loss`` finds in ``batch.step``.
+
+        Runs without gradient, before the step's first micro-batch.
+        """
+        return {}
+
+
+# --- shared by several algorithms ------------------------------------------------------------------------------------
+
+# Equations, and the metrics that dashboards know by TRL's names.
+#
+# Everything here is a pure function of a Batch or of plain tensors. [T] scored tokens, [B] sequences, [E] examples.
+
+
+def logistic(x: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """−(1−ε) log σ(x) − ε log σ(−x): the log loss of a preference whose label is wrong with probability ε."""
+    return -(1 - label_smoothing) * logsigmoid(x) - label_smoothing * logsigmoid(-x)
+
+
+def token_metrics(batch: Batch, correct_of: str | None = None) -> dict[str, Metric]:
+    """Return ``entropy`` and ``mean_token_accuracy`` over scored tokens, the latter over one role's tokens if named."""
+    metrics = {}
+    if batch.entropy_T is not None:
+        metrics["entropy"] = Metric(batch.entropy_T)
+    if batch.correct_T is not None:
+        correct = batch.correct_T.to(batch.logp_T.dtype)
+        metrics["mean_token_accuracy"] = Metric(batch.tokens_of(correct_of, correct) if correct_of else correct)
+    return metrics
+
+
+def preference_metrics(batch: Batch, chosen_E: Tensor, rejected_E: Tensor) -> dict[str, Metric]:
+    """Return the metrics that TRL logs of pairs: rewards, log-probabilities, logits, entropy, token accuracy.
+
+    chosen_E, rejected_E: the implicit rewards of each pair.
+    """
+    with torch.no_grad():
+        logp_B = batch.sum_per_sequence(batch.logp_T)
+        metrics = {
+            "rewards/chosen": Metric(chosen_E),
+            "rewards/rejected": Metric(rejected_E),
+            "rewards/accuracies": Metric((chosen_E > rejected_E).to(chosen_E.dtype)),
+            "rewards/margins": Metric(chosen_E - rejected_E),
+            "logps/chosen": Metric(batch.select("chosen", logp_B)),
+            "logps/rejected": Metric(batch.select("rejected", logp_B)),
+        }
+        if batch.logit_T is not None:
+            metrics["logits/chosen"] = Metric(batch.tokens_of("chosen", batch.logit_T))
+            metrics["logits/rejected"] = Metric(batch.tokens_of("rejected", batch.logit_T))
+        return metrics | token_metrics(batch, correct_of="chosen")
+
+
+# --- algorithms that learn from rewards ------------------------------------------------------------------------------
+
+# The contract of online algorithms: two choices, credit (rewards -> advantages) and token loss.
+#
+#     prompts -> answers -> rewards -> [log-probabilities, values] -> credit -> examples -> the same step as offline
+#
+# Everything but credit and loss is the engine's: sampling, scoring, dead groups, measuring, the averages, resuming.
+
+
+@dataclass(slots=True)
+class Experience:
+    """One sampled answer and all that is known of it. T tokens in the answer.
+
+    reward      the weighted mean of what its rewards said; None where all of them abstained
+    parts       what each reward said, by name; None where it abstained
+    sampled_logp, logp, ref_logp   log-probability [T] of each token under the generator, the trainer's policy before
+                the phase's first step, and the reference; at the sampling temperature. None where not measured
+    value       [T] the critic's value of the state before each token (prompt and the tokens until then)
+    size        sum of the absolute values of the numbers that were added up to the reward; bounds its rounding
+    """
+
+    source: str
+    prompt: Tokens
+    tokens: Tokens
+    finish: Literal["stop", "length"]
+    sampled_logp: Floats
+    reward: float | None = None
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    logp: Floats | None = None
+    ref_logp: Floats | None = None
+    value: Floats | None = None
+    size: float = 0.0
+
+
+Group = Sequence[Experience]
+"""The answers to one prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """The advantages of all completions of a phase, in the order of the groups' completions flattened.
+
+    token_data: numbers for each token, each a list of [T_i] arrays; ``advantage`` by convention. Names become
+    ``Batch.token_data``.
+    keep: [N] False leaves a completion out of the loss and of every average (it was cut off, or nobody scored it).
+    metrics: to log once a phase.
+    """
+
+    token_data: Mapping[str, Sequence[Floats]]
+    keep: NDArray[np.bool_]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Online(Algorithm):
+    """An algorithm that learns from answers it samples itself: write ``compute_advantages`` and ``loss``.
+
+    ``Batch.token_data`` has what ``compute_advantages`` gave, and where measured ``old_logp`` (the trainer's before
+    the phase's first step) and ``weight`` (the correction for the generator, see
+    ``align.schemas.run.ImportanceSamplingCorrection``).
+    """
+
+    learns_from: ClassVar[tuple[Kind, ...]] = ("prompt",)
+    samples: ClassVar[bool] = True
+    goal: ClassVar[tuple[str, Literal["min", "max"]]] = ("reward", "max")
+    dropout: ClassVar[bool] = False
+    uses_ratio: ClassVar[bool] = True
+    """True if the loss assumes that completions come from the policy itself: truncated sampling is then refused."""
+
+    class Config(Algorithm.Config):
+        """Settings in the run file."""
+
+    rollout: Rollout
+    """The stage's rollout settings (``configure``)."""
+
+    @property
+    def num_generations(self) -> int:
+        """Answers sampled for each prompt: the setting of that name, where there is one, else 1."""
+        return int(getattr(self.config, "num_generations", 1))
+
+    @property
+    def num_iterations(self) -> int:
+        """Times that each phase's answers are learned from: the setting of that name, where there is one, else 1."""
+        return int(getattr(self.config, "num_iterations", 1))
+
+    @property
+    def uses_reference(self) -> bool:
+        """For a KL that costs something: the setting ``beta``, where there is one."""
+        return float(getattr(self.config, "beta", 0.0)) > 0
+
+    @property
+    def measures_logp(self) -> bool:
+        """True if ``compute_advantages`` needs the trainer's log-probabilities.
+
+        A phase of several steps has them measured in any case, for the ratios.
+        """
+        return False
+
+    @property
+    def compares(self) -> bool:
+        """Return whether only differences within a group are learned from, so that a group of equal rewards is dead."""
+        return True
+
+    @property
+    def critic(self) -> CriticSpec | None:
+        """The value model it wants."""
+        return None
+
+    def configure(self, rollout: Rollout) -> None:
+        """Told the stage's rollout settings before anything else; raises AlignError where they do not go together."""
+        self.rollout = rollout
+        if self.uses_ratio and not rollout.sampling.neutral:
+            raise AlignError(
+                f"{self.name} weighs tokens by their probability under the policy, and this sampling draws them from "
+                "another distribution",
+                "leave top_k, top_p, min_p and repetition_penalty at their defaults and temperature above 0",
+                where="rollout.sampling",
+            )
+
+    def compute_advantages(self, groups: Sequence[Group]) -> Advantages:
+        """Rewards to advantages, once a phase, with all its answers from all ranks. Equal on every rank.
+
+        May change the algorithm's own state (a KL controller).
+        """
+        raise NotImplementedError
+
+    def examples(self, groups: Sequence[Group], advantages: Advantages) -> list[list[Example]]:
+        """Return the examples of each group: by default one for each completion that ``compute_advantages`` keeps."""
+        made: list[list[Example]] = []
+        place = 0
+        for group in groups:
+            made.append([])
+            for experience in group:
+                if advantages.keep[place]:
+                    token_data = {name: values[place] for name, values in advantages.token_data.items()}
+                    made[-1].append(example_of(experience, token_data))
+                place += 1
+        return made
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that ``compute_advantages`` keeps from phase to phase: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+
+
+class RowGenerator(Online):
+    """An algorithm that learns nothing: its answers become rows for a later stage (``data.train: stage:NAME``)."""
+
+    makes_rows: ClassVar[bool] = True
+    uses_ratio: ClassVar[bool] = False
+
+    def rows(self, prompt: Content, answers: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
+        """Return the rows that one prompt gives, from the (text, reward) of its answers that were not cut off."""
+        raise NotImplementedError
+
+    def curves(self, rewards: Sequence[Sequence[float | None]]) -> dict[str, float]:
+        """Return metrics of the stage from all prompts' rewards, [prompts][num_generations]."""
+        raise NotImplementedError
+
+
+def example_of(experience: Experience, token_data: Mapping[str, Floats], role: str = "completion") -> Example:
+    """An answer as an example with one sequence, its tokens scored."""
+    return Example(experience.source, (sequence_of(experience, token_data, role),))
+
+
+def sequence_of(experience: Experience, token_data: Mapping[str, Floats], role: str = "completion") -> TokenSequence:
+    """Return prompt and completion as one sequence, the completion's tokens scored."""
+    tokens = np.concatenate([experience.prompt, experience.tokens]).astype(np.int32)
+    scored = np.arange(len(tokens)) >= len(experience.prompt)
+    return TokenSequence(role, tokens, scored, experience.ref_logp, dict(token_data))
 
 
 def name_of(plugin: Any) -> str:
@@ -134,7 +495,7 @@ def logp(generator: Generator, sequences: Sequence[tuple[Tokens, Tokens]]) -> li
     return found
 
 
-# --- faults --------------------------------------------------------------------------------------------------------
+# --- faults ----------------------------------------------------------------------------------------------------------
 
 
 def _outcome_fault(outcome: Any, batch: Batch) -> str:
@@ -235,7 +596,7 @@ def _samples_fault(groups: Any, requests: Sequence[Request], sampling: Sampling,
     return ""
 
 
-# --- help ----------------------------------------------------------------------------------------------------------
+# --- help ------------------------------------------------------------------------------------------------------------
 
 
 def _breach(plugin: Any, fault: str) -> AlignError:

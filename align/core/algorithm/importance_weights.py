@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from align.core.algorithm.online import Experience
+from align.core.algorithm.contract import Experience
 from align.core.generation.base import Floats
 from align.schemas.run import ImportanceSamplingCorrection
 

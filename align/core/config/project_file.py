@@ -17,7 +17,7 @@ from typing import Any
 from pydantic_core import PydanticSerializationError
 
 from align.core.config import yaml_loader
-from align.core.plugin_system.settings import Path, check, dotted, fixes_by_section
+from align.core.plugin_system.registry import Path, check, dotted, fixes_by_section
 from align.schemas.errors import AlignError, Problem
 from align.schemas.project import Project
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from align.core.config import yaml_loader
 from align.core.plugin_system import registry
-from align.core.plugin_system.settings import Path, check, dotted, fixes_by_section, takes_null, unknown
+from align.core.plugin_system.registry import Path, check, dotted, fixes_by_section, takes_null, unknown
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.renamed import fixes_for_other_keys, fixes_for_settings
 from align.schemas.run import (
@@ -41,7 +41,7 @@ from align.schemas.run import (
 )
 
 if TYPE_CHECKING:
-    from align.core.algorithm.base import Algorithm
+    from align.core.algorithm.contract import Algorithm
 
 
 # Checks of a run as a whole: keys, plugins and their settings, and keys that nothing would read.

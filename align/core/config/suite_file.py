@@ -11,8 +11,7 @@ from typing import Any
 from align.core.config import yaml_loader
 from align.core.config.project_file import text_of
 from align.core.evaluation.eval import Eval
-from align.core.plugin_system.registry import registry
-from align.core.plugin_system.settings import Model, Path, Where, check, dotted
+from align.core.plugin_system.registry import Model, Path, Where, check, dotted, registry
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.evals import EvalChoice, GatePolicy, Suite
 

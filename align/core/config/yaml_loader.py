@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
-from align.core.plugin_system.settings import Path, dotted
+from align.core.plugin_system.registry import Path, dotted
 from align.schemas.errors import AlignError, Problem
 
 DEPTH = 32

@@ -17,7 +17,7 @@ from align.core.data.examples import Example, TokenSequence
 from align.core.data.rows import BadRow, BadRows
 from align.core.data.sources import Reading
 from align.core.data.template_checks import Tally, TemplateFinding, TokenizationSettings
-from align.core.util.parallel import ordered_map
+from align.core.util.child_processes import ordered_map
 from align.schemas.records import Record
 from align.schemas.run import Source
 

@@ -19,7 +19,7 @@ from align.core.data.files import CHUNK, COMPRESSIONS, ROWS, SUFFIXES, Chunk, Ta
 from align.core.data.formats import KINDS, MEDIA, Format, Shape
 from align.core.data.rows import BadRow, HasNaN, RowError, inspect, without_nan
 from align.core.plugin_system import registry
-from align.core.util.parallel import ordered_map
+from align.core.util.child_processes import ordered_map
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.records import Kind, Record

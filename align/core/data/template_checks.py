@@ -18,7 +18,7 @@ from align.schemas.records import Kind
 from align.schemas.run import Data
 
 if TYPE_CHECKING:
-    from align.core.algorithm.base import Algorithm
+    from align.core.algorithm.contract import Algorithm
     from align.core.data.encode import Encoder, Span
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from align.core.algorithm import contract
-from align.core.algorithm.base import Algorithm
+from align.core.algorithm.contract import Algorithm
 from align.core.engine import checkpoint
 from align.core.engine.checkpoint import set_random_state
 from align.core.engine.module import AlignModule

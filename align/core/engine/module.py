@@ -24,7 +24,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from align.core.algorithm import contract
-from align.core.algorithm.base import Algorithm, LossOutput, Metric
+from align.core.algorithm.contract import Algorithm, LossOutput, Metric
 from align.core.data.batch import Batch, MicroBatch
 from align.core.engine.checkpoint import all_gather_objects, random_state
 from align.core.engine.optimizer import adamw, factor, factor_of_each, gradient_norm, parameter_groups

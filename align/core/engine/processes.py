@@ -1,4 +1,4 @@
-"""Several processes on this node: a small supervisor that leaves no orphan and no half-dead group.
+"""The processes of a run: a small supervisor that leaves no orphan, and strategies, by which they share the work.
 
 Workers get the same environment torchrun gives, so ``torchrun -m align train RUN`` and ``devices.count: 2`` take one
 path from there. Signals are passed on, with a deadline; when one worker ends badly the others have a grace time, then
@@ -17,17 +17,21 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from align.core.util import child_processes
 from align.core.util.hardware import detect
 from align.core.util.liveness import SIGNALS, Limits
+from align.schemas.base import Config
 from align.schemas.errors import AlignError
-from align.schemas.hardware import Hardware
+from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Devices
+
+if TYPE_CHECKING:
+    import torch
 
 GRACE_SECONDS = 30.0
 """Seconds that the other workers have to end when one has failed."""
@@ -260,3 +264,44 @@ def free_port() -> int:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+# --- strategies ------------------------------------------------------------------------------------------------------
+
+
+class Strategy:
+    """Base class of strategies, by which processes share the work: subclass it and return a Lightning strategy."""
+
+    name: ClassVar[str]
+
+    class Config(Config):
+        """Settings in the run file."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
+        """The strategy to use here: itself, or (``auto``) the one that plugins ``choose``.
+
+        Raises AlignError when it cannot run on this hardware.
+        """
+        return self
+
+    def trainer_strategy(self, hardware: Hardware) -> Any:
+        """A Lightning strategy, or its name."""
+        raise NotImplementedError
+
+    shards: ClassVar[bool] = False
+    """True if the policy is split over the devices, by ``shard``."""
+
+    def shard(self, policy: torch.nn.Module, mesh: Any, precision: str) -> None:
+        """Split the policy in place over Lightning's device mesh, before the optimizer is made."""
+        raise NotImplementedError
+
+
+def footprint(*networks: torch.nn.Module) -> Footprint:
+    """Bytes of one unsharded replica: weights as held, and for what is trained a gradient and AdamW's two moments."""
+    parameters = [p for network in networks for p in network.parameters()]
+    held = sum(p.numel() * p.element_size() for p in parameters)
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    return Footprint(held + 3 * trained, 0)

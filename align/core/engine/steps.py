@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from align.core.algorithm import contract
-from align.core.algorithm.base import Algorithm
+from align.core.algorithm.contract import Algorithm
 from align.core.data import step_plan
 from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, Examples

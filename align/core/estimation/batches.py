@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from align.core.algorithm import contract
-from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Experience, Group, Online
+from align.core.algorithm.contract import Algorithm, Experience, Group, Online
 from align.core.data import step_plan
+from align.core.data.datasets import DatasetBuilder
 from align.core.data.examples import Example, Examples, InMemory, TokenSequence
 from align.core.data.mixture import load_records
 from align.core.models.load_and_export import load_tokenizer
 from align.core.models.packing import VARLEN
 from align.core.online.phases import extent, groups_per_phase
-from align.core.training.datasets import DatasetBuilder
 from align.schemas.engine import MICRO_TOKENS, Batches, Micro, Needs
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage

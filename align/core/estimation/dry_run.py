@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from align.core.algorithm.base import Algorithm
+from align.core.algorithm.contract import Algorithm
 from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example
 from align.core.data.step_plan import FORWARD, Layout

@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from align.core.algorithm.base import Algorithm
+from align.core.algorithm.contract import Algorithm
 from align.core.data.step_plan import Layout
 from align.core.estimation.batches import Planned, needs_of, planned
 from align.core.models.architecture import base_of, is_adapter

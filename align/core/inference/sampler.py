@@ -17,8 +17,7 @@ from align.core.data.chat_template import tokenize_record
 from align.core.data.encode import Encoder, UnusableRow
 from align.core.data.mixture import load_records
 from align.core.data.template_checks import CATALOGUE, TokenizationSettings
-from align.core.generation.assistant_turn import TurnReader
-from align.core.generation.base import Generator, ModelHandle, Request, Sample, Tokens
+from align.core.generation.base import Generator, ModelHandle, Request, Sample, Tokens, TurnReader
 from align.core.generation.decode import seed_of
 from align.core.models.architecture import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
 from align.core.models.load_and_export import ends_of, load_tokenizer

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from align.core.config.run_file import choices
 from align.core.plugin_system import registry
-from align.core.plugin_system.settings import model_at
+from align.core.plugin_system.registry import model_at
 from align.core.report.read import StageFacts
 from align.schemas.errors import AlignError
 from align.schemas.run import Choice, Stage

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from align.core.config import yaml_loader
-from align.core.util import atomic_files, metrics_file
+from align.core.engine import logger
+from align.core.util import atomic_files
 from align.core.util.atomic_files import sha256
 from align.schemas.errors import AlignError, Problem
 from align.schemas.text import concealed
@@ -131,9 +132,9 @@ def _curves(path: Path, recorded: str | None, last: float) -> dict[str, list[tup
     if not path.is_file():
         return curves
     try:
-        rows = metrics_file.read_rows(path)
+        rows = logger.read_rows(path)
         covered = (row for row in rows if int(row["step"]) <= last)  # a run that goes on writes rows after it
-        if recorded is not None and metrics_file.chain_rows(covered) != recorded:
+        if recorded is not None and logger.chain_rows(covered) != recorded:
             raise ValueError("its rows are not those that were written")
         for row in rows:
             for name, text in row.items():

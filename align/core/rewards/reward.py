@@ -1,9 +1,20 @@
-"""The interface of rewards: completions in, a score or none for each out. No torch: worker processes import this."""
+"""The interface of rewards: completions in, a score or none for each out. A bare function can be one.
+
+No torch: worker processes import this.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import hashlib
+import importlib.util
+import inspect
+import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,7 +22,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator
 
 from align.core.util.atomic_files import cache_directory
+from align.core.util.child_processes import importing_from
+from align.core.util.error_line import error_line
 from align.schemas.base import Config
+from align.schemas.errors import AlignError
 from align.schemas.records import Content
 
 Outcome = Literal["scored", "right", "wrong", "unparsed", "abstained", "timeout", "error"]
@@ -159,3 +173,197 @@ def compiles(pattern: str) -> str:
 
 Pattern = Annotated[str, AfterValidator(compiles)]
 """A setting that holds a regular expression; one that does not compile is refused when the run file is read."""
+
+
+# --- functions -------------------------------------------------------------------------------------------------------
+
+# A bare function as a reward, in the signature of TRL: ``f(prompts, completions, completion_ids, **columns)``.
+#
+# It is called with keywords, only those that it takes (all, where it takes ``**kwargs``): ``prompts``, ``completions``
+# (strings, or lists of messages where the prompt is one), ``completion_ids``, every column of the rows as a list, and
+# TRL's helpers ``trainer_state``, ``log_extra`` and ``log_metric``. It gives a number for each answer, or None where
+# it has no opinion; an ``async def`` does so too.
+
+_LONGEST = 200
+"""Characters that are kept of a value which a function logs about one completion."""
+
+
+@dataclass
+class TrainerState:
+    """The trainer's state as reward functions see it. global_step: optimizer steps done; 0 outside training."""
+
+    global_step: int = 0
+
+
+STATE = TrainerState()
+"""The state of this process, given to functions that take ``trainer_state``. In worker processes it stays at 0."""
+
+
+def set_global_step(step: int) -> None:
+    """Set the optimizer step that functions see as ``trainer_state.global_step``; 0 outside training."""
+    STATE.global_step = step
+
+
+_GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+
+
+class FunctionReward(Reward):
+    """A function that is called as TRL calls it. Its settings are bound already (``functools.partial``)."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        """Read the function's signature. Raises AlignError if an argument cannot be given by keyword."""
+        super().__init__(self.Config())
+        self._function, self._label = function, name
+        parameters = inspect.signature(function).parameters.values()
+        bound = function.keywords if isinstance(function, functools.partial) else {}
+        if nameless := [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]:
+            raise AlignError(f"its argument {nameless[0]!r} cannot be given by name", where=f"reward {name}")
+        self._open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._bound = frozenset(bound)
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in bound]
+        self._takes = frozenset(p.name for p in named)
+        self.required_columns = tuple(  # type: ignore[misc]  # of this function; a class of rewards has one for all
+            p.name for p in named if p.default is p.empty and p.name not in _GIVEN
+        )
+        self._thread: ThreadPoolExecutor | None = None
+        self._loop: asyncio.Runner | None = None
+        self._logged: dict[str, float] = {}
+
+    def unfit(self, columns: Mapping[str, Any]) -> str | None:
+        """Return the columns that a row lacks, as a message. An empty value will do: the function may abstain."""
+        lacking = [name for name in self.required_columns if name not in columns]
+        return f"has no {' and no '.join(map(repr, lacking))}" if lacking else None
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        """Call the function and check its scores. Raises AlignError unless each is a number or None."""
+        if not answers:
+            return []
+        extra: dict[str, list[Any]] = {}
+        result = self._function(**self._arguments(answers, extra))
+        if inspect.isawaitable(result):
+            result = self._wait(result)
+        values = _listed(result)
+        if values is None or len(values) != len(answers):
+            gave = f"a {type(result).__name__}" if values is None else f"{len(values)} scores"
+            fix = "return a list with a number, or None, for each completion"
+            raise AlignError(f"gave {gave} for {len(answers)} answers", fix, where=f"reward {self._label}")
+        return [self._checked(value, i, extra) for i, value in enumerate(values)]
+
+    def _arguments(self, answers: Sequence[Answer], extra: dict[str, list[Any]]) -> dict[str, Any]:
+        columns = list(dict.fromkeys(name for answer in answers for name in answer.columns))
+        if lacking := [name for name in self.required_columns if name not in columns]:
+            known = f"the rows' columns: {', '.join(columns)}" if columns else "the rows have no columns"
+            raise AlignError(f"takes {lacking[0]!r}, which no row has", known, where=f"reward {self._label}")
+        given: dict[str, Any] = {name: [answer.columns.get(name) for answer in answers] for name in columns}
+        given |= {
+            "prompts": [answer.prompt for answer in answers],
+            "completions": [answer.completion for answer in answers],
+            "completion_ids": [list(answer.tokens) for answer in answers],
+            "trainer_state": STATE,
+            "log_extra": extra.__setitem__,
+            "log_metric": self._log,
+        }
+        return {
+            name: value
+            for name, value in given.items()
+            if name not in self._bound and (self._open or name in self._takes)
+        }
+
+    def _log(self, name: str, value: float) -> None:
+        self._logged[str(name)] = float(value)
+
+    def _wait(self, coroutine: Any) -> Any:
+        """Return the result of a coroutine.
+
+        All run on one event loop, since HTTP clients stay bound to the loop that they were first used on; and in a
+        thread of its own, since the calling thread may run a loop already.
+        """
+        if self._thread is None or self._loop is None:
+            self._thread, self._loop = ThreadPoolExecutor(1, f"align-{self._label}"), asyncio.Runner()
+        return self._thread.submit(self._loop.run, _awaited(coroutine)).result()
+
+    def _checked(self, value: Any, i: int, extra: Mapping[str, Sequence[Any]]) -> Score:
+        logged = {name: values[i] for name, values in extra.items() if len(values) > i}
+        parts = components(logged)
+        why = describe(logged, parts)
+        if value is None:
+            return Score(None, "abstained", parts, why)
+        try:
+            if isinstance(value, str | bytes):  # float("1") is 1.0, but text is more likely a mistake
+                raise TypeError
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            shown = f"{value!r:.60} ({type(value).__name__})"
+            raise AlignError(
+                f"gave {shown} for an answer", "return numbers or None", where=f"reward {self._label}"
+            ) from None
+        if not math.isfinite(number):
+            return Score(None, "error", parts, f"its score was {number}")
+        return Score(number, "scored", parts, why)
+
+    def counts(self) -> Mapping[str, float]:
+        """Return the metrics that the function logged last, with ``log_metric``."""
+        return self._logged
+
+    def close(self) -> None:
+        """End its event loop."""
+        if self._thread is not None and self._loop is not None:
+            self._thread.submit(self._loop.close).result()
+            self._thread.shutdown()
+            self._thread = self._loop = None
+
+
+def from_function(function: Callable[..., Any], name: str) -> Reward:
+    """Return a function in TRL's signature as a reward called ``name``."""
+    return FunctionReward(function, name)
+
+
+def load_function(file: str, function: str) -> Callable[..., Any]:
+    """Return a function of a Python file. The file is run once a process, and may import its neighbours meanwhile.
+
+    A neighbour never replaces a module of the standard library, as ``random.py`` would.
+
+    Raises AlignError where it cannot be run or does not hold the function.
+    """
+    path = Path(file).expanduser().resolve()
+    name = f"align_reward_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    module = sys.modules.get(name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise AlignError("is no Python file", "give the path of a .py file", where=file)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            with importing_from(path.parent):
+                spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            del sys.modules[name]
+            raise AlignError(f"fails to load: {error_line(error)}", "fix it", where=file) from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        own = [name for name, thing in vars(module).items() if inspect.isfunction(thing) and name[0] != "_"]
+        raise AlignError(f"has no function {function!r}", f"it has: {', '.join(own) or 'none'}", where=file)
+    return found  # type: ignore[no-any-return]
+
+
+def components(logged: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite numbers among the values that a function logs with a score: JSON has no others."""
+    numbers = {str(name): value for name, value in logged.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in numbers.items() if abs(value) <= sys.float_info.max}
+
+
+def describe(logged: Mapping[str, Any], parts: Mapping[str, float]) -> str:
+    """Return the logged values that are not in ``parts`` as text, ``name: value`` each."""
+    return "; ".join(f"{name}: {value}"[:_LONGEST] for name, value in logged.items() if str(name) not in parts)
+
+
+async def _awaited(awaitable: Any) -> Any:
+    # asyncio.Runner.run takes a coroutine only, and a function may return any awaitable.
+    return await awaitable
+
+
+def _listed(scores: Any) -> list[Any] | None:
+    """Return scores as a list, those in a tensor or an array too; None if they are no sequence."""
+    if hasattr(scores, "tolist"):
+        scores = scores.tolist()
+    return list(scores) if isinstance(scores, list | tuple) else None

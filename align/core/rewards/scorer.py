@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.functions import from_function
-from align.core.rewards.reward import Answer, Outcome, Reward, RewardContext, Score
+from align.core.rewards.reward import Answer, Outcome, Reward, RewardContext, Score, from_function
 from align.core.rewards.worker_pool import Workers
 from align.core.util.error_line import error_line
 from align.core.util.liveness import waiting

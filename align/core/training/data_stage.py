@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from align.core.data import step_plan
+from align.core.data.datasets import DatasetBuilder, Datasets
 from align.core.data.examples import Examples
 from align.core.data.mixture import Window
 from align.core.engine.steps import EpochSteps, MicroBatcher, StepBatch, StepLoader, StepSource, fixed_steps
 from align.core.models.packing import check_lengths
 from align.core.online.phases import PhaseObserver
-from align.core.training.datasets import DatasetBuilder, Datasets
-from align.core.training.fit import TrainedStage
-from align.core.training.stage import LoadedModel, PreparedStage
+from align.core.training.stage import LoadedModel, PreparedStage, TrainedStage
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage, Train
 

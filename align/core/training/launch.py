@@ -14,8 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Online, RowGenerator
+from align.core.algorithm.contract import Algorithm, Online, RowGenerator
 from align.core.config import run_file
 from align.core.engine import checkpoint, processes
 from align.core.plugin_system.registry import registry

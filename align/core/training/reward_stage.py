@@ -11,8 +11,8 @@ from lightning.pytorch import Callback
 from transformers import PreTrainedTokenizerBase
 
 from align.core.algorithm import contract
-from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import Online
+from align.core.algorithm.contract import Algorithm, Online
+from align.core.data.datasets import DatasetBuilder, Datasets
 from align.core.data.examples import Examples
 from align.core.engine import processes
 from align.core.engine.module import StageHooks
@@ -21,18 +21,14 @@ from align.core.generation.base import Generator, ModelHandle
 from align.core.models.load_and_export import build_policy, end_tokens, resolve_model_path
 from align.core.models.packing import limits_for
 from align.core.models.policy import Policy
-from align.core.online.alarm_callback import AlarmCallback
-from align.core.online.collect import Collector, Prompts
-from align.core.online.phases import PhaseObserver, RolloutSteps
+from align.core.online.monitor import AlarmCallback
+from align.core.online.phases import Collector, PhaseObserver, Prompts, RolloutSteps
 from align.core.plugin_system.registry import registry
-from align.core.rewards.functions import set_global_step
-from align.core.rewards.reward import RewardContext
+from align.core.rewards.reward import RewardContext, set_global_step
 from align.core.rewards.scorer import Scorer, reward_of
 from align.core.training.data_stage import refuse_stream
-from align.core.training.datasets import DatasetBuilder, Datasets
-from align.core.training.fit import TrainedStage
 from align.core.training.sample_log import SampleLog
-from align.core.training.stage import LoadedModel, PreparedStage, autocast
+from align.core.training.stage import LoadedModel, PreparedStage, TrainedStage, autocast
 from align.core.util.progress import working
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Record

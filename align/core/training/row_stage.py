@@ -20,8 +20,7 @@ import torch
 import torch.distributed as dist
 
 from align.core.algorithm import contract
-from align.core.algorithm.base import Algorithm
-from align.core.algorithm.online import RowGenerator
+from align.core.algorithm.contract import Algorithm, RowGenerator
 from align.core.data.datasets import make_examples
 from align.core.data.encode import Encoder
 from align.core.data.formats import Format

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from align.core.online.collect import PromptGroup
+from align.core.online.phases import PromptGroup
 from align.core.plugin_system.registry import registry
 from align.core.rewards.scorer import Scored
 from align.core.training.run_directory import StageDirectory
