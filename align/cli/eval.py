@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import rich_click as click
 
 from align.cli.choices import SPELT, choice_of, files
-from align.cli.progress import loading, quiet, show_progress
+from align.cli.command_context import loading, quiet, show_progress
 
 if TYPE_CHECKING:
     from align.api.evaluating import EvalRun
