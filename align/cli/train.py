@@ -85,10 +85,10 @@ def worker(directory: Path, stage: str, progress: bool) -> None:
 
     show_progress(progress and rank() == 0)
     with loading():
-        from align.core.training.launch import work
+        from align.core.training.launch import run_worker
 
     with _first_reports():
-        work(directory, stage, progress)
+        run_worker(directory, stage, progress)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def _first_reports(again: str = "") -> Iterator[None]:
     again: the command that goes on after a signal; without it neither signals nor lost processes are reported.
     """
     from align.core.engine.processes import LOST, rank
-    from align.core.training.launch import ProcessLost
+    from align.core.training.failures import ProcessLost
     from align.core.util.liveness import Interrupted
     from align.schemas.errors import AlignError
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from align.core.engine.module import AlignModule
 from align.core.training.launch import stage_runner
 from align.core.training.run_directory import RunDirectory
-from align.core.training.stage import PreparedStage, StageDataModule, TrainedStage
+from align.core.training.stage import PreparedStage, StageDataModule, TrainingStage
 from align.schemas.run import Run
 
 
@@ -82,7 +82,7 @@ def weighed(run: Run, steps: int) -> tuple[Scale, PreparedStage[Any], int]:
     directory = RunDirectory(run)
     directory.path.mkdir(parents=True)
     runner = stage_runner(directory, run.stages[0], progress=False)
-    assert isinstance(runner, TrainedStage)
+    assert isinstance(runner, TrainingStage)
     runner.place.path.mkdir()
     peak()
     scale = Scale()
@@ -98,7 +98,7 @@ def weighed(run: Run, steps: int) -> tuple[Scale, PreparedStage[Any], int]:
         critic=model.critic,
         hooks=runner.hooks(ready),
     )
-    with runner.at_work(ready):
+    with runner.running(ready):
         trainer = Trainer(
             accelerator="gpu" if ready.hardware.accelerator == "cuda" else "cpu",
             devices=1,

@@ -26,8 +26,9 @@ from tokenizers.models import BPE
 
 from align.cli import main
 from align.core.config import run_file as runfile
-from align.core.training import launch
-from align.core.training.launch import explained_failures, train
+from align.core.training import failures
+from align.core.training.failures import explained_failures
+from align.core.training.launch import train
 from align.core.training.run_directory import StageDirectory
 from align.core.util import atomic_files
 from align.core.util.system_errors import explain
@@ -147,7 +148,7 @@ def test_a_reason_is_found_behind_another_error(tmp_path: Path, monkeypatch: pyt
         finally:
             raise RuntimeError("unexpected pos 64 vs 0")
 
-    monkeypatch.setattr(launch, "_saved", lambda _: [Problem("run", "step 2 is saved")])
+    monkeypatch.setattr(failures, "_saved", lambda _: [Problem("run", "step 2 is saved")])
     place = StageDirectory(tmp_path)
     with pytest.raises(AlignError, match="no room is left") as caught, explained_failures(place):
         hidden()

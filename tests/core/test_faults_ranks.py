@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from align.core.config import run_file
 from align.core.engine import checkpoint, processes
 from align.core.engine.callbacks import Interrupted
-from align.core.training.launch import ProcessLost, explained_failures, worker_failed
+from align.core.training.failures import ProcessLost, explained_failures, worker_failed
 from align.core.training.run_directory import StageDirectory
 from align.core.util import liveness
 from align.core.util.liveness import Limits, Sign
@@ -314,7 +314,7 @@ def test_a_lost_connection_tells_what_the_other_said(tmp_path: Path, monkeypatch
     with pytest.raises(RuntimeError, match="gloo"), explained_failures(stage):  # alone there is no other
         raise broken
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("align.core.training.launch.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("align.core.training.failures.REPORT_SECONDS", 0.0)
     sign(stage, 0)
     with pytest.raises(ProcessLost, match="rank 1 never started"), explained_failures(stage):
         raise broken

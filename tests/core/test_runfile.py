@@ -375,7 +375,7 @@ UNREAD = [
      "is not read without data.validation or data.validation_fraction"),
     ("data: {train: r, stream_window: 5}", "data.stream_window", "is read with data.stream: true only"),
     ("data: {train: r, validation: v, validation_fraction: 0.1}", "data.validation_fraction",
-     "is not read beside data.validation"),
+     "is not read together with data.validation"),
     ("data: {train: {path: run.yaml, split: test}}", "data.train[0].split", "is read for the hub only"),
     ("data: {train: {path: ., subset: main}}", "data.train[0].subset", "is read for the hub only"),
     ("data: {train: {path: r, name: main}}", "data.train[0].name", "is read for held-out sources only"),

@@ -21,7 +21,7 @@ from align.core.engine import checkpoint
 from align.core.generation.base import Interrupt
 from align.core.online.phases import RolloutSteps
 from align.core.training.launch import stage_runner, train
-from align.core.training.reward_stage import opened
+from align.core.training.reward_stage import generator_and_rewards
 from align.core.training.run_directory import RunDirectory
 from align.core.training.sample_log import read_samples
 from align.plugins.generators.local import Local
@@ -308,7 +308,7 @@ def test_a_phase_interrupted_while_refilling_leaves_no_trace(run: Any, monkeypat
     assert isinstance(phases, RolloutSteps)
     before = phases.state_dict()
     monkeypatch.setattr(phases.collector, "stop", lambda: phases.state_dict()["place"] > 0)
-    with opened(phases.collector), pytest.raises(Interrupt):
+    with generator_and_rewards(phases.collector), pytest.raises(Interrupt):
         next(iter(phases.loader(0, 0)))
     assert phases.state_dict() == before
 

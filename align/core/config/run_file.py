@@ -69,8 +69,8 @@ def choices(stage: dict[str, Any]) -> Iterator[tuple[Path, str, Any, str | int]]
             yield ("rollout", "rewards", i), "reward", rewards, i
 
 
-def beside(kind: str) -> frozenset[str]:
-    """The keys of a choice that are not settings of the plugin chosen."""
+def own_keys(kind: str) -> frozenset[str]:
+    """Return the keys of a choice that are not settings of the plugin."""
     return REWARD_KEYS if kind == "reward" else frozenset({"type"})
 
 
@@ -96,7 +96,7 @@ def every_problem(values: dict[str, Any], where: Where) -> tuple[Run | None, lis
     for stage in values["stages"]:
         for _, kind, holder, key in choices(stage):
             if isinstance(holder[key], dict):
-                holder[key] = expand_shorthand(holder[key], beside(kind))
+                holder[key] = expand_shorthand(holder[key], own_keys(kind))
     try:
         return check(Run, values, where, fixes=lambda: _fixes(values["stages"])), problems
     except AlignError as error:
@@ -134,7 +134,7 @@ def _stage_problems(stage: dict[str, Any], above: Path, where: Where) -> Iterato
 
 
 def _choice_problems(kind: str, choice: dict[str, Any], path: Path, where: Where) -> Iterator[Problem]:
-    settings = {key: value for key, value in choice.items() if key not in beside(kind)}
+    settings = {key: value for key, value in choice.items() if key not in own_keys(kind)}
     # Who comes from a flat config writes all of it here; a key of another plugin resembles a section's by chance only.
     fixes = (lambda: _fixes([{"algorithm": choice}])) if kind == "algorithm" else None
     chosen = Choice(type=choice["type"], settings=settings)
@@ -149,7 +149,7 @@ def accepts_null(stage: dict[str, Any], path: Path) -> bool:
     """Return whether ``null`` is a value of the setting at ``path``; else it stands for "not set"."""
     for above, kind, holder, key in choices(stage):
         below = path[len(above) :]
-        if path[: len(above)] != above or not below or below[0] in beside(kind):
+        if path[: len(above)] != above or not below or below[0] in own_keys(kind):
             continue
         choice = holder[key]
         name = choice.get("type") if isinstance(choice, dict) else None
@@ -185,7 +185,7 @@ def unread(stage: dict[str, Any]) -> dict[Path, str]:
     if not held_out and _section(Checkpoint, stage.get("checkpoint")).export == "best":
         silent["checkpoint", "export"] = "is best, and nothing is held out: set data.validation or validation_fraction"
     if data.validation is not None:
-        silent["data", "validation_fraction"] = "is not read beside data.validation"
+        silent["data", "validation_fraction"] = "is not read together with data.validation"
     elif data.stream:
         silent["data", "validation_fraction"] = "is not read: a stream is never seen whole; give data.validation"
     if not data.stream:

@@ -314,14 +314,14 @@ def unknown_keys(formats: Sequence[Format], keys: Iterable[str], kinds: Sequence
             fix = f"read conversations that end with the user as prompts, with columns: {{prompt: {messages}}}"
         return what, fix
     named = [ascii(key)[:40] for key in row]
-    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    what = f"has the columns {', '.join(named[:_NAMED])}{more}, which no format has"
+    more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
+    what = f"has the columns {', '.join(named[:_MAX_NAMED])}{more}, which no format has"
     foreign = next((fix for key, fix in _FOREIGN.items() if key in row), None)
     if foreign or fix:
         return what, foreign or fix
     if len(named) == 1 and (";" in named[0] or "\\t" in named[0]):
         return what, "separate columns with commas"
-    if len(named) > 8 * _NAMED:
+    if len(named) > 8 * _MAX_NAMED:
         return what, "if the file is one object of rows by name, write its values as an array, [{...}, ...]"
     known = "; ".join(f"{name} ({shape.kind}): {', '.join(shape.required)}" for name, shape in shapes)
     return what, f"rename them with columns: {{OURS: THEIRS}}. Known: {known}"
@@ -342,7 +342,7 @@ def _renamed(shape: Shape, row: Mapping[str, Any]) -> tuple[dict[str, str], int]
     return columns, len(columns) + len(shape.keys & row.keys())
 
 
-_NAMED = 12
+_MAX_NAMED = 12
 """Most columns that one message names."""
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 _FOREIGN = {

@@ -59,7 +59,7 @@ def calibrate(stage: Stage, hardware: Hardware) -> Calibration:
         if runner.algorithm.makes_rows:
             raise AlignError("learns nothing, so there is no step to measure", where=stage.name)
         ready = runner.prepare()
-        with runner.at_work(ready):
+        with runner.running(ready):
             return _run(ready, hardware)
 
 

@@ -267,7 +267,7 @@ def _some(names: set[str]) -> str:
 
 # --- warnings before the first step ----------------------------------------------------------------------------------
 
-NAMED = 4
+MAX_NAMED = 4
 """Largest number of names in one sentence."""
 
 SCANNED = 4096
@@ -288,7 +288,7 @@ def notes(policy: Policy, tokenizer: PreTrainedTokenizerBase, examples: Examples
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return ", ".join(names[:MAX_NAMED]) + (f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else "")
 
 
 def _left_out(policy: Policy) -> Iterator[tuple[str, str]]:

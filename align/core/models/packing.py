@@ -30,7 +30,7 @@ from align.schemas.errors import AlignError, Problem
 # goes (rotary embeddings) runs on, but has not seen them in training: a warning, since training on longer rows is how
 # a context is extended.
 
-NAMED = 5
+MAX_NAMED = 5
 """Largest number of rows that a message names."""
 
 SCALED_BY_FACTOR = ("linear", "dynamic", "yarn")
@@ -143,9 +143,9 @@ def rows_over(sets: Iterable[Examples | Sequence[Example]], limit: int) -> tuple
         found = (examples[int(i)] for i in places)
         over += [(example.source, max(example.lengths)) for example in found if max(example.lengths) > limit]
     names = list(dict.fromkeys(source for source, _ in over))
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     counted = f"{len(names):,} row{'s' * (len(names) != 1)}, the longest of {max(n for _, n in over):,} tokens"
-    return ", ".join(names[:NAMED]) + more, counted
+    return ", ".join(names[:MAX_NAMED]) + more, counted
 
 
 # --- layout of rows --------------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from align.core.data.mixture import Window
 from align.core.engine.steps import EpochSteps, MicroBatcher, StepBatch, StepLoader, StepSource, fixed_steps
 from align.core.models.packing import check_lengths
 from align.core.online.phases import PhaseObserver
-from align.core.training.stage import LoadedModel, PreparedStage, TrainedStage
+from align.core.training.stage import LoadedModel, PreparedStage, TrainingStage
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage, Train
 
 
-class DataStage(TrainedStage[StepSource]):
+class DataStage(TrainingStage[StepSource]):
     """A stage whose algorithm learns from rows: pretrain, sft, dpo, reward_model and the like."""
 
     def check_settings(self) -> None:

@@ -28,17 +28,17 @@ from align.core.rewards.reward import RewardContext, set_global_step
 from align.core.rewards.scorer import Scorer, reward_of
 from align.core.training.data_stage import refuse_stream
 from align.core.training.sample_log import SampleLog
-from align.core.training.stage import LoadedModel, PreparedStage, TrainedStage, autocast
+from align.core.training.stage import LoadedModel, PreparedStage, TrainingStage, autocast
 from align.core.util.progress import working
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Record
 from align.schemas.run import RewardChoice, Stage
 
-NAMED = 5
+MAX_NAMED_ROWS = 5
 """Most rows that a message names."""
 
 
-class RewardStage(TrainedStage[RolloutSteps]):
+class RewardStage(TrainingStage[RolloutSteps]):
     """A stage whose algorithm samples its own completions: grpo, rloo, ppo and the like."""
 
     def check_settings(self) -> None:
@@ -88,7 +88,7 @@ class RewardStage(TrainedStage[RolloutSteps]):
         return RolloutSteps(prompts, collector, self.algorithm, batcher, self.stage, observers)
 
     def _collector(self, model: LoadedModel, data: Datasets, batcher: MicroBatcher) -> Collector:
-        """Return what samples and scores; its generator and rewards are not open yet (``at_work``)."""
+        """Return what samples and scores; its generator and rewards are not open yet (``running``)."""
         stage, rollout = self.stage, self.stage.rollout
         assert rollout is not None
         generator: Generator = registry.build("generator", rollout.generator)
@@ -163,9 +163,9 @@ class RewardStage(TrainedStage[RolloutSteps]):
         return [StepLoader(lambda index: ready.batcher.step(index, []), 1) for _ in ready.data.held_out]
 
     @contextmanager
-    def at_work(self, ready: PreparedStage[RolloutSteps]) -> Iterator[None]:
+    def running(self, ready: PreparedStage[RolloutSteps]) -> Iterator[None]:
         """Run generator and rewards in the block, and close them whatever happens."""
-        with opened(ready.steps.collector):
+        with generator_and_rewards(ready.steps.collector):
             try:
                 yield
             finally:
@@ -205,9 +205,9 @@ def refuse_unusable_rows(rows: Iterable[Record], choices: Sequence[RewardChoice]
     for name, reward in rewards:
         found = [(row.source, why) for row in rows if (why := reward.unfit(row.columns))]
         if found:
-            more = f" (and {len(found) - NAMED} rows more)" if len(found) > NAMED else ""
+            more = f" (and {len(found) - MAX_NAMED_ROWS} rows more)" if len(found) > MAX_NAMED_ROWS else ""
             fix = f"reward {name} cannot score it{more}: fix the rows, or leave them out"
-            problems += [Problem(source, why, fix) for source, why in found[:NAMED]]
+            problems += [Problem(source, why, fix) for source, why in found[:MAX_NAMED_ROWS]]
     if problems:
         raise AlignError.gather(problems)
 
@@ -227,10 +227,10 @@ def _refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | Non
     fix = f"leave long prompts out (data.max_length: {max(1, limit - wanted)}, data.truncation_mode: drop)"
     none_fits = [(length, source) for length, source in rows if length >= limit]
     if none_fits:
-        more = f" (and {len(none_fits) - NAMED} rows more)" if len(none_fits) > NAMED else ""
+        more = f" (and {len(none_fits) - MAX_NAMED_ROWS} rows more)" if len(none_fits) > MAX_NAMED_ROWS else ""
         raise AlignError.gather(
             Problem(source, f"has {length} tokens, and the {whose} {limit} positions: no answer fits", fix + more)
-            for length, source in none_fits[:NAMED]
+            for length, source in none_fits[:MAX_NAMED_ROWS]
         )
     longest, source = max(rows, key=lambda row: row[0])
     over = sum(length + wanted > limit for length, _ in rows)
@@ -243,7 +243,7 @@ def _refuse_overlong(stage: Stage, prompts: Sequence[Examples], limit: int | Non
 
 
 @contextmanager
-def opened(collector: Collector) -> Iterator[None]:
+def generator_and_rewards(collector: Collector) -> Iterator[None]:
     """Start generator and rewards for the block, and close them whatever happens."""
     try:
         with working("starting rewards and generator"):

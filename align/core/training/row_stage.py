@@ -109,7 +109,7 @@ class RowStage(RewardStage):
         phases: list[Mapping[str, Any]] = []
         readers = _readers(self.directory, ready)
         _join_ranks(steps, ready.hardware)
-        with self.at_work(ready):
+        with self.running(ready):
             steps.collector.sync(0, steps.prompts)
             for phase in track(range(count), f"{self.stage.name}: sampling answers, phases"):
                 path = place.phases / f"phase-{phase + 1:06d}.json"

@@ -137,7 +137,7 @@ class StageRunner(ABC, Generic[Source]):
     def describe_first_step(self, ready: PreparedStage[Source]) -> str:
         """Return a phrase about the first step, for ``align train --check``."""
 
-    def at_work(self, ready: PreparedStage[Source]) -> AbstractContextManager[None]:
+    def running(self, ready: PreparedStage[Source]) -> AbstractContextManager[None]:
         """Return a context in which steps can be taken: rewards and generator run in it, where there are some."""
         return nullcontext()
 
@@ -218,7 +218,7 @@ class StageRunner(ABC, Generic[Source]):
         hardware, size = self.hardware, footprint(*filter(None, (model.policy, model.critic)))
         strategy: Strategy = registry.build("strategy", self.stage.devices.strategy)
         with contract.calling(strategy, "resolve"):
-            return strategy.resolve(hardware, size, lambda: _chosen(hardware, size))
+            return strategy.resolve(hardware, size, lambda: _strategy_by_plugins(hardware, size))
 
     def measure_reference(
         self, data: Datasets, policy: Policy, reference: ReferenceModel, batcher: MicroBatcher
@@ -257,7 +257,7 @@ def _something_scored(example: Example) -> Example:
     return replace(example, sequences=tuple(replace(s, scored=np.arange(len(s)) > 0) for s in example.sequences))
 
 
-def _chosen(hardware: Hardware, size: Footprint) -> Strategy:
+def _strategy_by_plugins(hardware: Hardware, size: Footprint) -> Strategy:
     name = registry.first("choose_strategy", hardware=hardware, footprint=size)
     strategy: Strategy = registry.build("strategy", Choice(type=name))
     return strategy
@@ -271,7 +271,7 @@ COMPARED = ("settings", "data", "steps")
 """Facts of a checkpoint that must be the same in a resumed run."""
 
 
-class TrainedStage(StageRunner[Source]):
+class TrainingStage(StageRunner[Source]):
     """A stage that takes optimizer steps and exports a model."""
 
     # --- what the kinds differ in ----------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ class TrainedStage(StageRunner[Source]):
         )
         start, facts = self._resume_from(ready)
         try:
-            with _quiet(), self.at_work(ready):
+            with _quiet(), self.running(ready):
                 trainer, checkpoints = self._trainer(ready, start, facts)
                 steps = StageDataModule(
                     ready.steps, partial(self.held_out_loaders, ready), partial(checkpoints.interrupt, trainer, module)
