@@ -11,7 +11,7 @@ import pytest
 from align.core.algorithm.contract import Algorithm
 from align.core.plugin_system.registry import registry
 from align.plugins.algorithms.dpo import DPO
-from align.plugins.algorithms.dpo.equations import DIVERGENCES, LOSSES, reads
+from align.plugins.algorithms.dpo_equations import DIVERGENCES, LOSSES, reads
 
 DOCS = (Path(__file__).parents[2] / "docs/algorithms.md").read_text(encoding="utf-8")
 LEARNING = ("sft", "pretrain", "reward_model", "dpo", "simpo", "cpo", "orpo", "kto")

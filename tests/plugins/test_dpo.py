@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from align.plugins.algorithms.dpo import DPO, Loss
-from align.plugins.algorithms.dpo.equations import DIVERGENCES, LOSSES
+from align.plugins.algorithms.dpo_equations import DIVERGENCES, LOSSES
 from tests.plugins.handmade import batch, metric, pairs, values
 
 LOG3 = log(3)

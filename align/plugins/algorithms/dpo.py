@@ -14,7 +14,7 @@ from torch import Tensor
 
 from align import Algorithm, Batch, LossOutput, LossTerm
 from align.algorithms import preference_metrics
-from align.plugins.algorithms.dpo.equations import DIVERGENCES, LOSSES, reads
+from align.plugins.algorithms.dpo_equations import DIVERGENCES, LOSSES, reads
 from align.settings import Fraction
 
 Loss = Literal[
