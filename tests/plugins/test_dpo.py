@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from align.plugins.algorithms.dpo import DPO, Loss
-from align.plugins.algorithms.dpo_equations import DIVERGENCES, LOSSES
+from align.plugins.algorithms.dpo import DPO, LOSSES, Divergence, LossName, Ratios, divergence_map
 from tests.plugins.handmade import batch, metric, pairs, values
 
 LOG3 = log(3)
@@ -81,7 +80,31 @@ def test_value_where_the_better_answer_leads_by_log_three(loss: str) -> None:
 
 def test_every_loss_of_the_table_has_a_number_here() -> None:
     assert set(LOSSES) - {"sft"} == set(AT_THE_REFERENCE) == set(BETA_ONE)
-    assert set(LOSSES) == set(get_args(Loss))
+    assert set(LOSSES) == set(get_args(LossName))
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_the_table_has_the_settings_and_the_ratios_that_a_loss_reads(loss: str) -> None:
+    """The settings of Δ and of r are read before the loss is: those of an answer's tail, and of the divergence."""
+    read = set[str]()
+
+    class Recorder:
+        def __init__(self, values: object) -> None:
+            self.values = values
+
+        def __getattr__(self, name: str) -> object:
+            read.add(name)
+            return getattr(self.values, name)
+
+    ratios = Ratios(*(torch.full((2,), 0.5) for _ in Ratios._fields))
+    config = dpo(loss_type=loss, **NEEDS.get(loss, {})).config
+    LOSSES[loss].function(Recorder(ratios), Recorder(config))  # type: ignore[arg-type]
+    expected = read & DPO.Config.model_fields.keys()
+    if read & {"delta_E", "delta_mean_E"}:
+        expected |= {"f_divergence_type", "ld_alpha"}
+    if read & {"chosen_E", "rejected_E"}:
+        expected |= {"ld_alpha"}
+    assert LOSSES[loss].settings == expected
 
 
 def test_conservative_dpo_reads_label_smoothing() -> None:
@@ -141,7 +164,7 @@ def test_f_divergences_map_the_ratios(divergence: str, gap: float) -> None:
     assert value((log(4), 0.0), beta=1.0, f_divergence_type=divergence) == pytest.approx(log(1 + exp(-gap)))
 
 
-@pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
+@pytest.mark.parametrize("divergence", sorted(get_args(Divergence)))
 def test_f_divergences_stay_finite_far_from_the_reference(divergence: str) -> None:
     """e^1000 does not exist in float32."""
     made = pairs((1000.0, -1000.0), (-1000.0, 1000.0))
@@ -154,10 +177,9 @@ def test_f_divergences_stay_finite_far_from_the_reference(divergence: str) -> No
 
 def test_alpha_divergence_lies_between_reverse_and_forward_kl() -> None:
     """(1 − 4^−α)/α falls from log 4 (α → 0) to 3/4 (α = 1)."""
-    h = DIVERGENCES["alpha_divergence"]
     ratio = torch.tensor(log(4), dtype=torch.float64)
-    assert float(h(ratio, 1e-9)) == pytest.approx(log(4), rel=1e-6)
-    assert float(h(ratio, 1.0)) == pytest.approx(0.75)
+    assert float(divergence_map(ratio, "alpha_divergence", 1e-9)) == pytest.approx(log(4), rel=1e-6)
+    assert float(divergence_map(ratio, "alpha_divergence", 1.0)) == pytest.approx(0.75)
 
 
 def test_a_mixture_is_one_term_each_counted_by_its_own_unit() -> None:

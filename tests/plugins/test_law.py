@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from align.core.algorithm.contract import Algorithm, LossOutput, LossTerm
 from align.core.data.batch import Batch
 from align.plugins.algorithms.cpo import CPO
-from align.plugins.algorithms.dpo import DPO
-from align.plugins.algorithms.dpo_equations import LOSSES
+from align.plugins.algorithms.dpo import DPO, LOSSES
 from align.plugins.algorithms.grpo import GRPO
 from align.plugins.algorithms.kto import KTO
 from align.plugins.algorithms.online_dpo import OnlineDPO
