@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from align.api.data_checking import preview_data as preview_data
     from align.api.estimating import RunEstimate as RunEstimate
     from align.api.estimating import estimate as estimate
-    from align.api.evaluating import EvalRun as EvalRun
     from align.api.evaluating import evaluate as evaluate
+    from align.api.gating import gate as gate
+    from align.api.gating import gate_calibrate as gate_calibrate
+    from align.api.gating import gate_power as gate_power
     from align.api.labelling import label_data as label_data
     from align.api.measuring import measure as measure
     from align.api.prelaunch import launch_problems as launch_problems
@@ -47,11 +49,13 @@ if TYPE_CHECKING:
     from align.core.data.formats import Shape as Shape
     from align.core.engine.logger import Logger as Logger
     from align.core.engine.processes import Strategy as Strategy
+    from align.core.evaluation.comparison import GateReport as GateReport
     from align.core.evaluation.eval import Eval as Eval
     from align.core.generation.base import Generator as Generator
     from align.core.generation.base import ModelHandle as ModelHandle
     from align.core.generation.base import Request as Request
     from align.core.generation.base import Sample as Sample
+    from align.core.inference.eval_suite import EvalRun as EvalRun
     from align.core.rewards.reward import Answer as Answer
     from align.core.rewards.reward import Reward as Reward
     from align.core.rewards.reward import Score as Score
@@ -80,7 +84,8 @@ _HOMES = {
     "api.catalogue": ("describe_plugin", "list_plugins", "list_rewards"),
     "api.data_checking": ("check_data", "preview_data"),
     "api.estimating": ("RunEstimate", "estimate"),
-    "api.evaluating": ("EvalRun", "evaluate"),
+    "api.evaluating": ("evaluate",),
+    "api.gating": ("gate", "gate_calibrate", "gate_power"),
     "api.labelling": ("label_data",),
     "api.measuring": ("measure",),
     "api.prelaunch": ("launch_problems", "write_advice"),
@@ -104,8 +109,10 @@ _HOMES = {
     "core.data.formats": ("Format", "Shape"),
     "core.engine.logger": ("Logger",),
     "core.engine.processes": ("Strategy",),
+    "core.evaluation.comparison": ("GateReport",),
     "core.evaluation.eval": ("Eval",),
     "core.generation.base": ("Generator", "ModelHandle", "Request", "Sample"),
+    "core.inference.eval_suite": ("EvalRun",),
     "core.rewards.reward": ("Answer", "Reward", "Score"),
     "core.training.sample_log": ("read_samples",),
     "core.util.liveness": ("Interrupted",),

@@ -12,7 +12,7 @@ from align.cli.choices import SPELT, choice_of, files
 from align.cli.command_context import loading, quiet, show_progress
 
 if TYPE_CHECKING:
-    from align.api.evaluating import EvalRun
+    from align.core.inference.eval_suite import EvalRun
 
 
 @click.group("eval")

@@ -66,41 +66,45 @@ class DomainPolicy(Config):
     """One gating domain: evals combined by weight, which together may lose no more than the margin."""
 
     margin: PositiveFloat
-    """Largest loss that is accepted, in the metric's own unit (0.02: two points of accuracy)."""
-    evals: dict[str, PositiveFloat]
+    """Largest loss that is accepted, as a share of the scale (0.02: two points of accuracy)."""
+    evals: Annotated[dict[str, PositiveFloat], Field(min_length=1)]
     """Names of the evals with their weights in the domain's mean."""
 
 
 class GatePolicy(Config):
-    """A policy file: declared before the candidate is measured, versioned and hashed in the report."""
+    """A policy file: declared before the candidate is measured, versioned, and hashed in the report."""
 
     version: PositiveInt = 1
     """Its version, raised with every change."""
     domains: dict[str, DomainPolicy] = Field(default_factory=dict)
     """The gating domains, few: with more of them an unchanged model passes all of them less often."""
+    safety: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Evals of safety with their margins: each must be shown to be no worse, and losses are flagged by Holm."""
     watch: list[str] | None = None
-    """Evals that are looked at but have no margin (null: all others of the run): a loss that is clear after
-    Benjamini-Hochberg's correction is a regression."""
-    safety: list[str] = Field(default_factory=list)
-    """Evals of safety: any loss that is clear after Holm's correction is a regression, however small."""
+    """Evals without a margin (null: all others of the run). A loss that is clear after Benjamini-Hochberg's correction
+    is flagged."""
+    on_watch: Literal["warn", "fail"] = "warn"
+    """``fail``: a flagged loss on the watch list is a regression of the gate."""
+    floors: dict[str, float] = Field(default_factory=dict)
+    """Absolute floors by eval: the lower bound of the candidate's own score must reach them."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Error rate of the gate: one-sided for each margin, and for all flags of a regression together."""
-    trivial: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """A clear loss below this share of the margin is a warning, no regression."""
+    """One-sided level of each margin, and the chance that an unchanged model is called regressed anywhere."""
     power: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    """The probability with which an unchanged model must be able to pass a margin; a smaller one is refused."""
+    """Chance to pass, for an unchanged model, that the rows needed are computed for."""
+    least_power: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """Below this chance a margin is refused."""
+    minimum_loss: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the margin that must be lost to be called regressed; a clear but smaller loss lets the gate pass."""
     allow_underpowered: bool = False
     """Judge by margins that the data cannot support too."""
     max_invalid_increase: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Largest increase of the share of invalid rows, by the upper bound of its interval."""
+    """Largest increase of the share of invalid rows, over all evals."""
     length_ratio: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
-    """Accepted range of the ratio of mean output lengths, candidate to baseline; outside it is a warning."""
-    floors: dict[str, float] = Field(default_factory=dict)
-    """Absolute floors: the lower bound of the candidate's own interval must reach them."""
+    """Range of the ratio of mean output lengths, candidate to baseline; outside it there is a warning."""
     on_inconclusive: Literal["fail", "warn"] = "fail"
-    """``warn`` lets an inconclusive gate exit with 0."""
+    """``warn``: an inconclusive gate ends with status 0."""
     matched: Annotated[float, Field(gt=0, le=1)] = 0.99
-    """Smallest share of items that both runs must have, with equal prompts and targets."""
+    """Smallest share of rows that both runs must have, with equal prompts, targets and settings."""
 
 
 class EvalSettings(Config):
