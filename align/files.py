@@ -1,5 +1,5 @@
 """Files that are written whole or not at all, and checksums."""
 
-from align.core.util.atomic_files import digest, naming, set_aside, sha256, write_atomic
+from align.core.util.atomic_files import digest, name_in_errors, set_aside, sha256, write_atomic
 
-__all__ = ["digest", "naming", "set_aside", "sha256", "write_atomic"]
+__all__ = ["digest", "name_in_errors", "set_aside", "sha256", "write_atomic"]

@@ -20,11 +20,11 @@ from align.core.data.formats import (
     structure,
     turns,
 )
-from align.core.data.rows import RowError, a
+from align.core.data.rows import RowError, describe_type
 
 __all__ = [
     "RowError",
-    "a",
+    "describe_type",
     "answered",
     "begins",
     "boolean",

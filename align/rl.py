@@ -7,14 +7,14 @@ of an ``align.Batch`` or of tensors, [T] scored tokens, [B] sequences. Importing
 
 from align.core.algorithm.contract import Group, sequence_of
 from align.core.algorithm.kl import KL
-from align.core.algorithm.pass_at_k import best_of_k, kl_bound, pass_at_k, powers
+from align.core.algorithm.pass_at_k import best_of_k, kl_bound, pass_at_k, powers_of_two
 from align.core.algorithm.policy_gradient import (
     RATIOS,
     Averaging,
     Level,
     Numbers,
     adapt_beta,
-    averaged,
+    average_loss,
     broadcast_to_tokens,
     center,
     clip_metrics,
@@ -46,7 +46,7 @@ __all__ = [
     "Numbers",
     "RATIOS",
     "adapt_beta",
-    "averaged",
+    "average_loss",
     "best_of_k",
     "broadcast_to_tokens",
     "center",
@@ -64,7 +64,7 @@ __all__ = [
     "nan_to_zero",
     "nanmean",
     "pass_at_k",
-    "powers",
+    "powers_of_two",
     "product_ratio",
     "reward_to_go",
     "rewards",

@@ -37,12 +37,19 @@ METHOD: dict[str, Method] = {
 """The name of an algorithm in a form, where it is not by its own name."""
 
 
+_latest: tuple[Run, Hardware, Advice] | None = None
+"""The latest check's run, hardware and advice. A launch is checked and then writes its advice: computed again, it would
+count the rows of the run's files a second time."""
+
+
 def launch_problems(run: Run, hardware: Hardware) -> Iterator[Problem]:
     """Yield the problems that the advice on a run's ``project:`` sees in launching it.
 
     Errors for findings that stop the launch, warnings for overrides, used or idle.
     """
+    global _latest
     advice = advice_for(run, hardware)
+    _latest = run, hardware, advice
     reasons = {override.rule: override.reason for override in run.overrides}
     used: set[str] = set()
     for found in obstacles(advice):
@@ -71,7 +78,12 @@ def advice_for(run: Run, hardware: Hardware) -> Advice:
 
 def write_advice(run: Run, directory: Path) -> None:
     """Write the advice on a run with a ``project:`` into its directory, as ``advice.json``."""
-    write_atomic(directory / ADVICE, render(advice_for(run, largest(run)), "json").encode())
+    hardware = largest(run)
+    if _latest is not None and _latest[0] is run and _latest[1] == hardware:
+        advice = _latest[2]
+    else:
+        advice = advice_for(run, hardware)
+    write_atomic(directory / ADVICE, render(advice, "json").encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,17 @@ import yaml
 from click.testing import CliRunner, Result
 
 from align.advisor.emit import emit
+from align.api import prelaunch
 from align.api.advising import AdviceCase
-from align.api.prelaunch import advice_for, count_rows, launch_problems, method_of, obstacles, project_of
+from align.api.prelaunch import (
+    advice_for,
+    count_rows,
+    launch_problems,
+    method_of,
+    obstacles,
+    project_of,
+    write_advice,
+)
 from align.cli import main
 from align.core.config import run_file, yaml_loader
 from align.core.config.project_file import Brief, of_text
@@ -60,6 +69,28 @@ def train(*arguments: str) -> Result:
     done = CliRunner().invoke(main, ["train", *arguments])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done
+
+
+def test_a_launch_computes_its_advice_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files' rows are counted for it; other hardware than the checked one is other advice."""
+    write_rows("sft", Path("rows.jsonl"), 40)
+    run = Run(output="out", project=Project.model_validate(FITTING), stages=[stage("sft")])
+    counted: list[Hardware] = []
+
+    def counting(run: Run, hardware: Hardware) -> Advice:
+        counted.append(hardware)
+        return advice_for(run, hardware)
+
+    monkeypatch.setattr(prelaunch, "advice_for", counting)
+    monkeypatch.setattr(prelaunch, "largest", lambda _: CPU)
+    list(launch_problems(run, CPU))
+    write_advice(run, tmp_path)
+    assert counted == [CPU]
+    assert Advice.model_validate_json((tmp_path / "advice.json").read_bytes()) == advice_for(run, CPU)
+    list(launch_problems(run, GPU))
+    write_advice(run, tmp_path)
+    write_advice(run.model_copy(), tmp_path)
+    assert counted == [CPU, GPU, CPU, CPU]
 
 
 def test_a_run_that_follows_its_advice_starts_and_keeps_it(tiny_model_dir: Path) -> None:

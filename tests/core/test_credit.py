@@ -240,4 +240,4 @@ def test_the_kl_bound(n: int) -> None:
 
 
 def test_the_curve_is_told_at_powers_of_two() -> None:
-    assert [list(pass_at_k.powers(n)) for n in (1, 2, 6, 16)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8, 16]]
+    assert [list(pass_at_k.powers_of_two(n)) for n in (1, 2, 6, 16)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8, 16]]

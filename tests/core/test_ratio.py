@@ -105,7 +105,7 @@ def test_averages_by_hand() -> None:
     counts = {"token": 3.0, "sequence": 2.0}
     found = {}
     for how in ("token", "sequence", "constant"):
-        term = policy_gradient.averaged(made, x, how, 4, 10.0)
+        term = policy_gradient.average_loss(made, x, how, 4, 10.0)
         found[how] = float(term.weight * term.values.sum() / counts[term.per])
     assert found == pytest.approx({"token": 30.0, "sequence": 37.5, "constant": 11.25})
 
@@ -113,7 +113,7 @@ def test_averages_by_hand() -> None:
 def test_a_mean_weighs_one_unless_it_says_more() -> None:
     made = batch(floats(0, 0, 0), [2, 1])
     weights = [
-        policy_gradient.averaged(made, floats(1.0, 2.0, 6.0), how, 4).weight
+        policy_gradient.average_loss(made, floats(1.0, 2.0, 6.0), how, 4).weight
         for how in ("token", "sequence", "constant")
     ]
     assert weights == [1.0, 1.0, 0.25]

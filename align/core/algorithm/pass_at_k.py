@@ -40,7 +40,7 @@ def kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def powers(n: int) -> Iterator[int]:
+def powers_of_two(n: int) -> Iterator[int]:
     """Yield 1, 2, 4, ... below n, and n."""
     yield from (2**i for i in range(n.bit_length()) if 2**i < n)
     yield n

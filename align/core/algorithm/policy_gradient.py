@@ -20,7 +20,7 @@ from align.core.data.batch import Batch
 from align.core.generation.base import Floats
 
 Averaging = Literal["token", "sequence", "constant"]
-"""Ways to average a loss: see ``averaged``."""
+"""Ways to average a loss: see ``average_loss``."""
 Level = Literal["token", "sequence"]
 """The unit of an importance ratio: each token, or a whole completion."""
 
@@ -94,7 +94,9 @@ def kl_loss(batch: Batch, kind: KL, ratio_T: Tensor | None = None) -> Tensor:
 # --- averages and metrics ------------------------------------------------------------------------------------------
 
 
-def averaged(batch: Batch, x_T: Tensor, how: Averaging, max_completion_length: int, weight: float = 1.0) -> LossTerm:
+def average_loss(
+    batch: Batch, x_T: Tensor, how: Averaging, max_completion_length: int, weight: float = 1.0
+) -> LossTerm:
     """Return a loss term: the mean over tokens, over sequences of their mean, or of their sum / max_completion_length.
 
     ``token``: DAPO, 2503.14476 Section 3.3. ``sequence``: GRPO, 2402.03300 Eq 3. ``constant``: Dr. GRPO, 2503.20783,

@@ -16,7 +16,7 @@ from functools import lru_cache
 from math import isfinite, prod
 from typing import Any, ClassVar, Self, get_args
 
-from align.core.data.rows import RowError, a, decode, inspect
+from align.core.data.rows import RowError, decode, describe_type, inspect
 from align.schemas import base
 from align.schemas.errors import did_you_mean
 from align.schemas.records import Arguments, Content, Kind, Message, Record
@@ -47,7 +47,7 @@ def content(row: Row, key: str) -> Content:
     if value is None or isinstance(value, str):
         return string(row, key)
     single = "; put a single message in a list" if isinstance(value, dict) else ""
-    raise RowError("wrong-type", f"is {a(value)}, not a string or a list of messages{single}", key)
+    raise RowError("wrong-type", f"is {describe_type(value)}, not a string or a list of messages{single}", key)
 
 
 def string(row: Row, key: str) -> str:
@@ -59,7 +59,7 @@ def string(row: Row, key: str) -> str:
         return value
     if value is None:
         raise RowError("null", "is null", key)
-    raise RowError("wrong-type", f"is {a(value)}, not a string", key)
+    raise RowError("wrong-type", f"is {describe_type(value)}, not a string", key)
 
 
 def optional_string(row: Row, key: str) -> str:
@@ -67,7 +67,7 @@ def optional_string(row: Row, key: str) -> str:
     value = row.get(key)
     if value is None or isinstance(value, str):
         return value or ""
-    raise RowError("wrong-type", f"is {a(value)}, not a string", key)
+    raise RowError("wrong-type", f"is {describe_type(value)}, not a string", key)
 
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -108,7 +108,7 @@ def structure(row: Row, key: str, of: type[list[Any]] | type[dict[str, Any]]) ->
         return None
     value = unpacked(value, key) if isinstance(value, str) else pruned(value)
     if not isinstance(value, of):
-        raise RowError("wrong-type", f"is {a(value)}, not {a(of())}", key)
+        raise RowError("wrong-type", f"is {describe_type(value)}, not {describe_type(of())}", key)
     return value
 
 
@@ -326,13 +326,13 @@ _OURS = frozenset(ROLES.values())
 def _message(raw: Any, where: str) -> list[Message]:
     """Convert one message; it becomes several where it holds both results of calls and text (Anthropic)."""
     if not isinstance(raw, dict):
-        raise RowError("wrong-type", f"is {a(raw)}, not a message with role and content", where)
+        raise RowError("wrong-type", f"is {describe_type(raw)}, not a message with role and content", where)
     message = pruned(raw)
     key, speaker = _speaker(raw)
     if not isinstance(speaker, str):
         if key not in raw:
             raise RowError("missing-field", "is missing", f"{where}.{key}")
-        raise RowError("wrong-type", f"is {a(speaker)}, not a string", f"{where}.{key}")
+        raise RowError("wrong-type", f"is {describe_type(speaker)}, not a string", f"{where}.{key}")
     if speaker not in ROLES:
         raise RowError("unknown-role", f"is {_shown(speaker)}; {did_you_mean(speaker, ROLES)}", f"{where}.{key}")
     role = ROLES[speaker]
@@ -377,7 +377,7 @@ def _check_content(message: Message, field: str, there: bool) -> None:
     if inner is None:
         raise RowError("missing-field", "is missing", field)
     if not isinstance(inner, str):
-        raise RowError("wrong-type", f"is {a(inner)}, not a string (only text is read)", field)
+        raise RowError("wrong-type", f"is {describe_type(inner)}, not a string (only text is read)", field)
     if not inner.strip() and role in ("user", "assistant") and not acts:
         raise RowError("empty", "is empty", field)
     if role != "assistant":
@@ -425,7 +425,7 @@ def _parts(message: Message, parts: list[Any], field: str) -> list[Message]:
         if isinstance(part, str):
             part = {"type": "text", "text": part}
         if not isinstance(part, dict):
-            raise RowError("wrong-type", f"is {a(part)}, not a part of a content", where)
+            raise RowError("wrong-type", f"is {describe_type(part)}, not a part of a content", where)
         type_ = part.get("type", "text" if "text" in part else None)
         weights.append({key: part[key] for key in _WEIGHTS if key in part})
         if type_ in ("text", "input_text", "output_text", "refusal"):
@@ -475,7 +475,7 @@ def _text(value: Any, field: str) -> str:
         for key in ("text", "value", "thinking", "reasoning", "refusal", "content"):
             if key in value:
                 return _text(value[key], f"{field}.{key}")
-    raise RowError("wrong-type", f"is {a(value)}, not text", field)
+    raise RowError("wrong-type", f"is {describe_type(value)}, not text", field)
 
 
 def _calls(calls: Any, field: str) -> list[Any]:
@@ -483,7 +483,7 @@ def _calls(calls: Any, field: str) -> list[Any]:
     if isinstance(calls, str) and calls.lstrip().startswith("["):
         calls = unpacked(calls, field)
     if not isinstance(calls, list):
-        raise RowError("wrong-type", f"is {a(calls)}, not a list", field)
+        raise RowError("wrong-type", f"is {describe_type(calls)}, not a list", field)
     found = []
     for index, call in enumerate(calls):
         where = f"{field}[{index}]"

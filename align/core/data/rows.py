@@ -215,7 +215,7 @@ def parse(line: bytes) -> dict[str, Any]:
         raise not_utf8(error) from None
     row = decode(text, nan=True)
     if not isinstance(row, dict):
-        raise RowError("wrong-type", f"is {a(row)}, not an object")
+        raise RowError("wrong-type", f"is {describe_type(row)}, not an object")
     suspicious = b"\\u" in line and _SUSPICIOUS.search(line)
     if suspicious or b"NaN" in line or line.count(b"{") + line.count(b"[") > MAX_DEPTH:
         return checked(row)
@@ -293,7 +293,7 @@ def inspect(value: Any, field: str = "", depth: int = 0, nan: bool = False) -> N
                 inspect(item, f"{field}[{index}]", depth + 1, nan)
 
 
-def a(value: Any) -> str:
+def describe_type(value: Any) -> str:
     """Return the name of a value's JSON type with its article, for messages: ``a string``."""
     if value is None:
         return "null"

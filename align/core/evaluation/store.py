@@ -83,7 +83,7 @@ class RowStore:
         for row in rows:
             if row.key in self.rows:
                 raise AlignError(f"item {row.item_id!r} was measured already", where=row.eval)
-        with atomic_files.naming(self.directory / ROWS):
+        with atomic_files.name_in_errors(self.directory / ROWS):
             self._file.write("".join(row.line() for row in rows).encode())
             self._file.flush()
             os.fsync(self._file.fileno())

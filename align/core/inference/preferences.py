@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from align.core.data.mixture import load_records
 from align.core.rewards.reward import Answer
 from align.core.rewards.scorer import Scorer, leveled, tied
-from align.core.util.atomic_files import naming, sealed, verified, write_atomic
+from align.core.util.atomic_files import name_in_errors, sealed, verified, write_atomic
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
 from align.schemas.run import Data, Source
@@ -81,7 +81,7 @@ class Journal:
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """Append lines, each with its checksum."""
-        with naming(self._path):
+        with name_in_errors(self._path):
             self._file.write(b"".join(sealed(line) + b"\n" for line in lines))
             self._file.flush()
         self.lines += lines

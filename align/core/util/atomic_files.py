@@ -116,8 +116,8 @@ _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS,
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have an OSError from inside name ``path`` where the system names no file (a full disk) or the temporary one."""
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Name ``path`` in an OSError from inside, where the system names no file (a full disk) or the temporary one."""
     try:
         yield
     except OSError as error:
@@ -129,7 +129,7 @@ def naming(path: Path) -> Iterator[None]:
 @contextmanager
 def growing_file(path: Path) -> Iterator[TextIO]:
     """Open a text file that may be read while it grows; after a failed write it ends with the last whole line."""
-    with naming(path), open(path, "w", encoding="utf-8", newline="") as file:
+    with name_in_errors(path), open(path, "w", encoding="utf-8", newline="") as file:
         try:
             yield file
             file.flush()
@@ -149,7 +149,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)
-    with naming(path):
+    with name_in_errors(path):
         try:
             with open(temporary, "wb") as file:
                 with suppress(OSError):  # tells others, on a shared disk too, that it is being written

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from align import Content, RowGenerator
 from align.rewards import reaches, tied
-from align.rl import best_of_k, kl_bound, pass_at_k, powers
+from align.rl import best_of_k, kl_bound, pass_at_k, powers_of_two
 
 
 class BestOfN(RowGenerator):
@@ -46,7 +46,7 @@ class BestOfN(RowGenerator):
         for group in rewards:
             scored.append([reward for reward in group if reward is not None])
         curves = {"kl_bound": kl_bound(self.config.num_generations)}
-        for k in powers(self.config.num_generations):
+        for k in powers_of_two(self.config.num_generations):
             if known := [each for each in scored if len(each) >= k]:
                 right = [self._successes(each) for each in known]
                 passes = [pass_at_k(len(each), c, k) for each, c in zip(known, right, strict=True)]

@@ -36,7 +36,7 @@ from align.rl import (
     Group,
     Level,
     Numbers,
-    averaged,
+    average_loss,
     broadcast_to_tokens,
     center,
     clip_metrics,
@@ -175,7 +175,7 @@ class GRPO(Online):
         rho_T, A_T = RATIOS[config.importance_sampling_level](batch), batch.token_data["advantage"]
         objective_T, metrics = OBJECTIVES[config.objective](batch, rho_T, A_T, config)
         objective_T = importance_weighted(batch, objective_T)
-        terms = [averaged(batch, objective_T, config.averaging, max_completion_length)]
+        terms = [average_loss(batch, objective_T, config.averaging, max_completion_length)]
         metrics["policy_loss"] = Metric(terms[0].weight * terms[0].values)
         if batch.ref_logp_T is not None:
             in_loss = config.beta > 0 and config.kl_in == "loss"
@@ -183,5 +183,5 @@ class GRPO(Online):
             k_T = kl_loss(batch, config.kl_estimator, rho_T if in_loss and config.corrected else None)
             metrics["kl"] = Metric(k_T)
             if in_loss:
-                terms.append(averaged(batch, k_T, config.averaging, max_completion_length, config.beta))
+                terms.append(average_loss(batch, k_T, config.averaging, max_completion_length, config.beta))
         return LossOutput(terms, metrics | token_metrics(batch))

@@ -20,7 +20,7 @@ from align.rl import (
     Averaging,
     Group,
     Numbers,
-    averaged,
+    average_loss,
     center,
     clip_metrics,
     clipped,
@@ -151,7 +151,7 @@ class Reinforce(Online):
         config, max_completion_length = self.config, self.rollout.sampling.max_completion_length
         ratio_T, advantage_T = token_ratio(batch), batch.token_data["advantage"]
         loss_T = importance_weighted(batch, clipped(ratio_T, advantage_T, config.epsilon, config.high))
-        terms = [averaged(batch, loss_T, config.averaging, max_completion_length)]
+        terms = [average_loss(batch, loss_T, config.averaging, max_completion_length)]
         metrics = {"policy_loss": Metric(terms[0].weight * terms[0].values)}
         metrics |= clip_metrics(ratio_T, advantage_T, config.epsilon, config.high, batch.mean_per_sequence)
         if batch.ref_logp_T is not None:
@@ -159,7 +159,7 @@ class Reinforce(Online):
             kl_T = kl_loss(batch, config.kl_estimator, ratio_T if in_loss and config.kl_estimator != "k2" else None)
             metrics["kl"] = Metric(kl_T)
             if in_loss:
-                terms.append(averaged(batch, kl_T, config.averaging, max_completion_length, config.beta))
+                terms.append(average_loss(batch, kl_T, config.averaging, max_completion_length, config.beta))
         return LossOutput(terms, metrics | token_metrics(batch))
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from align import Format, Kind, Message, Record, Shape, formats
-from align.formats import RowError, a
+from align.formats import RowError, describe_type
 
 _PAIRS = (("human", "assistant"), ("input", "output"))
 """Names of the two sides of a round in ms-swift and in Capybara."""
@@ -95,7 +95,7 @@ def _history(row: Mapping[str, Any]) -> list[Message]:
     for index, turn in enumerate(formats.structure(row, "history", list) or ()):
         where = f"history[{index}]"
         if not (isinstance(turn, list) and len(turn) == 2):
-            raise RowError("wrong-type", f"is {a(turn)}, not a pair of a prompt and its completion", where)
+            raise RowError("wrong-type", f"is {describe_type(turn)}, not a pair of a prompt and its completion", where)
         messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), turn, strict=True)]
         found += formats.messages(messages, where)
     return found
@@ -136,7 +136,7 @@ class Verl(Format):
     def read(self, row: Mapping[str, Any], kind: Kind) -> Mapping[str, Any]:
         """The prompt."""
         if not isinstance(row["reward_model"], dict):
-            raise RowError("wrong-type", f"is {a(row['reward_model'])}, not an object", "reward_model")
+            raise RowError("wrong-type", f"is {describe_type(row['reward_model'])}, not an object", "reward_model")
         return formats.join(formats.content(row, "prompt"), "prompt", {})
 
     def convert(self, row: Mapping[str, Any], source: str) -> Record:

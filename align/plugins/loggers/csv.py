@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger as LightningLogger
 
 from align import Logger, Problem
-from align.files import naming, set_aside, write_atomic
+from align.files import name_in_errors, set_aside, write_atomic
 from align.loggers import chain_row, chain_rows, read_rows
 
 
@@ -68,7 +68,7 @@ class CSVFile(LightningLogger):
                 rows = list(csv.DictReader(file))
             self.columns += new
             self._rewrite(rows)
-        with naming(self.path), open(self.path, "a", encoding="utf-8", newline="") as file:
+        with name_in_errors(self.path), open(self.path, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
     def digest(self) -> str:
