@@ -51,14 +51,14 @@ if TYPE_CHECKING:
     from align.core.engine.processes import Strategy as Strategy
     from align.core.evaluation.comparison import GateReport as GateReport
     from align.core.evaluation.eval import Eval as Eval
-    from align.core.generation.base import Generator as Generator
-    from align.core.generation.base import ModelHandle as ModelHandle
-    from align.core.generation.base import Request as Request
-    from align.core.generation.base import Sample as Sample
+    from align.core.generation.generator_base import Generator as Generator
+    from align.core.generation.generator_base import ModelHandle as ModelHandle
+    from align.core.generation.generator_base import Request as Request
+    from align.core.generation.generator_base import Sample as Sample
     from align.core.inference.eval_suite import EvalRun as EvalRun
-    from align.core.rewards.reward import Answer as Answer
-    from align.core.rewards.reward import Reward as Reward
-    from align.core.rewards.reward import Score as Score
+    from align.core.rewards.reward_base import Answer as Answer
+    from align.core.rewards.reward_base import Reward as Reward
+    from align.core.rewards.reward_base import Score as Score
     from align.core.training.sample_log import read_samples as read_samples
     from align.core.util.liveness import Interrupted as Interrupted
     from align.hookspecs import Register as Register
@@ -111,9 +111,9 @@ _HOMES = {
     "core.engine.processes": ("Strategy",),
     "core.evaluation.comparison": ("GateReport",),
     "core.evaluation.eval": ("Eval",),
-    "core.generation.base": ("Generator", "ModelHandle", "Request", "Sample"),
+    "core.generation.generator_base": ("Generator", "ModelHandle", "Request", "Sample"),
     "core.inference.eval_suite": ("EvalRun",),
-    "core.rewards.reward": ("Answer", "Reward", "Score"),
+    "core.rewards.reward_base": ("Answer", "Reward", "Score"),
     "core.training.sample_log": ("read_samples",),
     "core.util.liveness": ("Interrupted",),
     "hookspecs": ("Register", "hookimpl"),

@@ -4,6 +4,6 @@ The base class is ``align.Generator``, what it is given and returns ``align.Requ
 ``align.Sample``. Networks that sample or score in this process are in ``align.models``.
 """
 
-from align.core.generation.base import Floats, Interrupt, Tokens
+from align.core.generation.generator_base import Floats, Interrupt, Tokens
 
 __all__ = ["Floats", "Interrupt", "Tokens"]

@@ -3,7 +3,7 @@
 The base class is ``align.Reward``, what it is given and returns ``align.Answer`` and ``align.Score``.
 """
 
-from align.core.rewards.reward import (
+from align.core.rewards.reward_base import (
     NO_TOKENS,
     Outcome,
     Pattern,

@@ -34,8 +34,8 @@ import torch
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from align.core.generation.base import Request
 from align.core.generation.decode import Decoder
+from align.core.generation.generator_base import Request
 from align.schemas.run import Sampling
 
 ROUNDS, GROUP = 3, 8

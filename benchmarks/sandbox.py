@@ -22,7 +22,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from align.core.rewards.reward import Answer, RewardContext
+from align.core.rewards.reward_base import Answer, RewardContext
 from align.plugins.rewards.code import Code
 from align.plugins.rewards.code.sandbox import ENVIRONMENT, TRIAL, Layers, Sandbox, SandboxError, python
 from align.plugins.rewards.code.sandbox_runtime import landlock

@@ -18,7 +18,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from align.core.rewards.reward import Answer, RewardContext
+from align.core.rewards.reward_base import Answer, RewardContext
 from align.core.rewards.worker_pool import Workers
 from align.plugins.rewards.math import Math
 from align.schemas.run import RewardChoice

@@ -339,7 +339,7 @@ def evidence_of_hardware(hardware: HardwareLike) -> list[Evidence]:
     if isinstance(hardware, HardwareFacts):
         return _hardware(hardware, "answer", "hardware")
     if hardware == "auto":
-        from align.core.util.hardware import facts
+        from align.core.util.detect_hardware import facts
 
         return _hardware(facts(), "measured", "this machine")
     place, values = "hardware", hardware

@@ -100,7 +100,7 @@ def describe_plugin(name: str, kind: str | None = None) -> list[PluginDescriptio
 @explaining()
 def list_rewards() -> list[RewardDescription]:
     """Return all rewards. Imports them. Raises AlignError where that fails."""
-    from align.core.rewards.reward import from_function
+    from align.core.rewards.reward_base import from_function
 
     found = []
     for name, offers in registry.offers("reward").items():

@@ -14,7 +14,7 @@ from align.advisor.estimate.stage_estimate import StageEstimate, estimate_stage
 from align.advisor.estimate.training_cost import read_prices
 from align.api.training import RunLike, as_run
 from align.core.estimation.resolved_stage import ResolvedStage, resolve_stage
-from align.core.util.hardware import present
+from align.core.util.detect_hardware import present
 from align.core.util.system_errors import explaining
 from align.schemas import gpus
 from align.schemas.errors import AlignError

@@ -11,7 +11,7 @@ from typing import Any
 
 from align.api.input_types import RewardLike, as_reward, plugin_choice, sampling_settings
 from align.core.inference.preferences import Journal, LabelSummary, label, read_prompts
-from align.core.rewards.reward import RewardContext
+from align.core.rewards.reward_base import RewardContext
 from align.core.rewards.scorer import Scorer, decisive
 from align.core.util.progress import Work, working
 from align.core.util.system_errors import explaining

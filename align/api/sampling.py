@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from align.api.input_types import RewardLike, as_reward, plugin_choice, sampling_settings
-from align.core.generation.base import ModelHandle
+from align.core.generation.generator_base import ModelHandle
 from align.core.inference.sampler import Completion, Sampler, answers, handle_for, prompts_for, token_ids
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import RewardContext
+from align.core.rewards.reward_base import RewardContext
 from align.core.rewards.scorer import Scorer
 from align.core.util.progress import working
 from align.core.util.system_errors import explaining

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from align.api.input_types import RewardLike, as_reward
 from align.core.inference.audit import Audit
 from align.core.inference.audit import audit as attack
-from align.core.rewards.reward import RewardContext
+from align.core.rewards.reward_base import RewardContext
 from align.core.rewards.score_file import InputLine, Verdict, lines_of, read_lines, score_lines
 from align.core.rewards.scorer import RunningReward
 from align.core.util.system_errors import explaining

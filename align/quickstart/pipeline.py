@@ -185,7 +185,7 @@ def expected(run: Run) -> Iterator[str]:
     """Yield how long each unfinished stage will take, from a few real steps of it on this machine."""
     from align.core.estimation.calibrate import calibrate
     from align.core.estimation.resolved_stage import resolve_stage
-    from align.core.util.hardware import present
+    from align.core.util.detect_hardware import present
 
     low = high = 0.0
     for stage in run.stages:

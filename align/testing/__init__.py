@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from align.testing.optimizer_step import step_gradients as step_gradients
     from align.testing.optimizer_step import step_statistics as step_statistics
     from align.testing.reward_checks import check_reward as check_reward
-    from align.testing.rules import advise_with as advise_with
+    from align.testing.rule_checks import advise_with as advise_with
     from align.testing.scripted_model import ScriptedModel as ScriptedModel
     from align.testing.toys import LENGTHS as LENGTHS
     from align.testing.toys import VOCABULARY as VOCABULARY
@@ -42,7 +42,7 @@ _HOMES = {
     "eval_runs": ("run_eval",),
     "scripted_model": ("ScriptedModel",),
     "reward_checks": ("check_reward",),
-    "rules": ("advise_with",),
+    "rule_checks": ("advise_with",),
     "optimizer_step": ("CUTS", "Cut", "ReferenceLike", "StepResult", "step", "step_gradients", "step_statistics"),
     "toys": ("LENGTHS", "VOCABULARY", "toy_examples", "toy_policy"),
 }

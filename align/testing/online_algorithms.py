@@ -14,7 +14,7 @@ from align.core.algorithm import contract
 from align.core.algorithm.contract import Advantages, Experience, Group, Online, example_of
 from align.core.data.batch import collate
 from align.core.data.examples import Example
-from align.core.generation.base import Floats, Tokens
+from align.core.generation.generator_base import Floats, Tokens
 from align.core.models.policy import Policy
 from align.schemas.run import Rollout
 from align.testing.optimizer_step import fails

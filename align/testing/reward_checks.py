@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from align.core.plugin_system.registry import config_of
-from align.core.rewards.reward import Answer, Reward, RewardContext, Score, from_function
+from align.core.rewards.reward_base import Answer, Reward, RewardContext, Score, from_function
 from align.core.util import child_processes
 
 Plugin = type[Reward] | Callable[..., Any]

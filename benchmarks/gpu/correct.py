@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from align.core.config import run_file
 from align.core.engine.callbacks import MetricsCallback
-from align.core.generation.base import Request
 from align.core.generation.decode import Decoder
+from align.core.generation.generator_base import Request
 from align.core.training.launch import train
 from align.core.util.liveness import Interrupted
 from align.schemas.run import Run, Sampling

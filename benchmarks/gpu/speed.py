@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from align.core.data.step_plan import FORWARD
-from align.core.generation.base import Request
 from align.core.generation.decode import Decoder
+from align.core.generation.generator_base import Request
 from align.core.models.policy import Policy, token_logprobs
 from align.schemas.run import Sampling
 

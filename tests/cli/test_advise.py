@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from align.cli import main
 from align.cli.advise import advise
 from align.core.config import run_file, yaml_loader
-from align.core.util.hardware import parsed
+from align.core.util.detect_hardware import parsed
 from align.schemas.advice import Advice
 from align.schemas.project import Project
 from tests.core.runs import write_rows

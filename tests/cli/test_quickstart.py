@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align.cli import main
 from align.core.evaluation.statistics import wilson
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import Answer
+from align.core.rewards.reward_base import Answer
 from align.quickstart import sums
 from align.quickstart.model import make_model, make_tokenizer
 from align.quickstart.run_files import course

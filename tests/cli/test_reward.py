@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from align.cli import main
 from align.core.inference.audit import roc_auc
 from align.core.inference.difficulty import zero_variance_share
-from align.core.rewards.reward import Answer, Reward
+from align.core.rewards.reward_base import Answer, Reward
 from align.core.rewards.scorer import RunningReward
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from align.cli import main
 from align.cli.choices import prompt_or_file
 from align.core.data.encode import Encoder
-from align.core.generation.base import TurnReader
+from align.core.generation.generator_base import TurnReader
 from align.core.inference.sampler import Stream, handle_for, prompts_for, token_ids, tokens_of
 from align.core.plugin_system import registry
 from align.core.plugin_system.registry import Offer, Plugin

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from align.core.rewards.reward import Answer, Reward, RewardContext, Score
+from align.core.rewards.reward_base import Answer, Reward, RewardContext, Score
 from align.hookspecs import Register, hookimpl
 from align.schemas.base import Config
 from align.schemas.errors import AlignError

@@ -24,7 +24,7 @@ from align.core.estimation.resolved_stage import config_of, resolve_stage
 from align.core.models.load_and_export import build_policy
 from align.core.plugin_system.registry import registry
 from align.core.training.reward_stage import configure
-from align.core.util.hardware import present
+from align.core.util.detect_hardware import present
 from align.schemas.engine import LOGITS, MICRO_TOKENS
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices, Stage

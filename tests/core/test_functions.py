@@ -12,7 +12,7 @@ import pytest
 import torch
 from trl.rewards import accuracy_reward, get_soft_overlong_punishment, think_format_reward
 
-from align.core.rewards.reward import STATE, Answer, Score, from_function
+from align.core.rewards.reward_base import STATE, Answer, Score, from_function
 from align.schemas.errors import AlignError
 
 ANSWERS = [

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.core.generation.base import Floats, Generator, Request, Sample, Tokens
+from align.core.generation.generator_base import Floats, Generator, Request, Sample, Tokens
 from align.core.models.policy import Policy
 from align.core.online.sync_check import check_sync
 from align.schemas.errors import AlignError

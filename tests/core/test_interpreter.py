@@ -17,7 +17,7 @@ INSTALLED = "import sys; sys.path.remove('')\n"
 """The installed `align` has the working directory off its path, but not its children's."""
 SCORE = """
 from pathlib import Path
-from align.core.rewards.reward import Answer, RewardContext
+from align.core.rewards.reward_base import Answer, RewardContext
 from align.core.rewards.worker_pool import Workers
 from align.schemas.run import RewardChoice
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.core.evaluation.statistics import mean, ratio
 from align.core.evaluation.word_f1 import f1, words
-from align.core.generation.base import Sample
+from align.core.generation.generator_base import Sample
 from align.core.inference.probe_material import Material, QuestionAnswer
 from align.core.inference.probe_models import LocalProbeModel
 from align.core.inference.probes import (
@@ -30,7 +30,7 @@ from align.core.inference.probes import (
     with_passages,
 )
 from align.core.inference.sampler import Completion
-from align.core.rewards.reward import RewardContext
+from align.core.rewards.reward_base import RewardContext
 from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
 from align.schemas.project import Measurement

@@ -10,7 +10,7 @@ import pytest
 
 from align.core.inference.json_client import endpoint_client
 from align.core.report.read import read_run
-from align.core.rewards.reward import Answer, RewardContext
+from align.core.rewards.reward_base import Answer, RewardContext
 from align.core.rewards.scorer import RunningReward, decisive
 from align.core.training.launch import train
 from align.core.util.http import Client, Refused, checked_url, shown_url

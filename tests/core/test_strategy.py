@@ -8,7 +8,7 @@ import pytest
 
 from align.core.engine.processes import Strategy, launched
 from align.core.plugin_system.registry import registry
-from align.core.util.hardware import detect, present
+from align.core.util.detect_hardware import detect, present
 from align.schemas.errors import AlignError
 from align.schemas.hardware import Footprint, Hardware
 from align.schemas.run import Choice, Devices

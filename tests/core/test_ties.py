@@ -13,7 +13,7 @@ from align.core.algorithm.contract import Experience
 from align.core.algorithm.policy_gradient import center, leave_one_out
 from align.core.inference.difficulty import zero_variance_share
 from align.core.online.monitor import group_metrics, level, zero_variance
-from align.core.rewards.reward import RewardContext, Score
+from align.core.rewards.reward_base import RewardContext, Score
 from align.core.rewards.scorer import Scored, Scorer, classes, leveled, reaches, tied
 from align.plugins.algorithms.best_of_n import BestOfN
 from align.schemas.run import RewardChoice

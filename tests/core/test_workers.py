@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from align.core.rewards.reward import Answer, RewardContext, Score
+from align.core.rewards.reward_base import Answer, RewardContext, Score
 from align.core.rewards.worker_pool import Workers
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
@@ -221,7 +221,7 @@ def test_nothing_outlives_a_trainer_that_is_killed(site: Path) -> None:
 import sys
 sys.path.insert(0, {str(site)!r})
 from pathlib import Path
-from align.core.rewards.reward import Answer, RewardContext
+from align.core.rewards.reward_base import Answer, RewardContext
 from align.core.rewards.worker_pool import Workers
 from align.schemas.run import RewardChoice
 workers = Workers(RewardChoice(type="hostile"), 60.0, count=2, place=RewardContext(Path({str(site)!r})))

@@ -18,7 +18,7 @@ import pytest
 
 from align.core.config import run_file
 from align.core.engine import checkpoint
-from align.core.generation.base import Interrupt
+from align.core.generation.generator_base import Interrupt
 from align.core.online.phases import RolloutSteps
 from align.core.training.launch import stage_runner, train
 from align.core.training.reward_stage import generator_and_rewards

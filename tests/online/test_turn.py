@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from align.cli import main
-from align.core.generation.base import TurnReader
+from align.core.generation.generator_base import TurnReader
 from align.core.inference.probe_models import LocalProbeModel
 from align.core.training.launch import train
 from align.core.training.sample_log import read_samples

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from align.core.inference.audit import JUNK, audit
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import Answer, RewardContext, Score
+from align.core.rewards.reward_base import Answer, RewardContext, Score
 from align.core.rewards.score_file import InputLine
 from align.core.rewards.scorer import RunningReward
 from align.plugins.rewards.ai_feedback import AIFeedback

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.rewards.reward import Answer, RewardContext
+from align.core.rewards.reward_base import Answer, RewardContext
 from align.plugins.rewards.ai_feedback.verdict_store import Cap, Ledger, Usage, VerdictStore
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
@@ -217,7 +217,7 @@ _LABELLER = """
 import sys
 from pathlib import Path
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import Answer, RewardContext
+from align.core.rewards.reward_base import Answer, RewardContext
 from align.schemas.run import Choice
 url, place, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 settings = {"url": url, "model": "judge", "constitution": ["Be right."], "max_requests": 60, "concurrency": 4}

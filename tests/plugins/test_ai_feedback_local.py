@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import Answer, RewardContext
+from align.core.rewards.reward_base import Answer, RewardContext
 from align.plugins.rewards.ai_feedback import AIFeedback
 from align.plugins.rewards.ai_feedback.local_judge import LocalJudge
 from align.plugins.rewards.ai_feedback.prompts import JudgeTask

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import Answer, RewardContext, Score
+from align.core.rewards.reward_base import Answer, RewardContext, Score
 from align.core.rewards.scorer import Scorer
 from align.plugins.rewards.code import Code, last_block
 from align.plugins.rewards.code.checks import read_checks

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.core.generation.base import Interrupt, ModelHandle, Request
+from align.core.generation.generator_base import Interrupt, ModelHandle, Request
 from align.core.models.load_and_export import load_tokenizer
 from align.plugins.generators.endpoint import Endpoint
 from align.schemas.errors import AlignError

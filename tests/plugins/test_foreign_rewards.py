@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import Answer, load_function
+from align.core.rewards.reward_base import Answer, load_function
 from align.schemas.errors import AlignError
 from align.schemas.run import Choice
 

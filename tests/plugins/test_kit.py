@@ -17,7 +17,7 @@ from align.core.algorithm.contract import Advantages, Algorithm, Group, LossOutp
 from align.core.algorithm.policy_gradient import broadcast_to_tokens, center, loss_mask, rewards
 from align.core.data.batch import Batch
 from align.core.data.examples import Example
-from align.core.generation.base import Generator, Request, Sample
+from align.core.generation.generator_base import Generator, Request, Sample
 from align.core.training.launch import train
 from align.plugins.algorithms.best_of_n import BestOfN
 from align.plugins.algorithms.grpo import GRPO

@@ -23,8 +23,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from align.core.generation.base import Interrupt, ModelHandle, Request, Sample, Tokens
 from align.core.generation.decode import Decoder
+from align.core.generation.generator_base import Interrupt, ModelHandle, Request, Sample, Tokens
 from align.core.inference.sampler import handle_for
 from align.core.models.adapter import add_adapter
 from align.core.models.policy import Policy

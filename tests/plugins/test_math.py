@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from align.core.rewards.reward import Answer, RewardContext
+from align.core.rewards.reward_base import Answer, RewardContext
 from align.core.rewards.worker_pool import Workers
 from align.plugins.rewards.math import Math
 from align.plugins.rewards.math.equality import equal, separation, sign

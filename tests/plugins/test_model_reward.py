@@ -16,7 +16,7 @@ from align.core.data.encode import Encoder
 from align.core.data.template_checks import TokenizationSettings
 from align.core.models.load_and_export import build_policy, export
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import Answer, RewardContext, Score
+from align.core.rewards.reward_base import Answer, RewardContext, Score
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Adapter, Choice, Model

@@ -17,7 +17,7 @@ from trl.rewards import (
 )
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import Answer, RewardContext, Score
+from align.core.rewards.reward_base import Answer, RewardContext, Score
 from align.core.rewards.scorer import RunningReward
 from align.plugins.rewards.length import cosine, near, overlong
 from align.plugins.rewards.repetition import repeated

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.core.generation.base import Floats, Interrupt, ModelHandle, Request, Tokens
+from align.core.generation.generator_base import Floats, Interrupt, ModelHandle, Request, Tokens
 from align.core.models.load_and_export import build_policy, end_tokens, load_tokenizer
 from align.core.models.policy import Policy
 from align.core.online.sync_check import check_sync

@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from align.core.data.batch import Batch
 from align.core.data.examples import Example, TokenSequence
-from align.core.generation.base import Floats, Generator, Interrupt, Request, Sample, Tokens
+from align.core.generation.generator_base import Floats, Generator, Interrupt, Request, Sample, Tokens
 from align.core.plugin_system.registry import KINDS, registry
 from align.core.util.error_line import error_line
 from align.schemas.base import Config

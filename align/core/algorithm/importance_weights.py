@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.core.algorithm.contract import Experience
-from align.core.generation.base import Floats
+from align.core.generation.generator_base import Floats
 from align.schemas.run import ImportanceSamplingCorrection
 
 Wide = NDArray[np.float64]

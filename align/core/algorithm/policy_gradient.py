@@ -17,7 +17,7 @@ from torch import Tensor
 from align.core.algorithm.contract import Advantages, Experience, Group, LossTerm, Metric
 from align.core.algorithm.kl import KL, estimate
 from align.core.data.batch import Batch
-from align.core.generation.base import Floats
+from align.core.generation.generator_base import Floats
 
 Averaging = Literal["token", "sequence", "constant"]
 """Ways to average a loss: see ``average_loss``."""

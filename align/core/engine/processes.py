@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from align.core.util import child_processes
-from align.core.util.hardware import detect
+from align.core.util.detect_hardware import detect
 from align.core.util.liveness import SIGNALS, Limits
 from align.schemas.base import Config
 from align.schemas.errors import AlignError

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from align.core.generation.base import Interrupt, Request, Sample, Tokens
+from align.core.generation.generator_base import Interrupt, Request, Sample, Tokens
 from align.core.models.policy import without_gradient_or_dropout
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling

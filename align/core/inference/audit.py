@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from align.core.rewards.reward import Answer
+from align.core.rewards.reward_base import Answer
 from align.core.rewards.score_file import InputLine, Summary, Verdict, message_text, score_lines, summarize
 from align.core.rewards.scorer import RunningReward
 from align.schemas.errors import AlignError

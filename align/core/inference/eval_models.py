@@ -13,7 +13,7 @@ import numpy as np
 from align.core.algorithm import contract
 from align.core.data.encode import Encoder
 from align.core.evaluation.eval import Generate, LogLikelihood, Reply
-from align.core.generation.base import Generator, ModelHandle, Request, Tokens, TurnReader
+from align.core.generation.generator_base import Generator, ModelHandle, Request, Tokens, TurnReader
 from align.core.inference.sampler import handle_for, tokens_of
 from align.core.plugin_system.registry import registry
 from align.core.util import atomic_files

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from align.core.data.encode import Encoder
-from align.core.generation.base import Generator, Request, Sample, Tokens
+from align.core.generation.generator_base import Generator, Request, Sample, Tokens
 from align.core.inference.sampler import handle_for, text_of, tokens_of
 from align.core.plugin_system.registry import registry
 from align.schemas.records import Content, Record

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.core.data.mixture import load_records
-from align.core.rewards.reward import Answer
+from align.core.rewards.reward_base import Answer
 from align.core.rewards.scorer import Scorer, leveled, tied
 from align.core.util.atomic_files import name_in_errors, sealed, verified, write_atomic
 from align.schemas.errors import AlignError, Problem

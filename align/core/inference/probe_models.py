@@ -17,7 +17,7 @@ from align.core.data.datasets import tokenize_records
 from align.core.data.encode import Encoder
 from align.core.data.examples import Examples
 from align.core.evaluation.statistics import ratio
-from align.core.generation.base import Generator, ModelHandle, Tokens
+from align.core.generation.generator_base import Generator, ModelHandle, Tokens
 from align.core.inference.sampler import Completion, Sampler, handle_for, text_of, tokens_of
 from align.core.models.load_and_export import build_policy
 from align.core.models.policy import Policy

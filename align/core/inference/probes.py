@@ -14,7 +14,7 @@ from align.core.evaluation.word_f1 import f1, words
 from align.core.inference.probe_material import Material, QuestionAnswer, plain
 from align.core.inference.probe_models import LocalProbeModel
 from align.core.inference.sampler import Completion, as_message, score
-from align.core.rewards.reward import RewardContext
+from align.core.rewards.reward_base import RewardContext
 from align.core.rewards.scorer import Scorer
 from align.schemas.errors import AlignError
 from align.schemas.project import Measured, Measurement

@@ -20,7 +20,7 @@ from align.core.models.architecture import is_adapter, resolve_model_path
 from align.core.models.load_and_export import build_policy
 from align.core.models.packing import layout_for, limits_for
 from align.core.models.policy import Scores, without_gradient_or_dropout
-from align.core.rewards.reward import Answer, Score
+from align.core.rewards.reward_base import Answer, Score
 from align.schemas.errors import AlignError
 from align.schemas.records import Record
 from align.schemas.run import Model

@@ -17,11 +17,11 @@ from align.core.data.chat_template import tokenize_record
 from align.core.data.encode import Encoder, UnusableRow
 from align.core.data.mixture import load_records
 from align.core.data.template_checks import CATALOGUE, TokenizationSettings
-from align.core.generation.base import Generator, ModelHandle, Request, Sample, Tokens, TurnReader
 from align.core.generation.decode import seed_of
+from align.core.generation.generator_base import Generator, ModelHandle, Request, Sample, Tokens, TurnReader
 from align.core.models.architecture import LOADING_FAULTS, base_of, is_adapter, not_loadable, resolve_model_path
 from align.core.models.load_and_export import ends_of, load_tokenizer
-from align.core.rewards.reward import Answer
+from align.core.rewards.reward_base import Answer
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record

@@ -30,7 +30,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from align.core.algorithm.contract import Group
 from align.core.engine.module import AlignModule
-from align.core.rewards.reward import Score
+from align.core.rewards.reward_base import Score
 from align.core.rewards.scorer import ROUNDING, Scored, tied
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Watch

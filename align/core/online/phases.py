@@ -24,14 +24,23 @@ from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example, Examples, InMemory, TokenSequence
 from align.core.engine.checkpoint import all_gather_objects
 from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader
-from align.core.generation.base import Floats, Generator, Interrupt, ModelHandle, Request, Sample, Tokens, TurnReader
 from align.core.generation.decode import seed_of
+from align.core.generation.generator_base import (
+    Floats,
+    Generator,
+    Interrupt,
+    ModelHandle,
+    Request,
+    Sample,
+    Tokens,
+    TurnReader,
+)
 from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
 from align.core.models.precompute import detached_logp, token_values
 from align.core.models.reference import ReferenceModel
 from align.core.online.monitor import answer_metrics, group_metrics, level, score_metrics, zero_variance
 from align.core.online.sync_check import check_sync
-from align.core.rewards.reward import Answer, Score, set_global_step
+from align.core.rewards.reward_base import Answer, Score, set_global_step
 from align.core.rewards.scorer import RewardScores, Scored, Scorer
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record

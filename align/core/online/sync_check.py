@@ -14,7 +14,7 @@ import torch
 from align.core.algorithm import contract
 from align.core.data.batch import collate
 from align.core.data.examples import Example, TokenSequence
-from align.core.generation.base import Floats, Generator, Request, Tokens
+from align.core.generation.generator_base import Floats, Generator, Request, Tokens
 from align.core.models.policy import Policy
 from align.core.models.precompute import detached_logp
 from align.schemas.errors import AlignError

@@ -424,8 +424,8 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("algorithm", "register_algorithms", base="align.core.algorithm.contract:Algorithm"),
-        Kind("reward", "register_rewards", base="align.core.rewards.reward:Reward", functions=True),
-        Kind("generator", "register_generators", base="align.core.generation.base:Generator"),
+        Kind("reward", "register_rewards", base="align.core.rewards.reward_base:Reward", functions=True),
+        Kind("generator", "register_generators", base="align.core.generation.generator_base:Generator"),
         Kind("format", "register_formats", base="align.core.data.formats:Format"),
         Kind("eval", "register_evals", base="align.core.evaluation.eval:Eval"),
         Kind("strategy", "register_strategies", base="align.core.engine.processes:Strategy"),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from align.core.data.rows import RowError, parse
-from align.core.rewards.reward import Answer, Score
+from align.core.rewards.reward_base import Answer, Score
 from align.core.rewards.scorer import RunningReward, TimedScore
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError, Problem

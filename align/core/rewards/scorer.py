@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import Answer, Outcome, Reward, RewardContext, Score, from_function
+from align.core.rewards.reward_base import Answer, Outcome, Reward, RewardContext, Score, from_function
 from align.core.rewards.worker_pool import Workers
 from align.core.util.error_line import error_line
 from align.core.util.liveness import waiting

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from align.core.rewards.reward import Answer, Outcome, RewardContext, Score
+from align.core.rewards.reward_base import Answer, Outcome, RewardContext, Score
 from align.core.rewards.worker_process import LONGEST_REPLY
 from align.core.util import child_processes
 from align.schemas.errors import AlignError, Problem

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import Reward, RewardContext, Score, from_function
+from align.core.rewards.reward_base import Reward, RewardContext, Score, from_function
 from align.core.util.error_line import error_line
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice

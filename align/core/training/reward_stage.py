@@ -17,14 +17,14 @@ from align.core.data.examples import Examples
 from align.core.engine import processes
 from align.core.engine.module import StageHooks
 from align.core.engine.steps import MicroBatcher, StepLoader
-from align.core.generation.base import Generator, ModelHandle
+from align.core.generation.generator_base import Generator, ModelHandle
 from align.core.models.load_and_export import build_policy, end_tokens, resolve_model_path
 from align.core.models.packing import limits_for
 from align.core.models.policy import Policy
 from align.core.online.monitor import AlarmCallback
 from align.core.online.phases import Collector, PhaseObserver, Prompts, RolloutSteps
 from align.core.plugin_system.registry import registry
-from align.core.rewards.reward import RewardContext, set_global_step
+from align.core.rewards.reward_base import RewardContext, set_global_step
 from align.core.rewards.scorer import Scorer, reward_of
 from align.core.training.data_stage import refuse_stream
 from align.core.training.sample_log import SampleLog

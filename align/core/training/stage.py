@@ -43,7 +43,7 @@ from align.core.engine.logger import Verified
 from align.core.engine.module import AlignModule, NonFinite, StageHooks
 from align.core.engine.processes import Strategy, footprint
 from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader, StepSource
-from align.core.generation.base import Interrupt
+from align.core.generation.generator_base import Interrupt
 from align.core.models.load_and_export import build_policy, export_from_state, load_tokenizer, notes
 from align.core.models.packing import LengthLimits, check_lengths, layout_for, limits_for, longest_sequence
 from align.core.models.policy import Policy
