@@ -17,7 +17,7 @@ from align.schemas import gpus
 from align.schemas.advice import Assumption, Estimate, Fit, HardwareFit, PlanStep, Range
 from align.schemas.errors import AlignError
 from align.schemas.gpus import Device
-from align.schemas.project import Project
+from align.schemas.project import Project, Size
 
 GROUP = {"grpo": 8, "rloo": 4, "ppo": 1, "best_of_n": 8}
 """Answers per prompt, where the brief gives none."""
@@ -126,50 +126,53 @@ def _estimate_stage(
 
 
 def _load(name: str, facts: Facts, limit: Thresholds, assumed: list[Assumption]) -> Load | None:
+    """Return the tokens that a stage processes; None where the size of its data is not known."""
     data = facts.data(DATA_OF[name])
     if data is None and name == "continual_pretraining":
         data = facts.data("documents")
-    size = None if data is None else data.size
-    tokens: float | None = None if size is None else size.tokens
-    if tokens is None and size is not None and size.bytes and name not in SAMPLING:
-        tokens = size.bytes / limit.bytes_per_token
-        assumed.append(
-            Assumption(
-                fact=f"bytes per token = {limit.bytes_per_token:g}",
-                why="tokens are not stated",
-                effect="tokens x0.8 to 1.3",
-            )
-        )
-    rows = None if size is None else size.rows
+    if data is None:
+        return None
     if name in SAMPLING:
-        if rows is None:
-            return None
-        made = float(rows * GROUP[name] * limit.tokens_per_answer)
-        assumed.append(
-            Assumption(
-                fact=f"answers = {GROUP[name]} of {limit.tokens_per_answer} tokens to a prompt",
-                why="not stated",
-                effect="time grows with both",
-            )
-        )
-        through = made * (1 + limit.tokens_per_row / 2 / limit.tokens_per_answer)
-        if name == "best_of_n":
-            return Load(0.0, made, made)
-        readers = (name == "ppo") + (facts.project.reward.kind == "reward_model")
-        return Load(through * (4 if name == "ppo" else 1), readers * through, made, critics=int(name == "ppo"))
+        return None if data.size.rows is None else _sampling_load(name, data.size.rows, facts, limit, assumed)
+    tokens = _tokens(name, data.size, limit, assumed)
     if tokens is None:
-        if rows is None:
-            return None
-        tokens = float(rows * limit.tokens_per_row * (2 if name in ("dpo", "reward_model") else 1))
-        assumed.append(
-            Assumption(
-                fact=f"tokens per row = {limit.tokens_per_row}", why="not stated", effect="tokens and time x0.5 to 2"
-            )
-        )
-    epochs = 2 if name == "sft" else 1
+        return None
+    epochs = 1
     if name == "sft":
+        epochs = 2
         assumed.append(Assumption(fact="train.num_train_epochs = 2", why="not stated", effect="time grows with it"))
-    return Load(epochs * tokens, tokens if name in ("dpo", "kto") else 0.0)
+    reference = tokens if name in ("dpo", "kto") else 0.0
+    return Load(epochs * tokens, read=reference)
+
+
+def _tokens(name: str, size: Size, limit: Thresholds, assumed: list[Assumption]) -> float | None:
+    """Return the tokens of a stage's data: as stated, or by their bytes, or by their rows."""
+    if size.tokens is not None:
+        return size.tokens
+    if size.bytes:
+        fact = f"bytes per token = {limit.bytes_per_token:g}"
+        assumed.append(Assumption(fact=fact, why="tokens are not stated", effect="tokens x0.8 to 1.3"))
+        return size.bytes / limit.bytes_per_token
+    if size.rows is None:
+        return None
+    fact = f"tokens per row = {limit.tokens_per_row}"
+    assumed.append(Assumption(fact=fact, why="not stated", effect="tokens and time x0.5 to 2"))
+    answers = 2 if name in ("dpo", "reward_model") else 1
+    return float(size.rows * limit.tokens_per_row * answers)
+
+
+def _sampling_load(name: str, rows: int, facts: Facts, limit: Thresholds, assumed: list[Assumption]) -> Load:
+    """Return the tokens of a stage that samples completions to ``rows`` prompts, once each."""
+    fact = f"answers = {GROUP[name]} of {limit.tokens_per_answer} tokens to a prompt"
+    assumed.append(Assumption(fact=fact, why="not stated", effect="time grows with both"))
+    sampled = float(rows * GROUP[name] * limit.tokens_per_answer)
+    if name == "best_of_n":
+        return Load(0.0, read=sampled, made=sampled)
+    # The prompt, taken as half a row, passes through the networks with every completion.
+    forwarded = sampled * (1 + limit.tokens_per_row / 2 / limit.tokens_per_answer)
+    readers = (name == "ppo") + (facts.project.reward.kind == "reward_model")
+    passes = 4 if name == "ppo" else 1
+    return Load(forwarded * passes, read=readers * forwarded, made=sampled, critics=int(name == "ppo"))
 
 
 def _rows(facts: Facts, stages: Sequence[str]) -> int:

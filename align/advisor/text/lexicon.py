@@ -13,7 +13,7 @@ many phrases there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,9 @@ FOLDER = Path(__file__).parent / "lexicons"
 LANGUAGES = ("en", "de", "es", "zh")
 GAP = 5
 """Most words that ``...`` matches, where a lexicon sets no ``gap``."""
-_WALL = frozenset(".;:!?。；：！？")
+_CLAUSE_ENDS = frozenset(".;:!?。；：！？")
+LARGEST_CACHE = 100_000
+"""Most words whose sets are remembered: a long text may have any number of different ones."""
 _DENIALS = ("status:negated:noun", "status:negated:verb")
 
 
@@ -42,9 +44,12 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
+    """One word of a phrase."""
+
     words: int
-    """Number of a set of words."""
+    """Number of the set of words that it may be."""
     gap: int
+    """Most other words before it."""
     optional: bool
 
 
@@ -53,85 +58,94 @@ class Lexicon:
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.numbers: dict[str, Any] = content.get("numbers", {})
-        self.common = frozenset(word for words in content.get("common", {}).values() for word in words.split())
+        common = " ".join(content.get("common", {}).values())
+        self.common = frozenset(common.split())
         self._gap: int = content.get("gap", GAP)
         self._classes: dict[str, str] = {}
         for name, words in content.get("classes", {}).items():
-            self._classes[name] = "|".join(self._classes[w[1:]] if w[0] == "@" else w for w in words.split())
-        self._parts_known: dict[tuple[str, int], _Part] = {}
-        self._sets: dict[str, int] = {}
-        self._exact: dict[str, list[int]] = {}
-        self._heads: dict[str, list[int]] = {}
-        self._tails: dict[str, list[int]] = {}
-        self._known: dict[str, frozenset[int]] = {}
+            self._classes[name] = self._expanded(words.split())
+        # Every set of words (``a|b|pre*``) has a number, and every spelling the numbers of the sets that it is in: so a
+        # word of a sentence is looked up once, however many phrases there are.
+        self._set_numbers: dict[str, int] = {}
+        self._sets_by_word: dict[str, list[int]] = {}
+        self._sets_by_prefix: dict[str, list[int]] = {}
+        self._sets_by_suffix: dict[str, list[int]] = {}
+        self._sets_cache: dict[str, frozenset[int]] = {}
+        self._parts_cache: dict[tuple[str, int], _Part] = {}
         self._phrases: dict[int, list[tuple[str, tuple[_Part, ...]]]] = {}
-        labelled = list(_labelled(content.get("phrases", {})))
-        self._denials = frozenset(
-            word
-            for label, phrases in labelled
-            if label in _DENIALS
-            for word in phrases
-            if word.isalpha() or "'" in word
-        )
-        for label, phrases in labelled:
+        """Phrases with their labels, by the set that their first word is in."""
+        denials = set[str]()
+        for label, phrases in _labelled(content.get("phrases", {})):
+            if label in _DENIALS:
+                denials.update(phrase for phrase in phrases if phrase.isalpha() or "'" in phrase)
             for phrase in phrases:
                 parts = tuple(self._parts(phrase))
                 self._phrases.setdefault(parts[0].words, []).append((label, parts))
-        self._lengths = sorted({len(head) for head in self._heads}), sorted({len(tail) for tail in self._tails})
+        self._denials = frozenset(denials)
+        self._prefix_lengths = sorted({len(prefix) for prefix in self._sets_by_prefix})
+        self._suffix_lengths = sorted({len(suffix) for suffix in self._sets_by_suffix})
+
+    def _expanded(self, words: Iterable[str]) -> str:
+        """Return alternatives with the words of a class in the place of ``@name``."""
+        return "|".join(self._classes[word[1:]] if word[0] == "@" else word for word in words)
 
     def _parts(self, phrase: str) -> Iterator[_Part]:
+        """Yield the parts of a phrase; ``...`` is a gap before the next one."""
         gap = 0
         for word in _spaced(phrase):
             if word == "...":
                 gap = self._gap
                 continue
-            part = self._parts_known.get((word, gap))
-            if part is None:
-                part = self._parts_known[word, gap] = _Part(self._set(word.removeprefix("?")), gap, word[0] == "?")
-            yield part
+            if (word, gap) not in self._parts_cache:
+                number = self._set_number(word.removeprefix("?"))
+                self._parts_cache[word, gap] = _Part(number, gap, optional=word[0] == "?")
+            yield self._parts_cache[word, gap]
             gap = 0
 
-    def _set(self, words: str) -> int:
+    def _set_number(self, words: str) -> int:
+        """Return the number of a set of alternatives, ``a|b|pre*``; a new set is entered for each of its spellings."""
         if "@" in words:
-            words = "|".join(self._classes[w[1:]] if w[0] == "@" else w for w in words.split("|"))
-        if words not in self._sets:
-            self._sets[words] = number = len(self._sets)
+            words = self._expanded(words.split("|"))
+        if words not in self._set_numbers:
+            number = len(self._set_numbers)
+            self._set_numbers[words] = number
             for word in words.split("|"):
                 if len(word) > 1 and word[-1] == "*":
-                    self._heads.setdefault(word[:-1], []).append(number)
+                    self._sets_by_prefix.setdefault(word[:-1], []).append(number)
                 elif len(word) > 1 and word[0] == "*":
-                    self._tails.setdefault(word[1:], []).append(number)
+                    self._sets_by_suffix.setdefault(word[1:], []).append(number)
                 else:
-                    self._exact.setdefault(word, []).append(number)
-        return self._sets[words]
+                    self._sets_by_word.setdefault(word, []).append(number)
+        return self._set_numbers[words]
 
-    def _of(self, word: str) -> frozenset[int]:
-        found = self._known.get(word)
+    def _sets_of(self, word: str) -> frozenset[int]:
+        """Return the numbers of the sets that a word of a sentence is in."""
+        found = self._sets_cache.get(word)
         if found is None:
-            sets = list(self._exact.get(word, ()))
-            for length in self._lengths[0]:
+            sets = list(self._sets_by_word.get(word, ()))
+            for length in self._prefix_lengths:
                 if length > len(word):
                     break
-                sets += self._heads.get(word[:length], ())
-            for length in self._lengths[1]:
+                sets += self._sets_by_prefix.get(word[:length], ())
+            for length in self._suffix_lengths:
                 if length > len(word):
                     break
-                sets += self._tails.get(word[-length:], ())
+                sets += self._sets_by_suffix.get(word[-length:], ())
             found = frozenset(sets)
-            if len(self._known) < 100_000:
-                self._known[word] = found
+            if len(self._sets_cache) < LARGEST_CACHE:
+                self._sets_cache[word] = found
         return found
 
     def find(self, sentence: Sentence) -> list[Match]:
         """Return every phrase in a sentence, by its start."""
         sets = [
-            self._of("<number>" if kind == "number" else word)
+            self._sets_of("<number>" if kind == "number" else word)
             for word, kind in zip(sentence.words, sentence.kinds, strict=True)
         ]
         found = []
-        for start, here in enumerate(sets):
-            for first in here:
-                for label, parts in self._phrases.get(first, ()):
+        for start, first_sets in enumerate(sets):
+            for number in first_sets:
+                for label, parts in self._phrases.get(number, ()):
                     end = self._end(sentence, sets, parts, 1, start + 1)
                     if end:
                         found.append(Match(label, start, end))
@@ -144,17 +158,18 @@ class Lexicon:
         if number == len(parts):
             return at
         part = parts[number]
-        for place in range(at, min(at + part.gap + 1, len(sets))):
-            if part.words in sets[place]:
-                end = self._end(sentence, sets, parts, number + 1, place + 1)
+        for index in range(at, min(at + part.gap + 1, len(sets))):
+            if part.words in sets[index]:
+                end = self._end(sentence, sets, parts, number + 1, index + 1)
                 if end:
                     return end
-            if sentence.words[place] in _WALL or sentence.words[place] in self._denials:
-                break
+            if sentence.words[index] in _CLAUSE_ENDS or sentence.words[index] in self._denials:
+                break  # a gap spans no other clause, and no "not" that would deny what comes after it
         return self._end(sentence, sets, parts, number + 1, at) if part.optional else 0
 
 
 def _labelled(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield the phrases of a tree by label, which is the path to them: ``status:negated:noun``."""
     for key, below in tree.items():
         if isinstance(below, dict):
             yield from _labelled(below, f"{above}{key}:")
@@ -174,6 +189,7 @@ def _spaced(phrase: str) -> Iterator[str]:
 
 
 def _characters(word: str, optional: str) -> Iterator[str]:
+    """Yield the Chinese characters of a word one by one, and Latin letters among them together."""
     latin = ""
     for letter in word:
         if letter.isascii():

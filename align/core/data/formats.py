@@ -418,7 +418,7 @@ def _parts(message: Message, parts: list[Any], field: str) -> list[Message]:
 
     Text parts are joined to its content, reasoning to ``reasoning_content``, calls to ``tool_calls``.
     """
-    texts, reasons, calls, results = list[str](), list[str](), list[Any](), list[Message]()
+    merged = _MergedParts([], [], [], [])
     weights = list[dict[str, Any]]()
     for index, part in enumerate(parts):
         where = f"{field}[{index}]"
@@ -426,41 +426,71 @@ def _parts(message: Message, parts: list[Any], field: str) -> list[Message]:
             part = {"type": "text", "text": part}
         if not isinstance(part, dict):
             raise RowError("wrong-type", f"is {describe_type(part)}, not a part of a content", where)
-        type_ = part.get("type", "text" if "text" in part else None)
         weights.append({key: part[key] for key in _WEIGHTS if key in part})
-        if type_ in ("text", "input_text", "output_text", "refusal"):
-            texts.append(_text(part, where))
-        elif type_ in ("reasoning", "thinking"):
-            reasons.append(_text(part, where))
-        elif type_ == "tool_call":
-            call = next((part[key] for key in ("value", "tool_call", "function") if key in part), part)
-            call = unpacked(call, where) if isinstance(call, str) else call
-            calls += call if isinstance(call, list) else [call]
-        elif type_ == "tool_use":  # Anthropic
-            function = {"name": part.get("name"), "arguments": part.get("input", {})}
-            own = {"id": part["id"]} if "id" in part else {}
-            calls.append({**own, "type": "function", "function": function})
-        elif type_ == "tool_result":
-            result = {"role": "tool", "content": _text(part.get("content", ""), f"{where}.content")}
-            if "tool_use_id" in part:
-                result["tool_call_id"] = part["tool_use_id"]
-            results.append(result)
-        elif isinstance(type_, str) and re.search("image|video|audio|file|document", type_):
-            raise RowError("media", f"is a part of type {_shown(type_)}: {ONLY_TEXT}", where)
-        else:
-            what = "has no type" if type_ is None else f"is a part of type {_shown(type_)}, which is not read"
-            raise RowError("wrong-type", f"{what}; parts of text, reasoning and tool calls are", where)
+        merged.add(part, where)
     if any(weight != weights[0] for weight in weights):
         what = "has parts that are learned and parts that are not: give the message one weight, or cut it in several"
         raise RowError("wrong-type", what, field)
-    message["content"] = "".join(texts)
+    message["content"] = "".join(merged.texts)
     if weights:
         message |= weights[0]
-    if reasons:
-        message["reasoning_content"] = "".join(reasons)
-    if calls:
-        message["tool_calls"] = [*message.get("tool_calls", ()), *calls]
-    return results
+    if merged.reasoning:
+        message["reasoning_content"] = "".join(merged.reasoning)
+    if merged.calls:
+        message["tool_calls"] = [*message.get("tool_calls", ()), *merged.calls]
+    return merged.results
+
+
+@dataclass(frozen=True, slots=True)
+class _MergedParts:
+    """The parts of one content by what they hold. results: of tool calls, each a message of its own."""
+
+    texts: list[str]
+    reasoning: list[str]
+    calls: list[Any]
+    results: list[Message]
+
+    def add(self, part: dict[str, Any], where: str) -> None:
+        """Add a part. Raises RowError for one that is no text, reasoning or tool call."""
+        kind = part.get("type", "text" if "text" in part else None)
+        if kind in ("text", "input_text", "output_text", "refusal"):
+            self.texts.append(_text(part, where))
+        elif kind in ("reasoning", "thinking"):
+            self.reasoning.append(_text(part, where))
+        elif kind == "tool_call":
+            self.calls.extend(_calls_of_part(part, where))
+        elif kind == "tool_use":
+            self.calls.append(_anthropic_call(part))
+        elif kind == "tool_result":
+            self.results.append(_anthropic_result(part, where))
+        elif isinstance(kind, str) and re.search("image|video|audio|file|document", kind):
+            raise RowError("media", f"is a part of type {_shown(kind)}: {ONLY_TEXT}", where)
+        else:
+            what = "has no type" if kind is None else f"is a part of type {_shown(kind)}, which is not read"
+            raise RowError("wrong-type", f"{what}; parts of text, reasoning and tool calls are", where)
+
+
+def _calls_of_part(part: dict[str, Any], where: str) -> list[Any]:
+    """Return the tool calls of a part, which may stand in one of several keys, as JSON text, or be the part itself."""
+    call = next((part[key] for key in ("value", "tool_call", "function") if key in part), part)
+    if isinstance(call, str):
+        call = unpacked(call, where)
+    return call if isinstance(call, list) else [call]
+
+
+def _anthropic_call(part: dict[str, Any]) -> dict[str, Any]:
+    """Return Anthropic's ``tool_use`` as a call in OpenAI's form."""
+    function = {"name": part.get("name"), "arguments": part.get("input", {})}
+    identity = {"id": part["id"]} if "id" in part else {}
+    return {**identity, "type": "function", "function": function}
+
+
+def _anthropic_result(part: dict[str, Any], where: str) -> Message:
+    """Return Anthropic's ``tool_result`` as a message of the tool."""
+    result: Message = {"role": "tool", "content": _text(part.get("content", ""), f"{where}.content")}
+    if "tool_use_id" in part:
+        result["tool_call_id"] = part["tool_use_id"]
+    return result
 
 
 def _text(value: Any, field: str) -> str:

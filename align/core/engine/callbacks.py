@@ -202,7 +202,7 @@ class CheckpointCallback(Checkpoint):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore a state."""
         self.best_value, self.best_step = state["best_value"], state["best_step"]
         self.evaluations_without_gain = state["evaluations_without_gain"]
 

@@ -1,9 +1,9 @@
 """Checkpoints that are complete or absent, checksummed, and loaded without executing code.
 
-A checkpoint is a directory ``step-00000012`` holding ``state.pt`` and ``MANIFEST.json``. It is written beside its
-place as ``.tmp-...``, every file is fsynced, the manifest (sha256 and size of each file, and of its own content) comes
-last, then one rename puts it in place and the parent is fsynced. The newest is found by looking, never by a pointer.
-Neither torch nor safetensors notices a flipped bit; the manifest does.
+A checkpoint is a directory ``step-00000012`` holding ``state.pt`` and ``MANIFEST.json``. It is written next to
+its path as ``.tmp-...``, every file is fsynced, the manifest (sha256 and size of each file, and of its own content)
+comes last, then one rename puts it in place and the parent is fsynced. The newest is found by looking, never by a
+pointer. Neither torch nor safetensors notices a flipped bit; the manifest does.
 """
 
 from __future__ import annotations
@@ -188,15 +188,15 @@ class DirectoryIO(CheckpointIO):
         return load(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Lightning's own callbacks may ask."""
+        """Remove a checkpoint; Lightning's own callbacks may call it."""
         shutil.rmtree(path, ignore_errors=True)
 
 
-# Random states: what a checkpoint must hold so that the next step draws what it would have drawn.
-
-
 def random_state() -> dict[str, Any]:
-    """Generators of this process, as tensors and plain values (so that no code runs at loading)."""
+    """Return the states of this process's random number generators, as a checkpoint holds them.
+
+    A resumed run then draws what it would have drawn. They are tensors and plain values, so that loading runs no code.
+    """
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -214,7 +214,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put ``random_state()`` back."""
+    """Restore what ``random_state`` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

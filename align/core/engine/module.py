@@ -34,18 +34,16 @@ from align.core.models.reference import ReferenceModel
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
-# Sums and counts over an optimizer step, all micro-batches and all ranks.
-#
-# One flat vector a step carries everything that ranks must agree on (loss, metrics, flags), so one collective does.
-
 Reduce = Literal["mean", "sum", "min", "max"]
 _START: Mapping[str, float] = {"mean": 0.0, "sum": 0.0, "min": float("inf"), "max": float("-inf")}
 
 
 class StepMetrics:
-    """Metrics of one step (or one evaluation) being added up.
+    """Sums and counts of one optimizer step's (or one evaluation's) metrics, over all micro-batches and ranks.
 
-    Every rank must add the same names in the same order; a rank without values adds empty tensors.
+    They lie in one table, which carries everything that ranks must agree on (loss, metrics, flags), so that a step
+    takes one collective however many metrics there are. Every rank must add the same names in the same order; a rank
+    without values adds empty tensors.
     """
 
     def __init__(self) -> None:
@@ -112,7 +110,7 @@ class EvalMetrics:
 
 
 def gather(table: Tensor) -> Tensor:
-    """[...] on each rank -> [world, ...] on the CPU of all of them."""
+    """Return the tables of all ranks, on the CPU: [...] -> [world, ...]. Collective."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return table.cpu()[None]
     parts = [torch.empty_like(table) for _ in range(dist.get_world_size())]
@@ -280,7 +278,7 @@ class AlignModule(LightningModule):
         return self._loss_contribution(last, statistics, step.denominators) * self.trainer.world_size
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
-        """Nothing: Lightning would do it after ``training_step``, which holds gradients already."""
+        """Do nothing: Lightning calls it after ``training_step``, which holds gradients already."""
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Reduce the step's metrics and flags over the ranks, in one collective; the gradients' is the only other."""

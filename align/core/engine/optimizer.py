@@ -1,4 +1,4 @@
-"""AdamW over the networks that learn, each at its own rate."""
+"""AdamW over the networks that learn, each at its own rate, and the rates over the optimizer steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def parameter_groups(networks: Mapping[str, nn.Module], rates: Mapping[str, floa
 
 
 def adamw(groups: Groups, stage: Stage) -> torch.optim.AdamW:
-    """AdamW (1711.05101) as the run file sets it."""
+    """Return AdamW (1711.05101) as the run file sets it."""
     settings = stage.optimizer
     return torch.optim.AdamW(
         groups,
@@ -39,18 +39,21 @@ def adamw(groups: Groups, stage: Stage) -> torch.optim.AdamW:
 
 
 def factor_of_each(
-    groups: Sequence[Mapping[str, Any]], factor: Callable[[int], float], waits: int
+    groups: Sequence[Mapping[str, Any]], factor: Callable[[int], float], warmup_steps: int
 ) -> list[Callable[[int], float]]:
-    """The schedule of each group; the policy's is 0 for the first ``waits`` steps, in which only a critic learns."""
+    """Return the schedule of each group.
 
-    def waiting(step: int) -> float:
-        return factor(step) if step >= waits else 0.0
+    The policy's is 0 for the first ``warmup_steps`` steps, in which only a critic learns.
+    """
 
-    return [waiting if group["network"] == "policy" else factor for group in groups]
+    def after_warmup(step: int) -> float:
+        return factor(step) if step >= warmup_steps else 0.0
+
+    return [after_warmup if group["network"] == "policy" else factor for group in groups]
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """Global 2-norm over all gradients, sharded ones included; the same number on every rank."""
+    """Return the global 2-norm over all gradients, sharded ones included; the same number on every rank."""
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return 0.0
@@ -58,13 +61,11 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
-# Learning rate over optimizer steps, as a factor of the peak rate.
-
-
 def factor(schedule: Schedule, total_steps: int) -> Callable[[int], float]:
-    """Step -> factor in [0, 1]: linear warm-up from 0, then ``schedule.type`` down to ``schedule.min_lr_rate``.
+    """Return the learning rate of a step, as a factor in [0, 1] of the peak rate.
 
-    With w warm-up steps of n, step s (from 0) has s / w while s < w; then, with p = (s - w) / (n - w),
+    It is a linear warm-up from 0, then ``schedule.type`` down to ``schedule.min_lr_rate``. With w warm-up steps of n,
+    step s (from 0) has s / w while s < w; then, with p = (s - w) / (n - w),
     linear: 1 - p, cosine: (1 + cos(pi p)) / 2, constant: 1; scaled to end at the floor. As transformers' schedulers.
     """
     warmup = schedule.warmup_steps if schedule.warmup_steps >= 1 else math.ceil(schedule.warmup_steps * total_steps)

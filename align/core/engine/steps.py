@@ -166,11 +166,11 @@ class EpochSteps:
         return steps_done / self.steps_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: every epoch follows from its number."""
+        """Return nothing: every epoch follows from its number."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Restore nothing."""
 
 
 def fixed_steps(examples: Examples, batcher: MicroBatcher, batch_size: int) -> StepLoader:

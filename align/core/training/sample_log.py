@@ -131,11 +131,11 @@ def _shortened(content: Any, head: int, tail: int) -> Text:
     return Text(visible(text).expandtabs(4))
 
 
-# The record of a phase's answers: a file of samples, a table on the terminal, and the notice to plugins.
-
-
 class SampleLog:
-    """Keeps every phase's completions, on one process: a ``PhaseObserver``."""
+    """Keeps every phase's completions, on one process: a ``PhaseObserver``.
+
+    They go into a file of samples, a table on the terminal, and the notice to plugins.
+    """
 
     def __init__(self, run: Run, place: StageDirectory, rollout: Rollout) -> None:
         self.run, self.place, self.rollout = run, place, rollout

@@ -212,5 +212,5 @@ class PPO(Online):
         return {"beta": self.beta}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore a state."""
         self.beta = float(state["beta"])
