@@ -72,6 +72,12 @@ def register_generators(register: Register) -> None:
 
 
 @hookimpl
+def register_evals(register: Register) -> None:
+    """Register the evals, which measure a model."""
+    register("bfcl", "align.plugins.evals.bfcl:BFCL")
+
+
+@hookimpl
 def register_strategies(register: Register) -> None:
     """Register the strategies, which lay a fit out on the devices."""
     register("auto", "align.plugins.strategies.single_ddp_fsdp:Auto")
