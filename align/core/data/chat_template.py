@@ -121,6 +121,12 @@ class _Rendered(NamedTuple):
         return str(self.messages[i].get("role"))
 
 
+def _is_inside(positions: Sequence[int], span: Span) -> bool:
+    """Return whether one of a message's positions lies in a span; a position is after a character of the message."""
+    start, end = span
+    return any(start < position <= end for position in positions)
+
+
 class _Row:
     """A record being rendered and tokenised: its text with special tokens hidden, and the notes made so far."""
 
@@ -129,8 +135,10 @@ class _Row:
         self.notes: list[Note] = []
         if reserved := _RESERVED & record.chat_template_kwargs.keys():
             raise UnusableRow("template-failed", f"chat_template_kwargs may not set {', '.join(sorted(reserved))}")
-        every = "special-token-in-text" in settings.allow and not record.conversational
-        self.guard = Guard(encoder, frozenset(encoder.special) if every else settings.special_tokens)
+        spelled_out = settings.special_tokens
+        if "special-token-in-text" in settings.allow and not record.conversational:
+            spelled_out = frozenset(encoder.special)
+        self.guard = Guard(encoder, spelled_out)
         self.tools = self.guard.hide(record.tools)
         self.variables = encoder.variables | self.guard.hide(record.chat_template_kwargs)
         self.prompt = self.guard.hide(record.prompt)
@@ -190,25 +198,31 @@ class _Row:
         eos = self.encoder.eos_id
         if eos is None:
             self.note("no-eos", "")
+        given = 0  # tokens of the prompt, which are not scored
+        prefix = self.encoder.prefix
         if prompt:
+            # Tokenised as one text: apart, prompt and answer could have other tokens where they meet.
             text, spans = self.guard.reveal(prompt + answer, [(len(prompt), len(prompt + answer))])
             ids, [(start, _)] = self.tokens(text, spans)
+            if not self.settings.scores_prompt:
+                given = len(prefix) + start
         else:
-            ids, start = self.encoder.encode(self.guard.reveal(answer)[0], self.guard.active), 0
-        front, end = self.encoder.prefix, [] if eos is None else [eos]
-        ids = np.concatenate([front, ids, end]).astype(np.int32)
-        given = len(front) + start if prompt and not self.settings.scores_prompt else 0
+            text, _ = self.guard.reveal(answer)
+            ids = self.encoder.encode(text, self.guard.active)
+        end = [] if eos is None else [eos]
+        ids = np.concatenate([prefix, ids, end]).astype(np.int32)
         return UncutSequence(role, ids, np.arange(len(ids)) >= given)
 
     def prompt_alone(self) -> UncutSequence:
         """Return the sequence of a prompt that the model is to answer, with nothing scored."""
         if isinstance(self.prompt, str):
-            ids = self.encoder.encode(self.guard.reveal(self.prompt)[0], self.guard.active)
+            text, _ = self.guard.reveal(self.prompt)
+            ids = self.encoder.encode(text, self.guard.active)
             ids = np.concatenate([self.encoder.prefix, ids]).astype(np.int32)
         else:
-            done = self.render(self.prompt or [], prompt=True)
-            self.note_lost(done, learned_from=len(done.messages))
-            ids, _ = self.tokens(*self.guard.reveal(done.text, []))
+            rendered = self.render(self.prompt or [], prompt=True)
+            self.note_lost(rendered, learned_from=len(rendered.messages))
+            ids, _ = self.tokens(*self.guard.reveal(rendered.text, []))
         if not len(ids):
             raise UnusableRow("wrong-kind", "an empty prompt")
         return UncutSequence("prompt", ids, np.zeros(len(ids), dtype=bool))
@@ -218,21 +232,23 @@ class _Row:
         answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if self.settings.scores_prompt:
             weighed = [i for i, message in enumerate(messages) if _weight(message) != 1]
-            edges = [(end, False) for i in weighed for end in (i, i + 1)]
-            done = self.render(messages, edges)
-            self.note_lost(done)
-            return [[self.sequence("text", done.text, self.everything(done, weighed))]]
-        done = self.render(messages, [] if self.marked else _turn_views(answers))
+            before = [(i, False) for i in weighed]
+            after = [(i + 1, False) for i in weighed]
+            rendered = self.render(messages, [*before, *after])
+            self.note_lost(rendered)
+            return [[self.sequence("text", rendered.text, self.everything(rendered, weighed))]]
+        rendered = self.render(messages, [] if self.marked else _turn_views(answers))
         try:
-            self.refuse_changed_turns(messages, done)
-            spans = self.spans(done, answers)
+            self.refuse_changed_turns(messages, rendered)
+            spans = self.spans(rendered, answers)
         except UnusableRow as refusal:
+            # Accepted by the run file: then each turn is an example of its own, after the turns before it.
             self.note(refusal.finding, refusal.detail)
-            learned = [i for i in answers if done.weights[i]]
+            learned = [i for i in answers if rendered.weights[i]]
             return [[self.answered("text", messages[:i], messages[i : i + 1], again=True)] for i in learned]
-        self.note_lost(done)
+        self.note_lost(rendered)
         given = any(message.get("role") != "assistant" for message in messages)
-        return [[self.sequence("text", done.text, spans, given=given)]]
+        return [[self.sequence("text", rendered.text, spans, given=given)]]
 
     def answered(self, role: str, prompt: Any, answer: Any, again: bool = False) -> UncutSequence:
         """Return the sequence of a prompt and an answer, of which the answer's assistant messages are scored.
@@ -243,63 +259,66 @@ class _Row:
             return self.string(role, prompt or "", answer)
         prompt = prompt or []
         first, messages = len(prompt), [*prompt, *answer]
-        own = [i for i in range(first, len(messages)) if messages[i].get("role") == "assistant"]
+        turns = [i for i in range(first, len(messages)) if messages[i].get("role") == "assistant"]
         # One span from the prompt to the end would also score tool results and messages of weight 0.
-        apart = len(own) < len(answer) or any(_weight(messages[i]) != 1 for i in own)
-        views = [(first, first in own)]
-        if apart and not self.marked:
-            views += _turn_views(own)
-        done = self.render(messages, views)
-        self.note_lost(done, first, again)
-        text = done.text
+        by_turn = len(turns) < len(answer) or any(_weight(messages[i]) != 1 for i in turns)
+        views = [(first, first in turns)]
+        if by_turn and not self.marked:
+            views += _turn_views(turns)
+        rendered = self.render(messages, views)
+        self.note_lost(rendered, first, again)
+        text = rendered.text
         if self.settings.reward:
             return self.sequence(role, text, [])
         if self.settings.scores_prompt:
             return self.sequence(role, text, [_Piece(0, len(text))])
-        start, parted = self.answer_start(done, first, text), False
+        start = self.answer_start(rendered, first, text)
+        is_prefix = True
         if start is None:
-            head = done.view(first, first in own)
+            head = rendered.view(first, first in turns)
             start = common_length(head, text)
-            if parted := start < len(head):
+            is_prefix = start == len(head)
+            if not is_prefix:
                 self.note("prompt-not-prefix", f"{head[start:][:40]!r} alone, {text[start:][:40]!r} with an answer")
-        pieces = self.spans(done, own) if apart else [_Piece(start, len(text))]
-        pieces = [_Piece(max(a, start), b, weight) for a, b, weight in pieces if b > start]
-        return self.sequence(role, text, pieces, check=apart or not parted)
+        pieces = self.spans(rendered, turns) if by_turn else [_Piece(start, len(text))]
+        learned = [_Piece(max(a, start), b, weight) for a, b, weight in pieces if b > start]
+        # Where the prompt alone is no prefix, the edge after it cannot be that of a prompt: this was just recorded.
+        return self.sequence(role, text, learned, check=by_turn or is_prefix)
 
-    def spans(self, done: _Rendered, answers: Sequence[int]) -> list[_Piece]:
+    def spans(self, rendered: _Rendered, answers: Sequence[int]) -> list[_Piece]:
         """Return the learned spans of the messages ``answers``, by the template's own marks where it has them."""
         if not self.settings.weighs:
             for i in answers:
-                if done.weights[i] not in (0, 1):
-                    raise UnusableRow("fractional-weight", f"message {i + 1} has weight {done.weights[i]:g}")
+                if rendered.weights[i] not in (0, 1):
+                    raise UnusableRow("fractional-weight", f"message {i + 1} has weight {rendered.weights[i]:g}")
         if not self.marked:
-            turns = zip(answers, self.turns(done, answers), strict=True)
-            return [_Piece(*span, done.weights[i]) for i, span in turns if done.weights[i]]
-        marked = done.trace.spans or []
-        for i, places in done.trace.places.items():
-            if i < 0 or done.role(i) == "assistant":
+            turns = zip(answers, self.turns(rendered, answers), strict=True)
+            return [_Piece(*span, rendered.weights[i]) for i, span in turns if rendered.weights[i]]
+        marked = rendered.trace.spans or []
+        for i, positions in rendered.trace.places.items():
+            if i < 0 or rendered.role(i) == "assistant":
                 continue
-            if any(a < place <= b for a, b in marked for place in places):
-                self.note("full-mask", f"message {i + 1} ({done.role(i)})")
+            if any(_is_inside(positions, span) for span in marked):
+                self.note("full-mask", f"message {i + 1} ({rendered.role(i)})")
                 break
-        if all(weight == 1 for weight in done.weights):
+        if all(weight == 1 for weight in rendered.weights):
             return [_Piece(*span) for span in marked]
-        return [_Piece(*span, weight) for span in marked if (weight := self.weight(done, span))]
+        weighed = [_Piece(*span, self.weight(rendered, span)) for span in marked]
+        return [piece for piece in weighed if piece.weight]
 
-    def weight(self, done: _Rendered, span: Span) -> float:
+    def weight(self, rendered: _Rendered, span: Span) -> float:
         """Return the weight of the message that a template's marks enclose; or of the one before them."""
-        a, b = span
-        places = {i: some for i, some in done.trace.places.items() if i >= 0 and some}
-        inside = {i for i, some in places.items() if any(a < place <= b for place in some)}
-        if not inside:
-            before = [i for i in places if places[i][0] < b]
-            inside = {max(before, key=lambda i: places[i][0])} if before else set()
-        weights = {done.weights[i] for i in inside}
+        positions = {i: found for i, found in rendered.trace.places.items() if i >= 0 and found}
+        enclosed = {i for i, found in positions.items() if _is_inside(found, span)}
+        if not enclosed:
+            before = [i for i in positions if positions[i][0] < span[1]]
+            enclosed = {max(before, key=lambda i: positions[i][0])} if before else set()
+        weights = {rendered.weights[i] for i in enclosed}
         if len(weights) != 1:
             raise UnusableRow("template-failed", "the {% generation %} marks do not show which message they enclose")
         return weights.pop()
 
-    def turns(self, done: _Rendered, answers: Sequence[int]) -> list[Span]:
+    def turns(self, rendered: _Rendered, answers: Sequence[int]) -> list[Span]:
         """Return the span of each of the messages ``answers`` in the text, with the token that ends the turn.
 
         A turn starts where its prompt ends, and ends where the conversation up to and including it ends; both must be
@@ -309,77 +328,83 @@ class _Row:
         spans = []
         for i in answers:
             try:
-                tail = self.conversation_to(done, i)
-                start = self.answer_start(done, i, tail)
-                head = tail[:start] if start is not None else done.view(i, True)
+                tail = self.conversation_to(rendered, i)
+                start = self.answer_start(rendered, i, tail)
+                head = tail[:start] if start is not None else rendered.view(i, True)
             except UnusableRow as refusal:
                 raise UnusableRow("turn-not-prefix", f"turn {i + 1}: {refusal.detail}") from None
-            if not (done.text.startswith(tail) and tail.startswith(head)):
+            if not (rendered.text.startswith(tail) and tail.startswith(head)):
                 raise UnusableRow("turn-not-prefix", f"turn {i + 1}")
             ends = [match.end() for match in self.encoder.special_token_pattern.finditer(tail, len(head))]
-            spans.append((len(head), ends[-1] if ends and not tail[ends[-1] :].strip() else len(tail)))
+            end = len(tail)
+            if ends and not tail[ends[-1] :].strip():
+                end = ends[-1]
+            spans.append((len(head), end))
         return spans
 
-    def conversation_to(self, done: _Rendered, i: int) -> str:
+    def conversation_to(self, rendered: _Rendered, i: int) -> str:
         """Return the text of the conversation up to and including message ``i``."""
-        tail = done.views[i + 1, False]
-        if isinstance(tail, RenderFailure) and self.opens(done, i):  # many templates require a user message
-            places, following = done.trace.places.get(i), done.trace.places.get(i + 1)
-            end = self.encoder.special_token_pattern.search(done.text, places[-1]) if places else None
+        tail = rendered.views[i + 1, False]
+        if isinstance(tail, RenderFailure) and self.opens(rendered, i):  # many templates require a user message
+            own, following = rendered.trace.places.get(i), rendered.trace.places.get(i + 1)
+            end = self.encoder.special_token_pattern.search(rendered.text, own[-1]) if own else None
             if end and (not following or end.end() <= following[0]):
-                return done.text[: end.end()]
-        tail = done.view(i + 1, False)
-        return tail if done.text.startswith(tail) else tail.removesuffix(self.encoder.eos)  # which some write last
+                return rendered.text[: end.end()]
+        tail = rendered.view(i + 1, False)
+        if not rendered.text.startswith(tail):
+            tail = tail.removesuffix(self.encoder.eos)  # which some templates write after the last message
+        return tail
 
-    def opens(self, done: _Rendered, i: int) -> bool:
+    def opens(self, rendered: _Rendered, i: int) -> bool:
         """True if only system messages come before message ``i``."""
-        return all(done.role(earlier) in ("system", "developer") for earlier in range(i))
+        return all(rendered.role(earlier) in ("system", "developer") for earlier in range(i))
 
-    def answer_start(self, done: _Rendered, i: int, text: str) -> int | None:
+    def answer_start(self, rendered: _Rendered, i: int, text: str) -> int | None:
         """Return where message ``i`` begins in ``text`` if it opens the conversation; None for one that answers.
 
         Without a user message many templates refuse to render a prompt, so its end cannot serve as the start. The
         message then begins after the header that the template puts before every answer, found by a probe.
         """
-        if not self.opens(done, i):
+        if not self.opens(rendered, i):
             return None
-        head = done.views.get((i, True))
+        head = rendered.views.get((i, True))
         if i and isinstance(head, str) and text.startswith(head):
             return len(head)
         probe = [{"role": "user", "content": "x"}]
         alone, prompted = self._texts([(probe, self.tools, False), (probe, self.tools, True)])
         if isinstance(alone, str) and isinstance(prompted, str):
             header = prompted[common_length(alone, prompted) :]
-            places = done.trace.places.get(i) or [len(text)]
-            at = text.rfind(header, 0, places[0])
+            positions = rendered.trace.places.get(i) or [len(text)]
+            at = text.rfind(header, 0, positions[0])
             if header and at >= 0:
                 return at + len(header)
         raise UnusableRow("prompt-not-prefix", f"where message {i + 1}, which opens the conversation, begins")
 
-    def refuse_changed_turns(self, messages: list[Message], done: _Rendered) -> None:
+    def refuse_changed_turns(self, messages: list[Message], rendered: _Rendered) -> None:
         """Raise UnusableRow for a turn that loses text once more turns follow it."""
         if not self.marked:  # the prefix checks of ``turns`` find such a turn
             return
-        for lost in done.trace.lost:
+        for lost in rendered.trace.lost:
             i = lost.message
-            if not 0 <= i < len(done.messages) - 1 or done.role(i) != "assistant":
+            if not 0 <= i < len(rendered.messages) - 1 or rendered.role(i) != "assistant":
                 continue
             alone = {(one.message, one.field) for one in self.render(messages[: i + 1]).trace.lost}
             if (i, lost.field) not in alone:
-                raise UnusableRow("turn-not-prefix", f"turn {i + 1} without {self._describe(done, lost)}")
+                raise UnusableRow("turn-not-prefix", f"turn {i + 1} without {self._describe(rendered, lost)}")
 
-    def everything(self, done: _Rendered, weighed: Sequence[int]) -> list[_Piece]:
+    def everything(self, rendered: _Rendered, weighed: Sequence[int]) -> list[_Piece]:
         """Return the whole text as pieces: the messages ``weighed`` with their own weights, the rest with 1."""
         pieces, end = list[_Piece](), 0
         for i in weighed:
-            head, tail = done.view(i, False) if i else "", done.view(i + 1, False)
-            if not (done.text.startswith(tail) and tail.startswith(head)):
+            head, tail = rendered.view(i, False) if i else "", rendered.view(i + 1, False)
+            if not (rendered.text.startswith(tail) and tail.startswith(head)):
                 raise UnusableRow("turn-not-prefix", f"turn {i + 1}")
-            pieces += (_Piece(end, len(head)), _Piece(len(head), len(tail), done.weights[i]))
+            pieces += (_Piece(end, len(head)), _Piece(len(head), len(tail), rendered.weights[i]))
             end = len(tail)
-        return [piece for piece in (*pieces, _Piece(end, len(done.text))) if piece.weight]
+        pieces.append(_Piece(end, len(rendered.text)))
+        return [piece for piece in pieces if piece.weight]
 
-    def note_lost(self, done: _Rendered, learned_from: int = 0, again: bool = False) -> None:
+    def note_lost(self, rendered: _Rendered, learned_from: int = 0, again: bool = False) -> None:
         """Record text of the row that the template leaves out.
 
         learned_from: the first message that is learned. Before it the assistant's reasoning may be missing (a warning),
@@ -391,11 +416,11 @@ class _Row:
             "history-dropped": [],
             "tools-dropped": [],
         }
-        for lost in done.trace.lost:
+        for lost in rendered.trace.lost:
             if lost.message < 0:
                 found["tools-dropped"].append(lost)
             elif lost.reasoning:
-                earlier = lost.message < learned_from and done.role(lost.message) == "assistant"
+                earlier = lost.message < learned_from and rendered.role(lost.message) == "assistant"
                 found["history-dropped" if earlier else "reasoning-lost"].append(lost)
             else:
                 found["text-lost"].append(lost)
@@ -403,15 +428,15 @@ class _Row:
             if not some:
                 continue
             more = f" and {len(some) - 1} more" if len(some) > 1 else ""
-            detail = self._describe(done, some[0]) + more
+            detail = self._describe(rendered, some[0]) + more
             if CATALOGUE[name].level == "error":
                 self.note(name, detail)
             elif not again:
                 self.notes.append(Note(name, detail))
 
-    def _describe(self, done: _Rendered, lost: Lost) -> str:
+    def _describe(self, rendered: _Rendered, lost: Lost) -> str:
         """Return the place and the text: ``message 2 (assistant), tool_calls[0].function.name: 'get_weather'``."""
-        where = f"message {lost.message + 1} ({done.role(lost.message)}), " if lost.message >= 0 else ""
+        where = f"message {lost.message + 1} ({rendered.role(lost.message)}), " if lost.message >= 0 else ""
         text = self.guard.shown(lost.text)
         return f"{where}{lost.field}: {text[:40] + '...' * (len(text) > 40)!r}"
 
@@ -432,13 +457,13 @@ class _Row:
             if in_parts and best is not None and not any(lost.field == "content" for lost in best.trace.lost):
                 break
             for form in forms(_in_parts(messages) if in_parts else messages, self.source):
-                done = self._try(form, weights, views, prompt)
-                if isinstance(done, RenderFailure):
-                    failed = failed or done
-                elif in_parts and _spells_parts(done.text, messages):
+                rendered = self._try(form, weights, views, prompt)
+                if isinstance(rendered, RenderFailure):
+                    failed = failed or rendered
+                elif in_parts and _spells_parts(rendered.text, messages):
                     continue
-                elif best is None or len(_parts(done)) < len(_parts(best)):
-                    best = done
+                elif best is None or len(_parts(rendered)) < len(_parts(best)):
+                    best = rendered
                 if best is not None and not best.trace.lost:
                     return best
         if best is None:
@@ -554,9 +579,9 @@ def _turn_views(answers: Sequence[int]) -> list[tuple[int, bool]]:
     return [view for i in answers for view in ((i, True), (i + 1, False))]
 
 
-def _parts(done: _Rendered) -> set[tuple[int, str]]:
+def _parts(rendered: _Rendered) -> set[tuple[int, str]]:
     """Return the fields of which some text is lost."""
-    return {lost.part for lost in done.trace.lost}
+    return {lost.part for lost in rendered.trace.lost}
 
 
 def _in_parts(messages: Sequence[Message]) -> list[Message]:

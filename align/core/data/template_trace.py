@@ -105,7 +105,9 @@ class Tracer:
         For such rows, the most common, ``trace_plain`` saves the second rendering.
         """
         others = {"tool_calls", *REASONING}
-        return not self._tools and all(
+        if self._tools:
+            return False
+        return all(
             isinstance(message.get("content"), str) and not others & message.keys() for message in self._messages
         )
 
@@ -134,7 +136,8 @@ class Tracer:
     def traced(self) -> tuple[list[Message], Any]:
         """The messages and the tools, with marks in their strings."""
         messages = [self._message(i, message) for i, message in enumerate(self._messages)]
-        return messages, [self._tool(f"tools[{n}]", tool) for n, tool in enumerate(self._tools or ())] or self._tools
+        tools = [self._tool(f"tools[{n}]", tool) for n, tool in enumerate(self._tools or ())]
+        return messages, tools or self._tools  # no tools stay what they are, None or an empty list
 
     @cached_property
     def _whole(self) -> re.Pattern[str]:
@@ -158,10 +161,15 @@ class Tracer:
             return self._string(i, field, part)
         if not isinstance(part, dict):
             return part
-        return {
-            key: self._string(i, f"{field}.{key}", value) if key in _PARTS and isinstance(value, str) else value
-            for key, value in part.items()
-        }
+        return self._strings(i, field, part, _PARTS)
+
+    def _strings(self, i: int, field: str, values: Mapping[str, Any], traced: Sequence[str]) -> dict[str, Any]:
+        """Return a mapping with marks in those of the keys ``traced`` that are strings."""
+        marked = dict(values)
+        for key, value in values.items():
+            if key in traced and isinstance(value, str):
+                marked[key] = self._string(i, f"{field}.{key}", value)
+        return marked
 
     def _call(self, i: int, field: str, call: Any) -> Any:
         if not isinstance(call, dict):
@@ -197,11 +205,7 @@ class Tracer:
             return tool
         if isinstance(tool.get("function"), dict):
             return {**tool, "function": self._tool(f"{field}.function", tool["function"])}
-        traced = ("name", "description")
-        return {
-            key: self._string(-1, f"{field}.{key}", value) if key in traced and isinstance(value, str) else value
-            for key, value in tool.items()
-        }
+        return self._strings(-1, field, tool, ("name", "description"))
 
     def _string(self, i: int, field: str, text: str) -> str:
         """Return the string with its marks."""
@@ -248,7 +252,9 @@ class Tracer:
         generation: the markers in ``traced`` around what the template marks as the assistant's. Where ``traced`` is not
         ``plain`` with marks, the row's strings are searched for in ``plain``, and there are no places and no spans.
         """
-        found = self._found(plain, traced, generation) if self._usable and isinstance(traced, str) else None
+        found = None
+        if self._usable and isinstance(traced, str):
+            found = self._found(plain, traced, generation)
         if found is None:
             missing = [self._search(leaf, plain) for leaf in self._leaves]
             return Trace([one for one in missing if one is not None], {}, None)
@@ -306,7 +312,9 @@ class Tracer:
             pieces.append(own)
             length += len(own)
         pieces.append(traced[last:])
-        return (seen, numbers, sorted(spans)) if "".join(pieces) == plain and not starts else None
+        if "".join(pieces) != plain or starts:
+            return None
+        return seen, numbers, sorted(spans)
 
     def _change(self, text: str, marks: Sequence[int], plain: str, seen: Sequence[Sequence[int]]) -> int | None:
         """Return the position from which ``text`` is written otherwise; None where it is the same, escapes aside."""
