@@ -314,10 +314,10 @@ def arena_hard_scores(
         score = s(theta_model - theta_baseline)
 
     is fitted over all models together, to its optimum; the leaderboard's search stops after 50 steps, up to two points
-    before it. center: subtract the features' weighted mean over all games first, as the leaderboard does; the score then
-    holds for the style of an average model and depends on which others are there, and with a single model nothing is
-    controlled for. Not centred it holds for equal style. v0.1 has features of its own and scikit-learn's default ridge.
-    Intervals are those published: 90 % for v2, 95 % for v0.1.
+    before it. center: subtract the features' weighted mean over all games first, as the leaderboard does; the score
+    then holds for the style of an average model and depends on which others are there, and with a single model nothing
+    is controlled for. Not centred it holds for equal style. v0.1 has features of its own and scikit-learn's default
+    ridge. Intervals are those published: 90 % for v2, 95 % for v0.1.
 
     Items of one uid are drawn together. A game without verdict is counted and leaves the item's other one. Raises
     ValueError for a label that is none, a model twice on one uid, no verdict of a model, and with style control for an

@@ -224,8 +224,8 @@ def test_style_control_is_the_regression_of_statsmodels(center: bool) -> None:
 
 
 def test_the_score_of_arena_hard() -> None:
-    """Arena-Hard's fit_pairwise_model (commit 196f6b8, 2025-06-20) nears these scores as its steps grow in number: 0.8006
-    and 0.7996 after its 50, 0.8193 and 0.7889 after 500."""
+    """Arena-Hard's fit_pairwise_model (commit 196f6b8, 2025-06-20) nears these scores as its steps grow in number:
+    0.8006 and 0.7996 after its 50, 0.8193 and 0.7889 after 500."""
     got = w.arena_hard_scores(arena(300), style_control=True, center=True, repeats=5)
     assert {name: each.win_rate for name, each in got.items()} == pytest.approx({"m0": 0.8193, "m1": 0.7889}, abs=5e-4)
 
