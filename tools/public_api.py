@@ -39,7 +39,6 @@ MODULES = (
     "align.rl",
     "align.rewards",
     "align.evals",
-    "align.sandbox",
     "align.formats",
     "align.generators",
     "align.models",

@@ -324,11 +324,23 @@ class Validation(Config):
     """Steps between evaluations; default: once each epoch (online: each pass over the prompts). One is always made
     before the first step."""
     metric_for_best_model: str | None = None
-    """The held-out metric that picks the best checkpoint; default ``loss``, of an online stage ``reward``."""
+    """The held-out metric that picks the best checkpoint; default ``loss``, of an online stage ``reward``. Also
+    ``reward`` with ``generate``, and ``NAME/score`` of a suite."""
     mode: Literal["min", "max"] | None = None
-    """Direction in which the metric is better; default ``min``, of an online stage ``max``."""
+    """Direction in which the metric is better; default ``max`` for rewards and scores, else the algorithm's."""
     early_stopping_patience: PositiveInt | None = None
     """Stop early after this many evaluations without improvement (null: never)."""
+    generate: bool = False
+    """Sample completions of the held-out rows' prompts at each evaluation, score them and log them, in stages that
+    learn from rows too (``val/reward``, ``val/completions/...``; online stages always do)."""
+    rewards: list[RewardPlugin] = Field(default_factory=list)
+    """generate only: reward plugins that score the completions. A row's own completion is its column ``completion``."""
+    sampling: Sampling = Sampling(temperature=0.0)
+    """generate only: sampling of the completions; greedy by default."""
+    max_prompts: PositiveInt | None = 256
+    """generate only: prompts of each held-out set that are completed (null: all), the same ones at every evaluation."""
+    suite: str | None = None
+    """A suite file (docs/evals.md): its evals are measured at each evaluation, as ``val/NAME/score``."""
 
 
 class Checkpoint(Config):

@@ -62,7 +62,7 @@ def reward(name: str, **settings: Any) -> dict[str, Any]:
     return {"type": "python", "file": str(REWARDS), "function": name, **settings}
 
 
-WHOLE = ("data.train.", "data.validation.", "rollout.rewards.")
+WHOLE = ("data.train.", "data.validation.", "rollout.rewards.", "validation.rewards.")
 """Lists: a setting inside is changed with the list."""
 LORA = {"model.adapter": {"r": 4}}
 AVERAGE = {"reference.type": "moving-average", "reference.ref_model_sync_steps": 1}
@@ -71,6 +71,8 @@ STREAM = {"data.stream": True, "data.stream_window": 8, "data.validation_fractio
 ASIDE = {"data.validation_fraction": 0.0, "data.validation": "<other rows>"}
 NAN = {"model.path": "<nan>", "data.validation_fraction": 0.0, "train.layout": "padded", "train.on_nonfinite": "skip"}
 DEAD = {"rollout.rewards": [reward("by_prompt")]}
+GREEDY = {"validation.generate": True, "validation.sampling.max_completion_length": 6}
+DRAWN = GREEDY | {"validation.sampling.temperature": 1.0}
 ONE, TWO = reward("low_ids"), [reward("low_ids"), reward("first_most", weight=0.5)]
 
 CHANGES: dict[str, Change] = {
@@ -121,6 +123,20 @@ CHANGES: dict[str, Change] = {
     "validation.metric_for_best_model": Change("sft", "entropy", "weights", RISING),
     "validation.mode": Change("sft", "max", "weights", RISING),
     "validation.early_stopping_patience": Change("sft", 1, "log held_out checkpoints", RISING),
+    "validation.generate": Change("sft", True, "held_out answers files"),
+    "validation.rewards": Change("sft", [ONE], "held_out", GREEDY),
+    "validation.rewards.weight": Change(
+        "sft", [ONE, reward("short", weight=2)], "held_out", GREEDY | {"validation.rewards": [ONE, reward("short")]}
+    ),
+    "validation.max_prompts": Change("sft", 2, "answers", GREEDY),
+    "validation.sampling.max_completion_length": Change("sft", 3, "answers", GREEDY),
+    "validation.sampling.temperature": Change("sft", 1.0, "answers", GREEDY | {"validation.sampling.temperature": 0.0}),
+    "validation.sampling.top_k": Change("sft", 3, "answers", DRAWN),
+    "validation.sampling.top_p": Change("sft", 0.3, "answers", DRAWN),
+    "validation.sampling.min_p": Change("sft", 0.5, "answers", DRAWN),
+    "validation.sampling.repetition_penalty": Change("sft", 5.0, "answers", DRAWN),
+    "validation.sampling.stop": Change("sft", [*"aeiou"], "answers", DRAWN),
+    "validation.sampling.stop_token_ids": Change("sft", list(range(4, 160)), "answers", DRAWN),
     "checkpoint.save_steps": Change("sft", 2, "checkpoints"),
     "checkpoint.save_total_limit": Change("sft", 3, "checkpoints", {"checkpoint.save_steps": 1, "train.max_steps": 4}),
     "checkpoint.export": Change("sft", "last", "weights", RISING),
@@ -169,6 +185,9 @@ ELSEWHERE: dict[str, str] = {
     "data.train.documents": "core/test_sources.py",
     "data.allow": "core/test_doctor.py",
     "data.dataset_num_proc": "core/test_tokenise.py",
+    "validation.rewards.normalize": "core/test_held_out_generation.py",
+    "validation.rewards.timeout": "core/test_workers.py",
+    "validation.suite": "core/test_held_out_generation.py",
     "devices.strategy": "core/test_strategy.py",
     "devices.count": "core/test_strategy.py",
     "devices.nodes": "core/test_strategy.py",

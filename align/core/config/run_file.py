@@ -55,6 +55,7 @@ def choices(stage: dict[str, Any]) -> Iterator[tuple[Path, str, Any, str | int]]
     if stage.get("algorithm") is not None:
         yield ("algorithm",), "algorithm", stage, "algorithm"
     devices, loggers, rollout = stage.get("devices"), stage.get("loggers"), stage.get("rollout")
+    validation = stage.get("validation")
     if isinstance(devices, dict) and devices.get("strategy") is not None:
         yield ("devices", "strategy"), "strategy", devices, "strategy"
     for i in range(len(loggers) if isinstance(loggers, list) else 0):
@@ -67,6 +68,10 @@ def choices(stage: dict[str, Any]) -> Iterator[tuple[Path, str, Any, str | int]]
         rewards = rollout.get("rewards")
         for i in range(len(rewards) if isinstance(rewards, list) else 0):
             yield ("rollout", "rewards", i), "reward", rewards, i
+    if isinstance(validation, dict):
+        rewards = validation.get("rewards")
+        for i in range(len(rewards) if isinstance(rewards, list) else 0):
+            yield ("validation", "rewards", i), "reward", rewards, i
 
 
 def own_keys(kind: str) -> frozenset[str]:
@@ -182,6 +187,14 @@ def unread(stage: dict[str, Any]) -> dict[Path, str]:
     if not held_out:
         for key in Validation.model_fields:
             silent["validation", key] = "is not read without data.validation or data.validation_fraction"
+    validation = _section(Validation, stage.get("validation"))
+    for key in ("generate", "rewards", "sampling", "max_prompts"):
+        if algorithm is not None and algorithm.samples:
+            silent["validation", key] = "is not read: an online stage completes and scores held-out prompts anyway"
+        elif held_out and key != "generate" and not validation.generate:
+            silent["validation", key] = "is read with validation.generate: true only"
+    for i in range(len(validation.rewards)):
+        silent["validation", "rewards", i, "normalize"] = "is not read: nothing is learned from this reward"
     if not held_out and _section(Checkpoint, stage.get("checkpoint")).export == "best":
         silent["checkpoint", "export"] = "is best, and nothing is held out: set data.validation or validation_fraction"
     if data.validation is not None:

@@ -318,6 +318,8 @@ class Datasets:
     bad_rows: dict[str, int]
     rows: Mapping[str, Record]
     """The rows of prompts, held-out ones too, by source; of other kinds none."""
+    held_out_rows: Mapping[str | None, Sequence[Record]]
+    """The rows of each held-out set by its name, whatever their kind."""
     content_hash: str
     """Hash of the content of all these rows, in their order; paths do not enter it."""
 
@@ -351,10 +353,11 @@ class DatasetBuilder:
         else:
             train = self._tokenise(records.train, records.train_sources, records.weights)
         names = [records.validation_names[source] for source in records.validation_sources]
-        held_out = {
-            name: self._tokenise([r for r, own in zip(records.validation, names, strict=True) if own == name])
+        held_out_rows = {
+            name: [r for r, own in zip(records.validation, names, strict=True) if own == name]
             for name in dict.fromkeys(names)
         }
+        held_out = {name: self._tokenise(own) for name, own in held_out_rows.items()}
         rows = _by_source([r for r in (*records.train, *records.validation) if r.kind == "prompt"])
         held_out_hashes = [[name, done.examples.content_hash] for name, done in held_out.items()]
         columns = [dict(row.columns) for row in rows.values()]  # rewards read them, and no token shows them
@@ -367,6 +370,7 @@ class DatasetBuilder:
             ],
             dict(records.bad.counts),
             rows,
+            held_out_rows,
             digest([train.examples.content_hash, held_out_hashes, columns]),
         )
 

@@ -216,7 +216,10 @@ def goal_of(stage: Stage, algorithm: Algorithm) -> tuple[str, str]:
     metric, mode = algorithm.goal
     if stage.rollout is not None and stage.rollout.gold is not None:
         metric = "gold"
-    return stage.validation.metric_for_best_model or metric, stage.validation.mode or mode
+    chosen = stage.validation.metric_for_best_model or metric
+    if chosen != metric and (chosen.startswith("reward") or chosen.endswith("/score")):
+        mode = "max"
+    return chosen, stage.validation.mode or mode
 
 
 def _no_such_metric(module: AlignModule, metric: str) -> AlignError:

@@ -146,12 +146,16 @@ class StageHooks:
     stop_requested: returns true once a signal asked this process to stop.
     phase_metrics: returns the metrics of the phase that the step belongs to.
     evaluate_prompts: (index of a held-out set, optimizer step) -> its metrics, in place of the loss on its rows.
+    evaluate_completions: (index of a held-out set, optimizer step) -> metrics in addition to the loss on its rows.
+    evaluate_suite: (optimizer step) -> metrics of evals that have nothing to do with the held-out rows.
     """
 
     shard: Callable[[Policy, Any], None] | None = None
     stop_requested: Callable[[], bool] = lambda: False
     phase_metrics: Callable[[], Mapping[str, float]] = dict
     evaluate_prompts: Callable[[int, int], dict[str, float]] | None = None
+    evaluate_completions: Callable[[int, int], dict[str, float]] = lambda index, step: {}
+    evaluate_suite: Callable[[int], dict[str, float]] = lambda step: {}
 
 
 class AlignModule(LightningModule):
@@ -365,9 +369,12 @@ class AlignModule(LightningModule):
             prefix = f"val/{self.held_out_names[index]}/" if self.held_out_names[index] else "val/"
             with contract.calling(self.algorithm, "derived"):
                 closed |= self.algorithm.derived(closed)
+            closed |= self.hooks.evaluate_completions(index, self.trainer.global_step)
             self.held_out_metrics |= {prefix + name: value for name, value in closed.items()}
             if index == 0:
                 self.held_out_metrics |= {"val/" + name: value for name, value in closed.items()}
+        scores = self.hooks.evaluate_suite(self.trainer.global_step)
+        self.held_out_metrics |= {"val/" + name: value for name, value in scores.items()}
         self.policy.train()
 
     def on_train_start(self) -> None:

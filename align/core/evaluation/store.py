@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from align.core.evaluation.eval import Row
 from align.core.util import atomic_files
@@ -50,6 +50,27 @@ def read_rows(directory: Path, *, partial: bool = False) -> list[Row]:
             raise AlignError(f"has item {row.item_id!r} of {row.eval} twice", "measure again", where=where)
         rows[row.key] = row
     return list(rows.values())
+
+
+class RowSink(Protocol):
+    """A place for rows. rows: those that it has, by item and sample."""
+
+    rows: dict[tuple[str, str, int], Row]
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Take rows. Raises AlignError for one that is there already."""
+        ...
+
+
+class RowList:
+    """Rows in memory, for evals inside training: a step's rows count together, or not at all."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str, int], Row] = {}
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """See ``RowSink``; the runner measures no row twice."""
+        self.rows |= {row.key: row for row in rows}
 
 
 class RowStore:

@@ -22,7 +22,7 @@ from align.core.evaluation.eval import (
     by_hash,
     sha,
 )
-from align.core.evaluation.store import RowStore
+from align.core.evaluation.store import RowSink
 from align.core.inference.eval_models import EvalModel
 from align.core.util.error_line import error_line
 from align.core.util.progress import Work
@@ -71,11 +71,7 @@ class EvalRunner:
     seed: int = 0
     window: int = WINDOW
 
-    def __post_init__(self) -> None:
-        judge = self.models.get("judge")
-        self.eval.judge_likelihoods = judge is not None and judge.likelihoods
-
-    def measure(self, items: Sequence[Item], samples: int, store: RowStore) -> list[Row]:
+    def measure(self, items: Sequence[Item], samples: int, store: RowSink) -> list[Row]:
         """Measure what the store lacks, and return the rows of all items in their order.
 
         Rows are appended as items finish, so an interrupted run loses no more than the items under way. Raises

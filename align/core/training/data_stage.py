@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,16 +14,19 @@ from align.core.data import step_plan
 from align.core.data.datasets import DatasetBuilder, Datasets
 from align.core.data.examples import Examples
 from align.core.data.mixture import Window
+from align.core.engine.module import StageHooks
 from align.core.engine.steps import EpochSteps, MicroBatcher, StepBatch, StepLoader, StepSource, fixed_steps
 from align.core.models.packing import check_lengths
 from align.core.online.phases import PhaseObserver
-from align.core.training.stage import LoadedModel, PreparedStage, TrainingStage
-from align.schemas.errors import AlignError
-from align.schemas.run import Stage, Train
+from align.core.training.held_out_generation import HeldOutGeneration
+from align.core.training.stage import LoadedModel, PreparedStage, TrainingStage, autocast, refuse_sharded, refuse_stream
+from align.schemas.run import Train
 
 
 class DataStage(TrainingStage[StepSource]):
     """A stage whose algorithm learns from rows: pretrain, sft, dpo, reward_model and the like."""
+
+    _completions: HeldOutGeneration | None = None
 
     def check_settings(self) -> None:
         """Raise AlignError for a stream that has no end, or whose reference could not be measured beforehand."""
@@ -53,22 +59,33 @@ class DataStage(TrainingStage[StepSource]):
         size = self.stage.train.batch_size
         return [fixed_steps(held_out.examples, ready.batcher, size) for held_out in ready.data.held_out]
 
+    def hooks(self, ready: PreparedStage[StepSource]) -> StageHooks:
+        """Complete and score held-out prompts, where the run file asks for it."""
+        hooks = super().hooks(ready)
+        if self.stage.validation.generate:
+            refuse_sharded(ready, "generate")
+            self._completions = HeldOutGeneration(
+                self.stage,
+                ready.model,
+                ready.batcher,
+                list(ready.data.held_out_rows.values()),
+                self.place.path,
+                self.hardware.accelerator,
+                partial(autocast, self.hardware, self.stage.train.precision),
+            )
+            hooks = replace(hooks, evaluate_completions=self._completions.evaluate)
+        return hooks
+
+    def running(self, ready: PreparedStage[StepSource]) -> AbstractContextManager[None]:
+        """Run what completes and scores held-out prompts."""
+        return nullcontext() if self._completions is None else self._completions.running()
+
     def describe_first_step(self, ready: PreparedStage[StepSource]) -> str:
         """Return the first step's scored tokens and micro-batches."""
         step = next(iter(ready.steps.loader(0, 0)))
         micros = len(step.micros)
         batches = f"{micros} micro-batch" if micros == 1 else f"{micros} micro-batches"
         return f"{step.denominators['token']:,.0f} scored tokens in {batches} ({ready.batcher.layout})"
-
-
-def refuse_stream(stage: Stage) -> None:
-    """Raise AlignError if the stage's data are a stream."""
-    if stage.data.stream:
-        raise AlignError(
-            "needs train.max_steps, and an algorithm without reference such as pretrain or sft",
-            "give train.max_steps, or read the files whole: data.stream: false",
-            where=f"{stage.name}: data.stream",
-        )
 
 
 Places = Sequence[Sequence[int]]

@@ -26,9 +26,8 @@ from align.core.online.phases import Collector, PhaseObserver, Prompts, RolloutS
 from align.core.plugin_system.registry import registry
 from align.core.rewards.reward_base import RewardContext, set_global_step
 from align.core.rewards.scorer import Scorer, reward_of
-from align.core.training.data_stage import refuse_stream
 from align.core.training.sample_log import SampleLog
-from align.core.training.stage import LoadedModel, PreparedStage, TrainingStage, autocast
+from align.core.training.stage import LoadedModel, PreparedStage, TrainingStage, autocast, refuse_stream
 from align.core.util.progress import working
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Record

@@ -103,6 +103,10 @@ def inputs(stage: Stage) -> Iterator[Input]:
         for name, choice in choices:
             yield from _named(name, choice.settings, reward_of(choice).reads)
             yield from _arguments(f"{name}.settings", choice.settings.get("settings"))
+    for index, choice in enumerate(stage.validation.rewards):
+        yield from _named(f"validation.rewards.{index}", choice.settings, reward_of(choice).reads)
+        yield from _arguments(f"validation.rewards.{index}.settings", choice.settings.get("settings"))
+    yield from _named("validation", {"suite": stage.validation.suite}, ["suite"])
 
 
 def data_inputs(stage: Stage) -> Iterator[Input]:
@@ -223,6 +227,8 @@ def training_settings(stage: Stage) -> dict[str, Any]:
         source.pop("path")
     algorithm = registry.build("algorithm", stage.algorithm)
     facts["algorithm"]["settings"] = without_paths(facts["algorithm"]["settings"], algorithm.reads)
+    facts["validation"]["rewards"] = [_decisive(choice) for choice in stage.validation.rewards]
+    facts["validation"].pop("suite")
     if stage.rollout is not None:
         facts["rollout"]["rewards"] = [_decisive(choice) for choice in stage.rollout.rewards]
         for key in _SPEED_ONLY_ROLLOUT:

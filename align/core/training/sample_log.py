@@ -142,7 +142,7 @@ class SampleLog:
 
     def __call__(self, phase: int, sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> None:
         """Write ``STAGE/samples/phase-000001.parquet``, show a table, and send the notice ``rollouts_scored``."""
-        rows = _rows(sampled, scored)
+        rows = sample_rows(sampled, scored)
         if self.rollout.samples == "parquet":
             write_samples(self.place.path / "samples" / f"phase-{phase + 1:06d}.parquet", rows)
         if self.rollout.num_completions_to_print:
@@ -150,7 +150,8 @@ class SampleLog:
         registry.notify("rollouts_scored", run=self.run, phase=phase + 1, rollouts=rows)
 
 
-def _rows(sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> list[dict[str, Any]]:
+def sample_rows(sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """Return completions with their scores as rows of ``write_samples``."""
     scores = iter(scored)
     rows = []
     for group in sampled:

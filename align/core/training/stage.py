@@ -33,6 +33,7 @@ from transformers.utils import logging as transformers_logging
 
 from align.core.algorithm import contract
 from align.core.algorithm.contract import Algorithm
+from align.core.config.suite_file import load_suite
 from align.core.data.batch import collate
 from align.core.data.datasets import DatasetBuilder, Datasets, HeldOutSet
 from align.core.data.examples import Example
@@ -51,6 +52,7 @@ from align.core.models.reference import Precomputed, ReferenceModel, assert_zero
 from align.core.online.phases import PhaseFailed, PhaseObserver
 from align.core.plugin_system.registry import registry
 from align.core.training.run_directory import RunDirectory, StageDirectory, located, training_settings
+from align.core.training.suite_in_training import SuiteInTraining
 from align.core.util.atomic_files import cache_directory, digest
 from align.core.util.liveness import Interrupted
 from align.core.util.progress import working
@@ -163,6 +165,8 @@ class StageRunner(ABC, Generic[Source]):
         if self.hardware.accelerator == "cuda":  # first of all: rewards and engines take the current device
             torch.cuda.set_device(processes.local_rank())
         self.check_settings()
+        if self.stage.validation.suite is not None:
+            load_suite(self.stage.validation.suite)
         tokenizer = load_tokenizer(self.stage.model, self.algorithm.head)
         # Only rank 0 writes into the run directory: it may still have to refuse it.
         report = self.place.path if processes.rank() == 0 else None
@@ -250,6 +254,26 @@ def autocast(hardware: Hardware, precision: str) -> AbstractContextManager[objec
     return nullcontext() if dtype is None else torch.autocast(hardware.accelerator, dtype)
 
 
+def refuse_sharded(ready: PreparedStage[Any], key: str) -> None:
+    """Raise AlignError where completions are to be sampled from a policy that the strategy shards."""
+    if ready.strategy.shards:
+        raise AlignError(
+            f"samples from whole weights, and {ready.strategy.name} shards them",
+            "take ddp or single, or leave it out",
+            where=f"{ready.stage.name}: validation.{key}",
+        )
+
+
+def refuse_stream(stage: Stage) -> None:
+    """Raise AlignError if the stage's data are a stream."""
+    if stage.data.stream:
+        raise AlignError(
+            "needs train.max_steps, and an algorithm without reference such as pretrain or sft",
+            "give train.max_steps, or read the files whole: data.stream: false",
+            where=f"{stage.name}: data.stream",
+        )
+
+
 def _something_scored(example: Example) -> Example:
     """Return an example as it is, or a prompt with all its tokens scored."""
     if any(s.scored.any() for s in example.sequences):
@@ -274,6 +298,8 @@ COMPARED = ("settings", "data", "steps")
 class TrainingStage(StageRunner[Source]):
     """A stage that takes optimizer steps and exports a model."""
 
+    _suite: SuiteInTraining | None = None
+
     # --- what the kinds differ in ----------------------------------------------------------------------------------
 
     def hooks(self, ready: PreparedStage[Source]) -> StageHooks:
@@ -281,7 +307,13 @@ class TrainingStage(StageRunner[Source]):
         shard = None
         if ready.strategy.shards:
             shard = partial(_shard, ready.strategy.shard, self.stage.train.precision)
-        return StageHooks(shard=shard, stop_requested=self.signals.requested)
+        hooks = StageHooks(shard=shard, stop_requested=self.signals.requested)
+        if self.stage.validation.suite is not None:
+            refuse_sharded(ready, "suite")
+            forward = partial(autocast, self.hardware, self.stage.train.precision)
+            self._suite = SuiteInTraining(self.stage, ready.model, ready.batcher, self.place.path, forward)
+            hooks = replace(hooks, evaluate_suite=self._suite.evaluate)
+        return hooks
 
     def callbacks(self, ready: PreparedStage[Source]) -> list[Callback]:
         """Return Lightning callbacks of this kind of stage alone, none by default."""
@@ -307,7 +339,7 @@ class TrainingStage(StageRunner[Source]):
         )
         start, facts = self._resume_from(ready)
         try:
-            with _quiet(), self.running(ready):
+            with _quiet(), self.running(ready), nullcontext() if self._suite is None else self._suite.running():
                 trainer, checkpoints = self._trainer(ready, start, facts)
                 steps = StageDataModule(
                     ready.steps, partial(self.held_out_loaders, ready), partial(checkpoints.interrupt, trainer, module)

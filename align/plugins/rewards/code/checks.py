@@ -7,13 +7,12 @@ import marshal
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
-from align.core.sandbox.asserts import UnusableTest, read_assert, statements
-from align.core.sandbox.sandbox_runtime.values import encode
+from align.plugins.rewards.code.asserts import UnusableTest, read_assert, statements
 
 if TYPE_CHECKING:
-    from align.core.sandbox.sandbox_runtime.harness import Call
+    from align.plugins.rewards.code.sandbox_runtime.harness import Call
 
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -32,11 +31,6 @@ class Called:
     rule: Literal["json", "python", "is", "truth", "near"]
     tolerance: float | None = None
 
-    @property
-    def room(self) -> int:
-        """Bytes of output that its result may take in addition to what every run may write."""
-        return 4 * len(encode(self.expected))
-
 
 @dataclass(frozen=True, slots=True)
 class Piped:
@@ -46,8 +40,7 @@ class Piped:
     stdout: str
 
 
-Check: TypeAlias = Called | Piped
-"""One test of either kind."""
+Check = Called | Piped
 
 
 def read_checks(columns: Mapping[str, Any]) -> list[Check]:

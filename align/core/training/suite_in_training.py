@@ -1,0 +1,112 @@
+"""Suites of evals measured on the policy while a stage trains, beside its held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from align.core.config.suite_file import LoadedEval, load_suite
+from align.core.engine.checkpoint import all_gather_objects
+from align.core.engine.steps import MicroBatcher
+from align.core.evaluation.eval import Item, Row
+from align.core.evaluation.store import RowList
+from align.core.generation.generator_base import Generator, ModelHandle
+from align.core.inference.eval_models import EvalModel, GeneratorModel, ModelChoice, open_model
+from align.core.inference.eval_runner import EvalRunner
+from align.core.inference.eval_suite import load_items
+from align.core.models.load_and_export import end_tokens, resolve_model_path
+from align.core.models.packing import limits_for
+from align.core.plugin_system.registry import registry
+from align.core.util.atomic_files import write_atomic
+from align.schemas.errors import AlignError, Problem
+from align.schemas.evals import Suite
+from align.schemas.run import Choice, Stage
+
+if TYPE_CHECKING:
+    from align.core.training.stage import LoadedModel
+
+CONTEXT = 4096
+"""Most tokens of prompt and completion in an eval, for a policy without a limit."""
+
+
+def handle_of(stage: Stage, model: LoadedModel, context: int) -> ModelHandle:
+    """Return the handle of the policy in training, for generators that share its weights."""
+    directory = resolve_model_path(stage.model.path, stage.model.revision, stage.model.trust_remote_code)
+    ends = end_tokens(model.policy.unwrapped, model.tokenizer)
+    return ModelHandle(directory, stage.model, model.tokenizer, ends, context, model.policy)
+
+
+class SuiteInTraining:
+    """Measures a suite on the policy as it is. Items are shared among the ranks; rank 0 keeps the rows. Collective."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        model: LoadedModel,
+        batcher: MicroBatcher,
+        directory: Path,
+        forward: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        """Raises AlignError for a suite, or data of it, that cannot be used."""
+        assert stage.validation.suite is not None
+        self._suite, self._evals = load_suite(stage.validation.suite)
+        self._items = load_items(self._evals)
+        self._rank, self._world_size = batcher.rank, batcher.world_size
+        self._directory, self._forward = directory, forward
+        limit = min((each for each in limits_for(model.policy, CONTEXT) if each is not None), default=CONTEXT)
+        self._handle = handle_of(stage, model, limit)
+        self._models: dict[str, EvalModel] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Open the policy's generator, and the judge where an eval asks one; closed at the end."""
+        with ExitStack() as opened:
+            generator: Generator = registry.build("generator", Choice(type="local"))
+            opened.callback(generator.close)
+            generator.open(self._handle)
+            self._models = {"model": GeneratorModel(generator, self._handle, {"policy": "in training"})}
+            if self._suite.judge is not None and any(each.eval.judged for each in self._evals):
+                self._models["judge"] = opened.enter_context(open_model(_judge(self._suite)))
+            for each in self._evals:
+                opened.callback(each.eval.close)
+            yield
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Return the metrics of every eval, by its name; keep the rows in ``evals/step-000100.jsonl``."""
+        metrics: dict[str, float] = {}
+        kept: list[Row] = []
+        for each in self._evals:
+            rows = self._measure(each)
+            kept += rows
+            metrics |= {f"{each.name}/{name}": value for name, value in each.eval.aggregate(rows).items()}
+        if self._rank == 0:
+            path = self._directory / "evals" / f"step-{step:06d}.jsonl"
+            write_atomic(path, "".join(row.line() for row in kept).encode())
+        return metrics
+
+    def _measure(self, each: LoadedEval) -> list[Row]:
+        """Return the rows of all items in their order, each measured by one rank."""
+        items: Sequence[Item] = self._items[each.name]
+        own = items[self._rank :: self._world_size]
+        problems: tuple[Problem, ...] = ()
+        rows: list[Row] = []
+        try:
+            with self._forward(), torch.random.fork_rng(devices=[]):
+                runner = EvalRunner(each.eval, each.name, self._models, self._suite.seed)
+                rows = runner.measure(own, each.choice.samples, RowList())
+        except AlignError as error:
+            problems = error.problems  # raised again on every rank, or the others would wait for this one
+        gathered = all_gather_objects((rows, problems))
+        if failed := [problem for _, found in gathered for problem in found]:
+            raise AlignError.gather(dict.fromkeys(failed))
+        by_key = {row.key: row for found, _ in gathered for row in found}
+        return [by_key[each.name, item.id, k] for item in items for k in range(each.choice.samples)]
+
+
+def _judge(suite: Suite) -> ModelChoice:
+    assert suite.judge is not None
+    return ModelChoice(suite.judge.model, suite.judge.url, suite.judge.key_env, suite.judge.generator)
