@@ -23,9 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from align.core.rewards.reward_base import Answer, RewardContext
+from align.core.sandbox.sandbox import ENVIRONMENT, TRIAL, Layers, Sandbox, SandboxError, python
+from align.core.sandbox.sandbox_runtime import landlock
 from align.plugins.rewards.code import Code
-from align.plugins.rewards.code.sandbox import ENVIRONMENT, TRIAL, Layers, Sandbox, SandboxError, python
-from align.plugins.rewards.code.sandbox_runtime import landlock
 
 RUNS = 100
 SOURCE = "def f(x):\n    return sorted(set(x))"

@@ -39,6 +39,7 @@ MODULES = (
     "align.rl",
     "align.rewards",
     "align.evals",
+    "align.sandbox",
     "align.formats",
     "align.generators",
     "align.models",

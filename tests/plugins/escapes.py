@@ -19,9 +19,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from align.plugins.rewards.code import sandbox as sandboxes
-from align.plugins.rewards.code.sandbox import RunOutput, Sandbox
-from align.plugins.rewards.code.sandbox_runtime import seccomp, system
+from align.core.sandbox import sandbox as sandboxes
+from align.core.sandbox.sandbox import RunOutput, Sandbox
+from align.core.sandbox.sandbox_runtime import seccomp, system
 
 READS = {
     "passwd": "return open('/etc/passwd').read()",

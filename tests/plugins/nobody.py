@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from align.plugins.rewards.code import sandbox as sandboxes
-from align.plugins.rewards.code.sandbox import Layers, Sandbox
-from align.plugins.rewards.code.sandbox_runtime import namespaces, system
+from align.core.sandbox import sandbox as sandboxes
+from align.core.sandbox.sandbox import Layers, Sandbox
+from align.core.sandbox.sandbox_runtime import namespaces, system
 from tests.plugins.escapes import attempt, works
 
 

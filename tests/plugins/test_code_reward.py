@@ -13,8 +13,8 @@ import pytest
 from align.core.plugin_system.registry import registry
 from align.core.rewards.reward_base import Answer, RewardContext, Score
 from align.core.rewards.scorer import Scorer
+from align.core.sandbox.checks import read_checks
 from align.plugins.rewards.code import Code, last_block
-from align.plugins.rewards.code.checks import read_checks
 from align.schemas.run import RewardChoice
 from tests.plugins.cheats import CHEATS, SLOW
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from align.plugins.rewards.code import sandbox as sandboxes
-from align.plugins.rewards.code.sandbox import Layers, Sandbox, SandboxError, frames
-from align.plugins.rewards.code.sandbox_runtime import landlock, seccomp
+from align.core.sandbox import sandbox as sandboxes
+from align.core.sandbox.sandbox import Layers, Sandbox, SandboxError, frames
+from align.core.sandbox.sandbox_runtime import landlock, seccomp
 from align.schemas.errors import AlignError
 from tests.plugins.escapes import PROBES, attempt, script, victims, works
 
@@ -89,7 +89,7 @@ def test_the_parents_death_is_the_end(sandbox: Sandbox) -> None:
     """SIGKILL to the process that opened the sandbox; the mark in the environment finds what is left."""
     code = f"""
 import sys, time
-from align.plugins.rewards.code import sandbox as s
+from align.core.sandbox import sandbox as s
 s.ENVIRONMENT["MARK"] = sys.argv[1]
 one = s.Sandbox({sandbox.layers!r}, 60.0)
 one.program("import time; time.sleep(60)", "", time.monotonic() + 60)

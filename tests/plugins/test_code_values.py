@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.plugins.rewards.code.checks import Called
-from align.plugins.rewards.code.matching import key, passes, prints, same
-from align.plugins.rewards.code.sandbox_runtime.values import encode
+from align.core.sandbox.checks import Called
+from align.core.sandbox.matching import key, passes, prints, same
+from align.core.sandbox.sandbox_runtime.values import encode
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.binary(max_size=3)

@@ -218,19 +218,20 @@ def preference_metrics(batch: Batch, chosen_E: Tensor, rejected_E: Tensor) -> di
 
 # --- algorithms that learn from rewards ------------------------------------------------------------------------------
 
-# The contract of online algorithms: two choices, credit (rewards -> advantages) and token loss.
+# The contract of online algorithms: two choices, advantages (from rewards) and token loss.
 #
-#     prompts -> answers -> rewards -> [log-probabilities, values] -> credit -> examples -> the same step as offline
+#     prompts -> completions -> rewards -> [log-probabilities, values] -> advantages -> examples -> the offline step
 #
-# Everything but credit and loss is the engine's: sampling, scoring, dead groups, measuring, the averages, resuming.
+# Everything but advantages and loss is the engine's: sampling, scoring, groups without variance, log-probabilities,
+# the averages, resuming.
 
 
 @dataclass(slots=True)
 class Experience:
-    """One sampled answer and all that is known of it. T tokens in the answer.
+    """One sampled completion and what was measured of it. T tokens in the completion.
 
-    reward      the weighted mean of what its rewards said; None where all of them abstained
-    parts       what each reward said, by name; None where it abstained
+    reward      the weighted mean of its rewards' scores; None where all of them abstained
+    parts       the score of each reward, by name; None where it abstained
     sampled_logp, logp, ref_logp   log-probability [T] of each token under the generator, the trainer's policy before
                 the phase's first step, and the reference; at the sampling temperature. None where not measured
     value       [T] the critic's value of the state before each token (prompt and the tokens until then)

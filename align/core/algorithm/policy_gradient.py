@@ -241,7 +241,7 @@ def whiten(parts: Sequence[Numbers]) -> list[Numbers]:
     return [(part - centre) / spread for part in parts]
 
 
-# --- credit --------------------------------------------------------------------------------------------------------
+# --- advantages for the loss ---------------------------------------------------------------------------------------
 
 
 def nan_to_zero(parts: Sequence[Numbers]) -> list[Floats]:

@@ -276,11 +276,11 @@ def benchmark(name: str, pairs: Sequence[Pair], eval: Eval, policy: GatePolicy) 
     if eval.is_mean:
         before, after = _per_item(pairs, lambda rows: mean(row.score for row in rows))
         return Benchmark(name, before, after, **shape)
-    # Items are numbered over both sides; the metric is given numbers, and aggregates their rows.
+    # Items are numbered over both sides; the metric is given numbers, and takes their rows.
     groups = [left for left, _ in pairs] + [right for _, right in pairs]
 
     def metric(numbers: Any) -> float:
-        return eval.aggregate([row for number in numbers for row in groups[int(number)]])["score"]
+        return eval.headline([row for number in numbers for row in groups[int(number)]])
 
     count = len(pairs)
     return Benchmark(name, np.arange(count), np.arange(count, 2 * count), metric=metric, **shape)

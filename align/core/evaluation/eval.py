@@ -202,7 +202,9 @@ class Eval:
     """True if it needs log-probabilities of given text, which chat servers do not have."""
     is_mean: ClassVar[bool] = True
     """True if the headline metric is the mean of row scores; False: the gate resamples whole items and calls
-    ``aggregate``."""
+    ``headline``."""
+    judge_likelihoods: bool = False
+    """True if the judge can score given text; the runner sets it before the first item."""
 
     class Config(Config):
         """Settings in the suite file."""
@@ -223,6 +225,10 @@ class Eval:
         metrics = {"score": mean(row.score for row in rows)}
         names = dict.fromkeys(name for row in rows for name in row.metrics)
         return metrics | {name: mean(row.metrics[name] for row in rows if name in row.metrics) for name in names}
+
+    def headline(self, rows: Sequence[Row]) -> float:
+        """Return ``score`` alone. The gate calls it thousands of times, so write it where ``aggregate`` is slow."""
+        return self.aggregate(rows)["score"]
 
     def judge_prompts(self) -> Any:
         """Return the texts that the judge's prompts are made from, as JSON: they are part of the instrument."""

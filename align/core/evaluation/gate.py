@@ -181,7 +181,8 @@ class Check:
     value: float
     low: float
     high: float
-    least: float
+    least: float | None
+    """None: there is no lower limit."""
     most: float
     verdict: Literal["pass", "inconclusive", "failed"]
 
@@ -542,7 +543,7 @@ def rate_check(
     any flag show an increase below 1 point, so pool the rows of all benchmarks.
     """
     difference = compare(Benchmark(name, baseline, candidate, clusters=clusters), Rules(alpha=alpha))
-    return _held(name, difference.difference, difference.low, difference.high, -math.inf, most)
+    return _held(name, difference.difference, difference.low, difference.high, None, most)
 
 
 def length_check(
@@ -570,11 +571,12 @@ def ceiling_check(name: str, failures: int, total: int, most: float, alpha: floa
     """
     high = rate_upper_bound(failures, total, 1 - alpha)
     low = float(betaincinv(failures, total - failures + 1, alpha)) if failures else 0.0
-    return _held(name, failures / total, low, high, -math.inf, most)
+    return _held(name, failures / total, low, high, None, most)
 
 
-def _held(name: str, value: float, low: float, high: float, least: float, most: float) -> Check:
-    if least < low and high < most:
+def _held(name: str, value: float, low: float, high: float, least: float | None, most: float) -> Check:
+    bottom = -math.inf if least is None else least
+    if bottom < low and high < most:
         return Check(name, value, low, high, least, most, "pass")
-    outside = high < least or low > most
+    outside = high < bottom or low > most
     return Check(name, value, low, high, least, most, "failed" if outside else "inconclusive")

@@ -71,6 +71,10 @@ class EvalRunner:
     seed: int = 0
     window: int = WINDOW
 
+    def __post_init__(self) -> None:
+        judge = self.models.get("judge")
+        self.eval.judge_likelihoods = judge is not None and judge.likelihoods
+
     def measure(self, items: Sequence[Item], samples: int, store: RowSink) -> list[Row]:
         """Measure what the store lacks, and return the rows of all items in their order.
 

@@ -218,3 +218,16 @@ def test_a_row_survives_its_file() -> None:
     assert Row.parsed(rows[0].line()) == rows[0]
     with pytest.raises(ValueError, match="is no row"):
         Row.parsed(json.dumps({"eval": "sums"}))
+
+
+def test_an_eval_knows_whether_its_judge_scores_given_text_and_has_its_headline_alone() -> None:
+    scoring = ScriptedModel(right, lambda context, text: -1.0)
+    seen = []
+    for judge in (None, ScriptedModel(right), scoring):
+        made = Sums(Sums.Config())
+        models = {"model": ScriptedModel(right)} | ({"judge": judge} if judge else {})
+        EvalRunner(made, made.name, models)
+        seen.append(made.judge_likelihoods)
+    assert seen == [False, False, True]
+    rows, metrics = run_eval(Sums, {"count": 3}, ScriptedModel(right))
+    assert made.headline(rows) == metrics["score"]

@@ -274,7 +274,7 @@ def test_outcomes(
     units = [benchmark(f"b{index}", scores) for index, scores in enumerate(cases)]
     got = g.gate(units, checks=checks, rules=g.Rules(**rules))
     assert (got.outcome, got.blocking) == (outcome, blocking)
-    json.dumps(asdict(got), allow_nan=False)
+    assert json.loads(json.dumps(asdict(got), allow_nan=False))["outcome"] == outcome
 
 
 def test_the_watch_list_is_flagged_and_blocks_nothing() -> None:
@@ -344,6 +344,7 @@ def test_a_rate_may_not_rise(gained: int, lost: int, rows: int, verdict: str) ->
     got = g.rate_check("invalid", *shares(gained, lost, rows))
     assert (got.verdict, got.value) == (verdict, (gained - lost) / rows)
     assert (got.low, got.high) == tango(gained, lost, rows, 0.9)
+    json.dumps(asdict(got), allow_nan=False)
 
 
 @pytest.mark.parametrize(

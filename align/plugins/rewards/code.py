@@ -18,12 +18,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from align import Answer, Reward, Score
-from align.plugins.rewards.code.asserts import UnusableTest
-from align.plugins.rewards.code.checks import Called, Check, Piped, read_checks
-from align.plugins.rewards.code.matching import passes, prints
-from align.plugins.rewards.code.sandbox import Sandbox, SandboxError
-from align.plugins.rewards.code.sandbox_runtime.values import encode
 from align.rewards import RewardContext
+from align.sandbox import Called, Check, Piped, Sandbox, SandboxError, UnusableTest, passes, prints, read_checks
 
 PYTHON = ("python", "python3", "py")
 """Languages of a fence that mark its block as Python."""
@@ -110,7 +106,7 @@ class Code(Reward):
         until, near, passed = time.monotonic() + self.config.seconds, self.config.tolerance, 0
         called = [check for check in checks if isinstance(check, Called)]
         if called:
-            room = 4 * sum(len(encode(check.expected)) for check in called)
+            room = sum(check.room for check in called)
             results = self._sandbox.calls(source, [check.call for check in called], until, room)
             if results.forged:
                 return 0, "wrote into the harness's channel"

@@ -7,12 +7,13 @@ import marshal
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from align.plugins.rewards.code.asserts import UnusableTest, read_assert, statements
+from align.core.sandbox.asserts import UnusableTest, read_assert, statements
+from align.core.sandbox.sandbox_runtime.values import encode
 
 if TYPE_CHECKING:
-    from align.plugins.rewards.code.sandbox_runtime.harness import Call
+    from align.core.sandbox.sandbox_runtime.harness import Call
 
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -31,6 +32,11 @@ class Called:
     rule: Literal["json", "python", "is", "truth", "near"]
     tolerance: float | None = None
 
+    @property
+    def room(self) -> int:
+        """Bytes of output that its result may take in addition to what every run may write."""
+        return 4 * len(encode(self.expected))
+
 
 @dataclass(frozen=True, slots=True)
 class Piped:
@@ -40,7 +46,8 @@ class Piped:
     stdout: str
 
 
-Check = Called | Piped
+Check: TypeAlias = Called | Piped
+"""One test of either kind."""
 
 
 def read_checks(columns: Mapping[str, Any]) -> list[Check]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from align.plugins.rewards.code.sandbox_runtime.harness import BUILTINS
+from align.core.sandbox.sandbox_runtime.harness import BUILTINS
 
 SIZE = 100_000
 """Most items, characters or bits that a constant's arithmetic may make."""

@@ -11,8 +11,8 @@ import math
 import re
 from typing import Any
 
-from align.plugins.rewards.code.checks import Called
-from align.plugins.rewards.code.sandbox_runtime.values import encode
+from align.core.sandbox.checks import Called
+from align.core.sandbox.sandbox_runtime.values import encode
 
 DECIMAL = re.compile(r"[+-]?\d{1,400}(\.\d{0,400})?([eE][+-]?\d{1,4})?", re.ASCII)
 FALSE = (None, 0, "", b"")

@@ -32,11 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from align import AlignError
-from align.plugins.rewards.code.sandbox_runtime import entry, landlock, seccomp
+from align.core.sandbox.sandbox_runtime import entry, landlock, seccomp
+from align.schemas.errors import AlignError
 
 if TYPE_CHECKING:
-    from align.plugins.rewards.code.sandbox_runtime.harness import Call
+    from align.core.sandbox.sandbox_runtime.harness import Call
 
 OUTPUT = 2**20
 """Bytes of output that are always taken; more where more is expected."""
