@@ -100,7 +100,9 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
 def test_every_hook_is_documented_with_its_exact_signature_and_tested(hook: str) -> None:
     signature = f"{hook}({', '.join(inspect.signature(getattr(hookspecs, hook)).parameters)})"
     assert f"\n### {signature}\n" in (ROOT / "docs/plugins.md").read_text()
-    assert re.search(rf"def test_\w*{hook}|\"{hook}\"", (ROOT / "tests/core/test_registry.py").read_text())
+    assert re.search(
+        rf"def test_\w*{hook}|\"{hook}\"", (ROOT / "tests/core/plugin_system/test_registry.py").read_text()
+    )
 
 
 def test_the_documentation_names_no_hook_that_is_not_there() -> None:

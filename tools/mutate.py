@@ -27,21 +27,27 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 TESTS: dict[str, list[str]] = {
-    "align/core/data/step_plan.py": ["tests/core/test_plan.py"],
-    "align/core/data/batch.py": ["tests/core/test_collate.py", "tests/core/test_batch.py"],
-    "align/core/algorithm/policy_gradient.py": ["tests/core/test_credit.py", "tests/core/test_ratio.py"],
-    "align/core/algorithm/importance_weights.py": ["tests/core/test_mismatch.py"],
-    "align/core/algorithm/kl.py": ["tests/core/test_ratio.py", "tests/core/test_credit.py"],
+    "align/core/data/step_plan.py": ["tests/core/data/test_step_plan.py"],
+    "align/core/data/batch.py": ["tests/core/data/test_collate.py", "tests/core/data/test_batch.py"],
+    "align/core/algorithm/policy_gradient.py": [
+        "tests/core/algorithm/test_advantages.py",
+        "tests/core/algorithm/test_policy_loss.py",
+    ],
+    "align/core/algorithm/importance_weights.py": ["tests/core/algorithm/test_importance_weights.py"],
+    "align/core/algorithm/kl.py": [
+        "tests/core/algorithm/test_policy_loss.py",
+        "tests/core/algorithm/test_advantages.py",
+    ],
     "align/core/algorithm/contract.py": [
-        *("tests/core/test_batch.py", "tests/plugins/test_sft.py"),
+        *("tests/core/data/test_batch.py", "tests/plugins/test_sft.py"),
         *("tests/plugins/test_dpo.py", "tests/plugins/test_reference_free.py"),
     ],
-    "align/core/models/policy.py": ["tests/core/test_logprobs.py"],
-    "align/core/engine/module.py": ["tests/core/test_module.py", "tests/core/test_books.py"],
-    "align/core/engine/optimizer.py": ["tests/core/test_module.py", "tests/core/test_schedule.py"],
-    "align/core/engine/steps.py": ["tests/core/test_module.py"],
-    "align/core/engine/checkpoint.py": ["tests/core/test_checkpoint.py"],
-    "align/core/training/run_directory.py": ["tests/core/test_inputs.py"],
+    "align/core/models/policy.py": ["tests/core/models/test_logprobs.py"],
+    "align/core/engine/module.py": ["tests/core/engine/test_module.py", "tests/core/engine/test_step_metrics.py"],
+    "align/core/engine/optimizer.py": ["tests/core/engine/test_module.py", "tests/core/engine/test_schedule.py"],
+    "align/core/engine/steps.py": ["tests/core/engine/test_module.py"],
+    "align/core/engine/checkpoint.py": ["tests/core/engine/test_checkpoint.py"],
+    "align/core/training/run_directory.py": ["tests/core/training/test_inputs.py"],
 }
 
 

@@ -22,8 +22,8 @@ from align.advisor.render.outline import MemoryBar, outline
 from align.advisor.render.source_location import Region
 from align.schemas.advice import Advice, Quote, Range
 from tests.advisor.advices import BRIEF, everywhere, full, insufficient
+from tests.core.report.test_report_hostile import PAYLOADS
 from tests.core.reports import Shape
-from tests.core.test_report_hostile import PAYLOADS
 
 GOLDEN = Path(__file__).parent / "golden"
 SUFFIX = {"text": "txt", "json": "json", "markdown": "md", "html": "html", "sarif": "sarif", "github": "github"}

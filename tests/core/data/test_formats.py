@@ -854,7 +854,7 @@ def test_read_rows_names_every_row(tmp_path: Path) -> None:
 
 
 def test_the_documented_format_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
     scope: dict[str, Any] = {}
     exec(page.partition("```python\n")[2].partition("```")[0], scope)
     registered: list[Any] = []

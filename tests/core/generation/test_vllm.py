@@ -21,7 +21,7 @@ from align.core.training.launch import train
 from tests.core.runs import rows, run_for, write_rows
 from tests.tiny import save_tiny
 
-PROBE = Path(__file__).with_name("vllm_probe.py")
+PROBE = Path(__file__).parents[1] / "vllm_probe.py"
 CHATS = [row["prompt"] for row in rows("dpo", count=8, seed=1)]
 NEW_TOKENS = 24
 VLLM = {

@@ -14,7 +14,7 @@ from align.core.data.examples import Example, TokenSequence
 from align.core.models.load_and_export import build_policy, export, notes
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
-from tests.core.test_export import load, outputs, plainly, trained
+from tests.core.models.test_export import load, outputs, plainly, trained
 from tests.tiny import save_tiny, tiny_tokenizer
 
 TOKENS = {"trainable_token_indices": [5, "<|im_end|>"]}

@@ -28,7 +28,7 @@ from align.core.models.architecture import read_tensors, recall, tensors_of
 from align.core.models.load_and_export import build_policy, export, notes
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Model
-from tests.core.test_export import load, outputs, plainly, trained
+from tests.core.models.test_export import load, outputs, plainly, trained
 from tests.tiny import save_tiny, tiny_tokenizer
 
 TEXT = {
@@ -117,7 +117,7 @@ def test_the_original_class_loads_every_tensor_again(tmp_path: Path, kind: str, 
 
 
 def outputs_with_gradient(policy: Any) -> torch.Tensor:
-    from tests.core.test_export import rows
+    from tests.core.models.test_export import rows
 
     return policy(rows()).logp_T  # type: ignore[no-any-return]
 

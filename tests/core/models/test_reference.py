@@ -375,7 +375,7 @@ from torch.nn.parallel import DistributedDataParallel
 from align.core.models.precompute import precompute
 from align.core.models.reference import assert_zero_kl
 from align.core.models.policy import weights_hash
-from tests.core.test_reference import LORA, Held, evaluated, example, learn, reference_to, rows, start
+from tests.core.models.test_reference import LORA, Held, evaluated, example, learn, reference_to, rows, start
 
 directory, place = Path(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
@@ -430,7 +430,7 @@ dist.destroy_process_group()
 
 def test_two_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(RANKS)
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     done = subprocess.run(
         [*command, str(tmp_path / "ranks.py"), str(tiny_model_dir), str(tmp_path)],

@@ -188,7 +188,7 @@ def test_resumed_it_says_what_it_would_have_said(failure: Any, seed: int, cut: i
 
 def test_what_the_manual_says_was_measured_at_these_defaults() -> None:
     """benchmarks/results/watch.json and docs/watching.md go with the settings' defaults and with each other."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     result = json.loads((root / "benchmarks" / "results" / "watch.json").read_text())
     assert result["defaults"] == Watch().model_dump(exclude={"action"})
     assert result["false_per_10000_at_defaults"] == {}

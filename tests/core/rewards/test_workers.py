@@ -19,7 +19,7 @@ from align.core.rewards.worker_pool import Workers
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
 
-SOURCE = Path(__file__).with_name("hostile_rewards.py")
+SOURCE = Path(__file__).parents[1] / "hostile_rewards.py"
 LIMIT = 0.5
 
 

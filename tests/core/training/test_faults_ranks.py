@@ -29,7 +29,7 @@ from align.core.util.liveness import Limits, Sign
 from align.schemas.errors import AlignError
 from align.schemas.run import Devices
 from tests.core.runs import run_for, write_rows
-from tests.core.test_distributed import alive, environment, wait_for_step, workers_of
+from tests.core.training.test_distributed import alive, environment, wait_for_step, workers_of
 from tests.core.work import environment_here
 
 HOST = socket.gethostname()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 CASES = {"sft": 10, "dpo": 10, "grpo": 10, "ppo": 10, "early_stop": 4, "rollback": 4, "best_of_n": 4, "lora": 4}

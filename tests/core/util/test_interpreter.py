@@ -12,7 +12,7 @@ import pytest
 import align
 from align.core.util import child_processes
 
-ROOT = str(Path(__file__).parents[2])
+ROOT = str(Path(__file__).parents[3])
 INSTALLED = "import sys; sys.path.remove('')\n"
 """The installed `align` has the working directory off its path, but not its children's."""
 SCORE = """
