@@ -15,12 +15,14 @@ from align.core.rewards.reward_base import (
     load_function,
     pieces,
 )
-from align.core.rewards.scorer import RunningReward, reaches, reward_of, tied
+from align.core.rewards.scorer import RunningReward, Scored, Scorer, reaches, reward_of, tied
 from align.schemas.text import visible
 
 __all__ = [
     "NO_TOKENS",
     "RunningReward",
+    "Scored",
+    "Scorer",
     "Outcome",
     "Pattern",
     "RewardContext",

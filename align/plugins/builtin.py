@@ -74,6 +74,7 @@ def register_generators(register: Register) -> None:
 @hookimpl
 def register_evals(register: Register) -> None:
     """Register the evals, which measure a model."""
+    register("rewards", "align.plugins.evals.rewards:RewardsEval")
     register("mmlu", "align.plugins.evals.static.mmlu:MMLU")
     register("bfcl", "align.plugins.evals.bfcl:BFCL")
     register("mt_bench", "align.plugins.evals.judged.mt_bench:MTBench")
