@@ -348,7 +348,7 @@ def _stages_meant(values: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
 
 
 FIXES: Mapping[str, str] = fixes_for_other_keys() | fixes_by_section(Stage, leave_out=Choice)
-"""What to do about keys that belong in a section, or have another name here, wherever they are written."""
+"""The fixes for keys that belong in a section, or have another name here, wherever they are written."""
 
 LARGEST = 256 * 1024
 RUN_KEYS = ("output", "project", "overrides", "stages")
