@@ -15,13 +15,10 @@ import contextlib
 import copy
 import io
 import json
-import os
 import platform
 import random
-import subprocess
 import sys
 import types
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -31,6 +28,7 @@ from typing import Any, NamedTuple
 from align.plugins.evals.bfcl.checker import check_calls, dots_kept, dots_replaced
 from align.plugins.evals.bfcl.decode import NoCalls, python_calls
 from align.plugins.evals.bfcl.files import Case, has_answers, read_cases
+from benchmarks import pypi_wheel
 
 VERSION = "2026.3.23"
 CATEGORIES = (
@@ -44,26 +42,8 @@ Calls = list[tuple[str, dict[str, Any]]]
 
 
 def fetch() -> Path:
-    """Return the unpacked wheel, fetched into the cache where it is not there yet. Raises OSError where that fails."""
-    cache = Path(os.environ.get("ALIGN_CACHE") or Path.home() / ".cache" / "align") / f"bfcl-eval-{VERSION}"
-    if not (cache / "bfcl_eval").is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache)]
-        done = subprocess.run([*pip, f"bfcl-eval=={VERSION}"], capture_output=True, text=True, timeout=300, check=False)
-        wheels = list(cache.glob("*.whl"))
-        if done.returncode or not wheels:
-            raise OSError(f"bfcl-eval {VERSION} cannot be fetched: {done.stderr.strip()[-300:]}")
-        unpack(wheels[0], cache)
-    return cache
-
-
-def unpack(wheel: Path, place: Path) -> None:
-    """Unpack a wheel; its package appears under its name when it is whole."""
-    partial = place / f"partial-{os.getpid()}"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(partial)
-    with contextlib.suppress(OSError):  # another process was first
-        (partial / "bfcl_eval").rename(place / "bfcl_eval")
+    """Return the unpacked wheel, from the cache or PyPI. Raises OSError where it cannot be had."""
+    return pypi_wheel.fetch("bfcl-eval", VERSION, "bfcl_eval")
 
 
 class Theirs(NamedTuple):
@@ -300,7 +280,7 @@ def main() -> None:
     options = parser.parse_args()
     place = fetch() if options.wheel is None else options.wheel.parent
     if options.wheel is not None and not (place / "bfcl_eval").is_dir():
-        unpack(options.wheel, place)
+        pypi_wheel.unpack(options.wheel, place, "bfcl_eval")
     found = compare(place, options.every)
     for each in found["differ"][:40]:
         print(json.dumps(each, ensure_ascii=False)[:400])

@@ -77,6 +77,8 @@ def register_evals(register: Register) -> None:
     register("rewards", "align.plugins.evals.rewards:RewardsEval")
     register("mmlu", "align.plugins.evals.static.mmlu:MMLU")
     register("bfcl", "align.plugins.evals.bfcl:BFCL")
+    register("livecodebench", "align.plugins.evals.coding.livecodebench:LiveCodeBench")
+    register("humaneval", "align.plugins.evals.coding.humaneval:HumanEval")
     register("mt_bench", "align.plugins.evals.judged.mt_bench:MTBench")
     register("mt_bench_pairwise", "align.plugins.evals.judged.mt_bench:MTBenchPairwise")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from align.schemas.base import Config
 from align.schemas.run import Choice, Plugin, Sampling, Source, expand_shorthand
@@ -120,6 +120,13 @@ class EvalSettings(Config):
     """Rename the file's columns, where it has other names than the published one: ``{question: prompt}``."""
     sampling: dict[str, Any] = Field(default_factory=dict)
     """Settings of ``sampling`` in a run file, in place of the protocol's own (which the eval's page names)."""
+
+    @field_validator("sampling")
+    @classmethod
+    def _known(cls, sampling: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what are no settings of sampling where the suite is read, before anything is measured."""
+        Sampling.model_validate(sampling)
+        return sampling
 
     @property
     def source(self) -> Source:

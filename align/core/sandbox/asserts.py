@@ -13,6 +13,7 @@ import operator
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 from align.core.sandbox.sandbox_runtime.harness import BUILTINS
@@ -28,6 +29,11 @@ MADE: dict[str, Callable[..., Any]] = {
     f.__name__: f for f in (set, frozenset, tuple, list, sorted, float, dict, complex)
 }
 NUMBER = (int, float, complex)
+
+
+_PARSER = Lock()
+"""Held while a text is parsed: CPython 3.11 counts the depth of syntax trees once for all threads, and two of them that
+build a tree at a time raise SystemError."""
 
 
 class UnusableTest(Exception):
@@ -48,7 +54,8 @@ class Assert:
 def statements(text: str) -> list[ast.Assert]:
     """The asserts of a Python text, by themselves or in HumanEval's ``check(candidate)``. Raises UnusableTest."""
     try:
-        tree = ast.parse(text)
+        with _PARSER:
+            tree = ast.parse(text)
     except (SyntaxError, ValueError) as error:
         raise UnusableTest(f"is not Python: {error}") from error
     found: list[ast.Assert] = []

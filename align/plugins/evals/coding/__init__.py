@@ -1,0 +1,1 @@
+"""Evals whose completions are programs, run in the sandbox."""
