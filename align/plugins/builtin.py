@@ -75,6 +75,7 @@ def register_generators(register: Register) -> None:
 def register_evals(register: Register) -> None:
     """Register the evals, which measure a model."""
     register("rewards", "align.plugins.evals.rewards:RewardsEval")
+    register("perplexity", "align.plugins.evals.perplexity:Perplexity")
     register("mmlu", "align.plugins.evals.static.mmlu:MMLU")
     register("bfcl", "align.plugins.evals.bfcl:BFCL")
     register("livecodebench", "align.plugins.evals.coding.livecodebench:LiveCodeBench")

@@ -67,7 +67,8 @@ class LogLikelihood:
 
     context: a string, continued as it is, or messages, through the chat template with its generation prompt. The two
     are tokenized together and cut where the context's tokens end, with spaces at the context's end moved over to the
-    continuation (as lm-eval does).
+    continuation (as lm-eval does). Empty: the continuation is a document, scored from its first token on, each token
+    once: after the tokenizer's first token (bos, else eos), and in windows where it is longer than the model's context.
     """
 
     context: Content

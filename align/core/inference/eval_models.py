@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,9 +73,13 @@ class GeneratorModel:
 
     def loglikelihood(self, wanted: Sequence[LogLikelihood]) -> list[Reply]:
         """See ``EvalModel``. Raises AlignError where context and continuation are longer than the model's context."""
-        pairs = [self._pair(query) for query in wanted]
-        scores = contract.logp(self._generator, pairs)
-        return [Reply(tokens=len(each), logp=float(each.sum(dtype=np.float64))) for each in scores]
+        pieces = [[self._pair(query)] if query.context else self._windows(query.continuation) for query in wanted]
+        scores = iter(contract.logp(self._generator, [pair for pairs in pieces for pair in pairs]))
+        replies = []
+        for pairs in pieces:
+            found = np.concatenate(list(islice(scores, len(pairs))))
+            replies.append(Reply(tokens=len(found), logp=float(found.sum(dtype=np.float64))))
+        return replies
 
     def _fitting(self, query: Generate) -> tuple[Record, Tokens]:
         """Return the first of the query's prompts that leaves room for the longest completion, else the last."""
@@ -104,6 +109,25 @@ class GeneratorModel:
         if len(both) > self._handle.context:
             raise self._too_long(len(both))
         return both[: len(before)], continuation
+
+    def _windows(self, document: str) -> list[tuple[Tokens, Tokens]]:
+        """Return a document's tokens as pairs of what is read and what is scored, each token scored once.
+
+        lm-eval's rolling windows: each starts from the last token of the one before, and the last one, which is short,
+        reads back as far as the context allows.
+        """
+        tokenizer = self._handle.tokenizer
+        first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        tokens = np.array(tokenizer(document, add_special_tokens=False)["input_ids"], np.int32)
+        if first is None or not len(tokens):
+            missing = "a document" if first is not None else "a tokenizer with a bos or eos token, and a document"
+            raise AlignError(f"the likelihood of a document needs {missing} of at least one token", where="eval")
+        size = self._handle.context - 1  # one place is for the token before
+        pairs = [(np.array([first], np.int32), tokens[:size])]
+        for start in range(size, len(tokens), size):
+            end = min(start + size, len(tokens))
+            pairs.append((tokens[end - size - 1 : start], tokens[start:end]))
+        return pairs
 
     def _encode(self, content: Content) -> Tokens:
         return tokens_of(_record(content), self._encoder)
