@@ -82,6 +82,8 @@ def register_evals(register: Register) -> None:
     register("humaneval", "align.plugins.evals.coding.humaneval:HumanEval")
     register("mt_bench", "align.plugins.evals.judged.mt_bench:MTBench")
     register("mt_bench_pairwise", "align.plugins.evals.judged.mt_bench:MTBenchPairwise")
+    register("xstest", "align.plugins.evals.judged.safety:XSTest")
+    register("simple_safety_tests", "align.plugins.evals.judged.safety:SimpleSafetyTests")
 
 
 @hookimpl
