@@ -385,6 +385,22 @@ class Devices(Config):
     starts from the last checkpoint."""
 
 
+class Gate(Config):
+    """Measurement of the stage's export against a baseline, and what follows from the verdict (docs/evals.md)."""
+
+    suite: str
+    """A suite file, or the name of a suite that comes with align."""
+    policy: str
+    """A policy file: margins by domain."""
+    baseline: str | None = None
+    """A model, or the directory of an eval run; default: the model that the stage starts from."""
+    on_regression: Literal["stop", "keep", "rollback"] = "stop"
+    """``stop`` ends the run, ``keep`` goes on with the export, ``rollback`` makes the model that the stage starts from
+    its export (what was trained stays in ``export-rejected``)."""
+    on_inconclusive: Literal["stop", "keep", "rollback"] = "keep"
+    """The same where the data cannot tell."""
+
+
 class Stage(Config):
     """One training stage: a model, data, an algorithm, and settings."""
 
@@ -401,6 +417,8 @@ class Stage(Config):
     train: Train = Train()
     validation: Validation = Validation()
     checkpoint: Checkpoint = Checkpoint()
+    gate: Gate | None = None
+    """Gate that the export must pass before a later stage takes it."""
     devices: Devices = Devices()
     loggers: list[Plugin] = Field(default_factory=lambda: [Choice(type="csv")])
     """Logger plugins: ``csv``, ``tensorboard``, ``wandb``."""

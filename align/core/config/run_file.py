@@ -182,6 +182,8 @@ def unread(stage: dict[str, Any]) -> dict[Path, str]:
         silent[("rollout",)] = "is not read: this algorithm learns from rows, not from answers of its own"
     if algorithm is not None and algorithm.makes_rows:
         silent |= dict.fromkeys(_LEARNING, "is not read: this stage learns nothing, it asks every prompt once")
+    if algorithm is not None and algorithm.makes_rows:
+        silent[("gate",)] = "is not read: this stage makes rows and no model"
     silent |= _unread_rollout(stage.get("rollout"))
     held_out = data.validation is not None or data.validation_fraction != 0
     if not held_out:

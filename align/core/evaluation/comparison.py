@@ -166,7 +166,9 @@ def compare_runs(
     failed = [check for check in checks if check.verdict == "failed" and not check.name.startswith("length")]
     result = gate(benchmarks, domains, failed, rules)
     outcome: Outcome = result.outcome
-    flagged = [each.name for each in result.benchmarks if each.role == "watch" and each.verdict == "regressed"]
+    gating = {name for domain in policy.domains.values() for name in domain.evals}
+    watched = [each for each in result.benchmarks if each.role == "watch" and each.name not in gating]
+    flagged = [each.name for each in watched if each.verdict == "regressed"]
     if flagged and policy.on_watch == "fail" and outcome != "regressed":
         result = replace(result, outcome="regressed", blocking=tuple(flagged))
         outcome = "regressed"

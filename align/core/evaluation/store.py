@@ -130,7 +130,8 @@ class RowStore:
     def _drop_cut_line(self) -> None:
         path = self.directory / ROWS
         content = path.read_bytes()
-        self._file.truncate(content.rfind(b"\n") + 1)
+        if content and not content.endswith(b"\n"):
+            self._file.truncate(content.rfind(b"\n") + 1)
 
 
 def read_manifest(directory: Path) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from align.core.engine import processes
 from align.core.plugin_system.registry import registry
 from align.core.training.data_stage import DataStage
 from align.core.training.failures import explained_failures, worker_failed
+from align.core.training.gate_export import check_gate, pass_gate
 from align.core.training.reward_stage import RewardStage
 from align.core.training.row_stage import RowStage
 from align.core.training.run_directory import RunDirectory, located, remembered
@@ -67,6 +68,8 @@ def validate_run(run: Run) -> None:
     Prints warnings; raises AlignError for errors.
     """
     problems = [*_mismatched_exports(run), *registry.collect("check_run", run=run, hardware=largest(run))]
+    for stage in run.stages:
+        check_gate(stage)
     errors = [problem for problem in problems if problem.level == "error"]
     if errors:
         raise AlignError.gather(errors)
@@ -116,6 +119,7 @@ def run_stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageRes
             shutil.rmtree(place.path / RANKS, ignore_errors=True)  # read above; of no use to the next start
             if failure is not None:
                 raise failure
+    pass_gate(directory, stage)
     result = place.result()
     assert result is not None
     return result

@@ -202,7 +202,7 @@ def _names(tree: ast.AST, path: Path, root: Path) -> Iterator[tuple[Path, str]]:
 ROWS = "rows.jsonl"
 """The file in the export of a stage that makes rows."""
 
-_SPEED_ONLY = ("devices", "loggers", "checkpoint")
+_SPEED_ONLY = ("devices", "loggers", "checkpoint", "gate")
 _SPEED_ONLY_TRAIN = ("micro_batch_tokens", "micro_batch_size", "layout")
 _SPEED_ONLY_DATA = ("dataset_num_proc",)
 _SPEED_ONLY_ROLLOUT = ("watch", "samples", "num_completions_to_print", "sync_tolerance")
@@ -311,6 +311,11 @@ class StageDirectory:
             "files": atomic_files.file_sums(self.export),
         }
         atomic_files.write_json(self.path / "done.json", facts)
+
+    def record_export(self) -> None:
+        """Record the export's files again, after another model took its place (a gate rolled the stage back)."""
+        facts = atomic_files.read_json(self.path / "done.json")
+        atomic_files.write_json(self.path / "done.json", {**facts, "files": atomic_files.file_sums(self.export)})
 
     def verify_export(self) -> None:
         """Raise AlignError unless every file of the export is, to the byte, what the finished stage wrote."""

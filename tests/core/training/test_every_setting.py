@@ -188,6 +188,10 @@ ELSEWHERE: dict[str, str] = {
     "validation.rewards.normalize": "core/training/test_held_out_generation.py",
     "validation.rewards.timeout": "core/rewards/test_workers.py",
     "validation.suite": "core/training/test_held_out_generation.py",
+    **dict.fromkeys(
+        ["gate.suite", "gate.policy", "gate.baseline", "gate.on_regression", "gate.on_inconclusive"],
+        "core/evaluation/test_gate_of_a_stage.py",
+    ),
     "devices.strategy": "core/engine/test_strategy.py",
     "devices.count": "core/engine/test_strategy.py",
     "devices.nodes": "core/engine/test_strategy.py",
