@@ -26,7 +26,7 @@ from align.core.util import atomic_files
 from align.core.util.progress import say
 from align.schemas.errors import AlignError
 from align.schemas.evals import Suite
-from align.schemas.run import Stage
+from align.schemas.run import Gate, Stage
 
 REJECTED = "export-rejected"
 """The export of a stage that was rolled back; ``export`` is then the model that the stage began from."""
@@ -34,32 +34,30 @@ POLL = 0.5
 """Seconds between two looks of a rank that waits for the gate."""
 
 
-def check_gate(stage: Stage) -> None:
+def check_gate(gate: Gate) -> None:
     """Raise AlignError for a suite or policy that cannot be used, before anything is trained."""
-    if stage.gate is not None:
-        _, evals = load_suite(stage.gate.suite)
-        policy, known = load_policy(stage.gate.policy), {each.name for each in evals}
-        named = [*policy.safety, *(name for domain in policy.domains.values() for name in domain.evals)]
-        if missing := [name for name in named if name not in known]:
-            what = f"names the eval {missing[0]!r}, which {stage.gate.suite} does not have"
-            raise AlignError(what, f"known: {', '.join(sorted(known))}", where=stage.gate.policy)
+    _, evals = load_suite(gate.suite)
+    policy, known = load_policy(gate.policy), {each.name for each in evals}
+    named = [*policy.safety, *(name for domain in policy.domains.values() for name in domain.evals)]
+    if missing := [name for name in named if name not in known]:
+        what = f"names the eval {missing[0]!r}, which {gate.suite} does not have"
+        raise AlignError(what, f"known: {', '.join(sorted(known))}", where=gate.policy)
 
 
-def pass_gate(directory: RunDirectory, stage: Stage) -> None:
+def pass_gate(directory: RunDirectory, stage: Stage, gate: Gate) -> None:
     """Measure a finished stage's export, and do what the run file says about the verdict; once for each stage.
 
     Under a launcher rank 0 measures, and the others wait for its verdict. Raises AlignError on all of them where the
     stage is stopped.
     """
-    if stage.gate is None:
-        return
     place = directory.stage(stage.name)
     if processes.rank() != 0:
         _wait_for_verdict(place, stage.devices.timeout)
     elif _decision(place) is None:
         here = located(stage, directory.export_of)
-        report = _measure(here, place)
-        action = _action(report, stage)
+        assert here.gate is not None
+        report = _measure(here, here.gate, place)
+        action = _action(report, gate)
         atomic_files.write_json(
             place.path / "gate.json", {"action": action, "start": here.model.path, "report": report.to_json()}
         )
@@ -93,15 +91,14 @@ def _wait_for_verdict(place: StageDirectory, timeout: float) -> None:
         time.sleep(POLL)
 
 
-def _measure(stage: Stage, place: StageDirectory) -> GateReport:
-    """Return the gate's report on the stage's export. ``stage`` is located."""
-    assert stage.gate is not None
-    suite, evals = load_suite(stage.gate.suite)
-    policy = load_policy(stage.gate.policy)
+def _measure(stage: Stage, gate: Gate, place: StageDirectory) -> GateReport:
+    """Return the gate's report on the stage's export. ``stage`` and ``gate`` are located."""
+    suite, evals = load_suite(gate.suite)
+    policy = load_policy(gate.policy)
     with ExitStack() as opened:
         for each in evals:
             opened.callback(each.eval.close)
-        given = Path(stage.gate.baseline or stage.model.path)
+        given = Path(gate.baseline or stage.model.path)
         if (given / MANIFEST).is_file() and (given / ROWS).is_file():
             baseline = StoredRun.read(given)
         else:
@@ -124,13 +121,12 @@ def _measured(suite: Suite, evals: list[LoadedEval], stage: Stage, model: str, o
     return StoredRun.read(out)
 
 
-def _action(report: GateReport, stage: Stage) -> str:
+def _action(report: GateReport, gate: Gate) -> str:
     """Return ``stop``, ``keep`` or ``rollback``; a comparison that says nothing always stops."""
-    assert stage.gate is not None
     if report.outcome == "regressed":
-        return stage.gate.on_regression
+        return gate.on_regression
     if report.outcome == "inconclusive":
-        return stage.gate.on_inconclusive
+        return gate.on_inconclusive
     return "keep" if report.outcome == "pass" else "stop"
 
 

@@ -68,8 +68,8 @@ def validate_run(run: Run) -> None:
     Prints warnings; raises AlignError for errors.
     """
     problems = [*_mismatched_exports(run), *registry.collect("check_run", run=run, hardware=largest(run))]
-    for stage in run.stages:
-        check_gate(stage)
+    for gate in (stage.gate for stage in run.stages if stage.gate is not None):
+        check_gate(gate)
     errors = [problem for problem in problems if problem.level == "error"]
     if errors:
         raise AlignError.gather(errors)
@@ -119,7 +119,8 @@ def run_stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageRes
             shutil.rmtree(place.path / RANKS, ignore_errors=True)  # read above; of no use to the next start
             if failure is not None:
                 raise failure
-    pass_gate(directory, stage)
+    if stage.gate is not None:
+        pass_gate(directory, stage, stage.gate)
     result = place.result()
     assert result is not None
     return result
