@@ -80,6 +80,7 @@ def register_evals(register: Register) -> None:
     register("bfcl", "align.plugins.evals.bfcl:BFCL")
     register("livecodebench", "align.plugins.evals.coding.livecodebench:LiveCodeBench")
     register("humaneval", "align.plugins.evals.coding.humaneval:HumanEval")
+    register("nexus", "align.plugins.evals.nexus:Nexus")
     register("mt_bench", "align.plugins.evals.judged.mt_bench:MTBench")
     register("mt_bench_pairwise", "align.plugins.evals.judged.mt_bench:MTBenchPairwise")
     register("xstest", "align.plugins.evals.judged.safety:XSTest")
