@@ -17,21 +17,43 @@ from align.core.evaluation.eval import (
     mean,
     sha,
 )
+from align.core.evaluation.win_rates import (
+    ArenaItem,
+    ArenaScore,
+    Gamed,
+    LengthControlled,
+    Style,
+    arena_hard_scores,
+    length_controlled_metric,
+    length_controlled_win_rate,
+    outcome,
+    style,
+)
 from align.schemas.evals import Domain, EvalSettings
 
 __all__ = [
+    "ArenaItem",
+    "ArenaScore",
     "Domain",
     "Episode",
     "EvalSettings",
+    "Gamed",
     "Generate",
     "Item",
+    "LengthControlled",
     "LogLikelihood",
     "Query",
     "Reply",
     "Result",
     "Row",
+    "Style",
+    "arena_hard_scores",
     "by_hash",
     "mean",
+    "length_controlled_metric",
+    "length_controlled_win_rate",
     "load_rows",
+    "outcome",
     "sha",
+    "style",
 ]

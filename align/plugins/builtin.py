@@ -83,6 +83,8 @@ def register_evals(register: Register) -> None:
     register("nexus", "align.plugins.evals.nexus:Nexus")
     register("mt_bench", "align.plugins.evals.judged.mt_bench:MTBench")
     register("mt_bench_pairwise", "align.plugins.evals.judged.mt_bench:MTBenchPairwise")
+    register("alpaca_eval", "align.plugins.evals.judged.alpaca_eval:AlpacaEval")
+    register("arena_hard", "align.plugins.evals.judged.arena_hard:ArenaHard")
     register("xstest", "align.plugins.evals.judged.safety:XSTest")
     register("simple_safety_tests", "align.plugins.evals.judged.safety:SimpleSafetyTests")
 

@@ -34,6 +34,35 @@ clear, and no longer than it need be? {focus} Neither the order of the two nor t
 First compare them in a few sentences. Then write the verdict on the last line: [[A]] if A is better, [[B]] if B is \
 better, [[C]] if neither is."""
 
+_PREFERRING = """\
+You predict which of two answers to an instruction a careful, well-informed person would prefer. The first is called \
+m, the second M. Such a person wants the instruction followed, the facts right, and no padding; neither the order of \
+the two nor their length is a merit.
+
+{material}
+
+Reply with the name of the better answer and nothing else: m or M."""
+
+_DUELLING = """\
+You are an examiner. You compare the answers of two AI assistants, A and B, to the same prompt.
+
+{first}Ask yourself of each: does it do what the prompt wants? Is all it states true, and does its code work? Is \
+anything important missing? Is it clear, and no longer than it need be? Where the prompt is ambiguous, a question back \
+beats a guess. Neither the order of the two nor their length is a merit.
+
+{material}
+
+Compare them, name the mistakes of each, and end with exactly one of these verdicts:
+[[A>>B]] if A is much better
+[[A>B]] if A is a little better
+[[A=B]] if they are about as good
+[[B>A]] if B is a little better
+[[B>>A]] if B is much better"""
+
+_OWN_ANSWER = (
+    "Begin with an answer of your own to the prompt, before you look at theirs, and hold theirs against it.\n\n"
+)
+
 _TRUTH = "A reference answer is given: hold every result against it, and do not trust a conclusion that differs."
 _SECOND = "Judge the answer to the user's second message alone; the first one is context."
 
@@ -106,3 +135,18 @@ MT_BENCH = {
     ),
 }
 """System prompt and template by the published name of each prompt."""
+
+ALPACA_EVAL = (
+    _PREFERRING.format(material=_MATERIAL),
+    _parts(("instruction", "instruction"), ("answer m", "output_1"), ("answer M", "output_2")),
+)
+"""System prompt and template of AlpacaEval's comparison."""
+
+ARENA_HARD_SYSTEM = {
+    "default": _DUELLING.format(first=_OWN_ANSWER, material=_MATERIAL),
+    "creative_writing": _DUELLING.format(first="", material=_MATERIAL),
+}
+"""System prompts of Arena-Hard by category; ``default`` for all others. A story has no answer to compare with."""
+
+ARENA_HARD_TEMPLATE = _parts(("prompt", "QUESTION"), ("answer A", "ANSWER_A"), ("answer B", "ANSWER_B"))
+"""Arena-Hard's template."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -72,6 +73,15 @@ def check_placeholders(prompt: JudgePrompt, needed: Iterable[str], where: str) -
 def rows_of(path: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the rows of a file next to the questions (answers, references), each with its origin."""
     return load_rows(EvalSettings(data=path).source)
+
+
+def file_text(path: str) -> str:
+    """Return a file's text. Raises AlignError where it cannot be read."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise AlignError(f"cannot be read: {why}", "name the published file", where=path) from None
 
 
 def text_of(value: Any, name: str, where: str) -> str:
@@ -146,11 +156,11 @@ class JudgedEval(Eval):
         """
         metrics = super().aggregate(rows)
         for tag in dict.fromkeys(tag for row in rows for tag in row.tags):
-            metrics[f"category/{tag}"] = self.headline([row for row in rows if tag in row.tags])
+            metrics[f"category/{tag}"] = self.category_score([row for row in rows if tag in row.tags])
         return metrics if self.comparable else metrics | {"comparable": 0.0}
 
-    def headline(self, rows: Sequence[Row]) -> float:
-        """Return the score of some rows alone."""
+    def category_score(self, rows: Sequence[Row]) -> float:
+        """Return the score of a category's rows."""
         return mean(row.score for row in rows)
 
     @cached_property
@@ -182,6 +192,11 @@ def position_bias(games: Iterable[Game]) -> float:
     Only games in both orders tell it from a preference for one side.
     """
     return mean(game.first for game in games)
+
+
+def share_won(games: Iterable[Game]) -> float:
+    """Return the model's mean share of the wins; a verdict that cannot be read counts 1/2."""
+    return mean(0.5 if game.model is None else game.model for game in games)
 
 
 def unreadable(games: Sequence[Game]) -> float:
