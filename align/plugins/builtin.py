@@ -87,6 +87,7 @@ def register_evals(register: Register) -> None:
     register("arena_hard", "align.plugins.evals.judged.arena_hard:ArenaHard")
     register("xstest", "align.plugins.evals.judged.safety:XSTest")
     register("simple_safety_tests", "align.plugins.evals.judged.safety:SimpleSafetyTests")
+    register("retrieval", "align.plugins.evals.judged.retrieval:Retrieval")
 
 
 @hookimpl
