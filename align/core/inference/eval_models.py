@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -215,7 +216,7 @@ class ServerModel:
     def _reply(self, found: dict[str, Any], query: Generate) -> Reply:
         try:
             choice = found["choices"][0]
-            text = choice["text"] if isinstance(query.prompt, str) else choice["message"].get("content") or ""
+            text = choice["text"] if isinstance(query.prompt, str) else _message_text(choice["message"])
             finish = _FINISHED[choice["finish_reason"]]
             tokens = int((found.get("usage") or {}).get("completion_tokens") or 0)
         except (KeyError, IndexError, TypeError, AttributeError):
@@ -224,6 +225,17 @@ class ServerModel:
         if not isinstance(text, str):
             raise AlignError("answered without text", where=self._client.base_url)
         return Reply(cut(text, query.sampling.stop), tokens, "length" if finish == "length" else "stop")
+
+
+def _message_text(message: Mapping[str, Any]) -> str:
+    """Return a message's text with its tool calls, which servers take out of it, back in it as JSON.
+
+    The form is that of Qwen's and Hermes' templates, so an eval reads the same of a server and of a local model.
+    """
+    calls = [each["function"] for each in message.get("tool_calls") or ()]
+    shown = [{"name": each["name"], "arguments": each["arguments"]} for each in calls]
+    parts = [message.get("content") or "", *(f"<tool_call>\n{json.dumps(each)}\n</tool_call>" for each in shown)]
+    return "\n".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, slots=True)
