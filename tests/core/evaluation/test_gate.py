@@ -366,3 +366,42 @@ def test_a_ceiling(failures: int, verdict: str) -> None:
     assert got.verdict == verdict and got.low <= got.value <= got.high
     exact = stats.binomtest(failures, 300).proportion_ci(0.9, "exact")
     assert (got.low, got.high) == pytest.approx((exact.low, exact.high))
+
+
+def test_safety_and_the_rest_are_adjusted_each_in_its_way() -> None:
+    """Three p values of 7/64: by Holm 21/64 each, by Benjamini-Hochberg 7/64 each."""
+    slight = shares(1, 5, 100)
+    names = ["s1", "s2", "s3", "w1", "w2", "w3"]
+    got = g.gate([benchmark(name, slight, role="safety" if name[0] == "s" else "gating") for name in names])
+    assert [each.adjusted_lower for each in got.benchmarks] == pytest.approx([21 / 64] * 3 + [7 / 64] * 3)
+
+
+def test_a_gate_keeps_its_rules() -> None:
+    """Every number of a judgement follows from `compare`, `combine`, `support` and the rules given."""
+    rules = g.Rules(alpha=0.2, power=0.9, minimum_loss=1.5, arbitrary_dependence=True)
+    units = [benchmark("a", shares(8, 14, 400, 100), role="watch"), benchmark("b", shares(30, 12, 400, 50))]
+    got = g.gate(units, [g.Domain("d", {"a": 1, "b": 3}, 0.04)], rules=rules)
+    wanted = [g.compare(each, rules) for each in units]
+    wanted.append(g.combine(wanted, [0.25, 0.75], 0.2))
+    judged = [*got.benchmarks, *got.domains]
+    assert [each.comparison for each in judged] == wanted
+    assert [each.margin for each in judged] == [0.03, 0.03, 0.04]
+    for sides, way in (("p_lower", "adjusted_lower"), ("p_higher", "adjusted_higher")):
+        p = [getattr(each, sides) for each in wanted]
+        assert [getattr(each, way) for each in judged] == pytest.approx(stats.false_discovery_control(p, method="by"))
+    assert [each.support for each in judged] == [
+        g.support(each, margin, rules) for each, margin in zip(wanted, [0.03, 0.03, 0.04], strict=True)
+    ]
+    assert [(each.baseline, each.candidate) for each in judged] == [
+        (114 / 400, 108 / 400),
+        (62 / 400, 80 / 400),
+        (None, None),
+    ]
+    assert got.benchmarks[1].verdict == "improved"
+
+
+def test_a_gate_asks_for_the_least_loss_that_its_rules_name() -> None:
+    """Lost 34 of 1,000 rows with a margin of 30: regressed, unless the loss has to be twice the margin."""
+    case = benchmark(scores=shares(0, 34, 1000), margin=0.03)
+    verdicts = [g.gate([case], rules=g.Rules(minimum_loss=least)).benchmarks[0].verdict for least in (0.5, 2.0)]
+    assert verdicts == ["regressed", "inconclusive"]
