@@ -25,23 +25,27 @@ DEFAULT_TOKENS = 256
 
 
 class LmEvalTask:
-    """A task of lm-eval, made from one of its YAML files. Raises AlignError where lm-eval is not installed.
+    """A task of lm-eval, made from one of its YAML files.
 
     yaml: the file below ``lm_eval/tasks``. example: a row in the task's format; lm-eval infers the columns from it.
-    shots: examples for the prompt, in their order. changes: keys of the YAML file that are replaced.
+    shots: examples for the prompt, in their order. changes: keys of the YAML file that are replaced. Raises AlignError
+    where lm-eval is not installed, and where it has no such file.
     """
 
     def __init__(
         self, yaml: str, example: Mapping[str, Any], shots: Sequence[Mapping[str, Any]] = (), **changes: Any
     ) -> None:
-        require_lm_eval()
+        require("lm_eval")
         with own_random(yaml), _quiet():
             import datasets
             import lm_eval
             from lm_eval.api.task import ConfigurableTask
             from lm_eval.tasks.manager import load_yaml
 
-            config = load_yaml(Path(lm_eval.__file__).parent / "tasks" / yaml)
+            path = Path(lm_eval.__file__).parent / "tasks" / yaml
+            if not path.is_file():
+                raise AlignError(f"lm-eval has no task {yaml}", "is it a subject of this benchmark?", where="eval")
+            config = load_yaml(path)
             for structural in ("tag", "group", "task_list"):
                 config.pop(structural, None)
             config = {"task": Path(yaml).stem, **config, "dataset_path": None, "dataset_name": None, **changes}
@@ -53,11 +57,6 @@ class LmEvalTask:
             made = {split: datasets.Dataset.from_list([dict(row) for row in rows]) for split, rows in splits.items()}
             # ``custom_dataset`` is called in place of ``load_dataset``: no files, no cache, no network.
             self._task = ConfigurableTask(config={**config, "custom_dataset": lambda **_: made})
-
-    @property
-    def version(self) -> str:
-        """lm-eval's own version of the task."""
-        return str(self._task.VERSION)
 
     def prompt(self, doc: Mapping[str, Any], num_fewshot: int = 0) -> str:
         """Return the description, ``num_fewshot`` examples and the question, as one text."""
@@ -87,7 +86,7 @@ class LmEvalTask:
 
     def score(self, doc: Mapping[str, Any], outputs: Sequence[Any]) -> dict[str, Any]:
         """Return the task's metrics of one row. outputs: texts, or pairs of log-likelihood and False."""
-        with own_random(str(sorted(doc.items()))):
+        with own_random(str(sorted(doc.items()))), _quiet():
             scores: dict[str, Any] = self._task.process_results(dict(doc), list(outputs))
         return scores
 
@@ -95,10 +94,10 @@ class LmEvalTask:
 _EVALUATED = ("training_split", "validation_split", "test_split")
 
 
-def require_lm_eval() -> None:
-    """Raise AlignError where lm-eval is not installed."""
-    if find_spec("lm_eval") is None:
-        raise AlignError("needs lm-eval", "pip install 'align-llm[eval]'", where="eval")
+def require(*modules: str) -> None:
+    """Raise AlignError where one of the extra's modules is not installed."""
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise AlignError(f"needs {', '.join(missing)}", "pip install 'align-llm[eval]'", where="eval")
 
 
 @contextmanager
@@ -117,10 +116,10 @@ def own_random(seed: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lm-eval's notes on its own command line from the terminal."""
+    """Keep lm-eval's notes from the terminal: hints on its own command line, texts in no known language."""
     log = logging.getLogger("lm_eval")
     before = log.level
-    log.setLevel(logging.ERROR)
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,13 +10,23 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from align import AlignError, Content, Eval, Problem
-from align.evals import EvalSettings, LogLikelihood, Reply, Result, load_rows, sha
+from align.evals import EvalSettings, LogLikelihood, Result, Row, load_rows, mean, sha
+from align.plugins.evals.static.lm_eval_task import LmEvalTask
 
 
 class Published(BaseModel):
     """A row in a published format. Other columns are left out, so that they are no part of an item."""
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+
+class GroupedRow(Published):
+    """A row of a benchmark whose examples are of the question's own group."""
+
+    @property
+    def group(self) -> str:
+        """The subject or category."""
+        raise NotImplementedError
 
 
 PublishedRow = TypeVar("PublishedRow", bound=Published)
@@ -78,13 +88,33 @@ class FewShotEval(StaticEval):
         split = "validation" if is_directory and config.shots_split == "dev" else config.shots_split
         return _checked(load_rows(config.source.model_copy(update={"path": path, "split": split})), kind)
 
-    def examples(self, shots: Sequence[Published], group: str) -> list[dict[str, Any]]:
-        """Return the rows of a group's examples. Raises AlignError where there are too few."""
+    def tasks_by_group(
+        self, yaml: str, rows: Sequence[GroupedRow], kind: type[GroupedRow], **changes: Any
+    ) -> dict[str, LmEvalTask]:
+        """Return lm-eval's task of each group of rows, with the group's first examples.
+
+        yaml: its file, with ``{}`` for the group's name. Raises AlignError where a group has too few examples.
+        """
         wanted = self.config.num_fewshot
-        if len(shots) < wanted:
-            what = f"has {len(shots)} examples of {group!r}, and {wanted} are wanted"
-            raise AlignError(what, "give the examples' split, or a smaller num_fewshot", where=f"{self.name}: shots")
-        return [shot.model_dump() for shot in shots[:wanted]]
+        shots = defaultdict(list)
+        for shot in self.read_shots(kind):
+            shots[shot.group].append(shot.model_dump())
+        tasks: dict[str, LmEvalTask] = {}
+        for row in rows:
+            group = row.group
+            if group in tasks:
+                continue
+            if len(shots[group]) < wanted:
+                what = f"has {len(shots[group])} examples of {group!r}, and {wanted} are wanted"
+                fix = "give the examples' split, or a smaller num_fewshot"
+                raise AlignError(what, fix, where=f"{self.name}: shots")
+            file = yaml.format(group.replace(" ", "_"))
+            tasks[group] = LmEvalTask(file, row.model_dump(), shots[group][:wanted], **changes)
+        return tasks
+
+    def shorter(self, task: LmEvalTask, doc: Mapping[str, Any]) -> list[Content]:
+        """Return the prompts with fewer and fewer examples, for models with a short context."""
+        return [self.content(task.prompt(doc, count)) for count in reversed(range(self.config.num_fewshot))]
 
 
 def _checked(rows: Iterable[tuple[str, Mapping[str, Any]]], kind: type[PublishedRow]) -> list[PublishedRow]:
@@ -108,6 +138,14 @@ def _problem(where: str, row: Mapping[str, Any], error: ValidationError) -> Prob
     return Problem(where, f"{column}: {found['msg']}")
 
 
+def macro(rows: Sequence[Row]) -> float:
+    """Return the mean over groups (the first tag of a row) of their mean scores."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row.tags[0]].append(row.score)
+    return mean(mean(scores) for scores in groups.values())
+
+
 def content_ids(rows: Iterable[Published]) -> list[str]:
     """Return an id for each row that follows from its content; equal rows, which MMLU has, are counted."""
     seen: Counter[str] = Counter()
@@ -119,19 +157,13 @@ def content_ids(rows: Iterable[Published]) -> list[str]:
     return ids
 
 
-def likeliest(replies: Sequence[Reply]) -> list[int]:
-    """Return the places of the likeliest choices; several where they tie.
+def choice_result(logps: Sequence[float], target: int, names: Sequence[str]) -> Result:
+    """Return 1 where the right choice alone is the likeliest. A tie is never right, and is marked as not valid.
 
-    ``argmax`` takes the first of equals, so a broken model whose likelihoods are all equal is right wherever the first
-    choice is: on all of TruthfulQA MC1.
+    ``argmax`` takes the first of equals, so a broken model whose likelihoods are all equal would be right wherever the
+    first choice is: on all of TruthfulQA MC1.
     """
-    best = max(reply.logp for reply in replies)
-    return [place for place, reply in enumerate(replies) if reply.logp == best]
-
-
-def choice_result(replies: Sequence[Reply], target: int, names: Sequence[str]) -> Result:
-    """Return 1 where the right choice alone is the likeliest. A tie is never right, and is marked as not valid."""
-    best = likeliest(replies)
+    best = [place for place, logp in enumerate(logps) if logp == max(logps)]
     if len(best) > 1:
         return Result(0.0, valid=False, error=f"{len(best)} choices are equally likely")
     return Result(float(best[0] == target), extracted=names[best[0]])
