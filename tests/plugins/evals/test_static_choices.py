@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align import AlignError
+from align.plugins.evals.static.gpqa import order_of
 from align.testing import ScriptedModel, run_eval
-from tests.plugins.evals.static_rows import MMLU, MMLU_SHOTS, write
+from tests.plugins.evals.static_rows import GPQA, MMLU, MMLU_SHOTS, TRUTHFULQA, write
+
+GOLDEN_ORDERS = [(0, 1, 3, 2), (0, 2, 1, 3), (1, 0, 3, 2), (3, 0, 2, 1)]
 
 
 @pytest.fixture
@@ -139,3 +143,88 @@ def test_examples_come_from_the_dev_file_of_a_directory(tmp_path: Path) -> None:
     write(directory / "test.jsonl", MMLU)
     rows, metrics = run_eval("mmlu", {"data": str(directory)}, prefers(right_letter))
     assert (len(rows), metrics["score"]) == (12, 1.0)
+
+
+def true_share(truth: float, lie: float) -> ScriptedModel:
+    return ScriptedModel(logp=lambda context, text: truth if text.strip().startswith("true") else lie)
+
+
+@pytest.fixture
+def truthfulqa(tmp_path: Path) -> dict[str, Any]:
+    return {"data": write(tmp_path / "truthful_qa.jsonl", TRUTHFULQA)}
+
+
+def test_truthfulqa_knows_truth_from_lies(truthfulqa: dict[str, Any]) -> None:
+    rows, metrics = run_eval("truthfulqa_mc1", truthfulqa, true_share(-1, -2))
+    assert metrics == {"score": 1.0}
+    assert rows[0].extracted == f"true {rows[0].prompts[0]['context'][-5]}"
+    assert rows[0].prompts[0]["context"].count("\n\nQ: ") == 6
+    assert run_eval("truthfulqa_mc1", truthfulqa, true_share(-2, -1))[1]["score"] == 0
+    expected = math.exp(-1) / (math.exp(-1) + math.exp(-3))
+    assert run_eval("truthfulqa_mc2", truthfulqa, true_share(-1, -3))[1]["score"] == pytest.approx(expected)
+
+
+def test_a_broken_model_does_not_win_truthfulqa(truthfulqa: dict[str, Any]) -> None:
+    """lm-eval 0.4.13 scores 1.0 on MC1 for both of these models: argmax takes the first of equals, and of nan."""
+    rows, metrics = run_eval("truthfulqa_mc1", truthfulqa, true_share(-5, -5))
+    assert metrics["score"] == 0.0
+    assert not any(row.valid for row in rows)
+    for name in ("truthfulqa_mc1", "truthfulqa_mc2"):
+        with pytest.raises(AlignError, match="log-probability is nan"):
+            run_eval(name, truthfulqa, true_share(math.nan, math.nan))
+
+
+def test_answers_too_long_for_float64_have_their_share(truthfulqa: dict[str, Any]) -> None:
+    metrics = run_eval("truthfulqa_mc2", truthfulqa, true_share(-5001, -5000))[1]
+    assert metrics["score"] == pytest.approx(1 / (1 + math.e))
+
+
+@pytest.mark.parametrize(
+    ("name", "targets", "message"),
+    [
+        ("truthfulqa_mc1", {"choices": ["a", "b"], "labels": [1, 1]}, "true and false answers are both needed"),
+        ("truthfulqa_mc1", {"choices": ["a", "b", "c"], "labels": [1, 1, 0]}, "needs one true answer"),
+        ("truthfulqa_mc2", {"choices": ["a", "b"], "labels": [1]}, "1 labels for 2 choices"),
+    ],
+)
+def test_truthfulqa_refuses_targets_it_cannot_score(
+    tmp_path: Path, name: str, targets: dict[str, Any], message: str
+) -> None:
+    row = {**TRUTHFULQA[0], "mc1_targets": targets, "mc2_targets": targets}
+    with pytest.raises(AlignError, match=message):
+        run_eval(name, {"data": write(tmp_path / "rows.jsonl", [row])}, true_share(-1, -2))
+
+
+@pytest.fixture
+def gpqa(tmp_path: Path) -> dict[str, Any]:
+    return {"data": write(tmp_path / "gpqa.jsonl", GPQA)}
+
+
+def test_gpqa_by_likelihood(gpqa: dict[str, Any]) -> None:
+    def right(context: Any, text: str) -> float:
+        letter = text.strip(" ()")
+        return -1.0 if f"({letter}) the right one" in str(context) else -2.0
+
+    rows, metrics = run_eval("gpqa_likelihood", gpqa, ScriptedModel(logp=right))
+    assert metrics["score"] == 1.0
+    assert rows[0].prompts[0]["continuation"] == " (A)"
+    assert "[title]" not in rows[0].prompts[0]["context"]
+    first = ScriptedModel(logp=lambda context, text: -1.0 if "A" in text else -2.0)
+    assert 0 < run_eval("gpqa_likelihood", {**gpqa, "permutations": 24}, first)[1]["score"] == 0.25
+
+
+def test_the_order_of_choices_follows_from_the_id_alone() -> None:
+    assert {order_of("rec001", repeat) for repeat in range(24)} == set(permutations(range(4)))
+    for record in ("rec001", "rec002", "recX"):
+        assert {order_of(record, repeat).index(0) for repeat in range(4)} == {0, 1, 2, 3}
+    golden = [order_of(f"rec{n:03}", 0) for n in range(4)]
+    assert golden == GOLDEN_ORDERS
+
+
+def test_permutations_are_items_of_one_cluster(gpqa: dict[str, Any]) -> None:
+    model = ScriptedModel(logp=lambda context, text: -float(ord(text[2])))
+    rows, _ = run_eval("gpqa_likelihood", {**gpqa, "permutations": 3}, model)
+    assert len(rows) == 36
+    clusters = {row.cluster_id for row in rows}
+    assert clusters == {row["Record ID"] for row in GPQA}
+    assert len({(row.cluster_id, row.prompt_sha) for row in rows}) == 36

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, PositiveInt
 
@@ -20,10 +20,8 @@ from align.plugins.evals.static.static_eval import Published, StaticEval, choice
 from align.settings import Sampling
 
 LETTERS = "ABCD"
-ORDERS = tuple(permutations(range(4)))
-"""The 24 orders of four choices."""
-STEP = 7
-"""Places from one repeat's order to the next; without a divisor in common with 24, all orders have their turn."""
+WRONG_ORDERS = tuple(permutations((1, 2, 3)))
+"""The orders of the wrong choices."""
 
 
 class GPQARow(Published):
@@ -44,7 +42,9 @@ def order_of(record: str, repeat: int) -> tuple[int, ...]:
     Four repeats put the right answer at each of the four places.
     """
     number = int.from_bytes(hashlib.sha256(record.encode()).digest())
-    return ORDERS[(number + STEP * repeat) % len(ORDERS)]
+    place = (number + repeat) % 4
+    wrong = WRONG_ORDERS[(number // 4 + repeat // 4) % len(WRONG_ORDERS)]
+    return (*wrong[:place], 0, *wrong[place:])
 
 
 class GPQAQuestions(StaticEval):
@@ -82,7 +82,11 @@ def _cleaned(text: str) -> str:
 
 
 class GPQA(GPQAQuestions):
-    """Share of questions answered with the right letter after reasoning (no examples)."""
+    """Share of questions answered with the right letter after reasoning (no examples).
+
+    The prompt wants a last line ``Answer: X``, and the last such letter is read. lm-eval 0.4.13's own generative tasks
+    of GPQA fail in their filter, which wants a column that their rows lack.
+    """
 
     name = "gpqa"
 
@@ -90,31 +94,15 @@ class GPQA(GPQAQuestions):
         """Settings of GPQA with reasoning."""
 
         chat: bool = True
-        variant: Literal["answer-line", "lm-eval"] = "answer-line"
-        """``answer-line``: the prompt wants a last line ``Answer: X``, and the last such letter is read; ``lm-eval``:
-        prompt and ``flexible-extract`` of its ``gpqa_*_cot_zeroshot``, which reads the last letter in brackets."""
 
     config: Config
 
-    def load(self) -> Sequence[Item]:
-        """Read the questions. Raises AlignError where lm-eval is wanted and not installed."""
-        items = super().load()
-        if self.config.variant == "lm-eval":
-            self._task = LmEvalTask("gpqa/cot_zeroshot/_gpqa_cot_zeroshot_yaml", items[0].columns, process_docs=None)
-        return items
-
     def run(self, item: Item) -> Episode:
         """Generate an answer and read its letter."""
-        by_lm_eval = self.config.variant == "lm-eval"
-        if by_lm_eval:
-            prompt, sampling = self._task.prompt(item.columns), self._task.sampling()
-        else:
-            prompt, sampling = _with_answer_line(item.columns), Sampling(temperature=0, max_completion_length=2048)
-        (reply,) = yield [Generate(self.content(prompt), self.config.sampled(sampling))]
-        if by_lm_eval:
-            letter = _bracketed(self._task.extract(item.columns, reply.text)["flexible-extract"])
-        else:
-            letter = answer_line(reply.text)
+        prompt = self.content(_with_answer_line(item.columns))
+        protocol = Sampling(temperature=0, max_completion_length=2048)
+        (reply,) = yield [Generate(prompt, self.config.sampled(protocol))]
+        letter = answer_line(reply.text)
         if letter is None:
             return Result(0.0, valid=False, error="no letter found")
         return Result(float(letter == item.target), extracted=letter)
@@ -152,7 +140,3 @@ def answer_line(text: str) -> str | None:
     """Return the letter after the last ``Answer:``, which may be bold, in brackets or in a formula; None without."""
     found = _ANSWER_LINE.findall(text)
     return found[-1] if found else None
-
-
-def _bracketed(found: str) -> str | None:
-    return found[1] if re.fullmatch(r"\([A-D]\)", found) else None

@@ -49,6 +49,9 @@ class MATH(StaticEval):
         chat: bool = True
         instruction: str = r"Solve the problem step by step, and put the final answer in \boxed{}."
         """Follows the problem in the prompt."""
+        boxed: bool = True
+        """Only an answer in a box counts; false: "the answer is 7" and a bare answer do too, but then a refusal is a
+        wrong answer and no longer one that cannot be read."""
 
     config: Config
     _verifier: RunningReward | None = None
@@ -57,7 +60,8 @@ class MATH(StaticEval):
         """Read the problems. Raises AlignError for a published answer that the verifier cannot read."""
         rows = self.read(MATHRow)
         ids = [row.unique_id or id for row, id in zip(rows, content_ids(rows), strict=True)]
-        self._verifier = RunningReward(RewardChoice(type="math"), RewardContext())
+        choice = RewardChoice(type="math", settings={"boxed": self.config.boxed})
+        self._verifier = RunningReward(choice, RewardContext())
         problems = []
         for id, row in zip(ids, rows, strict=True):
             if fault := self._verifier.reward.unfit({"solution": row.gold}):
