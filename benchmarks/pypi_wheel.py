@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -36,3 +37,4 @@ def unpack(wheel: Path, place: Path, package: str) -> None:
         archive.extractall(partial)
     with contextlib.suppress(OSError):  # another process was first
         (partial / package).rename(place / package)
+    shutil.rmtree(partial)
