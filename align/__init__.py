@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from align.api.scoring import score as score
     from align.api.training import check as check
     from align.api.training import train as train
+    from align.api.vote_ratings import arena_ratings as arena_ratings
     from align.core.algorithm.contract import Advantages as Advantages
     from align.core.algorithm.contract import Algorithm as Algorithm
     from align.core.algorithm.contract import CriticSpec as CriticSpec
@@ -92,6 +93,7 @@ _HOMES = {
     "api.sampling": ("sample",),
     "api.scoring": ("audit", "score"),
     "api.training": ("check", "train"),
+    "api.vote_ratings": ("arena_ratings",),
     "core.algorithm.contract": (
         "Advantages",
         "Algorithm",

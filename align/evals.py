@@ -17,6 +17,7 @@ from align.core.evaluation.eval import (
     mean,
     sha,
 )
+from align.core.evaluation.ratings import Rating
 from align.core.evaluation.win_rates import (
     ArenaItem,
     ArenaScore,
@@ -43,6 +44,7 @@ __all__ = [
     "LengthControlled",
     "LogLikelihood",
     "Query",
+    "Rating",
     "Reply",
     "Result",
     "Row",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import rich_click as click
 
@@ -93,6 +94,33 @@ def list_suites() -> None:
         entries = yaml_loader.read(text, name).values["evals"]
         types = [entry if isinstance(entry, str) else entry["type"] for entry in entries]
         click.echo(f"{name:14} {', '.join(dict.fromkeys(types))}")
+
+
+@evaluation.command("ratings")
+@click.argument("votes", shell_complete=files)
+@click.option("--system", type=click.Choice(["bradley_terry", "elo"]), default="bradley_terry", show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=100, show_default=True, help="Resamples of the votes.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the resamples.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
+def ratings(votes: str, system: Literal["bradley_terry", "elo"], repeats: int, seed: int, form: str) -> None:
+    """Rate models from a file of votes between two of them (Chatbot Arena's format).
+
+    \b
+    Example:
+      align eval ratings votes.jsonl --system elo
+    """
+    with loading():
+        from align.api.vote_ratings import arena_ratings
+
+    found = arena_ratings(votes, system, repeats=repeats, seed=seed)
+    if form == "json":
+        click.echo(json.dumps({name: asdict(rating) for name, rating in found.items()}, indent=1))
+        return
+    width = max(len("model"), *(len(name) for name in found))
+    click.echo(f"{'model':{width}}   rating  95 % interval       votes")
+    for name, rating in found.items():
+        interval = f"{rating.low:7.1f} to {rating.high:7.1f}"
+        click.echo(f"{name:{width}}  {rating.rating:7.1f}  {interval}  {rating.battles:6,}")
 
 
 def _table(found: EvalRun) -> str:
