@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from align.core.evaluation import gate as g
-from align.core.evaluation.statistics import clustered_mean, mcnemar, tango
+from align.core.evaluation.statistics import clustered_mean, mcnemar, paired_bootstrap, tango
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -118,6 +118,32 @@ def test_a_metric_is_bootstrapped_on_both_sides_alike() -> None:
     assert (turned.low, turned.high, turned.p_lower) == pytest.approx((-got.high, -got.low, got.p_higher))
 
 
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_bootstrapped_comparison_is_the_bootstrap_s(higher_is_better: bool) -> None:
+    """Of clusters, at 90 %; two of 25 clusters of four rows differ."""
+    a = np.random.default_rng(0).random((100, 2))
+    b = a.copy()
+    b[[3, 50], 0] += 0.5
+    labels, sign = np.arange(100) // 4, 1 if higher_is_better else -1
+    metric = lambda rows: float(np.median(rows[:, 0]) + rows.mean())  # noqa: E731
+    case = benchmark(scores=(a, b), metric=metric, clusters=labels, higher_is_better=higher_is_better)
+    got = g.compare(case, g.Rules(bootstrap=100, seed=3, alpha=0.1))
+    want = paired_bootstrap(metric, a, b, labels, repeats=100, seed=3, level=0.8)
+    assert (got.rows, got.clusters, got.degrees, got.changed) == (100, 25, 24, 2)
+    assert (got.difference, got.standard_error) == (sign * want.value, want.standard_error)
+    ends = [want.low, want.high] if higher_is_better else [-want.high, -want.low]
+    assert [got.low, got.high] == ends and got.low != got.high
+    sides = [want.p_lower, want.p_higher] if higher_is_better else [want.p_higher, want.p_lower]
+    assert [got.p_lower, got.p_higher] == sides
+
+
+def test_a_loss_that_is_the_same_on_every_row_is_certain() -> None:
+    got = g.compare(benchmark(scores=(np.full(32, 0.75), np.full(32, 0.5))))
+    assert (got.low, got.difference, got.high, got.p_lower, got.p_higher) == (-0.25, -0.25, -0.25, 0.0, 1.0)
+    back = g.compare(benchmark(scores=(np.full(32, 0.5), np.full(32, 0.75))))
+    assert (back.p_lower, back.p_higher) == (1.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -168,6 +194,30 @@ def test_a_part_whose_spread_is_not_measured_widens_its_domain() -> None:
     assert got.low == pytest.approx(-0.5 * math.hypot(parts[0].low, parts[1].low))
     assert got.high == pytest.approx(0.5 * math.hypot(parts[0].high, parts[1].high))
     assert (got.p_lower, got.p_higher, got.changed) == (1.0, 1.0, 0)
+    assert (got.method, got.rows, got.clusters) == ("combined", 130, 130)
+
+
+def test_the_limits_of_a_domain_are_recovered_from_those_of_its_parts() -> None:
+    parts = [g.compare(benchmark(scores=shares(gained, lost, 200))) for gained, lost in ((30, 4), (2, 25))]
+    got = g.combine(parts, [0.3, 0.7])
+    below = math.hypot(*(w * (part.difference - part.low) for w, part in zip([0.3, 0.7], parts, strict=True)))
+    above = math.hypot(*(w * (part.high - part.difference) for w, part in zip([0.3, 0.7], parts, strict=True)))
+    assert (got.low, got.high) == pytest.approx((got.difference - below, got.difference + above))
+    t = got.difference / got.standard_error
+    assert got.p_lower == pytest.approx(stats.t.cdf(t, got.degrees)) and got.p_lower + got.p_higher == pytest.approx(1)
+
+
+def test_flips_in_a_domain_are_weighted() -> None:
+    """Lost 1 row of weight 0.9, gained 2 of 0.1: of eight flips four have the sum -0.7 or less, the heavy one lost."""
+    parts = [g.compare(benchmark(scores=shares(*each))) for each in ((0, 1, 100), (2, 0, 100))]
+    got = g.combine(parts, [0.9, 0.1])
+    assert (got.p_lower, got.p_higher) == (4 / 8, 5 / 8)
+
+
+def test_ten_changes_in_a_domain_are_enough_for_student() -> None:
+    parts = [g.compare(benchmark(scores=shares(0, lost, 100))) for lost in (5, 5)]
+    got = g.combine(parts, [0.5, 0.5])
+    assert got.changed == 10 and got.p_lower == pytest.approx(stats.t.cdf(got.difference / got.standard_error, 198))
 
 
 def test_few_changes_in_a_domain_are_flipped_together() -> None:
@@ -344,7 +394,16 @@ def test_a_rate_may_not_rise(gained: int, lost: int, rows: int, verdict: str) ->
     got = g.rate_check("invalid", *shares(gained, lost, rows))
     assert (got.verdict, got.value) == (verdict, (gained - lost) / rows)
     assert (got.low, got.high) == tango(gained, lost, rows, 0.9)
+    assert (got.name, got.least, got.most) == ("invalid", None, 0.01)
     json.dumps(asdict(got), allow_nan=False)
+
+
+def test_a_rate_of_clusters_at_another_level() -> None:
+    a, b = shares(20, 0, 400)
+    labels = np.arange(400) // 4
+    got = g.rate_check("invalid", a, b, labels, alpha=0.01)
+    want = g.compare(g.Benchmark("invalid", a, b, clusters=labels), g.Rules(alpha=0.01))
+    assert (got.low, got.high) == (want.low, want.high) and got.verdict == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -356,16 +415,21 @@ def test_answers_may_not_grow_or_shrink_much(factor: float, verdict: str) -> Non
     longer = lengths * factor + rng.normal(0, 40, 200)
     got = g.length_check("length", lengths, longer)
     assert got.verdict == verdict and got.low < got.value < got.high
+    assert (got.name, got.least, got.most) == ("length", 0.8, 1.25)
     doubled = g.length_check("length", np.repeat(lengths, 3), np.repeat(longer, 3), np.repeat(np.arange(200), 3))
     assert (doubled.value, doubled.low) == pytest.approx((got.value, got.low))
 
 
 @pytest.mark.parametrize(("failures", "verdict"), [(0, "pass"), (5, "inconclusive"), (30, "failed"), (300, "failed")])
 def test_a_ceiling(failures: int, verdict: str) -> None:
-    got = g.ceiling_check("harmful", failures, 300, 0.01)
+    got = g.ceiling_check("harmful", failures, 300, 0.01, alpha=0.05)
     assert got.verdict == verdict and got.low <= got.value <= got.high
     exact = stats.binomtest(failures, 300).proportion_ci(0.9, "exact")
     assert (got.low, got.high) == pytest.approx((exact.low, exact.high))
+    assert (got.name, got.least, got.most) == ("harmful", None, 0.01)
+    stricter = g.ceiling_check("harmful", failures, 300, 0.01, alpha=0.005)
+    wider = stats.binomtest(failures, 300).proportion_ci(0.99, "exact")
+    assert (stricter.low, stricter.high) == pytest.approx((wider.low, wider.high))
 
 
 def test_safety_and_the_rest_are_adjusted_each_in_its_way() -> None:
