@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from align.api.measuring import measure as measure
     from align.api.prelaunch import launch_problems as launch_problems
     from align.api.prelaunch import write_advice as write_advice
+    from align.api.reporting import diff as diff
+    from align.api.reporting import report as report
     from align.api.sampling import sample as sample
     from align.api.scoring import audit as audit
     from align.api.scoring import score as score
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from align.core.generation.generator_base import Request as Request
     from align.core.generation.generator_base import Sample as Sample
     from align.core.inference.eval_suite import EvalRun as EvalRun
+    from align.core.report.differences import RunDifference as RunDifference
     from align.core.rewards.reward_base import Answer as Answer
     from align.core.rewards.reward_base import Reward as Reward
     from align.core.rewards.reward_base import Score as Score
@@ -90,6 +93,7 @@ _HOMES = {
     "api.labelling": ("label_data",),
     "api.measuring": ("measure",),
     "api.prelaunch": ("launch_problems", "write_advice"),
+    "api.reporting": ("diff", "report"),
     "api.sampling": ("sample",),
     "api.scoring": ("audit", "score"),
     "api.training": ("check", "train"),
@@ -115,6 +119,7 @@ _HOMES = {
     "core.evaluation.eval": ("Eval",),
     "core.generation.generator_base": ("Generator", "ModelHandle", "Request", "Sample"),
     "core.inference.eval_suite": ("EvalRun",),
+    "core.report.differences": ("RunDifference",),
     "core.rewards.reward_base": ("Answer", "Reward", "Score"),
     "core.training.sample_log": ("read_samples",),
     "core.util.liveness": ("Interrupted",),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from align.core.config import run_file
 from align.core.util.system_errors import explaining
+from align.schemas.errors import Problem
 from align.schemas.results import StageResult
 from align.schemas.run import Run
 
@@ -22,7 +24,7 @@ RunLike: TypeAlias = Run | str | Path
 def train(
     run: RunLike, *, resume: bool = False, overrides: Mapping[str, str] | None = None, progress: bool = True
 ) -> list[StageResult]:
-    """Run every stage that is not finished yet, and return the results of all.
+    """Run every stage that is not finished yet, write the run's ``report.html``, and return the results of all.
 
     run: ``align.load(...)``, or the path of a run file. resume: continue an interrupted run. progress: show it, on
     stderr. A run with a ``project:`` is advised first, and does not start against a blocking finding, unless
@@ -31,9 +33,27 @@ def train(
     Imports torch. Raises AlignError for whatever the user can fix, and ``align.Interrupted`` after a
     signal (Ctrl-C), once the step is saved.
     """
+    from align.core.engine.processes import rank
     from align.core.training.launch import train as launch
 
-    return launch(with_overrides(as_run(run), overrides), resume=resume, progress=progress)
+    checked = with_overrides(as_run(run), overrides)
+    results = launch(checked, resume=resume, progress=progress)
+    if rank() == 0:
+        _write_report(Path(checked.output))
+    return results
+
+
+def _write_report(directory: Path) -> None:
+    """Write the run's page. The models are there by now, so that whatever fails here is only a warning."""
+    from align.api.reporting import report
+
+    try:
+        report(directory)
+    except Exception as error:
+        print(
+            Problem(str(directory), f"the report was not written: {error}", "`align report` tries again"),
+            file=sys.stderr,
+        )
 
 
 @explaining()

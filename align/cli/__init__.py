@@ -18,6 +18,8 @@ COMMANDS = {
     "train": ("align.cli.train:train", "Train what a run file describes."),
     "eval": ("align.cli.eval:evaluation", "Measure a model with benchmarks and evals of your own."),
     "gate": ("align.cli.gate:gate", "Judge whether a change may ship, by paired statistics."),
+    "report": ("align.cli.report:report", "Show what runs learned: one page with curves, samples and differences."),
+    "diff": ("align.cli.report:diff", "Say why two runs differ."),
     "estimate": ("align.cli.estimate:estimate", "Say what a run takes: memory, whether it fits, how long."),
     "sample": ("align.cli.sample:sample", "Ask a model: one prompt or a file of them, scored by rewards if you like."),
     "data": ("align.cli.data:data", "Look at data as the model will see it, and check it."),

@@ -31,7 +31,7 @@ def facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
     if stage.data.get("bad"):
         yield "bad rows", f"{stage.data['bad']:,}"
     if "steps" in noted:
-        yield "steps", f"{noted['steps']:,} of {settings['train']['batch_size']} examples"
+        yield "steps", plan(stage)
     if tokens := stage.curves.get("num_tokens"):
         yield "tokens seen", number(tokens[-1][1])
     yield "seed", str(settings["seed"])
@@ -39,6 +39,21 @@ def facts(stage: StageFacts) -> Iterator[tuple[str, str]]:
         yield "processes", str(noted["world_size"])
     if "data" in noted:
         yield "data hash", noted["data"][:12]
+
+
+def plan(stage: StageFacts) -> str:
+    """Return ``625 steps of 16 examples``."""
+    steps, examples = stage.noted["steps"], stage.settings["train"]["batch_size"]
+    what = "completions" if stage.from_rewards else "examples"
+    return f"{steps:,} {'step' if steps == 1 else 'steps'} of {examples:,} {what if examples != 1 else what[:-1]}"
+
+
+def steps_per_phase(stage: StageFacts) -> int:
+    """Return the optimizer steps that a stage which learns from rewards takes on the completions of one phase."""
+    algorithm = dict(stage.settings["algorithm"])
+    given = {**_plugin_defaults("algorithm", algorithm["type"]), **algorithm}
+    counts = (stage.settings["rollout"].get("batches", 1), given.get("num_iterations", 1))
+    return counts[0] * counts[1] if all(isinstance(count, int) for count in counts) else 1
 
 
 def chosen(stage: StageFacts) -> list[tuple[str, str]]:

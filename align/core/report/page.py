@@ -1,39 +1,46 @@
-"""The report's page: a run directory, measures and samples in; one self-contained HTML file out."""
+"""The report's page: run directories, measures, a gate and samples in; one self-contained HTML file out."""
 
 from __future__ import annotations
 
 import json
 import math
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from align.core.report import chart as charts
-from align.core.report.facts import chosen, facts
+from align.core.report.curves import Curve, as_data, better, curves_of, goals, main_curves
+from align.core.report.differences import differences, run_before
+from align.core.report.facts import chosen, facts, plan
+from align.core.report.gate_view import GateUnit, GateView
 from align.core.report.read import RunFacts, StageFacts, read_run
+from align.core.report.samples import samples_of
 from align.core.report.table import Figure, MeasureRow, MeasureTable
 from align.core.util.atomic_files import write_atomic
-from align.schemas.html_template import html
+from align.schemas.errors import AlignError
+from align.schemas.html_template import html, json_data
+from align.schemas.text import number
 
 __all__ = ["STYLE", "StageCompletion", "Figure", "MeasureRow", "PromptSample", "MeasureTable", "write_report"]
 
 HERE = Path(__file__).parent
 STYLE = HERE / "style.css"
 """The style sheet of every page that the engine writes."""
-
-REWARDS = ("reward", "gold")
-"""Metrics that online training raises. They are shown before its losses, whose size says little there."""
-MAIN = ("rewards/accuracies", "rewards/margins", "accuracy", "margin", "mean_token_accuracy")
-"""Shown between the losses and the curves of the optimizer: the first two of these that a stage has."""
-SAMPLED = ("completions/mean_length", "kl")
-"""The same for a stage that samples completions."""
-OPTIMISER = ("grad_norm", "learning_rate")
-EXACT = ("learning_rate", "num_tokens")
-"""Curves that are not smoothed, since they are set and not measured."""
-LOWER = ("loss", "perplexity")
-"""Held-out metrics that are shown before and after, in addition to those of MAIN."""
+SCRIPT = HERE / "report.js"
+MOST_RUNS = 6
+"""Runs on one page: as many as there are colours that can be told apart."""
+VERDICTS = {
+    "pass": ("good", "No domain got worse by more than its margin."),
+    "regressed": ("bad", "The candidate got worse."),
+    "inconclusive": ("", "The data cannot tell whether the candidate got worse by more than a margin."),
+    "refused": ("", "The data cannot support a margin of the policy."),
+    "invalid": ("", "The two runs cannot be compared."),
+}
+"""Colour and sentence of a gate's verdict."""
+PLOT = 260
+"""Width of the forest plot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,61 +62,241 @@ class PromptSample:
 
 
 def write_report(
-    run_directory: Path,
+    run_directory: Path | Sequence[Path],
     path: Path,
     *,
-    title: str,
+    title: str | None = None,
     table: MeasureTable | None = None,
     samples: Sequence[PromptSample] = (),
+    gate: GateView | None = None,
 ) -> None:
-    """Write the page of a run to ``path``, whole or not at all. Raises AlignError where the directory is no run's."""
-    page = render(read_run(run_directory), title, table, samples)
+    """Write the page of a run, or of several, to ``path``, whole or not at all.
+
+    title: the page's heading; the directories' names unless given. table, samples: measures and completions of every
+    stage, where somebody took them. gate: a gate's result, shown first. Raises AlignError where a directory is no
+    run's, and for more than ``MOST_RUNS``.
+    """
+    directories = [run_directory] if isinstance(run_directory, Path) else list(run_directory)
+    page = render(directories, title, table=table, samples=samples, gate=gate)
     write_atomic(path, page.encode())
 
 
-def render(run: RunFacts, title: str, table: MeasureTable | None, samples: Sequence[PromptSample]) -> str:
-    """Return the page as text."""
+def render(
+    directories: Sequence[Path],
+    title: str | None = None,
+    *,
+    table: MeasureTable | None = None,
+    samples: Sequence[PromptSample] = (),
+    gate: GateView | None = None,
+    live: str = "",
+) -> str:
+    """Return the page as text. live: the version of a page that is served, and follows its run."""
+    if len(directories) > MOST_RUNS:
+        fix = f"name up to {MOST_RUNS}, or write several reports"
+        raise AlignError(f"{len(directories)} runs are too many for one page", fix, where="report")
+    runs = [read_run(directory) for directory in directories]
+    names = run_names(directories)
+    stored = samples_of(runs)
+    stored.data["runs"] = names
+    stages = _stages(runs)
+    last = run_before(runs[0]) if len(runs) == 1 else None
+    pairs = [(runs[0], run) for run in runs[1:]] if last is None else [(last, runs[0])]
+    flips = [asdict(flip) for flip in gate.flips] if gate else []
     return html(
         HERE / "page.html",
         STYLE,
-        title=title,
-        run=run,
-        stages=[_stage(stage) for stage in run.stages],
+        SCRIPT,
+        title=title or " and ".join(names),
+        runs=runs,
+        names=names,
+        stages=stages,
+        headlines=list(_headlines(runs[-1])) if table is None or not table.rows else [],
         table=table if table and table.rows else None,
         rows=[(row, list(zip(row.figures, _bars(row), strict=True))) for row in table.rows] if table else [],
         samples=samples,
-        commands=list(_commands(run)),
-        versions=[(name, version) for name, version in run.manifest.get("versions", {}).items() if version],
-        size=charts,
+        stored=stored,
+        gate=gate,
+        verdict=VERDICTS.get(gate.verdict, ("", "")) if gate else ("", ""),
+        forest=[(part, [(unit, _forest(unit, gate.scale)) for unit in units]) for part, units in _units(gate)],
+        zero=_across(0.0, gate.scale) if gate else 0,
+        plot=PLOT,
+        warnings=[
+            each
+            for run, name in zip(runs, names, strict=True)
+            for each in _warnings(run, name if len(runs) > 1 else "")
+        ],
+        plans=[(name, [_plan(stage) for stage in run.stages]) for run, name in zip(runs, names, strict=True)],
+        compared=[(str(one.directory), str(two.directory), differences(one, two)) for one, two in pairs],
+        with_last=last is not None,
+        commands=list(_commands(runs[-1])),
+        curves_data=json_data({"runs": names, "stages": [stage["data"] for stage in stages]}),
+        samples_data=json_data(stored.data),
+        flips_data=json_data(flips),
+        flipped=sorted({flip["eval"] for flip in flips}),
+        live=live,
+        number=number,
     )
 
 
-def _stage(stage: StageFacts) -> dict[str, Any]:
-    names = sorted({name.removeprefix("val/") for name in stage.curves}, key=lambda name: (name != "loss", name))
-    drawn = {name: picture for name in names if (picture := _picture(stage, name))}
-    losses = [name for name in drawn if name.split("/")[-1] in LOWER]
-    rewards = [name for name in drawn if name.split("/")[-1] in REWARDS]
-    expected = SAMPLED if rewards else MAIN
-    more = [name for name in expected if name in drawn][:2]
-    main = [*rewards, *losses[:3], *more, *[name for name in OPTIMISER if name in drawn]]
+def run_names(directories: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of paths that tell directories apart; equal directories share a name."""
+    parts = [directory.resolve().parts for directory in directories]
+    shortest = 2 if any(path[-1:] == ("run",) for path in parts) else 1
+    for length in range(shortest, max(map(len, parts)) + 1):
+        names = ["/".join(path[-length:]) for path in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
+
+
+def _stages(runs: Sequence[RunFacts]) -> list[dict[str, Any]]:
+    """Return the stages of the page: those of all runs, by name, in the order of the first run that has them."""
+    names = dict.fromkeys(stage.name for run in runs for stage in run.stages)
+    found = []
+    for name in names:
+        own = [(i, stage) for i, run in enumerate(runs) for stage in run.stages if stage.name == name]
+        curves = [(i, curves_of(stage)) for i, stage in own]
+        found.append(
+            {
+                "name": name,
+                "states": [stage.state for _, stage in own],
+                "data": as_data(own),
+                "curves": dict(curves),
+                "facts": [(i, list(facts(stage)), chosen(stage), list(_hashes(stage))) for i, stage in own],
+                "held_out": [(i, curve) for i, stage in own for curve in goals(stage)],
+            }
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """One measure of a stage, before and after."""
+
+    stage: str
+    title: str
+    before: str
+    after: str
+    verdict: str
+    note: str
+
+
+def _headlines(run: RunFacts) -> Iterator[Headline]:
+    """Yield what each stage improved, on held-out rows where there are some: the last stage first."""
+    for stage in reversed(run.stages):
+        held_out = goals(stage)
+        curves = curves_of(stage)
+        shown = held_out[:1] or [curves[name] for name in main_curves(list(curves), stage.from_rewards)[:1]]
+        for curve in shown:
+            yield _headline(stage, curve, bool(held_out))
+
+
+def _headline(stage: StageFacts, curve: Curve, held_out: bool) -> Headline:
+    side = better(curve.name)
+    points = [y for _, y in (curve.held_out if held_out else curve.training) if math.isfinite(y)]
+    first, last = points[0], points[-1]
+    improved = (last > first) == (side == "higher") if first != last and side else None
+    verdict = {True: "better", False: "worse", None: "unclear"}[improved]
+    where = "held-out rows" if held_out else "the rows it learns from: none are held out"
+    note = f"On {where}; {side} is better." if side else f"On {where}."
+    return Headline(stage.name, curve.title, number(first), number(last), verdict, note)
+
+
+def _units(gate: GateView | None) -> list[tuple[str, tuple[GateUnit, ...]]]:
+    parts = [("domain", gate.domains), ("eval", gate.evals)] if gate else []
+    return [(part, units) for part, units in parts if units]
+
+
+def _across(value: float, scale: tuple[float, float]) -> float:
+    low, high = scale
+    return round(PLOT * (value - low) / (high - low), 1)
+
+
+def _forest(unit: GateUnit, scale: tuple[float, float]) -> dict[str, float | None] | None:
+    """Place a unit on the forest plot; None where its difference is not finite."""
+    if not math.isfinite(unit.diff):
+        return None
+    ends = [end if math.isfinite(end) else side for end, side in zip((unit.low, unit.high), scale, strict=True)]
+    low, high = (_across(end, scale) for end in ends)
+    margin = None if unit.margin is None else _across(-unit.margin, scale)
+    return {"low": low, "high": high, "at": _across(unit.diff, scale), "margin": margin}
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something to look at. level: alarm, warning or note."""
+
+    level: str
+    where: str
+    what: str
+
+
+def _warnings(run: RunFacts, name: str) -> Iterator[Warned]:
+    """Yield what went wrong or needs a look: alarms of the rewards, values that are not finite, bad rows."""
+    for stage in run.stages:
+        where = " · ".join(filter(None, (name, stage.name)))
+        for alarm in stage.noted.get("alarms", []):
+            yield Warned("alarm", where, str(alarm))
+        if stage.noted.get("paused_at") and not stage.finished:
+            yield Warned("alarm", where, f"paused at {stage.noted['paused_at']}")
+        elif not stage.finished:
+            yield Warned("note", where, "is not finished" if stage.curves else "has not begun")
+        for curve in curves_of(stage).values():
+            if curve.lost:
+                yield Warned("warning", where, f"{curve.name}: {curve.lost:,} logged values are not finite")
+        lost = [
+            metric for metric, points in stage.curves.items() if points and not any(math.isfinite(y) for _, y in points)
+        ]
+        for metric in lost:
+            yield Warned("warning", where, f"{metric}: no logged value is finite")
+        if stage.data.get("bad"):
+            yield Warned(
+                "warning", where, f"{stage.data['bad']:,} rows could not be used (data_report.json lists them)"
+            )
+        if stage.finished and not any(metric.startswith("val/") for metric in stage.curves) and stage.curves:
+            yield Warned(
+                "note", where, "no rows are held out: set data.validation_fraction to see what it does on others"
+            )
+
+
+def _plan(stage: StageFacts) -> dict[str, str]:
+    """Return one row of the plan: cells by column."""
+    read = [f"{source['rows']:,}" for source in stage.data.get("sources", []) if not source.get("held_out")]
+    tokens = stage.curves.get("num_tokens")
+    seconds = stage.noted.get("seconds")
     return {
-        "name": stage.name,
-        "state": "finished" if stage.finished else "unfinished" if stage.curves else "not begun",
-        "facts": list(facts(stage)),
-        "chosen": chosen(stage),
-        "held_out": [
-            (name, *drawn[name].ends)
-            for name in [*rewards, *losses, *MAIN]
-            if name in drawn and len(stage.curves.get("val/" + name, [])) > 1
-        ],
-        "main": [(name, drawn[name]) for name in main],
-        "rest": [(name, drawn[name]) for name in drawn if name not in main],
+        "stage": stage.name,
+        "algorithm": stage.settings["algorithm"]["type"],
+        "starts from": stage.settings["model"]["path"],
+        "plan": plan(stage) if "steps" in stage.noted else "–",
+        "rows": " + ".join(read) or "–",
+        "tokens": number(tokens[-1][1]) if tokens else "–",
+        "time": duration(seconds) if isinstance(seconds, int | float) else "–",
+        "processes": str(stage.noted.get("world_size", "–")),
+        "state": stage.state,
     }
 
 
-def _picture(stage: StageFacts, name: str) -> charts.Chart | None:
-    """Draw the training curve and the held-out one together; named held-out sets have pictures of their own."""
-    return charts.chart(stage.curves.get(name, []), stage.curves.get("val/" + name, []), smoothed=name not in EXACT)
+def duration(seconds: float) -> str:
+    """Return ``41 s``, ``3 min 20 s`` or ``2 h 5 min``."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def _hashes(stage: StageFacts) -> Iterator[tuple[str, str]]:
+    """Yield name and checksum of everything that the stage read."""
+    if "data" in stage.noted:
+        yield "rows", stage.noted["data"]
+    for source in stage.data.get("sources", []):
+        for file in source.get("files", []):
+            yield file["path"], file["sha256"]
+    inputs: Mapping[str, Mapping[str, str]] = stage.noted.get("inputs", {})
+    for setting, files in inputs.items():
+        for file, content in files.items():
+            yield f"{setting}: {file}" if file else setting, content or "not on this machine"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class StageFacts:
     """One stage of the run."""
 
     name: str
+    directory: Path
     settings: Mapping[str, Any]
     """Its part of ``run.yaml``."""
     noted: Mapping[str, Any]
@@ -32,6 +33,16 @@ class StageFacts:
     curves: Mapping[str, list[tuple[float, float]]]
     """Metric -> (step, value), which may be NaN; held-out ones start with ``val/``."""
     finished: bool
+
+    @property
+    def from_rewards(self) -> bool:
+        """Return whether it samples completions and scores them."""
+        return bool(self.settings.get("rollout"))
+
+    @property
+    def state(self) -> str:
+        """Return ``finished``, ``unfinished`` or ``not begun``."""
+        return "finished" if self.finished else "unfinished" if self.curves else "not begun"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +56,10 @@ class RunFacts:
     """``advice.json``, of a run with a ``project:``."""
 
 
-def read_run(directory: Path) -> RunFacts:
-    """Everything the report shows; a stage that has not begun has no curves.
+def read_run(directory: Path, *, curves: bool = True) -> RunFacts:
+    """Return everything the report shows; a stage that has not begun has no curves.
 
-    Raises AlignError where ``directory`` is not a run's.
+    curves: False leaves them unread, for a look at what a run is. Raises AlignError where ``directory`` is not a run's.
     """
     file = directory / "run.yaml"
     if not file.is_file():
@@ -67,19 +78,20 @@ def read_run(directory: Path) -> RunFacts:
     run = document.values
     if outside := [stage["name"] for stage in run["stages"] if Path(stage["name"]).name != stage["name"]]:
         raise AlignError(f"has a stage named {outside[0]!r}, which is no name of a directory", where=str(file))
-    stages = [_stage(directory / stage["name"], stage, manifest) for stage in run["stages"]]
+    stages = [_stage(directory / stage["name"], stage, manifest, curves) for stage in run["stages"]]
     return RunFacts(directory, stages, manifest, _read_recorded(directory / "advice.json", sums))
 
 
-def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> StageFacts:
+def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, Any], curves: bool) -> StageFacts:
     done = _json(directory / "done.json")
     noted = manifest.get("stages", {}).get(settings["name"], {})
     return StageFacts(
         name=settings["name"],
+        directory=directory,
         settings=concealed(settings),
         noted=noted,
         data=_read_recorded(directory / "data_report.json", noted.get("files", {})),
-        curves=_curves(directory / "metrics.csv", *_recorded_sum(directory, done or {})),
+        curves=_curves(directory / "metrics.csv", *_recorded_sum(directory, done or {})) if curves else {},
         finished=done is not None,
     )
 
