@@ -11,7 +11,7 @@ from typing import Any
 from align.core.config.yaml_loader import write as to_yaml
 from align.core.report import Figure, MeasureRow, MeasureTable, PromptSample, StageCompletion, write_report
 
-SECTIONS = ["trained", "change", "curves", "samples", "next"]
+SECTIONS = ["results", "curves", "samples", "warnings", "plan", "differences", "next", "details"]
 
 METRICS = "step,epoch,loss,{0},val/loss,val/{0}/loss\n1,0,2,5,,\n2,0,1,6,,\n2,0,,,1.5,1.75\n3,1,,,1.25,1\n"
 

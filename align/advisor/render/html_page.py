@@ -14,8 +14,15 @@ WIDTH = 400
 
 def render(advice: Advice) -> str:
     """Return the page as HTML."""
-    about = {"heading": heading(advice), "sections": outline(advice), "footer": footer(advice)}
-    return html(HERE / "advice.html", HERE / "style.css", advice=advice, shares=shares, **about)
+    return html(
+        HERE / "advice.html",
+        HERE / "style.css",
+        advice=advice,
+        shares=shares,
+        heading=heading(advice),
+        sections=outline(advice),
+        footer=footer(advice),
+    )
 
 
 def shares(bar: MemoryBar) -> list[tuple[float, float]]:

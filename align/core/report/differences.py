@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,21 +118,26 @@ def _short(digest: str | None) -> str | None:
 
 def run_before(run: RunFacts) -> RunFacts | None:
     """Return the run next to this one that was started last before it; None where there is none."""
-    started = run.manifest.get("started")
+    started = _started(run)
     here = run.directory.resolve()
-    if not started:
+    if started is None:
         return None
-    latest: RunFacts | None = None
-    for number, file in enumerate(here.parent.glob("*/run.yaml")):
-        if number >= MOST_SIBLINGS:
-            break
+    before: list[tuple[datetime, Path]] = []
+    for file in islice(here.parent.glob("*/run.yaml"), MOST_SIBLINGS):
         if file.parent.resolve() == here:
             continue
         try:
-            other = read_run(file.parent, curves=False)
-        except AlignError:
+            then = _started(read_run(file.parent, curves=False))
+        except AlignError:  # damaged, or no run
             continue
-        then = other.manifest.get("started", "")
-        if "" < then < started and (latest is None or then > latest.manifest["started"]):
-            latest = other
-    return read_run(latest.directory) if latest else None
+        if then is not None and then < started:
+            before.append((then, file.parent))
+    return read_run(max(before)[1]) if before else None
+
+
+def _started(run: RunFacts) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(str(run.manifest.get("started")))
+    except ValueError:
+        return None
+    return found if found.tzinfo else None

@@ -117,7 +117,7 @@ def render(
         stored=stored,
         gate=gate,
         verdict=VERDICTS.get(gate.verdict, ("", "")) if gate else ("", ""),
-        forest=[(part, [(unit, _forest(unit, gate.scale)) for unit in units]) for part, units in _units(gate)],
+        forest=_forests(gate) if gate else [],
         zero=_across(0.0, gate.scale) if gate else 0,
         plot=PLOT,
         warnings=[
@@ -202,9 +202,10 @@ def _headline(stage: StageFacts, curve: Curve, held_out: bool) -> Headline:
     return Headline(stage.name, curve.title, number(first), number(last), verdict, note)
 
 
-def _units(gate: GateView | None) -> list[tuple[str, tuple[GateUnit, ...]]]:
-    parts = [("domain", gate.domains), ("eval", gate.evals)] if gate else []
-    return [(part, units) for part, units in parts if units]
+def _forests(gate: GateView) -> list[tuple[str, list[tuple[GateUnit, dict[str, float | None] | None]]]]:
+    """Return the parts of the forest plot, domains first, each with its units and their places."""
+    parts = (("domain", gate.domains), ("eval", gate.evals))
+    return [(part, [(unit, _forest(unit, gate.scale)) for unit in units]) for part, units in parts if units]
 
 
 def _across(value: float, scale: tuple[float, float]) -> float:

@@ -308,7 +308,8 @@ function browse(section, rows, choose, card, words) {
     found = choose(rows, new FormData(form));
     list.replaceChildren();
     shown = 0;
-    count.textContent = `${plural(found.length, words)}${found.length < rows.length ? ` of ${rows.length.toLocaleString("en")}` : ""}`;
+    const total = found.reduce((sum, row) => sum + (row.times ?? 1), 0);
+    count.textContent = `${plural(total, words)}${total < rows.length ? ` of ${rows.length.toLocaleString("en")}` : ""}`;
     add();
   };
   let waiting = 0;
@@ -382,11 +383,22 @@ function startSamples() {
       longest: (a, b) => b[LENGTH] - a[LENGTH],
       shortest: (a, b) => a[LENGTH] - b[LENGTH],
     };
-    return found.sort(orders[given.get("order")] ?? orders.last);
+    return counted(found.sort(orders[given.get("order")] ?? orders.last));
+  };
+  // Equal completions to one prompt at one step become one card, which says how many there are.
+  const counted = found => {
+    const cards = new Map();
+    for (const row of found) {
+      const key = [RUN, STAGE, STEP, PROMPT, COMPLETION, REWARD].map(i => row[i]).join("\u0000");
+      if (cards.has(key)) cards.get(key).times += 1;
+      else cards.set(key, Object.assign([...row], { times: 1 }));
+    }
+    return [...cards.values()];
   };
   const card = row => {
     const facts = [data.runs?.length > 1 ? data.runs[row[RUN]] : "", row[STAGE], `step ${row[STEP].toLocaleString("en")}`].filter(Boolean);
     const scores = node("p", { class: "scores" });
+    if (row.times > 1) scores.append(node("span", {}, `${row.times} times`));
     scores.append(node("b", {}, row[REWARD] === null ? "no reward" : `reward ${short(row[REWARD])}`));
     const parts = Object.entries(row[PARTS]);
     for (const [name, value] of parts.length > 1 ? parts : []) scores.append(node("span", {}, `${name} ${value === null ? "–" : short(value)}`));

@@ -12,51 +12,40 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from align.core.config.run_file import dump, parse
 from align.core.report import Figure, MeasureRow, MeasureTable, print_table
-from align.core.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, chart, smooth, thin, ticks
+from align.core.report.chart import ticks
+from align.core.report.curves import Curve, as_data, goals, thin
 from align.core.report.facts import chosen
-from align.core.report.page import IntervalBar, _bars, _stage
+from align.core.report.page import IntervalBar, _bars, duration, run_names
 from align.core.report.read import read_run
 from align.schemas.errors import AlignError
 from align.schemas.text import number
 from tests.core.reports import SECTIONS, Shape, measures, page_of, write_run
 
 
-def test_the_coordinates_of_a_known_curve() -> None:
-    # The plot is 48..312 wide and 158..20 high (downwards). Values 0..1 get the ticks 0, 0.5 and 1.
-    assert (LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM) == (48, 312, 158)
-    drawn = chart([(0, 0.0), (10, 1.0)], [(5, 0.5)])
-    assert drawn is not None
-    assert drawn.smooth == "M48.0,158.0L312.0,20.0"
-    assert drawn.raw == ""  # too short to smooth: drawn once
-    assert (drawn.held_out, drawn.marks) == ("M180.0,89.0", [(180.0, 89.0)])
-    assert drawn.y_ticks == [(158.0, "0"), (89.0, "0.5"), (20.0, "1")]
-    assert drawn.x_ticks == [(48.0, "0"), (180.0, "5"), (312.0, "10")]
-    assert drawn.summary == "0.5"
-    assert [(stop.left, stop.width, stop.text) for stop in drawn.stops] == [
-        (48.0, 132.0, "step 0: 0"),
-        (180.0, 132.0, "step 10: 1, held out 0.5 at 5"),
+def test_a_value_that_is_not_finite_is_counted_and_breaks_the_line(tmp_path: Path) -> None:
+    curve = Curve("loss", [(0, 0.0), (1, 1.0), (2, math.nan), (3, math.inf), (4, 1.0)], [])
+    assert (curve.summary, curve.range, curve.lost) == ("0 → 1, 2 not finite", ("0", "1"), 2)
+    metrics = "step,epoch,loss,other\n1,0,3,nan\n2,0,nan,inf\n3,0,1.23456789,\n"
+    (stage,) = read_run(write_run(tmp_path / "run", metrics=metrics)).stages
+    assert as_data([(0, stage)])["charts"] == [
+        {
+            "name": "loss",
+            "title": "loss",
+            "main": True,
+            "exact": False,
+            "lines": [{"run": 0, "kind": "train", "x": [1, 2, 3], "y": [3, None, 1.23457]}],
+        }
     ]
-
-
-def test_a_value_that_is_not_finite_breaks_the_line_and_is_counted() -> None:
-    drawn = chart([(0, 0.0), (1, 1.0), (2, math.nan), (3, math.inf), (4, 1.0)], [])
-    assert drawn is not None
-    assert drawn.smooth == "M48.0,158.0L114.0,20.0M312.0,20.0"
-    assert drawn.summary == "0 → 1, 2 not finite"
-    assert "step 2: NaN" in [stop.text for stop in drawn.stops]
-    assert chart([(0, math.nan)], []) is None
-    assert chart([], []) is None
+    page = page_of(tmp_path / "run")
+    assert "loss: 1 logged values are not finite" in page and "other: no logged value is finite" in page
 
 
 def test_what_is_only_rounding_beside_the_rest_is_told_as_zero() -> None:
-    drawn = chart([], [(0, -2.9e-8), (1, 1.31)])
-    assert drawn is not None and drawn.ends == ("0", "1.31")
+    assert Curve("loss", [], [(0, -2.9e-8), (1, 1.31)]).ends == ("0", "1.31")
 
 
 def test_ticks_by_hand() -> None:
@@ -67,31 +56,8 @@ def test_ticks_by_hand() -> None:
     assert ticks(0, 0, 4) == [-0.5, 0, 0.5]
 
 
-def test_smoothing_by_hand() -> None:
-    # n = 8: a = 1/2, so the third mean is (4 + 2/2 + 0/4) / (1 + 1/2 + 1/4) = 20/7.
-    course = smooth([(0, 0.0), (1, 2.0), (2, 4.0), *[(x, 4.0) for x in range(3, 8)]])
-    assert [y for _, y in course[:3]] == pytest.approx([0, 4 / 3, 20 / 7])
-    assert smooth([(0, 1.0), (1, 9.0)]) == [(0, 1.0), (1, 9.0)]
-
-
 def test_thinning_means_neighbours() -> None:
     assert thin([(0, 1.0), (1, 3.0), (2, 5.0), (3, 6.0), (4, 9.0)], 3) == [(1, 2.0), (3, 5.5), (4, 9.0)]
-
-
-@given(
-    st.lists(st.floats(), max_size=60),
-    st.lists(st.floats(), max_size=10),
-    st.integers(0, 10**6),
-)
-def test_any_numbers_stay_inside_the_picture(training: list[float], held_out: list[float], start: int) -> None:
-    drawn = chart(list(enumerate(training, start)), list(enumerate(held_out, start)))
-    if drawn is None:
-        return
-    written = " ".join([drawn.raw, drawn.smooth, drawn.held_out])
-    places = [float(n) for n in re.findall(r"-?[\d.]+", written)]
-    places += [y for _, y in drawn.marks] + [y for stop in drawn.stops for dot in stop.dots for y in dot]
-    assert all(0 <= place <= WIDTH for place in places)
-    assert "nan" not in written and "inf" not in written
 
 
 def test_interval_bars_by_hand() -> None:
@@ -128,17 +94,20 @@ def test_a_table_has_a_figure_for_every_stage() -> None:
 def test_structure(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run", stages=("sft", "dpo")), "A title", **measures())
     shape = Shape(page)
-    assert re.findall(r'<section id="(\w+)">', page) == SECTIONS
-    assert re.findall(r"<h2>(.*?)</h2>", page) == [
-        "What was trained",
-        "Before and after",
+    assert re.findall(r'<section id="(\w+)"', page) == SECTIONS
+    assert re.findall(r"<h2[^>]*>(.*?)</h2>", page) == [
+        "What improved",
         "Curves",
-        "Sample answers",
+        "Samples",
+        "Warnings",
+        "Advice, plan and cost",
+        "What differs",
         "How to go on",
+        "Details",
     ]
     assert re.findall(r"<h1[^>]*>(.*)</h1>", page) == re.findall(r"<title>(A title)</title>", page) == ["A title"]
     assert [tag for tag, _ in shape.tags].count("figure") == 2 * 3  # loss, a named held-out loss, one more
-    void = {"meta", "link", "line", "circle", "path", "rect"}
+    void = {"meta", "link", "line", "circle", "path", "rect", "input"}
     opened = sorted(tag for tag, _ in shape.tags if tag not in void)
     assert opened == sorted(tag for tag in shape.ends if tag not in void)
     assert "20.0 %" in page and "80.0 to 95.0 %" in page and "Better, beyond chance." in page
@@ -214,7 +183,8 @@ def test_figures_that_are_not_there(tmp_path: Path) -> None:
     figures = (None, Figure(math.nan, math.nan, math.nan), Figure(math.inf))
     rows = (MeasureRow("share", figures), MeasureRow("number", figures, unit="number"), MeasureRow("none", (None,) * 3))
     page = page_of(write_run(tmp_path / "run"), table=MeasureTable(("a", "b", "c"), rows))
-    assert "NaN" in page and "∞" in page and "nan" not in "".join(Shape(page).text)
+    shown = page.partition("<script>")[0]  # without our own script, which has words of its own
+    assert "NaN" in page and "∞" in page and "nan" not in "".join(Shape(shown).text)
 
 
 def test_the_terminal_table_says_the_same_and_obeys_no_one() -> None:
@@ -300,10 +270,43 @@ def test_what_was_chosen_is_what_is_not_at_its_default(grpo: Path) -> None:
 
 def test_the_reward_stands_first_and_is_told_before_and_after(grpo: Path) -> None:
     (stage,) = read_run(grpo).stages
-    shown = _stage(stage)
-    assert [name for name, _ in shown["main"]] == ["gold", "reward", "loss", "kl", "grad_norm"]
-    assert [name for name, _ in shown["rest"]] == ["clip_ratio/low_mean", "entropy"]
-    assert shown["held_out"] == [("gold", "0.5", "0.625"), ("reward", "0.25", "0.75")]
+    charts = as_data([(0, stage)])["charts"]
+    assert [chart["name"] for chart in charts if chart["main"]] == [
+        "reward",
+        "gold",
+        "kl",
+        "entropy",
+        "loss",
+        "grad_norm",
+    ]
+    assert [chart["name"] for chart in charts if not chart["main"]] == ["clip_ratio/low_mean"]
+    assert [(curve.name, *curve.ends) for curve in goals(stage)] == [
+        ("reward", "0.25", "0.75"),
+        ("gold", "0.5", "0.625"),
+    ]
     page = page_of(grpo)
     assert "Nothing was held out" not in page
-    assert page.index("<bdi>reward</bdi>") < page.index("<details>")
+    assert page.index("<bdi>reward</bdi>") < page.index("<bdi>loss</bdi>") < page.index("<details>")
+    assert "On held-out rows; higher is better." in page
+
+
+def test_the_parts_of_a_reward_stand_after_it(grpo: Path) -> None:
+    file = grpo / "one" / "metrics.csv"
+    head, *rows = file.read_text().splitlines()
+    parts = [f"{head},rewards/math/mean,rewards/length/mean", *(f"{row},1,0" for row in rows)]
+    file.write_text("\n".join(parts) + "\n")
+    (stage,) = read_run(grpo).stages
+    charts = as_data([(0, stage)])["charts"]
+    titles = [chart["title"] for chart in charts][:5]
+    assert titles == ["reward", "gold reward", "reward part: length", "reward part: math", "KL to the reference"]
+
+
+def test_names_of_runs_tell_them_apart(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("one/run", "two/run", "three")]
+    assert run_names(places[:1]) == ["one/run"]
+    assert run_names(places[2:]) == ["three"]
+    assert run_names(places) == ["one/run", "two/run", f"{tmp_path.name}/three"]
+
+
+def test_durations_in_words() -> None:
+    assert [duration(s) for s in (0.4, 41, 200, 7500)] == ["0 s", "41 s", "3 min 20 s", "2 h 5 min"]
