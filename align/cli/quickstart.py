@@ -55,6 +55,8 @@ def quickstart(output: Path, seed: int, model: str | None, data: str | None, qui
     if result.agreement is not None:
         before, after = result.agreement
         click.echo(f"words shared with the answer wanted: {before:.0%} before, {after:.0%} after")
+    for number, line in enumerate(result.gate):
+        click.echo(f"{'gate' if number == 0 else '':<10}{line}")
     click.echo(f"report    {result.page}")
     click.echo(f"model     {result.model}")
     click.echo(f"run file  {result.run_file}")

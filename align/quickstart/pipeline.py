@@ -19,7 +19,7 @@ from align.core.inference.probe_models import LocalProbeModel
 from align.core.report import Figure, MeasureRow, MeasureTable, PromptSample, StageCompletion, write_report
 from align.core.report.read import read_run
 from align.core.training.launch import train
-from align.core.util.atomic_files import write_atomic
+from align.core.util.atomic_files import read_json, write_atomic
 from align.core.util.progress import say, track, working
 from align.quickstart import run_files, sums
 from align.schemas.errors import AlignError
@@ -46,6 +46,8 @@ class QuickstartResult:
     """Held-out prompts of a user's own rows with their answers, the most changed first."""
     agreement: tuple[float, float] | None = None
     """F1 of the words of answers and expected answers, of the first model and of the last."""
+    gate: Sequence[str] = ()
+    """The gate's outcome, and a line for each of its domains and evals."""
 
 
 def quickstart(
@@ -105,9 +107,20 @@ def _sums(place: Path, seed: int, progress: bool) -> QuickstartResult:
     for i in range(SAMPLES):
         by_model = tuple(StageCompletion(name, *own[i]) for name, own in zip(models, completions, strict=True))
         samples.append(PromptSample(questions[i], by_model, sums.say(sums.SHOWN, held_out[i])))
-    return _write_result(
-        place, file, results, "A small model learns to add, to answer as people like, and to be right", table, samples
-    )
+    title = "A small model learns to add, to answer as people like, and to be right"
+    result = _write_result(place, file, results, title, table, samples)
+    return replace(result, gate=list(_gate_lines(results[-1].directory)))
+
+
+def _gate_lines(stage: Path) -> Iterator[str]:
+    """Yield the outcome of a stage's gate, and each unit's verdict with its difference in points of a hundred."""
+    report = read_json(stage / "gate.json")["report"]
+    yield f"{report['outcome']}: {stage.name} against the model that it began from"
+    for unit in report["result"]["domains"]:
+        found = unit["comparison"]
+        low, high = 100 * found["low"], 100 * found["high"]
+        points = f"{100 * found['difference']:+.1f} points ({low:+.1f} to {high:+.1f})"
+        yield f"{unit['name']}: {unit['verdict']}, {points}, may lose {100 * unit['margin']:g}"
 
 
 @contextmanager

@@ -72,6 +72,31 @@ stages:
     schedule: {{type: linear, warmup_steps: 0}}
     train: {{batch_size: 256}}
     validation: {{eval_steps: 10}}
+    gate: {{suite: {suite}, policy: {policy}, on_regression: keep}}
+"""
+
+SUMS_SUITE = """\
+# Two evals on sums that stand in no training file: is the answer right, and does it say the sum as people like?
+evals:
+  - name: right
+    type: rewards
+    domain: math
+    data: {questions}
+    rewards: [math]
+    sampling: {{max_completion_length: 24}}
+  - name: shown
+    type: rewards
+    domain: chat
+    data: {questions}
+    rewards: [{{type: format, regex: '\\d+\\+\\d+=\\d+\\.'}}]
+    sampling: {{max_completion_length: 24}}
+"""
+
+SUMS_POLICY = """\
+# Learning to be right may cost no more than five points in a hundred of answering as people like.
+domains:
+  math: {margin: 0.05, evals: {right: 1}}
+  chat: {margin: 0.05, evals: {shown: 1}}
 """
 
 OWN_RUN = """\
@@ -122,7 +147,8 @@ def write_sums(place: Path, seed: int) -> Path:
         for name in ("pages", "answers", "preferences", "prompts")
         for suffix in ("", "_held_out")
     }
-    values = {"file": place / RUN_FILE, "output": place / "run", "model": place / "model", **paths}
+    gate = {"suite": place / "suite.yaml", "policy": place / "gate.yaml", "questions": place / "data" / "eval.jsonl"}
+    values = {"file": place / RUN_FILE, "output": place / "run", "model": place / "model", **paths, **gate}
     text = SUMS_RUN.format(seed=seed, **{name: _quoted(value) for name, value in values.items()})
     if _is_written(place, text):
         return place / RUN_FILE
@@ -139,6 +165,9 @@ def write_sums(place: Path, seed: int) -> Path:
     _write_rows(paths["answers_held_out"], sums.answers(held_out, 500, random.Random(1)))
     _write_rows(paths["preferences_held_out"], sums.preferences(held_out, PAIRS, random.Random(2)))
     _write_rows(paths["prompts_held_out"], sums.prompts(held_out, 100, random.Random(3)))
+    _write_rows(gate["questions"], sums.questions(held_out))
+    write_atomic(gate["suite"], SUMS_SUITE.format(questions=_quoted(gate["questions"])).encode())
+    write_atomic(gate["policy"], SUMS_POLICY.encode())
     texts = [message["content"] for row in answers[:500] for message in row["messages"]]
     write_model(place / "model", [row["text"] for row in pages[:500]] + texts, seed)
     write_atomic(place / RUN_FILE, text.encode())

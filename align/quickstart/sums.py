@@ -110,3 +110,10 @@ def prompts(sums: Sequence[Sum], count: int, rng: random.Random) -> Iterable[dic
     for a, b in rng.choices(sums, k=count):
         question = say(rng.choice((CARELESS, CAREFUL)), (a, b))
         yield {"prompt": [{"role": "user", "content": question}], "solution": str(a + b)}
+
+
+def questions(sums: Sequence[Sum]) -> Iterable[dict[str, Any]]:
+    """Rows ``{"id", "prompt", "solution"}`` to measure by: one question for each sum, asked in turn in both ways."""
+    for i, (a, b) in enumerate(sums):
+        prompt = [{"role": "user", "content": say((CARELESS, CAREFUL)[i % 2], (a, b))}]
+        yield {"id": f"{a}+{b}", "prompt": prompt, "solution": str(a + b)}

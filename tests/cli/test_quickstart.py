@@ -36,7 +36,7 @@ main(sys.argv[1:])
 STAGES = ["base", "sft", "dpo", "grpo"]
 
 FILES = {
-    "quickstart.yaml", "report.html", "figures.json",
+    "quickstart.yaml", "suite.yaml", "gate.yaml", "report.html", "figures.json", "data/eval.jsonl",
     "data/pages.jsonl", "data/pages-held-out.jsonl",
     "data/answers.jsonl", "data/answers-held-out.jsonl",
     "data/preferences.jsonl", "data/preferences-held-out.jsonl",
@@ -74,6 +74,17 @@ def test_every_stage_clearly_improves_what_it_is_there_for(place: Path) -> None:
     assert liked["grpo"]["low"] > 0.9
     for figure in right.values():
         assert (figure["low"], figure["high"]) == pytest.approx(wilson(round(300 * figure["value"]), 300))
+
+
+def test_the_gate_says_that_being_right_cost_nothing_of_the_form(place: Path) -> None:
+    decision = json.loads((place / "run" / "grpo" / "gate.json").read_text(encoding="utf-8"))
+    assert (decision["action"], decision["report"]["outcome"]) == ("keep", "pass")
+    math, chat = decision["report"]["result"]["domains"]
+    assert math["verdict"] == "improved"
+    right = figures(place)["right answers"]
+    measured = decision["report"]["result"]["benchmarks"][0]
+    assert measured["candidate"] == pytest.approx(right["grpo"]["value"], abs=0.02)  # the math reward reads equations
+    assert chat["verdict"] in ("pass", "improved")
 
 
 def test_the_files_it_leaves(place: Path) -> None:

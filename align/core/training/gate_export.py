@@ -35,8 +35,9 @@ POLL = 0.5
 
 
 def check_gate(gate: Gate) -> None:
-    """Raise AlignError for a suite or policy that cannot be used, before anything is trained."""
+    """Raise AlignError for a suite, its data or a policy that cannot be used, before anything is trained."""
     _, evals = load_suite(gate.suite)
+    load_items(evals)
     policy, known = load_policy(gate.policy), {each.name for each in evals}
     named = [*policy.safety, *(name for domain in policy.domains.values() for name in domain.evals)]
     if missing := [name for name in named if name not in known]:

@@ -45,6 +45,7 @@ from align.core.engine.module import AlignModule, NonFinite, StageHooks
 from align.core.engine.processes import Strategy, footprint
 from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader, StepSource
 from align.core.generation.generator_base import Interrupt
+from align.core.inference.eval_suite import load_items
 from align.core.models.load_and_export import build_policy, export_from_state, load_tokenizer, notes
 from align.core.models.packing import LengthLimits, check_lengths, layout_for, limits_for, longest_sequence
 from align.core.models.policy import Policy
@@ -166,7 +167,7 @@ class StageRunner(ABC, Generic[Source]):
             torch.cuda.set_device(processes.local_rank())
         self.check_settings()
         if self.stage.validation.suite is not None:
-            load_suite(self.stage.validation.suite)
+            load_items(load_suite(self.stage.validation.suite)[1])
         tokenizer = load_tokenizer(self.stage.model, self.algorithm.head)
         # Only rank 0 writes into the run directory: it may still have to refuse it.
         report = self.place.path if processes.rank() == 0 else None
