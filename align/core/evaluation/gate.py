@@ -192,8 +192,8 @@ class GateResult:
     """All verdicts and the gate's own."""
 
     outcome: Outcome
-    """regressed: a gating or safety unit is, or a check failed; else refused: such a unit's margin is not supported;
-    else inconclusive: such a unit or a check cannot tell; else pass. The watch list does not enter."""
+    """regressed: a gating or safety unit is, or a check failed; else refused: such a unit cannot tell, and its margin is
+    not supported; else inconclusive: such a unit or a check cannot tell; else pass. The watch list does not enter."""
     blocking: tuple[str, ...]
     """Names of the units and checks that led to the outcome; none for pass."""
     benchmarks: tuple[Judgement, ...]
@@ -496,7 +496,12 @@ def _outcome(
     regressed += [each.name for each in checks if each.verdict == "failed"]
     if regressed:
         return "regressed", tuple(regressed)
-    refused = [each.name for each in demanded if each.support is not None and not each.support.supported]
+    # A margin that these rows do not support is no matter where they have shown what was asked all the same.
+    refused = [
+        each.name
+        for each in demanded
+        if each.verdict == "inconclusive" and each.support is not None and not each.support.supported
+    ]
     if refused and not allow_underpowered:
         return "refused", tuple(refused)
     inconclusive = [each.name for each in demanded if each.verdict == "inconclusive"]
