@@ -41,10 +41,11 @@ def _case(suite: ElementTree.Element, name: str) -> ElementTree.Element:
 def describe(unit: Judgement) -> str:
     """Return a judgement in one line: verdict, difference with its interval, margin, and the rows that it needs."""
     c = unit.comparison
-    line = f"{unit.verdict}: {c.difference:+.4f} (from {c.low:+.4f} to {c.high:+.4f}, {c.rows} items)"
+    words = "no clear change" if unit.margin is None and unit.verdict == "inconclusive" else unit.verdict
+    line = f"{words}: {c.difference:+.4f} (from {c.low:+.4f} to {c.high:+.4f}, {c.rows} items)"
     if unit.margin is not None:
         line += f", margin {unit.margin:g}"
-    if unit.support is not None and not unit.support.supported:
+    if unit.verdict == "inconclusive" and unit.support is not None and not unit.support.supported:
         line += (
             f"; this margin needs {unit.support.rows_needed:,} items, these support {unit.support.smallest_margin:.3f}"
         )

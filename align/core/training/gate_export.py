@@ -134,7 +134,7 @@ def _action(report: GateReport, gate: Gate) -> str:
 def _show(name: str, report: GateReport, action: str) -> None:
     words = {"stop": "the run stops", "keep": "the export is kept", "rollback": "the export is rolled back"}
     say(f"{name}: gate: {report.outcome}; {words[action]}")
-    for unit in report.units():
+    for unit in (unit for unit in report.units() if unit.role != "watch" or unit.verdict == "regressed"):
         say(f"{name}: gate: {unit.name}: {describe(unit)}")
     for problem in (*report.problems, *report.warnings):
         print(f"{name}: gate: {problem}", file=sys.stderr)
