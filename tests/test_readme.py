@@ -49,6 +49,8 @@ def home(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / "quickstart" / "data" / f"{name}.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in asked)
         )
+    questions = "".join(json.dumps(row) + "\n" for row in sums.questions(sums.split_sums()[1][:40]))
+    (tmp_path / "quickstart" / "data" / "eval.jsonl").write_text(questions)
     return tmp_path
 
 

@@ -59,9 +59,18 @@ class RewardsEval(Eval):
     def load(self) -> Sequence[Item]:
         """Return the rows of the file as items; all columns but the prompt and the id are the target.
 
-        Raises AlignError for rows without a prompt, and for those that a reward cannot score (a column is missing).
+        Raises AlignError for rows without a prompt, for those that a reward cannot score (a column is missing), and for
+        two with one id, or without ids and alike.
         """
-        return [self._item(row, where) for where, row in load_rows(self.config.source)]
+        places: dict[str, str] = {}
+        items = []
+        for where, row in load_rows(self.config.source):
+            item = self._item(row, where)
+            if (first := places.setdefault(item.id, where)) != where:
+                same = "has the id of" if row.get("id") is not None else "is the same row as"
+                raise AlignError(f"{same} {first}", "remove one of them, or give each an `id` of its own", where=where)
+            items.append(item)
+        return items
 
     def run(self, item: Item) -> Episode:
         """Ask for one answer, and score it with every reward."""

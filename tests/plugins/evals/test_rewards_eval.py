@@ -124,7 +124,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], change:
         ([{"question": "?", "solution": "1"}], "has no 'prompt'"),
         ([{"prompt": "?", "answer": "1"}], "has no 'solution', which reward exact needs"),
         ([{"prompt": [{"role": "user"}], "solution": "1"}], "has no 'prompt'"),
-        ([{"prompt": "?", "solution": "1"}] * 2, "two items with the id"),
+        ([{"prompt": "?", "solution": "1"}] * 2, "is the same row as"),
     ],
 )
 def test_rows_that_cannot_be_scored_are_named(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
