@@ -193,7 +193,8 @@ class GateResult:
 
     outcome: Outcome
     """regressed: a gating or safety unit is, or a check failed; else refused: such a unit cannot tell, and its margin
-    is not supported; else inconclusive: such a unit or a check cannot tell; else pass. The watch list does not enter."""
+    is not supported; else inconclusive: such a unit or a check cannot tell; else pass.
+    The watch list does not enter."""
     blocking: tuple[str, ...]
     """Names of the units and checks that led to the outcome; none for pass."""
     benchmarks: tuple[Judgement, ...]
