@@ -45,7 +45,7 @@ def report(
 
 @explaining()
 def diff(first: RunPath, second: RunPath) -> list[RunDifference]:
-    """Return why two runs differ: in settings, data, model, versions and code, and then in results.
+    """Return why two runs differ: in settings, data, model and versions, and then in results.
 
     An empty list: nothing that was recorded differs. Raises AlignError for a directory that is no run's.
     """

@@ -58,7 +58,7 @@ def report(
 @click.argument("second", type=click.Path(path_type=Path), help="Another one's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
 def diff(first: Path, second: Path, as_json: bool) -> None:
-    """Say why two runs differ: settings, data, model, versions, the code of align, and then their results.
+    """Say why two runs differ: settings, data, model, versions, and then their results.
 
     \b
     Example:

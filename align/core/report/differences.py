@@ -1,4 +1,4 @@
-"""Why two runs differ: settings, data, models, versions, and the code of align."""
+"""Why two runs differ: settings, data, models and versions, and their results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from align.core.report.curves import goals
 from align.core.report.read import RunFacts, StageFacts, read_run
 from align.schemas.errors import AlignError
 
-Kind = Literal["stages", "settings", "data", "model", "versions", "code", "results"]
+Kind = Literal["stages", "settings", "data", "model", "versions", "results"]
 MOST_SIBLINGS = 500
 """Directories looked at for the run before."""
 
@@ -51,8 +51,6 @@ def _of_run(first: RunFacts, second: RunFacts) -> Iterator[RunDifference]:
     sides = [{**run.manifest.get("versions", {}), "python": run.manifest.get("python")} for run in (first, second)]
     for name, before, after in _unequal(*sides):
         yield RunDifference("versions", "", name, before, after)
-    for name, before, after in _unequal(*({"commit of align": run.manifest.get("commit")} for run in (first, second))):
-        yield RunDifference("code", "", name, before, after)
 
 
 def _matched(first: RunFacts, second: RunFacts) -> list[tuple[StageFacts, StageFacts]]:

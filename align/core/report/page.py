@@ -264,7 +264,6 @@ def _plan(stage: StageFacts) -> dict[str, str]:
     """Return one row of the plan: cells by column."""
     read = [f"{source['rows']:,}" for source in stage.data.get("sources", []) if not source.get("held_out")]
     tokens = stage.curves.get("num_tokens")
-    seconds = stage.noted.get("seconds")
     return {
         "stage": stage.name,
         "algorithm": stage.settings["algorithm"]["type"],
@@ -272,19 +271,9 @@ def _plan(stage: StageFacts) -> dict[str, str]:
         "plan": plan(stage) if "steps" in stage.noted else "–",
         "rows": " + ".join(read) or "–",
         "tokens": number(tokens[-1][1]) if tokens else "–",
-        "time": duration(seconds) if isinstance(seconds, int | float) else "–",
         "processes": str(stage.noted.get("world_size", "–")),
         "state": stage.state,
     }
-
-
-def duration(seconds: float) -> str:
-    """Return ``41 s``, ``3 min 20 s`` or ``2 h 5 min``."""
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
 def _hashes(stage: StageFacts) -> Iterator[tuple[str, str]]:

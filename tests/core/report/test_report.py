@@ -19,7 +19,7 @@ from align.core.report import Figure, MeasureRow, MeasureTable, print_table
 from align.core.report.chart import ticks
 from align.core.report.curves import Curve, as_data, goals, thin
 from align.core.report.facts import chosen
-from align.core.report.page import IntervalBar, _bars, duration, run_names
+from align.core.report.page import IntervalBar, _bars, run_names
 from align.core.report.read import read_run
 from align.schemas.errors import AlignError
 from align.schemas.text import number
@@ -306,7 +306,3 @@ def test_names_of_runs_tell_them_apart(tmp_path: Path) -> None:
     assert run_names(places[:1]) == ["one/run"]
     assert run_names(places[2:]) == ["three"]
     assert run_names(places) == ["one/run", "two/run", f"{tmp_path.name}/three"]
-
-
-def test_durations_in_words() -> None:
-    assert [duration(s) for s in (0.4, 41, 200, 7500)] == ["0 s", "41 s", "3 min 20 s", "2 h 5 min"]
