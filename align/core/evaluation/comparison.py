@@ -161,7 +161,11 @@ def compare_runs(
         bootstrap=METRIC_DRAWS,
     )
     benchmarks = [benchmark(name, each, evals[name], policy) for name, each in pairs.items() if _wanted(name, policy)]
-    domains = [Domain(name, dict(each.evals), each.margin) for name, each in policy.domains.items()]
+    domains = [
+        # A verdict's name says which unit it is of: a domain of the eval `math` may be called `math` too.
+        Domain(f"domain {name}" if name in pairs else name, dict(each.evals), each.margin)
+        for name, each in policy.domains.items()
+    ]
     checks = _checks(pairs, candidate, policy)
     failed = [check for check in checks if check.verdict == "failed" and not check.name.startswith("length")]
     result = gate(benchmarks, domains, failed, rules)

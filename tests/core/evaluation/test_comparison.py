@@ -72,6 +72,14 @@ def test_an_unchanged_model_passes_and_a_retrained_one_is_no_regression(base: Pa
     assert not any(unit.verdict == "regressed" for unit in retrained.units())
 
 
+def test_a_domain_may_be_called_as_its_eval(base: Path, tmp_path: Path) -> None:
+    policy = GatePolicy.model_validate({"domains": {"a": {"margin": 0.05, "evals": {"a": 1, "b": 1}}}})
+    report = gate(base, measured(tmp_path, "damaged", {"a": 0.4, "b": 0.4, "c": 0.6}), policy)
+    assert report.result is not None
+    assert (report.status, report.result.blocking) == (1, ("domain a",))
+    assert [unit.name for unit in report.units()] == ["domain a", "a", "b", "c"]
+
+
 def test_a_loss_on_the_watch_list_warns_and_blocks_where_the_policy_says_so(base: Path, tmp_path: Path) -> None:
     worse = measured(tmp_path, "worse", {"a": 0.6, "b": 0.6, "c": 0.45})
     report = gate(base, worse, POLICY)
