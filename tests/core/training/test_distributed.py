@@ -22,7 +22,7 @@ from align.core.engine import checkpoint
 from align.core.training.launch import train
 from align.core.training.sample_log import read_samples
 from align.schemas.run import Run
-from tests.core.runs import run_for, write_rows
+from tests.core.runs import REWARDS, run_for, write_rows
 
 
 def command(output: Path, algorithm: str, model: Path, **sections: dict[str, Any]) -> list[str]:
@@ -217,3 +217,28 @@ def test_signals_and_deaths_on_any_rank_lose_nothing(tiny_model_dir: Path, tmp_p
     for file in ("metrics.csv", "export/model.safetensors"):
         quiet, disturbed = ((tmp_path / run / "only" / file).read_bytes() for run in ("quiet", "disturbed"))
         assert quiet == disturbed, file
+
+
+def test_held_out_answers_do_not_depend_on_the_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Held-out prompts are shared among the ranks, completed and scored; the log and the samples are one rank's."""
+    reward = {"type": "python", "file": str(REWARDS), "function": "low_ids"}
+    validation = {
+        "eval_steps": 4,
+        "generate": True,
+        "rewards": [reward],
+        "sampling": {"temperature": 1.0, "max_completion_length": 6},
+        "max_prompts": 7,
+    }
+    logs, samples = [], []
+    for ranks in (1, 2):
+        output = tmp_path / f"ranks-{ranks}"
+        devices = {"count": ranks, "accelerator": "cpu"}
+        train = {"max_steps": 4, "num_train_epochs": 1}
+        finish(command(output, "sft", tiny_model_dir, validation=validation, devices=devices, train=train), tmp_path)
+        first = output / "only" / "samples" / "held-out-000000.parquet"
+        samples.append([(row["source"], row["completion"], row["reward"]) for row in read_samples(first)])
+        logs.append([float(row["val/reward"]) for row in log(output) if row["val/reward"]])
+    assert samples[0] == samples[1]
+    assert len(samples[0]) == 7
+    assert len(logs[0]) == 2
+    assert logs[0] == pytest.approx(logs[1], abs=1e-6)
