@@ -157,7 +157,11 @@ def _write(report: GateReport, as_json: Path | None, as_junit: Path | None, as_h
     if as_junit is not None:
         write_atomic(as_junit, junit(report))
     if as_html is not None:
-        raise AlignError("the page of a gate is not there yet", where="--html")
+        from align.core.report.gate_view import GateView
+        from align.core.report.page import write_report
+
+        title = f"{report.candidate.manifest['model']} against {report.baseline.manifest['model']}"
+        write_report([], as_html, title=title, gate=GateView.from_json(report.to_json()))
 
 
 def _table(report: GateReport) -> str:

@@ -70,6 +70,9 @@ class GateView:
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    blocking: tuple[str, ...] = ()
+    """Names of the units and checks that led to the verdict."""
+
     @property
     def scale(self) -> tuple[float, float]:
         """Return the ends of the forest plot's axis: they hold every interval, every margin and 0."""
@@ -108,14 +111,17 @@ class GateView:
             checks=tuple(checks),
             problems=tuple(values["problems"]),
             warnings=tuple(values["warnings"]),
+            blocking=tuple(result.get("blocking", ())),
         )
 
 
 def _unit(values: Mapping[str, Any], blocking: frozenset[str]) -> GateUnit:
     measured, support = values["comparison"], values.get("support") or {}
+    watched = values["margin"] is None
+    untold = values["verdict"] == "inconclusive"
     return GateUnit(
         name=values["name"],
-        verdict=values["verdict"],
+        verdict="no clear change" if watched and values["verdict"] == "inconclusive" else values["verdict"],
         diff=_number(measured["difference"]),
         low=_number(measured["low"]),
         high=_number(measured["high"]),
@@ -126,7 +132,7 @@ def _unit(values: Mapping[str, Any], blocking: frozenset[str]) -> GateUnit:
         rows=measured["rows"],
         gained=measured.get("gained"),
         lost=measured.get("lost"),
-        rows_needed=None if support.get("supported", True) else support["rows_needed"],
+        rows_needed=support["rows_needed"] if untold and not support.get("supported", True) else None,
         blocking=values["name"] in blocking,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ from align.core.report.gate_view import GateUnit, GateView
 from align.core.report.read import RunFacts, StageFacts, read_run
 from align.core.report.samples import samples_of
 from align.core.report.table import Figure, MeasureRow, MeasureTable
-from align.core.util.atomic_files import write_atomic
-from align.schemas.errors import AlignError
+from align.core.util.atomic_files import Damaged, read_json, write_atomic
+from align.schemas.errors import AlignError, Problem
 from align.schemas.html_template import html, json_data
 from align.schemas.text import number
 
@@ -90,7 +91,10 @@ def render(
     gate: GateView | None = None,
     live: str = "",
 ) -> str:
-    """Return the page as text. live: the version of a page that is served, and follows its run."""
+    """Return the page as text. live: the version of a page that is served, and follows its run.
+
+    Without a run it is the page of the gate alone; a run's own gate is shown unless another one is given.
+    """
     if len(directories) > MOST_RUNS:
         fix = f"name up to {MOST_RUNS}, or write several reports"
         raise AlignError(f"{len(directories)} runs are too many for one page", fix, where="report")
@@ -99,6 +103,8 @@ def render(
     stored = samples_of(runs)
     stored.data["runs"] = names
     stages = _stages(runs)
+    if gate is None and runs:
+        gate = _own_gate(runs[-1])
     last = run_before(runs[0]) if len(runs) == 1 else None
     pairs = [(runs[0], run) for run in runs[1:]] if last is None else [(last, runs[0])]
     flips = [asdict(flip) for flip in gate.flips] if gate else []
@@ -106,11 +112,11 @@ def render(
         HERE / "page.html",
         STYLE,
         SCRIPT,
-        title=title or " and ".join(names),
+        title=title or " and ".join(names) or "Gate",
         runs=runs,
         names=names,
         stages=stages,
-        headlines=list(_headlines(runs[-1])) if table is None or not table.rows else [],
+        headlines=list(_headlines(runs[-1])) if runs and (table is None or not table.rows) else [],
         table=table if table and table.rows else None,
         rows=[(row, list(zip(row.figures, _bars(row), strict=True))) for row in table.rows] if table else [],
         samples=samples,
@@ -128,7 +134,7 @@ def render(
         plans=[(name, [_plan(stage) for stage in run.stages]) for run, name in zip(runs, names, strict=True)],
         compared=[(str(one.directory), str(two.directory), differences(one, two)) for one, two in pairs],
         with_last=last is not None,
-        commands=list(_commands(runs[-1])),
+        commands=list(_commands(runs[-1])) if runs else [],
         curves_data=json_data({"runs": names, "stages": [stage["data"] for stage in stages]}),
         samples_data=json_data(stored.data),
         flips_data=json_data(flips),
@@ -138,8 +144,23 @@ def render(
     )
 
 
+def _own_gate(run: RunFacts) -> GateView | None:
+    """Return the gate of the last stage that has passed or failed one; a damaged file is left out with a warning."""
+    for stage in reversed(run.stages):
+        path = run.directory / stage.name / "gate.json"
+        if path.is_file():
+            try:
+                return GateView.from_json(read_json(path)["report"])
+            except (Damaged, KeyError, TypeError, AttributeError):
+                what = "the report is made without it"
+                print(Problem(str(path), "is not what a gate wrote", what, level="warning"), file=sys.stderr)
+    return None
+
+
 def run_names(directories: Sequence[Path]) -> list[str]:
     """Return the shortest ends of paths that tell directories apart; equal directories share a name."""
+    if not directories:
+        return []
     parts = [directory.resolve().parts for directory in directories]
     shortest = 2 if any(path[-1:] == ("run",) for path in parts) else 1
     for length in range(shortest, max(map(len, parts)) + 1):

@@ -15,6 +15,7 @@ from align import AlignError, gate, gate_calibrate, gate_power
 from align.cli.gate import gate as command
 from align.core.plugin_system import registry
 from align.core.plugin_system.registry import Offer
+from align.core.report.gate_view import GateView
 from align.schemas.evals import GatePolicy
 from align.testing import ScriptedModel
 from tests.core.evaluation.stored_runs import Numbered, accurate, store
@@ -195,7 +196,8 @@ def test_the_command_ends_with_the_verdict_and_writes_what_ci_reads(base: Path, 
         arguments = ["--baseline", str(base), "--candidate", str(damaged), "--policy", str(policy), *more]
         return CliRunner().invoke(command, arguments)
 
-    done = run("--json", str(tmp_path / "gate.json"), "--junit", str(tmp_path / "gate.xml"))
+    page = tmp_path / "gate.html"
+    done = run("--json", str(tmp_path / "gate.json"), "--junit", str(tmp_path / "gate.xml"), "--html", str(page))
     assert done.exit_code == 1, done.output
     assert done.output.startswith("REGRESSED")
     report = json.loads((tmp_path / "gate.json").read_text(encoding="utf-8"))
@@ -205,6 +207,18 @@ def test_the_command_ends_with_the_verdict_and_writes_what_ci_reads(base: Path, 
     failed = [case.get("name") for case in suite if case.find("failure") is not None]
     assert failed == ["gating chat"]
     assert suite.get("failures") == "1"
+    text = page.read_text(encoding="utf-8")
+    assert "<title>damaged against base</title>" in text
+    assert "It is because of <bdi>chat</bdi>" in text
+    view = GateView.read(tmp_path / "gate.json")
+    assert [(unit.name, unit.verdict, unit.blocking) for unit in (*view.domains, *view.evals)] == [
+        ("math", "improved", False),
+        ("chat", "regressed", True),
+        ("a", "improved", False),
+        ("b", "regressed", False),
+        ("c", "no clear change", False),
+    ]
+    assert {flip.eval for flip in view.flips} == {"a", "b"}
 
 
 @pytest.mark.parametrize(

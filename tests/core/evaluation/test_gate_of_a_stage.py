@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from align import AlignError, Eval
+from align import AlignError, Eval, report
 from align.core.plugin_system.registry import Offer, registry
 from align.core.training.launch import train
 from align.core.util.atomic_files import file_sums
@@ -111,6 +111,8 @@ def test_rolling_back_hands_on_the_model_that_the_stage_began_from(tiny_model_di
     stage = tmp_path / "run" / "only"
     assert file_sums(stage / "export") == file_sums(tiny_model_dir)
     assert file_sums(stage / "export-rejected") != file_sums(tiny_model_dir)
+    page = report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "It is because of <bdi>d</bdi>" in page
     noted = json.loads((tmp_path / "run" / "later1" / "stage.json").read_text(encoding="utf-8"))
     start = file_sums(tiny_model_dir)["model.safetensors"]["sha256"]
     assert noted["inputs"]["model.path"]["model.safetensors"] == start
