@@ -1,4 +1,4 @@
-"""Measuring a model with a suite of evals."""
+"""The measurement of a model with a suite of evals."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from align.core.config.suite_file import load_suite
-from align.core.inference.eval_models import EvalModel, ModelChoice, open_model
-from align.core.inference.eval_suite import EvalRun, load_items, measure_suite
+from align.core.inference.eval_models import ModelChoice, open_model
+from align.core.inference.eval_suite import EvalRun, load_items, measure_suite, open_judge
 from align.core.util.progress import showing
 from align.core.util.system_errors import explaining
-from align.schemas.evals import Suite
 from align.schemas.run import Choice
 
 
@@ -45,9 +44,8 @@ def evaluate(
             opened.callback(each.eval.close)
         items = load_items(evals)
         choice = _model_choice(str(model), generator, served_model, key_env, context, trust_remote_code)
-        models: dict[str, EvalModel] = {"model": opened.enter_context(open_model(choice))}
-        if made.judge is not None and any(each.eval.judged for each in evals):
-            models["judge"] = opened.enter_context(open_model(_judge_choice(made)))
+        model_of_run = opened.enter_context(open_model(choice))
+        models = {"model": model_of_run, **opened.enter_context(open_judge(made, evals))}
         return measure_suite(made, evals, items, models, Path(out), str(model))
 
 
@@ -58,9 +56,3 @@ def _model_choice(
         return ModelChoice(served, url=model, key_env=key_env)
     kind = Choice(type=generator) if isinstance(generator, str) else generator
     return ModelChoice(model, generator=kind, trust_remote_code=trust, context=context)
-
-
-def _judge_choice(suite: Suite) -> ModelChoice:
-    assert suite.judge is not None
-    judge = suite.judge
-    return ModelChoice(judge.model, url=judge.url, key_env=judge.key_env, generator=judge.generator)

@@ -1,4 +1,4 @@
-"""Comparing two measured models: the gate, the rows that it needs, and its noise on reruns of one model."""
+"""The gate between two measured models, the number of rows that it needs, and its noise on reruns of one model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from align.schemas.errors import AlignError
 from align.schemas.evals import EvalChoice, GatePolicy, Suite
 
 DISAGREEMENT = 0.15
-"""Share of items on which two unchanged models disagree, where nothing has been measured (typical of 0/1 evals)."""
+"""Assumed share of items on which two unchanged models disagree, typical of 0/1 evals; calibration measures it."""
 
 
 @explaining()
@@ -48,7 +48,7 @@ def _made(choice: EvalChoice) -> Eval:
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """What one margin of a policy needs.
+    """The needs of one margin of a policy.
 
     rows: items of the domain. disagreement: the assumed share of items on which unchanged models differ. chance: that
     an unchanged model passes. smallest_margin: that these rows support. rows_needed: for the policy's power.
@@ -67,7 +67,7 @@ class Power:
 def gate_power(
     policy: str | Path | GatePolicy, baseline: str | Path, *, disagreement: float = DISAGREEMENT
 ) -> list[Power]:
-    """Return what each margin of a policy needs, before a candidate is measured.
+    """Return the needs of each margin of a policy, before a candidate is measured.
 
     baseline: a run, for its numbers of items. disagreement: the share of items on which two unchanged models differ by
     1, so the variance of a difference is that share; ``gate_calibrate`` measures it. The chance that all domains pass

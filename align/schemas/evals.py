@@ -106,6 +106,16 @@ class GatePolicy(Config):
     matched: Annotated[float, Field(gt=0, le=1)] = 0.99
     """Smallest share of rows that both runs must have, with equal prompts, targets and settings."""
 
+    @property
+    def named(self) -> list[str]:
+        """The evals that the policy names anywhere, once each."""
+        of_domains = (name for domain in self.domains.values() for name in domain.evals)
+        return list(dict.fromkeys([*of_domains, *self.safety, *self.floors, *(self.watch or ())]))
+
+    def judges(self, name: str) -> bool:
+        """Return True for an eval that takes part: with a watch list only those that the policy names do."""
+        return self.watch is None or name in self.named
+
 
 class EvalSettings(Config):
     """Settings of most evals; an eval's ``Config`` derives from it and adds its own."""

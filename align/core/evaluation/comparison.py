@@ -1,9 +1,9 @@
-"""Two stored runs against a policy: are they comparable at all, and what the gate says of them."""
+"""The comparison of two stored runs by a policy: items are matched first, then the gate judges them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ from align.schemas.evals import GatePolicy
 METRIC_DRAWS = 1000
 """Bootstrap draws of a metric that is no mean: each fits a model anew."""
 _INSTRUMENTS = ("align-llm", "lm-eval")
-"""Libraries that ask and score: another version of one may score the same output otherwise."""
+"""Libraries that make prompts and score: another version of one may score the same output otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,10 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """What the gate says of two runs.
+    """The gate's judgement of two runs.
 
     outcome: ``invalid`` where they cannot be compared (``problems`` says why, and there is no result). checks: of rates
-    and lengths, those that cannot tell or are warnings only included. flips: the rows that changed most, per eval.
+    and lengths, those that cannot tell or are warnings only included. flips: the items that changed most, by eval.
     """
 
     outcome: Outcome | str
@@ -137,9 +137,10 @@ def compare_runs(
     """Judge a candidate's run against a baseline's.
 
     evals: each eval of the runs by name, for metrics that are no mean of rows. flips: most changed items that are kept
-    for each eval. Raises AlignError for a policy that names an eval which the runs do not have.
+    for each eval. Raises AlignError for a policy that does not fit the runs' evals (``check_policy``), and for items
+    that are all in one cluster.
     """
-    _check_policy(policy, baseline, candidate)
+    check_policy(policy, {**baseline.rows, **candidate.rows}, evals)
     problems, warnings, pairs = _match(baseline, candidate, policy)
     report = GateReport(
         "invalid",
@@ -160,30 +161,31 @@ def compare_runs(
         allow_underpowered=policy.allow_underpowered,
         bootstrap=METRIC_DRAWS,
     )
-    benchmarks = [benchmark(name, each, evals[name], policy) for name, each in pairs.items() if _wanted(name, policy)]
+    benchmarks = [benchmark(name, each, evals[name], policy) for name, each in pairs.items()]
     domains = [
         # A verdict's name says which unit it is of: a domain of the eval `math` may be called `math` too.
         Domain(f"domain {name}" if name in pairs else name, dict(each.evals), each.margin)
         for name, each in policy.domains.items()
     ]
-    checks = _checks(pairs, candidate, policy)
-    failed = [check for check in checks if check.verdict == "failed" and not check.name.startswith("length")]
+    demanded, reported = _checks(pairs, candidate, policy)
+    failed = [check for check in demanded if check.verdict == "failed"]
     result = gate(benchmarks, domains, failed, rules)
     outcome: Outcome = result.outcome
-    gating = {name for domain in policy.domains.values() for name in domain.evals}
-    watched = [each for each in result.benchmarks if each.role == "watch" and each.name not in gating]
+    # A domain's evals have the role watch too, as the domain gates for them; their losses are its own.
+    in_domains = {name for domain in policy.domains.values() for name in domain.evals}
+    watched = [each for each in result.benchmarks if each.role == "watch" and each.name not in in_domains]
     flagged = [each.name for each in watched if each.verdict == "regressed"]
     if flagged and policy.on_watch == "fail" and outcome != "regressed":
         result = replace(result, outcome="regressed", blocking=tuple(flagged))
         outcome = "regressed"
     warnings += [f"{name}: a clear loss on the watch list" for name in flagged]
-    warnings += [_words(check) for check in checks if check.verdict == "failed" and check not in failed]
+    warnings += [_words(check) for check in reported if check.verdict == "failed"]
     return replace(
         report,
         outcome=outcome,
         warnings=tuple(warnings),
         result=result,
-        checks=tuple(checks),
+        checks=(*demanded, *reported),
         flips={name: _flips(name, each, flips, evals[name].higher_is_better) for name, each in pairs.items()},
     )
 
@@ -197,19 +199,18 @@ def _match(
 ) -> tuple[list[str], list[str], dict[str, list[Pair]]]:
     """Return why the runs cannot be compared, what to know of them, and the items that both have, by eval."""
     ours, theirs = baseline.manifest["identity"], candidate.manifest["identity"]
-    both = [name for name in baseline.rows if name in candidate.rows]
+    # Evals that the policy leaves out are left out here too: what changed in them says nothing about the others.
+    both = [name for name in baseline.rows if name in candidate.rows and policy.judges(name)]
+    in_one = sorted(name for name in baseline.rows.keys() ^ candidate.rows.keys() if policy.judges(name))
     problems = [f"the runs differ in {key}" for key in differing(ours["judge"], theirs["judge"], "judge")]
     for name in both:
         changed = differing(ours["evals"][name], theirs["evals"][name], name)
         problems += [f"the runs differ in {key}" for key in changed if not key.endswith(".items")]  # rows are matched
-    problems += [
-        f"{name} was measured in one run only"
-        for name in _gating(policy)
-        if (name in ours["evals"]) != (name in theirs["evals"])
-    ]
+    problems += [f"{name} was measured in one run only" for name in in_one if name in policy.named]
     other = list(differing(ours["versions"], theirs["versions"]))
     problems += [f"the runs differ in the version of {name}" for name in other if name in _INSTRUMENTS]
     warnings = [f"measured with another version of {name}" for name in other if name not in _INSTRUMENTS]
+    warnings += [f"{name} was measured in one run only" for name in in_one if name not in policy.named]
     pairs: dict[str, list[Pair]] = {}
     for name in both:
         matched = matched_items(baseline, candidate, name)
@@ -244,33 +245,42 @@ def _same(left: Sequence[Row], right: Sequence[Row]) -> bool:
 
 
 def _instrument(row: Row) -> tuple[Any, ...]:
-    """Return everything of a row that does not come from the model."""
+    """Return the part of a row that does not come from the model."""
     judged = (row.judge_id, row.judge_prompt_sha)
     return row.eval_version, row.sample_idx, row.prompt_sha, row.target_sha, row.gen_kwargs_sha, *judged
 
 
-def _gating(policy: GatePolicy) -> list[str]:
-    """Return the evals that a policy names, once each."""
-    inside = (name for each in policy.domains.values() for name in each.evals)
-    return list(dict.fromkeys([*inside, *policy.safety, *policy.floors, *(policy.watch or ())]))
+def check_policy(
+    policy: GatePolicy,
+    known: Collection[str],
+    evals: Mapping[str, Eval],
+    holders: str = "neither run has",
+    where: str = "policy",
+) -> None:
+    """Raise AlignError for a policy that names an unknown eval, has nothing that gates, or a floor without a meaning.
 
-
-def _check_policy(policy: GatePolicy, baseline: StoredRun, candidate: StoredRun) -> None:
-    known = {**baseline.rows, **candidate.rows}
-    if missing := [name for name in _gating(policy) if name not in known]:
+    known: names of evals that it may have. holders: the end of the message about another name.
+    """
+    if missing := [name for name in policy.named if name not in known]:
         fix = did_you_mean(missing[0], known)
-        raise AlignError(f"names the eval {missing[0]!r}, which neither run has", fix, where="policy")
+        raise AlignError(f"names the eval {missing[0]!r}, which {holders}", fix, where=where)
     if not policy.domains and not policy.safety:
-        raise AlignError("has no gating domain and no safety eval", "add domains: with margins", where="policy")
-
-
-def _wanted(name: str, policy: GatePolicy) -> bool:
-    """Return whether an eval takes part: one that is not in the watch list of a policy with one does not."""
-    return policy.watch is None or name in _gating(policy)
+        raise AlignError("has no gating domain and no safety eval", "add domains: with margins", where=where)
+    for name in policy.floors.keys() & evals.keys():
+        if not evals[name].is_mean or not evals[name].higher_is_better:
+            fix = "leave it out, or give the eval a margin"
+            problem = f"has a floor for {name!r}, whose score is no mean of rows of which more is better"
+            raise AlignError(problem, fix, where=where)
 
 
 def benchmark(name: str, pairs: Sequence[Pair], eval: Eval, policy: GatePolicy) -> Benchmark:
-    """Return an eval's items as arrays of scores on both sides; of several samples of an item their mean."""
+    """Return an eval's items as arrays of scores on both sides; of several samples of an item their mean.
+
+    Raises AlignError for items that are all in one cluster: a single draw has no spread.
+    """
+    if len({left[0].cluster_id for left, _ in pairs}) < 2:
+        fix = "measure more items, or give items that do not depend on each other clusters of their own"
+        raise AlignError("cannot be judged: all its items are in one cluster", fix, where=f"eval {name}")
     low, high = eval.score_range
     shape: dict[str, Any] = {
         "clusters": [left[0].cluster_id for left, _ in pairs],
@@ -292,30 +302,30 @@ def benchmark(name: str, pairs: Sequence[Pair], eval: Eval, policy: GatePolicy) 
     return Benchmark(name, np.arange(count), np.arange(count, 2 * count), metric=metric, **shape)
 
 
-def _checks(pairs: Mapping[str, Sequence[Pair]], candidate: StoredRun, policy: GatePolicy) -> list[Check]:
-    """Hold the rates of invalid and truncated rows, lengths and floors against their limits."""
+def _checks(
+    pairs: Mapping[str, Sequence[Pair]], candidate: StoredRun, policy: GatePolicy
+) -> tuple[list[Check], list[Check]]:
+    """Return the checks that block where they fail (invalid rows, floors), and those that only warn (lengths)."""
     both = [(left, right) for each in pairs.values() for left, right in each]
     labels = [f"{left[0].eval}/{left[0].cluster_id}" for left, _ in both]
     most, alpha = policy.max_invalid_increase, policy.alpha
     invalid = _per_item(both, lambda rows: any(not row.valid for row in rows))
     cut = _per_item(both, lambda rows: any(row.finish_reason == "length" for row in rows))
     lengths = _per_item(both, lambda rows: mean(row.n_tokens for row in rows))
-    checks = [
-        rate_check("invalid rows", invalid[0], invalid[1], labels, most, alpha),
-        rate_check("length: cut off", cut[0], cut[1], labels, most, alpha),
-    ]
-    if all(side.any() for side in lengths):
-        checks.append(length_check("length of outputs", lengths[0], lengths[1], labels, *policy.length_ratio))
+    demanded = [rate_check("invalid rows", invalid[0], invalid[1], labels, most, alpha)]
+    reported = [rate_check("length: cut off", cut[0], cut[1], labels, most, alpha)]
+    if all(side.any() for side in lengths):  # evals of likelihoods generate nothing
+        reported.append(length_check("length of outputs", lengths[0], lengths[1], labels, *policy.length_ratio))
     for name, floor in policy.floors.items():
         rows = candidate.rows[name]
         score = clustered_mean([row.score for row in rows], [row.cluster_id for row in rows], 1 - 2 * policy.alpha)
         verdict: Literal["pass", "failed"] = "pass" if score.low >= floor else "failed"
-        checks.append(Check(f"floor of {name}", score.value, score.low, score.high, floor, float("inf"), verdict))
-    return checks
+        demanded.append(Check(f"floor of {name}", score.value, score.low, score.high, floor, float("inf"), verdict))
+    return demanded, reported
 
 
 def _per_item(pairs: Sequence[Pair], value: Callable[[Sequence[Row]], float]) -> tuple[Floats, Floats]:
-    """Return a number of each item's rows, on both sides."""
+    """Return ``value`` of each item's rows: [items] of the baseline, and of the candidate."""
     before, after = ([float(value(pair[side])) for pair in pairs] for side in (0, 1))
     return np.array(before), np.array(after)
 

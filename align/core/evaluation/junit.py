@@ -10,7 +10,7 @@ from align.schemas.text import visible
 
 
 def junit(report: GateReport) -> bytes:
-    """Return the report as XML; what blocks is a failure, what cannot tell or is not demanded is skipped."""
+    """Return the report as XML: what blocks is a failure; inconclusive units that do not block are skipped."""
     suite = ElementTree.Element("testsuite", name="align gate")
     for problem in report.problems:
         case = _case(suite, "comparable")
@@ -25,7 +25,8 @@ def junit(report: GateReport) -> bytes:
     for check in report.checks:
         case = _case(suite, check.name)
         if check.name in blocking:
-            value = f"{check.value:.4g}, accepted from {check.least:.4g} to {check.most:.4g}"
+            least = "" if check.least is None else f"from {check.least:.4g} "
+            value = f"{check.value:.4g}, accepted {least}to {check.most:.4g}"
             ElementTree.SubElement(case, "failure", message=value)
     cases = suite.findall("testcase")
     suite.set("tests", str(len(cases)))

@@ -15,11 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from filelock import FileLock, Timeout
+
 from align.core.evaluation.eval import Row
 from align.core.util import atomic_files
 from align.schemas.errors import AlignError, Problem
 
-ROWS, MANIFEST, METRICS = "rows.jsonl", "manifest.json", "metrics.json"
+ROWS, MANIFEST, METRICS, LOCK = "rows.jsonl", "manifest.json", "metrics.json", ".lock"
 FORMAT = 1
 """Version of the directory's layout."""
 
@@ -53,12 +55,12 @@ def read_rows(directory: Path, *, partial: bool = False) -> list[Row]:
 
 
 class RowSink(Protocol):
-    """A place for rows. rows: those that it has, by item and sample."""
+    """A place for rows. rows: those that it has, by their keys."""
 
     rows: dict[tuple[str, str, int], Row]
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Take rows. Raises AlignError for one that is there already."""
+        """Add rows. Raises AlignError for one that is there already."""
         ...
 
 
@@ -77,27 +79,45 @@ class RowStore:
     """An open run directory: the rows that it has, and a place to append further ones.
 
     identity: everything that decides what a row is; a directory with another identity is refused, so that no run mixes
-    two models. Opened by one process at a time. Raises AlignError where the directory cannot be gone on with.
+    two models. was_complete: True if nothing was left to measure when it was opened. Raises AlignError for a directory
+    of another run or of something else, one that another process has open, and damaged rows.
     """
 
     def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
         self.directory, self.identity = directory, identity
         directory.mkdir(parents=True, exist_ok=True)
-        if (directory / MANIFEST).exists():
-            self._check_same(read_manifest(directory))
-        elif any(directory.iterdir()):
+        begun = (directory / MANIFEST).exists()
+        if not begun and any(path.name != LOCK for path in directory.iterdir()):
             raise AlignError("is not empty, and holds no eval run", "name a new directory", where=str(directory))
-        else:
-            self.write_manifest({"complete": False})
-        self.rows = {row.key: row for row in read_rows(directory, partial=True)}
-        self._file = open(directory / ROWS, "ab")  # noqa: SIM115 - closed by __exit__
-        self._drop_cut_line()
+        # Two processes would measure every item twice, and a file with two rows of one item cannot be read any more.
+        self._lock = FileLock(directory / LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            fix = "wait for it, or name another directory"
+            raise AlignError("another process is measuring into it", fix, where=str(directory)) from None
+        try:
+            self.was_complete = False
+            if begun:
+                manifest = read_manifest(directory)
+                self._check_same(manifest)
+                unchanged = manifest.get("rows_sha256") == _sum_of_rows(directory)
+                self.was_complete = manifest["complete"] and unchanged and (directory / METRICS).exists()
+            else:
+                self._write_manifest({"complete": False})
+            self.rows = {row.key: row for row in read_rows(directory, partial=True)}
+            self._file = open(directory / ROWS, "ab")  # noqa: SIM115 - closed by __exit__
+            self._drop_cut_line()
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __enter__(self) -> RowStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
+        self._lock.release()
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows, and flush them to the disk. Raises AlignError for a row that is there already."""
@@ -105,18 +125,20 @@ class RowStore:
             if row.key in self.rows:
                 raise AlignError(f"item {row.item_id!r} was measured already", where=row.eval)
         with atomic_files.name_in_errors(self.directory / ROWS):
-            self._file.write("".join(row.line() for row in rows).encode())
+            self._file.write(b"".join(row.line() for row in rows))
             self._file.flush()
             os.fsync(self._file.fileno())
         self.rows |= {row.key: row for row in rows}
 
     def complete(self, metrics: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Write the metrics and seal the run: a complete run is verified against its checksum when it is read."""
-        atomic_files.write_json(self.directory / METRICS, {"metrics": metrics})
-        self.write_manifest({"complete": True, "rows_sha256": atomic_files.sha256(self.directory / ROWS), **facts})
+        """Write the metrics, then mark the run as complete; its rows are verified when it is read.
 
-    def write_manifest(self, facts: Mapping[str, Any]) -> None:
-        """Write the manifest: the identity and ``facts``."""
+        facts: further values for the manifest, which no row depends on.
+        """
+        atomic_files.write_json(self.directory / METRICS, {"metrics": metrics})
+        self._write_manifest({"complete": True, "rows_sha256": atomic_files.sha256(self.directory / ROWS), **facts})
+
+    def _write_manifest(self, facts: Mapping[str, Any]) -> None:
         content = {"format": FORMAT, "identity": self.identity, **facts}
         atomic_files.write_json(self.directory / MANIFEST, content)
 
@@ -128,10 +150,16 @@ class RowStore:
             raise AlignError.gather(Problem(where, f"was begun with another {key}", fix) for key in changed)
 
     def _drop_cut_line(self) -> None:
+        """Remove what a crash left of a line; a row that follows it would be unreadable."""
         path = self.directory / ROWS
         content = path.read_bytes()
         if content and not content.endswith(b"\n"):
             self._file.truncate(content.rfind(b"\n") + 1)
+
+
+def _sum_of_rows(directory: Path) -> str | None:
+    path = directory / ROWS
+    return atomic_files.sha256(path) if path.exists() else None
 
 
 def read_manifest(directory: Path) -> Mapping[str, Any]:
@@ -152,7 +180,7 @@ def read_run(directory: Path) -> tuple[Mapping[str, Any], list[Row], Mapping[str
     manifest = read_manifest(directory)
     if not manifest["complete"]:
         raise AlignError("is not complete", "finish it: run the same align eval again", where=str(directory))
-    if atomic_files.sha256(directory / ROWS) != manifest["rows_sha256"]:
+    if _sum_of_rows(directory) != manifest["rows_sha256"]:
         raise AlignError("is not what was written", "measure again into a new directory", where=str(directory / ROWS))
     metrics = atomic_files.read_json(directory / METRICS, "measure again into a new directory")["metrics"]
     return manifest, read_rows(directory), metrics

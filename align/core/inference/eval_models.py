@@ -1,4 +1,4 @@
-"""Models that are evaluated or that judge: a generator with its weights, or a server. Queries in, replies out."""
+"""Models that are evaluated or that judge, a generator with its weights or a server: queries in, replies out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class EvalModel(Protocol):
     """A model that replies to queries.
 
     identity: everything that decides its replies, as JSON (hashes of weights, tokenizer, chat template; a server's
-    address and model name). likelihoods: whether it can score given text.
+    address and model name). likelihoods: True if it can score given text.
     """
 
     identity: Mapping[str, Any]
@@ -242,7 +242,8 @@ def _message_text(message: Mapping[str, Any]) -> str:
 class ModelChoice:
     """A model to open: a directory or hub id with its generator, or with ``url`` a server's model.
 
-    model: for a server its name there; empty: the only one that it serves.
+    model: for a server its name there; empty: the only one that it serves. chat_template: a file that replaces the
+    tokenizer's own. context: most tokens of prompt and completion; None: the model's.
     """
 
     model: str = ""
@@ -251,19 +252,32 @@ class ModelChoice:
     generator: Choice = field(default_factory=lambda: Choice(type="local"))
     trust_remote_code: bool = False
     context: int | None = None
+    revision: str | None = None
+    chat_template: str | None = None
 
 
 @contextmanager
 def open_model(choice: ModelChoice) -> Iterator[EvalModel]:
-    """Load a model, or set up the client of a server; closed at the end. Raises AlignError where that cannot work."""
+    """Load a model, or set up the client of a server; close it at the end.
+
+    Raises AlignError for a model that cannot be loaded and a server that does not answer.
+    """
     if choice.url is not None:
         with Client(choice.url, key=secret(choice.key_env), timeout=600.0) as client:
             yield ServerModel(client, choice.model or _only_model(client))
         return
-    handle = handle_for(Model(path=choice.model, trust_remote_code=choice.trust_remote_code), choice.context)
-    with working(f"hashing the model {choice.model}"):
-        identity = model_identity(handle)
+    model = Model(
+        path=choice.model,
+        revision=choice.revision,
+        trust_remote_code=choice.trust_remote_code,
+        chat_template=choice.chat_template,
+    )
+    handle = handle_for(model, choice.context)
     generator: Generator = registry.build("generator", choice.generator)
+    with working(f"hashing the model {choice.model}"):
+        # Two generators round differently: a run begun with one must not go on with another.
+        decisive = {name: getattr(generator.config, name) for name in sorted(generator.decisive)}
+        identity = model_identity(handle) | {"generator": {"type": choice.generator.type, **decisive}}
     try:
         with working(f"loading the model {choice.model}"):
             generator.open(handle)
@@ -284,7 +298,10 @@ def _only_model(client: Client) -> str:
 
 
 _TOKENIZER = ("tokenizer*", "vocab*", "merges*", "*.model", "special_tokens_map.json", "added_tokens.json")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json")
+_WEIGHTS = (
+    *("*.safetensors", "*.bin", "*.index.json", "adapter_config.json", "config.json", "generation_config.json"),
+    "*.py",  # the model's own code, under trust_remote_code
+)
 
 
 def model_identity(handle: ModelHandle) -> dict[str, Any]:

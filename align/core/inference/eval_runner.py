@@ -1,4 +1,4 @@
-"""Running an eval: many items under way at once, their queries in common batches, each finished one a row on disk."""
+"""The runner of an eval: many items under way at once, whose queries share batches; each finished item is a row."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from align.schemas.errors import AlignError
 WINDOW = 128
 """Items under way at once; a batch holds the queries of all of them."""
 MOST_TURNS = 1000
-"""Most rounds of queries of one item; an eval that asks without end is stopped."""
+"""Most rounds of queries of one item: an eval whose loop never ends is stopped."""
 
 
 def choose_items(items: Sequence[Item], n: int | None) -> list[Item]:
@@ -48,13 +48,13 @@ def seed_of(seed: int, name: str, item: str, sample: int, turn: int, place: int)
 
 @dataclass(slots=True)
 class _Running:
-    """One item and sample under way: its episode, the queries that wait for replies, and what was exchanged."""
+    """One item and sample under way. waiting: its queries without a reply yet. queries, replies: those before."""
 
     item: Item
     sample: int
     episode: Episode
-    queries: Sequence[Query] = ()
-    asked: list[Query] = field(default_factory=list)
+    waiting: Sequence[Query] = ()
+    queries: list[Query] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     turn: int = 0
     first: str = ""
@@ -63,7 +63,11 @@ class _Running:
 
 @dataclass(slots=True)
 class EvalRunner:
-    """Measures one eval. name: of its rows. models: ``model``, and ``judge`` where it is asked. seed: of the suite."""
+    """Measures one eval.
+
+    name: the eval's in its rows. models: ``model``, and ``judge`` for evals that need one. seed: the suite's. window:
+    items under way at once.
+    """
 
     eval: Eval
     name: str
@@ -107,10 +111,10 @@ class EvalRunner:
 
     def _advance(self, running: Sequence[_Running]) -> list[tuple[_Running, Row]]:
         """Send all waiting queries to their models and the replies to the episodes; return those that ended."""
-        replies = self._answer(running)
+        replies = self._replies(running)
         finished = []
         for each in running:
-            own = list(islice(replies, len(each.queries)))
+            own = list(islice(replies, len(each.waiting)))
             result = self._send(each, own)
             if result is not None:
                 finished.append((each, self._row(each, result)))
@@ -118,7 +122,7 @@ class EvalRunner:
 
     def _send(self, each: _Running, replies: list[Reply]) -> Result | None:
         """Send replies to an episode, and take its next queries; return its result where it has ended."""
-        each.asked += each.queries
+        each.queries += each.waiting
         each.replies += replies
         try:
             queries = each.episode.send(replies) if each.turn else next(each.episode)
@@ -128,17 +132,19 @@ class EvalRunner:
             raise
         except Exception as error:
             raise self._breach(each.item, f"failed: {error_line(error)}") from error
+        if not isinstance(queries, list | tuple) or not all(isinstance(query, Query) for query in queries):
+            raise self._breach(each.item, "yielded something else than a list of queries")
         each.turn += 1
         if each.turn == 1:
-            each.first = sha([_asked(query) for query in queries])
+            each.first = sha([_text_of(query) for query in queries])
         if each.turn > MOST_TURNS:
-            raise self._breach(each.item, f"asked more than {MOST_TURNS} times")
-        each.queries = queries
+            raise self._breach(each.item, f"yielded queries more than {MOST_TURNS} times")
+        each.waiting = queries
         return None
 
-    def _answer(self, running: Sequence[_Running]) -> Iterator[Reply]:
+    def _replies(self, running: Sequence[_Running]) -> Iterator[Reply]:
         """Return the replies to all waiting queries, in the order of the episodes and of their queries."""
-        waiting = [(each, place, query) for each in running for place, query in enumerate(each.queries)]
+        waiting = [(each, place, query) for each in running for place, query in enumerate(each.waiting)]
         replies: list[Reply | None] = [None] * len(waiting)
         for by, model in self.models.items():
             drawn = [n for n, (_, _, q) in enumerate(waiting) if q.by == by and isinstance(q, Generate)]
@@ -154,7 +160,7 @@ class EvalRunner:
         if None in replies:
             number = replies.index(None)
             each, _, query = waiting[number]
-            raise self._breach(each.item, f"asked {query.by!r}, and there is none: name a judge in the suite")
+            raise self._breach(each.item, f"has a query for {query.by!r}, and there is none: name a judge in the suite")
         return iter([reply for reply in replies if reply is not None])
 
     def _seeded(self, each: _Running, place: int, query: Query) -> tuple[Generate, int]:
@@ -167,7 +173,7 @@ class EvalRunner:
         return reply
 
     def _checked_logp(self, reply: Reply, item: Item) -> Reply:
-        """Raises AlignError for nan and infinity: a broken model would win TruthfulQA by them."""
+        """Refuse nan and infinity: a broken model would win TruthfulQA by them."""
         if not math.isfinite(reply.logp):
             what = f"item {item.id!r}: the model's log-probability is {reply.logp}"
             fix = "the model is damaged, or its precision too low: look at its weights"
@@ -175,6 +181,7 @@ class EvalRunner:
         return reply
 
     def _checked(self, result: Any, item: Item) -> Result:
+        """Return the result. Raises AlignError for one that breaks the contract."""
         if not isinstance(result, Result):
             raise self._breach(item, "returned no Result")
         low, high = self.eval.score_range
@@ -188,11 +195,13 @@ class EvalRunner:
         return AlignError(f"item {item.id!r}: the eval {fault}", where=f"eval {self.name}")
 
     def _row(self, each: _Running, result: Result) -> Row:
-        pairs = list(zip(each.asked, each.replies, strict=True))
+        pairs = list(zip(each.queries, each.replies, strict=True))
         own = [(query, reply) for query, reply in pairs if query.by == "model"]
         judged = [(query, reply) for query, reply in pairs if query.by == "judge"]
         drawn = [reply for query, reply in own if isinstance(query, Generate)]
-        settings = [query.sampling.model_dump() for query, _ in pairs if isinstance(query, Generate)]
+        # The first settings only: how many further queries there are may depend on the model's replies, and two models
+        # on one item would then never count as measured alike.
+        settings = [query.sampling.model_dump() for query, _ in pairs if isinstance(query, Generate)][:1]
         judge = self.models.get("judge")
         return Row(
             eval=self.name,
@@ -200,7 +209,7 @@ class EvalRunner:
             item_id=each.item.id,
             cluster_id=each.item.cluster or each.item.id,
             sample_idx=each.sample,
-            prompts=[_asked(query) for query, _ in own],
+            prompts=[_text_of(query) for query, _ in own],
             outputs=[reply.text if isinstance(query, Generate) else reply.logp for query, reply in own],
             judged=[reply.text if isinstance(query, Generate) else reply.logp for query, reply in judged],
             prompt_sha=each.first,
@@ -216,12 +225,12 @@ class EvalRunner:
             judge_id=sha(judge.identity) if judge is not None and judged else "",
             judge_prompt_sha=sha(self.eval.judge_prompts()) if judged else "",
             seed=seed_of(self.seed, self.name, each.item.id, each.sample, 1, 0),
-            gen_kwargs_sha=sha(settings[:1]),
+            gen_kwargs_sha=sha(settings),
             tags=list(each.item.tags),
         )
 
 
-def _asked(query: Query) -> Any:
+def _text_of(query: Query) -> Any:
     """Return a query's text as JSON, for the row and its hash."""
     if isinstance(query, Generate):
         return {"prompt": query.prompt, "tools": list(query.tools)} if query.tools else query.prompt

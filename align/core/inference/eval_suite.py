@@ -1,10 +1,12 @@
-"""Measuring a suite: its evals one after the other on open models, into one run directory."""
+"""The measurement of a suite: its evals one after the other on open models, into one run directory."""
 
 from __future__ import annotations
 
+import math
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,14 +15,14 @@ from typing import Any
 from align.core.config.suite_file import LoadedEval
 from align.core.evaluation.eval import Item, Row, check_items, mean, sha
 from align.core.evaluation.store import RowStore, read_run
-from align.core.inference.eval_models import EvalModel
+from align.core.inference.eval_models import EvalModel, ModelChoice, open_model
 from align.core.inference.eval_runner import EvalRunner, choose_items
 from align.core.util.progress import working
 from align.schemas.errors import AlignError
 from align.schemas.evals import Suite
 
 LIBRARIES = ("align-llm", "torch", "transformers", "tokenizers", "lm-eval", "vllm", "numpy", "scipy")
-"""Libraries whose versions are part of what was measured with."""
+"""Libraries whose versions are part of a run's identity: a new one may give another completion or score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,20 @@ def load_items(evals: Sequence[LoadedEval]) -> dict[str, list[Item]]:
     return {each.name: _items(each) for each in evals}
 
 
+@contextmanager
+def open_judge(suite: Suite, evals: Sequence[LoadedEval]) -> Iterator[dict[str, EvalModel]]:
+    """Open the suite's judge if an eval needs it: yield it as ``judge``, else an empty mapping. Close it at the end.
+
+    Raises AlignError as ``open_model`` does.
+    """
+    judge = suite.judge
+    if judge is None or not any(each.eval.judged for each in evals):
+        yield {}
+        return
+    with open_model(ModelChoice(judge.model, judge.url, judge.key_env, judge.generator)) as opened:
+        yield {"judge": opened}
+
+
 def measure_suite(
     suite: Suite,
     evals: Sequence[LoadedEval],
@@ -46,9 +62,9 @@ def measure_suite(
     out: Path,
     name: str,
 ) -> EvalRun:
-    """Measure what the directory ``out`` lacks, seal the run, and return it as it was read back.
+    """Measure what the directory ``out`` lacks, mark the run as complete, and return it as it was read back.
 
-    models: ``model``, and ``judge`` where an eval asks one. name: of the model, for readers. Raises AlignError as
+    models: ``model``, and ``judge`` for evals that need one. name: the model's, for readers. Raises AlignError as
     ``align.evaluate`` does.
     """
     _check_likelihoods(evals, models["model"])
@@ -61,7 +77,8 @@ def measure_suite(
             metrics[each.name] = _summary(each, rows)
             if each.eval.judged:
                 _check_invalid(each.name, rows, suite.max_invalid)
-        store.complete(metrics, _facts(name, suite, evals, started))
+        if not store.was_complete:  # else the run's time and name would be those of this start, which measured nothing
+            store.complete(metrics, _facts(name, suite, evals, started))
     manifest, stored, read = read_run(out)
     return EvalRun(out, manifest, stored, read)
 
@@ -84,7 +101,7 @@ def _check_likelihoods(evals: Sequence[LoadedEval], model: EvalModel) -> None:
 def _identity(
     suite: Suite, evals: Sequence[LoadedEval], items: Mapping[str, Sequence[Item]], models: Mapping[str, EvalModel]
 ) -> dict[str, Any]:
-    """Return everything that decides a row. The content of data counts, not its path, and so does every item's."""
+    """Return everything that decides a row: of data its content, item by item, and not its path."""
     return {
         "model": models["model"].identity,
         "judge": models["judge"].identity if "judge" in models else None,
@@ -105,7 +122,7 @@ def _identity(
 
 
 def _facts(model: str, suite: Suite, evals: Sequence[LoadedEval], started: float) -> dict[str, Any]:
-    """Return what a reader wants to know of a run, and no row depends on."""
+    """Return the facts for readers of a run, which no row depends on."""
     return {
         "model": model,
         "suite": suite.model_dump(mode="json"),
@@ -136,15 +153,23 @@ def versions() -> dict[str, str]:
 
 
 def _summary(each: LoadedEval, rows: Sequence[Row]) -> dict[str, float]:
-    """Return an eval's own metrics and those of every eval: how many rows, how many not valid, how many cut off."""
-    own = each.eval.aggregate(rows)
-    return own | {
+    """Return an eval's own metrics and those of every eval: numbers of items and rows, shares not valid and cut off."""
+    return aggregate(each, rows) | {
         "items": float(len({row.item_id for row in rows})),
         "rows": float(len(rows)),
         "invalid": mean(float(not row.valid) for row in rows),
         "truncated": mean(float(row.finish_reason == "length") for row in rows),
         "mean_tokens": mean(float(row.n_tokens) for row in rows),
     }
+
+
+def aggregate(each: LoadedEval, rows: Sequence[Row]) -> dict[str, float]:
+    """Return an eval's own metrics. Raises AlignError for one that is not finite: it would win every comparison."""
+    metrics = each.eval.aggregate(rows)
+    if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        fix = "return a finite number, or leave the metric out"
+        raise AlignError(f"aggregate gives {bad[0]} = {metrics[bad[0]]}", fix, where=f"eval {each.name}")
+    return metrics
 
 
 def _check_invalid(name: str, rows: Sequence[Row], most: float) -> None:

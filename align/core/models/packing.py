@@ -69,6 +69,11 @@ def limits_for(policy: Policy, longest: int) -> LengthLimits:
     return LengthLimits(low, low)
 
 
+def longest_row(policy: Policy, wanted: int) -> int:
+    """Return the largest number of tokens in a row by either limit; ``wanted`` where rows up to there meet none."""
+    return min((limit for limit in limits_for(policy, wanted) if limit is not None), default=wanted)
+
+
 def check_lengths(policy: Policy, limits: LengthLimits, sets: Sequence[Examples | Sequence[Example]]) -> list[Problem]:
     """Raise AlignError for rows longer than the model can take; return warnings about rows longer than it has seen.
 

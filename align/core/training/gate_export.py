@@ -9,17 +9,19 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from align.core.config.suite_file import LoadedEval, load_policy, load_suite
 from align.core.engine import processes
-from align.core.evaluation.comparison import GateReport, StoredRun, compare_runs
+from align.core.evaluation.comparison import GateReport, StoredRun, check_policy, compare_runs
+from align.core.evaluation.eval import Item
 from align.core.evaluation.junit import describe
 from align.core.evaluation.store import MANIFEST, ROWS
-from align.core.inference.eval_models import EvalModel, ModelChoice, open_model
-from align.core.inference.eval_suite import load_items, measure_suite
+from align.core.inference.eval_models import ModelChoice, open_model
+from align.core.inference.eval_suite import load_items, measure_suite, open_judge
 from align.core.models.load_and_export import resolve_model_path
 from align.core.training.run_directory import RunDirectory, StageDirectory, located
 from align.core.util import atomic_files
@@ -29,31 +31,28 @@ from align.schemas.evals import Suite
 from align.schemas.run import Gate, Stage
 
 REJECTED = "export-rejected"
-"""The export of a stage that was rolled back; ``export`` is then the model that the stage began from."""
+"""The directory that a rejected export moves to; ``export`` is then the model that the stage began from."""
 POLL = 0.5
-"""Seconds between two looks of a rank that waits for the gate."""
+"""Seconds between two checks of a rank that waits for rank 0."""
 
 
 def check_gate(gate: Gate) -> None:
     """Raise AlignError for a suite, its data or a policy that cannot be used, before anything is trained."""
     _, evals = load_suite(gate.suite)
     load_items(evals)
-    policy, known = load_policy(gate.policy), {each.name for each in evals}
-    named = [*policy.safety, *(name for domain in policy.domains.values() for name in domain.evals)]
-    if missing := [name for name in named if name not in known]:
-        what = f"names the eval {missing[0]!r}, which {gate.suite} does not have"
-        raise AlignError(what, f"known: {', '.join(sorted(known))}", where=gate.policy)
+    known = {each.name: each.eval for each in evals}
+    check_policy(load_policy(gate.policy), known, known, f"{gate.suite} does not have", gate.policy)
 
 
 def pass_gate(directory: RunDirectory, stage: Stage, gate: Gate) -> None:
-    """Measure a finished stage's export, and do what the run file says about the verdict; once for each stage.
+    """Measure a finished stage's export, and act on the verdict as the run file says; once for each stage.
 
-    Under a launcher rank 0 measures, and the others wait for its verdict. Raises AlignError on all of them where the
-    stage is stopped.
+    Under torchrun rank 0 measures and acts, and the others wait until it is done. Raises AlignError on all of them
+    where the run stops.
     """
     place = directory.stage(stage.name)
     if processes.rank() != 0:
-        _wait_for_verdict(place, stage.devices.timeout)
+        _wait(place, stage.devices.timeout)
     elif _decision(place) is None:
         here = located(stage, directory.export_of)
         assert here.gate is not None
@@ -83,47 +82,67 @@ def _decision(place: StageDirectory) -> dict[str, Any] | None:
         return None
 
 
-def _wait_for_verdict(place: StageDirectory, timeout: float) -> None:
-    until = time.monotonic() + timeout
-    while _decision(place) is None:
-        if time.monotonic() > until:
-            fix = "see what rank 0 printed; devices.timeout is how long the others wait"
-            raise AlignError(f"rank 0 gave no verdict in {timeout:g} s", fix, where=str(place.path))
+def _wait(place: StageDirectory, timeout: float) -> None:
+    """Wait until rank 0 has acted on the verdict; give up ``timeout`` seconds after its last sign of progress.
+
+    A suite may take hours, so rows that rank 0 writes count as progress.
+    """
+    seen, since = -1, time.monotonic()
+    while not _settled(place):
+        rows = sum(path.stat().st_size for path in (place.path / "gate").glob(f"*/{ROWS}"))
+        if rows != seen:
+            seen, since = rows, time.monotonic()
+        if time.monotonic() - since > timeout:
+            fix = "see what rank 0 printed; devices.timeout is how long the others wait for a further row"
+            raise AlignError(f"rank 0 measured nothing for {timeout:g} s", fix, where=str(place.path))
         time.sleep(POLL)
 
 
+def _settled(place: StageDirectory) -> bool:
+    """Return True once the verdict is there, and after a rollback only when the export is the one to go on with."""
+    decided = _decision(place)
+    if decided is None:
+        return False
+    return decided["action"] != "rollback" or ((place.path / REJECTED).exists() and place.export.exists())
+
+
 def _measure(stage: Stage, gate: Gate, place: StageDirectory) -> GateReport:
-    """Return the gate's report on the stage's export. ``stage`` and ``gate`` are located."""
+    """Return the gate's report on the stage's export. stage, gate: with paths in place of ``stage:NAME``."""
     suite, evals = load_suite(gate.suite)
     policy = load_policy(gate.policy)
+    model = stage.model
+    trusted = model.trust_remote_code
+    if gate.baseline is None:  # the stage's own start, as the stage loads it: its revision and chat template count
+        start = ModelChoice(
+            model.path, revision=model.revision, chat_template=model.chat_template, trust_remote_code=trusted
+        )
+    else:
+        start = ModelChoice(gate.baseline, trust_remote_code=trusted)
+    end = ModelChoice(str(place.export), trust_remote_code=trusted)
     with ExitStack() as opened:
         for each in evals:
             opened.callback(each.eval.close)
-        given = Path(gate.baseline or stage.model.path)
+        items = load_items(evals)
+        given = Path(start.model)
         if (given / MANIFEST).is_file() and (given / ROWS).is_file():
             baseline = StoredRun.read(given)
         else:
-            baseline = _measured(suite, evals, stage, str(given), place.path / "gate" / "baseline")
-        candidate = _measured(suite, evals, stage, str(place.export), place.path / "gate" / "candidate")
+            baseline = _measured(suite, evals, items, start, place.path / "gate" / "baseline")
+        candidate = _measured(suite, evals, items, end, place.path / "gate" / "candidate")
         return compare_runs(baseline, candidate, policy, {each.name: each.eval for each in evals})
 
 
-def _measured(suite: Suite, evals: list[LoadedEval], stage: Stage, model: str, out: Path) -> StoredRun:
-    with ExitStack() as opened:
-        trusted = stage.model.trust_remote_code
-        models: dict[str, EvalModel] = {
-            "model": opened.enter_context(open_model(ModelChoice(model, trust_remote_code=trusted)))
-        }
-        if suite.judge is not None and any(each.eval.judged for each in evals):
-            judge = suite.judge
-            choice = ModelChoice(judge.model, judge.url, judge.key_env, judge.generator)
-            models["judge"] = opened.enter_context(open_model(choice))
-        measure_suite(suite, evals, load_items(evals), models, out, model)
+def _measured(
+    suite: Suite, evals: Sequence[LoadedEval], items: Mapping[str, Sequence[Item]], choice: ModelChoice, out: Path
+) -> StoredRun:
+    """Measure what ``out`` lacks of a model, and return the complete run."""
+    with open_model(choice) as model, open_judge(suite, evals) as judge:
+        measure_suite(suite, evals, items, {"model": model, **judge}, out, choice.model)
     return StoredRun.read(out)
 
 
 def _action(report: GateReport, gate: Gate) -> str:
-    """Return ``stop``, ``keep`` or ``rollback``; a comparison that says nothing always stops."""
+    """Return ``stop``, ``keep`` or ``rollback``; runs that cannot be compared and refused margins always stop."""
     if report.outcome == "regressed":
         return gate.on_regression
     if report.outcome == "inconclusive":
@@ -141,7 +160,7 @@ def _show(name: str, report: GateReport, action: str) -> None:
 
 
 def _roll_back(stage: Stage, place: StageDirectory, start: Path) -> None:
-    """Make the model that the stage began from its export. Each step may have been done before a crash."""
+    """Make the model that the stage began from its export. A crash may have come after any of the steps."""
     rejected = place.path / REJECTED
     if not rejected.exists():
         place.export.rename(rejected)

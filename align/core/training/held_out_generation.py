@@ -1,7 +1,7 @@
-"""Held-out prompts completed and scored while a stage learns from rows.
+"""Completions of held-out prompts, sampled and scored while a stage learns from rows.
 
-The loss says how likely the rows' own answers are; what the model would answer itself, and whether that is right, only
-sampling shows. All ranks take part, and nothing here moves the random numbers of training.
+The loss measures how likely the rows' own answers are. Only sampling shows what the model answers itself, and if that
+is right. All ranks take part, and nothing here moves the random numbers of training.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from align.core.engine import processes
 from align.core.engine.steps import MicroBatcher
 from align.core.generation.generator_base import Generator
 from align.core.inference.sampler import tokens_of
-from align.core.models.packing import limits_for
+from align.core.models.packing import longest_row
 from align.core.online.monitor import score_metrics
 from align.core.online.phases import Collector, Prompts, completions_of, length_metrics
 from align.core.plugin_system.registry import registry
@@ -101,7 +101,7 @@ class HeldOutGeneration:
         )
         longest = max(int(prompts.examples.lengths.max()) for prompts in self._sets if len(prompts))
         context = longest + stage.validation.sampling.max_completion_length
-        limit = min((each for each in limits_for(model.policy, context) if each is not None), default=context)
+        limit = longest_row(model.policy, context)
         if context > limit:
             most = max(1, limit - longest)
             raise AlignError(

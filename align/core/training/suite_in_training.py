@@ -1,4 +1,4 @@
-"""Suites of evals measured on the policy while a stage trains, beside its held-out rows."""
+"""Suites of evals measured on the policy while a stage trains."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from align.core.engine.steps import MicroBatcher
 from align.core.evaluation.eval import Item, Row
 from align.core.evaluation.store import RowList
 from align.core.generation.generator_base import Generator, ModelHandle
-from align.core.inference.eval_models import EvalModel, GeneratorModel, ModelChoice, open_model
+from align.core.inference.eval_models import EvalModel, GeneratorModel
 from align.core.inference.eval_runner import EvalRunner
-from align.core.inference.eval_suite import load_items
+from align.core.inference.eval_suite import aggregate, load_items, open_judge
 from align.core.models.load_and_export import end_tokens, resolve_model_path
-from align.core.models.packing import limits_for
+from align.core.models.packing import longest_row
 from align.core.plugin_system.registry import registry
 from align.core.util.atomic_files import write_atomic
 from align.schemas.errors import AlignError, Problem
-from align.schemas.evals import Suite
 from align.schemas.run import Choice, Stage
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def handle_of(stage: Stage, model: LoadedModel, context: int) -> ModelHandle:
 
 
 class SuiteInTraining:
-    """Measures a suite on the policy as it is. Items are shared among the ranks; rank 0 keeps the rows. Collective."""
+    """Measures a suite on the policy as it is. Ranks split the items, and rank 0 writes all rows. Collective."""
 
     def __init__(
         self,
@@ -57,35 +56,36 @@ class SuiteInTraining:
         self._items = load_items(self._evals)
         self._rank, self._world_size = batcher.rank, batcher.world_size
         self._directory, self._forward = directory, forward
-        limit = min((each for each in limits_for(model.policy, CONTEXT) if each is not None), default=CONTEXT)
-        self._handle = handle_of(stage, model, limit)
+        self._handle = handle_of(stage, model, longest_row(model.policy, CONTEXT))
         self._models: dict[str, EvalModel] = {}
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Open the policy's generator, and the judge where an eval asks one; closed at the end."""
+        """Open the policy's generator, and the judge if an eval needs it; close all of them at the end."""
         with ExitStack() as opened:
+            for each in self._evals:
+                opened.callback(each.eval.close)
             generator: Generator = registry.build("generator", Choice(type="local"))
             opened.callback(generator.close)
             generator.open(self._handle)
-            self._models = {"model": GeneratorModel(generator, self._handle, {"policy": "in training"})}
-            if self._suite.judge is not None and any(each.eval.judged for each in self._evals):
-                self._models["judge"] = opened.enter_context(open_model(_judge(self._suite)))
-            for each in self._evals:
-                opened.callback(each.eval.close)
+            policy = GeneratorModel(generator, self._handle, {"policy": "in training"})
+            self._models = {"model": policy, **opened.enter_context(open_judge(self._suite, self._evals))}
             yield
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Return the metrics of every eval, by its name; keep the rows in ``evals/step-000100.jsonl``."""
+        """Return the metrics of every eval as ``EVAL/METRIC``; write the rows to ``evals/step-000100.jsonl``.
+
+        Raises AlignError on every rank for a failure of one of them.
+        """
         metrics: dict[str, float] = {}
         kept: list[Row] = []
         for each in self._evals:
             rows = self._measure(each)
             kept += rows
-            metrics |= {f"{each.name}/{name}": value for name, value in each.eval.aggregate(rows).items()}
+            metrics |= {f"{each.name}/{name}": value for name, value in aggregate(each, rows).items()}
         if self._rank == 0:
             path = self._directory / "evals" / f"step-{step:06d}.jsonl"
-            write_atomic(path, "".join(row.line() for row in kept).encode())
+            write_atomic(path, b"".join(row.line() for row in kept))
         return metrics
 
     def _measure(self, each: LoadedEval) -> list[Row]:
@@ -105,8 +105,3 @@ class SuiteInTraining:
             raise AlignError.gather(dict.fromkeys(failed))
         by_key = {row.key: row for found, _ in gathered for row in found}
         return [by_key[each.name, item.id, k] for item in items for k in range(each.choice.samples)]
-
-
-def _judge(suite: Suite) -> ModelChoice:
-    assert suite.judge is not None
-    return ModelChoice(suite.judge.model, suite.judge.url, suite.judge.key_env, suite.judge.generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from align import AlignError, gate, gate_calibrate, gate_power
 from align.cli.gate import gate as command
+from align.core.evaluation.junit import junit
 from align.core.plugin_system import registry
 from align.core.plugin_system.registry import Offer
 from align.core.report.gate_view import GateView
@@ -257,3 +259,61 @@ def test_calibrate_suggests_margins_that_reruns_pass(tmp_path: Path) -> None:
     assert by_name["domain custom"].smallest_margin < by_name["a"].smallest_margin
     assert gate(runs[0], runs[1], policy).outcome in ("pass", "inconclusive")
     assert policy.domains["custom"].evals == {"a": 1.0, "b": 1.0, "c": 1.0}
+
+
+def test_junit_shows_a_failed_check_without_a_lower_limit(base: Path, tmp_path: Path) -> None:
+    def silent(prompt: Any, _seed: int) -> str:
+        return "" if int(str(prompt)[1:]) < 80 else str(prompt)[1:]
+
+    candidate = store(tmp_path / "silent", ScriptedModel(silent), LABELS).directory
+    (case,) = [
+        each
+        for each in ElementTree.fromstring(junit(gate(base, candidate, POLICY)))
+        if each.get("name") == "invalid rows"
+    ]
+    failure = case.find("failure")
+    assert failure is not None and failure.get("message") == "0.1, accepted to 0.01"
+
+
+def test_items_of_a_single_cluster_are_refused_in_words(tmp_path: Path) -> None:
+    labels = {"a": {"count": 30, "cluster": 30}}
+    one = store(tmp_path / "one", accurate({"a": 0.5}), labels).directory
+    policy = GatePolicy.model_validate({"domains": {"d": {"margin": 0.1, "evals": {"a": 1}}}})
+    with pytest.raises(AlignError, match="all its items are in one cluster"):
+        gate(one, one, policy)
+
+
+def test_an_eval_that_the_policy_leaves_out_makes_no_gate_invalid(base: Path, tmp_path: Path) -> None:
+    other = {**LABELS, "c": {"count": 10}}
+    candidate = store(tmp_path / "other", accurate({"a": 0.6, "b": 0.6, "c": 0.6}), other).directory
+    assert gate(base, candidate, POLICY).outcome == "invalid"
+    only = POLICY.model_copy(update={"watch": []})
+    report = gate(base, candidate, only)
+    assert (report.outcome, set(report.flips)) == ("pass", {"a", "b"})
+
+
+def test_a_watched_eval_of_one_run_only_is_a_warning_and_a_gating_one_a_problem(base: Path, tmp_path: Path) -> None:
+    fewer = {name: LABELS[name] for name in ("a", "b")}
+    candidate = store(tmp_path / "fewer", accurate({"a": 0.6, "b": 0.6}), fewer).directory
+    report = gate(base, candidate, POLICY)
+    assert report.outcome == "pass" and "c was measured in one run only" in report.warnings
+    watched = gate(base, candidate, POLICY.model_copy(update={"watch": ["c"]}))
+    assert watched.outcome == "invalid" and watched.problems == ("c was measured in one run only",)
+
+
+def test_a_floor_under_a_score_that_is_no_mean_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Numbered, "is_mean", False)
+    with pytest.raises(AlignError, match="has a floor for 'a', whose score is no mean"):
+        gate(base, base, POLICY.model_copy(update={"floors": {"a": 0.5}}))
+
+
+def test_a_second_start_of_a_complete_run_leaves_its_manifest(base: Path) -> None:
+    before = (base / "manifest.json").read_bytes()
+    store(base, accurate({"a": 0.6, "b": 0.6, "c": 0.6}), LABELS)
+    assert (base / "manifest.json").read_bytes() == before
+
+
+def test_a_metric_that_is_not_finite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Numbered, "aggregate", lambda self, rows: {"score": math.nan})
+    with pytest.raises(AlignError, match="aggregate gives score = nan"):
+        store(tmp_path / "nan", accurate({"a": 0.6}), {"a": {"count": 3}})

@@ -231,3 +231,40 @@ def test_an_eval_knows_whether_its_judge_scores_given_text_and_has_its_headline_
     assert seen == [False, False, True]
     rows, metrics = run_eval(Sums, {"count": 3}, ScriptedModel(right))
     assert made.headline(rows) == metrics["score"]
+
+
+def test_a_reply_that_is_no_unicode_is_kept_and_read_back(tmp_path: Path) -> None:
+    (item,) = choose_items(Sums(Sums.Config()).load(), 1)
+    with RowStore(tmp_path, {}) as store:
+        (row,) = runner(lambda prompt, seed: "\ud83d half \\\udc00").measure([item], 1, store)
+    assert read_rows(tmp_path) == [row]
+    assert row.outputs[0] == "\ud83d half \\\udc00"
+    json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8"))
+
+
+def test_two_processes_do_not_measure_into_one_directory(tmp_path: Path) -> None:
+    with RowStore(tmp_path, {}), pytest.raises(AlignError, match="another process is measuring into it"):
+        RowStore(tmp_path, {})
+    with RowStore(tmp_path, {}):
+        pass
+
+
+class Unpacked(Sums):
+    """Yields a query in place of a list of them."""
+
+    def run(self, item: Item) -> Episode:
+        """Ask wrongly."""
+        yield Generate(item.id, Sampling())  # type: ignore[misc]
+        return Result(0.0)
+
+
+def test_a_query_outside_a_list_is_named_as_the_evals_mistake() -> None:
+    with pytest.raises(AlignError, match="yielded something else than a list of queries"):
+        run_eval(Unpacked, {}, ScriptedModel(right))
+
+
+def test_a_target_that_json_cannot_hold_is_refused() -> None:
+    with pytest.raises(AlignError, match="target of item 'a' is no JSON"):
+        check_items([Item("a", {1, 2})], Sums(Sums.Config()))
+    with pytest.raises(AlignError, match="target of item 'a' is no JSON"):
+        check_items([Item("a", math.nan)], Sums(Sums.Config()))

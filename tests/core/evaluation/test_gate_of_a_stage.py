@@ -10,8 +10,13 @@ from typing import Any, ClassVar
 import pytest
 
 from align import AlignError, Eval, report
+from align.core.inference.eval_models import ModelChoice
 from align.core.plugin_system.registry import Offer, registry
+from align.core.training import gate_export
+from align.core.training.gate_export import pass_gate
 from align.core.training.launch import train
+from align.core.training.run_directory import RunDirectory, StageDirectory
+from align.core.util import atomic_files
 from align.core.util.atomic_files import file_sums
 from align.evals import Episode, Item, LogLikelihood, Result
 from align.schemas.run import Run
@@ -162,7 +167,59 @@ def test_mistakes_in_suite_and_policy_come_before_training(tiny_model_dir: Path,
     with pytest.raises(AlignError, match="names the eval 'other'"):
         train(gated(tiny_model_dir, tmp_path, "better"), progress=False)
     assert not (tmp_path / "run").exists()
+    floor = "domains: {d: {margin: 0.15, evals: {likelier: 1}}}\nfloors: {other: 0.5}\n"
+    (tmp_path / "policy.yaml").write_text(floor, encoding="utf-8")
+    with pytest.raises(AlignError, match="names the eval 'other'"):
+        train(gated(tiny_model_dir, tmp_path, "better"), progress=False)
     with pytest.raises(AlignError, match="no suite is called"):
         values = gated(tiny_model_dir, tmp_path, "better").model_dump()
         values["stages"][0]["gate"]["suite"] = "nowhere"
         train(Run.model_validate(values), progress=False)
+
+
+def test_the_start_is_measured_with_the_chat_template_of_the_stage(tiny_model_dir: Path, tmp_path: Path) -> None:
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    (tmp_path / "template.jinja").write_text(template, encoding="utf-8")
+    run = gated(tiny_model_dir, tmp_path, "better")
+    model = run.stages[0].model.model_copy(update={"chat_template": str(tmp_path / "template.jinja")})
+    stage = run.stages[0].model_copy(update={"model": model})
+    chosen: list[ModelChoice] = []
+
+    def stop(choice: ModelChoice) -> Any:
+        chosen.append(choice)
+        raise AlignError("seen")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gate_export, "open_model", stop)
+        with pytest.raises(AlignError, match="seen"):
+            pass_gate(RunDirectory(run), stage, stage.gate)  # type: ignore[arg-type]
+    assert chosen == [ModelChoice(str(tiny_model_dir), chat_template=str(tmp_path / "template.jinja"))]
+
+
+def test_other_ranks_wait_while_rows_come_and_until_the_rollback_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = StageDirectory(tmp_path)
+    rows = tmp_path / "gate" / "candidate" / "rows.jsonl"
+    rows.parent.mkdir(parents=True)
+    now = 0.0
+    steps = iter([
+        *[lambda: rows.write_bytes(rows.read_bytes() + b"row" if rows.exists() else b"row")] * 5,
+        lambda: atomic_files.write_json(tmp_path / "gate.json", {"action": "rollback"}),
+        (tmp_path / gate_export.REJECTED).mkdir,
+        place.export.mkdir,
+    ])  # fmt: skip
+
+    def sleep(_seconds: float) -> None:
+        nonlocal now
+        now += 8.0
+        next(steps)()
+
+    monkeypatch.setattr(gate_export.time, "sleep", sleep)
+    monkeypatch.setattr(gate_export.time, "monotonic", lambda: now)
+    gate_export._wait(place, timeout=30.0)
+    assert next(steps, None) is None
+    (tmp_path / "gate.json").unlink()
+    steps = iter([lambda: None] * 5)
+    with pytest.raises(AlignError, match="rank 0 measured nothing for 30 s"):
+        gate_export._wait(place, timeout=30.0)
