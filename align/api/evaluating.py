@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from align.core.config.suite_file import load_suite
+from align.core.evaluation.ratings import mean_win_rates
+from align.core.evaluation.store import read_run
 from align.core.inference.eval_models import ModelChoice, open_model
 from align.core.inference.eval_suite import EvalRun, load_items, measure_suite, open_judge
 from align.core.util.progress import showing
@@ -56,3 +58,21 @@ def _model_choice(
         return ModelChoice(served, url=model, key_env=key_env)
     kind = Choice(type=generator) if isinstance(generator, str) else generator
     return ModelChoice(model, generator=kind, trust_remote_code=trust, context=context)
+
+
+MEAN_WIN_RATE = "mean win rate"
+
+
+@explaining()
+def compare_scores(runs: Sequence[str | Path]) -> dict[str, dict[str, float | None]]:
+    """Return the headline of every eval of complete runs, and HELM's mean win rate of each run among these.
+
+    Keys: the run's directory, then the eval; a run without an eval lacks its key. The mean win rate is None of a run
+    that shares no eval with another. Raises AlignError for a run that is incomplete or damaged.
+    """
+    stored = {str(each): read_run(Path(each)) for each in runs}
+    scores = {run: {name: each["score"] for name, each in metrics.items()} for run, (_, _, metrics) in stored.items()}
+    facts = {name: each for manifest, _, _ in stored.values() for name, each in manifest["evals"].items()}
+    directions = {name: each["higher_is_better"] for name, each in facts.items()}
+    rates = mean_win_rates(scores, directions)
+    return {run: {**own, MEAN_WIN_RATE: rates[run]} for run, own in scores.items()}

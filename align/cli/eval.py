@@ -96,6 +96,35 @@ def list_suites() -> None:
         click.echo(f"{name:14} {', '.join(dict.fromkeys(types))}")
 
 
+@evaluation.command("show")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), help="Eval runs.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
+def show(runs: tuple[Path, ...], form: str) -> None:
+    """Show the scores of eval runs side by side, with HELM's mean win rate.
+
+    The mean win rate depends on which other runs are shown, so it decides nothing: `align gate` does.
+
+    \b
+    Example:
+      align eval show evals/base evals/first evals/second
+    """
+    from align.api.evaluating import compare_scores
+
+    table = compare_scores(runs)
+    if form == "json":
+        click.echo(json.dumps(table, indent=1))
+        return
+    names = list(dict.fromkeys(name for scores in table.values() for name in scores))
+    width = max(len(name) for name in names)
+    columns = [max(10, len(run)) for run in table]
+    heads = "  ".join(f"{run:>{size}}" for run, size in zip(table, columns, strict=True))
+    click.echo(f"{'eval':{width}}  {heads}")
+    for name in names:
+        cells = [scores.get(name) for scores in table.values()]
+        shown = [f"{'–' if cell is None else f'{cell:.4f}':>{size}}" for cell, size in zip(cells, columns, strict=True)]
+        click.echo(f"{name:{width}}  {'  '.join(shown)}")
+
+
 @evaluation.command("ratings")
 @click.argument("votes", shell_complete=files)
 @click.option("--system", type=click.Choice(["bradley_terry", "elo"]), default="bradley_terry", show_default=True)

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from align import AlignError, gate, gate_calibrate, gate_power
+from align.cli.eval import evaluation
 from align.cli.gate import gate as command
 from align.core.evaluation.junit import junit
 from align.core.plugin_system import registry
@@ -221,6 +222,17 @@ def test_the_command_ends_with_the_verdict_and_writes_what_ci_reads(base: Path, 
         ("c", "no clear change", False),
     ]
     assert {flip.eval for flip in view.flips} == {"a", "b"}
+
+
+def test_scores_side_by_side_with_the_mean_win_rate(base: Path, tmp_path: Path) -> None:
+    better = measured(tmp_path, "better", {"a": 0.9, "b": 0.6, "c": 0.3})
+    done = CliRunner().invoke(evaluation, ["show", str(base), str(better), "--format", "json"])
+    assert done.exit_code == 0, done.output
+    ours, theirs = json.loads(done.output).values()
+    assert theirs["a"] > ours["a"] and theirs["b"] == ours["b"] and theirs["c"] < ours["c"]
+    assert (ours["mean win rate"], theirs["mean win rate"]) == (0.5, 0.5)  # one won, one tied, one lost
+    shown = CliRunner().invoke(evaluation, ["show", str(base), str(better)])
+    assert [line.split()[0] for line in shown.output.splitlines()] == ["eval", "a", "b", "c", "mean"]
 
 
 @pytest.mark.parametrize(
