@@ -13,6 +13,7 @@ from align.core.inference.eval_models import ModelChoice, open_model
 from align.core.inference.eval_suite import EvalRun, load_items, measure_suite, open_judge
 from align.core.util.progress import showing
 from align.core.util.system_errors import explaining
+from align.schemas.errors import AlignError
 from align.schemas.run import Choice
 
 
@@ -40,6 +41,8 @@ def evaluate(
     Raises AlignError for a suite, data or a model that do not work, for a likelihood that is not finite, and where a
     judge leaves more verdicts unreadable than the suite's ``max_invalid``.
     """
+    if not str(model):
+        raise AlignError("is empty", "give a directory, a hub id, or a server's address", where="model")
     made, evals = load_suite(suite, overrides)
     with showing(progress), ExitStack() as opened:
         for each in evals:

@@ -77,6 +77,8 @@ def gate_power(
     run = StoredRun.read(Path(baseline))
     wanted = [(name, dict(each.evals), each.margin) for name, each in made.domains.items()]
     wanted += [(name, {name: 1.0}, margin) for name, margin in made.safety.items()]
+    if not wanted:
+        raise AlignError("has no gating domain and no safety eval", "add domains: with margins", where="policy")
     found = []
     for name, weights, margin in wanted:
         if missing := [each for each in weights if each not in run.rows]:
@@ -137,6 +139,9 @@ def gate_calibrate(runs: Sequence[str | Path]) -> tuple[list[Calibration], GateP
         matched = [matched_items(left, right, name) for left, right in itertools.combinations(stored, 2)]
         if not all(matched):
             raise AlignError("two runs have no item in common", where=f"calibrate: {name}")
+        if any(len({left[0].cluster_id for left, _ in pairs}) < 2 for pairs in matched):
+            what = "a single item (or cluster of items) shows no spread"
+            raise AlignError(what, "measure more items of it, or leave it out", where=f"calibrate: {name}")
         reruns[name] = [compare(benchmark(name, pairs, evals[name], nothing), rules) for pairs in matched]
         changed = [c.changed / c.clusters for c in reruns[name]]
         found.append(_noise(name, reruns[name], sum(changed) / len(changed), rules))

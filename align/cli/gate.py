@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from align.cli.choices import files
+from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError
 
 if TYPE_CHECKING:
@@ -33,12 +35,18 @@ class Gate(click.RichGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Run; an error of the user is printed, and ends with status 4."""
         try:
-            return super().invoke(ctx)
+            with explaining():
+                return super().invoke(ctx)
         except click.UsageError as error:
             error.exit_code = USAGE  # type: ignore[misc]  # click gives every usage error 2
             raise
         except AlignError as error:
             click.echo(str(error), err=True)
+            sys.exit(USAGE)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:  # a bug of ours: Python's own status for it is 1, which says that the candidate regressed
+            traceback.print_exc()
             sys.exit(USAGE)
 
 

@@ -62,10 +62,14 @@ class Suite(Config):
     """Largest share of an eval's verdicts that a judge may leave unreadable; above it the run fails."""
 
 
+Margin = Annotated[float, Field(ge=1e-6)]
+"""A loss to put up with. Above 0: no data shows that nothing at all was lost."""
+
+
 class DomainPolicy(Config):
     """One gating domain: evals combined by weight, which together may lose no more than the margin."""
 
-    margin: PositiveFloat
+    margin: Annotated[float, Field(ge=1e-6, lt=1)]
     """Largest loss that is accepted, as a share of the scale (0.02: two points of accuracy)."""
     evals: Annotated[dict[str, PositiveFloat], Field(min_length=1)]
     """Names of the evals with their weights in the domain's mean."""
@@ -78,7 +82,7 @@ class GatePolicy(Config):
     """Its version, raised with every change."""
     domains: dict[str, DomainPolicy] = Field(default_factory=dict)
     """The gating domains, few: with more of them an unchanged model passes all of them less often."""
-    safety: dict[str, PositiveFloat] = Field(default_factory=dict)
+    safety: dict[str, Margin] = Field(default_factory=dict)
     """Evals of safety with their margins: each must be shown to be no worse, and losses are flagged by Holm."""
     watch: list[str] | None = None
     """Evals without a margin (null: all others of the run). A loss that is clear after Benjamini-Hochberg's correction
@@ -87,7 +91,7 @@ class GatePolicy(Config):
     """``fail``: a flagged loss on the watch list is a regression of the gate."""
     floors: dict[str, float] = Field(default_factory=dict)
     """Absolute floors by eval: the lower bound of the candidate's own score must reach them."""
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    alpha: Annotated[float, Field(ge=1e-6, lt=0.5)] = 0.05
     """One-sided level of each margin, and the chance that an unchanged model is called regressed anywhere."""
     power: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """Chance to pass, for an unchanged model, that the rows needed are computed for."""

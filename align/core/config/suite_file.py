@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path as File
 from typing import Any
@@ -60,7 +60,8 @@ def load_suite(suite: str | File, overrides: Sequence[str] = ()) -> tuple[Suite,
             own = registry.build("eval", choice, _place_of(where, place))
             evals.append(LoadedEval(choice.name or choice.type, choice, own))
         except AlignError as error:
-            faults += error.problems
+            spot = where(("evals", place))
+            faults += [each if each.where else replace(each, where=spot) for each in error.problems]
     for place, each in enumerate(evals):
         if each.name in [other.name for other in evals[:place]]:
             fix = "give one of them a `name`"

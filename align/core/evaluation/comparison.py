@@ -222,7 +222,11 @@ def _match(
             problems.append(f"{what}; {policy.matched:.0%} are needed. The first that has not: {first!r}")
         elif len(matched) < most:
             warnings.append(f"{name}: {most - len(matched)} of {most} items are in one run only, or differ")
-        pairs[name] = matched
+        if len({left[0].cluster_id for left, _ in matched}) > 1:
+            pairs[name] = matched
+        elif matched:
+            what = f"{name}: a single item (or cluster of items) shows no spread, so that nothing can be compared by it"
+            (problems if name in policy.named else warnings).append(what)
     return problems, warnings, pairs
 
 

@@ -116,8 +116,13 @@ class RowStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
-        self._lock.release()
+        try:
+            self._file.close()
+        except OSError:
+            if error is None:  # else a row that could not be written, which is being reported, failed once more
+                raise
+        finally:
+            self._lock.release()
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows, and flush them to the disk. Raises AlignError for a row that is there already."""
@@ -180,6 +185,9 @@ def read_run(directory: Path) -> tuple[Mapping[str, Any], list[Row], Mapping[str
     manifest = read_manifest(directory)
     if not manifest["complete"]:
         raise AlignError("is not complete", "finish it: run the same align eval again", where=str(directory))
+    for name in (ROWS, METRICS):
+        if not (directory / name).is_file():
+            raise AlignError("is missing", "measure again into a new directory", where=str(directory / name))
     if _sum_of_rows(directory) != manifest["rows_sha256"]:
         raise AlignError("is not what was written", "measure again into a new directory", where=str(directory / ROWS))
     metrics = atomic_files.read_json(directory / METRICS, "measure again into a new directory")["metrics"]

@@ -26,6 +26,22 @@ from align.schemas.records import Content, Record
 from align.schemas.run import Choice, Model, Sampling
 
 
+class BadQuery(AlignError):
+    """Raised for a query that a model cannot take. number: its place among those given, from 0."""
+
+    def __init__(self, number: int, error: AlignError) -> None:
+        super().__init__("", problems=error.problems)
+        self.number = number
+
+
+@contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    try:
+        yield
+    except AlignError as error:
+        raise BadQuery(number, error) from error
+
+
 class EvalModel(Protocol):
     """A model that replies to queries.
 
@@ -57,10 +73,13 @@ class GeneratorModel:
         self._turns = TurnReader(handle.tokenizer, self._encoder)
 
     def generate(self, wanted: Sequence[tuple[Generate, int]]) -> list[Reply]:
-        """See ``EvalModel``. Raises AlignError for a prompt that is longer than the model's context."""
+        """See ``EvalModel``. Raises BadQuery for a prompt that is longer than the model's context."""
         replies: list[Reply | None] = [None] * len(wanted)
         for sampling, numbers in _by_sampling([query for query, _ in wanted]):
-            fitting = [self._fitting(wanted[number][0]) for number in numbers]
+            fitting = []
+            for number in numbers:
+                with _numbered(number):
+                    fitting.append(self._fitting(wanted[number][0]))
             for room, group in _by_room(fitting, sampling, self._handle.context):
                 settings = sampling.model_copy(update={"max_completion_length": room})
                 requests = [Request(fitting[place][1], (wanted[numbers[place]][1],)) for place in group]
@@ -73,8 +92,11 @@ class GeneratorModel:
         return [reply for reply in replies if reply is not None]
 
     def loglikelihood(self, wanted: Sequence[LogLikelihood]) -> list[Reply]:
-        """See ``EvalModel``. Raises AlignError where context and continuation are longer than the model's context."""
-        pieces = [[self._pair(query)] if query.context else self._windows(query.continuation) for query in wanted]
+        """See ``EvalModel``. Raises BadQuery where context and continuation are longer than the model's context."""
+        pieces = []
+        for number, query in enumerate(wanted):
+            with _numbered(number):
+                pieces.append([self._pair(query)] if query.context else self._windows(query.continuation))
         scores = iter(contract.logp(self._generator, [pair for pairs in pieces for pair in pairs]))
         replies = []
         for pairs in pieces:
@@ -135,7 +157,8 @@ class GeneratorModel:
 
     def _too_long(self, tokens: int) -> AlignError:
         what = f"a prompt has {tokens:,} tokens, and the model's context {self._handle.context:,}"
-        return AlignError(what, "take fewer examples in the prompt, or a model with a longer context", where="eval")
+        fix = "shorten it, take fewer examples in the prompt, or a model with a longer context"
+        return AlignError(what, fix, where="eval")
 
 
 def _record(content: Content, tools: Sequence[Mapping[str, Any]] = ()) -> Record:
@@ -222,19 +245,24 @@ class ServerModel:
         except (KeyError, IndexError, TypeError, AttributeError):
             quoted = self._client.redacted(str(found))[:200]
             raise AlignError(f"answered in an unknown form: {quoted}", where=self._client.base_url) from None
+        if text is None and query.tools:
+            text = ""  # a server that looks for calls has no other word for an answer of nothing
         if not isinstance(text, str):
             raise AlignError("answered without text", where=self._client.base_url)
         return Reply(cut(text, query.sampling.stop), tokens, "length" if finish == "length" else "stop")
 
 
-def _message_text(message: Mapping[str, Any]) -> str:
-    """Return a message's text with its tool calls, which servers take out of it, back in it as JSON.
+def _message_text(message: Mapping[str, Any]) -> str | None:
+    """Return a message's text with its tool calls, which servers take out of it, back in it as JSON; None for neither.
 
     The form is that of Qwen's and Hermes' templates, so an eval reads the same of a server and of a local model.
     """
     calls = [each["function"] for each in message.get("tool_calls") or ()]
     shown = [{"name": each["name"], "arguments": each["arguments"]} for each in calls]
-    parts = [message.get("content") or "", *(f"<tool_call>\n{json.dumps(each)}\n</tool_call>" for each in shown)]
+    content = message.get("content")
+    if not shown and not isinstance(content, str):
+        return None
+    parts = [content or "", *(f"<tool_call>\n{json.dumps(each)}\n</tool_call>" for each in shown)]
     return "\n".join(part for part in parts if part)
 
 

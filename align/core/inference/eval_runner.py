@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -23,10 +24,10 @@ from align.core.evaluation.eval import (
     sha,
 )
 from align.core.evaluation.store import RowSink
-from align.core.inference.eval_models import EvalModel
+from align.core.inference.eval_models import BadQuery, EvalModel
 from align.core.util.error_line import error_line
 from align.core.util.progress import Work
-from align.schemas.errors import AlignError
+from align.schemas.errors import AlignError, Problem
 
 WINDOW = 128
 """Items under way at once; a batch holds the queries of all of them."""
@@ -150,11 +151,14 @@ class EvalRunner:
             drawn = [n for n, (_, _, q) in enumerate(waiting) if q.by == by and isinstance(q, Generate)]
             scored = [n for n, (_, _, q) in enumerate(waiting) if q.by == by and isinstance(q, LogLikelihood)]
             if drawn:
-                found = model.generate([self._seeded(*waiting[n]) for n in drawn])
+                with self._naming([waiting[n][0].item for n in drawn]):
+                    found = model.generate([self._seeded(*waiting[n]) for n in drawn])
                 for n, reply in zip(drawn, found, strict=True):
                     replies[n] = self._checked_text(reply, waiting[n][0].item)
             if scored:
-                found = model.loglikelihood([q for n in scored if isinstance(q := waiting[n][2], LogLikelihood)])
+                queries = [query for n in scored if isinstance(query := waiting[n][2], LogLikelihood)]
+                with self._naming([waiting[n][0].item for n in scored]):
+                    found = model.loglikelihood(queries)
                 for n, reply in zip(scored, found, strict=True):
                     replies[n] = self._checked_logp(reply, waiting[n][0].item)
         if None in replies:
@@ -162,6 +166,15 @@ class EvalRunner:
             each, _, query = waiting[number]
             raise self._breach(each.item, f"has a query for {query.by!r}, and there is none: name a judge in the suite")
         return iter([reply for reply in replies if reply is not None])
+
+    @contextmanager
+    def _naming(self, items: Sequence[Item]) -> Iterator[None]:
+        """Name the item in the error of a query that its model cannot take."""
+        try:
+            yield
+        except BadQuery as error:
+            where = f"eval {self.name}: item {items[error.number].id!r}"
+            raise AlignError.gather(Problem(where, each.what, each.fix) for each in error.problems) from error
 
     def _seeded(self, each: _Running, place: int, query: Query) -> tuple[Generate, int]:
         assert isinstance(query, Generate)
