@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+from click.exceptions import Exit
 
 from align.cli.choices import files
 from align.core.util.system_errors import explaining
@@ -43,7 +44,7 @@ class Gate(click.RichGroup):
         except AlignError as error:
             click.echo(str(error), err=True)
             sys.exit(USAGE)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, Exit, click.Abort):
             raise
         except Exception:  # a bug of ours: Python's own status for it is 1, which says that the candidate regressed
             traceback.print_exc()
