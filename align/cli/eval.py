@@ -126,8 +126,14 @@ def show(runs: tuple[Path, ...], form: str) -> None:
 
 
 @evaluation.command("ratings")
-@click.argument("votes", shell_complete=files)
-@click.option("--system", type=click.Choice(["bradley_terry", "elo"]), default="bradley_terry", show_default=True)
+@click.argument("votes", shell_complete=files, help="File of votes, JSON or JSON lines.")
+@click.option(
+    "--system",
+    type=click.Choice(["bradley_terry", "elo"]),
+    default="bradley_terry",
+    show_default=True,
+    help="One fit to all votes, or Elo updates in their order.",
+)
 @click.option("--repeats", type=click.IntRange(min=1), default=100, show_default=True, help="Resamples of the votes.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the resamples.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="How to print it.")

@@ -92,6 +92,7 @@ FOREIGN = {
     "vllm": "--enable-scale-out --logprobs-mode --generation-config --worker-extension-cls --middleware --host --port "
     "--weight-transfer-config --lora-modules --no-enable-log-requests",
     "pytest": "--dist",
+    "pip": "--no-deps",
     "sbatch": "--signal",
     "nvidia-smi": "--query-gpu",
     "docker and bwrap": "--security-opt",

@@ -95,7 +95,7 @@ class RewardsEval(Eval):
         failed = [row for row in rows if any(f"/{outcome}" in name for name in row.metrics for outcome in FAILED)]
         if len(failed) > self.config.max_failed * len(rows):
             what = f"rewards failed on {len(failed)} of {len(rows)} answers; the first: {failed[0].error}"
-            fix = "see `align score` for the reward on such an answer; repair it, or raise max_failed"
+            fix = "see `align reward score` for the reward on such an answer; repair it, or raise max_failed"
             raise AlignError(what, fix, where=f"eval {rows[0].eval}")
         return metrics
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from align.core.config.yaml_loader import write
@@ -176,6 +175,8 @@ def test_in_a_browser(real: Path, browser: Browser, width: int, dark: bool) -> N
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_is_accessible(tmp_path: Path, browser: Browser, width: int, dark: bool) -> None:
     """axe-core finds nothing: landmarks, names, labels, contrast, focus."""
+    from axe_playwright_python.sync_playwright import Axe  # reads its script in the locale's encoding
+
     sampled(tmp_path / "a" / "run")
     write_report(tmp_path / "a" / "run", tmp_path / "page.html", gate=GATE, **measures())
     # The page's own policy would refuse the checker's script: the browser is told to leave it out.
