@@ -8,11 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from align.core.config.run_file import choices
-from align.core.plugin_system import registry
 from align.core.plugin_system.registry import model_at
 from align.core.report.read import StageFacts
-from align.schemas.errors import AlignError
 from align.schemas.run import Choice, Stage
 from align.schemas.text import number
 
@@ -49,21 +46,23 @@ def plan(stage: StageFacts) -> str:
 
 
 def steps_per_phase(stage: StageFacts) -> int:
-    """Return the optimizer steps that a stage which learns from rewards takes on the completions of one phase."""
-    algorithm = dict(stage.settings["algorithm"])
-    given = {**_plugin_defaults("algorithm", algorithm["type"]), **algorithm}
-    counts = (stage.settings["rollout"].get("batches", 1), given.get("num_iterations", 1))
+    """Return the optimizer steps that a stage which learns from rewards takes on the completions of one phase.
+
+    The manifest has them; of a run that did not record them, they follow from the settings that were given.
+    """
+    if isinstance(noted := stage.noted.get("steps_per_rollout"), int):
+        return noted
+    rollout = stage.settings.get("rollout") or {}
+    counts = (rollout.get("batches", 1), stage.settings["algorithm"].get("num_iterations", 1))
     return counts[0] * counts[1] if all(isinstance(count, int) for count in counts) else 1
 
 
 def chosen(stage: StageFacts) -> list[tuple[str, str]]:
-    """Return (dotted key, value) of each setting that differs from its default and that ``facts`` does not show."""
+    """Return (dotted key, value) of each setting that differs from its default and that ``facts`` does not show.
+
+    Of a plugin's own settings, those that were given: their defaults are in its class, and many import torch.
+    """
     defaults = dict(_leaves(_defaults(Stage, stage.settings)))
-    for path, kind, holder, key in choices(dict(stage.settings)):
-        in_list = not all(isinstance(part, str) for part in path)  # a list (rewards, loggers) is one value on the page
-        if not in_list and isinstance(holder[key], Mapping):
-            prefix = ".".join(map(str, path))
-            defaults |= _leaves(_plugin_defaults(kind, holder[key].get("type")), f"{prefix}.")
     differing = [(key, value) for key, value in _leaves(stage.settings) if defaults.get(key, _ABSENT) != value]
     return [(key, _written(value)) for key, value in differing if key not in _IN_FACTS]
 
@@ -86,16 +85,6 @@ def _plain(default: Any) -> Any:
     if isinstance(default, Choice):
         return {"type": default.type, **default.settings}
     return default.model_dump(mode="json") if isinstance(default, BaseModel) else default
-
-
-def _plugin_defaults(kind: str, name: Any) -> dict[str, Any]:
-    """Return the defaults of a plugin's own settings; none if it is no longer installed."""
-    try:
-        config = registry.config_of(registry.get(kind, name))
-    except AlignError:
-        return {}
-    fields = {key: field for key, field in config.model_fields.items() if not field.is_required()}
-    return {key: field.get_default(call_default_factory=True) for key, field in fields.items()}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

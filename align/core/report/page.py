@@ -17,14 +17,12 @@ from align.core.report.differences import differences, run_before
 from align.core.report.facts import chosen, facts, plan
 from align.core.report.gate_view import GateUnit, GateView
 from align.core.report.read import RunFacts, StageFacts, read_run
-from align.core.report.samples import samples_of
-from align.core.report.table import Figure, MeasureRow, MeasureTable
+from align.core.report.samples import before_and_after, samples_of
+from align.core.report.table import Figure, MeasureRow, MeasureTable, PromptSample
 from align.core.util.atomic_files import Damaged, read_json, write_atomic
 from align.schemas.errors import AlignError, Problem
 from align.schemas.html_template import html, json_data
 from align.schemas.text import number
-
-__all__ = ["STYLE", "StageCompletion", "Figure", "MeasureRow", "PromptSample", "MeasureTable", "write_report"]
 
 HERE = Path(__file__).parent
 STYLE = HERE / "style.css"
@@ -42,24 +40,6 @@ VERDICTS = {
 """Colour and sentence of a gate's verdict."""
 PLOT = 260
 """Width of the forest plot."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageCompletion:
-    """The completion of one stage's model, and whether it is right, where that is known."""
-
-    stage: str
-    text: str
-    right: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PromptSample:
-    """A prompt, every stage's completion of it, and the reference answer, if there is one."""
-
-    prompt: str
-    answers: tuple[StageCompletion, ...]
-    expected: str | None = None
 
 
 def write_report(
@@ -119,7 +99,7 @@ def render(
         headlines=list(_headlines(runs[-1])) if runs and (table is None or not table.rows) else [],
         table=table if table and table.rows else None,
         rows=[(row, list(zip(row.figures, _bars(row), strict=True))) for row in table.rows] if table else [],
-        samples=samples,
+        samples=[*samples, *(before_and_after(runs[-1]) if runs else [])],
         stored=stored,
         gate=gate,
         verdict=VERDICTS.get(gate.verdict, ("", "")) if gate else ("", ""),

@@ -349,7 +349,7 @@ function marked(element, text, search) {
   element.append(text.slice(at));
 }
 
-const [RUN, STAGE, STEP, PROMPT, COMPLETION, REWARD, GOLD, PARTS, LENGTH, FINISH, SOURCE] = Array(11).keys();
+const [RUN, STAGE, STEP, PROMPT, COMPLETION, REWARD, GOLD, PARTS, LENGTH, FINISH, SOURCE, ROWS] = Array(12).keys();
 
 function startSamples() {
   const section = document.getElementById("browser"), data = dataOf("samples-data");
@@ -360,7 +360,7 @@ function startSamples() {
     search = String(given.get("search") || "").trim().toLowerCase();
     const from = given.get("from") === "" ? -Infinity : Number(given.get("from"));
     const to = given.get("to") === "" ? Infinity : Number(given.get("to"));
-    const [run, stage, kind, source] = ["run", "stage", "kind", "source"].map(name => given.get(name) || "");
+    const [run, stage, kind, source, set] = ["run", "stage", "kind", "source", "rows"].map(name => given.get(name) || "");
     const least = given.get("least") === "" ? -Infinity : Number(given.get("least"));
     const most = given.get("most") === "" ? Infinity : Number(given.get("most"));
     const hits = search ? new Set(data.prompts.flatMap((prompt, i) => prompt.toLowerCase().includes(search) ? [i] : [])) : null;
@@ -372,7 +372,7 @@ function startSamples() {
     };
     const found = rows.filter(row => row[STEP] >= from && row[STEP] <= to
       && (row[REWARD] === null ? least === -Infinity && most === Infinity : row[REWARD] >= least && row[REWARD] <= most)
-      && (!run || row[RUN] === Number(run)) && (!stage || row[STAGE] === stage) && kinds[kind](row)
+      && (!run || row[RUN] === Number(run)) && (!stage || row[STAGE] === stage) && (!set || (set === "held") === Boolean(row[ROWS])) && kinds[kind](row)
       && (!source || row[PROMPT] === Number(source))
       && (!hits || hits.has(row[PROMPT]) || row[COMPLETION].toLowerCase().includes(search)));
     const orders = {
@@ -389,14 +389,14 @@ function startSamples() {
   const counted = found => {
     const cards = new Map();
     for (const row of found) {
-      const key = [RUN, STAGE, STEP, PROMPT, COMPLETION, REWARD].map(i => row[i]).join("\u0000");
+      const key = [RUN, STAGE, ROWS, STEP, PROMPT, COMPLETION, REWARD].map(i => row[i]).join("\u0000");
       if (cards.has(key)) cards.get(key).times += 1;
       else cards.set(key, Object.assign([...row], { times: 1 }));
     }
     return [...cards.values()];
   };
   const card = row => {
-    const facts = [data.runs?.length > 1 ? data.runs[row[RUN]] : "", row[STAGE], `step ${row[STEP].toLocaleString("en")}`].filter(Boolean);
+    const facts = [data.runs?.length > 1 ? data.runs[row[RUN]] : "", row[STAGE], `step ${row[STEP].toLocaleString("en")}`, row[ROWS]].filter(Boolean);
     const scores = node("p", { class: "scores" });
     if (row.times > 1) scores.append(node("span", {}, `${row.times} times`));
     scores.append(node("b", {}, row[REWARD] === null ? "no reward" : `reward ${short(row[REWARD])}`));

@@ -117,3 +117,21 @@ def _cell(row: MeasureRow, figure: Figure | None, last: bool) -> Text:
         whole = f"{100 * reach[0]:.0f}–{100 * reach[1]:.0f} %"  # short, so that five models fit into 80 columns
         cell.append(f"\n{whole if row.unit == 'share' else row.interval(figure)}", style="dim")
     return cell
+
+
+@dataclass(frozen=True, slots=True)
+class StageCompletion:
+    """The completion of one stage's model, and whether it is right, where that is known."""
+
+    stage: str
+    text: str
+    right: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSample:
+    """A prompt, every stage's completion of it, and the reference answer, if there is one."""
+
+    prompt: str
+    answers: tuple[StageCompletion, ...]
+    expected: str | None = None

@@ -376,7 +376,9 @@ class TrainingStage(StageRunner[Source]):
             for sentence in damaged:
                 print(stripped(sentence), file=sys.stderr)
             report = self.directory.sums(self.place.path / "data_report.json")
-            self.directory.note(self.stage.name, **facts, files=report)
+            sampled = ready.steps.steps_per_rollout  # the report places the completions of a phase by it
+            phases = {} if sampled is None else {"steps_per_rollout": sampled}
+            self.directory.note(self.stage.name, **facts, **phases, files=report)
         if start is not None:
             before = checkpoint.facts(start)
             changed = [name for name in COMPARED if before[name] != facts[name]]
