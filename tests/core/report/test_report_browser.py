@@ -27,8 +27,8 @@ from align.schemas.text import number
 from tests.core.reports import SECTIONS, measures, write_run
 from tests.core.runs import run_for, write_rows
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH (.ci/browser installs it)")
 HOSTILE = "<script>document.title = 'pwned'</script><img src=x onerror=\"document.title = 'pwned'\">"
 
 
@@ -307,6 +307,34 @@ def test_samples_are_searched_filtered_and_stay_text(tmp_path: Path, browser: Br
         cards.first.get_by_role("button", name="All answers to this prompt").click()
         expect(found).to_have_text("15 completions of 90")
         assert page.title() == "Samples" and opened.messages == [] and len(opened.requests) == 1
+
+
+@needs_browser
+def test_held_out_answers_are_found_by_step_and_by_prompt(tmp_path: Path, browser: Browser) -> None:
+    run = sampled(tmp_path / "run", phases=1, each=10)
+    for step in (0, 8):
+        rows = [stored(i, step) for i in range(2)]
+        write_samples(run / "one" / "samples" / f"held-out-{step:06d}.parquet", rows)
+    write_report(run, tmp_path / "page.html")
+    with Opened(browser, (tmp_path / "page.html").as_uri()) as opened:
+        page = opened.page
+        page.wait_for_selector("#browser article")
+        cards, found = page.locator("#browser article"), page.locator("#browser .found")
+        page.select_option("[name=rows]", "held")
+        page.select_option("[name=order]", "first")
+        expect(found).to_have_text("4 completions of 14")
+        titles = page.locator("#browser article h3")
+        assert titles.all_inner_texts() == [f"one · step {step} · held out" for step in (0, 0, 8, 8)]
+        # The same prompt at both steps, and in the phase (numbers 0 and 7 put the same question).
+        cards.first.get_by_role("button", name="All answers to this prompt").click()
+        expect(found).to_have_text("4 completions of 14")
+        assert titles.all_inner_texts()[0] == "one · step 0 · held out"
+        page.click("[type=reset]")
+        page.select_option("[name=rows]", "train")
+        expect(found).to_have_text("10 completions of 14")
+        sides = page.locator("#samples > article").first.locator(".answer h4").all_inner_texts()
+        assert [side.partition(" · reward")[0] for side in sides] == ["one · step 0", "one · step 8"]
+        assert page.title() != "pwned" and opened.messages == []
 
 
 @needs_browser
