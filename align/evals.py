@@ -18,6 +18,7 @@ from align.core.evaluation.eval import (
     sha,
 )
 from align.core.evaluation.ratings import Rating
+from align.core.evaluation.repeated_samples import maj_at_k, pass_hat_k
 from align.core.evaluation.win_rates import (
     ArenaItem,
     ArenaScore,
@@ -51,11 +52,13 @@ __all__ = [
     "Style",
     "arena_hard_scores",
     "by_hash",
+    "maj_at_k",
     "mean",
     "length_controlled_metric",
     "length_controlled_win_rate",
     "load_rows",
     "outcome",
+    "pass_hat_k",
     "sha",
     "style",
 ]

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.core.config.suite_file import load_policy
+from align.core.evaluation.calibration import Calibration, calibrate
 from align.core.evaluation.comparison import GateReport, StoredRun, benchmark, compare_runs, matched_items
 from align.core.evaluation.eval import Eval
-from align.core.evaluation.gate import Comparison, Rules, combine, compare, support
+from align.core.evaluation.gate import Comparison, Rules, combine, compare
 from align.core.evaluation.power import pass_probability, rows_needed, smallest_margin
 from align.core.plugin_system.registry import registry
 from align.core.util.system_errors import explaining
@@ -103,21 +104,6 @@ def gate_power(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """The noise of an eval, or of a domain, over reruns of one recipe.
-
-    rows: items. disagreement: share of them whose score differs between two reruns, the mean over pairs of reruns; nan
-    for a domain. largest: largest absolute difference of two reruns. smallest_margin: that these rows support.
-    """
-
-    name: str
-    rows: int
-    disagreement: float
-    largest: float
-    smallest_margin: float
-
-
 @explaining()
 def gate_calibrate(runs: Sequence[str | Path]) -> tuple[list[Calibration], GatePolicy]:
     """Measure the noise of evals on reruns, and suggest a policy that the rows support.
@@ -143,8 +129,7 @@ def gate_calibrate(runs: Sequence[str | Path]) -> tuple[list[Calibration], GateP
             what = "a single item (or cluster of items) shows no spread"
             raise AlignError(what, "measure more items of it, or leave it out", where=f"calibrate: {name}")
         reruns[name] = [compare(benchmark(name, pairs, evals[name], nothing), rules) for pairs in matched]
-        changed = [c.changed / c.clusters for c in reruns[name]]
-        found.append(_noise(name, reruns[name], sum(changed) / len(changed), rules))
+        found.append(calibrate(name, reruns[name], rules))
     domains: dict[str, list[str]] = {}
     for name in names:
         domains.setdefault(str(stored[0].manifest["evals"][name]["domain"]), []).append(name)
@@ -153,14 +138,8 @@ def gate_calibrate(runs: Sequence[str | Path]) -> tuple[list[Calibration], GateP
         spans = [evals[each].score_range[1] - evals[each].score_range[0] for each in members]
         weights = [1 / span / len(members) for span in spans]
         together = [combine(parts, weights) for parts in zip(*(reruns[each] for each in members), strict=True)]
-        noise = _noise(f"domain {domain}", together, math.nan, rules)
+        noise = calibrate(f"domain {domain}", together, rules)
         found.append(noise)
-        margin = max(0.001, math.ceil(1000 * noise.smallest_margin) / 1000)
+        margin = max(0.001, math.ceil(1000 * noise.margin) / 1000)
         suggested[domain] = {"margin": margin, "evals": dict.fromkeys(members, 1.0)}
     return found, GatePolicy.model_validate({"domains": suggested})
-
-
-def _noise(name: str, reruns: Sequence[Comparison], disagreement: float, rules: Rules) -> Calibration:
-    smallest = max(support(each, 1.0, rules).smallest_margin for each in reruns)
-    largest = max(abs(each.difference) for each in reruns)
-    return Calibration(name, min(each.rows for each in reruns), disagreement, largest, smallest)

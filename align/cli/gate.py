@@ -140,12 +140,10 @@ def calibrate(runs: tuple[Path, ...], write: Path | None) -> None:
 
     noise, policy = gate_calibrate(runs)
     width = max(len(each.name) for each in noise)
-    click.echo(f"{'eval':{width}}   items  changed  largest difference  smallest margin")
+    click.echo(f"{'eval':{width}}   items  changed  standard error  spread of runs  smallest margin")
     for each in noise:
-        changed = f"{each.disagreement:7.1%}" if each.disagreement == each.disagreement else " " * 7
-        click.echo(
-            f"{each.name:{width}}  {each.rows:6,}  {changed}  {each.largest:18.4f}  {each.smallest_margin:15.4f}"
-        )
+        shown = f"{each.rows:6,}  {each.disagreement:7.1%}  {each.standard_error:14.4f}  {each.spread:14.4f}"
+        click.echo(f"{each.name:{width}}  {shown}  {each.margin:15.4f}")
     text = yaml_loader.write(policy.model_dump(mode="json", exclude_defaults=True))
     if write is None:
         click.echo(f"\nA policy that these rows support:\n{text}")
@@ -184,9 +182,13 @@ def _table(report: GateReport) -> str:
     units = list(report.units())
     width = max((len(unit.name) for unit in units), default=0)
     blocking = report.result.blocking if report.result is not None else ()
+    roles = {name: f"of {domain}" for domain, each in report.policy.domains.items() for name in each.evals}
+    widest = max(map(len, ("gating", *roles.values())))
     for unit in units:
         mark = "!" if unit.name in blocking else " "
-        lines.append(f"{mark} {unit.name:{width}}  {unit.role:6}  {describe(unit)}")
+        lines.append(f"{mark} {unit.name:{width}}  {roles.get(unit.name, unit.role):{widest}}  {describe(unit)}")
     lines += [f"! {check.name}: {check.value:.3g}" for check in report.checks if check.name in blocking]
     lines += [f"warning: {warning}" for warning in report.warnings]
+    if report.outcome == "refused":
+        lines.append("Measure more items, or declare a larger margin; --allow-underpowered judges all the same.")
     return "\n".join(lines)

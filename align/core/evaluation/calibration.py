@@ -1,62 +1,56 @@
-"""What runs of one unchanged model say of a gate's noise: how far seeds move scores, and the margin that covers it."""
+"""The noise of a gate, from runs that should not differ: how far seeds move scores, and the margin that covers it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import permutations
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
-from align.core.evaluation.gate import Benchmark, Rules, compare
+from align.core.evaluation.gate import Comparison, Rules, support
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Calibration:
-    """The noise between runs of one model on one benchmark, from all ordered pairs of them."""
+    """The noise of an eval, or of a domain, over all pairs of runs."""
 
-    runs: int
+    name: str
     rows: int
+    """Items, of the pair with the fewest."""
     disagreement: float
-    """Mean share of rows whose score differs."""
-    variance: float
-    """Mean variance of a row's difference: what `rows_needed` takes. With clusters, per row at this size of cluster."""
+    """Mean share of clusters of items whose score differs."""
     standard_error: float
     """Root mean square of the paired standard errors: what a gate reckons with."""
     spread: float
     """Root mean square of the differences themselves. Far above ``standard_error``, seeds move the score by more than
-    the choice of rows does: then rows alone cannot narrow it, and further seeds have to."""
+    the choice of items does: then items alone cannot narrow it, and further seeds have to."""
     false_alarms: float
-    """Share of pairs whose one-sided p value of a loss is at most alpha, unadjusted: alpha is expected of runs that
-    differ by the choice of rows alone, and less of scores that are discrete."""
+    """Share of pairs, in both orders, whose one-sided p value of a loss is at most alpha, unadjusted."""
     margin: float
-    """Least margin that such a run passes with the power asked for, from the greater of both spreads."""
+    """Least margin that such a run passes with the power asked for."""
 
 
-def calibrate(benchmark: Benchmark, runs: Sequence[ArrayLike], rules: Rules | None = None) -> Calibration:
+def calibrate(name: str, reruns: Sequence[Comparison], rules: Rules | None = None) -> Calibration:
     """Return the noise between runs of one unchanged model.
 
-    benchmark: its settings; its scores are not read. runs [R]: scores [n] of two runs or more with other seeds of
-    sampling, or of training, on the same rows. Raises ValueError for fewer than two runs and what `compare` raises.
+    reruns: the comparison of each pair of runs, in either order. The margin covers the greater of the standard error
+    and the spread, and what the items could hide where few of them changed (``support``). Raises ValueError for none.
     """
-    if len(runs) < 2:
-        raise ValueError(f"{benchmark.name}: two runs or more show what the seed moves, there is {len(runs)}")
+    if not reruns:
+        raise ValueError(f"{name}: two runs or more show what the seed moves")
     rules = rules or Rules()
-    pairs = [compare(replace(benchmark, baseline=a, candidate=b), rules) for a, b in permutations(runs, 2)]
-    disagreements = [float(np.mean(np.asarray(a) != np.asarray(b))) for a, b in permutations(runs, 2)]
-    error = math.sqrt(float(np.mean([pair.standard_error**2 for pair in pairs])))
-    spread = math.sqrt(float(np.mean([pair.difference**2 for pair in pairs])))
+    error = float(np.sqrt(np.mean([pair.standard_error**2 for pair in reruns])))
+    spread = float(np.sqrt(np.mean([pair.difference**2 for pair in reruns])))
+    alarms = [p <= rules.alpha for pair in reruns for p in (pair.p_lower, pair.p_higher)]
     reach = float(ndtri(1 - rules.alpha) + ndtri(rules.power))
+    supported = max(support(pair, 1.0, rules).smallest_margin for pair in reruns)
     return Calibration(
-        runs=len(runs),
-        rows=pairs[0].rows,
-        disagreement=float(np.mean(disagreements)),
-        variance=error**2 * pairs[0].rows,
+        name=name,
+        rows=min(pair.rows for pair in reruns),
+        disagreement=float(np.mean([pair.changed / pair.clusters for pair in reruns])),
         standard_error=error,
         spread=spread,
-        false_alarms=float(np.mean([pair.p_lower <= rules.alpha for pair in pairs])),
-        margin=reach * max(error, spread),
+        false_alarms=float(np.mean(alarms)),
+        margin=max(reach * max(error, spread), supported),
     )

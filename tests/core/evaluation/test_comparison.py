@@ -268,7 +268,7 @@ def test_calibrate_suggests_margins_that_reruns_pass(tmp_path: Path) -> None:
     assert set(by_name) == {"a", "b", "c", "domain custom"}
     # An item's answer is drawn anew in either run with 0.3 each; two draws disagree with 2 * 0.6 * 0.4.
     assert by_name["a"].disagreement == pytest.approx((1 - 0.7**2) * 0.48, abs=0.04)
-    assert by_name["domain custom"].smallest_margin < by_name["a"].smallest_margin
+    assert by_name["domain custom"].standard_error < by_name["a"].standard_error
     assert gate(runs[0], runs[1], policy).outcome in ("pass", "inconclusive")
     assert policy.domains["custom"].evals == {"a": 1.0, "b": 1.0, "c": 1.0}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
-from align.evals import Row, mean
+from align.evals import Row, maj_at_k, mean
 
 
 def sample_metrics(rows: Sequence[Row]) -> dict[str, float]:
@@ -29,10 +29,5 @@ def sample_metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 def _majority(samples: Sequence[Row]) -> float:
     """Return the share of right ones among the most frequent answers of one item."""
-    counts = Counter(row.extracted for row in samples if row.extracted is not None)
-    if not counts:
-        return 0.0
-    right = {row.extracted for row in samples if row.score == 1}
-    most = max(counts.values())
-    top = [answer for answer, count in counts.items() if count == most]
-    return sum(answer in right for answer in top) / len(top)
+    right = next((row.extracted for row in samples if row.score == 1), None)
+    return 0.0 if right is None else maj_at_k([row.extracted for row in samples], right, len(samples))
