@@ -137,8 +137,7 @@ def compare_runs(
     """Judge a candidate's run against a baseline's.
 
     evals: each eval of the runs by name, for metrics that are no mean of rows. flips: most changed items that are kept
-    for each eval. Raises AlignError for a policy that does not fit the runs' evals (``check_policy``), and for items
-    that are all in one cluster.
+    for each eval. Raises AlignError for a policy that does not fit the runs' evals (``check_policy``).
     """
     check_policy(policy, {**baseline.rows, **candidate.rows}, evals)
     problems, warnings, pairs = _match(baseline, candidate, policy)
@@ -278,13 +277,7 @@ def check_policy(
 
 
 def benchmark(name: str, pairs: Sequence[Pair], eval: Eval, policy: GatePolicy) -> Benchmark:
-    """Return an eval's items as arrays of scores on both sides; of several samples of an item their mean.
-
-    Raises AlignError for items that are all in one cluster: a single draw has no spread.
-    """
-    if len({left[0].cluster_id for left, _ in pairs}) < 2:
-        fix = "measure more items, or give items that do not depend on each other clusters of their own"
-        raise AlignError("cannot be judged: all its items are in one cluster", fix, where=f"eval {name}")
+    """Return an eval's items as arrays of scores on both sides; of several samples of an item their mean."""
     low, high = eval.score_range
     shape: dict[str, Any] = {
         "clusters": [left[0].cluster_id for left, _ in pairs],
