@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 from align import AlignError, Eval, read_samples
 from align.core.engine import checkpoint
 from align.core.plugin_system.registry import Offer, registry
+from align.core.report.read import read_run
+from align.core.report.samples import before_and_after
 from align.core.training.held_out_generation import prompt_of
 from align.core.training.launch import train
 from align.core.util.liveness import Interrupted
@@ -89,6 +91,10 @@ def test_completions_are_scored_and_logged_and_training_is_the_same(
         assert len(samples) == 5
         assert float(row["val/reward"]) == pytest.approx(sum(each["reward"] for each in samples) / 5, rel=1e-5)
         assert all(each["length"] <= 6 for each in samples)
+    last = int(evaluated[-1]["step"])
+    shown = before_and_after(read_run(tmp_path / "scored"))
+    steps = {tuple(answer.stage.rpartition(" · ")[0] for answer in each.answers) for each in shown}
+    assert len(shown) == 5 and steps == {("only · step 0", f"only · step {last}")}
 
 
 def test_a_resumed_run_logs_what_a_whole_one_does_and_keeps_the_best_by_reward(
