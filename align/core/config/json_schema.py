@@ -33,6 +33,7 @@ def run_schema(registry: Registry) -> tuple[dict[str, Any], list[AlignError]]:
     rollout = definitions["Rollout"]["properties"]
     rollout["generator"] = _choice(registry, "generator", definitions, broken)
     rollout["rewards"]["items"] = reward
+    definitions["Validation"]["properties"]["rewards"]["items"] = reward
     rollout["gold"] = {"anyOf": [reward, {"type": "null"}], "description": rollout["gold"]["description"]}
     row = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Source"}]}
     data = definitions["Data"]["properties"]

@@ -35,6 +35,7 @@ class AIME(StaticEval):
         """Settings of AIME. data: a year's problems."""
 
         chat: bool = True
+        """Send the prompt as one user message through the chat template; false: as plain text."""
         instruction: str = r"Solve the problem step by step. Its answer is an integer from 0 to 999; put it in \boxed{}"
         """Follows the problem in the prompt."""
 

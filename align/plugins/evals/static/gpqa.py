@@ -56,6 +56,7 @@ class GPQAQuestions(StaticEval):
         """Settings of GPQA. data: its only split."""
 
         split: str = "train"
+        """Split of a hub dataset or a directory; the published one has this alone."""
         permutations: PositiveInt = 1
         """Orders of the choices in which each question is asked; its repeats are one cluster."""
 
@@ -94,6 +95,7 @@ class GPQA(GPQAQuestions):
         """Settings of GPQA with reasoning."""
 
         chat: bool = True
+        """Send the prompt as one user message through the chat template; false: as plain text."""
 
     config: Config
 

@@ -49,7 +49,9 @@ class GSM8K(FewShotEval):
         """Settings of GSM8K. data: the test split of configuration ``main``; shots: its train split."""
 
         subset: str | None = "main"
+        """Configuration name of a hub dataset."""
         shots_split: str = "train"
+        """The split of a hub dataset or a directory that the shots come from."""
 
     config: Config
 

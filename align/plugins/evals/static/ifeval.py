@@ -54,7 +54,9 @@ class IFEval(StaticEval):
         """Settings of IFEval. data: its only split."""
 
         split: str = "train"
+        """Split of a hub dataset or a directory; the published one has this alone."""
         chat: bool = True
+        """Send the prompt as one user message through the chat template; false: as plain text."""
 
     config: Config
 

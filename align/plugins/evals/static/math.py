@@ -47,6 +47,7 @@ class MATH(StaticEval):
         """Settings of MATH. data: the test split."""
 
         chat: bool = True
+        """Send the prompt as one user message through the chat template; false: as plain text."""
         instruction: str = r"Solve the problem step by step, and put the final answer in \boxed{}."
         """Follows the problem in the prompt."""
         boxed: bool = True

@@ -51,6 +51,7 @@ class MMLUPro(FewShotEval):
         """Settings of MMLU-Pro. data: the test split; shots: the validation split."""
 
         shots_split: str = "validation"
+        """The split of a hub dataset or a directory that the shots come from."""
         variant: Literal["official", "lm-eval"] = "official"
         """``official``: the letter is read by the three rules of the official evaluation, in their order; ``lm-eval``:
         by the first of them alone. Numbers of the two are not comparable."""

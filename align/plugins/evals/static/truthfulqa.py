@@ -79,7 +79,9 @@ class TruthfulQA(StaticEval):
         """Settings of TruthfulQA. data: the configuration ``multiple_choice``, its only split."""
 
         split: str = "validation"
+        """Split of a hub dataset or a directory."""
         subset: str | None = "multiple_choice"
+        """Configuration name of a hub dataset."""
 
     config: Config
 
