@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections import Counter
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from align.schemas.base import Config
 from align.schemas.run import Choice, Plugin, Sampling, Source, expand_shorthand
@@ -119,6 +128,15 @@ class GatePolicy(Config):
     def judges(self, name: str) -> bool:
         """Return True for an eval that takes part: with a watch list only those that the policy names do."""
         return self.watch is None or name in self.named
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.length_ratio[0] < self.length_ratio[1]:
+            raise ValueError("length_ratio must rise, as in [0.8, 1.25]")
+        held = Counter([*(name for each in self.domains.values() for name in each.evals), *self.safety])
+        if twice := [name for name, times in held.items() if times > 1]:
+            raise ValueError(f"domains and safety hold the eval {twice[0]!r} twice; it can have one margin only")
+        return self
 
 
 class EvalSettings(Config):

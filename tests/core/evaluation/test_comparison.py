@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from align import AlignError, gate, gate_calibrate, gate_power
 from align.cli.eval import evaluation
 from align.cli.gate import gate as command
+from align.core.config.suite_file import load_policy
 from align.core.evaluation.junit import junit
 from align.core.plugin_system import registry
 from align.core.plugin_system.registry import Offer
@@ -330,3 +331,18 @@ def test_a_metric_that_is_not_finite_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Numbered, "aggregate", lambda self, rows: {"score": math.nan})
     with pytest.raises(AlignError, match="aggregate gives score = nan"):
         store(tmp_path / "nan", accurate({"a": 0.6}), {"a": {"count": 3}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("domains: {d: {margin: 0.1, evals: {a: 1}}}\nlength_ratio: [2, 1]\n", "must rise"),
+        ("domains: {d: {margin: 0.1, evals: {a: 1}}}\nsafety: {a: 0.1}\n", "hold the eval 'a' twice"),
+        ("domains: {d: {margin: 0.1, evals: {a: 1}}, e: {margin: 0.2, evals: {a: 1}}}\n", "hold the eval 'a' twice"),
+    ],
+)
+def test_policies_that_contradict_themselves_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "gate.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(AlignError, match=message):
+        load_policy(path)
