@@ -114,6 +114,8 @@ def gate_calibrate(runs: Sequence[str | Path]) -> tuple[list[Calibration], GateP
     """
     if len(runs) < 2:
         raise AlignError("needs two runs or more", "measure once more, with another seed=", where="calibrate")
+    if len({Path(each).resolve() for each in runs}) < len(runs):
+        raise AlignError("names a run twice, which shows no noise", "give each run once", where="calibrate")
     stored = [StoredRun.read(Path(each)) for each in runs]
     evals, rules, nothing = _evals(stored[0]), Rules(), GatePolicy()
     names = [name for name in stored[0].rows if all(name in run.rows for run in stored)]

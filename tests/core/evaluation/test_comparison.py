@@ -261,6 +261,11 @@ def test_power_says_what_a_margin_needs(base: Path) -> None:
     assert chat.rows_needed == math.rows_needed
 
 
+def test_calibrate_refuses_one_run_given_twice(base: Path) -> None:
+    with pytest.raises(AlignError, match="names a run twice"):
+        gate_calibrate([base, base.parent / "." / base.name])
+
+
 def test_calibrate_suggests_margins_that_reruns_pass(tmp_path: Path) -> None:
     rates = {"a": 0.6, "b": 0.6, "c": 0.6}
     runs = [measured(tmp_path, f"run{n}", rates, noise=str(n), disagreement=0.3) for n in range(3)]
