@@ -1,4 +1,4 @@
-"""What is measured and how changes are judged: suites of evals, and the gate's policy. Plain data, no torch."""
+"""Suites of evals, and the policy by which a gate judges changes. Plain data, no torch."""
 
 from __future__ import annotations
 

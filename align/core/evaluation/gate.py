@@ -142,7 +142,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Support:
-    """What margin the rows support."""
+    """Margin that the rows support."""
 
     smallest_margin: float
     """Least margin that an unchanged model passes with the power asked for."""

@@ -44,7 +44,7 @@ class SampleFile:
 
 @dataclass(frozen=True, slots=True)
 class StoredSamples:
-    """What is shown, and how much there was."""
+    """Completions that are shown, and how many there were."""
 
     data: dict[str, Any]
     """``prompts`` and ``rows`` as the page's script reads them."""

@@ -1,4 +1,4 @@
-"""What evals of programs have in common: code out of a reply, a sandbox that several samples share, pass@k."""
+"""Parts that evals of programs share: code out of a reply, a sandbox that several samples share, pass@k."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What judged evals share: settings, judge prompts from a file or our own, verdicts in both orders, and their metrics.
+"""Parts that judged evals share: settings, judge prompts of a file or our own, verdicts in both orders, metrics.
 
 A verdict that cannot be read counts as the neutral score, and its row is not valid: dropping it, as the published
 scripts do, rewards a model whose answers confuse the judge.
