@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
-from align.core.config.suite_file import load_suite
 from align.core.evaluation.ratings import mean_win_rates
 from align.core.evaluation.store import read_run
 from align.core.inference.eval_models import ModelChoice, open_model
-from align.core.inference.eval_suite import EvalRun, load_items, measure_suite, open_judge
+from align.core.inference.eval_suite import EvalRun, measure_suite, open_judge, opened_suite
 from align.core.util.progress import showing
 from align.core.util.system_errors import explaining
 from align.schemas.errors import AlignError
@@ -43,15 +41,14 @@ def evaluate(
     """
     if not str(model):
         raise AlignError("is empty", "give a directory, a hub id, or a server's address", where="model")
-    made, evals = load_suite(suite, overrides)
-    with showing(progress), ExitStack() as opened:
-        for each in evals:
-            opened.callback(each.eval.close)
-        items = load_items(evals)
-        choice = _model_choice(str(model), generator, served_model, key_env, context, trust_remote_code)
-        model_of_run = opened.enter_context(open_model(choice))
-        models = {"model": model_of_run, **opened.enter_context(open_judge(made, evals))}
-        return measure_suite(made, evals, items, models, Path(out), str(model))
+    choice = _model_choice(str(model), generator, served_model, key_env, context, trust_remote_code)
+    with (
+        showing(progress),
+        opened_suite(suite, overrides) as given,
+        open_model(choice) as opened,
+        open_judge(given.suite, given.evals) as judge,
+    ):
+        return measure_suite(given, {"model": opened, **judge}, Path(out), str(model))
 
 
 def _model_choice(

@@ -66,7 +66,7 @@ class Suite(Config):
     judge: Judge | None = None
     """The model that judges, for evals that need one."""
     seed: NonNegativeInt = 0
-    """All draws follow from it, from the item's id and from the sample's number, not from the order of items."""
+    """Seed of all draws, together with the item's id and the sample's number; the order of items does not matter."""
     max_invalid: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Largest share of an eval's verdicts that a judge may leave unreadable; above it the run fails."""
 

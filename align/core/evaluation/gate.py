@@ -189,7 +189,7 @@ class Check:
 
 @dataclass(frozen=True)
 class GateResult:
-    """All verdicts and the gate's own."""
+    """The verdicts on all units, and the gate's own."""
 
     outcome: Outcome
     """regressed: a gating or safety unit is, or a check failed; else refused: such a unit cannot tell, and its margin
@@ -201,7 +201,7 @@ class GateResult:
     domains: tuple[Judgement, ...]
     checks: tuple[Check, ...]
     flag_level: float
-    """Level at which "regressed" is said within each family: alpha, or half of it where both families have members."""
+    """Level at which a unit is called regressed within each family: alpha, or half of it where both have members."""
 
 
 # Differences

@@ -6,6 +6,7 @@ data alone and not on where the search starts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -42,16 +43,24 @@ def fit_ridge(design: ArrayLike, outcomes: ArrayLike, weights: ArrayLike, ridge:
         if np.abs(gradient).max(initial=0.0) <= 1e-11 * max(1.0, float(w.sum())):
             break
         curvature = (x.T * (w * p * (1 - p))) @ x + np.diag(penalty)
-        step = np.linalg.lstsq(curvature, gradient, rcond=1e-12)[0]
-        for _ in range(40):
-            tried = loss(c - step)
-            if tried <= best:
-                break
-            step = step / 2
-        else:
+        found = _halved_until_lower(loss, c, np.linalg.lstsq(curvature, gradient, rcond=1e-12)[0], best)
+        if found is None:
             break
-        c, best = c - step, tried
+        step, best = found
+        c = c - step
     return c
+
+
+def _halved_until_lower(
+    loss: Callable[[Floats], float], start: Floats, step: Floats, best: float
+) -> tuple[Floats, float] | None:
+    """Return the step, halved until the loss after it is at most ``best``, and that loss; None where none is found."""
+    for _ in range(40):
+        tried = loss(start - step)
+        if tried <= best:
+            return step, tried
+        step = step / 2
+    return None
 
 
 def fit_lasso(design: ArrayLike, outcomes: ArrayLike, weights: ArrayLike, inverse_penalty: float) -> Floats:
@@ -71,15 +80,11 @@ def fit_lasso(design: ArrayLike, outcomes: ArrayLike, weights: ArrayLike, invers
         p = expit(x @ c)
         curvature = (x.T * (w * p * (1 - p))) @ x + 1e-12 * np.eye(len(c))
         target = _quadratic_lasso(curvature, curvature @ c - x.T @ (w * (p - y)), penalty, c)
-        step = c - target
-        for _ in range(40):
-            tried = loss(c - step)
-            if tried <= best:
-                break
-            step = step / 2
-        else:
+        found = _halved_until_lower(loss, c, c - target, best)
+        if found is None:
             break
-        c, best = c - step, tried
+        step, best = found
+        c = c - step
         if np.abs(step).max(initial=0.0) < 1e-12:
             break
     return c

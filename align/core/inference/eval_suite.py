@@ -6,13 +6,13 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from align.core.config.suite_file import LoadedEval
+from align.core.config.suite_file import LoadedEval, load_suite
 from align.core.evaluation.eval import Item, Row, check_items, mean, sha
 from align.core.evaluation.store import RowStore, read_run
 from align.core.inference.eval_models import EvalModel, ModelChoice, open_model
@@ -35,9 +35,26 @@ class EvalRun:
     metrics: Mapping[str, Mapping[str, float]]
 
 
-def load_items(evals: Sequence[LoadedEval]) -> dict[str, list[Item]]:
-    """Return the items of each eval that its entry asks for. Raises AlignError for items that cannot be scored."""
-    return {each.name: _items(each) for each in evals}
+@dataclass(frozen=True, slots=True)
+class OpenSuite:
+    """A suite with its evals, and the items of each that its entry asks for."""
+
+    suite: Suite
+    evals: Sequence[LoadedEval]
+    items: Mapping[str, Sequence[Item]]
+
+
+@contextmanager
+def opened_suite(suite: str | Path, overrides: Sequence[str] = ()) -> Iterator[OpenSuite]:
+    """Load a suite and its items, and close its evals at the end: reading items may start rewards.
+
+    Raises AlignError as ``load_suite`` does, and for items that cannot be scored.
+    """
+    made, evals = load_suite(suite, overrides)
+    with ExitStack() as opened:
+        for each in evals:
+            opened.callback(each.eval.close)
+        yield OpenSuite(made, evals, {each.name: _items(each) for each in evals})
 
 
 @contextmanager
@@ -54,19 +71,13 @@ def open_judge(suite: Suite, evals: Sequence[LoadedEval]) -> Iterator[dict[str, 
         yield {"judge": opened}
 
 
-def measure_suite(
-    suite: Suite,
-    evals: Sequence[LoadedEval],
-    items: Mapping[str, Sequence[Item]],
-    models: Mapping[str, EvalModel],
-    out: Path,
-    name: str,
-) -> EvalRun:
+def measure_suite(given: OpenSuite, models: Mapping[str, EvalModel], out: Path, name: str) -> EvalRun:
     """Measure what the directory ``out`` lacks, mark the run as complete, and return it as it was read back.
 
     models: ``model``, and ``judge`` for evals that need one. name: the model's, for readers. Raises AlignError as
     ``align.evaluate`` does.
     """
+    suite, evals, items = given.suite, given.evals, given.items
     _check_likelihoods(evals, models["model"])
     started = time.time()
     metrics: dict[str, dict[str, float]] = {}

@@ -68,7 +68,7 @@ class Curve:
         """Return the first and the last finite value as text; of the held-out curve, if there is one."""
         known = [y for _, y in self.held_out or self.training if math.isfinite(y)] or [math.nan]
         size = max(map(abs, known))
-        # A value that is only rounding error beside the others is shown as 0.
+        # A value that is only rounding error next to the others is shown as 0.
         first, last = (number(y if not abs(y) < 1e-6 * size else 0.0) for y in (known[0], known[-1]))
         return first, last
 

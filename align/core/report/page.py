@@ -29,7 +29,7 @@ STYLE = HERE / "style.css"
 """The style sheet of every page that the engine writes."""
 SCRIPT = HERE / "report.js"
 MOST_RUNS = 6
-"""Runs on one page: as many as there are colours that can be told apart."""
+"""Runs on one page: as many as there are colours that a reader can distinguish."""
 VERDICTS = {
     "pass": ("good", "No domain got worse by more than its margin."),
     "regressed": ("bad", "The candidate got worse."),

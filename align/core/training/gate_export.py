@@ -9,25 +9,21 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from align.core.config.suite_file import LoadedEval, load_policy, load_suite
+from align.core.config.suite_file import load_policy
 from align.core.engine import processes
 from align.core.evaluation.comparison import GateReport, StoredRun, check_policy, compare_runs
-from align.core.evaluation.eval import Item
 from align.core.evaluation.junit import describe
 from align.core.evaluation.store import MANIFEST, ROWS
 from align.core.inference.eval_models import ModelChoice, open_model
-from align.core.inference.eval_suite import load_items, measure_suite, open_judge
+from align.core.inference.eval_suite import OpenSuite, measure_suite, open_judge, opened_suite
 from align.core.models.load_and_export import resolve_model_path
 from align.core.training.run_directory import RunDirectory, StageDirectory, located
 from align.core.util import atomic_files
 from align.core.util.progress import say
 from align.schemas.errors import AlignError
-from align.schemas.evals import Suite
 from align.schemas.run import Gate, Stage
 
 REJECTED = "export-rejected"
@@ -38,10 +34,9 @@ POLL = 0.5
 
 def check_gate(gate: Gate) -> None:
     """Raise AlignError for a suite, its data or a policy that cannot be used, before anything is trained."""
-    _, evals = load_suite(gate.suite)
-    load_items(evals)
-    known = {each.name: each.eval for each in evals}
-    check_policy(load_policy(gate.policy), known, known, f"{gate.suite} does not have", gate.policy)
+    with opened_suite(gate.suite) as given:
+        known = {each.name: each.eval for each in given.evals}
+        check_policy(load_policy(gate.policy), known, known, f"{gate.suite} does not have", gate.policy)
 
 
 def pass_gate(directory: RunDirectory, stage: Stage, gate: Gate) -> None:
@@ -108,7 +103,6 @@ def _settled(place: StageDirectory) -> bool:
 
 def _measure(stage: Stage, gate: Gate, place: StageDirectory) -> GateReport:
     """Return the gate's report on the stage's export. stage, gate: with paths in place of ``stage:NAME``."""
-    suite, evals = load_suite(gate.suite)
     policy = load_policy(gate.policy)
     model = stage.model
     trusted = model.trust_remote_code
@@ -119,25 +113,20 @@ def _measure(stage: Stage, gate: Gate, place: StageDirectory) -> GateReport:
     else:
         start = ModelChoice(gate.baseline, trust_remote_code=trusted)
     end = ModelChoice(str(place.export), trust_remote_code=trusted)
-    with ExitStack() as opened:
-        for each in evals:
-            opened.callback(each.eval.close)
-        items = load_items(evals)
-        given = Path(start.model)
-        if (given / MANIFEST).is_file() and (given / ROWS).is_file():
-            baseline = StoredRun.read(given)
+    with opened_suite(gate.suite) as given:
+        stored = Path(start.model)
+        if (stored / MANIFEST).is_file() and (stored / ROWS).is_file():
+            baseline = StoredRun.read(stored)
         else:
-            baseline = _measured(suite, evals, items, start, place.path / "gate" / "baseline")
-        candidate = _measured(suite, evals, items, end, place.path / "gate" / "candidate")
-        return compare_runs(baseline, candidate, policy, {each.name: each.eval for each in evals})
+            baseline = _measured(given, start, place.path / "gate" / "baseline")
+        candidate = _measured(given, end, place.path / "gate" / "candidate")
+        return compare_runs(baseline, candidate, policy, {each.name: each.eval for each in given.evals})
 
 
-def _measured(
-    suite: Suite, evals: Sequence[LoadedEval], items: Mapping[str, Sequence[Item]], choice: ModelChoice, out: Path
-) -> StoredRun:
+def _measured(given: OpenSuite, choice: ModelChoice, out: Path) -> StoredRun:
     """Measure what ``out`` lacks of a model, and return the complete run."""
-    with open_model(choice) as model, open_judge(suite, evals) as judge:
-        measure_suite(suite, evals, items, {"model": model, **judge}, out, choice.model)
+    with open_model(choice) as model, open_judge(given.suite, given.evals) as judge:
+        measure_suite(given, {"model": model, **judge}, out, choice.model)
     return StoredRun.read(out)
 
 

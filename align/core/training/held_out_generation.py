@@ -27,7 +27,6 @@ from align.core.rewards.scorer import Scorer
 from align.core.training.reward_stage import refuse_unusable_rows
 from align.core.training.sample_log import sample_rows, write_samples
 from align.core.training.stage import LoadedModel
-from align.core.training.suite_in_training import handle_of
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Message, Record
 from align.schemas.run import Choice, Rollout, Stage
@@ -114,7 +113,7 @@ class HeldOutGeneration:
         self._collector = Collector(
             Rollout.model_construct(sampling=stage.validation.sampling, rewards=stage.validation.rewards),
             generator,
-            handle_of(stage, model, context),
+            model.handle(stage, context),
             Scorer(stage.validation.rewards, place),
             None,
             None,

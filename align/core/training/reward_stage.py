@@ -17,8 +17,8 @@ from align.core.data.examples import Examples
 from align.core.engine import processes
 from align.core.engine.module import StageHooks
 from align.core.engine.steps import MicroBatcher, StepLoader
-from align.core.generation.generator_base import Generator, ModelHandle
-from align.core.models.load_and_export import build_policy, end_tokens, resolve_model_path
+from align.core.generation.generator_base import Generator
+from align.core.models.load_and_export import build_policy
 from align.core.models.packing import limits_for
 from align.core.models.policy import Policy
 from align.core.online.monitor import AlarmCallback
@@ -110,18 +110,10 @@ class RewardStage(TrainingStage[RolloutSteps]):
             if network is not None:
                 limits = [limit for limit in limits_for(network, context) if limit is not None]
                 _refuse_overlong(stage, prompts, min(limits, default=None), whose)
-        handle = ModelHandle(
-            resolve_model_path(stage.model.path, stage.model.revision, stage.model.trust_remote_code),
-            stage.model,
-            model.tokenizer,
-            end_tokens(model.policy.unwrapped, model.tokenizer),
-            context,
-            model.policy,
-        )
         return Collector(
             rollout,
             generator,
-            handle,
+            model.handle(stage, context),
             Scorer(rollout.rewards, place),
             None if rollout.gold is None else Scorer([rollout.gold], place),
             model.critic,

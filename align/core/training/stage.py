@@ -33,7 +33,6 @@ from transformers.utils import logging as transformers_logging
 
 from align.core.algorithm import contract
 from align.core.algorithm.contract import Algorithm
-from align.core.config.suite_file import load_suite
 from align.core.data.batch import collate
 from align.core.data.datasets import DatasetBuilder, Datasets, HeldOutSet
 from align.core.data.examples import Example
@@ -44,9 +43,16 @@ from align.core.engine.logger import Verified
 from align.core.engine.module import AlignModule, NonFinite, StageHooks
 from align.core.engine.processes import Strategy, footprint
 from align.core.engine.steps import MicroBatcher, StepBatch, StepLoader, StepSource
-from align.core.generation.generator_base import Interrupt
-from align.core.inference.eval_suite import load_items
-from align.core.models.load_and_export import build_policy, export_from_state, load_tokenizer, notes
+from align.core.generation.generator_base import Interrupt, ModelHandle
+from align.core.inference.eval_suite import opened_suite
+from align.core.models.load_and_export import (
+    build_policy,
+    end_tokens,
+    export_from_state,
+    load_tokenizer,
+    notes,
+    resolve_model_path,
+)
 from align.core.models.packing import LengthLimits, check_lengths, layout_for, limits_for, longest_sequence
 from align.core.models.policy import Policy
 from align.core.models.reference import Precomputed, ReferenceModel, assert_zero_kl, make_reference, precompute
@@ -75,6 +81,13 @@ class LoadedModel:
     critic: Policy | None
     reference: ReferenceModel | None
     limits: LengthLimits
+
+    def handle(self, stage: Stage, context: int) -> ModelHandle:
+        """Return the policy in training as generators take it. context: most tokens of prompt and completion."""
+        start = stage.model
+        directory = resolve_model_path(start.path, start.revision, start.trust_remote_code)
+        ends = end_tokens(self.policy.unwrapped, self.tokenizer)
+        return ModelHandle(directory, start, self.tokenizer, ends, context, self.policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +180,8 @@ class StageRunner(ABC, Generic[Source]):
             torch.cuda.set_device(processes.local_rank())
         self.check_settings()
         if self.stage.validation.suite is not None:
-            load_items(load_suite(self.stage.validation.suite)[1])
+            with opened_suite(self.stage.validation.suite):  # its mistakes are found before the model is loaded
+                pass
         tokenizer = load_tokenizer(self.stage.model, self.algorithm.head)
         # Only rank 0 writes into the run directory: it may still have to refuse it.
         report = self.place.path if processes.rank() == 0 else None

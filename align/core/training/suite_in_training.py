@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from align.core.config.suite_file import LoadedEval, load_suite
+from align.core.config.suite_file import LoadedEval
 from align.core.engine.checkpoint import all_gather_objects
 from align.core.engine.steps import MicroBatcher
 from align.core.evaluation.eval import Item, Row
 from align.core.evaluation.store import RowList
-from align.core.generation.generator_base import Generator, ModelHandle
+from align.core.generation.generator_base import Generator
 from align.core.inference.eval_models import EvalModel, GeneratorModel
 from align.core.inference.eval_runner import EvalRunner
-from align.core.inference.eval_suite import aggregate, load_items, open_judge
-from align.core.models.load_and_export import end_tokens, resolve_model_path
+from align.core.inference.eval_suite import OpenSuite, aggregate, open_judge, opened_suite
 from align.core.models.packing import longest_row
 from align.core.plugin_system.registry import registry
 from align.core.util.atomic_files import write_atomic
@@ -32,13 +31,6 @@ CONTEXT = 4096
 """Most tokens of prompt and completion in an eval, for a policy without a limit."""
 
 
-def handle_of(stage: Stage, model: LoadedModel, context: int) -> ModelHandle:
-    """Return the handle of the policy in training, for generators that share its weights."""
-    directory = resolve_model_path(stage.model.path, stage.model.revision, stage.model.trust_remote_code)
-    ends = end_tokens(model.policy.unwrapped, model.tokenizer)
-    return ModelHandle(directory, stage.model, model.tokenizer, ends, context, model.policy)
-
-
 class SuiteInTraining:
     """Measures a suite on the policy as it is. Ranks split the items, and rank 0 writes all rows. Collective."""
 
@@ -50,26 +42,29 @@ class SuiteInTraining:
         directory: Path,
         forward: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        """Raises AlignError for a suite, or data of it, that cannot be used."""
+        """forward: makes the context of forward passes."""
         assert stage.validation.suite is not None
-        self._suite, self._evals = load_suite(stage.validation.suite)
-        self._items = load_items(self._evals)
+        self._path = stage.validation.suite
         self._rank, self._world_size = batcher.rank, batcher.world_size
         self._directory, self._forward = directory, forward
-        self._handle = handle_of(stage, model, longest_row(model.policy, CONTEXT))
+        self._handle = model.handle(stage, longest_row(model.policy, CONTEXT))
         self._models: dict[str, EvalModel] = {}
+        self._given: OpenSuite  # set by ``running``
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Open the policy's generator, and the judge if an eval needs it; close all of them at the end."""
+        """Open the suite, the policy's generator, and the judge if an eval needs it; close all of them at the end.
+
+        Raises AlignError for a suite, or data of it, that cannot be used.
+        """
         with ExitStack() as opened:
-            for each in self._evals:
-                opened.callback(each.eval.close)
+            self._given = opened.enter_context(opened_suite(self._path))
             generator: Generator = registry.build("generator", Choice(type="local"))
             opened.callback(generator.close)
             generator.open(self._handle)
             policy = GeneratorModel(generator, self._handle, {"policy": "in training"})
-            self._models = {"model": policy, **opened.enter_context(open_judge(self._suite, self._evals))}
+            judge = opened.enter_context(open_judge(self._given.suite, self._given.evals))
+            self._models = {"model": policy, **judge}
             yield
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -79,7 +74,7 @@ class SuiteInTraining:
         """
         metrics: dict[str, float] = {}
         kept: list[Row] = []
-        for each in self._evals:
+        for each in self._given.evals:
             rows = self._measure(each)
             kept += rows
             metrics |= {f"{each.name}/{name}": value for name, value in aggregate(each, rows).items()}
@@ -90,13 +85,13 @@ class SuiteInTraining:
 
     def _measure(self, each: LoadedEval) -> list[Row]:
         """Return the rows of all items in their order, each measured by one rank."""
-        items: Sequence[Item] = self._items[each.name]
+        items: Sequence[Item] = self._given.items[each.name]
         own = items[self._rank :: self._world_size]
         problems: tuple[Problem, ...] = ()
         rows: list[Row] = []
         try:
             with self._forward(), torch.random.fork_rng(devices=[]):
-                runner = EvalRunner(each.eval, each.name, self._models, self._suite.seed)
+                runner = EvalRunner(each.eval, each.name, self._models, self._given.suite.seed)
                 rows = runner.measure(own, each.choice.samples, RowList())
         except AlignError as error:
             problems = error.problems  # raised again on every rank, or the others would wait for this one

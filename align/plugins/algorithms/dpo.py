@@ -74,7 +74,7 @@ def hinge(ratios: Ratios, config: DPO.Config) -> Tensor:
 
 
 def ipo(ratios: Ratios, config: DPO.Config) -> Tensor:
-    """(Δ̄ − 1/(2τ))², τ = β. IPO, 2310.12036 Eq 17; over length-normalised ratios, as its authors told TRL they ran."""
+    """(Δ̄ − 1/(2τ))², τ = β. IPO, 2310.12036 Eq 17; over length-normalised ratios, as its authors ran it."""
     return (ratios.delta_mean_E - 1 / (2 * config.beta)).square()
 
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from align import Eval
 from align.core.config.suite_file import LoadedEval
-from align.core.inference.eval_suite import EvalRun, load_items, measure_suite
+from align.core.inference.eval_runner import choose_items
+from align.core.inference.eval_suite import EvalRun, OpenSuite, measure_suite
 from align.evals import Episode, Generate, Item, Result
 from align.schemas.evals import EvalChoice, Suite
 from align.settings import Sampling
@@ -69,4 +70,5 @@ def store(
     ]
     evals = [LoadedEval(str(c.name), c, Numbered(Numbered.Config.model_validate(c.settings))) for c in choices]
     suite = Suite.model_validate({"seed": seed, "evals": [c.model_dump() for c in choices], **common})
-    return measure_suite(suite, evals, load_items(evals), {"model": model}, directory, directory.name)
+    items = {each.name: choose_items(each.eval.load(), None) for each in evals}
+    return measure_suite(OpenSuite(suite, evals, items), {"model": model}, directory, directory.name)

@@ -20,9 +20,9 @@ Complete this function. Answer with the whole function, its imports included, in
 {prompt}
 ```"""
 STOP = ["\nclass ", "\ndef ", "\n#", "\nif __name__", "\nprint(", "\n```"]
-"""Where a completion of a base model has left the function."""
+"""The place where a completion of a base model has left the function."""
 RUN = "align_run_check"
-"""The function that is called where a test can only be run beside the program."""
+"""The function that is called where a test can only be run together with the program."""
 
 
 class HumanEval(ProgramEval):
@@ -75,7 +75,7 @@ class HumanEval(ProgramEval):
         return self.config.sampled(Sampling(temperature=0, max_completion_length=1024, stop=stop))
 
     def _graded_by(self, source: str, test: str, entry: str) -> tuple[str, list[Called]]:
-        """Return the program to run and the calls that grade it, with the test beside it where it has to be."""
+        """Return the program to run and the calls that grade it, with the test in it where it has to be."""
         checks = checks_of(test, entry)
         if checks is not None:
             return source, checks

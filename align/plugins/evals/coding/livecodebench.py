@@ -32,7 +32,7 @@ PRELUDE = (
     + "".join(f"import {name}\n" for name in _NAMED)
     + "sys.setrecursionlimit(50_000)\n"
 )
-"""What contest sites import before a program. builtins come last, since operator and math have a pow and abs too."""
+"""Imports that contest sites put before a program. builtins come last: operator and math have a pow and abs too."""
 
 SYSTEM = "You solve programming problems in Python. Your program must be correct, complete and fast enough."
 STARTER = """\

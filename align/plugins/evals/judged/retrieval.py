@@ -14,7 +14,7 @@ from align.plugins.evals.judged.labelled import UNREADABLE, LabelledEval, read_l
 from align.settings import Sampling
 
 NO_ANSWER = "The passages do not answer this."
-"""What the model is asked to reply where the passages hold no answer."""
+"""The reply that the model is to give where the passages hold no answer."""
 
 _INSTRUCTION = f"""\
 Answer the question from the passages below and from nothing else. After each sentence name the passages that support \

@@ -22,7 +22,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function on offer: how it is called, and what is said of it. header: its ``def`` line without the colon."""
+    """A function on offer: its signature and its description. header: its ``def`` line without the colon."""
 
     header: str
     signature: Signature

@@ -21,7 +21,7 @@ class GSM8KRow(GroupedRow):
 
     @property
     def group(self) -> str:
-        """All rows are of one group."""
+        """Every row is of one group."""
         return "gsm8k"
 
     @property
