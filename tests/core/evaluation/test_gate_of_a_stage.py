@@ -13,13 +13,13 @@ from align import AlignError, Eval, report
 from align.core.inference.eval_models import ModelChoice
 from align.core.plugin_system.registry import Offer, registry
 from align.core.training import gate_export
-from align.core.training.gate_export import pass_gate
+from align.core.training.gate_export import check_gate, pass_gate
 from align.core.training.launch import train
 from align.core.training.run_directory import RunDirectory, StageDirectory
 from align.core.util import atomic_files
 from align.core.util.atomic_files import file_sums
 from align.evals import Episode, Item, LogLikelihood, Result
-from align.schemas.run import Run
+from align.schemas.run import Gate, Run
 from tests.core.runs import WORDS, run_for, write_rows
 
 
@@ -223,3 +223,10 @@ def test_other_ranks_wait_while_rows_come_and_until_the_rollback_is_done(
     steps = iter([lambda: None] * 5)
     with pytest.raises(AlignError, match="rank 0 measured nothing for 30 s"):
         gate_export._wait(place, timeout=30.0)
+
+
+def test_checking_a_gate_closes_what_reading_its_suite_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Eval] = []
+    monkeypatch.setattr(Likelier, "close", lambda self: closed.append(self))
+    check_gate(Gate(suite=str(tmp_path / "better.yaml"), policy=str(tmp_path / "policy.yaml")))
+    assert len(closed) == 1
