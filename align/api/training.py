@@ -22,13 +22,19 @@ RunLike: TypeAlias = Run | str | Path
 
 @explaining()
 def train(
-    run: RunLike, *, resume: bool = False, overrides: Mapping[str, str] | None = None, progress: bool = True
+    run: RunLike,
+    *,
+    resume: bool = False,
+    overrides: Mapping[str, str] | None = None,
+    progress: bool = True,
+    profile: bool = False,
 ) -> list[StageResult]:
     """Run every stage that is not finished yet, write the run's ``report.html``, and return the results of all.
 
     run: ``align.load(...)``, or the path of a run file. resume: continue an interrupted run. progress: show it, on
-    stderr. A run with a ``project:`` is advised first, and does not start against a blocking finding, unless
-    ``overrides`` gives the reason: ``{"R-CPT-3": "a test of the pipeline"}``, kept in the run's manifest.
+    stderr. profile: measure where the time goes, and write ``profile.json`` into each stage's directory.
+    A run with a ``project:`` is advised first, and does not start against a blocking finding, unless ``overrides``
+    gives the reason: ``{"R-CPT-3": "a test of the pipeline"}``, kept in the run's manifest.
 
     Imports torch. Raises AlignError for whatever the user can fix, and ``align.Interrupted`` after a
     signal (Ctrl-C), once the step is saved.
@@ -37,7 +43,7 @@ def train(
     from align.core.training.launch import train as launch
 
     checked = with_overrides(as_run(run), overrides)
-    results = launch(checked, resume=resume, progress=progress)
+    results = launch(checked, resume=resume, progress=progress, profile=profile)
     if rank() == 0:
         _write_report(Path(checked.output))
     return results

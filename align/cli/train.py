@@ -18,6 +18,7 @@ from align.cli.command_context import ends_on_signals, loading, quiet, show_prog
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", help="Single settings laid over the file.")
 @click.option("--check", is_flag=True, help="Everything but training: settings, data, template, plan, the first batch.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished stages are skipped either way.")
+@click.option("--profile", is_flag=True, help="Measure where the time goes: a table, and STAGE/profile.json.")
 @quiet
 @click.option("--override", multiple=True, metavar="RULE", help="Launch in spite of this finding of the advice.")
 @click.option("--reason", multiple=True, metavar="TEXT", help="Why; one to each --override, kept in the manifest.")
@@ -26,6 +27,7 @@ def train(
     overrides: tuple[str, ...],
     check: bool,
     resume: bool,
+    profile: bool,
     quiet: bool,
     override: tuple[str, ...],
     reason: tuple[str, ...],
@@ -40,6 +42,7 @@ def train(
       align train run.yaml --check
       align train run.yaml algorithm.beta=0.2 stages.1.train.num_train_epochs=3
       align train run.yaml --resume
+      align train run.yaml --profile train.max_steps=20
     """
     from align.core.engine.processes import rank
     from align.schemas.text import shown_argument
@@ -55,7 +58,7 @@ def train(
 
         checked = run_file.overriding(run_file.load(run, list(overrides)), override, reason)
         from align.cli.train_check import print_checks
-        from align.core.report.summary import summary
+        from align.core.report.summary import profile_of, summary
         from align.core.training import launch  # noqa: F401 (the engine's imports, which take seconds)
 
     if check:
@@ -63,9 +66,11 @@ def train(
         return
 
     with _first_reports(again):
-        results = training.train(checked, resume=resume, progress=not quiet)
+        results = training.train(checked, resume=resume, progress=not quiet, profile=profile)
     if rank() == 0:
         for line in summary(checked, results, brief=quiet):
+            click.echo(line)
+        for line in profile_of(results) if profile else ():
             click.echo(line)
 
 
@@ -73,7 +78,8 @@ def train(
 @click.argument("directory", type=click.Path(path_type=Path, exists=True), help="The run's directory.")
 @click.argument("stage", help="The stage's name.")
 @click.option("--progress/--quiet", default=False, help="Whether progress is shown.")
-def worker(directory: Path, stage: str, progress: bool) -> None:
+@click.option("--profile", is_flag=True, help="Measure where the time goes.")
+def worker(directory: Path, stage: str, progress: bool, profile: bool) -> None:
     """Run one process of a stage's group; ``align train`` starts it, and reports for it where it is stopped.
 
     \b
@@ -88,7 +94,7 @@ def worker(directory: Path, stage: str, progress: bool) -> None:
         from align.core.training.launch import run_worker
 
     with _first_reports():
-        run_worker(directory, stage, progress)
+        run_worker(directory, stage, progress, profile)
 
 
 @contextmanager

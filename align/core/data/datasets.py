@@ -43,6 +43,7 @@ from align.core.data.template_checks import (
 )
 from align.core.util.atomic_files import cache_directory, digest, making
 from align.core.util.child_processes import ordered_map
+from align.core.util.profile import profiled
 from align.core.util.progress import Work
 from align.schemas.errors import AlignError
 from align.schemas.records import Content, Record
@@ -343,6 +344,7 @@ class DatasetBuilder:
         self.cache = cache_directory()
         self.cache.mkdir(parents=True, exist_ok=True)
 
+    @profiled("data")
     def build(self) -> Datasets:
         """Read, split, check and tokenise."""
         data = self.stage.data

@@ -22,6 +22,7 @@ from align.core.engine.checkpoint import set_random_state
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import StepBatch, StepSource
 from align.core.util.liveness import SIGNALS, Interrupted, at_step
+from align.core.util.profile import profiled, step_done
 from align.core.util.progress import Work, interval, on_terminal, say, working
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.renamed import RENAMED_METRICS
@@ -60,6 +61,7 @@ class SignalHandler(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Note which step is next, for the messages of ``align.core.util.liveness``."""
+        step_done()
         at_step(trainer.global_step + 1)
 
     def _flag(self, number: int, frame: object) -> None:
@@ -163,6 +165,7 @@ class CheckpointCallback(Checkpoint):
             raise AlignError.gather([*why.problems, *([last] if saved else [])]) from None
         raise Interrupted(self.signals.received or signal.SIGTERM, trainer.global_step)
 
+    @profiled("checkpoint")
     def save(self, trainer: Trainer, module: AlignModule) -> None:
         """Write the checkpoint of this step. Collective."""
         step = trainer.global_step
@@ -248,6 +251,7 @@ class MetricsCallback(Callback):
         assert isinstance(module, AlignModule)
         self._write(trainer, module, module.held_out_metrics)
 
+    @profiled("logging")
     def _write(self, trainer: Trainer, module: AlignModule, metrics: Mapping[str, float]) -> None:
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         step = trainer.global_step

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from align.core.util import atomic_files
+from align.core.util.profile import profiled
 from align.core.util.system_errors import explain
 from align.schemas.errors import AlignError
 
@@ -234,6 +235,7 @@ def keep_random_state() -> Iterator[None]:
         set_random_state(before)
 
 
+@profiled("waiting")
 def all_gather_objects(value: Any) -> list[Any]:
     """Return every rank's value, in rank order, on every rank. Collective: all ranks must call it."""
     if not (dist.is_available() and dist.is_initialized()):

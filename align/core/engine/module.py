@@ -31,6 +31,7 @@ from align.core.engine.optimizer import adamw, factor, factor_of_each, gradient_
 from align.core.engine.steps import StepBatch
 from align.core.models.policy import Policy
 from align.core.models.reference import ReferenceModel
+from align.core.util.profile import profiled
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
@@ -109,6 +110,7 @@ class EvalMetrics:
         return {"loss": loss, **metrics}
 
 
+@profiled("waiting")
 def gather(table: Tensor) -> Tensor:
     """Return the tables of all ranks, on the CPU: [...] -> [world, ...]. Collective."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -267,6 +269,7 @@ class AlignModule(LightningModule):
 
     # --- training --------------------------------------------------------------------------------------------------
 
+    @profiled("loss")
     def training_step(self, step: StepBatch, batch_idx: int) -> Tensor:
         """Run the step's micro-batches; Lightning runs the last one backward."""
         self._drop_gradients()
@@ -280,6 +283,11 @@ class AlignModule(LightningModule):
             self.trainer.strategy.backward(share * self.trainer.world_size, None)
         self.tokens_seen += step.tokens
         return self._loss_contribution(last, statistics, step.denominators) * self.trainer.world_size
+
+    @profiled("backward")
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run a micro-batch backward; the strategy calls it for every one."""
+        super().backward(loss, *args, **kwargs)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         """Do nothing: Lightning calls it after ``training_step``, which holds gradients already."""
@@ -335,6 +343,7 @@ class AlignModule(LightningModule):
         for parameter in self.parameters():
             parameter.grad = None  # AdamW passes over parameters without gradient: weights and moments stay
 
+    @profiled("optimizer")
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let a moving reference follow."""
         super().optimizer_step(*args, **kwargs)
@@ -349,6 +358,7 @@ class AlignModule(LightningModule):
         self._prompt_metrics: dict[int, dict[str, float]] = {}
         self.policy.eval()
 
+    @profiled("evaluation")
     def validation_step(self, step: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add one step of held-out rows; of an online stage, score completions to the held-out set's prompts."""
         if self.hooks.evaluate_prompts is not None:
@@ -361,6 +371,7 @@ class AlignModule(LightningModule):
         for micro in step.micros:
             held_out.update(contract.loss(self.algorithm, self._batch(micro, statistics)[0]))
 
+    @profiled("evaluation")
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics: ``val/loss`` for the only or first set, ``val/NAME/loss`` for named ones."""
         self.held_out_metrics = {}

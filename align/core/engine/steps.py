@@ -18,6 +18,7 @@ from align.core.data import step_plan
 from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, Examples
 from align.core.data.step_plan import Layout
+from align.core.util.profile import profiled
 from align.schemas.run import Train
 
 
@@ -35,6 +36,7 @@ class StepBatch:
     denominators: Mapping[str, float]
     tokens: int
 
+    @profiled("data")
     def to(self, device: Any) -> StepBatch:
         """Move every tensor (Lightning calls it)."""
         return StepBatch(
@@ -74,6 +76,7 @@ class MicroBatcher:
             collate([examples[i] for i in micro], self.layout, self.pad_id, like=examples) for micro in cuts[self.rank]
         ]
 
+    @profiled("data")
     def step(self, index: int, examples: Sequence[Example]) -> StepBatch:
         """One whole optimizer step."""
         with contract.calling(self.algorithm, "auxiliary"):

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from align.core.data.batch import Batch, MicroBatch
 from align.core.models.architecture import score_head
+from align.core.util.profile import profiled
 from align.schemas.engine import LOGITS
 from align.schemas.errors import AlignError
 
@@ -64,6 +65,7 @@ class TokenScores(NamedTuple):
     logit_T: Tensor | None = None
 
 
+@profiled("head")
 def token_logprobs(
     hidden_TD: Tensor,
     head_weight_VD: Tensor,
@@ -185,6 +187,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @profiled("head")
     def backward(ctx: Any, grad_logp: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, peak, lse, d_hidden = ctx.saved_tensors
         head: _Head = ctx.head
@@ -290,6 +293,7 @@ class Policy(nn.Module):
         """True if the model takes ``position_ids``, which packing needs."""
         return "position_ids" in self._takes
 
+    @profiled("forward")
     def forward(self, micro: MicroBatch) -> Scores:
         """Score a micro-batch. The network runs even if no token is scored, so that all ranks join its collectives."""
         if self.head != "language":

@@ -26,6 +26,7 @@ from align.core.data.examples import Example, Examples, Floats, Tokens, TokenSeq
 from align.core.data.step_plan import FORWARD, Layout, make_micro_batches
 from align.core.models.policy import Policy, Scores, weights_hash, without_gradient_or_dropout
 from align.core.util.atomic_files import making, whole_file
+from align.core.util.profile import profiled
 from align.core.util.progress import track
 from align.schemas.errors import AlignError
 
@@ -67,6 +68,7 @@ class WithReference:
         return self._examples.weights
 
 
+@profiled("reference")
 def detached_logp(policy: Policy, micro: MicroBatch) -> Tensor:
     """Return the log-probability of each scored token [T] under the policy, without gradient, dropout or randomness."""
     with without_gradient_or_dropout(policy):
@@ -102,6 +104,7 @@ def _scored_completion(prompt: Tokens, completion: Tokens) -> Example:
     return Example("", (TokenSequence("completion", tokens, np.arange(len(tokens)) >= len(prompt)),))
 
 
+@profiled("reference")
 def precompute(
     policy: Policy,
     examples: Examples,

@@ -42,6 +42,7 @@ from align.core.online.monitor import answer_metrics, group_metrics, level, scor
 from align.core.online.sync_check import check_sync
 from align.core.rewards.reward_base import Answer, Score, set_global_step
 from align.core.rewards.scorer import RewardScores, Scored, Scorer
+from align.core.util.profile import profiled
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
 from align.schemas.run import Rollout, Sampling, Stage
@@ -130,6 +131,7 @@ class Collector:
         self.gap: float | None = None
         """Largest difference of log-probabilities at the last sync."""
 
+    @profiled("weight sync")
     def sync(self, version: int, prompts: Prompts) -> None:
         """Give the generator the policy's weights, and check by log-probabilities that it has them."""
         if self.generator.shares_weights or self.synced == version:
@@ -199,7 +201,7 @@ class Collector:
             for index, position in zip(indices, positions, strict=True)
         ]
         forward = self.forward() if self.generator.shares_weights else nullcontext()  # an engine has its own precision
-        with forward, torch.random.fork_rng(devices=[]):
+        with profiled("generation"), forward, torch.random.fork_rng(devices=[]):
             sampled = contract.generate(self.generator, requests, sampling, stop=stop)
         samples, answers = list[Sample](), list[Answer]()
         for index, position, group in zip(indices, positions, sampled, strict=True):
@@ -223,6 +225,7 @@ class Collector:
         ]
         return [scored[i : i + num_generations] for i in range(0, len(scored), num_generations)]
 
+    @profiled("reference")
     def measure(self, groups: Sequence[Group], logp: bool) -> None:
         """Set ``ref_logp`` and ``value`` of every completion, where there is such a network, and ``logp`` if wanted."""
         scores: dict[str, Callable[[MicroBatch], torch.Tensor]] = {}

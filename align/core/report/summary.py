@@ -9,6 +9,8 @@ from pathlib import Path
 from align.core.engine.callbacks import goal_of
 from align.core.plugin_system.registry import registry
 from align.core.report.read import StageFacts, read_run
+from align.core.util import profile
+from align.core.util.atomic_files import read_json
 from align.schemas.results import StageResult
 from align.schemas.run import Run, Stage
 from align.schemas.text import number
@@ -31,6 +33,16 @@ def summary(run: Run, results: Sequence[StageResult], brief: bool = False) -> It
     if not brief and results:
         yield ""
         yield from _next(run, results)
+
+
+def profile_of(results: Sequence[StageResult]) -> Iterator[str]:
+    """Yield a table for each stage that has a profile (``align train --profile``)."""
+    for result in results:
+        if (path := result.directory / profile.FILE).is_file():
+            yield ""
+            total, *parts = profile.table(read_json(path))
+            yield f"{result.name}: {total}"
+            yield from parts
 
 
 def _change(stage: Stage, facts: StageFacts) -> str:

@@ -21,6 +21,7 @@ from align.core.rewards.reward_base import Answer, Outcome, Reward, RewardContex
 from align.core.rewards.worker_pool import Workers
 from align.core.util.error_line import error_line
 from align.core.util.liveness import waiting
+from align.core.util.profile import profiled
 from align.schemas.errors import AlignError
 from align.schemas.run import RewardChoice
 from align.schemas.text import concealed, redacted, secrets_of
@@ -209,6 +210,7 @@ class Scorer:
         """Return the reward of every completion, in their order."""
         return self.combine(self.score_each(answers))
 
+    @profiled("reward")
     def score_each(self, answers: Sequence[Answer]) -> list[RewardScores]:
         """Return the scores of every completion by every reward."""
         columns = {name: reward.score(answers) for name, reward in self.rewards.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from align.core.training.row_stage import RowStage
 from align.core.training.run_directory import RunDirectory, located, remembered
 from align.core.training.stage import StageRunner
 from align.core.util.liveness import RANKS, Limits, failed, watched
+from align.core.util.profile import profiling
 from align.core.util.progress import showing, working
 from align.schemas.errors import AlignError, Problem
 from align.schemas.hardware import Hardware
@@ -43,8 +45,10 @@ def stage_runner(directory: RunDirectory, stage: Stage, progress: bool) -> Stage
     return kind(directory, stage, algorithm, progress)
 
 
-def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[StageResult]:
+def train(run: Run, *, resume: bool = False, progress: bool = True, profile: bool = False) -> list[StageResult]:
     """Run every stage that is not finished yet; returns all of them.
+
+    profile: write ``profile.json`` into each stage's directory.
 
     Raises AlignError for whatever the user can fix, and ``Interrupted`` after a signal, once the step is saved.
     """
@@ -52,12 +56,12 @@ def train(run: Run, *, resume: bool = False, progress: bool = True) -> list[Stag
     validate_run(run)
     directory = RunDirectory(run)
     if processes.rank() != 0:
-        return [run_stage(directory, stage, progress=False) for stage in run.stages]
+        return [run_stage(directory, stage, progress=False, profile=profile) for stage in run.stages]
     with directory:
         directory.begin(resume)
         registry.notify("run_started", run=run, directory=directory.path)
         directory.note_files()
-        results = [run_stage(directory, stage, progress) for stage in run.stages]
+        results = [run_stage(directory, stage, progress, profile) for stage in run.stages]
     registry.notify("run_finished", run=run, directory=directory.path, results=results)
     return results
 
@@ -99,7 +103,7 @@ def _mismatched_exports(run: Run) -> Iterator[Problem]:
                 yield Problem(f"{stage.name}: data", f"is stage:{name}, which makes no rows", "name a best_of_n stage")
 
 
-def run_stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageResult:
+def run_stage(directory: RunDirectory, stage: Stage, progress: bool, profile: bool = False) -> StageResult:
     """Run one stage, unless it is done, and return its result.
 
     It runs in this process, or in workers where it wants several and no launcher has started them.
@@ -111,9 +115,10 @@ def run_stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageRes
                 directory.begin_stage(stage)
         hardware = processes.launched(stage.devices)
         if processes.under_launcher() or hardware.world_size == 1:
-            run_in_process(directory, stage, progress)
+            run_in_process(directory, stage, progress, profile)
         else:
-            arguments = ["worker", str(directory.path), stage.name, *["--progress"] * progress]
+            flags = [*["--progress"] * progress, *["--profile"] * profile]
+            arguments = ["worker", str(directory.path), stage.name, *flags]
             ended = processes.run_workers(arguments, hardware.devices, limits(stage))
             failure = None if ended is None else worker_failed(ended, place)
             shutil.rmtree(place.path / RANKS, ignore_errors=True)  # read above; of no use to the next start
@@ -126,11 +131,14 @@ def run_stage(directory: RunDirectory, stage: Stage, progress: bool) -> StageRes
     return result
 
 
-def run_in_process(directory: RunDirectory, stage: Stage, progress: bool) -> None:
+def run_in_process(directory: RunDirectory, stage: Stage, progress: bool, profile: bool = False) -> None:
     """Run one stage in this process (and its group), export it and record it as done."""
     place = directory.stage(stage.name)
     watching = watched(place.path, processes.rank(), processes.world_size(), limits(stage))
-    with showing(progress), watching, explained_failures(place):
+    measured: AbstractContextManager[object] = nullcontext()
+    if profile and processes.rank() == 0:
+        measured = profiling(place.path, processes.launched(stage.devices).accelerator)
+    with showing(progress), watching, explained_failures(place), measured:
         stage_runner(directory, stage, progress).run()
 
 
@@ -139,12 +147,12 @@ def limits(stage: Stage) -> Limits:
     return Limits(stage.devices.timeout, stage.devices.stop_timeout)
 
 
-def run_worker(directory: Path, name: str, progress: bool) -> None:
+def run_worker(directory: Path, name: str, progress: bool, profile: bool = False) -> None:
     """Run one process of a stage's group, which ``run_stage`` started."""
     run = run_file.load(directory / "run.yaml")
     stage = next(stage for stage in run.stages if stage.name == name)
     try:
-        run_in_process(RunDirectory(run), stage, progress and processes.rank() == 0)
+        run_in_process(RunDirectory(run), stage, progress and processes.rank() == 0, profile)
     except AlignError as error:
         failed(str(error))  # only rank 0 prints errors, and this one may be why rank 0 lost its connection
         raise

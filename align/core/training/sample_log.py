@@ -23,6 +23,7 @@ from align.core.plugin_system.registry import registry
 from align.core.rewards.scorer import Scored
 from align.core.training.run_directory import StageDirectory
 from align.core.util.atomic_files import whole_file
+from align.core.util.profile import profiled
 from align.schemas.errors import AlignError
 from align.schemas.run import Rollout, Run
 from align.schemas.text import number, visible
@@ -140,6 +141,7 @@ class SampleLog:
     def __init__(self, run: Run, place: StageDirectory, rollout: Rollout) -> None:
         self.run, self.place, self.rollout = run, place, rollout
 
+    @profiled("logging")
     def __call__(self, phase: int, sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> None:
         """Write ``STAGE/samples/phase-000001.parquet``, show a table, and send the notice ``rollouts_scored``."""
         rows = sample_rows(sampled, scored)

@@ -62,6 +62,7 @@ from align.core.training.run_directory import RunDirectory, StageDirectory, loca
 from align.core.training.suite_in_training import SuiteInTraining
 from align.core.util.atomic_files import cache_directory, digest
 from align.core.util.liveness import Interrupted
+from align.core.util.profile import profiled
 from align.core.util.progress import working
 from align.schemas.engine import MICRO_TOKENS
 from align.schemas.errors import AlignError, Problem
@@ -197,6 +198,7 @@ class StageRunner(ABC, Generic[Source]):
         warnings = [*too_long, *notes(model.policy, model.tokenizer, data.train)]
         return PreparedStage(self.stage, self.algorithm, model, data, batcher, steps, strategy, self.hardware, warnings)
 
+    @profiled("loading")
     def load_model(self, data: Datasets) -> tuple[LoadedModel, MicroBatcher, list[Problem]]:
         """Return the networks, how steps are cut for them, and warnings about rows that are long for them."""
         stage, algorithm = self.stage, self.algorithm
@@ -471,6 +473,7 @@ class TrainingStage(StageRunner[Source]):
         if processes.rank() == 0:
             self.directory.note(self.stage.name, paused_at=checkpoint.at(Path(), step).name)
 
+    @profiled("export")
     def _export(
         self, ready: PreparedStage[Source], trainer: Trainer, module: AlignModule, checkpoints: CheckpointCallback
     ) -> None:
