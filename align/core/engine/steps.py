@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from align.core.algorithm import contract
@@ -149,6 +150,16 @@ class EpochSteps:
 
     def _order(self, epoch: int) -> list[NDArray[Any]]:
         return step_plan.epoch_order(self.examples.sources, self.examples.weights, self.seed, epoch, self.batch_size)
+
+    def rows(self) -> NDArray[np.int64]:
+        """Return the indices of the examples that some step learns from, ascending."""
+        learned = np.zeros(len(self.examples), bool)
+        for epoch in range(-(-self.total_steps // self.steps_per_epoch)):
+            left = self.total_steps - epoch * self.steps_per_epoch
+            learned[np.concatenate(self._order(epoch)[:left])] = True
+            if learned.all():
+                break
+        return np.flatnonzero(learned)
 
     def loader(self, phase: int, start: int) -> StepLoader:
         """One epoch's steps, the last epoch cut short at ``total_steps``."""

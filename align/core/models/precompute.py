@@ -1,8 +1,8 @@
 """Log-probabilities and other scores of given tokens without gradient; those of the reference are computed once.
 
-``precompute`` runs the policy that training starts from over all examples and caches the result on disk. Processes
-joined by torch.distributed share the work. Values do not depend on the number of processes, since micro-batches are
-made without regard to it.
+``precompute`` runs the policy that training starts from over the examples that will be read, and caches the result on
+disk. Processes joined by torch.distributed share the work. Values do not depend on the number of processes, since
+micro-batches are made without regard to it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ WINDOW = 256
 
 
 class WithReference:
-    """Examples whose sequences carry ``ref_logp``: ``values`` [all scored tokens], ``starts`` [N]."""
+    """Examples whose sequences carry ``ref_logp``.
+
+    values: of all measured tokens, row after row. starts: [N] where the values of each row begin, -1 for a row that was
+    not measured, which is returned as it is.
+    """
 
     def __init__(self, examples: Examples, values: NDArray[np.float32], starts: NDArray[np.int64], key: str) -> None:
         self._examples, self._values, self._starts = examples, values, starts
@@ -46,6 +50,8 @@ class WithReference:
 
     def __getitem__(self, index: int) -> Example:
         example, start, sequences = self._examples[index], int(self._starts[index]), []
+        if start < 0:
+            return example
         for sequence in example.sequences:
             stop = start + int(sequence.scored.sum())
             sequences.append(replace(sequence, ref_logp=self._values[start:stop]))
@@ -113,42 +119,79 @@ def precompute(
     pad_id: int,
     micro_tokens: int | None,
     micro_size: int | None = None,
+    rows: NDArray[np.int64] | None = None,
     cache: Path | None = None,
     progress: bool | None = None,
 ) -> Examples:
     """Return the examples with the log-probability (``ref_logp``) of each scored token under the policy as it is now.
 
-    Every joined process must call this. layout, micro_tokens, micro_size: how micro-batches are made. cache: a
+    Every joined process must call this. layout, micro_tokens, micro_size: how micro-batches are made. rows: indices of
+    the examples to measure, ascending; None: all of them. The others are returned without ``ref_logp``. cache: a
     directory in which the values are kept under a hash of data, weights and all that affects their rounding; they are
     verified when they are read. progress: True shows a progress bar.
     Raises AlignError if a log-probability is not finite.
     """
     device = next(policy.parameters()).device
-    counts = np.array([sum(int(s.scored.sum()) for s in examples[i].sequences) for i in range(len(examples))], np.int64)
-    starts = np.cumsum(counts) - counts
-    key = _key(policy, examples, device, [layout, micro_tokens, micro_size])
-    values = _read(cache, key, int(counts.sum()))
+    chosen = np.arange(len(examples)) if rows is None else rows
+    parts = _Sequences(examples, chosen)
+    starts = np.full(len(examples), -1, np.int64)
+    starts[chosen] = parts.row_starts
+    # A value is rounded by the shape of its micro-batch, which depends on the other rows that are measured. So the
+    # values of another set of rows are other values, and are never taken for these: a resumed run repeats its own.
+    rows_hash = hashlib.sha256(chosen.astype(np.int64).tobytes()).hexdigest()
+    key = _key(policy, examples, device, [layout, micro_tokens, micro_size, rows_hash])
+    values = _read(cache, key, parts.tokens)
     # All processes must agree, even if one cannot see the cache: those that compute wait for the others in all_reduce.
     if _everywhere(values is not None, device) and values is not None:
         return WithReference(examples, values, starts, key)
 
     # Joined processes share the work; else one computes, and the others read its result from the cache.
     with nullcontext(False) if cache is None or _joined() else making(cache / f"ref_logp-{key}") as waited:
-        found = _read(cache, key, int(counts.sum())) if waited else None
+        found = _read(cache, key, parts.tokens) if waited else None
         if found is not None:
             return WithReference(examples, found, starts, key)
-        micros = _micros(examples, layout, micro_tokens, micro_size, FORWARD[device.type])
-        shown = track(micros, "reference log-probabilities", shown=progress)
-        (values,) = _flat_values(
-            examples, shown, starts, counts, [partial(detached_logp, policy)], layout, pad_id, device
-        )
+        size = None if micro_size is None else micro_size * parts.most_in_a_row
+        micros = _micros(parts, layout, micro_tokens, size, FORWARD[device.type])
+        part_of = "" if len(chosen) == len(examples) else f" of {len(chosen):,} of {len(examples):,} rows"
+        shown = track(micros, f"reference log-probabilities{part_of}", shown=progress)
+        scores = [partial(detached_logp, policy)]
+        (values,) = _flat_values(parts, shown, parts.starts, parts.counts, scores, layout, pad_id, device)
         if len(bad := np.flatnonzero(~np.isfinite(values))):
-            row = examples[int(np.searchsorted(starts, bad[0], side="right")) - 1].source
+            row = parts[int(np.searchsorted(parts.starts, bad[0], side="right")) - 1].source
             what = "has a log-probability under the reference that is not finite"
             raise AlignError(what, "check the model that training starts from", where=row)
         if cache is not None and (not _joined() or dist.get_rank() == 0):
             _write(cache, key, values)
     return WithReference(examples, values, starts, key)
+
+
+class _Sequences:
+    """The sequences of chosen rows, each as an example of its own.
+
+    Micro-batches are cut by them: the two answers of a pair differ in length, and together the shorter one is padded.
+    lengths, counts, starts: [S] tokens, scored tokens, and where the values of each sequence begin. row_starts: the
+    same of each row [len(rows)].
+    """
+
+    def __init__(self, examples: Examples, rows: NDArray[np.int64]) -> None:
+        self._examples = examples
+        shapes = [
+            (row, place, len(sequence), int(sequence.scored.sum()))
+            for row in map(int, rows)
+            for place, sequence in enumerate(examples[row].sequences)
+        ]
+        self._row, self._place, self.lengths, self.counts = np.array(shapes, np.int64).reshape(-1, 4).T
+        self.tokens = int(self.counts.sum())
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.row_starts = self.starts[self._place == 0]
+        self.most_in_a_row = int(self._place.max(initial=0)) + 1
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._examples[int(self._row[index])]
+        return replace(example, sequences=(example.sequences[int(self._place[index])],))
 
 
 def token_values(
@@ -174,7 +217,7 @@ def token_values(
 
 
 def _flat_values(
-    examples: Examples,
+    examples: Examples | _Sequences,
     micros: Iterable[list[int]],
     starts: NDArray[np.int64],
     counts: NDArray[np.int64],
@@ -197,7 +240,9 @@ def _flat_values(
     return list(flats.cpu().numpy())
 
 
-def _micros(examples: Examples, layout: Layout, tokens: int | None, size: int | None, forward: int) -> list[list[int]]:
+def _micros(
+    examples: Examples | _Sequences, layout: Layout, tokens: int | None, size: int | None, forward: int
+) -> list[list[int]]:
     """Return the micro-batches of this process, as example indices.
 
     They are made as if there were one process and then dealt out, so that values do not depend on the number of

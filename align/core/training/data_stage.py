@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from align.core.data import step_plan
 from align.core.data.datasets import DatasetBuilder, Datasets
@@ -53,6 +54,10 @@ class DataStage(TrainingStage[StepSource]):
             return examples
 
         return StreamSteps(builder.windows, tokenise, batcher, stage.train, stage.seed)
+
+    def planned_rows(self, data: Datasets, batcher: MicroBatcher) -> NDArray[np.int64]:
+        """Return the rows of the planned steps: ``max_steps`` or part of an epoch may need few of a large file."""
+        return EpochSteps(data.train, batcher, self.stage.train, self.stage.seed).rows()
 
     def held_out_loaders(self, ready: PreparedStage[StepSource]) -> list[StepLoader]:
         """Return the steps of each held-out set, the same at every evaluation."""

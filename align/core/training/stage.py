@@ -28,6 +28,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -146,6 +147,10 @@ class StageRunner(ABC, Generic[Source]):
     ) -> Source:
         """Return the source of the stage's optimizer steps."""
 
+    def planned_rows(self, data: Datasets, batcher: MicroBatcher) -> NDArray[np.int64]:
+        """Return the indices of the training examples that the stage reads, ascending; by default all."""
+        return np.arange(len(data.train))
+
     def observers(self) -> Sequence[PhaseObserver]:
         """Return the functions that are given every phase's completions while the stage runs, none by default."""
         return ()
@@ -247,6 +252,7 @@ class StageRunner(ABC, Generic[Source]):
         """Return the data with reference log-probabilities, where they are computed once; check the reference."""
         if self.hardware.accelerator == "cuda":
             policy.to(torch.device("cuda", processes.local_rank()))
+        rows = self.planned_rows(data, batcher)
         if isinstance(reference, Precomputed):
             measure = partial(
                 precompute,
@@ -259,8 +265,8 @@ class StageRunner(ABC, Generic[Source]):
                 progress=self.progress,
             )
             held_out = [HeldOutSet(held.name, measure(held.examples)) for held in data.held_out]
-            data = replace(data, train=measure(data.train), held_out=held_out)
-        first = collate([_something_scored(data.train[0])], batcher.layout, batcher.pad_id)
+            data = replace(data, train=measure(data.train, rows=rows), held_out=held_out)
+        first = collate([_something_scored(data.train[int(rows[0])])], batcher.layout, batcher.pad_id)
         assert_zero_kl(reference, policy, first.to(next(policy.parameters()).device))
         return data
 

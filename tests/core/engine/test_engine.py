@@ -17,8 +17,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.core.algorithm.contract import Algorithm, LossOutput, LossTerm
-from align.core.data.batch import Batch
+from align.core.data.batch import Batch, MicroBatch
 from align.core.engine import checkpoint
+from align.core.models import precompute
+from align.core.models.policy import Policy
 from align.core.plugin_system.registry import registry
 from align.core.training.check import check
 from align.core.training.launch import train
@@ -300,6 +302,44 @@ class StopAt(Callback):
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step + 1 == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the number of sequences of each pass of the reference before training."""
+    seen: list[int] = []
+    plain = precompute.detached_logp
+
+    def counted(policy: Policy, micro: MicroBatch) -> Tensor:
+        seen.append(micro.last_B.numel())
+        return plain(policy, micro)
+
+    monkeypatch.setattr(precompute, "detached_logp", counted)
+    return seen
+
+
+def test_the_reference_is_measured_for_the_planned_rows_alone(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """48 pairs, of which some are held out: two steps of four pairs need 8 pairs to train on, four steps 16."""
+    seen = measured(monkeypatch)
+    rows = write_rows("dpo", tmp_path / "rows.jsonl")
+
+    def first_loss(output: str, **train_settings: Any) -> float:
+        seen.clear()
+        train(
+            run_for("dpo", tiny_model_dir, rows, tmp_path / output, train={"batch_size": 4, **train_settings}),
+            progress=False,
+        )
+        (loss, *_) = [row["loss"] for row in log(tmp_path / output) if row["loss"]]
+        return float(loss)
+
+    two = first_loss("two", max_steps=2)
+    held_out = sum(seen) - 2 * 8
+    assert 0 < held_out < 2 * 24
+    assert first_loss("again", max_steps=2) == two and not seen, "the cached values were measured again"
+    assert first_loss("four", max_steps=4) == pytest.approx(two, abs=1e-6) and sum(seen) == 2 * 16
+    first_loss("epoch", num_train_epochs=1)
+    assert sum(seen) == 2 * 48 - held_out
 
 
 def test_check_does_everything_but_train(tiny_model_dir: Path, tmp_path: Path) -> None:

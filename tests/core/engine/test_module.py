@@ -608,6 +608,29 @@ def test_an_epoch_goes_on_in_its_middle_and_the_last_one_ends_where_the_run_does
     phases.load_state_dict(phases.state_dict())
 
 
+@pytest.mark.parametrize(
+    "train", [{"max_steps": 1}, {"max_steps": 4}, {"num_train_epochs": 0.5}, {"num_train_epochs": 2}, {"max_steps": 9}]
+)
+def test_the_rows_are_those_of_all_its_steps(train: dict[str, Any]) -> None:
+    phases = epochs(**train)
+    read = set[str]()
+    for phase in range(phases.locate(phases.total_steps - 1)[0] + 1):
+        for step in phases.loader(phase, 0):
+            read.update(sources(step))
+    assert [EXAMPLES[i].source for i in phases.rows()] == sorted(read)
+
+
+def test_a_source_of_weight_0_and_draws_beyond_an_epoch_are_followed() -> None:
+    """Two sources of four rows with weights 3 and 1: an epoch of eight draws takes all of one, two of the other."""
+    mixed = InMemory(EXAMPLES)
+    mixed.sources, mixed.weights = np.repeat([0, 1], 4).astype(np.int32), (3.0, 1.0)
+    for epochs_wanted, rows in ((1, 6), (2, 8)):
+        steps = EpochSteps(
+            mixed, cutter(Toy(Toy.Config())), Train(batch_size=3, num_train_epochs=epochs_wanted), seed=1
+        )
+        assert len(steps.rows()) == rows
+
+
 def test_held_out_steps_are_in_the_order_of_the_file() -> None:
     loader = fixed_steps(InMemory(EXAMPLES), cutter(Toy(Toy.Config())), 3)
     assert len(loader) == 3

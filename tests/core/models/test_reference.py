@@ -349,6 +349,46 @@ def test_precomputed_is_computed_once_and_kept_whole(tiny_model_dir: Path, tmp_p
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_only_the_rows_that_are_read_are_measured(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The values are those of all rows to rounding, and to the bit those that the same rows always give."""
+    policy = start(tiny_model_dir)
+    read: list[int] = []
+    policy.register_forward_hook(lambda _, given, __: read.append(given[0].last_B.numel()))
+    examples = Held([example(f"rows:{i}", 5 + i, 9 + 2 * i, seed=i) for i in range(9)])
+    chosen = np.array([1, 4, 8])
+
+    def compute(rows: np.ndarray[Any, Any] | None, cache: Path | None) -> list[Any]:
+        read.clear()
+        known = precompute(policy, examples, layout="padded", pad_id=0, micro_tokens=64, rows=rows, cache=cache)
+        return [[s.ref_logp for s in known[i].sequences] for i in range(9)]
+
+    some = compute(chosen, tmp_path)
+    assert sum(read) == 2 * len(chosen)
+    assert all(part is None for i in range(9) if i not in chosen for part in some[i])
+    every = compute(None, tmp_path)
+    assert sum(read) == 2 * 9, "values of some rows were taken for those of all"
+    for i in chosen:
+        for mine, theirs in zip(some[i], every[i], strict=True):
+            assert np.allclose(mine, theirs, atol=1e-5)
+    for cache in (tmp_path, None):  # a cache of all rows that lies beside changes nothing
+        again = compute(chosen, cache)
+        assert bool(read) is (cache is None)
+        for i in chosen:
+            assert all(np.array_equal(mine, theirs) for mine, theirs in zip(some[i], again[i], strict=True))
+    with pytest.raises(ValueError, match="some rows of the step have reference"):
+        known = precompute(policy, examples, layout="padded", pad_id=0, micro_tokens=64, rows=chosen)
+        collate([known[1], known[2]], "padded", 0)
+
+
+def test_a_pair_s_shorter_answer_is_not_padded_to_the_longer_one(tiny_model_dir: Path) -> None:
+    policy = start(tiny_model_dir)
+    positions: list[int] = []
+    policy.register_forward_hook(lambda _, given, __: positions.append(given[0].input_ids_RL.numel()))
+    examples = Held([example(f"rows:{i}", 12, 200, seed=i) for i in range(8)])
+    precompute(policy, examples, layout="padded", pad_id=0, micro_tokens=4096)
+    assert sum(positions) == 8 * (12 + 200)
+
+
 def test_a_reference_that_is_not_finite_names_the_row(tiny_model_dir: Path) -> None:
     policy = start(tiny_model_dir)
     unscored = Example("rows:0", (TokenSequence("chosen", np.array([5, 6], np.int32), np.zeros(2, bool)),))
@@ -387,6 +427,8 @@ policy = start(directory)
 examples = Held([example(f"rows:{i}", 5 + i % 3, 9, seed=i) for i in range(7)])
 known = precompute(policy, examples, layout="padded", pad_id=0, micro_tokens=40)
 np.save(place / f"{rank}.npy", np.concatenate([s.ref_logp for i in range(7) for s in known[i].sequences]))
+some = precompute(policy, examples, layout="padded", pad_id=0, micro_tokens=40, rows=np.array([0, 3, 5]))
+np.save(place / f"some-{rank}.npy", np.concatenate([s.ref_logp for i in (0, 3, 5) for s in some[i].sequences]))
 
 # a copy of sharded parameters, in whatever order the passes come; its hash is that of the whole
 at_start, whole = evaluated(policy), weights_hash(policy)
@@ -446,3 +488,8 @@ def test_two_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
     alone = np.concatenate([s.ref_logp for i in range(7) for s in known[i].sequences])  # type: ignore[misc]
     assert np.array_equal(np.load(tmp_path / "0.npy"), alone)
     assert np.array_equal(np.load(tmp_path / "1.npy"), alone)
+    chosen = np.array([0, 3, 5])
+    known = precompute(start(tiny_model_dir), examples, layout="padded", pad_id=0, micro_tokens=40, rows=chosen)
+    alone = np.concatenate([s.ref_logp for i in chosen for s in known[i].sequences])  # type: ignore[misc]
+    for rank in range(2):
+        assert np.array_equal(np.load(tmp_path / f"some-{rank}.npy"), alone)
