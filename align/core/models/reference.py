@@ -223,15 +223,25 @@ def _holding(policy: Policy, values: dict[str, Tensor]) -> Iterator[None]:
 
 
 def _exchange(policy: Policy, values: dict[str, Tensor]) -> None:
+    """Let parameters and values change places.
+
+    By pointer: no number is copied, and a graph that still waits for its backward pass keeps the tensors it saved. The
+    parameters remain the objects that the optimizer, tied layers and DDP know. Not so sharded ones: FSDP2 gathers from
+    a view of the shard that it made itself, so their numbers are copied. ``.data`` does not count as a change for
+    autograd: what waits for its backward pass finds the policy's own values again, since they are restored before that.
+    """
     _reshard(policy)
     torch.clear_autocast_cache()  # it holds 16-bit copies of the values that were there
-    for name, parameter in _trainable(policy).items():
-        value = values[name] = _like(values[name], parameter)
-        kept = parameter.detach().clone()
-        # Through .data, which does not count as a change for autograd: a graph that still waits for its backward pass
-        # finds its own values again, since they are restored before that.
-        parameter.data.copy_(value)
-        value.copy_(kept)
+    parameters = _trainable(policy)
+    for name, parameter in parameters.items():
+        values[name] = _like(values[name], parameter)  # may fail, so before any value has changed places
+    for name, parameter in parameters.items():
+        if isinstance(parameter, DTensor):
+            kept = parameter.detach().clone()
+            parameter.data.copy_(values[name])
+            values[name].copy_(kept)
+        else:
+            parameter.data, values[name] = values[name], parameter.data
 
 
 def _reshard(policy: Policy) -> None:
@@ -242,8 +252,8 @@ def _reshard(policy: Policy) -> None:
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Return the value on the parameter's device, sharded like it."""
+    """Return the value on the parameter's device and in its type, sharded like it."""
     if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
-        on_device = value.to(parameter.device)
+        on_device = value.to(parameter.device, parameter.dtype)
         return distribute_tensor(on_device, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return value.to(parameter.device)
+    return value.to(parameter.device, parameter.dtype)

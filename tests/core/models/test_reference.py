@@ -179,6 +179,73 @@ def test_a_reference_pass_between_forward_and_backward_leaves_no_trace(
         assert (one is None and other is None) or torch.equal(one, other)
 
 
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
+def test_a_copy_changes_places_with_the_policy_without_copying(tiny_model_dir: Path, adapter: Adapter | None) -> None:
+    policy = start(tiny_model_dir, adapter)
+    reference = reference_to(policy, tiny_model_dir, "copy", adapter)
+    parameters = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+    own = {n: p.data_ptr() for n, p in parameters.items()}
+    kept = {n: v.data_ptr() for n, v in reference.values.items()}
+    during: list[dict[str, int]] = []
+    policy.register_forward_hook(lambda *_: during.append({n: p.data_ptr() for n, p in parameters.items()}))
+    reference.logp(rows())
+    assert during == [kept] and not own.keys() ^ kept.keys()
+    assert own == {n: p.data_ptr() for n, p in policy.named_parameters() if p.requires_grad}
+    assert kept == {n: v.data_ptr() for n, v in reference.values.items()}
+
+
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
+def test_a_reference_pass_that_fails_restores_the_policy(tiny_model_dir: Path, adapter: Adapter | None) -> None:
+    policy = start(tiny_model_dir, adapter)
+    reference = reference_to(policy, tiny_model_dir, "copy", adapter)
+    learn(policy)
+    before, kept = weights_hash(policy), {n: v.clone() for n, v in reference.values.items()}
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    hook = policy.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        reference.logp(rows())
+    hook.remove()
+    # A value that does not fit is found before the first of them has changed places.
+    last = list(reference.values)[-1]
+    whole = reference.values[last]
+    reference.values[last] = None
+    with pytest.raises(AttributeError):
+        reference.logp(rows())
+    reference.values[last] = whole
+    assert weights_hash(policy) == before and policy.training and policy.metrics
+    assert all(torch.equal(v, kept[n]) for n, v in reference.values.items())
+
+
+def test_an_optimizer_trains_the_same_parameters_after_a_reference_pass(tiny_model_dir: Path) -> None:
+    found = []
+    for passes in (0, 1):
+        policy = start(tiny_model_dir)
+        reference = reference_to(policy, tiny_model_dir, "copy")
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=0.01, fused=True)
+        for _ in range(3):
+            optimizer.zero_grad()
+            for _ in range(passes):
+                reference.logp(rows())
+            (-policy(rows()).logp_T.mean()).backward()
+            optimizer.step()
+        found.append(weights_hash(policy))
+    assert found[0] == found[1]
+
+
+def test_a_reference_computes_no_metrics_and_training_goes_on_with_them(tiny_model_dir: Path) -> None:
+    policy = start(tiny_model_dir)
+    reference = reference_to(policy, tiny_model_dir, "copy")
+    seen: list[Any] = []
+    policy.register_forward_hook(lambda _module, _inputs, scores: seen.append(scores))
+    assert torch.equal(reference.logp(rows()), evaluated(policy))
+    of_reference, of_policy = seen
+    assert of_reference[1:4] == (None, None, None)
+    assert of_policy.entropy_T is not None and of_policy.correct_T is not None and of_policy.logit_T is not None
+
+
 def test_adapter_off_is_the_base_model(tiny_model_dir: Path) -> None:
     policy = start(tiny_model_dir, LORA)
     learn(policy)
