@@ -80,6 +80,9 @@ class RewardChoice(Choice):
     """Subtract the running mean of its scores and divide by their standard deviation."""
     timeout: PositiveFloat | None = None
     """Seconds for one answer. Given, or set by the plugin, the reward runs in killable worker processes."""
+    overlap: bool | None = None
+    """Score finished groups while others are still generated (docs/rewards.md). Default: the reward decides, and does
+    so where it waits for a server or, next to a GPU, for other processes."""
 
 
 REWARD_KEYS = frozenset(RewardChoice.model_fields) - {"settings"}

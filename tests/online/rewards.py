@@ -88,3 +88,15 @@ def late(completion_ids: Sequence[Sequence[int]], trainer_state: object) -> list
 def first_most(completion_ids: Sequence[Sequence[int]]) -> list[float]:
     """Each answer less than the one before."""
     return [-float(i) for i in range(len(completion_ids))]
+
+
+async def low_ids_by_server(completion_ids: Sequence[Sequence[int]]) -> list[float]:
+    """As ``low_ids``, by a function that waits."""
+    return low_ids(completion_ids)
+
+
+async def server_breaks(
+    prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], trainer_state: object
+) -> list[float]:
+    """As ``breaks``, by a function that waits."""
+    return breaks(prompts, completion_ids, trainer_state)

@@ -472,17 +472,41 @@ def examples(algorithm: Online, groups: Sequence[Group], given: Advantages) -> l
 
 
 def generate(
-    generator: Generator, requests: Sequence[Request], sampling: Sampling, **how: Callable[..., Any]
+    generator: Generator,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    on_group: Callable[[int, Sequence[Sample]], None] | None = None,
+    **how: Callable[..., Any],
 ) -> list[list[Sample]]:
-    """Return ``generator.generate(requests, sampling, **how)``.
+    """Return ``generator.generate(requests, sampling, **how)``, with ``on_group`` called once for each request.
 
     Raises AlignError where it fails, and where it has not a sample for each seed of each request, with a finite
-    log-probability for each token (a generator that is not trainable may have none).
+    log-probability for each token (a generator that is not trainable may have none), or returns other completions than
+    it reported to ``on_group``.
     """
+    reported: dict[int, Sequence[Sample]] = {}
+
+    def report(number: int, samples: Sequence[Sample]) -> None:
+        # Checked now: rewards begin on these completions before ``generate`` returns.
+        if number in reported or not 0 <= number < len(requests):
+            raise _breach(generator, f"generate reported request {number} twice, or there is none of that number")
+        if fault := _samples_fault([samples], [requests[number]], sampling, generator.trainable):
+            raise _breach(generator, f"generate {fault}")
+        reported[number] = samples
+        if on_group is not None:
+            on_group(number, samples)
+
+    if on_group is not None and "on_group" in inspect.signature(generator.generate).parameters:
+        how["on_group"] = report
     with calling(generator, "generate"):
         groups = generator.generate(requests, sampling, **how)
     if fault := _samples_fault(groups, requests, sampling, generator.trainable):
         raise _breach(generator, f"generate {fault}")
+    for number, samples in enumerate(groups):
+        if number not in reported:
+            report(number, samples)
+        elif any(not np.array_equal(a.tokens, b.tokens) for a, b in zip(samples, reported[number], strict=True)):
+            raise _breach(generator, f"generate returned other completions of request {number} than it reported")
     return groups
 
 

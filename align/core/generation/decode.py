@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from align.core.generation.generator_base import Interrupt, Request, Sample, Tokens
+from align.core.generation.generator_base import CompletionGroups, Interrupt, Request, Sample, Tokens
 from align.core.models.policy import without_gradient_or_dropout
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling
@@ -340,13 +340,14 @@ class Decoder:
         sampling: Sampling,
         stop: Callable[[], bool] = lambda: False,
         on_token: Callable[[int, int, int], None] | None = None,
+        on_group: Callable[[int, Sequence[Sample]], None] | None = None,
     ) -> list[list[Sample]]:
         """Return the completions of each request, in the order of its seeds; see ``Generator.generate``.
 
         Raises AlignError for empty and overlong prompts and for sharded weights, Interrupt when ``stop`` returns True.
         """
         _check(self, requests)
-        samples: list[list[Sample | None]] = [[None] * len(request.seeds) for request in requests]
+        groups = CompletionGroups(requests, on_group)
         cached = can_cache(self.network)
         # Left padding needs explicit positions: without them the model would count the padding.
         padded = cached and "position_ids" in inspect.signature(self.network.forward).parameters
@@ -354,8 +355,8 @@ class Decoder:
         with without_gradient_or_dropout(self.network):
             for batch in _batches(requests, sampling.max_completion_length, self.tokens, padded):
                 for row, sample in self._batch(batch, requests, sampling, reader, stop, on_token):
-                    samples[row.request][row.answer] = sample
-        return [[sample for sample in group if sample is not None] for group in samples]
+                    groups.add(row.request, row.answer, sample)
+        return groups.samples
 
     def _batch(
         self,

@@ -72,6 +72,32 @@ class ModelHandle:
     policy: Policy | None = None
 
 
+class CompletionGroups:
+    """The completions of all requests as they are finished, in any order; ``on_group`` is called for each whole group.
+
+    For generators: ``add`` each completion, return ``samples``.
+    """
+
+    def __init__(
+        self, requests: Sequence[Request], on_group: Callable[[int, Sequence[Sample]], None] | None = None
+    ) -> None:
+        self._groups: list[list[Sample | None]] = [[None] * len(request.seeds) for request in requests]
+        self._on_group = on_group
+
+    def add(self, request: int, number: int, sample: Sample) -> None:
+        """Note a finished completion. number: its index among the request's seeds."""
+        group = self._groups[request]
+        group[number] = sample
+        whole = [each for each in group if each is not None]
+        if self._on_group is not None and len(whole) == len(group):
+            self._on_group(request, whole)
+
+    @property
+    def samples(self) -> list[list[Sample]]:
+        """Return the finished completions of each request, in the order of its seeds."""
+        return [[sample for sample in group if sample is not None] for group in self._groups]
+
+
 class Interrupt(Exception):
     """Raised by ``generate`` when it was asked to stop."""
 
@@ -110,11 +136,15 @@ class Generator:
         *,
         stop: Callable[[], bool] = lambda: False,
         on_token: Callable[[int, int, int], None] | None = None,
+        on_group: Callable[[int, Sequence[Sample]], None] | None = None,
     ) -> list[list[Sample]]:
         """Return the completions of each request, in the order of its seeds.
 
         stop: polled at least every few seconds; when it returns True, ``Interrupt`` is raised. on_token: called with
         (request index, completion index, token id) for every token as it is sampled, if the generator streams.
+        on_group: called from this thread with (request index, its completions) once for each request, in any order, as
+        soon as all completions of the request are finished: rewards begin then. A generator without this argument, or
+        that leaves requests out, has the engine call it for them at the end.
         """
         raise NotImplementedError
 

@@ -41,7 +41,7 @@ from align.core.models.reference import ReferenceModel
 from align.core.online.monitor import answer_metrics, group_metrics, level, score_metrics, zero_variance
 from align.core.online.sync_check import check_sync
 from align.core.rewards.reward_base import Answer, Score, set_global_step
-from align.core.rewards.scorer import RewardScores, Scored, Scorer
+from align.core.rewards.scorer import GroupScoring, RewardScores, Scored, Scorer
 from align.core.util.profile import profiled
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Content, Record
@@ -200,30 +200,49 @@ class Collector:
             Request(prompts.tokens(index), tuple(seed_of(self.seed, position, n) for n in range(num_generations)))
             for index, position in zip(indices, positions, strict=True)
         ]
-        forward = self.forward() if self.generator.shares_weights else nullcontext()  # an engine has its own precision
-        with profiled("generation"), forward, torch.random.fork_rng(devices=[]):
-            sampled = contract.generate(self.generator, requests, sampling, stop=stop)
-        samples, answers = list[Sample](), list[Answer]()
-        for index, position, group in zip(indices, positions, sampled, strict=True):
-            row = prompts.row(index)
-            opening = self.turns.opening(row)
-            for sample in group:
-                tokens = tuple(sample.tokens.tolist())
-                text = self.turns.text(tokens, opening)
-                completion: Content = [{"role": "assistant", "content": text}] if row.conversational else text
-                answer = Answer(row.prompt or "", completion, text, tokens, sample.finish, row.columns, position)
-                samples.append(sample)
-                answers.append(answer)
-        gold: list[Score | None] = [None] * len(answers)
-        if self.gold is not None:
-            gold = [next(iter(scores.values())) for scores in self.gold.score_each(answers)]
-        scored = [
-            ScoredSample(sample.tokens, sample.logp, sample.finish, answer.text, scores, gold_score)
-            for sample, answer, scores, gold_score in zip(
-                samples, answers, self.scorer.score_each(answers), gold, strict=True
-            )
-        ]
-        return [scored[i : i + num_generations] for i in range(0, len(scored), num_generations)]
+        gold = [] if self.gold is None else list(self.gold.rewards.values())
+        names = list(self.scorer.rewards)
+        texts: dict[int, list[str]] = {}
+        with GroupScoring([*gold, *self.scorer.rewards.values()]) as scoring:
+
+            def score(number: int, samples: Sequence[Sample]) -> None:
+                answers = self._answers(prompts.row(indices[number]), positions[number], samples)
+                texts[number] = [answer.text for answer in answers]
+                scoring.add(number, answers)
+
+            # An engine has its own precision.
+            forward = self.forward() if self.generator.shares_weights else nullcontext()
+            try:
+                with profiled("generation"), forward, torch.random.fork_rng(devices=[]):
+                    sampled = contract.generate(
+                        self.generator, requests, sampling, score, stop=lambda: scoring.failed or stop()
+                    )
+            except Interrupt:
+                if not scoring.failed:
+                    raise
+                sampled = []  # the reward's error is raised below
+            columns = scoring.finish()
+        scored: list[list[ScoredSample]] = []
+        for number, samples in enumerate(sampled):
+            scored.append([])
+            for n, sample in enumerate(samples):
+                scores = [column[number][n] for column in columns]
+                gold_score = scores.pop(0) if gold else None
+                by_name = dict(zip(names, scores, strict=True))
+                text = texts[number][n]
+                scored[-1].append(ScoredSample(sample.tokens, sample.logp, sample.finish, text, by_name, gold_score))
+        return scored
+
+    def _answers(self, row: Record, position: int, samples: Sequence[Sample]) -> list[Answer]:
+        """Return a group's completions as rewards see them."""
+        opening = self.turns.opening(row)
+        answers = []
+        for sample in samples:
+            tokens = tuple(sample.tokens.tolist())
+            text = self.turns.text(tokens, opening)
+            completion: Content = [{"role": "assistant", "content": text}] if row.conversational else text
+            answers.append(Answer(row.prompt or "", completion, text, tokens, sample.finish, row.columns, position))
+        return answers
 
     @profiled("reference")
     def measure(self, groups: Sequence[Group], logp: bool) -> None:

@@ -114,6 +114,17 @@ class Reward:
         """True if a score depends on the group's other completions, so that they must be scored in one call."""
         return False
 
+    @property
+    def overlaps(self) -> bool:
+        """True if it may score finished groups while others are still generated; read after ``open``.
+
+        It is then called in a thread of its own, never twice at a time, each time with the groups that have finished
+        since, in any order. So a score must be the same to the bit whatever else is in the call, and ``score`` may use
+        nothing that only the main thread has (signals), nor global random numbers. For rewards that wait for others: a
+        server, a process. Default: False, one call in the main thread with everything that this process sampled.
+        """
+        return False
+
     def __init__(self, config: Config) -> None:
         self.config = config
 
@@ -228,6 +239,11 @@ class FunctionReward(Reward):
         self._thread: ThreadPoolExecutor | None = None
         self._loop: asyncio.Runner | None = None
         self._logged: dict[str, float] = {}
+
+    @property
+    def overlaps(self) -> bool:
+        """True for an ``async def``: it waits for a server, and runs in a thread of its own anyway."""
+        return inspect.iscoroutinefunction(self._function)
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
         """Return the columns that a row lacks, as a message. An empty value will do: the function may abstain."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from align.core.plugin_system.registry import registry
@@ -76,7 +78,7 @@ def decisive(choice: RewardChoice) -> dict[str, Any]:
     """Return a choice as plain data, with its secrets concealed and without settings that affect no score."""
     limits = reward_of(choice).limits
     settings = {name: value for name, value in choice.settings.items() if name not in limits}
-    return {**choice.model_dump(mode="json"), "settings": concealed(settings)}
+    return {**choice.model_dump(mode="json", exclude={"overlap"}), "settings": concealed(settings)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class RunningReward:
     """An open reward: in this process, or in workers if it has a time limit for each completion."""
 
     def __init__(self, choice: RewardChoice, place: RewardContext) -> None:
-        self.choice = choice
+        self.choice, self._accelerator = choice, place.accelerator
         self._secrets = [*secrets_of(choice.settings), *secrets_of(os.environ)]
         with self._without_secrets():
             self._open(place)
@@ -145,6 +147,14 @@ class RunningReward:
         if len(scores) != len(answers):
             raise AlignError(f"gave {len(scores)} scores for {len(answers)} answers", where=self._where)
         return scores
+
+    @property
+    def overlaps(self) -> bool:
+        """True if groups are scored as they finish, while others are still generated (``Reward.overlaps``)."""
+        if self.choice.overlap is not None:
+            return self.choice.overlap
+        # Workers score each completion by itself. On a CPU they would compete with generation, against the clock.
+        return self._accelerator == "cuda" if self._workers is not None else self.reward.overlaps
 
     @property
     def _where(self) -> str:
@@ -255,6 +265,98 @@ class Scorer:
         """Restore a state."""
         for name, values in state.items():
             self._running[name] = _Running(*values)
+
+
+class GroupScoring:
+    """Scoring of completions group by group, as they are generated, by rewards that ``overlap``; the others follow.
+
+    ``with GroupScoring(rewards) as scoring:`` generate, with ``scoring.add`` as each group is finished; then
+    ``scoring.finish()``. Leaving the block ends the threads; a call of a reward that is under way is waited for.
+    """
+
+    def __init__(self, rewards: Sequence[RunningReward]) -> None:
+        self._groups: dict[int, Sequence[Answer]] = {}
+        self._rewards = rewards
+        self._early = {id(reward): _EarlyColumn(reward) for reward in rewards if reward.overlaps}
+
+    def __enter__(self) -> GroupScoring:
+        for column in self._early.values():
+            column.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for column in self._early.values():
+            column.end(drop=True)
+
+    def add(self, number: int, answers: Sequence[Answer]) -> None:
+        """Have a group scored. number: its place among all groups."""
+        self._groups[number] = answers
+        for column in self._early.values():
+            column.add(number, answers)
+
+    @property
+    def failed(self) -> bool:
+        """True once a reward has failed, so that generating the rest is no use."""
+        return any(column.error is not None for column in self._early.values())
+
+    @profiled("reward")
+    def finish(self) -> list[list[list[Score]]]:
+        """Return the scores by each reward of each group's completions. Raises what the first reward to fail raised."""
+        columns: dict[int, list[list[Score]]] = {}
+        numbers = sorted(self._groups)
+        for reward in self._rewards:  # first: meanwhile the threads go on
+            if id(reward) not in self._early and not self.failed:
+                flat = [answer for number in numbers for answer in self._groups[number]]
+                scores = iter(reward.score(flat))
+                columns[id(reward)] = [list(islice(scores, len(self._groups[number]))) for number in numbers]
+        for column in self._early.values():
+            column.end()
+        for column in self._early.values():
+            if column.error is not None:
+                raise column.error
+            columns[id(column.reward)] = [column.scores[number] for number in numbers]
+        return [columns[id(reward)] for reward in self._rewards]
+
+
+class _EarlyColumn:
+    """The scores of one reward by group, made in a thread: each call has all groups that have finished since."""
+
+    def __init__(self, reward: RunningReward) -> None:
+        self.reward = reward
+        self.scores: dict[int, list[Score]] = {}
+        self.error: BaseException | None = None
+        self._waiting: list[tuple[int, Sequence[Answer]]] = []
+        self._over, self._changed = False, threading.Condition()
+        # A daemon: a call that never returns must not keep a process that is told to end.
+        self.thread = threading.Thread(target=self._run, name=f"align-{reward.choice.type}", daemon=True)
+
+    def add(self, number: int, answers: Sequence[Answer]) -> None:
+        with self._changed:
+            self._waiting.append((number, answers))
+            self._changed.notify()
+
+    def end(self, drop: bool = False) -> None:
+        """Wait until everything is scored. drop: leave out what has not begun."""
+        with self._changed:
+            self._over = True
+            if drop:
+                self._waiting.clear()
+            self._changed.notify()
+        self.thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._over)
+                groups, self._waiting = self._waiting, []
+            if not groups:
+                return
+            try:
+                scores = iter(self.reward.score([answer for _, answers in groups for answer in answers]))
+                self.scores |= {number: list(islice(scores, len(answers))) for number, answers in groups}
+            except BaseException as error:  # raised again in the main thread
+                self.error = error
+                return
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from align import AlignError, Generator, ModelHandle, Request, Sample
-from align.generators import Floats, Interrupt, Tokens
+from align.generators import CompletionGroups, Floats, Interrupt, Tokens
 from align.http import Client, secret
 from align.settings import Sampling
 
@@ -74,6 +74,7 @@ class Endpoint(Generator):
         *,
         stop: Callable[[], bool] = lambda: False,
         on_token: Callable[[int, int, int], None] | None = None,
+        on_group: Callable[[int, Sequence[Sample]], None] | None = None,
     ) -> list[list[Sample]]:
         """See ``Generator``; ``on_token`` is called for all tokens of a completion once it is whole.
 
@@ -83,33 +84,29 @@ class Endpoint(Generator):
         """
         assert self.client is not None
         self._refuse(sampling)
-        wanted = [(number, seed) for number, request in enumerate(requests) for seed in request.seeds]
-        samples: list[list[Sample]] = [[] for _ in requests]
-        replies: dict[int, Sample] = {}
-        under_way: dict[Future[dict[str, Any]], int] = {}
-        left = list(enumerate(wanted))[::-1]
+        groups = CompletionGroups(requests, on_group)
+        under_way: dict[Future[dict[str, Any]], tuple[int, int]] = {}
+        left = [(i, n) for i, request in enumerate(requests) for n in range(len(request.seeds))][::-1]
         path = "/chat/completions" if self.config.api == "chat" else "/completions"
         try:
             while left or under_way:
                 while left and len(under_way) < self.config.concurrency:
-                    place, (number, seed) = left.pop()
-                    content = self._content(requests[number].prompt, sampling, seed)
-                    under_way[self.client.submit("POST", path, content)] = place
+                    i, n = left.pop()
+                    content = self._content(requests[i].prompt, sampling, requests[i].seeds[n])
+                    under_way[self.client.submit("POST", path, content)] = i, n
                 done, _ = wait(under_way, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
-                    replies[under_way.pop(future)] = self._sample(future.result())
+                    (i, n), sample = under_way.pop(future), self._sample(future.result())
+                    if on_token is not None:
+                        for token in sample.tokens.tolist():
+                            on_token(i, n, token)
+                    groups.add(i, n, sample)
                 if stop():
                     raise Interrupt
         finally:
             for future in under_way:
                 future.cancel()
-        for place, (number, _) in enumerate(wanted):
-            sample = replies[place]
-            if on_token is not None:
-                for token in sample.tokens.tolist():
-                    on_token(number, len(samples[number]), token)
-            samples[number].append(sample)
-        return samples
+        return groups.samples
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
         """Raise AlignError: such servers do not score tokens that they are given."""

@@ -47,6 +47,7 @@ class Local(Generator):
         *,
         stop: Callable[[], bool] = lambda: False,
         on_token: Callable[[int, int, int], None] | None = None,
+        on_group: Callable[[int, Sequence[Sample]], None] | None = None,
     ) -> list[list[Sample]]:
         """Sample as ``Generator.generate`` says; ``stop`` is polled at every token."""
         decoder = Decoder(
@@ -56,7 +57,7 @@ class Local(Generator):
             self.handle.context,
             self.config.batch_tokens,
         )
-        return decoder.generate(requests, sampling, stop, on_token)
+        return decoder.generate(requests, sampling, stop, on_token, on_group)
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
         """Score as ``Generator.logp`` says, in one forward pass over each sequence."""

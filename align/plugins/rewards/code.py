@@ -57,9 +57,16 @@ class Code(Reward):
     config: Config
     _sandbox: Sandbox | None = None
     _pool: ThreadPoolExecutor | None = None
+    _accelerator: str = "cpu"
+
+    @property
+    def overlaps(self) -> bool:
+        """True next to a GPU. On a CPU generation would take the processor from code whose wall time is limited."""
+        return self._accelerator == "cuda"
 
     def open(self, place: RewardContext) -> None:
         """Try the sandbox out. Raises AlignError where code cannot be isolated."""
+        self._accelerator = place.accelerator
         self._sandbox = Sandbox.open(self.config.seconds, self.config.memory)
         parallel = self.config.parallel or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(max(1, parallel // place.world_size), "align-code")

@@ -48,6 +48,11 @@ class _FromFile(Reward):
         """A column that the function must be given."""
         return self._inner.unfit(columns)
 
+    @property
+    def overlaps(self) -> bool:
+        """True for an ``async def``."""
+        return self._inner.overlaps
+
     def score(self, answers: Sequence[Answer]) -> Sequence[Score | float | None]:
         """Return the function's scores."""
         return self._inner.score(answers)

@@ -187,6 +187,7 @@ ELSEWHERE: dict[str, str] = {
     "data.dataset_num_proc": "core/data/test_datasets.py",
     "validation.rewards.normalize": "core/training/test_held_out_generation.py",
     "validation.rewards.timeout": "core/rewards/test_workers.py",
+    "validation.rewards.overlap": "online/test_overlap.py",
     "validation.suite": "core/training/test_held_out_generation.py",
     **dict.fromkeys(
         ["gate.suite", "gate.policy", "gate.baseline", "gate.on_regression", "gate.on_inconclusive"],
@@ -200,6 +201,7 @@ ELSEWHERE: dict[str, str] = {
     "devices.stop_timeout": "core/training/test_faults_ranks.py",
     "rollout.generator": "plugins/test_endpoint.py",
     "rollout.rewards.timeout": "core/rewards/test_workers.py",
+    "rollout.rewards.overlap": "online/test_overlap.py",
     "rollout.importance_sampling_correction.level": "core/algorithm/test_importance_weights.py",
     "rollout.importance_sampling_correction.length_normalized": "core/algorithm/test_importance_weights.py",
     "rollout.importance_sampling_correction.clip_max": "core/algorithm/test_importance_weights.py",

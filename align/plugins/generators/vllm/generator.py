@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from align import AlignError, Generator, ModelHandle, Request, Sample
-from align.generators import Floats, Tokens
+from align.generators import CompletionGroups, Floats, Tokens
 from align.plugins.generators.vllm.arguments import VLLMConfig, engine_arguments, sampling_params
 from align.settings import Sampling
 
@@ -53,6 +53,7 @@ class VLLM(Generator):
         *,
         stop: Callable[[], bool] = lambda: False,
         on_token: Callable[[int, int, int], None] | None = None,
+        on_group: Callable[[int, Sequence[Sample]], None] | None = None,
     ) -> list[list[Sample]]:
         """See ``Generator``; ``on_token`` is called for all tokens of a completion once it is whole.
 
@@ -61,16 +62,20 @@ class VLLM(Generator):
         if 0 < sampling.temperature < COLDEST:
             raise AlignError(f"is {sampling.temperature:g}; vLLM knows 0 and {COLDEST:g} or more", where="temperature")
         engine, ends = self.engine, self._subject.ends
-        flat = [(number, seed) for number, request in enumerate(requests) for seed in request.seeds]
-        prompts = [requests[number].prompt for number, _ in flat]
-        found = engine.answers(prompts, [sampling_params(sampling, ends, seed) for _, seed in flat], stop)
-        samples: list[list[Sample]] = [[] for _ in requests]
-        for (number, _), sample in zip(flat, found, strict=True):
+        flat = [(i, n) for i, request in enumerate(requests) for n in range(len(request.seeds))]
+        prompts = [requests[i].prompt for i, _ in flat]
+        params = [sampling_params(sampling, ends, requests[i].seeds[n]) for i, n in flat]
+        groups = CompletionGroups(requests, on_group)
+
+        def finished(place: int, sample: Sample) -> None:
+            request, number = flat[place]
             if on_token is not None:
                 for token in sample.tokens.tolist():
-                    on_token(number, len(samples[number]), token)
-            samples[number].append(sample)
-        return samples
+                    on_token(request, number, token)
+            groups.add(request, number, sample)
+
+        engine.answers(prompts, params, stop, finished)
+        return groups.samples
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
         """See ``Generator``. Cached prompts are not read: the cache holds no log-probabilities."""

@@ -50,30 +50,38 @@ class InProcessEngine:
         self.numbers = 0
 
     def answers(
-        self, prompts: Sequence[Tokens], params: Sequence[Mapping[str, Any]], stop: Callable[[], bool]
-    ) -> list[Sample]:
-        """An answer to each prompt."""
-        samples = []
-        for output in self._run(prompts, params, stop):
+        self,
+        prompts: Sequence[Tokens],
+        params: Sequence[Mapping[str, Any]],
+        stop: Callable[[], bool],
+        finished: Callable[[int, Sample], None],
+    ) -> None:
+        """Sample a completion of each prompt; ``finished`` is called with its number and it, as each is finished."""
+
+        def read(number: int, output: Any) -> None:
             (completion,) = output.outputs
             if completion.finish_reason not in ("stop", "length"):
                 raise AlignError(f"vLLM ended an answer with {completion.finish_reason!r}", where="rollout.generator")
             tokens = np.array(completion.token_ids, np.int32)
             drawn = zip(completion.logprobs, completion.token_ids, strict=True)
             logp = [entry[token].logprob for entry, token in drawn]
-            samples.append(Sample(tokens, np.array(logp, np.float32), completion.finish_reason))
-        return samples
+            finished(number, Sample(tokens, np.array(logp, np.float32), completion.finish_reason))
+
+        self._run(prompts, params, stop, read)
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
         """See ``Generator.logp``."""
         texts = [np.concatenate(pair) for pair in sequences]
-        found = []
-        outputs = self._run(texts, [SCORING] * len(texts), lambda: False)
-        for (_, answer), output in zip(sequences, outputs, strict=True):
+        found: dict[int, Floats] = {}
+
+        def read(number: int, output: Any) -> None:
+            answer = sequences[number][1]
             entries = output.prompt_logprobs[-len(answer) :]
             logp = [entry[int(token)].logprob for entry, token in zip(entries, answer, strict=True)]
-            found.append(np.array(logp, np.float32))
-        return found
+            found[number] = np.array(logp, np.float32)
+
+        self._run(texts, [SCORING] * len(texts), lambda: False, read)
+        return [found[number] for number in range(len(sequences))]
 
     def sync(self, policy: Policy, version: int) -> None:
         """Load the policy's weights and forget what was cached of the old ones."""
@@ -99,34 +107,36 @@ class InProcessEngine:
                 cleanup_dist_env_and_memory()
 
     def _run(
-        self, prompts: Sequence[Tokens], params: Sequence[Mapping[str, Any]], stop: Callable[[], bool]
-    ) -> list[Any]:
-        """The engine's finished outputs, in order."""
+        self,
+        prompts: Sequence[Tokens],
+        params: Sequence[Mapping[str, Any]],
+        stop: Callable[[], bool],
+        finished: Callable[[int, Any], None],
+    ) -> None:
+        """Run requests to their end; ``finished`` is called with the number and the output of each."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         engine = self.llm.llm_engine
-        found: dict[str, Any] = {}
-        names = [str(self.numbers + i) for i in range(len(prompts))]
-        self.numbers += len(names)
+        running = {str(self.numbers + i): i for i in range(len(prompts))}
+        self.numbers += len(prompts)
         alive = time.monotonic()
         with _restored(), _vllm_errors("vLLM could not answer"):
             try:
-                for name, prompt, each in zip(names, prompts, params, strict=True):
+                for name, prompt, each in zip(list(running), prompts, params, strict=True):
                     wanted = SamplingParams(**each, output_kind=RequestOutputKind.FINAL_ONLY)
                     engine.add_request(name, {"prompt_token_ids": prompt.tolist()}, wanted)
                 while engine.has_unfinished_requests():
                     if stop():
                         raise Interrupt
                     for output in engine.step():
-                        found[output.request_id] = output
+                        finished(running.pop(output.request_id), output)
                         alive = time.monotonic()
                     if time.monotonic() - alive > self.timeout:
                         raise AlignError(f"vLLM finished no answer within {self.timeout:g} s")
             except BaseException:
-                engine.abort_request([name for name in names if name not in found])
+                engine.abort_request(list(running))
                 raise
-        return [found[name] for name in names]
 
 
 @contextmanager

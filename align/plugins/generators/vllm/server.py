@@ -66,32 +66,40 @@ class ServerEngine:
             self._check_can_follow()
 
     def answers(
-        self, prompts: Sequence[Tokens], params: Sequence[Mapping[str, Any]], stop: Callable[[], bool]
-    ) -> list[Sample]:
-        """Return a completion of each prompt.
+        self,
+        prompts: Sequence[Tokens],
+        params: Sequence[Mapping[str, Any]],
+        stop: Callable[[], bool],
+        finished: Callable[[int, Sample], None],
+    ) -> None:
+        """Sample a completion of each prompt; ``finished`` is called with its number and it, as each is finished.
 
         Raises AlignError with the server's own message, at the latest after ``timeout``.
         """
-        samples = []
-        for reply in self._request(prompts, params, stop):
+
+        def read(number: int, reply: dict[str, Any]) -> None:
             choice = reply["choices"][0]
             if choice["finish_reason"] not in ("stop", "length"):
                 raise AlignError(f"the vLLM server ended an answer with {choice['finish_reason']!r}", where=WHERE)
             logp = [entry["logprob"] for entry in choice["logprobs"]["content"]]
             tokens = np.array(choice["token_ids"], np.int32)
-            samples.append(Sample(tokens, np.array(logp, np.float32), choice["finish_reason"]))
-        return samples
+            finished(number, Sample(tokens, np.array(logp, np.float32), choice["finish_reason"]))
+
+        self._request(prompts, params, stop, read)
 
     def logp(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[Floats]:
         """See ``Generator.logp``."""
         texts = [np.concatenate(pair) for pair in sequences]
-        found = []
-        replies = self._request(texts, [SCORING] * len(texts), lambda: False)
-        for (_, answer), reply in zip(sequences, replies, strict=True):
+        found: dict[int, Floats] = {}
+
+        def read(number: int, reply: dict[str, Any]) -> None:
+            answer = sequences[number][1]
             entries = reply["prompt_logprobs"][-len(answer) :]
             logp = [entry[str(int(token))]["logprob"] for entry, token in zip(entries, answer, strict=True)]
-            found.append(np.array(logp, np.float32))
-        return found
+            found[number] = np.array(logp, np.float32)
+
+        self._request(texts, [SCORING] * len(texts), lambda: False, read)
+        return [found[number] for number in range(len(sequences))]
 
     def sync(self, policy: Policy, version: int) -> None:
         """Send the policy's weights, in two phases: everything is there and checked before any of it is taken."""
@@ -123,24 +131,29 @@ class ServerEngine:
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def _request(
-        self, prompts: Sequence[Tokens], params: Sequence[Mapping[str, Any]], stop: Callable[[], bool]
-    ) -> list[dict[str, Any]]:
-        """The server's reply to each, all of them under way at once; the server queues them."""
-        futures: list[Future[dict[str, Any]]] = [
+        self,
+        prompts: Sequence[Tokens],
+        params: Sequence[Mapping[str, Any]],
+        stop: Callable[[], bool],
+        finished: Callable[[int, dict[str, Any]], None],
+    ) -> None:
+        """Send all requests at once, which the server queues; call ``finished`` with the number and each reply."""
+        futures: dict[Future[dict[str, Any]], int] = {
             self.client.submit(
                 "POST",
                 "/inference/v1/generate",
                 {"token_ids": prompt.tolist(), "sampling_params": dict(each)},
                 timeout=None if len(prompts) == 1 else self.timeout * len(prompts),  # they wait for each other
-            )
-            for prompt, each in zip(prompts, params, strict=True)
-        ]
+            ): number
+            for number, (prompt, each) in enumerate(zip(prompts, params, strict=True))
+        }
         pending, alive = set(futures), time.monotonic()
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._checked(future.result())
+                    finished(futures[future], future.result())
                     alive = time.monotonic()
                 if stop():
                     raise Interrupt
@@ -151,7 +164,6 @@ class ServerEngine:
         finally:
             for future in pending:
                 future.cancel()
-        return [future.result() for future in futures]
 
     def _checked(self, reply: dict[str, Any]) -> None:
         """Raise AlignError for an answer that is not from the weights that were sent last."""

@@ -57,6 +57,11 @@ class AIFeedback(Reward):
         """Return True in pairwise mode, where an answer is scored against its group."""
         return self.config.mode == "pairwise"
 
+    @property
+    def overlaps(self) -> bool:
+        """True where the judge is a server; one in this process takes turns with the generator."""
+        return self.config.url is not None
+
     def open(self, place: RewardContext) -> None:
         """Open memory and judge. Raises AlignError where constitution, key or model cannot be had."""
         self._principles, self._seed = principles(self.config.constitution), place.seed
