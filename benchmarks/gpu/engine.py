@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from align.core.engine.module import AlignModule
+from align.core.training.fit import StageDataModule
 from align.core.training.launch import stage_runner
 from align.core.training.run_directory import RunDirectory
-from align.core.training.stage import PreparedStage, StageDataModule, TrainingStage
+from align.core.training.stage import PreparedStage, TrainingStage
 from align.schemas.run import Run
 
 

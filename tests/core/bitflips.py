@@ -42,9 +42,9 @@ from align.core.inference.preferences import Journal
 from align.core.models import precompute
 from align.core.report.read import read_run
 from align.core.training import row_stage
+from align.core.training.fit import _verify_logs
 from align.core.training.launch import train
 from align.core.training.run_directory import RunDirectory
-from align.core.training.stage import _verify_logs
 from align.plugins.loggers.csv import CSV
 from align.plugins.rewards.ai_feedback.verdict_store import Cap, Ledger, Usage, VerdictStore
 from align.schemas.errors import AlignError

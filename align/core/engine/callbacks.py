@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import CheckpointIO
 
 from align.core.algorithm import contract
-from align.core.algorithm.contract import Algorithm
 from align.core.engine import checkpoint
 from align.core.engine.checkpoint import set_random_state
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import StepBatch, StepSource
-from align.core.util.liveness import SIGNALS, Interrupted, at_step
+from align.core.util.liveness import Interrupted, StopFlag, at_step
 from align.core.util.profile import profiled, step_done
 from align.core.util.progress import Work, interval, on_terminal, say, working
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.renamed import RENAMED_METRICS
-from align.schemas.run import Stage
 
 LINES = 10
 """Fewest lines about steps in a log, if the run has as many steps."""
@@ -37,43 +37,52 @@ SILENT = ("reward", "gold")
 
 
 class SignalHandler(Callback):
-    """SIGTERM, SIGINT and SIGUSR1 only raise a flag; all ranks agree on it in the step's one collective.
+    """Let signals only raise a flag while steps are taken; all ranks agree on it in the step's one collective.
 
-    Installed in ``on_train_start``: earlier, Lightning adds its own handlers, which wait for other ranks inside
-    the handler and so never return. A second SIGINT interrupts at once.
+    From ``on_train_start`` on: earlier, Lightning adds its own handlers, which wait for other ranks inside the handler
+    and so never return.
     """
 
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
+    def __init__(self, signals: StopFlag) -> None:
+        self.signals = signals
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Take over the signals (only a main thread may)."""
-        assert isinstance(module, AlignModule)
+        """Take over the signals."""
         at_step(trainer.global_step + 1)
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                self._before[number] = signal.signal(number, self._flag)
-
-    def requested(self) -> bool:
-        """Return true once a signal asked this process to stop."""
-        return self.received != 0
+        self.signals.listen()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Note which step is next, for the messages of ``align.core.util.liveness``."""
         step_done()
         at_step(trainer.global_step + 1)
 
-    def _flag(self, number: int, frame: object) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+        self.signals.restore()
+
+
+class DirectoryIO(CheckpointIO):
+    """Lightning's door to ``align.core.engine.checkpoint``."""
+
+    def __init__(
+        self, facts: Mapping[str, Any] = MappingProxyType({}), logs: Callable[[], dict[str, str]] = dict
+    ) -> None:
+        """facts: written into every manifest. logs: returns the checksums of the loggers' files so far."""
+        super().__init__()
+        self.facts, self.logs = facts, logs
+
+    def save_checkpoint(self, state: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Lightning calls it on rank 0 only."""
+        paused = state.get("align", {}).get("paused")
+        checkpoint.save(Path(path), state, {**self.facts, "paused": paused, "logs": self.logs()})
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Every rank reads the same directory."""
+        return checkpoint.load(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint; Lightning's own callbacks may call it."""
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class CheckpointCallback(Checkpoint):
@@ -87,7 +96,7 @@ class CheckpointCallback(Checkpoint):
         self,
         root: Path,
         steps: StepSource,
-        signals: SignalHandler,
+        signals: StopFlag,
         validates: bool,
         on_pause: Callable[[int], None] = lambda step: None,
     ) -> None:
@@ -128,7 +137,7 @@ class CheckpointCallback(Checkpoint):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Judge the evaluation, then save. The one before the first step is not judged, but must have the metric."""
         assert isinstance(module, AlignModule)
-        metric, mode = _goal(module)
+        metric, mode = checkpoint.goal_of(module.stage, module.algorithm)
         value = module.held_out_metrics.get("val/" + metric)
         if value is None and metric not in SILENT:
             raise _no_such_metric(module, metric)
@@ -208,21 +217,6 @@ class CheckpointCallback(Checkpoint):
         """Restore a state."""
         self.best_value, self.best_step = state["best_value"], state["best_step"]
         self.evaluations_without_gain = state["evaluations_without_gain"]
-
-
-def _goal(module: AlignModule) -> tuple[str, str]:
-    return goal_of(module.stage, module.algorithm)
-
-
-def goal_of(stage: Stage, algorithm: Algorithm) -> tuple[str, str]:
-    """Return the held-out metric that judges checkpoints, and ``min`` or ``max``; by default the gold reward if any."""
-    metric, mode = algorithm.goal
-    if stage.rollout is not None and stage.rollout.gold is not None:
-        metric = "gold"
-    chosen = stage.validation.metric_for_best_model or metric
-    if chosen != metric and (chosen.startswith("reward") or chosen.endswith("/score")):
-        mode = "max"
-    return chosen, stage.validation.mode or mode
 
 
 def _no_such_metric(module: AlignModule, metric: str) -> AlignError:
@@ -334,7 +328,7 @@ class ProgressBar(Callback):
         """Show the metric that judges checkpoints."""
         assert isinstance(module, AlignModule)
         self._wait_no_more()
-        metric, _ = _goal(module)
+        metric, _ = checkpoint.goal_of(module.stage, module.algorithm)
         value = module.held_out_metrics.get("val/" + metric)
         if not on_terminal() and trainer.is_global_zero and value is not None:
             self._say(f"step {trainer.global_step:,}/{module.total_steps:,}  held-out {metric} {value:z.4f}")

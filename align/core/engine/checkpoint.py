@@ -13,21 +13,21 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins.io import CheckpointIO
 
+from align.core.algorithm.contract import Algorithm
 from align.core.util import atomic_files
 from align.core.util.profile import profiled
 from align.core.util.system_errors import explain
 from align.schemas.errors import AlignError
+from align.schemas.run import Stage
 
 FORMAT = 3
 """2: the manifest has a sum of its own, and the state says whether training has ended."""
@@ -169,28 +169,15 @@ def load(directory: Path) -> dict[str, Any]:
     return state
 
 
-class DirectoryIO(CheckpointIO):
-    """Lightning's door to the functions above."""
-
-    def __init__(
-        self, facts: Mapping[str, Any] = MappingProxyType({}), logs: Callable[[], dict[str, str]] = dict
-    ) -> None:
-        """facts: written into every manifest. logs: returns the checksums of the loggers' files so far."""
-        super().__init__()
-        self.facts, self.logs = facts, logs
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Lightning calls it on rank 0 only."""
-        paused = checkpoint.get("align", {}).get("paused")
-        save(Path(path), checkpoint, {**self.facts, "paused": paused, "logs": self.logs()})
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Every rank reads the same directory."""
-        return load(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove a checkpoint; Lightning's own callbacks may call it."""
-        shutil.rmtree(path, ignore_errors=True)
+def goal_of(stage: Stage, algorithm: Algorithm) -> tuple[str, str]:
+    """Return the held-out metric that judges checkpoints, and ``min`` or ``max``; by default the gold reward if any."""
+    metric, mode = algorithm.goal
+    if stage.rollout is not None and stage.rollout.gold is not None:
+        metric = "gold"
+    chosen = stage.validation.metric_for_best_model or metric
+    if chosen != metric and (chosen.startswith("reward") or chosen.endswith("/score")):
+        mode = "max"
+    return chosen, stage.validation.mode or mode
 
 
 def random_state() -> dict[str, Any]:
@@ -223,6 +210,13 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_random_state(seed: int) -> None:
+    """Seed this process's random number generators, those of its GPUs included. seed: 0 to 2**32 - 1."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from align.core.engine.callbacks import goal_of
+from align.core.engine.checkpoint import goal_of
 from align.core.plugin_system.registry import registry
 from align.core.report.read import StageFacts, read_run
 from align.core.util import profile

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,15 @@ from align.core.data import step_plan
 from align.core.data.datasets import DatasetBuilder, Datasets
 from align.core.data.examples import Examples
 from align.core.data.mixture import Window
-from align.core.engine.module import StageHooks
 from align.core.engine.steps import EpochSteps, MicroBatcher, StepBatch, StepLoader, StepSource, fixed_steps
 from align.core.models.packing import check_lengths
 from align.core.online.phases import PhaseObserver
 from align.core.training.held_out_generation import HeldOutGeneration
 from align.core.training.stage import LoadedModel, PreparedStage, TrainingStage, autocast, refuse_sharded, refuse_stream
 from align.schemas.run import Train
+
+if TYPE_CHECKING:
+    from align.core.engine.module import StageHooks
 
 
 class DataStage(TrainingStage[StepSource]):

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import Callback
 from transformers import PreTrainedTokenizerBase
 
 from align.core.algorithm import contract
@@ -15,13 +15,11 @@ from align.core.algorithm.contract import Algorithm, Online
 from align.core.data.datasets import DatasetBuilder, Datasets
 from align.core.data.examples import Examples
 from align.core.engine import processes
-from align.core.engine.module import StageHooks
 from align.core.engine.steps import MicroBatcher, StepLoader
 from align.core.generation.generator_base import Generator
 from align.core.models.load_and_export import build_policy
 from align.core.models.packing import limits_for
 from align.core.models.policy import Policy
-from align.core.online.monitor import AlarmCallback
 from align.core.online.phases import Collector, PhaseObserver, Prompts, RolloutSteps
 from align.core.plugin_system.registry import registry
 from align.core.rewards.reward_base import RewardContext, set_global_step
@@ -32,6 +30,11 @@ from align.core.util.progress import working
 from align.schemas.errors import AlignError, Problem
 from align.schemas.records import Record
 from align.schemas.run import RewardChoice, Stage
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+    from align.core.engine.module import StageHooks
 
 MAX_NAMED_ROWS = 5
 """Most rows that a message names."""
@@ -143,6 +146,8 @@ class RewardStage(TrainingStage[RolloutSteps]):
 
     def callbacks(self, ready: PreparedStage[RolloutSteps]) -> list[Callback]:
         """Return the alarms on the phases' metrics."""
+        from align.core.online.alarm_callback import AlarmCallback
+
         assert self.stage.rollout is not None
         return [AlarmCallback(self.stage.rollout.watch, ready.steps, self._note_alarms)]
 

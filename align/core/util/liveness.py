@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from align.core.util import atomic_files
 from align.schemas.errors import Problem
@@ -327,7 +328,7 @@ def _end(status: int) -> None:
 
 # Signals that ask a run to stop, outside of its steps too. Imports no torch: works while torch is still imported.
 #
-# Inside the training loop a signal only raises a flag and the step is finished (``callbacks.Signals``). Everywhere
+# Inside the training loop a signal only raises a flag and the step is finished (``StopFlag``). Everywhere
 # else (imports, reading data, loading a model, an evaluation before the first step, ``best_of_n``, the export) the
 # process ends at once. An exception would not do: half an import cannot be undone, and code that guards a plugin's
 # import would take it for the plugin's failure. Nothing is lost, as files are whole or absent and every child dies
@@ -346,6 +347,37 @@ class Interrupted(BaseException):
         if step is not None:
             message += f" after step {step}, which is saved" if step else " before the first step"
         super().__init__(message)
+
+
+class StopFlag:
+    """A flag that SIGTERM, SIGINT and SIGUSR1 raise while it listens; a second SIGINT interrupts at once.
+
+    received: the number of the last signal, 0 as long as none came.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        """Take over the signals, which only a main thread may; in any other nothing changes."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._raise) for number in SIGNALS}
+
+    def restore(self) -> None:
+        """Give the signals back to those who handled them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def requested(self) -> bool:
+        """Return True once a signal asked this process to stop."""
+        return self.received != 0
+
+    def _raise(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
 
 
 @contextmanager

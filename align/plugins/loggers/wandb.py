@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
-
-from lightning.pytorch.loggers import Logger as LightningLogger
+from typing import TYPE_CHECKING, Literal
 
 from align import AlignError, Logger
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger as LightningLogger
 
 
 class WandB(Logger):

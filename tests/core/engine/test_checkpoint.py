@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.core.engine import checkpoint
+from align.core.engine import callbacks, checkpoint
 from align.core.util import atomic_files
 from align.schemas.errors import AlignError
 
@@ -159,8 +159,8 @@ def test_an_older_format_is_refused_while_it_is_the_newest(tmp_path: Path) -> No
 
 def test_the_manifest_says_what_lightning_is_not_told(tmp_path: Path) -> None:
     """Facts of the run, the loggers' sums and a pause; reading and removing are the functions above."""
-    io = checkpoint.DirectoryIO()
-    io = checkpoint.DirectoryIO({"settings": "s"}, lambda: {"metrics.csv": "sum"})
+    io = callbacks.DirectoryIO()
+    io = callbacks.DirectoryIO({"settings": "s"}, lambda: {"metrics.csv": "sum"})
     one, two = (checkpoint.at(tmp_path, step) for step in (1, 2))
     io.save_checkpoint({"weights": torch.ones(2)}, str(one))
     io.save_checkpoint({"align": {"paused": [{"what": "w"}]}}, two)
@@ -170,7 +170,7 @@ def test_the_manifest_says_what_lightning_is_not_told(tmp_path: Path) -> None:
     io.remove_checkpoint(str(one))
     io.remove_checkpoint(str(one))
     assert checkpoint.steps(tmp_path) == [2]
-    assert checkpoint.DirectoryIO().facts == {} and checkpoint.DirectoryIO().logs() == {}
+    assert callbacks.DirectoryIO().facts == {} and callbacks.DirectoryIO().logs() == {}
 
 
 def draw() -> list[object]:

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from align.core.engine import checkpoint
 from align.core.training.launch import train
 from align.core.training.run_directory import training_settings
-from align.plugins.loggers.csv import CSVFile
+from align.plugins.loggers.csv.file import CSVFile
 from tests.core.runs import run_for, write_rows
 
 ONE_STEP: dict[str, dict[str, Any]] = {

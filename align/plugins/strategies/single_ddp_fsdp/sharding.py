@@ -1,13 +1,12 @@
-"""Built-in strategies, each by one of Lightning's: single device, replicas (DDP), shards (FSDP2), and the choice."""
+"""FSDP2: the policy split over devices, and its whole state gathered for checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import timedelta
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -16,52 +15,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-from align import AlignError, Footprint, Hardware, Strategy
-
-
-class Auto(Strategy):
-    """The default: single on one device; on several, ddp if a replica fits, else fsdp. A plugin may override it."""
-
-    name = "auto"
-
-    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
-        """Return the chosen strategy, resolved in its turn."""
-        return choose().resolve(hardware, footprint, choose)
-
-
-class Single(Strategy):
-    """Everything in one process on one device."""
-
-    name = "single"
-
-    def resolve(self, hardware: Hardware, footprint: Footprint, choose: Callable[[], Strategy]) -> Strategy:
-        """Return itself. Raises AlignError for more than one device."""
-        if hardware.world_size > 1:
-            raise AlignError(
-                f"is single, but the run has {hardware.world_size} devices",
-                "choose ddp, fsdp or auto, or devices.count: 1",
-                where="devices.strategy",
-            )
-        return self
-
-    def trainer_strategy(self, hardware: Hardware) -> Any:
-        """Lightning's own choice for one device."""
-        return "auto"
-
-
-class DDP(Strategy):
-    """A whole replica on every device; the fastest where the model, its gradients and optimizer state fit."""
-
-    name = "ddp"
-
-    def trainer_strategy(self, hardware: Hardware) -> Any:
-        """Gloo on CPUs, NCCL on GPUs."""
-        return DDPStrategy(
-            process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo",
-            timeout=timedelta(seconds=hardware.timeout),
-        )
-
 
 _DTYPES = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -86,27 +39,6 @@ def _is_decoder(stack: nn.ModuleList) -> bool:
     """Return whether it is a model's stack of layers: modules of one class, each with weights."""
     with_weights = [m for m in stack if next(m.parameters(), None) is not None]
     return len({type(m) for m in stack}) == 1 and len(with_weights) == len(stack)
-
-
-class FSDP(Strategy):
-    """Weights, gradients and optimizer state split over the devices; for models of which a replica does not fit."""
-
-    name = "fsdp"
-    shards = True
-
-    def shard(self, policy: nn.Module, mesh: Any, precision: str) -> None:
-        """Split the policy over the mesh's data dimension."""
-        shard(policy, mesh["data_parallel"], precision)
-
-    def trainer_strategy(self, hardware: Hardware) -> Any:
-        """Gloo on CPUs, NCCL on GPUs."""
-        return WholeCheckpoints(
-            data_parallel_size=hardware.world_size,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
-            process_group_backend="nccl" if hardware.accelerator == "cuda" else "gloo",
-            timeout=timedelta(seconds=hardware.timeout),
-        )
 
 
 class WholeCheckpoints(ModelParallelStrategy):

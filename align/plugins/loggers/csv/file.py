@@ -1,4 +1,4 @@
-"""Metrics to ``metrics.csv``: one row a step, a column for every name seen. The default."""
+"""``metrics.csv`` as a Lightning logger."""
 
 from __future__ import annotations
 
@@ -11,19 +11,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger as LightningLogger
 
-from align import Logger, Problem
+from align import Problem
 from align.files import name_in_errors, set_aside, write_atomic
 from align.loggers import chain_row, chain_rows, read_rows
-
-
-class CSV(Logger):
-    """A plain file that a spreadsheet or pandas reads."""
-
-    name = "csv"
-
-    def open(self, directory: Path, run_name: str, resume_step: int) -> LightningLogger:
-        """Rows after ``resume_step`` are cut off: they will be written again."""
-        return CSVFile(directory / "metrics.csv", resume_step)
 
 
 class CSVFile(LightningLogger):

@@ -1,0 +1,5 @@
+"""Metrics to ``metrics.csv``."""
+
+from align.plugins.loggers.csv.logger import CSV
+
+__all__ = ["CSV"]
