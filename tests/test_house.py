@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -49,6 +50,41 @@ def test_what_answers_at_once_imports_nothing_heavy(code: str) -> None:
     check = f"{code}\nimport sys; print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("HEAVY []\n"), done.stdout
+
+
+TRAINS_OR_ADAPTS = ("lightning", "torchmetrics", "peft", "datasets")
+"""Imports of runs that train, of adapters and of other files than JSONL; together they take more than a second."""
+
+
+@pytest.mark.parametrize(
+    ("command", "absent"),
+    [
+        (["train", "run.yaml", "--check", "--quiet"], TRAINS_OR_ADAPTS),
+        (["estimate", "run.yaml"], TRAINS_OR_ADAPTS),
+        (["sample", "MODEL", "hello", "--quiet"], TRAINS_OR_ADAPTS),
+        (["data", "check", "rows.jsonl", "--quiet"], (*TRAINS_OR_ADAPTS, "torch", "transformers", "pyarrow")),
+        (["data", "check", "rows.jsonl", "--model", "MODEL", "--quiet"], TRAINS_OR_ADAPTS),
+        (["data", "show", "rows.jsonl", "--model", "MODEL"], TRAINS_OR_ADAPTS),
+        (["eval", "list"], HEAVY),
+        (["reward", "list"], HEAVY),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_imports_what_it_uses(
+    command: list[str], absent: tuple[str, ...], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 4)
+    data = {"train": "rows.jsonl", "max_length": 64}
+    model, train = {"path": str(tiny_model_dir)}, {"max_steps": 1, "batch_size": 2}
+    stage = {"name": "sft", "algorithm": {"type": "sft"}, "model": model, "data": data, "train": train}
+    (tmp_path / "run.yaml").write_text(json.dumps({"output": "out", "stages": [stage]}))
+    arguments = [str(tiny_model_dir) if word == "MODEL" else word for word in command]
+    check = "import atexit, sys; from align.cli import main\n"
+    check += f"atexit.register(lambda: print('FOUND', [name for name in {absent!r} if name in sys.modules]))\n"
+    check += f"main({arguments!r}, standalone_mode=False)"  # may end the process itself
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("FOUND []\n"), done.stdout + done.stderr
 
 
 def test_help_lists_every_command_and_loads_none() -> None:

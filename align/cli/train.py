@@ -57,11 +57,15 @@ def train(
         from align.core.config import run_file
 
         checked = run_file.overriding(run_file.load(run, list(overrides)), override, reason)
-        from align.cli.train_check import print_checks
         from align.core.report.summary import profile_of, summary
         from align.core.training import launch  # noqa: F401 (the engine's imports, which take seconds)
 
+        if not check:
+            from align.core.training import fit  # noqa: F401 (Lightning's, which only training needs)
+
     if check:
+        from align.cli.train_check import print_checks
+
         print_checks(training.check(checked, progress=not quiet))
         return
 
@@ -91,6 +95,7 @@ def worker(directory: Path, stage: str, progress: bool, profile: bool) -> None:
 
     show_progress(progress and rank() == 0)
     with loading():
+        from align.core.training import fit  # noqa: F401 (imports Lightning)
         from align.core.training.launch import run_worker
 
     with _first_reports():

@@ -29,7 +29,6 @@ from align.core.estimation.batches import Planned, measures
 from align.core.estimation.memory_tracker import MemoryTracker
 from align.core.generation.decode import CachedReader, can_cache, draw_tokens
 from align.core.models import reference as references
-from align.core.models.adapter import add_adapter
 from align.core.models.architecture import choose_family, quiet, read_config, resolve_model_path
 from align.core.models.policy import Policy, Tail, set_dropout, without_gradient_or_dropout
 from align.core.models.reference import Precomputed, ReferenceModel, make_reference
@@ -92,6 +91,8 @@ def build(stage: Stage, head: Any, dry: FakeTensorMode, dropout: bool) -> Policy
     if head == "reward":
         config.num_labels = 1
     auto = choose_family(config, head, directory)
+    if model.adapter is not None:
+        from align.core.models.adapter import add_adapter
     with quiet(), torch.device("meta"):
         network = auto.from_config(config, **options, trust_remote_code=model.trust_remote_code)
         network.get_input_embeddings().padding_idx = None

@@ -3,13 +3,16 @@
 A directory that holds an adapter (``adapter_config.json``) names its base model. Without ``model.adapter`` in the
 run file the training of that adapter is continued; with it, the old adapter is merged into its base and a new one is
 trained on the result.
+
+Importing this imports peft, which takes a sixth of a second: it is imported where an adapter is met, and recognised
+without it (``align.core.models.architecture.is_adapted``).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +24,19 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.core.models.architecture import LOADING_FAULTS, Head, ModelLocation, base_of, not_loadable, recall
+from align.core.models.architecture import (
+    LOADING_FAULTS,
+    REWARD_HEAD,
+    Head,
+    ModelLocation,
+    base_of,
+    not_loadable,
+    recall,
+)
 from align.schemas.errors import AlignError, Problem, did_you_mean
 from align.schemas.run import Adapter
 
 TASKS: dict[Head, TaskType] = {"language": TaskType.CAUSAL_LM, "reward": TaskType.SEQ_CLS}
-REWARD_HEAD = "score"
-"""The name of the head in every decoder for sequence classification in transformers."""
 
 
 def add_adapter(
@@ -240,6 +249,13 @@ def read_adapter(network: PreTrainedModel, directory: Path, head: Head) -> PeftM
             where=str(directory),
         )
     return adapted
+
+
+def merged_into(adapted: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters that a merge changes: those of the layers that the adapter is on."""
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer):
+            yield from layer.get_base_layer().parameters()
 
 
 def merge(adapted: PeftModel) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -47,6 +47,10 @@ from transformers.utils import logging
 from align.core.util.error_line import first_line
 from align.schemas.errors import AlignError
 from align.schemas.run import Model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from typing_extensions import TypeIs
 
 # --- tensors of a checkpoint -----------------------------------------------------------------------------------------
 #
@@ -281,6 +285,21 @@ def is_adapter(directory: Path) -> bool:
     return (directory / "adapter_config.json").is_file()
 
 
+def from_peft(module: nn.Module) -> bool:
+    """Return True if a module's class, or one that it derives from, is peft's."""
+    # Asked by name: without an adapter peft is never imported, and an isinstance would import it.
+    return any(base.__module__.partition(".")[0] == "peft" for base in type(module).__mro__)
+
+
+def is_adapted(network: nn.Module) -> TypeIs[PeftModel]:
+    """Return True if a network is wrapped by peft, and so has an adapter."""
+    if not from_peft(network):
+        return False
+    from peft import PeftModel
+
+    return isinstance(network, PeftModel)
+
+
 def base_of(directory: Path) -> ModelLocation:
     """Return the base model that an adapter's directory names. Raises AlignError if it names none."""
     try:
@@ -301,6 +320,8 @@ def base_of(directory: Path) -> ModelLocation:
 # --- class of a checkpoint -------------------------------------------------------------------------------------------
 
 Head = Literal["language", "reward"]
+REWARD_HEAD = "score"
+"""The name of the head in every decoder for sequence classification in transformers."""
 
 FAMILIES: dict[Head, tuple[Any, ...]] = {
     "language": (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM),

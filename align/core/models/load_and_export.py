@@ -11,20 +11,17 @@ import itertools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora.layer import ParamWrapper
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.data.examples import Example, Examples
-from align.core.models.adapter import REWARD_HEAD, add_adapter, merge, quantisation, read_adapter, token_ids
 from align.core.models.architecture import (
     LOADING_FAULTS,
+    REWARD_HEAD,
     Head,
     Inventory,
     Loaded,
@@ -34,6 +31,7 @@ from align.core.models.architecture import (
     choose_family,
     copy_processors,
     freeze_unread,
+    is_adapted,
     is_adapter,
     names_to_export,
     not_loadable,
@@ -52,6 +50,9 @@ from align.core.models.policy import Policy, nonfinite, set_dropout, without_gra
 from align.core.util.atomic_files import fsync_directory, fsync_tree
 from align.schemas.errors import AlignError, Problem
 from align.schemas.run import Model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # --- tokenizer -------------------------------------------------------------------------------------------------------
 
@@ -154,9 +155,13 @@ def build_policy(model: Model, head: Head, *, seed: int, dropout: bool) -> tuple
     """
     directory = resolve_model_path(model.path, model.revision, model.trust_remote_code)
     tokenizer = load_tokenizer(model, head)
-    tokens = token_ids(model.adapter, tokenizer) if model.adapter is not None else []
+    tokens = []
+    if model.adapter is not None:
+        from align.core.models.adapter import token_ids
+
+        tokens = token_ids(model.adapter, tokenizer)
     network = _load_adapted(directory, model, head, seed, tokens)
-    whole: Any = network.get_base_model() if isinstance(network, PeftModel) else network
+    whole: Any = network.get_base_model() if is_adapted(network) else network
     set_padding(whole, tokenizer, directory)
     set_dropout(network, dropout)
     if model.gradient_checkpointing:
@@ -181,6 +186,8 @@ def load_network(directory: Path, model: Model, head: Head, seed: int) -> PreTra
     if model.attn_implementation != "auto":
         options["attn_implementation"] = model.attn_implementation
     if model.adapter is not None and model.adapter.quantize is not None:
+        from align.core.models.adapter import quantisation
+
         options |= quantisation(model.adapter.quantize, options["dtype"])
     if head == "reward":
         options["num_labels"] = 1
@@ -228,9 +235,12 @@ def _load_adapted(
     """
     local = Path(model.path).expanduser().is_dir()
     origin: ModelLocation | None = ModelLocation(str(directory)) if local else ModelLocation(model.path, model.revision)
-    if not is_adapter(directory):
-        network = load_network(directory, model, head, seed)
-    else:
+    holds_adapter = is_adapter(directory)
+    if not holds_adapter and model.adapter is None:
+        return load_network(directory, model, head, seed)
+    from align.core.models.adapter import add_adapter, merge, read_adapter
+
+    if holds_adapter:
         below = resolve_model_path(*base_of(directory), model.trust_remote_code)
         if is_adapter(below):
             raise AlignError("is an adapter upon an adapter", "merge the lower one first", where=str(directory))
@@ -244,8 +254,9 @@ def _load_adapted(
         if model.adapter is None:
             return old
         network, origin = merge(old), None
-    if model.adapter is None:
-        return network
+    else:
+        network = load_network(directory, model, head, seed)
+    assert model.adapter is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return add_adapter(network, model.adapter, head, origin, tokens)
@@ -314,8 +325,10 @@ def _not_loaded(policy: Policy) -> Iterator[tuple[str, str]]:
 
 def _experts(policy: Policy) -> Iterator[tuple[str, str]]:
     """Yield a warning about fused experts without an adapter: they are parameters, and adapters go on linear layers."""
-    if not isinstance(policy.model, PeftModel):
+    if not is_adapted(policy.model):
         return
+    from peft.tuners.lora.layer import ParamWrapper
+
     wrapped = [m for m in policy.model.modules() if isinstance(m, ParamWrapper)]
     adapted = {id(getattr(m.get_base_layer(), m.parameter_name)) for m in wrapped}
     network = policy.unwrapped
@@ -338,7 +351,7 @@ def _added_tokens(
     policy: Policy, tokenizer: PreTrainedTokenizerBase, examples: Examples | Sequence[Example]
 ) -> Iterator[tuple[str, str]]:
     """Yield a warning about added tokens whose embeddings or rows of the head are not trained and never were."""
-    if not isinstance(policy.model, PeftModel):
+    if not is_adapted(policy.model):
         return
     added = tokenizer.added_tokens_decoder
     known = np.array(sorted(added), np.int64)
@@ -426,7 +439,7 @@ def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) 
     if bad := nonfinite(policy.model):
         raise AlignError(f"{len(bad)} tensors hold NaN or infinity, such as {bad[0]}; nothing was exported")
     plain = plain_model(policy.model)
-    if isinstance(policy.model, PeftModel):
+    if is_adapted(policy.model):
         _check_merge(policy.model, plain)
     partial, older = (directory.with_name(f".{directory.name}.{word}") for word in ("partial", "older"))
     for stale in (partial, older):
@@ -435,7 +448,7 @@ def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) 
     if (loaded := recall(policy.unwrapped)) is not None:
         _complete(plain, loaded, policy.head, partial)
     tokenizer.save_pretrained(partial)
-    if isinstance(policy.model, PeftModel) and policy.model.active_peft_config.base_model_name_or_path:
+    if is_adapted(policy.model) and policy.model.active_peft_config.base_model_name_or_path:
         policy.model.save_pretrained(str(partial / "adapter"), save_embedding_layers=False)
         (partial / "adapter" / "README.md").unlink(missing_ok=True)  # peft's form for a model card, not filled in
     fsync_tree(partial)
@@ -467,16 +480,23 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
 
     A quantised base is dequantised before the merge: the adapter was trained on those values, not on the originals.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-    quantised = isinstance(model, PeftModel) and getattr(model.get_base_model(), "is_quantized", False)
-    changed = {id(t) for layer in layers for t in layer.get_base_layer().parameters() if not quantised}
+    changed, quantised = set[int](), False
+    if is_adapted(model):
+        from align.core.models.adapter import merged_into
+
+        quantised = getattr(model.get_base_model(), "is_quantized", False)
+        changed = {id(t) for t in merged_into(model) if not quantised}
     tensors = itertools.chain(model.parameters(), model.buffers())
     # deepcopy takes what its memo holds as already copied, so the tensors listed there are shared.
     twin = copy.deepcopy(model, {id(t): t for t in tensors if id(t) not in changed})
     set_dropout(twin, True)
-    if not isinstance(twin, PeftModel):
+    if not is_adapted(twin):
         assert isinstance(twin, PreTrainedModel)
         return twin
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    from align.core.models.adapter import merge
+
     if quantised:
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
         whole: Any = twin.unload()

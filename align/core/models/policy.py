@@ -15,22 +15,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
-from peft.tuners.trainable_tokens import TrainableTokensLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from align.core.data.batch import Batch, MicroBatch
-from align.core.models.architecture import score_head
+from align.core.models.architecture import from_peft, score_head
 from align.core.util.profile import profiled
 from align.schemas.engine import LOGITS
 from align.schemas.errors import AlignError
+
+if TYPE_CHECKING:
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
 
 # --- log-probabilities -----------------------------------------------------------------------------------------------
 
@@ -414,10 +414,13 @@ class Policy(nn.Module):
         """
         module, name = self._head_module(), type(self.unwrapped).__name__
         layers: list[Any] = [module]
-        if isinstance(module, ModulesToSaveWrapper):
-            layers = [module.original_module, *module.modules_to_save.values()]
-        elif isinstance(module, TrainableTokensWrapper):
-            layers = [module.token_adapter]  # which runs when its adapter is off too
+        if from_peft(module):
+            from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+            if isinstance(module, ModulesToSaveWrapper):
+                layers = [module.original_module, *module.modules_to_save.values()]
+            elif isinstance(module, TrainableTokensWrapper):
+                layers = [module.token_adapter]  # which runs when its adapter is off too
         if not all(_is_linear(layer) for layer in layers):
             fix = "take a sequence-classification model with num_labels=1"
             if self.head == "language":
@@ -444,15 +447,19 @@ class Policy(nn.Module):
 
 
 def _is_linear(layer: Any) -> bool:
-    if isinstance(layer, TrainableTokensLayer):  # its forward drops a bias, so only a head without one is exact
-        layer = layer.get_base_layer()
-        return isinstance(layer, nn.Linear) and layer.bias is None
-    return isinstance(layer, nn.Linear) and not isinstance(layer, BaseTunerLayer)
+    if not from_peft(layer):
+        return isinstance(layer, nn.Linear)
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    if not isinstance(layer, TrainableTokensLayer):
+        return False
+    layer = layer.get_base_layer()
+    return isinstance(layer, nn.Linear) and layer.bias is None  # the forward for trained tokens would drop a bias
 
 
 def _weights(layer: nn.Linear | TrainableTokensLayer) -> tuple[Tensor, Tensor | None]:
     """Return a head's weight [V, D], with the rows of trained tokens in place, and its bias [V] or None."""
-    if isinstance(layer, TrainableTokensLayer):
+    if not isinstance(layer, nn.Linear):
         active = [] if layer.disable_adapters else layer.active_adapters
         return layer.get_merged_weights(active), None
     return _whole(layer.weight), None if layer.bias is None else _whole(layer.bias)

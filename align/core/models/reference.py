@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from align.core.data.batch import MicroBatch
+from align.core.models.architecture import is_adapted
 from align.core.models.policy import Policy, tensors_hash
 from align.core.models.precompute import detached_logp, precompute
 from align.schemas import run
@@ -154,7 +154,7 @@ def make_reference(
     pairs, sampled completions) and ``auto`` keeps a copy instead.
     Raises AlignError if the chosen kind would not be the policy that training starts from.
     """
-    adapted = isinstance(policy.model, PeftModel)
+    adapted = is_adapted(policy.model)
     continued = adapted and stage.model.adapter is None
     kind: str = spec.type
     if kind == "auto":
