@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from align.core.config import run_file
 from align.core.engine.callbacks import MetricsCallback
+from align.core.engine.module import AlignModule
 from align.core.generation.decode import Decoder
 from align.core.generation.generator_base import Request
 from align.core.training.launch import train
@@ -147,6 +149,28 @@ class Correct:
         _expect(found["most"] < 1e-4, f"losses lie {found['most']} from those of a run that nothing stopped")
         return {"stopped_after": stopped, **found}
 
+    def waits(self, algorithm: str) -> dict[str, Any]:
+        """How often the host waits for the device in an optimizer step, as CUDA reports it, after the first one."""
+        counts: list[int] = []
+        step = AlignModule.optimizer_step
+
+        def watched(module: AlignModule, *args: Any, **kwargs: Any) -> None:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                _report_waits(self.bench.device, True)
+                try:
+                    step(module, *args, **kwargs)
+                finally:
+                    _report_waits(self.bench.device, False)
+            counts.append(sum("synchronizing" in str(warning.message) for warning in caught))
+
+        with patch.object(AlignModule, "optimizer_step", watched):
+            self.train(f"waits {algorithm}", algorithm, self.bench.device, train={"layout": "packed"})
+        micros = 2  # of 4 of the step's 8 examples; transformers' mask makes the host wait once or twice for each
+        allowed = 1 + (algorithm == "kto") + 2 * micros * (1 + (algorithm == "kto"))
+        _expect(max(counts[1:]) <= allowed, f"a step waits {max(counts[1:])} times; {allowed} are allowed")
+        return {"waits": counts, "allowed": allowed}
+
     def answers(self) -> dict[str, Any]:
         """The same random numbers on CPU and device: how many tokens come out alike, drawn in every way there is."""
         model = AutoModelForCausalLM.from_pretrained(str(self.export("sft"))).eval()
@@ -203,6 +227,11 @@ class Correct:
         _align("train", str(file))
         losses = _losses(Path(run.output) / "only")
         return {"losses": losses, **spread(losses, _losses(self.place / "runs" / "sft-mixed" / "only"))._asdict()}
+
+
+def _report_waits(device: str, on: bool) -> None:
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("warn" if on else "default")
 
 
 def _align(*arguments: str) -> str:
@@ -263,6 +292,8 @@ def main(bench: Bench) -> None:
             bench.check(name, partial(work.variant, name))
     for name in ("sft", "grpo", "ppo"):
         bench.check(f"{name} resumed", partial(work.resumed, name))
+    for name in OFFLINE:
+        bench.check(f"{name} waits", partial(work.waits, name))
     bench.check("answers", work.answers)
     bench.check("best_of_n with a reward model", work.harvest)
     bench.check("command, sample", work.sampled)

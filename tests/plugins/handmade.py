@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from align.core.algorithm.contract import LossOutput
+from align.core.algorithm.contract import LossOutput, Metric
 from align.core.data.batch import Batch
 
 Rows = Sequence[Mapping[str, Sequence[float]]]
@@ -58,6 +58,8 @@ def values(outcome: LossOutput, term: int = 0) -> list[float]:
 
 
 def metric(outcome: LossOutput, name: str) -> list[float]:
-    """The unreduced values of one metric."""
+    """The unreduced values of one metric that count."""
     entry = outcome.metrics[name]
-    return [float(x) for x in getattr(entry, "values", entry).detach()]
+    given = entry if isinstance(entry, Metric) else Metric(entry)
+    counted = given.values if given.where is None else given.values[given.where]
+    return [float(x) for x in counted.detach()]

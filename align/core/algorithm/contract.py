@@ -52,10 +52,15 @@ class LossTerm(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """Values to log, reduced over the whole optimizer step: the mean of all values, or their sum, min or max."""
+    """Values to log, reduced over the whole optimizer step: the mean of all values, or their sum, min or max.
+
+    where: True for the values that count, of the same shape; None: all of them. (``values[mask]`` gives the same
+    number, but on a GPU it makes the host wait for the mask.)
+    """
 
     values: Tensor
     reduce: Literal["mean", "sum", "min", "max"] = "mean"
+    where: Tensor | None = None
 
 
 class LossOutput(NamedTuple):
@@ -537,8 +542,6 @@ def _outcome_fault(outcome: Any, batch: Batch) -> str:
         if term.per not in sizes and (role == term.per or role not in batch.roles):
             known = [*sizes, *(f"token:{name}" for name in batch.roles)]
             return f"counts a term per {term.per!r}; there is {', '.join(known)}"
-        if term.per not in sizes and term.values.is_cuda:
-            continue  # counting the tokens of a role would make the host wait for the GPU
         want = sizes[term.per] if term.per in sizes else batch.tokens_of(role, batch.sequence_T).numel()
         if term.values.numel() != want:
             return f"gave {term.values.numel()} values per {term.per}, of which the micro-batch has {want}"

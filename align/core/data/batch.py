@@ -31,6 +31,7 @@ class MicroBatch:
     last_B       flat index of each sequence's last token
     sequence_T, position_T, example_B, role_B, roles, examples, columns, ref_logp_T, token_data   as in ``Batch``
     sources      where each example came from, for messages
+    sequence_of, tokens_by_role   as in ``Batch``
     """
 
     input_ids_RL: Tensor
@@ -49,14 +50,22 @@ class MicroBatch:
     ref_logp_T: Tensor | None
     token_data: Mapping[str, Tensor]
     sources: tuple[str, ...]
+    sequence_of: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens_by_role: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> MicroBatch:
+    def to(self, device: torch.device | str) -> MicroBatch:
         """Return the micro-batch on another device."""
+        # A copy from pageable memory makes the host wait until the GPU has done all that it was given before.
+        pinned = torch.device(device).type == "cuda"
 
         def move(value: Any) -> Any:
             if isinstance(value, Mapping):
                 return {name: move(x) for name, x in value.items()}
-            return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            if not isinstance(value, Tensor):
+                return value
+            return (
+                value.pin_memory().to(device, non_blocking=True) if pinned and not value.is_cuda else value.to(device)
+            )
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
@@ -95,6 +104,12 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: S
 
     scored = _join([s.scored for s in sequences]).astype(bool)
     scored_B = np.array([int(s.scored.sum()) for s in sequences], dtype=np.int64)
+    sequence_T = np.repeat(np.arange(len(sequences)), scored_B)
+    example_B = np.repeat(np.arange(len(examples)), [len(e.sequences) for e in examples])
+    role_B = np.array([roles.index(s.role) for s in sequences], np.int64)
+    # Looked for here, on the CPU: on a GPU every search makes the host wait.
+    sought = dict(enumerate(roles)) if len(roles) > 1 else {}
+    found = {name: _sequences_of(number, role_B, example_B, len(examples)) for number, name in sought.items()}
     return MicroBatch(
         input_ids_RL=_tensor(ids),
         position_ids_RL=_tensor(positions),
@@ -102,17 +117,34 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: S
         predict_T=_tensor(index[scored] - 1),
         target_T=_tensor(ids.flat[index[scored]]),
         last_B=_tensor(start_B + lengths - 1),
-        sequence_T=_tensor(np.repeat(np.arange(len(sequences)), scored_B)),
+        sequence_T=_tensor(sequence_T),
         position_T=_tensor(_runs(scored_B)),
-        example_B=_tensor(np.repeat(np.arange(len(examples)), [len(e.sequences) for e in examples])),
-        role_B=_tensor(np.array([roles.index(s.role) for s in sequences])),
+        example_B=_tensor(example_B),
+        role_B=_tensor(role_B),
         roles=roles,
         examples=len(examples),
         columns=_columns(examples, step),
         ref_logp_T=_reference(sequences, step),
         token_data=_token_data(sequences, step),
         sources=tuple(e.source for e in examples),
+        sequence_of={name: _tensor(sequence_E) for name, sequence_E in found.items() if sequence_E is not None},
+        tokens_by_role={name: _tensor(_tokens_of(number, role_B, sequence_T)) for number, name in sought.items()},
     )
+
+
+Integers = NDArray[np.int64]
+
+
+def _sequences_of(role: int, role_B: Integers, example_B: Integers, examples: int) -> Integers | None:
+    """Return the index [E] of each example's sequence of a role, None unless each has exactly one."""
+    mine = np.flatnonzero(role_B == role)
+    mine = mine[np.argsort(example_B[mine], kind="stable")]
+    return mine if np.array_equal(example_B[mine], np.arange(examples)) else None
+
+
+def _tokens_of(role: int, role_B: Integers, sequence_T: Integers) -> Integers:
+    """Return the indices [T'] of the scored tokens of a role's sequences."""
+    return np.flatnonzero(role_B[sequence_T] == role)
 
 
 def _runs(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -175,6 +207,8 @@ class Batch:
     entropy_T, correct_T, logit_T   entropy, whether the token was the likeliest, mean logit over the vocabulary;
                  no gradient, for metrics
     step         means of ``Algorithm.statistics`` over the whole optimizer step, empty without it
+    sequence_of, tokens_by_role   by role: the index of each example's sequence [E], and those of the role's scored
+                 tokens [T'], for ``select`` and ``tokens_of``; a role that is missing here they look for
     """
 
     logp_T: Tensor
@@ -193,6 +227,8 @@ class Batch:
     correct_T: Tensor | None = None
     logit_T: Tensor | None = None
     step: Mapping[str, Tensor] = field(default_factory=dict)
+    sequence_of: Mapping[str, Tensor] = field(default_factory=dict)
+    tokens_by_role: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def sequences(self) -> int:
@@ -221,10 +257,14 @@ class Batch:
 
         Raises ValueError unless every example has exactly one sequence of that role.
         """
-        mine_B = self.role_B == self.roles.index(role) if role in self.roles else torch.zeros_like(self.role_B).bool()
-        if int(mine_B.sum()) != self.examples:
-            raise ValueError(f"not every example has one {role!r} sequence")
-        return x_B.new_zeros(self.examples).index_copy(0, self.example_B[mine_B], x_B[mine_B])
+        sequence_E = self.sequence_of.get(role)
+        if sequence_E is None:
+            number = self.roles.index(role) if role in self.roles else -1
+            found = _sequences_of(number, self.role_B.cpu().numpy(), self.example_B.cpu().numpy(), self.examples)
+            if found is None:
+                raise ValueError(f"not every example has one {role!r} sequence")
+            sequence_E = _tensor(found).to(x_B.device)
+        return x_B.index_select(0, sequence_E)
 
     def by_message(self, x_T: Tensor) -> Tensor:
         """Multiply each token's value [T] by the weight of its message: [T]. The engine counts it by the same weight.
@@ -237,4 +277,10 @@ class Batch:
 
     def tokens_of(self, role: str, x_T: Tensor) -> Tensor:
         """The tokens of one role's sequences: [T] -> [T']."""
-        return x_T[self.role_B[self.sequence_T] == self.roles.index(role)]
+        if self.roles == (role,):
+            return x_T
+        index = self.tokens_by_role.get(role)
+        if index is None:
+            found = _tokens_of(self.roles.index(role), self.role_B.cpu().numpy(), self.sequence_T.cpu().numpy())
+            index = _tensor(found).to(x_T.device)
+        return x_T.index_select(0, index)

@@ -18,9 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
+from numpy.typing import NDArray
 from torch import Tensor
 
 from align.core.algorithm import contract
@@ -56,6 +58,11 @@ class StepMetrics:
         """Add values. ``count`` replaces their number as the mean's denominator share."""
         metric = entry if isinstance(entry, Metric) else Metric(entry)
         values = metric.values.detach().double().flatten()
+        counted: float | Tensor = values.numel()
+        if metric.where is not None:
+            mask = metric.where.flatten()
+            neutral = {"min": math.inf, "max": -math.inf}.get(metric.reduce, 0.0)
+            values, counted = torch.where(mask, values, neutral), mask.sum()
         if name not in self._how:
             self._how[name] = metric.reduce
             self._value[name] = torch.full((), _START[metric.reduce], dtype=torch.float64, device=values.device)
@@ -66,23 +73,26 @@ class StepMetrics:
             extreme = values.min() if metric.reduce == "min" else values.max()
             pick = torch.minimum if metric.reduce == "min" else torch.maximum
             self._value[name] = pick(self._value[name], extreme)
-        self._count[name] = self._count[name] + (values.numel() if count is None else count)
+        self._count[name] = self._count[name] + (counted if count is None else count)
 
     def compute(self) -> dict[str, float]:
-        """Reduce over all ranks and return plain numbers; a mean over nothing is left out. Collective."""
+        """Reduce over all ranks and return plain numbers; a mean over nothing is left out. Collective.
+
+        The host waits here until the device has done all that it was given.
+        """
         if not self._how:
             return {}
         table = torch.stack([torch.stack(list(self._value.values())), torch.stack(list(self._count.values()))])
         tables = gather(table)
+        counts = tables[:, 1].sum(0)
+        reduced = {how: getattr(np, how)(tables[:, 0], axis=0) for how in ("sum", "min", "max")}
         result: dict[str, float] = {}
         for column, (name, how) in enumerate(self._how.items()):
-            values, count = tables[:, 0, column], float(tables[:, 1, column].sum())
-            if count == 0 and how != "sum":
-                continue
-            if how == "mean":
-                result[name] = float(values.sum()) / count
-            else:
-                result[name] = float(values.sum() if how == "sum" else values.min() if how == "min" else values.max())
+            if how == "sum":
+                result[name] = float(reduced["sum"][column])
+            elif counts[column]:
+                value = reduced["sum" if how == "mean" else how][column]
+                result[name] = float(value / counts[column] if how == "mean" else value)
         return result
 
 
@@ -111,13 +121,13 @@ class EvalMetrics:
 
 
 @profiled("waiting")
-def gather(table: Tensor) -> Tensor:
-    """Return the tables of all ranks, on the CPU: [...] -> [world, ...]. Collective."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return table.cpu()[None]
-    parts = [torch.empty_like(table) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, table)
-    return torch.stack(parts).cpu()
+def gather(table: Tensor) -> NDArray[np.float64]:
+    """Return the tables of all ranks, on the host: [...] -> [world, ...]. Collective."""
+    parts = [table]
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        parts = [torch.empty_like(table) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, table)
+    return torch.stack(parts).cpu().numpy()
 
 
 ROWS_NAMED = 8
@@ -191,8 +201,7 @@ class AlignModule(LightningModule):
         self.rolled_back = False  # set by an alarm: stop, and export the best checkpoint
         self._restored_random: list[dict[str, Any]] | None = None
         self._metrics = StepMetrics()
-        self._bad: list[str] = []
-        self._rows: list[str] = []
+        self._shares: list[tuple[Tensor, tuple[str, ...]]] = []  # of each micro-batch its loss, and its rows
         self._nothing_learned = False
 
     @property
@@ -235,7 +244,8 @@ class AlignModule(LightningModule):
                 for name, values in found.items():
                     sums.add(name, values)
         torch.clear_autocast_cache()  # its casts of the weights have no graph: the loss could not reach the weights
-        return {name: torch.tensor(value, device=self.device) for name, value in sums.compute().items()}
+        # Filled there: a copy from the host would wait.
+        return {name: torch.full((), value, device=self.device) for name, value in sums.compute().items()}
 
     def _loss_contribution(
         self, micro: MicroBatch, statistics: Mapping[str, Tensor], counts: Mapping[str, float]
@@ -250,9 +260,7 @@ class AlignModule(LightningModule):
         self._metrics.add("loss", Metric(share, "sum"))
         for name, metric in outcome.metrics.items():
             self._metrics.add(name, metric)
-        self._rows.extend(micro.sources)
-        if not torch.isfinite(share):
-            self._bad.extend(micro.sources)
+        self._shares.append((share.detach(), micro.sources))
         return share
 
     def configure_model(self) -> None:
@@ -273,7 +281,7 @@ class AlignModule(LightningModule):
     def training_step(self, step: StepBatch, batch_idx: int) -> Tensor:
         """Run the step's micro-batches; Lightning runs the last one backward."""
         self._drop_gradients()
-        self._metrics, self._bad, self._rows = StepMetrics(), [], []
+        self._metrics, self._shares = StepMetrics(), []
         self._nothing_learned = not step.denominators["example"]
         statistics = self._statistics(step)
         *earlier, last = step.micros
@@ -293,23 +301,32 @@ class AlignModule(LightningModule):
         """Do nothing: Lightning calls it after ``training_step``, which holds gradients already."""
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Reduce the step's metrics and flags over the ranks, in one collective; the gradients' is the only other."""
-        for name, flag in (("_bad", bool(self._bad)), ("_stop", self.hooks.stop_requested())):
-            self._metrics.add(name, Metric(torch.tensor(float(flag), device=self.device), "max"))
+        """Reduce the step's metrics, flags and norms over the ranks, in one collective; gradients take the only other.
+
+        It is also the only time in a step that the host waits for the device (``statistics`` is another): before the
+        optimizer may step, it must know that loss and gradient are finite.
+        """
+        stop = float(self.hooks.stop_requested())
+        self._metrics.add("_stop", Metric(torch.full((), stop, device=self.device), "max"))
+        if self._shares:
+            shares = torch.stack([share for share, _ in self._shares])
+            self._metrics.add("_bad", Metric(~shares.isfinite(), "max"))
+        for name, network in self.networks.items():
+            self._metrics.add("_" + _of("grad_norm", name), Metric(gradient_norm(network.parameters()), "max"))
         metrics = self._metrics.compute()
         self.stopping = metrics.pop("_stop") > 0
-        bad = metrics.pop("_bad") > 0
+        bad = metrics.pop("_bad", 0.0) > 0
+        norms = {name: metrics.pop("_" + name) for name in (_of("grad_norm", network) for network in self.networks)}
         with contract.calling(self.algorithm, "derived"):
             metrics |= self.algorithm.derived(metrics)
-        for name, network in self.networks.items():
-            metrics[_of("grad_norm", name)] = gradient_norm(network.parameters())
+        metrics |= norms
         for group in optimizer.param_groups:
             metrics[_of("learning_rate", group["network"])] = group["lr"]
         metrics["num_tokens"] = float(self.tokens_seen)
         self.metrics = {**metrics, **self.hooks.phase_metrics()}
         # With 16-mixed an infinite gradient under a finite loss is the scaler's business: it skips and rescales.
         scaled = self.stage.train.precision == "16-mixed"
-        if bad or not (all(math.isfinite(metrics[_of("grad_norm", name)]) for name in self.networks) or scaled):
+        if bad or not (all(map(math.isfinite, norms.values())) or scaled):
             self._refuse_step()
         else:
             self.skipped_in_a_row = 0
@@ -321,9 +338,9 @@ class AlignModule(LightningModule):
         limit = self.stage.train.max_grad_norm or math.inf
         for name, network in self.networks.items():
             norm = self.metrics[_of("grad_norm", name)]
-            for parameter in network.parameters() if norm > limit else ():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(limit / (norm + 1e-6))
+            gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+            if norm > limit and gradients:
+                torch._foreach_mul_(gradients, limit / (norm + 1e-6))
 
     def _refuse_step(self) -> None:
         """Keep a non-finite step from the optimizer: stop with the rows named, or skip the step and count it."""
@@ -332,11 +349,11 @@ class AlignModule(LightningModule):
         self.metrics["skipped"] = float(self.skipped)
         if self.stage.train.on_nonfinite == "stop" or self.skipped_in_a_row > self.stage.train.max_skipped:
             # Where the loss is finite and the gradient is not, any row of the step may be the cause.
-            suspects = [row for rows in all_gather_objects(self._bad) for row in rows] or [
-                row for rows in all_gather_objects(self._rows) for row in rows
-            ]
-            rows = sorted(set(suspects))
-            raise NonFinite(self.trainer.global_step + 1, self.metrics, rows, self.skipped_in_a_row)
+            all_rows = [row for _, rows in self._shares for row in rows]
+            bad_rows = [row for share, rows in self._shares if not share.isfinite() for row in rows]
+            gathered = all_gather_objects((bad_rows, all_rows))
+            suspects = {row for bad, _ in gathered for row in bad} or {row for _, rows in gathered for row in rows}
+            raise NonFinite(self.trainer.global_step + 1, self.metrics, sorted(suspects), self.skipped_in_a_row)
         self._drop_gradients()
 
     def _drop_gradients(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from align.schemas.run import Schedule, Stage
@@ -52,13 +52,14 @@ def factor_of_each(
     return [after_warmup if group["network"] == "policy" else factor for group in groups]
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """Return the global 2-norm over all gradients, sharded ones included; the same number on every rank."""
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the global 2-norm over all gradients, sharded ones included, on their device; the same on every rank."""
+    parameters = list(parameters)
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
-        return 0.0
+        return torch.zeros((), device=parameters[0].device)
     norm = nn.utils.get_total_norm(grads)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def factor(schedule: Schedule, total_steps: int) -> Callable[[int], float]:

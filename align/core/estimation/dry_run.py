@@ -23,6 +23,7 @@ from align.core.algorithm.contract import Algorithm
 from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example
 from align.core.data.step_plan import FORWARD, Layout
+from align.core.engine import module as engine
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import MicroBatcher, StepBatch
 from align.core.estimation.batches import Planned, measures
@@ -284,12 +285,13 @@ def _autocast(stage: Stage, device: str = "cpu", cached: bool = True) -> Any:
 
 @contextmanager
 def _without_numbers(kind: str) -> Iterator[None]:
-    """Use the chunk size of logits of another kind of device, and compute no hash of weights, which have no values."""
+    """Use the chunk size of logits of another kind of device, and ask for no values: of weights' hash, of metrics."""
     kept, log = LOGITS["cpu"], logging.getLogger("torch._subclasses.fake_tensor")
     LOGITS["cpu"], level = LOGITS[kind], log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with patch.object(references, "tensors_hash", lambda _: ""):
+        no_hash = patch.object(references, "tensors_hash", lambda _: "")
+        with no_hash, patch.object(engine, "gather", lambda table: np.ones((1, *table.shape))):
             yield
     finally:
         LOGITS["cpu"] = kept

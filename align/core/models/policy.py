@@ -368,6 +368,8 @@ class Policy(nn.Module):
             correct_T=scores.correct_T,
             logit_T=scores.logit_T,
             step=step or {},
+            sequence_of=micro.sequence_of,
+            tokens_by_role=micro.tokens_by_role,
         )
 
     @cached_property

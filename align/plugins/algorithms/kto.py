@@ -104,14 +104,14 @@ class KTO(Algorithm):
         desirable_T = batch.expand_to_tokens(desirable_B)
         metrics = {
             "kl": Metric(z.expand(batch.sequences)),
-            "rewards/chosen": Metric(config.beta * ratio_B[desirable_B]),
-            "rewards/rejected": Metric(config.beta * ratio_B[~desirable_B]),
-            "logps/chosen": Metric(logp_B[desirable_B]),
-            "logps/rejected": Metric(logp_B[~desirable_B]),
+            "rewards/chosen": Metric(config.beta * ratio_B, where=desirable_B),
+            "rewards/rejected": Metric(config.beta * ratio_B, where=~desirable_B),
+            "logps/chosen": Metric(logp_B, where=desirable_B),
+            "logps/rejected": Metric(logp_B, where=~desirable_B),
         }
         if batch.logit_T is not None:
-            metrics["logits/chosen"] = Metric(batch.logit_T[desirable_T])
-            metrics["logits/rejected"] = Metric(batch.logit_T[~desirable_T])
+            metrics["logits/chosen"] = Metric(batch.logit_T, where=desirable_T)
+            metrics["logits/rejected"] = Metric(batch.logit_T, where=~desirable_T)
         return LossOutput([LossTerm(values_B, "sequence")], metrics | token_metrics(batch))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from align.core.algorithm.contract import LossOutput, LossTerm, Metric
-from align.core.data.batch import Batch
+from align.core.data.batch import Batch, collate
+from align.core.data.examples import Example, TokenSequence
 
 
 def floats(*values: float) -> Tensor:
@@ -53,6 +57,38 @@ def test_a_role_s_values_are_in_the_order_of_the_examples() -> None:
         )
         with pytest.raises(ValueError, match=f"one '{role}' sequence"):
             wrong.select(role, floats(5, 6, 7, 8))
+
+
+def test_what_collate_has_looked_for_is_what_a_batch_finds_by_itself() -> None:
+    """Sequences of an example in either order; an example with two of a role, which has no single one."""
+
+    def pair(*roles: str) -> Example:
+        named = enumerate(roles, 3)
+        return Example("", tuple(TokenSequence(r, np.arange(n, dtype=np.int32), np.arange(n) > 1) for n, r in named))
+
+    for examples in ([pair("a", "b"), pair("b", "a")], [pair("a", "b"), pair("a", "b", "b")], [pair("a"), pair("b")]):
+        micro = collate(examples, "padded", 0)
+        sequences, scored = len(micro.role_B), len(micro.target_T)
+        x_B, x_T = torch.arange(float(sequences)), torch.arange(float(scored))
+        shared = {f.name: getattr(micro, f.name) for f in fields(Batch) if hasattr(micro, f.name)}
+        looked = Batch(logp_T=x_T, **shared)
+        bare = replace(looked, sequence_of={}, tokens_by_role={})
+        for role in ("a", "b"):
+            assert role in looked.tokens_by_role
+            assert torch.equal(looked.tokens_of(role, x_T), bare.tokens_of(role, x_T))
+            assert (
+                looked.tokens_of(role, x_T).tolist()
+                == x_T[micro.role_B[micro.sequence_T] == micro.roles.index(role)].tolist()
+            )
+            single = all([s.role for s in e.sequences].count(role) == 1 for e in examples)
+            assert (role in looked.sequence_of) is single
+            for batch in (looked, bare):
+                if single:
+                    assert micro.role_B[batch.select(role, x_B).long()].unique().tolist() == [micro.roles.index(role)]
+                    assert micro.example_B[batch.select(role, x_B).long()].tolist() == list(range(len(examples)))
+                else:
+                    with pytest.raises(ValueError, match="not every example has one"):
+                        batch.select(role, x_B)
 
 
 def test_a_role_that_an_empty_micro_batch_does_not_have() -> None:

@@ -7,6 +7,9 @@ import json
 import math
 import os
 import signal
+import sys
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.core.algorithm.contract import Algorithm, LossOutput, LossTerm
 from align.core.data.batch import Batch, MicroBatch
-from align.core.engine import checkpoint
+from align.core.engine import checkpoint, module
 from align.core.models import precompute
 from align.core.models.policy import Policy
 from align.core.plugin_system.registry import registry
@@ -302,6 +306,56 @@ class StopAt(Callback):
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step + 1 == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations that on a GPU make the host wait for it, by the file that calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        by_mask = name.startswith("index") and any(
+            isinstance(x, Tensor) and x.dtype is torch.bool for x in (args[1] if isinstance(args[1], list) else [])
+        )
+        # lift_fresh: a tensor made of Python numbers, which has to be copied to the device.
+        names = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "repeat_interleave", "lift_fresh")
+        if by_mask or name in names:
+            frame = sys._getframe()
+            while frame is not None and not {"align", "transformers"} & set(Path(frame.f_code.co_filename).parts):
+                frame = frame.f_back  # type: ignore[assignment]
+            where = "?" if frame is None else Path(frame.f_code.co_filename).parts
+            self.found["transformers" if "transformers" in where else f"{where[-1]}: {name}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "orpo", "kto", "reward_model", "grpo", "rloo", "ppo"])
+def test_a_step_waits_for_the_device_once(
+    algorithm: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its metrics, flags and norms, before the optimizer may step; KTO's z is another time, if it has one."""
+    waits, steps, gathered = Waits(), [], []
+    step, gather = module.AlignModule.optimizer_step, module.gather
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        with waits if steps else nullcontext():  # the first step tries the model's head
+            step(self, *args, **kwargs)
+        steps.append(1)
+
+    def counted(table: Tensor) -> Tensor:
+        gathered.append(1)
+        return gather(table)
+
+    monkeypatch.setattr(module.AlignModule, "optimizer_step", watched)
+    monkeypatch.setattr(module, "gather", counted)
+    rows = write_rows(algorithm, tmp_path / "rows.jsonl", 24)
+    data = {"validation_fraction": 0.0}
+    train(run_for(algorithm, tiny_model_dir, rows, tmp_path / "run", data=data, train={"max_steps": 3}), progress=False)
+    waits.found.pop("transformers", None)  # its masks look whether there is any padding
+    assert not waits.found
+    assert len(gathered) == (2 if algorithm == "kto" else 1) * len(steps) and len(steps) == 3
 
 
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -27,6 +27,18 @@ def test_a_split_changes_nothing(values: list[float], at: int) -> None:
     assert parts.compute() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.booleans()), min_size=1, max_size=12))
+def test_values_that_do_not_count_are_as_if_they_were_not_there(given: list[tuple[float, bool]]) -> None:
+    """Not even where they are not finite."""
+    values = torch.tensor([value if counts else math.nan for value, counts in given])
+    where = torch.tensor([counts for _, counts in given])
+    masked, chosen = StepMetrics(), StepMetrics()
+    for how in ("mean", "sum", "min", "max"):
+        masked.add(how, Metric(values, how, where))
+        chosen.add(how, Metric(values[where], how))
+    assert masked.compute() == pytest.approx(chosen.compute(), rel=1e-12)
+
+
 def test_a_mean_over_nothing_is_left_out() -> None:
     metrics = StepMetrics()
     metrics.add("nothing", torch.empty(0))
