@@ -183,7 +183,7 @@ def operations(task: Task, side: dict[str, Any]) -> list[float]:
 
 def side_facts(side: dict[str, Any], warmup: int) -> dict[str, Any]:
     """Return what a file of results keeps of a side beside its figures."""
-    kept = ("cpu", "seconds", "probes", "tokens", "scored", "curve", "setup", "start_mib", "peak_mib")
+    kept = ("per_step", "cpu", "seconds", "probes", "tokens", "scored", "curve", "setup", "start_mib", "peak_mib")
     return {"shares": shares(side, warmup), **{name: side[name] for name in kept}}
 
 

@@ -27,8 +27,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     # Llama 3.2 1B's
     "large": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 128_256}
     | {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True},
+    # Llama 3.1 8B's
+    "huge": {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "vocab_size": 128_256}
+    | {"num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False},
 }
-"""Llamas: 58M with all heads their own keys, 336M with grouped ones, 1.24B with a large vocabulary and tied ends."""
+"""Llamas: 58M with all heads their own keys, 336M with grouped ones, 1.24B with tied ends, 8.03B."""
 
 TEMPLATE = (
     "{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
@@ -53,6 +56,8 @@ QUIET = {"warmup": 1000}
 """No alarms: what these models learn is not worth one."""
 
 
+ONLINE = ("grpo", "rloo", "reinforce", "ppo", "online_dpo", "best_of_n")
+"""Algorithms that sample their own completions."""
 LEARNING = ("optimizer", "schedule", "checkpoint")
 
 
@@ -140,7 +145,7 @@ def run_of(algorithm: Mapping[str, Any], weights: Path, rows: Path, output: Path
         "checkpoint": {"save_steps": 1000},
         "devices": {"count": 1},
     }
-    if "group" in algorithm:
+    if algorithm["type"] in ONLINE:
         (rows.parent / "reward.py").write_text(REWARD)
         reward = {"type": "python", "file": str(rows.parent / "reward.py"), "function": "low"}
         sections["rollout"] = {"rewards": [reward], "sampling": {"max_completion_length": 8}, "watch": QUIET}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from engine import allocated, weighed
-from making import AROUND, SHAPES, model_in, run_of, write_rows
+from making import AROUND, ONLINE, SHAPES, model_in, run_of, write_rows
 from recording import GIB, Bench
 from torch.nn import functional
 
@@ -68,7 +68,7 @@ def measure(bench: Bench, shape: str, algorithm: str, way: str, rows: int) -> di
     length, sections = TOKENS[shape], {name: dict(section) for name, section in WAYS[way].items()}
     name = f"{shape} {algorithm} {way} {rows}".replace(" ", "-").replace(",", "")
     kind, _, reference = algorithm.removesuffix(" uneven").partition(" reference ")
-    online, examples = "group" in ALGORITHMS[kind], rows // 2 if kind in ("dpo", "reward_model") else rows
+    online, examples = kind in ONLINE, rows // 2 if kind in ("dpo", "reward_model") else rows
     steps, said = (2, SAMPLED[shape]) if online else (3, 3 * length // 4)
     lengths = [(length - said - AROUND, said)] * (2 * steps * examples)
     if algorithm.endswith(" uneven"):  # some shorter rows, and so a mask

@@ -22,6 +22,7 @@ from align.core.data.step_plan import FORWARD
 from align.core.generation.decode import Decoder
 from align.core.generation.generator_base import Request
 from align.core.models.policy import Policy, token_logprobs
+from align.core.util.profile import profiling
 from align.schemas.run import Sampling
 
 VOCABULARY = 128_256
@@ -102,16 +103,28 @@ def primitive(bench: Bench, tokens: int, width: int, trains: bool, dtype: torch.
 
 
 def training(
-    bench: Bench, shape: str, lengths: list[int], batch: int, ceiling: float, **sections: Any
+    bench: Bench,
+    shape: str,
+    lengths: list[int],
+    batch: int,
+    ceiling: float,
+    algorithm: str = "sft",
+    steps: int = 8,
+    **sections: Any,
 ) -> dict[str, Any]:
-    """Supervised tuning: the steps after the first two, and what share of the card's best they take."""
-    steps, name = 8, f"speed-{time.monotonic_ns()}"
+    """Training by an algorithm: the steps after the first two, and what share of the card's best they take.
+
+    Of ``dpo`` a row is a pair of that length each; its reference is measured before the first step and not counted.
+    """
+    name = f"speed-{time.monotonic_ns()}"
     lengths = random.Random(1).choices(lengths, k=steps * batch)
-    file = write_rows(bench.work / f"{name}.jsonl", "sft", [(n // 4 - AROUND, n - n // 4) for n in lengths])
+    file = write_rows(bench.work / f"{name}.jsonl", algorithm, [(n // 4 - AROUND, n - n // 4) for n in lengths])
     train = {"batch_size": batch, "max_steps": steps, **MIXED, **sections.pop("train", {})}
     sections |= {"train": train, "devices": {"accelerator": bench.device}, "optimizer": {"learning_rate": 1e-5}}
-    run = run_of({"type": "sft"}, model_in(bench.work, shape), file, bench.work / name, **sections)
-    scale, ready, _ = weighed(run, steps)
+    run = run_of({"type": algorithm}, model_in(bench.work, shape), file, bench.work / name, **sections)
+    with profiling(None, bench.device) as profile:
+        scale, ready, _ = weighed(run, steps)
+    parts = profile.facts()["parts"]
     config, measured = SHAPES[shape], scale.steps[2:]
     seconds, tokens = sum(s["step_seconds"] for s in measured), sum(s["tokens"] for s in measured)
     flops = per_token(ready.model.policy, config, sum(n * n for n in lengths) / sum(lengths)) * tokens / seconds
@@ -128,6 +141,7 @@ def training(
         "peak_gib": round(max(s["step_peak"] for s in measured) / GIB, 2),
         "step_seconds": [s["step_seconds"] for s in scale.steps],
         "losses": [round(s["loss"], 4) for s in scale.steps],
+        "part_seconds": {part: round(each.get("device_seconds", each["seconds"]), 3) for part, each in parts.items()},
     }
 
 

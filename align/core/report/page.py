@@ -38,6 +38,8 @@ VERDICTS = {
     "invalid": ("", "The two runs cannot be compared."),
 }
 """Colour and sentence of a gate's verdict."""
+LEAST_SHARE = 0.005
+"""Share of a stage's time below which a part is not named."""
 PLOT = 260
 """Width of the forest plot."""
 
@@ -110,6 +112,12 @@ def render(
             each
             for run, name in zip(runs, names, strict=True)
             for each in _warnings(run, name if len(runs) > 1 else "")
+        ],
+        times=[
+            (name, stage.name, time)
+            for name, run in zip(names, runs, strict=True)
+            for stage in run.stages
+            if (time := _time(stage))
         ],
         plans=[(name, [_plan(stage) for stage in run.stages]) for run, name in zip(runs, names, strict=True)],
         compared=[(str(one.directory), str(two.directory), differences(one, two)) for one, two in pairs],
@@ -275,6 +283,15 @@ def _plan(stage: StageFacts) -> dict[str, str]:
         "processes": str(stage.noted.get("world_size", "–")),
         "state": stage.state,
     }
+
+
+def _time(stage: StageFacts) -> str:
+    """Return the shares of a profiled stage's time in words, the largest first; "" of another one."""
+    try:
+        parts = [(part, each["share"]) for part, each in stage.profile["parts"].items() if each["share"] >= LEAST_SHARE]
+        return f"{stage.profile['seconds']:,.1f} s: " + ", ".join(f"{part} {share:.1%}" for part, share in parts)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ""
 
 
 def _hashes(stage: StageFacts) -> Iterator[tuple[str, str]]:

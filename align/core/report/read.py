@@ -6,13 +6,13 @@ import math
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from align.core.config import yaml_loader
 from align.core.engine import logger
-from align.core.util import atomic_files
+from align.core.util import atomic_files, profile
 from align.core.util.atomic_files import sha256
 from align.schemas.errors import AlignError, Problem
 from align.schemas.text import concealed
@@ -33,6 +33,8 @@ class StageFacts:
     curves: Mapping[str, list[tuple[float, float]]]
     """Metric -> (step, value), which may be NaN; held-out ones start with ``val/``."""
     finished: bool
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    """The content of ``profile.json`` (``align train --profile``)."""
 
     @property
     def from_rewards(self) -> bool:
@@ -93,6 +95,7 @@ def _stage(directory: Path, settings: Mapping[str, Any], manifest: Mapping[str, 
         data=_read_recorded(directory / "data_report.json", noted.get("files", {})),
         curves=_curves(directory / "metrics.csv", *_recorded_sum(directory, done or {})) if curves else {},
         finished=done is not None,
+        profile=_json(directory / profile.FILE) or {},
     )
 
 

@@ -21,6 +21,7 @@ from align.core.report.curves import Curve, as_data, goals, thin
 from align.core.report.facts import chosen
 from align.core.report.page import IntervalBar, _bars, run_names
 from align.core.report.read import read_run
+from align.core.util.atomic_files import write_json
 from align.schemas.errors import AlignError
 from align.schemas.text import number
 from tests.core.reports import SECTIONS, Shape, measures, page_of, write_run
@@ -172,6 +173,17 @@ def test_what_was_advised_and_overridden_is_told(tmp_path: Path) -> None:
     assert '<bdi>R-CPT-3</bdi> was overridden</dt><dd dir="auto">a test of the pipeline</dd>' in page
     (run / "advice.json").unlink()
     assert "What was advised" not in page_of(run)
+
+
+def test_where_the_time_went_is_told_of_a_profiled_stage(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", stages=("sft", "dpo"))
+    parts = {"forward": {"share": 0.75}, "</dd>": {"share": 0.25}, "data": {"share": 0.001}}
+    write_json(run / "dpo" / "profile.json", {"seconds": 1234.5, "steps": 3, "parts": parts})
+    page = page_of(run)
+    assert "1,234.5 s: forward 75.0%, &lt;/dd&gt; 25.0%</dd>" in page
+    assert page.count("where the time of") == 1
+    write_json(run / "dpo" / "profile.json", {"seconds": "long", "parts": []})
+    assert "where the time of" not in page_of(run), "what no profile wrote is left out"
 
 
 def test_no_run_is_told_to_the_user(tmp_path: Path) -> None:
