@@ -180,7 +180,7 @@ class CheckpointCallback(Checkpoint):
         step = trainer.global_step
         if step == self.saved_step:
             return
-        if not all(bool(torch.isfinite(p).all()) for p in module.parameters() if p.requires_grad):
+        if not checkpoint.all_finite(p for p in module.parameters() if p.requires_grad):
             raise RuntimeError(f"weights are not finite after step {step}, although its loss and gradient were")
         self.saved_step = step
         path = checkpoint.at(self.root, step)

@@ -277,7 +277,7 @@ def _verify_logs(loggers: Sequence[Any], sums: Mapping[str, str]) -> None:
 def _verified(place: StageDirectory, last: int, best: int | None, rolled_back: bool) -> Path:
     """Return the checkpoint to export. Raises AlignError if it is damaged: no other one has the weights wanted."""
     path = checkpoint.at(place.checkpoints, last if best is None else best)
-    fault = checkpoint.verify(path)
+    fault = checkpoint.fault_of(path)
     if fault is None:
         return path
     if best is None or best == last:

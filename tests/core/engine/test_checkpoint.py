@@ -87,6 +87,62 @@ def test_rotation_waits_for_a_sound_newest(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path) == [3, 2, 1]
 
 
+def test_what_was_just_written_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum is taken on the way to the disk; another process, or this one of an older checkpoint, reads it."""
+    read: list[Path] = []
+    whole = atomic_files.sha256
+    monkeypatch.setattr(atomic_files, "sha256", lambda path: read.append(path) or whole(path))
+    saved(tmp_path, 1, 2, 3)
+    checkpoint.rotate(tmp_path, keep=2, protect=None)
+    assert checkpoint.steps(tmp_path) == [3, 2] and checkpoint.fault_of(tmp_path / "step-00000003") is None
+    assert read == []
+    assert checkpoint.facts(tmp_path / "step-00000003")["files"] == {
+        checkpoint.STATE: atomic_files.file_sums(tmp_path / "step-00000003")[checkpoint.STATE]
+    }
+    read.clear()
+    assert checkpoint.fault_of(tmp_path / "step-00000002") is None and len(read) == 1
+    monkeypatch.setattr(checkpoint, "_written", {})  # as after a restart
+    assert checkpoint.fault_of(tmp_path / "step-00000003") is None and len(read) == 2
+
+
+@pytest.mark.parametrize("name", [checkpoint.STATE, checkpoint.MANIFEST])
+def test_what_was_touched_since_it_was_written_is_read_again(name: str, tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    file = tmp_path / "step-00000001" / name
+    before = file.stat()
+    flip_bit(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # a time that says that nothing happened
+    assert checkpoint.fault_of(tmp_path / "step-00000001") is not None
+    file.unlink()
+    assert "missing" in (checkpoint.fault_of(tmp_path / "step-00000001") or "")
+
+
+def test_writing_in_pieces_writes_and_hashes_everything(tmp_path: Path) -> None:
+    """Sizes around the piece's, so that a lost or doubled end would show; torch's own checksums are off only inside."""
+    piece = atomic_files.HashingWriter.PIECE
+    state = {
+        str(size): torch.randint(0, 255, (size,), dtype=torch.uint8) for size in (1, piece - 1, piece, 2 * piece + 1)
+    }
+    checkpoint.save(checkpoint.at(tmp_path, 1), state, {})
+    assert checkpoint.verify(tmp_path / "step-00000001") is None
+    found = checkpoint.load(tmp_path / "step-00000001")
+    assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    assert torch.serialization.get_crc32_options()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_any_number_that_is_not_finite_is_found(dtype: torch.dtype) -> None:
+    sound = [torch.zeros(0, dtype=dtype), torch.linspace(-3, 3, 1000).to(dtype), torch.ones((), dtype=dtype)]
+    assert checkpoint.all_finite(iter(sound)) and checkpoint.all_finite([])
+    largest = torch.full((99,), torch.finfo(dtype).max, dtype=dtype)  # whose sum would not be finite
+    assert checkpoint.all_finite([*sound, largest, -largest])
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for place in (0, 501, 999):
+            one = sound[1].clone()
+            one[place] = bad
+            assert not checkpoint.all_finite([*sound, one]), (bad, place)
+
+
 def test_links_and_files_in_the_place_of_a_checkpoint_are_replaced(tmp_path: Path) -> None:
     """One that was moved to another disk keeps its content there; the link goes."""
     root = tmp_path / "checkpoints"
