@@ -18,6 +18,16 @@ LOGITS = {"cpu": 2**24, "cuda": 2**26}
 whole gradient, so a device with more arithmetic per byte wants more tokens in one. On an H200 2^26 takes 0.54 of the
 time of 2^24 and 2^28 0.44, with a head of 263M numbers that learns (benchmarks/gpu)."""
 
+TILE = {"cpu": 2**18, "cuda": 2**26}
+"""Logits that the operations after the head take at a time, by accelerator. On a CPU 1 MiB in float32, which stays in
+the cache through a dozen passes and takes few fresh pages; a GPU wants few large operations, so all that exist."""
+
+KEPT = {"cpu": 2**29, "cuda": 2**31}
+"""Bytes of the loss's slope by the logits that a forward pass keeps for its backward, by accelerator: what fits saves a
+product with the head. 512 MiB are 4,096 tokens, a CPU's default, of a vocabulary of 32,768 in float32; 2 GiB are 16,384
+tokens, a GPU's, of 65,536 in 16 bits: a fraction of what trainers with full logits take. Nothing is kept under
+gradient checkpointing."""
+
 REPLICA_SHARE = 0.7
 """Share of a device's memory that weights, gradients and moments may take for ``auto`` to choose ddp over fsdp. The
 rest is for activations, whose size is not known before the first step."""

@@ -12,6 +12,8 @@ from making import AROUND, ONLINE, SHAPES, model_in, run_of, write_rows
 from recording import GIB, Bench
 from torch.nn import functional
 
+from align.schemas.engine import KEPT
+
 LORA = {"adapter": {"type": "lora", "r": 16}}
 SAVING = {"gradient_checkpointing": True}
 BF16 = {"dtype": "bfloat16"}
@@ -93,6 +95,7 @@ def measure(bench: Bench, shape: str, algorithm: str, way: str, rows: int) -> di
         "phase_gib": round(phases / GIB, 3) if online else None,
         "shape": shape,
         "config": SHAPES[shape],
+        "kept_logits_bytes": KEPT["cuda"],
         "stage": nameless(run.stages[0].model_dump(mode="json")),
         "max_tokens": said if online else None,
         "prompt_tokens": length - said - 2 if online else None,

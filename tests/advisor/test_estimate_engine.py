@@ -48,7 +48,8 @@ def test_what_a_token_keeps_by_hand() -> None:
 
 
 def test_a_step_of_several_micro_batches_by_hand() -> None:
-    """Fullest before the second one's backward: weights, moments, whole gradients, activations, three chunks."""
+    """Fullest when the second one's head has gone backward: weights, moments, activations, gradients and the head's
+    new one, and the logits' slopes that forward kept."""
     micro = Micro(rows=2, width=4, scored=5, padded=False)
     phases = engine_memory.stage_memory(stage(), Needs(), SMALL, WHOLE, Batches((micro, micro)))
     token = 4 * (2 * (8 + 8 + 8) + (8 + 4 + 4 + 8) + 2 + 4 * 16)
@@ -56,10 +57,33 @@ def test_a_step_of_several_micro_batches_by_hand() -> None:
     assert phases["training"] == {
         "weights": 4 * 2792,
         "optimizer": 8 * 2792,
-        "gradients": 4 * 2792,
+        "gradients": 4 * 2792 + 4 * 800,
         "activations": kept,
-        "logits": 3 * 4 * 5 * 100,
+        "logits": 4 * 5 * 100,
     }
+
+
+def test_logits_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vocabulary 100: of 9 tokens 4 are kept, the others come 3 at a time, and 2 to a tile."""
+    monkeypatch.setitem(engine_memory.KEPT, "cpu", 4 * 4 * 100 + 99)
+    monkeypatch.setitem(engine_memory.LOGITS, "cpu", 3 * 100 + 99)
+    monkeypatch.setitem(engine_memory.TILE, "cpu", 2 * 100 + 99)
+    micro = Micro(1, 20, 9)
+    assert engine_memory.kept_tokens(SMALL, WHOLE, micro) == 4
+    assert engine_memory.logits(SMALL, WHOLE, micro) == 4 * 100 * (4 + 3 + 2)
+    assert engine_memory.logits(SMALL, WHOLE, micro, trains=False) == 4 * 100 * 3
+    assert engine_memory.logits_back(SMALL, WHOLE, micro) == 4 * 100 * (4 + 3)
+    few = Micro(1, 20, 3)
+    assert engine_memory.logits(SMALL, WHOLE, few) == 4 * 100 * (3 + 2)
+    assert engine_memory.logits_back(SMALL, WHOLE, few) == 4 * 100 * 3
+    for frozen in (replace(WHOLE, rank=8), replace(WHOLE, checkpointing=True)):
+        assert engine_memory.kept_tokens(SMALL, frozen, micro) == 0
+        assert engine_memory.logits(SMALL, frozen, micro) == 4 * 100 * (3 + 2)
+    half = replace(WHOLE, kind=activations.types("float32", "bf16-mixed"))
+    assert engine_memory.kept_tokens(SMALL, half, micro) == 8
+    cast = 2 * 800
+    assert engine_memory.logits(SMALL, half, micro) == 2 * 100 * (8 + 1) + 8 * 100 * 2 + cast
+    assert engine_memory.logits_back(SMALL, half, micro) == 2 * 100 * (8 + 1) + 2 * 800 + cast
 
 
 def test_a_reference_costs_a_copy_only_where_nothing_else_serves() -> None:

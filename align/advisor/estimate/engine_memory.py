@@ -21,7 +21,7 @@ from align.advisor.estimate import activations
 from align.advisor.estimate.activations import Types, types
 from align.advisor.estimate.memory_formulas import BASE, NF4
 from align.advisor.estimate.model_shape import ModelShape
-from align.schemas.engine import LOGITS, Batches, Micro, Needs
+from align.schemas.engine import KEPT, LOGITS, TILE, Batches, Micro, Needs
 from align.schemas.run import Stage
 
 Parts = dict[str, float]
@@ -142,14 +142,29 @@ def gathered(shape: ModelShape, how: MemoryLayout) -> float:
     return float(how.kind.compute * (2 * shape.layer + root))
 
 
-def logits(shape: ModelShape, how: MemoryLayout, micro: Micro) -> float:
-    """Bytes of one chunk of logits while its probabilities are made: three float32 copies; the head cast for them.
+def kept_tokens(shape: ModelShape, how: MemoryLayout, micro: Micro) -> int:
+    """Return the number of tokens whose logits' slope [V] a training pass keeps for backward: see ``KEPT``."""
+    if how.rank or how.checkpointing:
+        return 0
+    return min(micro.scored, KEPT[how.accelerator] // (how.kind.compute * shape.vocab))
 
-    In 16 bits a second chunk is made in both types while two copies of the chunk before it live: 14 bytes a logit.
+
+def at_a_time(most: int, shape: ModelShape, tokens: int) -> float:
+    """Return the numbers of a chunk or tile of so many logits, when there are so many tokens."""
+    return shape.vocab * float(max(1, min(tokens, most // shape.vocab)))
+
+
+def logits(shape: ModelShape, how: MemoryLayout, micro: Micro, trains: bool = True) -> float:
+    """Bytes of the head's forward pass: what it keeps, one chunk in the type of computing, and what a tile takes.
+
+    A tile has a float32 copy in 16 bits, and in training its probabilities in float32; the head is cast for them.
     """
-    most = LOGITS[how.accelerator] // shape.vocab
-    each = 14.0 if how.kind.compute == 2 and micro.scored > most else 12.0
-    return each * max(1, min(micro.scored, most)) * shape.vocab + head_cast(shape, how)
+    kept = kept_tokens(shape, how, micro) if trains else 0
+    rest = micro.scored - kept
+    chunk = at_a_time(LOGITS[how.accelerator], shape, rest) if rest else 0.0
+    tile = min(at_a_time(TILE[how.accelerator], shape, micro.scored), max(chunk, float(kept * shape.vocab)))
+    copies = (how.kind.compute == 2) + trains
+    return how.kind.compute * (kept * shape.vocab + chunk) + 4.0 * copies * tile + head_cast(shape, how)
 
 
 def head_cast(shape: ModelShape, how: MemoryLayout) -> float:
@@ -158,17 +173,19 @@ def head_cast(shape: ModelShape, how: MemoryLayout) -> float:
 
 
 def logits_back(shape: ModelShape, how: MemoryLayout, micro: Micro) -> float:
-    """Return bytes of a chunk in backward, where the head learns, in addition to its gradient.
+    """Return bytes of the head's backward pass, where it learns, in addition to its gradient in float32.
 
-    In float32 the logits and the chunk before them; in 16 bits those, or the product that is added to the gradient
-    and the logits in both types.
+    What forward kept, and a chunk of the rest; in 16 bits also a tile in float32, or later the product that is added
+    to the gradient.
     """
-    most = LOGITS[how.accelerator] // shape.vocab
-    chunk, several = shape.vocab * max(1, min(micro.scored, most)), micro.scored > most
+    kept = kept_tokens(shape, how, micro)
+    rest = micro.scored - kept
+    chunk = at_a_time(LOGITS[how.accelerator], shape, rest) if rest else 0.0
+    held = how.kind.compute * (kept * shape.vocab + chunk)
     if how.kind.compute == 4:
-        return (8.0 if several else 4.0) * chunk
-    product = 2.0 * shape.embedding + 6.0 * chunk
-    return max(product, 10.0 * chunk if several else 0.0) + head_cast(shape, how)
+        return held
+    tile = min(chunk, at_a_time(TILE[how.accelerator], shape, micro.scored))
+    return held + max(2.0 * shape.embedding, 4.0 * tile) + head_cast(shape, how)
 
 
 def training(needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[Micro, ...]) -> Parts:
@@ -189,11 +206,12 @@ def training(needs: Needs, shape: ModelShape, how: MemoryLayout, micros: tuple[M
         again = activations.layer(shape, kind, how.rank, micro, square) + activations.passing(shape, how.rank)
         working = micro.tokens * again + casts / shape.layers if how.checkpointing else 0.0
         chunk = logits(shape, how, micro) if language else 0.0
+        waiting = how.kind.compute * float(kept_tokens(shape, how, micro) * shape.vocab) if language else 0.0
         before = (each + critic) / share if place else 0.0
         with_head = max(before, critic / share) + head  # a critic runs forward last, so backward reaches it first
         found += [
             {"gradients": before, "activations": kept, "logits": chunk},
-            {"gradients": before, "activations": kept * (2 if needs.critic else 1) + working},
+            {"gradients": before, "activations": kept * (2 if needs.critic else 1) + working, "logits": waiting},
             {"gradients": with_head, "activations": kept, "logits": logits_back(shape, how, micro) if head else 0.0},
             {"gradients": with_head, "activations": kept + working},
             {"gradients": (each + critic) / share + head},
@@ -231,7 +249,9 @@ def generation(
     if needs.passes_read:
         for micro in micros:
             square = 8.0 * shape.heads * micro.width if _square(shape, how, micro) else 0.0  # scores, and their softmax
-            chunk = logits(shape, how, micro) if needs.reference or needs.passes_read > needs.critic else 0.0
+            chunk = (
+                logits(shape, how, micro, trains=False) if needs.reference or needs.passes_read > needs.critic else 0.0
+            )
             states = 2 * kind.residual * shape.hidden * micro.tokens
             found += [
                 {"activations": casts + max(through, square + 3 * kind.residual * shape.hidden) * micro.tokens},

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from align.advisor.estimate.model_shape import ModelShape
-from align.schemas.engine import LOGITS
+from align.schemas.engine import KEPT, LOGITS
 
 Tuning = Literal["full", "lora", "qlora"]
 Sharding = Literal["ddp", "fsdp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
@@ -34,8 +34,8 @@ SPLIT = ("fsdp", "zero3", "zero3_offload")
 NF4 = 0.516
 BASE = 1e9
 """Bytes of a CUDA context, NCCL and fragmentation: 0.8 to 1.5 GB are seen."""
-CHUNK = 3 * 4 * LOGITS["cuda"]
-"""Bytes of a chunk of logits on a GPU: fp32, three copies at a time (align.core.models.policy)."""
+LOGIT = 10
+"""Bytes of a logit on a GPU: in 16 bits, in fp32, and its probability (align.core.models.policy)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Setting:
     """The layout and training of a model.
 
     tokens: of one forward pass, s b; of pairs both answers count. gradient, optimizer: bytes per trained parameter.
-    logits: bytes that they take per token and vocabulary entry, or 0 for chunks. copies: frozen models next to the
+    logits: bytes that they take per token and vocabulary entry, or 0 for align's head: chunks, and without
+    checkpointing those it keeps. copies: frozen models next to the
     policy, in 16 bits (reference, reward). critics: further trained models of the same shape. concurrent: tokens
     in the cache while generating, all answers at once.
     """
@@ -115,8 +116,10 @@ def activations(shape: ModelShape, setting: Setting) -> dict[str, float]:
     """Return bytes that a forward pass keeps for its backward, and of the logits."""
     layer = 34 * setting.tokens * shape.hidden
     kept = 2 * setting.tokens * shape.hidden * shape.layers + layer if setting.checkpointing else layer * shape.layers
-    logits = setting.logits * setting.tokens * shape.vocab
-    return {"activations": kept, "logits": logits or min(CHUNK, 12.0 * setting.tokens * shape.vocab)}
+    numbers = float(setting.tokens * shape.vocab)
+    waiting = setting.tuning == "full" and not setting.checkpointing
+    own = min(KEPT["cuda"], 2 * numbers) * waiting + LOGIT * min(LOGITS["cuda"], numbers)
+    return {"activations": kept, "logits": setting.logits * numbers or own}
 
 
 def training(shape: ModelShape, setting: Setting) -> dict[str, float]:

@@ -34,7 +34,7 @@ from align.core.models.architecture import choose_family, quiet, read_config, re
 from align.core.models.policy import Policy, Tail, set_dropout, without_gradient_or_dropout
 from align.core.models.reference import Precomputed, ReferenceModel, make_reference
 from align.core.util.error_line import first_line
-from align.schemas.engine import LOGITS, MICRO_TOKENS
+from align.schemas.engine import KEPT, LOGITS, MICRO_TOKENS, TILE
 from align.schemas.errors import AlignError
 from align.schemas.run import Stage
 
@@ -285,14 +285,18 @@ def _autocast(stage: Stage, device: str = "cpu", cached: bool = True) -> Any:
 
 @contextmanager
 def _without_numbers(kind: str) -> Iterator[None]:
-    """Use the chunk size of logits of another kind of device, and ask for no values: of weights' hash, of metrics."""
-    kept, log = LOGITS["cpu"], logging.getLogger("torch._subclasses.fake_tensor")
-    LOGITS["cpu"], level = LOGITS[kind], log.level
+    """Use the sizes of logits of another kind of device, and ask for no values: of weights' hash, of metrics."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        no_hash = patch.object(references, "tensors_hash", lambda _: "")
-        with no_hash, patch.object(engine, "gather", lambda table: np.ones((1, *table.shape))):
+        with (
+            patch.object(references, "tensors_hash", lambda _: ""),
+            patch.object(engine, "gather", lambda table: np.ones((1, *table.shape))),
+            patch.dict(LOGITS, cpu=LOGITS[kind]),
+            patch.dict(TILE, cpu=TILE[kind]),
+            patch.dict(KEPT, cpu=KEPT[kind]),
+        ):
             yield
     finally:
-        LOGITS["cpu"] = kept
         log.setLevel(level)

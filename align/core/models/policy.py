@@ -2,7 +2,8 @@
 
 The head runs inside the model's own forward, at the scored positions only and in chunks (``token_logprobs``). So
 every computation of the model before its head takes place, sharded parameters are gathered when the head reads them,
-and full logits never exist. The model's operations on logits after the head (a scale, a soft cap) are measured once.
+and logits of all tokens exist only where they fit a budget. The model's operations on logits after the head (a scale,
+a soft cap) are measured once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from align.core.data.batch import Batch, MicroBatch
 from align.core.models.architecture import from_peft, score_head
 from align.core.util.profile import profiled
-from align.schemas.engine import LOGITS
+from align.schemas.engine import KEPT, LOGITS, TILE
 from align.schemas.errors import AlignError
 
 if TYPE_CHECKING:
@@ -39,14 +40,19 @@ if TYPE_CHECKING:
 #     z_T,V = softcap(scale * (hidden_T,D @ W_V,D^T + bias_V)) / temperature
 #     logp_t = z[t, target_t] - logsumexp_v z[t, v]
 #
-# The head is applied to a chunk of tokens at a time; with p = softmax(z_t), and e the unit vector of target_t,
+# With p = softmax(z_t), and e the unit vector of target_t,
 #
 #     d logp_t / d hidden_t = W^T u_t        d logp_t / d W = u_t hidden_t^T        u_t = dz_t^T (e - p)
 #
 # where dz_t is the slope of scale, cap and temperature. The first is one vector [D] for each token, whatever the loss
-# is, so forward computes it while the chunk's logits exist. The second is a sum over tokens weighted by the loss's
-# gradient, so backward computes each chunk's logits again, and only if the head is trained. So memory is
-# O(chunk * V + T * D) instead of O(T * V), for one matrix product more (none with a frozen head, as under LoRA).
+# is, so forward computes it while u exists. The second is a sum over tokens weighted by the loss's gradient, so it has
+# to wait for backward. The u of the first tokens is kept until then, as far as a budget of bytes goes. All other
+# tokens are taken a chunk at a time, and if the head is trained backward computes their logits again. So memory is
+# O(budget + chunk * V + T * D) instead of O(T * V), for at most one matrix product more; under a frozen head (LoRA)
+# nothing is kept or computed twice.
+#
+# Logits are made in few large products, since each product reads the whole head. Everything after that takes a tile of
+# rows at a time: on a CPU one that stays in the cache through the dozen passes over it.
 
 
 class TokenScores(NamedTuple):
@@ -73,6 +79,8 @@ def token_logprobs(
     target_T: Tensor,
     chunk: int,
     *,
+    tile: int | None = None,
+    keep: int = 0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     temperature: float = 1.0,
@@ -84,6 +92,9 @@ def token_logprobs(
     head_weight_VD  the head's weight [V, D]; head_bias: [V] or None
     target_T        token ids [T] in [0, V)
     chunk           tokens whose logits [chunk, V] exist at one time, at least 1
+    tile            tokens that the operations after the matrix product take at a time; None: a chunk
+    keep            bytes that may be kept for backward, so that it need not compute as many tokens' logits again; they
+                    replace those tokens' chunks
     logit_scale     multiplies the head's output (Cohere, Granite)
     softcap         c of ``c * tanh(z / c)`` (Gemma 2), or None
     temperature     divides the logits, above 0
@@ -94,13 +105,16 @@ def token_logprobs(
     Not differentiable twice.
     """
     device = hidden_TD.device.type
-    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_weight_VD.dtype
+    trains_head = head_weight_VD.requires_grad or (head_bias is not None and head_bias.requires_grad)
     head = _Head(
         chunk=max(1, chunk),
+        tile=max(1, chunk if tile is None else tile),
+        keep=keep // (dtype.itemsize * len(head_weight_VD)) if torch.is_grad_enabled() and trains_head else 0,
         scale=logit_scale,
         softcap=softcap,
         temperature=temperature,
-        dtype=torch.get_autocast_dtype(device) if autocast else head_weight_VD.dtype,
+        dtype=dtype,
         metrics=metrics,
         learns=torch.is_grad_enabled() and hidden_TD.requires_grad,
     )
@@ -112,10 +126,12 @@ def token_logprobs(
 class _Head:
     """Settings of one call: the function from hidden states to z, and the outputs to compute.
 
-    dtype: of matrix products. learns: True if the hidden states need a gradient.
+    chunk, tile, keep: in tokens. dtype: of matrix products. learns: True if the hidden states need a gradient.
     """
 
     chunk: int
+    tile: int
+    keep: int
     scale: float
     softcap: float | None
     temperature: float
@@ -123,15 +139,24 @@ class _Head:
     metrics: bool
     learns: bool
 
-    def chunks(self, tokens: int) -> Iterator[slice]:
-        """Yield the slices of ``chunk`` tokens each."""
-        for start in range(0, tokens, self.chunk):
-            yield slice(start, min(start + self.chunk, tokens))
+    def parts(self, tokens: int) -> list[slice]:
+        """Return the slices of one matrix product each: the tokens whose u is kept, then chunks."""
+        kept = min(self.keep, tokens)
+        chunks = [slice(start, min(start + self.chunk, tokens)) for start in range(kept, tokens, self.chunk)]
+        return [slice(0, kept), *chunks] if kept else chunks
 
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, slope: bool) -> tuple[Tensor, Tensor | None]:
-        """Map [c, D] to z [c, V] in float32 or better; with ``slope`` return the soft cap's derivative [c, V] too."""
-        z = torch.nn.functional.linear(hidden, weight, bias)
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+    def tiles(self, part: slice, z: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the tokens of each tile of a part, and its rows of z."""
+        for start in range(0, len(z), self.tile):
+            rows = z[start : start + self.tile]
+            yield slice(part.start + start, part.start + start + len(rows)), rows
+
+    def logits(self, raw: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
+        """Map the head's output [t, V] to z in float32 or better, in its own memory if it has that type.
+
+        With ``slope`` return the soft cap's derivative [t, V] too.
+        """
+        z = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if self.scale != 1.0:
             z = z.mul_(self.scale)
         capped = None
@@ -141,13 +166,42 @@ class _Head:
             z = z.mul_(self.softcap)
         return z if self.temperature == 1.0 else z.div_(self.temperature), capped
 
-    def unit(self, p: Tensor, target: Tensor, slope: Tensor | None) -> Tensor:
-        """Return u of the module's equations [c, V], computed in the memory of p."""
-        u = p.neg_().scatter_add_(-1, target[:, None], torch.ones_like(p[:, :1]))
+    def unit(self, p: Tensor, total: Tensor, target: Tensor, slope: Tensor | None, out: Tensor) -> Tensor:
+        """Write u of the module's equations [t, V] to ``out`` and return it; p / total [t, 1] are probabilities."""
+        u = torch.div(p, -total, out=out).scatter_add_(-1, target, torch.ones_like(total))
         if slope is not None:
             u = u.mul_(slope)
         factor = self.scale / self.temperature
         return u if factor == 1.0 else u.mul_(factor)
+
+    def score(self, raw: Tensor, target: Tensor, scores: Tensor, needs_u: bool) -> None:
+        """Score a tile, [t, V] of the head's output and [t, 1] of tokens, and with ``needs_u`` replace it by its u.
+
+        scores [6, t, 1]: receives logp, the largest z, the sum of exp(z - largest), and with metrics the last three of
+        ``TokenScores``.
+        """
+        logp, peak, total, entropy, correct, logit = scores
+        z, slope = self.logits(raw, needs_u)
+        # Subtract the largest logit, as log_softmax does: at z = 1e4 a float32 has too few digits for log-sums.
+        if self.metrics:
+            best = torch.max(z, -1, keepdim=True)
+            peak.copy_(best.values)
+            correct.copy_(best.indices == target)
+        else:
+            torch.amax(z, -1, keepdim=True, out=peak)  # without the place of the largest, which takes longer
+        z = z.sub_(peak)
+        own = z.gather(-1, target)
+        if self.metrics:
+            logit.copy_(z.mean(-1, keepdim=True) + peak)
+        p = z.exp() if self.metrics else z.exp_()
+        torch.sum(p, -1, keepdim=True, out=total)
+        lse = total.log()
+        logp.copy_(own - lse)
+        if self.metrics:
+            z = z.clamp_(min=torch.finfo(z.dtype).min)  # a masked logit has p = 0, and 0 * -inf is NaN
+            entropy.copy_(lse - z.mul_(p).sum(-1, keepdim=True) / total)
+        if needs_u:
+            raw.copy_(self.unit(p, total, target, slope, out=z))
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -157,28 +211,24 @@ class _TokenLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, head: _Head
     ) -> tuple[Tensor, ...]:
-        exact = torch.promote_types(head.dtype, torch.float32)
-        logp, peak, lse, entropy, correct, logit = (hidden.new_empty(len(target), dtype=exact) for _ in range(6))
+        exact, tokens, vocabulary = torch.promote_types(head.dtype, torch.float32), len(target), len(weight)
+        scores = hidden.new_empty(6, tokens, 1, dtype=exact)
         d_hidden = torch.empty_like(hidden) if head.learns else None
+        kept = hidden.new_empty(min(head.keep, tokens), vocabulary, dtype=head.dtype)
+        # One block for all chunks: on a CPU the pages of a fresh one cost as much as a pass over it.
+        chunk = hidden.new_empty(min(head.chunk, tokens - len(kept)), vocabulary, dtype=head.dtype)
+        needs_u = head.learns or head.keep > 0
         with torch.autocast(hidden.device.type, enabled=False):
             x, w, b = hidden.to(head.dtype), weight.to(head.dtype), None if bias is None else bias.to(head.dtype)
-            for part in head.chunks(len(target)):
-                z, slope = head.logits(x[part], w, b, head.learns)
-                # Subtract the largest logit, as log_softmax does: at z = 1e4 a float32 has too few digits for log-sums.
-                peak[part], best = z.max(-1)
-                z = z.sub_(peak[part, None])
-                p = z.exp()
-                total = p.sum(-1)
-                lse[part] = total.log()
-                logp[part] = z.gather(-1, target[part, None])[:, 0] - lse[part]
-                if head.metrics:
-                    correct[part] = (best == target[part]).to(exact)
-                    logit[part] = z.mean(-1) + peak[part]
-                    z = z.clamp_(min=torch.finfo(exact).min)  # a masked logit has p = 0, and 0 * -inf is NaN
-                    entropy[part] = lse[part] - torch.linalg.vecdot(p, z) / total
+            for part in head.parts(tokens):
+                u = kept if part.stop <= len(kept) else chunk[: part.stop - part.start]
+                _linear(x[part], w, b, out=u)
+                for rows, raw in head.tiles(part, u):
+                    head.score(raw, target[rows, None], scores[:, rows], needs_u)
                 if d_hidden is not None:
-                    d_hidden[part] = head.unit(p.div_(total[:, None]), target[part], slope).to(head.dtype) @ w
-        ctx.save_for_backward(hidden, weight, bias, target, peak, lse, d_hidden)
+                    d_hidden[part] = u @ w
+        logp, peak, total, entropy, correct, logit = (each.clone() for each in scores[..., 0])
+        ctx.save_for_backward(hidden, weight, bias, target, peak, total, d_hidden, kept)
         ctx.head = head
         if not head.metrics:
             return (logp,)
@@ -187,25 +237,36 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @profiled("head")
     def backward(ctx: Any, grad_logp: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, target, peak, lse, d_hidden = ctx.saved_tensors
+        hidden, weight, bias, target, peak, total, d_hidden, kept = ctx.saved_tensors
         head: _Head = ctx.head
         _, needs_weight, needs_bias, *_rest = ctx.needs_input_grad
-        # Accumulated over chunks in float32 even for a bfloat16 weight, whose 8 bits would lose small terms.
-        d_weight = torch.zeros_like(weight, dtype=lse.dtype) if needs_weight else None
-        d_bias = torch.zeros_like(bias, dtype=lse.dtype) if needs_bias else None
-        if needs_weight or needs_bias:
-            with torch.autocast(hidden.device.type, enabled=False):
-                x, w, b = hidden.to(head.dtype), weight.to(head.dtype), None if bias is None else bias.to(head.dtype)
-                for part in head.chunks(len(target)):
-                    z, slope = head.logits(x[part], w, b, True)
-                    p = z.sub_(peak[part, None]).sub_(lse[part, None]).exp_()
-                    d_z = head.unit(p, target[part], slope).mul_(grad_logp[part, None])
-                    if d_bias is not None:
-                        d_bias += d_z.sum(0)
-                    if d_weight is not None:
-                        _add_product(d_weight, d_z.to(head.dtype), x[part])
+        d_weight = None
+        d_bias = torch.zeros_like(bias, dtype=total.dtype) if needs_bias else None
+        parts = head.parts(len(target)) if needs_weight or needs_bias else []
+        # Accumulated over parts in float32 even for a bfloat16 weight, whose 8 bits would lose small terms.
+        sums = total.dtype if len(parts) > 1 else head.dtype
+        size = max((part.stop - part.start for part in parts if part.start >= len(kept)), default=0)
+        chunk = hidden.new_empty(size, len(weight), dtype=head.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            x, w, b = hidden.to(head.dtype), weight.to(head.dtype), None if bias is None else bias.to(head.dtype)
+            for part in parts:
+                u = kept if part.stop <= len(kept) else chunk[: part.stop - part.start]
+                if u is not kept:
+                    _linear(x[part], w, b, out=u)
+                    for rows, raw in head.tiles(part, u):
+                        z, slope = head.logits(raw, True)
+                        p = z.sub_(peak[rows, None]).exp_()
+                        raw.copy_(head.unit(p, total[rows, None], target[rows, None], slope, out=z))
+                if d_bias is not None:
+                    for rows, u_tV in head.tiles(part, u):
+                        d_bias += grad_logp[rows] @ u_tV.to(total.dtype)
+                if needs_weight:
+                    # The loss's gradient multiplies the hidden states: there are fewer of them than of u.
+                    weighted = (x[part] * grad_logp[part, None]).to(head.dtype)
+                    d_weight = _plus_product(d_weight, u, weighted, sums)
+        if needs_weight and d_weight is None:
+            d_weight = torch.zeros_like(weight)
         return (
             None if d_hidden is None else (d_hidden * grad_logp[:, None]).to(hidden.dtype),
             None if d_weight is None else d_weight.to(weight.dtype),
@@ -215,12 +276,21 @@ class _TokenLogProbs(torch.autograd.Function):
         )
 
 
-def _add_product(total_VD: Tensor, d_z_cV: Tensor, x_cD: Tensor) -> None:
-    """Add d_z^T x to the total; in place if the types are equal, which saves a second matrix [V, D]."""
-    if total_VD.dtype == x_cD.dtype:
-        total_VD.addmm_(d_z_cV.T, x_cD)
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Write x weight^T + bias to memory that exists."""
+    if bias is None:
+        torch.mm(x, weight.T, out=out)
     else:
-        total_VD += d_z_cV.T @ x_cD
+        torch.addmm(bias, x, weight.T, out=out)
+
+
+def _plus_product(total_VD: Tensor | None, u_cV: Tensor, x_cD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return total + u^T x in ``dtype``; in the total's memory, without a second matrix [V, D] if the types agree."""
+    if total_VD is None:
+        return (u_cV.T @ x_cD).to(dtype)
+    if total_VD.dtype == x_cD.dtype:
+        return total_VD.addmm_(u_cV.T, x_cD)
+    return total_VD.add_(u_cV.T @ x_cD)
 
 
 class Scores(NamedTuple):
@@ -299,16 +369,21 @@ class Policy(nn.Module):
         if self.head != "language":
             return self._scores(micro)
         tail = self.tail
+        # Where the layers' activations are computed again to save memory, so are logits.
+        keep = dict.fromkeys(KEPT, 0) if self.unwrapped.is_gradient_checkpointing else KEPT
         found: list[TokenScores] = []
 
         def head(layer: nn.Linear | TrainableTokensLayer, hidden_RLD: Tensor) -> Tensor:
             weight_VD, bias_V = _weights(layer)
+            device, vocabulary = hidden_RLD.device.type, len(weight_VD)
             scores = token_logprobs(
                 hidden_RLD.flatten(0, -2)[micro.predict_T],
                 weight_VD,
                 bias_V,
                 micro.target_T,
-                LOGITS[hidden_RLD.device.type] // len(weight_VD),
+                LOGITS[device] // vocabulary,
+                tile=TILE[device] // vocabulary,
+                keep=keep[device],
                 logit_scale=tail.scale,
                 softcap=tail.softcap,
                 temperature=self.temperature,

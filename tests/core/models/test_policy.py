@@ -34,7 +34,7 @@ from align.core.data.batch import collate
 from align.core.data.examples import Example, TokenSequence
 from align.core.models.packing import layout_for, probe
 from align.core.models.policy import Policy
-from align.schemas.engine import LOGITS
+from align.schemas.engine import KEPT, LOGITS, TILE
 from align.schemas.errors import AlignError
 from tests.tiny import tiny_model
 
@@ -209,6 +209,7 @@ class Largest(TorchDispatchMode):
 
 def test_full_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOGITS, "cpu", 8 * 3000)
+    monkeypatch.setitem(KEPT, "cpu", 4 * 20 * 3000)
     policy = Policy(tiny_model(vocab_size=3000))
     micro = collate(examples(200, 150), "padded", 0)
     with Largest() as seen:
@@ -216,6 +217,39 @@ def test_full_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = 3000 * 32
     assert seen.numel == weights
     assert len(micro.target_T) * 3000 > 6 * weights
+
+
+def test_logits_are_made_twice_only_past_the_budget_or_under_checkpointing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOGITS, "cpu", 8 * 3000)
+    monkeypatch.setitem(TILE, "cpu", 3 * 3000)
+    micro = collate(examples(40, 35), "padded", 0)
+    scored = len(micro.target_T)
+    found: list[Tensor] = []
+    for budget, checkpointing, again in ((scored, False, 0), (10, False, scored - 10), (scored, True, scored)):
+        monkeypatch.setitem(KEPT, "cpu", 4 * budget * 3000)
+        policy = Policy(tiny_model(vocab_size=3000))
+        if checkpointing:
+            policy.unwrapped.gradient_checkpointing_enable({"use_reentrant": False})
+        logp_T = policy.train()(micro).logp_T
+        with Made(3000) as made:
+            logp_T.sum().backward()
+        assert made.rows == again
+        found.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    assert apart(found[1], found[0]) < 1e-5 and apart(found[2], found[0]) < 1e-5
+
+
+class Made(TorchDispatchMode):
+    """The rows of logits that matrix products write."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.out and result.shape[-1] == self.vocabulary:
+            self.rows += len(result)
+        return result
 
 
 # --- micro-batches without tokens
