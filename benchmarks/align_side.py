@@ -13,7 +13,6 @@ from turns import Meter, Turn
 
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import MicroBatcher, StepBatch
-from align.core.training import stage
 from align.core.training.launch import train
 from align.core.util.profile import profiling
 from align.schemas.run import Run
@@ -72,18 +71,20 @@ def measure(task: Task, turn: Turn) -> dict[str, Any]:
     with profiling(None, "cpu") as profile:
         meter = Meter(turn, profile)
 
-        class Measured(AlignModule):
-            """The module that is trained; Lightning calls its hooks after those of all callbacks."""
+        starts = AlignModule.on_train_start
 
-            def on_train_start(self) -> None:
-                super().on_train_start()
-                meter.ready()
+        def start(module: AlignModule) -> None:
+            starts(module)
+            meter.ready()
 
-            def on_train_batch_end(self, *_: Any) -> None:
-                if len(meter.cpu) < task.steps:
-                    meter.step(loss=self.metrics["loss"], grad_norm=self.metrics["grad_norm"])
+        def step(module: AlignModule, *_: Any) -> None:
+            if len(meter.cpu) < task.steps:
+                meter.step(loss=module.metrics["loss"], grad_norm=module.metrics["grad_norm"])
 
-        with patch.object(stage, "AlignModule", Measured), _watching_rows(meter, task):
+        # Lightning calls the module's hooks after those of all callbacks.
+        started = patch.object(AlignModule, "on_train_start", start)
+        stepped = patch.object(AlignModule, "on_train_batch_end", step)
+        with started, stepped, _watching_rows(meter, task):
             train(run_of(task), progress=False)
     meter.rows, meter.tokens, meter.scored = (each[: task.steps] for each in (meter.rows, meter.tokens, meter.scored))
     return meter.facts()

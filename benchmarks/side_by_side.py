@@ -1,14 +1,14 @@
-"""One algorithm of align beside TRL's: seconds of the processor a step, memory, the curve, and where the time goes.
+"""align's algorithms beside TRL's: seconds of the processor a step, memory, the curve, and where the time goes.
 
     python benchmarks/side_by_side.py sft --model 42m
-    python benchmarks/side_by_side.py grpo --model 0.85m --long-prompts
+    python benchmarks/side_by_side.py all --model 0.85m
 
-Prints a table and writes results/side_by_side/ALGORITHM-MODEL.json. align, TRL's default and TRL's best setting (see
-trl_side.py) learn from the same rows in the same order, and take turns step by step on one core. Fails where rows or
-order differ, or where the curves of an algorithm without sampling differ by more than rounding. Online algorithms
-sample, each side its own answers: there the prompts are compared. Where a reference is measured before the first step,
-its seconds are spread over the steps. PPO has no counterpart among TRL's trainers (an experiment of its own kind is all
-there is) and runs alone; its step is the mean over a phase's.
+Prints a table of each and writes results/side_by_side/ALGORITHM-MODEL.json. align, TRL's default and TRL's best setting
+(see trl_side.py) learn from the same rows in the same order, and take turns step by step on one core. Fails where rows
+or order differ, or where the curves of an algorithm without sampling differ by more than rounding. Online algorithms
+sample, each side its own completions: there the prompts are compared. ``grpo-long`` has prompts of 470 tokens instead
+of 50. Where a reference is measured before the first step, its seconds are spread over the steps. PPO has no
+counterpart among TRL's trainers and runs alone; its step is the mean over a phase's.
 
 ``--model`` takes 0.85m, 42m or a directory. The share of the roofline is of the operations that a step needs (nothing
 padded or computed twice, every sequence by itself, the head at scored tokens only) at the speed of a product of float32
@@ -23,6 +23,7 @@ import shutil
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -42,91 +43,94 @@ from figures import RESULTS, Figure, figure, ratios, show, write
 from transformers import AutoConfig
 from workload import MODELS, assert_same_rows, curve_difference, make_model, make_rows, write_rows
 
-ALGORITHMS = ("sft", "reward_model", "dpo", "kto", "rloo", "grpo", "ppo")
+ALGORITHMS = ("sft", "reward_model", "dpo", "kto", "rloo", "grpo", "grpo-long", "ppo")
 ALONE = ("ppo",)
 BATCHES = {"0.85m": 16, "42m": 4, "tiny": 8}
 """Rows or pairs of a step; a directory's model gets 2. Online: twice as many completions, at least one group of 8."""
 BETAS = {"dpo": 0.1, "kto": 0.1, "grpo": 0.04, "rloo": 0.05}
 PHASE = 4
 """Steps that PPO takes on the same completions: its default."""
-STEPS, WARMUP = 8, 2
+STEPS = {"0.85m": 10, "tiny": 4}
+SLOW_STEPS = {"sft": 10, "reward_model": 6, "dpo": 6, "kto": 4, "grpo-long": 4}
+"""Measured steps, by the model or, of larger ones, by the algorithm (others 6): all of them take some 15 minutes."""
 ROUNDING = 1e-3
 """Largest relative difference of losses and gradient norms that may pass as rounding; 1e-5 to 1e-4 is seen."""
 
 
 def main() -> int:
-    """Run the sides, print, write."""
+    """Run the comparisons, print and write each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("algorithm", choices=ALGORITHMS, help="what to train by")
+    parser.add_argument("algorithms", nargs="+", choices=(*ALGORITHMS, "all"), help="what to train by")
     parser.add_argument("--model", default="0.85m", help=f"{', '.join(MODELS)}, or a model's directory")
-    parser.add_argument("--steps", type=int, default=STEPS, help="measured steps")
-    parser.add_argument("--warmup", type=int, default=WARMUP, help="steps before them")
-    parser.add_argument("--long-prompts", action="store_true", help="470 tokens instead of 50 (online algorithms)")
+    parser.add_argument("--steps", type=int, help="measured steps")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before them")
     parser.add_argument(
-        "--without", nargs="*", default=[], choices=("padded", "best"), help="settings of TRL to leave out"
+        "--without", nargs="*", default=[], choices=("padded", "best"), help="leave this setting of TRL out"
     )
     parser.add_argument("--out", type=Path, default=RESULTS / "side_by_side", help="directory of the results")
     arguments = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="align-side-by-side-"))
-    try:
-        name, figures, details = compare(arguments, work)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    print(show(figures))
-    print(_shares(details["sides"]))
-    long = " --long-prompts" if arguments.long_prompts else ""
-    model = Path(arguments.model).name
-    command = f"python benchmarks/side_by_side.py {arguments.algorithm} --model {model}{long} --steps {arguments.steps}"
-    write(arguments.out / f"{name}.json", command, figures, details)
-    return 0
+    model, failed = Path(arguments.model).name, False
+    for algorithm in ALGORITHMS if "all" in arguments.algorithms else arguments.algorithms:
+        work = Path(tempfile.mkdtemp(prefix="align-side-by-side-"))
+        try:
+            figures, details = compare(make_task(algorithm, arguments, work), arguments.warmup, arguments.without)
+        except RuntimeError as error:
+            print(f"\n{algorithm}, {model}: {error}", flush=True)
+            failed = True
+            continue
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        print(f"\n{algorithm}, {model}\n{show(figures)}\n{_shares(details['sides'])}", flush=True)
+        command = f"python benchmarks/side_by_side.py {algorithm} --model {model} --steps {details['steps']}"
+        write(arguments.out / f"{algorithm}-{model}.json", command, figures, details)
+    return int(failed)
 
 
-def compare(arguments: argparse.Namespace, work: Path) -> tuple[str, dict[str, Figure], dict[str, Any]]:
-    """Run the sides in turns; return the name of the comparison, its figures and the rest. Raises where they differ."""
-    task = make_task(arguments, work)
-    sides: dict[str, Any] = {"align": partial(align_side.measure, task)}
-    if task.algorithm not in ALONE:
-        settings: list[trl_side.Setting] = ["padded"] if task.online else ["padded", "best"]
-        for setting in settings:
-            if setting not in arguments.without:
-                sides[f"trl {setting}"] = partial(trl_side.measure, task, setting)
-    found = turns.in_turns(sides, work)
-    assert_same_rows(found)
-    differences = {name: curve_difference(found["align"], other) for name, other in found.items() if name != "align"}
-    if not task.online:
-        for name, difference in differences.items():
-            if not difference <= ROUNDING:
-                raise SystemExit(f"the curve of align differs from that of {name} by {difference:.1e}")
-    for side in found.values():
-        side["per_step"] = per_step(side, task)[arguments.warmup :]
-    if task.algorithm in ALONE:
-        (side,) = found.values()
-        side["per_step"] = means(side["per_step"], PHASE)
-    figures = figures_of(found, task, arguments.warmup)
-    details = {
-        "batch": task.batch,
-        "warmup": arguments.warmup,
-        "curve_difference": {} if task.online else differences,
-        "sides": {name: side_facts(side, arguments.warmup) for name, side in found.items()},
-    }
-    long = "-long" if arguments.long_prompts else ""
-    return f"{task.algorithm}{long}-{Path(arguments.model).name}", figures, details
-
-
-def make_task(arguments: argparse.Namespace, work: Path) -> Task:
+def make_task(name: str, arguments: argparse.Namespace, work: Path) -> Task:
     """Make the model and exactly the rows that all steps take."""
-    algorithm = arguments.algorithm
+    algorithm = name.removesuffix("-long")
     batch = BATCHES.get(arguments.model, 2)
     online = algorithm in ("grpo", "rloo", "ppo")
     if online:
         batch = max(8, 2 * batch)
-    if algorithm in ALONE:  # whole phases
-        arguments.warmup, arguments.steps = PHASE, PHASE * -(-arguments.steps // PHASE)
-    steps = arguments.warmup + arguments.steps
+    measured = arguments.steps or STEPS.get(arguments.model) or SLOW_STEPS.get(name, 6)
+    steps = arguments.warmup + measured
+    if algorithm in ALONE:  # whole phases, the first of which is the warm-up
+        steps = PHASE * (1 + -(-measured // PHASE))
     group = 1 if algorithm == "ppo" or not online else 8
-    rows = make_rows(algorithm, (steps + 1) * batch // group, arguments.long_prompts)
+    rows = make_rows(algorithm, (steps + 1) * batch // group, name.endswith("-long"))
     model = make_model(arguments.model, work / "model", reward=algorithm == "reward_model")
     return Task(algorithm, model, write_rows(rows, work / "rows.jsonl"), work, batch, steps, BETAS.get(algorithm))
+
+
+def compare(task: Task, warmup: int, without: Sequence[str]) -> tuple[dict[str, Figure], dict[str, Any]]:
+    """Run the sides in turns; return the figures of the comparison and the rest. Raises where the sides differ."""
+    sides: dict[str, Any] = {"align": partial(align_side.measure, task)}
+    if task.algorithm not in ALONE:
+        settings: list[trl_side.Setting] = ["padded"] if task.online else ["padded", "best"]
+        for setting in settings:
+            if setting not in without:
+                sides[f"trl {setting}"] = partial(trl_side.measure, task, setting)
+    found = turns.in_turns(sides, task.work)
+    assert_same_rows(found)
+    differences = {name: curve_difference(found["align"], other) for name, other in found.items() if name != "align"}
+    for name, difference in () if task.online else differences.items():
+        if not difference <= ROUNDING:
+            raise RuntimeError(f"the curve of align differs from that of {name} by {difference:.1e}")
+    if task.algorithm in ALONE:
+        warmup = PHASE
+    for side in found.values():
+        side["per_step"] = per_step(side, task)[warmup:]
+        if task.algorithm in ALONE:
+            side["per_step"] = means(side["per_step"], PHASE)
+    details = {
+        "batch": task.batch,
+        "steps": task.steps - warmup,
+        "warmup": warmup,
+        "curve_difference": {} if task.online else differences,
+        "sides": {name: side_facts(side, warmup) for name, side in found.items()},
+    }
+    return figures_of(found, task, warmup), details
 
 
 def per_step(side: dict[str, Any], task: Task) -> list[float]:

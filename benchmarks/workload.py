@@ -182,7 +182,7 @@ def assert_same_rows(found: dict[str, dict[str, Any]]) -> None:
     for name, side in found.items():
         for step, (mine, theirs) in enumerate(zip(ours, side["rows"], strict=True), 1):
             if mine != theirs:
-                raise SystemExit(f"step {step}: {name} learned from other rows than align, or in another order")
+                raise RuntimeError(f"step {step}: {name} learned from other rows than align, or in another order")
 
 
 def curve_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
