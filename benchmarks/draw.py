@@ -2,6 +2,8 @@
 
     python benchmarks/draw.py [RESULTS_DIRECTORY] [SVG]
 
+Prints the table of docs/speed.md too.
+
 The picture has its own background, light or dark as the reader's system is, so that it can be read on any page. It
 loads nothing. The line across the end of a bar is the interval of the median (see README.md).
 """
@@ -15,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from figures import RESULTS, ratios, read
+from figures import RESULTS, Figure, ratios, read
 
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "speed.svg"
 NAMES = {
@@ -145,10 +147,39 @@ def footer(directory: Path) -> str:
     return f"{dates[-1]}; TRL {used['trl']}, torch {used['torch'].partition('+')[0]}; {shape}; same rows"
 
 
+def table(directory: Path) -> list[str]:
+    """Return the lines of a Markdown table of all comparisons."""
+    lines = [
+        "| model | algorithm | of TRL's default | of its best | CPU s a step | memory, of default; best | roofline |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model in MODELS:
+        for algorithm in (*NAMES, "ppo"):
+            path = directory / f"{algorithm}-{model}.json"
+            if not path.exists():
+                continue
+            figures, _ = read(path)
+            cells = [model, NAMES.get(algorithm, "PPO")]
+            cells += [_cell(figures.get(f"processor time, of trl {setting}"), True) for setting in ("padded", "best")]
+            cells.append(_cell(figures["align: seconds a step"]))
+            memory = (figures.get(f"peak memory, of trl {setting}") for setting in ("padded", "best"))
+            cells.append("; ".join(_cell(each) for each in memory if each) or "–")
+            cells.append(_cell(figures.get("align: share of the roofline")))
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(figure: Figure | None, interval: bool = False) -> str:
+    if figure is None:
+        return "–"
+    return f"{figure.value:.2f}" + (f" ({figure.low:.2f} to {figure.high:.2f})" if interval else "")
+
+
 def main() -> None:
     """Draw."""
     directory = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "side_by_side"
     image = Path(sys.argv[2]) if len(sys.argv) > 2 else IMAGE
+    print("\n".join(table(directory)))
     image.write_text(svg(bars_of(directory), footer(directory)), encoding="utf-8")
 
 

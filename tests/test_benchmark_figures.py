@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -16,6 +17,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # the scripts import each other by their bare names
 
 import compare  # noqa: E402
+import draw  # noqa: E402
 import figures  # noqa: E402
 from figures import Figure, figure, median_interval, ratios  # noqa: E402
 
@@ -106,3 +108,21 @@ def test_a_file_of_results_names_no_path_and_comes_back(tmp_path: Path) -> None:
     assert found == {"ratio": OLD}
     assert str(tmp_path) not in file.read_text() and rest["machine"]["cores"] >= 1
     assert rest["versions"].keys() >= {"python", "torch"} and not math.isnan(found["ratio"].value)
+
+
+def test_the_picture_has_a_bar_as_long_as_each_ratio_and_loads_nothing(tmp_path: Path) -> None:
+    sides = {"trl padded": {"per_step": [2.0, 4.0, 1.0]}, "trl best": {"per_step": [1.0, 1.0, 0.75]}}
+    for algorithm, value in (("sft", 0.5), ("dpo", 0.25)):
+        made = {"processor time, of trl padded": Figure(value, value - 0.1, value + 0.1, 3, "of TRL")}
+        made["align: seconds a step"] = Figure(1.25, 1, 2, 3, "CPU s")
+        figures.write(tmp_path / f"{algorithm}-42m.json", "x", made, {"sides": sides})
+    picture = draw.svg(draw.bars_of(tmp_path), draw.footer(tmp_path))
+    root = ElementTree.fromstring(picture)
+    boxes = root.findall("{http://www.w3.org/2000/svg}rect")
+    widths = {
+        kind: [float(box.attrib["width"]) for box in boxes if box.attrib["class"] == kind] for kind in ("align", "best")
+    }
+    assert widths["align"][1:] == [0.5 * draw.SCALE, 0.25 * draw.SCALE], "the first one is the legend's"
+    assert widths["best"][1:] == [0.5 * draw.SCALE] * 2, "the median of 0.5, 0.25 and 0.75"
+    assert "href" not in picture and "url(" not in picture and "prefers-color-scheme: dark" in picture
+    assert draw.table(tmp_path)[2] == "| 42m | SFT | 0.50 (0.40 to 0.60) | – | 1.25 | – | – |"
