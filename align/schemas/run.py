@@ -149,6 +149,10 @@ class Rollout(Config):
     """refill only: stop replacing after this many sampled tokens in a phase; default: three times the first round's."""
     importance_sampling_correction: ImportanceSamplingCorrection = ImportanceSamplingCorrection()
     """Correction for generators with probabilities of their own."""
+    max_staleness: Literal[0, 1] = 0
+    """Phases that the weights which sample may be behind (TRL's AsyncGRPO counts weight updates so). 1: the next phase
+    is sampled while this one is learned from; needs a generator that runs next to the trainer (vllm, ``mode: server``)
+    and ``importance_sampling_correction``."""
     sync_tolerance: PositiveFloat | None = None
     """Largest difference of log-probabilities between generator and trainer after weights were sent; default 1e-3 in
     float32, 0.25 in 16 bits."""

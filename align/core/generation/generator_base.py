@@ -116,6 +116,14 @@ class Generator:
     trainable: ClassVar[bool] = True
     """True if it can follow a policy in training; False: for judging, best-of-n and evaluation only."""
 
+    @property
+    def generates_in_background(self) -> bool:
+        """True if ``generate`` may run in a thread while the trainer computes (``rollout.max_staleness``).
+
+        It then has weights of its own, and touches nothing that training uses: random states, numbers of threads.
+        """
+        return False
+
     decisive: ClassVar[frozenset[str]] = frozenset()
     """Settings that affect completions: a run cannot be resumed with other values of them."""
 

@@ -6,6 +6,7 @@ what algorithm and rewards carry from phase to phase, and how many prompts were 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -90,6 +91,8 @@ class ScoredSample:
     text: str
     scores: RewardScores
     gold: Score | None
+    version: int
+    """Number of optimizer steps that made the weights which sampled it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +130,18 @@ class Collector:
         self.batcher, self.seed, self.forward, self.stop = batcher, seed, forward, stop
         self.turns = TurnReader(handle.tokenizer)
         self.synced: int | None = None
-        """The optimizer step whose weights the generator holds."""
+        """The optimizer step whose weights were sent to the generator."""
+        self.version = 0
+        """Number of optimizer steps that made the weights which the generator samples from."""
+        self._ahead: _Ahead | None = None
         self.gap: float | None = None
         """Largest difference of log-probabilities at the last sync."""
 
     @profiled("weight sync")
     def sync(self, version: int, prompts: Prompts) -> None:
         """Give the generator the policy's weights, and check by log-probabilities that it has them."""
+        assert self._ahead is None, "weights would change under the completions in flight"
+        self.version = version
         if self.generator.shares_weights or self.synced == version:
             return
         with contract.calling(self.generator, "sync"):
@@ -161,14 +169,86 @@ class Collector:
         positions: the number of prompts sampled before each of them in this run, which their random numbers follow
         from. Raises on all ranks what one had to raise: ``Interrupt``, or ``PhaseFailed`` for an AlignError.
         """
+        generation = self._generation(prompts, indices, positions, num_generations, sampling)
+        # An engine has its own precision.
+        forward = self.forward() if self.generator.shares_weights else nullcontext()
+
+        def own() -> list[list[ScoredSample]]:
+            with generation:
+                with profiled("generation"), forward, torch.random.fork_rng(devices=[]):
+                    generation.run(self.stop if interruptible else _never)
+                return generation.scored()
+
+        return self._gather(own, prompts, indices, positions)
+
+    def launch(
+        self,
+        prompts: Prompts,
+        indices: Sequence[int],
+        positions: Sequence[int],
+        num_generations: int,
+        sampling: Sampling,
+    ) -> None:
+        """Begin to sample as ``sample`` does, in a thread, with the weights that the generator has; see ``land``.
+
+        Only for generators that ``generate_in_background``. Until ``land`` no weights may be sent.
+        """
+        assert self._ahead is None and self.generator.generates_in_background
+        generation = self._generation(prompts, indices, positions, num_generations, sampling)
+        self._ahead = _Ahead(generation, prompts, indices, positions)
+
+    @property
+    def in_flight(self) -> bool:
+        """True between ``launch`` and ``land``."""
+        return self._ahead is not None
+
+    @profiled("generation")
+    def land(self) -> list[PromptGroup]:
+        """Wait for what was launched, and return it scored, as ``sample`` does. Collective.
+
+        No signal interrupts it: the weights that sampled it may be gone, so that it could not be sampled again.
+        """
+        ahead, self._ahead = self._ahead, None
+        assert ahead is not None
+        return self._gather(ahead.result, ahead.prompts, ahead.indices, ahead.positions)
+
+    def close(self) -> None:
+        """Cancel what is in flight; before the generator is closed."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+
+    def _generation(
+        self,
+        prompts: Prompts,
+        indices: Sequence[int],
+        positions: Sequence[int],
+        num_generations: int,
+        sampling: Sampling,
+    ) -> Generation:
+        """Return this rank's share of a round, not begun."""
         rank, world_size = self.batcher.rank, self.batcher.world_size
-        stop = self.stop if interruptible else _never
+        own = list(zip(indices, positions, strict=True))[rank::world_size]
+        requests = [
+            Request(prompts.tokens(index), tuple(seed_of(self.seed, position, n) for n in range(num_generations)))
+            for index, position in own
+        ]
+        rows = [(prompts.row(index), position) for index, position in own]
+        return Generation(self, requests, rows, sampling, self.version)
+
+    def _gather(
+        self,
+        share: Callable[[], list[list[ScoredSample]]],
+        prompts: Prompts,
+        indices: Sequence[int],
+        positions: Sequence[int],
+    ) -> list[PromptGroup]:
+        """Return the groups of all ranks; ``share`` gives this rank's. Collective; raises as ``sample``."""
+        world_size = self.batcher.world_size
         own: list[list[ScoredSample]] | None = None
         problems: tuple[Problem, ...] = ()
         try:
-            own = self._sample_own(
-                prompts, indices[rank::world_size], positions[rank::world_size], num_generations, sampling, stop
-            )
+            own = share()
         except Interrupt:
             pass  # raised again once every rank knows of it, or the others would wait for this one
         except AlignError as error:
@@ -185,64 +265,6 @@ class Collector:
             row = prompts.row(index)
             groups.append(PromptGroup(position, row.source, prompts.tokens(index), row.prompt or "", completions))
         return groups
-
-    def _sample_own(
-        self,
-        prompts: Prompts,
-        indices: Sequence[int],
-        positions: Sequence[int],
-        num_generations: int,
-        sampling: Sampling,
-        stop: Callable[[], bool],
-    ) -> list[list[ScoredSample]]:
-        """Return the scored completions of this rank's prompts."""
-        requests = [
-            Request(prompts.tokens(index), tuple(seed_of(self.seed, position, n) for n in range(num_generations)))
-            for index, position in zip(indices, positions, strict=True)
-        ]
-        gold = [] if self.gold is None else list(self.gold.rewards.values())
-        names = list(self.scorer.rewards)
-        texts: dict[int, list[str]] = {}
-        with GroupScoring([*gold, *self.scorer.rewards.values()]) as scoring:
-
-            def score(number: int, samples: Sequence[Sample]) -> None:
-                answers = self._answers(prompts.row(indices[number]), positions[number], samples)
-                texts[number] = [answer.text for answer in answers]
-                scoring.add(number, answers)
-
-            # An engine has its own precision.
-            forward = self.forward() if self.generator.shares_weights else nullcontext()
-            try:
-                with profiled("generation"), forward, torch.random.fork_rng(devices=[]):
-                    sampled = contract.generate(
-                        self.generator, requests, sampling, score, stop=lambda: scoring.failed or stop()
-                    )
-            except Interrupt:
-                if not scoring.failed:
-                    raise
-                sampled = []  # the reward's error is raised below
-            columns = scoring.finish()
-        scored: list[list[ScoredSample]] = []
-        for number, samples in enumerate(sampled):
-            scored.append([])
-            for n, sample in enumerate(samples):
-                scores = [column[number][n] for column in columns]
-                gold_score = scores.pop(0) if gold else None
-                by_name = dict(zip(names, scores, strict=True))
-                text = texts[number][n]
-                scored[-1].append(ScoredSample(sample.tokens, sample.logp, sample.finish, text, by_name, gold_score))
-        return scored
-
-    def _answers(self, row: Record, position: int, samples: Sequence[Sample]) -> list[Answer]:
-        """Return a group's completions as rewards see them."""
-        opening = self.turns.opening(row)
-        answers = []
-        for sample in samples:
-            tokens = tuple(sample.tokens.tolist())
-            text = self.turns.text(tokens, opening)
-            completion: Content = [{"role": "assistant", "content": text}] if row.conversational else text
-            answers.append(Answer(row.prompt or "", completion, text, tokens, sample.finish, row.columns, position))
-        return answers
 
     @profiled("reference")
     def measure(self, groups: Sequence[Group], logp: bool) -> None:
@@ -270,6 +292,126 @@ class Collector:
         for name, values in zip(scores, found, strict=True):
             for experience, mine in zip(flat, values, strict=True):
                 setattr(experience, name, mine)
+
+
+class Generation:
+    """The completions of one rank's share of a round of prompts: generated, and scored as their groups finish.
+
+    ``with generation:`` call ``run``, in any thread, then ``scored`` in the main one: some rewards need that.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        requests: Sequence[Request],
+        rows: Sequence[tuple[Record, int]],
+        sampling: Sampling,
+        version: int,
+    ) -> None:
+        """rows: of each request, with its position in the run. version: optimizer steps that made the weights."""
+        self.generator, self.turns, self.sampling, self.version = (
+            collector.generator,
+            collector.turns,
+            sampling,
+            version,
+        )
+        self.requests, self.rows = requests, rows
+        self._names = list(collector.scorer.rewards)
+        self._gold = [] if collector.gold is None else list(collector.gold.rewards.values())
+        self._scoring = GroupScoring([*self._gold, *collector.scorer.rewards.values()])
+        self._sampled: list[list[Sample]] = []
+        self._texts: dict[int, list[str]] = {}
+
+    def __enter__(self) -> Generation:
+        self._scoring.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._scoring.__exit__(*error)
+
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Generate all completions; begin to score. Raises Interrupt or AlignError as ``contract.generate``.
+
+        A reward that fails ends it early; ``scored`` then raises its error.
+        """
+
+        def finished(number: int, samples: Sequence[Sample]) -> None:
+            answers = self._answers(*self.rows[number], samples)
+            self._texts[number] = [answer.text for answer in answers]
+            self._scoring.add(number, answers)
+
+        def ends() -> bool:
+            return self._scoring.failed or stop()
+
+        try:
+            self._sampled = contract.generate(self.generator, self.requests, self.sampling, finished, stop=ends)
+        except Interrupt:
+            if not self._scoring.failed:
+                raise
+
+    def scored(self) -> list[list[ScoredSample]]:
+        """Return the completions of each prompt with their scores. Raises AlignError where a reward failed."""
+        columns = self._scoring.finish()
+        scored: list[list[ScoredSample]] = []
+        for number, samples in enumerate(self._sampled):
+            scored.append([])
+            for n, sample in enumerate(samples):
+                scores = [column[number][n] for column in columns]
+                gold = scores.pop(0) if self._gold else None
+                by_name = dict(zip(self._names, scores, strict=True))
+                text = self._texts[number][n]
+                scored[-1].append(
+                    ScoredSample(sample.tokens, sample.logp, sample.finish, text, by_name, gold, self.version)
+                )
+        return scored
+
+    def _answers(self, row: Record, position: int, samples: Sequence[Sample]) -> list[Answer]:
+        """Return a group's completions as rewards see them."""
+        opening = self.turns.opening(row)
+        answers = []
+        for sample in samples:
+            tokens = tuple(sample.tokens.tolist())
+            text = self.turns.text(tokens, opening)
+            completion: Content = [{"role": "assistant", "content": text}] if row.conversational else text
+            answers.append(Answer(row.prompt or "", completion, text, tokens, sample.finish, row.columns, position))
+        return answers
+
+
+class _Ahead:
+    """A round that is generated in a thread while the policy is trained."""
+
+    def __init__(
+        self, generation: Generation, prompts: Prompts, indices: Sequence[int], positions: Sequence[int]
+    ) -> None:
+        self.generation, self.prompts, self.indices, self.positions = generation, prompts, indices, positions
+        self._cancelled = False
+        self._error: BaseException | None = None
+        generation.__enter__()
+        # A daemon: a server that does not answer must not keep a process that is told to end.
+        self._thread = threading.Thread(target=self._run, name="align-ahead", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.generation.run(lambda: self._cancelled)
+        except BaseException as error:  # raised again in the main thread
+            self._error = error
+
+    def result(self) -> list[list[ScoredSample]]:
+        """Wait until it is generated and scored. Raises AlignError where it failed."""
+        self._thread.join()
+        try:
+            if self._error is not None:
+                raise self._error
+            return self.generation.scored()
+        finally:
+            self.generation.__exit__(None, None, None)
+
+    def cancel(self) -> None:
+        """Stop it, and wait until it has stopped."""
+        self._cancelled = True
+        self._thread.join()
+        self.generation.__exit__(None, None, None)
 
 
 def _never() -> bool:
@@ -316,6 +458,52 @@ def from_plain(kept: Mapping[str, Any]) -> Example:
     return Example(kept["source"], sequences, kept["columns"])
 
 
+def plain_group(group: PromptGroup) -> dict[str, Any]:
+    """A prompt with its scored completions as plain values and tensors."""
+    completions = [
+        {
+            "tokens": torch.from_numpy(np.array(completion.tokens)),
+            "logp": torch.from_numpy(np.array(completion.logp)),
+            "finish": completion.finish,
+            "text": completion.text,
+            "scores": {name: _plain_score(score) for name, score in completion.scores.items()},
+            "gold": None if completion.gold is None else _plain_score(completion.gold),
+            "version": completion.version,
+        }
+        for completion in group.completions
+    ]
+    content = group.content if isinstance(group.content, str) else [dict(message) for message in group.content]
+    prompt = torch.from_numpy(np.array(group.prompt))
+    return {
+        "position": group.position,
+        "source": group.source,
+        "prompt": prompt,
+        "content": content,
+        "completions": completions,
+    }
+
+
+def group_from_plain(kept: Mapping[str, Any]) -> PromptGroup:
+    """Return the group that ``plain_group`` took apart."""
+    completions = [
+        ScoredSample(
+            each["tokens"].numpy(),
+            each["logp"].numpy(),
+            each["finish"],
+            each["text"],
+            {name: Score(**score) for name, score in each["scores"].items()},
+            None if each["gold"] is None else Score(**each["gold"]),
+            each["version"],
+        )
+        for each in kept["completions"]
+    ]
+    return PromptGroup(kept["position"], kept["source"], kept["prompt"].numpy(), kept["content"], completions)
+
+
+def _plain_score(score: Score) -> dict[str, Any]:
+    return {"value": score.value, "outcome": score.outcome, "parts": dict(score.parts), "why": score.why}
+
+
 PhaseObserver = Callable[[int, Sequence[PromptGroup], Sequence[Scored]], None]
 """A function called with the number of a phase, its prompts with their completions, and the scores in that order."""
 
@@ -357,6 +545,10 @@ class RolloutSteps:
         self._phase = -1
         self._epoch = -1
         self._examples: list[list[Example]] | None = None  # of each group, while the phase has steps left
+        self._version = 0  # of the oldest weights that sampled the phase's completions
+        self._ahead: list[PromptGroup] | None = None  # of the next phase, where they are finished already
+        self._ahead_failed: PhaseFailed | None = None
+        self._launched = 0  # prompts in flight
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
@@ -373,7 +565,7 @@ class RolloutSteps:
                     self.load_state_dict(carried)
                     raise
             assert self._examples is not None
-            self.metrics = {**self.metrics, "rollout/staleness": float(index)}
+            self.metrics = {**self.metrics, "rollout/staleness": float(before + index - self._version)}
             batches = self._batches(phase)
             turn, batch = divmod(index, batches)
             order = self._order(len(self._examples), phase * self.algorithm.num_iterations + turn)
@@ -417,9 +609,14 @@ class RolloutSteps:
 
     def _collect(self, phase: int) -> None:
         """Make the examples of a phase: sample and score completions, measure them, and compute their advantages."""
-        set_global_step(phase * self.steps_per_phase)
-        self.collector.sync(phase * self.steps_per_phase, self.prompts)
-        sampled, scored, groups = self._sample(self._groups(phase))
+        version = phase * self.steps_per_phase
+        ahead = self._landed()
+        set_global_step(version)
+        self.collector.sync(version, self.prompts)
+        sampled, scored, groups = self._sample(self._groups(phase), ahead)
+        self._version = min(completion.version for completion in completions_of(sampled))
+        assert version - self._version <= self.rollout.max_staleness * self.steps_per_phase
+        self._launch(phase + 1)
         learnable = [group for group in groups if not zero_variance(group)]
         for group in groups:
             if zero_variance(group):
@@ -440,20 +637,53 @@ class RolloutSteps:
         for observe in self.observers:
             observe(phase, sampled, scored)
 
-    def _sample(self, full: int) -> tuple[list[PromptGroup], list[Scored], list[Group]]:
-        """Return the ``full`` groups of a phase; ``refill`` replaces those of equal rewards within the token budget."""
+    # One phase ahead (``max_staleness: 1``): once the weights of phase k are sent, phase k + 1 is sampled from them in
+    # a thread while phase k is learned from. Its completions cannot be sampled again after that, so whoever needs the
+    # generator (an evaluation) or a state to resume from (a checkpoint) waits for them, and the state holds them.
+
+    def _launch(self, phase: int) -> None:
+        """Begin to sample a phase from the weights that were sent last, where the stage has it and samples ahead."""
+        if not self.rollout.max_staleness or phase * self.steps_per_phase >= self.total_steps:
+            return
+        positions = range(self._prompts_drawn, self._prompts_drawn + self._groups(phase))
+        indices = [self._prompt(position) for position in positions]
+        self.collector.launch(self.prompts, indices, positions, self.algorithm.num_generations, self.rollout.sampling)
+        self._prompts_drawn += len(positions)
+        self._launched = len(positions)
+
+    def _land(self) -> None:
+        """Wait for the next phase's completions, if they are in flight. Collective.
+
+        A failure is kept for the phase that needs them, so that the steps until then can be saved.
+        """
+        if not self.collector.in_flight:
+            return
+        try:
+            self._ahead = self.collector.land()
+        except PhaseFailed as error:
+            self._ahead_failed = error
+            self._prompts_drawn -= self._launched  # a resumed run samples them again, from the weights it then has
+
+    def _landed(self) -> list[PromptGroup] | None:
+        """Return the completions that were sampled ahead for the phase that begins. Raises PhaseFailed. Collective."""
+        self._land()
+        ahead, self._ahead = self._ahead, None
+        failed, self._ahead_failed = self._ahead_failed, None
+        if failed is not None:
+            raise failed
+        return ahead
+
+    def _sample(
+        self, full: int, ahead: list[PromptGroup] | None
+    ) -> tuple[list[PromptGroup], list[Scored], list[Group]]:
+        """Return the ``full`` groups of a phase; ``refill`` replaces those of equal rewards within the token budget.
+
+        ahead: the first round, where it was sampled before.
+        """
         sampled, scored, groups = list[PromptGroup](), list[Scored](), list[Group]()
         tokens, budget, missing = 0, 0, full
         while missing > 0:
-            positions = range(self._prompts_drawn, self._prompts_drawn + missing)
-            new = self.collector.sample(
-                self.prompts,
-                [self._prompt(position) for position in positions],
-                positions,
-                self.algorithm.num_generations,
-                self.rollout.sampling,
-            )
-            self._prompts_drawn += missing
+            new, ahead = ahead or self._next_groups(missing), None
             new_scored = self.collector.scorer.combine([completion.scores for completion in completions_of(new)])
             sampled, scored = sampled + new, scored + new_scored
             groups += experiences(new, new_scored)
@@ -465,6 +695,19 @@ class RolloutSteps:
             if tokens >= budget:
                 break
         return sampled, scored, groups
+
+    def _next_groups(self, count: int) -> list[PromptGroup]:
+        """Sample and score the next ``count`` prompts of the run. Collective."""
+        positions = range(self._prompts_drawn, self._prompts_drawn + count)
+        new = self.collector.sample(
+            self.prompts,
+            [self._prompt(position) for position in positions],
+            positions,
+            self.algorithm.num_generations,
+            self.rollout.sampling,
+        )
+        self._prompts_drawn += count
+        return new
 
     def _completion_metrics(self, sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> dict[str, float]:
         """Return the metrics of the completions alone: lengths and scores."""
@@ -520,6 +763,7 @@ class RolloutSteps:
 
     def evaluate(self, held_out: Prompts, version: int) -> dict[str, float]:
         """Return the metrics of the greedy completions to held-out prompts."""
+        self._land()
         self.collector.sync(version, held_out)
         greedy = Sampling(**self.rollout.sampling.model_dump() | {"temperature": 0.0})
         indices = range(len(held_out))
@@ -532,13 +776,19 @@ class RolloutSteps:
     # --- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the phase's answers while it has steps left, and what is carried from phase to phase."""
+        """Return the phase's answers while it has steps left, and what is carried from phase to phase. Collective.
+
+        Waits for the next phase's answers where they are in flight.
+        """
+        self._land()
         with contract.calling(self.algorithm, "state_dict"):
             carried = self.algorithm.state_dict()
         return {
             "place": self._prompts_drawn,
             "phase": self._phase,
             "metrics": dict(self.metrics),
+            "version": self._version,
+            "ahead": None if self._ahead is None else [plain_group(group) for group in self._ahead],
             "examples": None if self._examples is None else [[plain(e) for e in group] for group in self._examples],
             "algorithm": carried,
             "scorer": self.collector.scorer.state_dict(),
@@ -547,6 +797,9 @@ class RolloutSteps:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state, before the first ``loader``."""
         self._prompts_drawn, self._phase, self.metrics = state["place"], state["phase"], state["metrics"]
+        self._version, ahead = state["version"], state["ahead"]
+        self._ahead = None if ahead is None else [group_from_plain(kept) for kept in ahead]
+        set_global_step(max(0, self._phase) * self.steps_per_phase)
         groups = state["examples"]
         self._examples = None if groups is None else [[from_plain(kept) for kept in group] for group in groups]
         with contract.calling(self.algorithm, "load_state_dict"):

@@ -100,6 +100,7 @@ class RewardStage(TrainingStage[RolloutSteps]):
                 "use local or vllm",
                 where=f"{stage.name}: rollout.generator",
             )
+        refuse_staleness(stage, self.algorithm, generator)
         place = RewardContext(
             rank=batcher.rank,
             world_size=batcher.world_size,
@@ -194,6 +195,31 @@ def configure(algorithm: Algorithm, stage: Stage) -> None:
         raise AlignError.gather(named) from None
 
 
+def refuse_staleness(stage: Stage, algorithm: Algorithm, generator: Generator) -> None:
+    """Raise AlignError where ``rollout.max_staleness: 1`` cannot work, or nothing corrects for stale answers."""
+    rollout = stage.rollout
+    assert rollout is not None
+    if not rollout.max_staleness:
+        return
+    where = f"{stage.name}: rollout.max_staleness"
+    if algorithm.makes_rows:
+        raise AlignError(f"is 1, and {algorithm.name} learns nothing while it could sample", "use 0", where=where)
+    if not generator.generates_in_background:
+        why = "has the trainer's own weights, which change under it" if generator.shares_weights else "takes its turns"
+        raise AlignError(
+            f"is 1, and the generator {generator.name} {why} in the trainer's process",
+            "use {type: vllm, mode: server}, or 0",
+            where=where,
+        )
+    corrected = rollout.importance_sampling_correction.type != "none"
+    if isinstance(algorithm, Online) and algorithm.uses_ratio and not corrected:
+        raise AlignError(
+            "is 1: answers come from older weights than those that learn from them, and nothing corrects for it",
+            "set importance_sampling_correction: {type: truncate}",
+            where=where,
+        )
+
+
 def refuse_unusable_rows(rows: Iterable[Record], choices: Sequence[RewardChoice]) -> None:
     """Raise AlignError for rows that a reward could never score."""
     problems = []
@@ -250,6 +276,7 @@ def generator_and_rewards(collector: Collector) -> Iterator[None]:
                 collector.generator.open(collector.handle)
         yield
     finally:
+        collector.close()
         collector.generator.close()
         collector.scorer.close()
         if collector.gold is not None:

@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         pa.field("outcomes", pa.map_(pa.string(), pa.string()), nullable=False),
         pa.field("gold", pa.float64()),
         pa.field("sampled_logp", pa.list_(pa.float32())),  # of each token, under the generator
+        pa.field("policy_version", pa.int64()),  # optimizer steps that made the weights which sampled it
     ]
 )
 """The columns of a phase's file."""
@@ -172,6 +173,7 @@ def sample_rows(sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> lis
                     "outcomes": score.outcomes,
                     "gold": None if completion.gold is None else completion.gold.value,
                     "sampled_logp": completion.logp.tolist(),
+                    "policy_version": completion.version,
                 }
             )
     return rows

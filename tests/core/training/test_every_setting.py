@@ -206,6 +206,7 @@ ELSEWHERE: dict[str, str] = {
     "rollout.importance_sampling_correction.length_normalized": "core/algorithm/test_importance_weights.py",
     "rollout.importance_sampling_correction.clip_max": "core/algorithm/test_importance_weights.py",
     "rollout.sync_tolerance": "online/test_phases.py",
+    "rollout.max_staleness": "online/test_overlap.py",
     "rollout.watch.action": "online/test_alarms.py",
     "rollout.watch.warmup": "core/online/test_monitor.py",
     "rollout.watch.patience": "core/online/test_monitor.py",

@@ -41,6 +41,11 @@ class VLLM(Generator):
     handle: ModelHandle | None = None
     started: InProcessEngine | ServerEngine | None = None
 
+    @property
+    def generates_in_background(self) -> bool:
+        """True for a server; an engine in this process shares its random states and threads."""
+        return self.config.mode == "server"
+
     def open(self, handle: ModelHandle) -> None:
         """Check the settings. The engine starts when it is first needed: by then the trainer's ranks have joined."""
         self._check()
