@@ -1,10 +1,11 @@
 """Render one record with the chat template and turn it into token sequences with a mask of the scored tokens.
 
 A conversation is rendered and tokenised as one text, as it will be when the model is used. The assistant's text is
-found as character spans: by the template's ``{% generation %}`` marks, else by rendering the conversation up to each
-turn and checking that this is a prefix of the whole. Spans become tokens by the tokenizer's offsets, and every edge is
-checked: the tokens before it must be those that the model sees when it is given that prompt alone. Text of the row that
-the template leaves out or changes is found by ``template_trace``.
+found as character spans: by the template's ``{% generation %}`` marks, else by the conversation up to each turn, which
+must be a prefix of the whole; that is rendered too, unless ``template_analysis`` proves what it would be. Spans become
+tokens by the tokenizer's offsets, and every edge is checked: the tokens before it must be those that the model sees
+when it is given that prompt alone. Text of the row that the template leaves out or changes is found by
+``template_trace``.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.core.data import template_sandbox
+from align.core.data.batched_requests import EncodeRequest, RenderRequest, Steps, run_together
 from align.core.data.encode import MAX_CHARACTERS, Encoder, Guard, Span, UnusableRow
+from align.core.data.template_analysis import TemplateForm, analyse
 from align.core.data.template_checks import CATALOGUE, Note, TokenizationSettings, UncutSequence
 from align.core.data.template_sandbox import RenderFailure, RenderJob
 from align.core.data.template_trace import REASONING, Lost, Trace, Tracer, spans_in
@@ -38,6 +40,9 @@ _RESERVED = {"messages", "tools", "chat_template", "add_generation_prompt"}
 _NONCE = secrets.token_hex(8)
 _GENERATION = (f"\ufdd4{_NONCE}\ufdd5", f"\ufdd4{_NONCE}\ufdd6")
 """Markers written around text that a template marks as the assistant's. Random in each process, so no row has them."""
+_TURN = f"\ufdd4{_NONCE}\ufdd7"
+"""The marker written before each turn and after the last, where the template's form allows it."""
+_MARKERS = re.compile("|".join((*_GENERATION, _TURN)))
 
 
 def tokenize_record(
@@ -49,19 +54,32 @@ def tokenize_record(
     ``chosen``, ``rejected``. There is one example, or one per answer where the run file accepts turn-not-prefix. Raises
     UnusableRow for a row that cannot be used, and AlignError where the template exceeds its time limit.
     """
+    (found,) = run_together([tokenizing(record, encoder, settings)], encoder)
+    return found
+
+
+def tokenizing(
+    record: Record, encoder: Encoder, settings: TokenizationSettings
+) -> Steps[tuple[list[list[UncutSequence]], list[Note]]]:
+    """Do what ``tokenize_record`` does, in steps, so that many rows share each call of the renderer and tokenizer."""
     if record.kind not in settings.learns_from:
         raise UnusableRow("wrong-kind", f"a {record.kind} row")
     row = _Row(record, encoder, settings)
+    examples: list[list[UncutSequence]]
     if record.kind == "text":
         text = row.hide(record.text)
-        examples = row.conversation(text) if record.conversational else [[row.string("text", "", text)]]
+        if record.conversational:
+            examples = yield from row.conversation(text)
+        else:
+            examples = [[(yield from row.string("text", "", text))]]
     elif record.kind == "prompt":
-        examples = [[row.prompt_alone()]]
+        examples = [[(yield from row.prompt_alone())]]
     elif record.kind == "preference":
-        pair = {"chosen": record.chosen, "rejected": record.rejected}
-        examples = [[row.answered(role, row.prompt, row.hide(answer)) for role, answer in pair.items()]]
+        chosen = yield from row.answered("chosen", row.prompt, row.hide(record.chosen))
+        rejected = yield from row.answered("rejected", row.prompt, row.hide(record.rejected))
+        examples = [[chosen, rejected]]
     else:
-        examples = [[row.answered("completion", row.prompt, row.hide(record.completion))]]
+        examples = [[(yield from row.answered("completion", row.prompt, row.hide(record.completion)))]]
     row.note_special_tokens(record)
     return [[_scored(draft, settings) for draft in example] for example in examples], row.notes
 
@@ -79,7 +97,8 @@ def render_prompt(
     opens: append the generation prompt. Raises as ``tokenize_record`` does.
     """
     row = _Row(record, encoder, settings)
-    return row.render([*row.prompt, *added], prompt=opens).text
+    (rendered,) = run_together([row.render([*row.prompt, *added], prompt=opens)], encoder)
+    return rendered.text
 
 
 def _scored(draft: UncutSequence, settings: TokenizationSettings) -> UncutSequence:
@@ -119,6 +138,49 @@ class _Rendered(NamedTuple):
 
     def role(self, i: int) -> str:
         return str(self.messages[i].get("role"))
+
+
+class _Markers(NamedTuple):
+    """The markers of one rendering, taken out of it.
+
+    spans: between generation markers; None where they do not match. turns: the start of each turn, and the end of the
+    last.
+    """
+
+    text: str
+    spans: list[Span] | None
+    turns: list[int]
+
+    @classmethod
+    def taken_from(cls, written: str) -> _Markers:
+        """Return the markers in a template's output, and the output without them."""
+        pieces, last, length = list[str](), 0, 0
+        spans, starts, turns = list[Span](), list[int](), list[int]()
+        matched = True
+        for marker in _MARKERS.finditer(written):
+            pieces.append(written[last : marker.start()])
+            length += marker.start() - last
+            last = marker.end()
+            if marker[0] == _TURN:
+                turns.append(length)
+            elif marker[0] == _GENERATION[0]:
+                starts.append(length)
+            elif starts:
+                spans.append((starts.pop(), length))
+            else:
+                matched = False
+        pieces.append(written[last:])
+        return cls("".join(pieces), sorted(spans) if matched and not starts else None, turns)
+
+    def view(self, view: tuple[int, bool], messages: int, tail: str) -> str:
+        """Return the rendering of the first ``upto`` of the ``messages``. tail: the generation prompt.
+
+        A template that writes the first message before its loop has one turn fewer.
+        """
+        upto, opens = view
+        before_loop = messages - (len(self.turns) - 1)
+        assert before_loop in (0, 1)  # the form's proof allows no other list than the messages and ``messages[1:]``
+        return self.text[: self.turns[upto - before_loop]] + (tail if opens else self.text[self.turns[-1] :])
 
 
 def _is_inside(positions: Sequence[int], span: Span) -> bool:
@@ -188,7 +250,7 @@ class _Row:
             content = content.removesuffix(self.encoder.eos)
         return self.guard.hide(content)
 
-    def string(self, role: str, prompt: str, answer: Any) -> UncutSequence:
+    def string(self, role: str, prompt: str, answer: Any) -> Steps[UncutSequence]:
         """Return the sequence of a plain text, or of a prompt and the answer that continues it.
 
         It starts with the tokenizer's own prefix (bos, or nothing) and ends with one eos.
@@ -203,60 +265,63 @@ class _Row:
         if prompt:
             # Tokenised as one text: apart, prompt and answer could have other tokens where they meet.
             text, spans = self.guard.reveal(prompt + answer, [(len(prompt), len(prompt + answer))])
-            ids, [(start, _)] = self.tokens(text, spans)
+            ids, [(start, _)] = yield from self.tokens(text, spans)
             if not self.settings.scores_prompt:
                 given = len(prefix) + start
         else:
-            text, _ = self.guard.reveal(answer)
-            ids = self.encoder.encode(text, self.guard.active)
+            ids, _ = yield from self.tokens(*self.guard.reveal(answer))
         end = [] if eos is None else [eos]
         ids = np.concatenate([prefix, ids, end]).astype(np.int32)
         return UncutSequence(role, ids, np.arange(len(ids)) >= given)
 
-    def prompt_alone(self) -> UncutSequence:
+    def prompt_alone(self) -> Steps[UncutSequence]:
         """Return the sequence of a prompt that the model is to answer, with nothing scored."""
         if isinstance(self.prompt, str):
-            text, _ = self.guard.reveal(self.prompt)
-            ids = self.encoder.encode(text, self.guard.active)
+            ids, _ = yield from self.tokens(*self.guard.reveal(self.prompt))
             ids = np.concatenate([self.encoder.prefix, ids]).astype(np.int32)
         else:
-            rendered = self.render(self.prompt or [], prompt=True)
+            rendered = yield from self.render(self.prompt or [], prompt=True)
             self.note_lost(rendered, learned_from=len(rendered.messages))
-            ids, _ = self.tokens(*self.guard.reveal(rendered.text, []))
+            ids, _ = yield from self.tokens(*self.guard.reveal(rendered.text))
         if not len(ids):
             raise UnusableRow("wrong-kind", "an empty prompt")
         return UncutSequence("prompt", ids, np.zeros(len(ids), dtype=bool))
 
-    def conversation(self, messages: list[Message]) -> list[list[UncutSequence]]:
+    def conversation(self, messages: list[Message]) -> Steps[list[list[UncutSequence]]]:
         """Return the examples of a conversation: the assistant's turns are scored; for pretraining, everything."""
         answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         if self.settings.scores_prompt:
             weighed = [i for i, message in enumerate(messages) if _weight(message) != 1]
             before = [(i, False) for i in weighed]
             after = [(i + 1, False) for i in weighed]
-            rendered = self.render(messages, [*before, *after])
+            rendered = yield from self.render(messages, [*before, *after])
             self.note_lost(rendered)
-            return [[self.sequence("text", rendered.text, self.everything(rendered, weighed))]]
-        rendered = self.render(messages, [] if self.marked else _turn_views(answers))
+            pieces = self.everything(rendered, weighed)
+            return [[(yield from self.sequence("text", rendered.text, pieces))]]
+        rendered = yield from self.render(messages, [] if self.marked else _turn_views(answers))
         try:
-            self.refuse_changed_turns(messages, rendered)
-            spans = self.spans(rendered, answers)
+            yield from self.refuse_changed_turns(messages, rendered)
+            spans = yield from self.spans(rendered, answers)
         except UnusableRow as refusal:
             # Accepted by the run file: then each turn is an example of its own, after the turns before it.
             self.note(refusal.finding, refusal.detail)
-            learned = [i for i in answers if rendered.weights[i]]
-            return [[self.answered("text", messages[:i], messages[i : i + 1], again=True)] for i in learned]
+            examples = []
+            for i in answers:
+                if rendered.weights[i]:
+                    turn = yield from self.answered("text", messages[:i], messages[i : i + 1], again=True)
+                    examples.append([turn])
+            return examples
         self.note_lost(rendered)
         given = any(message.get("role") != "assistant" for message in messages)
-        return [[self.sequence("text", rendered.text, spans, given=given)]]
+        return [[(yield from self.sequence("text", rendered.text, spans, given=given))]]
 
-    def answered(self, role: str, prompt: Any, answer: Any, again: bool = False) -> UncutSequence:
+    def answered(self, role: str, prompt: Any, answer: Any, again: bool = False) -> Steps[UncutSequence]:
         """Return the sequence of a prompt and an answer, of which the answer's assistant messages are scored.
 
         again: the prompt is part of a conversation whose warnings were recorded before.
         """
         if not (isinstance(answer, list) and answer) or isinstance(prompt, str):
-            return self.string(role, prompt or "", answer)
+            return (yield from self.string(role, prompt or "", answer))
         prompt = prompt or []
         first, messages = len(prompt), [*prompt, *answer]
         turns = [i for i in range(first, len(messages)) if messages[i].get("role") == "assistant"]
@@ -265,14 +330,14 @@ class _Row:
         views = [(first, first in turns)]
         if by_turn and not self.marked:
             views += _turn_views(turns)
-        rendered = self.render(messages, views)
+        rendered = yield from self.render(messages, views)
         self.note_lost(rendered, first, again)
         text = rendered.text
         if self.settings.reward:
-            return self.sequence(role, text, [])
+            return (yield from self.sequence(role, text, []))
         if self.settings.scores_prompt:
-            return self.sequence(role, text, [_Piece(0, len(text))])
-        start = self.answer_start(rendered, first, text)
+            return (yield from self.sequence(role, text, [_Piece(0, len(text))]))
+        start = yield from self.answer_start(rendered, first, text)
         is_prefix = True
         if start is None:
             head = rendered.view(first, first in turns)
@@ -280,20 +345,21 @@ class _Row:
             is_prefix = start == len(head)
             if not is_prefix:
                 self.note("prompt-not-prefix", f"{head[start:][:40]!r} alone, {text[start:][:40]!r} with an answer")
-        pieces = self.spans(rendered, turns) if by_turn else [_Piece(start, len(text))]
+        pieces = (yield from self.spans(rendered, turns)) if by_turn else [_Piece(start, len(text))]
         learned = [_Piece(max(a, start), b, weight) for a, b, weight in pieces if b > start]
         # Where the prompt alone is no prefix, the edge after it cannot be that of a prompt: this was just recorded.
-        return self.sequence(role, text, learned, check=by_turn or is_prefix)
+        return (yield from self.sequence(role, text, learned, check=by_turn or is_prefix))
 
-    def spans(self, rendered: _Rendered, answers: Sequence[int]) -> list[_Piece]:
+    def spans(self, rendered: _Rendered, answers: Sequence[int]) -> Steps[list[_Piece]]:
         """Return the learned spans of the messages ``answers``, by the template's own marks where it has them."""
         if not self.settings.weighs:
             for i in answers:
                 if rendered.weights[i] not in (0, 1):
                     raise UnusableRow("fractional-weight", f"message {i + 1} has weight {rendered.weights[i]:g}")
         if not self.marked:
-            turns = zip(answers, self.turns(rendered, answers), strict=True)
-            return [_Piece(*span, rendered.weights[i]) for i, span in turns if rendered.weights[i]]
+            turns = yield from self.turns(rendered, answers)
+            weighed = [_Piece(*span, rendered.weights[i]) for i, span in zip(answers, turns, strict=True)]
+            return [piece for piece in weighed if piece.weight]
         marked = rendered.trace.spans or []
         for i, positions in rendered.trace.places.items():
             if i < 0 or rendered.role(i) == "assistant":
@@ -318,7 +384,7 @@ class _Row:
             raise UnusableRow("template-failed", "the {% generation %} marks do not show which message they enclose")
         return weights.pop()
 
-    def turns(self, rendered: _Rendered, answers: Sequence[int]) -> list[Span]:
+    def turns(self, rendered: _Rendered, answers: Sequence[int]) -> Steps[list[Span]]:
         """Return the span of each of the messages ``answers`` in the text, with the token that ends the turn.
 
         A turn starts where its prompt ends, and ends where the conversation up to and including it ends; both must be
@@ -329,7 +395,7 @@ class _Row:
         for i in answers:
             try:
                 tail = self.conversation_to(rendered, i)
-                start = self.answer_start(rendered, i, tail)
+                start = yield from self.answer_start(rendered, i, tail)
                 head = tail[:start] if start is not None else rendered.view(i, True)
             except UnusableRow as refusal:
                 raise UnusableRow("turn-not-prefix", f"turn {i + 1}: {refusal.detail}") from None
@@ -359,7 +425,7 @@ class _Row:
         """True if only system messages come before message ``i``."""
         return all(rendered.role(earlier) in ("system", "developer") for earlier in range(i))
 
-    def answer_start(self, rendered: _Rendered, i: int, text: str) -> int | None:
+    def answer_start(self, rendered: _Rendered, i: int, text: str) -> Steps[int | None]:
         """Return where message ``i`` begins in ``text`` if it opens the conversation; None for one that answers.
 
         Without a user message many templates refuse to render a prompt, so its end cannot serve as the start. The
@@ -371,7 +437,7 @@ class _Row:
         if i and isinstance(head, str) and text.startswith(head):
             return len(head)
         probe = [{"role": "user", "content": "x"}]
-        alone, prompted = self._texts([(probe, self.tools, False), (probe, self.tools, True)])
+        alone, prompted = yield from self._texts([(probe, self.tools, False), (probe, self.tools, True)])
         if isinstance(alone, str) and isinstance(prompted, str):
             header = prompted[common_length(alone, prompted) :]
             positions = rendered.trace.places.get(i) or [len(text)]
@@ -380,7 +446,7 @@ class _Row:
                 return at + len(header)
         raise UnusableRow("prompt-not-prefix", f"where message {i + 1}, which opens the conversation, begins")
 
-    def refuse_changed_turns(self, messages: list[Message], rendered: _Rendered) -> None:
+    def refuse_changed_turns(self, messages: list[Message], rendered: _Rendered) -> Steps[None]:
         """Raise UnusableRow for a turn that loses text once more turns follow it."""
         if not self.marked:  # the prefix checks of ``turns`` find such a turn
             return
@@ -388,7 +454,8 @@ class _Row:
             i = lost.message
             if not 0 <= i < len(rendered.messages) - 1 or rendered.role(i) != "assistant":
                 continue
-            alone = {(one.message, one.field) for one in self.render(messages[: i + 1]).trace.lost}
+            alone_rendered = yield from self.render(messages[: i + 1])
+            alone = {(one.message, one.field) for one in alone_rendered.trace.lost}
             if (i, lost.field) not in alone:
                 raise UnusableRow("turn-not-prefix", f"turn {i + 1} without {self._describe(rendered, lost)}")
 
@@ -442,7 +509,7 @@ class _Row:
 
     def render(
         self, messages: Sequence[Message], views: Sequence[tuple[int, bool]] = (), prompt: bool = False
-    ) -> _Rendered:
+    ) -> Steps[_Rendered]:
         """Return the conversation as one text, with its ``views``.
 
         Templates expect different forms of the same message (``forms``): the first form that loses nothing is taken,
@@ -457,7 +524,7 @@ class _Row:
             if in_parts and best is not None and not any(lost.field == "content" for lost in best.trace.lost):
                 break
             for form in forms(_in_parts(messages) if in_parts else messages, self.source):
-                rendered = self._try(form, weights, views, prompt)
+                rendered = yield from self._try(form, weights, views, prompt)
                 if isinstance(rendered, RenderFailure):
                     failed = failed or rendered
                 elif in_parts and _spells_parts(rendered.text, messages):
@@ -472,68 +539,115 @@ class _Row:
 
     def _try(
         self, form: list[Message], weights: list[float], views: Sequence[tuple[int, bool]], prompt: bool
-    ) -> _Rendered | RenderFailure:
+    ) -> Steps[_Rendered | RenderFailure]:
         """Render one form of the row and its views.
 
-        The row is rendered a second time, with marks in its strings, unless the plain text already shows that nothing
-        is lost. Whatever is sure to be needed goes to the renderer in one request, to save round trips.
+        One rendering is enough where the template's form (``template_analysis``) proves that markers in it change
+        nothing and where the turns are. The row is rendered a second time, with marks in its strings, unless the plain
+        text already shows that nothing is lost. Whatever is sure to be needed goes to the renderer in one request.
         """
         tracer = Tracer(self.source, form, self.tools, self.variables)
+        template = analyse(self.source)
+        tail = self._tail(template) if template.covers(form, self.tools) and views and not prompt else None
+        rendered_views = [view for view in views if tail is None or view[0] == 0]
         jobs: list[tuple[Sequence[Message], Any, bool]] = [(form, self.tools, prompt)]
-        jobs += [(form[:upto], self.tools, opens) for upto, opens in views]
-        if self.marked or not tracer.plain:
-            jobs.append((form, self.tools, prompt) if tracer.plain else (*tracer.traced, prompt))
-        text, *rest = self._texts(jobs, marked=len(jobs) - 1)
+        jobs += [(form[:upto], self.tools, opens) for upto, opens in rendered_views]
+        in_one = tracer.plain and template.marks_are_output
+        if not tracer.plain:
+            jobs.append((*tracer.traced, prompt))
+        elif self.marked and not in_one:
+            jobs.append(jobs[0])
+        text, *rest = yield from self._texts(
+            jobs, 0 if in_one else len(jobs) - 1, None if tail is None else template.loop
+        )
         if isinstance(text, RenderFailure):
             return text
+        marks = _Markers.taken_from(text)
+        text = marks.text
         trace = tracer.trace_plain(text)
         if trace is None:
-            traced = rest[-1] if not tracer.plain else self._texts([(*tracer.traced, prompt)], marked=0)[0]
+            traced = rest[-1] if not tracer.plain else None
+            if traced is None:
+                (traced,) = yield from self._texts([(*tracer.traced, prompt)], marked=0)
             trace = tracer.read(text, traced, _GENERATION)
         if self.marked and trace.spans is None:
-            spanned = rest[-1] if tracer.plain else self._texts(jobs[:1], marked=0)[0]
-            spans = spans_in(text, spanned, _GENERATION)
+            if in_one:
+                spans = marks.spans
+            elif tracer.plain:
+                spans = spans_in(text, rest[-1], _GENERATION)
+            else:
+                (spanned,) = yield from self._texts(jobs[:1], marked=0)
+                spans = spans_in(text, spanned, _GENERATION)
             if spans is None:
                 return RenderFailure("its {% generation %} marks change what it writes")
             trace = trace._replace(spans=spans)
-        return _Rendered(form, weights, text, trace, dict(zip(views, rest, strict=False)))
+        seen = dict(zip(rendered_views, rest, strict=False))
+        if tail is not None:
+            seen |= {view: marks.view(view, len(form), tail) for view in views if view not in rendered_views}
+        return _Rendered(form, weights, text, trace, seen)
+
+    def _tail(self, template: TemplateForm) -> str | None:
+        """Return the generation prompt of a template whose form is proved; None where this row may have its own."""
+        if self.variables != self.encoder.variables:
+            return None
+        if self.source not in self.encoder.tails:  # once for all rows: it depends on nothing of theirs
+            probe = self._texts([([{"role": "user", "content": "x"}], None, True)], loop=template.loop)
+            ((text,),) = run_together([probe], self.encoder)
+            self.encoder.tails[self.source] = text.rpartition(_TURN)[2] if isinstance(text, str) else None
+        return self.encoder.tails[self.source]
 
     def _texts(
-        self, jobs: Sequence[tuple[Sequence[Message], Any, bool]], marked: int | None = None
-    ) -> list[str | RenderFailure]:
-        """Render jobs of (messages, tools, with a generation prompt). marked: the job that gets generation markers."""
+        self,
+        jobs: Sequence[tuple[Sequence[Message], Any, bool]],
+        marked: int | None = None,
+        loop: int | None = None,
+    ) -> Steps[list[str | RenderFailure]]:
+        """Render jobs of (messages, tools, with a generation prompt).
+
+        marked: the job that gets generation markers. loop: the loop in which the first job gets markers of its turns.
+        """
         requests = []
         for number, (messages, tools, prompt) in enumerate(jobs):
             variables = {"documents": None, **self.variables, "messages": messages, "tools": tools}
             variables["add_generation_prompt"] = prompt
             markers = _GENERATION if self.marked and number == marked else ("", "")
-            requests.append(RenderJob(variables, markers))
+            requests.append(RenderJob(variables, markers, *((loop, _TURN) if number == 0 and loop is not None else ())))
+        size = len(jobs) * self.guard.characters
         try:
-            return template_sandbox.render(self.source, requests, RENDER_SECONDS, MAX_CHARACTERS)
+            texts: list[str | RenderFailure]
+            texts = yield RenderRequest(self.source, requests, RENDER_SECONDS, MAX_CHARACTERS, size)
         except TimeoutError as error:  # stops the run: were it a bad row, each further row might cost the whole limit
             fix = "give another template in model.chat_template, or leave the row out"
             raise AlignError(f"the chat template {error}", fix, where=self.where) from None
         except OSError as error:
             what = f"the process that renders chat templates does not start: {error.strerror}"
             raise AlignError(what, "free memory or end other processes, then run again") from None
+        return texts
 
     def sequence(
         self, role: str, text: str, pieces: Sequence[_Piece], given: bool = False, check: bool = True
-    ) -> UncutSequence:
+    ) -> Steps[UncutSequence]:
         """Return the tokens of a rendered conversation, with those in ``pieces`` scored."""
         pieces = _joined(pieces)
-        ids, answers = self.tokens(*self.guard.reveal(text, [(piece.start, piece.end) for piece in pieces]), check)
-        scored, weights = np.zeros(len(ids), dtype=bool), np.ones(len(ids), dtype=np.float32)
+        revealed, spans = self.guard.reveal(text, [(piece.start, piece.end) for piece in pieces])
+        ids, answers = yield from self.tokens(revealed, spans, check)
+        scored = np.zeros(len(ids), dtype=bool)
+        for start, end in answers:
+            scored[start:end] = True
+        if all(piece.weight == 1 for piece in pieces):
+            return UncutSequence(role, ids, scored, answers, given)
+        weights = np.ones(len(ids), dtype=np.float32)
         for (start, end), piece in zip(answers, pieces, strict=True):
-            scored[start:end], weights[start:end] = True, piece.weight
+            weights[start:end] = piece.weight
         return UncutSequence(role, ids, scored, answers, given, None if (weights == 1).all() else weights)
 
-    def tokens(self, text: str, spans: Sequence[Span], check: bool = True) -> tuple[Any, list[Span]]:
+    def tokens(self, text: str, spans: Sequence[Span], check: bool = True) -> Steps[tuple[Any, list[Span]]]:
         """Return token ids [T] and ``spans`` in tokens.
 
         check: report a token that crosses the edge of a span (``boundary-merge``).
         """
-        encoded = self.encoder.encode_spans(text, spans, self.guard.active)
+        encoding = yield EncodeRequest(text, self.guard.active)
+        encoded = self.encoder.find_spans(encoding, text, spans, self.guard.active)
         if encoded.merged and check and not self.settings.reward:
             self.note("boundary-merge", encoded.merged)
             encoded = self.encoder.encode_apart(text, spans, self.guard.active)
@@ -547,6 +661,9 @@ def forms(messages: Sequence[Message], source: str) -> Iterator[list[Message]]:
     of a turn that has only calls ("" or null), in a call's arguments (an object or its JSON) and in calls being bare
     or wrapped as OpenAI does.
     """
+    if all(message.get("content") and message.keys() == {"role", "content"} for message in messages):
+        yield [dict(message) for message in messages]  # as nearly all conversations are
+        return
     base = [_bare(message) for message in messages]
     calls = [call for message in base for call in message.get("tool_calls") or ()]
     silent = any(message.get("role") == "assistant" and not message.get("content") for message in base)

@@ -24,7 +24,8 @@ import tokenizers
 import transformers
 from numpy.typing import NDArray
 
-from align.core.data.chat_template import tokenize_record
+from align.core.data.batched_requests import Steps, run_together
+from align.core.data.chat_template import tokenizing
 from align.core.data.encode import Encoder, UnusableRow
 from align.core.data.examples import MESSAGE_WEIGHT, Example, Examples, Store, TokenSequence, to_record_batch
 from align.core.data.lint.duplicates import compare_splits
@@ -59,8 +60,23 @@ if TYPE_CHECKING:
 
 def make_examples(record: Record, encoder: Encoder, settings: TokenizationSettings) -> tuple[list[Example], list[Note]]:
     """Return the examples of one record (none where it is unusable, several where it is split), and the notes on it."""
+    (found,) = make_all([record], encoder, settings)
+    return found
+
+
+def make_all(
+    records: Sequence[Record], encoder: Encoder, settings: TokenizationSettings
+) -> list[tuple[list[Example], list[Note]]]:
+    """Return what ``make_examples`` returns for each record; their texts are rendered and encoded together."""
+    return run_together([_making(record, encoder, settings) for record in records], encoder)
+
+
+def _making(
+    record: Record, encoder: Encoder, settings: TokenizationSettings
+) -> Steps[tuple[list[Example], list[Note]]]:
+    """Do what ``make_examples`` does, in steps."""
     try:
-        made, notes = tokenize_record(record, encoder, settings)
+        made, notes = yield from tokenizing(record, encoder, settings)
     except UnusableRow as refusal:
         return [], [Note(refusal.finding, refusal.detail)]
     except RecursionError:
@@ -127,11 +143,15 @@ def tokenize_chunk(
 ) -> tuple[pa.RecordBatch, Tally]:
     """Return the examples of some records with the index of each one's source, and the notes; runs in any process."""
     made, which, tally = list[Example](), list[int](), Tally()
-    for record, source in zip(*rows, strict=True):
-        found, notes = make_examples(record, *state)
-        tally.add(record.source, notes, left_out=not found)
-        made += found
-        which += [source] * len(found)
+    records, sources = rows
+    encoder, settings = state
+    for start in range(0, len(records), TOGETHER):
+        block = records[start : start + TOGETHER]
+        results = make_all(block, encoder, settings)
+        for record, source, (found, notes) in zip(block, sources[start:], results, strict=False):
+            tally.add(record.source, notes, left_out=not found)
+            made += found
+            which += [source] * len(found)
     return to_record_batch(made, which), tally
 
 
@@ -145,6 +165,9 @@ VERSION = 2
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 512, 1_000_000
 """Most rows and most characters that a worker is given at a time, whichever is reached first."""
+
+TOGETHER = 64
+"""Rows that are rendered and encoded together: their encodings are in memory at once, some 150 bytes a character."""
 
 WORTH_PROCESSES = 4_000_000
 """Characters from which starting worker processes, some two seconds, saves time."""

@@ -14,14 +14,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from align.schemas.errors import AlignError
@@ -36,6 +38,9 @@ Span = tuple[int, int]
 
 MAX_CHARACTERS = 8_000_000
 """Most characters in one row. A tokenizer needs some 150 bytes for each, and aborts the process when it gets none."""
+
+HEADER, HEADERS = 200, 1_000
+"""Most characters of the header of an answer whose tokens are kept, and most headers kept."""
 
 _NONCHARACTER = re.compile("[\ufdd0-\ufdd3]")
 _HIDDEN = re.compile("\ufdd2(\\d+)\ufdd3")
@@ -65,6 +70,11 @@ class Guard:
         self.kept: list[str] = []
 
     @property
+    def characters(self) -> int:
+        """The number of characters hidden so far."""
+        return MAX_CHARACTERS - self._left
+
+    @property
     def active(self) -> bool:
         """True if the text that ``reveal`` returns must be encoded with ``guarded=True``."""
         return bool(self.found)
@@ -76,6 +86,8 @@ class Guard:
         """
         if isinstance(value, str):
             return self._hide_in_text(value)
+        if type(value) is dict:  # most often, so it comes before what takes longer to find out
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
         if isinstance(value, Arguments):
             return Arguments.parsed(self.hide(value.text), {self.hide(k): self.hide(v) for k, v in value.items()})
         if isinstance(value, Mapping):
@@ -88,15 +100,19 @@ class Guard:
         self._left -= len(text)
         if self._left < 0:
             raise UnusableRow("text-too-long", f"more than {MAX_CHARACTERS:,} characters")
-        try:
-            _ = text.isascii() or text.encode()
-        except UnicodeEncodeError as error:
-            raise UnusableRow("bad-unicode", f"a lone surrogate, U+{ord(text[error.start]):04X}") from None
-        self._odd = self._odd or _NONCHARACTER.search(text) is not None
-        hidden = self._encoder.special_token_pattern.sub(self._hide, text)
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UnusableRow("bad-unicode", f"a lone surrogate, U+{ord(text[error.start]):04X}") from None
+            self._odd = self._odd or _NONCHARACTER.search(text) is not None
+        for first in self._encoder.special_starts:
+            if first in text:  # most texts have no character that a special token starts with
+                text = self._encoder.special_token_pattern.sub(self._hide, text)
+                break
         if self._odd and self.active:
             raise UnusableRow("bad-unicode", "a noncharacter, U+FDD0 to U+FDD3, in a row that spells a special token")
-        return hidden
+        return text
 
     def _hide(self, match: re.Match[str]) -> str:
         meant = match[0] in self._meant
@@ -203,6 +219,11 @@ class Encoder:
         seen = [self.json, self.templates, self.variables, self.prefix, self.eos_id]
         return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
 
+    @cached_property
+    def tails(self) -> dict[str, str | None]:
+        """What templates write after a conversation that the model is to continue, by their source; for rendering."""
+        return {}
+
     def template(self, tools: Any) -> str:
         """Return the chat template, of several the one that transformers would use. Raises UnusableRow without one."""
         if isinstance(self.templates, dict):
@@ -215,13 +236,18 @@ class Encoder:
         return template
 
     @cached_property
-    def _is_added(self) -> NDArray[np.bool_]:
-        return np.isin(np.arange(1 + max(self._plain.get_vocab().values())), list(self.added))
+    def _heads(self) -> dict[tuple[str, bool], tuple[int, ...]]:
+        return {}
 
     @cached_property
     def special_token_pattern(self) -> re.Pattern[str]:
         """A pattern of the text of any special token, the longest first."""
         return re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
+
+    @cached_property
+    def special_starts(self) -> frozenset[str]:
+        """The first character of each special token."""
+        return frozenset(token[:1] for token in self.special)
 
     @cached_property
     def _plain(self) -> Tokenizer:
@@ -251,34 +277,49 @@ class Encoder:
         ids = (self._guarded if guarded else self._plain).encode(front + text, add_special_tokens=False).ids
         return np.array(ids[bool(front) :], dtype=np.int32)
 
-    def encode_spans(self, text: str, spans: Sequence[Span], guarded: bool = False) -> EncodedSpans:
-        """Return the tokens of a text, and the tokens that lie in each of the ordered, disjoint character spans.
+    def encode_all(self, texts: Sequence[str], guarded: bool = False) -> list[Encoding]:
+        """Return the tokens of each text, with their offsets; of several texts in threads."""
+        backend = self._guarded if guarded else self._plain
+        if len(texts) == 1:  # without a thread
+            return [backend.encode(texts[0], add_special_tokens=False)]
+        return backend.encode_batch(list(texts), add_special_tokens=False) if texts else []
+
+    def find_spans(self, encoding: Encoding, text: str, spans: Sequence[Span], guarded: bool = False) -> EncodedSpans:
+        """Return the tokens of an encoded text, and those that lie in each of the ordered, disjoint character spans.
 
         ``merged`` names the first place where a span does not begin and end between tokens, or where the tokens before
         a span differ from those of the same text when it ends there, which is what the model is prompted with.
         """
-        encoding = (self._guarded if guarded else self._plain).encode(text, add_special_tokens=False)
-        ids = np.array(encoding.ids, dtype=np.int32)
-        starts, ends = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
-        added = self._is_added[ids]
-        found, merged = [], ""
+        listed = encoding.ids
+        ids = np.array(listed, dtype=np.int32)
+        found, merged = list[Span](), ""
+        offsets = encoding.offsets if spans else []
         for a, b in spans:
-            first, last = int(np.searchsorted(ends, a, "right")), int(np.searchsorted(starts, b, "left"))
-            if first < len(ids) and added[first] and starts[first] < a:
+            first, last = bisect_right(offsets, a, key=itemgetter(1)), bisect_left(offsets, b, key=itemgetter(0))
+            if first < len(listed) and listed[first] in self.added and offsets[first][0] < a:
                 first += 1  # an added token that includes the whitespace after it
             found.append((first, max(first, last)))
-            before = added[:first].nonzero()[0]
             # Added tokens split the text before tokenization, so tokens before the last one cannot change.
-            fixed = int(before[-1]) if len(before) else 0
-            crosses_start = first < len(ids) and starts[first] < a
-            ends_past = last and ends[last - 1] > b
-            crosses_end = ends_past and not added[last - 1]
-            head = text[starts[fixed] if len(before) else 0 : a]
-            crosses = crosses_start or crosses_end
-            if not merged and (crosses or not np.array_equal(self.encode(head, guarded), ids[fixed:first])):
+            fixed = next((i for i in range(first - 1, -1, -1) if listed[i] in self.added), 0)
+            crosses_start = first < len(listed) and offsets[first][0] < a
+            ends_past = last and offsets[last - 1][1] > b
+            crosses_end = ends_past and listed[last - 1] not in self.added
+            if merged:
+                continue
+            head = text[offsets[fixed][0] if first and listed[fixed] in self.added else 0 : a]
+            if crosses_start or crosses_end or self._head(head, guarded) != tuple(listed[fixed:first]):
                 edge = b if ends_past else a
                 merged = f"between {text[max(0, edge - 12) : edge]!r} and {text[edge : edge + 12]!r}"
         return EncodedSpans(ids, found, merged)
+
+    def _head(self, text: str, guarded: bool) -> tuple[int, ...]:
+        """Return the tokens of the end of a prompt, mostly the header of an answer, which all rows share."""
+        key = text, guarded
+        if (ids := self._heads.get(key)) is None:
+            ids = tuple(self.encode(text, guarded).tolist())
+            if len(text) <= HEADER and len(self._heads) < HEADERS:
+                self._heads[key] = ids
+        return ids
 
     def encode_apart(self, text: str, spans: Sequence[Span], guarded: bool = False) -> EncodedSpans:
         """Return the same with each part between edges of spans tokenised by itself: nothing merges over an edge."""

@@ -413,7 +413,7 @@ def examine(draft: UncutSequence, encoder: Encoder, settings: TokenizationSettin
     if draft.given and scored[1:].all():
         yield Note("full-mask")
     for number, (start, end) in enumerate(draft.answers, 1):
-        learned = reversed(ids[start:end][scored[start:end]].tolist())
+        learned = (int(ids[at]) for at in range(end - 1, start - 1, -1) if scored[at])
         last = next((i for i in learned if not encoder.blank(i)), None)
         if last is None or last not in encoder.added:
             yield Note(

@@ -47,16 +47,23 @@ template is not at fault."""
 
 
 class RenderJob(NamedTuple):
-    """One rendering. marks: texts to write at ``{% generation %}`` and at ``{% endgeneration %}``."""
+    """One rendering. marks: texts to write at ``{% generation %}`` and at ``{% endgeneration %}``.
+
+    loop: the number of a loop of the template that is in no other block, counted from 0. turn: the text to write there
+    at the start of each iteration and after the last.
+    """
 
     variables: dict[str, Any]
     marks: tuple[str, str] = ("", "")
+    loop: int | None = None
+    turn: str = ""
 
 
 class RenderFailure(NamedTuple):
-    """The reason why a rendering produced no text."""
+    """The reason why a rendering produced no text. of_all: all jobs of the call failed with the one at fault."""
 
     why: str
+    of_all: bool = False
 
 
 class _Generation(jinja2.ext.Extension):
@@ -85,22 +92,33 @@ def _tojson(
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-@lru_cache(maxsize=8)
-def _compiled(source: str) -> jinja2.Template:
+@lru_cache(maxsize=1)
+def environment() -> jinja2.Environment:
+    """Return the environment of chat templates, which parses and compiles them."""
     extensions = [_Generation, jinja2.ext.loopcontrols]
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=extensions
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
+    made = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    made.filters["tojson"] = _tojson
+    made.globals["raise_exception"] = _raise
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str, loop: int | None, turn: str) -> jinja2.Template:
+    if loop is None:
+        return environment().from_string(source)
+    parsed = environment().parse(source)
+    marked = list(parsed.find_all(jinja2.nodes.For))[loop]
+    write = jinja2.nodes.Output([jinja2.nodes.TemplateData(turn)])
+    marked.body.insert(0, write)
+    parsed.body.insert(parsed.body.index(marked) + 1, write)
+    return environment().from_string(parsed)
 
 
 def _rendered(source: str, job: RenderJob, characters: int) -> str:
     _Generation.marks = job.marks
     blocks, left = list[str](), characters
-    for block in _compiled(source).generate(job.variables):
+    for block in _compiled(source, job.loop, job.turn).generate(job.variables):
         blocks.append(block)
         left -= len(block)
         if left < 0:
@@ -201,12 +219,12 @@ class _Process:
             if status in FROM_OUTSIDE:
                 return None
             name = signal.Signals(-status).name if status < 0 else f"status {status}"
-            return [RenderFailure(f"the process that renders it ended with {name}")] * len(jobs)
+            return [RenderFailure(f"the process that renders it ended with {name}", of_all=True)] * len(jobs)
         except BaseException:  # Ctrl-C between request and reply: else the next request would read this reply
             self._end()
             raise
         if isinstance(found, str):
-            return [RenderFailure(found)] * len(jobs)
+            return [RenderFailure(found, of_all=True)] * len(jobs)
         return [one if isinstance(one, str) else RenderFailure(one[0]) for one in found]
 
     def _open(self) -> Connection:
