@@ -33,6 +33,7 @@ class Task:
     beta: float | None = None
     group: int = 8
     longest: int = 64
+    bf16: bool = False
 
     @property
     def online(self) -> bool:
@@ -53,7 +54,8 @@ def run_of(task: Task) -> Run:
         "optimizer": {"learning_rate": RATE, "weight_decay": 0.0},
         "schedule": {"type": "constant"},
         # One step more than is measured: its end writes a checkpoint, which the other side does not.
-        "train": {"batch_size": task.batch, "max_steps": task.steps + 1},
+        "train": {"batch_size": task.batch, "max_steps": task.steps + 1}
+        | ({"precision": "bf16-mixed"} if task.bf16 else {}),
         "checkpoint": {"save_steps": 1_000_000},
         "devices": {"accelerator": "cpu"},
     }

@@ -55,6 +55,7 @@ SLOW_STEPS = {"sft": 10, "reward_model": 6, "dpo": 6, "kto": 4, "grpo-long": 4}
 """Measured steps, by the model or, of larger ones, by the algorithm (others 6): all of them take some 15 minutes."""
 ROUNDING = 1e-3
 """Largest relative difference of losses and gradient norms that may pass as rounding; 1e-5 to 1e-4 is seen."""
+ROUNDING_BF16 = 0.1
 
 
 def main() -> int:
@@ -67,6 +68,7 @@ def main() -> int:
     parser.add_argument(
         "--without", nargs="*", default=[], choices=("padded", "best"), help="leave this setting of TRL out"
     )
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 by autocast on both sides, in place of float32")
     parser.add_argument("--out", type=Path, default=RESULTS / "side_by_side", help="directory of the results")
     arguments = parser.parse_args()
     model, failed = Path(arguments.model).name, False
@@ -81,8 +83,9 @@ def main() -> int:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         print(f"\n{algorithm}, {model}\n{show(figures)}\n{_shares(details['sides'])}", flush=True)
-        command = f"python benchmarks/side_by_side.py {algorithm} --model {model} --steps {details['steps']}"
-        write(arguments.out / f"{algorithm}-{model}.json", command, figures, details)
+        flag, suffix = (" --bf16", "-bf16") if arguments.bf16 else ("", "")
+        command = f"python benchmarks/side_by_side.py {algorithm} --model {model} --steps {details['steps']}{flag}"
+        write(arguments.out / f"{algorithm}-{model}{suffix}.json", command, figures, details)
     return int(failed)
 
 
@@ -100,7 +103,16 @@ def make_task(name: str, arguments: argparse.Namespace, work: Path) -> Task:
     group = 1 if algorithm == "ppo" or not online else 8
     rows = make_rows(algorithm, (steps + 1) * batch // group, name.endswith("-long"))
     model = make_model(arguments.model, work / "model", reward=algorithm == "reward_model")
-    return Task(algorithm, model, write_rows(rows, work / "rows.jsonl"), work, batch, steps, BETAS.get(algorithm))
+    return Task(
+        algorithm,
+        model,
+        write_rows(rows, work / "rows.jsonl"),
+        work,
+        batch,
+        steps,
+        BETAS.get(algorithm),
+        bf16=arguments.bf16,
+    )
 
 
 def compare(task: Task, warmup: int, without: Sequence[str]) -> tuple[dict[str, Figure], dict[str, Any]]:
@@ -115,7 +127,7 @@ def compare(task: Task, warmup: int, without: Sequence[str]) -> tuple[dict[str, 
     assert_same_rows(found)
     differences = {name: curve_difference(found["align"], other) for name, other in found.items() if name != "align"}
     for name, difference in () if task.online else differences.items():
-        if not difference <= ROUNDING:
+        if not difference <= (ROUNDING_BF16 if task.bf16 else ROUNDING):
             raise RuntimeError(f"the curve of align differs from that of {name} by {difference:.1e}")
     if task.algorithm in ALONE:
         warmup = PHASE
@@ -156,7 +168,7 @@ def figures_of(found: dict[str, dict[str, Any]], task: Task, warmup: int) -> dic
     for name, side in found.items():
         figures[f"{name}: seconds a step"] = figure(side["per_step"], "CPU s", absolute=True)
         figures[f"{name}: peak memory"] = figure([side["peak_mib"]], "MiB", absolute=True)
-    if not task.online:
+    if not task.online and not task.bf16:
         needed = operations(task, ours)[warmup:]
         reached = [
             flops / (cpu * probe * 1e9)

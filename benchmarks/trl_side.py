@@ -1,9 +1,10 @@
 """TRL's side of a comparison: one trainer, a meter beside it.
 
-``padded`` is TRL's default on a CPU in float32: one padded batch a step. (Its defaults of bfloat16 and gradient
-checkpointing are left out: both make it slower there.) ``best`` is the fastest setting found that keeps the
-mathematics: micro-batches of one or two rows by accumulation, which need no padding, and reference log-probabilities
-computed beforehand. Where completions are sampled all have about the same length, and the default is the fastest.
+``padded`` is TRL's default, one padded batch a step, but for its gradient checkpointing, which costs time, and its
+bfloat16, under which curves cannot be compared (``--bf16`` takes it for both sides). ``best`` is the fastest setting
+found that keeps the mathematics: micro-batches of one or two rows by accumulation, which need no padding, and reference
+log-probabilities computed beforehand. Where completions are sampled all have about the same length, and the default is
+the fastest.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _trainer(task: Task, setting: Setting, meter: Meter) -> Any:
         "optim": "adamw_torch_fused",
         "seed": 0,
         "logging_steps": 1,
-        "bf16": False,
+        "bf16": task.bf16,
         "gradient_checkpointing": False,
         "dataloader_pin_memory": False,
     }
