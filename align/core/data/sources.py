@@ -488,7 +488,7 @@ class Reader:
                     raise RowError("mixed", f"is a row of format {other.name} among {self.form}") from None
             raise
         for key in MEDIA:
-            if _holds(record.columns.get(key)):
+            if key in record.columns and _holds(record.columns[key]):
                 fix = f"take the column away if the text is whole without it, with columns: {{unread: {key}}}"
                 raise RowError("media", f"holds pictures or sound: only text is learned ({fix})", key)
         if record.kind in ("text", "completion"):
@@ -579,8 +579,11 @@ def _netstrings(value: Any, pieces: list[str]) -> None:
     elif isinstance(value, dict):
         pieces.append(f"d{len(value)}:")
         for key in sorted(value, key=str):
-            _netstrings(key, pieces)
-            _netstrings(value[key], pieces)
+            for each in (key, value[key]):
+                if type(each) is str:  # as most are: without a call, since this runs for every string of the data
+                    pieces += (f"s{len(each)}:", each)
+                else:
+                    _netstrings(each, pieces)
     elif isinstance(value, (list, tuple)):
         pieces.append(f"l{len(value)}:")
         for item in value:
