@@ -237,6 +237,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @profiled("head")
     def backward(ctx: Any, grad_logp: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, peak, total, d_hidden, kept = ctx.saved_tensors
         head: _Head = ctx.head

@@ -42,7 +42,9 @@ def test_the_parts_of_a_run_sum_to_all_of_it_and_its_numbers_stay(
     assert parts <= facts["parts"].keys()
     assert sum(part["share"] for part in facts["parts"].values()) == pytest.approx(1)
     assert sum(part["seconds"] for part in facts["parts"].values()) == pytest.approx(facts["seconds"])
-    assert facts["parts"]["loss"]["calls"] == 6
+    calls = {part: figures["calls"] for part, figures in facts["parts"].items()}
+    assert calls["loss"] == 6
+    assert calls["head"] == calls["forward"] + calls["backward"], "the head's own backward is the head's too"
 
 
 def test_the_command_prints_a_table_of_each_stage(
