@@ -5,7 +5,8 @@
 4,096 scored tokens, a vocabulary of 128,256 (Llama 3's), float32. Each measurement is its own process; memory is
 the peak of its resident set (getrusage), which the allocator cannot hide, less what was resident before: the hidden
 states and the head's weight, which both ways need alike. What is left holds the logits or chunks, and the gradients
-(the head's alone takes 1,002 MiB at width 2048, either way).
+(the head's alone takes 1,002 MiB at width 2048, either way). Nothing is kept for backward, as under gradient
+checkpointing; benchmarks/head.py measures what the policy does else.
 Writes results/logprobs.json and fails unless the peak is under a fifth of that with full logits.
 """
 

@@ -51,6 +51,7 @@ from align.core.plugin_system.registry import registry
 from align.core.training.run_directory import RunDirectory, located
 from align.core.training.suite_in_training import SuiteInTraining
 from align.core.util.atomic_files import cache_directory
+from align.core.util.detect_hardware import slow_precision
 from align.core.util.liveness import StopFlag
 from align.core.util.profile import profiled
 from align.core.util.progress import working
@@ -194,7 +195,8 @@ class StageRunner(ABC, Generic[Source]):
             with autocast(self.hardware, self.stage.train.precision):
                 data = self.measure_reference(data, model.policy, model.reference, batcher)
         steps = self.make_step_source(model, data, builder, batcher, observers)
-        warnings = [*too_long, *notes(model.policy, model.tokenizer, data.train)]
+        slow = slow_precision(self.hardware, self.stage.train.precision, self.stage.model.dtype)
+        warnings = [*too_long, *slow, *notes(model.policy, model.tokenizer, data.train)]
         return PreparedStage(self.stage, self.algorithm, model, data, batcher, steps, strategy, self.hardware, warnings)
 
     @profiled("loading")
