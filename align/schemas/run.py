@@ -312,6 +312,9 @@ class Train(Config):
     """Most examples in one forward pass; default: as many as the tokens allow. Changes speed and memory only."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """Layout of sequences in a forward pass. Changes speed and memory only."""
+    shared_prefix: bool = True
+    """Compute the tokens with which several sequences of a micro-batch begin, such as their prompt, once, where the
+    model can and it pays. Changes speed and memory only."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to this global norm (null: never)."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"

@@ -17,6 +17,7 @@ from torch import Tensor
 from align.core.algorithm.contract import Algorithm, Online
 from align.core.data.batch import MicroBatch
 from align.core.data.examples import Example
+from align.core.data.step_plan import Layout
 from align.core.models.policy import Policy
 from align.schemas.records import Kind
 from align.testing.online_algorithms import check_online, toy_experience
@@ -25,6 +26,12 @@ from align.testing.toys import LENGTHS, toy_examples, toy_policy
 
 SHARP = 100.0
 """Sharpness of toy models whose log-probabilities are hundreds of nats apart."""
+
+SHARED: tuple[Layout, ...] = ("padded_shared", "packed_shared")
+"""Layouts in which sequences share the computation of their prefix."""
+
+ROUNDING = 64 * torch.finfo(torch.float32).eps
+"""Relative difference by rounding between layouts. Toy models normalise in float32, as Llama does, in float64 too."""
 
 
 def check_algorithm(
@@ -42,7 +49,7 @@ def check_algorithm(
     - The loss of a step is the same when it is computed again.
     - The gradient and the metrics of a step are the same however the step is cut into micro-batches, an empty one among
       them, and in whatever order its examples come (relative to the gradient's norm; in float64, where rounding hides
-      nothing).
+      nothing). So are they, to the rounding of float32, where sequences share the computation of their prefix.
     - Loss and gradient are finite, also where policy and reference are hundreds of nats apart; some parameter learns.
     - Nothing of the batch is changed in place, and the reference does not change.
     - Of an online algorithm: what ``align.testing.check_online`` says of its credit; and its loss reads no number of a
@@ -64,6 +71,9 @@ def check_algorithm(
         _check_again(where, whole, toy.step(toy.examples, everything), toy, tolerance)
         for name, cut in cuts.items():
             _same_step(f"{where}, cut as {name}", whole, toy.step(toy.examples, cut), toy, tolerance)
+        for layout in SHARED:
+            shared = toy.step(toy.examples, everything, layout)
+            _same_step(f"{where}, with shared prefixes", whole, shared, toy, max(tolerance, ROUNDING))
         if not made.auxiliary(toy.examples):  # statistics may pair an example with its neighbour
             _same_step(f"{where}, in reverse order", whole, toy.step(toy.examples[::-1], everything), toy, tolerance)
         toy.check_reference(where)
@@ -107,10 +117,10 @@ class _Toy:
         else:
             self.examples = toy_examples(kind, lengths, scores_prompt=algorithm.scores_prompt)
 
-    def step(self, examples: Sequence[Example], cut: Cut) -> StepResult:
+    def step(self, examples: Sequence[Example], cut: Cut, layout: Layout = "padded") -> StepResult:
         """Return one step on these examples."""
         scorer = _Frozen(self.reference) if self.algorithm.uses_reference else None
-        return step(self.algorithm, self.policy, scorer, examples, cut, critic=self.critic)
+        return step(self.algorithm, self.policy, scorer, examples, cut, layout=layout, critic=self.critic)
 
     def flat(self, made: StepResult) -> Tensor:
         """Return a step's gradient as one vector, zero where a parameter has none."""

@@ -1,7 +1,16 @@
-"""The tensors of one micro-batch, and the batch that a loss sees. Two layouts give the same scored tokens.
+"""The tensors of one micro-batch, and the batch that a loss sees. All layouts give the same scored tokens.
 
-padded  a row for each sequence, padding on the right
-packed  all sequences in one row; ``position_ids`` start again at 0 with each, and keep attention apart
+padded   a row for each sequence, padding on the right
+packed   all sequences in one row; ``position_ids`` start again at 0 with each, and keep attention apart
+_shared  of either: sequences with a common prefix are the branches of a tree, which is laid out as one sequence is.
+         Each prefix of a tree is computed once, and a token attends to those before it on its own path
+
+A tree of two sequences, ``a b c d`` and ``a b e``, as a row:
+
+    token         a  b  c  d  e
+    position      0  1  2  3  2
+    subtree end   5  5  4  4  5     token q attends to token k where k <= q < end of k: e to a, b and e
+    predicted by  .  a  b  c  b
 """
 
 from __future__ import annotations
@@ -16,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from align.core.data.examples import MESSAGE_WEIGHT, Example, TokenSequence
-from align.core.data.step_plan import Layout
+from align.core.data.step_plan import Layout, share_prefixes, walk
 from align.schemas.errors import AlignError
 
 
@@ -32,6 +41,8 @@ class MicroBatch:
     sequence_T, position_T, example_B, role_B, roles, examples, columns, ref_logp_T, token_data   as in ``Batch``
     sources      where each example came from, for messages
     sequence_of, tokens_by_role   as in ``Batch``
+    subtree_end_RL   index in its row at which the subtree of each token ends; None where no prefix is shared. A token
+                     of padding is a tree by itself, so that no position is left without anything to attend to
     """
 
     input_ids_RL: Tensor
@@ -52,6 +63,7 @@ class MicroBatch:
     sources: tuple[str, ...]
     sequence_of: Mapping[str, Tensor] = field(default_factory=dict)
     tokens_by_role: Mapping[str, Tensor] = field(default_factory=dict)
+    subtree_end_RL: Tensor | None = None
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return the micro-batch on another device."""
@@ -70,11 +82,20 @@ class MicroBatch:
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
 
 
-def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: Sequence[Example] = ()) -> MicroBatch:
+def collate(
+    examples: Sequence[Example],
+    layout: Layout,
+    pad_id: int,
+    *,
+    like: Sequence[Example] = (),
+    trees: Sequence[tuple[int, ...]] | None = None,
+) -> MicroBatch:
     """Return the examples as the tensors of one micro-batch, in a layout.
 
     like: all examples of the optimizer step. The micro-batch shows the roles and columns of those, so that every
     micro-batch of a step has the same ones, an empty one too. Default: ``examples``.
+    trees: of a shared layout, for each example the tree of each of its sequences, as the step plan has found them.
+    Default: found among these examples.
 
     No examples give a micro-batch that can be run: one row of one padding token, T = B = 0.
     Raises AlignError where some rows of the step have a column and others lack it. Raises ValueError where a sequence
@@ -87,17 +108,29 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: S
     if any(not len(s) or s.scored[0] for s in sequences):
         raise ValueError("a sequence is empty, or its first token is scored and nothing predicts it")
 
-    if layout == "packed" or not sequences:
-        shape = (1, max(1, int(lengths.sum())))
-        start_B = np.cumsum(lengths) - lengths
+    if layout.endswith("shared") and trees is None:
+        trees = share_prefixes(examples, layout)
+    grown = None
+    if layout.endswith("shared") and trees is not None:
+        grown = _grow([s.tokens for s in sequences], [tree for each in trees for tree in each])
+    # The sizes of rows, or of the parts of a packed one, and for each sequence its part.
+    sizes, part_B = (lengths, np.arange(len(sequences))) if grown is None else (grown.sizes, grown.tree_B)
+    if layout.startswith("packed") or not sequences:
+        shape = (1, max(1, int(sizes.sum())))
+        starts = np.cumsum(sizes) - sizes
     else:
-        shape = (len(sequences), int(lengths.max()))
-        start_B = np.arange(len(sequences)) * shape[1]
+        shape = (len(sizes), int(sizes.max()))
+        starts = np.arange(len(sizes)) * shape[1]
 
     # Flat index of every token, sequence after sequence. Positions that no index names are padding.
     place = _runs(lengths)
-    index = np.repeat(start_B, lengths) + place
+    index = np.repeat(starts[part_B], lengths) + (place if grown is None else grown.index)
     ids, positions, filled = np.full(shape, pad_id), np.tile(np.arange(shape[1]), (shape[0], 1)), np.zeros(shape, bool)
+    subtree_end = None
+    if grown is not None:
+        positions[:] = 0  # of padding: a row of a tree may be longer than the model has positions
+        subtree_end = np.tile(np.arange(shape[1]) + 1, (shape[0], 1))
+        subtree_end.flat[index] = np.repeat(starts[part_B] % shape[1], lengths) + grown.end
     ids.flat[index] = _join([s.tokens for s in sequences])
     positions.flat[index] = place
     filled.flat[index] = True
@@ -110,13 +143,14 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: S
     # Looked for here, on the CPU: on a GPU every search makes the host wait.
     sought = dict(enumerate(roles)) if len(roles) > 1 else {}
     found = {name: _sequences_of(number, role_B, example_B, len(examples)) for number, name in sought.items()}
+    no_mask = filled.all() or not sequences or grown is not None
     return MicroBatch(
         input_ids_RL=_tensor(ids),
         position_ids_RL=_tensor(positions),
-        attention_mask_RL=None if filled.all() or not sequences else _tensor(filled),
-        predict_T=_tensor(index[scored] - 1),
+        attention_mask_RL=None if no_mask else _tensor(filled),
+        predict_T=_tensor(index[np.flatnonzero(scored) - 1]),
         target_T=_tensor(ids.flat[index[scored]]),
-        last_B=_tensor(start_B + lengths - 1),
+        last_B=_tensor(index[np.cumsum(lengths) - 1]),
         sequence_T=_tensor(sequence_T),
         position_T=_tensor(_runs(scored_B)),
         example_B=_tensor(example_B),
@@ -129,6 +163,7 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int, *, like: S
         sources=tuple(e.source for e in examples),
         sequence_of={name: _tensor(sequence_E) for name, sequence_E in found.items() if sequence_E is not None},
         tokens_by_role={name: _tensor(_tokens_of(number, role_B, sequence_T)) for number, name in sought.items()},
+        subtree_end_RL=None if subtree_end is None else _tensor(subtree_end),
     )
 
 
@@ -145,6 +180,48 @@ def _sequences_of(role: int, role_B: Integers, example_B: Integers, examples: in
 def _tokens_of(role: int, role_B: Integers, sequence_T: Integers) -> Integers:
     """Return the indices [T'] of the scored tokens of a role's sequences."""
     return np.flatnonzero(role_B[sequence_T] == role)
+
+
+@dataclass(frozen=True, slots=True)
+class _Trees:
+    """Sequences laid out as trees.
+
+    sizes   the positions of each tree
+    tree_B  the tree of each sequence
+    index   for every token, sequence after sequence, its index in its tree
+    end     the index in its tree at which its subtree ends
+    """
+
+    sizes: NDArray[np.int64]
+    tree_B: NDArray[np.int64]
+    index: NDArray[np.int64]
+    end: NDArray[np.int64]
+
+
+def _grow(sequences: Sequence[NDArray[np.int32]], numbers: Sequence[int]) -> _Trees | None:
+    """Lay out sequences as trees; None where none of them shares anything. numbers: the tree of each sequence."""
+    members = dict[int, list[int]]()
+    for sequence, number in enumerate(numbers):
+        members.setdefault(number, []).append(sequence)
+    index = [np.empty(0, np.int64)] * len(sequences)
+    end = [np.empty(0, np.int64)] * len(sequences)
+    tree_B, sizes = np.zeros(len(sequences), np.int64), list[int]()
+    for tree, mine in enumerate(members.values()):
+        size, path = 0, np.empty(0, np.int64)
+        end_of = np.zeros(sum(len(sequences[s]) for s in mine), np.int64)
+        for branch, shared in walk([sequences[s] for s in mine]):
+            sequence = mine[branch]
+            grown = size + len(sequences[sequence]) - shared
+            path = np.concatenate([path[:shared], np.arange(size, grown)])
+            end_of[path] = size = grown  # a subtree ends where the last sequence that passes through it does
+            index[sequence] = path
+        for sequence in mine:
+            end[sequence] = end_of[index[sequence]]
+        tree_B[mine] = tree
+        sizes.append(size)
+    if sum(sizes) == sum(map(len, sequences)):
+        return None
+    return _Trees(np.array(sizes, np.int64), tree_B, _join(index), _join(end))
 
 
 def _runs(counts: NDArray[np.int64]) -> NDArray[np.int64]:

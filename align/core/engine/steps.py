@@ -65,16 +65,12 @@ class MicroBatcher:
 
     def micros(self, examples: Sequence[Example]) -> list[MicroBatch]:
         """The micro-batches of ``examples`` for this rank; as many on every rank."""
-        cuts = step_plan.make_micro_batches(
-            [e.lengths for e in examples],
-            self.world_size,
-            self.micro_tokens,
-            self.train.micro_batch_size,
-            self.layout,
-            self.forward,
+        ranks = step_plan.plan_micro_batches(
+            examples, self.world_size, self.micro_tokens, self.train.micro_batch_size, self.layout, self.forward
         )
         return [
-            collate([examples[i] for i in micro], self.layout, self.pad_id, like=examples) for micro in cuts[self.rank]
+            collate([examples[i] for i in micro.examples], self.layout, self.pad_id, like=examples, trees=micro.trees)
+            for micro in ranks[self.rank]
         ]
 
     @profiled("data")

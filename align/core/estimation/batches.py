@@ -143,17 +143,23 @@ def planned(stage: Stage, algorithm: Algorithm, kind: str, world: int, layout: s
 def micros_of(stage: Stage, step: Sequence[Example], kind: str, world: int, layout: step_plan.Layout) -> list[Micro]:
     """Return the micro-batches of rank 0."""
     limit = stage.train.micro_batch_tokens or MICRO_TOKENS[kind]
-    lengths, size = [e.lengths for e in step], stage.train.micro_batch_size
-    cuts = step_plan.make_micro_batches(lengths, world, limit, size, layout, step_plan.FORWARD[kind])
+    size = stage.train.micro_batch_size
+    ranks = step_plan.plan_micro_batches(step, world, limit, size, layout, step_plan.FORWARD[kind])
     masked = stage.model.attn_implementation not in VARLEN
-    return [_micro([step[i] for i in micro], layout, masked) for micro in cuts[0]]
+    return [_micro([step[i] for i in micro.examples], micro.trees, layout, masked) for micro in ranks[0]]
 
 
-def _micro(examples: Sequence[Example], layout: step_plan.Layout, masked: bool) -> Micro:
+def _micro(
+    examples: Sequence[Example], trees: Sequence[tuple[int, ...]] | None, layout: step_plan.Layout, masked: bool
+) -> Micro:
     sequences = [sequence for example in examples for sequence in example.sequences]
-    lengths = [len(sequence) for sequence in sequences] or [1]
     scored = sum(int(sequence.scored.sum()) for sequence in sequences)
-    if layout == "packed":
+    if trees is not None:
+        sizes = step_plan.tree_sizes([s.tokens for s in sequences], [tree for each in trees for tree in each])
+        packed = layout.startswith("packed")
+        return Micro(1 if packed else len(sizes), sum(sizes) if packed else max(sizes), scored, padded=masked)
+    lengths = [len(sequence) for sequence in sequences] or [1]
+    if layout.startswith("packed"):
         return Micro(1, sum(lengths), scored, padded=masked and len(lengths) > 1)
     return Micro(len(lengths), max(lengths), scored, padded=len(set(lengths)) > 1)
 
@@ -175,12 +181,16 @@ def _longest(stage: Stage, algorithm: Algorithm) -> InMemory:
     """Return one step of examples of the greatest length allowed, with every token scored but the first."""
     kinds = {"preference": ("chosen", "rejected"), "unpaired": ("completion",), "text": ("text",)}
     roles = kinds.get(algorithm.learns_from[0], ("completion",))
-    tokens = np.zeros(stage.data.max_length, np.int32)
-    scored = np.arange(len(tokens)) > 0
+    scored = np.arange(stage.data.max_length) > 0
     unpaired = algorithm.learns_from[0] == "unpaired"
-    sequences = tuple(TokenSequence(role, tokens, scored) for role in roles)
     examples = []
     for i in range(stage.train.batch_size):
+        # Each sequence of a token of its own: data that are not known may have no common prefix.
+        first = i * len(roles)
+        sequences = tuple(
+            TokenSequence(role, np.full(len(scored), first + place, np.int32), scored)
+            for place, role in enumerate(roles)
+        )
         columns = {"label": float(i % 2)} if unpaired else {}
         examples.append(Example("longest", sequences, columns))
     return InMemory(examples)
@@ -205,7 +215,10 @@ def _online(
         micros = micros_of(stage, step, kind, world, layout)
         return max(micro.tokens for micro in micros), len(micros)
 
-    steps = [_learned(stage, algorithm, [_group(algorithm, length, answer) for length in phase]) for phase in phases]
+    steps = []
+    for phase in phases:
+        made = [_group(algorithm, place, length, answer) for place, length in enumerate(phase)]
+        steps.append(_learned(stage, algorithm, made))
     longest = max(map(max, phases))
     limit = int(stage.rollout.generator.settings.get("batch_tokens", 32_768))
     at_a_time = max(1, min(-(-groups // world) * algorithm.num_generations, limit // (longest + answer)))
@@ -230,14 +243,18 @@ def _learned(stage: Stage, algorithm: Online, groups: Sequence[Group]) -> list[E
     return [example for group in made[: max(1, len(made) // stage.rollout.batches)] for example in group]
 
 
-def _group(algorithm: Online, prompt: int, answer: int) -> Group:
-    """Return completions of one prompt with all measurements; rewards differ, so the group is not left out."""
+def _group(algorithm: Online, place: int, prompt: int, answer: int) -> Group:
+    """Return completions of one prompt with all measurements; rewards differ, so the group is not left out.
+
+    They share their prompt's tokens and no more, and groups share nothing. place: of the group in its phase.
+    """
+    first = place * (algorithm.num_generations + 1)
     zeros = np.zeros(answer, np.float32)
     return [
         Experience(
             "longest",
-            np.zeros(prompt, np.int32),
-            np.zeros(answer, np.int32),
+            np.full(prompt, first, np.int32),
+            np.full(answer, first + 1 + i, np.int32),
             "length",
             zeros,
             float(i % 2),

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from align.core.data.batch import MicroBatch
 from align.core.engine.module import AlignModule
 from align.core.engine.steps import StepBatch
 from align.core.estimation.batches import Planned, planned
@@ -128,7 +129,12 @@ def _watch(module: AlignModule, optimizer: torch.optim.Optimizer, cuda: bool) ->
 
 def _as_planned(ready: PreparedStage[Any], step: StepBatch, hardware: Hardware) -> Planned:
     """Return the step that was run in the form of the estimate."""
-    shapes = [(*m.input_ids_RL.shape, len(m.target_T), m.attention_mask_RL is not None) for m in step.micros]
+    shapes = [(*m.input_ids_RL.shape, len(m.target_T), _masked(m)) for m in step.micros]
     micros = tuple(Micro(rows, width, scored, padded) for rows, width, scored, padded in shapes)
     plan = planned(ready.stage, ready.algorithm, hardware.accelerator, 1, ready.batcher.layout)
     return replace(plan, batches=replace(plan.batches, micros=micros))
+
+
+def _masked(micro: MicroBatch) -> bool:
+    """Return True if attention is given a mask: for padding, or for sequences that share a prefix."""
+    return micro.attention_mask_RL is not None or micro.subtree_end_RL is not None

@@ -66,6 +66,8 @@ def resolve_stage(
     serves = accelerator == "cuda" and stage.model.attn_implementation in VARLEN
     packed = stage.train.layout == "packed" or (stage.train.layout == "auto" and serves)
     layout: Layout = "packed" if packed else "padded"
+    if _shares(stage, algorithm):
+        layout = "packed_shared" if packed else "padded_shared"
     return ResolvedStage(
         stage,
         algorithm,
@@ -74,6 +76,14 @@ def resolve_stage(
         planned(stage, algorithm, accelerator, devices, layout),
         layout,
     )
+
+
+def _shares(stage: Stage, algorithm: Algorithm) -> bool:
+    """Return True if sequences share their prefix, unless the model proves unable when training begins."""
+    dropout = algorithm.dropout if stage.train.dropout is None else stage.train.dropout
+    adapter = stage.model.adapter
+    drops = dropout or (adapter is not None and adapter.lora_dropout > 0)
+    return stage.train.shared_prefix and not drops and not stage.model.attn_implementation.startswith("flash")
 
 
 def config_of(stage: Stage) -> Path:

@@ -14,7 +14,7 @@ from align.core.data.batch import collate
 from align.core.data.chat_template import tokenize_record
 from align.core.data.encode import Encoder, UnusableRow
 from align.core.data.examples import Example, TokenSequence
-from align.core.data.step_plan import FORWARD, Layout, make_micro_batches
+from align.core.data.step_plan import FORWARD, Layout, plan_micro_batches
 from align.core.data.template_checks import CATALOGUE, TokenizationSettings
 from align.core.models.architecture import is_adapter, resolve_model_path
 from align.core.models.load_and_export import build_policy
@@ -88,14 +88,17 @@ class RewardNetwork:
         return Example("the answer", (TokenSequence("completion", draft.ids, draft.scored),))
 
     def _values(self, examples: Sequence[Example]) -> list[float]:
-        layout: Layout = self._layout or layout_for(self._policy, self._device, self._wanted, examples, self._pad)
+        layout: Layout = self._layout or layout_for(
+            self._policy, self._device, self._wanted, examples, self._pad, share=True
+        )
         self._layout = layout
         found = np.full(len(examples), math.nan)
-        lengths = [example.lengths for example in examples]
-        (micros,) = make_micro_batches(lengths, 1, self._tokens, None, layout, FORWARD[self._device])
+        (micros,) = plan_micro_batches(examples, 1, self._tokens, None, layout, FORWARD[self._device])
         with without_gradient_or_dropout(self._policy), torch.autocast(self._device, enabled=False):
-            for micro in filter(None, micros):
-                batch = collate([examples[i] for i in micro], layout, self._pad)
+            for micro, trees in micros:
+                if not micro:
+                    continue
+                batch = collate([examples[i] for i in micro], layout, self._pad, trees=trees)
                 scores: Scores = self._policy(batch.to(self._device))
                 assert scores.score_B is not None
                 found[micro] = scores.score_B.double().cpu().numpy()

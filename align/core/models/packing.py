@@ -1,9 +1,9 @@
-"""The length and the layout of rows: how many tokens a model can take, and if its sequences can share a row.
+"""The length and layout of rows: how many tokens a model takes, and if its sequences can share a row or a prefix.
 
 transformers keeps packed sequences apart by their ``position_ids`` (a position that does not follow the last begins a
 sequence) where it is given no attention mask and no cache. A model that carries state along a row, by recurrence or
 convolution, mixes packed sequences, and a model without ``position_ids`` cannot tell them apart. ``probe`` therefore
-tries it out on real rows.
+tries it out on real rows, and so it does for rows that are trees (``align.core.models.tree_mask``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from align.core.data.batch import collate
 from align.core.data.examples import Example, Examples, TokenSequence
-from align.core.data.step_plan import Layout
-from align.core.models.policy import Policy, Scores, without_gradient_or_dropout
+from align.core.data.step_plan import Layout, share_prefixes
+from align.core.models.policy import Policy, Scores, has_dropout, without_gradient_or_dropout
+from align.core.models.tree_mask import IMPLEMENTATIONS
 from align.schemas.errors import AlignError, Problem
 
 # --- limits on the length of a row -----------------------------------------------------------------------------------
@@ -166,6 +167,9 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torc
 LENGTHS = (64, 61, 57, 53)
 """Lengths of the sequences that the probe packs: unequal, so that no sequence begins at a multiple of a chunk size."""
 
+FIRST_ROWS = 512
+"""Number of rows in which common prefixes are looked for, before a model is tried with them."""
+
 SIZE = re.compile(r"(^|_)(window|window_size|chunk_size|local_attention)$|^index_topk$")
 """Names of config fields for how far attention reaches: ``sliding_window``, ``attention_chunk_size``, ..."""
 
@@ -176,9 +180,10 @@ CHEAP = 1024
 """The largest size that is tried unchanged (rows of twice as many tokens) if setting it smaller has no effect."""
 
 
-def probe(policy: Policy, examples: Examples | Sequence[Example], pad_id: int = 0) -> bool:
-    """Return True if the model scores sequences of these examples the same in one row as each in its own.
+def probe(policy: Policy, examples: Examples | Sequence[Example], pad_id: int = 0, layout: Layout = "packed") -> bool:
+    """Return True if the model scores sequences of these examples the same in this layout as each in its own row.
 
+    layout: ``packed``, or a shared one, for which sequences with common prefixes are made of the examples' tokens.
     Attention windows and chunks in the config are made small for the probe, so that a few hundred tokens show if they
     are counted within each sequence or, like the chunks of Llama 4, along the row. If the smaller value has no effect,
     the size itself is tried, up to ``CHEAP`` tokens. For larger sizes the result is False, so the model is not packed.
@@ -194,7 +199,7 @@ def probe(policy: Policy, examples: Examples | Sequence[Example], pad_id: int = 
     try:
         with torch.no_grad(), _attention(policy, parameter.device):
             with _made_small(policy, sizes):
-                if not _apart(policy, _laid_out(sequences, lengths), pad_id):
+                if not _apart(policy, _laid_out(sequences, lengths, layout), pad_id, layout):
                     return False
             effective = {size for name, size in sizes.items() if _has_effect(policy, name, size, sequences, pad_id)}
             # ModernBERT names a window in its config, and attention reads a second field of half that size.
@@ -206,7 +211,8 @@ def probe(policy: Policy, examples: Examples | Sequence[Example], pad_id: int = 
                 return False
             most = limits_for(policy, size + max(LENGTHS)).taken or size + max(LENGTHS)
             rows = -(-2 * size // most) + 1  # together longer than two windows or chunks, whatever the positions allow
-            return _apart(policy, _laid_out(sequences, [max(1, most - 3 * i) for i in range(rows)]), pad_id)
+            alone = _laid_out(sequences, [max(1, most - 3 * i) for i in range(rows)], layout)
+            return _apart(policy, alone, pad_id, layout)
     finally:
         policy.train(training)
 
@@ -245,18 +251,29 @@ def _has_effect(policy: Policy, name: str, size: int, sequences: Sequence[TokenS
         return not torch.equal(before, _scores(policy, [row], pad_id))
 
 
-def _laid_out(sequences: Sequence[TokenSequence], lengths: Sequence[int]) -> list[Example]:
-    """Return sequences of these lengths, all tokens scored; tokens are repeated if a sequence has too few."""
+def _laid_out(sequences: Sequence[TokenSequence], lengths: Sequence[int], layout: Layout = "packed") -> list[Example]:
+    """Return sequences of these lengths, all tokens scored; tokens are repeated if a sequence has too few.
+
+    For a shared layout they begin as the first does, each for another number of tokens.
+    """
     made = []
+    first = np.resize(sequences[0].tokens, max(lengths))
     for i, length in enumerate(lengths):
         tokens = np.resize(sequences[i % len(sequences)].tokens, length)
+        if layout.endswith("shared") and i:
+            # The branches are long, so that an attention window counted along the row would cut their prefix off.
+            begin = length // (3 + i)
+            tokens = np.concatenate([first[:begin], np.roll(tokens, i)[begin:]])
         made.append(Example("probe", (TokenSequence("text", tokens, np.arange(length) > 0),)))
     return made
 
 
-def _apart(policy: Policy, alone: Sequence[Example], pad_id: int) -> bool:
-    """Return True if sequences have the same scores in one row as each has by itself."""
-    packed = _scores(policy, alone, pad_id)
+def _apart(policy: Policy, alone: Sequence[Example], pad_id: int, layout: Layout) -> bool:
+    """Return True if sequences have the same scores in this layout as each has by itself."""
+    trees = None
+    if layout.endswith("shared"):  # a tree of all but the last, which is another one, and padded beside it
+        trees = [(int(i == len(alone) - 1),) for i in range(len(alone))]
+    packed = _scores(policy, alone, pad_id, layout, trees)
     single = torch.cat([_scores(policy, [one], pad_id) for one in alone])
     tolerance = TOLERANCE[next(policy.parameters()).dtype]
     return bool(((packed - single).abs() <= tolerance * (1 + single.abs())).all())
@@ -277,8 +294,16 @@ def _attention(policy: Policy, device: torch.device) -> Iterator[None]:
         model.config._attn_implementation = chosen
 
 
-def _scores(policy: Policy, examples: Sequence[Example], pad_id: int) -> Tensor:
-    scores: Scores = policy(collate(examples, "packed", pad_id).to(next(policy.parameters()).device))
+def _scores(
+    policy: Policy,
+    examples: Sequence[Example],
+    pad_id: int,
+    layout: Layout = "packed",
+    trees: Sequence[tuple[int, ...]] | None = None,
+) -> Tensor:
+    scores: Scores = policy(collate(examples, layout, pad_id, trees=trees).to(next(policy.parameters()).device))
+    if scores.value_T is not None:
+        return scores.value_T
     return scores.logp_T if scores.score_B is None else scores.score_B
 
 
@@ -288,17 +313,46 @@ def layout_for(
     wanted: Literal["auto", "packed", "padded"],
     examples: Examples | Sequence[Example],
     pad_id: int = 0,
+    *,
+    share: bool = False,
+    critic: Policy | None = None,
 ) -> Layout:
     """Return the layout to train in on ``device`` (``cpu`` or ``cuda``), where the model need not be yet.
 
     ``auto`` packs on a GPU whose attention skips the blocks between sequences, and pads elsewhere: without such a
     kernel the cost of a packed row is the square of its whole length. A model that mixes packed sequences runs padded,
-    with a warning. examples: real rows for the probe.
+    with a warning. examples: real rows for the probe. share: take a shared layout if the policy, and the critic where
+    there is one, give the same numbers in it; see ``can_share``.
     """
     serves = device == "cuda" and policy.unwrapped.config._attn_implementation in VARLEN
-    if wanted == "padded" or (wanted == "auto" and not serves):
-        return "padded"
-    if not probe(policy, examples, pad_id):
+    layout: Layout = "padded" if wanted == "padded" or (wanted == "auto" and not serves) else "packed"
+    if layout == "packed" and not probe(policy, examples, pad_id):
         log.warning("%s cannot keep packed sequences apart: it runs padded", type(policy.unwrapped).__name__)
-        return "padded"
-    return "packed"
+        layout = "padded"
+    if not share:
+        return layout
+    shared: Layout = "packed_shared" if layout == "packed" else "padded_shared"
+    able = all(can_share(network, examples, pad_id, shared) for network in (policy, critic) if network is not None)
+    return shared if able else layout
+
+
+def worth_sharing(examples: Examples | Sequence[Example]) -> bool:
+    """Return True if sharing the prefixes of the first of these examples would pay."""
+    first = [examples[i] for i in range(min(FIRST_ROWS, len(examples)))]
+    trees = [tree for each in share_prefixes(first, "padded_shared") for tree in each]
+    return len(set(trees)) < len(trees)
+
+
+def can_share(policy: Policy, examples: Examples | Sequence[Example], pad_id: int, layout: Layout) -> bool:
+    """Return True if a model gives the same numbers where sequences share the computation of a prefix.
+
+    Not under dropout, whose noise in the prefix would then be the same for all its sequences, nor with flash attention,
+    which knows no trees. Whether any other model can is tried; one that cannot is named in a warning.
+    """
+    if has_dropout(policy) or policy.unwrapped.config._attn_implementation not in IMPLEMENTATIONS:
+        return False
+    if probe(policy, examples, pad_id, layout):
+        return True
+    name = type(policy.unwrapped).__name__
+    log.warning("%s cannot share the prefix of sequences: each is computed by itself", name)
+    return False

@@ -13,7 +13,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from align.core.data.batch import Batch, MicroBatch
 from align.core.models.architecture import from_peft, score_head
+from align.core.models.tree_mask import tree_mask
 from align.core.util.profile import profiled
 from align.schemas.engine import KEPT, LOGITS, TILE
 from align.schemas.errors import AlignError
@@ -396,7 +397,7 @@ class Policy(nn.Module):
             return output
 
         with self._head_as(head):
-            self._run(micro.input_ids_RL, micro.position_ids_RL, micro.attention_mask_RL)
+            self._run(micro.input_ids_RL, micro.position_ids_RL, micro.attention_mask_RL, micro.subtree_end_RL)
         (scores,) = found
         return Scores(*scores, score_B=None, anchor=scores.logp_T[:0].sum())
 
@@ -404,7 +405,7 @@ class Policy(nn.Module):
         found: list[Tensor] = []
         hook = self._head_module().register_forward_hook(lambda _module, _inputs, output: found.append(output))
         try:
-            self._run(micro.input_ids_RL, micro.position_ids_RL, micro.attention_mask_RL)
+            self._run(micro.input_ids_RL, micro.position_ids_RL, micro.attention_mask_RL, micro.subtree_end_RL)
         finally:
             hook.remove()
         (score_RL1,) = found
@@ -473,10 +474,22 @@ class Policy(nn.Module):
             )
         return tail
 
-    def _run(self, input_ids_RL: Tensor, position_ids_RL: Tensor, attention_mask_RL: Tensor | None) -> Any:
+    def _run(
+        self,
+        input_ids_RL: Tensor,
+        position_ids_RL: Tensor,
+        attention_mask_RL: Tensor | None,
+        subtree_end_RL: Tensor | None = None,
+    ) -> Any:
         """Call the model's own forward, without a key-value cache."""
+        masked: AbstractContextManager[None] = nullcontext()
+        if subtree_end_RL is not None:
+            # Without any mask transformers takes a position that does not follow the last for the start of a sequence.
+            attention_mask_RL = torch.ones_like(input_ids_RL)
+            masked = tree_mask(position_ids_RL, subtree_end_RL)
         given = {"position_ids": position_ids_RL, "attention_mask": attention_mask_RL, "use_cache": False}
-        return self.model(input_ids=input_ids_RL, **{k: v for k, v in given.items() if k in self._takes})
+        with masked:
+            return self.model(input_ids=input_ids_RL, **{k: v for k, v in given.items() if k in self._takes})
 
     def _head_module(self) -> Any:
         model: Any = self.unwrapped
@@ -622,6 +635,11 @@ def set_dropout(module: nn.Module, on: bool) -> None:
             part.__dict__["_dropout_rates"] = found
             for holder, rates in found:
                 holder.__dict__.update(dict.fromkeys(rates, 0.0))
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Return True if the module drops anything in training, an adapter's inputs included."""
+    return any(_rates(part) for part in module.modules())
 
 
 def _rates(holder: object) -> dict[str, float]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from align.core.data.batch import MicroBatch, collate
 from align.core.data.examples import Example, Examples, Floats, Tokens, TokenSequence
-from align.core.data.step_plan import FORWARD, Layout, make_micro_batches
+from align.core.data.step_plan import FORWARD, Layout, MicroPlan, plan_micro_batches
 from align.core.models.policy import Policy, Scores, weights_hash, without_gradient_or_dropout
 from align.core.util.atomic_files import making, whole_file
 from align.core.util.profile import profiled
@@ -92,10 +92,8 @@ def completion_logprobs(
     examples = [_scored_completion(prompt, completion) for prompt, completion in sequences]
     device = next(policy.parameters()).device
     found: list[Floats] = [np.empty(0, np.float32)] * len(examples)
-    (micros,) = make_micro_batches(
-        [example.lengths for example in examples], 1, batch_tokens, None, "padded", FORWARD[device.type]
-    )
-    for micro in micros:
+    (micros,) = plan_micro_batches(examples, 1, batch_tokens, None, "padded", FORWARD[device.type])
+    for micro, _ in micros:
         batch = collate([examples[i] for i in micro], "padded", pad_id).to(device)
         with policy.at_temperature(1.0):
             logp_T = detached_logp(policy, batch).float().cpu().numpy()
@@ -218,7 +216,7 @@ def token_values(
 
 def _flat_values(
     examples: Examples | _Sequences,
-    micros: Iterable[list[int]],
+    micros: Iterable[MicroPlan],
     starts: NDArray[np.int64],
     counts: NDArray[np.int64],
     scores: Sequence[Callable[[MicroBatch], Tensor]],
@@ -229,11 +227,12 @@ def _flat_values(
     """Return a flat array [all scored tokens] for each function of ``scores``."""
     flats = torch.zeros(len(scores), int(counts.sum()), device=device)
     for micro in micros:
-        batch = collate([examples[i] for i in micro], layout, pad_id).to(device)
+        chosen = [examples[i] for i in micro.examples]
+        batch = collate(chosen, layout, pad_id, trees=micro.trees).to(device)
         for flat, score in zip(flats, scores, strict=True):
             values_T = score(batch).float()
-            by_example = torch.split(values_T, [int(counts[i]) for i in micro])
-            for i, part in zip(micro, by_example, strict=True):
+            by_example = torch.split(values_T, [int(counts[i]) for i in micro.examples])
+            for i, part in zip(micro.examples, by_example, strict=True):
                 flat[starts[i] : starts[i] + counts[i]] = part
     if _joined():
         dist.all_reduce(flats)  # a sum: each process filled in its own micro-batches and left the others at zero
@@ -242,20 +241,22 @@ def _flat_values(
 
 def _micros(
     examples: Examples | _Sequences, layout: Layout, tokens: int | None, size: int | None, forward: int
-) -> list[list[int]]:
-    """Return the micro-batches of this process, as example indices.
+) -> list[MicroPlan]:
+    """Return the micro-batches of this process, as indices of ``examples``.
 
     They are made as if there were one process and then dealt out, so that values do not depend on the number of
     processes. Empty ones are added until all processes have as many, since each forward may be a collective (FSDP).
     """
     order = np.argsort(-examples.lengths, kind="stable")
-    every = []
+    if layout.endswith("shared"):  # completions of one prompt are neighbours, which their lengths would part
+        order = np.arange(len(examples))
+    every = list[MicroPlan]()
     for start in range(0, len(order), WINDOW):
         window = [int(i) for i in order[start : start + WINDOW]]
-        (micros,) = make_micro_batches([examples[i].lengths for i in window], 1, tokens, size, layout, forward)
-        every += [[window[place] for place in micro] for micro in micros]
+        (micros,) = plan_micro_batches([examples[i] for i in window], 1, tokens, size, layout, forward)
+        every += [MicroPlan([window[place] for place in micro.examples], micro.trees) for micro in micros]
     world, rank = (dist.get_world_size(), dist.get_rank()) if _joined() else (1, 0)
-    every += [[]] * (-len(every) % world)
+    every += [MicroPlan([], None)] * (-len(every) % world)
     return every[rank::world]
 
 

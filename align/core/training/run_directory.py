@@ -203,7 +203,7 @@ ROWS = "rows.jsonl"
 """The file in the export of a stage that makes rows."""
 
 _SPEED_ONLY = ("devices", "loggers", "checkpoint", "gate")
-_SPEED_ONLY_TRAIN = ("micro_batch_tokens", "micro_batch_size", "layout")
+_SPEED_ONLY_TRAIN = ("micro_batch_tokens", "micro_batch_size", "layout", "shared_prefix")
 _SPEED_ONLY_DATA = ("dataset_num_proc",)
 _SPEED_ONLY_ROLLOUT = ("watch", "samples", "num_completions_to_print", "sync_tolerance")
 _SPEED_ONLY_MODEL = ("attn_implementation", "gradient_checkpointing")

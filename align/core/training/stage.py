@@ -43,7 +43,14 @@ from align.core.models.load_and_export import (
     notes,
     resolve_model_path,
 )
-from align.core.models.packing import LengthLimits, check_lengths, layout_for, limits_for, longest_sequence
+from align.core.models.packing import (
+    LengthLimits,
+    check_lengths,
+    layout_for,
+    limits_for,
+    longest_sequence,
+    worth_sharing,
+)
 from align.core.models.policy import Policy
 from align.core.models.reference import Precomputed, ReferenceModel, assert_zero_kl, make_reference, precompute
 from align.core.online.phases import PhaseObserver
@@ -218,7 +225,16 @@ class StageRunner(ABC, Generic[Source]):
             policy.temperature = stage.rollout.sampling.temperature or 1.0
         pad_id = int(tokenizer.pad_token_id or 0)
         with working(f"{stage.name}: trying a forward pass", shown=self.progress):
-            layout = layout_for(policy, self.hardware.accelerator, stage.train.layout, data.train, pad_id)
+            share = stage.train.shared_prefix and (algorithm.samples or worth_sharing(data.train))
+            layout = layout_for(
+                policy,
+                self.hardware.accelerator,
+                stage.train.layout,
+                data.train,
+                pad_id,
+                share=share,
+                critic=critic,
+            )
         reference = None
         if algorithm.uses_reference:
             known_ahead = algorithm.reference_known_ahead

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.data.examples import Example, TokenSequence
-from align.core.data.step_plan import FORWARD, denominators, epoch_order, make_micro_batches
+from align.core.data.step_plan import (
+    FORWARD,
+    MicroPlan,
+    denominators,
+    epoch_order,
+    make_micro_batches,
+    plan_micro_batches,
+    share_prefixes,
+)
 
 LENGTHS = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=3).map(tuple), max_size=40)
 LAYOUTS = st.sampled_from(["packed", "padded"])
@@ -188,6 +197,105 @@ def test_padding_stays_under_a_tenth_on_lognormal_lengths(world_size: int) -> No
         ranks = make_micro_batches(lengths, world_size, 8192, None, "padded")
         computed = sum(positions(lengths, micro, "padded") for rank in ranks for micro in rank)
         assert sum(n for (n,) in lengths) / computed > 0.9
+
+
+# --- shared prefixes
+
+
+def of_tokens(*sequences: list[int]) -> Example:
+    """An example of sequences of these tokens."""
+    made = (TokenSequence("text", np.array(t, np.int32), np.zeros(len(t), bool)) for t in sequences)
+    return Example("f", tuple(made))
+
+
+def group(start: int, prompt: int, *answers: int) -> list[Example]:
+    """Completions of one prompt; all tokens of an answer are its own."""
+    return [of_tokens([start] * prompt + [start + 1 + i] * answer) for i, answer in enumerate(answers)]
+
+
+def shared_positions(micro: MicroPlan, examples: list[Example], layout: str) -> int:
+    """Oracle: a tree has one position for each prefix that some sequence of it has."""
+    trees: dict[object, set[tuple[int, ...]]] = {}
+    for place, i in enumerate(micro.examples):
+        for number, sequence in enumerate(examples[i].sequences):
+            tree: object = (i, number) if micro.trees is None else micro.trees[place][number]
+            tokens = tuple(sequence.tokens.tolist())
+            trees.setdefault(tree, set()).update(tokens[:n] for n in range(1, len(tokens) + 1))
+    sizes = [len(tree) for tree in trees.values()]
+    return sum(sizes) if layout.startswith("packed") else len(sizes) * max(sizes, default=0)
+
+
+FAMILY = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=30), min_size=1, max_size=2)
+
+
+@given(
+    st.lists(FAMILY, max_size=25), st.integers(1, 4), LIMITS, SIZES, st.sampled_from(["packed_shared", "padded_shared"])
+)
+def test_trees_keep_the_promises_of_a_cut(
+    families: list[list[list[int]]], world_size: int, limit: int | None, size: int | None, layout: Any
+) -> None:
+    """Tokens are 0 or 1, so that prefixes are shared at every depth."""
+    examples = [of_tokens(*sequences) for sequences in families]
+    ranks = plan_micro_batches(examples, world_size, limit, size, layout)
+    micros = [micro for rank in ranks for micro in rank]
+    assert sorted(i for micro in micros for i in micro.examples) == list(range(len(examples)))
+    assert len(ranks) == world_size and len({len(rank) for rank in ranks}) == 1
+    for micro in micros:
+        assert micro.examples == sorted(micro.examples)
+        assert len(micro.examples) <= (size or len(examples))
+        assert len(micro.examples) <= 1 or shared_positions(micro, examples, layout) <= (limit or np.inf)
+        for place, i in enumerate(micro.examples):
+            assert micro.trees is None or len(micro.trees[place]) == len(examples[i].sequences)
+    seen = [{tree for each in micro.trees for tree in each} for micro in micros if micro.trees is not None]
+    assert sum(map(len, seen)) == len(set().union(*seen)) if seen else True
+    assert ranks == plan_micro_batches(examples, world_size, limit, size, layout)
+
+
+def test_a_plain_layout_is_planned_by_lengths_alone() -> None:
+    examples = [*group(10, 40, 10, 12), *group(20, 40, 5, 5)]
+    for layout in ("padded", "packed"):
+        plan = plan_micro_batches(examples, 2, 100, None, layout)
+        assert [[micro.examples for micro in rank] for rank in plan] == make_micro_batches(
+            [e.lengths for e in examples], 2, 100, None, layout
+        )
+        assert all(micro.trees is None for rank in plan for micro in rank)
+
+
+def test_sharing_where_it_pays() -> None:
+    def trees(examples: list[Example], layout: Any = "padded_shared") -> int:
+        return len({tree for each in share_prefixes(examples, layout) for tree in each})
+
+    assert trees(group(10, 400, *[100] * 8)) == 1
+    assert trees([of_tokens([1] * 60 + [2] * 100, [1] * 60 + [3] * 90)]) == 1
+    # One token in forty: not worth a mask.
+    assert trees(group(10, 1, *[40] * 4)) == trees(group(10, 1, *[40] * 4), "packed_shared") == 4
+    # 20 of 1,000 tokens: in a padded row each answer would be attended to by the other in vain, in a packed one not.
+    assert trees(group(10, 120, 900, 900)) == 2
+    assert trees(group(10, 120, 900, 900), "packed_shared") == 1
+    # The same row twice is computed once.
+    assert trees([of_tokens([1] * 30), of_tokens([1] * 30)]) == 1
+
+
+def test_a_group_is_planned_as_one_and_cut_where_it_must() -> None:
+    examples = [e for pair in zip(group(10, 100, 20, 20), group(50, 90, 20, 20), strict=True) for e in pair]
+    (rank,) = plan_micro_batches(examples, 1, 150, None, "padded_shared")
+    assert [micro.examples for micro in rank] == [[0, 2], [1, 3]]  # 140 and 130 positions, each by itself
+    (rank,) = plan_micro_batches(examples, 1, 139, None, "padded_shared")
+    assert sorted(micro.examples for micro in rank) == [[0], [1, 3], [2]]  # the first does not fit
+    (rank,) = plan_micro_batches(examples, 1, None, 1, "padded_shared")
+    assert sorted(micro.examples for micro in rank) == [[0], [1], [2], [3]]
+    assert all(micro.trees is None for micro in rank)
+
+
+def test_no_rank_waits_for_the_tree_of_another() -> None:
+    """One group and two ranks: 4 answers each, with the prompt twice, end sooner than 8 on one of them."""
+    examples = group(10, 100, *[50] * 8)
+    for world_size in (2, 4):
+        ranks = plan_micro_batches(examples, world_size, None, None, "packed_shared")
+        loads = [sum(shared_positions(micro, examples, "packed_shared") for micro in rank) for rank in ranks]
+        assert max(loads) <= 100 + 50 * -(-8 // world_size) + 50
+    alone = plan_micro_batches(examples, 1, None, None, "packed_shared")
+    assert [len(rank) for rank in alone] == [1]
 
 
 # --- denominators

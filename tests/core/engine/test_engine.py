@@ -254,6 +254,34 @@ def test_the_log_is_the_same_however_a_step_is_cut(layout: str, tiny_model_dir: 
             assert other == pytest.approx(whole, rel=1e-3, abs=1e-4), name
 
 
+@pytest.mark.parametrize("algorithm", ["dpo", "reward_model", "grpo", "ppo"])
+def test_the_log_is_the_same_with_and_without_shared_prefixes(
+    algorithm: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes of training, of the reference, the critic, and those that measure a group's completions."""
+    rows = write_rows(algorithm, tmp_path / "rows.jsonl", count=16)
+    forward, shared = Policy.forward, Counter[bool]()
+
+    def counted(self: Policy, micro: MicroBatch) -> Any:
+        shared[micro.subtree_end_RL is not None] += 1
+        return forward(self, micro)
+
+    logs = []
+    for share in (True, False):
+        monkeypatch.setattr(Policy, "forward", counted if share else forward)
+        settings = {"micro_batch_size": None, "shared_prefix": share, "num_train_epochs": 2}
+        run = run_for(algorithm, tiny_model_dir, rows, tmp_path / str(share), train=settings)
+        train(run, progress=False)
+        logs.append(log(tmp_path / str(share)))
+    assert shared[True] > shared[False], "what is compared is not shared"
+    assert logs[0][0].keys() == logs[1][0].keys() and len(logs[0]) == len(logs[1])
+    for name in logs[0][0]:
+        if "accurac" in name or "time" in name:
+            continue  # accuracy: a step function of differences that are mere rounding at the start
+        one, other = ([float(row[name]) for row in rows_ if row[name]] for rows_ in logs)
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4), name
+
+
 def test_a_forgetting_probe_is_logged_apart(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Continual pre-training on one text, held-out perplexity on that domain and on another, named apart."""
     domain = write_rows("pretrain", tmp_path / "domain.jsonl")

@@ -114,6 +114,7 @@ CHANGES: dict[str, Change] = {
     "train.micro_batch_tokens": Change("sft", 40, "passes"),
     "train.micro_batch_size": Change("sft", 1, "passes"),
     "train.layout": Change("sft", "packed", "passes"),
+    "train.shared_prefix": Change("dpo", False, "passes"),
     "train.max_grad_norm": Change("sft", 0.01, "weights log"),
     "train.precision": Change("sft", "bf16-mixed", "weights log"),
     "train.on_nonfinite": Change("sft", "stop", "error", NAN | {"train.max_skipped": 2}),
