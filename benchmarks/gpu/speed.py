@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -60,7 +61,12 @@ def ceilings(bench: Bench) -> dict[str, float]:
 
 
 def primitive(bench: Bench, tokens: int, width: int, trains: bool, dtype: torch.dtype) -> dict[str, Any]:
-    """Forward and backward through the head: full logits beside chunks of several sizes; all metrics in the chunks."""
+    """Forward and backward through the head: full logits beside chunks of several sizes, with all metrics.
+
+    Also what is kept for backward, by budget, with chunks of 2^26; and cut-cross-entropy, where it is installed: a
+    fused kernel whose backward takes a gradient for each token (Liger's multiplies by the first alone), here without
+    its filter, which leaves small gradients out. It has no metrics.
+    """
     vocabulary = 1000 if bench.quick else VOCABULARY
     torch.manual_seed(0)
     hidden = torch.randn(tokens, width, device=bench.device, dtype=dtype).requires_grad_()
@@ -70,8 +76,8 @@ def primitive(bench: Bench, tokens: int, width: int, trains: bool, dtype: torch.
     def naive() -> Tensor:
         return (hidden @ weight.T).float().log_softmax(-1).gather(-1, target[:, None])[:, 0]
 
-    def chunked(logits: int) -> Tensor:
-        return token_logprobs(hidden, weight, None, target, max(1, logits // vocabulary)).logp_T
+    def chunked(logits: int, keep: int = 0) -> Tensor:
+        return token_logprobs(hidden, weight, None, target, max(1, logits // vocabulary), keep=keep).logp_T
 
     def cost(way: Callable[[], Tensor]) -> tuple[dict[str, float], Tensor]:
         def both() -> None:
@@ -92,6 +98,13 @@ def primitive(bench: Bench, tokens: int, width: int, trains: bool, dtype: torch.
     found: dict[str, Any] = {}
     for power in (24, 25, 26, 27, 28):
         found[f"chunks of 2^{power}"], ours = cost(partial(chunked, 2**power))
+    for power in (30, 31, 32, 33) if trains else ():
+        found[f"2^{power} bytes kept"], ours = cost(partial(chunked, 2**26, 2**power))
+    if find_spec("cut_cross_entropy") is not None and dtype is not torch.float32:
+        from cut_cross_entropy import linear_cross_entropy
+
+        fused = partial(linear_cross_entropy, reduction="none", filter_eps=None)
+        found["cut-cross-entropy"], _ = cost(lambda: -fused(hidden, weight, target))
     found["full logits"], theirs = cost(naive)
     found["largest_difference"] = float((ours - theirs).abs().max())
     best, full = found["chunks of 2^26"], found["full logits"]
