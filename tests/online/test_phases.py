@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from align.core.config import run_file
+from align.core.data.batch import MicroBatch
 from align.core.engine import checkpoint
 from align.core.generation.generator_base import Interrupt
+from align.core.models.policy import Policy
+from align.core.online import phases as online
 from align.core.online.phases import RolloutSteps
 from align.core.training.launch import stage_runner, train
 from align.core.training.reward_stage import generator_and_rewards
@@ -392,3 +396,67 @@ def test_the_second_step_of_a_phase_is_weighed_by_what_the_policy_was_before_the
     train(made, progress=False)
     first, second = (float(row["clip_ratio/region_mean"]) for row in log(made))
     assert first == 0 < second
+
+
+TWICE: dict[str, Any] = {"type": "grpo", "num_generations": 4, "num_iterations": 2}
+
+
+def test_the_policy_does_not_measure_again_what_it_sampled(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One completion a phase tries it; the steps are those of a policy that measures all of them, to rounding."""
+    passes: list[int] = []
+    plain = online.detached_logp
+
+    def counted(policy: Policy, micro: MicroBatch) -> torch.Tensor:
+        passes.append(micro.last_B.numel())
+        return plain(policy, micro)
+
+    monkeypatch.setattr(online, "detached_logp", counted)
+    sampling = {"max_completion_length": 6, "temperature": 0.7}
+    taken = run("low_ids", "taken", {"sampling": sampling}, algorithm=TWICE)
+    train(taken, progress=False)
+    assert passes == [1, 1]
+    passes.clear()
+    monkeypatch.setattr(online, "SAME_LOGP", -1.0)  # no generator is as near as that
+    measured = run("low_ids", "measured", {"sampling": sampling}, algorithm=TWICE)
+    train(measured, progress=False)
+    assert sum(passes) == 2 * (1 + 16)
+    for name in ("loss", "grad_norm", "clip_ratio/region_mean", "entropy"):
+        for mine, theirs in zip(log(taken), log(measured), strict=True):
+            assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=1e-4, abs=1e-6)
+    for phase in (1, 2):
+        assert [row["completion"] for row in samples(taken, phase)] == [
+            row["completion"] for row in samples(measured, phase)
+        ]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"batch_size": 16, "max_steps": 2, "precision": "bf16-mixed"}},
+        {"rollout": {"importance_sampling_correction": {"type": "truncate"}}},
+    ],
+)
+def test_what_is_not_the_same_to_rounding_is_measured(
+    run: Any, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequences: list[int] = []
+    plain = online.detached_logp
+
+    def counted(policy: Policy, micro: MicroBatch) -> torch.Tensor:
+        sequences.append(micro.last_B.numel())
+        return plain(policy, micro)
+
+    monkeypatch.setattr(online, "detached_logp", counted)
+    given = {"train": {"batch_size": 16, "max_steps": 2}, **sections}
+    train(run("low_ids", algorithm=TWICE, **given), progress=False)
+    assert sum(sequences) >= 16
+
+
+@pytest.mark.parametrize(
+    "algorithm", [{"type": "rloo", "beta": 0.1}, {"type": "reinforce", "kl_in": "reward", "baseline": "group"}]
+)
+def test_a_policy_that_is_its_reference_learns_nothing_from_the_kl(run: Any, algorithm: dict[str, Any]) -> None:
+    """Rounding between the two would be the whole gradient, and AdamW would make full steps of it."""
+    made = run("equal", algorithm={"num_generations": 4, **algorithm}, train={"batch_size": 16, "max_steps": 3})
+    train(made, progress=False)
+    assert [float(row["grad_norm"]) for row in log(made)] == [0.0] * 3

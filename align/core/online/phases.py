@@ -55,6 +55,8 @@ from align.schemas.run import Rollout, Sampling, Stage
 
 PROBED = 4
 """Sequences that the sync gate compares."""
+SAME_LOGP = 1e-5
+"""Largest difference of two log-probabilities that is taken for rounding in float32 (1e-6 in a model of 0.9M)."""
 
 
 class PhaseFailed(AlignError):
@@ -279,19 +281,44 @@ class Collector:
         flat = [experience for group in groups for experience in group]
         if not scores or not flat:
             return
+        for name, values in zip(scores, self._token_values(flat, list(scores.values())), strict=True):
+            for experience, mine in zip(flat, values, strict=True):
+                setattr(experience, name, mine)
+
+    def take_sampled_logp(self, groups: Sequence[Group]) -> bool:
+        """Take the generator's log-probabilities for the policy's (``logp``), if they are the same to rounding.
+
+        Not in 16 bits, where rounding is no small matter, nor under truncated sampling; otherwise it is tried on the
+        longest completion, since a model may treat positions otherwise with a key-value cache. Collective.
+        """
+        flat = [experience for group in groups for experience in group]
+        exact = self.batcher.train.precision == "32-true" and all(
+            parameter.dtype in (torch.float32, torch.float64) for parameter in self.policy.parameters()
+        )
+        if not (flat and exact and self.generator.shares_weights and self.rollout.sampling.neutral):
+            return False
+        longest = max(flat, key=lambda experience: len(experience.prompt) + len(experience.tokens))
+        ((measured,),) = self._token_values([longest], [partial(detached_logp, self.policy)])
+        if not np.abs(measured - longest.sampled_logp).max() <= SAME_LOGP:  # "not <=" also catches NaN
+            return False
+        for experience in flat:
+            experience.logp = experience.sampled_logp
+        return True
+
+    def _token_values(
+        self, flat: Sequence[Experience], scores: Sequence[Callable[[MicroBatch], torch.Tensor]]
+    ) -> list[list[Floats]]:
+        """Return, for each function of ``scores``, its values at the tokens of every completion: [T] of each."""
         with self.forward():
-            found = token_values(
+            return token_values(
                 InMemory([example_of(experience, {}) for experience in flat]),
-                list(scores.values()),
+                scores,
                 device=next(self.policy.parameters()).device,
                 layout=self.batcher.layout,
                 pad_id=self.batcher.pad_id,
                 micro_tokens=self.batcher.micro_tokens,
                 micro_size=self.batcher.train.micro_batch_size,
             )
-        for name, values in zip(scores, found, strict=True):
-            for experience, mine in zip(flat, values, strict=True):
-                setattr(experience, name, mine)
 
 
 class Generation:
@@ -725,7 +752,11 @@ class RolloutSteps:
         """
         correction = self.rollout.importance_sampling_correction
         weighted = correction.type != "none" or not self.collector.generator.shares_weights
-        self.collector.measure(learned, self._several_steps or weighted or self.algorithm.measures_logp)
+        # A KL in the reward is measured by one network in passes of one shape: where policy and reference are equal it
+        # is exactly 0. Against the generator's numbers it would be rounding, and AdamW makes a whole step of that.
+        exactly = weighted or self.algorithm.measures_logp
+        ratios_only = self._several_steps and not exactly and self.collector.take_sampled_logp(learned)
+        self.collector.measure(learned, exactly or (self._several_steps and not ratios_only))
         flat = [experience for group in learned for experience in group]
         if not flat:
             return None, {}
