@@ -5,25 +5,22 @@
 Two models (0.85M parameters, vocabulary 512; 42M, vocabulary 32,000) and the shapes of GRPO steps (groups of 8, prompts
 of about 470 and 50 tokens) and of a DPO step (pairs, prompts of about 60). Each is planned, laid out and computed as in
 training, in float32 on one core: forward and backward, and forward alone as in a pass of the reference. Both ways take
-turns in one process. Times are CPU seconds; a speed-up is the median over the rounds of plain / shared, with its range.
-Writes results/shared_prefix.json and fails where log-probabilities or gradients differ by more than rounding.
+turns in one process. Times are CPU seconds; a speed-up is the median over the rounds of plain / shared, with its
+interval. Writes results/shared_prefix.json and fails where log-probabilities or gradients differ by more than rounding.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from figures import RESULTS, Figure, figure, ratios, show, write
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -97,7 +94,7 @@ def compute(policy: Policy, examples: Sequence[Example], layout: Layout, backwar
     return time.process_time() - started, torch.cat(found), positions
 
 
-def compare(policy: Policy, examples: Sequence[Example], rounds: int, backward: bool) -> dict[str, object]:
+def compare(policy: Policy, examples: Sequence[Example], rounds: int, backward: bool) -> tuple[Figure, dict[str, Any]]:
     """Measure both ways in turns."""
     ways: dict[str, Layout] = {"plain": "padded", "shared": "padded_shared"}
     logp, positions, gradients = dict[str, Tensor](), dict[str, int](), dict[str, list[Tensor]]()
@@ -108,12 +105,9 @@ def compare(policy: Policy, examples: Sequence[Example], rounds: int, backward: 
     for _ in range(rounds):
         for way, layout in ways.items():
             times[way].append(compute(policy, examples, layout, backward)[0])
-    ratios = [plain / shared for plain, shared in zip(*times.values(), strict=True)]
     pairs = zip(gradients["plain"], gradients["shared"], strict=True)
-    return {
-        "speedup": round(statistics.median(ratios), 2),
-        "range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "cpu_seconds": {way: round(statistics.median(seconds), 3) for way, seconds in times.items()},
+    return figure(ratios(times["plain"], times["shared"]), "times as fast", better="higher"), {
+        "cpu_seconds": {way: round(median(seconds), 3) for way, seconds in times.items()},
         "positions": positions,
         "largest_logp_difference": float((logp["plain"] - logp["shared"]).abs().max()),
         "largest_gradient_difference": max((float((a - b).norm() / (a.norm() + 1e-12)) for a, b in pairs), default=0.0),
@@ -126,30 +120,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each way (default 5)")
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    results, equal = dict[str, dict[str, object]](), True
+    figures, details, equal = dict[str, Figure](), dict[str, dict[str, Any]](), True
     for model, sizes in MODELS.items():
         policy = model_of(*sizes)
         for shape, numbers in SHAPES.items():
             examples = step_of(*numbers)
             for name, backward in (("training", True), ("without gradient", False)):
                 case = f"{model}: {shape}: {name}"
-                results[case] = found = compare(policy, examples, rounds, backward)
+                figures[case], found = compare(policy, examples, rounds, backward)
                 equal &= found["largest_logp_difference"] < LOGP and found["largest_gradient_difference"] < GRADIENT
-                print(case, json.dumps(found), flush=True)
-    report = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "rounds": rounds,
-        "threads": 1,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "machine": f"{platform.system()} {platform.machine()}, CPU",
-        "results": results,
-    }
-    target = Path(__file__).parent / "results" / "shared_prefix.json"
-    target.write_text(json.dumps(report, indent=2) + "\n")
+                details[case] = found
+                print(f"{show({case: figures[case]})}  {found}", flush=True)
+    command = f"python benchmarks/shared_prefix.py --rounds {rounds}"
+    write(RESULTS / "shared_prefix.json", command, figures, details)
     return 0 if equal else 1
 
 
