@@ -174,7 +174,8 @@ def main() -> None:
         found, details[shape] = measure(shape, given.rounds)
         print(show(found), flush=True)
         figures |= found
-    write(RESULTS / "head.json", "python benchmarks/head.py", figures, details, packages=("torch",))
+    command = f"python benchmarks/head.py --rounds {given.rounds} --shapes {' '.join(given.shapes)}"
+    write(RESULTS / "head.json", command, figures, details, packages=("torch",))
 
 
 if __name__ == "__main__":
