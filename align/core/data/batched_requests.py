@@ -1,9 +1,8 @@
-"""Let the rows of a block share each call of the template renderer and of the tokenizer.
+"""Let the rows of a block share each message to the process that renders templates.
 
 What a row needs next depends on what came back before, so a row is a generator: it yields a request and is sent the
 result. ``run_together`` takes all rows of a block a step at a time and fulfils their requests together. A request to
-the renderer is a message to another process, and waiting for that costs more than rendering; the tokenizer encodes a
-list of texts in threads.
+the renderer is a message to another process, and waiting for that costs more than rendering.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def tokenize_record(
 def tokenizing(
     record: Record, encoder: Encoder, settings: TokenizationSettings
 ) -> Steps[tuple[list[list[UncutSequence]], list[Note]]]:
-    """Do what ``tokenize_record`` does, in steps, so that many rows share each call of the renderer and tokenizer."""
+    """Do what ``tokenize_record`` does, in steps, so that many rows share each message to the renderer."""
     if record.kind not in settings.learns_from:
         raise UnusableRow("wrong-kind", f"a {record.kind} row")
     row = _Row(record, encoder, settings)
