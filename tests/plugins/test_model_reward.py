@@ -81,7 +81,7 @@ def test_an_export_scores_as_the_policy_on_its_training_tokens(
     said = reward.score(answers(pairs(chat)))
     assert [s.value for s in said] == pytest.approx(expected, abs=1e-5)
     assert np.ptp(expected) > 0.01
-    assert reward._network._layout == layout
+    assert reward._network._layout == f"{layout}_shared"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
