@@ -21,7 +21,7 @@ from align.advisor.estimate import activations
 from align.advisor.estimate.activations import Types, types
 from align.advisor.estimate.memory_formulas import BASE, NF4
 from align.advisor.estimate.model_shape import ModelShape
-from align.schemas.engine import KEPT, LOGITS, TILE, Batches, Micro, Needs
+from align.schemas.engine import KEPT, LOGITS, SHARE_FROM, SHARED_NUMBERS, TILE, Batches, Micro, Needs
 from align.schemas.run import Stage
 
 Parts = dict[str, float]
@@ -229,22 +229,26 @@ def generation(
     critic = trained(shape, how, language=False) if needs.critic else 0.0
     buckets = each + critic if how.devices > 1 and not how.split else 0.0
     left = {"gradients": (each + critic) / share + buckets}
-    kind, q = how.kind, shape.heads * shape.head_dim
+    kind = how.kind
     mixed = kind.mixed and kind.weight == 4
     casts = 2.0 * shape.linears if mixed and not how.rank else 0.0  # of frozen weights none is cached
-    number = 3.0 if mixed else kind.compute  # keys in float32, values in 16 bits
+    number = 2.0 if mixed else kind.compute
     through = kind.residual * 3 * shape.hidden + kind.compute * 2 * shape.intermediate
-    length = batches.prompt + batches.answer
-    cache = shape.kv_cache(number) * batches.answers * length
+    copied = 2 * batches.answers * batches.prompt * shape.kv_heads * shape.head_dim
+    shared = batches.prompts < batches.answers and batches.prompt >= SHARE_FROM and copied >= SHARED_NUMBERS
+    columns = batches.answer + (0 if shared else batches.prompt)
+    own = shape.kv_cache(number) * batches.answers * columns
+    prompts = shape.kv_cache(number) * batches.prompts * batches.prompt if shared else 0.0
     vocabulary, head = 4.0 * shape.vocab, 2.0 * shape.embedding if mixed else 0.0
-    prompts = shape.kv_cache(number) * batches.prompts * batches.prompt
-    each_layer = q * (2 * number + (2 if mixed else 0))  # keys and values spread over all heads, and cast
-    repeated = each_layer * batches.answers * length if shape.heads != shape.kv_heads else 0.0
+    # A layer's keys and values are copied where they get more columns.
     found: list[Parts] = [
-        {"kv_cache": prompts, "activations": casts + through * batches.prompts * batches.prompt},
-        {"kv_cache": cache, "activations": casts + prompts, "logits": 2 * vocabulary * batches.answers + head},
-        {"kv_cache": cache, "activations": casts + repeated, "logits": 2 * vocabulary * batches.answers + head},
-        {"kv_cache": cache, "activations": casts, "logits": 4 * vocabulary * batches.answers + head},
+        {"kv_cache": own + prompts, "activations": casts + through * batches.prompts * batches.prompt},
+        {
+            "kv_cache": own + prompts,
+            "activations": casts + own / shape.layers,
+            "logits": 2 * vocabulary * batches.answers + head,
+        },
+        {"kv_cache": own + prompts, "activations": casts, "logits": 4 * vocabulary * batches.answers + head},
     ]
     if needs.passes_read:
         for micro in micros:

@@ -28,7 +28,8 @@ from align.core.engine.module import AlignModule
 from align.core.engine.steps import MicroBatcher, StepBatch
 from align.core.estimation.batches import Planned, measures
 from align.core.estimation.memory_tracker import MemoryTracker
-from align.core.generation.decode import CachedReader, can_cache, draw_tokens
+from align.core.generation.decode import draw_tokens
+from align.core.generation.kv_cache import ReaderSize, can_cache, open_reader
 from align.core.models import reference as references
 from align.core.models.architecture import choose_family, quiet, read_config, resolve_model_path
 from align.core.models.policy import Policy, Tail, set_dropout, without_gradient_or_dropout
@@ -233,18 +234,16 @@ def _answer(policy: Policy, planned: Planned, stage: Stage) -> int:
         return 0
     # Lengths differ, so that attention gets a mask, as it will with real prompts.
     prompts = [np.zeros(max(1, sizes.prompt - place % 2), np.int32) for place in range(sizes.prompts)]
-    of_B = torch.arange(sizes.answers) // -(-sizes.answers // sizes.prompts)
+    of_B = np.arange(sizes.answers) // -(-sizes.answers // sizes.prompts)
     with _autocast(stage), without_gradient_or_dropout(network):
-        reader = CachedReader(network, prompts, of_B, sizes.answer, sizes.prompt + sizes.answer)
+        context = sizes.prompt + sizes.answer
+        reader = open_reader(network, ReaderSize(sizes.answers, sizes.prompts, sizes.prompt, sizes.answer, context))
         numbers = torch.zeros(sizes.answers, dtype=torch.float64)
-        token_B, _ = draw_tokens(reader.logits_BV, stage.rollout.sampling, numbers)
-        layers: Any = reader._cache.layers
-        for layer in layers:  # set to the state before the last token
-            if hasattr(layer, "_show"):
-                layer._show(sizes.prompt + sizes.answer - 2)
+        token_B, _ = draw_tokens(reader.add(prompts, of_B), stage.rollout.sampling, numbers)
+        reader.skip(sizes.answer - 2)
         logits_BV = reader.read(token_B)
         draw_tokens(logits_BV, stage.rollout.sampling, numbers)
-        return sum(part.untyped_storage().nbytes() for layer in layers for part in (layer.keys, layer.values))
+        return reader.nbytes()
 
 
 def _read(networks: Sequence[Policy | None], reference: ReferenceModel | None, micro: MicroBatch) -> None:

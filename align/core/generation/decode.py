@@ -7,8 +7,8 @@ numbers, so it does not depend on the other rows of its batch (beyond rounding).
 
 from __future__ import annotations
 
-import inspect
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -18,167 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.core.generation.generator_base import CompletionGroups, Interrupt, Request, Sample, Tokens
+from align.core.generation.generator_base import CompletionGroups, Interrupt, Request, Sample
+from align.core.generation.kv_cache import Reader, ReaderSize, can_cache, can_group, open_reader, takes
 from align.core.models.policy import without_gradient_or_dropout
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling
-
-# --- key-value cache -------------------------------------------------------------------------------------------------
-#
-# A reader runs the model over a batch of prompts, then over one more token of each row at a time: with a cache, or
-# without one for models that keep other states.
-#
-# The cache is allocated for the longest completion at once. Measured on one CPU core, milliseconds per token step for
-# 64 rows of 32 + 96 tokens, four layers of width 128: cache grown by concatenation 7.1, allocated beforehand 6.0;
-# padded rows cost 5 % more, with grouped heads 40 %.
-
-
-def can_cache(network: PreTrainedModel) -> bool:
-    """Return True if the model's cache is only keys and values.
-
-    Recurrent states can be neither shared by the completions of a prompt nor reordered when rows leave the batch.
-    """
-    layers = DynamicCache(config=network.config).layers
-    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-    return plain and not network._is_stateful
-
-
-class CachedReader:
-    """A reader with a key-value cache. The P prompts are read once each, left padded; then B rows continue them.
-
-    of_B: the prompt that row b continues. room: largest number of tokens that follow a prompt. context: the model's
-    largest number of positions. logits_BV: the model's logits after each row's last token so far.
-    """
-
-    def __init__(
-        self, network: PreTrainedModel, prompts: Sequence[Tokens], of_B: Tensor, room: int, context: int
-    ) -> None:
-        self.network, self.context = network, context
-        self._takes = frozenset(inspect.signature(network.forward).parameters)
-        length_P, longest = np.array([len(prompt) for prompt in prompts]), max(map(len, prompts))
-        padding_P1 = (longest - length_P)[:, None]
-        real_PL = np.arange(longest) >= padding_P1
-        ids_PL = np.zeros(real_PL.shape, np.int64)
-        ids_PL[real_PL] = np.concatenate(prompts)
-        position_PL = np.maximum(np.arange(longest) - padding_P1, 0)
-        self._cache = DynamicCache(config=network.config)
-        self._mask_BL: Tensor | None = None
-        # Without a mask attention can use its fast causal kernel, so none is made for prompts of one length.
-        mask_PL = None if real_PL.all() else self._tensor(real_PL.astype(np.int64))
-        logits_PV = self._run(self._tensor(ids_PL), self._tensor(position_PL), mask_PL)
-        if mask_PL is not None:
-            self._mask_BL = torch.cat([mask_PL[of_B], mask_PL.new_ones(len(of_B), room)], 1)
-        self._position_B, self._read = self._tensor(length_P)[of_B], longest
-        self.logits_BV = logits_PV[of_B]
-        self._cache.layers = [self._expanded(layer, of_B, longest + room) for layer in self._cache.layers]
-
-    @staticmethod
-    def _expanded(layer: Any, of_B: Tensor, size: int) -> Any:
-        """Return a layer of the prompts' cache with one row for each completion.
-
-        A sliding-window layer is bounded already, so only layers of full attention are allocated at their final size.
-        """
-        if type(layer) is DynamicLayer:
-            return _PreallocatedLayer(layer, of_B, size)
-        layer.batch_select_indices(of_B)
-        return layer
-
-    def read(self, token_B: Tensor) -> Tensor:
-        """Append one token to each row, and return the logits [B, V] after it."""
-        self._read += 1
-        mask_BL = None if self._mask_BL is None else self._mask_BL[:, : self._read]
-        # A finished row stays until the batch is compacted; its position may not run past a learned table's end.
-        position_B1 = self._position_B[:, None].clamp(max=self.context - 1)
-        self._position_B = self._position_B + 1
-        return self._run(token_B[:, None], position_B1, mask_BL)
-
-    def keep(self, rows_K: Tensor) -> None:
-        """Continue with these rows only."""
-        self._cache.batch_select_indices(rows_K)
-        self._position_B = self._position_B[rows_K]
-        self._mask_BL = None if self._mask_BL is None else self._mask_BL[rows_K]
-
-    def _run(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        given = {"position_ids": positions, "attention_mask": mask, "logits_to_keep": 1}
-        given = {name: value for name, value in given.items() if name in self._takes and value is not None}
-        output: Any = self.network(input_ids=ids, past_key_values=self._cache, use_cache=True, **given)
-        logits_BV: Tensor = output.logits[:, -1]
-        return logits_BV
-
-    def _tensor(self, values: Any) -> Tensor:
-        return torch.from_numpy(values).to(next(self.network.parameters()).device)
-
-
-class UncachedReader:
-    """A reader without a cache, for models with other states: each token costs a pass over the whole row.
-
-    All rows have one length, since such a model would carry its state through padding.
-    """
-
-    def __init__(
-        self, network: PreTrainedModel, prompts: Sequence[Tokens], of_B: Tensor, room: int, context: int
-    ) -> None:
-        self.network = network
-        self._keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(network.forward).parameters else {}
-        self._ids_BL = torch.from_numpy(np.stack(prompts).astype(np.int64)).to(of_B.device)
-        self.logits_BV = self._run()[of_B]
-        self._ids_BL = self._ids_BL[of_B]
-
-    def read(self, token_B: Tensor) -> Tensor:
-        """Append one token to each row, and return the logits [B, V] after it."""
-        self._ids_BL = torch.cat([self._ids_BL, token_B[:, None]], 1)
-        return self._run()
-
-    def keep(self, rows_K: Tensor) -> None:
-        """Continue with these rows only."""
-        self._ids_BL = self._ids_BL[rows_K]
-
-    def _run(self) -> Tensor:
-        output: Any = self.network(input_ids=self._ids_BL, use_cache=False, **self._keep)
-        logits_BV: Tensor = output.logits[:, -1]
-        return logits_BV
-
-
-class _PreallocatedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """Keys and values [B, heads, room, width], allocated at their final size.
-
-    A new token is written behind the filled part; ``DynamicLayer`` copies the whole cache to append one.
-    """
-
-    def __init__(self, layer: Any, rows_B: Tensor, room: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.lazy_initialization(layer.keys, layer.values)
-        self._whole = [_with_room(part, rows_B, layer.keys.shape[2], room) for part in (layer.keys, layer.values)]
-        self._show(layer.keys.shape[2])
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append keys and values of new tokens, and return all of them so far."""
-        start, end = self._filled, self._filled + key_states.shape[2]
-        for whole, states in zip(self._whole, (key_states, value_states), strict=True):
-            whole[:, :, start:end] = states
-        return self._show(end)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these rows."""
-        self._whole = [_with_room(whole, indices, self._filled, whole.shape[2]) for whole in self._whole]
-        self._show(self._filled)
-
-    def _show(self, filled: int) -> tuple[Tensor, Tensor]:
-        self._filled = filled
-        keys, values = (whole[:, :, :filled] for whole in self._whole)
-        self.keys, self.values = keys, values
-        return keys, values
-
-
-def _with_room(part: Tensor, rows_B: Tensor, filled: int, room: int) -> Tensor:
-    """Return a new tensor of size ``room`` along axis 2, with the filled part of these rows copied into it."""
-    whole = part.new_empty(len(rows_B), part.shape[1], room, part.shape[3])
-    whole[:, :, :filled] = part[rows_B, :, :filled]
-    return whole
-
 
 # --- drawing the next token ------------------------------------------------------------------------------------------
 #
@@ -198,6 +44,12 @@ def _with_room(part: Tensor, rows_B: Tensor, filled: int, room: int) -> Tensor:
 BLOCK = 128
 """Probabilities per block. Blocks are summed first and the sums searched: a running sum over a whole vocabulary takes
 five times as long."""
+
+FEW = 1024
+"""Vocabulary that is summed at once: below it the additional operations of blocks take longer than their sums save."""
+
+LAST = 1 - 2**-52
+"""Largest uniform number that is used: times a sum of weights it is less than the sum, also after rounding."""
 
 NUCLEUS = 128
 """Number of likeliest tokens in which a nucleus is searched before whole rows are sorted."""
@@ -235,7 +87,7 @@ def draw_tokens(
         top_B = x_BV.amax(-1)
         token_B, total_B = _inverse_cdf((x_BV - top_B[:, None]).exp_(), u_B)
         logp_B = x_BV.gather(1, token_B[:, None])[:, 0] - top_B - total_B.log().float()
-    if not bool(logp_B.isfinite().all()):
+    if not math.isfinite(logp_B.sum()):
         raise AlignError("the model's logits are not finite", "check the weights: training may have gone wrong")
     return token_B, logp_B
 
@@ -270,15 +122,25 @@ def _inverse_cdf(w_BV: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
     The block that holds i is searched first, then i in the block.
     """
     vocabulary = w_BV.shape[1]
+    u_B = u_B.clamp(max=LAST)
+    if vocabulary <= FEW:
+        upto_BV = w_BV.cumsum(-1, dtype=torch.float64)
+        total_B = upto_BV[:, -1]
+        token_B = torch.searchsorted(upto_BV, (u_B * total_B)[:, None], right=True)[:, 0]
+        return token_B.clamp_(max=vocabulary - 1), total_B  # sums that are NaN are passed over
     blocks, left = divmod(vocabulary, BLOCK)
-    whole_BK, rest_B1 = w_BV[:, : vocabulary - left].reshape(len(w_BV), blocks, BLOCK), w_BV[:, vocabulary - left :]
-    sum_BK = torch.cat([part.sum(-1, dtype=torch.float64).view(len(w_BV), -1) for part in (whole_BK, rest_B1)], 1)
+    sum_BK = w_BV[:, : vocabulary - left].reshape(len(w_BV), blocks, BLOCK).sum(-1, dtype=torch.float64)
+    if left:
+        sum_BK = torch.cat([sum_BK, w_BV[:, vocabulary - left :].sum(-1, True, dtype=torch.float64)], 1)
     upto_BK = sum_BK.cumsum(-1)
     total_B = upto_BK[:, -1]
     aim_B1 = (u_B * total_B)[:, None]
-    block_B1 = torch.searchsorted(upto_BK, _below_total(aim_B1, upto_BK), right=True).clamp_(max=blocks)
+    block_B1 = torch.searchsorted(upto_BK, aim_B1, right=True).clamp_(max=upto_BK.shape[1] - 1)
     at_BN = block_B1 * BLOCK + torch.arange(BLOCK, device=w_BV.device)
-    inside_BN = w_BV.gather(1, at_BN.clamp(max=vocabulary - 1)).double().masked_fill_(at_BN >= vocabulary, 0).cumsum(-1)
+    inside_BN = w_BV.gather(1, at_BN.clamp(max=vocabulary - 1) if left else at_BN).double()
+    if left:
+        inside_BN = inside_BN.masked_fill_(at_BN >= vocabulary, 0)
+    inside_BN = inside_BN.cumsum(-1)
     aim_B1 = (aim_B1 - (upto_BK - sum_BK).gather(1, block_B1)).clamp_(min=0)
     token_B = block_B1 * BLOCK + torch.searchsorted(inside_BN, _below_total(aim_B1, inside_BN), right=True)
     return token_B[:, 0].clamp_(max=vocabulary - 1), total_B
@@ -315,8 +177,11 @@ def _nucleus(x_BV: Tensor, p: float) -> Tensor:
 # --- decoding loop ---------------------------------------------------------------------------------------------------
 
 COMPACT_AT = 1 / 8
-"""Share of a batch's rows that must be finished before they are removed, which copies the cache. Measured with 128
-rows: at 1/2 a fifth slower, at 1/4 a twentieth, and below 1/8 slower again."""
+"""Share of a batch's rows that must be finished before they are removed or make room for others. Measured with 128
+rows that are only removed: at 1/2 a fifth slower, at 1/4 a twentieth, and below 1/8 slower again."""
+
+SIMILAR = 3 / 4
+"""Shares of the widest row that a row must have to be in a batch with it: narrower rows get a batch of more rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,82 +213,31 @@ class Decoder:
         """
         _check(self, requests)
         groups = CompletionGroups(requests, on_group)
-        cached = can_cache(self.network)
-        # Left padding needs explicit positions: without them the model would count the padding.
-        padded = cached and "position_ids" in inspect.signature(self.network.forward).parameters
-        reader = CachedReader if cached else UncachedReader
-        with without_gradient_or_dropout(self.network):
-            for batch in _batches(requests, sampling.max_completion_length, self.tokens, padded):
-                for row, sample in self._batch(batch, requests, sampling, reader, stop, on_token):
-                    groups.add(row.request, row.answer, sample)
+        try:
+            with without_gradient_or_dropout(self.network):
+                for rows in _batches(self, requests, sampling.max_completion_length):
+                    batch = _Batch(self, rows, requests, sampling, on_token)
+                    while batch:
+                        # A tenth less time than under no_grad alone, for a small model. Not while a group is scored,
+                        # which may make tensors that are used elsewhere.
+                        with torch.inference_mode():
+                            finished = batch.step(stop)
+                        for row, sample in finished:
+                            groups.add(row.request, row.answer, sample)
+        finally:
+            _restore_buffers(self.network)
         return groups.samples
 
-    def _batch(
-        self,
-        rows: list[_Row],
-        requests: Sequence[Request],
-        sampling: Sampling,
-        reader_type: type[CachedReader] | type[UncachedReader],
-        stop: Callable[[], bool],
-        on_token: Callable[[int, int, int], None] | None,
-    ) -> Iterator[tuple[_Row, Sample]]:
-        """Yield each row with its sample, as it is finished.
 
-        Arrays along B hold the rows that the reader still has; ``place_B`` gives their index in ``rows``.
-        """
-        device = next(self.network.parameters()).device
-        which = list(dict.fromkeys(row.request for row in rows))
-        prompts = [requests[i].prompt for i in which]
-        room_B = np.array([self.context - len(requests[row.request].prompt) for row in rows])
-        limit_B = np.minimum(sampling.max_completion_length, room_B)
-        longest = int(limit_B.max())
-        random_BT = np.stack([uniforms(requests[r.request].seeds[r.answer], longest) for r in rows])
-        random_TB = torch.from_numpy(random_BT.T.copy()).to(device)
-        token_BT, logp_BT = np.zeros(random_BT.shape, np.int32), np.zeros(random_BT.shape, np.float32)
-        ends = np.array([*self.ends, *sampling.stop_token_ids], np.int64)
-        stop_strings = _StopStrings(self.tokenizer, sampling.stop) if sampling.stop else None
+def _restore_buffers(network: PreTrainedModel) -> None:
+    """Make ordinary tensors of buffers that a pass in inference mode replaced (some rotary frequencies).
 
-        of_B = torch.tensor([which.index(row.request) for row in rows], device=device)
-        if stop():
-            raise Interrupt
-        reader = reader_type(self.network, prompts, of_B, longest, self.context)
-        logits_BV, seen_BV = reader.logits_BV, None
-        if sampling.repetition_penalty != 1:
-            seen_PV = torch.zeros(len(prompts), logits_BV.shape[1], dtype=torch.bool, device=device)
-            for seen_V, prompt in zip(seen_PV, prompts, strict=True):
-                seen_V[torch.from_numpy(prompt.astype(np.int64)).to(device)] = True
-            seen_BV = seen_PV[of_B]
-        place_B = np.arange(len(rows))
-        running_B = np.ones(len(rows), bool)  # by index in ``rows``
-        for t in range(longest):
-            if stop():
-                raise Interrupt
-            drawn_B, logp_B = draw_tokens(logits_BV, sampling, random_TB[t, place_B], seen_BV)
-            if seen_BV is not None:
-                seen_BV.scatter_(1, drawn_B[:, None], True)
-            token_B = drawn_B.cpu().numpy()
-            token_BT[place_B, t], logp_BT[place_B, t] = token_B, logp_B.cpu().numpy()
-            over_B = np.isin(token_B, ends)
-            if on_token is not None or stop_strings is not None:
-                for i in np.flatnonzero(running_B[place_B]):
-                    row, token = rows[place_B[i]], int(token_B[i])
-                    if on_token is not None:
-                        on_token(row.request, row.answer, token)
-                    if stop_strings is not None:
-                        over_B[i] |= stop_strings.complete(token_BT[place_B[i], : t + 1])
-            for i in np.flatnonzero(running_B[place_B] & (over_B | (t + 1 == limit_B[place_B]))):
-                place = place_B[i]
-                running_B[place] = False
-                finish: Literal["stop", "length"] = "stop" if over_B[i] else "length"
-                yield rows[place], Sample(token_BT[place, : t + 1].copy(), logp_BT[place, : t + 1].copy(), finish)
-            left_B = running_B[place_B]
-            if not left_B.any():
-                return
-            if left_B.mean() <= 1 - COMPACT_AT:
-                place_B, kept_B = place_B[left_B], torch.from_numpy(np.flatnonzero(left_B)).to(device)
-                reader.keep(kept_B)
-                drawn_B, seen_BV = drawn_B[kept_B], None if seen_BV is None else seen_BV[kept_B]
-            logits_BV = reader.read(drawn_B)
+    DDP writes to buffers, which only inference mode may do to its own.
+    """
+    for module in network.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                module._buffers[name] = buffer.clone()
 
 
 class _Row(NamedTuple):
@@ -431,6 +245,155 @@ class _Row(NamedTuple):
 
     request: int
     answer: int
+
+
+class _Rows(NamedTuple):
+    """The rows that share a reader: whole groups, or parts of groups, that begin in this order.
+
+    most: number of rows at a time.
+    """
+
+    groups: list[list[_Row]]
+    most: int
+
+
+class _Batch:
+    """The rows on their way through one reader. Finished rows leave it, and waiting groups take their places.
+
+    Arrays along B have the reader's rows: those running, and those finished but not removed yet. Arrays along S have a
+    place for each row at a time, ``place_B``.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        rows: _Rows,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        on_token: Callable[[int, int, int], None] | None,
+    ) -> None:
+        self.requests, self.sampling, self.on_token = requests, sampling, on_token
+        self.context, self.most = decoder.context, rows.most
+        self.device = next(decoder.network.parameters()).device
+        self.waiting = deque(rows.groups)
+        lengths = [len(requests[group[0].request].prompt) for group in rows.groups]
+        longest_completion = min(sampling.max_completion_length, self.context - min(lengths))
+        # Twice the prompts that fill a batch: the last rows of a group keep their prompt while others begin.
+        largest_group = max(map(len, rows.groups))
+        self.prompts = min(len(rows.groups), rows.most, 2 * math.ceil(rows.most / largest_group) + 1)
+        size = ReaderSize(rows.most, self.prompts, max(lengths), longest_completion, self.context)
+        self.reader: Reader = open_reader(decoder.network, size)
+        self.stop_strings = _StopStrings(decoder.tokenizer, sampling.stop) if sampling.stop else None
+        self.ends = frozenset([*decoder.ends, *sampling.stop_token_ids])
+
+        self.token_ST = np.zeros((rows.most, longest_completion), np.int32)
+        self.logp_ST = np.zeros(self.token_ST.shape, np.float32)
+        self.random_ST = np.zeros(self.token_ST.shape)
+        self.free = list(range(rows.most))
+        self.rows: list[_Row] = []
+        self.place_B, self.length_B, self.limit_B = (np.zeros(0, np.int64) for _ in range(3))
+        self.running_B = np.zeros(0, bool)
+        self.drawn_B = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.seen_BV: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        """Return True until all rows are finished."""
+        return bool(self.waiting) or bool(self.running_B.any())
+
+    def step(self, stop: Callable[[], bool]) -> list[tuple[_Row, Sample]]:
+        """Draw a token for rows that begin now, or for all others; return those finished. Raises Interrupt."""
+        if stop():
+            raise Interrupt
+        running = int(self.running_B.sum())
+        begins = self._groups_that_fit(running)
+        finished = len(self.rows) - running
+        if begins or finished >= COMPACT_AT * len(self.rows):
+            self._remove_finished()
+        if begins:
+            first = len(self.rows)
+            return list(self._draw(self._begin(begins), first))
+        return list(self._draw(self.reader.read(self.drawn_B), 0))
+
+    def _groups_that_fit(self, running: int) -> int:
+        """Return the number of waiting groups to begin now; few at a time are not worth a pass over their prompts."""
+        room = self.most - running
+        if not self.waiting or (running and room < COMPACT_AT * self.most):
+            return 0
+        prompts = len({self.rows[i].request for i in np.flatnonzero(self.running_B)})
+        count = rows = 0
+        for group in self.waiting:
+            if rows + len(group) > room or prompts + count == self.prompts:
+                break
+            count, rows = count + 1, rows + len(group)
+        return count
+
+    def _begin(self, count: int) -> Tensor:
+        """Let groups join the batch, and return the logits [N, V] after the prompts of their rows."""
+        groups = [self.waiting.popleft() for _ in range(count)]
+        rows = [row for group in groups for row in group]
+        prompts = [self.requests[group[0].request].prompt for group in groups]
+        of_N = np.repeat(np.arange(count), [len(group) for group in groups])
+        logits_NV = self.reader.add(prompts, of_N)
+        place_N = np.array([self.free.pop() for _ in rows])
+        length_N = np.array([len(prompt) for prompt in prompts])[of_N]
+        limit_N = np.minimum(self.sampling.max_completion_length, self.context - length_N)
+        for row, place, limit in zip(rows, place_N, limit_N, strict=True):
+            self.random_ST[place, :limit] = uniforms(self.requests[row.request].seeds[row.answer], int(limit))
+        self.rows += rows
+        self.place_B = np.concatenate([self.place_B, place_N])
+        self.length_B = np.concatenate([self.length_B, np.zeros(len(rows), np.int64)])
+        self.limit_B = np.concatenate([self.limit_B, limit_N])
+        self.running_B = np.concatenate([self.running_B, np.ones(len(rows), bool)])
+        if self.sampling.repetition_penalty != 1:
+            seen_PV = torch.zeros(count, logits_NV.shape[1], dtype=torch.bool, device=self.device)
+            for seen_V, prompt in zip(seen_PV, prompts, strict=True):
+                seen_V[torch.from_numpy(prompt.astype(np.int64)).to(self.device)] = True
+            seen_NV = seen_PV[torch.from_numpy(of_N).to(self.device)]
+            self.seen_BV = seen_NV if self.seen_BV is None else torch.cat([self.seen_BV, seen_NV])
+        return logits_NV
+
+    def _draw(self, logits_NV: Tensor, first: int) -> Iterator[tuple[_Row, Sample]]:
+        """Draw a token for each row from ``first`` on, and yield those that are finished with it."""
+        place_N, length_N = self.place_B[first:], self.length_B[first:]
+        running_N, limit_N = self.running_B[first:], self.limit_B[first:]
+        at_N = np.minimum(length_N, limit_N - 1)  # finished rows go on until they are removed
+        u_N = torch.from_numpy(self.random_ST[place_N, at_N]).to(self.device)
+        seen_NV = None if self.seen_BV is None else self.seen_BV[first:]
+        drawn_N, logp_N = draw_tokens(logits_NV, self.sampling, u_N, seen_NV)
+        if seen_NV is not None:
+            seen_NV.scatter_(1, drawn_N[:, None], True)
+        self.drawn_B = torch.cat([self.drawn_B, drawn_N]) if first else drawn_N
+        token_N = drawn_N.cpu().numpy()
+        self.token_ST[place_N, at_N], self.logp_ST[place_N, at_N] = token_N, logp_N.cpu().numpy()
+        length_N += 1
+        over_N = np.array([token in self.ends for token in token_N.tolist()])
+        if self.on_token is not None or self.stop_strings is not None:
+            for i in np.flatnonzero(running_N):
+                row = self.rows[first + i]
+                if self.on_token is not None:
+                    self.on_token(row.request, row.answer, int(token_N[i]))
+                if self.stop_strings is not None:
+                    over_N[i] |= self.stop_strings.complete(self.token_ST[place_N[i], : length_N[i]])
+        for i in np.flatnonzero(running_N & (over_N | (length_N >= limit_N))):
+            running_N[i] = False
+            place, length = place_N[i], length_N[i]
+            finish: Literal["stop", "length"] = "stop" if over_N[i] else "length"
+            sample = Sample(self.token_ST[place, :length].copy(), self.logp_ST[place, :length].copy(), finish)
+            yield self.rows[first + i], sample
+
+    def _remove_finished(self) -> None:
+        if self.running_B.all():
+            return
+        self.free += self.place_B[~self.running_B].tolist()
+        order_B = self.reader.keep(np.flatnonzero(self.running_B))
+        self.rows = [self.rows[i] for i in order_B]
+        self.place_B, self.length_B, self.limit_B = (
+            array[order_B] for array in (self.place_B, self.length_B, self.limit_B)
+        )
+        self.running_B = self.running_B[order_B]
+        order = torch.from_numpy(order_B).to(self.device)
+        self.drawn_B = self.drawn_B[order]
+        self.seen_BV = None if self.seen_BV is None else self.seen_BV[order]
 
 
 class _StopStrings:
@@ -452,23 +415,34 @@ class _StopStrings:
         return any(string in text for string in self.stop)
 
 
-def _batches(requests: Sequence[Request], answer: int, tokens: int, padded: bool) -> list[list[_Row]]:
-    """Return the rows sorted by prompt length, longest first, in batches of at most ``tokens`` tokens.
+def _batches(decoder: Decoder, requests: Sequence[Request], completion: int) -> list[_Rows]:
+    """Return the rows of all requests, longest prompts first, in batches of at most the decoder's number of tokens.
 
-    answer: tokens of the longest completion. Unless ``padded``, a batch has prompts of one length only.
+    completion: tokens of the longest completion.
     """
-    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
-    batches: list[list[_Row]] = []
-    width = 0
-    for i in order:
-        length = len(requests[i].prompt)
-        for number in range(len(requests[i].seeds)):
-            full = not batches or (len(batches[-1]) + 1) * (width + answer) > tokens
-            if full or (length != width and not padded):
-                batches.append([])
-                width = length
-            batches[-1].append(_Row(i, number))
-    return batches
+    refills = can_group(decoder.network)
+    # Left padding needs explicit positions: without them the model would count the padding.
+    padded = can_cache(decoder.network) and takes(decoder.network, "position_ids")
+    batches: list[_Rows] = []
+    width = count = 0  # of the last batch: tokens of its widest row, number of rows
+    for i in sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt)):
+        own = len(requests[i].prompt) + completion
+        rows = [_Row(i, number) for number in range(len(requests[i].seeds))]
+        while rows:
+            room = batches[-1].most - count if batches else 0
+            fits = room > 0 and (padded or own == width)
+            if not fits and not (refills and own >= SIMILAR * width and batches):
+                width, count = own, 0
+                room = max(1, decoder.tokens // width)
+                batches.append(_Rows([], room))
+            part = len(rows) if refills else room
+            if refills and len(rows) > max(room, batches[-1].most // 2):
+                # A part of a group waits for less room than the whole would.
+                part = max(1, batches[-1].most // 2)
+            batches[-1].groups.append(rows[:part])
+            count += len(rows[:part])
+            rows = rows[part:]
+    return [batch._replace(most=min(batch.most, sum(map(len, batch.groups)))) for batch in batches]
 
 
 def _check(decoder: Decoder, requests: Sequence[Request]) -> None:

@@ -20,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from align.core.generation.decode import BLOCK, NUCLEUS, draw_tokens, process_logits, seed_of, uniforms
+from align.core.generation.decode import BLOCK, FEW, NUCLEUS, draw_tokens, process_logits, seed_of, uniforms
 from align.schemas.errors import AlignError
 from align.schemas.run import Sampling
 
@@ -85,7 +85,7 @@ def test_frequencies_are_those_of_an_independent_reference(sampling: Sampling) -
     assert np.exp(told[p > 0]) == pytest.approx(p[p > 0], abs=1e-6)
 
 
-@pytest.mark.parametrize("vocabulary", [BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 7])
+@pytest.mark.parametrize("vocabulary", [BLOCK - 1, BLOCK + 1, FEW, FEW + 1, FEW + 2 * BLOCK])
 def test_frequencies_over_several_blocks_of_the_vocabulary(vocabulary: int) -> None:
     logits = np.random.default_rng(0).normal(size=vocabulary).tolist()
     counts, told = frequencies(logits, Sampling(top_p=0.95))
@@ -96,10 +96,11 @@ def test_frequencies_over_several_blocks_of_the_vocabulary(vocabulary: int) -> N
 
 
 def test_the_ends_of_the_unit_interval_draw_the_first_and_the_last_token_with_probability() -> None:
-    logits = torch.full((2, 2 * BLOCK + 3), -math.inf)
-    logits[:, 5], logits[:, 2 * BLOCK + 1] = 0.0, 1.0
-    token_B, _ = draw_tokens(logits, Sampling(), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
-    assert token_B.tolist() == [5, 2 * BLOCK + 1]
+    for vocabulary in (2 * BLOCK + 3, FEW + 3, FEW + BLOCK):
+        logits = torch.full((2, vocabulary), -math.inf)
+        logits[:, 5], logits[:, 2 * BLOCK + 1] = 0.0, 1.0
+        token_B, _ = draw_tokens(logits, Sampling(), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
+        assert token_B.tolist() == [5, 2 * BLOCK + 1]
 
 
 def kept(logits: list[float], **settings: Any) -> list[int]:
@@ -140,6 +141,9 @@ def test_logits_that_are_not_finite_stop_the_draw() -> None:
         for temperature in (0.0, 1.0):
             with pytest.raises(AlignError, match="logits are not finite"):
                 draw_tokens(torch.tensor([[0.0, bad]]), Sampling(temperature=temperature), torch.tensor([0.5]).double())
+            with pytest.raises(AlignError, match="logits are not finite"):
+                logits = torch.tensor([[0.0] * 2 * FEW + [bad]])
+                draw_tokens(logits, Sampling(temperature=temperature), torch.tensor([0.5]).double())
 
 
 ROWS = st.lists(st.integers(-40, 40).map(lambda i: i / 4), min_size=1, max_size=40)
