@@ -33,6 +33,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "outcomes": {"math": "right", "judge": "abstained"},
         "gold": None,
         "sampled_logp": [-0.5, -0.25],
+        "policy_version": 3,
         **changes,
     }
 
@@ -40,7 +41,7 @@ def row(**changes: Any) -> dict[str, Any]:
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     """Abstaining is null, not 0; messages are JSON; arrays are lists; what may be missing is null."""
     messages = [{"role": "user", "content": "2 + 2 = ?"}]
-    bare = {k: v for k, v in row().items() if k not in ("reward", "gold", "sampled_logp")}
+    bare = {k: v for k, v in row().items() if k not in ("reward", "gold", "sampled_logp", "policy_version")}
     numbers = row(group=np.int64(7), reward=np.float32(0.5), sampled_logp=np.array([-0.5, -0.25], np.float32))
     path = tmp_path / "samples" / "phase-000001.parquet"
     write_samples(path, [row(), row(prompt=messages, reward=None, parts={}, outcomes={}), bare, numbers])
@@ -48,7 +49,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert plain == row()
     assert talk["prompt"] == '[{"role": "user", "content": "2 + 2 = ?"}]'
     assert talk["reward"] is None and talk["parts"] == {} == talk["outcomes"]
-    assert short["reward"] is None and short["gold"] is None and short["sampled_logp"] is None
+    assert short["reward"] is None and short["gold"] is None and short["sampled_logp"] is None is short["policy_version"]
     assert array == row(group=7, reward=0.5)
     assert pq.read_schema(path).equals(SCHEMA)
     assert os.listdir(path.parent) == [path.name]
