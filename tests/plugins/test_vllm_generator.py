@@ -282,6 +282,100 @@ def test_an_adapter_is_sent_merged_and_the_policy_left_as_it_was(generator: VLLM
 
 
 @needs_vllm
+@pytest.mark.parametrize("mode", ["process", "server"])
+def test_an_adapter_is_sent_by_itself_where_the_engine_was_started_for_it(
+    mode: str, vllm: None, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is anything merged; the gate and the log-probabilities of answers are those of base and adapter."""
+
+    def merged(_: Policy) -> Any:
+        raise AssertionError("all weights are sent")
+
+    for module in ("process", "server"):
+        monkeypatch.setattr(f"align.plugins.generators.vllm.{module}.checkpoint_tensors", merged)
+    learner = policy_of(model_dir, adapter=Adapter(r=4))
+    generator = generator_of(model_dir, learner, mode=mode)
+    try:
+        for version in range(3):
+            generator.sync(learner, version)
+            assert gap(generator, learner) < 1e-4
+            ((sample,),) = generator.generate([Request(PROMPTS[1], (1,))], GREEDY)
+            np.testing.assert_allclose(sample.logp, logp_at(learner, PROMPTS[1], sample.tokens), atol=1e-4)
+            step(learner, 0.5)
+            step(learner, 0.5)
+            with pytest.raises(AlignError, match="log-probability"):
+                gap(generator, learner)
+    finally:
+        generator.close()
+
+
+@needs_vllm
+def test_an_adapter_that_arrives_otherwise_is_sent_merged(
+    vllm: None, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The gate of the second phase finds it: in the first one an adapter changes nothing yet."""
+    import align.plugins.generators.vllm.process as process
+
+    save, saved = process.save_adapter, []
+
+    def damaged(policy: Policy, directory: Path) -> None:
+        save(policy, directory)
+        config = json.loads((directory / "adapter_config.json").read_text())
+        (directory / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))
+        saved.append(directory)
+
+    monkeypatch.setattr(process, "save_adapter", damaged)
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"the sea {i}"}) + "\n" for i in range(8)))
+    stage = {
+        "name": "only",
+        "model": {"path": str(model_dir), "adapter": {"r": 4}},
+        "data": {"train": str(tmp_path / "prompts.jsonl"), "dataset_num_proc": 1},
+        "algorithm": {"type": "grpo", "num_generations": 4},
+        "optimizer": {"learning_rate": 0.05},
+        "train": {"batch_size": 16, "max_steps": 3},
+        "rollout": {
+            "rewards": [python("low_ids")],
+            "generator": {"type": "vllm", "kv_cache": 0.125},
+            "sampling": {"max_completion_length": 6},
+        },
+    }
+    train(Run.model_validate({"output": str(tmp_path / "run"), "stages": [stage]}), progress=False)
+    assert len(saved) == 2
+    assert "vLLM gets the adapter merged into the weights: " in capfd.readouterr().err
+    with open(tmp_path / "run" / "only" / "metrics.csv", newline="") as file:
+        assert all(float(row["sampling/sync_gap"]) < 1e-3 for row in csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "fault"),
+    [
+        ({"r": 4}, ""),
+        ({"r": 513}, "ranks above 512"),
+        ({"type": "dora", "r": 4}, "DoRA"),
+        ({"r": 4, "modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ],
+)
+def test_what_vllm_cannot_take_by_itself_is_merged_or_refused(adapter: Any, fault: str, tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model")
+    learner = policy_of(directory, adapter=Adapter(**adapter))
+    there = {"mode": "server", "url": "http://127.0.0.1:9"}
+    chosen = {}
+    for wanted, settings in (("auto", {"mode": "server"}), ("merged", {"mode": "server"}), ("elsewhere", there)):
+        lora = "auto" if wanted == "elsewhere" else wanted
+        generator = VLLM(VLLM.Config(lora=lora, **settings))
+        generator.open(handle_of(directory, learner))
+        chosen[wanted] = generator._adapter is not None
+    assert chosen == {"auto": not fault, "merged": False, "elsewhere": False}
+    wants = VLLM(VLLM.Config(lora="adapter", mode="server"))
+    if fault:
+        with pytest.raises(AlignError, match=fault):
+            wants.open(handle_of(directory, learner))
+    else:
+        wants.open(handle_of(directory, learner))
+
+
+@needs_vllm
 def test_the_gate_sees_what_is_cached_of_old_weights(
     generator: VLLM, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,17 @@ class Generator:
         """
         raise NotImplementedError
 
+    @property
+    def has_fallback(self) -> bool:
+        """True if weights can be sent in another way (``fall_back``); the same on every rank."""
+        return False
+
+    def fall_back(self, why: str) -> None:
+        """Send weights in another way from now on: on some rank the sync gate found a difference. Every rank calls it.
+
+        why: the gate's message, "" on a rank that found none.
+        """
+
     def close(self) -> None:
         """Release all resources; safe to call twice."""
 

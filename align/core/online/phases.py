@@ -146,16 +146,30 @@ class Collector:
         self.version = version
         if self.generator.shares_weights or self.synced == version:
             return
+        fault = self._send(version, prompts)
+        if self.generator.has_fallback and any(all_gather_objects(fault is not None)):
+            with contract.calling(self.generator, "fall_back"):
+                self.generator.fall_back("" if fault is None else str(fault))
+            fault = self._send(version, prompts)
+        if fault is not None:
+            raise fault
+        self.synced = version
+
+    def _send(self, version: int, prompts: Prompts) -> AlignError | None:
+        """Send the weights once; return what the gate has found."""
         with contract.calling(self.generator, "sync"):
             self.generator.sync(self.policy, version)
         tokens = (prompts.tokens(i) for i in range(len(prompts)))
         probed = islice((prompt for prompt in tokens if len(prompt) > 1), PROBED)
         probe = [(prompt[:1], prompt[1:]) for prompt in probed]
-        with self.forward():
-            self.gap = check_sync(
-                self.generator, self.policy, probe, self.batcher.pad_id, tolerance=self.rollout.sync_tolerance
-            )
-        self.synced = version
+        try:
+            with self.forward():
+                self.gap = check_sync(
+                    self.generator, self.policy, probe, self.batcher.pad_id, tolerance=self.rollout.sync_tolerance
+                )
+        except AlignError as error:
+            return error
+        return None
 
     def sample(
         self,

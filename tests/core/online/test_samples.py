@@ -49,7 +49,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert plain == row()
     assert talk["prompt"] == '[{"role": "user", "content": "2 + 2 = ?"}]'
     assert talk["reward"] is None and talk["parts"] == {} == talk["outcomes"]
-    assert short["reward"] is None and short["gold"] is None and short["sampled_logp"] is None is short["policy_version"]
+    assert {short[name] for name in ("reward", "gold", "sampled_logp", "policy_version")} == {None}
     assert array == row(group=7, reward=0.5)
     assert pq.read_schema(path).equals(SCHEMA)
     assert os.listdir(path.parent) == [path.name]

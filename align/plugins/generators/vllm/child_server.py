@@ -52,6 +52,7 @@ class ChildServer:
         environment = os.environ | {
             "VLLM_API_KEY": self.key,
             "VLLM_SERVER_DEV_MODE": "1",  # weights may be changed; the guard asks for the key
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # likewise
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONSAFEPATH": "1",  # vLLM starts further Pythons, which would import from the working directory
         }
@@ -130,6 +131,8 @@ def flags(arguments: Mapping[str, Any]) -> list[str]:
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             made.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            made += [f"--{flag}", *map(str, value)]
         elif value is not None:
             made += [f"--{flag}", value if isinstance(value, str) else json.dumps(value)]
     return made

@@ -31,17 +31,21 @@ class Extension:
 
         Every checksum is compared before the first tensor is touched; raises ValueError where one differs.
         """
+        self.align_verify(directory, manifest)
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            for name in json.loads(manifest):
+                yield from load((Path(directory) / name).read_bytes()).items()
+
+        self.reload_weights(weights_iterator=tensors())
+
+    def align_verify(self, directory: str, manifest: str) -> None:
+        """Raise ValueError where a file is not what the trainer wrote; arguments as of ``align_load``."""
         files: dict[str, str] = json.loads(manifest)
         for name, digest in files.items():
             with open(Path(directory) / name, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise ValueError(f"{name} is damaged: its sha256 is not what the trainer wrote")
-
-        def tensors() -> Iterator[tuple[str, Tensor]]:
-            for name in files:
-                yield from load((Path(directory) / name).read_bytes()).items()
-
-        self.reload_weights(weights_iterator=tensors())
 
 
 class ApiKeyMiddleware:

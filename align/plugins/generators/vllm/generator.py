@@ -12,15 +12,19 @@ nccl`` above all.
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from align import AlignError, Generator, ModelHandle, Request, Sample
 from align.generators import CompletionGroups, Floats, Tokens
 from align.plugins.generators.vllm.arguments import VLLMConfig, engine_arguments, sampling_params
+from align.processes import rank
 from align.settings import Sampling
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
     from align.models import Policy
     from align.plugins.generators.vllm.process import InProcessEngine
     from align.plugins.generators.vllm.server import ServerEngine
@@ -40,6 +44,7 @@ class VLLM(Generator):
     config: Config
     handle: ModelHandle | None = None
     started: InProcessEngine | ServerEngine | None = None
+    _adapter: LoraConfig | None = None  # sent by itself; None: all weights are sent, an adapter merged into them
 
     @property
     def generates_in_background(self) -> bool:
@@ -50,6 +55,7 @@ class VLLM(Generator):
         """Check the settings. The engine starts when it is first needed: by then the trainer's ranks have joined."""
         self._check()
         self.handle = handle
+        self._adapter = self._adapter_to_send(handle)
 
     def generate(
         self,
@@ -87,8 +93,29 @@ class VLLM(Generator):
         return self.engine.logp(sequences)
 
     def sync(self, policy: Policy, version: int) -> None:
-        """See ``Generator``."""
-        self.engine.sync(policy, version)
+        """See ``Generator``. Where vLLM refuses an adapter, it is sent merged, unless ``lora: adapter``."""
+        if self._adapter is not None:
+            try:
+                self.engine.sync(policy, version, adapter=True)
+                return
+            except AlignError as error:
+                if not self.has_fallback:
+                    raise
+                self.fall_back(str(error))
+        self.engine.sync(policy, version, adapter=False)
+
+    @property
+    def has_fallback(self) -> bool:
+        """True while an adapter is sent by itself that may be sent merged."""
+        return self._adapter is not None and self.config.lora == "auto"
+
+    def fall_back(self, why: str) -> None:
+        """Send the adapter merged from now on, to a new engine: one with room for adapters has its weights wrapped."""
+        if rank() == 0:
+            print(f"vLLM gets the adapter merged into the weights: {why}", file=sys.stderr)
+        if self.started is not None:
+            self.started.close()
+        self.started = self._adapter = None
 
     def close(self) -> None:
         """Stop the engine, or the server that was started here."""
@@ -101,6 +128,10 @@ class VLLM(Generator):
         """The engine, or the server's client; started now if it was not. Raises AlignError with vLLM's own message."""
         if self.started is None:
             arguments = engine_arguments(self.config, self._subject)
+            if self._adapter is not None:
+                from align.plugins.generators.vllm.weights import lora_arguments
+
+                arguments = lora_arguments(self._adapter) | arguments
             if self.config.mode == "process":
                 from align.plugins.generators.vllm.process import InProcessEngine
 
@@ -116,6 +147,19 @@ class VLLM(Generator):
         if self.handle is None:
             raise RuntimeError("the generator is not open")
         return self.handle
+
+    def _adapter_to_send(self, handle: ModelHandle) -> LoraConfig | None:
+        """Return the adapter that is sent by itself, if any. Raises AlignError where that is wanted and cannot be."""
+        wanted = self.config.lora
+        if handle.policy is None or wanted == "merged" or (wanted == "auto" and self.config.url is not None):
+            return None
+        from align.plugins.generators.vllm.weights import adapter_fault, adapter_of
+
+        adapter = adapter_of(handle.policy)
+        fault = "" if adapter is None else adapter_fault(adapter)
+        if fault and wanted == "adapter":
+            raise AlignError(f"is adapter, and {fault}", "use auto or merged", where="rollout.generator.lora")
+        return None if fault else adapter
 
     def _check(self) -> None:
         server_only = {"url", "key_env", "key_file", "python", "tensor_parallel", "weights", "exchange"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch.distributed as dist
 from align import AlignError, Sample
 from align.generators import Floats, Interrupt, Tokens
 from align.plugins.generators.vllm.arguments import SCORING, VLLMConfig
-from align.plugins.generators.vllm.weights import checkpoint_tensors
+from align.plugins.generators.vllm.weights import checkpoint_tensors, save_adapter
 from align.processes import keep_random_state
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class InProcessEngine:
 
             self.llm: Any = LLM(**arguments, disable_log_stats=True)
         self.numbers = 0
+        self.lora: Any = None
 
     def answers(
         self,
@@ -83,12 +86,27 @@ class InProcessEngine:
         self._run(texts, [SCORING] * len(texts), lambda: False, read)
         return [found[number] for number in range(len(sequences))]
 
-    def sync(self, policy: Policy, version: int) -> None:
-        """Load the policy's weights and forget what was cached of the old ones."""
+    def sync(self, policy: Policy, version: int, adapter: bool) -> None:
+        """Load the policy's weights, or its adapter alone, and forget what was cached of the old ones."""
         with _restored(), _vllm_errors("vLLM could not take the weights"):
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checkpoint_tensors(policy)})
+            if adapter:
+                self._load_adapter(policy)
+            else:
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checkpoint_tensors(policy)})
             if not self.llm.reset_prefix_cache():
                 raise AlignError("vLLM did not drop its prefix cache", where="rollout.generator")
+
+    def _load_adapter(self, policy: Policy) -> None:
+        """Replace the adapter. It passes through files, which vLLM reads before ``add_lora`` returns."""
+        from vllm.lora.request import LoRARequest
+
+        number = 1 if self.lora is None else self.lora.lora_int_id + 1
+        with tempfile.TemporaryDirectory(prefix="align-adapter-") as directory:
+            save_adapter(policy, Path(directory))
+            lora = LoRARequest(f"policy-{number}", number, directory)
+            if not self.llm.llm_engine.add_lora(lora):
+                raise AlignError("vLLM did not take the adapter", where="rollout.generator")
+        self.lora = lora
 
     def close(self) -> None:
         """Give memory and process groups back."""
@@ -125,7 +143,7 @@ class InProcessEngine:
             try:
                 for name, prompt, each in zip(list(running), prompts, params, strict=True):
                     wanted = SamplingParams(**each, output_kind=RequestOutputKind.FINAL_ONLY)
-                    engine.add_request(name, {"prompt_token_ids": prompt.tolist()}, wanted)
+                    engine.add_request(name, {"prompt_token_ids": prompt.tolist()}, wanted, lora_request=self.lora)
                 while engine.has_unfinished_requests():
                     if stop():
                         raise Interrupt

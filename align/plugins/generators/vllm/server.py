@@ -27,7 +27,7 @@ from align.generators import Floats, Interrupt, Tokens
 from align.http import Client, Failed, secret
 from align.plugins.generators.vllm.arguments import SCORING, VLLMConfig
 from align.plugins.generators.vllm.child_server import BY_HAND, NCCL, ChildServer
-from align.plugins.generators.vllm.weights import checkpoint_tensors
+from align.plugins.generators.vllm.weights import checkpoint_tensors, save_adapter
 from align.processes import all_gather_objects, rank
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class ServerEngine:
 
     def __init__(self, config: VLLMConfig, arguments: Mapping[str, Any]) -> None:
         self.config, self.timeout, self.label = config, config.timeout, FIRST
+        self.adapter: str | None = None  # the name that the server knows the last one by: its label
         self.launched: ChildServer | None = None
         self.sender: Any = None
         url, key, trouble = config.url, None, None
@@ -62,6 +63,7 @@ class ServerEngine:
                 raise trouble or AlignError(failed, where=WHERE)
         assert url is not None
         self.client = Client(url, key=key, timeout=self.timeout, retries=1)
+        self.once = Client(url, key=key, timeout=self.timeout, retries=0)
         if config.url is not None:
             self._check_can_follow()
 
@@ -101,12 +103,14 @@ class ServerEngine:
         self._request(texts, [SCORING] * len(texts), lambda: False, read)
         return [found[number] for number in range(len(sequences))]
 
-    def sync(self, policy: Policy, version: int) -> None:
-        """Send the policy's weights, in two phases: everything is there and checked before any of it is taken."""
+    def sync(self, policy: Policy, version: int, adapter: bool) -> None:
+        """Send the policy's weights, or its adapter alone; all of it is there and checked before any of it is taken."""
         label = all_gather_objects(f"{secrets.token_hex(8)}-{version}")[0]
         self.label = ""  # whatever fails from here on, no answer counts
         failed: AlignError | None = None
-        if self.config.weights == "nccl":
+        if adapter:
+            failed = self._write_adapter(policy, label)
+        elif self.config.weights == "nccl":
             self._send(policy, label)
         else:
             failed = self._write(policy, label)
@@ -116,14 +120,15 @@ class ServerEngine:
         # Every rank must stop where one has failed: the others would wait for it at the next collective call.
         if elsewhere := [trouble for trouble in troubles if trouble is not None]:
             raise AlignError(elsewhere[0], where=WHERE)
-        self.label = label
+        self.label, self.adapter = label, label if adapter else None
 
     def close(self) -> None:
         """Stop the server if it was started here."""
         if self.sender is not None:
             self.sender.shutdown()
-        if hasattr(self, "client"):
-            self.client.close()
+        for client in ("client", "once"):
+            if hasattr(self, client):
+                getattr(self, client).close()
         if self.launched is not None:
             self.launched.close()
         self.sender = self.launched = None
@@ -138,11 +143,12 @@ class ServerEngine:
         finished: Callable[[int, dict[str, Any]], None],
     ) -> None:
         """Send all requests at once, which the server queues; call ``finished`` with the number and each reply."""
+        model = {} if self.adapter is None else {"model": self.adapter}
         futures: dict[Future[dict[str, Any]], int] = {
             self.client.submit(
                 "POST",
                 "/inference/v1/generate",
-                {"token_ids": prompt.tolist(), "sampling_params": dict(each)},
+                {"token_ids": prompt.tolist(), "sampling_params": dict(each), **model},
                 timeout=None if len(prompts) == 1 else self.timeout * len(prompts),  # they wait for each other
             ): number
             for number, (prompt, each) in enumerate(zip(prompts, params, strict=True))
@@ -230,6 +236,41 @@ class ServerEngine:
             if directory is not None:
                 shutil.rmtree(directory, ignore_errors=True)
         return None
+
+    def _write_adapter(self, policy: Policy, label: str) -> AlignError | None:
+        """Send the adapter by way of files, which rank 0 writes; the server knows it by the label."""
+        directory = None
+        try:
+            if rank() != 0:
+                return None
+            directory = Path(tempfile.mkdtemp(prefix="align-adapter-", dir=self.config.exchange))
+            save_adapter(policy, directory)
+            manifest = {path.name: sha256(path) for path in sorted(directory.iterdir())}
+            self.client.post("/update_weight_version", {"new_version": "none"})
+            arguments = [str(directory), json.dumps(manifest)]
+            self.client.post("/collective_rpc", {"method": "align_verify", "args": arguments})
+            self._confirmed("/v1/load_lora_adapter", {"lora_name": label, "lora_path": str(directory)})
+            if self.adapter is not None:
+                self._confirmed("/v1/unload_lora_adapter", {"lora_name": self.adapter})
+            if not self.client.post("/reset_prefix_cache").get("success"):
+                return AlignError("did not drop its prefix cache", where=self.client.base_url)
+            self.client.post("/update_weight_version", {"new_version": label})
+        except AlignError as error:
+            return self._with_log(error)
+        except OSError as error:
+            return AlignError(f"the adapter could not be written: {error}", "give exchange a larger disk", where=WHERE)
+        finally:
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+        return None
+
+    def _confirmed(self, path: str, content: Mapping[str, str]) -> None:
+        """Post to a route that vLLM confirms in plain text, which the client takes for a failure."""
+        try:
+            self.once.post(path, content)
+        except Failed as reply:
+            if not reply.text.startswith("Success"):
+                raise
 
     def _send(self, policy: Policy, label: str) -> None:
         """Weights by vLLM's own transfer, from GPU to GPU. Written to its documentation, and never run."""
