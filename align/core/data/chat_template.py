@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.core.data.batched_requests import EncodeRequest, RenderRequest, Steps, run_together
+from align.core.data.batched_rendering import RenderRequest, Steps, run_together
 from align.core.data.encode import MAX_CHARACTERS, Encoder, Guard, Span, UnusableRow
 from align.core.data.template_analysis import TemplateForm, analyse
 from align.core.data.template_checks import CATALOGUE, Note, TokenizationSettings, UncutSequence
@@ -54,7 +54,7 @@ def tokenize_record(
     ``chosen``, ``rejected``. There is one example, or one per answer where the run file accepts turn-not-prefix. Raises
     UnusableRow for a row that cannot be used, and AlignError where the template exceeds its time limit.
     """
-    (found,) = run_together([tokenizing(record, encoder, settings)], encoder)
+    (found,) = run_together([tokenizing(record, encoder, settings)])
     return found
 
 
@@ -71,7 +71,7 @@ def tokenizing(
         if record.conversational:
             examples = yield from row.conversation(text)
         else:
-            examples = [[(yield from row.string("text", "", text))]]
+            examples = [[row.string("text", "", text)]]
     elif record.kind == "prompt":
         examples = [[(yield from row.prompt_alone())]]
     elif record.kind == "preference":
@@ -97,7 +97,7 @@ def render_prompt(
     opens: append the generation prompt. Raises as ``tokenize_record`` does.
     """
     row = _Row(record, encoder, settings)
-    (rendered,) = run_together([row.render([*row.prompt, *added], prompt=opens)], encoder)
+    (rendered,) = run_together([row.render([*row.prompt, *added], prompt=opens)])
     return rendered.text
 
 
@@ -250,7 +250,7 @@ class _Row:
             content = content.removesuffix(self.encoder.eos)
         return self.guard.hide(content)
 
-    def string(self, role: str, prompt: str, answer: Any) -> Steps[UncutSequence]:
+    def string(self, role: str, prompt: str, answer: Any) -> UncutSequence:
         """Return the sequence of a plain text, or of a prompt and the answer that continues it.
 
         It starts with the tokenizer's own prefix (bos, or nothing) and ends with one eos.
@@ -265,11 +265,11 @@ class _Row:
         if prompt:
             # Tokenised as one text: apart, prompt and answer could have other tokens where they meet.
             text, spans = self.guard.reveal(prompt + answer, [(len(prompt), len(prompt + answer))])
-            ids, [(start, _)] = yield from self.tokens(text, spans)
+            ids, [(start, _)] = self.tokens(text, spans)
             if not self.settings.scores_prompt:
                 given = len(prefix) + start
         else:
-            ids, _ = yield from self.tokens(*self.guard.reveal(answer))
+            ids, _ = self.tokens(*self.guard.reveal(answer))
         end = [] if eos is None else [eos]
         ids = np.concatenate([prefix, ids, end]).astype(np.int32)
         return UncutSequence(role, ids, np.arange(len(ids)) >= given)
@@ -277,12 +277,12 @@ class _Row:
     def prompt_alone(self) -> Steps[UncutSequence]:
         """Return the sequence of a prompt that the model is to answer, with nothing scored."""
         if isinstance(self.prompt, str):
-            ids, _ = yield from self.tokens(*self.guard.reveal(self.prompt))
+            ids, _ = self.tokens(*self.guard.reveal(self.prompt))
             ids = np.concatenate([self.encoder.prefix, ids]).astype(np.int32)
         else:
             rendered = yield from self.render(self.prompt or [], prompt=True)
             self.note_lost(rendered, learned_from=len(rendered.messages))
-            ids, _ = yield from self.tokens(*self.guard.reveal(rendered.text))
+            ids, _ = self.tokens(*self.guard.reveal(rendered.text))
         if not len(ids):
             raise UnusableRow("wrong-kind", "an empty prompt")
         return UncutSequence("prompt", ids, np.zeros(len(ids), dtype=bool))
@@ -297,7 +297,7 @@ class _Row:
             rendered = yield from self.render(messages, [*before, *after])
             self.note_lost(rendered)
             pieces = self.everything(rendered, weighed)
-            return [[(yield from self.sequence("text", rendered.text, pieces))]]
+            return [[self.sequence("text", rendered.text, pieces)]]
         rendered = yield from self.render(messages, [] if self.marked else _turn_views(answers))
         try:
             yield from self.refuse_changed_turns(messages, rendered)
@@ -313,7 +313,7 @@ class _Row:
             return examples
         self.note_lost(rendered)
         given = any(message.get("role") != "assistant" for message in messages)
-        return [[(yield from self.sequence("text", rendered.text, spans, given=given))]]
+        return [[self.sequence("text", rendered.text, spans, given=given)]]
 
     def answered(self, role: str, prompt: Any, answer: Any, again: bool = False) -> Steps[UncutSequence]:
         """Return the sequence of a prompt and an answer, of which the answer's assistant messages are scored.
@@ -321,7 +321,7 @@ class _Row:
         again: the prompt is part of a conversation whose warnings were recorded before.
         """
         if not (isinstance(answer, list) and answer) or isinstance(prompt, str):
-            return (yield from self.string(role, prompt or "", answer))
+            return self.string(role, prompt or "", answer)
         prompt = prompt or []
         first, messages = len(prompt), [*prompt, *answer]
         turns = [i for i in range(first, len(messages)) if messages[i].get("role") == "assistant"]
@@ -334,9 +334,9 @@ class _Row:
         self.note_lost(rendered, first, again)
         text = rendered.text
         if self.settings.reward:
-            return (yield from self.sequence(role, text, []))
+            return self.sequence(role, text, [])
         if self.settings.scores_prompt:
-            return (yield from self.sequence(role, text, [_Piece(0, len(text))]))
+            return self.sequence(role, text, [_Piece(0, len(text))])
         start = yield from self.answer_start(rendered, first, text)
         is_prefix = True
         if start is None:
@@ -348,7 +348,7 @@ class _Row:
         pieces = (yield from self.spans(rendered, turns)) if by_turn else [_Piece(start, len(text))]
         learned = [_Piece(max(a, start), b, weight) for a, b, weight in pieces if b > start]
         # Where the prompt alone is no prefix, the edge after it cannot be that of a prompt: this was just recorded.
-        return (yield from self.sequence(role, text, learned, check=by_turn or is_prefix))
+        return self.sequence(role, text, learned, check=by_turn or is_prefix)
 
     def spans(self, rendered: _Rendered, answers: Sequence[int]) -> Steps[list[_Piece]]:
         """Return the learned spans of the messages ``answers``, by the template's own marks where it has them."""
@@ -592,7 +592,7 @@ class _Row:
             return None
         if self.source not in self.encoder.tails:  # once for all rows: it depends on nothing of theirs
             probe = self._texts([([{"role": "user", "content": "x"}], None, True)], loop=template.loop)
-            ((text,),) = run_together([probe], self.encoder)
+            ((text,),) = run_together([probe])
             self.encoder.tails[self.source] = text.rpartition(_TURN)[2] if isinstance(text, str) else None
         return self.encoder.tails[self.source]
 
@@ -626,11 +626,11 @@ class _Row:
 
     def sequence(
         self, role: str, text: str, pieces: Sequence[_Piece], given: bool = False, check: bool = True
-    ) -> Steps[UncutSequence]:
+    ) -> UncutSequence:
         """Return the tokens of a rendered conversation, with those in ``pieces`` scored."""
         pieces = _joined(pieces)
         revealed, spans = self.guard.reveal(text, [(piece.start, piece.end) for piece in pieces])
-        ids, answers = yield from self.tokens(revealed, spans, check)
+        ids, answers = self.tokens(revealed, spans, check)
         scored = np.zeros(len(ids), dtype=bool)
         for start, end in answers:
             scored[start:end] = True
@@ -641,13 +641,12 @@ class _Row:
             weights[start:end] = piece.weight
         return UncutSequence(role, ids, scored, answers, given, None if (weights == 1).all() else weights)
 
-    def tokens(self, text: str, spans: Sequence[Span], check: bool = True) -> Steps[tuple[Any, list[Span]]]:
+    def tokens(self, text: str, spans: Sequence[Span], check: bool = True) -> tuple[Any, list[Span]]:
         """Return token ids [T] and ``spans`` in tokens.
 
         check: report a token that crosses the edge of a span (``boundary-merge``).
         """
-        encoding = yield EncodeRequest(text, self.guard.active)
-        encoded = self.encoder.find_spans(encoding, text, spans, self.guard.active)
+        encoded = self.encoder.find_spans(text, spans, self.guard.active)
         if encoded.merged and check and not self.settings.reward:
             self.note("boundary-merge", encoded.merged)
             encoded = self.encoder.encode_apart(text, spans, self.guard.active)

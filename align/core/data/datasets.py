@@ -24,7 +24,7 @@ import tokenizers
 import transformers
 from numpy.typing import NDArray
 
-from align.core.data.batched_requests import Steps, run_together
+from align.core.data.batched_rendering import Steps, run_together
 from align.core.data.chat_template import tokenizing
 from align.core.data.encode import Encoder, UnusableRow
 from align.core.data.examples import MESSAGE_WEIGHT, Example, Examples, Store, TokenSequence, to_record_batch
@@ -67,8 +67,8 @@ def make_examples(record: Record, encoder: Encoder, settings: TokenizationSettin
 def make_all(
     records: Sequence[Record], encoder: Encoder, settings: TokenizationSettings
 ) -> list[tuple[list[Example], list[Note]]]:
-    """Return what ``make_examples`` returns for each record; their texts are rendered and encoded together."""
-    return run_together([_making(record, encoder, settings) for record in records], encoder)
+    """Return what ``make_examples`` returns for each record; their texts are rendered together."""
+    return run_together([_making(record, encoder, settings) for record in records])
 
 
 def _making(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from align.schemas.errors import AlignError
@@ -277,21 +277,15 @@ class Encoder:
         ids = (self._guarded if guarded else self._plain).encode(front + text, add_special_tokens=False).ids
         return np.array(ids[bool(front) :], dtype=np.int32)
 
-    def encode_all(self, texts: Sequence[str], guarded: bool = False) -> list[Encoding]:
-        """Return the tokens of each text, with their offsets.
-
-        One after the other: ``encode_batch`` takes no less processor time, and starts threads in each of the processes
-        that share the rows, after which a fork warns.
-        """
-        backend = self._guarded if guarded else self._plain
-        return [backend.encode(text, add_special_tokens=False) for text in texts]
-
-    def find_spans(self, encoding: Encoding, text: str, spans: Sequence[Span], guarded: bool = False) -> EncodedSpans:
-        """Return the tokens of an encoded text, and those that lie in each of the ordered, disjoint character spans.
+    def find_spans(self, text: str, spans: Sequence[Span], guarded: bool = False) -> EncodedSpans:
+        """Return the tokens of a text, and those that lie in each of the ordered, disjoint character spans.
 
         ``merged`` names the first place where a span does not begin and end between tokens, or where the tokens before
         a span differ from those of the same text when it ends there, which is what the model is prompted with.
         """
+        # One text at a time: ``encode_batch`` takes no less processor time, and starts threads in each process that
+        # tokenises rows, after which a fork warns.
+        encoding = (self._guarded if guarded else self._plain).encode(text, add_special_tokens=False)
         listed = encoding.ids
         ids = np.array(listed, dtype=np.int32)
         found, merged = list[Span](), ""

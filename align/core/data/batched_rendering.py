@@ -11,7 +11,6 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from align.core.data import template_sandbox
-from align.core.data.encode import Encoder
 from align.core.data.template_sandbox import RenderFailure, RenderJob
 
 MOST_CHARACTERS = 4_000_000
@@ -31,41 +30,24 @@ class RenderRequest(NamedTuple):
     size: int
 
 
-class EncodeRequest(NamedTuple):
-    """A text to encode. Sent back: the ``tokenizers.Encoding`` of it. guarded: it comes from ``Guard.reveal``."""
-
-    text: str
-    guarded: bool
-
-
 Result = TypeVar("Result")
-Steps = Generator[RenderRequest | EncodeRequest, Any, Result]
+Steps = Generator[RenderRequest, list[str | RenderFailure], Result]
 """The steps of one row, and what they return."""
 
 
-def run_together(rows: Sequence[Steps[Result]], encoder: Encoder) -> list[Result]:
+def run_together(rows: Sequence[Steps[Result]]) -> list[Result]:
     """Return what each row's steps return. An exception of one row ends them all."""
     results: dict[int, Result] = {}
     answers: dict[int, Any] = dict.fromkeys(range(len(rows)))
     while answers:
-        requests: dict[int, RenderRequest | EncodeRequest] = {}
+        requests: dict[int, RenderRequest] = {}
         for i, answer in answers.items():
             try:
                 requests[i] = rows[i].throw(answer) if isinstance(answer, Exception) else rows[i].send(answer)
             except StopIteration as end:
                 results[i] = end.value
-        renders = {i: request for i, request in requests.items() if isinstance(request, RenderRequest)}
-        encodes = {i: request for i, request in requests.items() if isinstance(request, EncodeRequest)}
-        answers = {**_render(renders), **_encode(encodes, encoder)}
+        answers = _render(requests)
     return [results[i] for i in range(len(rows))]
-
-
-def _encode(requests: Mapping[int, EncodeRequest], encoder: Encoder) -> dict[int, Any]:
-    answers: dict[int, Any] = {}
-    for guarded in (False, True):
-        texts = {i: request.text for i, request in requests.items() if request.guarded == guarded}
-        answers |= zip(texts, encoder.encode_all(list(texts.values()), guarded), strict=True)
-    return answers
 
 
 def _render(requests: Mapping[int, RenderRequest]) -> dict[int, Any]:
