@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from align.core.engine import checkpoint
 from align.core.training.launch import train
 from tests.online.conftest import Novice
 from tests.online.test_learning import MARGIN, arithmetic, held_out
@@ -45,3 +47,41 @@ def test_held_out_answers_get_better(
     with open(tmp_path / "run" / "only" / "metrics.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["loss"]]
     assert max(float(row["sampling/sampling_logp_difference/max"]) for row in rows) < 1e-3
+
+
+def test_a_phase_ahead_learns_and_resumes(novice: Novice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server samples the next phase while this one is learned from; a resumed run goes on as the whole one did."""
+    if not HERE:
+        pytest.skip("this interpreter has no vllm; set ALIGN_VLLM_PYTHON to one that has it and align")
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    generator = {"type": "vllm", "mode": "server", "kv_cache": 0.125}
+    correction = {"type": "truncate"}
+    made = arithmetic(
+        novice,
+        "grpo",
+        tmp_path / "run",
+        seed=0,
+        generator=generator,
+        max_staleness=1,
+        importance_sampling_correction=correction,
+    )
+    plain = made.model_dump()
+    plain["stages"][0]["checkpoint"]["save_steps"] = 6
+    made = type(made).model_validate(plain)
+    train(made, progress=False)
+    stage = tmp_path / "run" / "only"
+    before, after = held_out(stage)
+    assert after >= before + MARGIN
+
+    def rewards() -> list[float]:
+        with open(stage / "metrics.csv", newline="") as file:
+            return [float(row["reward"]) for row in csv.DictReader(file) if row["loss"]]
+
+    whole = rewards()
+    (stage / "done.json").unlink()
+    for step in (s for s in checkpoint.steps(stage / "checkpoints") if s > 6):
+        shutil.rmtree(checkpoint.at(stage / "checkpoints", step))
+    train(made, resume=True, progress=False)
+    # The seventh phase is in the checkpoint. Later ones are the server's, whose rounding depends on what it batches.
+    assert rewards()[:7] == whole[:7]
+    assert rewards() == pytest.approx(whole, abs=0.1)
