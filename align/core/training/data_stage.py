@@ -92,7 +92,8 @@ class DataStage(TrainingStage[StepSource]):
         step = next(iter(ready.steps.loader(0, 0)))
         micros = len(step.micros)
         batches = f"{micros} micro-batch" if micros == 1 else f"{micros} micro-batches"
-        return f"{step.denominators['token']:,.0f} scored tokens in {batches} ({ready.batcher.layout})"
+        layout = ready.batcher.layout.replace("_shared", ", shared prefixes")
+        return f"{step.denominators['token']:,.0f} scored tokens in {batches} ({layout})"
 
 
 Places = Sequence[Sequence[int]]

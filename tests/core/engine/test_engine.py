@@ -429,7 +429,8 @@ def test_check_does_everything_but_train(tiny_model_dir: Path, tmp_path: Path) -
     (found,) = check(run_for("dpo", tiny_model_dir, rows, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     assert found.rows + found.held_out_rows == 48 and found.steps == 3 * -(-found.rows // 8)
-    assert found.first_step.endswith("scored tokens in 3 micro-batches (padded)")  # eight examples, three at a time
+    # Eight examples, three at a time; the two of a pair share their prompt.
+    assert found.first_step.endswith("scored tokens in 3 micro-batches (padded, shared prefixes)")
     assert [s.role for s in found.first.sequences] == ["chosen", "rejected"]
 
 
