@@ -3,8 +3,8 @@
 ``padded`` is TRL's default, one padded batch a step, but for its gradient checkpointing, which costs time, and its
 bfloat16, under which curves cannot be compared (``--bf16`` takes it for both sides). ``best`` is the fastest setting
 found that keeps the mathematics: micro-batches of one or two rows by accumulation, which need no padding, and reference
-log-probabilities computed beforehand. Where completions are sampled all have about the same length, and the default is
-the fastest.
+log-probabilities computed beforehand. (KTO keeps whole batches, since in TRL its KL estimate depends on the division.)
+Where completions are sampled all have about the same length, and the default is the fastest.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _trainer(task: Task, setting: Setting, meter: Meter) -> Any:
         model.config.pad_token_id = tokenizer.pad_token_id
     else:
         model = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32)
-    micro = task.batch if setting == "padded" else MICRO.get(model.config.vocab_size, 1)
+    whole = setting == "padded" or task.algorithm == "kto"  # whose KL estimate is TRL's mean over a micro-batch
+    micro = task.batch if whole else MICRO.get(model.config.vocab_size, 1)
     arguments: dict[str, Any] = {
         "output_dir": str(task.work / f"trl-{setting}"),
         "use_cpu": True,
