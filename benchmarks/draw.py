@@ -159,7 +159,7 @@ def table(directory: Path) -> list[str]:
             if not path.exists():
                 continue
             figures, _ = read(path)
-            cells = [model, NAMES.get(algorithm, "PPO")]
+            cells = [model.upper(), NAMES.get(algorithm, "PPO")]
             cells += [_cell(figures.get(f"processor time, of trl {setting}"), True) for setting in ("padded", "best")]
             cells.append(_cell(figures["align: seconds a step"]))
             memory = (figures.get(f"peak memory, of trl {setting}") for setting in ("padded", "best"))

@@ -125,4 +125,4 @@ def test_the_picture_has_a_bar_as_long_as_each_ratio_and_loads_nothing(tmp_path:
     assert widths["align"][1:] == [0.5 * draw.SCALE, 0.25 * draw.SCALE], "the first one is the legend's"
     assert widths["best"][1:] == [0.5 * draw.SCALE] * 2, "the median of 0.5, 0.25 and 0.75"
     assert "href" not in picture and "url(" not in picture and "prefers-color-scheme: dark" in picture
-    assert draw.table(tmp_path)[2] == "| 42m | SFT | 0.50 (0.40 to 0.60) | – | 1.25 | – | – |"
+    assert draw.table(tmp_path)[2] == "| 42M | SFT | 0.50 (0.40 to 0.60) | – | 1.25 | – | – |"
