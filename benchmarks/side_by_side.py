@@ -52,7 +52,7 @@ PHASE = 4
 """Steps that PPO takes on the same completions: its default."""
 STEPS = {"0.85m": 10, "tiny": 4}
 SLOW_STEPS = {"sft": 10, "reward_model": 6, "dpo": 6, "kto": 4, "grpo-long": 4}
-"""Measured steps, by the model or, of larger ones, by the algorithm (others 6): all of them take some 15 minutes."""
+"""Measured steps, by the model or, of larger ones, by the algorithm (others 6): all of them take some 20 minutes."""
 ROUNDING = 1e-3
 """Largest relative difference of losses and gradient norms that may pass as rounding; 1e-5 to 1e-4 is seen."""
 ROUNDING_BF16 = 0.1
