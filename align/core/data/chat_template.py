@@ -173,14 +173,15 @@ class _Markers(NamedTuple):
         return cls("".join(pieces), sorted(spans) if matched and not starts else None, turns)
 
     def view(self, view: tuple[int, bool], messages: int, tail: str) -> str:
-        """Return the rendering of the first ``upto`` of the ``messages``. tail: the generation prompt.
-
-        A template that writes the first message before its loop has one turn fewer.
-        """
+        """Return the rendering of the first ``upto`` of the ``messages``. tail: the generation prompt."""
         upto, opens = view
-        before_loop = messages - (len(self.turns) - 1)
-        assert before_loop in (0, 1)  # the form's proof allows no other list than the messages and ``messages[1:]``
-        return self.text[: self.turns[upto - before_loop]] + (tail if opens else self.text[self.turns[-1] :])
+        return self.text[: self.turns[upto - self.before_loop(messages)]] + (
+            tail if opens else self.text[self.turns[-1] :]
+        )
+
+    def before_loop(self, messages: int) -> int:
+        """Return how many of the ``messages`` are no turns: a template may write the first one before its loop."""
+        return messages - (len(self.turns) - 1)
 
 
 def _is_inside(positions: Sequence[int], span: Span) -> bool:
@@ -563,6 +564,10 @@ class _Row:
         if isinstance(text, RenderFailure):
             return text
         marks = _Markers.taken_from(text)
+        if tail is not None and marks.before_loop(len(form)) not in (0, 1):
+            # The loop is over a list that no branch has assigned: such a template is rendered turn by turn from now on.
+            self.encoder.tails[self.source] = None
+            return (yield from self._try(form, weights, views, prompt))
         text = marks.text
         trace = tracer.trace_plain(text)
         if trace is None:

@@ -27,6 +27,8 @@ _CAUSAL = frozenset({"index", "index0", "first", "previtem", "changed", "cycle",
 _REFUSED = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends, nodes.Block, nodes.Break)
 _OPAQUE = frozenset({"add_generation_prompt", "self", "lipsum"})
 """Names that no turn may depend on: the first differs between renderings; the others are out of sight, or random."""
+_TOOLS = frozenset({"tools", "custom_tools"})
+"""Names of a row's tools. The second (Llama) comes with chat_template_kwargs, and rows with those are never covered."""
 _TAIL = (
     *(nodes.If, nodes.Output, nodes.TemplateData, nodes.Const, nodes.Name, nodes.And, nodes.Or, nodes.Not, nodes.Test),
     *(nodes.Compare, nodes.Operand, nodes.CondExpr, nodes.Concat, nodes.Add),
@@ -95,16 +97,16 @@ class _Proof:
         self._lists = {"messages"}  # names of the messages, or of all but the first
         self._message = ""  # the loop's variable
         self._replaced = False  # True once ``messages`` itself has been assigned
+        self._assigned = list(template.find_all(nodes.Assign))
         self.roles = set[str]()
         self.tools = False
 
     def loop(self) -> int | None:
         """Return the number of the loop among all loops of the template; None where it is not proved."""
-        assigned = list(self._template.find_all(nodes.Assign))
         for _ in range(2):  # a name may be assigned from a name that is assigned later
             self._lists |= {
                 each.target.name
-                for each in assigned
+                for each in self._assigned
                 if isinstance(each.target, nodes.Name) and self._is_list(each.node)
             }
         body = self._template.body
@@ -123,7 +125,9 @@ class _Proof:
             and all(self._is_harmless(node, inside=True, own=True) for node in loop.body)
             and all(self._is_tail(node) for node in after)
         )
-        return list(self._template.find_all(nodes.For)).index(loop) if proved else None
+        # By identity: nodes are equal to others of the same text.
+        numbers = (number for number, each in enumerate(self._template.find_all(nodes.For)) if each is loop)
+        return next(numbers) if proved else None
 
     def _names_list(self, node: nodes.Node | None) -> bool:
         return isinstance(node, nodes.Name) and node.name in self._lists
@@ -181,7 +185,7 @@ class _Proof:
         role = next((role for each in conditions if (role := self._role(each)) is not None), None)
         if role is not None:
             self.roles.add(role)
-        elif any(map(_needs_tools, conditions)):
+        elif any(map(_needs_tools, conditions)) and self._has_own_tools():
             self.tools = True
         else:
             return False
@@ -200,6 +204,12 @@ class _Proof:
         mine = isinstance(of.node, nodes.Name) and of.node.name == self._message
         return role.value if mine and isinstance(role.value, str) else None
 
+    def _has_own_tools(self) -> bool:
+        """Return True if ``tools`` is nowhere anything but the row's tools or none."""
+        kept = [each.target for each in self._assigned if _is_none(each.node) or _is_tools(each.node)]
+        bound = (name for name in self._template.find_all(nodes.Name) if name.name in _TOOLS and name.ctx != "load")
+        return all(any(name is target for target in kept) for name in bound)
+
     def _is_tail(self, node: nodes.Node) -> bool:
         """Return True if a node after the loop depends on ``add_generation_prompt`` and constants alone."""
         inner = [node, *node.find_all(nodes.Node)]
@@ -210,6 +220,14 @@ class _Proof:
 
 def _is_const(node: nodes.Node | None, value: str | int) -> bool:
     return isinstance(node, nodes.Const) and type(node.value) is type(value) and node.value == value
+
+
+def _is_none(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Const) and node.value is None
+
+
+def _is_tools(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Name) and node.name in _TOOLS
 
 
 def _conjuncts(test: nodes.Node) -> Iterator[nodes.Node]:

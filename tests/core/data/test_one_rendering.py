@@ -249,6 +249,22 @@ def test_a_large_block_is_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -> None
     assert sum(sent) == len(rows)
 
 
+def test_of_two_loops_of_one_text_the_right_one_is_marked(counted: dict[str, int]) -> None:
+    turns = families.CHATML.partition("{% if add_generation_prompt")[0]
+    encoder = Encoder(tokenizer("{% if tools %}" + turns + "{% endif %}" + families.CHATML))
+    make_all(chats(1), encoder, tokenization())
+    assert counted["rendered"] == 1 + 1  # once, and the generation prompt of the template
+
+
+def test_a_loop_over_a_list_that_may_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a system message this template writes nothing: a fault of its own, which the findings name."""
+    assigned = "{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}{% endif %}"
+    encoder = Encoder(tokenizer(assigned + families.CHATML.replace("in messages", "in rest")))
+    assert analyse(encoder.templates).loop is not None
+    row = Record("text", "f:1", text=CHAT)
+    assert plain(make_examples(row, encoder, SETTLED)) == by_beginnings(row, encoder, monkeypatch)
+
+
 # What is no proof.
 
 LOOP, TAIL = "{% for m in messages %}", "{% if add_generation_prompt %}>{% endif %}"
@@ -292,6 +308,11 @@ LOOP, TAIL = "{% for m in messages %}", "{% if add_generation_prompt %}>{% endif
         "{% include 'x' %}" + LOOP + "{{ m.content }}{% endfor %}",
         "{% if x %}" + LOOP + "{{ m.content }}{% endfor %}{% endif %}",
         "{% block b %}{% endblock %}" + LOOP + "{{ m.content }}{% endfor %}",
+        "{% set tools = [1] %}{% if tools %}{{ messages | length }}{% endif %}" + LOOP + "{{ m.content }}{% endfor %}",
+        "{% set tools = messages[0].tools %}{% if tools %}{{ messages | length }}{% endif %}" + LOOP + "{% endfor %}",
+        LOOP + "{% macro f(tools) %}{% if tools %}{{ loop.last }}{% endif %}{% endmacro %}{{ f(1) }}{% endfor %}",
+        "{% set custom_tools = 1 %}{% set tools = custom_tools %}{% if tools %}{{ messages[1] }}{% endif %}"
+        + (LOOP + "{% endfor %}"),
         "{% broken",
     ],
 )
