@@ -261,7 +261,7 @@ class _Batch:
     """The rows on their way through one reader. Finished rows leave it, and waiting groups take their places.
 
     Arrays along B have the reader's rows: those running, and those finished but not removed yet. Arrays along S have a
-    place for each row at a time, ``place_B``.
+    place for each row at a time, ``place_B``. group_B: the number of each row's group, in the order they begin in.
     """
 
     def __init__(
@@ -291,7 +291,8 @@ class _Batch:
         self.random_ST = np.zeros(self.token_ST.shape)
         self.free = list(range(rows.most))
         self.rows: list[_Row] = []
-        self.place_B, self.length_B, self.limit_B = (np.zeros(0, np.int64) for _ in range(3))
+        self.place_B, self.length_B, self.limit_B, self.group_B = (np.zeros(0, np.int64) for _ in range(4))
+        self.begun = 0
         self.running_B = np.zeros(0, bool)
         self.drawn_B = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.seen_BV: Tensor | None = None
@@ -319,7 +320,8 @@ class _Batch:
         room = self.most - running
         if not self.waiting or (running and room < COMPACT_AT * self.most):
             return 0
-        prompts = len({self.rows[i].request for i in np.flatnonzero(self.running_B)})
+        # By group: the reader has the prompt of a request once for each part of it that runs.
+        prompts = len(np.unique(self.group_B[self.running_B]))
         count = rows = 0
         for group in self.waiting:
             if rows + len(group) > room or prompts + count == self.prompts:
@@ -343,6 +345,8 @@ class _Batch:
         self.place_B = np.concatenate([self.place_B, place_N])
         self.length_B = np.concatenate([self.length_B, np.zeros(len(rows), np.int64)])
         self.limit_B = np.concatenate([self.limit_B, limit_N])
+        self.group_B = np.concatenate([self.group_B, self.begun + of_N])
+        self.begun += count
         self.running_B = np.concatenate([self.running_B, np.ones(len(rows), bool)])
         if self.sampling.repetition_penalty != 1:
             seen_PV = torch.zeros(count, logits_NV.shape[1], dtype=torch.bool, device=self.device)
@@ -387,8 +391,8 @@ class _Batch:
         self.free += self.place_B[~self.running_B].tolist()
         order_B = self.reader.keep(np.flatnonzero(self.running_B))
         self.rows = [self.rows[i] for i in order_B]
-        self.place_B, self.length_B, self.limit_B = (
-            array[order_B] for array in (self.place_B, self.length_B, self.limit_B)
+        self.place_B, self.length_B, self.limit_B, self.group_B = (
+            array[order_B] for array in (self.place_B, self.length_B, self.limit_B, self.group_B)
         )
         self.running_B = self.running_B[order_B]
         order = torch.from_numpy(order_B).to(self.device)

@@ -201,6 +201,29 @@ def test_places_of_finished_rows_are_refilled_and_no_result_depends_on_it(
             np.testing.assert_allclose(a.logp, b.logp, atol=1e-6)
 
 
+def test_parts_of_one_group_each_take_a_prompt_of_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of 7 in a batch of 10 rows are cut into parts of 5 and 2, some of which run at the same time."""
+    monkeypatch.setattr(kv_cache, "shares_prompts", lambda *_: True)
+    network, sampling, prompts = family("llama-grouped-heads").double(), Sampling(max_completion_length=30), []
+    added = GroupedReader.add
+
+    def add(reader: GroupedReader, *given: Any) -> torch.Tensor:
+        logits_NV = added(reader, *given)
+        prompts.append((reader._state.prompts, reader.size.prompts))
+        return logits_NV
+
+    monkeypatch.setattr(GroupedReader, "add", add)
+    draws = np.random.default_rng(3)
+    asked = [
+        Request(draws.integers(4, 320, 6).astype(np.int32), tuple(range(3000 + 100 * i, 3007 + 100 * i)))
+        for i in range(8)
+    ]
+    ends = tuple(range(3, 40))
+    found = Decoder(network, None, ends, 512, 10 * 36).generate(asked, sampling)  # type: ignore[arg-type]
+    assert all(there <= most for there, most in prompts)
+    assert tokens_of(found) == tokens_of(Decoder(network, None, ends, 512, 10**6).generate(asked, sampling))  # type: ignore[arg-type]
+
+
 def test_a_group_is_told_as_soon_as_it_is_finished() -> None:
     network, finished = tiny_model(), []
     polls = 0
