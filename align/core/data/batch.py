@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -94,8 +94,8 @@ def collate(
 
     like: all examples of the optimizer step. The micro-batch shows the roles and columns of those, so that every
     micro-batch of a step has the same ones, an empty one too. Default: ``examples``.
-    trees: of a shared layout, for each example the tree of each of its sequences, as the step plan has found them.
-    Default: found among these examples.
+    trees: of a shared layout, for each example the tree of each of its sequences, as the step plan has found them;
+    empty: no prefix is shared. Default: found among these examples.
 
     No examples give a micro-batch that can be run: one row of one padding token, T = B = 0.
     Raises AlignError where some rows of the step have a column and others lack it. Raises ValueError where a sequence
@@ -108,29 +108,17 @@ def collate(
     if any(not len(s) or s.scored[0] for s in sequences):
         raise ValueError("a sequence is empty, or its first token is scored and nothing predicts it")
 
-    if layout.endswith("shared") and trees is None:
-        trees = share_prefixes(examples, layout)
-    grown = None
-    if layout.endswith("shared") and trees is not None:
-        grown = _grow([s.tokens for s in sequences], [tree for each in trees for tree in each])
-    # The sizes of rows, or of the parts of a packed one, and for each sequence its part.
-    sizes, part_B = (lengths, np.arange(len(sequences))) if grown is None else (grown.sizes, grown.tree_B)
-    if layout.startswith("packed") or not sequences:
-        shape = (1, max(1, int(sizes.sum())))
-        starts = np.cumsum(sizes) - sizes
-    else:
-        shape = (len(sizes), int(sizes.max()))
-        starts = np.arange(len(sizes)) * shape[1]
-
-    # Flat index of every token, sequence after sequence. Positions that no index names are padding.
+    if trees is None:
+        trees = share_prefixes(examples, layout) if layout.endswith("shared") else ()
+    shape, index, end = _places(sequences, layout, trees)
+    # Positions that no index names are padding.
     place = _runs(lengths)
-    index = np.repeat(starts[part_B], lengths) + (place if grown is None else grown.index)
     ids, positions, filled = np.full(shape, pad_id), np.tile(np.arange(shape[1]), (shape[0], 1)), np.zeros(shape, bool)
     subtree_end = None
-    if grown is not None:
+    if end is not None:
         positions[:] = 0  # of padding: a row of a tree may be longer than the model has positions
         subtree_end = np.tile(np.arange(shape[1]) + 1, (shape[0], 1))
-        subtree_end.flat[index] = np.repeat(starts[part_B] % shape[1], lengths) + grown.end
+        subtree_end.flat[index] = end
     ids.flat[index] = _join([s.tokens for s in sequences])
     positions.flat[index] = place
     filled.flat[index] = True
@@ -143,7 +131,7 @@ def collate(
     # Looked for here, on the CPU: on a GPU every search makes the host wait.
     sought = dict(enumerate(roles)) if len(roles) > 1 else {}
     found = {name: _sequences_of(number, role_B, example_B, len(examples)) for number, name in sought.items()}
-    no_mask = filled.all() or not sequences or grown is not None
+    no_mask = filled.all() or not sequences or end is not None
     return MicroBatch(
         input_ids_RL=_tensor(ids),
         position_ids_RL=_tensor(positions),
@@ -180,6 +168,38 @@ def _sequences_of(role: int, role_B: Integers, example_B: Integers, examples: in
 def _tokens_of(role: int, role_B: Integers, sequence_T: Integers) -> Integers:
     """Return the indices [T'] of the scored tokens of a role's sequences."""
     return np.flatnonzero(role_B[sequence_T] == role)
+
+
+class _Places(NamedTuple):
+    """The layout of sequences.
+
+    shape  the number of rows and of positions in each
+    flat   for every token, sequence after sequence, its index in all rows, one after the other
+    end    the index in its row at which its subtree ends; None where no prefix is shared
+    """
+
+    shape: tuple[int, int]
+    flat: Integers
+    end: Integers | None
+
+
+def _places(sequences: Sequence[TokenSequence], layout: Layout, trees: Sequence[tuple[int, ...]]) -> _Places:
+    """Lay out sequences. trees: as for ``collate``; empty if no prefix is shared."""
+    lengths = np.array([len(s) for s in sequences], dtype=np.int64)
+    grown = _grow([s.tokens for s in sequences], [tree for each in trees for tree in each]) if trees else None
+    # A part of a packed row, or a padded row, is a sequence or a tree: their sizes, that of each sequence, and the
+    # places of its tokens in it.
+    sizes, part_B, inside = lengths, np.arange(len(sequences)), _runs(lengths)
+    if grown is not None:
+        sizes, part_B, inside = grown.sizes, grown.tree_B, grown.index
+    if layout.startswith("packed") or not sequences:
+        shape = (1, max(1, int(sizes.sum())))
+        starts = np.cumsum(sizes) - sizes
+    else:
+        shape = (len(sizes), int(sizes.max()))
+        starts = np.arange(len(sizes)) * shape[1]
+    start = np.repeat(starts[part_B], lengths)
+    return _Places(shape, start + inside, None if grown is None else start % shape[1] + grown.end)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,11 +88,11 @@ class MicroPlan(NamedTuple):
     """One micro-batch of a step.
 
     examples  positions of its examples in the step, ascending
-    trees     for each of these examples the tree of each of its sequences, by number; None if no prefix is shared
+    trees     for each of these examples the tree of each of its sequences, by number; empty if no prefix is shared
     """
 
     examples: list[int]
-    trees: list[tuple[int, ...]] | None
+    trees: Sequence[tuple[int, ...]]
 
 
 def plan_micro_batches(
@@ -111,7 +111,7 @@ def plan_micro_batches(
     lengths = [example.lengths for example in examples]
     if not layout.endswith("shared"):
         ranks = make_micro_batches(lengths, world_size, micro_tokens, micro_size, layout, forward)
-        return [[MicroPlan(micro, None) for micro in rank] for rank in ranks]
+        return [[MicroPlan(micro, ()) for micro in rank] for rank in ranks]
 
     limit = micro_tokens or sum(map(sum, lengths))
     branches = walk([sequence.tokens for example in examples for sequence in example.sequences])
@@ -132,7 +132,7 @@ def plan_micro_batches(
 def _planned(micro: list[int], trees: Sequence[tuple[int, ...]]) -> MicroPlan:
     mine = [trees[i] for i in micro]
     numbers = [number for each in mine for number in each]
-    return MicroPlan(micro, mine if len(set(numbers)) < len(numbers) else None)
+    return MicroPlan(micro, mine if len(set(numbers)) < len(numbers) else ())
 
 
 def make_micro_batches(

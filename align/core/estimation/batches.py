@@ -150,11 +150,11 @@ def micros_of(stage: Stage, step: Sequence[Example], kind: str, world: int, layo
 
 
 def _micro(
-    examples: Sequence[Example], trees: Sequence[tuple[int, ...]] | None, layout: step_plan.Layout, masked: bool
+    examples: Sequence[Example], trees: Sequence[tuple[int, ...]], layout: step_plan.Layout, masked: bool
 ) -> Micro:
     sequences = [sequence for example in examples for sequence in example.sequences]
     scored = sum(int(sequence.scored.sum()) for sequence in sequences)
-    if trees is not None:
+    if trees:
         sizes = step_plan.tree_sizes([s.tokens for s in sequences], [tree for each in trees for tree in each])
         packed = layout.startswith("packed")
         return Micro(1 if packed else len(sizes), sum(sizes) if packed else max(sizes), scored, padded=masked)

@@ -256,7 +256,7 @@ def _micros(
         (micros,) = plan_micro_batches([examples[i] for i in window], 1, tokens, size, layout, forward)
         every += [MicroPlan([window[place] for place in micro.examples], micro.trees) for micro in micros]
     world, rank = (dist.get_world_size(), dist.get_rank()) if _joined() else (1, 0)
-    every += [MicroPlan([], None)] * (-len(every) % world)
+    every += [MicroPlan([], ())] * (-len(every) % world)
     return every[rank::world]
 
 

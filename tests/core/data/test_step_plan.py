@@ -218,7 +218,7 @@ def shared_positions(micro: MicroPlan, examples: list[Example], layout: str) -> 
     trees: dict[object, set[tuple[int, ...]]] = {}
     for place, i in enumerate(micro.examples):
         for number, sequence in enumerate(examples[i].sequences):
-            tree: object = (i, number) if micro.trees is None else micro.trees[place][number]
+            tree: object = (i, number) if not micro.trees else micro.trees[place][number]
             tokens = tuple(sequence.tokens.tolist())
             trees.setdefault(tree, set()).update(tokens[:n] for n in range(1, len(tokens) + 1))
     sizes = [len(tree) for tree in trees.values()]
@@ -245,8 +245,8 @@ def test_trees_keep_the_promises_of_a_cut(
         assert len(micro.examples) <= (size or len(examples))
         assert len(micro.examples) <= 1 or shared_positions(micro, examples, layout) <= (limit or np.inf)
         for place, i in enumerate(micro.examples):
-            assert micro.trees is None or len(micro.trees[place]) == len(examples[i].sequences)
-    seen = [{tree for each in micro.trees for tree in each} for micro in micros if micro.trees is not None]
+            assert not micro.trees or len(micro.trees[place]) == len(examples[i].sequences)
+    seen = [{tree for each in micro.trees for tree in each} for micro in micros if micro.trees]
     assert sum(map(len, seen)) == len(set().union(*seen)) if seen else True
     assert ranks == plan_micro_batches(examples, world_size, limit, size, layout)
 
@@ -258,7 +258,7 @@ def test_a_plain_layout_is_planned_by_lengths_alone() -> None:
         assert [[micro.examples for micro in rank] for rank in plan] == make_micro_batches(
             [e.lengths for e in examples], 2, 100, None, layout
         )
-        assert all(micro.trees is None for rank in plan for micro in rank)
+        assert all(not micro.trees for rank in plan for micro in rank)
 
 
 def test_sharing_where_it_pays() -> None:
@@ -284,7 +284,7 @@ def test_a_group_is_planned_as_one_and_cut_where_it_must() -> None:
     assert sorted(micro.examples for micro in rank) == [[0], [1, 3], [2]]  # the first does not fit
     (rank,) = plan_micro_batches(examples, 1, None, 1, "padded_shared")
     assert sorted(micro.examples for micro in rank) == [[0], [1], [2], [3]]
-    assert all(micro.trees is None for micro in rank)
+    assert all(not micro.trees for micro in rank)
 
 
 def test_no_rank_waits_for_the_tree_of_another() -> None:

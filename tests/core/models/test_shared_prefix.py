@@ -326,3 +326,11 @@ def test_the_plan_and_its_trees_reach_the_batch() -> None:
     batches = [collate([examples[i] for i in m.examples], "padded_shared", 0, trees=m.trees) for m in micros]
     assert sum(len(batch.input_ids_RL) for batch in batches) == 2
     assert sum(int((batch.position_ids_RL == 39).sum()) for batch in batches) == 1
+
+
+def test_what_the_plan_keeps_apart_stays_apart() -> None:
+    """A batch looks for no trees of its own, whose rows might be wider than the plan's limit allows."""
+    examples = forest(6, [(40, [5, 6], 1)], False, False)
+    assert shares(examples)
+    for layout in SHARED:
+        assert collate(examples, layout, 0, trees=()).subtree_end_RL is None
