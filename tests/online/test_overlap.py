@@ -30,14 +30,15 @@ from align.core.engine import checkpoint
 from align.core.engine.module import AlignModule
 from align.core.generation.generator_base import CompletionGroups, Generator, Interrupt, Request, Sample
 from align.core.online.phases import PromptGroup, RolloutSteps
-from align.core.rewards.reward_base import FunctionReward
+from align.core.rewards.reward_base import Answer, FunctionReward, Score
+from align.core.rewards.scorer import EARLY_CALLS, GroupScoring
 from align.core.training.launch import stage_runner, train
 from align.core.training.reward_stage import generator_and_rewards
 from align.core.training.run_directory import RunDirectory
 from align.core.training.sample_log import SampleLog, read_samples
 from align.plugins.generators.local import Local
 from align.schemas.errors import AlignError
-from align.schemas.run import Run, Sampling
+from align.schemas.run import RewardChoice, Run, Sampling
 from tests.online.own_weights import OWN
 from tests.online.probes import python
 
@@ -132,6 +133,139 @@ def test_a_reward_begins_before_generation_ends(run: Any, monkeypatch: pytest.Mo
     # The first answers scored are those of the first group alone, in another thread, before generation has ended.
     assert events.seen.index(("scored", 4, False)) < events.seen.index("generated")
     assert sum(event[1] for event in events.seen if event[0] == "scored") == 4 * 16
+
+
+IN_COMPANY = """
+import asyncio
+
+sizes, met = [], []
+
+
+async def low_ids_in_company(completion_ids):
+    number = len(sizes)
+    sizes.append(len(completion_ids))
+    for _ in range(12000):
+        if number % 2 or len(sizes) > number + 1:
+            met.append(number)
+            return [sum(token < 160 for token in ids) / len(ids) for ids in completion_ids]
+        await asyncio.sleep(0.01)
+    raise RuntimeError("no other call has begun meanwhile")
+"""
+"""A reward whose calls, by twos, end only together: the first waits until the second has begun."""
+
+
+def test_an_async_reward_has_two_calls_under_way_at_once(run: Any, tmp_path: Path) -> None:
+    """And the scores are those of one call afterwards, to the byte."""
+    serial = run("serial", {"rewards": [python("low_ids_by_server", overlap=False)]})
+    train(serial, progress=False)
+    file = tmp_path / "company.py"
+    file.write_text(IN_COMPANY)
+    early = run("early", {"rewards": [{"type": "python", "file": str(file), "function": "low_ids_in_company"}]})
+    train(early, progress=False)
+    assert left(early) == left(serial)
+    (module,) = (module for module in sys.modules.values() if getattr(module, "__file__", None) == str(file))
+    # Each of a phase's four groups had a call of its own: fewer than ``EARLY_CALLS`` were under way.
+    assert module.sizes == [4] * 16 and sorted(module.met) == list(range(16))
+
+
+class Held:
+    """A reward (as ``GroupScoring`` sees one) that scores an answer by its text. Each of its calls ends once ``let_go``
+    is set; ``begun`` counts them, and ``most`` is how many were under way at once."""
+
+    choice, overlaps = RewardChoice(type="held"), True
+
+    def __init__(self, parallel: bool, fails: str = "") -> None:
+        self.parallel, self.fails = parallel, fails
+        self.calls: list[list[str]] = []
+        self.begun, self.let_go = threading.Semaphore(0), threading.Event()
+        self.under_way = self.most = 0
+        self._lock = threading.Lock()
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        with self._lock:
+            self.calls.append([answer.text for answer in answers])
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        self.begun.release()
+        failing = self.fails in self.calls[-1]
+        assert failing or self.let_go.wait(LIMIT)
+        with self._lock:
+            self.under_way -= 1
+        if failing:
+            raise AlignError("no more")
+        return [Score(float(answer.text)) for answer in answers]
+
+    def begins(self, calls: int) -> None:
+        """Wait until that many more calls have begun."""
+        assert all(self.begun.acquire(timeout=LIMIT) for _ in range(calls))
+
+
+class Afterwards:
+    """A reward that does not overlap; its only call waits until ``held`` has begun the rest, and lets it go."""
+
+    choice, overlaps, parallel = RewardChoice(type="afterwards"), False, False
+
+    def __init__(self, held: Held, calls: int) -> None:
+        self.held, self.calls = held, calls
+
+    def score(self, answers: Sequence[Answer]) -> list[Score]:
+        self.held.begins(self.calls)
+        self.held.let_go.set()
+        return [Score(-float(answer.text)) for answer in answers]
+
+
+def grouped(number: int) -> list[Answer]:
+    return [Answer("q", text, text) for text in (str(2 * number), str(2 * number + 1))]
+
+
+GROUP_SCORES = [[Score(2.0 * number), Score(2.0 * number + 1)] for number in range(EARLY_CALLS + 3)]
+
+
+def test_what_is_left_begins_at_once_when_generation_has_ended() -> None:
+    """So a call that is under way never delays the last one; while answers are generated the calls are bounded."""
+    held = Held(parallel=True)
+    scoring = GroupScoring([held, Afterwards(held, 1)])  # type: ignore[list-item]
+    with scoring:
+        for number in reversed(range(EARLY_CALLS + 3)):
+            scoring.add(number, grouped(number))
+        held.begins(EARLY_CALLS)
+        assert len(held.calls) == EARLY_CALLS
+        found, negative = scoring.finish()
+    assert found == GROUP_SCORES
+    assert [[-float(score.value or 0) for score in group] for group in negative] == [
+        [score.value for score in group] for group in GROUP_SCORES
+    ]
+    assert held.most == EARLY_CALLS + 1
+    assert sorted(map(len, held.calls)) == [2] * EARLY_CALLS + [6], "the rest is one call"
+
+
+def test_a_reward_that_is_made_to_overlap_is_never_called_twice_at_a_time() -> None:
+    held = Held(parallel=False)
+    with GroupScoring([held]) as scoring:  # type: ignore[list-item]
+        for number in range(EARLY_CALLS + 3):
+            scoring.add(number, grouped(number))
+        held.begins(1)
+        held.let_go.set()
+        assert scoring.finish() == [GROUP_SCORES]
+    assert held.most == 1 and len(held.calls) == 2
+
+
+def test_after_a_failure_no_call_begins_and_those_under_way_are_waited_for() -> None:
+    held = Held(parallel=True, fails="2")
+    with GroupScoring([held]) as scoring:  # type: ignore[list-item]
+        scoring.add(0, grouped(0))
+        held.begins(1)
+        scoring.add(1, grouped(1))
+        held.begins(1)
+        for _ in range(100 * LIMIT):
+            if scoring.failed:
+                break
+            time.sleep(0.01)
+        scoring.add(2, grouped(2))
+        held.let_go.set()
+        with pytest.raises(AlignError, match="no more"):
+            scoring.finish()
+    assert held.calls == [["0", "1"], ["2", "3"]] and not held.under_way
 
 
 def test_a_plain_function_gets_all_answers_in_one_call_and_in_the_main_thread(

@@ -9,8 +9,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,52 @@ def test_one_prompt_that_is_refused_is_one_answers_trouble(server: Server, tmp_p
     reward = judge(server, tmp_path, concurrency=1)
     found = reward.score(said("Paris", "Rome"))
     assert [(s.value, s.outcome) for s in found] == [(None, "error"), (2.0, "scored")]
+    reward.close()
+
+
+# Several calls at once
+
+
+def _soon(true: Callable[[], bool]) -> bool:
+    """Wait until it is true; False where it is not within a minute."""
+    return any(true() or time.sleep(0.01) for _ in range(6000))
+
+
+def test_calls_at_once_share_the_concurrency_and_pay_once_for_equal_answers(server: Server, tmp_path: Path) -> None:
+    """The server holds all requests until both calls have begun: the second waits for what the first has requested."""
+    texts = [f"{'Paris' if number % 2 else 'Rome'} {number}" for number in range(6)]
+    reward = judge(server, tmp_path, concurrency=3)
+    let_go = threading.Event()
+
+    def held(handler: judges.Handler) -> None:
+        assert let_go.wait(60)
+        judges.answers(handler)
+
+    server.always = held
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(scores, reward, said(*some)) for some in (texts[:4], texts[2:])]
+        # All are requested, by whichever call was first.
+        requested = _soon(lambda: len(reward._pending) == len(texts) and server.under_way == 3)
+        let_go.set()
+        assert requested
+        first, second = (call.result(60) for call in calls)
+    assert first == [2.0, 9.0, 2.0, 9.0] == second
+    assert len(server.seen) == reward.counts()["requests"] == reward.counts()["scored"] == 6
+    assert server.most == 3 and reward.counts()["cached"] == 2 and not reward._pending
+    reward.close()
+
+
+def test_a_wrong_key_is_the_error_of_the_call_that_met_it(server: Server, tmp_path: Path) -> None:
+    """The other calls, whose requests end with it, have no error of their own that could be taken for the cause."""
+    reward = judge(server, tmp_path, concurrency=2)
+    server.faults = [judges.hang, status(401)]
+    with ThreadPoolExecutor(1) as threads:
+        hangs = threads.submit(reward.score, said("Paris"))
+        assert _soon(lambda: bool(server.seen))
+        with pytest.raises(AlignError, match="401"):
+            reward.score(said("Rome"))
+        (score,) = hangs.result(60)
+    assert score.outcome == "error" and score.why == "the run is ending"
     reward.close()
 
 

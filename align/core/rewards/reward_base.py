@@ -6,6 +6,7 @@ No torch: worker processes import this.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -13,8 +14,8 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -118,10 +119,12 @@ class Reward:
     def overlaps(self) -> bool:
         """True if it may score finished groups while others are still generated; read after ``open``.
 
-        It is then called in a thread of its own, never twice at a time, each time with the groups that have finished
-        since, in any order. So a score must be the same to the bit whatever else is in the call, and ``score`` may use
-        nothing that only the main thread has (signals), nor global random numbers. For rewards that wait for others: a
-        server, a process. Default: False, one call in the main thread with everything that this process sampled.
+        It is then called in threads of its own, with several calls under way at once, each with groups that have
+        finished, in any order. So a score must be the same to the bit whatever else is in the call, and ``score`` may
+        be called from any number of threads, and may use nothing that only the main thread has (signals), nor global
+        random numbers. A limit on requests at a time must hold over all calls. For rewards that wait for others: a
+        server, a process. Default: False, one call in the main thread with everything that this process sampled; the
+        setting ``overlap: true`` then has it called in a thread, never twice at a time.
         """
         return False
 
@@ -236,13 +239,13 @@ class FunctionReward(Reward):
         self.required_columns = tuple(  # type: ignore[misc]  # of this function; a class of rewards has one for all
             p.name for p in named if p.default is p.empty and p.name not in _GIVEN
         )
-        self._thread: ThreadPoolExecutor | None = None
-        self._loop: asyncio.Runner | None = None
+        self._loop: _EventLoop | None = None
+        self._starting = threading.Lock()
         self._logged: dict[str, float] = {}
 
     @property
     def overlaps(self) -> bool:
-        """True for an ``async def``: it waits for a server, and runs in a thread of its own anyway."""
+        """True for an ``async def``: it waits for a server, and its calls share one event loop."""
         return inspect.iscoroutinefunction(self._function)
 
     def unfit(self, columns: Mapping[str, Any]) -> str | None:
@@ -288,15 +291,15 @@ class FunctionReward(Reward):
     def _log(self, name: str, value: float) -> None:
         self._logged[str(name)] = float(value)
 
-    def _wait(self, coroutine: Any) -> Any:
-        """Return the result of a coroutine.
+    def _wait(self, awaitable: Awaitable[Any]) -> Any:
+        """Return the result of an awaitable.
 
-        All run on one event loop, since HTTP clients stay bound to the loop that they were first used on; and in a
-        thread of its own, since the calling thread may run a loop already.
+        All run on one event loop, since HTTP clients stay bound to the loop that they were first used on.
         """
-        if self._thread is None or self._loop is None:
-            self._thread, self._loop = ThreadPoolExecutor(1, f"align-{self._label}"), asyncio.Runner()
-        return self._thread.submit(self._loop.run, _awaited(coroutine)).result()
+        with self._starting:
+            if self._loop is None:
+                self._loop = _EventLoop(f"align-{self._label}")
+        return self._loop.wait(awaitable)
 
     def _checked(self, value: Any, i: int, extra: Mapping[str, Sequence[Any]]) -> Score:
         logged = {name: values[i] for name, values in extra.items() if len(values) > i}
@@ -323,10 +326,39 @@ class FunctionReward(Reward):
 
     def close(self) -> None:
         """End its event loop."""
-        if self._thread is not None and self._loop is not None:
-            self._thread.submit(self._loop.close).result()
-            self._thread.shutdown()
-            self._thread = self._loop = None
+        with self._starting:
+            if self._loop is not None:
+                self._loop.close()
+                self._loop = None
+
+
+class _EventLoop:
+    """An event loop in a thread of its own, for any number of threads: a calling one may run a loop already."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._over = False
+        # A daemon: whoever forgets to close a reward must still be able to end the process.
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def wait(self, awaitable: Awaitable[Any]) -> Any:
+        """Return an awaitable's result, while others may be under way. Raises what it raises."""
+        return asyncio.run_coroutine_threadsafe(_awaited(awaitable), self._loop).result()
+
+    def close(self) -> None:
+        """Cancel what is under way, and end the thread."""
+        self._over = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # its end cancels tasks and closes generators
+            loop = runner.get_loop()
+            while not self._over:
+                # A task's sys.exit leaves the loop, though the task has it as its error and the others are to go on.
+                with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                    loop.run_forever()
 
 
 def from_function(function: Callable[..., Any], name: str) -> Reward:
@@ -374,7 +406,7 @@ def describe(logged: Mapping[str, Any], parts: Mapping[str, float]) -> str:
 
 
 async def _awaited(awaitable: Any) -> Any:
-    # asyncio.Runner.run takes a coroutine only, and a function may return any awaitable.
+    # An event loop is given coroutines only, and a function may return any awaitable.
     return await awaitable
 
 

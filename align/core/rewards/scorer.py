@@ -36,6 +36,9 @@ BOUND = (
     "a slow reward that does end needs a longer devices.timeout"
 )
 
+EARLY_CALLS = 4
+"""Calls of one reward under way at once while answers are generated; when they all are, one more takes the rest."""
+
 LARGEST = (2 - 2.0**-23) * 2.0**127
 """The largest float32 number. Advantages are float32: past it a group's differences and variance overflow to NaN, which
 means a completion without a score."""
@@ -157,6 +160,11 @@ class RunningReward:
         return self._accelerator == "cuda" if self._workers is not None else self.reward.overlaps
 
     @property
+    def parallel(self) -> bool:
+        """True if several calls may be under way at once: in workers, and by a class that says so (``overlaps``)."""
+        return self._workers is not None or self.reward.overlaps
+
+    @property
     def _where(self) -> str:
         label = self.reward.label
         return f"reward {self.choice.type}" + (f" ({label})" if label else "")
@@ -271,7 +279,7 @@ class GroupScoring:
     """Scoring of completions group by group, as they are generated, by rewards that ``overlap``; the others follow.
 
     ``with GroupScoring(rewards) as scoring:`` generate, with ``scoring.add`` as each group is finished; then
-    ``scoring.finish()``. Leaving the block ends the threads; a call of a reward that is under way is waited for.
+    ``scoring.finish()``. Leaving the block ends the threads; calls of a reward that are under way are waited for.
     """
 
     def __init__(self, rewards: Sequence[RunningReward]) -> None:
@@ -280,8 +288,6 @@ class GroupScoring:
         self._early = {id(reward): _EarlyColumn(reward) for reward in rewards if reward.overlaps}
 
     def __enter__(self) -> GroupScoring:
-        for column in self._early.values():
-            column.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -304,6 +310,8 @@ class GroupScoring:
         """Return the scores by each reward of each group's completions. Raises what the first reward to fail raised."""
         columns: dict[int, list[list[Score]]] = {}
         numbers = sorted(self._groups)
+        for column in self._early.values():
+            column.begin_rest()
         for reward in self._rewards:  # first: meanwhile the threads go on
             if id(reward) not in self._early and not self.failed:
                 flat = [answer for number in numbers for answer in self._groups[number]]
@@ -319,44 +327,66 @@ class GroupScoring:
 
 
 class _EarlyColumn:
-    """The scores of one reward by group, made in a thread: each call has all groups that have finished since."""
+    """The scores of one reward by group, made in threads: each call has all groups that have finished and still wait.
+
+    Scoring early may not end later than one call for everything, begun when generation ends. So what still waits then
+    begins at once, next to the calls under way, which began before and have fewer answers. A reward that is not
+    ``parallel`` has one call at a time, and its last one may have to wait for the one before.
+    """
 
     def __init__(self, reward: RunningReward) -> None:
         self.reward = reward
         self.scores: dict[int, list[Score]] = {}
         self.error: BaseException | None = None
         self._waiting: list[tuple[int, Sequence[Answer]]] = []
-        self._over, self._changed = False, threading.Condition()
-        # A daemon: a call that never returns must not keep a process that is told to end.
-        self.thread = threading.Thread(target=self._run, name=f"align-{reward.choice.type}", daemon=True)
+        self._threads: list[threading.Thread] = []
+        self._running, self._most = 0, EARLY_CALLS if reward.parallel else 1
+        self._lock = threading.Lock()
 
     def add(self, number: int, answers: Sequence[Answer]) -> None:
-        with self._changed:
+        with self._lock:
             self._waiting.append((number, answers))
-            self._changed.notify()
+            self._begin()
+
+    def begin_rest(self) -> None:
+        """Begin what waits, since no group will be added."""
+        with self._lock:
+            if self.reward.parallel:
+                self._most = EARLY_CALLS + 1
+            self._begin()
 
     def end(self, drop: bool = False) -> None:
         """Wait until everything is scored. drop: leave out what has not begun."""
-        with self._changed:
-            self._over = True
+        with self._lock:
             if drop:
                 self._waiting.clear()
-            self._changed.notify()
-        self.thread.join()
+        for thread in self._threads:  # one that begins another adds it to the list before it ends
+            thread.join()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._over)
-                groups, self._waiting = self._waiting, []
-            if not groups:
-                return
-            try:
-                scores = iter(self.reward.score([answer for _, answers in groups for answer in answers]))
-                self.scores |= {number: list(islice(scores, len(answers))) for number, answers in groups}
-            except BaseException as error:  # raised again in the main thread
-                self.error = error
-                return
+    def _begin(self) -> None:
+        """Begin a call for all groups that wait, if there may be another one. The lock is held."""
+        if self._waiting and self._running < self._most and self.error is None:
+            groups, self._waiting = self._waiting, []
+            self._running += 1
+            # A daemon: a call that never returns must not keep a process that is told to end.
+            name = f"align-{self.reward.choice.type}"
+            thread = threading.Thread(target=self._call, args=(groups,), name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _call(self, groups: Sequence[tuple[int, Sequence[Answer]]]) -> None:
+        found: dict[int, list[Score]] = {}
+        failed: BaseException | None = None
+        try:
+            scores = iter(self.reward.score([answer for _, answers in groups for answer in answers]))
+            found = {number: list(islice(scores, len(answers))) for number, answers in groups}
+        except BaseException as error:  # raised again in the main thread
+            failed = error
+        with self._lock:
+            self.scores |= found
+            self.error = self.error or failed
+            self._running -= 1
+            self._begin()
 
 
 @dataclass(slots=True)

@@ -11,18 +11,18 @@ The trainer's signal handlers are not used (no SIGALRM), since Lightning and the
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
-import math
 import os
 import pickle
-import selectors
+import queue
 import socket
 import subprocess
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -37,6 +37,8 @@ _OPENING = 300.0
 """Seconds that a reward may take to open (imports included)."""
 _FORKING = 5.0
 """Seconds after which a zygote that does not answer is replaced; it takes milliseconds."""
+_SHORTEST = 1e-3
+"""Seconds that are waited for a reply even past its deadline; 0 would mean not to wait at all."""
 
 
 class _Down(Exception):
@@ -49,21 +51,10 @@ class _Broken(Exception):
 
 @dataclass(eq=False)
 class _Worker:
-    """A worker as the trainer sees it.
-
-    line: socket to the worker. number: of its current completion among all that were sent, so that a late reply is
-    never taken for the next one's. index: of that completion in the call. since, due: seconds on the monotonic clock
-    at which it was sent, and by which its score must arrive (infinity: the worker is idle). received: the bytes of its
-    reply so far.
-    """
+    """A worker as the trainer sees it. line: socket to its process; None where there is none, or it has ended."""
 
     line: socket.socket | None = None
     pid: int | None = None
-    number: int = -1
-    index: int = -1
-    due: float = math.inf
-    since: float = 0.0
-    received: bytes = b""
 
 
 class Workers:
@@ -86,62 +77,61 @@ class Workers:
         place: RewardContext,
     ) -> None:
         self.choice, self.seconds, self.memory, self.place = choice, seconds, memory, place
-        self._asked, self._lock = 0, threading.Lock()
+        self._numbers = itertools.count(1)
+        self._lock, self._closed = threading.Lock(), False  # the lock is for all that concerns the zygote
         self._zygote: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._spawn()
-        share = max(1, min(8, len(os.sched_getaffinity(0)) // place.world_size))
-        self._workers = [_Worker() for _ in range(count or share)]
+        count = count or max(1, min(8, len(os.sched_getaffinity(0)) // place.world_size))
+        self._workers = [_Worker() for _ in range(count)]
+        self._idle = queue.SimpleQueue[_Worker]()
+        for worker in self._workers:
+            self._idle.put(worker)
+        # One pool for all calls, a thread for each worker: an answer begins as soon as any worker is idle.
+        self._pool = ThreadPoolExecutor(count, "align-workers")
 
     def score(self, answers: Sequence[Answer]) -> list[Score]:
         """Return a score for each completion, in order; without value after a ``timeout`` or an ``error``."""
         return [score for score, _ in self.timed(answers)]
 
     def timed(self, answers: Sequence[Answer]) -> list[tuple[Score, float]]:
-        """Return the scores as ``score`` does, each with the seconds that it took."""
-        with self._lock:
-            scores: dict[int, tuple[Score, float]] = {}
-            waiting = deque(enumerate(answers))
-            try:
-                while len(scores) < len(answers):
-                    for worker in self._workers:
-                        if waiting and worker.due == math.inf:
-                            index, answer = waiting.popleft()
-                            scores |= self._give(worker, index, answer)
-                    scores |= {index: (score, seconds) for index, score, seconds in self._collect()}
-            finally:
-                for worker in self._workers:
-                    if worker.due < math.inf:  # interrupted: its reply may not be read as the next call's
-                        self._retire(worker)
-            return [scores[i] for i in range(len(answers))]
+        """Return the scores as ``score`` does, each with the seconds that it took. Several threads may call it."""
+        results = [self._pool.submit(self._timed, answer) for answer in answers]
+        try:
+            return [result.result() for result in results]
+        finally:
+            for result in results:  # interrupted
+                result.cancel()
 
     def close(self) -> None:
         """Kill everything that was started; safe to call twice, and when nothing was scored."""
+        self._closed = True
         with self._lock:
-            for worker in self._workers:
-                self._hang_up(worker)
             self._hang_up_zygote()
+        self._pool.shutdown(cancel_futures=True)  # soon: the workers are dead, and no other is forked
+        for worker in self._workers:
+            self._hang_up(worker)
 
-    def _give(self, worker: _Worker, index: int, answer: Answer) -> dict[int, tuple[Score, float]]:
-        """Send a completion to an idle worker, which is forked if it has no process. Return its score if that fails."""
+    def _timed(self, answer: Answer) -> tuple[Score, float]:
+        """Return an answer's score, and its seconds from when a worker was idle."""
+        worker = self._idle.get()
         since = time.monotonic()
-        failed = self._sent(worker, index, answer, since)
-        return {} if failed is None else {index: (failed, time.monotonic() - since)}
+        try:
+            return self._scored(worker, answer), time.monotonic() - since
+        finally:
+            self._idle.put(worker)
 
-    def _sent(self, worker: _Worker, index: int, answer: Answer, since: float) -> Score | None:
-        """Send a completion. Return None, or a score that gives the reason if it could not be sent."""
+    def _scored(self, worker: _Worker, answer: Answer) -> Score:
+        """Return a worker's score of an answer, or one that gives the reason why there is none."""
+        number = next(self._numbers)
         try:
             if worker.line is None:
                 self._fork(worker)
             assert worker.line is not None
-            self._asked += 1
-            worker.number, worker.index, worker.since = self._asked, index, since
-            worker.due = time.monotonic() + self.seconds
-            body = pickle.dumps((self._asked, answer))
+            due = time.monotonic() + self.seconds
+            body = pickle.dumps((number, answer))
             worker.line.settimeout(self.seconds)
             worker.line.sendall(len(body).to_bytes(8, "big") + body)
-            worker.line.settimeout(0)
-            return None
         except _Down as error:
             return Score(None, "error", why=f"no worker could be started: {error}")
         except TimeoutError:
@@ -152,64 +142,50 @@ class Workers:
         except Exception as error:  # a completion that cannot be pickled
             self._retire(worker)
             return Score(None, "error", why=f"cannot be sent to a worker: {error}"[:500])
-
-    def _collect(self) -> Iterator[tuple[int, Score, float]]:
-        """Wait until a worker replies or the first deadline passes. Yield index, score and seconds of each result."""
-        busy = [worker for worker in self._workers if worker.due < math.inf]
-        if not busy:
-            return
-        with selectors.DefaultSelector() as select:
-            for worker in busy:
-                assert worker.line is not None
-                select.register(worker.line, selectors.EVENT_READ, worker)
-            ready = select.select(max(0.0, min(worker.due for worker in busy) - time.monotonic()))
-        for worker in (key.data for key, _ in ready):
-            try:
-                score = self._read(worker)
-            except _Broken as error:
-                how = self._retire(worker)
-                score = Score(None, "error", why=str(error) or f"its worker process died ({how})")
-                yield worker.index, score, time.monotonic() - worker.since
-                continue
-            if score is not None:
-                worker.due = math.inf
-                if score.outcome == "error":  # the exception may have left its process in an undefined state
-                    self._retire(worker)
-                yield worker.index, score, time.monotonic() - worker.since
-        now = time.monotonic()
-        for worker in busy:
-            if worker.due <= now and worker.line is not None:
-                self._retire(worker)
-                yield worker.index, self._late, now - worker.since
+        try:
+            score = self._reply(worker.line, number, due)
+        except TimeoutError:
+            self._retire(worker)
+            return self._late
+        except _Broken as error:
+            how = self._retire(worker)
+            return Score(None, "error", why=str(error) or f"its worker process died ({how})")
+        if score.outcome == "error":  # the exception may have left its process in an undefined state
+            self._retire(worker)
+        return score
 
     @property
     def _late(self) -> Score:
         return Score(None, "timeout", why=f"took longer than {self.seconds:g} s")
 
-    def _read(self, worker: _Worker) -> Score | None:
-        """Read what a worker has sent, and return the score once the reply is complete, else None. Raises _Broken.
+    @staticmethod
+    def _reply(line: socket.socket, number: int, due: float) -> Score:
+        """Wait for a worker's reply, and return its score. Raises TimeoutError after ``due``, and _Broken.
 
-        A reply is its length in 8 bytes and then JSON. The worker runs untrusted code, so the length is bounded before
-        anything is kept, and JSON is read instead of a pickle.
+        number: of the answer among all that were sent, so that a late reply is never taken for the next one's. due: on
+        the monotonic clock. A reply is its length in 8 bytes and then JSON. The worker runs untrusted code, so the
+        length is bounded before anything is kept, and JSON is read instead of a pickle.
         """
-        assert worker.line is not None
+        received, size = b"", 0
+        while len(received) < 8 + size:
+            left = due - time.monotonic()
+            if received and left <= 0:  # it sends byte by byte
+                raise TimeoutError
+            line.settimeout(max(_SHORTEST, left))  # a reply that is there counts, even if this process was stopped
+            try:
+                part = line.recv(2**16)
+            except TimeoutError:
+                raise
+            except OSError:
+                part = b""
+            if not part:
+                raise _Broken
+            received += part
+            size = int.from_bytes(received[:8], "big") if len(received) >= 8 else 0
+            if size > LONGEST_REPLY or len(received) > 8 + LONGEST_REPLY:
+                raise _Broken("its reply was too long")
         try:
-            part = worker.line.recv(2**16)
-        except BlockingIOError:
-            return None
-        except OSError:
-            part = b""
-        if not part:
-            raise _Broken
-        worker.received += part
-        size = int.from_bytes(worker.received[:8], "big")
-        if (len(worker.received) >= 8 and size > LONGEST_REPLY) or len(worker.received) > 8 + LONGEST_REPLY:
-            raise _Broken("its reply was too long")
-        if len(worker.received) < 8 + size:
-            return None
-        body, worker.received = worker.received[8 : 8 + size], b""
-        try:
-            return _score_of(json.loads(body), worker.number)
+            return _score_of(json.loads(received[8 : 8 + size]), number)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise _Broken("its reply was no score") from error
 
@@ -222,7 +198,6 @@ class Workers:
 
     @staticmethod
     def _hang_up(worker: _Worker) -> None:
-        worker.due, worker.received = math.inf, b""
         if worker.line is not None:
             worker.line.close()
             worker.line = None
@@ -247,19 +222,20 @@ class Workers:
 
         fd: the worker's end of a new socket, which the zygote hands to the process that it forks.
         """
-        for _ in range(2):
-            try:
-                if self._control is None:
-                    self._spawn()
-                assert self._control is not None
-                socket.send_fds(self._control, [json.dumps(command).encode()], [fd])
-                if reply := self._control.recv(2**17):
-                    return dict(json.loads(reply))
-            except OSError:
-                pass
-            except AlignError as error:
-                raise _Down(str(error)) from error
-            self._hang_up_zygote()
+        with self._lock:
+            for _ in range(0 if self._closed else 2):
+                try:
+                    if self._control is None:
+                        self._spawn()
+                    assert self._control is not None
+                    socket.send_fds(self._control, [json.dumps(command).encode()], [fd])
+                    if reply := self._control.recv(2**17):
+                        return dict(json.loads(reply))
+                except OSError:
+                    pass
+                except AlignError as error:
+                    raise _Down(str(error)) from error
+                self._hang_up_zygote()
         raise _Down("the process that forks workers keeps dying")
 
     def _spawn(self) -> None:

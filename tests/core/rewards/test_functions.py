@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -80,6 +83,48 @@ def test_an_async_function_keeps_its_event_loop_and_may_be_asked_from_within_ano
     reward.close()
     reward.close()
     assert loops[0].is_closed()
+
+
+def test_calls_of_an_async_function_may_be_under_way_at_once() -> None:
+    """On one event loop: an ``asyncio.Barrier`` that both have to reach belongs to the loop it was first used on."""
+    both = asyncio.Barrier(2)
+
+    async def meets(completions: list[str]) -> list[float]:
+        async with asyncio.timeout(60):
+            await both.wait()
+        return [float(len(c)) for c in completions]
+
+    reward = from_function(meets, "meets")
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(reward.score, ANSWERS) for _ in range(2)]
+        assert [values(call.result()) for call in calls] == [[1.0, 1.0]] * 2
+    reward.close()
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_an_async_function_that_exits_ends_its_own_call_alone(within: bool) -> None:
+    """Python has such an exception leave the event loop, that of a task within the function too."""
+    exited = threading.Event()
+
+    async def leaves() -> float:
+        exited.set()
+        sys.exit(3)
+
+    async def f(completions: list[str], leave: list[bool]) -> list[float]:
+        if leave[0]:
+            return [await asyncio.create_task(leaves())] if within else [await leaves()]
+        while not exited.is_set():
+            await asyncio.sleep(0.01)
+        return [1.0]
+
+    reward = from_function(f, "f")
+    stays, goes = ([Answer("q", "a", "a", columns={"leave": leave})] for leave in (False, True))
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(reward.score, stays)
+        with pytest.raises(SystemExit):
+            reward.score(goes)
+        assert values(call.result(60)) == [1.0]
+    reward.close()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,20 @@ def test_an_answer_that_cannot_be_sent_is_an_error(workers: Workers) -> None:
     bad = Answer("q", "1", "1", columns={"lambda": lambda: None})
     said = workers.score([bad, *answers("1")])
     assert said[0].outcome == "error" and "cannot be sent" in said[0].why and said[1].value == 1.0
+
+
+def test_a_call_does_not_wait_for_another_and_closing_ends_both(site: Path) -> None:
+    """One worker of two is held for longer than the test may take, until it is killed."""
+    workers = opened(site, seconds=600)
+    zygote = zygote_of(site)
+    with ThreadPoolExecutor(1) as threads:
+        held = threads.submit(workers.score, answers("sleep"))
+        assert [score.value for score in workers.score(answers("1", "2", "3"))] == [1.0, 2.0, 3.0]
+        assert not held.done()
+        workers.close()
+        (score,) = held.result(50)  # the worker itself would take 60 s
+    assert score.outcome == "error" and score.why.startswith("its worker process died")
+    assert wait_for(lambda: not group_of(zygote)), group_of(zygote)
 
 
 def test_a_bare_function_serves(site: Path) -> None:

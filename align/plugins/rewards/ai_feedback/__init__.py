@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
@@ -66,6 +68,8 @@ class AIFeedback(Reward):
         """Open memory and judge. Raises AlignError where constitution, key or model cannot be had."""
         self._principles, self._seed = principles(self.config.constitution), place.seed
         self._counts = Counter[str]()
+        self._pending = dict[str, Future[Judgement]]()  # by key, those that a call of this process has requested
+        self._lock = threading.Lock()
         owner = json.dumps([self.config.url, self.config.model, self.config.mode, self._principles])
         spent = None if place.home is None else Path(place.home) / "ai_feedback.sqlite"
         self._memory = VerdictStore(place.cache / "ai_feedback.sqlite")
@@ -126,8 +130,8 @@ class AIFeedback(Reward):
         same = Judgement("TIE")  # equal answers need no request
         verdicts = {(i, j): judged.get((group[i], group[j]), same) for i, j in permutations(range(len(group)), 2)}
         table = standings(len(group), {pair: _winner(each.verdict) for pair, each in verdicts.items()})
-        self._counts["ties"] += sum(standing.ties for standing in table) // 2
-        self._counts["disagreed"] += sum(standing.disagreed for standing in table) // 2
+        ties, disagreed = (sum(getattr(standing, name) for standing in table) // 2 for name in ("ties", "disagreed"))
+        self._count({"ties": ties, "disagreed": disagreed})
         scores = {}
         for i, standing in enumerate(table):
             if standing.rate is None:
@@ -140,19 +144,45 @@ class AIFeedback(Reward):
         return scores
 
     def _judgements(self, questions: Sequence[JudgeTask], read: Callable[[str, str], str | None]) -> list[Judgement]:
-        """Return a judgement of each task: stored, or requested until there is a verdict or ``tries`` are over."""
+        """Return a judgement of each task: stored, requested, or from another thread that is requesting it now."""
         depends = self._judge.identity, str(self.config.max_characters)
         keys = [question.digest(*depends) for question in questions]
-        found, open_ = dict[str, Judgement](), dict[str, JudgeTask]()
-        for digest, question in zip(keys, questions, strict=True):
-            if digest not in found and digest not in open_:
+        found, mine, others = dict[str, Judgement](), dict[str, JudgeTask](), dict[str, Future[Judgement]]()
+        # Claimed under one lock: two calls with an equal answer pay for it once, and give it one mark.
+        with self._lock:
+            for digest, question in dict(zip(keys, questions, strict=True)).items():
                 verdict = self._memory.get(digest)
-                if verdict is None:
-                    open_[digest] = question
-                else:
+                if verdict is not None:
                     found[digest] = Judgement(verdict)
-        self._counts["cached"] += len(found)
-        capped = ""
+                elif digest in self._pending:
+                    others[digest] = self._pending[digest]
+                else:
+                    mine[digest] = question
+            claimed = {digest: Future[Judgement]() for digest in mine}
+            self._pending |= claimed
+        self._count({"cached": len(found) + len(others)})
+        lost = Judgement(None, "unparsed", f"the judge gave no verdict in {self.config.tries} tries")
+        try:
+            self._request(mine, read, found)
+        finally:  # others wait for them, whatever has happened here
+            with self._lock:
+                for digest, future in claimed.items():
+                    del self._pending[digest]
+                    future.set_result(found.get(digest, lost))
+        found |= {digest: future.result() for digest, future in others.items()}
+        return [found.get(digest, lost) for digest in keys]
+
+    def _request(
+        self,
+        tasks: Mapping[str, JudgeTask],
+        read: Callable[[str, str], str | None],
+        found: dict[str, Judgement],
+    ) -> None:
+        """Request judgements, until there is a verdict or ``tries`` are over, and add them to ``found``.
+
+        Raises AlignError where the cap is reached and is to stop the run.
+        """
+        open_, counts, capped = dict(tasks), Counter[str](), ""
         for attempt in range(self.config.tries):
             pending = list(open_.items())
             # A new tag for each attempt: a judge at temperature 0 would repeat its unreadable reply.
@@ -172,13 +202,15 @@ class AIFeedback(Reward):
                     capped = reply.why if reply.capped else capped
                 if digest in found:
                     del open_[digest]
-                    self._counts["capped" if reply.capped else found[digest].outcome] += 1
-        self._counts["unparsed"] += len(open_)
+                    counts["capped" if reply.capped else found[digest].outcome] += 1
+        self._count({**counts, "unparsed": len(open_)})
         if capped and self.config.on_cap == "stop":
             fix = "what was judged is kept: raise the cap and go on with --resume"
             raise AlignError(capped, fix, where="reward ai_feedback")
-        lost = Judgement(None, "unparsed", f"the judge gave no verdict in {self.config.tries} tries")
-        return [found.get(digest, lost) for digest in keys]
+
+    def _count(self, counts: Mapping[str, int]) -> None:
+        with self._lock:
+            self._counts.update(counts)
 
 
 def _winner(verdict: str | None) -> Winner | None:

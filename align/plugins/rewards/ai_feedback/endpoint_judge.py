@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from typing import Any
 
 from align.http import LONGEST_WAIT, Client, Refused, Unavailable, secret
@@ -17,6 +17,7 @@ from align.plugins.rewards.ai_feedback.verdict_store import Ledger, Usage
 
 LONGEST_REPLY = 2**22
 """Bytes of a response."""
+ENDING = Reply(None, "error", "the run is ending")
 _HOPELESS = (401, 403, 404)
 """Statuses that every further request would get too: a wrong key, address or model."""
 _MOST_TOKENS = 2**40
@@ -41,42 +42,62 @@ class EndpointJudge:
             **settings.parameters,
         }
         self.identity = json.dumps([settings.url, self._fields], sort_keys=True)
-        self._threads = max(1, settings.concurrency // world_size)
+        # One pool for all calls of ``ask``, so that ``concurrency`` holds over them together.
+        self._pool = ThreadPoolExecutor(max(1, settings.concurrency // world_size), "align-judge")
         per_minute = settings.requests_per_minute
         self._gap = 60.0 * world_size / per_minute if per_minute else 0.0
         self._next, self._turn, self._over = 0.0, threading.Lock(), threading.Event()
 
     def ask(self, conversations: Sequence[Conversation]) -> Iterator[tuple[int, Reply]]:
-        """Replies as they come. Raises AlignError where key, address or model are wrong."""
-        with ThreadPoolExecutor(self._threads) as pool:
-            waiting = {pool.submit(self._reply, each): place for place, each in enumerate(conversations)}
-            try:
-                for done in as_completed(waiting):
-                    yield waiting[done], done.result()
-            except BaseException:  # the caller has stopped: no reply would be read
-                for each in waiting:
-                    each.cancel()
-                self.close()
-                raise
+        """Replies as they come; any number of threads may ask. Raises AlignError where key, address or model are wrong.
+
+        A call that raises, or is left early, ends those of the other threads: their replies then say so.
+        """
+        waiting = {self._pool.submit(self._reply, each): place for place, each in enumerate(conversations)}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BaseException:  # the caller has stopped: no reply would be read
+            for each in waiting:
+                each.cancel()
+            self._stop()
+            wait(waiting)
+            raise
 
     def close(self) -> None:
         """Cancel the requests under way."""
-        self._over.set()
-        self._client.close()
+        self._stop()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _stop(self) -> None:
+        with self._turn:
+            first = not self._over.is_set()
+            self._over.set()
+        if first:
+            self._client.close()
 
     def _reply(self, conversation: Conversation) -> Reply:
-        """Return the reply to one conversation. Each retry waits twice as long as the last, or as the server says."""
+        """Return the reply to one conversation. Raises Refused where no request can be answered."""
+        try:
+            return self._request(conversation)
+        except BaseException:
+            if self._over.is_set():  # the fault of the end, not of the request: another call has the cause
+                return ENDING
+            raise
+
+    def _request(self, conversation: Conversation) -> Reply:
+        """Send a request until there is a reply. Each retry waits twice as long as the last, or as the server says."""
         fields = {"messages": conversation, **self._fields}
         content = {name: value for name, value in fields.items() if value is not None}
         most = Usage(1, _most_tokens(conversation), self._settings.max_tokens)
-        reply = Reply(None, "error", "the run is ending")
+        reply = ENDING
         for number in range(self._settings.retries + 1):
             if self._over.is_set():
                 break
             if not self._ledger.reserve(most):
                 return Reply(None, "abstained", f"{self._ledger.cap} is reached", capped=True)
             self._take_turn()
-            wait: float | None = None
+            pause: float | None = None
             try:
                 found = self._client.post("/chat/completions", content)
             except Refused as error:
@@ -87,7 +108,7 @@ class EndpointJudge:
             except Unavailable as error:
                 if error.status is not None:
                     self._ledger.settle(most, Usage(1))  # a refused request uses no tokens
-                wait = error.wait
+                pause = error.wait
                 reply = Reply(None, "timeout" if error.late else "error", str(error))
             else:
                 self._ledger.settle(most, _use(found, most))
@@ -95,8 +116,8 @@ class EndpointJudge:
                 if text is not None:
                     return Reply(text)
                 reply = Reply(None, "error", "the judge's response is no chat completion")
-            wait = min(self._settings.wait * 2**number, LONGEST_WAIT) if wait is None else wait
-            if wait > LONGEST_WAIT or (number < self._settings.retries and self._over.wait(wait)):
+            pause = min(self._settings.wait * 2**number, LONGEST_WAIT) if pause is None else pause
+            if pause > LONGEST_WAIT or (number < self._settings.retries and self._over.wait(pause)):
                 break
         return reply
 
