@@ -221,7 +221,7 @@ class Encoder:
 
     @cached_property
     def tails(self) -> dict[str, str | None]:
-        """What templates write after a conversation that the model is to continue, by their source; for rendering."""
+        """The generation prompt of each template, by its source: the same for all rows; None where it is not known so."""
         return {}
 
     def template(self, tools: Any) -> str:

@@ -37,7 +37,7 @@ _TAIL = (
 
 
 class TemplateForm(NamedTuple):
-    """What a template's syntax proves.
+    """The facts that a template's syntax proves.
 
     loop: the number, among the template's loops, of the one whose iterations are the turns; None where nothing is
     proved. unless_roles, unless_tools: rows with such messages, or with tools, are not covered. marks_are_output: True

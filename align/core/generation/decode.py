@@ -1,8 +1,8 @@
 """Sampling of completions, token by token, from a Hugging Face causal language model with its own forward pass.
 
-A prompt is read once for all its completions, prompts of similar length share a batch (padded on the left), only the
-last position goes through the head, and finished completions leave the batch. Each completion has its own random
-numbers, so it does not depend on the other rows of its batch (beyond rounding).
+A prompt is read once for all its completions, prompts of similar length share a batch, only the last position goes
+through the head, and finished completions make room for waiting prompts. Each completion has its own random numbers,
+so it does not depend on the other rows of its batch (beyond rounding).
 """
 
 from __future__ import annotations
