@@ -221,7 +221,7 @@ class Encoder:
 
     @cached_property
     def tails(self) -> dict[str, str | None]:
-        """The generation prompt of each template, by its source: the same for all rows; None where it is not known so."""
+        """The generation prompt of each template, by its source; None where rows may have their own."""
         return {}
 
     def template(self, tools: Any) -> str:
