@@ -259,8 +259,9 @@ def test_of_two_loops_of_one_text_the_right_one_is_marked(counted: dict[str, int
 def test_a_loop_over_a_list_that_may_not_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a system message this template writes nothing: a fault of its own, which the findings name."""
     assigned = "{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}{% endif %}"
-    encoder = Encoder(tokenizer(assigned + families.CHATML.replace("in messages", "in rest")))
-    assert analyse(encoder.templates).loop is not None
+    template = assigned + families.CHATML.replace("in messages", "in rest")
+    encoder = Encoder(tokenizer(template))
+    assert analyse(template).loop is not None
     row = Record("text", "f:1", text=CHAT)
     assert plain(make_examples(row, encoder, SETTLED)) == by_beginnings(row, encoder, monkeypatch)
 
