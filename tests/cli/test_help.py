@@ -90,12 +90,14 @@ QUOTED = re.compile(r"(?:`|^\$ |^ {4,})align ([a-z]+)", re.MULTILINE)
 FOREIGN = {
     "torchrun": "--nnodes --nproc-per-node --rdzv-endpoint --standalone",
     "vllm": "--enable-scale-out --logprobs-mode --generation-config --worker-extension-cls --middleware --host --port "
-    "--weight-transfer-config --lora-modules --no-enable-log-requests",
+    "--weight-transfer-config --enable-lora --lora-modules --lora-target-modules --max-lora-rank "
+    "--no-enable-log-requests",
     "pytest": "--dist",
     "pip": "--no-deps",
     "sbatch": "--signal",
     "nvidia-smi": "--query-gpu",
     "docker and bwrap": "--security-opt",
+    "benchmarks/side_by_side.py": "--bf16",
     "a diagram": "--compare",
 }
 """Options of other programs that our texts name."""
