@@ -19,6 +19,9 @@ ALGORITHMS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """Optimizer steps on the two easy probes (three times as many on the third), and settings: without a KL to the random
 model that it begins as, whose price would move the optimum."""
+RATES = {"ppo": 1e-3}
+"""Learning rates where 3e-3 is too high: at it PPO's several passes settle on the wrong word of one prompt in half of
+the seeds (tried on six), with 1e-3 in none of four."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def test_the_optimum_is_found(
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     steps, settings = ALGORITHMS[name]
     steps *= 3 if probe == "at_the_end" else 1
-    (result,) = train(
-        probe_run(probe, {"type": name, **settings}, model, tmp_path / "run", steps, rate=3e-3), progress=False
-    )
+    rate = RATES.get(name, 3e-3)
+    run = probe_run(probe, {"type": name, **settings}, model, tmp_path / "run", steps, rate)
+    (result,) = train(run, progress=False)
     assert result.metrics["reward"] >= 0.95

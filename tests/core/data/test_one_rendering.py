@@ -26,7 +26,10 @@ from tests.core.families import assistant, tokenizer, user
 from tests.core.families import settings as tokenization
 
 CHAT = [user("Is the sea wide?"), assistant("Yes, it is."), user("And cold?"), assistant("Not always.")]
-TEMPLATES = {path.stem: path.read_text() for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
+TEMPLATES = {
+    path.stem: path.read_text(encoding="utf-8")
+    for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")
+}
 TEMPLATES |= {
     name: getattr(families, name)
     for name in ("CHATML", "CHATML_MARKED", "DEFAULT_SYSTEM", "COUNTING", "THINKING", "LLAMA3", "MISTRAL", "GEMMA")
