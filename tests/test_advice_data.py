@@ -1,4 +1,4 @@
-"""The labelled descriptions in ``data/advice``: every label is of the vocabulary, and every quote stands in its text."""
+"""The labelled descriptions in ``data/advice``: labels are of the vocabulary, and quotes stand in their texts."""
 
 from __future__ import annotations
 
