@@ -271,7 +271,7 @@ def _laid_out(sequences: Sequence[TokenSequence], lengths: Sequence[int], layout
 def _apart(policy: Policy, alone: Sequence[Example], pad_id: int, layout: Layout) -> bool:
     """Return True if sequences have the same scores in this layout as each has by itself."""
     trees = None
-    if layout.endswith("shared"):  # a tree of all but the last, which is another one, and padded beside it
+    if layout.endswith("shared"):  # all but the last are one tree; the last is a second row, padded
         trees = [(int(i == len(alone) - 1),) for i in range(len(alone))]
     packed = _scores(policy, alone, pad_id, layout, trees)
     single = torch.cat([_scores(policy, [one], pad_id) for one in alone])

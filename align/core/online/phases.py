@@ -428,7 +428,7 @@ class _Ahead:
         self._cancelled = False
         self._error: BaseException | None = None
         generation.__enter__()
-        # A daemon: a server that does not answer must not keep a process that is told to end.
+        # A daemon: a server that does not answer must not keep an interrupted process alive.
         self._thread = threading.Thread(target=self._run, name="align-ahead", daemon=True)
         self._thread.start()
 

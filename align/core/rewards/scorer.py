@@ -368,7 +368,7 @@ class _EarlyColumn:
         if self._waiting and self._running < self._most and self.error is None:
             groups, self._waiting = self._waiting, []
             self._running += 1
-            # A daemon: a call that never returns must not keep a process that is told to end.
+            # A daemon: a call that never returns must not keep an interrupted process alive.
             name = f"align-{self.reward.choice.type}"
             thread = threading.Thread(target=self._call, args=(groups,), name=name, daemon=True)
             self._threads.append(thread)

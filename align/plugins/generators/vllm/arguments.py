@@ -44,7 +44,7 @@ class VLLMConfig(Generator.Config):
     """server only, how weights get there. ``files``: safetensors in ``exchange``, by checksum. ``nccl``: vLLM's
     weight transfer from GPU to GPU (not measured)."""
     lora: Literal["auto", "adapter", "merged"] = "auto"
-    """How a LoRA adapter gets there. ``merged``: into all weights. ``adapter``: by itself, unmerged, or the run stops.
+    """The way a LoRA adapter is sent. ``merged``: into all weights. ``adapter``: by itself, unmerged, or the run stops.
     ``auto``: by itself where vLLM can and the sync gate agrees, else merged; for a server at ``url`` merged."""
     exchange: str | None = None
     """With ``files``: a directory that trainer and server both see; default: a private one of this machine."""
