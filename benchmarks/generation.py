@@ -21,16 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForCausalLM, Qwen2ForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from align.core.generation.decode import Decoder
 from align.core.generation.generator_base import Request
 from align.schemas.run import Sampling
 from benchmarks.figures import RESULTS, Figure, figure, ratios, show, write
+from benchmarks.workload import qwen2
 
 GROUP = 8
-SHAPES = {"0.85M": (128, 4, 512), "42M": (512, 8, 32_000)}
-"""Width, layers, vocabulary."""
 NEW = {"0.85M": 64, "42M": 32}
 """Tokens of the longest answer; of a model from a directory 24."""
 SHORT = [(rows, "short", stops) for rows in (1, 8, 64) for stops in ("fixed", "ragged") if rows > 1 or stops == "fixed"]
@@ -54,21 +53,10 @@ class Lengths(StoppingCriteria):
 
 def network_of(name: str, directory: str | None) -> Any:
     """Return a random model of a shape, or the one in the directory."""
-    if name not in SHAPES:
+    if name not in NEW:
         return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    width, layers, vocabulary = SHAPES[name]
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 64,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    return Qwen2ForCausalLM(config).eval()
+    return Qwen2ForCausalLM(qwen2(name.lower())).eval()
 
 
 def by_align(network: Any, requests: list[Request], ends: tuple[int, ...], new: int) -> tuple[list[int], float]:
@@ -135,7 +123,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory of a real model to measure too")
-    parser.add_argument("--only", nargs="+", default=list(SHAPES), help="shapes to measure")
+    parser.add_argument("--only", nargs="+", default=list(NEW), help="shapes to measure")
     parser.add_argument("--rounds", type=int, default=5, help="rounds after the one to warm up")
     given = parser.parse_args()
     torch.set_num_threads(1)

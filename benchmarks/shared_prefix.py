@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from figures import RESULTS, Figure, figure, ratios, show, write
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM
+from workload import qwen2
 
 from align.core.data.batch import collate
 from align.core.data.examples import Example, TokenSequence
@@ -30,8 +31,7 @@ from align.core.data.step_plan import FORWARD, Layout, plan_micro_batches
 from align.core.models.policy import Policy
 from align.schemas.engine import MICRO_TOKENS
 
-MODELS = {"0.85M": (128, 4, 512), "42M": (512, 8, 32_000)}
-"""Width, layers, vocabulary."""
+MODELS = ("0.85M", "42M")
 SHAPES = {
     "GRPO, 2 groups of 8, prompts of 470, answers of 26-64": ("group", 2, 8, 470, (26, 64)),
     "GRPO, 2 groups of 8, prompts of 50, answers of 26-64": ("group", 2, 8, 50, (26, 64)),
@@ -42,20 +42,10 @@ LOGP, GRADIENT = 1e-4, 1e-4
 """Largest difference of a log-probability, and of a parameter's gradient relative to its norm."""
 
 
-def model_of(width: int, layers: int, vocabulary: int) -> Policy:
-    """Return a model of the shape of Qwen 2 with random weights."""
+def model_of(name: str) -> Policy:
+    """Return a model of a shape with random weights."""
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 64,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    return Policy(AutoModelForCausalLM.from_config(config)).train()
+    return Policy(AutoModelForCausalLM.from_config(qwen2(name.lower()))).train()
 
 
 def step_of(kind: str, prompts: int, sequences: int, prompt: int, answer: tuple[int, int]) -> list[Example]:
@@ -121,8 +111,8 @@ def main() -> int:
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     figures, details, equal = dict[str, Figure](), dict[str, dict[str, Any]](), True
-    for model, sizes in MODELS.items():
-        policy = model_of(*sizes)
+    for model in MODELS:
+        policy = model_of(model)
         for shape, numbers in SHAPES.items():
             examples = step_of(*numbers)
             for name, backward in (("training", True), ("without gradient", False)):

@@ -11,11 +11,14 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from align.core.data.step_plan import epoch_order
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Config
 
 MODELS: dict[str, dict[str, int]] = {
     "0.85m": {"vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 4},
@@ -69,6 +72,23 @@ WORDS = [
 ]
 
 
+def qwen2(name: str, **settings: Any) -> Qwen2Config:
+    """Return the configuration of a model of ``MODELS``; settings are laid over it."""
+    from transformers import Qwen2Config
+
+    shape = MODELS[name]
+    width = shape["hidden_size"]
+    return Qwen2Config(
+        **shape,
+        intermediate_size=3 * width,
+        num_attention_heads=width // 32,
+        num_key_value_heads=max(1, width // 64),
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        **settings,
+    )
+
+
 def make_model(name: str, directory: Path, reward: bool = False) -> Path:
     """Write a random model with its tokenizer, and return its directory; one that is a directory is returned as it is.
 
@@ -78,7 +98,7 @@ def make_model(name: str, directory: Path, reward: bool = False) -> Path:
         return Path(name)
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -92,18 +112,11 @@ def make_model(name: str, directory: Path, reward: bool = False) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=special[2], pad_token=special[0])
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(directory)
-    shape = MODELS[name]
-    width = shape["hidden_size"]
-    config = Qwen2Config(
-        **shape,
-        intermediate_size=3 * width,
-        num_attention_heads=width // 32,
-        num_key_value_heads=max(1, width // 64),
-        max_position_embeddings=2048,
+    config = qwen2(
+        name,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
         num_labels=1,
     )
     torch.manual_seed(0)
