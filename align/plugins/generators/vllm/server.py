@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,55 +211,59 @@ class ServerEngine:
 
     def _write(self, policy: Policy, label: str) -> AlignError | None:
         """Weights by way of files. Every rank gathers; rank 0 writes, and has them checked and taken."""
-        shards, directory = _shards(policy), None
-        try:
-            if rank() != 0:
-                for _ in shards:
-                    pass
-                return None
-            directory = Path(tempfile.mkdtemp(prefix="align-weights-", dir=self.config.exchange))
-            manifest = {}
+        shards = _shards(policy)
+        if rank() != 0:
+            for _ in shards:
+                pass
+            return None
+
+        def write(directory: Path) -> None:
             for number, shard in enumerate(shards):
-                path = directory / f"{number:05d}.safetensors"
-                save_file(shard, path)
-                manifest[path.name] = sha256(path)
-            arguments = [str(directory), json.dumps(manifest)]
-            self.client.post("/update_weight_version", {"new_version": "none"})
-            self.client.post("/collective_rpc", {"method": "align_load", "args": arguments})
-            if not self.client.post("/reset_prefix_cache").get("success"):
-                return AlignError("did not drop its prefix cache", where=self.client.base_url)
-            self.client.post("/update_weight_version", {"new_version": label})
-        except AlignError as error:
-            return self._with_log(error)
-        except OSError as error:
-            return AlignError(f"the weights could not be written: {error}", "give exchange a larger disk", where=WHERE)
-        finally:
-            if directory is not None:
-                shutil.rmtree(directory, ignore_errors=True)
-        return None
+                save_file(shard, directory / f"{number:05d}.safetensors")
+
+        return self._by_files("weights", label, write, "align_load")
 
     def _write_adapter(self, policy: Policy, label: str) -> AlignError | None:
         """Send the adapter by way of files, which rank 0 writes; the server knows it by the label."""
-        directory = None
-        try:
-            if rank() != 0:
-                return None
-            directory = Path(tempfile.mkdtemp(prefix="align-adapter-", dir=self.config.exchange))
-            save_adapter(policy, directory)
-            manifest = {path.name: sha256(path) for path in sorted(directory.iterdir())}
-            self.client.post("/update_weight_version", {"new_version": "none"})
-            arguments = [str(directory), json.dumps(manifest)]
-            self.client.post("/collective_rpc", {"method": "align_verify", "args": arguments})
+        if rank() != 0:
+            return None
+
+        def load(directory: Path) -> None:
             self._confirmed("/v1/load_lora_adapter", {"lora_name": label, "lora_path": str(directory)})
             if self.adapter is not None:
                 self._confirmed("/v1/unload_lora_adapter", {"lora_name": self.adapter})
+
+        return self._by_files("adapter", label, partial(save_adapter, policy), "align_verify", load)
+
+    def _by_files(
+        self,
+        what: str,
+        label: str,
+        write: Callable[[Path], None],
+        method: str,
+        load: Callable[[Path], None] = lambda directory: None,
+    ) -> AlignError | None:
+        """Have the server take files that ``write`` puts into a directory; return what went wrong.
+
+        method: of the worker extension, which is given the directory and the files' checksums. load: called after it.
+        Until all is done the server's answers carry the label ``none``.
+        """
+        directory = None
+        try:
+            directory = Path(tempfile.mkdtemp(prefix=f"align-{what}-", dir=self.config.exchange))
+            write(directory)
+            manifest = {path.name: sha256(path) for path in sorted(directory.iterdir())}
+            self.client.post("/update_weight_version", {"new_version": "none"})
+            arguments = [str(directory), json.dumps(manifest)]
+            self.client.post("/collective_rpc", {"method": method, "args": arguments})
+            load(directory)
             if not self.client.post("/reset_prefix_cache").get("success"):
                 return AlignError("did not drop its prefix cache", where=self.client.base_url)
             self.client.post("/update_weight_version", {"new_version": label})
         except AlignError as error:
             return self._with_log(error)
         except OSError as error:
-            return AlignError(f"the adapter could not be written: {error}", "give exchange a larger disk", where=WHERE)
+            return AlignError(f"the {what} could not be written: {error}", "give exchange a larger disk", where=WHERE)
         finally:
             if directory is not None:
                 shutil.rmtree(directory, ignore_errors=True)
