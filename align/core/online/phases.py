@@ -108,6 +108,21 @@ class PromptGroup:
     completions: list[ScoredSample]
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Prompts to complete together.
+
+    indices: of the prompts. positions: the number of prompts sampled before each of them in this run, which their
+    random numbers follow from. num_generations: completions of each.
+    """
+
+    prompts: Prompts
+    indices: Sequence[int]
+    positions: Sequence[int]
+    num_generations: int
+    sampling: Sampling
+
+
 class Collector:
     """Samples completions, scores them and measures them. Every rank calls every method, with the same arguments."""
 
@@ -171,21 +186,12 @@ class Collector:
             return error
         return None
 
-    def sample(
-        self,
-        prompts: Prompts,
-        indices: Sequence[int],
-        positions: Sequence[int],
-        num_generations: int,
-        sampling: Sampling,
-        interruptible: bool = True,
-    ) -> list[PromptGroup]:
-        """Sample and score ``num_generations`` completions of each prompt in ``indices``. Collective.
+    def sample(self, wanted: Round, interruptible: bool = True) -> list[PromptGroup]:
+        """Sample and score completions. Collective.
 
-        positions: the number of prompts sampled before each of them in this run, which their random numbers follow
-        from. Raises on all ranks what one had to raise: ``Interrupt``, or ``PhaseFailed`` for an AlignError.
+        Raises on all ranks what one had to raise: ``Interrupt``, or ``PhaseFailed`` for an AlignError.
         """
-        generation = self._generation(prompts, indices, positions, num_generations, sampling)
+        generation = self._generation(wanted)
         # An engine has its own precision.
         forward = self.forward() if self.generator.shares_weights else nullcontext()
 
@@ -195,23 +201,15 @@ class Collector:
                     generation.run(self.stop if interruptible else _never)
                 return generation.scored()
 
-        return self._gather(own, prompts, indices, positions)
+        return self._gather(own, wanted)
 
-    def launch(
-        self,
-        prompts: Prompts,
-        indices: Sequence[int],
-        positions: Sequence[int],
-        num_generations: int,
-        sampling: Sampling,
-    ) -> None:
+    def launch(self, wanted: Round) -> None:
         """Begin to sample as ``sample`` does, in a thread, with the weights that the generator has; see ``land``.
 
         Only for generators that ``generate_in_background``. Until ``land`` no weights may be sent.
         """
         assert self._ahead is None and self.generator.generates_in_background
-        generation = self._generation(prompts, indices, positions, num_generations, sampling)
-        self._ahead = _Ahead(generation, prompts, indices, positions)
+        self._ahead = _Ahead(self._generation(wanted), wanted)
 
     @property
     def in_flight(self) -> bool:
@@ -226,7 +224,7 @@ class Collector:
         """
         ahead, self._ahead = self._ahead, None
         assert ahead is not None
-        return self._gather(ahead.result, ahead.prompts, ahead.indices, ahead.positions)
+        return self._gather(ahead.result, ahead.wanted)
 
     def close(self) -> None:
         """Cancel what is in flight; before the generator is closed."""
@@ -234,31 +232,19 @@ class Collector:
         if ahead is not None:
             ahead.cancel()
 
-    def _generation(
-        self,
-        prompts: Prompts,
-        indices: Sequence[int],
-        positions: Sequence[int],
-        num_generations: int,
-        sampling: Sampling,
-    ) -> Generation:
+    def _generation(self, wanted: Round) -> Generation:
         """Return this rank's share of a round, not begun."""
         rank, world_size = self.batcher.rank, self.batcher.world_size
-        own = list(zip(indices, positions, strict=True))[rank::world_size]
+        prompts, completions = wanted.prompts, range(wanted.num_generations)
+        own = list(zip(wanted.indices, wanted.positions, strict=True))[rank::world_size]
         requests = [
-            Request(prompts.tokens(index), tuple(seed_of(self.seed, position, n) for n in range(num_generations)))
+            Request(prompts.tokens(index), tuple(seed_of(self.seed, position, n) for n in completions))
             for index, position in own
         ]
         rows = [(prompts.row(index), position) for index, position in own]
-        return Generation(self, requests, rows, sampling, self.version)
+        return Generation(self, requests, rows, wanted.sampling, self.version)
 
-    def _gather(
-        self,
-        share: Callable[[], list[list[ScoredSample]]],
-        prompts: Prompts,
-        indices: Sequence[int],
-        positions: Sequence[int],
-    ) -> list[PromptGroup]:
+    def _gather(self, share: Callable[[], list[list[ScoredSample]]], wanted: Round) -> list[PromptGroup]:
         """Return the groups of all ranks; ``share`` gives this rank's. Collective; raises as ``sample``."""
         world_size = self.batcher.world_size
         own: list[list[ScoredSample]] | None = None
@@ -275,8 +261,8 @@ class Collector:
         by_rank = [completions for completions, _ in gathered]
         if any(completions is None for completions in by_rank):
             raise Interrupt
-        groups = []
-        for i, (index, position) in enumerate(zip(indices, positions, strict=True)):
+        groups, prompts = [], wanted.prompts
+        for i, (index, position) in enumerate(zip(wanted.indices, wanted.positions, strict=True)):
             completions = by_rank[i % world_size][i // world_size]
             row = prompts.row(index)
             groups.append(PromptGroup(position, row.source, prompts.tokens(index), row.prompt or "", completions))
@@ -350,12 +336,8 @@ class Generation:
         version: int,
     ) -> None:
         """rows: of each request, with its position in the run. version: optimizer steps that made the weights."""
-        self.generator, self.turns, self.sampling, self.version = (
-            collector.generator,
-            collector.turns,
-            sampling,
-            version,
-        )
+        self.generator, self.turns = collector.generator, collector.turns
+        self.sampling, self.version = sampling, version
         self.requests, self.rows = requests, rows
         self._names = list(collector.scorer.rewards)
         self._gold = [] if collector.gold is None else list(collector.gold.rewards.values())
@@ -421,10 +403,8 @@ class Generation:
 class _Ahead:
     """A round that is generated in a thread while the policy is trained."""
 
-    def __init__(
-        self, generation: Generation, prompts: Prompts, indices: Sequence[int], positions: Sequence[int]
-    ) -> None:
-        self.generation, self.prompts, self.indices, self.positions = generation, prompts, indices, positions
+    def __init__(self, generation: Generation, wanted: Round) -> None:
+        self.generation, self.wanted = generation, wanted
         self._cancelled = False
         self._error: BaseException | None = None
         generation.__enter__()
@@ -686,11 +666,10 @@ class RolloutSteps:
         """Begin to sample a phase from the weights that were sent last, where the stage has it and samples ahead."""
         if not self.rollout.max_staleness or phase * self.steps_per_phase >= self.total_steps:
             return
-        positions = range(self._prompts_drawn, self._prompts_drawn + self._groups(phase))
-        indices = [self._prompt(position) for position in positions]
-        self.collector.launch(self.prompts, indices, positions, self.algorithm.num_generations, self.rollout.sampling)
-        self._prompts_drawn += len(positions)
-        self._launched = len(positions)
+        count = self._groups(phase)
+        self.collector.launch(self._next_round(count))
+        self._prompts_drawn += count
+        self._launched = count
 
     def _land(self) -> None:
         """Wait for the next phase's completions, if they are in flight. Collective.
@@ -739,16 +718,15 @@ class RolloutSteps:
 
     def _next_groups(self, count: int) -> list[PromptGroup]:
         """Sample and score the next ``count`` prompts of the run. Collective."""
-        positions = range(self._prompts_drawn, self._prompts_drawn + count)
-        new = self.collector.sample(
-            self.prompts,
-            [self._prompt(position) for position in positions],
-            positions,
-            self.algorithm.num_generations,
-            self.rollout.sampling,
-        )
+        new = self.collector.sample(self._next_round(count))
         self._prompts_drawn += count
         return new
+
+    def _next_round(self, count: int) -> Round:
+        """Return the next ``count`` prompts of the run, with the stage's sampling."""
+        positions = range(self._prompts_drawn, self._prompts_drawn + count)
+        indices = [self._prompt(position) for position in positions]
+        return Round(self.prompts, indices, positions, self.algorithm.num_generations, self.rollout.sampling)
 
     def _completion_metrics(self, sampled: Sequence[PromptGroup], scored: Sequence[Scored]) -> dict[str, float]:
         """Return the metrics of the completions alone: lengths and scores."""
@@ -813,7 +791,7 @@ class RolloutSteps:
         greedy = Sampling(**self.rollout.sampling.model_dump() | {"temperature": 0.0})
         indices = range(len(held_out))
         # Not interruptible: it is always finished, so that the log stays exact.
-        sampled = self.collector.sample(held_out, indices, indices, 1, greedy, interruptible=False)
+        sampled = self.collector.sample(Round(held_out, indices, indices, 1, greedy), interruptible=False)
         completions = completions_of(sampled)
         scored = self.collector.scorer.combine([completion.scores for completion in completions], update=False)
         return score_metrics(scored, [completion.gold for completion in completions]) | length_metrics(completions)

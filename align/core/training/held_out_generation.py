@@ -20,7 +20,7 @@ from align.core.generation.generator_base import Generator
 from align.core.inference.sampler import tokens_of
 from align.core.models.packing import longest_row
 from align.core.online.monitor import score_metrics
-from align.core.online.phases import Collector, Prompts, completions_of, length_metrics
+from align.core.online.phases import Collector, Prompts, Round, completions_of, length_metrics
 from align.core.plugin_system.registry import registry
 from align.core.rewards.reward_base import RewardContext
 from align.core.rewards.scorer import Scorer
@@ -141,7 +141,8 @@ class HeldOutGeneration:
         if not len(prompts):
             return {}
         indices = range(len(prompts))
-        sampled = self._collector.sample(prompts, indices, indices, 1, self._validation.sampling, interruptible=False)
+        wanted = Round(prompts, indices, indices, 1, self._validation.sampling)
+        sampled = self._collector.sample(wanted, interruptible=False)
         completions = completions_of(sampled)
         scored = self._collector.scorer.combine([each.scores for each in completions], update=False)
         if processes.rank() == 0:

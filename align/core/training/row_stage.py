@@ -30,7 +30,7 @@ from align.core.data.template_checks import CATALOGUE, Note, TokenizationSetting
 from align.core.engine import processes
 from align.core.models.load_and_export import load_tokenizer
 from align.core.online.monitor import CHECK, score_metrics
-from align.core.online.phases import RolloutSteps, completions_of, length_metrics, why_unscored
+from align.core.online.phases import RolloutSteps, Round, completions_of, length_metrics, why_unscored
 from align.core.plugin_system.registry import registry
 from align.core.rewards.scorer import leveled
 from align.core.training.reward_stage import RewardStage
@@ -196,7 +196,7 @@ def _collect_rows(
 ) -> dict[str, Any]:
     """Sample and score one phase; return its rows, every prompt's rewards, the metrics and what was left out."""
     rollout, collector, size = steps.rollout, steps.collector, algorithm.num_generations
-    sampled = collector.sample(steps.prompts, indices, indices, size, rollout.sampling)
+    sampled = collector.sample(Round(steps.prompts, indices, indices, size, rollout.sampling))
     completions = completions_of(sampled)
     scored = collector.scorer.combine([completion.scores for completion in completions])
     rewards = [leveled(scored[i : i + size]) for i in range(0, len(scored), size)]
