@@ -33,6 +33,19 @@ user assistant system. Is the answer right? Yes, the answer is right. No, that a
 Thank you for the answer.
 """
 
+SMALL: dict[str, Any] = {"vocab_size": 320, "eos_token_id": 3, "pad_token_id": 0, "bos_token_id": 1}
+"""Configuration of a model with the tiny tokenizer."""
+LLAMA: dict[str, Any] = SMALL | {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+}
+"""The same of a kind of Llama, with grouped heads."""
+
 
 def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE, add_bos: bool = False) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 320 tokens whose bos, eos (which ends a turn) and pad are three different tokens.

@@ -75,3 +75,26 @@ def novice(tmp_path_factory: pytest.TempPathFactory) -> Novice:
     prompts = [{"prompt": asked(a, b), "solution": str(a + b)} for a, b in pairs]
     train_rows, held_out = prompts[:64], prompts[64:]
     return Novice(sft.export, write(place / "prompts.jsonl", train_rows), write(place / "held-out.jsonl", held_out))
+
+
+@pytest.fixture
+def run(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A maker of one-stage grpo runs on twelve numbered prompts."""
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"the sea {i}"}) + "\n" for i in range(12)))
+
+    def make(name: str, rollout: Mapping[str, Any], **sections: Any) -> Run:
+        stage = {
+            "name": "only",
+            "model": {"path": str(tiny_model_dir)},
+            "data": {"train": str(prompts), "dataset_num_proc": 1},
+            "algorithm": {"type": "grpo", "num_generations": 4},
+            "optimizer": {"learning_rate": 3e-3},
+            "train": {"batch_size": 16, "max_steps": 4},
+            "rollout": {"sampling": {"max_completion_length": 6}, **rollout},
+            **sections,
+        }
+        return Run.model_validate({"output": str(tmp_path / name), "stages": [stage]})
+
+    return make

@@ -6,7 +6,6 @@ Shown by the order of events, never by time.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
 import signal
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +45,6 @@ LIMIT = 120
 """Seconds after which a test that would wait for ever fails."""
 ONE_BY_ONE = {"type": "local", "batch_tokens": 1}
 """Each answer in a batch of its own, so that a stop is seen between two groups."""
-
-
-@pytest.fixture
-def run(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A maker of one-stage grpo runs on twelve numbered prompts."""
-    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"the sea {i}"}) + "\n" for i in range(12)))
-
-    def make(name: str, rollout: Mapping[str, Any], **sections: Any) -> Run:
-        stage = {
-            "name": "only",
-            "model": {"path": str(tiny_model_dir)},
-            "data": {"train": str(prompts), "dataset_num_proc": 1},
-            "algorithm": {"type": "grpo", "num_generations": 4},
-            "optimizer": {"learning_rate": 3e-3},
-            "train": {"batch_size": 16, "max_steps": 4},
-            "rollout": {"sampling": {"max_completion_length": 6}, **rollout},
-            **sections,
-        }
-        return Run.model_validate({"output": str(tmp_path / name), "stages": [stage]})
-
-    return make
 
 
 def left(run: Run) -> dict[str, bytes]:

@@ -34,25 +34,13 @@ from align.schemas.run import Run
 from tests.online.probes import python
 
 
-@pytest.fixture
-def run(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A maker of one-stage grpo runs on twelve numbered prompts."""
-    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"the sea {i}"}) + "\n" for i in range(12)))
+@pytest.fixture(name="run")
+def run_with_reward(run: Any) -> Any:
+    """A maker of one-stage grpo runs on twelve numbered prompts, by the name of their reward."""
 
     def make(reward: str, name: str = "run", rollout: dict[str, Any] | None = None, **sections: Any) -> Run:
-        stage = {
-            "name": "only",
-            "model": {"path": str(tiny_model_dir)},
-            "data": {"train": str(prompts), "dataset_num_proc": 1},
-            "algorithm": {"type": "grpo", "num_generations": 4},
-            "optimizer": {"learning_rate": 3e-3},
-            "train": {"batch_size": 16, "max_steps": 4},
-            "rollout": {"rewards": [python(reward)], "sampling": {"max_completion_length": 6}, **(rollout or {})},
-            **sections,
-        }
-        return Run.model_validate({"output": str(tmp_path / name), "stages": [stage]})
+        made: Run = run(name, {"rewards": [python(reward)], **(rollout or {})}, **sections)
+        return made
 
     return make
 

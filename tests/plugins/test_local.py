@@ -31,20 +31,10 @@ from align.core.models.policy import Policy
 from align.core.plugin_system.registry import registry
 from align.schemas.errors import AlignError
 from align.schemas.run import Adapter, Choice, Model, Sampling
-from tests.tiny import EOS, tiny_model, tiny_tokenizer
+from tests.tiny import EOS, LLAMA, SMALL, tiny_model, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.convert_tokens_to_ids(EOS)
-SMALL: dict[str, Any] = {"vocab_size": 320, "eos_token_id": END, "pad_token_id": 0, "bos_token_id": 1}
-LLAMA: dict[str, Any] = SMALL | {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.2,
-}
 FAMILIES = {
     "qwen3": Qwen3Config(**LLAMA),
     "mistral-sliding": MistralConfig(**LLAMA, sliding_window=6),

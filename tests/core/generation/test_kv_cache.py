@@ -23,18 +23,8 @@ from align.core.generation.decode import Decoder, _batches
 from align.core.generation.generator_base import Request, Sample
 from align.core.generation.kv_cache import CachedReader, GroupedReader, Reader, ReaderSize, can_group, open_reader
 from align.schemas.run import Sampling
-from tests.tiny import tiny_model
+from tests.tiny import LLAMA, SMALL, tiny_model
 
-SMALL: dict[str, Any] = {"vocab_size": 320, "eos_token_id": 3, "pad_token_id": 0, "bos_token_id": 1}
-LLAMA: dict[str, Any] = SMALL | {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.2,
-}
 FAMILIES = {
     "llama-grouped-heads": LlamaConfig(**LLAMA),
     "llama-dynamic-rope": LlamaConfig(
