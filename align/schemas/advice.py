@@ -203,6 +203,32 @@ class Disagreement(_AdviceModel):
     dropped: str
 
 
+class UnderstoodFact(_AdviceModel):
+    """One fact as it was understood, before anything is concluded from it."""
+
+    topic: Literal["goal", "behaviour", "knowledge", "data", "scorer", "model", "hardware", "constraints", "evals"]
+    setting: str
+    """The fact as ``--set`` takes it: ``behaviour.rules_count=27``, ``data.0.kind=preference_pairs``."""
+    text: str
+    """The fact in words: ``27 rules at once``."""
+    quotes: list[Quote]
+    """The words it rests on."""
+
+
+class OtherReading(_AdviceModel):
+    """Another reading of the description that leads to another answer."""
+
+    primary: Primary
+    probability: float
+    """Calibrated, 0 to 1."""
+    facts: list[Quote]
+    """The facts that this reading takes otherwise, with their words."""
+    settings: list[str]
+    """The same as ``--set`` settings."""
+    question: str
+    """The question whose answer decides between the two."""
+
+
 class Provenance(_AdviceModel):
     """Hashes of everything the advice depends on: equal hashes give equal bytes."""
 
@@ -219,6 +245,12 @@ class Advice(_AdviceModel):
     schema_: Literal["align.advice/1"] = Field("align.advice/1", alias="schema", serialization_alias="schema")
     primary: Primary
     confidence: Confidence
+    probability: float | None = None
+    """Calibrated probability that the answer is right, as read from free words; null where none were read."""
+    understood: list[UnderstoodFact] = Field(default_factory=list)
+    """What was read, by topic; shown before the answer, so that a misreading is seen at once."""
+    other_readings: list[OtherReading] = Field(default_factory=list)
+    """Readings nearly as likely that lead to another answer, the likeliest first."""
     summary: str
     """The answer in a sentence or two."""
     plan: list[PlanStep]
