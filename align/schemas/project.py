@@ -97,24 +97,27 @@ class Behaviour(Config):
     rules_count: NonNegativeInt | None = None
     """Rules, fields and constraints that one answer must satisfy at the same time."""
     output_format: Literal["none", "fixed", "strict_schema"] | None = None
+    """fixed: one form or template. strict_schema: a form that a program parses or checks. none: free text."""
     style_or_persona: bool | None = None
     """True if a tone, a style or an identity is to be learned, or a base model is to converse at all."""
     target_capability: str | None = None
     """One skill to be improved: sql, function_calling, reasoning, math, code, extraction, classification,
     instruction_following, and the like."""
     prompt_falls_short: bool | None = None
-    """True if a good prompt was tried and seen to fall short."""
+    """True if a good prompt was tried and seen to fall short; false if prompts do well enough."""
 
 
 class Knowledge(Config):
     """The knowledge that the model needs and does not have."""
 
     source: Literal["none", "public", "proprietary"] | None = None
+    """proprietary: answers rest on the organisation's own material. none: the model knows all that it needs."""
     changes: Literal["never", "yearly", "monthly", "weekly", "daily", "realtime"] | None = None
     """The rate at which the facts that answers need change."""
     needs_citations: bool | None = None
+    """True if answers must name the passage or document that they rest on."""
     unseen_domain: bool | None = None
-    """True if a domain or a language was hardly in the model's pre-training."""
+    """True if a domain or a language was hardly in the model's pre-training, so that the model does not know it."""
     per_user: bool | None = None
     """True if access to knowledge depends on the user who asks."""
     pretraining_done: bool | None = None
@@ -125,6 +128,8 @@ class RewardSource(Config):
     """The scorer of answers."""
 
     kind: Literal["none", "verifier", "reward_model", "llm_judge", "human"] | None = None
+    """verifier: a program tells right from wrong (tests, a checker, a known answer). reward_model: a learned scorer.
+    llm_judge: a model grades. human: people grade each answer. none: nothing can score an answer."""
     path: str | None = None
     """A reward plugin, or a function as FILE:NAME."""
     note: str | None = None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -247,7 +248,11 @@ def test_the_schema_and_the_prompt_name_every_field() -> None:
     asked = schema()["properties"]["facts"]["items"]
     assert asked["properties"]["field"]["enum"] == list(fields())
     assert asked["required"] == ["field", "value", "quote", "status"]
-    assert all(f"- {name} (" in prompt("x") for name in fields())
+    listed = prompt("x")
+    for name in fields():
+        shared = re.sub(r"^data\.[a-z_]+", "data.KIND", name)  # what every kind of data has is listed once
+        assert f"- {shared} (" in listed
+    assert all(f"{kind} ({about})" in listed for kind, about in KINDS.items())
     assert set(KINDS) == set(get_args(DataKind))
 
 
